@@ -21,17 +21,8 @@ _LIMIT = 1 << 20
 
 #: Colors that a theme may set under ``[colors]``; ``primary`` is required.
 COLORS = (
-    "primary",
-    "secondary",
-    "accent",
-    "success",
-    "warning",
-    "error",
-    "foreground",
-    "background",
-    "surface",
-    "panel",
-    "boost",
+    *("primary", "secondary", "accent", "success", "warning", "error"),
+    *("foreground", "background", "surface", "panel", "boost"),
 )
 
 #: Theme variables of the app, with defaults for themes that do not set them: (dark, light).

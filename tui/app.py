@@ -31,7 +31,6 @@ from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
@@ -47,7 +46,7 @@ from tui.ending import Mistakes
 from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import MainScreen
+from tui.main_screen import PAIRED_SIZE, TILED_SIZE, MainScreen
 from tui.panes import pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
@@ -98,11 +97,7 @@ class LocaltuneApp(App[str]):
     ENABLE_COMMAND_PALETTE = False  # The app has its own, an overlay like the other screens.
 
     def __init__(
-        self,
-        config_path: Path | None = None,
-        run: str | None = None,
-        demo: bool = False,
-        data: Path | None = None,
+        self, config_path: Path | None = None, run: str | None = None, demo: bool = False, data: Path | None = None
     ) -> None:
         self.mistakes = Mistakes()
         super().__init__()
@@ -360,89 +355,46 @@ class LocaltuneApp(App[str]):
         text = f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that."
         self.desktop.warn("Not pasted", text)
 
-    @on(messages.ActionFailed)
-    def _action_failed(self, message: messages.ActionFailed) -> None:
-        self.leaving.stay()
-        self.runs.action_failed(message.title, message.error)
-
-    @on(messages.ConfigLoaded)
-    def _config_loaded(self, message: messages.ConfigLoaded) -> None:
-        self.configuration.loaded(message.document)
-        self.returning.loaded()
-
-    @on(messages.SurroundingsSeen)
-    def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
+    @on(messages.Result)
+    def _show_result(self, message: messages.Result) -> None:
+        """Pass the result of a thread to its controller or pane."""
         panes = self.desktop.panes
-        for pane in (panes.train, panes.data):
-            if pane is not None:
-                pane.look_around(message.here)
-
-    @on(messages.RunStarted)
-    def _run_started(self, message: messages.RunStarted) -> None:
-        self.runs.started(message.run)
-        self.leaving.run_started(message.run)
-
-    @on(messages.RunAttached)
-    def _run_attached(self, message: messages.RunAttached) -> None:
-        self.runs.attached(message)
-
-    @on(messages.RunAdvanced)
-    def _run_advanced(self, message: messages.RunAdvanced) -> None:
-        self.runs.advanced(message)
-        self.run_control.advanced()
-
-    @on(messages.NoRunFound)
-    def _no_run_found(self) -> None:
-        self.runs.none_found()
-
-    @on(messages.RunDeleted)
-    def _run_deleted(self, message: messages.RunDeleted) -> None:
-        self.runs.deleted(message.run, in_trash=message.in_trash)
-
-    @on(messages.RunRestored)
-    def _run_restored(self, message: messages.RunRestored) -> None:
-        self.runs.restored(message.run)
-
-    @on(messages.DevicesSampled)
-    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
-        self.runs.show_devices(message.devices)
-
-    @on(messages.RunsListed)
-    def _runs_listed(self, message: messages.RunsListed) -> None:
-        if (pane := self.desktop.panes.runs) is not None:
-            pane.show(message.rows)
-
-    @on(messages.QueueListed)
-    def _queue_listed(self, message: messages.QueueListed) -> None:
-        if (pane := self.desktop.panes.runs) is not None:
-            pane.show_queue(message.view)
-
-    @on(messages.RunFiguresRead)
-    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
-        if (pane := self.desktop.panes.runs) is not None:
-            pane.show_figures(message.figures)
-
-    @on(messages.RunDetailRead)
-    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
-        if (pane := self.desktop.panes.runs) is not None:
-            pane.show_detail(message.detail)
-
-    @on(messages.RunLabeled)
-    def _run_labeled(self, message: messages.RunLabeled) -> None:
-        if (pane := self.desktop.panes.runs) is not None:
-            pane.relabel(message.run, message.labels)
-
-    @on(messages.ControlAnswered)
-    def _control_answered(self, message: messages.ControlAnswered) -> None:
-        self.run_control.answered(message)
-
-    @on(messages.ControlFailed)
-    def _control_failed(self, message: messages.ControlFailed) -> None:
-        self.run_control.failed(message)
-
-    @on(messages.ServeChanged)
-    def _serve_changed(self, message: messages.ServeChanged) -> None:
-        self.serving.changed(message)
+        match message:
+            case messages.ActionFailed(title, error):
+                self.leaving.stay()
+                self.runs.action_failed(title, error)
+            case messages.ConfigLoaded(document):
+                self.configuration.loaded(document)
+                self.returning.loaded()
+            case messages.SurroundingsSeen(here):
+                if panes.train is not None:
+                    panes.train.look_around(here)
+                if panes.data is not None:
+                    panes.data.look_around(here)
+            case messages.RunStarted(run):
+                self.runs.started(run)
+                self.leaving.run_started(run)
+            case messages.RunAttached():
+                self.runs.attached(message)
+            case messages.RunAdvanced():
+                self.runs.advanced(message)
+                self.run_control.advanced()
+            case messages.NoRunFound():
+                self.runs.none_found()
+            case messages.RunDeleted(run, in_trash):
+                self.runs.deleted(run, in_trash=in_trash)
+            case messages.RunRestored(run):
+                self.runs.restored(run)
+            case messages.DevicesSampled(devices):
+                self.runs.show_devices(devices)
+            case messages.ControlAnswered():
+                self.run_control.answered(message)
+            case messages.ControlFailed():
+                self.run_control.failed(message)
+            case messages.ServeChanged():
+                self.serving.changed(message)
+            case _ if panes.runs is not None:
+                panes.runs.take(message)
 
     # Events.
 

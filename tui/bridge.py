@@ -14,28 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.app import App
+from textual.message import Message
 
 from core.errors import UserError
 from core.paths import working_directory
-from tui.messages import (
-    ActionFailed,
-    ConfigLoaded,
-    ControlAnswered,
-    ControlFailed,
-    DevicesSampled,
-    NoRunFound,
-    QueueListed,
-    RunAdvanced,
-    RunAttached,
-    RunDeleted,
-    RunDetailRead,
-    RunFiguresRead,
-    RunLabeled,
-    RunRestored,
-    RunsListed,
-    RunStarted,
-    SurroundingsSeen,
-)
+from tui import messages
 from tui.shell import RunsInView
 
 if TYPE_CHECKING:
@@ -84,10 +67,8 @@ class Bridge:
 
     def close(self) -> None:
         """End all threads soon, without waiting for work in progress."""
-        self._closing.set()
-        self._following.set()
-        self._listing.set()
-        self._wanted.set()
+        for event in (self._closing, self._following, self._listing, self._wanted):
+            event.set()
         with self._guard:
             clients = list(self._clients)
         for client in clients:
@@ -103,14 +84,12 @@ class Bridge:
             try:
                 work()
             except UserError as error:
-                self._post(ActionFailed(title, error))
+                self._post(messages.ActionFailed(title, error))
 
         self._run(attempt, group)
 
-    def _post(self, message: object) -> None:
-        from textual.message import Message
-
-        if not self._closing.is_set() and isinstance(message, Message):
+    def _post(self, message: Message) -> None:
+        if not self._closing.is_set():
             self._app.post_message(message)
 
     def look_around(self) -> None:
@@ -119,7 +98,7 @@ class Bridge:
         def work() -> None:
             from tui.datasets.here import look_around
 
-            self._post(SurroundingsSeen(look_around(working_directory())))
+            self._post(messages.SurroundingsSeen(look_around(working_directory())))
 
         self._run(work, "here")
 
@@ -130,10 +109,10 @@ class Bridge:
             from core.config.document import ConfigDocument
 
             try:
-                self._post(ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
+                self._post(messages.ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
             except UserError:
                 # The app is useful without that file; the error is still reported.
-                self._post(ConfigLoaded(ConfigDocument()))
+                self._post(messages.ConfigLoaded(ConfigDocument()))
                 raise
 
         self._try("The configuration cannot be opened", work, "load")
@@ -156,7 +135,7 @@ class Bridge:
     def find_run(self, session: Session | None = None) -> None:
         """Follow the newest live run, else the run of the last session, else the newest run.
 
-        :class:`NoRunFound` where there is none.
+        :class:`~tui.messages.NoRunFound` where there is none.
         """
 
         def work() -> None:
@@ -164,7 +143,7 @@ class Bridge:
 
             run = find_shown(session)
             if run is None:
-                self._post(NoRunFound())
+                self._post(messages.NoRunFound())
             else:
                 self._app.call_from_thread(partial(self.follow, run, found=True))
 
@@ -186,7 +165,7 @@ class Bridge:
 
             while not self._closing.is_set():
                 if self.sampling:
-                    self._post(DevicesSampled(snapshot()))
+                    self._post(messages.DevicesSampled(snapshot()))
                 self._closing.wait(SAMPLE_SECONDS * self._pace)
 
         self._run(work, "sample")
@@ -204,7 +183,7 @@ class Bridge:
 
             catalog = RunCatalog(is_cached=True)
             while not stop.is_set():
-                self._post(RunsListed(catalog.rows(FACTS_SECONDS)))
+                self._post(messages.RunsListed(catalog.rows(FACTS_SECONDS)))
                 stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
 
         self._run(work, "list")
@@ -225,7 +204,7 @@ class Bridge:
         while not stop.is_set():
             # The queue's screen reports its errors.
             with suppress(UserError):
-                self._post(QueueListed(reader.read()))
+                self._post(messages.QueueListed(reader.read()))
             stop.wait(LIST_SECONDS * self._pace)
 
     def look_at(self, view: RunsInView) -> None:
@@ -248,7 +227,7 @@ class Bridge:
             if (run := view.chosen) is not None:
                 wish, now = (run, view.before, reader.stamp(run)), time.monotonic()
                 if wish[:2] != accounted[:2] or (wish != accounted and now >= rest):
-                    self._post(RunDetailRead(read_detail(run, view.before)))
+                    self._post(messages.RunDetailRead(read_detail(run, view.before)))
                     accounted, rest = wish, rest_after(now)
             fresh: dict[str, RunFigures] = {}
             told = time.monotonic()
@@ -258,10 +237,10 @@ class Bridge:
                 if shown.get(run.id) != (figures := reader.read(run)):
                     shown[run.id] = fresh[run.id] = figures
                 if fresh and time.monotonic() - told >= FIGURES_SECONDS:
-                    self._post(RunFiguresRead(fresh))
+                    self._post(messages.RunFiguresRead(fresh))
                     fresh, told = {}, time.monotonic()
             if fresh:
-                self._post(RunFiguresRead(fresh))
+                self._post(messages.RunFiguresRead(fresh))
             self._wanted.wait(LIST_SECONDS * self._pace)
         reader.save()
 
@@ -274,7 +253,7 @@ class Bridge:
             with self._labeling:
                 labels = change(read_labels(run.path))
                 write_labels(run.path, labels)
-            self._post(RunLabeled(run, labels))
+            self._post(messages.RunLabeled(run, labels))
 
         self._try("The labels could not be written", work, "label")
 
@@ -287,7 +266,7 @@ class Bridge:
             trash = list_trash()
             if not trash:
                 raise UserError("The trash is empty.", "Runs that are deleted for good are not in it.")
-            self._post(RunRestored(restore_run(trash[0])))
+            self._post(messages.RunRestored(restore_run(trash[0])))
 
         self._try("The run could not be restored", work, "delete")
 
@@ -301,7 +280,7 @@ class Bridge:
                 remove_run(run)
             else:
                 trash_run(run)
-            self._post(RunDeleted(run, in_trash=not now))
+            self._post(messages.RunDeleted(run, in_trash=not now))
 
         self._try("The run could not be deleted", work, "delete")
 
@@ -311,7 +290,7 @@ class Bridge:
         def work() -> None:
             from core.launch.launcher import start_run
 
-            self._post(RunStarted(start_run(config, name)))
+            self._post(messages.RunStarted(start_run(config, name)))
 
         self._try("The run could not be started", work, "start")
 
@@ -324,7 +303,7 @@ class Bridge:
             from core.launch.launcher import start_run
 
             config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
-            self._post(RunStarted(start_run(config, "tickets")))
+            self._post(messages.RunStarted(start_run(config, "tickets")))
 
         self._try("The sample could not be started", work, "start")
 
@@ -335,7 +314,7 @@ class Bridge:
             from core.launch.launcher import continue_run
 
             continue_run(run)
-            self._post(RunStarted(run))
+            self._post(messages.RunStarted(run))
 
         self._try("The run could not be continued", work, "start")
 
@@ -351,9 +330,9 @@ class Bridge:
             try:
                 if not self._closing.is_set():
                     answer = client.request(command, **args)
-                    self._post(ControlAnswered(run, command, args, answer))
+                    self._post(messages.ControlAnswered(run, command, args, answer))
             except UserError as error:
-                self._post(ControlFailed(run, command, error, args))
+                self._post(messages.ControlFailed(run, command, error, args))
             finally:
                 with self._guard:
                     self._clients.discard(client)
@@ -368,7 +347,7 @@ class Bridge:
             from core.launch.launcher import terminate_when_begun
 
             terminate_when_begun(run, SIGNAL_SECONDS)
-            self._post(ControlAnswered(run, "signal"))
+            self._post(messages.ControlAnswered(run, "signal"))
 
         self._try("The run could not be told to stop", work, "control")
 
@@ -379,19 +358,19 @@ class Bridge:
             from core.launch.launcher import kill
 
             kill(run, KILL_SECONDS)
-            self._post(ControlAnswered(run, "kill"))
+            self._post(messages.ControlAnswered(run, "kill"))
 
         self._try("The process could not be killed", work, "control")
 
 
 def follow_run(
-    run: Run, post: Callable[[object], None], stop: threading.Event, *, found: bool = False, pace: float = 1.0
+    run: Run, post: Callable[[Message], object], stop: threading.Event, *, found: bool = False, pace: float = 1.0
 ) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
-    First comes a :class:`RunAttached` with the whole history, preceded by a partial one if reading takes long; the
-    receiver owns these histories. Then a :class:`RunAdvanced` follows for every change. A message has the events of
-    one chunk of the file, so memory stays bounded for long histories.
+    First comes a :class:`~tui.messages.RunAttached` with the whole history, preceded by a partial one if reading takes
+    long; the receiver owns these histories. Then a :class:`~tui.messages.RunAdvanced` follows for every change. A
+    message has the events of one chunk of the file, so memory stays bounded for long histories.
 
     Args:
         run: The run.
@@ -408,7 +387,7 @@ def follow_run(
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
     if (glimpse := read_glimpse(run)) is not None:
-        post(RunAttached(run, shown, glimpse, found, is_partial=True))
+        post(messages.RunAttached(run, shown, glimpse, found, is_partial=True))
     for events in tail.batches():
         for event in events:
             history.apply(event)
@@ -416,7 +395,7 @@ def follow_run(
             return
     history.skipped = tail.skipped
     signs = read_ranks(run.path)
-    post(RunAttached(run, shown, history, found, ranks=signs))
+    post(messages.RunAttached(run, shown, history, found, ranks=signs))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
     while not stop.wait(wait * pace):
         reap()
@@ -426,15 +405,11 @@ def follow_run(
         state = shown if is_more and state.is_over else state
         wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
         before, signs = signs, signs if state.is_over else read_ranks(run.path)
-        if events or signs != before or _looks_different(shown, state):
-            post(RunAdvanced(run, state, events, signs))
+        if events or signs != before or _shown(shown) != _shown(state):
+            post(messages.RunAdvanced(run, state, events, signs))
         shown = state
 
 
-def _looks_different(before: RunState, after: RunState) -> bool:
-    """True if anything but the heartbeat has changed."""
-
-    def shown(state: RunState) -> tuple[object, ...]:
-        return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress
-
-    return shown(before) != shown(after)
+def _shown(state: RunState) -> tuple[object, ...]:
+    """Everything of a state but the heartbeat."""
+    return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress

@@ -6,8 +6,10 @@ import os
 import selectors
 import threading
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import groupby
 from typing import Any, TextIO, cast
 
@@ -17,7 +19,6 @@ from textual.events import Key, Paste
 from textual.message import Message
 from textual.widgets import Input, TextArea
 
-from tui.ascii_output import ascii_table
 from tui.messages import KeysAhead, KeysHandled, TerminalGone
 from tui.shell import Shell
 from tui.terminal_image import TerminalImage
@@ -200,3 +201,39 @@ class OutputStream:
     def __getattr__(self, name: str) -> Any:
         """Delegate everything else to the stream."""
         return getattr(self._stream, name)
+
+
+# ASCII output: the app's borders, bars and symbols, each replaced by one ASCII character of the same width. Letters of
+# other scripts, which only the user's own text has, are left to the terminal.
+
+#: Symbols that the app writes, each with the character below it.
+SIGNS = dict(
+    zip(
+        "…–—−·•×°±≈≠≤≥∞✓✔✗✂●○◌◍■□‖◆◇▼▽▲▸▶▷◂‹◦▪⟨⟩›◀▾▴→←↑↓⏎↵⇥“”‘’\u00a0\u202f",
+        "~----*x'~~!<>*++x%*ooo#o\"ogvv^>>><<o*<>><v^><^v$$>\"\"''  ",
+        strict=True,
+    )
+)
+_SHADES = {"░": ".", "▒": ":", "▓": "%"}
+#: Blocks that fill no more than a thin edge of their cell.
+_EDGES = {"▏": "|", "▎": "|", "▕": "|", "▁": "_", "▔": "-", "▂": "_"}
+
+
+@cache
+def ascii_table() -> dict[int, str]:
+    """The table for :meth:`str.translate`: symbols, box drawing (U+2500), blocks (U+2580) and braille (U+2800)."""
+    table = {ord(sign): replacement for sign, replacement in SIGNS.items()}
+    table |= {code: _box(chr(code)) for code in range(0x2500, 0x2580)}
+    table |= dict.fromkeys(range(9600, 9632), "#")
+    table |= {ord(block): replacement for block, replacement in (_SHADES | _EDGES).items()}
+    table |= dict.fromkeys(range(10241, 10496), ":")
+    table[0x2800] = " "
+    return table
+
+
+def _box(character: str) -> str:
+    name = unicodedata.name(character)
+    sides = {side for side in ("HORIZONTAL", "VERTICAL", "LEFT", "RIGHT", "UP", "DOWN") if side in name.split()}
+    if not sides & {"VERTICAL", "UP", "DOWN"}:
+        return "-"
+    return "+" if sides & {"HORIZONTAL", "LEFT", "RIGHT"} else "|"

@@ -57,28 +57,9 @@ def _braille() -> str:
 
 
 _SHAPES = ("│", "─", "└", "┤", "┬", "━", "─", "┊", "┘", "├")
-_MARKS = {
-    "checkpoint": "▲",
-    "warning": "!",
-    "error": "✗",
-    "memory": "▽",
-    "rollback": "◀",
-    "paused": "‖",
-    "parked": "■",
-    "going_on": "▷",
-    "resumed": "▷",
-}
-_ASCII_MARKS = {
-    "checkpoint": "^",
-    "warning": "!",
-    "error": "x",
-    "memory": "m",
-    "rollback": "<",
-    "paused": "=",
-    "parked": "P",
-    "going_on": ">",
-    "resumed": ">",
-}
+#: Kinds of marks, with their glyphs in Unicode and in ASCII.
+_KINDS = ("checkpoint", "warning", "error", "memory", "rollback", "paused", "parked", "going_on", "resumed")
+_MARKS, _ASCII_MARKS = dict(zip(_KINDS, "▲!✗▽◀‖■▷▷", strict=True)), dict(zip(_KINDS, "^!xm<=P>>", strict=True))
 _QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
 BRAILLE = GlyphSet("braille", 2, 4, _braille(), _braille(), "◆", "◇", "▼", *_SHAPES, _MARKS)
 BLOCK = GlyphSet("block", 2, 2, _QUADRANTS, _QUADRANTS, "◆", "◇", "▼", *_SHAPES, _MARKS)

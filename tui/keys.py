@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,33 +137,17 @@ def _table(identity: str, value: object) -> Iterable[tuple[str, object]]:
 
 
 def _read_key(identity: str, entry: object) -> Key:
-    given = dict(_table(identity, entry))
+    given: dict[str, Any] = dict(_table(identity, entry))
     keys = _joined(given.pop("keys", ""))
     if keys is None or not keys or not all(is_key(key) for key in keys.split(",")):
         raise KeysTableError(f"{identity}.keys must be a key or a list of keys")
-    texts: dict[str, str] = {}
-    flags: dict[str, bool] = {}
+    kinds = {field.name: bool if field.default in (True, False) else str for field in fields(Key)}
     for name, value in given.items():
-        if name in ("action", "description", "help", "show", "then") and isinstance(value, str):
-            texts[name] = value
-        elif name in ("footer", "palette", "priority") and isinstance(value, bool):
-            flags[name] = value
-        else:
+        if name == "id" or type(value) is not kinds.get(name):
             raise KeysTableError(f"{identity}.{name} is unknown, or has a value of another type")
-    if missing := {"action", "description"} - texts.keys():
+    if missing := {"action", "description"} - given.keys():
         raise KeysTableError(f"{identity} has no {min(missing)}")
-    return Key(
-        identity,
-        keys,
-        texts["action"],
-        texts["description"],
-        texts.get("help", ""),
-        flags.get("footer", False),
-        flags.get("palette", True),
-        texts.get("show", ""),
-        flags.get("priority", False),
-        texts.get("then", ""),
-    )
+    return Key(identity, keys, **given)
 
 
 def _joined(keys: object) -> str | None:
@@ -194,15 +178,7 @@ def yields_to_text(action: str, table: KeyTable) -> bool:
 def bindings(scope: str) -> list[Binding]:
     """Bindings of a scope, for ``BINDINGS``."""
     return [
-        Binding(
-            key.keys,
-            key.action,
-            key.description,
-            show=key.footer,
-            key_display=key.show or None,
-            priority=key.priority,
-            id=key.id,
-        )
+        Binding(key.keys, key.action, key.description, key.footer, key.show or None, key.priority, id=key.id)
         for key in KEYS
         if key.scope == scope
     ]

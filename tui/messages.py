@@ -24,22 +24,34 @@ if TYPE_CHECKING:
     from tui.datasets.here import Here
 
 
+class Result(Message):
+    """Result of a thread of the bridge or of the server."""
+
+
+class Newest(Message):
+    """Message that replaces older ones of its class in the queue."""
+
+    def can_replace(self, message: Message) -> bool:
+        """True for a message of the same class."""
+        return type(message) is type(self)
+
+
 @dataclass
-class SurroundingsSeen(Message):
+class SurroundingsSeen(Result):
     """Data files of the working directory and earlier runs have been found."""
 
     here: Here
 
 
 @dataclass
-class ConfigLoaded(Message):
+class ConfigLoaded(Result):
     """A configuration has been read from its file, or a new one created."""
 
     document: ConfigDocument
 
 
 @dataclass
-class ControlAnswered(Message):
+class ControlAnswered(Result):
     """A command has been carried out, by the worker or from outside (``signal``, ``kill``)."""
 
     run: Run
@@ -51,7 +63,7 @@ class ControlAnswered(Message):
 
 
 @dataclass
-class ControlFailed(Message):
+class ControlFailed(Result):
     """A worker has refused a command, or has not answered."""
 
     run: Run
@@ -62,14 +74,14 @@ class ControlFailed(Message):
 
 
 @dataclass
-class RunStarted(Message):
+class RunStarted(Result):
     """A worker has been started for a new or continued run."""
 
     run: Run
 
 
 @dataclass
-class RunAttached(Message):
+class RunAttached(Result):
     """A run has been read from its beginning, and is followed from now on."""
 
     run: Run
@@ -84,7 +96,7 @@ class RunAttached(Message):
 
 
 @dataclass
-class RunAdvanced(Message):
+class RunAdvanced(Result):
     """New events of the followed run since the last message."""
 
     run: Run
@@ -95,40 +107,28 @@ class RunAdvanced(Message):
 
 
 @dataclass
-class DevicesSampled(Message):
+class DevicesSampled(Newest, Result):
     """A sample of the devices, taken in this process while no worker reports them."""
 
     devices: Sequence[Device]
 
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest sample matters."""
-        return isinstance(message, DevicesSampled)
-
 
 @dataclass
-class RunsListed(Message):
+class RunsListed(Newest, Result):
     """The list of runs on this machine, newest first."""
 
     rows: Sequence[RunRow]
 
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest list matters."""
-        return isinstance(message, RunsListed)
-
 
 @dataclass
-class QueueListed(Message):
+class QueueListed(Newest, Result):
     """The present queue of runs."""
 
     view: QueueView
 
-    def can_replace(self, message: Message) -> bool:
-        """Only the newest queue matters."""
-        return isinstance(message, QueueListed)
-
 
 @dataclass
-class RunLabeled(Message):
+class RunLabeled(Result):
     """The labels of a run have changed."""
 
     run: Run
@@ -136,28 +136,28 @@ class RunLabeled(Message):
 
 
 @dataclass
-class RunRestored(Message):
+class RunRestored(Result):
     """A run has been restored from the trash."""
 
     run: Run
 
 
 @dataclass
-class RunFiguresRead(Message):
+class RunFiguresRead(Result):
     """Figures of runs in view, by run id."""
 
     figures: Mapping[str, RunFigures]
 
 
 @dataclass
-class RunDetailRead(Message):
+class RunDetailRead(Result):
     """Details of the run under the cursor."""
 
     detail: RunDetail
 
 
 @dataclass
-class ServeChanged(Message):
+class ServeChanged(Result):
     """The server has started, makes progress, or has ended."""
 
     address: ServerAddress | None = None
@@ -169,7 +169,7 @@ class ServeChanged(Message):
 
 
 @dataclass
-class RunDeleted(Message):
+class RunDeleted(Result):
     """A run has been deleted."""
 
     run: Run
@@ -178,12 +178,12 @@ class RunDeleted(Message):
 
 
 @dataclass
-class NoRunFound(Message):
+class NoRunFound(Result):
     """The app found no run to show at its start."""
 
 
 @dataclass
-class ActionFailed(Message):
+class ActionFailed(Result):
     """A request of the user has failed."""
 
     title: str

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core import paths
 from core.atomic import write_atomic
@@ -100,18 +101,10 @@ def parse_session(content: object) -> Session | None:
     when = content.get("time")
     if isinstance(when, bool) or not isinstance(when, (int, float)) or not 0 <= when < _LATEST:
         return None
-    return Session(
-        config=_text(content.get("config")),
-        draft=_text(content.get("draft")),
-        origin=_text(content.get("origin")),
-        option=_text(content.get("option")),
-        data=_place(content.get("data")),
-        pane=_text(content.get("pane")),
-        zoomed=content.get("zoomed") is True,
-        run=_text(content.get("run")),
-        live=content.get("live") is True,
-        time=float(when),
-    )
+    names = ("config", "draft", "origin", "option", "pane", "run")
+    known: dict[str, Any] = {name: _text(content.get(name)) for name in names}
+    known |= {name: content.get(name) is True for name in ("zoomed", "live")}
+    return Session(**known, data=_place(content.get("data")), time=float(when))
 
 
 def _place(content: object) -> DataPlace | None:

@@ -6,7 +6,7 @@ import locale
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli
 
@@ -15,10 +15,10 @@ from core.text import one_line
 
 #: Maximum bytes of a settings file.
 LIMIT = 1 << 20
-GLYPH_SETS = ("auto", "braille", "block", "ascii")
-PANES = ("auto", "beside", "over")
 #: Refresh rates, each with a factor for the time between two updates of the screen.
 REFRESH_RATES = {"full": 1.0, "half": 2.0}
+GLYPH_SETS = ("auto", "braille", "block", "ascii")
+_CHOICES = {"glyphs": GLYPH_SETS, "panes": ("auto", "beside", "over"), "refresh": tuple(REFRESH_RATES)}
 
 
 @dataclass(frozen=True)
@@ -60,31 +60,20 @@ def load_settings(path: Path) -> tuple[Settings, list[str]]:
     return _check(data)
 
 
-def _check(data: Mapping[str, object]) -> tuple[Settings, list[str]]:
-    problems = [f"there is no setting {one_line(key, 40)}" for key in data if key not in Settings.__dataclass_fields__]
-    theme, glyphs, animations = data.get("theme", ""), data.get("glyphs", "auto"), data.get("animations", False)
-    panes = data.get("panes", "auto")
-    if not isinstance(theme, str):
-        problems.append("theme must be a name")
-        theme = ""
-    if not isinstance(glyphs, str) or glyphs not in GLYPH_SETS:
-        problems.append(f"glyphs must be one of {', '.join(GLYPH_SETS)}")
-        glyphs = "auto"
-    if not isinstance(animations, bool):
-        problems.append("animations must be true or false")
-        animations = False
-    if not isinstance(panes, str) or panes not in PANES:
-        problems.append(f"panes must be one of {', '.join(PANES)}")
-        panes = "auto"
-    refresh = data.get("refresh", "full")
-    if not isinstance(refresh, str) or refresh not in REFRESH_RATES:
-        problems.append(f"refresh must be one of {', '.join(REFRESH_RATES)}")
-        refresh = "full"
-    remember = data.get("remember", True)
-    if not isinstance(remember, bool):
-        problems.append("remember must be true or false")
-        remember = True
-    return Settings(theme, glyphs, animations, panes, refresh, remember), problems
+def _check(data: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    problems: list[str] = []
+    given: dict[str, Any] = {}
+    for name, value in data.items():
+        default = getattr(Settings, name, None) if name in Settings.__dataclass_fields__ else None
+        if default is None:
+            problems.append(f"there is no setting {one_line(name, 40)}")
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            problems.append(f"{name} must be one of {', '.join(_CHOICES[name])}")
+        elif type(value) is not type(default):
+            problems.append(f"{name} must be {'true or false' if default in (True, False) else 'a name'}")
+        else:
+            given[name] = value
+    return Settings(**given), problems
 
 
 def save_setting(path: Path, name: str, value: str) -> None:

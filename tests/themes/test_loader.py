@@ -1,4 +1,4 @@
-"""Theme files: what is accepted, and what is said about the rest."""
+"""Theme files: valid ones, and errors of the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CUBE = {(r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS} | {
     (level, level, level) for level in range(0x08, 0xEF, 10)
 }
 
-#: What is read, or means something by its color.
+#: Colors of text, and colors with a meaning.
 TEXT = (
     "foreground",
     "muted",
@@ -40,9 +40,7 @@ TEXT = (
 
 def test_the_themes_that_ship() -> None:
     assert {(theme.name, theme.dark) for theme in THEMES} >= {
-        ("localtune-dark", True),
-        ("localtune-light", False),
-        ("localtune-high-contrast", True),
+        *(("localtune-dark", True), ("localtune-light", False), ("localtune-high-contrast", True)),
         ("localtune-color-blind", True),
     }
     assert loader.DEFAULT in {theme.name for theme in THEMES}
@@ -59,7 +57,7 @@ def test_colors_are_on_the_256_color_cube(theme: Theme) -> None:
 
 @cases("theme", THEMES, ids=lambda theme: theme.name)
 def test_text_can_be_read(theme: Theme) -> None:
-    """WCAG's 4.5 to 1 for text and what is meant by a color, 3 to 1 for what only accompanies."""
+    """WCAG's 4.5 to 1 for text and colors with a meaning, 3 to 1 for secondary ones."""
     background = Color.parse(theme.background or "")
     values = {"foreground": theme.foreground, **loader.variable_defaults(theme.dark), **theme.variables}
     for name in TEXT:
@@ -79,7 +77,7 @@ def test_high_contrast_is_high() -> None:
     assert _contrast(Color.parse(theme.background or ""), theme.variables["border"]) >= 3.0
 
 
-#: Pairs that a color tells apart.
+#: Pairs that differ by color.
 APART = (
     ("ok", "near"),
     ("ok", "limit"),

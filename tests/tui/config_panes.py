@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
+from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import Request, paste, requested, screen_text, wait_for
+from tests.tui.harness import PaneApp, Request, paste, press, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.forms.option_field import OptionField
 
@@ -44,6 +47,17 @@ async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None)
         await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
 
 
+@asynccontextmanager
+async def config_pane(
+    path: Path | None = None, *, size: tuple[int, int] = (120, 30), app: Callable[[Widget], PaneApp] = PaneApp
+) -> AsyncIterator[tuple[Pilot[None], ConfigPane]]:
+    """A small app with the pane and a configuration."""
+    pane = ConfigPane()
+    async with app(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, path)
+        yield pilot, pane
+
+
 async def go_to(pilot: Pilot[Any], pane: ConfigPane, name: str) -> OptionField:
     """Move the cursor to an option."""
     pane.go_to_option(name)
@@ -59,8 +73,7 @@ async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) 
     await pilot.press("enter", "ctrl+u")
     # Each key of its own would draw all problems and figures anew.
     await paste(pilot, text)
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: pane.form.has_focus)
+    await press(pilot, "enter", until=lambda: pane.form.has_focus)
     await pilot.pause()
 
 

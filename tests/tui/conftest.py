@@ -18,14 +18,7 @@ from core.sandbox.pool import POOL
 from tests.tui.resting import LOOK, look_often
 from tests.tui.terminal import app_environment
 
-CPU = Device(
-    index=0,
-    kind="cpu",
-    name="CPU",
-    utilization=3.0,
-    memory_used=4_000_000_000,
-    memory_total=32_000_000_000,
-)
+CPU = Device(index=0, kind="cpu", name="CPU", utilization=3.0, memory_used=4_000_000_000, memory_total=32_000_000_000)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import make_backend, save
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import PaneApp, screen_text, wait_for
 from tui.panes.data.pane import DataPane
 
 #: Generous, as processes are started, and the machine may be busy.
@@ -66,6 +67,19 @@ async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
     await pilot.pause()
 
 
+@asynccontextmanager
+async def data_pane(
+    path: Path, document: ConfigDocument | None = None, *, size: tuple[int, int] = (120, 30)
+) -> AsyncIterator[tuple[Pilot[None], DataPane]]:
+    """A small app with the pane, a file and the configuration that the pane follows."""
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        if document is not None:
+            pane.configure(document)
+        await opened(pilot, pane, path)
+        yield pilot, pane
+
+
 async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:
     """Wait until every row has been analyzed."""
     await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, PATIENCE)
@@ -76,6 +90,6 @@ async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:
 
 
 def shows(pilot: Pilot[None], text: str) -> bool:
-    """Whether a text is on the screen, wherever its lines are broken."""
+    """True if a text is on the screen, even across line breaks."""
     lines = [line.strip("│ ") for line in screen_text(pilot.app).split("\n")]
     return text in " ".join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +17,12 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 
 import tui.app
+from core.config.document import ConfigDocument
 from themes.loader import DEFAULT, load_builtin, variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import Key, KeyTable
 from tui.screens.choice import ChoiceDialog
-from tui.state import AppState
+from tui.state import AppState, RunView
 
 #: Text that takes over an unprotected terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup
 #: tag.
@@ -136,8 +138,65 @@ def pane_of(app: App[Any], name: str) -> Any:
     return app.desktop.panes.find(name)
 
 
+def is_ready(app: tui.app.LocaltuneApp) -> object:
+    """The configuration has been opened, and all panes are loaded."""
+    return app.state.document is not None
+
+
+def has_form(app: tui.app.LocaltuneApp) -> object:
+    """The configuration and its form are there."""
+    return is_ready(app) and pane_of(app, "config").form.fields
+
+
+def has_run(app: tui.app.LocaltuneApp) -> object:
+    """A run is shown."""
+    return app.state.view is not None
+
+
+def has_live_run(app: tui.app.LocaltuneApp) -> object:
+    """A live run is shown, and the configuration has been opened."""
+    return app.state.live_run is not None and app.state.document is not None
+
+
+@asynccontextmanager
+async def running(
+    app: tui.app.LocaltuneApp | None = None,
+    size: tuple[int, int] = (80, 24),
+    *,
+    notifications: bool = False,
+    until: Callable[[tui.app.LocaltuneApp], object] | str = is_ready,
+) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
+    """The whole app, once a condition holds or a text is on the screen."""
+    app = app or tui.app.LocaltuneApp()
+    async with app.run_test(size=size, notifications=notifications) as pilot:
+        await wait_for(pilot, lambda: until in screen_text(app) if isinstance(until, str) else until(app))
+        yield app, pilot
+
+
+@asynccontextmanager
+async def opened(
+    app: tui.app.LocaltuneApp | None = None, size: tuple[int, int] = (120, 34), *, with_run: bool = False
+) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
+    """The whole app with its configuration, the form of it and all panes, and with a run that is shown."""
+    async with running(app, size, until=lambda app: has_form(app) and (has_run(app) or not with_run)) as (app, pilot):
+        await pilot.pause()
+        yield app, pilot
+
+
+def document_of(app: tui.app.LocaltuneApp) -> ConfigDocument:
+    """The configuration of the app."""
+    assert app.state.document is not None
+    return app.state.document
+
+
+def view_of(app: tui.app.LocaltuneApp) -> RunView:
+    """The run that the app shows."""
+    assert app.state.view is not None
+    return app.state.view
+
+
 def asks(app: App[Any], label: str) -> bool:
-    """Whether a dialog with this choice is on the screen."""
+    """True if a dialog with this choice is on the screen."""
     return isinstance(app.screen, ChoiceDialog) and any(choice.label == label for choice in app.screen.choices)
 
 
@@ -208,6 +267,28 @@ def make_editor(directory: Path, script: str) -> str:
     return str(path)
 
 
-async def shown(pilot: Pilot[Any], text: str) -> None:
-    """Wait until a text is on the screen."""
-    await wait_for(pilot, lambda: text in screen_text(pilot.app))
+async def shown(pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until texts are on the screen."""
+    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+async def resize(pilot: Pilot[Any], columns: int, rows: int) -> None:
+    """Give the terminal another size, and wait until the app is idle."""
+    await pilot.resize_terminal(columns, rows)
+    await pilot.pause()
+
+
+async def press(
+    pilot: Pilot[Any],
+    *keys: str,
+    until: Callable[[], object] | str | tuple[str, ...] | None = None,
+    seconds: float = 60.0,
+) -> None:
+    """Press keys; then wait for a condition or texts on the screen, or without either until the app is idle."""
+    await pilot.press(*keys)
+    if until is None:
+        await pilot.pause()
+    elif callable(until):
+        await wait_for(pilot, until, seconds)
+    else:
+        await shown(pilot, *((until,) if isinstance(until, str) else until))

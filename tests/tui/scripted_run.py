@@ -12,7 +12,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from core.hardware.snapshot import Device, Host
 from core.runs.record import events
@@ -117,11 +117,12 @@ class ScriptedRun:
             for event in new:
                 file.write(events.encode_event(event))
 
-    def phase(self, name: str, seconds: float = 1.0, **fields: Any) -> None:
+    def phase(self, name: str, seconds: float = 1.0, **fields: Any) -> Self:
         """Write the event of a phase."""
         self.write(events.PhaseEvent(t=self.pass_time(seconds), name=name, **fields))
+        return self
 
-    def begin(self) -> None:
+    def begin(self) -> Self:
         """Write all phases up to the first step."""
         self.write_state(state="starting")
         for name, seconds in (("importing", 0.0), ("preparing_data", 3.1), ("loading_model", 2.2)):
@@ -142,6 +143,7 @@ class ScriptedRun:
         )
         self.phase("training", 1.5)
         self.write_state(state="training")
+        return self
 
     def loss_at(self, step: int) -> float:
         """A loss curve as in training: steep, then flat, and noisy."""
@@ -149,7 +151,7 @@ class ScriptedRun:
             2.0 * math.exp(-step / (self.total / 8)) + 0.38 + self._random.gauss(0, 0.05) * math.exp(-step / self.total)
         )
 
-    def steps(self, first: int, last: int, *, seconds: float = 1.1, **fields: Any) -> None:
+    def steps(self, first: int, last: int, *, seconds: float = 1.1, **fields: Any) -> Self:
         """Write optimizer steps, ``last`` included."""
         for step in range(first, last + 1):
             values: dict[str, Any] = {
@@ -171,10 +173,11 @@ class ScriptedRun:
                 )
             )
         self.write_state(step=last)
+        return self
 
     def evaluate(
         self, step: int, loss: float, exact_match: float | None = None, valid_json: float | None = None
-    ) -> None:
+    ) -> Self:
         """Write the event of an evaluation."""
         self.write(
             events.EvalEvent(
@@ -188,15 +191,17 @@ class ScriptedRun:
                 rows=60,
             )
         )
+        return self
 
-    def checkpoint(self, step: int) -> None:
+    def checkpoint(self, step: int) -> Self:
         """Write a checkpoint: its event, and an empty directory with a manifest."""
         name = f"checkpoints/step-{step:08d}"
         (self.run.path / name).mkdir(parents=True, exist_ok=True)
         (self.run.path / name / "manifest.json").write_text("{}", encoding="utf-8")
         self.write(events.CheckpointEvent(t=self.pass_time(1.2), step=step, path=name, bytes=39_000_000, seconds=1.2))
+        return self
 
-    def hardware(self, *devices: Device, energy_wh: float | None = 1.9) -> None:
+    def hardware(self, *devices: Device, energy_wh: float | None = 1.9) -> Self:
         """Write a sample of the devices."""
         shown = devices or (GPU,)
         self.write(
@@ -207,8 +212,9 @@ class ScriptedRun:
                 host=HOST.to_dict(),
             )
         )
+        return self
 
-    def train_to(self, step: int) -> None:
+    def train_to(self, step: int) -> Self:
         """Write everything up to a step, with an evaluation, a checkpoint and a notice at plausible steps."""
         self.begin()
         for first in range(1, step + 1, 30):
@@ -218,8 +224,9 @@ class ScriptedRun:
                 self.checkpoint(last)
                 self.evaluate(last, 0.41 + 1.4 * math.exp(-last / 20), 0.83)
         self.hardware()
+        return self
 
-    def end(self, state: str, reason: str = "", hint: str = "") -> None:
+    def end(self, state: str, reason: str = "", hint: str = "") -> Self:
         """Write the end, as the worker does."""
         adapter = self.run.path / "adapter" / "adapter_model.safetensors"
         adapter.parent.mkdir(exist_ok=True)
@@ -227,6 +234,7 @@ class ScriptedRun:
         kind = {"finished": events.FinishedEvent, "stopped": events.StoppedEvent, "failed": events.FailedEvent}[state]
         self.write(kind(t=self.pass_time(0.5), reason=reason, step=self.state.step, adapter="adapter", hint=hint))
         self.write_state(state=state, reason=reason)
+        return self
 
 
 def main() -> None:

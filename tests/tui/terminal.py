@@ -111,7 +111,7 @@ class Terminal:
                 since = time.monotonic()
 
     def _is_at_work(self) -> bool:
-        """Whether a thread of the child runs, or would if there were a core for it."""
+        """True if a thread of the child runs or waits for a core."""
         with contextlib.suppress(OSError):  # it has ended
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
                 with contextlib.suppress(OSError):
@@ -131,15 +131,17 @@ class Terminal:
         self._stream.feed(unread)
         return "\n".join(self._screen.display)
 
-    def press(self, keys: str) -> None:
-        """Type keys."""
+    def press(self, keys: str, *, until: str = "") -> None:
+        """Type keys, and wait until a text is on the screen."""
         os.write(self.descriptor, keys.encode())
+        if until:
+            self.wait_for_text(until)
 
     def resize(self, columns: int, rows: int) -> None:
         """Give it another size, as a window does that is dragged."""
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.signal(signal.SIGWINCH)
-        # What was written for the size before is no longer on it.
+        # Output for the size before is no longer on the screen.
         self._read_as_screen = len(self.output)
         self._screen.resize(rows, columns)
         self._screen.reset()
@@ -154,7 +156,7 @@ class Terminal:
         self.descriptor = -1
 
     def has_ended(self) -> bool:
-        """Whether the child has ended; its exit status is then in ``status``."""
+        """True if the child has ended; ``status`` then has its exit status."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:

@@ -8,28 +8,22 @@ from typing import Any
 
 import pytest
 from textual.app import App
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from core.errors import UserError
 from core.runs.control.client import ControlClient
-from core.runs.record.store import Run
-from tests.tui.harness import asks, screen_text, wait_for
+from tests.cases import cases
+from tests.tui.harness import asks, has_live_run, has_run, press, running, screen_text, view_of, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.main_screen import PaneSlot, TooSmall
-from tui.messages import (
-    ActionFailed,
-    DevicesSampled,
-    RunAdvanced,
-    RunAttached,
-)
+from tui.main_screen import PaneSlot, TooSmall, companions, direction, places, room
+from tui.messages import DevicesSampled, RunAdvanced, RunAttached
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
-from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 
 
@@ -75,8 +69,7 @@ def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | No
 
 
 async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await ready(pilot)
+    async with running() as (app, pilot):
         assert shown(app) == {"train"}
         for key, name in (("1", "data"), ("2", "config"), ("5", "runs"), ("3", "train")):
             await pilot.press(key)
@@ -94,8 +87,7 @@ async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
 
 
 async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> None:
-    async with LocaltuneApp().run_test(size=(160, 45)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(160, 45)) as (app, pilot):
         assert shown(app) == set(TILED)
         await pilot.press("2")
         assert (shown(app), app.main.current) == (set(TILED), "config")
@@ -114,20 +106,21 @@ async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> N
         assert shown(app) == {"runs"}
         await pilot.press("0")
         assert (shown(app), app.main.current) == (set(TILED), "train")
+        await pilot.resize_terminal(50, 15)
+        await wait_for(pilot, lambda: app.main.query_one(TooSmall).display)
+        assert "50×15 is too small" in screen_text(app)
+        assert "at least 60×20" in screen_text(app)
+        await pilot.resize_terminal(160, 45)
+        await wait_for(pilot, lambda: shown(app) == set(TILED) and not app.main.query_one(TooSmall).display)
 
 
 async def test_two_panes_share_a_terminal_of_middle_size() -> None:
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         assert shown(app) == {"train", "chat"}
         for key, name, both in (
-            ("4", "chat", {"train", "chat"}),
-            ("2", "config", {"data", "config"}),
-            ("1", "data", {"data", "config"}),
-            ("1", "data", {"data"}),
-            ("3", "train", {"train"}),
-            ("3", "train", {"train", "chat"}),
-            ("5", "runs", {"runs"}),
+            *(("4", "chat", {"train", "chat"}), ("2", "config", {"data", "config"})),
+            *(("1", "data", {"data", "config"}), ("1", "data", {"data"}), ("3", "train", {"train"})),
+            *(("3", "train", {"train", "chat"}), ("5", "runs", {"runs"})),
         ):
             await pilot.press(key)
             assert (app.main.current, shown(app)) == (name, both)
@@ -141,26 +134,20 @@ async def test_two_panes_share_a_terminal_of_middle_size() -> None:
 
 
 async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(home: Path) -> None:
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         train, chat = app.main.slot("train"), app.main.slot("chat")
         assert train.region.y == chat.region.y
         assert "\\ over" in screen_text(app).splitlines()[-1]
-        await pilot.press("backslash")
-        await wait_for(pilot, lambda: train.region.x == chat.region.x)
+        await press(pilot, "backslash", until=lambda: train.region.x == chat.region.x)
         assert train.region.bottom == chat.region.y
         assert "\\ beside" in screen_text(app).splitlines()[-1]
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: app.main.slot("train").region.x == app.main.slot("chat").region.x)
 
 
 async def test_a_live_run_stays_in_sight(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+    script = ScriptedRun(home).train_to(30)
+    async with running(size=(120, 34), until=has_live_run) as (app, pilot):
         for key, name in (("1", "data"), ("2", "config"), ("4", "chat"), ("5", "runs")):
             await pilot.press(key)
             assert (app.main.current, shown(app)) == (name, {"train", name})
@@ -181,51 +168,29 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
         told[name] = shown
 
     monkeypatch.setattr(LocaltuneApp, "pane_shown", record)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
             await pilot.resize_terminal(width, height)
-            await pilot.press("1")
-            await wait_for(pilot, lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
-
-
-async def test_the_layout_follows_the_terminal_live() -> None:
-    async with LocaltuneApp().run_test(size=(200, 50)) as pilot:
-        app = await ready(pilot)
-        await pilot.resize_terminal(80, 24)
-        await wait_for(pilot, lambda: shown(app) == {"train"})
-        await pilot.resize_terminal(50, 15)
-        await wait_for(pilot, lambda: app.main.query_one(TooSmall).display)
-        assert "50×15 is too small" in screen_text(app)
-        assert "at least 60×20" in screen_text(app)
-        await pilot.resize_terminal(160, 45)
-        await wait_for(pilot, lambda: shown(app) == set(TILED))
-        assert not app.main.query_one(TooSmall).display
+            await press(pilot, "1", until=lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
 
 
 async def test_number_keys_are_text_in_a_text_input() -> None:
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await ready(pilot)
-        await pilot.press("5", "slash")
-        await wait_for(pilot, lambda: isinstance(app.focused, Input))
+    async with running() as (app, pilot):
+        await press(pilot, "5", "slash", until=lambda: isinstance(app.focused, Input))
         await pilot.press("1", "q")
         assert isinstance(app.focused, Input)
         assert app.focused.value == "1q"
         assert shown(app) == {"runs"}
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.focused, Input))
+        await press(pilot, "escape", until=lambda: not isinstance(app.focused, Input))
 
 
 async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> None:
     ScriptedRun(home, "20261124-100000-over").end("finished")
-    script = ScriptedRun(home)
-    script.train_to(64)
-    async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
-        app = await ready(pilot)
+    script = ScriptedRun(home).train_to(64)
+    async with running(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
-        assert app.state.view is not None
-        assert app.state.view.run.id == script.run.id
+        assert view_of(app).run.id == script.run.id
         await wait_for(pilot, lambda: "Attached to" in screen_text(app))
         assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
         text = screen_text(app)
@@ -234,8 +199,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
 
 
 async def test_a_run_is_followed_step_by_step(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     order: list[type[Message]] = []
 
     def record(message: Message) -> None:
@@ -248,8 +212,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
         await wait_for(pilot, lambda: app.state.view is not None)
         script.steps(31, 40)
         await wait_for(pilot, lambda: "40/120" in screen_text(app))
-        assert app.state.view is not None
-        assert app.state.view.history.step == 40
+        assert view_of(app).history.step == 40
         script.end("failed", "CUDA out of memory at step 41.", "Make train.max_length smaller.")
         await wait_for(pilot, lambda: "failed at step 40" in screen_text(app))
         text = screen_text(app)
@@ -261,10 +224,8 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
 
 
 async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    script = ScriptedRun(home).train_to(30)
+    async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         script.write_state(pid_started="another boot/1")
@@ -275,8 +236,7 @@ async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
 async def test_starting_shows_phases_with_seconds(home: Path) -> None:
     script = ScriptedRun(home, start=1000.0)
     script.write_state(state="starting")
-    script.phase("importing", 0)
-    script.phase("loading_model", 3.1)
+    script.phase("importing", 0).phase("loading_model", 3.1)
     script.phase("rehearsing", 2.2, detail="8×212", done=1, total=4)
     app = LocaltuneApp()
     app.clock = lambda: 1007.3
@@ -290,26 +250,18 @@ async def test_starting_shows_phases_with_seconds(home: Path) -> None:
 
 
 async def test_idle_quit_never_asks() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await pilot.press("q")
     assert app.return_value is None
 
 
 async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not asks(app, "leave it running"))
+    script = ScriptedRun(home).train_to(30)
+    async with running(until=has_run) as (app, pilot):
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "escape", until=lambda: not asks(app, "leave it running"))
         assert app.is_running
-        await pilot.press("ctrl+q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
+        await press(pilot, "ctrl+q", until=lambda: asks(app, "leave it running"))
         await pilot.press("l")
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
@@ -317,16 +269,11 @@ async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> N
 
 
 async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: app.return_value is not None)
+    async with running(until=has_run) as (app, pilot):
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "s", until=lambda: app.return_value is not None)
     assert sent == ["stop"]
     assert "stops after a checkpoint" in (app.return_value or "")
     assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
@@ -334,51 +281,18 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
 
 async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "Stop failed" in screen_text(app))
+    async with running(until=has_run) as (app, pilot):
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "s", until="Stop failed")
         assert "cannot be reached" in screen_text(app)
         assert app.is_running
 
 
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(120)
-    script.end("finished")
-    app = LocaltuneApp(run="latest")
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "finished at step 120" in screen_text(app))
+    script = ScriptedRun(home).train_to(120).end("finished")
+    async with running(LocaltuneApp(run="latest"), (80, 24), until="finished at step 120") as (app, pilot):
         await pilot.press("q")
     assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
-
-
-async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("p")
-        await wait_for(pilot, lambda: sent == ["pause"])
-        script.write_state(state="paused")
-        await wait_for(pilot, lambda: "paused at step 30" in screen_text(app))
-        await pilot.press("p")
-        await wait_for(pilot, lambda: sent == ["pause", "resume"])
-        await pilot.press("c")
-        await wait_for(pilot, lambda: sent[2:] == ["checkpoint"])
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.press("n")
-        assert len(sent) == 3
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: sent[3:] == ["stop"])
 
 
 async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,125 +301,41 @@ async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: 
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and app.state.document is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "● training" in screen_text(app))
-        await pilot.press("p", "c", "s")
-        await pilot.pause()
+        await press(pilot, "5", until="● training")
+        await press(pilot, "p", "c", "s")
         assert sent == []
         assert not isinstance(app.screen, ChoiceDialog)
 
 
 async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("p")
-        await wait_for(pilot, lambda: "Pause failed" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+    async with running(until=has_run) as (app, pilot):
+        await press(pilot, "p", until="Pause failed")
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ChoiceDialog))
 
 
 async def test_starting_without_data_says_what_is_missing() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await ready(pilot)
+    async with running(notifications=True) as (app, pilot):
         await pilot.press("r")
         told = "o opens a file, t uses it for training, r starts."
         await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
         assert app.main.current == "data"
 
 
-async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"text": "a"}\n', encoding="utf-8")
-    started: list[str] = []
-
-    def start_run(config: Any, name: str) -> Run:
-        started.append(f"{name} {config.data.train}")
-        script = ScriptedRun(home)
-        script.write_state(state="starting")
-        return script.run
-
-    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        app.configuration.use_dataset(data)
-        await wait_for(pilot, lambda: app.state.is_dirty)
-        app.action_start()
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-        assert not started, "nothing trains on one letter"
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.view is not None)
-        assert started == [f"rows {data}"]
-        assert app.main.current == "train"
-        app.action_start()
-        await pilot.pause()
-        assert len(started) == 1
-
-
-async def test_a_run_is_opened_from_the_list(home: Path) -> None:
-    first = ScriptedRun(home, "20261123-090000-first")
-    first.train_to(30)
-    first.end("stopped", "asked to stop")
-    second = ScriptedRun(home, "20261124-090000-second")
-    second.train_to(10)
-    second.end("failed", "the loss is NaN")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "✗ failed" in screen_text(app))
-        assert "5 Runs · 2" in screen_text(app)
-        await pilot.press("slash", *"first")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
-        await pilot.press("enter", "enter")
-        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
-        await wait_for(pilot, lambda: "stopped at step 30" in screen_text(app))
-        assert app.main.current == "train"
-
-
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "No runs yet." in screen_text(app))
+    async with running() as (app, pilot):
+        await press(pilot, "5", until="No runs yet.")
         ScriptedRun(home).end("finished")
         await wait_for(pilot, lambda: "✓ finished" in screen_text(app))
-        await pilot.press("slash", *"zzz")
-        await wait_for(pilot, lambda: "No run matches." in screen_text(app))
+        await press(pilot, "slash", *"zzz", until="No run matches.")
 
 
 async def test_help_explains_the_pane_and_scrolls() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+    async with running() as (app, pilot):
+        await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
         assert "Pause the run between two steps" in screen_text(app)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "keymap.toml" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
-
-
-@pytest.mark.long
-async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("5", "ctrl+p")
-        await pilot.pause()
-        await pilot.press(*"save a checkpoint now")
-        await wait_for(pilot, lambda: "Save a checkpoint now" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: sent == ["checkpoint"])
-        assert app.main.current == "train"
+        await press(pilot, "G", until="keymap.toml")
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
 
 
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
@@ -514,16 +344,13 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
     (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "H"\n', encoding="utf-8")
     (config / "settings.toml").write_text('glyphs = "fancy"\ntheme = "nowhere"\n', encoding="utf-8")
     (config / "themes" / "bad.toml").write_text('name = "bad"\n[colors]\nprimary = "bluish"\n', encoding="utf-8")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34), notifications=True) as pilot:
-        await ready(pilot)
+    async with running(size=(120, 34), notifications=True) as (app, pilot):
         notes = [note.message for note in app._notifications]
         assert len(notes) == 1
         for part in ("puase", "glyphs", "bluish", "nowhere"):
             assert part in notes[0]
         assert app.theme == "localtune-dark"
-        await pilot.press("H")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "H", until=lambda: isinstance(app.screen, HelpScreen))
 
 
 async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,17 +365,11 @@ async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeyp
 
 @pytest.mark.long
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
-        await pilot.press("f2")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down", "down")
-        await wait_for(pilot, lambda: app.theme == "localtune-light")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.theme == "localtune-dark")
-        await pilot.press("f2")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+    async with running(size=(120, 34)) as (app, pilot):
+        await press(pilot, "f2", until=lambda: len(app.screen_stack) == 2)
+        await press(pilot, "down", "down", until=lambda: app.theme == "localtune-light")
+        await press(pilot, "escape", until=lambda: app.theme == "localtune-dark")
+        await press(pilot, "f2", until=lambda: len(app.screen_stack) == 2)
         await pilot.press("down", "down", "enter")
         settings = private_home.parent / "config" / "localtune" / "settings.toml"
         await wait_for(pilot, settings.exists)
@@ -565,24 +386,14 @@ async def test_a_run_that_does_not_exist_is_a_dialog() -> None:
 async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[model\n", encoding="utf-8")
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "is not valid TOML" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.document is not None)
-
-
-def test_errors_without_a_hint_are_shown_too() -> None:
-    message = ActionFailed("Title", UserError("What is wrong."))
-    assert (message.title, message.error.hint) == ("Title", "")
+    async with running(LocaltuneApp(path), (80, 24), until="is not valid TOML") as (app, pilot):
+        await press(pilot, "enter", until=lambda: app.state.document is not None)
 
 
 async def test_results_of_threads_are_dropped_while_the_app_shuts_down(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         shown: list[object] = []
         monkeypatch.setattr(app.runs, "show_devices", shown.append)
         app._running = False
@@ -592,3 +403,51 @@ async def test_results_of_threads_are_dropped_while_the_app_shuts_down(
         app._running = True
         app.post_message(DevicesSampled([]))
         await wait_for(pilot, lambda: shown == [[]])
+
+
+NAMES = ("data", "config", "train", "chat", "runs")
+
+
+def test_the_room_follows_from_both_dimensions() -> None:
+    sizes = {(80, 24): 1, (119, 60): 1, (120, 29): 1, (120, 30): 2, (159, 60): 2, (300, 44): 2, (160, 45): 4}
+    assert {size: room(*size) for size in sizes} == sizes
+
+
+@cases("live", [False, True])
+@cases("places_", [1, 2, 4])
+def test_the_pane_asked_for_is_in_sight_and_a_live_run_beside_it(places_: int, live: bool) -> None:
+    for name in NAMES:
+        shown = companions(name, places_, live=live)
+        assert name in shown
+        assert len(shown) <= places_
+        if live and places_ > 1:
+            assert "train" in shown
+
+
+def test_the_run_keeps_its_place_beside_whatever_is_asked_for() -> None:
+    assert {companions(name, 2, live=True)[0] for name in NAMES} == {"train"}
+
+
+def test_the_shape_of_the_terminal_decides_how_two_panes_share_it() -> None:
+    assert direction(("train", "chat"), 120, 34) == "beside"
+    assert direction(("train", "chat"), 120, 60) == "over"
+    assert direction(("train", "chat"), 200, 44) == "beside"
+    assert direction(("train", "runs"), 120, 34) == "over"
+
+
+@cases(("width", "height"), [(60, 18), (120, 28), (121, 33), (160, 43), (201, 48), (400, 118)])
+def test_places_fill_the_workspace_without_overlaps(width: int, height: int) -> None:
+    for name, live, way in itertools.product(NAMES, (False, True), ("beside", "over")):
+        shown = companions(name, room(width, height + 2), live=live)
+        found = places(shown, Size(width, height), "beside" if way == "beside" else "over")
+        assert set(found) == set(shown)
+        assert sum(region.area for region in found.values()) == width * height
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(found.values(), 2))
+        assert all(Region(0, 0, width, height).contains_region(region) for region in found.values())
+
+
+def test_four_panes_share_the_screen_by_need() -> None:
+    found = places(companions("train", 4, live=False), Size(200, 48), "beside")
+    assert found["config"].height >= 28
+    assert found["train"].height >= 28
+    assert found["train"].width > found["data"].width >= 80

@@ -35,8 +35,7 @@ def follow(script: ScriptedRun, posted: list[object]) -> tuple[threading.Thread,
 
 
 def test_the_history_comes_whole_and_then_what_is_new(home: Path, posted: list[object]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     thread, stop = follow(script, posted)
     attached = posted[0]
     assert isinstance(attached, RunAttached)
@@ -56,8 +55,7 @@ def test_of_a_long_record_a_glimpse_comes_first(
     home: Path, posted: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
-    script = ScriptedRun(home)
-    script.train_to(60)
+    script = ScriptedRun(home).train_to(60)
     thread, stop = follow(script, posted)
     wait_for(lambda: len(posted) > 1, 10, "the whole record")
     stop.set()
@@ -67,12 +65,12 @@ def test_of_a_long_record_a_glimpse_comes_first(
     assert isinstance(whole, RunAttached)
     assert (first.is_partial, whole.is_partial) == (True, False)
     assert len(first.history.loss) > 5
-    assert ([event.step for event in first.history.evals], len(whole.history.loss)) == ([60], 60)
+    assert [evaluation.step for evaluation in first.history.evals] == [60], "the last one alone"
+    assert (len(whole.history.evals), len(whole.history.loss)) == (2, 60)
 
 
 def test_a_heartbeat_alone_is_no_news(home: Path, posted: list[object]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(3)
+    script = ScriptedRun(home).train_to(3)
     thread, stop = follow(script, posted)
     script.write_state()
     script.write_state(state="paused")
@@ -89,11 +87,8 @@ def test_only_the_newest_sample_and_list_matter() -> None:
 
 
 def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ScriptedRun(home, "20261123-090000-first")
-    first.train_to(12)
-    first.end("stopped", "asked")
-    second = ScriptedRun(home, "20261124-090000-second")
-    second.train_to(5)
+    ScriptedRun(home, "20261123-090000-first").train_to(12).end("stopped", "asked")
+    second = ScriptedRun(home, "20261124-090000-second").train_to(5)
     reads: list[str] = []
 
     read = Run.values
@@ -105,10 +100,8 @@ def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatc
     monkeypatch.setattr(Run, "values", counted)
     catalog = RunCatalog()
     rows = catalog.rows()
-    assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [
-        ("second", "training", 5, 120),
-        ("-first", "stopped", 12, 120),
-    ]
+    found = [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows]
+    assert found == [("second", "training", 5, 120), ("-first", "stopped", 12, 120)]
     assert rows[0].loss is not None
     second.steps(6, 6)
     assert catalog.rows()[0].step == 6
@@ -136,8 +129,7 @@ class OneWait(threading.Event):
 
 
 def test_half_the_refresh_rate_looks_half_as_often(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(3)
+    script = ScriptedRun(home).train_to(3)
     usual, slow = OneWait(), OneWait()
     bridge.follow_run(script.run, lambda _: None, usual)
     bridge.follow_run(script.run, lambda _: None, slow, pace=2.0)

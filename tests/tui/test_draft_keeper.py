@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, pane_of, paste, screen_text, wait_for
+from tests.tui.harness import HOSTILE, has_run, pane_of, paste, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -27,30 +28,28 @@ from tui.session import forget_session
 
 
 def leave_behind() -> None:
-    """Make all drafts those of a process that has ended."""
+    """Mark all drafts as left by a process that has ended."""
     for path in paths.drafts_dir().glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another boot"}))
 
 
-async def chatting(pilot: Pilot[Any]) -> ChatPane:
-    app = await ready(pilot)
-    await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "chat").target is not None)
-    pane = pane_of(app, "chat")
-    assert isinstance(pane, ChatPane)
-    pane._holder._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
-    await pilot.press("4")
-    return pane
+@asynccontextmanager
+async def chatting() -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any], ChatPane]]:
+    """The app with its Chat pane, a run as its target and a fake session."""
+    async with running(size=(100, 30), until=has_run) as (app, pilot):
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "chat").target is not None)
+        pane = pane_of(app, "chat")
+        pane._holder._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
+        await pilot.press("4")
+        yield app, pilot, pane
 
 
 async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await pilot.press("i")
         await paste(pilot, f"what is it {HOSTILE}")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.dialogue.exchanges and not pane.is_answering)
+        await press(pilot, "enter", until=lambda: pane.dialogue.exchanges and not pane.is_answering)
         await paste(pilot, "and why")
         app.drafts.look()
         assert app.drafts.kept == "the conversation is kept"
@@ -61,9 +60,7 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         app.leaving.leave()
     leave_behind()
 
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: "forty-two" in screen_text(app))
         assert "what is it" in screen_text(app)
         assert pane.prompt.text == "and why"
@@ -81,50 +78,23 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
 
 async def test_a_prompt_that_was_only_typed_comes_back_without_a_word(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(Dialogue(), "and why")
         app.leaving.leave()
     leave_behind()
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: pane.prompt.text == "and why")
         assert "is back in the Chat pane" not in " ".join(note.message for note in app._notifications)
-
-
-async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
-    ScriptedRun(home, "20261124-100000-first").end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
-        pane.take_up(dialogue(), "")
-        app.leaving.leave()
-    leave_behind()
-    later = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() + 60))
-    ScriptedRun(home, f"{later}-second").end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
-        await pilot.pause()
-        assert not pane.dialogue.exchanges
-    assert len(list_drafts("chat")) == 1
 
 
 @pytest.mark.long
 async def test_leaving_by_choice_keeps_the_conversation_and_says_nothing(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(dialogue(), "half")
-        await pilot.press("5", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "5", "q", until=lambda: not app.is_running)
     assert [draft.is_released for draft in list_drafts("chat")] == [True]
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: pane.dialogue.exchanges)
         assert pane.prompt.text == "half"
         assert not [note for note in app._notifications if "is back" in note.message]
@@ -135,17 +105,14 @@ async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(ho
     directory.mkdir(parents=True)
     (directory / "settings.toml").write_text("remember = false\n")
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(dialogue(), "half")
         app.drafts.look()
         assert list_drafts("chat")
         run = pane.target
         assert isinstance(run, Run)
         assert not chats_dir(run).exists()
-        await pilot.press("5", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "5", "q", until=lambda: not app.is_running)
     assert not list_drafts("chat")
 
 
@@ -153,9 +120,7 @@ async def test_each_run_has_its_own_conversation(home: Path) -> None:
     first, second = ScriptedRun(home, "20261124-100000-first"), ScriptedRun(home, "20261124-110000-second")
     first.end("finished")
     second.end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         assert pane.target == second.run
         pane.take_up(dialogue(), "half")
         for script, count in ((first, 0), (second, 1)):
@@ -174,9 +139,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
         (tmp_path / name).mkdir()
     (tmp_path / "here" / "rows.jsonl").write_text('{"text": "one"}\n')
     monkeypatch.chdir(tmp_path / "here")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0, "data.train": "rows.jsonl"})
         if leaves_by == "signal":
             app.leaving.leave()
@@ -184,9 +147,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
             app.leaving.leave_by_choice()
     leave_behind()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         document = app.state.document
         assert document is not None
         assert (document.path, document.get("train.epochs")) == (None, 7.0)
@@ -201,9 +162,7 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.leaving.leave()
     leave_behind()
@@ -222,16 +181,12 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
 
 async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
         pane._take_edited("", "[data\n# half a line")
         app.leaving.leave()
     leave_behind()
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
         assert isinstance(pane, ConfigPane)
         await wait_for(pilot, lambda: pane.unread_text == "[data\n# half a line")
@@ -241,9 +196,7 @@ async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path
 
 async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert len(list_drafts("config")) == 1
@@ -251,17 +204,6 @@ async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) ->
         await wait_for(pilot, lambda: not app.state.is_dirty)
         app.drafts.look()
         assert not list_drafts("config")
-
-
-async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: Path) -> None:
-    (home / "drafts").write_text("a file where a directory belongs")
-    app = LocaltuneApp(config_path=write_config(tmp_path))
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
-        app.configuration.set_options({"train.epochs": 7.0})
-        app.drafts.look()
-        assert app.drafts.kept == ""
-        app.leaving.leave()
 
 
 def dialogue() -> Dialogue:

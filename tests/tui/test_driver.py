@@ -1,4 +1,4 @@
-"""The driver on a terminal that misbehaves: the app goes on, or quits in order, and no input can crash it."""
+"""The driver on a terminal that misbehaves, which no input can crash, and its output where there is no UTF-8."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from textual.app import App
 from textual.events import Key
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Input
 
+from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal
 from tests.tui.test_terminal_input import BROKEN
-from tui.driver import OutputStream, TerminalDriver
+from tui.driver import SIGNS, OutputStream, TerminalDriver, ascii_table
 from tui.messages import KeysHandled
 from tui.widgets.forms.ask_bar import KeyQuestion
 
@@ -31,9 +33,8 @@ HANG_UP = b"the line is dead"
 
 
 def is_well(terminal: Terminal) -> bool:
-    """Whether the app answers: help opens, and closes."""
-    terminal.press("?")
-    terminal.wait_for_text("Help · ")
+    """True if the app answers: help opens, and closes."""
+    terminal.press("?", until="Help · ")
     terminal.press("\x1b")
     terminal.wait_for(lambda: "Help · " not in terminal.text)
     return not terminal.has_ended()
@@ -83,15 +84,12 @@ def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> No
 def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        terminal.press("?", until="Help · ")
         # In one read, as a slow line delivers them: alt+5 to a terminal.
-        terminal.press("\x1b5")
-        terminal.wait_for_text("No runs yet.")
+        terminal.press("\x1b5", until="No runs yet.")
         assert "Help · " not in terminal.text
-        # Of alt+enter, Textual tells enter alone, which would answer.
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        # For alt+enter, Textual names enter alone, which would answer.
+        terminal.press("?", until="Help · ")
         terminal.press("\x1b\r")
         terminal.wait_for(lambda: "Help · " not in terminal.text)
 
@@ -110,13 +108,11 @@ sys.exit(main([]))
 def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str]) -> None:
     with Terminal([sys.executable, "-c", BUSY], environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        terminal.press("?", until="Help · ")
         terminal.press("\x1b")
         # Longer than an escape waits for the rest of a sequence, and shorter than the app is busy.
         terminal.pump(0.2)
-        terminal.press("5")
-        terminal.wait_for_text("No runs yet.")
+        terminal.press("5", until="No runs yet.")
 
 
 async def test_nothing_is_waited_for_behind_many_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +216,57 @@ def test_what_cannot_be_written_is_lost_and_raises_nothing() -> None:
     assert stream.write("drawn") == 5
     stream.flush()
     assert stream.isatty() is False
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_replacement_is_one_ascii_character_of_one_cell() -> None:
+    for code, replacement in ascii_table().items():
+        assert replacement.isascii()
+        assert len(replacement) == 1
+        assert cell_len(chr(code)) == 1, f"U+{code:04X}"
+
+
+def test_borders_keep_their_shape() -> None:
+    assert "╭──┬─╮│┃┤└╰╯━═║╎".translate(ascii_table()) == "+--+-+||++++--||"
+    assert "▕██▌▁▏⣀⠀✓ 71 °C …".translate(ascii_table()) == "|###_|: + 71 'C ~"
+
+
+def test_letters_and_escapes_are_passed_on() -> None:
+    stream = StringIO()
+    text = "\x1b[1mGrüße 日本 ✓\x1b[0m"
+    assert OutputStream(stream, ascii_table()).write(text) == len(text)
+    assert stream.getvalue() == "\x1b[1mGrüße 日本 +\x1b[0m"
+
+
+def test_every_sign_that_the_app_writes_has_a_replacement() -> None:
+    """Signs are the characters of the sources that are no letters; tables of scripts to recognize are no output."""
+    table = ascii_table()
+    for path in (ROOT / "tui").rglob("*.py"):
+        for character in set(path.read_text(encoding="utf-8")):
+            if not character.isascii() and not character.isalpha():
+                assert ord(character) in table, f"{path.name}: {character} U+{ord(character):04X}"
+    assert SIGNS["…"] == "~"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C locale is Linux's")
+def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
+    ScriptedRun(home).begin().train_to(40)
+    environment = {
+        "LOCALTUNE_HOME": str(home),
+        "XDG_CONFIG_HOME": str(home.parent / "config"),
+        "LANG": "C",
+        "LC_ALL": "C",
+    }
+    with Terminal.app(size=(120, 34), environment=environment) as terminal:
+        terminal.wait_for_text("step")
+        terminal.wait_for_text("5 Runs")
+        terminal.press("1", until="d sample data")
+        terminal.press("d", until="400 used")
+        terminal.press("2", until="learning_rate")
+        terminal.press("4", until="4 Chat")
+        terminal.press("5", until="5 Runs - 1")
+        terminal.press("?", until="Help - ")
+        assert not [character for character in terminal.output.decode() if not character.isascii()]
+        assert "+-" in terminal.text

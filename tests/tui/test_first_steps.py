@@ -1,4 +1,4 @@
-"""The first screen: what a model can learn from, with the files of the directory to choose from."""
+"""Empty panes: ways to start, with the data files of the directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
@@ -36,10 +36,7 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
             text = screen_text(app)
             assert "No run yet. What should the model learn from?" in text
             for line in (
-                "o   my own file",
-                "▸ faq.csv",
-                "notes.csv   4 rows",
-                "d   the sample tickets",
+                *("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "d   the sample tickets"),
                 "I   a config",
             ):
                 assert line in text
@@ -49,13 +46,9 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
 
 
 async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
-        await pilot.press("1")
-        await wait_for(pilot, lambda: "No data yet. What should the model learn from?" in screen_text(app))
-        await pilot.press("j", "k", "j", "k", "enter")
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
+        await press(pilot, "1", until="No data yet. What should the model learn from?")
+        await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
         assert pane_of(app, "data").view.path == directory / "faq.csv"
 
 
@@ -73,55 +66,41 @@ async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home
 
 
 async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
-        await pilot.press("o")
-        await wait_for(pilot, lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
+    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
+        await press(pilot, "o", until=lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
         await pilot.press("escape", "3", "I")
         await wait_for(pilot, lambda: app.main.current == "config" and isinstance(app.focused, PathInput))
 
 
 async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: Path) -> None:
     (directory / "c.toml").write_text('[data]\ntrain = "faq.csv"\n')
-    app = LocaltuneApp(directory / "c.toml")
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
-        await pilot.press("3")
-        await wait_for(pilot, lambda: "r   start a run of the configuration" in screen_text(app))
+    async with running(LocaltuneApp(directory / "c.toml"), (100, 30)) as (app, pilot):
+        await press(pilot, "3", until="r   start a run of the configuration")
         assert "▸ faq.csv" not in screen_text(app)
 
 
 async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(size=(100, 30), notifications=True, until="faq.csv") as (app, pilot):
+        await press(pilot, "enter", until=lambda: pane_of(app, "data").view is not None)
         await pilot.press("r")
         told = "t uses faq.csv for training, and r starts then."
         await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
 
 
 async def test_earlier_runs_are_named(directory: Path, home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.end("finished")
+    ScriptedRun(home).train_to(30).end("finished")
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
-        await pilot.press("1")
-        await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))
+        await press(pilot, "1", until="5   my run: tickets, finished")
 
 
 async def test_a_run_that_ends_while_the_app_is_open_is_told_so(directory: Path, home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
-        await pilot.press("1")
-        await wait_for(pilot, lambda: "5   my run: tickets, in progress" in screen_text(app))
+        await press(pilot, "1", until="5   my run: tickets, in progress")
         script.end("finished")
         await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))
 

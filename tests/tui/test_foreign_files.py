@@ -15,7 +15,7 @@ from core.sandbox import pool
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.hostile_templates import SLOW
-from tests.tui.harness import pane_of, wait_for, words
+from tests.tui.harness import pane_of, press, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 
@@ -26,7 +26,7 @@ PATIENCE = 120.0
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.template.template import TemplateScreen
 
@@ -35,8 +35,7 @@ async def main():
     async with app.run_test(size=(200, 50)) as pilot:
         await wait_for(pilot, lambda: pane_of(app, "data") is not None, 90)
         await wait_for(pilot, lambda: pane_of(app, "data").session.masks is not None, 90)
-        await pilot.press("1", "m")
-        await wait_for(pilot, lambda: "learned" in screen_text(app), 90)
+        await press(pilot, "1", "m", until="learned", seconds=90)
         await wait_for(pilot, lambda: pane_of(app, "data").view.analysis is not None, 90)
         await wait_for(pilot, lambda: pane_of(app, "config").known.facts.model is not None, 90)
         await pilot.press("T")
@@ -127,8 +126,7 @@ async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(directory: P
             await wait_for(pilot, lambda: pane.opener.failure == directory / name, PATIENCE)  # noqa: B023
             await wait_for(pilot, lambda: name in words(pilot) and "opening" not in words(pilot))  # noqa: B023
             assert pane.view is None
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
@@ -136,10 +134,7 @@ async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(directory: P
 TEMPLATES = {
     "size.jinja": ("x" * (300 << 10), "larger than 256 KiB"),
     "depth.jinja": ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
-    "time.jinja": (
-        CHATML + "{% if messages[0].content == 'q 0' %}" + SLOW + "{% endif %}",
-        "takes more than 1 s",
-    ),
+    "time.jinja": (CHATML + "{% if messages[0].content == 'q 0' %}" + SLOW + "{% endif %}", "takes more than 1 s"),
 }
 
 
@@ -160,8 +155,7 @@ async def test_a_hostile_template_is_a_sentence_in_the_pane(
         for name, (_, part) in TEMPLATES.items():
             app.configuration.set_options({"template.file": name})
             await wait_for(pilot, lambda: part in words(pilot), PATIENCE)  # noqa: B023 - within this turn of the loop
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
 
 
 @cases(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -23,7 +22,7 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
-from tests.tui.harness import FORBIDDEN, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, press, resize, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
@@ -122,7 +121,7 @@ def test_a_chart_holds_whatever_floats_there_are(values: list[float], first: int
     assert all(math.isfinite(bucket.last) for bucket in chart.data.loss.smooth_bucket(80))
 
 
-@cases(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (0.5, 4)])
+@cases(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (-1.0, 0), (0.5, 4), (1.0, 9)])
 def test_a_bar_of_any_share_has_its_width(share: float, filled: int) -> None:
     full, empty = bar(share, 9, ASCII)
     assert (len(full), len(full + empty)) == (filled, 9)
@@ -162,9 +161,7 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
     """Show a run after the other in the panes, as bad lines come, at two sizes."""
     scripts = []
     for number, lines in enumerate(worst_runs.values()):
-        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1)
-        script.begin()
-        script.steps(1, 3)
+        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1).begin().steps(1, 3)
         script.hardware()
         append(script, lines)
         scripts.append(script)
@@ -181,11 +178,9 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
             script.write_state(state="failed", reason=f"the end {number}")
             await wait_for(pilot, lambda: f"the end {number}" in screen_text(app))  # noqa: B023
             for key in ("3", "l", "5", "3"):
-                await pilot.press(key)
-                await pilot.pause()
+                await press(pilot, key)
                 assert not FORBIDDEN & set(screen_text(app)), worst
-            await pilot.resize_terminal(80, 24)
-            await pilot.pause()
+            await resize(pilot, 80, 24)
             assert app.is_running
             assert view.history.step_count >= 1, worst
             await pilot.resize_terminal(160, 46)
@@ -209,8 +204,7 @@ def _odd(kind: str) -> Callable[[Path], None]:
 
 @cases("kind", ["fifo", "directory", "deep", "device", "hex"])
 def test_the_list_of_runs_has_odd_ones_too(home: Path, kind: str) -> None:
-    script = ScriptedRun(home, f"20261124-143600-{kind}")
-    script.steps(1, 2)
+    script = ScriptedRun(home, f"20261124-143600-{kind}").steps(1, 2)
     for path in (script.run.config_path, script.run.state_path, script.run.events_path):
         content = path.read_bytes()
         path.unlink()
@@ -233,24 +227,21 @@ async def test_the_list_of_runs_is_drawn_with_times_that_are_none(home: Path) ->
             os.utime(path, (moment, moment))
     app = LocaltuneApp()
     async with app.run_test(size=(160, 46)) as pilot:
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 3" in screen_text(app))
+        await press(pilot, "5", until="5 Runs · 3")
         assert not FORBIDDEN & set(screen_text(app))
 
 
 def test_a_long_history_is_passed_on_piece_by_piece(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "LIVE_SECONDS", 0.01)
     monkeypatch.setattr(bridge, "CATCH_UP_SECONDS", 0.001)
-    script = ScriptedRun(home, total=30_000)
-    script.steps(1, 2)
+    script = ScriptedRun(home, total=30_000).steps(1, 2)
     posted: list[object] = []
     stop = threading.Event()
 
     def post(message: object) -> None:
         posted.append(message)
         if isinstance(message, RunAttached):
-            script.steps(3, 20_000)
-            script.end("finished")
+            script.steps(3, 20_000).end("finished")
         elif isinstance(message, RunAdvanced) and message.state.is_over:
             stop.set()
 
@@ -261,10 +252,3 @@ def test_a_long_history_is_passed_on_piece_by_piece(home: Path, monkeypatch: pyt
     assert max(len(message.events) for message in advanced) < 6000
     # Its end is not posted before the events that led to it.
     assert [message.state.is_over for message in advanced] == [*[False] * (len(advanced) - 1), True]
-
-
-def test_a_state_with_a_huge_number_is_none() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "state.json")
-        path.write_text(json.dumps({"state": "training", "step": 10**400}))
-        assert RunState.read(path) is None

@@ -1,4 +1,4 @@
-"""Hints of keys: they can be clicked, and say what is so now."""
+"""Key hints: they can be clicked, and are up to date."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from textual.pilot import Pilot
 from tests.cases import cases
 from tests.tui.data_panes import row, write_lines
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import has_live_run, pane_of, press, running, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_app import ready, record_commands
+from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
 from tui.panes.base import hint_at
 from tui.widgets.forms.inputs import PromptInput
@@ -40,9 +40,7 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
     write_lines(tmp_path / "rows.jsonl", [row(f"question {number}", "yes") for number in range(9)])
     config = tmp_path / "mine.toml"
     config.write_text('[data]\ntrain = "rows.jsonl"\n')
-    app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=config), (100, 30)) as (app, pilot):
         await wait_for(pilot, lambda: "c checkpoint" in screen_text(app))
         await click(pilot, "c checkpoint")
         await wait_for(pilot, lambda: sent == ["checkpoint"])
@@ -55,12 +53,8 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
 
 
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 30)) as pilot:
-        await ready(pilot)
-        await wait_for(pilot, lambda: app.state.view is not None)
+    ScriptedRun(home).train_to(30)
+    async with running(size=(120, 30), until=has_live_run) as (app, pilot):
         pane = pane_of(app, "chat")
         session = FakeSession({"tuned": ["short", " and", " tuned"]}, step=30)
         session.gate = threading.Semaphore(0)
@@ -75,8 +69,7 @@ async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypat
             return shown in lines[-1] and other not in screen_text(app) and any(border in line for line in lines)
 
         await wait_for(pilot, lambda: agrees(stops=False))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: agrees(stops=True))
+        await press(pilot, "enter", until=lambda: agrees(stops=True))
         assert isinstance(app.focused, PromptInput)
         await pilot.resize_terminal(100, 26)
         await wait_for(pilot, lambda: agrees(stops=True))

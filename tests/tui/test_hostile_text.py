@@ -185,8 +185,7 @@ async def test_a_dialog_draws_nothing_hostile(view: RunView) -> None:
 async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
     from tui.app import LocaltuneApp
 
-    script = ScriptedRun(home)
-    script.train_to(5)
+    script = ScriptedRun(home).train_to(5)
     script.write(*_events())
     script.write_state(state="failed", reason=EVIL)
     app = LocaltuneApp(run="latest")

@@ -37,7 +37,7 @@ PROCESSORS = [
 
 
 class WrittenApp(LocaltuneApp):
-    """The app, with what it would write to a terminal."""
+    """The app, which records its output for a terminal."""
 
     CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
 
@@ -63,7 +63,7 @@ async def show(pilot: Pilot[Any], app: WrittenApp, key: str) -> None:
 
 
 async def settled(pilot: Pilot[Any], app: WrittenApp) -> None:
-    """Wait until a few rounds have written nothing; then forget what was written."""
+    """Wait until a few rounds have written nothing; then clear the record."""
     rounds = 0
 
     def is_quiet() -> bool:
@@ -90,8 +90,7 @@ async def ticks(pilot: Pilot[Any], app: WrittenApp, devices: list[Any], pass_tim
 
 def ended(home: Path) -> ScriptedRun:
     """A run that has ended a while ago."""
-    script = ScriptedRun(home, start=1e9)
-    script.train_to(60)
+    script = ScriptedRun(home, start=1e9).train_to(60)
     script.heartbeat = 1e9 + 200
     script.end("finished")
     return script
@@ -99,9 +98,7 @@ def ended(home: Path) -> ScriptedRun:
 
 def paused(home: Path) -> ScriptedRun:
     """A run whose worker waits and reports its card."""
-    script = ScriptedRun(home)
-    script.train_to(34)
-    script.hardware(CARDS[0])
+    script = ScriptedRun(home).train_to(34).hardware(CARDS[0])
     script.write(ControlEvent(t=script.pass_time(0), command="pause", sender="socket", result="ok"))
     script.write_state(state="paused")
     return script

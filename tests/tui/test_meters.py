@@ -1,4 +1,4 @@
-"""Meters of devices that rest: what jitters is not shown, what has changed is, within a few readings."""
+"""Meters of idle devices: jitter is not shown, and changes are, within a few readings."""
 
 from __future__ import annotations
 
@@ -58,16 +58,10 @@ def test_a_processor_that_jitters_is_not_shown_anew() -> None:
 @cases(
     "changes",
     [
-        {"temperature_c": 43.0},
-        {"temperature_c": 84.0},
-        {"memory_used": 1_100_000_000},
-        {"utilization": 40.0},
-        {"power_w": 60.0},
-        {"problem": "The card is lost."},
-        {"memory_temperature_c": None},
-        {"throttle_reasons": ["thermal slowdown"]},
-        {"processes": [GpuProcess(7, 500_000_000, "game")]},
-        {"age_s": 20.0},
+        *({"temperature_c": 43.0}, {"temperature_c": 84.0}, {"memory_used": 1_100_000_000}),
+        *({"utilization": 40.0}, {"power_w": 60.0}, {"problem": "The card is lost."}),
+        *({"memory_temperature_c": None}, {"throttle_reasons": ["thermal slowdown"]}),
+        *({"processes": [GpuProcess(7, 500_000_000, "game")]}, {"age_s": 20.0}),
     ],
 )
 @cases("is_watched", [True, False])
@@ -79,7 +73,7 @@ def test_what_has_changed_on_a_card_is_shown_at_once(changes: dict[str, object],
 def test_a_small_change_is_shown_once_it_has_lasted() -> None:
     warmer = replace(IDLE, temperature_c=42.0)
     assert shown([IDLE, *[warmer] * (LASTING - 1)]) == [IDLE]
-    # A reading that is told again is no further one.
+    # The same reading, passed again, does not count.
     meters, again = SteadyMeters(), MeterReading([warmer])
     meters.follow(MeterReading([IDLE]), rests=True)
     assert [meters.follow(again, rests=True).devices for _ in range(9)] == [[IDLE]] * 9

@@ -36,19 +36,16 @@ def broken(mistake: str, *arguments: str, environment: dict[str, str]) -> Termin
 def edit_epochs(terminal: Terminal, value: str) -> None:
     """Type another value of ``train.epochs``."""
     terminal.wait_for_text("tickets.toml")
-    terminal.press("2/epochs")
-    terminal.wait_for_text("enter accepts")
+    terminal.press("2/epochs", until="enter accepts")
     terminal.wait_for_text("Passes over the trainin")
     terminal.press("\r")
     # The key bar shows the form's keys again.
     terminal.wait_for_text("q quit")
-    terminal.press("\r")
-    terminal.wait_for_text("enter accepts")
+    terminal.press("\r", until="enter accepts")
     terminal.press("\x15")
     # A bound key runs its action later than a letter after it reaches the input.
     terminal.wait_for(lambda: re.search(r"epochs +Passes", terminal.text))
-    terminal.press(f"{value}\r")
-    terminal.wait_for_text("q quit")
+    terminal.press(f"{value}\r", until="q quit")
     terminal.wait_for_text("•edited")
     terminal.wait_for_text(f"epochs                 {value}")
 
@@ -73,7 +70,7 @@ def answer(terminal: Terminal, key: str, question: str) -> None:
 
 
 def is_on(output: bytes, mode: str) -> bool:
-    """Whether the last sequence for a terminal mode turned it on."""
+    """True if the last sequence for a terminal mode turned it on."""
     found = re.findall(rb"\x1b\[" + re.escape(mode.encode()) + rb"([hl])", output)
     return bool(found) and found[-1] == b"h"
 
@@ -94,10 +91,7 @@ FEW = ("thread", "drawing", "panic")
 
 @pytest.mark.parametrize(
     "mistake",
-    [
-        *FEW,
-        *(pytest.param(name, marks=pytest.mark.long) for name in MISTAKES if name not in (*FEW, "endless")),
-    ],
+    [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in MISTAKES if name not in (*FEW, "endless"))],
 )
 def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
     environment: dict[str, str], home: Path, mistake: str
@@ -154,8 +148,7 @@ def test_edits_come_back_after_a_mistake_and_can_be_given_up(
     with Terminal.app(str(path), environment=environment, size=(100, 30)) as terminal:
         terminal.wait_for_text("that were not saved are back: ^s saves them")
         terminal.wait_for_text("•edited")
-        terminal.press("2")
-        terminal.wait_for_text("▸")
+        terminal.press("2", until="▸")
         terminal.press("u")
         terminal.wait_for(lambda: "•edited" not in terminal.text)
         terminal.wait_for(lambda: not draft.exists())
@@ -168,8 +161,7 @@ def test_edits_come_back_after_a_mistake_and_can_be_given_up(
 def test_q_does_not_wait_for_a_thread_that_never_ends(environment: dict[str, str]) -> None:
     with broken("endless", environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("0")
-        terminal.wait_for_text("The work has begun.")
+        terminal.press("0", until="The work has begun.")
         terminal.press("q")
         assert terminal.wait_for_end(10) == 0
         assert not is_on(terminal.output, "?1049")
@@ -192,8 +184,7 @@ def test_edits_outlive_an_app_that_is_killed(
         terminal.wait_for_text("changed by something else since")
         answer(terminal, "r", "changed by something else since")
         terminal.wait_for_text("•edited")
-        terminal.press("q")
-        terminal.wait_for_text("has edits that are not saved")
+        terminal.press("q", until="has edits that are not saved")
         answer(terminal, "d", "has edits that are not saved")
         assert terminal.wait_for_end() == 0
     assert path.read_text().endswith("# changed by somebody else\n")

@@ -1,14 +1,16 @@
-"""The command palette: what it offers, and what finds what."""
+"""The command palette: its commands, and the words that find them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.cases import cases
-from tests.tui.harness import screen_lines, wait_for
+from tests.tui.harness import has_live_run, press, resize, running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_app import ready
+from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
 from tui.palette import WORDS, find_commands, list_commands
@@ -41,24 +43,12 @@ def test_every_command_has_other_words() -> None:
 @cases(
     ("typed", "first"),
     [
-        ("theme", "app.theme"),
-        ("colors", "app.theme"),
-        ("export", "train.export"),
-        ("screenshot", "app.picture"),
-        ("compare", "config.compare"),
-        ("diff", "config.compare"),
-        ("download", "data.open"),
-        ("ollama", "config.model"),
-        ("base model", "config.model"),
-        ("delete", "runs.delete"),
-        ("reset", "config.default"),
-        ("undo", "config.undo"),
-        ("stop", "train.stop"),
-        ("learning rate", "train.settings"),
-        ("axolotl", "config.import"),
-        ("exit", "app.quit"),
-        ("side by side", "app.tile"),
-        ("demo", "train.sample"),
+        *(("theme", "app.theme"), ("colors", "app.theme"), ("export", "train.export")),
+        *(("screenshot", "app.picture"), ("compare", "config.compare"), ("diff", "config.compare")),
+        *(("download", "data.open"), ("ollama", "config.model"), ("base model", "config.model")),
+        *(("delete", "runs.delete"), ("reset", "config.default"), ("undo", "config.undo")),
+        *(("stop", "train.stop"), ("learning rate", "train.settings"), ("axolotl", "config.import")),
+        *(("exit", "app.quit"), ("side by side", "app.tile"), ("demo", "train.sample")),
         ("save a check", "train.checkpoint"),
     ],
 )
@@ -91,36 +81,30 @@ def pointed_at(app: LocaltuneApp) -> list[str]:
 
 async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await ready(pilot)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("ctrl+p")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+    async with running(size=(200, 50), until=has_live_run) as (app, pilot):
+        await press(pilot, "ctrl+p", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press("down", "down")
         (chosen,) = pointed_at(app)
         for size in ((200, 50), (120, 34), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert pointed_at(app) == [chosen], "the cursor stays where it is"
             assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
-        await pilot.press(*"theme")
-        await pilot.pause()
+        await press(pilot, *"theme")
         assert any("▸" in line and "Choose the colors" in line and " f2" in line for line in screen_lines(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, ThemePicker))
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, ThemePicker))
 
 
-async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path) -> None:
+async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        for typed, pane in (("show the configuration", "config"), ("pick a data file", "data")):
-            await pilot.press("i")
-            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
-            await pilot.press("ctrl+p")
-            await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+    sent = record_commands(monkeypatch)
+    async with running(until=has_live_run) as (app, pilot):
+        for typed, pane in (
+            ("show the configuration", "config"),
+            ("pick a data file", "data"),
+            ("save a checkpoint now", "train"),
+        ):
+            await press(pilot, "i", until=lambda: isinstance(app.focused, PromptInput))
+            await press(pilot, "ctrl+p", until=lambda: isinstance(app.screen, PickScreen))
             await pilot.press(*typed, "enter")
             await wait_for(pilot, lambda: len(app.screen_stack) == 1 and app.main.current == pane)  # noqa: B023 - within this turn
+        await wait_for(pilot, lambda: sent == ["checkpoint"])

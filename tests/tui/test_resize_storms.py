@@ -13,7 +13,7 @@ from tests.tui.terminal import Terminal
 
 #: Sizes that come one after the other, faster than any can be drawn.
 STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 60), (59, 19), (20, 5)]
-#: The keys to each screen from the Runs pane, what is on it at every usual size, and the keys back.
+#: Keys to each screen from the Runs pane, a text on it at every usual size, and the keys back.
 SCREENS = {
     "the queue": ("Q", "Nothing waits.", "\x1b"),
     "a deletion": ("D", "to the trash", "n"),
@@ -36,11 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ended runs, with figures enough for a curve."""
     made = tmp_path_factory.mktemp("home")
     for number in range(2):
-        script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60)
-        script.begin()
-        script.steps(1, 60)
-        script.checkpoint(60)
-        script.end("finished")
+        script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60).begin().steps(1, 60)
+        script.checkpoint(60).end("finished")
     return made
 
 
@@ -67,8 +64,7 @@ def storm(terminal: Terminal, sign: str) -> None:
 
 
 def press(terminal: Terminal, key: str) -> None:
-    """Press a key that paints something, and wait for all of it: one that comes while this one is not yet read would be
-    one with it."""
+    """Press a key that paints something, and wait for all of it, so that the next key is read on its own."""
     terminal.press(key)
     before = len(terminal.output)
     terminal.wait_for(lambda: len(terminal.output) > before)
@@ -98,7 +94,7 @@ def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, reque
     assert re.search(unwanted, terminal.output) is None
 
 
-#: The keys to screens from the Runs pane, and what their frame says of ``enter`` at the least size.
+#: Keys to screens from the Runs pane, their titles, and the hint for ``enter`` at the smallest size.
 TINY = {
     "D": ("Delete the run", "enter keep it"),
     "Q": ("Queue", "enter show its ru"),
@@ -122,8 +118,7 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
         if title == "Delete the run":
             assert "20261101-000001-tickets" in "".join(line.strip() for line in lines)
             # The rest is scrolled to.
-            terminal.press("\x1b[F")
-            terminal.wait_for_text("d  delete it for")
+            terminal.press("\x1b[F", until="d  delete it for")
         terminal.resize(80, 24)
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
         terminal.wait_for_rest()

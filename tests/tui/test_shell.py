@@ -1,17 +1,21 @@
-"""The shell: the app's interface for widgets, and the app's access to its panes."""
+"""The shell: the app's interface for widgets, the app's access to its panes, and an app without screens."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 
 import pytest
 from textual.app import App
 
 from tests.tui.harness import ShellApp, wait_for
 from tui.app import LocaltuneApp
+from tui.controllers.desktop import Desktop
 from tui.panes import PANES, Panes
 from tui.panes.train import TrainPane
 from tui.shell import Shell, shell_of
+from tui.state import AppState
 
 
 async def test_an_app_without_keys_is_no_shell() -> None:
@@ -46,3 +50,17 @@ async def test_every_pane_is_reached_by_its_class() -> None:
         await wait_for(pilot, lambda: None not in (panes.data, panes.config, panes.train, panes.chat, panes.runs))
         for spec in PANES:
             assert type(panes.find(spec.id)) is spec.load()
+
+
+def test_what_is_there_is_left_alone() -> None:
+    code = (
+        "import gc; from tui.app import spare_the_screen; kept = [[n] for n in range(1000)]; spare_the_screen();"
+        "print(gc.get_freeze_count() > 1000, gc.get_threshold())"
+    )
+    # In a process of its own: nothing there is ever freed afterwards.
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split(maxsplit=1) == ["True", "(10000, 20, 20)\n"]
+
+
+def test_the_header_of_an_app_without_screens_is_left_alone() -> None:
+    Desktop(App(), AppState(), time.time).show_header()

@@ -110,14 +110,11 @@ def test_no_terminal_is_one_line_and_a_code(environment: dict[str, str]) -> None
 
 
 def test_nothing_hostile_reaches_the_terminal(environment: dict[str, str], home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(10)
-    script.phase("rehearsing", detail=HOSTILE)
+    script = ScriptedRun(home).train_to(10).phase("rehearsing", detail=HOSTILE)
     script.end("failed", f"reason {HOSTILE}", f"hint {HOSTILE}")
     with Terminal.app("--run", "latest", environment=environment, size=(120, 34)) as terminal:
         terminal.wait_for_text("failed at step 10")
-        terminal.press("5")
-        terminal.wait_for_text("✗ failed")
+        terminal.press("5", until="✗ failed")
         terminal.press("q")
         terminal.wait_for_end()
         for sequence in (b"\x1b]52", b"\xc2\x9b", b"\x00", b"\x7f", "\u202e".encode(), "\u2066".encode()):

@@ -30,9 +30,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     config = home / "rows.toml"
     config.write_text('[data]\ntrain = "rows.jsonl"\n', encoding="utf-8")
     for number in range(8):
-        script = ScriptedRun(home, f"20261101-00000{number}-tickets", total=20)
-        script.train_to(20)
-        script.end("finished")
+        ScriptedRun(home, f"20261101-00000{number}-tickets", total=20).train_to(20).end("finished")
     environment = {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
     with Terminal.app(str(config), size=(120, 34), environment=environment) as opened:
         opened.wait_for(lambda: "rows.toml" in opened.text, 60)
@@ -59,7 +57,7 @@ def test_a_cursor_that_moves_costs_two_kilobytes_at_most(terminal: Terminal, the
     costs = [cost(terminal, key) for key in "jjjkkj"]
     if back:
         cost(terminal, back)
-    # The sum: on a busy machine, what a key paints may come with the next one's.
+    # The sum, as the output of a key may come with that of the next on a busy machine.
     assert 0 < sum(costs) <= MOVE * len(costs), costs
 
 

@@ -1,4 +1,4 @@
-"""The terminal's image: what is written leads to the same screen as painting everything, in fewer bytes."""
+"""The terminal's image: its output gives the same screen as painting everything, in fewer bytes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,8 @@ WIDTH, HEIGHT = 40, 12
 STYLES = [
     Style.parse(text)
     for text in (
-        "white on black",
-        "bold white on black",
-        "red on black",
-        "white on blue",
-        "underline green on black",
-        "reverse white on black",
-        "none",
+        *("white on black", "bold white on black", "red on black", "white on blue", "underline green on black"),
+        *("reverse white on black", "none"),
     )
 ]
 WORDS = ["loss", "0.412", "│", "─────", "漢字", "◆ ⣀⣠", " ", "    ", "·", "ü", "e\u0301", "한"]
@@ -62,7 +57,7 @@ class _Screen:
         return output
 
     def shows(self, lines: Sequence[Strip]) -> bool:
-        """Whether it looks like a terminal on which the lines have just been painted."""
+        """True if it looks like a terminal on which the lines have just been painted."""
         other = pyte.Screen(WIDTH, HEIGHT)
         pyte.Stream(other).feed(TerminalImage().bring(_layout(lines), ColorSystem.EIGHT_BIT, (WIDTH, HEIGHT)) or "")
         plain = pyte.Screen(WIDTH, HEIGHT)
@@ -75,7 +70,7 @@ class _Screen:
 
 
 def _looks(screen: pyte.Screen) -> list[object]:
-    """What is seen of a terminal: of a space only what shows on it."""
+    """The visible cells of a terminal; only the background of spaces."""
     found: list[object] = []
     for y in range(HEIGHT):
         for x in range(WIDTH):

@@ -226,7 +226,7 @@ def test_it_does_not_matter_how_bytes_are_cut(pieces: list[bytes], cuts: list[in
         # Only alone is an escape before these a key of its own.
         (b"\x1b\x7f", ["ctrl+w"]),
         (b"\x1b[A", ["up"]),
-        # A terminal that tells them apart has said that it is alt.
+        # A terminal with this protocol says explicitly that it is alt.
         (b"\x1b[113;3u", ["alt+q"]),
     ],
     ids=lambda value: repr(value)[:40],

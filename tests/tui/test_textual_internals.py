@@ -114,7 +114,7 @@ def test_an_update_is_written_under_the_conditions_that_the_image_of_the_termina
     for condition in ("if self._batch_count:", "self._running", "not self._closed", "not self.is_headless"):
         assert condition in source
     assert set(re.findall(r"self\.(\w+)", source.split("_begin_update")[0])) == {
-        *("_batch_count", "_running", "_closed", "is_headless", "_driver", "console"),
+        *("_batch_count", "_running", "_closed", "is_headless", "_driver", "console")
     }
     assert "self._previous_cursor_position = cursor_position" in source
     assert "renderable.render_segments(console)" in source
@@ -138,7 +138,7 @@ def test_styles_have_the_codes_that_pens_are_made_of() -> None:
 
 def test_panes_are_placed_as_textual_places_widgets() -> None:
     assert callable(Widget._clear_arrangement_cache)
-    # What the display of a widget brings about besides a layout and a paint.
+    # Effects of a widget's `display` besides a layout and a repaint.
     source = inspect.getsource(StringEnumProperty.__set__) + inspect.getsource(StringEnumProperty._before_refresh)
     assert "_nodes.updated()" in source
     assert callable(type(Widget()._nodes).updated)

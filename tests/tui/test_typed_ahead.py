@@ -16,19 +16,16 @@ from textual.pilot import Pilot
 
 from core.config.files import remember_config
 from tests.cases import cases
-from tests.tui.config_panes import go_to, write_config
+from tests.tui.config_panes import config_pane, go_to, write_config
 from tests.tui.config_panes import opened as config_opened
-from tests.tui.data_panes import opened, row, write_lines
-from tests.tui.harness import PaneApp, screen_text, wait_for
+from tests.tui.data_panes import data_pane, row, write_lines
+from tests.tui.harness import has_live_run, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal, app_environment
-from tests.tui.test_app import ready, record_commands
-from tui.app import LocaltuneApp
+from tests.tui.test_app import record_commands
 from tui.datasets.view import DatasetView
 from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
-from tui.panes.config.pane import ConfigPane
-from tui.panes.data.pane import DataPane
 from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
 from tui.screens.columns.columns import ColumnForm, ColumnsScreen
@@ -39,30 +36,12 @@ from tui.widgets.forms.inputs import PromptInput, SafeInput
 
 PANES = ("data", "config", "train", "chat", "runs")
 NAMES = {"\n": "enter", "\x13": "ctrl+s", "\x10": "ctrl+p", "\t": "tab", "↓": "down"}
-#: What shells, editors and people write, and what was once typed into the app by mistake.
+#: Texts for shells, editors and people, and texts that were once typed into the app by mistake.
 TEXTS = [
-    "clear; localtune-tui trian\n",
-    "ls -la\n",
-    "sudo reboot\n",
-    "git status\n",
-    "git\n",
-    "pip install torch\n",
-    "kill -9 1234\n",
-    "rm -rf runs\n",
-    "python -m tui\n",
-    "exit\n",
-    "echo hello\n",
-    "test\n",
-    "delete\n",
-    "tree\n",
-    "top\n",
-    "pop\n",
-    "less\n",
-    "stop\n",
-    "select * from runs;\n",
-    "How do I replace my fan?\n",
-    "für Elise\n",
-    "好的，开始\n",
+    *("clear; localtune-tui trian\n", "ls -la\n", "sudo reboot\n", "git status\n", "git\n"),
+    *("pip install torch\n", "kill -9 1234\n", "rm -rf runs\n", "python -m tui\n", "exit\n", "echo hello\n"),
+    *("test\n", "delete\n", "tree\n", "top\n", "pop\n", "less\n", "stop\n", "select * from runs;\n"),
+    *("How do I replace my fan?\n", "für Elise\n", "好的，开始\n"),
 ]
 
 
@@ -112,31 +91,13 @@ def test_no_letter_of_a_text_is_a_command(text: str, scope: str) -> None:
 @cases(
     ("scope", "text"),
     [
-        ("data", "tr\n"),
-        ("train", "1o rows.jsonl\n"),
-        ("train", "1tr\n"),
-        ("data", "jjjjjjjj"),
-        ("data", ":123456\n"),
-        ("data", "/fan\nn"),
-        ("data", "jjj/fan\n"),
-        ("data", "GGkk"),
-        ("config", "2jj"),
-        ("config", "/lr\n"),
-        ("config", "\n0.01\n"),
-        ("config", "jjj\n0.01\n"),
-        ("config", "S mine.toml\n"),
-        ("config", "\x13mine.toml\n"),
-        ("config", "Oapp\n"),
-        ("config", "P↓↓\n"),
-        ("train", "e1e-4\n"),
-        ("train", "sy"),
-        ("train", "ihello world\n"),
-        ("runs", "/failed\n"),
-        ("runs", "5jj\n"),
-        ("train", "51234"),
-        ("chat", "i what is 3?\n"),
-        ("chat", "4ihello\n"),
-        ("runs", "\x10theme\n"),
+        *(("data", "tr\n"), ("train", "1o rows.jsonl\n"), ("train", "1tr\n"), ("data", "jjjjjjjj")),
+        *(("data", ":123456\n"), ("data", "/fan\nn"), ("data", "jjj/fan\n"), ("data", "GGkk")),
+        *(("config", "2jj"), ("config", "/lr\n"), ("config", "\n0.01\n"), ("config", "jjj\n0.01\n")),
+        *(("config", "S mine.toml\n"), ("config", "\x13mine.toml\n"), ("config", "Oapp\n")),
+        *(("config", "P↓↓\n"), ("train", "e1e-4\n"), ("train", "sy"), ("train", "ihello world\n")),
+        *(("runs", "/failed\n"), ("runs", "5jj\n"), ("train", "51234"), ("chat", "i what is 3?\n")),
+        *(("chat", "4ihello\n"), ("runs", "\x10theme\n")),
     ],
 )
 def test_what_is_typed_ahead_is_carried_out(scope: str, text: str) -> None:
@@ -270,9 +231,7 @@ async def typed(pilot: Pilot[Any]) -> str:
 
 async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_come_back(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [row(f"question {number}", "yes") for number in range(9)])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 24)) as (pilot, pane):
         pane.body.rows.focus()
         await pilot.pause()
         # Each of these letters is a key of the pane, and so are the keys themselves.
@@ -281,29 +240,24 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_com
             assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
             assert not pane.body.shows_tokens
             assert not pane.shows_report
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "escape", until=lambda: pane.body.rows.has_focus)
         for number in (3, 7):
             type_at_once(pilot, f":{number}")
             assert await typed(pilot) == str(number)
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "enter", until=lambda: pane.body.rows.has_focus)
             await pilot.pause()
             assert pane.index == number - 1
         for term in ("quest", "no such text"):
             # The last search is offered again, and is replaced by typed text.
             type_at_once(pilot, f"/{term}")
             assert await typed(pilot) == term
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "enter", until=lambda: pane.body.rows.has_focus)
         await pilot.press("slash")
         assert await typed(pilot) == "no such text"
 
 
 async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
         field = await go_to(pilot, pane, "train.epochs")
         type_at_once(pilot, "\n5\n")
         await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
@@ -313,12 +267,10 @@ async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
 
 
 async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_they_lead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await wait_for(pilot, lambda: bool(pane.form.shown))
+    async with config_pane(size=(100, 24)) as (pilot, pane):
         pane.form.focus()
         await pilot.pause()
         before = pane.document.dumps()
@@ -326,13 +278,22 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
             type_at_once(pilot, chunk)
             assert (await typed(pilot)).endswith(text)
             assert pane.document.dumps() == before
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: pane.form.has_focus)
+            await press(pilot, "escape", until=lambda: pane.form.has_focus)
+        for name in ("apples", "pears"):
+            (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
+            remember_config(tmp_path / f"{name}.toml")
         await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        type_at_once(pilot, "Oapp")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "app"
+        await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PickScreen))
+        type_at_once(pilot, "Oapp\n")
+        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
         type_at_once(pilot, "vf")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
         cursor = pane.form.cursor
         type_at_once(pilot, "Pj")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
@@ -342,47 +303,16 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         assert pane.form.cursor == cursor
 
 
-async def test_the_editor_of_a_value_still_saves_with_its_key(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, path)
-        await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "9", "ctrl+s")
-        await wait_for(pilot, lambda: "epochs = 9" in path.read_text())
-
-
-async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path, private_home: Path) -> None:
-    for name in ("apples", "pears"):
-        (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
-        remember_config(tmp_path / f"{name}.toml")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
-        pane.form.focus()
-        await pilot.pause()
-        type_at_once(pilot, "Oapp")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        assert await typed(pilot) == "app"
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
-        type_at_once(pilot, "Oapp\n")
-        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
-
-
 async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         assert isinstance(pane.view, DatasetView)
         screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
         await pilot.app.push_screen(screen)
         await wait_for(pilot, lambda: screen.sample is not None)
         await pilot.pause()
-        await pilot.press("j")
-        await pilot.pause()
+        await press(pilot, "j")
         type_at_once(pilot, "\nwaru")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         assert await typed(pilot) == "waru"
@@ -393,26 +323,20 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
 ) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
-        await pilot.press("3")
-        await pilot.pause()
+    async with running(until=has_live_run) as (app, pilot):
+        await press(pilot, "3")
         type_at_once(pilot, "syp")
         await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
         assert isinstance(app.screen, ChoiceDialog)
         assert sent == []
-        await pilot.press("y")
-        await wait_for(pilot, lambda: sent == ["stop"])
+        await press(pilot, "y", until=lambda: sent == ["stop"])
 
 
 async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+    async with running(until=has_live_run) as (app, pilot):
         for opening, leaving in (("?", "\n\n"), ("s", "yy"), ("e", "\n\n"), ("s", "nn")):
             type_at_once(pilot, opening)
             await wait_for(pilot, lambda: len(app.screen_stack) == 2)
@@ -426,9 +350,7 @@ async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pyte
 
 async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         pane.document.set("train.epochs", 5.0)
         pane.form.focus()
         await pilot.pause()
@@ -440,8 +362,7 @@ async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_pat
         assert not pane.filter.shows_expert
         assert pane.document.dumps() == before
         assert "has not been saved" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
 
 
 MISTYPED = "clear; localtune-tui trian\r"
@@ -467,22 +388,16 @@ def terminal(workplace: Path) -> Iterator[Terminal]:
     environment = {**app_environment(workplace / "home"), "EDITOR": str(workplace / "editor")}
     with Terminal.app(str(workplace / "mine.toml"), environment=environment, size=(100, 30)) as terminal:
         terminal.wait_for_text("3 Train · 2026")
-        terminal.press("1")
-        terminal.wait_for_text("1 Data · rows.jsonl")
+        terminal.press("1", until="1 Data · rows.jsonl")
         yield terminal
 
 
 def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Terminal) -> None:
-    terminal.press("3")
-    terminal.wait_for_text("─ 3 Train")
-    terminal.press("1jj/question 7\r")
-    terminal.wait_for_text("question 7: row 8")
-    terminal.press("3")
-    terminal.wait_for_text("─ 3 Train")
-    terminal.press("1:2\r")
-    terminal.wait_for_text("─ row 2 ")
-    terminal.press("5iwhat is it?")
-    terminal.wait_for_text("─ 4 Chat")
+    terminal.press("3", until="─ 3 Train")
+    terminal.press("1jj/question 7\r", until="question 7: row 8")
+    terminal.press("3", until="─ 3 Train")
+    terminal.press("1:2\r", until="─ row 2 ")
+    terminal.press("5iwhat is it?", until="─ 4 Chat")
     terminal.wait_for_text("what is it?")
     terminal.press("\x1b")
     terminal.wait_for_rest()
@@ -490,8 +405,7 @@ def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Ter
 
 def test_a_command_line_typed_into_a_pane_does_nothing(terminal: Terminal, workplace: Path) -> None:
     for number, title in TITLES.items():
-        terminal.press(number)
-        terminal.wait_for_text(f"─ {title}")
+        terminal.press(number, until=f"─ {title}")
         terminal.press(MISTYPED)
         terminal.wait_for_text(LOST)
         terminal.wait_for_rest()
@@ -503,15 +417,13 @@ def test_a_command_line_typed_into_a_pane_does_nothing(terminal: Terminal, workp
         # still the end of the text.
         over = time.monotonic() + 2 * BURST_GOES_ON
         terminal.wait_for(lambda: time.monotonic() > over)  # noqa: B023 - within this turn of the loop
-        terminal.press("?")
-        terminal.wait_for_text(f"Help · {title.partition(' ')[2]}")
+        terminal.press("?", until=f"Help · {title.partition(' ')[2]}")
         terminal.press("\x1b")
         terminal.wait_for(lambda: "Help · " not in terminal.text)
 
 
 def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workplace: Path) -> None:
-    terminal.press("2")
-    terminal.wait_for_text("─ 2 Config")
+    terminal.press("2", until="─ 2 Config")
     terminal.press(f"\x1b[200~{MISTYPED}\x1b[201~")
     terminal.wait_for_text(LOST)
     terminal.wait_for_rest()
@@ -519,8 +431,7 @@ def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workp
 
 
 def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Terminal) -> None:
-    terminal.press("1")
-    terminal.wait_for_text("─ 1 Data")
+    terminal.press("1", until="─ 1 Data")
     terminal.press("make all")
     terminal.press("\r")
     terminal.press("q")
@@ -534,20 +445,14 @@ def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Term
 async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_live_run) as (app, pilot):
         for number in TITLES:
-            await pilot.press(number, "i", "1", "i")
-            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
+            await press(pilot, number, "i", "1", "i", until=lambda: isinstance(app.focused, PromptInput))
             assert isinstance(app.focused, PromptInput)
             assert app.focused.text == "1i"
             assert app.main.slot("chat").display
             app.focused.clear()
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.focused, PromptInput))
+            await press(pilot, "escape", until=lambda: not isinstance(app.focused, PromptInput))
         # A dialog over the panes keeps its keys.
-        await pilot.press("question_mark", "i", "1")
-        await pilot.pause()
+        await press(pilot, "question_mark", "i", "1")
         assert len(app.screen_stack) == 2

@@ -34,11 +34,7 @@ class Desktop:
     """
 
     def __init__(
-        self,
-        app: App[str],
-        state: AppState,
-        clock: Callable[[], float],
-        write: Callable[[str], None] = lambda _: None,
+        self, app: App[str], state: AppState, clock: Callable[[], float], write: Callable[[str], None] = lambda _: None
     ) -> None:
         self._app, self._state, self._clock, self._write = app, state, clock, write
         self.panes = Panes(self._find_pane)

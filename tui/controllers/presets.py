@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +22,9 @@ _BASE = "model.base"
 _CHOSEN_FOR = ("data.train", "data.format", "data.columns", "model.base", "hardware.device")
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """Values that the choice of a preset depends on."""
-
-    values: tuple[object, ...]
-
-    @classmethod
-    def of(cls, document: ConfigDocument) -> _Subject | None:
-        """The subject of a configuration; None if it names no data."""
-        if not data_paths(document, "train"):
-            return None
-        return cls(tuple(repr(document.get(name)) for name in _CHOSEN_FOR))
+def _subject_of(document: ConfigDocument) -> tuple[object, ...] | None:
+    """The values that the choice of a preset depends on; None if the configuration names no data."""
+    return tuple(repr(document.get(name)) for name in _CHOSEN_FOR) if data_paths(document, "train") else None
 
 
 class PresetChooser:
@@ -52,7 +42,7 @@ class PresetChooser:
     def __init__(self, desktop: Desktop, keys: KeyTable, settled: Callable[[], None]) -> None:
         self._desktop, self._keys, self._settled = desktop, keys, settled
         self._document: ConfigDocument | None = None
-        self._subject: _Subject | None = None
+        self._subject: tuple[object, ...] | None = None
         self._given: dict[str, Any] = {}
         self._max_length: dict[str, Any] = {}
         self.preset = ""
@@ -75,7 +65,7 @@ class PresetChooser:
             self.is_pending = False
             return False
         self._drop_share(document)
-        subject = _Subject.of(document)
+        subject = _subject_of(document)
         if subject == self._subject:
             return True
         self._subject = subject
@@ -106,7 +96,7 @@ class PresetChooser:
             self._note(document)
             self._tell(document, "no share held out", "✓ data.eval is held out, and no share of the rows any more.")
 
-    async def _choose(self, document: ConfigDocument, subject: _Subject) -> None:
+    async def _choose(self, document: ConfigDocument, subject: tuple[object, ...]) -> None:
         from core.config.document import ConfigDocument
 
         # A copy for the thread, without the values of the last choice.

@@ -15,6 +15,7 @@ from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.runs.record.store import Run
+    from tui.screens.choice import ChoiceDialog
     from tui.screens.run_settings import RunSettings
     from tui.state import RunView
 
@@ -114,35 +115,36 @@ class RunControl:
 
     def _ask_to_stop_now(self, run: Run) -> None:
         """Stop a run without a checkpoint; ask once more if steps would be lost."""
-        from tui.screens.dialogs import YES, stop_now_dialog
+        from tui.screens.dialogs import stop_now_dialog
 
-        view = self._state.live_run
-        if view is None or view.run != run:
-            self._desktop.warn("Nothing is stopped", f"{run.id} has ended by itself.")
-            return
+        def question(view: RunView) -> ChoiceDialog | None:
+            return stop_now_dialog(view) if view.step > (view.saved_step or 0) else None
 
-        def answered(answer: str | None) -> None:
-            if answer == YES:
-                self._ask(run, "stop", now=True)
-
-        if view.step > (view.saved_step or 0):
-            self._desktop.open(stop_now_dialog(view), answered)
-        else:
-            answered(YES)
+        self._confirm(run, "Nothing is stopped", question, lambda: self._ask(run, "stop", now=True))
 
     def _ask_to_kill(self, run: Run) -> None:
-        from tui.screens.dialogs import YES, kill_dialog
+        from tui.screens.dialogs import kill_dialog
+
+        self._confirm(run, "Nothing is killed", kill_dialog, lambda: self._bridge.kill(run))
+
+    def _confirm(
+        self, run: Run, refusal: str, question: Callable[[RunView], ChoiceDialog | None], act: Callable[[], None]
+    ) -> None:
+        """Act on a run that is still live, after a yes to the question if there is one."""
+        from tui.screens.dialogs import YES
 
         view = self._state.live_run
         if view is None or view.run != run:
-            self._desktop.warn("Nothing is killed", f"{run.id} has ended by itself.")
-            return
+            self._desktop.warn(refusal, f"{run.id} has ended by itself.")
+        elif (dialog := question(view)) is None:
+            act()
+        else:
 
-        def answered(answer: str | None) -> None:
-            if answer == YES:
-                self._bridge.kill(run)
+            def answered(answer: str | None) -> None:
+                if answer == YES:
+                    act()
 
-        self._desktop.open(kill_dialog(view), answered)
+            self._desktop.open(dialog, answered)
 
     def answered(self, message: ControlAnswered) -> None:
         """Show the result of a command; quit after a stop that was requested while quitting."""

@@ -35,13 +35,7 @@ class Serving:
         make_job: Creates the job; by default the real one.
     """
 
-    def __init__(
-        self,
-        app: App[str],
-        desktop: Desktop,
-        state: AppState,
-        make_job: MakeServeJob | None = None,
-    ) -> None:
+    def __init__(self, app: App[str], desktop: Desktop, state: AppState, make_job: MakeServeJob | None = None) -> None:
         self._app, self._desktop, self._state = app, desktop, state
         self.make_job = make_job
         self._job: ServeJob | None = None

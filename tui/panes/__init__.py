@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -18,36 +19,6 @@ PaneT = TypeVar("PaneT", bound="Pane")
 PaneT_co = TypeVar("PaneT_co", bound="Pane", covariant=True)
 
 
-def _data() -> type[DataPane]:
-    from tui.panes.data.pane import DataPane
-
-    return DataPane
-
-
-def _config() -> type[ConfigPane]:
-    from tui.panes.config.pane import ConfigPane
-
-    return ConfigPane
-
-
-def _train() -> type[TrainPane]:
-    from tui.panes.train import TrainPane
-
-    return TrainPane
-
-
-def _chat() -> type[ChatPane]:
-    from tui.panes.chat.pane import ChatPane
-
-    return ChatPane
-
-
-def _runs() -> type[RunsPane]:
-    from tui.panes.runs import RunsPane
-
-    return RunsPane
-
-
 @dataclass(frozen=True)
 class PaneSpec(Generic[PaneT_co]):
     """Declaration of a pane, with a loader of its class."""
@@ -55,17 +26,23 @@ class PaneSpec(Generic[PaneT_co]):
     id: str
     number: int
     title: str
-    load: Callable[[], type[PaneT_co]]
-    """Imports and returns the class."""
+    place: str
+    """The module of its class, and the class."""
     at_once: bool = False
     """True if it is light enough to load before the first paint."""
 
+    def load(self) -> type[PaneT_co]:
+        """Import the class."""
+        module, _, name = self.place.rpartition(".")
+        found: type[PaneT_co] = getattr(import_module(module), name)
+        return found
 
-DATA = PaneSpec("data", 1, "Data", _data)
-CONFIG = PaneSpec("config", 2, "Config", _config)
-TRAIN = PaneSpec("train", 3, "Train", _train, at_once=True)
-CHAT = PaneSpec("chat", 4, "Chat", _chat)
-RUNS = PaneSpec("runs", 5, "Runs", _runs)
+
+DATA: PaneSpec[DataPane] = PaneSpec("data", 1, "Data", "tui.panes.data.pane.DataPane")
+CONFIG: PaneSpec[ConfigPane] = PaneSpec("config", 2, "Config", "tui.panes.config.pane.ConfigPane")
+TRAIN: PaneSpec[TrainPane] = PaneSpec("train", 3, "Train", "tui.panes.train.TrainPane", at_once=True)
+CHAT: PaneSpec[ChatPane] = PaneSpec("chat", 4, "Chat", "tui.panes.chat.pane.ChatPane")
+RUNS: PaneSpec[RunsPane] = PaneSpec("runs", 5, "Runs", "tui.panes.runs.RunsPane")
 
 PANES: tuple[PaneSpec[Pane], ...] = (DATA, CONFIG, TRAIN, CHAT, RUNS)
 

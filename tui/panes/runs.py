@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 
 from core.errors import UserError
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from tui import messages
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.shell import RunsInView
@@ -27,7 +28,6 @@ from tui.widgets.run_detail import account_column, account_rows, queue_line
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
-    from core.queue.view import QueueView
     from core.runs.catalog.result import RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.store import Labels, Run
@@ -99,9 +99,21 @@ class RunsPane(Pane):
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._show_account)
 
-    def show_queue(self, view: QueueView) -> None:
-        """Show the next run of the queue, and when the queue will be done."""
-        self.query_one("#queue", TextBlock).show(queue_line(view, self.keys["app.queue"].display))
+    def take(self, message: messages.Result) -> None:
+        """Show a list, a queue, or figures, details or labels of runs."""
+        match message:
+            case messages.RunsListed(rows):
+                self.show(rows)
+            case messages.QueueListed(view):
+                line = queue_line(view, self.keys["app.queue"].display)
+                self.query_one("#queue", TextBlock).show(line)
+            case messages.RunFiguresRead(figures):
+                self.show_figures(figures)
+            case messages.RunDetailRead(detail):
+                self._detail = detail
+                self._show_account()
+            case messages.RunLabeled(run, labels):
+                self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list; the cursor stays on its run."""
@@ -206,11 +218,6 @@ class RunsPane(Pane):
         if run_list.selected is not None and run_list.selected.run.id in figures:
             self._show_account()
 
-    def show_detail(self, detail: RunDetail) -> None:
-        """Show details, if the cursor is still on their run."""
-        self._detail = detail
-        self._show_account()
-
     def _show_account(self) -> None:
         run_list, place = self.query_one(RunList), self.query_one("#detail", Static)
         row, detail = run_list.selected, self._detail
@@ -223,10 +230,6 @@ class RunsPane(Pane):
         if not content.is_same(self._account):
             self._account = content
             place.update(content)
-
-    def relabel(self, run: Run, labels: Labels) -> None:
-        """Show the new labels of a run without waiting for the next listing."""
-        self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def forget(self, run: Run) -> None:
         """Remove a deleted run from the list without waiting for the next listing."""
@@ -278,15 +281,17 @@ class RunsPane(Pane):
         # Unlike focus(), at once: keys typed ahead are its text.
         self.screen.set_focus(line)
 
+    def _use_run(self, use: Callable[[Run], object]) -> None:
+        if (row := self.query_one(RunList).selected) is not None:
+            use(row.run)
+
     def action_open(self) -> None:
         """Show the run under the cursor."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.runs.open(row.run)
+        self._use_run(self.shell.runs.open)
 
     def action_details(self) -> None:
         """Show everything about the run under the cursor."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.runs.show_details(row.run)
+        self._use_run(self.shell.runs.show_details)
 
     def action_mark(self) -> None:
         """Toggle the mark of the run under the cursor, and move to the next."""
@@ -350,39 +355,34 @@ class RunsPane(Pane):
 
     async def action_rename(self) -> None:
         """Ask for a display name for the run under the cursor."""
-        await self._ask("name", lambda labels: labels.name, _named, "a name to show; its id stays")
+        await self._ask("name", "a name to show; its id stays", lambda labels: labels.name, _named)
 
     async def action_tag(self) -> None:
         """Ask for the tags of the run under the cursor."""
-        await self._ask("tags", lambda labels: " ".join(labels.tags), _tagged, "words, as: keep baseline")
+        await self._ask("tags", "words, as: keep baseline", lambda labels: " ".join(labels.tags), _tagged)
 
     async def action_note(self) -> None:
         """Ask for a note on the run under the cursor."""
-        await self._ask("note", lambda labels: labels.note, _noted, "what to remember of it")
+        await self._ask("note", "what to remember of it", lambda labels: labels.note, _noted)
 
     async def _ask(
-        self, label: str, present: Callable[[Labels], str], change: Callable[[Labels, str], Labels], placeholder: str
+        self, label: str, hint: str, present: Callable[[Labels], str], change: Callable[[Labels, str], Labels]
     ) -> None:
-        if (row := self.query_one(RunList).selected) is not None:
-            await self.ask_bar.converse(self._relabel(row, label, present, change, placeholder))
+        row = self.query_one(RunList).selected
 
-    async def _relabel(
-        self,
-        row: RunRow,
-        label: str,
-        present: Callable[[Labels], str],
-        change: Callable[[Labels, str], Labels],
-        placeholder: str,
-    ) -> None:
-        text = present(row.labels)
-        answer = await self.ask_bar.ask(label, text, placeholder=placeholder)
-        if answer is None or answer == text:
-            return
-        try:
-            change(row.labels, answer)  # an invalid answer raises here, not in the bridge's thread
-            self.shell.bridge.label(row.run, lambda labels: change(labels, answer))
-        except UserError as error:
-            self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
+        async def ask() -> None:
+            if row is None or (answer := await self.ask_bar.ask(label, present(row.labels), placeholder=hint)) is None:
+                return
+            if answer == present(row.labels):
+                return
+            try:
+                change(row.labels, answer)  # an invalid answer raises here, not in the bridge's thread
+                self.shell.bridge.label(row.run, lambda labels: change(labels, answer))
+            except UserError as error:
+                self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
+
+        if row is not None:
+            await self.ask_bar.converse(ask())
 
     def action_restore(self) -> None:
         """Restore the run that was deleted last."""
@@ -394,28 +394,23 @@ class RunsPane(Pane):
 
     def action_continue_run(self) -> None:
         """Continue the run under the cursor."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.starting.continue_run(row.run)
+        self._use_run(self.shell.starting.continue_run)
 
     def action_edit_config(self) -> None:
         """Open the configuration of the run under the cursor as a new one."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.configuration.edit_run(row.run)
+        self._use_run(self.shell.configuration.edit_run)
 
     def action_export(self) -> None:
         """Export the result of the run under the cursor."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.runs.export(row.run)
+        self._use_run(self.shell.runs.export)
 
     def action_evaluate(self) -> None:
         """Evaluate the model of the run under the cursor on a file of prompts."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.runs.evaluate(row.run)
+        self._use_run(self.shell.runs.evaluate)
 
     def action_serve(self) -> None:
         """Serve the model of the run under the cursor to other programs."""
-        if (row := self.query_one(RunList).selected) is not None:
-            self.shell.serving.request(row.run)
+        self._use_run(self.shell.serving.request)
 
     def action_delete(self) -> None:
         """Delete the run under the cursor after a confirmation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
@@ -30,6 +31,7 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.runs.catalog.result import RunResult
+    from core.runs.record.history import RunHistory
     from tui.state import RunView
 
 #: Rows from which the end of a run has blank lines between its parts.
@@ -288,9 +290,8 @@ class TrainPane(Pane, can_focus=True):
 
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
-        if view is None:
-            entries = []
-        elif view.is_live:
+        entries: list[tuple[str, str]] = []
+        if view is not None and view.is_live:
             pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
             names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
@@ -306,8 +307,6 @@ class TrainPane(Pane, can_focus=True):
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
             if not view.state.parked:
                 entries.append((keys["train.settings"].display, "settings"))
-        else:
-            entries = []
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.
             entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
@@ -343,43 +342,41 @@ class TrainPane(Pane, can_focus=True):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """True if an action is available for the shown run."""
         view = self._view
-        if action in ("toggle_pause", "checkpoint", "stop"):
-            return view is not None and view.is_live
-        if action == "park":
-            return view is not None and view.is_live and not view.state.parked
-        if action == "change_settings":
-            return view is not None
-        if action == "skip":
-            return view is not None and view.is_measuring_base
-        if action == "continue_run":
-            return view is not None and not view.is_live
-        if action == "sample":
-            # Only in the empty state, which offers it: over a run of the user, its key would be an accident.
-            return view is None
-        if action in ("follow_log", "unfold_log"):
-            return view is not None
-        if action == "toggle_log_axis":
-            return view is not None and self._curves.main(view.history).has_log_axis
-        if action in ("turn_curve", "turn_second", "zoom", "show_all", "pan", "move_cursor"):
-            return self._shows_chart
-        if action == "turn_question":
-            return self._shows_answers or self._shows_chart
-        if action == "show_curve":
-            return self._shows_answers or (self._shows_chart and (self._chart.cursor is not None or self._is_zoomed))
-        if action == "toggle_answers":
-            return view is not None
-        if action in ("scroll_answers", "page_answers"):
-            return self._shows_answers
-        if action in ("walk_answers", "turn_layout"):
-            return self._shows_answers and self._has_samples
-        if action in ("copy_path", "export", "use_elsewhere"):
-            return self._result is not None and self._result.path is not None
+        match action:
+            case "toggle_pause" | "checkpoint" | "stop":
+                return view is not None and view.is_live
+            case "park":
+                return view is not None and view.is_live and not view.state.parked
+            case "skip":
+                return view is not None and view.is_measuring_base
+            case "continue_run":
+                return view is not None and not view.is_live
+            case "sample":
+                # Only in the empty state, which offers it: over a run of the user, its key would be an accident.
+                return view is None
+            case "change_settings" | "toggle_answers" | "follow_log" | "unfold_log":
+                return view is not None
+            case "toggle_log_axis":
+                return view is not None and self._curves.main(view.history).has_log_axis
+            case "turn_curve" | "turn_second" | "zoom" | "show_all" | "pan" | "move_cursor":
+                return self._shows_chart
+            case "turn_question":
+                return self._shows_answers or self._shows_chart
+            case "show_curve":
+                is_moved = self._chart.cursor is not None or self._is_zoomed
+                return self._shows_answers or (self._shows_chart and is_moved)
+            case "scroll_answers" | "page_answers":
+                return self._shows_answers
+            case "walk_answers" | "turn_layout":
+                return self._shows_answers and self._has_samples
+            case "copy_path" | "export" | "use_elsewhere":
+                return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
         """Pause or resume the run; withdraw a pending pause."""
-        paused = self._view is not None and self._view.state.state == "paused"
-        self.shell.run_control.request("resume" if paused else "pause")
+        is_paused = self._view is not None and self._view.state.state == "paused"
+        self.shell.run_control.request("resume" if is_paused else "pause")
 
     def action_park(self) -> None:
         """Give the device back until the run is resumed."""
@@ -435,15 +432,15 @@ class TrainPane(Pane, can_focus=True):
 
     def action_turn_curve(self, by: int) -> None:
         """Show the next or previous curve of the run."""
-        if self._view is not None:
-            self._curves.turn(self._view.history, by)
-            self._show_chart(self._view)
-            self._subtitle()
+        self._turn(self._curves.turn, by)
 
     def action_turn_second(self, by: int) -> None:
         """Overlay the next or previous second curve; the cycle includes none."""
+        self._turn(self._curves.turn_second, by)
+
+    def _turn(self, turn: Callable[[RunHistory, int], object], by: int) -> None:
         if self._view is not None:
-            self._curves.turn_second(self._view.history, by)
+            turn(self._view.history, by)
             self._show_chart(self._view)
             self._subtitle()
 

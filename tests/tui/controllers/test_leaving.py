@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from core.drafts import list_drafts
 from core.errors import UserError
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.harness import asks, document_of, has_live_run, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
@@ -21,7 +23,7 @@ from tui.panes.config.pane import ConfigPane
 from tui.screens.start.card import StartCard
 
 
-async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
+async def edit(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     """The config pane with an unsaved edit."""
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
     pane = pane_of(app, "config")
@@ -29,63 +31,55 @@ async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     await wait_for(pilot, lambda: bool(pane.form.shown) and pane.document is app.state.document)
     await pilot.press("2")
     await go_to(pilot, pane, "train.epochs")
-    await pilot.press("enter", "ctrl+u", "7", "enter")
-    await wait_for(pilot, lambda: pane.form.has_focus and app.state.is_dirty)
+    await press(pilot, "enter", "ctrl+u", "7", "enter", until=lambda: pane.form.has_focus and app.state.is_dirty)
     await pilot.pause()
     return pane
 
 
+@asynccontextmanager
+async def edited(path: Path) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any], ConfigPane]]:
+    """The app with an unsaved edit of a file."""
+    async with running(LocaltuneApp(config_path=path)) as (app, pilot):
+        yield app, pilot, await edit(pilot, app)
+
+
 async def asked(pilot: Pilot[Any], key: str = "q") -> None:
-    await pilot.press(key)
-    await wait_for(pilot, lambda: asks(pilot.app, "save and leave"))
+    await press(pilot, key, until=lambda: asks(pilot.app, "save and leave"))
     await pilot.pause()
 
 
 @cases("key", ["q", "ctrl+q"])
 async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, key: str) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+    async with edited(path) as (app, pilot, _):
         await asked(pilot, key)
         assert "tickets.toml has edits that are not saved." in screen_text(app)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "s", until=lambda: not app.is_running)
     assert "epochs = 7" in path.read_text()
 
 
 async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     before = path.read_text()
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+    async with edited(path) as (app, pilot, _):
         await asked(pilot)
-        await pilot.press("q", "ctrl+q", "ctrl+c")
-        await pilot.pause()
+        await press(pilot, "q", "ctrl+q", "ctrl+c")
         assert asks(app, "save and leave")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not asks(app, "save and leave"))
+        await press(pilot, "escape", until=lambda: not asks(app, "save and leave"))
         assert app.is_running
         assert app.state.is_dirty
         await asked(pilot)
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "d", until=lambda: not app.is_running)
     assert path.read_text() == before
 
 
 async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: not app.state.is_dirty)
-        await pilot.press("enter", "ctrl+u", "9")
-        await pilot.pause()
+    async with edited(path) as (app, pilot, _):
+        await press(pilot, "ctrl+s", until=lambda: not app.state.is_dirty)
+        await press(pilot, "enter", "ctrl+u", "9")
         await asked(pilot, "ctrl+q")
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "s", until=lambda: not app.is_running)
     assert "epochs = 9" in path.read_text()
 
 
@@ -96,57 +90,44 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
     write_config(tmp_path)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+        await edit(pilot, app)
         app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 7.0
-        assert app.state.document.path is None
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+    async with running() as (app, pilot):
+        assert document_of(app).get("train.epochs") == 7.0
+        assert document_of(app).path is None
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert app.return_value is not None
     assert len(list_drafts("config")) == 1
 
 
 async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tmp_path: Path) -> None:
     (home / "drafts").write_text("a file where a directory belongs")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         await wait_for(pilot, lambda: app.state.is_dirty)
+        app.drafts.look()
+        assert app.drafts.kept == ""
         await asked(pilot)
         assert "has edits that are not saved" in screen_text(app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         # As soon as there is room for it, it is kept without a question.
         (home / "drafts").unlink()
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert len(list_drafts("config")) == 1
 
 
 @pytest.mark.long
 async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
+    async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("o")
-        await wait_for(pilot, lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
+        await press(pilot, "s", until=lambda: pane.ask_bar.is_asking)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
+        await press(pilot, "ctrl+s", until=lambda: pane.ask_bar.is_asking)
+        await press(pilot, "o", until=lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
         await pilot.pause()
         assert app.is_running
 
@@ -155,33 +136,25 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
     home: Path, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
+    async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await press(pilot, "s", until=lambda: pane.ask_bar.is_asking)
         await wait_for(pilot, lambda: "has been changed by something else" in screen_text(app))
         assert path.read_text().startswith("# theirs")
-        await pilot.press("o")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "o", until=lambda: not app.is_running)
     assert "epochs = 7" in path.read_text()
 
 
 async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    app = LocaltuneApp(config_path=write_config(tmp_path))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
-        await edited(pilot, app)
+    script = ScriptedRun(home).train_to(30)
+    async with running(LocaltuneApp(config_path=write_config(tmp_path)), until=has_live_run) as (app, pilot):
+        await edit(pilot, app)
         await asked(pilot)
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "has edits that are not saved" in text
         assert "it goes on when you leave" in text
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "d", until=lambda: not app.is_running)
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
     assert script.run.state().state == "training"
@@ -203,27 +176,21 @@ async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> 
     for _ in range(times):
         app.starting.start_sample()
     await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: not isinstance(app.screen, StartCard))
+    await press(pilot, "enter", until=lambda: not isinstance(app.screen, StartCard))
 
 
 async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app, times=3)
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
         app.starting.start_sample()
-        await pilot.press("q")
-        await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
+        await press(pilot, "q", until="as soon as its worker is there")
         assert app.is_running
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await press(pilot, "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not asks(app, "leave now"))
+        await press(pilot, "enter", until=lambda: not asks(app, "leave now"))
         assert app.is_running
         app.post_message(RunStarted(ScriptedRun(home).run))
         await wait_for(pilot, lambda: not app.is_running)
@@ -233,41 +200,30 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
 
 async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q")
         app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
-        await pilot.press("escape", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "escape", "q", until=lambda: not app.is_running)
 
 
 async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         await ask_to_start(pilot, app)
-        await pilot.press("q", "q")
-        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await press(pilot, "q", "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()
-        await pilot.press("l")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "l", until=lambda: not app.is_running)
 
 
 async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 1)
-        script = ScriptedRun(home)
-        script.train_to(3)
-        script.end("finished")
+        script = ScriptedRun(home).train_to(3).end("finished")
         app.post_message(RunStarted(script.run))
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
         await ask_to_start(pilot, app)

@@ -1,4 +1,4 @@
-"""After a demo comes one's own data: with its own options and held-out rows, and a card that says what the run gets."""
+"""The user's own data after a demo: its own options and held-out rows, and a card that matches ``run.toml``."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from sample_data import path as sample
 from tests.cases import cases
 from tests.tui.config_panes import write_startable
 from tests.tui.controllers.test_presets import value
-from tests.tui.controllers.test_returning import ended, left, notes, opened
-from tests.tui.harness import pane_of, screen_text, wait_for, words
+from tests.tui.controllers.test_returning import ended, left, notes
+from tests.tui.harness import document_of, opened, pane_of, press, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.files import entry_path
 from tui.reopening import reopen
@@ -95,8 +95,7 @@ async def use(pilot: Pilot[Any], path: Path, key: str = "t") -> None:
     await pilot.press("1")
     data.show(path)
     await wait_for(pilot, lambda: data.view is not None and data.view.path == path and data.opener.opening is None)
-    await pilot.press(key)
-    await wait_for(pilot, lambda: str(path) in str(value(app, "data.train")))
+    await press(pilot, key, until=lambda: str(path) in str(value(app, "data.train")))
     await settled(pilot)
 
 
@@ -118,7 +117,7 @@ async def card_of(pilot: Pilot[Any]) -> StartCard:
 
 
 async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozenset(), run: Run | None = None) -> str:
-    """Start a run, and compare what its card said with its ``run.toml``; returns the line of the values.
+    """Start a run, and compare its card with its ``run.toml``; returns the line of the values.
 
     Args:
         user: The options that the user has set.
@@ -133,8 +132,7 @@ async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozens
         assert " ".join(said[label].split()) in words(pilot)
     provenance = card.start.values
     assert provenance is not None
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: len(started) > count)
+    await press(pilot, "enter", until=lambda: len(started) > count)
     new = started[-1]
     await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == new)
     check_card(said, provenance, new.values(), user=user, origin=run.values() if run is not None else {})
@@ -193,9 +191,7 @@ async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their
     here: Path, started: Started
 ) -> None:
     finished_demo()
-    async with opened(LocaltuneApp(), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(size=(80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
         for name in ("own.csv", "own_chat.jsonl"):
             await use(pilot, here / name)
@@ -209,13 +205,10 @@ async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their
 
 async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(here: Path) -> None:
     finished_demo()
-    async with opened(LocaltuneApp(), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(size=(80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
-        assert app.state.document is not None
         app.configuration.set_options({"train.seed": 7})
-        before = app.state.document.dumps()
+        before = document_of(app).dumps()
         await use(pilot, here / "own.csv")
         assert (
             "own.csv is used for training, in a new configuration; r starts. u in Data brings tickets back."
@@ -226,35 +219,29 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         card = await card_of(pilot)
         assert card.start.former == "tickets"
         assert "u former" in screen_text(app)
-        await pilot.press("u")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == before)
+        await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.dumps() == before)
         assert app.state.former == ""
         assert "tickets is back as it was. own is kept: O in Config (2) lists it." in notes(app)
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "tickets_train.jsonl")
         app.drafts.look()
         assert any("learning_rate = 0.002" in draft.data["text"] for draft in list_drafts("config"))
-        # What was taken back can be made again, with its preset and its edit.
-        await pilot.press("2", *["ctrl+r"] * 3)
-        await wait_for(pilot, lambda: value(app, "train.learning_rate") == 0.002)
+        # Redo restores it, with its preset and its edit.
+        await press(pilot, "2", *["ctrl+r"] * 3, until=lambda: value(app, "train.learning_rate") == 0.002)
         assert value(app, "data.train") == str(here / "own.csv")
 
 
 async def test_without_a_former_configuration_the_key_says_so(here: Path) -> None:
-    async with opened(LocaltuneApp(), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(size=(80, 24)) as (app, pilot):
         await use(pilot, here / "own.csv")
         assert value(app, "data.eval_share") == 0.1
         assert app.state.former == ""
-        await pilot.press("u")
-        await wait_for(pilot, lambda: "There is no former configuration." in notes(app))
+        await press(pilot, "u", until=lambda: "There is no former configuration." in notes(app))
         assert value(app, "data.eval_share") == 0.1
 
 
 async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: Started) -> None:
     finished_demo()
-    app = LocaltuneApp(data=Path("own.csv"))
-    async with opened(app, (80, 24)) as pilot:
+    async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
         assert (value(app, "data.train"), value(app, "data.eval")) == (str(here / "own.csv"), None)
         assert app.state.former == "tickets"
@@ -264,8 +251,7 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
         assert value(app, "train.learning_rate") == 0.002, "it is its own file by now"
         await left(pilot)
     # A restart with the same file goes on with its configuration.
-    again = LocaltuneApp(data=Path("own.csv"))
-    async with opened(again, (80, 24)) as pilot:
+    async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (again, pilot):
         await wait_for(pilot, lambda: again.returning._is_complete)
         assert value(again, "train.learning_rate") == 0.002
         await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
@@ -277,8 +263,7 @@ async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_i
     finished_demo()
     paths.config_dir().mkdir(parents=True)
     (paths.config_dir() / "settings.toml").write_text("remember = false\n")
-    app = LocaltuneApp(data=Path("own.csv"))
-    async with opened(app, (80, 24)) as pilot:
+    async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
         assert (value(app, "data.train"), app.state.former) == (str(here / "own.csv"), "")
     for entry, is_there in (("hf://datasets/me/not-fetched", False), ("own.csv", True)):
@@ -290,24 +275,19 @@ async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_i
 async def test_edits_of_a_file_survive_a_new_configuration_and_a_restart(here: Path) -> None:
     path = write_startable(here)
     saved = path.read_text()
-    app = LocaltuneApp(path)
-    async with opened(app, (80, 24)) as pilot:
+    async with opened(LocaltuneApp(path), (80, 24)) as (app, pilot):
         app.configuration.set_options({"train.seed": 7})
         await use(pilot, here / "own.csv")
-        assert app.state.document is not None
-        assert (app.state.document.path, value(app, "train.seed"), app.state.former) == (None, None, "mine.toml")
+        assert (document_of(app).path, value(app, "train.seed"), app.state.former) == (None, None, "mine.toml")
         await left(pilot)
     assert path.read_text() == saved
-    again = LocaltuneApp(path)
-    async with opened(again, (80, 24)) as pilot:
+    async with opened(LocaltuneApp(path), (80, 24)) as (again, pilot):
         await wait_for(pilot, lambda: value(again, "train.seed") == 7)
 
 
 async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here: Path) -> None:
     path = write_startable(here)
-    async with opened(LocaltuneApp(path), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(LocaltuneApp(path), (80, 24)) as (app, pilot):
         document, before = app.state.document, path.read_text()
         assert document is not None
         uses: tuple[Literal["train", "add"], ...] = ("train", "add")
@@ -334,10 +314,7 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
 @pytest.mark.long
 async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:
     demo = finished_demo()
-    async with opened(LocaltuneApp(write_startable(here)), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(write_startable(here)), (80, 24), with_run=True) as (app, pilot):
         app.configuration.edit_run(demo)
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
         app.configuration.set_options({"train.learning_rate": 0.002})
@@ -356,9 +333,7 @@ async def test_every_way_to_every_format(here: Path, started: Started, name: str
         "line": lambda: LocaltuneApp(data=path),
         "file": lambda: LocaltuneApp(write_startable(here)),
     }
-    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.train") is not None)
         if way == "run":
             app.configuration.edit_run(demo)
@@ -369,8 +344,8 @@ async def test_every_way_to_every_format(here: Path, started: Started, name: str
         else:
             await start(pilot, started)
     if way == "restart":
-        async with opened(LocaltuneApp(), (80, 24)) as pilot:
-            await wait_for(pilot, lambda: pane_of(pilot.app, "data").view is not None)
+        async with opened(LocaltuneApp(), (80, 24)) as (again, pilot):
+            await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
             await pilot.press("2")
             await start(pilot, started)
     assert started[-1].values()["data.train"] == str(path)

@@ -12,20 +12,14 @@ from textual.pilot import Pilot
 from core.presets import begin
 from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import document_of, has_form, opened, pane_of, press, running, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.form import help_facts
 
 
-async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    """Wait until the configuration is there, and its form."""
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-
-
 def value(app: LocaltuneApp, name: str) -> Any:
     """An option of the configuration, as it is written; None where it is not."""
-    assert app.state.document is not None
-    return app.state.document.get(name)
+    return document_of(app).get(name)
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +38,13 @@ async def settled(pilot: Pilot[Any], app: LocaltuneApp) -> None:
 
 
 async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34), notifications=True) as pilot:
-        await ready(pilot, app)
+    async with running(size=(120, 34), notifications=True, until=has_form) as (app, pilot):
         app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
         assert any("is used for training; r starts." in note.message for note in app._notifications)
         assert value(app, "data.eval_share") == 0.1
         assert value(app, "eval.every_epochs") == 0.25
-        await pilot.press("2")
-        await wait_for(pilot, lambda: "every 0.25 epochs" in screen_text(app))
+        await press(pilot, "2", until="every 0.25 epochs")
         # The notice lies on the line below.
         app.clear_notifications()
         told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
@@ -71,9 +62,7 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
 
 
 async def test_values_of_the_user_stay(tmp_path: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with opened() as (app, pilot):
         app.main.show_pane("config")
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "train.learning_rate", "7e-5")
@@ -84,9 +73,7 @@ async def test_values_of_the_user_stay(tmp_path: Path, home: Path) -> None:
 
 
 async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with opened() as (app, pilot):
         app.configuration.use_dataset(write_rows(tmp_path / "few.jsonl", 12))
         await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
         assert value(app, "data.eval_share") is None
@@ -96,9 +83,7 @@ async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None
 
 
 async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with opened() as (app, pilot):
         app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1, 30)
         app.configuration.use_dataset(write_rows(tmp_path / "eval.jsonl", 9), "eval")
@@ -110,9 +95,7 @@ async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home
 async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("# mine\n")
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with opened(LocaltuneApp(path)) as (app, pilot):
         app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
         await settled(pilot, app)
@@ -123,9 +106,7 @@ async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_p
     for name, config in (("Qwen3-4B", "Qwen3-4B"), ("mine", "Llama-3.2-1B")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await ready(pilot, app)
+    async with opened(size=(120, 40)) as (app, pilot):
         app.main.show_pane("config")
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "chat.temperature", "0.5")
@@ -157,9 +138,7 @@ async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, ho
     path = tmp_path / "mine.toml"
     text = '[model]\nbase = "gemma-3-4b-it"\n\n[data]\ntrain = "rows.jsonl"\n\n'
     path.write_text(text + "[chat]\ntemperature = 1.0\ntop_p = 0.8\ntop_k = 64\n")
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await ready(pilot, app)
+    async with opened(LocaltuneApp(path), (120, 40)) as (app, pilot):
         app.main.show_pane("config")
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "model.base", "LFM2-1.2B")
@@ -168,11 +147,9 @@ async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, ho
         assert value(app, "chat.top_p") == 0.8, "the user's own stays"
         assert "As advised for LFM2-1.2B: chat.temperature" in " ".join(screen_text(app).replace("│", " ").split())
 
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(app, "chat.temperature") == 1.0, 30)
+        await press(pilot, "u", until=lambda: value(app, "chat.temperature") == 1.0, seconds=30)
         assert (value(app, "model.base"), value(app, "chat.top_k")) == ("LFM2-1.2B", 64), "undone by itself"
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(app, "model.base") == "gemma-3-4b-it", 30)
+        await press(pilot, "u", until=lambda: value(app, "model.base") == "gemma-3-4b-it", seconds=30)
         assert value(app, "chat.top_k") == 64
 
         await type_value(pilot, pane, "model.base", "mine")

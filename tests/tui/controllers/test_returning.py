@@ -1,11 +1,9 @@
-"""Coming back: the app is left in one way or another, and the next start shows what was there."""
+"""Returning: the app is left in several ways, and the next start restores its state."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.harness import asks, document_of, opened, pane_of, press, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
@@ -27,19 +25,9 @@ from tui.session import DataPlace, Session, read_session, session_path, write_se
 from tui.widgets.status_bar import StatusBar
 
 
-@asynccontextmanager
-async def opened(app: LocaltuneApp, size: tuple[int, int] = (120, 34)) -> AsyncIterator[Pilot[Any]]:
-    """The app with its configuration and all panes."""
-    async with app.run_test(size=size) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-        await pilot.pause()
-        yield pilot
-
-
 async def left(pilot: Pilot[Any]) -> None:
     """Quit by the key."""
-    await pilot.press("q")
-    await wait_for(pilot, lambda: not pilot.app.is_running)
+    await press(pilot, "q", until=lambda: not pilot.app.is_running)
 
 
 def rows_file(directory: Path, count: int = 300) -> Path:
@@ -89,13 +77,11 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> None:
     rows_file(here)
     path = write_config(here, '[data]\ntrain = "faq.jsonl"\n')
-    app = LocaltuneApp(config_path=path)
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=path)) as (app, pilot):
         data, config = pane_of(app, "data"), pane_of(app, "config")
         await go_to(pilot, config, "train.batch_size")
         await wait_for(pilot, lambda: data.view is not None and data.view.analysis is not None, 60)
-        await pilot.press("1", "G", "k", "m", "f")
-        await wait_for(pilot, lambda: data.session.filter is not None)
+        await press(pilot, "1", "G", "k", "m", "f", until=lambda: data.session.filter is not None)
         await pilot.pause()
         index = data.index
         assert index > 200
@@ -104,12 +90,10 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
     assert session is not None
     assert session.config == str(path)
     assert session.data == DataPlace(str(here / "faq.jsonl"), index, "empty_answer", True)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         data, config = pane_of(app, "data"), pane_of(app, "config")
         assert app.main.current == "data"
-        assert app.state.document is not None
-        assert app.state.document.path == path
+        assert document_of(app).path == path
         await wait_for(pilot, lambda: data.session.filter is not None, 60)
         assert (data.index, data.session.filter.code, data.body.shows_tokens) == (index, "empty_answer", True)
         assert config.option == "train.batch_size"
@@ -120,16 +104,14 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
 
 async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: Path) -> None:
     run = made_run(rows_file(here), train__learning_rate=5e-4)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         document = app.state.document
         assert document is not None
         assert (document.path, document.get("train.learning_rate")) == (None, 5e-4)
         assert not app.state.is_dirty
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         assert pane_of(app, "config").model.run_name == "faq"
-        await pilot.press("2")
-        await wait_for(pilot, lambda: f"from {run.id[9:]}" in screen_text(app))
+        await press(pilot, "2", until=lambda: f"from {run.id[9:]}" in screen_text(app))
         await left(pilot)
     assert not list_drafts("config")
     assert app.return_value is None
@@ -137,17 +119,14 @@ async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: 
 
 async def test_edits_of_a_run_s_configuration_come_back_as_its_own(here: Path) -> None:
     run = made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         assert app.state.is_dirty
         await left(pilot)
     assert app.return_value is not None
     assert "The configuration (faq) is kept" in app.return_value
-    app = LocaltuneApp()
-    async with opened(app):
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 7.0
+    async with opened() as (app, _):
+        assert document_of(app).get("train.epochs") == 7.0
         assert app.state.origin is not None
         assert app.state.origin.run == run
         assert app.state.is_of_config
@@ -158,17 +137,14 @@ async def test_what_is_gone_is_told_and_nothing_else_is_lost(here: Path) -> None
     path = write_config(here, '[data]\ntrain = "faq.jsonl"\n')
     write_session(Session(config=str(path), option="train.epochs", pane="config", data=DataPlace(str(data), 7)))
     data.unlink()
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
-        assert app.state.document is not None
-        assert app.state.document.path == path
+    async with opened() as (app, pilot):
+        assert document_of(app).path == path
         assert "faq.jsonl, which was open in the Data pane, is not there now." in notes(app)
         assert pane_of(app, "config").option == "train.epochs"
         await left(pilot)
     path.unlink()
     made_run(rows_file(here), "other")
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "tickets.toml is not there any more." in notes(app)
         assert app.state.origin is not None
 
@@ -179,10 +155,8 @@ async def test_an_explicit_configuration_wins(here: Path) -> None:
     second = here / "second.toml"
     second.write_text('[data]\ntrain = "rows.jsonl"\n')
     write_session(Session(config=str(first), pane="data", data=DataPlace(str(here / "rows.jsonl"), 2)))
-    app = LocaltuneApp(config_path=second)
-    async with opened(app) as pilot:
-        assert app.state.document is not None
-        assert app.state.document.path == second
+    async with opened(LocaltuneApp(config_path=second)) as (app, pilot):
+        assert document_of(app).path == second
         await wait_for(pilot, lambda: app.main.current == "config")
 
 
@@ -190,13 +164,9 @@ async def test_an_explicit_run_brings_its_own_configuration(here: Path) -> None:
     first, path = made_run(rows_file(here), "first", train__epochs=2.0), write_config(here)
     made_run(here / "faq.jsonl", "second")
     write_session(Session(config=str(path), pane="data"))
-    app = LocaltuneApp(run="first")
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        assert app.state.view is not None
-        assert app.state.view.run == first
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 2.0
+    async with opened(LocaltuneApp(run="first"), with_run=True) as (app, _):
+        assert view_of(app).run == first
+        assert document_of(app).get("train.epochs") == 2.0
 
 
 async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> None:
@@ -204,11 +174,9 @@ async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> Non
     (paths.config_dir() / "settings.toml").write_text("remember = false\n")
     write_session(Session(config=str(write_config(here)), pane="data"))
     made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert app.main.current == "train"
-        assert app.state.document is not None
-        assert app.state.document.dumps() == ""
+        assert document_of(app).dumps() == ""
         await left(pilot)
     assert not session_path().exists()
 
@@ -217,44 +185,36 @@ async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> Non
 async def test_a_torn_or_hostile_file_is_no_error(here: Path, raw: str) -> None:
     paths.make_private_dir(paths.home())
     session_path().write_text(raw)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert not asks(app, "close")
         await left(pilot)
     assert read_session() is not None
 
 
 async def test_the_end_of_a_watched_run_is_told_once(here: Path) -> None:
-    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
-    script.train_to(30)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         app.leaving.leave_by_choice()
         await wait_for(pilot, lambda: not app.is_running)
     script.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert "203633-faq finished just now while you were away: loss 0." in notes(app)
         assert "exact match 0.83" in notes(app)
         await wait_for(pilot, lambda: app.state.view is not None)
         await left(pilot)
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "while you were away" not in notes(app)
 
 
 async def test_an_end_that_was_seen_is_not_told_again(here: Path) -> None:
-    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
-    script.train_to(30)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         script.end("failed", "no")
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.view.is_live)
         app.returning.look()
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "while you were away" not in notes(app)
 
 
@@ -262,8 +222,7 @@ async def test_a_run_that_another_program_has_made_is_told_with_its_reason(here:
     write_session(Session(pane="train", time=time.time() - 60))
     run = made_run(rows_file(here), "alpaca", "failed")
     ended(run, "failed", "there is no file x.csv")
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         (note,) = [note for note in app._notifications if "away" in note.message]
         assert note.message.endswith(
             "alpaca failed at step 3 of 5 just now while you were away: there is no file x.csv."
@@ -289,18 +248,13 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
 ) -> None:
     rows_file(here)
     run = made_run(here / "faq.jsonl", train__learning_rate=5e-4)
-    app = LocaltuneApp(config_path=write_config(here))
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("3")
-        await wait_for(pilot, lambda: f"r start {run.id[9:]} again" in screen_text(app))
-        await pilot.press("r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
+        await press(pilot, "3", until=lambda: f"r start {run.id[9:]} again" in screen_text(app))
+        await press(pilot, "r", until=lambda: isinstance(app.screen, StartCard))
         assert f"Start {run.id[9:]} again" in screen_text(app)
         assert f"run {run.id[9:]}: 1 value" in screen_text(app)
         assert "other values" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: started)
+        await press(pilot, "enter", until=lambda: started)
         assert started == [(5e-4, "faq")]
 
 
@@ -309,19 +263,14 @@ async def test_the_card_says_where_the_configuration_has_other_values_by_now(
     here: Path, started: list[tuple[float, str]]
 ) -> None:
     run = made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(with_run=True) as (app, pilot):
         app.configuration.set_options({"train.learning_rate": 1e-3})
-        await pilot.press("3", "r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "3", "r", until=lambda: isinstance(app.screen, StartCard))
         await wait_for(
             pilot, lambda: f"faq has other values by now than {run.id[9:]}: 2, then r starts those." in screen_text(app)
         )
-        await pilot.press("escape", "2", "r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: started)
+        await press(pilot, "escape", "2", "r", until=lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "enter", until=lambda: started)
         assert started == [(1e-3, "faq")]
 
 
@@ -329,11 +278,8 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
     data = rows_file(here)
     made_run(data)
     data.unlink()
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("3", "r")
-        await wait_for(pilot, lambda: asks(app, "close"))
+    async with opened(with_run=True) as (app, pilot):
+        await press(pilot, "3", "r", until=lambda: asks(app, "close"))
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "cannot be started again" in text
         assert "There is no file at" in text
@@ -345,20 +291,15 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
 
 async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("2", "O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+    async with opened(with_run=True) as (app, pilot):
+        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
         app.configuration.set_options({"train.epochs": 7.0})
-        await pilot.press("5")
-        await wait_for(pilot, lambda: pane_of(app, "runs").check_action("edit_config", ()))
+        await press(pilot, "5", until=lambda: pane_of(app, "runs").check_action("edit_config", ()))
         await pilot.press("e")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") is None)
-        assert app.state.document is not None
-        assert app.state.document.get("train.learning_rate") == 5e-4
+        assert document_of(app).get("train.learning_rate") == 5e-4
         assert app.state.origin is not None
         assert app.state.origin.run == run
         app.drafts.look()
@@ -372,45 +313,36 @@ async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(
 async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_opened(here: Path) -> None:
     run = made_run(rows_file(here))
     path = write_config(here)
-    app = LocaltuneApp(config_path=path)
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=path)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.configuration.edit_run(run)
         await wait_for(pilot, lambda: "has not been saved" in screen_text(app))
-        await pilot.press("escape")
-        await pilot.pause()
-        assert app.state.document is not None
-        assert app.state.document.path == path
+        await press(pilot, "escape")
+        assert document_of(app).path == path
 
 
-# What was never saved, in the list.
+# Configurations that were never saved, in the list.
 
 
 @pytest.mark.long
 async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -> None:
     rows_file(here)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         app.configuration.set_options({"data.train": here / "faq.jsonl", "train.epochs": 7.0})
-        await pilot.press("2", "O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         assert "faq" in screen_text(app)
         assert "not saved, " in screen_text(app)
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
         assert len(list_drafts("config")) == 1
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
-        await pilot.press("delete")
-        await wait_for(pilot, lambda: "del again discards it for good" in screen_text(app))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "delete", until="del again discards it for good")
         await pilot.press("down", "up", "delete")
         assert list_drafts("config")
         await pilot.press("delete")
@@ -424,9 +356,7 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 @pytest.mark.long
 async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", "failed")
-    app = LocaltuneApp(config_path=write_config(here))
-    async with opened(app) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
         await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
         line = app.main.query_one(StatusBar).render()
         span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])
@@ -437,8 +367,7 @@ async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration
 
 async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) -> None:
     write_session(Session(pane="data"))
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         app.returning.look()
         assert read_session() is not None
         app.returning.forget_if_suspect()
@@ -451,9 +380,7 @@ async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> 
     rows_file(here)
     (here / "other.csv").write_text("question,answer\na,b\nc,d\n")
     write_session(Session(data=DataPlace(str(here / "other.csv"), 1), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
         await wait_for(pilot, lambda: app.returning._is_complete)
         data = pane_of(app, "data")
         await wait_for(pilot, lambda: data.view is not None and data.opener.opening is None)
@@ -465,7 +392,5 @@ async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> 
 async def test_data_that_is_named_and_was_open_comes_back_to_its_row(here: Path) -> None:
     path = rows_file(here)
     write_session(Session(data=DataPlace(str(path), 7), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "data").index == 7)

@@ -26,7 +26,7 @@ from core.runs.record import events
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState, StepProgress, start_identity
 from tests.cases import cases
-from tests.tui.harness import asks, screen_lines, screen_text, wait_for
+from tests.tui.harness import asks, has_live_run, press, running, screen_lines, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tests.tui.test_typed_ahead import type_at_once
@@ -52,12 +52,8 @@ def own_home(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-async def attached(pilot: Pilot[Any]) -> LocaltuneApp:
-    """The app with a live run."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
-    return app
+#: The app with a live run.
+attached = partial(running, until=has_live_run)
 
 
 def is_told(app: LocaltuneApp, text: str) -> bool:
@@ -65,15 +61,13 @@ def is_told(app: LocaltuneApp, text: str) -> bool:
 
 
 async def asked_to_stop(pilot: Pilot[Any]) -> None:
-    await pilot.press("s")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+    await press(pilot, "s", until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
     await pilot.pause()
 
 
 async def settings(pilot: Pilot[Any]) -> RunSettings:
     """The dialog of the settings, with the first input ready."""
-    await pilot.press("e")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, RunSettings))
+    await press(pilot, "e", until=lambda: isinstance(pilot.app.screen, RunSettings))
     await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
     await pilot.pause()
     screen = pilot.app.screen
@@ -100,57 +94,45 @@ def stand_in(script: ScriptedRun, process: subprocess.Popen[bytes]) -> None:
     script.write_state(pid=process.pid, pid_started=start_identity(process.pid))
 
 
-@cases(("key", "sent"), [("y", [("stop", {})]), ("enter", [("stop", {})]), ("w", [("stop", {"now": True})]), ("n", [])])
+@cases(
+    ("steps", "keys", "sent"),
+    [
+        *((64, ["y"], [("stop", {})]), (64, ["enter"], [("stop", {})]), (64, ["n"], [])),
+        *(
+            (64, ["w", "y"], [("stop", {"now": True})]),
+            (64, ["w", "enter"], []),
+            (60, ["w"], [("stop", {"now": True})]),
+        ),
+    ],
+)
 async def test_a_run_is_stopped_with_a_checkpoint_or_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, sent: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, keys: list[str], sent: list[Any]
 ) -> None:
-    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(64)
+    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
-        assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
-        await pilot.press(key)
-        if key == "w":
+        if steps == 64:
+            assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
+        await pilot.press(keys[0])
+        if len(keys) == 2:
             # Letters that lose steps are not enough: it is asked once more, and enter means to go on.
             await wait_for(pilot, lambda: asks(app, "keep training") and "these steps are lost" in words(app))
             await pilot.pause()
             assert commands == []
-            await pilot.press("y")
+            await pilot.press(keys[1])
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: commands.with_args == sent)
-        if key == "w":
+        if keys == ["w", "y"]:
             await wait_for(pilot, lambda: "◌ stopping" in words(app))
-
-
-@cases(("steps", "asked"), [(64, True), (60, False)])
-async def test_a_stop_that_loses_steps_asks_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: bool
-) -> None:
-    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
-    commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
-        await asked_to_stop(pilot)
-        await pilot.press("w")
-        if asked:
-            await wait_for(pilot, lambda: "these steps are lost" in words(app))
-            await pilot.pause()
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
-            assert commands == []
-        else:
-            await wait_for(pilot, lambda: commands.with_args == [("stop", {"now": True})])
 
 
 async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(64)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
-        await pilot.press(*"really")
-        await pilot.pause()
+        await press(pilot, *"really")
         assert isinstance(app.screen, ChoiceDialog)
         assert "press y, w, k, n or esc" in screen_text(app)
         assert commands == []
@@ -169,11 +151,9 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
 async def test_only_ways_to_stop_that_there_are_are_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, steps: int, told: str, keys: str
 ) -> None:
-    script = ScriptedRun(own_home(tmp_path, monkeypatch))
-    script.train_to(steps)
+    script = ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     script.write_state(state=state)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         assert isinstance(app.screen, ChoiceDialog)
         assert told in words(app)
@@ -181,18 +161,15 @@ async def test_only_ways_to_stop_that_there_are_are_offered(
 
 
 async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, process: subprocess.Popen[bytes]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     script.heartbeat = 1e9
     stand_in(script, process)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         assert "s stop it or kill its process" in screen_text(app)
         for answer in ("enter", "escape", "k", "n"):
             await asked_to_stop(pilot)
             assert "no sign of life for" in words(app)
-            await pilot.press("k")
-            await wait_for(pilot, lambda: f"Process {process.pid} of {script.run.id}" in words(app))
+            await press(pilot, "k", until=lambda: f"Process {process.pid} of {script.run.id}" in words(app))
             assert "continued from the checkpoint of step 60." in words(app)
             await pilot.pause()
             await pilot.press(answer)
@@ -201,8 +178,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
             await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         assert process.poll() is None
         await asked_to_stop(pilot)
-        await pilot.press("k")
-        await wait_for(pilot, lambda: "SIGKILL" in words(app))
+        await press(pilot, "k", until=lambda: "SIGKILL" in words(app))
         await pilot.pause()
         await pilot.press("y")
         assert process.wait(60) == -signal.SIGKILL
@@ -211,14 +187,11 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
 
 
 async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process: subprocess.Popen[bytes]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     stand_in(script, process)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "Stop failed" in words(app))
+        await press(pilot, "y", until=lambda: "Stop failed" in words(app))
         assert "cannot be reached" in words(app)
         await pilot.pause()
         await pilot.press("t")
@@ -231,13 +204,11 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
 ) -> None:
     ScriptedRun(home).train_to(64)
     commands = record_commands(monkeypatch, {"step": 64})
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         screen = await settings(pilot)
         assert values(screen) == ["2e-4", *6 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
-        await pilot.press(*"5e-5", "tab", *"50", "enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+        await press(pilot, *"5e-5", "tab", *"50", "enter", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands.with_args == [("set", {"train.learning_rate": 5e-5, "eval.every_steps": 50})]
         told = "Changed after step 64: learning rate 5e-5, evaluation every 50 steps"
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
@@ -247,20 +218,19 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
 async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         for keys in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
             await settings(pilot)
-            await pilot.press(*keys)
-            await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+            await press(pilot, *keys, until=lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
 
 
-async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_value_is_not_sent_and_a_doubtful_one_is_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         for keys, told in (
             ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
             ("fast", "train.learning_rate must be a number, not 'fast'."),
@@ -271,24 +241,13 @@ async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypat
             await pilot.press(*({"\t": "tab", ".": "full_stop"}.get(key, key) for key in keys), "enter")
             await wait_for(pilot, partial(is_told, app, told))
             assert isinstance(app.screen, RunSettings)
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
-
-
-async def test_what_most_likely_was_not_meant_is_told_and_can_be_sent(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
         await settings(pilot)
         await pilot.press(*"0.5", "tab", *"20")
         await wait_for(pilot, lambda: "! train.learning_rate is 0.5, with which adapters diverge." in words(app))
         await wait_for(pilot, lambda: "there are no held-out rows to measure on" in words(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(commands) == 1)
+        await press(pilot, "enter", until=lambda: len(commands) == 1)
 
 
 async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,19 +259,15 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
         raise UserError("The run has ended.", "Continue it.")
 
     monkeypatch.setattr(ControlClient, "request", refuse)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         screen = await settings(pilot)
-        await pilot.press("tab", *"50", "enter")
-        await wait_for(pilot, lambda: "The worker answers between two steps" in words(app))
+        await press(pilot, "tab", *"50", "enter", until=lambda: "The worker answers between two steps" in words(app))
         await pilot.press("7", "enter")
         gate.set()
         await wait_for(pilot, lambda: "✗ The run has ended. Continue it." in words(app))
         assert values(screen) == ["2e-4", "50", *5 * [""]]
-        await pilot.press("backspace")
-        await wait_for(pilot, lambda: values(screen) == ["2e-4", "5", *5 * [""]])
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+        await press(pilot, "backspace", until=lambda: values(screen) == ["2e-4", "5", *5 * [""]])
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, RunSettings))
 
 
 async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,24 +278,20 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
         yield {"ok": False, **refusal(error)}
 
     monkeypatch.setattr(ControlClient, "_exchange", refuse)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await settings(pilot)
         await pilot.press("tab", *"50", "enter")
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
-        await pilot.press("escape", "c")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "escape", "c", until=lambda: isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "Let it go on first: p in the Train pane." in words(app))
 
 
 async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     told = "train.learning_rate = 5e-05, eval.every_steps = 50, checkpoint.every_steps = None"
     script.write(events.ControlEvent(command="set", sender="socket", result=told))
     script.write(events.ControlEvent(command="set", sender="socket", result="refused: No such value."))
-    async with LocaltuneApp().run_test(size=(220, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(220, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "change on request refused: No such value." in screen_text(app))
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
         assert line in screen_text(app)
@@ -353,8 +304,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
 async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         type_at_once(pilot, "e3e-5\t50\n")
         changes = {"train.learning_rate": 3e-5, "eval.every_steps": 50}
         await wait_for(pilot, lambda: commands.with_args == [("set", changes)])
@@ -363,10 +313,8 @@ async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch
 
 
 async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    script = ScriptedRun(home).train_to(64)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         script.end("failed", "the card is gone")
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
@@ -377,7 +325,7 @@ BUSY = RunState(state="training", step=3, total_steps=9, updated=100.0)
 
 
 class SlowWorker:
-    """A worker within a long step: it answers what is asked of it when the test says so, and a take-back at once."""
+    """Worker within a long step: it answers requests when the test lets it, and withdrawals at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.heard: list[tuple[str, dict[str, Any]]] = []
@@ -405,9 +353,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowWorker]:
 
 def in_step(home: Path) -> ScriptedRun:
     """A run five seconds into a step, where steps take twenty."""
-    script = ScriptedRun(home, start=time.time() - 1005)
-    script.begin()
-    script.steps(1, 10, seconds=20.0)
+    script = ScriptedRun(home, start=time.time() - 1005).begin().steps(1, 10, seconds=20.0)
     script.write_state(step_started=time.time() - 5, progress=StepProgress("micro_batches", 3, 8))
     return script
 
@@ -419,17 +365,13 @@ def told(app: LocaltuneApp) -> list[str]:
 
 @pytest.mark.parametrize(
     ("key", "brief", "back"),
-    [
-        ("p", "◌ pausing", ("withdraw", {"what": "pause"})),
-        ("c", "◌ saving", ("withdraw", {"what": "checkpoint"})),
-    ],
+    [("p", "◌ pausing", ("withdraw", {"what": "pause"})), ("c", "◌ saving", ("withdraw", {"what": "checkpoint"}))],
 )
 async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
     home: Path, worker: SlowWorker, key: str, brief: str, back: tuple[str, dict[str, Any]]
 ) -> None:
     in_step(home)
-    async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press(key)
         # The header and the pane, before anything was heard of the worker.
         header, *pane = screen_text(app).splitlines()
@@ -445,8 +387,7 @@ async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
 
 async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await pilot.press("p")
         assert "◌ pausing" in screen_text(app)
         assert "Paused" not in told(app)
@@ -459,8 +400,7 @@ async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorke
 
 async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await pilot.press("P")
         assert "◌ parking" in screen_text(app)
         assert "P take back" in screen_text(app)
@@ -474,16 +414,13 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         assert "paused" not in screen_text(app)
         assert "p resume" in screen_text(app)
         assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
-        await pilot.press("P", "p")
-        await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park", "resume"])
+        await press(pilot, "P", "p", until=lambda: [command for command, _ in worker.heard] == ["park", "resume"])
 
 
 async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
     in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
-        await pilot.press("p")
-        await wait_for(pilot, lambda: len(worker.heard) == 1)
+    async with attached(notifications=True) as (app, pilot):
+        await press(pilot, "p", until=lambda: len(worker.heard) == 1)
         worker.step_over.set()
         await pilot.press("p")
         await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["pause", "withdraw", "resume"])
@@ -493,19 +430,15 @@ async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: 
 
 async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         for key in ("y", "t"):
-            await pilot.press("s")
-            await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+            await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
             await pilot.pause()
             assert ("take it back" in words(app)) == (key == "t")
-            await pilot.press(key)
-            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+            await press(pilot, key, until=lambda: not isinstance(app.screen, ChoiceDialog))
             assert ("◌ stopping" in screen_text(app)) == (key == "y")
         assert worker.heard == [("stop", {}), ("withdraw", {"what": "stop"})]
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
         await pilot.press("y")
         worker.step_over.set()
@@ -517,8 +450,7 @@ async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, work
 
 async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(home: Path) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "micro-batch 3/8" in screen_text(app))
         script.write_state(pending=("stop",), progress=StepProgress("micro_batches", 4, 8))
         await wait_for(pilot, lambda: "◌ stopping after this step" in screen_text(app))
@@ -527,48 +459,35 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
 
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await attached(pilot)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+    async with attached() as (app, pilot):
+        await press(pilot, "q", until=lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
-        await pilot.press("s")
-        await wait_for(pilot, lambda: worker.heard == [("stop", {})])
+        await press(pilot, "s", until=lambda: worker.heard == [("stop", {})])
         assert app.is_running, "nobody has heard of it yet"
         script.write_state(pending=("stop",))
         await wait_for(pilot, lambda: not app.is_running)
 
 
 async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Path, worker: SlowWorker) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.phase("evaluating", detail="loss", done=20, total=80)
+    script = ScriptedRun(home).begin().phase("evaluating", detail="loss", done=20, total=80)
     worker.step_over.set()
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
-        await pilot.press("b")
-        await wait_for(pilot, lambda: worker.heard == [("skip_evaluation", {})])
+        await press(pilot, "b", until=lambda: worker.heard == [("skip_evaluation", {})])
         script.phase("training", done=0)
         await wait_for(pilot, lambda: "b skip" not in screen_text(app))
-        await pilot.press("b")
-        await pilot.pause()
+        await press(pilot, "b")
         assert len(worker.heard) == 1
 
 
 async def test_the_seconds_of_an_evaluation_are_its_own(home: Path) -> None:
     now = time.time()
-    script = ScriptedRun(home, start=now - 400)
-    script.begin()
-    script.phase("evaluating", 1.0, detail="loss", done=1, total=80)
-    script.phase("training", 188.0, done=0)
-    script.steps(1, 4)
-    script.phase("evaluating", 1.0, detail="loss", done=0, total=80)
+    script = ScriptedRun(home, start=now - 400).begin()
+    script.phase("evaluating", 1.0, detail="loss", done=1, total=80).phase("training", 188.0, done=0)
+    script.steps(1, 4).phase("evaluating", 1.0, detail="loss", done=0, total=80)
     assert script.now is not None
     begun = script.now
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         app.clock = lambda: begun + 20.0
         await wait_for(pilot, lambda: "evaluating 0/80 20s" in screen_text(app))
 
@@ -580,14 +499,10 @@ async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, m
         raise PendingError(f"It did not answer {command}.") if command == "pause" else UserError("No step is done yet.")
 
     monkeypatch.setattr(ControlClient, "request", late)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
-        await pilot.press("p")
-        await pilot.pause()
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "No step is done yet." in words(app))
-        assert app.state.view is not None
-        assert "checkpoint" not in app.state.view.pending
+    async with attached() as (app, pilot):
+        await press(pilot, "p")
+        await press(pilot, "c", until=lambda: "No step is done yet." in words(app))
+        assert "checkpoint" not in view_of(app).pending
 
 
 def test_what_the_worker_wrote_before_it_answered_is_out_of_date() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.serve.job import serve_job
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.serving import ServeScreen
@@ -25,8 +27,7 @@ def app() -> LocaltuneApp:
 
 
 def ended_run(home: Path, *, has_adapter: bool = True) -> ScriptedRun:
-    run = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0)
-    run.train_to(60)
+    run = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0).train_to(60)
     run.end("finished", "all steps done")
     if has_adapter:
         run.run.adapter_path.mkdir(exist_ok=True)
@@ -35,14 +36,18 @@ def ended_run(home: Path, *, has_adapter: bool = True) -> ScriptedRun:
     return run
 
 
-async def in_runs(pilot: Pilot[Any]) -> None:
-    await wait_for(pilot, lambda: pane_of(pilot.app, "runs") is not None)
-    await pilot.press("5")
-    await wait_for(pilot, lambda: "20261123" in screen_text(pilot.app))
+@asynccontextmanager
+async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
+    """The app, with the key pressed that serves the run."""
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await press(pilot, "5", until="20261123")
+        await pilot.press("S")
+        yield pilot
 
 
 def listed(app: LocaltuneApp) -> int:
-    """What the server says to the key that is shown."""
+    """The status of the server's answer to the shown key."""
     view = app.state.serving
     assert view is not None
     assert view.address is not None
@@ -54,9 +59,7 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
     ended_run(home)
     copied: list[str] = []
     monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is served to programs on this machine" in screen_text(app))
         view = app.state.serving
         assert view is not None
@@ -73,23 +76,18 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
         assert copied == [address.url, address.key, "20261123-090000-first", lines]
         assert lines.splitlines() == [line.strip() for line in shown.splitlines() if "export OPENAI" in line]
         # It stays on while other things are done, and the header says so.
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "● serving" in screen_text(app))
+        await press(pilot, "escape", until="● serving")
         assert listed(app) == 200
-        await pilot.press("S")
-        await wait_for(pilot, lambda: isinstance(app.screen, ServeScreen))
+        await press(pilot, "S", until=lambda: isinstance(app.screen, ServeScreen))
         assert app.state.serving is view, "no second one is started"
-        await pilot.press("s")
-        await wait_for(pilot, lambda: app.state.serving is None and "serving" not in screen_text(app))
+        await press(pilot, "s", until=lambda: app.state.serving is None and "serving" not in screen_text(app))
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(address.url)
 
 
 async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
     ended_run(home)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: app.state.serving is not None and app.state.serving.address is not None)
         view = app.state.serving
         assert view is not None
@@ -100,11 +98,8 @@ async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
 
 async def test_a_run_without_a_result_is_refused_in_a_sentence(home: Path, app: LocaltuneApp) -> None:
     ended_run(home, has_adapter=False)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is not served" in screen_text(app))
         assert "has neither an adapter nor a" in screen_text(app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.state.serving is None)
+        await press(pilot, "escape", until=lambda: app.state.serving is None)
         assert "serving" not in screen_text(app)

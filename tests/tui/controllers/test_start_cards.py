@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from core.config.document import load_config
 from core.config.schema import Config
@@ -20,7 +19,7 @@ from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import opened, pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
@@ -55,10 +54,8 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     return found
 
 
-async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-    await wait_for(pilot, lambda: pane_of(app, "train") is not None)
-    await pilot.pause()
+#: The app with its configuration and the form of it.
+ready = partial(opened, size=(100, 30))
 
 
 async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
@@ -67,9 +64,7 @@ async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts
     base = copy_model(tiny_model_dir, tmp_path / "torn")
     (base / "tokenizer.json").unlink()
     config.write_text('[model]\nbase = "torn"\n' + config.read_text())
-    app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config_path=config), size=(80, 24)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "The run would be refused: torn has" in screen_text(app), 60)
         assert "tokenizer" in screen_text(app)
@@ -80,11 +75,8 @@ async def test_nothing_is_said_of_a_base_model_that_is_whole(
 ) -> None:
     copy_model(tiny_model_dir, tmp_path / "whole")
     config.write_text('[model]\nbase = "whole"\n' + config.read_text())
-    app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
-        await pilot.press("r")
-        await wait_for(pilot, lambda: has_card(app) and "fits" in screen_text(app), 60)
+    async with ready(LocaltuneApp(config_path=config), size=(80, 24)) as (app, pilot):
+        await press(pilot, "r", until=lambda: has_card(app) and "fits" in screen_text(app), seconds=60)
         card = app.screen
         assert isinstance(card, StartCard)
         assert find_flaw(card.start.config) == ""
@@ -96,9 +88,7 @@ def has_card(app: LocaltuneApp) -> bool:
 
 
 async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(60, 20)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), size=(60, 20)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
         await wait_for(pilot, lambda: "rows.jsonl · 40 rows" in screen_text(app), 60)
@@ -112,20 +102,16 @@ async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, sta
         after = [line for line in screen_text(app).splitlines() if "memory" in line]
         assert [line.index("memory") for line in before] == [line.index("memory") for line in after]
         assert not started
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert not has_card(app)
-        await pilot.press("r", "enter")
-        await wait_for(pilot, lambda: app.state.view is not None)
+        await press(pilot, "r", "enter", until=lambda: app.state.view is not None)
         assert [run.train.learning_rate for run in started] == [3e-4]
         assert app.main.current == "train"
 
 
 @pytest.mark.parametrize("keys", ["rr", "rrrrrr"])
 async def test_a_letter_held_down_starts_nothing(config: Path, started: Started, keys: str) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, keys)
         await wait_for(pilot, lambda: has_card(app))
         await pilot.pause()
@@ -142,25 +128,18 @@ async def test_a_letter_held_down_starts_nothing(config: Path, started: Started,
 async def test_a_word_typed_at_the_card_starts_nothing(
     config: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
-        await pilot.press("r")
-        await wait_for(pilot, lambda: has_card(app))
+    async with ready(LocaltuneApp(config)) as (app, pilot):
+        await press(pilot, "r", until=lambda: has_card(app))
         await pilot.pause()
-        await pilot.press(*"make", "enter")
-        await pilot.pause()
+        await press(pilot, *"make", "enter")
         assert has_card(app)
         assert not started
         monkeypatch.setattr("tui.widgets.forms.ask_bar.QUIET_SECONDS", 0.0)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(started) == 1)
+        await press(pilot, "enter", until=lambda: len(started) == 1)
 
 
 async def test_enter_typed_behind_the_letter_starts(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "r\nr\nr\n")
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.pause()
@@ -168,16 +147,13 @@ async def test_enter_typed_behind_the_letter_starts(config: Path, started: Start
 
 
 async def test_words_typed_into_the_wrong_window_start_nothing(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "run.sh now\n")
         await wait_for(pilot, lambda: has_card(app))
         await pilot.pause()
         assert not started
         # Once it can be read, its keys are its own again.
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(started) == 1)
+        await press(pilot, "enter", until=lambda: len(started) == 1)
 
 
 async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,83 +166,57 @@ async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, m
         raise UserError("The home is full.", "Make room.")
 
     monkeypatch.setattr("core.launch.launcher.start_run", start_run)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (_, pilot):
         for count in (1, 2):
-            await pilot.press("r", "enter")
-            await wait_for(pilot, lambda: "The home is full." in screen_text(app))
+            await press(pilot, "r", "enter", until="The home is full.")
             assert tried == ["mine"] * count
-            await pilot.press("escape")
-            await pilot.pause()
+            await press(pilot, "escape")
 
 
 async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), size=(120, 34)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
-        await pilot.press("P")
-        await wait_for(pilot, lambda: isinstance(app.screen, PresetScreen))
+        await press(pilot, "P", until=lambda: isinstance(app.screen, PresetScreen))
         await pilot.press("j")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: has_card(app) and "batch 4" in screen_text(app))
+        await press(pilot, "enter", until=lambda: has_card(app) and "batch 4" in screen_text(app))
         assert "learning rate 3e-4" in screen_text(app), "the user's own value stays"
         assert "cpu-small" in screen_text(app)
         await wait_for(pilot, lambda: "40 rows" in screen_text(app), 60)
         assert "mine.toml does not have them" in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(started) == 1)
+        await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].train.batch_size == 4
 
 
 async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Started) -> None:
     with (config.parent / "rows.jsonl").open("a") as file:
         file.write("no JSON\n")
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
-        await pilot.press("r")
-        await wait_for(pilot, lambda: "1 dropped: 1 no JSON · p shows them" in screen_text(app), 60)
-        await pilot.press("p")
-        await wait_for(pilot, lambda: app.main.current == "data" and not has_card(app))
+    async with ready(LocaltuneApp(config)) as (app, pilot):
+        await press(pilot, "r", until="1 dropped: 1 no JSON · p shows them", seconds=60)
+        await press(pilot, "p", until=lambda: app.main.current == "data" and not has_card(app))
         await wait_for(pilot, lambda: pane_of(app, "data").index == 40)
         await pilot.press("r")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: app.main.current == "config")
+        await press(pilot, "c", until=lambda: app.main.current == "config")
         assert not started
 
 
 async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: Started) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready() as (app, pilot):
         await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: has_card(app))
+        await press(pilot, "d", until=lambda: has_card(app))
         await wait_for(pilot, lambda: "80 rows of tickets_eval.jsonl" in screen_text(app), 60)
         assert "P preset" not in screen_text(app)
-        await pilot.press("P", "escape")
-        await pilot.pause()
+        await press(pilot, "P", "escape")
         assert not started
-        await pilot.press("d")
-        await wait_for(pilot, lambda: has_card(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(started) == 1)
+        await press(pilot, "d", until=lambda: has_card(app))
+        await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].data.train.endswith("tickets_train.jsonl")  # type: ignore[union-attr]
 
 
 async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("d", "enter")
-        await pilot.pause()
+    ScriptedRun(home).train_to(30).end("finished")
+    async with ready(with_run=True) as (app, pilot):
+        await press(pilot, "d", "enter")
         assert not has_card(app)
         assert not app.can_run(app.keys["train.sample"])
         assert not started
@@ -277,39 +227,24 @@ async def test_continuing_says_from_where_how_many_and_until_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pane: str
 ) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    script = ScriptedRun(tmp_path)
-    script.train_to(33)
-    script.end("stopped", "asked to stop")
+    script = ScriptedRun(tmp_path).train_to(33).end("stopped", "asked to stop")
     continued: list[Run] = []
     monkeypatch.setattr("core.launch.launcher.continue_run", continued.append)
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press(pane)
-        await wait_for(pilot, lambda: script.run.id in screen_text(app))
-        await pilot.press("C")
-        await wait_for(pilot, lambda: has_card(app))
+    async with ready(with_run=True) as (app, pilot):
+        await press(pilot, pane, until=lambda: script.run.id in screen_text(app))
+        await press(pilot, "C", until=lambda: has_card(app))
         text = screen_text(app)
         assert "step 30 of 120, saved " in text
         assert "90 steps · 3 of them done before and not saved" in text
         await wait_for(pilot, lambda: "until about" in screen_text(app), 30)
         assert not continued
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: continued == [script.run])
+        await press(pilot, "enter", until=lambda: continued == [script.run])
 
 
 async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.steps(1, 3)
-    script.end("failed", "the loss is NaN")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("C")
-        await wait_for(pilot, lambda: "no complete checkpoint" in screen_text(app))
+    ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
+    async with ready(with_run=True) as (app, pilot):
+        await press(pilot, "C", until="no complete checkpoint")
         assert not has_card(app)
 
 
@@ -329,18 +264,14 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
     monkeypatch.setattr(begin, "sample_lengths", lengths)
     rows = tmp_path / "faq.jsonl"
     rows.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(200)))
-    app = LocaltuneApp()
     try:
-        async with app.run_test(size=(100, 30)) as pilot:
-            await ready(pilot, app)
+        async with ready() as (app, pilot):
             app.configuration.use_dataset(rows)
             await wait_for(pilot, lambda: app.configuration.presets.is_pending)
             await pilot.press("r")
             assert "being chosen for model, card and rows" in screen_text(app)
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: "starts as soon as the preset is chosen" in screen_text(app))
-            await pilot.press("escape")
-            await pilot.pause()
+            await press(pilot, "enter", until="starts as soon as the preset is chosen")
+            await press(pilot, "escape")
             assert has_card(app), "taken back, and still there"
             await pilot.press("enter")
             may_go_on.set()
@@ -354,20 +285,15 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: St
     (tmp_path / "odd.csv").write_text("Frage;Antwort\na;b\nc;d\n")
     path = tmp_path / "mine.toml"
     path.write_text('[data]\ntrain = "odd.csv"\n')
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(path), size=(80, 24)) as (app, pilot):
         data = pane_of(app, "data")
         await wait_for(pilot, lambda: data.view is not None and data.view.unknown is not None)
-        await pilot.press("r")
-        await wait_for(pilot, lambda: "Nothing starts: odd.csv has rows of no known format" in screen_text(app))
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "r", until="Nothing starts: odd.csv has rows of no known format")
+        await press(pilot, "enter")
         assert has_card(app)
         assert "enter start" not in screen_text(app)
         assert not started
-        await pilot.press("p")
-        await wait_for(pilot, lambda: not has_card(app))
+        await press(pilot, "p", until=lambda: not has_card(app))
         assert app.main.current == "data"
         assert "says which column is the question" in screen_text(app)
 
@@ -386,15 +312,11 @@ def too_late(config: Path) -> None:
 
 async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(config: Path, started: Started) -> None:
     too_late(config)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
         for answer in ("escape", "y"):
             assert not started
-            await pilot.press("r", "enter")
-            await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)
-            await pilot.press(answer)
-            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+            await press(pilot, "r", "enter", until="07:00 cannot be met: at full speed, by the pace", seconds=60)
+            await press(pilot, answer, until=lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: started)
         assert started[0].night.deadline == "07:00"
 
@@ -404,9 +326,7 @@ async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
 ) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
     too_late(config)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
         for answer, told in (("escape", "Nothing is added."), ("y", "Added as entry 1")):
             adding = asyncio.create_task(app.starting.add_to_queue())
             await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)

@@ -43,9 +43,7 @@ def test_large_files_are_not_counted_on_the_side(tmp_path: Path, monkeypatch: py
 def test_the_last_run_is_named(tmp_path: Path, private_home: Path) -> None:
     assert look_around(tmp_path).runs == 0
     for name in ("20261123-090000-first", "20261124-090000-second"):
-        script = ScriptedRun(private_home, name)
-        script.begin()
-        script.end("finished")
+        ScriptedRun(private_home, name).begin().end("finished")
     found = look_around(tmp_path)
     assert (found.runs, found.last_run, found.last_state) == (2, "20261124-090000-second", "finished")
     assert found.last_ended > 0

@@ -1,4 +1,4 @@
-"""Data plans: the options that decide what is shown of a file, all of them, and no others."""
+"""Data plans: exactly the options that change the display of a file."""
 
 from __future__ import annotations
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from core.analysis.problems import KINDS, Problem
 from core.analysis.result import Analysis
 from tests.cases import cases
-from tests.tui.data_panes import analyzed, opened, write_lines
-from tests.tui.harness import PaneApp, screen_text
+from tests.tui.data_panes import analyzed, data_pane, write_lines
+from tests.tui.harness import press, screen_text
 from tui.datasets.marks import RowFilter
 from tui.datasets.summary import LINES, describe_dropped, describe_filter, summarize_analysis
 from tui.keys import KeyTable
-from tui.panes.data.pane import DataPane
 
 _REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
 
@@ -91,16 +90,13 @@ async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
     ]
     good = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}'
     path = write_lines(tmp_path / "a.jsonl", [*(good % number for number in range(9)), *lines])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 24)) as (pilot, pane):
         found = await analyzed(pilot, pane)
         assert len(found.dropped) > 5
         text = screen_text(pilot.app)
         assert f"{found.used} used" in text
         assert "more" in text
         assert "8 problems (p" in text
-        await pilot.press("s")
-        await pilot.pause()
+        await press(pilot, "s")
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert all(KINDS[code].title in report for code in found.dropped)

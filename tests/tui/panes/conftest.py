@@ -9,5 +9,5 @@ from tests.tui.resting import read_often
 
 @pytest.fixture(autouse=True)
 def _news_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test writes to the files of a run is shown at once."""
+    """Changes to the files of a run appear at once."""
     read_often(monkeypatch)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from core.queue import store
 from core.runs.catalog.removal import list_trash
 from core.runs.record import history as glimpse
 from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
-from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import (
+    asks,
+    document_of,
+    has_run,
+    pane_of,
+    press,
+    resize,
+    running,
+    screen_lines,
+    screen_text,
+    shown,
+    view_of,
+    wait_for,
+)
 from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
@@ -25,28 +41,33 @@ pytestmark = pytest.mark.slow
 
 def two_runs(home: Path) -> tuple[ScriptedRun, ScriptedRun]:
     """An ended run, and a later one with another rank that has failed."""
-    first = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0)
-    first.train_to(60)
+    first = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0).train_to(60)
     first.end("finished", "all steps done")
     second = ScriptedRun(home, "20261124-090000-second", start=1_700_100_000.0)
     second.run.config_path.write_text(CONFIG.replace("rank = 16", "rank = 32"), encoding="utf-8")
-    second.train_to(10)
-    second.end("failed", "the loss is NaN", "Lower train.learning_rate.")
+    second.train_to(10).end("failed", "the loss is NaN", "Lower train.learning_rate.")
     return first, second
+
+
+@asynccontextmanager
+async def listed(
+    text: str = "5 Runs · 2", *, size: tuple[int, int] = (80, 24), notifications: bool = False
+) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
+    """The app with a run, and its Runs pane, once a text is on the screen."""
+    async with running(size=size, notifications=notifications, until=has_run) as (app, pilot):
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await shown(pilot, text)
+        yield app, pilot
 
 
 async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
     two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "≠ 20261123-090000-first" in screen_text(app))
+    async with listed("≠ 20261123-090000-first", size=(200, 50)) as (app, pilot):
         assert "the loss is NaN. Lower train.learning_rate." in " ".join(screen_text(app).replace("│", " ").split())
         assert "16 → 32" in screen_text(app)
         await wait_for(pilot, lambda: "of work" in screen_text(app))
-        await pilot.press("j")
-        await wait_for(pilot, lambda: "loss 2" in screen_text(app) and "≠" not in screen_text(app))
+        await press(pilot, "j", until=lambda: "loss 2" in screen_text(app) and "≠" not in screen_text(app))
         # The share of exact answers, and where there is room the size of the files.
         await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
         await pilot.resize_terminal(80, 24)
@@ -56,28 +77,21 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
 
 
 async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Path) -> None:
-    two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    first, _ = two_runs(home)
+    async with listed() as (app, pilot):
         await pilot.press("slash", *"second")
         await wait_for(pilot, lambda: any(line.strip("│ ") == "second" for line in screen_lines(app)))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await press(pilot, "enter", until="5 Runs · 1 of 2")
+        await press(pilot, "escape", until="5 Runs · 2")
         assert not any(line.strip("│ ") == "second" for line in screen_lines(app))
+        await pilot.press("slash", *"first", "enter", "enter")
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
+        assert app.main.current == "train"
 
 
 async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) -> None:
     two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed() as (app, pilot):
         assert "Queue" not in screen_text(app)
         add("tickets", "orders")
         await wait_for(pilot, lambda: "Q queue   next tickets · 2 wait" in screen_text(app))
@@ -90,103 +104,66 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
 
 async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     first, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        assert app.state.view is not None
-        assert app.state.view.run == second.run
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "of work" in screen_text(app))
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
+    async with listed("of work", size=(120, 34)) as (app, pilot):
+        assert view_of(app).run == second.run
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
         assert " kB: the record and the adapter." in screen_text(app)
         # The first answer, which enter gives, keeps it.
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not asks(app, "move it to the trash"))
+        await press(pilot, "enter", until=lambda: not asks(app, "move it to the trash"))
         assert second.run.path.exists()
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: not second.run.path.exists())
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
+        await press(pilot, "y", until=lambda: not second.run.path.exists())
         await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
         assert [item.id for item in list_trash()] == [second.run.id]
         # It comes back whole, and can be deleted for good.
-        await pilot.press("u")
-        await wait_for(pilot, lambda: second.run.path.exists() and "5 Runs · 2" in screen_text(app))
-        await pilot.press("g", "D")
-        await wait_for(pilot, lambda: asks(app, "delete it for good"))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
+        await press(pilot, "u", until=lambda: second.run.path.exists() and "5 Runs · 2" in screen_text(app))
+        await press(pilot, "g", "D", until=lambda: asks(app, "delete it for good"))
+        await press(pilot, "d", until=lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
         assert list_trash() == []
-        # The app shows the one that is left.
+        # The app shows the remaining run.
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # Of a run that is gone nothing can be asked.
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: app.state.view is None)
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
+        await press(pilot, "y", until=lambda: app.state.view is None)
         assert pane_of(app, "chat").target is None
 
 
 async def test_a_live_run_is_not_deleted(home: Path) -> None:
-    live = ScriptedRun(home)
-    live.train_to(10)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸ ● training" in screen_text(app))
-        await pilot.press("D")
-        await wait_for(pilot, lambda: "Not deleted" in screen_text(app))
+    ScriptedRun(home).train_to(10)
+    async with listed("▸ ● training", notifications=True) as (app, pilot):
+        await press(pilot, "D", until="Not deleted")
         assert not asks(app, "move it to the trash")
 
 
 async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     first, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
-        await pilot.press("n", *"more data", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).name == "more data")
+    async with listed(size=(120, 34)) as (app, pilot):
+        await press(pilot, "n", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await pilot.press("t", *"keep v2", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).tags == ("keep", "v2"))
-        await pilot.press("N", *"too hot", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, "t", *"keep v2", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v2"))
+        await press(pilot, "N", *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
         # The filter knows them; the other run has none.
-        await pilot.press("slash", *"#keep", "enter")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
-        await pilot.press("escape", "a")
-        await wait_for(pilot, lambda: "5 Runs · 1 · 1 archived" in screen_text(app))
+        await press(pilot, "slash", *"#keep", "enter", until="5 Runs · 1 of 2")
+        await press(pilot, "escape", "a", until="5 Runs · 1 · 1 archived")
         assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
         assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
-        await pilot.press("A")
-        await wait_for(pilot, lambda: "5 Runs · 2 · 1 archived too" in screen_text(app))
+        await press(pilot, "A", until="5 Runs · 2 · 1 archived too")
         assert "more data" in screen_text(app)
-        await pilot.press("g", "a")
-        await wait_for(pilot, lambda: not read_labels(second.run.path).archived)
+        await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
 
 
 @pytest.mark.long
 async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
     _, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
-        await pilot.press("N")
-        await wait_for(pilot, lambda: "what to remember of it" in screen_text(app))
+    async with listed(size=(120, 34)) as (_, pilot):
+        await press(pilot, "N", until="what to remember of it")
         # As 'localtune-tui label' does while the question is open.
         write_labels(second.run.path, Labels("more data", ("keep",)))
-        await pilot.press(*"too hot", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         assert read_labels(second.run.path) == Labels("more data", ("keep",), "too hot")
 
 
@@ -194,18 +171,11 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
     for number in range(30):
         run = ScriptedRun(home, f"20261123-09{number:02d}00-run{number}", start=1_700_000_000.0 + number * 60)
         # The oldest one has the most steps, and so the least loss.
-        run.train_to(60 if number == 0 else 32)
-        run.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 30" in screen_text(app))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
+        run.train_to(60 if number == 0 else 32).end("finished", "all steps done")
+    async with listed("5 Runs · 30") as (app, pilot):
+        await press(pilot, "s", until=lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
-        await pilot.press("R")
-        await wait_for(pilot, lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
+        await press(pilot, "R", until=lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
         widths = {len(line) for line in screen_lines(app)}
         assert widths == {80}
 
@@ -213,54 +183,34 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
 async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
-        await pilot.press("space", "space")
-        await wait_for(pilot, lambda: "2 marked" in screen_text(app))
+    async with listed(notifications=True) as (app, pilot):
+        await press(pilot, "space", "space", until="2 marked")
         await pilot.press("c")
         await wait_for(pilot, lambda: "2 runs compared" in screen_text(app) and "best eval loss" in screen_text(app))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
         assert "A 090000-second" in screen_text(app)
         assert "B 090000-first" in screen_text(app)
         assert "training loss over steps" in screen_text(app)
-        await pilot.press("x")
-        await wait_for(pilot, lambda: "training loss over tokens" in screen_text(app))
+        await press(pilot, "x", until="training loss over tokens")
         assert " tokens" in screen_text(app)
-        await pilot.press("x", "m")
-        await wait_for(pilot, lambda: "eval loss over time spent in steps" in screen_text(app))
-        await pilot.press("M", "x", "G")
-        await wait_for(pilot, lambda: "method.rank" in screen_text(app))
-        await pilot.press("tab")
-        await wait_for(pilot, lambda: "figures" in screen_lines(app)[-2])
-        await pilot.press("s", "S")
-        await wait_for(pilot, lambda: len(list(tmp_path.glob("compare*"))) == 3)
+        await press(pilot, "x", "m", until="eval loss over time spent in steps")
+        await press(pilot, "M", "x", "G", until="method.rank")
+        await press(pilot, "tab", until=lambda: "figures" in screen_lines(app)[-2])
+        await press(pilot, "s", "S", until=lambda: len(list(tmp_path.glob("compare*"))) == 3)
         report = next(tmp_path.glob("compare-*.md")).read_text(encoding="utf-8")
         assert "20261124-090000-second" in report
-        await pilot.resize_terminal(20, 5)
-        await pilot.pause()
+        await resize(pilot, 20, 5)
         await pilot.resize_terminal(80, 24)
-        await pilot.press("z")
-        await wait_for(pilot, lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
+        await press(pilot, "z", until=lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
         # The notices name how many were marked.
         app.clear_notifications()
-        await pilot.press("escape", "escape")
-        await wait_for(pilot, lambda: "marked" not in screen_text(app))
+        await press(pilot, "escape", "escape", until=lambda: "marked" not in screen_text(app))
 
 
 async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
-    run = ScriptedRun(home)
-    run.train_to(3)
-    run.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸" in screen_text(app))
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "Mark two runs with space to compare them." in screen_text(app))
+    ScriptedRun(home).train_to(3).end("finished", "all steps done")
+    async with listed("▸", notifications=True) as (_, pilot):
+        await press(pilot, "c", until="Mark two runs with space to compare them.")
 
 
 @pytest.mark.long
@@ -270,30 +220,21 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / "manifest.json").write_text("{}")
     first.run.log_path.write_text("loading \x1b[31mweights\n")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed() as (app, pilot):
         await pilot.press("j", "d")
         await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
         assert "◆" in screen_text(app)
         for part, said in (
-            ("Configuration", "what differs from the defaults"),
-            ("Evaluations", "best"),
-            ("Checkpoints", "newest"),
-            ("Samples", "It has no sample answers."),
-            ("Events", "finished at step 60"),
-            ("Log", "weights"),
+            *(("Configuration", "what differs from the defaults"), ("Evaluations", "best")),
+            *(("Checkpoints", "newest"), ("Samples", "It has no sample answers.")),
+            *(("Events", "finished at step 60"), ("Log", "weights")),
         ):
             await pilot.press("tab")
             for text in (f"[{part}]", said):
-                await wait_for(pilot, partial(is_shown, app, text))
+                await shown(pilot, text)
         assert "\x1b" not in screen_text(app)
-        await pilot.press("left", "left")
-        await wait_for(pilot, lambda: "[Samples]" in screen_text(app))
-        await pilot.resize_terminal(20, 5)
-        await pilot.pause()
+        await press(pilot, "left", "left", until="[Samples]")
+        await resize(pilot, 20, 5)
         await pilot.resize_terminal(80, 24)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
@@ -302,13 +243,8 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
 @pytest.mark.long
 async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
     script_run(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸" in screen_text(app))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: "L log axis" in screen_text(app))
+    async with listed("▸") as (app, pilot):
+        await press(pilot, "d", until="L log axis")
         await pilot.press("v", "n", *["tab"] * 4)
         for keys, texts in (
             ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
@@ -319,12 +255,8 @@ async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> 
         ):
             await pilot.press(*keys)
             for text in texts:
-                await wait_for(pilot, partial(is_shown, app, text))
+                await shown(pilot, text)
         assert "step before" not in screen_text(app)
-
-
-def is_shown(app: LocaltuneApp, text: str) -> bool:
-    return text in screen_text(app)
 
 
 @pytest.mark.long
@@ -340,11 +272,7 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
         show(pane, view)
 
     monkeypatch.setattr(TrainPane, "show", noted)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed(size=(120, 34)) as (app, pilot):
         await pilot.press("j", "enter")
 
         def is_whole() -> bool:
@@ -353,26 +281,20 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
 
         await wait_for(pilot, is_whole)
         assert True in seen
-        assert app.state.view is not None
-        assert len(app.state.view.history.loss) == 60
+        assert len(view_of(app).history.loss) == 60
         # The whole record has brought the end of the run, and its model to the chat.
         await wait_for(pilot, lambda: "reading the rest" not in screen_text(app) and "finished" in screen_text(app))
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # The account beside the list is made of the glimpse.
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "eval loss 0.480" in screen_text(app))
+        await press(pilot, "5", until="eval loss 0.480")
 
 
 async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "faq.csv"
     rows.write_text("question,answer\nWhy is it so?,Because.\n", encoding="utf-8")
-    app = LocaltuneApp(data=rows)
-    async with app.run_test(size=(130, 34)) as pilot:
-        await wait_for(pilot, lambda: "Why is it so?" in screen_text(app))
+    async with running(LocaltuneApp(data=rows), (130, 34), until="Why is it so?") as (app, pilot):
         assert app.main.current == "data"
-        assert app.state.document is not None
-        assert app.state.document.path is None
+        assert document_of(app).path is None
         config = tmp_path / "my.toml"
         config.touch()
-        await pilot.press("o", "ctrl+u", *str(config), "enter")
-        await wait_for(pilot, lambda: "my.toml is a configuration, not data." in screen_text(app))
+        await press(pilot, "o", "ctrl+u", *str(config), "enter", until="my.toml is a configuration, not data.")

@@ -1,9 +1,11 @@
-"""The Train pane: the run as it goes, its keys, and those of the chart."""
+"""The Train pane: a run, its keys, and the keys of the chart."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from textual.pilot import Pilot
 from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
 from tests.cases import cases
-from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.widgets.answers import AnswersView
@@ -43,25 +45,23 @@ def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> Non
 
 def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
     """A run of 60 steps with two questions, asked three times."""
-    script = ScriptedRun(home, total=60, start=start)
-    script.begin()
-    script.evaluate(0, 4.11, 0.0, 0.0)
+    script = ScriptedRun(home, total=60, start=start).begin().evaluate(0, 4.11, 0.0, 0.0)
     write_samples(script, 0, marked=marked)
     for first, last, loss, exact in ((1, 30, 0.8, 0.1), (31, 60, 0.1, 0.35)):
-        script.steps(first, last)
-        script.checkpoint(last)
-        script.evaluate(last, loss, exact, 1.0)
+        script.steps(first, last).checkpoint(last).evaluate(last, loss, exact, 1.0)
         write_samples(script, last, marked=marked)
     return script
 
 
-async def shown(pilot: Pilot[Any], *texts: str) -> None:
-    """Wait until texts are on the screen."""
-    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
-
-
-def open_app() -> LocaltuneApp:
-    return LocaltuneApp(run="latest")
+@asynccontextmanager
+async def latest_run(
+    *texts: str, size: tuple[int, int] = (80, 24), notifications: bool = False
+) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
+    """The app with the newest run, once texts are on the screen."""
+    app = LocaltuneApp(run="latest")
+    async with app.run_test(size=size, notifications=notifications) as pilot:
+        await shown(pilot, *texts)
+        yield app, pilot
 
 
 def border(app: LocaltuneApp) -> str:
@@ -69,56 +69,58 @@ def border(app: LocaltuneApp) -> str:
     return screen_lines(app)[-2]
 
 
-async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Path) -> None:
+async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished", "step 60")
+    async with latest_run("✓ finished", "step 60") as (app, pilot):
         for back in ("a", "escape", "g"):
             await pilot.press("a")
             await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
             assert "┤" not in screen_text(app)
             assert "[ step before  v beside the first  g loss curve" in border(app)
-            await pilot.press(back)
-            await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
+            await press(pilot, back, until=lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
         assert "answers 1/2" not in screen_text(app)
-
-
-async def test_each_question_is_asked_in_turn(home: Path) -> None:
-    script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
         await pilot.press("n")
         assert pane_of(app, "train")._shows_answers is False, (
             "there is no question to turn to before the answers are shown"
         )
         await pilot.press("a", "n")
         await shown(pilot, "answers 2/2", "Invoice 7", 'step 60  ✓ {"ref": 7}', 'step 30  ✗ {"ref": 1}')
-        await pilot.press("right")
-        await shown(pilot, "answers 1/2", "Router 12")
-        await pilot.press("N")
-        await shown(pilot, "answers 2/2")
-        await pilot.press("left", "j", "k", "pagedown", "pageup")
-        await shown(pilot, "answers 1/2")
+        await press(pilot, "right", until=("answers 1/2", "Router 12"))
+        await press(pilot, "N", until="answers 2/2")
+        await press(pilot, "left", "j", "k", "pagedown", "pageup", until="answers 1/2")
+        await pilot.press("escape")
+        await pilot.press("left_square_bracket", "v")
+        assert "(30" not in screen_text(app), "they work in the answers alone"
+        await press(pilot, "a", until=("(30 ✗)[60 ✓]", "[ step before  v beside the first"))
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
+        await press(pilot, "left_square_bracket", until=("[0 ✗]", "no earlier answer"))
+        assert "[ step before" not in border(app)
+        await pilot.press("right_square_bracket", "right_square_bracket", "v")
+        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
+        await press(pilot, "v", until=("wanted   the same", "v all answers"))
+        await press(pilot, "v", until=("step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before"))
+        assert "steps" not in "".join(screen_lines(app)[8:16])
+        await pilot.press("escape", "escape")
+        await press(pilot, "a", "right", "plus", "l", "m", until="answers 2/2")
+        assert chart_of(app).cursor is None
+        assert chart_of(app).zoom.span is None
+        await press(pilot, "escape", "right", until=("step 60", "loss "))
+        assert chart_of(app).cursor == 60
 
 
 async def test_answers_come_while_the_run_trains(home: Path) -> None:
     script = ScriptedRun(home, total=60)
     script.run.config_path.write_text(CONFIG.replace("[method]", 'eval = "/data/held_out.jsonl"\n[method]'))
     script.begin()
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "training")
-        await pilot.press("a")
-        await shown(pilot, "No answers yet: the questions are asked at each evaluation.")
+    async with latest_run("training") as (app, pilot):
+        await press(pilot, "a", until="No answers yet: the questions are asked at each evaluation.")
         await pilot.press("a")
         assert "answers" not in border(app)
         write_samples(script, 0)
         script.steps(1, 30)
         await wait_for(pilot, lambda: "a answers" in border(app))
-        await pilot.press("a")
-        await shown(pilot, "step 0  ✗ no JSON")
+        await press(pilot, "a", until="step 0  ✗ no JSON")
         assert "step 30" not in screen_text(app)
         write_samples(script, 30)
         await shown(pilot, "step 30  ✗")
@@ -126,57 +128,25 @@ async def test_answers_come_while_the_run_trains(home: Path) -> None:
 
 async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path) -> None:
     script_run(home, marked=False).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
-        await pilot.press("a")
-        await shown(pilot, "step 30  {", 'step 60  {"ref": 12}')
+    async with latest_run("✓ finished") as (app, pilot):
+        await press(pilot, "a", until=("step 30  {", 'step 60  {"ref": 12}'))
         assert "wanted" not in screen_text(app)
 
 
 async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         assert "ask      Router" not in screen_text(app), "a tile has no room for both"
-        await pilot.press("3")
-        await shown(pilot, "┤", "ask      Router 12")
-        await pilot.press("g")
-        await wait_for(pilot, lambda: "ask      Router" not in screen_text(app))
-        await pilot.press("a")
-        await shown(pilot, "┤", "ask      Router 12")
+        await press(pilot, "3", until=("┤", "ask      Router 12"))
+        await press(pilot, "g", until=lambda: "ask      Router" not in screen_text(app))
+        await press(pilot, "a", until=("┤", "ask      Router 12"))
         await pilot.resize_terminal(100, 30)
         await wait_for(pilot, lambda: "┤" not in screen_text(app))
         assert "ask      Router 12" in screen_text(app)
 
 
-async def test_evaluations_are_walked_through_with_their_answers_beside_others(home: Path) -> None:
-    script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
-        await pilot.press("left_square_bracket", "v")
-        assert "(30" not in screen_text(app), "they work in the answers alone"
-        await pilot.press("a")
-        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "[0 ✗]", "no earlier answer")
-        assert "[ step before" not in border(app)
-        await pilot.press("right_square_bracket", "right_square_bracket", "v")
-        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
-        await pilot.press("v")
-        await shown(pilot, "wanted   the same", "v all answers")
-        await pilot.press("v")
-        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
-        assert "steps" not in "".join(screen_lines(app)[8:16])
-
-
 async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
+    script = ScriptedRun(home, total=60).begin()
     for step in (0, 30, 60):
         script.write(
             events.SampleEvent(
@@ -188,14 +158,10 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
             )
         )
     script.steps(1, 60)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "a answers")
-        await pilot.press("a", "left_square_bracket")
-        await shown(pilot, "[30]", "It was 30.")
+    async with latest_run("a answers") as (app, pilot):
+        await press(pilot, "a", "left_square_bracket", until=("[30]", "It was 30."))
         assert "The end." not in screen_text(app)
-        await pilot.press(*["pagedown"] * 12)
-        await shown(pilot, "The end.", "It was 0.")
+        await press(pilot, *["pagedown"] * 12, until=("The end.", "It was 0."))
         await pilot.press("k")
         view = pane_of(app, "train").query_one(AnswersView)
         before = view.scroll_y
@@ -207,82 +173,54 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
 
 
 async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
-    script.steps(1, 30)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "┤")
-        await pilot.press("a")
-        await shown(pilot, "This run asks the model nothing: it holds no rows out")
+    ScriptedRun(home, total=60).begin().steps(1, 30)
+    async with latest_run("┤") as (app, pilot):
+        await press(pilot, "a", until="This run asks the model nothing: it holds no rows out")
         await pilot.press("v", "left_square_bracket", "n")
         assert "This run asks" in screen_text(app)
-        await pilot.press("a")
-        await shown(pilot, "┤")
+        await press(pilot, "a", until="┤")
 
 
 async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
     script = script_run(home)
-    script.hardware(energy_wh=9.1)
-    script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere")
+    script.hardware(energy_wh=9.1).end("finished")
+    gained = "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere"
+    async with latest_run(*gained) as (app, _):
         lines = screen_lines(app)
         assert lines[2].startswith("│ ✓ finished")
         assert "ETA" not in screen_text(app)
 
 
-async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
+async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(home: Path) -> None:
     script = script_run(home)
     script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await shown(pilot, "copy path of adapter (1.9 kB)")
-        await pilot.press("ctrl+y")
-        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+    async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
+        await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
-
-
-async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> None:
-    script = script_run(home)
-    script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "x use it elsewhere")
         await pilot.press("x")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
-        await pilot.press("x")
-        await shown(pilot, "copy the path")
-        await pilot.press("p")
-        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+        await press(pilot, "c", until=lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
+        await press(pilot, "x", until="copy the path")
+        await press(pilot, "p", until=lambda: app.clipboard == str(script.run.adapter_path))
 
 
 @cases(("name", "state"), [("20261124-143600-first", "stopped"), ("20261124-143700-second", "failed")])
 async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str, state: str) -> None:
-    script = ScriptedRun(home, name, total=60)
-    script.begin()
-    script.steps(1, 15)
-    script.checkpoint(15)
-    script.steps(16, 20)
+    script = ScriptedRun(home, name, total=60).begin().steps(1, 15).checkpoint(15).steps(16, 20)
     script.end(state, "The disk is full." if state == "failed" else "stopped on request after step 20", "Make room.")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost.")
+    async with latest_run(
+        "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost."
+    ) as (app, pilot):
         await shown(pilot, "C continue from there", f"▼ {state}", "step 60")
         assert ("The disk is full. Make room." in screen_text(app)) == (state == "failed")
 
 
 async def test_a_run_without_a_result_offers_none(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
+    script = ScriptedRun(home).begin()
     script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
     script.write_state(state="failed", reason="There is no model.")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "e again with changes")
+    said = "✗ failed", "There is no model.", "No step was done.", "e again with changes"
+    async with latest_run(*said) as (app, pilot):
         await pilot.press("x", "a", "ctrl+y")
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):
@@ -290,26 +228,20 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
 
 
 async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
+    script = ScriptedRun(home, total=60).begin()
     ranks = [Rank(rank=0, host="head", pid=11, device="cuda:0"), Rank(rank=1, host="tower", pid=7, device="cuda:0")]
     script.write(events.RanksEvent(t=script.pass_time(0.1), ranks=[rank.to_dict() for rank in ranks]))
     script.steps(1, 5)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "2 processes  head 0 cuda:0 · tower 1 cuda:0")
+    async with latest_run("2 processes  head 0 cuda:0 · tower 1 cuda:0") as (_app, pilot):
         write_ranks(script.run.path, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
         await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
-        await pilot.press("5", "d")
-        await shown(pilot, "Curve")
-        await pilot.press("tab")
-        await shown(pilot, "[Processes]", "1  tower    cuda:0    7  3")
+        await press(pilot, "5", "d", until="Curve")
+        await press(pilot, "tab", until=("[Processes]", "1  tower    cuda:0    7  3"))
 
 
 def live_run(home: Path, steps: int = 240) -> ScriptedRun:
     """A run that is on, with a sample of its device every fifth step."""
-    script = ScriptedRun(home, total=400)
-    script.begin()
+    script = ScriptedRun(home, total=400).begin()
     for step in range(1, steps + 1):
         script.steps(step, step)
         if step % 5 == 0:
@@ -329,29 +261,20 @@ def axis(app: LocaltuneApp) -> str:
 
 async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "each step ─")
-        await pilot.press("3", "m", "m", "m", "m")
-        await shown(pilot, "temperature ━", "°C└")
-        await pilot.press("o")
-        await shown(pilot, "temperature ━", "loss (right) ┈┈", "┘")
+    async with latest_run("each step ─") as (app, pilot):
+        await press(pilot, "3", "m", "m", "m", "m", until=("temperature ━", "°C└"))
+        await press(pilot, "o", until=("temperature ━", "loss (right) ┈┈", "┘"))
         before = axis(app).split()
-        await pilot.press("O", "M")
-        await shown(pilot, "tokens/s each step ─", "tok/s└")
+        await press(pilot, "O", "M", until=("tokens/s each step ─", "tok/s└"))
         assert "(right)" not in screen_text(app)
-        await pilot.press("M", "M", "M")
-        await shown(pilot, "each step ─  smoothed ━")
+        await press(pilot, "M", "M", "M", until="each step ─  smoothed ━")
         assert {"100", "200", "400"} <= set(before), "all curves have the same axis of steps"
 
 
 async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
     script = live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "step 400")
-        await pilot.press("3", "plus", "equals_sign")
-        await wait_for(pilot, lambda: "step 400" not in axis(app))
+    async with latest_run("step 400") as (app, pilot):
+        await press(pilot, "3", "plus", "equals_sign", until=lambda: "step 400" not in axis(app))
         window = chart_of(app)._window
         assert window.low <= 240 <= window.high
         assert window.high - window.low == pytest.approx(100, abs=1)
@@ -363,21 +286,15 @@ async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
         script.steps(331, 360)
         await wait_for(pilot, lambda: chart_of(app).data.newest == 360)
         assert chart_of(app)._window == stood, "what was panned to stays in sight"
-        await pilot.press("minus", "minus", "minus")
-        await shown(pilot, "step 400")
-        await pilot.press("plus")
-        await wait_for(pilot, lambda: chart_of(app).zoom.span is not None)
-        await pilot.press("w")
-        await wait_for(pilot, lambda: chart_of(app).zoom.span is None)
+        await press(pilot, "minus", "minus", "minus", until="step 400")
+        await press(pilot, "plus", until=lambda: chart_of(app).zoom.span is not None)
+        await press(pilot, "w", until=lambda: chart_of(app).zoom.span is None)
 
 
 async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "each step ─")
-        await pilot.press("3", "left")
-        await shown(pilot, "step 240", "loss ", "smoothed ")
+    async with latest_run("each step ─") as (app, pilot):
+        await press(pilot, "3", "left", until=("step 240", "loss ", "smoothed "))
         await pilot.press("left", "h", "right", "l", "l", "left")
         found = chart_of(app).cursor
         assert found is not None
@@ -392,73 +309,43 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
         cursor, window = chart_of(app).cursor, chart_of(app)._window
         assert cursor is not None
         assert window.low <= cursor <= window.high, "the part moves with the cursor"
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "each step ─" in screen_text(app))
+        await press(pilot, "escape", until="each step ─")
         assert chart_of(app).zoom.span is not None
-        await pilot.press("escape")
-        await shown(pilot, "step 400")
+        await press(pilot, "escape", until="step 400")
         assert chart_of(app).zoom.span is None
 
 
 @pytest.mark.long
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await shown(pilot, "each step ─")
-        await pilot.press("y")
-        await shown(pilot, "log axis  each step")
-        await pilot.press("m")
-        await shown(pilot, "learning rate ━")
+    async with latest_run("each step ─", size=(120, 34)) as (app, pilot):
+        await press(pilot, "y", until="log axis  each step")
+        await press(pilot, "m", until="learning rate ━")
         assert "log axis  learning" not in screen_text(app)
-        await pilot.press("m", "m", "m", "y")
-        await shown(pilot, "temperature ━")
+        await press(pilot, "m", "m", "m", "y", until="temperature ━")
         assert "log axis" not in border(app), "of a temperature it makes no sense"
         assert not chart_of(app).log_axis
-        await pilot.press("M", "M", "M", "M")
-        await shown(pilot, "log axis  each step")
-
-
-async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None:
-    script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
-        await pilot.press("a", "right", "plus", "l", "m")
-        await shown(pilot, "answers 2/2")
-        assert chart_of(app).cursor is None
-        assert chart_of(app).zoom.span is None
-        await pilot.press("escape", "right")
-        await shown(pilot, "step 60", "loss ")
-        assert chart_of(app).cursor == 60
+        await press(pilot, "M", "M", "M", "M", until="log axis  each step")
 
 
 @pytest.mark.long
 async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "✓ finished")
-        await pilot.press("3")
-        await shown(pilot, "┤", "answers 1/2")
-        await pilot.press("l", "right")
-        await shown(pilot, "answers 2/2", "step 60")
+    async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
+        await press(pilot, "3", until=("┤", "answers 1/2"))
+        await press(pilot, "l", "right", until=("answers 2/2", "step 60"))
         assert chart_of(app).cursor == 60
         await pilot.press("escape")
         assert chart_of(app).cursor is None
         assert pane_of(app, "train")._shows_answers
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not pane_of(app, "train")._shows_answers)
+        await press(pilot, "escape", until=lambda: not pane_of(app, "train")._shows_answers)
 
 
 async def test_what_happened_is_marked(home: Path) -> None:
     script = live_run(home)
     for command in ("pause", "resume"):
         script.write(events.ControlEvent(t=script.pass_time(1), command=command, sender="socket", result="ok"))
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "each step ─")
+    async with latest_run("each step ─", size=(200, 50)) as (_app, pilot):
         await pilot.press("3", "left")
         await shown(pilot, "‖ paused on request", "▲", "paused on request  resumed on request  checkpoint step-240")
-        await pilot.press("escape")
-        await shown(pilot, "▲ checkpoint  ‖ pause")
+        await press(pilot, "escape", until="▲ checkpoint  ‖ pause")

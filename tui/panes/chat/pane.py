@@ -32,9 +32,7 @@ from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
-    from core.chat.transcripts import Transcript as KeptConversation
     from core.runs.record.store import Run
     from tui.panes.chat.session import SessionFactory, Target
     from tui.screens.keep_answer import KeptAnswer
@@ -276,13 +274,7 @@ class ChatPane(Pane):
             return
         toggles = ["chat.source", "chat.both"] if self.partner.has_adapter else []
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
-        offered = (
-            (cancel, leave),
-            ("enter", "sends"),
-            ("^n", "breaks the line"),
-            *keys,
-            ("↑", "earlier questions"),
-        )
+        offered = ((cancel, leave), ("enter", "sends"), ("^n", "breaks the line"), *keys, ("↑", "earlier questions"))
         if offered != prompt.footer_keys:
             prompt.footer_keys = offered
             # Updates the key bar.
@@ -487,26 +479,21 @@ class ChatPane(Pane):
         if self.partner.run is None or not self.partner.can_answer:
             self._say("There is no run here whose checkpoints could answer.", "$near")
             return
-        self._find_candidates()
+        self._choose_sources(self.partner.run)
 
-    @work(thread=True, group="chat-find", exclusive=True)
-    def _find_candidates(self) -> None:
+    @work(group="chat-find", exclusive=True)
+    async def _choose_sources(self, run: Run) -> None:
         from core.chat.candidates import find_candidates
-
-        if (run := self.partner.run) is not None:
-            self.app.call_from_thread(self._choose_among, run, find_candidates(run))
-
-    def _choose_among(self, run: Run, candidates: list[Candidate]) -> None:
         from tui.screens.chat_sources import ChatSources
 
-        def chosen(sources: tuple[Source, ...] | None) -> None:
-            if sources and run == self.target:
-                self.sources = sources
-                self._say(f"The next question goes to {self._mode}.")
-                self._refresh()
-
-        if run == self.target:
-            self.app.push_screen(ChatSources(candidates, self.sources), chosen)
+        candidates = await asyncio.to_thread(find_candidates, run)
+        if run != self.target:
+            return
+        sources = await self.app.push_screen_wait(ChatSources(candidates, self.sources))
+        if sources and run == self.target:
+            self.sources = sources
+            self._say(f"The next question goes to {self._mode}.")
+            self._refresh()
 
     def _set_sources(self, sources: tuple[Source, ...]) -> None:
         if self.target is None:
@@ -680,25 +667,14 @@ class ChatPane(Pane):
         if self.partner.run is None:
             self._say("Conversations are kept with a run, and there is none here.", "$near")
             return
-        self._find_transcripts()
+        self._choose_transcript(self.partner.run)
 
-    @work(thread=True, group="chat-find", exclusive=True)
-    def _find_transcripts(self) -> None:
-        from core.chat.transcripts import list_transcripts
-
-        if (run := self.partner.run) is not None:
-            self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
-
-    def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
-        from core.chat.transcripts import remove_transcript
+    @work(group="chat-find", exclusive=True)
+    async def _choose_transcript(self, run: Run) -> None:
+        from core.chat.transcripts import list_transcripts, remove_transcript
         from tui.screens.pick import Discard, Pick, PickScreen
 
-        by_id = {one.id: one for one in found}
-
-        def chosen(identity: str | None) -> None:
-            if identity in by_id and run == self.target:
-                self.take_up(by_id[identity].dialogue(), "")
-                self._say(f"The conversation of {by_id[identity].when} is back.")
+        by_id = {one.id: one for one in await asyncio.to_thread(list_transcripts, run)}
 
         def discard(identity: str) -> None:
             try:
@@ -706,15 +682,19 @@ class ChatPane(Pane):
             except UserError as error:
                 self._say(str(error), "$error")
 
-        if not found:
+        if run != self.target:
+            return
+        if not by_id:
             self._say("No conversation was kept with this run yet.", "$near")
-        elif run == self.target:
-            picks = [Pick(one.id, one.title, one.when) for one in found]
-            # The open conversation would be written again.
-            others = Discard(frozenset(by_id) - {self.dialogue.id}, discard)
-            self.app.push_screen(
-                PickScreen("Conversations of this run", picks, self.dialogue.id, discard=others), chosen
-            )
+            return
+        picks = [Pick(one.id, one.title, one.when) for one in by_id.values()]
+        # The open conversation would be written again.
+        others = Discard(frozenset(by_id) - {self.dialogue.id}, discard)
+        screen = PickScreen("Conversations of this run", picks, self.dialogue.id, discard=others)
+        identity = await self.app.push_screen_wait(screen)
+        if identity in by_id and run == self.target:
+            self.take_up(by_id[identity].dialogue(), "")
+            self._say(f"The conversation of {by_id[identity].when} is back.")
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:

@@ -13,6 +13,7 @@ from textual.message import Message
 from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.errors import UserError
 from core.runs.control.protocol import Ways, by_command
+from tui.messages import Newest
 
 if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
@@ -177,16 +178,12 @@ class SessionHolder:
 
 
 @dataclass
-class Loading(Message):
+class Loading(Newest):
     """Progress of loading the model, before the first token."""
 
     detail: str
     done: int | None
     total: int | None
-
-    def can_replace(self, message: Message) -> bool:
-        """Newer states replace older ones."""
-        return isinstance(message, Loading)
 
 
 @dataclass

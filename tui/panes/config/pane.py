@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,6 +37,16 @@ from tui.widgets.forms.option_form import OptionForm
 
 #: Minimum columns for the long help to the right of the form instead of below it.
 BESIDE_WIDTH = 110
+
+
+def _conversing(action: Callable[[ConfigPane], Awaitable[object]]) -> Callable[[ConfigPane], Awaitable[None]]:
+    """Commit an open input before an action that may open dialogs, and show the errors of the action."""
+
+    @wraps(action)
+    async def converse(pane: ConfigPane) -> None:
+        await pane._converse(partial(action, pane))
+
+    return converse
 
 
 class ConfigPane(Pane):
@@ -130,10 +141,6 @@ class ConfigPane(Pane):
         else:
             self.open(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
 
-    def open(self, opened: Opened) -> None:
-        """Show another configuration, which the app's state already has."""
-        self._take(opened)
-
     async def open_over(self, opened: Opened) -> None:
         """Continue with another configuration; asks about unsaved edits of a file first."""
 
@@ -156,7 +163,8 @@ class ConfigPane(Pane):
         if any(field.option.name == name for field in self.form.fields):
             self.go_to_option(name)
 
-    def _take(self, opened: Opened) -> None:
+    def open(self, opened: Opened) -> None:
+        """Show another configuration, which the app's state already has."""
         self.editor.take(opened)
         self._view.forget_note()
         self._greeting = opened.text
@@ -167,7 +175,7 @@ class ConfigPane(Pane):
 
     def _go_on(self, opened: Opened) -> None:
         """Show another configuration in the form, and pass it to the app."""
-        self._take(opened)
+        self.open(opened)
         document = opened.document
         if document.path is not None:
             self.shell.configuration.loaded(document)
@@ -635,26 +643,20 @@ class ConfigPane(Pane):
         self.commit_open()
         self._go_on(self.editor.copy(f"{self.keys['config.save'].display} asks for its file"))
 
+    @_conversing
     async def action_open(self) -> None:
         """Open another configuration; asks about unsaved edits first."""
-        await self._converse(self._open)
-
-    async def _open(self) -> None:
         if (opened := await self._questions.open()) is not None:
             self._go_on(opened)
 
+    @_conversing
     async def action_compare(self) -> None:
         """Ask for another version, and show the difference."""
-        await self._converse(self._compare)
-
-    async def _compare(self) -> None:
         await show_difference(self.app, self.editor, self.known.last_run, self._questions)
 
+    @_conversing
     async def action_import_file(self) -> None:
         """Import a configuration of another tool; asks about unsaved edits first."""
-        await self._converse(self._import)
-
-    async def _import(self) -> None:
         if await self._questions.may_leave("import over it"):
             path = await self.ask_bar.ask_path("import", suffixes=SUFFIXES)
             if path is not None:
@@ -671,11 +673,9 @@ class ConfigPane(Pane):
         self._go_on(Opened(ConfigDocument(imported.toml), f"importing {path.name}"))
         self.app.push_screen(report_screen(path, imported))
 
+    @_conversing
     async def action_choose_model(self) -> None:
         """Choose a base model on this machine, or download one."""
-        await self._converse(self._choose_model)
-
-    async def _choose_model(self) -> None:
         from tui.screens.models import ModelScreen
 
         # A copy, as a thread reads it too.
@@ -689,11 +689,9 @@ class ConfigPane(Pane):
             # The model may have been downloaded now.
             self.look_around(anew=True)
 
+    @_conversing
     async def action_measure_bits(self) -> None:
         """Measure the loss of 4-bit quantization on the rows of the configuration."""
-        await self._converse(self._measure_bits)
-
-    async def _measure_bits(self) -> None:
         from tui.screens.bits import bits_screen
 
         config = ConfigDocument(self.document.dumps(), self.document.path).validate()
@@ -705,11 +703,9 @@ class ConfigPane(Pane):
         else:
             self.refresh_plan()
 
+    @_conversing
     async def action_presets(self) -> None:
         """Choose a preset, with a preview of its changes."""
-        await self._converse(self._choose_preset)
-
-    async def _choose_preset(self) -> None:
         from tui.screens.presets import PresetScreen, suitable, tell_switch
 
         # A copy, as a thread reads it too.

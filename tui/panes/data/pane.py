@@ -34,18 +34,7 @@ from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
-from tui.panes.data.session import (
-    DatasetSession,
-    Finder,
-    Move,
-    Opener,
-    Return,
-    after_analysis,
-    longest_row,
-    next_kind,
-    next_problem,
-    sample_path,
-)
+from tui.panes.data.session import DatasetSession, Move, Opener, Return, sample_path
 from tui.screens.start.summary import SeenRows
 from tui.session import DataPlace
 from tui.widgets.empty_state import FirstSteps, ways_to_begin
@@ -82,7 +71,6 @@ class DataPane(Pane):
         super().__init__(id=id)
         self.session = DatasetSession()
         self.opener = Opener(self.session)
-        self.finder = Finder(self.session)
         self.body = DataRows(self.session, id="data-body")
         self.report = Report(id="data-report")
         self.browser = Container(id="data-browser")
@@ -379,7 +367,7 @@ class DataPane(Pane):
 
         if not await self.session.analyze(job, report):
             return
-        if (move := after_analysis(self.session)).relists:
+        if (move := self.session.after_analysis()).relists:
             self._list(move.filter)
             self._say(move.said or "")
         self._go_back()
@@ -587,7 +575,7 @@ class DataPane(Pane):
             self._show_rows()
         elif self.body.reader.has_focus:
             self.body.rows.focus()
-        elif self.finder.term:
+        elif self.session.term:
             self._mark("")
             self._say("")
         elif self.session.filter is not None:
@@ -597,15 +585,15 @@ class DataPane(Pane):
 
     def action_filter(self, step: int = 1) -> None:
         """Filter by the next or previous kind of problem; the cycle includes all rows."""
-        self._go(next_kind(self.session, step))
+        self._go(self.session.next_kind(step))
 
     def action_next_problem(self, step: int = 1) -> None:
         """Go to the next or previous row with a problem; with a filter, to the next of its rows."""
-        self._go(next_problem(self.session, self.index, step))
+        self._go(self.session.next_problem(self.index, step))
 
     def action_longest(self) -> None:
         """Go to the row with the most tokens."""
-        self._go(longest_row(self.session))
+        self._go(self.session.longest_row())
 
     async def action_ask_row(self) -> None:
         """Ask for a row number, and go there."""
@@ -614,7 +602,7 @@ class DataPane(Pane):
 
     async def _ask_row(self, numbers: str) -> None:
         if (text := await self.ask_bar.ask("row", placeholder=numbers)) is not None:
-            self._go(self.finder.row_number(text))
+            self._go(self.session.row_number(text))
 
     def _go(self, move: Move) -> None:
         """Carry out a move; leaves the report if it shows rows."""
@@ -647,7 +635,7 @@ class DataPane(Pane):
             await self.ask_bar.converse(self._ask_text())
 
     async def _ask_text(self) -> None:
-        term = await self.ask_bar.ask("find", self.finder.term, placeholder="a text in any column")
+        term = await self.ask_bar.ask("find", self.session.term, placeholder="a text in any column")
         if term is None:
             return
         self._mark(term)
@@ -657,29 +645,29 @@ class DataPane(Pane):
     async def action_search_again(self, step: int) -> None:
         """Go to the next or previous match: within the row if it has the focus, else among the rows."""
         reader = self.body.reader
-        if not self.finder.term:
+        if not self.session.term:
             await self.action_search()
         elif reader.has_focus and reader.move_match(step):
             place, count = map(format_count, reader.match_place)
-            self._say(f"{self.finder.term}: {place} of {count} in row {format_count(self.index + 1)}")
+            self._say(f"{self.session.term}: {place} of {count} in row {format_count(self.index + 1)}")
         else:
             self._find(self.index, step)
 
     def _mark(self, term: str) -> None:
         """Highlight a text in the list and the row; an empty text removes the highlight."""
-        self.finder.term = term
+        self.session.term = term
         self.body.highlight(term)
 
     def _find(self, index: int, step: int) -> None:
         """Search for the text after a row, or before it."""
         if self.view is not None:
-            self._say(f"searching for {self.finder.term} … esc stops")
+            self._say(f"searching for {self.session.term} … esc stops")
             self._search(index, step)
 
     @work(exclusive=True, group="data-search")
     async def _search(self, index: int, step: int) -> None:
         say = partial(self.call_later, self._say_searching)
-        self._go(await self.finder.find(index, step, self.keys, say))
+        self._go(await self.session.find(index, step, self.keys, say))
 
     def _say_searching(self, text: str) -> None:
         if self._is_searching:

@@ -67,6 +67,8 @@ class DatasetSession:
         """The running analysis."""
         self.progress: JobProgress | None = None
         """The progress of the analysis."""
+        self.term = ""
+        """The last searched text, which is highlighted."""
         self._request: AnalysisRequest | None = None
 
     def open(self, view: DatasetView) -> None:
@@ -199,6 +201,118 @@ class DatasetSession:
             share = f" ({progress.share:.0%} so far)"
         return f"Every row must be looked at first{share}."
 
+    # Moves.
+
+    async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
+        """Search the listed rows for the text.
+
+        Args:
+            index: The row before the first searched one, in search direction.
+            step: 1 downwards, -1 upwards.
+            keys: The key table with the user's changes.
+            say: Called in a thread with a progress message.
+        """
+        view = self.view
+        if view is None:
+            return Move()
+        among = self.filter.indices if self.filter is not None else None
+        total, given_up = format_count(len(self.listed)), threading.Event()
+
+        def report(seen: int) -> None:
+            say(f"searching for {self.term}: {format_count(seen)} of {total} rows · esc stops")
+
+        try:
+            search = asyncio.to_thread(view.search, self.term, index, step, given_up.is_set, paced(report), among)
+            match = await search
+        except UserError as error:
+            view.failure = error
+            match = None
+        finally:
+            given_up.set()
+        return self._found(match, step, keys) if view is self.view else Move()
+
+    def _found(self, match: Match | None, step: int, keys: KeyTable) -> Move:
+        if match is None:
+            rows = "None of these rows" if self.filter is not None else "No row"
+            return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
+        if self.place_of(match.index) is None:
+            # The list has changed meanwhile.
+            return Move(said="")
+        return Move(
+            match.index,
+            f"{self.term}: row {format_count(match.index + 1)}"
+            + (", from the other end" if match.wrapped else "")
+            + f" · {keys['data.next'].display} next  {keys['data.previous'].display} previous",
+            landing=step,
+        )
+
+    def row_number(self, text: str) -> Move:
+        """The row with a typed number, from 1; with a filter, the nearest listed row."""
+        digits = text.replace(" ", "").replace(",", "").replace("_", "")
+        if not digits or self.view is None:
+            return Move()
+        last = self.view.count
+        # int() is slow for very long numbers.
+        if not digits.isdecimal() or len(digits) > 20 or not 1 <= int(digits) <= last:
+            return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {format_count(last)}.")
+        index, listed = int(digits) - 1, self.filter
+        if listed is None or listed.place(index) is not None:
+            return Move(index)
+        near = listed.indices[listed.nearest(index)]
+        none = f"Row {format_count(index + 1)} is not “{listed.title}”"
+        return Move(near, f"{none}; the nearest that is, is row {format_count(near + 1)}.")
+
+    def next_kind(self, step: int) -> Move:
+        """Filter by the next or previous kind of problem; the cycle includes all rows."""
+        if self.view is None:
+            return Move()
+        if self.view.analysis is None:
+            return Move(said=self.not_known)
+        chosen = next_filter(self.view.analysis.problems, self.filter.code if self.filter else None, step)
+        if chosen is None and self.filter is None:
+            return Move(said="No problems, so there is nothing to filter by.")
+        return Move(said="", relists=True, filter=chosen)
+
+    def next_problem(self, index: int, step: int) -> Move:
+        """The next or previous row with a problem; with a filter, of its rows."""
+        view = self.view
+        if view is None or view.unknown is not None:
+            # For an unknown format, the line above the rows shows the remedy.
+            return Move()
+        if self.filter is not None:
+            rows = self.filter.indices
+            return Move(rows[(self.filter.nearest(index) + step) % len(rows)])
+        found = view.marks.after(index) if step > 0 else view.marks.before(index)
+        if found is not None:
+            return Move(found)
+        return Move(said="No problems." if view.analysis is not None else self.not_known)
+
+    def longest_row(self) -> Move:
+        """The row with the most tokens; clears a filter that excludes it."""
+        if self.view is None:
+            return Move()
+        if self.view.analysis is None:
+            return Move(said=self.not_known)
+        lengths = self.view.analysis.lengths
+        if lengths is None:
+            why = f": {self.masker_error.message}" if self.masker_error is not None else "."
+            return Move(said=f"The lengths of rows are not known{why}")
+        said = f"The longest row: {format_count(lengths.max)} tokens."
+        if self.filter is None or self.place_of(lengths.longest) is not None:
+            return Move(lengths.longest, said)
+        return Move(lengths.longest, f"{said} It is not “{self.filter.title}”; all rows are shown again.", relists=True)
+
+    def after_analysis(self) -> Move:
+        """The filter after a new analysis; all rows if its problem is gone."""
+        analysis = self.view.analysis if self.view is not None else None
+        if self.filter is None or analysis is None:
+            return Move()
+        code = self.filter.code
+        problem = analysis.problem(code)
+        if problem is not None and problem.indices:
+            return Move(said="", relists=True, filter=RowFilter.of(problem))
+        return Move(said=f"No row is “{self.filter.title}” any more; all are shown.", relists=True)
+
 
 def _load_masks(plan: TokenPlan) -> RowMasks:
     masks = RowMasks(plan.mask_settings())
@@ -209,61 +323,6 @@ def _load_masks(plan: TokenPlan) -> RowMasks:
 def _analyze(job: AnalysisJob, report: Callable[[JobProgress], None]) -> tuple[Analysis, RowMarks]:
     analysis = job.run(report)
     return analysis, RowMarks.of(analysis)
-
-
-def next_kind(session: DatasetSession, step: int) -> Move:
-    """Filter by the next or previous kind of problem; the cycle includes all rows."""
-    if session.view is None:
-        return Move()
-    if session.view.analysis is None:
-        return Move(said=session.not_known)
-    chosen = next_filter(session.view.analysis.problems, session.filter.code if session.filter else None, step)
-    if chosen is None and session.filter is None:
-        return Move(said="No problems, so there is nothing to filter by.")
-    return Move(said="", relists=True, filter=chosen)
-
-
-def next_problem(session: DatasetSession, index: int, step: int) -> Move:
-    """The next or previous row with a problem; with a filter, of its rows."""
-    view = session.view
-    if view is None or view.unknown is not None:
-        # For an unknown format, the line above the rows shows the remedy.
-        return Move()
-    if session.filter is not None:
-        rows = session.filter.indices
-        return Move(rows[(session.filter.nearest(index) + step) % len(rows)])
-    found = view.marks.after(index) if step > 0 else view.marks.before(index)
-    if found is not None:
-        return Move(found)
-    return Move(said="No problems." if view.analysis is not None else session.not_known)
-
-
-def longest_row(session: DatasetSession) -> Move:
-    """The row with the most tokens; clears a filter that excludes it."""
-    if session.view is None:
-        return Move()
-    if session.view.analysis is None:
-        return Move(said=session.not_known)
-    lengths = session.view.analysis.lengths
-    if lengths is None:
-        why = f": {session.masker_error.message}" if session.masker_error is not None else "."
-        return Move(said=f"The lengths of rows are not known{why}")
-    said = f"The longest row: {format_count(lengths.max)} tokens."
-    if session.filter is None or session.place_of(lengths.longest) is not None:
-        return Move(lengths.longest, said)
-    return Move(lengths.longest, f"{said} It is not “{session.filter.title}”; all rows are shown again.", relists=True)
-
-
-def after_analysis(session: DatasetSession) -> Move:
-    """The filter after a new analysis; all rows if its problem is gone."""
-    analysis = session.view.analysis if session.view is not None else None
-    if session.filter is None or analysis is None:
-        return Move()
-    code = session.filter.code
-    problem = analysis.problem(code)
-    if problem is not None and problem.indices:
-        return Move(said="", relists=True, filter=RowFilter.of(problem))
-    return Move(said=f"No row is “{session.filter.title}” any more; all are shown.", relists=True)
 
 
 class Return:
@@ -383,76 +442,3 @@ class Opener:
     def _shown(self) -> Path | None:
         view = self._session.view
         return view.path if view is not None else None
-
-
-class Finder:
-    """Search for a text in the listed rows.
-
-    Args:
-        session: The session with the rows.
-    """
-
-    def __init__(self, session: DatasetSession) -> None:
-        self._session = session
-        self.term = ""
-        """The last searched text, which is highlighted."""
-
-    async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
-        """Search the listed rows for the text.
-
-        Args:
-            index: The row before the first searched one, in search direction.
-            step: 1 downwards, -1 upwards.
-            keys: The key table with the user's changes.
-            say: Called in a thread with a progress message.
-        """
-        session, view = self._session, self._session.view
-        if view is None:
-            return Move()
-        among = session.filter.indices if session.filter is not None else None
-        total, given_up = format_count(len(session.listed)), threading.Event()
-
-        def report(seen: int) -> None:
-            say(f"searching for {self.term}: {format_count(seen)} of {total} rows · esc stops")
-
-        try:
-            search = asyncio.to_thread(view.search, self.term, index, step, given_up.is_set, paced(report), among)
-            match = await search
-        except UserError as error:
-            view.failure = error
-            match = None
-        finally:
-            given_up.set()
-        return self._found(match, step, keys) if view is session.view else Move()
-
-    def _found(self, match: Match | None, step: int, keys: KeyTable) -> Move:
-        session = self._session
-        if match is None:
-            rows = "None of these rows" if session.filter is not None else "No row"
-            return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
-        if session.place_of(match.index) is None:
-            # The list has changed meanwhile.
-            return Move(said="")
-        return Move(
-            match.index,
-            f"{self.term}: row {format_count(match.index + 1)}"
-            + (", from the other end" if match.wrapped else "")
-            + f" · {keys['data.next'].display} next  {keys['data.previous'].display} previous",
-            landing=step,
-        )
-
-    def row_number(self, text: str) -> Move:
-        """The row with a typed number, from 1; with a filter, the nearest listed row."""
-        digits = text.replace(" ", "").replace(",", "").replace("_", "")
-        if not digits or self._session.view is None:
-            return Move()
-        last = self._session.view.count
-        # int() is slow for very long numbers.
-        if not digits.isdecimal() or len(digits) > 20 or not 1 <= int(digits) <= last:
-            return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {format_count(last)}.")
-        index, listed = int(digits) - 1, self._session.filter
-        if listed is None or listed.place(index) is not None:
-            return Move(index)
-        near = listed.indices[listed.nearest(index)]
-        none = f"Row {format_count(index + 1)} is not “{listed.title}”"
-        return Move(near, f"{none}; the nearest that is, is row {format_count(near + 1)}.")

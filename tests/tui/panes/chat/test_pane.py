@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,25 @@ from textual.pilot import Pilot
 from core.chat.candidates import Candidate
 from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
+from core.chat.session import ChatSession
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    PaneApp,
+    paste,
+    press,
+    requested,
+    resize,
+    screen_lines,
+    screen_text,
+    shown,
+    wait_for,
+)
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -50,12 +64,30 @@ async def finished(pilot: Pilot[None], pane: ChatPane) -> None:
     await pilot.pause()
 
 
+async def said(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
+    """Ask questions, each after the answer before."""
+    for question in questions:
+        await ask(pilot, pane, question)
+        await finished(pilot, pane)
+
+
+@asynccontextmanager
+async def chatting(
+    tmp_path: Path, session: FakeSession | None = None, *, size: tuple[int, int] = (80, 22), live: bool = False
+) -> AsyncIterator[tuple[Pilot[None], ChatPane, FakeSession]]:
+    """The pane with a run as its target."""
+    session = session or fake()
+    pane = ChatPane(factory(session))
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        pane.set_target(make_run(tmp_path), live=live)
+        yield pilot, pane, session
+
+
 async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
     pane = ChatPane(factory(fake()))
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = screen_text(pilot.app)
             assert "Nothing to talk to yet." in text
             assert "r   Start a run" in text
@@ -64,16 +96,11 @@ async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
 
 
 async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) -> None:
-    session = fake(step=34)
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        pane.set_target(make_run(tmp_path), live=True)
+    async with chatting(tmp_path, fake(step=34), size=SIZES[0], live=True) as (pilot, pane, session):
         assert session.prepared == 0
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "model in training, step 34 · tuned" in lines[0]
             assert any("you       hello" in line for line in lines)
@@ -83,111 +110,75 @@ async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) 
 
 
 async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "one")
-        await finished(pilot, pane)
-        await ask(pilot, pane, "two")
-        await finished(pilot, pane)
+    async with chatting(tmp_path) as (pilot, pane, session):
+        await said(pilot, pane, "one", "two")
         source, messages, settings = session.asked[1]
         assert source == "tuned"
-        assert [(message["role"], message["content"]) for message in messages] == [
-            ("system", "Be brief."),
-            ("user", "one"),
-            ("assistant", "short and tuned"),
-            ("user", "two"),
-        ]
+        turns = [(message["role"], message["content"]) for message in messages]
+        assert turns == [("system", "Be brief."), ("user", "one"), ("assistant", "short and tuned"), ("user", "two")]
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
-async def test_tokens_appear_while_they_come(tmp_path: Path) -> None:
+async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path: Path) -> None:
     session = fake()
-    session.gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    session.gate = gate = threading.Semaphore(0)
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
-        session.gate.release()
-        await wait_for(pilot, lambda: "short▌" in screen_text(pilot.app))
-        session.gate.release()
-        await wait_for(pilot, lambda: "short and▌" in screen_text(pilot.app))
+        gate.release()
+        await shown(pilot, "short▌")
+        gate.release()
+        await shown(pilot, "short and▌")
         assert pane.is_answering
-        session.gate.release(10)
-        await finished(pilot, pane)
-        assert "short and tuned" in screen_text(pilot.app)
-        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
-
-
-async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        session.gate.release()
-        await wait_for(pilot, lambda: "short▌" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "■ stopped" in screen_text(pilot.app))
-        assert not pane.is_answering
-        assert session.cancelled.is_set()
-        await wait_for(pilot, lambda: "1 token" in screen_text(pilot.app))
-        session.gate = None
-        await ask(pilot, pane, "again")
-        await finished(pilot, pane)
-        assert "short and tuned" in screen_text(pilot.app)
-        assert session.asked[1][1][2]["content"] == "short", "what had been said is part of the conversation"
-
-
-async def test_a_second_question_waits_for_the_first_answer(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "first")
         await ask(pilot, pane, "second")
         assert len(pane.dialogue.exchanges) == 1
         assert pane.prompt.text == "second"
         assert "still answering" in screen_text(pilot.app)
-        session.gate.release(10)
+        gate.release(10)
         await finished(pilot, pane)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(pane.dialogue.exchanges) == 2)
+        assert "short and tuned" in screen_text(pilot.app)
+        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
+        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 2)
+
+
+async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
+    session = fake()
+    session.gate = gate = threading.Semaphore(0)
+    async with chatting(tmp_path, session) as (pilot, pane, _):
+        await ask(pilot, pane, "hello")
+        gate.release()
+        await shown(pilot, "short▌")
+        await press(pilot, "escape", until="■ stopped")
+        assert not pane.is_answering
+        assert session.cancelled.is_set()
+        await shown(pilot, "1 token")
+        session.gate = None
+        await said(pilot, pane, "again")
+        assert "short and tuned" in screen_text(pilot.app)
+        assert session.asked[1][1][2]["content"] == "short", "what had been said is part of the conversation"
 
 
 async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
     session = fake()
-    session.load_gate = threading.Event()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    session.load_gate = loading = threading.Event()
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
-        await wait_for(pilot, lambda: "loading the weights 25%" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await pilot.pause()
+        await shown(pilot, "loading the weights 25%")
+        await press(pilot, "escape")
         assert "■ stopped" in screen_text(pilot.app)
-        session.load_gate.set()
-        await ask(pilot, pane, "again")
-        await finished(pilot, pane)
+        loading.set()
+        await said(pilot, pane, "again")
         assert [messages[-1]["content"] for _, messages, _ in session.asked] == ["again"]
 
 
 async def test_switching_between_tuned_and_base(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path) as (pilot, pane, session):
         pane.prompt.focus()
         await pilot.press("b")
         assert pane.prompt.text == "b", "a letter in the prompt is a letter"
         await pilot.press("backspace", "ctrl+t")
         assert pane.sources == ("base",)
         assert "· base" in screen_lines(pilot.app)[0]
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert "base      long and basic" in screen_text(pilot.app)
         await pilot.press("escape", "b")
         assert pane.sources == ("tuned",)
@@ -197,25 +188,19 @@ async def test_switching_between_tuned_and_base(tmp_path: Path) -> None:
 
 
 async def test_both_answer_one_question(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(140, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, size=(140, 30)) as (pilot, pane, session):
         await pilot.pause()
         await pilot.press("escape", "vertical_line")
         assert "tuned and base" in screen_lines(pilot.app)[0]
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert [source for source, _, _ in session.asked] == ["tuned", "base"]
         for width, beside in ((140, True), (80, False)):
-            await pilot.resize_terminal(width, 30)
-            await pilot.pause()
+            await resize(pilot, width, 30)
             lines = screen_lines(pilot.app)
             together = [line for line in lines if "short and tuned" in line and "long and basic" in line]
             assert bool(together) is beside
             assert any("long and basic" in line for line in lines)
-        await ask(pilot, pane, "more")
-        await finished(pilot, pane)
+        await said(pilot, pane, "more")
         answers = {source: messages[2]["content"] for source, messages, _ in session.asked[2:]}
         assert answers == {"tuned": "short and tuned", "base": "long and basic"}
 
@@ -223,30 +208,26 @@ async def test_both_answer_one_question(tmp_path: Path) -> None:
 async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session(tmp_path: Path) -> None:
     broken, good = fake(), fake()
     broken.error = UserError("The chat engine was killed by signal 9.", "The machine may be out of memory.")
-    pane = ChatPane(factory(broken, good))
+    open_next, refusals = factory(broken, good), [UserError("Run x has neither an adapter nor a checkpoint.", "Wait.")]
+
+    def open_session(target: Run | Path | str) -> ChatSession:
+        if refusals:
+            raise refusals.pop()
+        return open_next(target)
+
+    pane = ChatPane(open_session)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
+        assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
+        await pilot.press("ctrl+l")
+        await said(pilot, pane, "hello")
         assert "✗ The chat engine was killed by signal 9." in screen_text(pilot.app)
         assert "The machine may be out of memory." in screen_text(pilot.app)
         assert broken.closed
-        await ask(pilot, pane, "again")
-        await finished(pilot, pane)
+        await said(pilot, pane, "again")
         assert "short and tuned" in screen_text(pilot.app)
         assert [message["content"] for message in good.asked[0][1]] == ["Be brief.", "again"]
-
-
-async def test_a_session_that_cannot_be_opened_is_explained(tmp_path: Path) -> None:
-    def refuse(_: object) -> FakeSession:
-        raise UserError("Run x has neither an adapter nor a whole checkpoint.", "Let it go on.")
-
-    pane = ChatPane(refuse)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
-        assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
 
 
 async def test_copying_the_last_answer(tmp_path: Path) -> None:
@@ -257,62 +238,39 @@ async def test_copying_the_last_answer(tmp_path: Path) -> None:
         await pilot.pause()
         await pilot.press("ctrl+y")
         assert "no answer to copy" in screen_text(pilot.app)
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
-        await pilot.press("ctrl+y")
-        await pilot.pause()
+        await said(pilot, pane, "hello")
+        await press(pilot, "ctrl+y")
         assert app.copied == ["short and tuned"]
         assert "15 characters" in screen_text(pilot.app)
         await pilot.press("escape", "ctrl+y")
         assert len(app.copied) == 2
 
 
-async def test_clearing_begins_a_new_conversation(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
+    async with chatting(tmp_path) as (pilot, pane, session):
         await pilot.press("ctrl+l")
-        await pilot.pause()
+        await said(pilot, pane, "hello")
+        await press(pilot, "ctrl+l")
+        assert "^l again brings the former one back" in screen_text(pilot.app)
         assert "hello" not in screen_text(pilot.app)
-        await ask(pilot, pane, "again")
-        await finished(pilot, pane)
-        assert [message["content"] for message in session.asked[1][1]] == ["Be brief.", "again"]
-        assert session.prepared == 2
+        await press(pilot, "ctrl+l", until="you       hello")
+        await said(pilot, pane, "and then?")
+        assert [exchange.question for exchange in pane.dialogue.exchanges] == ["hello", "and then?"]
+        await pilot.press("ctrl+l")
+        await said(pilot, pane, "again")
+        assert [message["content"] for message in session.asked[-1][1]] == ["Be brief.", "again"]
         assert not session.closed
 
 
-async def test_a_cleared_conversation_comes_back(tmp_path: Path) -> None:
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await pilot.press("ctrl+l")
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
-        await pilot.press("ctrl+l")
-        await pilot.pause()
-        assert "^l again brings the former one back" in screen_text(pilot.app)
-        await pilot.press("ctrl+l")
-        await wait_for(pilot, lambda: "you       hello" in screen_text(pilot.app))
-        await ask(pilot, pane, "and then?")
-        await finished(pilot, pane)
-        assert [exchange.question for exchange in pane.dialogue.exchanges] == ["hello", "and then?"]
-
-
-async def test_lines_are_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
+    async with chatting(tmp_path) as (pilot, pane, session):
+        await said(pilot, pane, "first line\nsecond line\r\nthird\n")
+        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
         for number in range(8):
-            await ask(pilot, pane, f"question {number}")
-            await finished(pilot, pane)
+            await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
         bottom = pane.transcript.scroll_y
-        await pilot.press("a", "ctrl+n", "b", "pageup")
-        await wait_for(pilot, lambda: pane.transcript.scroll_y < bottom - 5)
+        await press(pilot, "a", "ctrl+n", "b", "pageup", until=lambda: pane.transcript.scroll_y < bottom - 5)
         assert pane.prompt.text == "a\nb"
         await pilot.press("pagedown", "enter")
         await finished(pilot, pane)
@@ -322,15 +280,10 @@ async def test_lines_are_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -
 async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "no conversation to save" in screen_text(pilot.app))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "✓ saved in" in screen_text(pilot.app))
+    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, _):
+        await press(pilot, "ctrl+s", until="no conversation to save")
+        await said(pilot, pane, "hello")
+        await press(pilot, "ctrl+s", until="✓ saved in")
     (saved,) = (tmp_path / "here").iterdir()
     assert saved.stat().st_mode & 0o777 == 0o600
     text = saved.read_text(encoding="utf-8")
@@ -354,33 +307,24 @@ async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
 
 
 async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("e", *"Rhyme", "tab", *"warm", "enter")
-        await wait_for(pilot, lambda: "must be a number" in screen_text(pilot.app))
+        await press(pilot, "e", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
         await pilot.press(*["backspace"] * 4, *"0.7", "tab", "tab", *"9", "enter")
         await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert session.asked[0][1][0] == {"role": "system", "content": "Rhyme"}
         assert session.asked[0][2] == GenerationSettings(max_new_tokens=9, temperature=0.7)
         pane.set_target(make_run(tmp_path, "20261124-143700-other"))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert session.asked[1][1][0]["content"] == "Be brief."
 
 
 async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path) as (pilot, pane, _):
         for text in ("one", "two"):
-            await ask(pilot, pane, text)
-            await finished(pilot, pane)
+            await said(pilot, pane, text)
         await paste(pilot, "unsent")
         await pilot.press("up")
         assert pane.prompt.text == "two"
@@ -390,31 +334,21 @@ async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
         assert pane.prompt.text == "unsent"
 
 
-async def test_pasted_lines_stay_lines_and_enter_sends_them(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "first line\nsecond line\r\nthird\n")
-        await finished(pilot, pane)
-        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
-
-
 async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: Path) -> None:
     first, second = fake(), fake(step=2)
     pane = ChatPane(factory(first, second))
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         pane.set_target(make_run(tmp_path, "20261124-150000-other"), live=True)
         await wait_for(pilot, lambda: first.closed)
         await pilot.pause()
         assert "hello" not in screen_text(pilot.app)
         assert second.prepared == 0
-        await ask(pilot, pane, "and you?")
-        await finished(pilot, pane)
+        await said(pilot, pane, "and you?")
         assert len(second.asked) == 1
+        await pane.release()
+        assert second.closed
 
 
 async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) -> None:
@@ -423,50 +357,35 @@ async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) 
     run = make_run(tmp_path)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(run, live=True)
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: live.closed)
         assert "hello" in screen_text(pilot.app)
         assert run.id in screen_lines(pilot.app)[0]
-        await ask(pilot, pane, "still there?")
-        await finished(pilot, pane)
+        await said(pilot, pane, "still there?")
         assert [message["content"] for message in ended.asked[0][1]][1:3] == ["hello", "short and tuned"]
 
 
 async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
     session = fake()
-    session.gate = threading.Semaphore(0)
+    session.gate = gate = threading.Semaphore(0)
     pane = ChatPane(factory(session))
     run = make_run(tmp_path)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(run, live=True)
         await ask(pilot, pane, "hello")
-        session.gate.release()
-        await wait_for(pilot, lambda: "short▌" in screen_text(pilot.app))
+        gate.release()
+        await shown(pilot, "short▌")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: session.closed)
         assert not pane.is_answering
         assert "■ stopped" in screen_text(pilot.app)
 
 
-async def test_release_waits_until_the_memory_is_free(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
-        await pane.release()
-        assert session.closed
-
-
 async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
     session = fake()
     session.gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await wait_for(pilot, lambda: session.asked)
     assert session.closed
@@ -481,8 +400,7 @@ async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
         assert "smollm2-135m-instruct · base" in screen_lines(pilot.app)[0]
         await pilot.press("ctrl+t")
         assert "has no adapter" in screen_text(pilot.app)
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert session.asked[0][0] == "base"
 
 
@@ -501,12 +419,10 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert "[/]i[bold]j" in screen_text(app)
         assert not FORBIDDEN & set(screen_text(app))
         session.error = UserError(HOSTILE, HOSTILE)
-        await ask(pilot, pane, "again")
-        await finished(pilot, pane)
+        await said(pilot, pane, "again")
         assert not FORBIDDEN & set(screen_text(app))
-        await pilot.press("ctrl+y")
-        await pilot.pause()
-        # What goes to the clipboard is what the model wrote, and what comes from there is harmless again.
+        await press(pilot, "ctrl+y")
+        # The clipboard gets the model's own text; text pasted from there is sanitized again.
         assert app.copied == [HOSTILE]
         pane.prompt.focus()
         app._clipboard = HOSTILE
@@ -518,22 +434,17 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
 
 @pytest.mark.long
 async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
-    session = FakeSession({"tuned": [f"word{number} " for number in range(300)], "base": [""]})
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(
+        tmp_path, FakeSession({"tuned": [f"word{number} " for number in range(300)], "base": [""]}), size=(200, 50)
+    ) as (pilot, pane, _session):
         for number in range(3):
-            await ask(pilot, pane, f"question {number}")
-            await finished(pilot, pane)
+            await said(pilot, pane, f"question {number}")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
-        await pilot.press("escape", "G")
-        await pilot.pause()
+        await press(pilot, "escape", "G")
         assert "word299" in screen_text(pilot.app)
-        await pilot.press("g")
-        await pilot.pause()
+        await press(pilot, "g")
         assert "question 0" in screen_text(pilot.app)
 
 
@@ -547,8 +458,7 @@ async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) 
     pane = ChatPane(factory(session))
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(make_run(tmp_path))
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         began = time.monotonic()
     assert time.monotonic() - began < 30
     gate.set()
@@ -569,44 +479,36 @@ def variants(*answers: str) -> FakeSession:
 
 
 async def talked(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
-    for question in questions:
-        await ask(pilot, pane, question)
-        await finished(pilot, pane)
+    await said(pilot, pane, *questions)
     await pilot.press("escape")
 
 
 async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -> None:
-    session = variants("first answer", "second answer", "third answer")
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, variants("first answer", "second answer", "third answer"), size=(80, 24)) as (
+        pilot,
+        pane,
+        session,
+    ):
         await talked(pilot, pane, "hello")
         await pilot.press("a")
         await finished(pilot, pane)
         assert "second answer" in (text := screen_text(pilot.app))
         assert "first answer" not in text
         assert "hello  ‹2 of 2›" in text
-        await pilot.press("left_square_bracket")
-        await wait_for(pilot, lambda: "hello  ‹1 of 2›" in screen_text(pilot.app))
+        await press(pilot, "left_square_bracket", until="hello  ‹1 of 2›")
         assert "first answer" in screen_text(pilot.app)
         await talked(pilot, pane, "and then")
         assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "hello", "first answer", "and then"]
-        await pilot.press("p", "right_square_bracket")
-        await wait_for(pilot, lambda: "second answer" in screen_text(pilot.app))
+        await press(pilot, "p", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
-        await pilot.press("right_square_bracket")
-        await wait_for(pilot, lambda: "and then" in screen_text(pilot.app))
+        await press(pilot, "right_square_bracket", until="and then")
 
 
 async def test_an_earlier_question_is_asked_in_other_words(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "one", "two")
         pane.prompt.insert("half written")
-        await pilot.press("p")
-        await wait_for(pilot, lambda: "▸ you     one" in screen_text(pilot.app))
+        await press(pilot, "p", until="▸ you     one")
         await pilot.press("E")
         assert pane.prompt.text == "one"
         assert pane.unsent == "half written"
@@ -623,18 +525,14 @@ async def test_an_earlier_question_is_asked_in_other_words(tmp_path: Path) -> No
 async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> None:
     session = fake()
     session.script["tuned"] = ["# Head\n\n", "some **bold**\n\n", "- one\n- two"]
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
         text = screen_text(pilot.app)
         assert "some bold" in text
         assert "• one" in text
-        await pilot.press("m")
-        await wait_for(pilot, lambda: "some **bold**" in screen_text(pilot.app))
+        await press(pilot, "m", until="some **bold**")
         assert "# Head" in screen_text(pilot.app)
-        await pilot.press("m")
-        await wait_for(pilot, lambda: "• two" in screen_text(pilot.app))
+        await press(pilot, "m", until="• two")
 
 
 async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
@@ -644,23 +542,16 @@ async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
     monkeypatch.chdir(tmp_path)
     session = fake()
     session.script["tuned"] = ["raw\x1b[2J"]
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(90, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session, size=(90, 30)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        await pilot.press("t")
-        await wait_for(pilot, lambda: "A good answer" in screen_text(pilot.app))
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "Name a file" in screen_text(pilot.app))
-        await pilot.press(*"good.jsonl", "enter")
-        await wait_for(pilot, lambda: "appended to" in screen_text(pilot.app))
-        await pilot.press("t")
-        await wait_for(pilot, lambda: "A good answer" in screen_text(pilot.app))
-        await pilot.press("x", "ctrl+s")
-        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        await press(pilot, "t", until="A good answer")
+        await press(pilot, "ctrl+s", until="Name a file")
+        await press(pilot, *"good.jsonl", "enter", until="appended to")
+        await press(pilot, "t", until="A good answer")
+        await press(pilot, "x", "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
         rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
-    # What was not edited is what the model wrote; what was edited is what was on the screen.
+    # An unedited answer is the model's own text; an edited one is the text of the screen.
     assert [row["messages"][:-1] for row in rows] == [front, front]
     assert [row["messages"][-1]["content"] for row in rows] == ["raw\x1b[2J", "xraw\ufffd[2J"]
 
@@ -681,23 +572,18 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "held-out loss 0.455" in screen_text(pilot.app))
-        await pilot.press("down", "down", "space", "down", "space", "up", "up", "space")
-        await wait_for(pilot, lambda: "At most 3" in screen_text(pilot.app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        await press(pilot, "c", until="held-out loss 0.455")
+        await press(pilot, "down", "down", "space", "down", "space", "up", "up", "space", until="At most 3")
+        await press(pilot, "enter", until=lambda: len(pilot.app.screen_stack) == 1)
         assert pane.sources == ("tuned", found[2].source, found[3].source)
         assert "tuned, step 30 and other@9" in screen_lines(pilot.app)[0]
-        await ask(pilot, pane, "hello")
-        await finished(pilot, pane)
+        await said(pilot, pane, "hello")
         assert any(
             all(part in line for part in ("short and tuned", "of thirty", "of another"))
             for line in screen_lines(pilot.app)
         )
         assert [source for source, _, _ in session.asked] == list(pane.sources)
-        await pilot.press("escape", "c")
-        await wait_for(pilot, lambda: "Who answers" in screen_text(pilot.app))
+        await press(pilot, "escape", "c", until="Who answers")
         await pilot.press("space", "down", "down", "space", "down", "space", "up", "up", "enter")
         await wait_for(pilot, lambda: pane.sources == ("base",))
 
@@ -714,10 +600,8 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
         assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
         wanted: list[tuple[Run, int | None]] = []
         for sources, found in (
-            (("tuned", "base"), (run, None)),
-            (("base", f"{run.path}@30"), (run, 30)),
-            ((f"{other.path}@9", "tuned"), (other, 9)),
-            ((str(other.path),), (other, None)),
+            *((("tuned", "base"), (run, None)), (("base", f"{run.path}@30"), (run, 30))),
+            *(((f"{other.path}@9", "tuned"), (other, 9)), ((str(other.path),), (other, None))),
         ):
             pane.sources = sources
             await pilot.press("X")
@@ -760,14 +644,10 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("o")
-        await wait_for(pilot, lambda: "Conversations of this run" in screen_text(pilot.app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "an old answer" in screen_text(pilot.app))
+        await press(pilot, "o", until="Conversations of this run")
+        await press(pilot, "enter", until="an old answer")
         assert pane.dialogue.id == dialogue.id
         await talked(pilot, pane, "and now")
         assert session.asked[0][1][2]["content"] == "an old answer"
-        await pilot.press("ctrl+l", "o")
-        await wait_for(pilot, lambda: "an old question" in screen_text(pilot.app))
-        await pilot.press("delete", "delete")
-        await wait_for(pilot, lambda: list_transcripts(run) == [])
+        await press(pilot, "ctrl+l", "o", until="an old question")
+        await press(pilot, "delete", "delete", until=lambda: list_transcripts(run) == [])

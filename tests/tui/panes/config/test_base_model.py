@@ -14,9 +14,8 @@ from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME
 from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
-from tests.tui.config_panes import edits, flat, go_to, opened, write_config
-from tests.tui.harness import PaneApp, pane_of, screen_text, wait_for
-from tests.tui.test_app import ready
+from tests.tui.config_panes import config_pane, edits, flat, go_to, opened, write_config
+from tests.tui.harness import PaneApp, pane_of, press, running, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
@@ -29,7 +28,7 @@ PATIENCE = 60
 @pytest.fixture(autouse=True)
 def _no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan is made of a model: measuring one for it takes long, and the pane is not left before it has ended."""
-    monkeypatch.setattr("tui.panes.config.plan.plan_document", lambda *_: None)
+    monkeypatch.setattr("tui.panes.config.facts.plan_document", lambda *_: None)
 
 
 def configuration(directory: Path, base: str, more: str = "") -> Path:
@@ -60,9 +59,7 @@ async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Pa
 async def test_it_is_counted_beside_other_problems(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text('model.base = "org/none"\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: list(pane.problems) == ["model.base", "data.train"], PATIENCE)
         await wait_for(pilot, lambda: "2 problems" in screen_text(pilot.app))
 
@@ -71,9 +68,7 @@ async def test_it_is_counted_beside_other_problems(tmp_path: Path) -> None:
 async def test_a_model_that_a_run_would_refuse_is_a_problem_too(tmp_path: Path, tiny_model_dir: Path) -> None:
     model = copy_model(tiny_model_dir, tmp_path / "model")
     edit_json(model / "config.json", model_type="bert", architectures=["BertModel"])
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, configuration(tmp_path, "model"))
+    async with config_pane(configuration(tmp_path, "model"), size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: "is an encoder (BertModel)" in pane.problems.get("model.base", ""), PATIENCE)
         # It is looked at again once the user wants to start, as it may have been mended.
         edit_json(model / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
@@ -82,9 +77,7 @@ async def test_a_model_that_a_run_would_refuse_is_a_problem_too(tmp_path: Path, 
 
 
 async def test_a_model_that_has_come_or_gone_is_seen_at_the_start(tmp_path: Path, tiny_model_dir: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, configuration(tmp_path, "model"))
+    async with config_pane(configuration(tmp_path, "model"), size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
         copied = copy_model(tiny_model_dir, tmp_path / "model")
         assert pane.check() == {}
@@ -123,8 +116,7 @@ async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
             app.requests.clear()
             await pilot.press(key)
             await list_opened(pilot)
-            await pilot.press("m", "i", "n", "e", "enter")
-            await wait_for(pilot, lambda: pane.document.get("model.base") == "mine")
+            await press(pilot, "m", "i", "n", "e", "enter", until=lambda: pane.document.get("model.base") == "mine")
             assert "# mine" in pane.document.dumps()
             await wait_for(pilot, lambda: edits(pilot) and pane.form.has_focus)
             assert "✓ model.base is mine" in screen_text(pilot.app)
@@ -134,36 +126,28 @@ async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
 
 async def test_a_directory_is_written_as_seen_from_the_file(tmp_path: Path, tiny_model_dir: Path) -> None:
     copy_model(tiny_model_dir, tmp_path / "models" / "own")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "model.base")
         await pilot.press("enter")
         await list_opened(pilot)
-        await pilot.press("o", "w", "n", "enter")
-        await wait_for(pilot, lambda: pane.document.get("model.base") == "models/own")
+        await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "models/own")
         assert pane.check() == {}
 
 
 async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "model.base")
         for last in ("enter", "escape"):
             await pilot.press("enter")
             await list_opened(pilot)
-            await pilot.press(last)
-            await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ModelScreen))
+            await press(pilot, last, until=lambda: not isinstance(pilot.app.screen, ModelScreen))
         await pilot.pause()
         assert not pane.model.is_edited
         assert edits(pilot) == []
 
 
 async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "model.base")
         before = pane.document.dumps()
         pilot.app.post_message(Key("enter", None))
@@ -176,9 +160,7 @@ async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> Non
 
 
 async def test_the_list_is_told_of_in_the_help_line(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path)) as (pilot, pane):
         await go_to(pilot, pane, "model.base")
         await wait_for(pilot, lambda: "model.base (enter lists those here)" in screen_text(pilot.app))
 
@@ -192,30 +174,26 @@ async def test_from_an_empty_home_to_a_chosen_model(
     monkeypatch.chdir(tmp_path)
     copy_model(tiny_model_dir, tmp_path / "own")
     path = configuration(tmp_path, "org/none")
-    async with LocaltuneApp(path).run_test(size=(100, 30)) as pilot:
-        app = await ready(pilot)
+    async with running(LocaltuneApp(path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
         await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
         # A start leads to the problem, and no run is made of it.
         await pilot.press("1")
-        await pilot.press("r")
-        await wait_for(pilot, lambda: app.main.current == "config" and pane.form.has_focus)
+        await press(pilot, "r", until=lambda: app.main.current == "config" and pane.form.has_focus)
         assert pane.form.current.option.name == "model.base"
         await wait_for(pilot, lambda: "✗ Not started." in screen_text(app))
         assert list_runs() == []
         await pilot.press("enter")
         await list_opened(pilot)
         await wait_for(pilot, lambda: "reading …" not in screen_text(app), PATIENCE)
-        await pilot.press("o", "w", "n", "enter")
-        await wait_for(pilot, lambda: pane.document.get("model.base") == "own")
+        await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "own")
         await wait_for(pilot, lambda: not pane.problems, PATIENCE)
         assert pane.check() == {}
         assert list_runs() == []
 
 
 async def test_the_palette_opens_the_list_from_any_pane(home: Path) -> None:
-    async with LocaltuneApp().run_test(size=(100, 30)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         await pilot.press("5")
         await app.run_key(app.keys["config.model"])
         await list_opened(pilot)

@@ -52,7 +52,7 @@ def test_leaving_a_configuration_skips_its_edits_and_redo_makes_them_again() -> 
 
 
 def edit(model: ConfigModel, name: str, value: Any) -> ConfigModel:
-    """One edit; another model where another configuration has been opened."""
+    """Make an edit; returns another model if another configuration is opened."""
     if name == "open":
         return ConfigModel(ConfigDocument(value))
     if name == "preset":
@@ -95,9 +95,7 @@ def test_what_is_undone_is_told() -> None:
     model = ConfigModel(ConfigDocument(TEXT))
     history = EditHistory(model)
     for name, value, label in (
-        ("train.epochs", 3.0, ""),
-        ("train.epochs", None, ""),
-        ("preset", "24gb-7b", "preset 24gb-7b"),
+        *(("train.epochs", 3.0, ""), ("train.epochs", None, ""), ("preset", "24gb-7b", "preset 24gb-7b")),
         ("rewrite", "[data]\ntrain = 'rows.jsonl'", ""),
         ("rewrite", "[data]\ntrain = 'rows.jsonl' # a comment", ""),
     ):

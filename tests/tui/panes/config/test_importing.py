@@ -9,8 +9,8 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
-from tests.tui.config_panes import opened, write_config
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, requested, screen_text, wait_for
+from tests.tui.config_panes import config_pane, write_config
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
@@ -42,11 +42,9 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
         text = screen_text(pilot.app)
         assert "Imported from qlora.yml" in text
         assert "deepspeed" in text
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "Did you mean lora_r?" in screen_text(pilot.app))
+        await press(pilot, "G", until="Did you mean lora_r?")
         assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ReportScreen))
+        await press(pilot, "enter", until=lambda: not isinstance(pilot.app.screen, ReportScreen))
         assert pane.document.get("method.rank") == 24
         assert pane.document.get("data.train") == str(theirs.parent / "rows.jsonl")
         assert pane.document.path is None
@@ -65,8 +63,7 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
         for size in ((200, 50), (120, 34), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             box = pilot.app.screen.query_one(VerticalScroll)
             assert box.outer_size.width >= min(size[0] * 98 // 100, 124) - 1
             assert "j k scroll  pgup pgdn page  g G ends  esc close" in screen_text(pilot.app)
@@ -75,10 +72,8 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
             assert "[" not in report
             assert max(len(line) for line in screen_text(pilot.app).splitlines()) == size[0]
         for key, place in (("j", 1), ("k", 0), ("pagedown", box.size.height), ("pageup", 0), ("G", box.max_scroll_y)):
-            await pilot.press(key)
-            await wait_for(pilot, lambda: box.scroll_y == place)  # noqa: B023 - within this turn of the loop
-        await pilot.press("g")
-        await wait_for(pilot, lambda: box.scroll_y == 0)
+            await press(pilot, key, until=lambda: box.scroll_y == place)  # noqa: B023 - within this turn of the loop
+        await press(pilot, "g", until=lambda: box.scroll_y == 0)
         await pilot.resize_terminal(200, 50)
         await wait_for(pilot, lambda: box.outer_size.width > 90)
         await pilot.resize_terminal(90, 30)
@@ -86,19 +81,15 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
 
 
 async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
         pane.document.set("train.epochs", 7.0)
         pane.reload_values()
-        await pilot.press("I")
-        await wait_for(pilot, lambda: "has not been saved" in screen_text(pilot.app))
+        await press(pilot, "I", until="has not been saved")
         await pilot.press("escape")
         assert pane.document.get("train.epochs") == 7.0
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
+        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, ReportScreen))
         assert pane.document.get("train.epochs") is None
 
 

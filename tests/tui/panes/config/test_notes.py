@@ -14,8 +14,8 @@ from core.config.compare import DiffLine, diff_values
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.record.store import create_run
-from tests.tui.config_panes import flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
+from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
+from tests.tui.harness import PaneApp, has_form, pane_of, press, running, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
@@ -42,9 +42,7 @@ async def show_help(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
 
 async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_path: Path) -> None:
     path = write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n[train]\nlearning_rate = 1e-6\nmax_length = 16\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         field = await go_to(pilot, pane, "train.learning_rate")
         assert any("▸! learning_rate" in line for line in screen_lines(pilot.app))
         usual = "too low for adapters. 1e-4 to 3e-4 is usual."
@@ -66,9 +64,7 @@ async def test_model_card_and_disk_are_looked_at(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GTX 1080", 8 << 30, (6, 1)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10, used=9, free=1))
     text = '[model]\nbase = "model"\n[data]\ntrain = "rows.jsonl"\n[train]\nprecision = "bf16"\nmax_length = 1024\n'
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path, text))
+    async with config_pane(write_config(tmp_path, text), size=(120, 40)) as (pilot, pane):
         await wait_for(pilot, lambda: "train.precision" in pane.problems)
         assert "which this card does not have" in pane.problems["train.precision"]
         await wait_for(pilot, lambda: "checkpoint.keep" in pane.problems)
@@ -87,9 +83,7 @@ async def test_the_card_is_the_one_that_the_configuration_names(
 ) -> None:
     cards = {None: Card("RTX 4090", 24 << 30, (8, 9)), "1": Card("GTX 1080", 8 << 30, (6, 1)), "7": None}
     monkeypatch.setattr("core.hardware.card.find_card", lambda gpu=None, **_: cards[gpu])
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n'))
+    async with config_pane(write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n'), size=(120, 40)) as (pilot, pane):
         await wait_for(pilot, lambda: pane.known.facts.device_bytes == 24 << 30)
         await type_value(pilot, pane, "hardware.gpu", "1")
         await wait_for(pilot, lambda: (pane.known.facts.device_bytes, pane.known.facts.bf16) == (8 << 30, False))
@@ -103,16 +97,11 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
     document.set("train.learning_rate", 1e-3)
     document.set("method.dora", True)
     create_run(document.validate(), "tickets")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await wait_for(pilot, lambda: pane.known.last_run is not None)
         await pilot.press("c")
-        assert [field.option.name for field in pane.form.shown] == [
-            "method.dora",
-            "train.epochs",
-            "train.learning_rate",
-        ]
+        shown = [field.option.name for field in pane.form.shown]
+        assert shown == ["method.dora", "train.epochs", "train.learning_rate"]
         await wait_for(pilot, lambda: any("≠ last run 0.001" in line for line in screen_lines(pilot.app)))
         assert any("≠ last run true" in line for line in screen_lines(pilot.app))
         assert not any("rows.jsonl" in note for field in pane.form.fields for note in field.notes)
@@ -122,9 +111,7 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
 
 @pytest.mark.long
 async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(60, 20)) as (pilot, pane):
         await pilot.press("x", "G", "h")
         panel = pane.query_one(OptionHelp)
         await wait_for(pilot, lambda: panel.display and panel.size.height > 0)
@@ -132,17 +119,14 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
             await show_help(pilot, pane, name)
         top = panel.scroll_y
         assert top == 0
-        await pilot.press("J")
-        await wait_for(pilot, lambda: panel.scroll_y > 0)
-        await pilot.press("K")
-        await wait_for(pilot, lambda: panel.scroll_y == 0)
+        await press(pilot, "J", until=lambda: panel.scroll_y > 0)
+        await press(pilot, "K", until=lambda: panel.scroll_y == 0)
         text = flat(
             "".join(line.text for line in panel.render_lines(panel.region.reset_offset)) + screen_text(pilot.app)
         )
         assert "rank" in text
         panel.focus()
-        await pilot.press("j", "escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "j", "escape", until=lambda: pane.form.has_focus)
         await pilot.press("h")
         assert not panel.display
         assert all(len(line) == 60 for line in screen_lines(pilot.app))
@@ -159,9 +143,8 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
 
 async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path: Path, home: Path) -> None:
     text = '[data]\ntrain = "rows.jsonl"\n[method]\ndropout = 3.0\n[train]\nepochs = -1\n[chat]\ntop_p = 9.0\n'
-    app = LocaltuneApp(write_config(tmp_path, text))
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    path = write_config(tmp_path, text)
+    async with running(LocaltuneApp(path), (80, 24), notifications=True, until=has_form) as (app, pilot):
         app.main.show_pane("runs")
         await pilot.press("r")
         pane = pane_of(app, "config")
@@ -169,8 +152,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.form.current is pane.form.field("method.dropout")
         await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))
-        await pilot.press("p")
-        await wait_for(pilot, lambda: pane.form.current is pane.form.field("train.epochs"))
+        await press(pilot, "p", until=lambda: pane.form.current is pane.form.field("train.epochs"))
 
 
 async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
@@ -223,20 +205,15 @@ async def test_a_rough_plan_is_shown_until_the_model_is_measured(tmp_path: Path)
 async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_were_written(tmp_path: Path) -> None:
     text = '[data]\ntrain = "rows.jsonl"\n\n[train]\nlearning_rate = 0.0001 # slow\n'
     path = write_config(tmp_path, text)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         field = await go_to(pilot, pane, "train.learning_rate")
         assert "1e-4" in flat(screen_text(pilot.app))
         assert "0.0001" not in screen_text(pilot.app)
         # Visited and left unchanged.
-        await pilot.press("enter", "enter")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "enter", "enter", until=lambda: pane.form.has_focus)
         assert pane.document.dumps() == text
         await type_value(pilot, pane, "train.learning_rate", "3e-4")
         assert field.value == 3e-4
         assert "learning_rate = 3e-4 # slow" in pane.document.dumps()
-        assert diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:] == [
-            DiffLine("removed", "learning_rate = 1e-4"),
-            DiffLine("added", "learning_rate = 3e-4"),
-        ]
+        found = diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:]
+        assert found == [DiffLine("removed", "learning_rate = 1e-4"), DiffLine("added", "learning_rate = 3e-4")]

@@ -14,19 +14,21 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from core.config.schema import options
 from tests.cases import cases
+from tests.tui.config_panes import config_pane, go_to
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
     PaneApp,
     make_editor,
     paste,
+    press,
     requested,
+    resize,
     screen_lines,
     screen_text,
     shown,
     wait_for,
 )
-from tui.panes.config.pane import ConfigPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
@@ -59,29 +61,10 @@ def config_file(tmp_path: Path, data_file: Path) -> Path:
     return path
 
 
-async def ready(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None) -> None:
-    await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
-    if path is not None:
-        pane.load(ConfigDocument.load(path))
-        await pilot.pause()
-        await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
-
-
-async def go_to(pilot: Pilot[None], pane: ConfigPane, name: str) -> None:
-    field = pane.form.field(name)
-    assert field is not None
-    pane.form.go_to(field)
-    await pilot.pause()
-    assert pane.form.current is field
-
-
 async def test_new_configuration_shows_the_basic_options_and_what_is_needed() -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        await ready(pilot, pane)
+    async with config_pane(size=SIZES[0]) as (pilot, pane):
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert "data.train is missing." in screen_text(pilot.app)
             assert "1 problem" in screen_lines(pilot.app)[0]
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
@@ -100,14 +83,11 @@ async def test_new_configuration_shows_the_basic_options_and_what_is_needed() ->
 
 async def test_seldom_needed_options_are_listed_where_they_are_set_and_found_by_name(config_file: Path) -> None:
     config_file.write_text(config_file.read_text() + "loss_limit = 9.0\n")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         names = [field.option.name for field in pane.form.shown]
         assert "train.loss_limit" in names
         assert "parking.calm" not in names
-        await pilot.press("slash", *"calm", "enter")
-        await pilot.pause()
+        await press(pilot, "slash", *"calm", "enter")
         assert [field.option.name for field in pane.form.shown] == ["parking.calm"]
         await pilot.press("escape")
         # A finding, a plan or the palette goes to an option whose audience hides it.
@@ -117,9 +97,7 @@ async def test_seldom_needed_options_are_listed_where_they_are_set_and_found_by_
 
 
 async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
         before = pane.document.dumps()
         await pilot.press("x", "g")
         opened: set[str] = set()
@@ -128,7 +106,7 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
                 continue
             assert pane.form.current is not None
             assert pane.form.current.option.name == option.name
-            # One of each type; the base model has a list of its own.
+            # An option of each type; the base model has its own list.
             if option.type not in opened and not pane.form.current.choices and option.name != "model.base":
                 opened.add(option.type)
                 await pilot.press("enter")
@@ -140,57 +118,35 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
         assert pane.document.dumps() == before
 
 
-async def test_typing_is_checked_with_every_key_and_esc_undoes(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane, config_file)
+async def test_typing_is_checked_esc_undoes_and_enter_keeps(config_file: Path) -> None:
+    async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
         await go_to(pilot, pane, "method.rank")
-        await pilot.press("enter", "ctrl+u", "9")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", "9")
         assert pane.problems == {}
-        await pilot.press("9", "9", "9")
-        await pilot.pause()
+        await press(pilot, "9", "9", "9")
         assert "method.rank must be a whole number from 1 to 1024, not 9999" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert pane.problems == {}
         assert pane.document.get("method.rank") is None
         assert pane.form.has_focus
         assert told(pilot) == []
-
-
-async def test_enter_keeps_the_value_and_marks_the_difference(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "train.learning_rate")
-        await pilot.press("enter", "ctrl+u", *"1e-3", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", *"1e-3", "enter")
         assert pane.document.get("train.learning_rate") == 1e-3
         assert told(pilot) == ["configuration.edited"]
         assert any("▸• learning_rate" in line and "0.001" in line for line in screen_lines(pilot.app))
         assert "•edited" in screen_lines(pilot.app)[0]
-        await pilot.press("d")
-        await pilot.pause()
+        await press(pilot, "d")
         assert pane.document.get("train.learning_rate") is None
         assert "•edited" not in screen_lines(pilot.app)[0]
-
-
-async def test_what_is_no_number_is_kept_as_a_problem(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "train.batch_size")
-        await pilot.press("enter", "ctrl+u", *"many", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", *"many", "enter")
         assert "train.batch_size must be a whole number" in screen_text(pilot.app)
         assert "1 problem" in screen_lines(pilot.app)[0]
 
 
 async def test_choices_and_switches_step_without_an_input(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
         await go_to(pilot, pane, "method.name")
         await pilot.press("space")
         assert pane.document.get("method.name") == "lora"
@@ -206,20 +162,16 @@ async def test_choices_and_switches_step_without_an_input(config_file: Path) -> 
 
 async def test_paths_complete_from_the_directory_of_the_configuration(config_file: Path) -> None:
     (config_file.parent / "held_out.jsonl").write_text('{"text": "x"}\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "data.eval")
-        await pilot.press("enter", *"hel", "tab", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", *"hel", "tab", "enter")
         assert pane.document.get("data.eval") == "held_out.jsonl"
         assert pane.problems == {}
 
 
-async def test_missing_data_file_is_a_problem_before_the_start(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+async def test_a_missing_data_file_is_a_problem_before_the_start(config_file: Path) -> None:
+    async with config_pane(config_file) as (pilot, pane):
+        assert pane.check() == {}
         (config_file.parent / "rows.jsonl").unlink()
         await go_to(pilot, pane, "train.epochs")
         assert list(pane.check()) == ["data.train"]
@@ -230,50 +182,34 @@ async def test_missing_data_file_is_a_problem_before_the_start(config_file: Path
         assert pane.form.current.option.name == "data.train"
 
 
-async def test_nothing_keeps_a_run_from_starting_when_nothing_is_wrong(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
-        assert pane.check() == {}
-
-
 async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) -> None:
     config_file.write_text(config_file.read_text() + '\n[hardware]\ndevice = "tpu"\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         assert pane.check()
         pane.refuse_start()
         await pilot.pause()
         assert pane.form.current is not None
         assert pane.form.current.option.name == "hardware.device"
-        await pilot.press("space")
-        await pilot.pause()
+        await press(pilot, "space")
         assert pane.problems == {}
 
 
 async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> None:
     config_file.write_text(config_file.read_text() + "learning_rat = 1\n")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, _pane):
         assert "There is no option train.learning_rat." in screen_text(pilot.app)
 
 
 async def test_search_by_name_and_help(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         basic = len(pane.form.shown)
-        await pilot.press("slash", *"decay")
-        await pilot.pause()
+        await press(pilot, "slash", *"decay")
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
         await pilot.press("enter")
         assert pane.form.has_focus
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
-        await pilot.press("slash", *"zzz")
-        await pilot.pause()
+        await press(pilot, "slash", *"zzz")
         assert "No option has “zzz”" in screen_text(pilot.app)
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
@@ -281,37 +217,26 @@ async def test_search_by_name_and_help(config_file: Path) -> None:
 
 
 async def test_a_search_that_gives_way_to_another_question_stays(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane)
-        await pilot.press("slash", *"decay")
-        await pilot.pause()
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "save as" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+    async with config_pane(size=(100, 30)) as (pilot, pane):
+        await press(pilot, "slash", *"decay")
+        await press(pilot, "ctrl+s", until="save as")
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
 
 
 @cases("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
 async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane)
-        await pilot.press(*keys)
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+    async with config_pane(size=(100, 30)) as (pilot, pane):
+        await press(pilot, *keys, until=lambda: pane.ask_bar.is_asking)
         await pane.remove()
         await pilot.pause()
     assert not pane.ask_bar.is_asking
 
 
 async def test_saving_keeps_comments(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "3", "ctrl+s")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", "3", "ctrl+s")
         text = config_file.read_text()
         assert "epochs = 3.0" in text
         assert text.startswith("# mine")
@@ -321,97 +246,57 @@ async def test_saving_keeps_comments(config_file: Path) -> None:
         assert "•edited" not in screen_lines(pilot.app)[0]
 
 
-async def test_a_new_configuration_asks_for_a_path(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane)
-        await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "5", "enter", "ctrl+s", "ctrl+u")
-        await paste(pilot, str(tmp_path / "new"))
-        await pilot.press("enter")
-        await pilot.pause()
-        assert (tmp_path / "new.toml").read_text() == "[train]\nepochs = 5.0\n"
-        assert "new.toml" in screen_lines(pilot.app)[0]
-        assert pane.form.has_focus
-
-
 async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("# not yours\n")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await ready(pilot, pane)
+    async with config_pane(size=(100, 30)) as (pilot, _pane):
         await pilot.press("ctrl+s", "ctrl+u")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert "exists already" in screen_text(pilot.app)
         await pilot.press("escape")
         assert other.read_text() == "# not yours\n"
         await pilot.press("ctrl+s", "ctrl+u")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await pilot.pause()
-        await pilot.press("y")
-        await pilot.pause()
+        await press(pilot, "enter")
+        await press(pilot, "y")
         assert "not yours" not in other.read_text()
 
 
 async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(config_file: Path) -> None:
     theirs = '[data]\ntrain = "rows.jsonl"\n[train]\nepochs = 7.0\n'
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file) as (pilot, pane):
         await go_to(pilot, pane, "method.rank")
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs)
         for key, epochs, rank in (("escape", 2.0, 64), ("l", 7.0, None)):
-            await pilot.press("ctrl+s")
-            await pilot.pause()
+            await press(pilot, "ctrl+s")
             assert "changed by something else" in screen_text(pilot.app)
             assert config_file.read_text() == theirs
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert config_file.read_text() == theirs
             assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (epochs, rank)
         await go_to(pilot, pane, "method.rank")
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs.replace("7.0", "9.0"))
-        await pilot.press("ctrl+s")
-        await pilot.pause()
+        await press(pilot, "ctrl+s")
         assert "changed by something else" in screen_text(pilot.app)
-        await pilot.press("o")
-        await pilot.pause()
+        await press(pilot, "o")
         assert "rank = 64" in config_file.read_text()
         assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
-
-
-async def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane)
-        await pilot.press("ctrl+s", "ctrl+u")
-        await paste(pilot, str(tmp_path / "no" / "where.toml"))
-        await pilot.press("enter")
-        await pilot.pause()
-        assert "cannot be written" in screen_text(pilot.app)
 
 
 async def test_the_editor_changes_the_configuration(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
-    pane = ConfigPane()
-    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
-        await pilot.press("e")
-        await pilot.pause()
+    async with config_pane(config_file, app=SuspendableApp) as (pilot, pane):
+        await press(pilot, "e")
         assert pane.document.get("train.epochs") == 4.0
         assert told(pilot) == ["configuration.edited"]
         assert "•edited" in screen_lines(pilot.app)[0]
         assert "epochs = 2.0" in config_file.read_text(), "only ctrl+s writes the file"
-        await pilot.press("ctrl+s")
-        await pilot.pause()
+        await press(pilot, "ctrl+s")
         assert "epochs = 4.0" in config_file.read_text()
 
 
@@ -420,22 +305,16 @@ async def test_what_the_editor_broke_is_explained_and_kept(
 ) -> None:
     seen = tmp_path / "seen"
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, f'cp "$1" {seen}; echo "oops = = 1" >> "$1"'))
-    pane = ConfigPane()
-    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
-        await pilot.press("e")
-        await pilot.pause()
+    async with config_pane(config_file, app=SuspendableApp) as (pilot, pane):
+        await press(pilot, "e")
         assert "is not valid TOML: line 7" in screen_text(pilot.app).replace("\n", " ")
         assert pane.document.get("train.epochs") == 2.0
-        await pilot.press("e")
-        await pilot.pause()
+        await press(pilot, "e")
         assert "oops = = 1" in seen.read_text(), "the second try begins where the first one ended"
 
 
 async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pane = ConfigPane()
-    async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, app=SuspendableApp) as (pilot, _pane):
         for editor, sentence in (
             ("false", "nothing has changed"),
             ("/no/such/editor", "did not work"),
@@ -448,18 +327,13 @@ async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytes
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
-        await pilot.press("e")
-        await pilot.pause()
+    async with config_pane(config_file) as (pilot, _pane):
+        await press(pilot, "e")
         assert "cannot be lent" in screen_text(pilot.app)
 
 
 async def test_summary_counts_rows_and_steps(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file) as (pilot, _pane):
         await wait_for(pilot, lambda: "3 rows · batch 8 · about 2 steps" in screen_text(pilot.app))
         assert "rows.jsonl" in screen_lines(pilot.app)[1]
 
@@ -469,30 +343,23 @@ async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
     document.set("model.base", HOSTILE)
     document.set("chat.system", HOSTILE)
     document.set("train.seed", HOSTILE)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
-        await ready(pilot, pane)
+    async with config_pane(size=(80, 30)) as (pilot, pane):
         pane.load(document)
-        await pilot.press("x")
-        await pilot.pause()
+        await press(pilot, "x")
         assert "[/]i[bold]j" in screen_text(pilot.app)
         for name in ("model.base", "chat.system", "train.seed"):
             await go_to(pilot, pane, name)
             assert not FORBIDDEN & set(screen_text(pilot.app))
-            await pilot.press("enter")
-            await pilot.pause()
+            await press(pilot, "enter")
             assert not FORBIDDEN & set(screen_text(pilot.app))
             await pilot.press("escape")
 
 
 async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
-        await ready(pilot, pane, config_file)
+    async with config_pane(config_file, size=(200, 50)) as (pilot, _pane):
         await pilot.press("x", "G")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             await wait_for(pilot, lambda: any("▸  stop" in line for line in screen_lines(pilot.app)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,10 @@ from core.runs.record.store import Run, list_runs
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_estimate import record, step
-from tests.tui.config_panes import opened, type_value
-from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
-from tui.app import LocaltuneApp
-from tui.panes.config.facts import FactsFinder
+from tests.tui.config_panes import config_pane, type_value
+from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
+from tui.panes.config.facts import FactsFinder, plan_document
 from tui.panes.config.model import ConfigModel
-from tui.panes.config.pane import ConfigPane
-from tui.panes.config.plan import plan_document
 from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
@@ -50,9 +48,15 @@ def model(directory: Path, config: str = LLAMA) -> Path:
     return directory / "base"
 
 
-def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
-    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
+def planned(made: ConfigDocument, *facts: Any) -> PlanView:
+    """The plan of a configuration that has one."""
+    view = plan_document(made, *facts)
     assert view is not None
+    return view
+
+
+def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
+    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
     assert sum(size for _, size in view.parts) == view.total
     assert view.total > 5 << 30
     assert view.limit is not None
@@ -64,12 +68,10 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     config = made.validate()
     key = job._key(config, ROWS)
     assert key is not None
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == ""
     job._keep(key, COST.to_dict())
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == sentence(COST)
     for width in (40, 78, 200):
         lines = draw_plan(view, width).plain.splitlines()
@@ -78,8 +80,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
         assert said.startswith("4 bits cost 0.21 nats")
         assert all(len(line) <= width for line in lines)
     made.set("method.name", "lora")
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == ""
 
 
@@ -87,14 +88,12 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
-    # What is free depends on what else runs here.
+    # The free memory depends on other programs.
     machine = replace(this_machine(made.validate()), limit_bytes=24 << 30)
     monkeypatch.setattr("core.runs.outlook.forecast.this_machine", lambda _: machine)
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
     analysis = Analysis((), 60, 60, {}, (), lengths=measured)
-    unknown, known = plan_document(made), plan_document(made, None, 60, measured)
-    assert unknown is not None
-    assert known is not None
+    unknown, known = planned(made), planned(made, None, 60, measured)
     assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
     assert "tokens at once" in draw_plan(known, 100).plain
     assert known.total < unknown.total
@@ -110,10 +109,8 @@ def test_time_is_by_the_plan_where_no_run_is_known_and_every_row_is_measured(
     monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
     made = document(tmp_path, str(model(tmp_path)))
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
-    unknown, known = plan_document(made, None, 60), plan_document(made, None, 60, measured)
-    assert unknown is not None
+    unknown, known = planned(made, None, 60), planned(made, None, 60, measured)
     assert unknown.time == "", "rows of train.max_length would take many times as long"
-    assert known is not None
     assert re.fullmatch(r"about [\d.]+s · at most 0\.\d Wh · by the plan \(no run of this kind yet\)", known.time), (
         known.time
     )
@@ -138,9 +135,7 @@ def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_
 
 
 async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(size=(120, 40)) as (app, pilot):
         taken: list[Path] = []
         pane_of(app, "config").known.take_lengths = lambda path, _: taken.append(path)
         pane_of(app, "data").action_open_sample()
@@ -149,16 +144,14 @@ async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
 
 
 def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
-    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
-    assert view is not None
+    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
     assert view.limit is None
     assert view.fits is None
 
 
 def test_the_plan_of_several_cards_says_that_it_is_of_one_of_them(tmp_path: Path) -> None:
     text = 'hardware.device = "cuda"\ndistributed.processes = 2\n'
-    view = plan_document(document(tmp_path, str(model(tmp_path)), text))
-    assert view is not None
+    view = planned(document(tmp_path, str(model(tmp_path)), text))
     assert view.rows.endswith(", on each of 2 cards")
     assert "all_reduce" in dict(view.parts)
 
@@ -187,16 +180,13 @@ def run_of(configuration: ConfigDocument, seconds: float = 2.0) -> str:
 def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private_home: Path) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.batch_size = 8\ntrain.epochs = 1\n')
     run = run_of(made)
-    view = plan_document(made, PaceBook(), 800)
-    assert view is not None
+    view = planned(made, PaceBook(), 800)
     assert view.time == f"about 3m 20s · 100 Wh · at the pace of {run}"
     made.set("train.max_hours", 0.05)
-    cut = plan_document(made, PaceBook(), 800)
-    assert cut is not None
+    cut = planned(made, PaceBook(), 800)
     end = "ends after 0.05 h by train.max_hours, at about step 90 of 100"
     assert cut.time == f"about 3m 00s · 90 Wh · {end} · at the pace of {run}"
-    assert plan_document(made, None, 800).time == ""  # type: ignore[union-attr]
-    assert plan_document(made, PaceBook(), None).time == ""  # type: ignore[union-attr]
+    assert planned(made, None, 800).time == planned(made, PaceBook(), None).time == ""
 
 
 @cases(("width", "lines"), [(196, 3), (76, 4)])
@@ -223,9 +213,7 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
         return list_runs()
 
     monkeypatch.setattr(pace, "list_runs", count)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         bar = pane.query_one(PlanBar)
         await wait_for(pilot, lambda: bar.plan is not None and first in bar.plan.time)
         await wait_for(pilot, lambda: f"about 3m 20s · 100 Wh · at the pace of {first}" in screen_text(pilot.app))
@@ -256,13 +244,8 @@ def test_words_without_a_plan_take_the_room_of_one(words: str, width: int) -> No
 
 
 def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
-    parts = [
-        ("linear_weights", 3_400_000_000),
-        ("norms", 141_000),
-        ("activations", 1_800_000_000),
-        ("context", 5_000_000),
-    ]
-    view = PlanView(parts, sum(size for _, size in parts), 22_900_000_000, True)
+    parts = {"linear_weights": 3_400_000_000, "norms": 141_000, "activations": 1_800_000_000, "context": 5_000_000}
+    view = PlanView([*parts.items()], sum(parts.values()), 22_900_000_000, True)
     legend = draw_plan(view, 60).plain.split("\n")[1]
     assert legend.split() == ["█", "weights", "3.4", "GB", "▓", "activations", "1.8", "GB", "+", "5.1", "MB"]
     everything = draw_plan(view, 120).plain.split("\n")[1]
@@ -270,3 +253,38 @@ def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
     assert "norms 141 kB" in everything
     for width in range(12, 130):
         assert all(line.cell_length <= width for line in draw_plan(view, width).split("\n"))
+
+
+@cases("option", ["train.batch_size", "train.epochs", "train.max_steps", "data.eval_share"])
+@cases("value", ["1" + "0" * 400, "-1", "inf", "nan", "true", '"many"'])
+def test_no_value_is_too_large_for_the_summary(tmp_path: Path, option: str, value: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    document = ConfigDocument('data.train = "rows.jsonl"\n' + f"{option} = {value}\n", tmp_path / "mine.toml")
+    model = ConfigModel(document)
+    assert model.findings().problems
+    assert "rows.jsonl" in model.summary({rows: 100})
+    assert model.held_out(100) == 0
+
+
+def test_the_rank_is_told_where_there_are_adapters() -> None:
+    assert "qlora rank 16" in ConfigModel(ConfigDocument("")).summary({})
+    assert "full · no training data" in ConfigModel(ConfigDocument('method.name = "full"\n')).summary({})
+
+
+async def test_what_the_device_cannot_keep_is_a_finding_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def read(device: str, gpu: str | None) -> Device:
+        asked.append((device, gpu))
+        return Device(index=0, kind="cpu", name="Some CPU")
+
+    monkeypatch.setattr("core.hardware.sampler.read_device", read)
+    document = ConfigDocument('[data]\ntrain = "rows.jsonl"\n[night]\nenergy_kwh = 1.0\n')
+    finder = FactsFinder()
+    assert not document.remarks(finder.facts), "nothing is known of the device yet"
+    await finder.find_card("cpu", None)
+    assert asked == [("cpu", None)]
+    (remark,) = document.remarks(finder.facts)
+    assert remark.options == ("night.energy_kwh",)
+    assert remark.sentence == "Some CPU does not tell its power, so night.energy_kwh cannot be kept."

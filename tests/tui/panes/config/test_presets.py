@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.hardware.card import Card
-from tests.tui.config_panes import edits, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
-from tui.panes.config.pane import ConfigPane
+from tests.tui.config_panes import config_pane, edits, flat, go_to, type_value, write_config
+from tests.tui.harness import press, resize, screen_lines, screen_text, wait_for
 from tui.screens.presets import PresetScreen
 
 GIB = 1 << 30
@@ -22,39 +21,29 @@ def _card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
-        await pilot.press("P")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
+    async with config_pane(write_config(tmp_path), size=(60, 20)) as (pilot, pane):
+        await press(pilot, "P", until=lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
         for size in ((60, 20), (80, 24), (200, 50)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = flat(screen_text(pilot.app))
             assert "the RTX 4090 has 24 GB" in text
             assert "method.rank 16 → 32" in text
             assert any("▸" in line and "auto" in line and "changes" in line for line in screen_lines(pilot.app))
         await pilot.resize_terminal(60, 20)
-        await pilot.press("j")
-        await wait_for(pilot, lambda: "2048 → 512" in screen_text(pilot.app))
+        await press(pilot, "j", until="2048 → 512")
         assert any("▸   cpu-small" in line for line in screen_lines(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PresetScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PresetScreen))
         assert pane.document.dumps() == (tmp_path / "tickets.toml").read_text()
 
 
 async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     before = path.read_text()
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, path)
-        await pilot.press("P")
-        await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
+    async with config_pane(path, size=(120, 40)) as (pilot, pane):
+        await press(pilot, "P", until="auto: 24gb-7b")
         assert "Kept, as you wrote it" in screen_text(pilot.app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "✓ preset 24gb-7b: 4 options changed, 1 kept" in screen_text(pilot.app))
+        await press(pilot, "enter", until="✓ preset 24gb-7b: 4 options changed, 1 kept")
         assert pane.document.get("train.epochs") == 2.0
         assert pane.document.get("method.rank") == 32
         assert "# rows" in pane.document.dumps()
@@ -70,47 +59,35 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         await pilot.press("d")
         assert pane.document.get("method.rank") is None
         await pilot.press("u", "u", "u")
-        await pilot.press("u")
-        await wait_for(pilot, lambda: "Undone: preset 24gb-7b." in screen_text(pilot.app))
+        await press(pilot, "u", until="Undone: preset 24gb-7b.")
         assert pane.document.dumps() == before
 
 
 async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
-        await pilot.press("P")
-        await wait_for(pilot, lambda: "Kept, as you wrote it" in screen_text(pilot.app))
-        await pilot.press("a")
-        await wait_for(pilot, lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
+    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
+        await press(pilot, "P", until="Kept, as you wrote it")
+        await press(pilot, "a", until=lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
         assert "train.epochs 2 → 1" in flat(screen_text(pilot.app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.document.get("train.epochs") == 1.0)
+        await press(pilot, "enter", until=lambda: pane.document.get("train.epochs") == 1.0)
 
 
 async def test_a_model_too_large_is_said_and_others_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(100, 40)) as (pilot, pane):
         await pilot.press("P")
         await wait_for(pilot, lambda: "there is no preset for that on the GT 1030" in flat(screen_text(pilot.app)))
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, PresetScreen)
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: pane.preset_name == "cpu-small")
-        await pilot.press("P")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
+        await press(pilot, "j", "enter", until=lambda: pane.preset_name == "cpu-small")
+        await press(pilot, "P", until=lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: any("▸ ● cpu-small" in line for line in screen_lines(pilot.app)))
         assert any("as it is" in line for line in screen_lines(pilot.app))
 
 
 async def test_only_what_is_changed(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path)) as (pilot, pane):
         await go_to(pilot, pane, "train.weight_decay")
         await pilot.press("c")
         assert [field.option.name for field in pane.form.shown] == ["train.epochs"]

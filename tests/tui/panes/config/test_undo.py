@@ -5,54 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.config_panes import edits, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, shown, wait_for
+from tests.tui.config_panes import config_pane, edits, go_to, type_value, write_config
+from tests.tui.harness import has_form, pane_of, paste, press, running, screen_lines, wait_for
 from tui.app import LocaltuneApp
-from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 
 
 async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await go_to(pilot, pane, "method.name")
         await pilot.press("space")
         await go_to(pilot, pane, "train.epochs")
         await pilot.press("d")
         after = pane.document.dumps()
-        await pilot.press("u")
-        await shown(pilot, "Undone: train.epochs is 3 again (was 1 by default).")
-        await pilot.press("u")
-        await shown(pilot, "Undone: method.name is qlora by default again (was lora).")
+        await press(pilot, "u", until="Undone: train.epochs is 3 again (was 1 by default).")
+        await press(pilot, "u", until="Undone: method.name is qlora by default again (was lora).")
         assert pane.form.current is pane.form.field("method.name")
-        await pilot.press("u")
-        await shown(pilot, "Undone: train.epochs is 2 again (was 3).")
+        await press(pilot, "u", until="Undone: train.epochs is 2 again (was 3).")
         assert pane.document.dumps() == path.read_text()
         assert "•edited" not in screen_lines(pilot.app)[0]
-        await pilot.press("u")
-        await shown(pilot, "There is nothing to undo.")
-        await pilot.press("ctrl+r", "U", "ctrl+r")
-        await shown(pilot, "Done again: train.epochs is 1 by default again (was 3).")
+        await press(pilot, "u", until="There is nothing to undo.")
+        await press(pilot, "ctrl+r", "U", "ctrl+r", until="Done again: train.epochs is 1 by default again (was 3).")
         assert pane.document.dumps() == after
-        await pilot.press("ctrl+r")
-        await shown(pilot, "There is nothing to do again.")
+        await press(pilot, "ctrl+r", until="There is nothing to do again.")
         assert edits(pilot)[-1].args[0] is pane.document
 
 
 async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> None:
     path = write_config(tmp_path, '[data]\ntrain="rows.jsonl"\n[train]\nepochs=2.00 # two\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "5", "escape")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", "5", "escape")
         assert pane.document.dumps() == path.read_text()
-        await pilot.press("u")
-        await shown(pilot, "There is nothing to undo.")
+        await press(pilot, "u", until="There is nothing to undo.")
 
 
 async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: Path) -> None:
@@ -61,28 +48,21 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
     theirs.write_text(
         "base_model: org/model\nadapter: lora\nlora_r: 24\ndatasets: [{path: rows.jsonl, type: completion}]\n"
     )
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(120, 40)) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.document.get("method.rank") == 24)
+        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, ReportScreen))
+        await press(pilot, "enter", until=lambda: pane.document.get("method.rank") == 24)
         imported = pane.document.dumps()
-        await pilot.press("u")
-        await shown(pilot, "Undone: importing qlora.yml.")
+        await press(pilot, "u", until="Undone: importing qlora.yml.")
         assert pane.document.path == path
         assert pane.document.get("train.epochs") == 3.0
         assert edits(pilot)[-1].options["saved"] == path.read_text()
-        await pilot.press("ctrl+r")
-        await shown(pilot, "Done again: importing qlora.yml.")
+        await press(pilot, "ctrl+r", until="Done again: importing qlora.yml.")
         await wait_for(pilot, lambda: pane.document.path is None)
         assert pane.document.dumps() == imported
-        await pilot.press("u", "u", "ctrl+s")
-        await shown(pilot, "✓ saved")
+        await press(pilot, "u", "u", "ctrl+s", until="✓ saved")
         assert path.read_text() == '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n'
 
 
@@ -90,28 +70,21 @@ async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     before = path.read_bytes()
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
-        await pilot.press("ctrl+s")
-        await shown(pilot, "✓ saved")
+        await press(pilot, "ctrl+s", until="✓ saved")
         assert path.read_bytes() == before.replace(b"2.0", b"3.0")
-        await pilot.press("u", "ctrl+s")
-        await wait_for(pilot, lambda: path.read_bytes() == before)
+        await press(pilot, "u", "ctrl+s", until=lambda: path.read_bytes() == before)
 
 
 async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
         app.configuration.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
         pane = pane_of(app, "config")
         assert app.state.is_dirty
         app.main.show_pane("config")
-        await pilot.press("u")
-        await wait_for(pilot, lambda: "Undone: 2 options." in screen_text(app))
+        await press(pilot, "u", until="Undone: 2 options.")
         assert pane.document.dumps() == path.read_text()
         await wait_for(pilot, lambda: not app.state.is_dirty)
 
@@ -120,17 +93,13 @@ async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: P
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
         app.main.show_pane("config")
         await pilot.press("O")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.path == other)
+        await press(pilot, "enter", until=lambda: app.state.document is not None and app.state.document.path == other)
         assert not app.state.is_dirty
-        await pilot.press("u")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.path == path)
+        await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.path == path)
         assert not app.state.is_dirty
         assert pane_of(app, "config").document is app.state.document
         assert isinstance(app.state.document, ConfigDocument)

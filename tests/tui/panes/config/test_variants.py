@@ -9,10 +9,9 @@ import pytest
 from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
-from tests.tui.config_panes import edits, flat, opened, type_value, write_config
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
+from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
+from tests.tui.harness import FORBIDDEN, HOSTILE, paste, press, screen_lines, screen_text, wait_for
 from tui.panes.config.editor import free_name
-from tui.panes.config.pane import ConfigPane
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
 
@@ -21,14 +20,11 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
     path = write_config(tmp_path)
     before = path.read_text()
     (tmp_path / "sub").mkdir()
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await pilot.press("S", "ctrl+u")
         await paste(pilot, str(tmp_path / "sub" / "b"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: (tmp_path / "sub" / "b.toml").is_file())
+        await press(pilot, "enter", until=lambda: (tmp_path / "sub" / "b.toml").is_file())
         await wait_for(pilot, lambda: "data.train written as seen from there" in flat(screen_text(pilot.app)))
         assert path.read_text() == before
         assert pane.document.path == tmp_path / "sub" / "b.toml"
@@ -41,42 +37,32 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
 
 async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane)
+    async with config_pane() as (pilot, pane):
         pane.load(ConfigDocument(f"[data]\ntrain = '{tmp_path / 'rows.jsonl'}'\neval = '/elsewhere/rows.jsonl'\n"))
         await pilot.press("S", "ctrl+u")
         await paste(pilot, str(tmp_path / "mine.toml"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: (tmp_path / "mine.toml").is_file())
+        await press(pilot, "enter", until=lambda: (tmp_path / "mine.toml").is_file())
         assert pane.document.get("data.train") == "rows.jsonl"
         assert pane.document.get("data.eval") == "/elsewhere/rows.jsonl"
 
 
 async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await pilot.press("S", "ctrl+u")
         await paste(pilot, str(tmp_path / "no" / "b.toml"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "cannot be written" in screen_text(pilot.app))
+        await press(pilot, "enter", until="cannot be written")
         assert pane.document.dumps() == path.read_text()
 
 
 async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(160, 30)) as pilot:
-        await opened(pilot, pane, path)
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "✓ a copy of tickets.toml" in screen_text(pilot.app))
+    async with config_pane(path, size=(160, 30)) as (pilot, pane):
+        await press(pilot, "y", until="✓ a copy of tickets.toml")
         assert "not saved yet" in screen_lines(pilot.app)[0]
         assert edits(pilot)[-1].options["saved"] == ""
         assert pane.problems == {}
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "tickets-2.toml" in screen_text(pilot.app))
+        await press(pilot, "ctrl+s", until="tickets-2.toml")
         await pilot.press("enter")
         copy = tmp_path / "tickets-2.toml"
         await wait_for(pilot, copy.is_file)
@@ -96,54 +82,41 @@ async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n')
     remember_config(other)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
-        await pilot.press("O")
-        await wait_for(pilot, lambda: "has not been saved" in screen_text(pilot.app))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        await press(pilot, "O", until="has not been saved")
+        await press(pilot, "y", until=lambda: isinstance(pilot.app.screen, PickScreen))
         text = screen_text(pilot.app)
         assert "other.toml" in text
         assert "another file" in text
         assert text.count("tickets.toml") <= 1, "the one that is open is not offered"
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.document.path == other)
-        await pilot.press("u")
-        await wait_for(pilot, lambda: pane.document.path == path)
+        await press(pilot, "enter", until=lambda: pane.document.path == other)
+        await press(pilot, "u", until=lambda: pane.document.path == path)
         assert pane.document.get("train.epochs") == 3.0
 
 
 async def test_compare_with_the_file(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
-        await pilot.press("v", "f")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         text = screen_text(pilot.app)
         assert "- epochs = 2.0" in text
         assert "+ epochs = 3.0" in text
         assert "tickets.toml on the disk" in text
-        await pilot.press("escape", "u", "v", "f")
-        await wait_for(pilot, lambda: "They say the same." in screen_text(pilot.app))
+        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
 
 
 async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n[chat]\nsystem = "a\\u001b[31mb"\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(100, 30)) as (pilot, pane):
         create_run(pane.document.validate(), "tickets")
         pane.look_around(anew=True)
         await wait_for(pilot, lambda: pane.known.last_run is not None)
         await type_value(pilot, pane, "method.rank", "4")
-        await pilot.press("v", "l")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await press(pilot, "v", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         text = screen_text(pilot.app)
         assert "[method]" in text
         assert "- rank = 16" in text
@@ -151,8 +124,7 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
         assert "train =" not in text
         await pilot.press("escape", "v", "o")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         text = screen_text(pilot.app)
         assert "- system" in text
         assert not FORBIDDEN & set(text)
@@ -160,9 +132,7 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
 
 @pytest.mark.long
 async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path)) as (pilot, pane):
         for name, keys in (("bad.toml", ["O"]), ("worse.toml", ["v", "o"])):
             (tmp_path / name).write_text("= 3")
             await pilot.press(*keys)
@@ -174,10 +144,7 @@ async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
 
 
 async def test_hostile_text_in_a_comparison(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
         pane.document.set("chat.system", HOSTILE)
-        await pilot.press("v", "f")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         assert not FORBIDDEN & set(screen_text(pilot.app))

@@ -10,14 +10,14 @@ from tests.tui.data_panes import (
     PATIENCE,
     analyzed,
     configuration,
+    data_pane,
     make_tokenizer,
     messy,
-    opened,
     row,
     shows,
     write_lines,
 )
-from tests.tui.harness import PaneApp, screen_lines, wait_for
+from tests.tui.harness import press, screen_lines, wait_for
 from tui.panes.data.pane import DataPane
 
 
@@ -37,20 +37,18 @@ def numbers(pane: DataPane, lines: list[str]) -> list[int]:
     return [int(text) for text in inner if text.isdecimal()]
 
 
-async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, model: Path) -> None:
+async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
+    async with data_pane(
+        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
+    ) as (pilot, pane):
         analysis = await analyzed(pilot, pane)
         assert analysis.dropped == {"not_json": 3, "overlong": 2}
         await pilot.press("s")
         await wait_for(
             pilot, lambda: shows(pilot, "60 rows read · 55 used · 5 dropped: 3 no JSON, 2 longer than train.max_length")
         )
-        await pilot.press("j", "enter")
-        await pilot.pause()
+        await press(pilot, "j", "enter")
         assert screen_lines(pilot.app)[0].startswith(
             "╭─ 1 Data · rows.jsonl · longer than train.max_length · 2 of 60 rows ─"
         )
@@ -64,68 +62,20 @@ async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, mode
         assert "question 50" in pane.body.conversation.turns[0].text
         await pilot.press("g")
         assert pane.index == 9
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert code_of(pane) == ""
         assert pane.body.rows.count == 60
         assert pane.index == 9, "the cursor stays on its row"
         assert shows(pilot, "55 used · 5 dropped")
-
-
-async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
-        if pane.view is not None and pane.view.analysis is None:
-            await pilot.press("f")
-            assert code_of(pane) == "", "nothing to filter by before the rows have been looked at"
-        await analyzed(pilot, pane)
-        codes = []
-        for key in ("f", "f", "f", "F", "F", "F"):
-            await pilot.press(key)
-            codes.append(code_of(pane))
-        assert codes == ["not_json", "email", "", "email", "not_json", ""]
-
-
-async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
-        await analyzed(pilot, pane)
-        await pilot.press("f")
-        await pilot.pause()
-        assert numbers(pane, screen_lines(pilot.app)) == [5, 25, 45]
-        visited = []
-        for key in ("p", "p", "p", "P", "G", "k", "home"):
-            await pilot.press(key)
-            visited.append(pane.index + 1)
-        assert visited == [25, 45, 5, 45, 45, 25, 5]
-        await pilot.press("slash", *"broken 45", "enter")
-        await wait_for(pilot, lambda: pane.index == 44)
-        await pilot.press("slash", "ctrl+u", *"question", "enter")
-        await wait_for(pilot, lambda: shows(pilot, "None of these rows has “question” in it."))
-        assert pane.index == 44
-        await pilot.press("colon", *"25", "enter")
-        await wait_for(pilot, lambda: pane.index == 24)
-        await pilot.press("colon", *"26", "enter")
-        await wait_for(pilot, lambda: shows(pilot, "Row 26 is not “no JSON”; the nearest that is, is row 45."))
-        assert pane.index == 44
-        await pilot.press("escape")
-        assert code_of(pane) == "not_json", "the mark of the search goes first"
-        await pilot.press("escape")
+        await pilot.press("f", "l")
         assert code_of(pane) == ""
-        assert pane.index == 44
-
-
-async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
-        await analyzed(pilot, pane)
+        assert pane.index == 49
+        await pilot.pause()
+        assert shows(pilot, "It is not “no JSON”; all rows are shown again.")
+        await pilot.press("g", "f", "f", "l")
+        assert code_of(pane) == "overlong", "the longest row is"
+        assert pane.index == 49
+        await pilot.press("escape")
         await pilot.press("f", "f", "m", "j")
         assert code_of(pane) == "overlong"
         await wait_for(
@@ -138,30 +88,52 @@ async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) ->
         assert {cell.mark for cell in pane.body.cells(0, 9)} == {"drop"}
 
 
-async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Path, model: Path) -> None:
+async def test_a_key_goes_through_the_filters_and_moves_stay_inside_them(tmp_path: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
+        if pane.view is not None and pane.view.analysis is None:
+            await pilot.press("f")
+            assert code_of(pane) == "", "nothing to filter by before the rows have been looked at"
         await analyzed(pilot, pane)
-        await pilot.press("f", "l")
+        codes = []
+        for key in ("f", "f", "f", "F", "F", "F"):
+            await pilot.press(key)
+            codes.append(code_of(pane))
+        assert codes == ["not_json", "email", "", "email", "not_json", ""]
+        await pilot.press("g")
+        await press(pilot, "f")
+        assert numbers(pane, screen_lines(pilot.app)) == [5, 25, 45]
+        visited = []
+        for key in ("p", "p", "p", "P", "G", "k", "home"):
+            await pilot.press(key)
+            visited.append(pane.index + 1)
+        assert visited == [25, 45, 5, 45, 45, 25, 5]
+        await press(pilot, "slash", *"broken 45", "enter", until=lambda: pane.index == 44)
+        await pilot.press("slash", "ctrl+u", *"question", "enter")
+        await wait_for(pilot, lambda: shows(pilot, "None of these rows has “question” in it."))
+        assert pane.index == 44
+        await press(pilot, "colon", *"25", "enter", until=lambda: pane.index == 24)
+        await pilot.press("colon", *"26", "enter")
+        await wait_for(pilot, lambda: shows(pilot, "Row 26 is not “no JSON”; the nearest that is, is row 45."))
+        assert pane.index == 44
+        await pilot.press("escape")
+        assert code_of(pane) == "not_json", "the mark of the search goes first"
+        await pilot.press("escape")
         assert code_of(pane) == ""
-        assert pane.index == 49
-        await pilot.pause()
-        assert shows(pilot, "It is not “no JSON”; all rows are shown again.")
-        await pilot.press("g", "f", "f", "l")
-        assert code_of(pane) == "overlong", "the longest row is"
-        assert pane.index == 49
+        assert pane.index == 44
+        for key in ("s", "s", "slash"):
+            pilot.app.simulate_key(key)
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await press(pilot, *"question 7", "enter", until=lambda: pane.index == 6)
+        assert pane.body.rows.has_focus
+        await pilot.press("enter")
+        assert pane.body.conversation.has_focus
 
 
 async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+    async with data_pane(path, document, size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f", "f")
         document.set("train.max_length", 64)
@@ -177,58 +149,33 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
 
 
 async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+    async with data_pane(messy(tmp_path / "rows.jsonl"), size=(100, 24)) as (pilot, pane):
         await analyzed(pilot, pane)
-        await pilot.press("f", "G")
-        await pilot.pause()
+        await press(pilot, "f", "G")
         assert shows(pilot, "▸  45")
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert shows(pilot, "▸  45")
         assert shows(pilot, "44  question 44 of many")
 
 
 async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model)))
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+    async with data_pane(
+        messy(tmp_path / "rows.jsonl"), configuration(tmp_path, model__base=str(model)), size=(100, 24)
+    ) as (pilot, pane):
         await analyzed(pilot, pane)
         for keys, index in ((["p"], 4), (["l"], 49), (["colon", "3", "enter"], 2), (["f"], 4), (["p"], 24)):
             await pilot.press("s")
             assert pane.shows_report
-            await pilot.press(*keys)
-            await wait_for(pilot, lambda: not pane.shows_report)
+            await press(pilot, *keys, until=lambda: not pane.shows_report)
             await wait_for(pilot, lambda: pane.index == index)  # noqa: B023
             await wait_for(pilot, lambda: pane.body.rows.has_focus)
 
 
 async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
     lines = [row("What is it?", "A test, and a short one."), row("How is it?", "Quite well, thank you kindly.")]
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, write_lines(tmp_path / "rows.jsonl", lines))
+    async with data_pane(write_lines(tmp_path / "rows.jsonl", lines), size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
-        await pilot.press("f")
-        await pilot.pause()
+        await press(pilot, "f")
         assert shows(pilot, "No problems, so there is nothing to filter by.")
-        await pilot.press("p")
-        await pilot.pause()
+        await press(pilot, "p")
         assert shows(pilot, "No problems.")
-
-
-async def test_keys_that_follow_at_once_meet_the_list(tmp_path: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
-        await analyzed(pilot, pane)
-        for key in ("s", "s", "slash"):
-            pilot.app.simulate_key(key)
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press(*"question 7", "enter")
-        await wait_for(pilot, lambda: pane.index == 6)
-        assert pane.body.rows.has_focus
-        await pilot.press("enter")
-        assert pane.body.conversation.has_focus

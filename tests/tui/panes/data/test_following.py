@@ -19,6 +19,7 @@ from tests.tui.data_panes import (
     PATIENCE,
     analyzed,
     configuration,
+    data_pane,
     make_tokenizer,
     messy,
     opened,
@@ -26,7 +27,7 @@ from tests.tui.data_panes import (
     shows,
     write_lines,
 )
-from tests.tui.harness import PaneApp, wait_for
+from tests.tui.harness import PaneApp, press, wait_for
 from tui.panes.data.pane import DataPane
 
 SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
@@ -54,11 +55,8 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
     tmp_path: Path, model: Path, requests: list[AnalysisRequest]
 ) -> None:
     path = write(tmp_path / "rows.jsonl", json_lines(SWAPPED))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+    async with data_pane(path, document) as (pilot, pane):
         await wait_for(pilot, lambda: shows(pilot, "of no known format"))
         assert pane.view is not None
         assert requests == []
@@ -66,12 +64,9 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         pane.configure(document)
         analysis = await analyzed(pilot, pane)
         assert (analysis.rows, analysis.used, analysis.sources[0].format) == (8, 8, "prompt_completion")
-        assert [(turn.role, turn.text) for turn in pane.body.conversation.turns] == [
-            ("user", "warum 0?"),
-            ("assistant", "darum 0."),
-        ]
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
+        assert found == [("user", "warum 0?"), ("assistant", "darum 0.")]
+        await press(pilot, "m", until=lambda: pane.body.mask_view.parts)
         learned = "".join(cell.text for cell in pane.body.mask_view.parts[0].cells if cell.learned)
         assert learned == "darum 0.<|im_end|>"
         document.set("data.columns", {"text": "antwort"})
@@ -99,18 +94,13 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
     )
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+    async with data_pane(path, document) as (pilot, pane):
         await analyzed(pilot, pane)
         assert len(requests) == 1
         view = pane.view
         unseen: tuple[tuple[str, Any], ...] = (
-            ("train.learning_rate", 1e-3),
-            ("method.rank", 4),
-            ("chat.system", "be brief"),
+            *(("train.learning_rate", 1e-3), ("method.rank", 4), ("chat.system", "be brief")),
             ("eval.every_steps", 5),
         )
         for name, value in unseen:
@@ -121,14 +111,9 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             assert view is not None
             assert view.analysis is not None, name
         seen: tuple[tuple[str, Any], ...] = (
-            ("data.eval", "eval.jsonl"),
-            ("data.weights", [2.0]),
-            ("train.max_length", 64),
-            ("data.overlong", "truncate"),
-            ("data.supervise", "last"),
-            ("data.special_tokens", "keep"),
-            ("data.format", "messages"),
-            ("template.file", "mine.jinja"),
+            *(("data.eval", "eval.jsonl"), ("data.weights", [2.0]), ("train.max_length", 64)),
+            *(("data.overlong", "truncate"), ("data.supervise", "last"), ("data.special_tokens", "keep")),
+            *(("data.format", "messages"), ("template.file", "mine.jinja")),
         )
         for name, value in seen:
             before = len(requests)
@@ -164,11 +149,8 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
 ) -> None:
     monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+    async with data_pane(path, document, size=(120, 40)) as (pilot, pane):
         await wait_for(pilot, lambda: shows(pilot, "reading 43%"))
         await wait_for(pilot, lambda: pane.view is not None and pane.view.marks.count == 3)
         assert pane.view is not None
@@ -179,8 +161,7 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
             visited.append(pane.index + 1)
         assert visited == [5, 10, 25, 5]
         await wait_for(pilot, lambda: shows(pilot, "3 problems seen (p shows them) · reading 43%"))
-        await pilot.press("f")
-        await wait_for(pilot, lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
+        await press(pilot, "f", until=lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
         document.set("data.overlong", "truncate")
         pane.configure(document)
         await wait_for(pilot, lambda: pane.body.cells(9, 1)[0].mark == "warn")
@@ -236,9 +217,7 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path) as (pilot, pane):
         await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None, PATIENCE)
         assert pane.session.job is not None
         assert pane.session.job.pid is not None
@@ -247,28 +226,21 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert shows(pilot, "✗ The analysis failed: its process"), key
-        await pilot.press("s")
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
+        await press(pilot, "s", until=lambda: shows(pilot, "✗ The analysis failed: its process"))
         await pilot.press("s")
         write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: len(requests) == 2, PATIENCE)
+        await press(pilot, "f5", until=lambda: len(requests) == 2, seconds=PATIENCE)
         await analyzed(pilot, pane)
 
 
 async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base="mine")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base="mine")
+    async with data_pane(path, document) as (pilot, pane):
         assert (await analyzed(pilot, pane)).lengths is None
-        await pilot.press("l")
-        await pilot.pause()
+        await press(pilot, "l")
         assert shows(pilot, "The lengths of rows are not known: There are no tokens to show. The model mine")
         os.symlink(model, tmp_path / "mine")
         pane.configure(document)
@@ -329,11 +301,8 @@ async def test_a_file_that_is_missing_is_not_told_once_the_configuration_has_ano
 
 async def test_a_message_goes_with_the_next_key(tmp_path: Path) -> None:
     path = messy(tmp_path / "a.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path) as (pilot, pane):
         await pilot.press("slash", *"no such text", "enter")
         await wait_for(pilot, lambda: bool(pane._status) and not pane._is_searching)
-        await pilot.press("m")
-        await wait_for(pilot, lambda: not pane._status)
+        await press(pilot, "m", until=lambda: not pane._status)
         assert pane.body.shows_tokens

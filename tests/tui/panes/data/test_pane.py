@@ -6,21 +6,22 @@ import json
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.tui.data_panes import analyzed, data_pane, opened
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
     PaneApp,
     paste,
+    press,
     requested,
+    resize,
     screen_lines,
     screen_text,
     wait_for,
     words,
 )
-from tui.datasets.view import DatasetView
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
 
@@ -41,26 +42,11 @@ def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path: 
     return path
 
 
-async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> DatasetView:
-    pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path)
-    await pilot.pause()
-    assert pane.view is not None
-    return pane.view
-
-
-async def checked(pilot: Pilot[None], pane: DataPane) -> None:
-    """Wait until every row has been analyzed, by the real process."""
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-    await pilot.pause()
-
-
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = screen_text(pilot.app)
             assert "No data yet." in text
             for key in ("o", "b", "d"):
@@ -70,9 +56,8 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
 async def test_sample_data_is_one_key_away() -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await pilot.press("d")
-        await wait_for(pilot, lambda: pane.view is not None)
-        await checked(pilot, pane)
+        await press(pilot, "d", until=lambda: pane.view is not None)
+        await analyzed(pilot, pane)
         text = screen_text(pilot.app)
         assert "tickets_train.jsonl" in text
         assert "chat messages" in text
@@ -81,19 +66,15 @@ async def test_sample_data_is_one_key_away() -> None:
 
 async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 300)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=SIZES[0]) as (pilot, pane):
+        await analyzed(pilot, pane)
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "300 rows" in lines[0]
             assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
             assert all(len(line) == size[0] for line in lines)
-        await pilot.press("j", "down", "j")
-        await pilot.pause()
+        await press(pilot, "j", "down", "j")
         assert pane.body.rows.cursor == 3
         shown = {(turn.role, turn.text) for turn in pane.body.conversation.turns}
         assert shown == {("user", "question 4"), ("assistant", "answer 4")}
@@ -101,11 +82,9 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
 
 async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 1000)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         # Until then the line below the rows comes and goes, and a page with it.
-        await checked(pilot, pane)
+        await analyzed(pilot, pane)
         for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
             await pilot.press(key)
             assert pane.body.rows.cursor == cursor, key
@@ -121,14 +100,11 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
     path = tmp_path / "long.jsonl"
     text = "\n".join(f"line {number}" for number in range(100))
     path.write_text(json.dumps({"prompt": text, "completion": "ok"}) + "\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
         assert "line 50" not in screen_text(pilot.app)
-        await pilot.press("G")
-        await pilot.pause()
+        await press(pilot, "G")
         assert "line 99" in screen_text(pilot.app)
         assert pane.body.rows.cursor == 0
         await pilot.press("escape")
@@ -137,10 +113,8 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
 
 async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 50, bad={7, 31})
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
+        await analyzed(pilot, pane)
         assert "2 problems" in screen_text(pilot.app)
         await pilot.press("p")
         assert pane.body.rows.cursor == 6
@@ -153,49 +127,30 @@ async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) 
         assert pane.body.rows.cursor == 6
 
 
-async def test_search_forward_back_and_around(tmp_path: Path) -> None:
+async def test_search_forward_back_and_around_and_rows_by_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
-        await pilot.press("slash", *"WER 33", "enter")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 32)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
+        await press(pilot, "slash", *"WER 33", "enter", until=lambda: pane.body.rows.cursor == 32)
         assert pane.body.rows.has_focus
-        await pilot.press("n")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 329)
-        await pilot.press("N", "N")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 338)
+        await press(pilot, "n", until=lambda: pane.body.rows.cursor == 329)
+        await press(pilot, "N", "N", until=lambda: pane.body.rows.cursor == 338)
         assert "from the other end" in screen_text(pilot.app)
-        await pilot.press("slash", "ctrl+u", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "No row has “nowhere”" in screen_text(pilot.app))
+        await press(pilot, "slash", "ctrl+u", *"nowhere", "enter", until="No row has “nowhere”")
         assert pane.body.rows.cursor == 338
+        await press(pilot, "colon", *"321", "enter")
+        assert pane.body.rows.cursor == 320
+        await press(pilot, "ctrl+g", *"501", "enter")
+        assert pane.body.rows.cursor == 320
+        assert "rows go from 1 to 500" in screen_text(pilot.app)
 
 
 async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tui.datasets.view._BREATH_SECONDS", 0.05)
     path = write_rows(tmp_path / "rows.jsonl", 100_000)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
-        await pilot.press("slash", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
-
-
-async def test_go_to_a_row_by_number(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", 500)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
-        await pilot.press("colon", *"321", "enter")
-        await pilot.pause()
-        assert pane.body.rows.cursor == 320
-        await pilot.press("ctrl+g", *"501", "enter")
-        await pilot.pause()
-        assert pane.body.rows.cursor == 320
-        assert "rows go from 1 to 500" in screen_text(pilot.app)
+        await press(pilot, "slash", *"nowhere", "enter", until="of 100,000 rows · esc stops")
+        await press(pilot, "escape", until="Search stopped.")
 
 
 async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
@@ -206,13 +161,11 @@ async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await pilot.press("o")
         await paste(pilot, f"{tmp_path}/t")
-        await pilot.press("tab")
-        await pilot.pause()
+        await press(pilot, "tab")
         text = screen_text(pilot.app)
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
         assert "notes.txt" not in text
-        await pilot.press("e", "tab", "enter")
-        await wait_for(pilot, lambda: pane.view is not None)
+        await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path == tmp_path / "tickets_eval.jsonl"
 
@@ -225,13 +178,10 @@ async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "notes.md").write_text("no data")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await pilot.press("b")
-        await wait_for(pilot, lambda: "rows.jsonl" in screen_text(pilot.app))
+        await press(pilot, "b", until="rows.jsonl")
         assert "notes.md" not in screen_text(pilot.app)
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: "inner.jsonl" in screen_text(pilot.app))
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: pane.view is not None)
+        await press(pilot, "j", "enter", until="inner.jsonl")
+        await press(pilot, "j", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path.name == "inner.jsonl"
         assert pane.body.rows.has_focus
@@ -244,8 +194,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not requested(pilot, "configuration.use_dataset")
         await opened(pilot, pane, path)
-        await pilot.press("t", "E")
-        await pilot.pause()
+        await press(pilot, "t", "E")
         chosen = [request.args for request in requested(pilot, "configuration.use_dataset")]
         assert chosen == [(path, "train"), (path, "eval")]
 
@@ -255,12 +204,7 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
     directory.mkdir()
     empty.touch()
     binary.write_bytes(bytes(range(256)) * 50)
-    sentences = {
-        missing: "There is no file at",
-        directory: "is a directory",
-        empty: "is empty",
-        binary: "is not text",
-    }
+    sentences = {missing: "There is no file at", directory: "is a directory", empty: "is empty", binary: "is not text"}
     good = write_rows(tmp_path / "good.jsonl", 3)
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
@@ -280,29 +224,21 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
 async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"qestion": "why?", "number": 5}\n')
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(120, 24)) as (pilot, pane):
         text = screen_text(pilot.app)
         assert "unknown format" in text
         assert "Did you mean question?" in text
-        assert [(turn.role, turn.text) for turn in pane.body.conversation.turns] == [
-            ("qestion", "why?"),
-            ("number", "5"),
-        ]
+        found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
+        assert found == [("qestion", "why?"), ("number", "5")]
 
 
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 40)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(120, 24)) as (pilot, pane):
+        await analyzed(pilot, pane)
         write_rows(path, 55)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "has changed since" in screen_text(pilot.app))
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: "55 rows" in screen_text(pilot.app))
+        await press(pilot, "G", until="has changed since")
+        await press(pilot, "f5", until="55 rows")
         assert "since it was opened" not in screen_text(pilot.app)
 
 
@@ -312,10 +248,8 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
     rows = [good, {HOSTILE: 1}, {"messages": [{"role": HOSTILE, "content": HOSTILE}]}]
     lines = [json.dumps(row) for row in rows] + ["{" + HOSTILE.replace("\x00", "")]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(60, 20)) as (pilot, pane):
+        await analyzed(pilot, pane)
         assert "[/]i[bold]j" in screen_text(pilot.app)
         for size, key in (((60, 20), "j"), ((200, 50), "k")):
             await pilot.resize_terminal(*size)
@@ -324,25 +258,20 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
                 text = screen_text(pilot.app)
                 assert not FORBIDDEN & set(text), sorted(FORBIDDEN & set(text))
                 await pilot.press(key)
-        await pilot.press("slash", *"[/]i", "enter")
-        await wait_for(pilot, lambda: "next" in screen_text(pilot.app))
+        await press(pilot, "slash", *"[/]i", "enter", until="next")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-        await pilot.press("b")
-        await wait_for(pilot, lambda: "backspace goes up" in screen_text(pilot.app))
+        await press(pilot, "b", until="backspace goes up")
         await pilot.pause()
         assert not FORBIDDEN & set(screen_text(pilot.app))
 
 
 async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 200)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(200, 50)) as (pilot, pane):
         assert pane.body.has_class("-beside")
         await pilot.press("G")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert "▸ 200" in screen_text(pilot.app)
         assert not pane.body.has_class("-beside")
 
@@ -356,13 +285,13 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
             file.write("".join(row % number for number in range(begin + 1, begin + 10_001)))
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        view = await opened(pilot, pane, path)
+        await opened(pilot, pane, path)
+        view = pane.view
+        assert view is not None
         assert "0000001 is the number" in screen_text(pilot.app)
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "1000000 is the number" in screen_text(pilot.app))
-        await pilot.press("colon", *"654321", "enter")
-        await wait_for(pilot, lambda: "0654321 is the number" in screen_text(pilot.app))
+        await press(pilot, "G", until="1000000 is the number")
+        await press(pilot, "colon", *"654321", "enter", until="0654321 is the number")
 
 
 async def test_row_list_draws_nothing_without_rows() -> None:
@@ -379,9 +308,7 @@ async def test_row_list_draws_nothing_without_rows() -> None:
 async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("Frage;Antwort;Kunde\n" + "Wie?;So.;7\n" * 3)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "their columns are Frage, Antwort, Kunde. C says which column is the question." in text
         assert "C columns" in screen_lines(pilot.app)[-1]
@@ -395,16 +322,13 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
     rows = [{"messages": turns, "images": ["a.png"]}] * 2 + [{"messages": turns[::-1][1:] + turns[1:], "topic": "x"}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(80, 24)) as (pilot, pane):
+        await analyzed(pilot, pane)
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "1 used · 2 dropped: 2 pictures, video or sound" in text
         assert "columns not read: topic" in text
         assert "The column images holds pictures" in text
-        await pilot.press("s")
-        await pilot.pause()
+        await press(pilot, "s")
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "✗ 2 rows pictures, video or sound (not used)" in report
         assert "· 1 row columns not read (note) topic → Nothing of them is learned." in report
@@ -413,9 +337,7 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
 async def test_a_question_beside_a_text_is_asked_about(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("prompt,text\nWhere is Ulm?,In Germany.\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, _pane):
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "a.csv has prompt beside text, and nothing says whether the text is the answer." in text
         assert "C says which column is the question." in text

@@ -45,11 +45,7 @@ def test_tokens_pairs_labels_and_tools_are_shown(tmp_path: Path) -> None:
     assert [cell.cells for cell in tokens.cells(range(1))] == [("3 tokens, 2 of them learned",)]
     assert tokens.columns == ("tokens",)
     pair = view(tmp_path / "b.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad"})
-    assert [(turn.role, turn.text) for turn in pair.turns(0)] == [
-        ("user", "q"),
-        ("better", "good"),
-        ("worse", "bad"),
-    ]
+    assert [(turn.role, turn.text) for turn in pair.turns(0)] == [("user", "q"), ("better", "good"), ("worse", "bad")]
     assert pair.columns == ("user", "better", "worse")
     assert [cell.cells for cell in pair.cells(range(1))] == [("q", "good", "bad")]
     labeled = view(tmp_path / "c.jsonl", {"prompt": "q", "completion": "a", "label": False})
