@@ -1,19 +1,21 @@
-"""Text in a scrolling box: the box itself, a report, and the difference between two configurations."""
+"""Boxes of screens: a scrolling text, a record, a report, and the difference between two configurations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
 from core.config.compare import DiffLine
+from core.errors import UserError
 from core.text import one_line, sanitize
 from tui.datasets.summary import counted
+from tui.files import save_text
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import TextBlock
 
@@ -189,3 +191,36 @@ def _block(lines: Sequence[DiffLine], index: int) -> TextBlock:
         sign, style = _LOOKS[line.kind]
         shown.append(Content.styled(f"{sign}{one_line(line.text.expandtabs(4), _LINE_LENGTH)}", style))
     return TextBlock(Content("\n").join([Content(""), *shown]), classes="-place", id=f"place-{index}")
+
+
+class RecordBox(Vertical):
+    """The box of a full screen about a record.
+
+    Args:
+        title: The title in the frame.
+    """
+
+    DEFAULT_CSS = """
+    RecordBox {
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+    }
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.border_title = Content(title)
+
+
+def save_files(kinds: Mapping[str, str], suffix: str) -> str:
+    """Save texts in new files, for use in a thread; returns a notice.
+
+    Args:
+        kinds: Text of each file by the beginning of its name.
+        suffix: The end of their names.
+    """
+    try:
+        paths = [one_line(str(save_text(kind, suffix, text)), 200) for kind, text in kinds.items()]
+    except UserError as error:
+        return f"It is not saved: {one_line(error.message, 200)}"
+    return f"Saved: {', '.join(paths)}"

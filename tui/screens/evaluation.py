@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -28,8 +28,8 @@ from core.jobs.job import JobCancelledError, JobProgress
 from core.paths import working_directory
 from core.text import one_line, sanitize
 from core.units import format_fixed
-from tui.files import save_text
 from tui.keys import bindings
+from tui.screens.box import RecordBox, save_files
 from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.shell import shell_of
@@ -332,10 +332,6 @@ class EvaluationScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    EvaluationScreen > Vertical {
-        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-    }
     EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
     EvaluationScreen #head { color: $muted; }
     EvaluationScreen #rows { height: 2fr; min-height: 3; }
@@ -354,8 +350,7 @@ class EvaluationScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         """The table or the progress, the rows, and the answers to the question under the cursor."""
-        with Vertical() as box:
-            box.border_title = Content("Evaluation")
+        with RecordBox("Evaluation"):
             yield TextBlock(id="table")
             yield TextBlock(id="head")
             yield RowWindow(id="rows")
@@ -421,7 +416,7 @@ class EvaluationScreen(Overlay[None]):
         for name in ("#head", "#rows"):
             self.query_one(name).display = rows is not None
         self.query_one(VerticalScroll).display = rows is not None
-        box, keys = self.query_one(Vertical), shell_of(self).keys
+        box, keys = self.query_one(RecordBox), shell_of(self).keys
         if rows is None:
             self.query_one("#table", TextBlock).show(self._text())
             leaves = "close" if ended is not None else "cancel"
@@ -518,12 +513,7 @@ class EvaluationScreen(Overlay[None]):
         self._save(".jsonl", to_jsonl)
 
     @work(thread=True, group="save")
-    def _save(self, suffix: str, written_by: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
-        if self._rows is None:
-            return
-        try:
-            text = written_by(self._rows.record, self._rows.table)
-            said = f"It is in {one_line(str(save_text('evaluation', suffix, text)), 200)}"
-        except UserError as error:
-            said = f"It is not saved: {one_line(error.message, 200)}"
-        self.notify(said, markup=False)
+    def _save(self, suffix: str, write: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
+        if (rows := self._rows) is not None:
+            said = save_files({"evaluation": write(rows.record, rows.table)}, suffix)
+            self.notify(said, markup=False)

@@ -18,7 +18,6 @@ from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.queue import status, store
-from core.queue.entry import PENDING
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.view import EntryView, QueueReader, QueueView
@@ -56,11 +55,6 @@ class QueueScreen(Overlay[Run]):
         add: Adds a run of the app's configuration, and returns a notice.
     """
 
-    DEFAULT_CSS = """
-    QueueScreen {
-        align: center middle; background: $background 60%;
-    }
-    """
     SCOPE = "queue"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
     AUTO_FOCUS = "ChoiceList"
@@ -75,7 +69,7 @@ class QueueScreen(Overlay[Run]):
 
     def compose(self) -> ComposeResult:
         """The runner, the entries, the result of the last key, and the keys."""
-        yield ListBox("Queue")
+        yield ListBox("Queue", self._look)
 
     def on_mount(self) -> None:
         """Read the queue now and every few seconds."""
@@ -178,8 +172,7 @@ class QueueScreen(Overlay[Run]):
 
     def action_open(self) -> None:
         """Show the run of the entry under the cursor."""
-        row = self._row
-        if row is None:
+        if (row := self._row) is None:
             return
         if row.entry.run is None or not (run := run_of(row.entry)).config_path.is_file():
             self._box.say(f"Entry {row.entry.id} has no run yet.")
@@ -193,7 +186,7 @@ class QueueScreen(Overlay[Run]):
 
     def action_add(self) -> None:
         """Add a run of the app's configuration."""
-        self._do(self._add)
+        self._box.carry_out(self._add)
 
     def action_hold(self) -> None:
         """Hold or release the entry under the cursor."""
@@ -232,21 +225,20 @@ class QueueScreen(Overlay[Run]):
             count = await asyncio.to_thread(store.clear)
             return f"{count} {'entry is' if count == 1 else 'entries are'} taken out; the runs are as they were."
 
-        self._do(clear)
+        self._box.carry_out(clear)
 
     def action_start(self) -> None:
         """Start the runner."""
-        if self._view is not None and not any(row.entry.state in PENDING for row in self._view.upcoming):
-            active = any(not row.entry.is_over for row in self._view.rows)
-            if not active:
-                self._box.say("Nothing waits, so there is nothing to start.")
-                return
+        rows = self._view.rows if self._view is not None else None
+        if rows is not None and all(row.entry.is_over for row in rows):
+            self._box.say("Nothing waits, so there is nothing to start.")
+            return
 
         async def start() -> str:
             _, is_new = await asyncio.to_thread(status.start_runner)
             return "The runner is started; it goes on without the app." if is_new else "The runner is on already."
 
-        self._do(start)
+        self._box.carry_out(start)
 
     def action_stop(self) -> None:
         """End the runner."""
@@ -255,18 +247,14 @@ class QueueScreen(Overlay[Run]):
             was_on = await asyncio.to_thread(status.stop_runner)
             return "The runner has ended; a run that is on goes on." if was_on else "No runner is on."
 
-        self._do(stop)
+        self._box.carry_out(stop)
 
     def _change(self, how: Callable[[Queue], Queue], said: str) -> None:
         async def change() -> str:
             await asyncio.to_thread(store.change, how)
             return said
 
-        self._do(change)
-
-    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key's action, then read the queue again."""
-        self._box.carry_out(what, self._look)
+        self._box.carry_out(change)
 
 
 def _legend(view: QueueView) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,12 +50,7 @@ class TrashRead(Message):
 class TrashScreen(Overlay[bool]):
     """Screen of the trash; returns True if a run was restored."""
 
-    DEFAULT_CSS = """
-    TrashScreen {
-        align: center middle; background: $background 60%;
-        & ListBox { width: 100; }
-    }
-    """
+    DEFAULT_CSS = "TrashScreen ListBox { width: 100; }"
     SCOPE = "trash"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("trash")]
     AUTO_FOCUS = "ChoiceList"
@@ -67,7 +62,7 @@ class TrashScreen(Overlay[bool]):
 
     def compose(self) -> ComposeResult:
         """The size of the trash, its runs, the result of the last key, and the keys."""
-        yield ListBox("Trash")
+        yield ListBox("Trash", self._look)
 
     def on_mount(self) -> None:
         """Read the trash."""
@@ -149,7 +144,7 @@ class TrashScreen(Overlay[bool]):
             self._show_rows()
             return f"Restored {run.id}."
 
-        self._do(restore)
+        self._box.carry_out(restore)
 
     def action_remove(self) -> None:
         """Delete the run under the cursor for good, after a question."""
@@ -167,11 +162,7 @@ class TrashScreen(Overlay[bool]):
                 return ""
             return await asyncio.to_thread(_remove, rows, is_whole=is_whole)
 
-        self._do(delete)
-
-    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key's action, then read the trash again."""
-        self._box.carry_out(what, self._look)
+        self._box.carry_out(delete)
 
 
 def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:

@@ -53,6 +53,7 @@ class ListBox(Vertical):
 
     Args:
         title: The title in the frame.
+        read: Reads the list again, after a key.
     """
 
     DEFAULT_CSS = """
@@ -65,9 +66,10 @@ class ListBox(Vertical):
     }
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, read: Callable[[], object]) -> None:
         super().__init__()
         self.border_title = Content(title)
+        self._read = read
         self._turn = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
@@ -103,18 +105,17 @@ class ListBox(Vertical):
             self.options.action_cursor_up()
 
     @work
-    async def carry_out(self, what: Callable[[], Awaitable[str]], then: Callable[[], object]) -> None:
-        """Carry out the actions of keys one after the other, and show their results.
+    async def carry_out(self, action: Callable[[], Awaitable[str]]) -> None:
+        """Carry out the actions of keys one after the other, show their results, and read the list again.
 
         Args:
-            what: The action; returns a message.
-            then: Called afterwards, to read the list again.
+            action: The action; returns a message.
         """
         async with self._turn:
             try:
-                said = await what()
+                said = await action()
             except UserError as error:
                 self.say(str(error), "$near")
             else:
                 self.say(said)
-        then()
+        self._read()
