@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.text import one_line, sanitize
 from tui.datasets.summary import counted
 from tui.files import save_text
-from tui.screens.overlay import Overlay
+from tui.screens.overlay import Overlay, key_line
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.text_block import TextBlock
 
 #: How far a key scrolls: by a line, by a page, or to an end.
@@ -191,6 +192,66 @@ def _block(lines: Sequence[DiffLine], index: int) -> TextBlock:
         sign, style = _LOOKS[line.kind]
         shown.append(Content.styled(f"{sign}{one_line(line.text.expandtabs(4), _LINE_LENGTH)}", style))
     return TextBlock(Content("\n").join([Content(""), *shown]), classes="-place", id=f"place-{index}")
+
+
+class InputForm(VerticalScroll, can_focus=False):
+    """Labeled inputs with hints and errors, above an answer and the keys; typed text replaces the first value of each.
+
+    Args:
+        title: The title in the frame.
+        rows: Label, input and hint by name.
+        keys: The keys with their functions.
+        about: The text above the inputs.
+    """
+
+    DEFAULT_CSS = """
+    InputForm {
+        max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+        & Horizontal { height: auto; }
+        & .label { width: 16; }
+        & .hint { width: 1fr; color: $muted; padding-left: 2; }
+        & .remark { padding-left: 2; }
+        & SafeInput { background: $panel; }
+        & #keys { margin-top: 1; }
+    }
+    """
+
+    def __init__(
+        self,
+        title: str,
+        rows: Mapping[str, tuple[str, SafeInput, str]],
+        keys: Sequence[tuple[str, str]],
+        about: Content | None = None,
+    ) -> None:
+        super().__init__()
+        self.border_title = Content(title)
+        self._rows, self._keys, self._about = rows, keys, about
+        self.lines = {name: line for name, (_, line, _) in rows.items()}
+        for line in self.lines.values():
+            line.select_all()
+
+    def compose(self) -> ComposeResult:
+        """The inputs, the answer, and the keys."""
+        yield TextBlock(self._about, id="about")
+        for label, line, hint in self._rows.values():
+            with Horizontal():
+                yield TextBlock(Content(label), classes="label")
+                yield line
+                if hint:
+                    yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
+            yield TextBlock(id=f"remark-{line.id}", classes="remark")
+        yield TextBlock(id="answer")
+        yield TextBlock(key_line(self._keys), id="keys")
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The typed texts, without surrounding blanks."""
+        return {name: line.value.strip() for name, line in self.lines.items()}
+
+    def answer(self, text: str, style: str = "$limit") -> None:
+        """Show an answer below the inputs; an empty text clears it."""
+        self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
 
 
 class RecordBox(Vertical):

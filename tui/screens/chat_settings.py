@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.text import one_line
 from core.units import exact_number
-from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.screens.box import InputForm
+from tui.screens.overlay import INPUT_BINDINGS, Overlay
 from tui.widgets.forms.inputs import SafeInput
-from tui.widgets.text_block import TextBlock
 
 _KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
 
@@ -32,16 +30,9 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
 
     DEFAULT_CSS = """
     ChatSettings {
-        & > VerticalScroll {
-            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-        }
-        & Horizontal { height: auto; }
-        & .label { width: 16; }
-        & .hint { width: 1fr; color: $muted; padding-left: 2; }
-        & SafeInput { width: 10; background: $panel; }
+        & > InputForm { width: 84; }
+        & SafeInput { width: 10; }
         & #line-system, & #line-stop { width: 1fr; }
-        & #keys { margin-top: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
@@ -50,58 +41,32 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
         super().__init__()
-        values = {
+        seed = "" if settings.seed is None else str(settings.seed)
+        penalty = exact_number(settings.repetition_penalty)
+        rows = {
             "system": ("system prompt", system, ""),
-            "temperature": (
-                "temperature",
-                exact_number(settings.temperature),
-                "randomness, 0 to 5; 0 is none",
-            ),
+            "temperature": ("temperature", exact_number(settings.temperature), "randomness, 0 to 5; 0 is none"),
             "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens, up to 1"),
             "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
             "top_k": ("top k", str(settings.top_k), "number of likely tokens; 0: all"),
             "min_p": ("min p", exact_number(settings.min_p), "least share of the likeliest, below 1"),
-            "repetition_penalty": (
-                "repetition",
-                exact_number(settings.repetition_penalty),
-                "penalty, to 10; 1 is none",
-            ),
-            "seed": (
-                "seed",
-                "" if settings.seed is None else str(settings.seed),
-                "the same draws; empty: none",
-            ),
+            "repetition_penalty": ("repetition", penalty, "penalty, to 10; 1 is none"),
+            "seed": ("seed", seed, "the same draws; empty: none"),
             "stop": ("stops", _stops_line(settings.stop), ""),
         }
-        self._labels = {name: (label, hint) for name, (label, _, hint) in values.items()}
-        self._lines = {name: SafeInput(value, id=f"line-{name}") for name, (_, value, _) in values.items()}
-        for line in self._lines.values():
-            # Typed text replaces the value.
-            line.select_all()
+        lines = {
+            name: (label, SafeInput(value, id=f"line-{name}"), hint) for name, (label, value, hint) in rows.items()
+        }
+        self._form = InputForm("Settings of the chat", lines, _KEYS)
 
     def compose(self) -> ComposeResult:
-        """An input for each setting, the error, and the keys."""
-        with VerticalScroll(can_focus=False) as box:
-            box.border_title = Content("Settings of the chat")
-            for name, line in self._lines.items():
-                label, hint = self._labels[name]
-                with Horizontal():
-                    yield TextBlock(Content(label), classes="label")
-                    yield line
-                    if hint:
-                        yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
-            yield TextBlock(id="answer")
-            yield TextBlock(key_line(_KEYS), id="keys")
-
-    def on_key(self, event: events.Key) -> None:
-        """Give keys typed before the first input has the focus to that input."""
-        if not isinstance(self.focused, SafeInput):
-            self._lines["system"].take_key(event)
+        """The form."""
+        yield self._form
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:
         message.stop()
-        texts = {name: line.value.strip() for name, line in self._lines.items()}
+        texts = self._form.texts
         try:
             settings = GenerationSettings(
                 max_new_tokens=_whole("longest answer", texts["max_new_tokens"]),
@@ -114,14 +79,9 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
                 stop=_read_stops(texts["stop"]),
             )
         except UserError as error:
-            self.query_one("#answer", TextBlock).show(Content.styled(f"✗ {one_line(error.message)}", "$limit"))
+            self._form.answer(f"✗ {one_line(error.message)}")
             return
         self.dismiss((texts["system"], settings))
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
 
 
 def _number(label: str, text: str) -> float:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -29,9 +29,9 @@ from core.paths import working_directory
 from core.text import one_line, sanitize
 from core.units import format_fixed
 from tui.keys import bindings
-from tui.screens.box import RecordBox, save_files
+from tui.screens.box import InputForm, RecordBox, save_files
 from tui.screens.job import Ended, Progressed, follow, progress_bar
-from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.screens.overlay import INPUT_BINDINGS, Overlay
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
 from tui.widgets.text_block import TextBlock
@@ -184,14 +184,10 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
     DEFAULT_CSS = """
     EvaluationForm {
-        & > VerticalScroll {
-            width: 96; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-        }
+        & > InputForm { width: 96; }
         & .label { width: 13; }
-        & SafeInput { width: 1fr; background: $panel; }
-        & Horizontal { height: auto; margin-top: 1; }
-        & #keys { margin-top: 1; }
+        & SafeInput { width: 1fr; }
+        & Horizontal { margin-top: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -205,39 +201,22 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         super().__init__()
         self._run = run
         held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
-        self._lines: dict[str, SafeInput] = {
+        name, base = (run.id, BASE) if run is not None else ("", "")
+        lines: dict[str, SafeInput] = {
             "prompts": PathInput(suffixes=SUFFIXES, placeholder=f"JSONL; {held_out}", id="line-prompts"),
-            "models": SafeInput(
-                run.id if run is not None else "", placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"
-            ),
-            "against": SafeInput(
-                BASE if run is not None else "", placeholder="base, or as above; blanks between them", id="line-against"
-            ),
+            "models": SafeInput(name, placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"),
+            "against": SafeInput(base, placeholder="base, or as above; blanks between them", id="line-against"),
             "check": SafeInput(placeholder="a program of yours that scores each answer", id="line-check"),
             "limit": SafeInput(placeholder="the first so many prompts", id="line-limit"),
         }
-        for name in ("models", "against"):
-            self._lines[name].suggester = NameSuggester(working_directory(), (".gguf",))
-        for line in self._lines.values():
-            # Typed text replaces the value.
-            line.select_all()
+        for models in ("models", "against"):
+            lines[models].suggester = NameSuggester(working_directory(), (".gguf",))
+        rows = {name: (name, line, "") for name, line in lines.items()}
+        self._form = InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted"))
 
     def compose(self) -> ComposeResult:
-        """An input for each part, the error, and the keys."""
-        with VerticalScroll(can_focus=False) as box:
-            box.border_title = Content("Evaluate")
-            yield TextBlock(Content.styled(_ABOUT, "$muted"))
-            for name, line in self._lines.items():
-                with Horizontal():
-                    yield TextBlock(Content(name), classes="label")
-                    yield line
-            yield TextBlock(id="answer")
-            yield TextBlock(key_line(_KEYS), id="keys")
-
-    def on_key(self, event: events.Key) -> None:
-        """Give keys typed before the first input has the focus to that input."""
-        if not isinstance(self.focused, SafeInput):
-            self._lines["prompts"].take_key(event)
+        """The form."""
+        yield self._form
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:
@@ -258,8 +237,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             self.dismiss(record)
 
     def _refuse(self, error: UserError) -> None:
-        said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()
-        self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
+        self._form.answer(f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip())
 
     def _request(self) -> EvaluationRequest:
         """The request as typed.
@@ -267,8 +245,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         Raises:
             UserError: If an input is invalid.
         """
-        texts = {name: line.value.strip() for name, line in self._lines.items()}
-        prompts = self._lines["prompts"]
+        texts, prompts = self._form.texts, self._form.lines["prompts"]
         if not texts["models"]:
             raise UserError("No model is named.", "Name a run, or a model.")
         if texts["check"]:
@@ -285,11 +262,6 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             None,
             texts["check"] or None,
         )
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
 
 
 def _words(text: str) -> tuple[str, ...]:

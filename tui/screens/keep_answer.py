@@ -114,8 +114,3 @@ class KeepAnswer(Overlay[KeptAnswer]):
     def _submitted(self, message: SafeInput.Submitted) -> None:
         message.stop()
         self.action_accept()
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)

@@ -509,8 +509,8 @@ class ModelScreen(Overlay[str | Path | None]):
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the input to the input."""
-        if not self.query_one(SafeInput).take_key(event) and event.key == "enter":
+        """Choose on ``enter``, whatever has the focus."""
+        if event.key == "enter":
             event.stop()
             self._take()
 
@@ -536,11 +536,6 @@ class ModelScreen(Overlay[str | Path | None]):
     def _selected(self, message: OptionList.OptionSelected) -> None:
         message.stop()
         self._take()
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; the focus stays in the input."""

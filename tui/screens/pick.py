@@ -129,10 +129,10 @@ class PickScreen(Overlay[str | None]):
             self._options.highlighted = self._shown.index(self._present)
 
     def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the input to the input."""
-        line = self.query_one(SafeInput)
-        if not line.take_key(event) and event.key == "enter":
+        """Choose on ``enter``, whatever has the focus."""
+        if event.key == "enter":
             event.stop()
+            line = self.query_one(SafeInput)
             if line.value != self._listed_for:
                 self._list(line.value)
             self._take(self._options.highlighted)
@@ -206,11 +206,6 @@ class PickScreen(Overlay[str | None]):
     def _selected(self, message: OptionList.OptionSelected) -> None:
         message.stop()
         self._take(message.option_index)
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
 
     def _take(self, place: int | None) -> None:
         if place is not None and place < len(self._shown):
