@@ -16,7 +16,6 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
 from core.config.document import ConfigDocument
@@ -38,7 +37,7 @@ from core.units import format_bytes, format_count, short_count
 from tui.screens.fetch import FetchDialog
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
-from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import TextBlock
 
@@ -292,7 +291,6 @@ class ModelScreen(Overlay[str | Path | None]):
         """The model at the typed path."""
         self._notes: list[UnreadPlace] = []
         self._entries: list[_Entry] = []
-        self._pointed_at: int | None = None
         self._has_moved = False
         self._is_searching = True
 
@@ -301,7 +299,7 @@ class ModelScreen(Overlay[str | Path | None]):
         with Vertical() as box:
             box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
             yield SafeInput(placeholder="a part of a name, a path, or owner/name of a model of a hub")
-            yield ChoiceList()
+            yield PointedList()
             yield TextBlock(Content(" "), id="model-details")
 
     def on_mount(self) -> None:
@@ -385,14 +383,14 @@ class ModelScreen(Overlay[str | Path | None]):
         row.facts, row.fit = message.facts, message.fit
         for place, entry in enumerate(self._entries):
             if entry.kind == "model" and entry.key == message.model.base:
-                self._draw(place)
+                self._options.draw(place, self._prompt(entry))
         self._show_details()
 
     # The list.
 
     @property
-    def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+    def _options(self) -> PointedList:
+        return self.query_one(PointedList)
 
     @property
     def _term(self) -> str:
@@ -402,11 +400,8 @@ class ModelScreen(Overlay[str | Path | None]):
         """List the entries that match the typed text; the cursor stays on its entry if ``keep`` is set."""
         before = self._current
         self._entries = self._entries_for(self._term)
-        self._pointed_at = None
-        self._options.clear_options()
-        self._options.add_options([Option(" ", disabled=entry.kind == "note") for entry in self._entries])
-        for place in range(len(self._entries)):
-            self._draw(place)
+        notes = [place for place, entry in enumerate(self._entries) if entry.kind == "note"]
+        self._options.fill([self._prompt(entry) for entry in self._entries], notes)
         self._options.highlighted = self._start(before if keep and self._has_moved else None)
         self._show_details()
 
@@ -459,18 +454,14 @@ class ModelScreen(Overlay[str | Path | None]):
         typed = self._typed_row
         return typed if typed is not None and typed.model.base == key else None
 
-    def _draw(self, place: int) -> None:
-        entry = self._entries[place]
+    def _prompt(self, entry: _Entry) -> Content:
         row = self._row_of(entry.key) if entry.kind == "model" else None
         width = max(self._options.scrollable_content_region.width - 2, 40)
         if row is not None:
-            line = model_line(row, width, is_present=self._is_present(entry.key))
-        elif entry.kind == "fetch":
-            line = hub_line(entry.key.removeprefix("hf://"), width)
-        else:
-            line = entry.prompt or Content(" ")
-        mark = "▸ " if place == self._pointed_at else "  "
-        self._options.replace_option_prompt_at_index(place, Content.assemble((mark, "$primary bold"), line))
+            return model_line(row, width, is_present=self._is_present(entry.key))
+        if entry.kind == "fetch":
+            return hub_line(entry.key.removeprefix("hf://"), width)
+        return entry.prompt or Content(" ")
 
     @property
     def _current(self) -> _Entry | None:
@@ -479,12 +470,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
-        before, self._pointed_at = self._pointed_at, self._options.highlighted
-        for place in (before, self._pointed_at):
-            if place is not None and place < len(self._entries):
-                self._draw(place)
         self._show_details()
 
     def _show_details(self) -> None:
@@ -598,7 +584,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
 
 def _note(text: str) -> _Entry:
-    return _Entry("note", text, Content.styled(f"  {text}", "not bold $muted"))
+    return _Entry("note", text, Content.styled(f"    {text}", "not bold $muted"))
 
 
 def _is_path(text: str) -> bool:

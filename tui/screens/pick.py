@@ -13,13 +13,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from core.text import one_line
 from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import SafeInput
-from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit
 
 #: Maximum number of listed entries; more are found by typing.
@@ -111,8 +110,6 @@ class PickScreen(Overlay[str | None]):
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._listed_for = ""
-        self._pointed_at: int | None = None
-        self._prompts: list[Content] = []
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -120,7 +117,7 @@ class PickScreen(Overlay[str | None]):
             discard = "  del discard" if self._discard is not None else ""
             box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back")
             yield SafeInput(placeholder="a part of the name")
-            yield ChoiceList()
+            yield PointedList()
 
     def on_mount(self) -> None:
         """Start at the current choice."""
@@ -138,8 +135,8 @@ class PickScreen(Overlay[str | None]):
             self._take(self._options.highlighted)
 
     @property
-    def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+    def _options(self) -> PointedList:
+        return self.query_one(PointedList)
 
     @property
     def _room(self) -> int:
@@ -168,29 +165,19 @@ class PickScreen(Overlay[str | None]):
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):
             entries.append(Pick(typed.strip(), "as typed"))
         self._shown = [pick.value for pick in entries]
-        self._pointed_at = self._doomed = None
-        self._prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
-        rest = format_count(len(found) - LISTED)
-        self._options.clear_options()
-        self._options.add_options([Option(Content.assemble("  ", prompt)) for prompt in self._prompts])
-        if len(found) > LISTED:
-            note = Content.styled(f"  … {rest} more; type a part of the name", "$muted")
-            self._options.add_option(Option(note, disabled=True))
+        self._doomed = None
+        prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
+        if (rest := len(found) - LISTED) > 0:
+            prompts.append(Content.styled(f"  … {format_count(rest)} more; type a part of the name", "$muted"))
         if not entries:
-            self._options.add_option(Option(Content.styled("  none has this in its name", "$muted"), disabled=True))
-        else:
-            self._options.highlighted = 0
+            prompts.append(Content.styled("  none has this in its name", "$muted"))
+        self._options.fill(prompts, range(len(entries), len(prompts)))
+        self._options.highlighted = 0 if entries else None
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
-        before, self._pointed_at, self._doomed = self._pointed_at, self._options.highlighted, None
-        for place in (before, self._pointed_at):
-            if place is not None and place < len(self._prompts):
-                mark = "▸ " if place == self._pointed_at else "  "
-                prompt = Content.assemble((mark, "$primary bold"), self._prompts[place])
-                self._options.replace_option_prompt_at_index(place, prompt)
+        self._doomed = None
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Sequence
 
 from textual import events, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import OptionList
+from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.text import one_line
@@ -46,6 +47,46 @@ class ChoiceList(OptionList):
             # The parent would choose the clicked entry.
             event.prevent_default()
             self.highlighted = place
+
+
+class PointedList(ChoiceList):
+    """A list with a pointer before the highlighted entry, which marks it on terminals without color."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._prompts: list[Content] = []
+        self._notes: Container[int] = ()
+        self._pointed_at: int | None = None
+
+    def fill(self, prompts: Sequence[Content], notes: Container[int] = ()) -> None:
+        """Show other entries, none of them highlighted.
+
+        Args:
+            prompts: The texts behind the pointer.
+            notes: Indices of entries that have no pointer and cannot be chosen.
+        """
+        self._prompts, self._notes, self._pointed_at = list(prompts), notes, None
+        self.clear_options()
+        self.add_options([Option(self._line(place), disabled=place in notes) for place in range(len(prompts))])
+
+    def draw(self, place: int, prompt: Content) -> None:
+        """Show another text of an entry."""
+        self._prompts[place] = prompt
+        self.replace_option_prompt_at_index(place, self._line(place))
+
+    def watch_highlighted(self, highlighted: int | None) -> None:
+        """Move the pointer."""
+        before, self._pointed_at = self._pointed_at, highlighted
+        for place in (before, highlighted):
+            if place is not None and place < len(self._prompts):
+                self.replace_option_prompt_at_index(place, self._line(place))
+        super().watch_highlighted(highlighted)
+
+    def _line(self, place: int) -> Content:
+        if place in self._notes:
+            return self._prompts[place]
+        pointer = "▸ " if place == self._pointed_at else "  "
+        return Content.assemble((pointer, "$primary bold"), self._prompts[place])
 
 
 class ListBox(Vertical):
