@@ -27,7 +27,7 @@ from tui.keys import bindings, display_key
 from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner
 from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
-from tui.widgets.empty_state import StartHere
+from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.transcript import Transcript
 
@@ -86,7 +86,7 @@ class ChatPane(Pane):
 
     def compose(self) -> ComposeResult:
         """The empty state or the transcript, a status line, and the prompt."""
-        yield StartHere(id="chat-empty")
+        yield EmptyState(id="chat-empty", can_focus=True)
         yield Transcript(id="chat-transcript")
         yield Static(id="chat-status", markup=False)
         yield PromptInput(id="chat-prompt")
@@ -232,14 +232,14 @@ class ChatPane(Pane):
             self.transcript.remove_children()
 
     def _show_target(self) -> None:
-        self.query_one("#chat-empty", StartHere).explain(*self.partner.invitation(self.keys))
+        self.query_one("#chat-empty", EmptyState).say(*self.partner.invitation(self.keys))
         self._refresh()
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
         can_ask = self.partner.can_answer
         blank = not self.dialogue.exchanges
-        empty = self.query_one("#chat-empty", StartHere)
+        empty = self.query_one("#chat-empty", EmptyState)
         reader = empty if blank else self.transcript
         had_keys = self.has_focus_within and not self.prompt.has_focus
         empty.display = blank
