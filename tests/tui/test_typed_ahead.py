@@ -31,7 +31,7 @@ from tui.panes.config.pane import ConfigPane
 from tui.panes.data.pane import DataPane
 from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
-from tui.screens.columns.columns import ColumnForm, ColumnsScreen
+from tui.screens.columns.columns import ColumnsScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
 from tui.typed_ahead import Place, TypedAhead
@@ -377,7 +377,7 @@ async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await opened(pilot, pane, path)
         assert isinstance(pane.view, DatasetView)
-        screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
+        screen = ColumnsScreen(pane.view, "auto", {})
         await pilot.app.push_screen(screen)
         await wait_for(pilot, lambda: screen.sample is not None)
         await pilot.pause()

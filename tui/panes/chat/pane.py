@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from core.chat.transcripts import Transcript as KeptConversation
     from core.runs.record.store import Run
     from tui.panes.chat.session import SessionFactory, Target
-    from tui.screens.keep_answer import KeptAnswer
+    from tui.screens.chat import KeptAnswer
 
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
@@ -497,7 +497,7 @@ class ChatPane(Pane):
             self.app.call_from_thread(self._choose_among, run, find_candidates(run))
 
     def _choose_among(self, run: Run, candidates: list[Candidate]) -> None:
-        from tui.screens.chat_sources import ChatSources
+        from tui.screens.chat import ChatSources
 
         def chosen(sources: tuple[Source, ...] | None) -> None:
             if sources and run == self.target:
@@ -552,7 +552,7 @@ class ChatPane(Pane):
 
     def action_change_settings(self) -> None:
         """Ask for other settings of the answers."""
-        from tui.screens.chat_settings import ChatSettings
+        from tui.screens.chat import ChatSettings
 
         def changed(chosen: tuple[str, GenerationSettings] | None) -> None:
             if chosen is not None:
@@ -645,7 +645,7 @@ class ChatPane(Pane):
     def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
         """Ask for the answer as it is to be learned and for the file, and append the row."""
         from core.chat.answer_rows import remembered_file
-        from tui.screens.keep_answer import KeepAnswer
+        from tui.screens.chat import KeepAnswer
 
         def chosen(kept: KeptAnswer | None) -> None:
             if kept is not None:
