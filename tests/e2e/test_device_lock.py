@@ -90,8 +90,7 @@ def test_one_that_waits_can_be_stopped_and_loads_nothing(workers: Workers) -> No
 def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Workers) -> None:
     queued = start_alone(workers, "queued", 10_000)
     wait_until_step(queued, 1)
-    by_hand = workers.start("hand", **SHORT, train={"max_steps": 2})
-    finish(by_hand)
+    by_hand = workers.finished("hand", **SHORT, train={"max_steps": 2})
     assert notice_codes(by_hand).count("shared_device") == 1
     assert "shared_device" not in notice_codes(queued)
     with workers.environment():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from .workers import (
     exit_code,
     finish,
     held_at,
+    hooked,
     kill,
     log,
     notice_codes,
@@ -118,11 +118,8 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
 @pytest.mark.anew
 def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     write_nonsense(workers, (27, 28, 29))
-    hooks = workers.directory / "hooks"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(LEAVE_OUT)
-    path = os.pathsep.join([str(hooks), os.environ.get("PYTHONPATH", ""), os.getcwd()])
-    without = start(workers, "without", "warn", variables={"PYTHONPATH": path, "TEST_LEFT_OUT": "[27, 28]"})
+    variables = hooked(workers.directory / "hooks", LEAVE_OUT, TEST_LEFT_OUT="[27, 28]")
+    without = start(workers, "without", "warn", variables=variables)
     back = start(workers, "back", "rollback")
     finish(without)
     finish(back)

@@ -7,7 +7,6 @@ recipe is imported.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.launch.launcher import worker_environment
 from core.runs.record.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.families.tiny import write_family
 
-from .workers import Workers, ending, failure, finish, notice_codes, only, steps
+from .workers import Workers, ending, failure, finish, hooked, notice_codes, only, steps
 
 #: OOM_PLAN maps a kind of call to the calls, from 1, that fail, or a pass to the size that is too large for it.
 INJECTOR = '''
@@ -100,12 +98,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def start(workers: Workers, plan: dict[str, Any], **changes: dict[str, Any]) -> Run:
-    hooks = workers.directory / "hooks"
-    hooks.mkdir(exist_ok=True)
-    (hooks / "sitecustomize.py").write_text(INJECTOR)
-    path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
+    variables = hooked(workers.directory / "hooks", INJECTOR, OOM_PLAN=json.dumps(plan))
     sections = {name: SECTIONS.get(name, {}) | changes.get(name, {}) for name in {**SECTIONS, **changes}}
-    return workers.start("tight", {"PYTHONPATH": path, "OOM_PLAN": json.dumps(plan)}, **sections)
+    return workers.start("tight", variables, **sections)
 
 
 def adapter(run: Run) -> dict[str, torch.Tensor]:

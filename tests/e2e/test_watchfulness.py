@@ -43,6 +43,7 @@ from .workers import (
     failure,
     finish,
     held_at,
+    hooked,
     log,
     notice_codes,
     only,
@@ -103,8 +104,7 @@ def poison(workers: Workers, lines: set[int]) -> None:
 def test_a_loss_that_is_no_number_costs_its_update_and_names_its_rows(workers: Workers) -> None:
     lines = {7, 19, 20, 33}
     poison(workers, lines)
-    run = workers.start("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
-    finish(run)
+    run = workers.finished("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
     lost = [event.step for event in steps(run) if not math.isfinite(event.loss)]
     assert len(lost) == 2, "each epoch of ten steps has one that is poisoned"
     notices = [event for event in only(NoticeEvent, run) if event.code == "nonfinite"]
@@ -207,13 +207,10 @@ def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
 
 
 def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> None:
-    hooks, release = workers.directory / "hooks", workers.directory / "release"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(HANG)
-    path = os.pathsep.join([str(hooks), os.environ.get("PYTHONPATH", ""), os.getcwd()])
+    release = workers.directory / "release"
     run = workers.start(
         "slow",
-        variables={"PYTHONPATH": path, "TEST_RELEASE": str(release)},
+        variables=hooked(workers.directory / "hooks", HANG, TEST_RELEASE=str(release)),
         train={"max_steps": 13},
         eval={"every_steps": None},
     )

@@ -100,6 +100,19 @@ if os.environ.get("{variable}"):
 """
 
 
+def hooked(directory: Path, text: str, **variables: str) -> dict[str, str]:
+    """Variables of a process that runs some lines before anything else, beside others.
+
+    Args:
+        directory: To hold a ``sitecustomize`` with the lines.
+        text: The lines.
+        variables: The others.
+    """
+    directory.mkdir(exist_ok=True)
+    (directory / "sitecustomize.py").write_text(text)
+    return variables | {"PYTHONPATH": f"{directory}{os.pathsep}{launcher.worker_environment()['PYTHONPATH']}"}
+
+
 #: Injects the fault of a spawned process when it imports the control point between two steps.
 _HOOK = import_hook(
     FAULT_VARIABLE,
@@ -154,6 +167,12 @@ class Workers:
         self.runs.append(run)
         return run
 
+    def finished(self, name: str, variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
+        """A run of the recipe with some options changed, that has finished."""
+        run = self.start(name, variables, **sections)
+        finish(run)
+        return run
+
     def held_anew(self, *steps: int) -> dict[str, str]:
         """As :func:`held_at`, for a run with processes that are started and not forked: in a test marked ``anew``, in
         another environment, or by a supervisor."""
@@ -161,12 +180,7 @@ class Workers:
 
     def anew(self, fault: dict[str, str]) -> dict[str, str]:
         """Variables with a fault, for processes that are started and not forked."""
-        hooks = self.directory / "holding"
-        hooks.mkdir(exist_ok=True)
-        (hooks / "sitecustomize.py").write_text(_HOOK)
-        before = launcher.worker_environment().get("PYTHONPATH", "")
-        root = str(Path(__file__).parents[2])
-        return fault | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hooks), root, before]))}
+        return hooked(self.directory / "holding", _HOOK, **fault)
 
     def resume(self, run: Run, variables: dict[str, str] | None = None) -> None:
         """Let an ended run go on."""
@@ -312,3 +326,12 @@ def finish(run: Run) -> None:
     code = exit_code(run)
     assert code == 0, (run.state(), log(run))
     assert run.state().state == "finished"
+
+
+def kill_and_finish(workers: Workers, run: Run, step: int) -> None:
+    """Kill a run that is held after a step, and let it go on and finish."""
+    wait_until_step(run, step)
+    kill(run)
+    workers.resume(run)
+    finish(run)
+    assert "resumed" in notice_codes(run)
