@@ -155,14 +155,9 @@ class EvaluationRows:
         names += [name for name in self.record.targets if name not in names]
         for name in names:
             answer = self.record.answers[name][place]
-            scores = (
-                ""
-                if answer is None
-                else ", ".join(
-                    f"{TITLES[metric]} {format_fixed(answer.scores[metric], 2)}"
-                    for metric in self.table.metrics
-                    if metric in answer.scores
-                )
+            found = answer.scores if answer is not None else {}
+            scores = ", ".join(
+                f"{TITLES[metric]} {format_fixed(found[metric], 2)}" for metric in self.table.metrics if metric in found
             )
             head = Content.assemble((one_line(name, 60), "$primary bold"), (f"  {scores}" if scores else "", "$muted"))
             text = sanitize(answer.text) if answer is not None else ""
@@ -385,9 +380,8 @@ class EvaluationScreen(Overlay[None]):
 
     def _show(self) -> None:
         rows, ended = self._rows, self._ended
-        for name in ("#head", "#rows"):
-            self.query_one(name).display = rows is not None
-        self.query_one(VerticalScroll).display = rows is not None
+        for part in ("#head", "#rows", "VerticalScroll"):
+            self.query_one(part).display = rows is not None
         box, keys = self.query_one(RecordBox), shell_of(self).keys
         if rows is None:
             self.query_one("#table", TextBlock).show(self._text())

@@ -224,6 +224,8 @@ class _Found(Message):
     """Models and unreadable places have been found."""
 
     items: Sequence[FoundModel | UnreadPlace]
+    is_over: bool = False
+    """The search is over."""
 
 
 @dataclass
@@ -233,10 +235,6 @@ class _Read(Message):
     model: FoundModel
     facts: ModelFacts
     fit: Fit
-
-
-class _Searched(Message):
-    """The search for models is over."""
 
 
 @dataclass(frozen=True)
@@ -338,8 +336,7 @@ class ModelScreen(Overlay[str | Path | None]):
         except OSError as error:
             # For example, the working directory has been removed.
             batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
-        self.post_message(_Found(batch))
-        self.post_message(_Searched())
+        self.post_message(_Found(batch, is_over=True))
         config = valid_part(self._document)
         machine = machine_for(config)
         # The current model first: the cursor is on it.
@@ -364,21 +361,14 @@ class ModelScreen(Overlay[str | Path | None]):
                 self._notes.append(item)
             else:
                 self._rows.setdefault(item.base, ModelRow(item))
-        self._list(keep=True)
-
-    @on(_Searched)
-    def _searched(self) -> None:
-        self._is_searching = False
+        self._is_searching = not message.is_over
         self._show_title()
         self._list(keep=True)
 
     @on(_Read)
     def _has_read(self, message: _Read) -> None:
-        typed = self._typed_row
-        row = self._rows.get(message.model.base)
-        if row is None and typed is not None and typed.model == message.model:
-            row = typed
-        if row is None:
+        row = self._row_of(message.model.base)
+        if row is None or row.model != message.model:
             return
         row.facts, row.fit = message.facts, message.fit
         for place, entry in enumerate(self._entries):
