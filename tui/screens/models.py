@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -35,9 +35,8 @@ from core.runs.outlook.forecast import machine_for
 from core.text import one_line
 from core.units import format_bytes, format_count, short_count
 from tui.screens.fetch import FetchDialog
-from tui.screens.overlay import Overlay
+from tui.screens.pick import FindScreen
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
-from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import TextBlock
 
@@ -246,7 +245,7 @@ class _Entry:
     prompt: Content | None = None
 
 
-class ModelScreen(Overlay[str | Path | None]):
+class ModelScreen(FindScreen[str | Path | None]):
     """Screen to choose the base model; returns a value for ``model.base``, or nothing for ``esc``.
 
     Args:
@@ -256,28 +255,15 @@ class ModelScreen(Overlay[str | Path | None]):
 
     DEFAULT_CSS = """
     ModelScreen {
-        & > Vertical {
-            width: 124; max-width: 100%; height: 28; max-height: 94%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-        }
-        & SafeInput { background: $panel; margin-bottom: 1; }
+        & > Vertical { width: 124; height: 28; max-height: 94%; }
         & ChoiceList { height: 1fr; }
         & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "back", show=False),
-        Binding("down,ctrl+n", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "move(8)", show=False),
-        Binding("pageup", "move(-8)", show=False),
-        Binding("tab", "complete", show=False, priority=True),
-    ]
-    AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
-        super().__init__()
+        super().__init__("a part of a name, a path, or owner/name of a model of a hub")
         self._catalog, self._document = catalog, document
         here = working_directory()
         self._directory = here / document.path.parent if document.path is not None else here
@@ -296,8 +282,8 @@ class ModelScreen(Overlay[str | Path | None]):
         """The search text, the models, and the details of the model under the cursor."""
         with Vertical() as box:
             box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
-            yield SafeInput(placeholder="a part of a name, a path, or owner/name of a model of a hub")
-            yield PointedList()
+            yield self.line
+            yield self.options
             yield TextBlock(Content(" "), id="model-details")
 
     def on_mount(self) -> None:
@@ -373,26 +359,22 @@ class ModelScreen(Overlay[str | Path | None]):
         row.facts, row.fit = message.facts, message.fit
         for place, entry in enumerate(self._entries):
             if entry.kind == "model" and entry.key == message.model.base:
-                self._options.draw(place, self._prompt(entry))
+                self.options.draw(place, self._prompt(entry))
         self._show_details()
 
     # The list.
 
     @property
-    def _options(self) -> PointedList:
-        return self.query_one(PointedList)
-
-    @property
     def _term(self) -> str:
-        return self.query_one(SafeInput).value.strip()
+        return self.line.value.strip()
 
     def _list(self, *, keep: bool = False) -> None:
         """List the entries that match the typed text; the cursor stays on its entry if ``keep`` is set."""
         before = self._current
         self._entries = self._entries_for(self._term)
         notes = [place for place, entry in enumerate(self._entries) if entry.kind == "note"]
-        self._options.fill([self._prompt(entry) for entry in self._entries], notes)
-        self._options.highlighted = self._start(before if keep and self._has_moved else None)
+        self.options.fill([self._prompt(entry) for entry in self._entries], notes)
+        self.options.highlighted = self._start(before if keep and self._has_moved else None)
         self._show_details()
 
     def _entries_for(self, term: str) -> list[_Entry]:
@@ -446,7 +428,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     def _prompt(self, entry: _Entry) -> Content:
         row = self._row_of(entry.key) if entry.kind == "model" else None
-        width = max(self._options.scrollable_content_region.width - 2, 40)
+        width = max(self.options.scrollable_content_region.width - 2, 40)
         if row is not None:
             return model_line(row, width, is_present=self._is_present(entry.key))
         if entry.kind == "fetch":
@@ -455,7 +437,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     @property
     def _current(self) -> _Entry | None:
-        place = self._options.highlighted
+        place = self.options.highlighted
         return self._entries[place] if place is not None and place < len(self._entries) else None
 
     @on(OptionList.OptionHighlighted)
@@ -466,7 +448,7 @@ class ModelScreen(Overlay[str | Path | None]):
     def _show_details(self) -> None:
         entry, text = self._current, Content(" ")
         if entry is not None and entry.kind == "model" and (row := self._row_of(entry.key)) is not None:
-            text = model_details(row, max(self._options.size.width, 40))
+            text = model_details(row, max(self.options.size.width, 40))
         elif entry is not None and entry.kind == "fetch":
             text = Content.assemble(
                 f"It is not on this machine. {hub_host()} is asked how large it is; then you decide.",
@@ -484,12 +466,6 @@ class ModelScreen(Overlay[str | Path | None]):
 
     # Keys.
 
-    def on_key(self, event: events.Key) -> None:
-        """Choose on ``enter``, whatever has the focus."""
-        if event.key == "enter":
-            event.stop()
-            self._take()
-
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
@@ -503,29 +479,14 @@ class ModelScreen(Overlay[str | Path | None]):
                 self._read_typed(found)
         self._list()
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
-        self._take()
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._take()
-
     def action_move(self, rows: int) -> None:
-        """Move the cursor; the focus stays in the input."""
-        choosable = [place for place, entry in enumerate(self._entries) if entry.kind != "note"]
-        if choosable:
-            self._has_moved = True
-            here = self._options.highlighted
-            index = choosable.index(here) if here in choosable else 0
-            self._options.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+        """Move the cursor, which then stays on its entry while more models are found."""
+        self._has_moved = True
+        super().action_move(rows)
 
     def action_complete(self) -> None:
         """Complete the typed text to the common prefix of matching names or paths."""
-        line = self.query_one(SafeInput)
-        typed = line.value
+        line, typed = self.line, self.line.value
         names = {name for row in self._rows.values() for name in (row.model.name, row.model.base)}
         candidates = sorted(name for name in names if name.lower().startswith(typed.lower()) and typed)
         if not candidates and _is_path(typed):
@@ -536,7 +497,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     # Choosing.
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Choose the entry under the cursor, or offer its download."""
         entry = self._current
         if entry is None or entry.kind == "note":

@@ -74,6 +74,13 @@ class PointedList(ChoiceList):
         self._prompts[place] = prompt
         self.replace_option_prompt_at_index(place, self._line(place))
 
+    def move(self, rows: int) -> None:
+        """Move the cursor by entries that can be chosen."""
+        choosable = [place for place in range(len(self._prompts)) if place not in self._notes]
+        if choosable:
+            index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
+            self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+
     def watch_highlighted(self, highlighted: int | None) -> None:
         """Move the pointer."""
         before, self._pointed_at = self._pointed_at, highlighted
