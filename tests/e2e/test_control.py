@@ -37,6 +37,7 @@ from .workers import (
     only,
     signal_worker,
     steps,
+    stop_at,
     wait_until_listening,
     wait_until_state,
     wait_until_step,
@@ -201,8 +202,7 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     with pytest.raises(UserError, match="was stopped; only a live run takes commands"):
         client.request("ping")
 
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     rates = [event.lr for event in steps(run)]
     assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in steps(reference)])
     assert "resumed" in notice_codes(run)
@@ -327,17 +327,14 @@ def test_sighup_means_nothing_and_sigterm_stops_after_a_checkpoint(workers: Work
     run = workers.start("term", held_at(4))
     wait_until_step(run, 2)
     signal_worker(run, signal.SIGHUP)
-    wait_until_step(run, 4)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
+    stop_at(run, 4)
     state, end = run.state(), ending(run)
     assert (state.state, end.type) == ("stopped", "stopped")
     assert end.reason == state.reason == f"stopped by SIGTERM after step {end.step}"
     assert end.step == steps(run)[-1].step == only(CheckpointEvent, run)[-1].step
     assert [(event.command, event.sender) for event in only(ControlEvent, run)] == [("stop", "SIGTERM")]
     assert not run.socket_path.exists()
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 

@@ -37,8 +37,8 @@ from .workers import (
     notice_codes,
     only,
     pid_of,
-    signal_worker,
     steps,
+    stop_at,
     wait_until_state,
     wait_until_step,
 )
@@ -239,9 +239,7 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
 @pytest.mark.long
 def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     run = team.start("changing", held_at(2), distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
-    wait_until_step(run, 2)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3, log(run)
+    stop_at(run, 2)
     begun = ending(run).step
 
     set_processes(run, 2)
@@ -258,8 +256,7 @@ def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     assert len(shared) >= 5
 
     set_processes(run, 1)
-    team.resume(run)
-    finish(run)
+    team.complete(run)
     assert_close(run, alone)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from typing import Any
 
 import pytest
@@ -28,8 +27,8 @@ from .workers import (
     kill,
     notice_codes,
     only,
-    signal_worker,
     steps,
+    stop_at,
     wait_until_step,
 )
 
@@ -71,11 +70,8 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
     wait_until_step(cut, best + 1)
     kill(cut)
     workers.resume(cut, held_at(end.step - 1))
-    wait_until_step(cut, end.step - 1)
-    signal_worker(cut, signal.SIGTERM)
-    assert exit_code(cut) == 3
-    workers.resume(cut)
-    finish(cut)
+    stop_at(cut, end.step - 1)
+    workers.complete(cut)
     assert dict(measured(cut)) == dict(losses)
     assert (ending(cut).step, ending(cut).reason) == (end.step, end.reason)
     assert adapter_bytes(cut) == adapter_bytes(run)

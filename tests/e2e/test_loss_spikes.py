@@ -109,8 +109,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     workers.resume(killed, HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
-    workers.resume(killed)
-    finish(killed)
+    workers.complete(killed)
     assert adapter_bytes(killed) == adapter_bytes(run)
 
 
@@ -150,8 +149,7 @@ def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_an
     run.config_path.write_text(
         run.config_path.read_text().replace('on_loss_spike = "rollback"', 'on_loss_spike = "warn"')
     )
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ recipe is imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,9 @@ def notices(run: Run, code: str) -> list[NoticeEvent]:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     """The run that never meets it."""
-    workers = Workers(tmp_path_factory.mktemp("calm"), tiny_model_dir)
-    try:
+    with contextlib.closing(Workers(tmp_path_factory.mktemp("calm"), tiny_model_dir)) as workers:
         run = start(workers, {})
         finish(run)
-    finally:
-        workers.close()
     return run
 
 
@@ -240,12 +238,9 @@ def start_whole(workers: Workers, checkpointing: str, *places: tuple[int, int]) 
 @pytest.fixture(scope="module")
 def recomputing(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     """The whole model that never meets it, with activations recomputed throughout."""
-    workers = Workers(tmp_path_factory.mktemp("recomputing"), tiny_model_dir)
-    try:
+    with contextlib.closing(Workers(tmp_path_factory.mktemp("recomputing"), tiny_model_dir)) as workers:
         run = start_whole(workers, "on")
         finish(run)
-    finally:
-        workers.close()
     return run
 
 

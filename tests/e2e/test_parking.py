@@ -116,8 +116,7 @@ def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, referenc
     parked = wait_until_parked(run)
     kill(run)
     assert run.state().state == "lost"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
     assert len(only(StepEvent, run)) == STEPS, f"nothing after step {parked.step} was lost"
     assert run.state().parked == ""

@@ -124,8 +124,7 @@ def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Wo
     wait_until_step(killed, 4)
     kill(killed)
     assert kept(killed) == kept(whole)
-    workers.resume(killed)
-    finish(killed)
+    workers.complete(killed)
     assert notice_codes(killed).count("quantization") == 1, "it is found out once"
     assert adapter_bytes(killed) == adapter_bytes(whole)
     assert {event.step: event.loss for event in steps(killed)} == {event.step: event.loss for event in steps(whole)}
@@ -190,6 +189,5 @@ def test_a_run_that_goes_on_before_at_and_after_the_switch_ends_bit_equal(worker
     for step in (BEFORE - 7, BEFORE, BEFORE + 1):
         twin = workers.copy(killed, f"from-{step}")
         without(twin, step)
-        workers.resume(twin)
-        finish(twin)
+        workers.complete(twin)
         assert results(twin) == wanted, step

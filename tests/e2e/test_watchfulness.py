@@ -169,8 +169,7 @@ def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(wor
     (control,) = [event for event in only(ControlEvent, run) if event.command == "stop"]
     assert (control.sender, control.result) == ("socket", "at once, without a checkpoint")
     assert end.adapter == f"checkpoints/step-{saved[-1]:08d}/adapter"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 
@@ -201,8 +200,7 @@ def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
     assert (end.type, end.reason) == ("stopped", f"stopped by SIGKILL after step {end.step}")
     assert run.state().reason == end.reason
     assert only(ControlEvent, run)[-1].sender == "SIGKILL"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 

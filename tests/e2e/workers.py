@@ -187,6 +187,11 @@ class Workers:
         with self.environment(**(variables or {})):
             launcher.continue_run(run)
 
+    def complete(self, run: Run) -> None:
+        """Let an ended run go on, and wait for it to finish."""
+        self.resume(run)
+        finish(run)
+
     def copy(self, run: Run, name: str) -> Run:
         """An ended run once more, to be damaged."""
         twin = Run(run.path.with_name(f"{run.id}-{name}"))
@@ -249,6 +254,13 @@ def wait_until_step(run: Run, step: int) -> None:
         return state.step >= step and state.state not in ("queued", "starting")
 
     wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
+
+
+def stop_at(run: Run, step: int) -> None:
+    """Stop a run by a signal once it has done a step."""
+    wait_until_step(run, step)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3, log(run)
 
 
 def wait_until_listening(run: Run) -> None:
@@ -332,6 +344,5 @@ def kill_and_finish(workers: Workers, run: Run, step: int) -> None:
     """Kill a run that is held after a step, and let it go on and finish."""
     wait_until_step(run, step)
     kill(run)
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert "resumed" in notice_codes(run)
