@@ -23,6 +23,7 @@ from .workers import (
     log,
     notice_codes,
     steps,
+    wait_until,
     wait_until_step,
 )
 
@@ -46,15 +47,7 @@ def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[s
 
 def wait_until_waiting(run: Run) -> RunState:
     """Wait until a run waits for its device, and takes commands there."""
-
-    def waiting() -> RunState | None:
-        state = run.state()
-        assert not state.is_over, (state, log(run))
-        return state if "has the device" in state.parked and state.socket is not None else None
-
-    state = wait_for(waiting, PATIENCE, f"{run.id} to wait")
-    assert state is not None
-    return state
+    return wait_until(run, lambda state: "has the device" in state.parked and state.socket, "waiting")
 
 
 @pytest.mark.long

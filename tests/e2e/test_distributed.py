@@ -39,6 +39,7 @@ from .workers import (
     pid_of,
     steps,
     stop_at,
+    wait_until_parked,
     wait_until_state,
     wait_until_step,
 )
@@ -268,7 +269,7 @@ def test_all_processes_give_the_device_back(team: Workers) -> None:
     pause(run)
     pids = pids_of(run)
     ControlClient(run).request("park")
-    wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
+    wait_until_parked(run)
     wait_for(lambda: not any(start_identity(pid) for pid in pids), PATIENCE, "its processes to be gone")
     supervisor = pid_of(run)
     assert start_identity(supervisor) is not None

@@ -18,7 +18,6 @@ from core.runs.control.client import ControlClient
 from core.runs.record.events import ControlEvent, StepEvent
 from core.runs.record.files import try_lock
 from core.runs.record.history import read_history
-from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.waiting import wait_for
 
@@ -32,12 +31,12 @@ from .workers import (
     finish,
     held_at,
     kill,
-    log,
     notice_codes,
     only,
     pid_of,
     steps,
     wait_until_listening,
+    wait_until_parked,
     wait_until_state,
     wait_until_step,
 )
@@ -50,19 +49,6 @@ def request(run: Run, command: str) -> None:
     """Ask for something that is answered at the next control point."""
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request(command)
-
-
-def wait_until_parked(run: Run) -> RunState:
-    """Wait until a run waits without its device, and takes commands there."""
-
-    def parked() -> RunState | None:
-        state = run.state()
-        assert not state.is_over, (state, log(run))
-        return state if state.parked and state.socket is not None else None
-
-    state = wait_for(parked, PATIENCE, f"{run.id} to be parked")
-    assert state is not None
-    return state
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from .workers import (
     signal_worker,
     stop_at,
     wait_until_listening,
+    wait_until_parked,
     wait_until_step,
 )
 
@@ -292,7 +293,7 @@ def parked(run: Run) -> None:
     wait_until_step(run, 7)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("park")
-    wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
+    wait_until_parked(run)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("resume")
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -245,15 +245,33 @@ def kill(run: Run) -> None:
     assert exit_code(run) == -signal.SIGKILL
 
 
+def wait_until(run: Run, is_reached: Callable[[RunState], object], what: str, interval: float = 0.02) -> RunState:
+    """Wait for a state of a run, which must not be over before."""
+
+    def reached() -> RunState | None:
+        state = run.state()
+        if is_reached(state):
+            return state
+        assert not state.is_over, (state, log(run))
+        return None
+
+    state = wait_for(reached, PATIENCE, f"{run.id} to be {what}", interval=interval)
+    assert state is not None
+    return state
+
+
 def wait_until_step(run: Run, step: int) -> None:
     """Wait until a step of a run is done."""
 
-    def reached() -> bool:
-        state = run.state()
-        assert not state.is_over or state.step >= step, (state, log(run))
+    def is_done(state: RunState) -> bool:
         return state.step >= step and state.state not in ("queued", "starting")
 
-    wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
+    wait_until(run, is_done, f"at step {step}", 0.002)
+
+
+def wait_until_parked(run: Run) -> RunState:
+    """Wait until a run waits without its device, and takes commands there."""
+    return wait_until(run, lambda state: state.parked and state.socket, "parked")
 
 
 def stop_at(run: Run, step: int) -> None:
@@ -270,15 +288,7 @@ def wait_until_listening(run: Run) -> None:
 
 def wait_until_state(run: Run, *states: str) -> RunState:
     """Wait for a run to reach any of several states."""
-
-    def reached() -> RunState | None:
-        state = run.state()
-        assert not state.is_over or state.state in states, (state, log(run))
-        return state if state.state in states else None
-
-    state = wait_for(reached, PATIENCE, f"{run.id} to be {' or '.join(states)}")
-    assert state is not None
-    return state
+    return wait_until(run, lambda state: state.state in states, " or ".join(states))
 
 
 def log(run: Run) -> str:
