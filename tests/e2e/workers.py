@@ -245,7 +245,7 @@ def kill(run: Run) -> None:
     assert exit_code(run) == -signal.SIGKILL
 
 
-def wait_until(run: Run, is_reached: Callable[[RunState], object], what: str, interval: float = 0.02) -> RunState:
+def wait_until(run: Run, is_reached: Callable[[RunState], object], what: str, interval: float = 0.01) -> RunState:
     """Wait for a state of a run, which must not be over before."""
 
     def reached() -> RunState | None:
