@@ -233,7 +233,8 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
         await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", rows))
         await pilot.press("slash", *needle, "enter")
         await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (1, 2))
-        assert "line 40" in screen_text(pilot.app), "it is scrolled to the match"
+        # It is scrolled to the match.
+        await wait_for(pilot, lambda: "line 40" in screen_text(pilot.app))
         assert "line 90" not in screen_text(pilot.app)
         cells = pane.body.mask_view.parts[0].cells
         assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
@@ -269,7 +270,7 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         await wait_for(pilot, lambda: pane.view is not None)
         await pilot.press("slash", *"NEEDLE", "enter")
         await wait_for(pilot, lambda: pane.index == 1 and pane.body.conversation.match_place == (1, 2))
-        assert "line 40 needle" in screen_text(pilot.app)
+        await wait_for(pilot, lambda: "line 40 needle" in screen_text(pilot.app))
         await pilot.press("enter", "n")
         await wait_for(pilot, lambda: "line 90 needle" in screen_text(pilot.app))
         assert pane.body.conversation.match_place == (2, 2)
