@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.screen import ScreenResultType
 from textual.widget import Widget
 
 from core.config.compare import DiffLine
@@ -17,7 +18,9 @@ from core.text import one_line, sanitize
 from tui.datasets.summary import counted
 from tui.files import save_text
 from tui.screens.overlay import Overlay, key_line
+from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.text_block import TextBlock
 
 #: How far a key scrolls: by a line, by a page, or to an end.
@@ -252,6 +255,45 @@ class InputForm(VerticalScroll, can_focus=False):
     def answer(self, text: str, style: str = "$limit") -> None:
         """Show an answer below the inputs; an empty text clears it."""
         self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
+
+
+class ListScreen(Overlay[ScreenResultType]):
+    """Screen of a list, whose keys act on the entry under the cursor.
+
+    Args:
+        title: The title in the frame.
+        keys: Names of the keys in the key table, by line.
+    """
+
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self, title: str, *keys: Sequence[str]) -> None:
+        super().__init__()
+        self._box, self._keys = ListBox(title, self._look), keys
+
+    def compose(self) -> ComposeResult:
+        """The heading, the list, the result of the last key, and the keys."""
+        yield self._box
+
+    def on_mount(self) -> None:
+        """Show the keys, and read the list."""
+        table = shell_of(self).keys
+        lines = [[table[f"{self.SCOPE}.{name}"] for name in line] for line in self._keys]
+        shown = [key_line([(key.display, key.description) for key in line]) for line in lines]
+        self._box.show_keys(Content("\n").join(shown))
+        self._look()
+
+    def _look(self) -> object:
+        """Read the list, in a thread."""
+        raise NotImplementedError
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self._box.options
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        self._box.move(lines)
 
 
 class RecordBox(Vertical):

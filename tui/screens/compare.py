@@ -342,10 +342,6 @@ class CompareScreen(Overlay[None]):
         """Scroll in the tables."""
         scroll(self.query_one(VerticalScroll), way)
 
-    def action_back(self) -> None:
-        """Leave."""
-        self.dismiss(None)
-
     def action_save(self) -> None:
         """Save a Markdown report."""
         self._save({"compare": to_markdown}, ".md")

@@ -433,10 +433,6 @@ class EvaluationScreen(Overlay[None]):
         mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
         return self._rows is not None if action in mine else True
 
-    def action_back(self) -> None:
-        """Leave, and cancel a running evaluation."""
-        self.dismiss(None)
-
     def action_move(self, by: int) -> None:
         """Move the cursor."""
         if self._rows is not None:

@@ -98,6 +98,10 @@ class Overlay(ModalScreen[ScreenResultType]):
         message.stop()
         self.dismiss(None)
 
+    def action_back(self) -> None:
+        """Leave the screen."""
+        self.dismiss(None)
+
     def post_from_thread(self, message: Message) -> None:
         """Post a message from a thread, unless the screen has been left."""
         if self.is_attached:

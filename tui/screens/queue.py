@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
-from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
@@ -25,9 +24,8 @@ from core.runs.record.store import Run
 from core.text import one_line
 from core.units import format_duration, format_moment
 from tui.keys import bindings
-from tui.screens.overlay import Overlay, key_line
+from tui.screens.box import ListScreen
 from tui.shell import shell_of
-from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class QueueRead(Message):
     error: UserError | None = None
 
 
-class QueueScreen(Overlay[Run]):
+class QueueScreen(ListScreen[Run]):
     """Screen of the queue; returns the run to show.
 
     Args:
@@ -57,39 +55,26 @@ class QueueScreen(Overlay[Run]):
 
     SCOPE = "queue"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
-    AUTO_FOCUS = "ChoiceList"
 
     def __init__(self, add: Callable[[], Awaitable[str]]) -> None:
-        super().__init__()
+        super().__init__(
+            "Queue", ("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back")
+        )
         self._add = add
         self._reader = QueueReader(Estimator())
         self._view: QueueView | None = None
         self._wanted: int | None = None
         self._clock: Callable[[], float] = time.time
 
-    def compose(self) -> ComposeResult:
-        """The runner, the entries, the result of the last key, and the keys."""
-        yield ListBox("Queue", self._look)
-
     def on_mount(self) -> None:
-        """Read the queue now and every few seconds."""
+        """Read the queue every few seconds."""
         self._clock = shell_of(self).clock
-        self._box.show_keys(self._keys())
-        self._look()
         self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
 
     def on_resize(self) -> None:
         """Fit the lines to the new width."""
         if self._view is not None:
             self._show_entries(self._view)
-
-    def _keys(self) -> Content:
-        keys = shell_of(self).keys
-        lines = (("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back"))
-        return Content("\n").join(
-            key_line([(keys[f"queue.{name}"].display, keys[f"queue.{name}"].description) for name in names])
-            for names in lines
-        )
 
     # Reading.
 
@@ -145,14 +130,6 @@ class QueueScreen(Overlay[Run]):
         self._wanted = None
 
     @property
-    def _box(self) -> ListBox:
-        return self.query_one(ListBox)
-
-    @property
-    def _options(self) -> ChoiceList:
-        return self._box.options
-
-    @property
     def _row(self) -> EntryView | None:
         """The entry under the cursor."""
         place, options = self._options.highlighted, self._options.options
@@ -161,14 +138,6 @@ class QueueScreen(Overlay[Run]):
         return next((row for row in self._view.rows if str(row.entry.id) == options[place].id), None)
 
     # Keys.
-
-    def action_move(self, lines: int) -> None:
-        """Move the cursor."""
-        self._box.move(lines)
-
-    def action_back(self) -> None:
-        """Leave the screen."""
-        self.dismiss(None)
 
     def action_open(self) -> None:
         """Show the run of the entry under the cursor."""

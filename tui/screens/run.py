@@ -495,10 +495,6 @@ class RunScreen(Overlay[None]):
         """Scroll the current part."""
         scroll(self._box, way)
 
-    def action_back(self) -> None:
-        """Leave."""
-        self.dismiss(None)
-
 
 def _end_of_log(run: Run) -> str:
     """The end of the worker's output; empty if it cannot be read."""

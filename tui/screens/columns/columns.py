@@ -438,7 +438,3 @@ class ColumnsScreen(Overlay[None]):
     def action_help(self) -> None:
         """Show help on the keys."""
         self.app.push_screen(HelpScreen("Columns", HELP, self.keys, "columns"))
-
-    def action_back(self) -> None:
-        """Go back without changes."""
-        self.dismiss(None)

@@ -387,10 +387,6 @@ class TemplateScreen(Overlay[None]):
         """Show help on the keys."""
         self.app.push_screen(HelpScreen("Chat template", HELP, self.keys, "template"))
 
-    def action_back(self) -> None:
-        """Go back to the panes."""
-        self.dismiss(None)
-
     # Editing.
 
     async def action_edit(self) -> None:
