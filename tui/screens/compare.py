@@ -39,7 +39,7 @@ from tui.shell import shell_of
 from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.strips import fit
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import TextBlock, side_by_side
 
 #: Columns of the names of facts, and least columns of a value.
 _NAME_WIDTH, _LEAST = 24, 7
@@ -126,13 +126,7 @@ def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
 def _beside(answers: ComparedAnswers, width: int) -> list[Content]:
     count = len(answers.texts)
     column = width // count - 2
-    columns = [_answer(answers, place, column) for place in range(count)]
-    height = max(map(len, columns))
-    rows = []
-    for y in range(height):
-        cells = [lines[y] if y < len(lines) else Content("") for lines in columns]
-        rows.append(Content("  ").join(cell.truncate(column, pad=True) for cell in cells))
-    return rows
+    return side_by_side([_answer(answers, place, column) for place in range(count)], column, Content("  "))
 
 
 _X_AXES = {"step": STEPS, "tokens": TOKENS, "time": TIME}

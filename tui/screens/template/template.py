@@ -394,11 +394,9 @@ class TemplateScreen(Overlay[None]):
         entry = self.current
         if entry is None:
             return
-        if self._draft is not None:
-            await self.ask_bar.converse(self._edit_copy(entry))
-        elif entry.path is not None:
+        if self._draft is None and entry.path is not None:
             self._edit_file(entry.path)
-        elif entry.source is None:
+        elif self._draft is None and entry.source is None:
             self.say(f"✗ {entry.problem}")
         else:
             await self.ask_bar.converse(self._edit_copy(entry))
