@@ -89,13 +89,6 @@ class PartList(ChoiceList):
         if self.highlighted != place:
             self.highlighted = place
 
-    def move(self, rows: int) -> None:
-        """Move the cursor by a number of parts."""
-        places = [place for place, part in enumerate(self._parts) if part is not None]
-        if places:
-            here = places.index(self.highlighted) if self.highlighted in places else 0
-            self.highlighted = places[max(0, min(here + rows, len(places) - 1))]
-
 
 def _format_line(choice: ColumnChoice, preview: ColumnPreview | None, at_cursor: bool) -> Content:
     known = preview.detection if preview is not None else None

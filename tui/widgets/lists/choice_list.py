@@ -41,6 +41,13 @@ class ChoiceList(OptionList):
         """Keep the highlighted entry in sight when the list shrinks."""
         self.call_after_refresh(self.scroll_to_highlight)
 
+    def move(self, rows: int) -> None:
+        """Move the cursor by a number of entries that can be chosen."""
+        choosable = [place for place, option in enumerate(self.options) if not option.disabled]
+        if choosable:
+            index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
+            self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
@@ -73,13 +80,6 @@ class PointedList(ChoiceList):
         """Show another text of an entry."""
         self._prompts[place] = prompt
         self.replace_option_prompt_at_index(place, self._line(place))
-
-    def move(self, rows: int) -> None:
-        """Move the cursor by entries that can be chosen."""
-        choosable = [place for place in range(len(self._prompts)) if place not in self._notes]
-        if choosable:
-            index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
-            self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
 
     def watch_highlighted(self, highlighted: int | None) -> None:
         """Move the pointer."""
