@@ -425,8 +425,9 @@ class ColumnsScreen(Overlay[None]):
             notice = "No columns are named; rows are read by their format."
         else:
             notice = f"Columns by hand: {', '.join(f'{role} is {one_line(name, 40)}' for role, name in named.items())}."
-        shell_of(self).configuration.choose_options(values, notice, self.view.path)
+        # First, so that the dialog of a failure is on the panes.
         self.dismiss(None)
+        shell_of(self).configuration.choose_options(values, notice, self.view.path)
 
     def action_help(self) -> None:
         """Show help on the keys."""

@@ -375,8 +375,9 @@ class TemplateScreen(Overlay[None]):
         if entry.source is not None and (error := await _refused(entry.source)) is not None:
             self.say(f"✗ {error}")
             return
-        self._put_in_force(entry)
+        # First, so that the dialog of a failure is on the panes.
         self.dismiss(None)
+        self._put_in_force(entry)
 
     def _put_in_force(self, entry: TemplateEntry, *, is_told: bool = True) -> None:
         title = "The model's own" if entry.id == OWN else entry.title
