@@ -339,8 +339,7 @@ def test_sighup_means_nothing_and_sigterm_stops_after_a_checkpoint(workers: Work
 
 
 def test_sigint_stops_a_paused_run_too(workers: Workers) -> None:
-    run = workers.start("int", held_at(1))
-    wait_until_step(run, 1)
+    run = workers.held("int", 1)
     step = ControlClient(run).request("pause")["step"]
     wait_until_state(run, "paused")
     signal_worker(run, signal.SIGINT)

@@ -29,7 +29,6 @@ from .workers import (
     only,
     steps,
     stop_at,
-    wait_until_step,
 )
 
 #: Steps so long that the held-out loss soon rises.
@@ -66,8 +65,7 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
     assert not only(SampleEvent, run)
     assert f"best at step {best}" in read_history(run).log[-1].text
 
-    cut = workers.start("cut", held_at(best + 1), **RISING)
-    wait_until_step(cut, best + 1)
+    cut = workers.held("cut", best + 1, **RISING)
     kill(cut)
     workers.resume(cut, held_at(end.step - 1))
     stop_at(cut, end.step - 1)

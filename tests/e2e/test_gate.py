@@ -26,7 +26,7 @@ from core.runs.record.state import EXIT_REFUSED
 from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
-from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, held_at, log, only, wait_until_step
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, log, only
 from tests.forking import Forks
 
 PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
@@ -144,8 +144,7 @@ def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: W
         "train": {"max_steps": 20},
         "eval": PROBED | {"every_steps": 20, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
-    run = workers.start("cut", held_at(3), **options)
-    wait_until_step(run, 3)
+    run = workers.held("cut", 3, **options)
     with ControlClient(run) as client:
         client.request("stop")
     assert exit_code(run) == 3

@@ -23,7 +23,6 @@ from .workers import (
     ending,
     exit_code,
     finish,
-    held_at,
     hooked,
     log,
     only,
@@ -105,8 +104,7 @@ def test_rests_change_no_bit_of_what_is_trained(workers: Workers) -> None:
 
 
 def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers) -> None:
-    run = workers.start("governed", held_at(2), train=SHORT)
-    wait_until_step(run, 2)
+    run = workers.held("governed", 2, train=SHORT)
     with ControlClient(run) as client:
         client.request("set", **{"hardware.disk_free_min_gb": 1_000_000})
         state = wait_until_state(run, "paused")

@@ -96,8 +96,7 @@ def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference
 
 @pytest.mark.long
 def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, reference: Run) -> None:
-    run = workers.start("killed", held_at(12))
-    wait_until_step(run, 12)
+    run = workers.held("killed", 12)
     request(run, "park")
     parked = wait_until_parked(run)
     kill(run)
@@ -130,8 +129,7 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
 def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
     program = tmp_path / f"a-game-of-go-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
-    run = workers.start("paused", held_at(3), parking={"programs": program.name, "calm": 0})
-    wait_until_step(run, 3)
+    run = workers.held("paused", 3, parking={"programs": program.name, "calm": 0})
     request(run, "pause")
     wait_until_state(run, "paused")
     with running(program):
@@ -145,8 +143,7 @@ def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Wor
 
 @pytest.mark.long
 def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
-    run = workers.start("stopped", held_at(4))
-    wait_until_step(run, 4)
+    run = workers.held("stopped", 4)
     request(run, "park")
     state = wait_until_parked(run)
     request(run, "stop")

@@ -31,7 +31,6 @@ from .workers import (
     notice_codes,
     only,
     steps,
-    wait_until_step,
 )
 
 STEPS = 6
@@ -120,8 +119,7 @@ def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Wo
     plain = workers.finished("plain", **KEEPING)
     assert adapter_bytes(plain) != adapter_bytes(whole)
 
-    killed = workers.start("killed", held_at(4), **KEEPING, **auto)
-    wait_until_step(killed, 4)
+    killed = workers.held("killed", 4, **KEEPING, **auto)
     kill(killed)
     assert kept(killed) == kept(whole)
     workers.complete(killed)
@@ -183,8 +181,7 @@ def test_a_run_that_goes_on_before_at_and_after_the_switch_ends_bit_equal(worker
     losses = {event.step: event.loss for event in steps(plain)}
     assert [step for step in range(1, TOTAL + 1) if losses[step] == wanted[1][step]] == list(range(1, BEFORE + 1))
 
-    killed = workers.start("killed", held_at(BEFORE + 2), **FOR_FILE)
-    wait_until_step(killed, BEFORE + 2)
+    killed = workers.held("killed", BEFORE + 2, **FOR_FILE)
     kill(killed)
     for step in (BEFORE - 7, BEFORE, BEFORE + 1):
         twin = workers.copy(killed, f"from-{step}")

@@ -220,8 +220,7 @@ def wide_model(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 @pytest.mark.long
 def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers: Workers, wide_model: Path) -> None:
-    run = workers.start("middle", held_at(6), model={"base": str(wide_model)})
-    wait_until_step(run, 6)
+    run = workers.held("middle", 6, model={"base": str(wide_model)})
     kill(run)
     weights = wide_model / "model.safetensors"
     facts, kept = weights.stat(), weights.read_bytes()

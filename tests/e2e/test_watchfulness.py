@@ -159,8 +159,7 @@ def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: boo
 
 @pytest.mark.long
 def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
-    run = workers.start("now", held_at(6))
-    wait_until_step(run, 6)
+    run = workers.held("now", 6)
     assert ControlClient(run).request("stop", now=True)["state"] == "stopping"
     assert exit_code(run) == 3
     end = ending(run)

@@ -167,6 +167,12 @@ class Workers:
         self.runs.append(run)
         return run
 
+    def held(self, name: str, step: int, **sections: dict[str, Any]) -> Run:
+        """A run of the recipe with some options changed, that waits after a step."""
+        run = self.start(name, held_at(step), **sections)
+        wait_until_step(run, step)
+        return run
+
     def finished(self, name: str, variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
         """A run of the recipe with some options changed, that has finished."""
         run = self.start(name, variables, **sections)
