@@ -1,29 +1,37 @@
-"""Runs whose adapters begin or learn in other ways: asked as their base, killed and continued."""
+"""Runs whose adapters begin, learn or sit in other ways: asked as their base, killed and continued."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from core.evaluation.record import read_record
 from core.runs.control.client import ControlClient
 from core.runs.record.events import NoticeEvent
 from core.runs.record.history import read_history
+from core.runs.record.store import Run
+from tests.families.tiny import write_family
+from tests.forking import Forks
 
+from .test_serving import serving
 from .workers import (
     Workers,
     adapter_bytes,
-    finish,
     held_at,
-    kill,
+    hooked,
+    import_hook,
+    kill_and_finish,
     notice_codes,
     only,
+    steps,
     wait_until_listening,
-    wait_until_step,
 )
 
-STEPS = 14
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pissa": (
@@ -35,36 +43,133 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optimizer": "lion_8bit", "learning_rate": 1e-4},
     ),
 }
+#: A CPU that passes for a device without room for experts, where HOST_EXPERTS is set.
+ON_HOST = import_hook(
+    "HOST_EXPERTS",
+    "core.worker.setup.build",
+    """
+    from core.worker.model import model
+    from core.worker.model.expert_offload import ExpertOffload
+    from tests.core.worker.model.lanes import PromptDevice
+    model.cuda_offload = lambda device: ExpertOffload(PromptDevice(), device)
+    module.decide_experts = lambda *_: (True, "Experts are kept in the machine's memory.")
+    """,
+)
+
+
+def train_twice(
+    workers: Workers, variables: dict[str, str] | None = None, **sections: dict[str, Any]
+) -> tuple[Run, Run]:
+    """A run, and one that is asked as its base, killed and continued, and ends bit-equal.
+
+    Args:
+        workers: Starts them.
+        variables: Of the second one until it is killed.
+        sections: Changed options.
+    """
+    undisturbed = workers.finished("undisturbed", **sections)
+    run = workers.start("killed", held_at(0, 7) | (variables or {}), **sections)
+    wait_until_listening(run)
+    answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
+    assert answer["source"] == "base"
+    kill_and_finish(workers, run, 7)
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    history, expected = read_history(run), read_history(undisturbed)
+    assert list(history.loss.values) == list(expected.loss.values)
+    assert [(event.step, event.loss) for event in history.evals] == [
+        (event.step, event.loss) for event in expected.evals
+    ]
+    return undisturbed, run
 
 
 @pytest.mark.parametrize("way", ["loftq", pytest.param("pissa", marks=pytest.mark.long)])
 def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     method, train = WAYS[way]
-    sections = {
-        "method": {"dropout": 0.0 if way == "pissa" else 0.1, **method},
-        "train": {"max_steps": STEPS, **train},
-        "eval": {"exact_match": False},
-    }
-    undisturbed = workers.start("undisturbed", **sections)
-    finish(undisturbed)
-
-    run = workers.start("killed", held_at(0, 7), **sections)
-    wait_until_listening(run)
-    answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
-    assert answer["source"] == "base"
-    wait_until_step(run, 7)
-    kill(run)
-    workers.resume(run)
-    finish(run)
-    assert "resumed" in notice_codes(run)
-    assert adapter_bytes(run) == adapter_bytes(undisturbed)
-    history, expected = read_history(run), read_history(undisturbed)
-    assert list(history.loss.values) == list(expected.loss.values)
-    assert [event.loss for event in history.evals] == [event.loss for event in expected.evals]
-
+    _, run = train_twice(
+        workers,
+        method={"dropout": 0.0 if way == "pissa" else 0.1, **method},
+        train={"max_steps": 14, **train},
+        eval={"exact_match": False},
+    )
     tensors = load_file(run.adapter_path / "adapter_model.safetensors")
     layers = {name.rpartition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
     assert len(layers) == (14 if way == "pissa" else 10)
     if way == "loftq":
         told = [event.message for event in only(NoticeEvent, run) if event.code == "adapters"]
         assert told[0] == "10 layers have adapters: q_proj 2, v_proj 2, gate_proj 2, up_proj 2, down_proj 2."
+
+
+@pytest.fixture
+def mixture(workers: Workers, tmp_path: Path) -> Workers:
+    workers.model = write_family("qwen3_moe", tmp_path / "mixture")
+    return workers
+
+
+def sections(**method: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "method": {"dropout": 0.1, **method},
+        "train": {"max_steps": 12},
+        "eval": {"exact_match": False},
+        "memory": {"gradient_checkpointing": "on"},
+    }
+
+
+@pytest.mark.long
+def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) -> None:
+    undisturbed, run = train_twice(mixture, **sections(target_experts="on"))
+    losses = [event.loss for event in steps(undisturbed)]
+    assert losses[-1] < losses[0] - 0.3
+    tensors = load_file(run.adapter_path / "adapter_model.safetensors")
+    assert sum("experts" in name for name in tensors) == 8
+    assert "experts" not in notice_codes(run)
+
+
+@pytest.mark.long
+def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
+    mixture: Workers, tmp_path: Path
+) -> None:
+    on_host = hooked(tmp_path / "injected", ON_HOST, HOST_EXPERTS="1")
+    # It goes on with its experts on the device, as a larger card would have it.
+    here, there = train_twice(
+        mixture, on_host, **sections(target_experts="on") | {"eval": {"exact_match": True, "every_steps": 5}}
+    )
+    assert "offload_experts" in notice_codes(there)
+    assert "offload_experts" not in notice_codes(here)
+
+
+@pytest.mark.long
+def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
+    run = mixture.finished("auto", **sections())
+    told = [event.message for event in only(NoticeEvent, run) if event.code == "experts"]
+    assert told[0].startswith("The experts get no adapters: at rank 4 ")
+    assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
+
+
+@pytest.mark.long
+def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(
+    forks: Forks, mixture: Workers
+) -> None:
+    run = mixture.finished("asked", **sections(target_experts="on", dropout=0.0))
+
+    with serving(forks, mixture, run.id, "--port", "0") as server:
+        answers = [
+            server.client().chat.completions.create(model=name, messages=QUESTION, max_tokens=8, temperature=0)
+            for name in (run.id, mixture.model.name)
+        ]
+    assert [answer.system_fingerprint for answer in answers] == ["adapter", "base"]
+    texts = [answer.choices[0].message.content for answer in answers]
+    assert texts[0] != texts[1], "the adapters are in use"
+
+    def command(*words: str) -> Any:
+        with mixture.environment():
+            done = forks.run([sys.executable, "-m", "tui", *words, "--json"])
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    chatted = command("chat", run.id, "--prompt", QUESTION[0]["content"], "--max-new-tokens", "8", "--temperature", "0")
+    assert chatted["answer"] == texts[0]
+    told = command("eval", run.id, "--against", "base", "--limit", "3", "--max-new-tokens", "8")
+    assert (told["items"], told["state"]) == (3, "done")
+    answered = read_record(Path(told["path"])).answers
+    assert all(answer is not None for name in (run.id, "base") for answer in answered[name])
+    assert answered[run.id] != answered["base"]

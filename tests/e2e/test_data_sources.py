@@ -10,7 +10,7 @@ import pytest
 from core.runs.record.events import DataEvent, EvalEvent, StepEvent
 from tests.core.data.sample_files import write_parquet
 
-from .workers import Workers, exit_code, held_at, kill, log, only, wait_until_step, write_rows
+from .workers import Workers, exit_code, kill, log, only, write_rows
 
 
 @pytest.mark.timeout(600)
@@ -27,8 +27,7 @@ def test_packed_mapped_mixed_and_split_data_survive_a_kill(workers: Workers, tmp
         "eval": None,
         "eval_share": 0.1,
     }
-    run = workers.start("sources", held_at(8), data=data, train={"max_steps": 12})
-    wait_until_step(run, 8)
+    run = workers.held("sources", 8, data=data, train={"max_steps": 12})
     kill(run)
     workers.resume(run)
     assert exit_code(run) == 0, log(run)

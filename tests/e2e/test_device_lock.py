@@ -23,6 +23,7 @@ from .workers import (
     log,
     notice_codes,
     steps,
+    wait_until,
     wait_until_step,
 )
 
@@ -46,15 +47,7 @@ def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[s
 
 def wait_until_waiting(run: Run) -> RunState:
     """Wait until a run waits for its device, and takes commands there."""
-
-    def waiting() -> RunState | None:
-        state = run.state()
-        assert not state.is_over, (state, log(run))
-        return state if "has the device" in state.parked and state.socket is not None else None
-
-    state = wait_for(waiting, PATIENCE, f"{run.id} to wait")
-    assert state is not None
-    return state
+    return wait_until(run, lambda state: "has the device" in state.parked and state.socket, "waiting")
 
 
 @pytest.mark.long
@@ -90,8 +83,7 @@ def test_one_that_waits_can_be_stopped_and_loads_nothing(workers: Workers) -> No
 def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Workers) -> None:
     queued = start_alone(workers, "queued", 10_000)
     wait_until_step(queued, 1)
-    by_hand = workers.start("hand", **SHORT, train={"max_steps": 2})
-    finish(by_hand)
+    by_hand = workers.finished("hand", **SHORT, train={"max_steps": 2})
     assert notice_codes(by_hand).count("shared_device") == 1
     assert "shared_device" not in notice_codes(queued)
     with workers.environment():

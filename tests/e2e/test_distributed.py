@@ -1,21 +1,25 @@
-"""Several processes as one run: the same result, controlled as one, and none of them can be lost."""
+"""Several processes as one run: the same result, controlled as one, none of them lost, and as a job of Slurm."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from core.config.document import ConfigDocument
+from core.config.document import ConfigDocument, dump_config
 from core.errors import UserError
+from core.launch.slurm import SlurmJob
 from core.runs.control.client import ControlClient
-from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent
+from core.runs.control.devices import take_beside
+from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent, RanksEvent, StoppedEvent
 from core.runs.record.state import read_ranks, start_identity
-from core.runs.record.store import Run
+from core.runs.record.store import Run, complete_checkpoints, list_runs
+from tests.core.launch.fake_slurm import FakeSlurm
 from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
@@ -33,8 +37,9 @@ from .workers import (
     notice_codes,
     only,
     pid_of,
-    signal_worker,
     steps,
+    stop_at,
+    wait_until_parked,
     wait_until_state,
     wait_until_step,
 )
@@ -65,9 +70,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
 @pytest.fixture(scope="module")
 def alone(team: Workers) -> Run:
     """The run of one process that others are compared with."""
-    run = team.start("alone", **EXACT)
-    finish(run)
-    return run
+    return team.finished("alone", **EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +211,7 @@ def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
     team: Workers, undisturbed: Run
 ) -> None:
     fault = team.anew({FAULT_VARIABLE: "hang_between:7"})
-    run = team.start("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
-    finish(run)
+    run = team.finished("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
     (told,) = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert told.startswith("Process 0 hangs at loop (core.worker.train), where the others have waited for it for 1")
     assert "The run goes on from step-00000006" in told
@@ -238,9 +240,7 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
 @pytest.mark.long
 def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     run = team.start("changing", held_at(2), distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
-    wait_until_step(run, 2)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3, log(run)
+    stop_at(run, 2)
     begun = ending(run).step
 
     set_processes(run, 2)
@@ -257,8 +257,7 @@ def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
     assert len(shared) >= 5
 
     set_processes(run, 1)
-    team.resume(run)
-    finish(run)
+    team.complete(run)
     assert_close(run, alone)
 
 
@@ -270,7 +269,7 @@ def test_all_processes_give_the_device_back(team: Workers) -> None:
     pause(run)
     pids = pids_of(run)
     ControlClient(run).request("park")
-    wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
+    wait_until_parked(run)
     wait_for(lambda: not any(start_identity(pid) for pid in pids), PATIENCE, "its processes to be gone")
     supervisor = pid_of(run)
     assert start_identity(supervisor) is not None
@@ -307,3 +306,52 @@ def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> 
     assert pair[5].lr < pair[3].lr / 2
     # A second process that had not heard of it would make other updates, and the losses would part.
     assert [pair[step].loss for step in common] == pytest.approx([alone[step].loss for step in common], abs=1e-5)
+
+
+@pytest.mark.long
+def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it_is_cancelled(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workers.config(
+        method={"name": "lora"}, train={"max_steps": 5000}, eval={"every_steps": None}, checkpoint={"every_steps": 2500}
+    )
+    (tmp_path / "tickets.toml").write_text(dump_config(config))
+    monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    beside = take_beside(["cpu"], "another")
+    slurm = FakeSlurm(tmp_path / "cluster", monkeypatch)
+    job = SlurmJob(tmp_path / "tickets.toml", name="tickets", processes=2, cards=0, python=sys.executable)
+
+    handed_in = slurm.sbatch(job.batch_file())
+    try:
+        (run,) = wait_for(list_runs, PATIENCE, "the run to be made")
+        wait_for(lambda: run.state().state == "training", PATIENCE, "the run to train")
+        wait_until_step(run, 3)
+        told = [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run.path)]
+        assert told == [(0, "cpu", None), (1, "cpu", None)]
+        slurm.notice()
+        wait_for(lambda: slurm.requeued, PATIENCE, "the job to be queued again")
+        saved = only(CheckpointEvent, run)[-1].step
+        wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
+        wait_until_step(run, saved + 3)
+    finally:
+        slurm.end()
+        status = handed_in.wait(PATIENCE)
+        beside.release()
+    assert status == 3, slurm.log
+    assert slurm.requeued == ["4711"]
+    first, last = only(StoppedEvent, run)
+    assert first.reason == f"stopped by SIGUSR1 after step {saved}"
+    state = run.state()
+    # Slurm signals the tasks, and the shell signals srun, in any order.
+    assert state.state == "stopped"
+    assert state.reason in [f"stopped by {name} after step {state.step}" for name in ("SIGTERM", "SIGUSR1")]
+    assert last.step == state.step
+    assert [path.name for path in complete_checkpoints(run)][-1] == f"step-{state.step:08d}"
+    assert [step.step for step in steps(run)] == list(range(1, state.step + 1))
+    assert len(list_runs()) == 1
+    warned = [notice.message for notice in only(NoticeEvent, run) if notice.code == "shared_device"]
+    assert warned == 2 * ["Run another is on the same device: both get slower, and their memory adds up."]
+    for ranks in only(RanksEvent, run):
+        assert len({rank["pid"] for rank in ranks.ranks}) == 2

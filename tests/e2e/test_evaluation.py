@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from typing import Any
 
 import pytest
@@ -28,9 +27,8 @@ from .workers import (
     kill,
     notice_codes,
     only,
-    signal_worker,
     steps,
-    wait_until_step,
+    stop_at,
 )
 
 #: Steps so long that the held-out loss soon rises.
@@ -49,8 +47,7 @@ def measured(run: Run) -> list[tuple[int, float]]:
 def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_often_it_is_cut_off(
     workers: Workers,
 ) -> None:
-    run = workers.start("rising", **RISING)
-    finish(run)
+    run = workers.finished("rising", **RISING)
     losses = measured(run)
     best = min(losses, key=lambda item: item[1])[0]
     end = ending(run)
@@ -68,15 +65,11 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
     assert not only(SampleEvent, run)
     assert f"best at step {best}" in read_history(run).log[-1].text
 
-    cut = workers.start("cut", held_at(best + 1), **RISING)
-    wait_until_step(cut, best + 1)
+    cut = workers.held("cut", best + 1, **RISING)
     kill(cut)
     workers.resume(cut, held_at(end.step - 1))
-    wait_until_step(cut, end.step - 1)
-    signal_worker(cut, signal.SIGTERM)
-    assert exit_code(cut) == 3
-    workers.resume(cut)
-    finish(cut)
+    stop_at(cut, end.step - 1)
+    workers.complete(cut)
     assert dict(measured(cut)) == dict(losses)
     assert (ending(cut).step, ending(cut).reason) == (end.step, end.reason)
     assert adapter_bytes(cut) == adapter_bytes(run)
@@ -84,8 +77,7 @@ def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early_however_
 
 @pytest.mark.long
 def test_a_best_checkpoint_that_was_damaged_gives_way_to_the_last_step(workers: Workers) -> None:
-    whole = workers.start("whole", **RISING)
-    finish(whole)
+    whole = workers.finished("whole", **RISING)
     best = ending(whole).best
     assert best is not None
     run = workers.start("damaged", **RISING)
@@ -102,12 +94,11 @@ def test_a_best_checkpoint_that_was_damaged_gives_way_to_the_last_step(workers: 
 
 
 def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(workers: Workers) -> None:
-    run = workers.start(
+    run = workers.finished(
         "epochs",
         train={"max_steps": 17},
         eval={"every_steps": None, "every_epochs": 0.5, "exact_match": False, "samples": 2, "baseline": True},
     )
-    finish(run)
     assert [event.step for event in only(EvalEvent, run)] == [0, 5, 10, 15, 17]
     assert all(event.exact_match is event.valid_json is None for event in only(EvalEvent, run))
     samples = only(SampleEvent, run)
@@ -126,13 +117,12 @@ def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(worker
 def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Workers) -> None:
     prompts = workers.directory / "prompts.txt"
     prompts.write_text("ticket login\nticket printer refund\n")
-    run = workers.start(
+    run = workers.finished(
         "prompts",
         data={"eval": None},
         train={"max_steps": 6},
         eval={"every_steps": 3, "exact_match": False, "prompts": str(prompts)},
     )
-    finish(run)
     assert not only(EvalEvent, run)
     assert [(event.step, event.prompt) for event in only(SampleEvent, run)] == [
         (step, prompt) for step in (0, 3, 6) for prompt in ("ticket login", "ticket printer refund")

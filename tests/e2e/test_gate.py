@@ -26,7 +26,7 @@ from core.runs.record.state import EXIT_REFUSED
 from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving
-from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, finish, held_at, log, only, wait_until_step
+from tests.e2e.workers import Workers, adapter_bytes, ending, exit_code, log, only
 from tests.forking import Forks
 
 PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
@@ -36,10 +36,8 @@ SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": PROBED}
 
 @pytest.mark.long
 def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
-    told = workers.start("probed", **SHORT)
-    finish(told)
-    silent = workers.start("unprobed", **SHORT | {"eval": SHORT["eval"] | {"probe": False}})
-    finish(silent)
+    told = workers.finished("probed", **SHORT)
+    silent = workers.finished("unprobed", **SHORT | {"eval": SHORT["eval"] | {"probe": False}})
     assert adapter_bytes(told) == adapter_bytes(silent), "bit for bit"
     losses = [[event.loss for event in only(StepEvent, run)] for run in (told, silent)]
     assert losses[0] == losses[1]
@@ -59,8 +57,7 @@ def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Worke
 
 @pytest.mark.long
 def test_a_baseline_has_the_probe_in_it(workers: Workers) -> None:
-    run = workers.start("baseline", **SHORT | {"eval": SHORT["eval"] | {"baseline": True, "gate": "loss < before"}})
-    finish(run)
+    run = workers.finished("baseline", **SHORT | {"eval": SHORT["eval"] | {"baseline": True, "gate": "loss < before"}})
     assert only(ProbeEvent, run) == []
     assert [event.step for event in only(EvalEvent, run) if event.probe_loss is not None] == [0, 4, 8]
     assert run.adapter_path.is_dir(), "a result that passes is written"
@@ -147,8 +144,7 @@ def test_a_gate_counts_what_was_measured_before_the_run_was_continued(workers: W
         "train": {"max_steps": 20},
         "eval": PROBED | {"every_steps": 20, "baseline": True, "gate": "probe_loss <= before - 100"},
     }
-    run = workers.start("cut", held_at(3), **options)
-    wait_until_step(run, 3)
+    run = workers.held("cut", 3, **options)
     with ControlClient(run) as client:
         client.request("stop")
     assert exit_code(run) == 3

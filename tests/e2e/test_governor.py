@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from .workers import (
     ending,
     exit_code,
     finish,
-    held_at,
+    hooked,
     log,
     only,
     steps,
@@ -32,7 +31,6 @@ from .workers import (
     wait_until_step,
 )
 
-ROOT = Path(__file__).parents[2]
 SHORT = {"max_steps": 10}
 #: A worker with a duty cycle from the beginning, which writes down how long it has rested.
 RESTING = """
@@ -72,24 +70,13 @@ night.TRIAL_SECONDS, night.PLAN_SECONDS = 0.05, 0.1
 """
 
 
-def hooked(directory: Path, hooks: str) -> dict[str, str]:
-    """Variables of a worker that runs some lines before anything else."""
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(hooks)
-    return {"PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])}
-
-
 class Card:
     """The card of a fake driver, and the environment of workers that read its meters."""
 
     def __init__(self, directory: Path, driver: Path, hooks: str = HOOKS) -> None:
         self._readings = directory / "readings"
-        self.variables = {
-            "LD_LIBRARY_PATH": str(driver),
-            "FAKE_NVML": "",
-            "FAKE_NVML_FILE": str(self._readings),
-            **hooked(directory / "hooks", hooks),
-        }
+        meters = {"LD_LIBRARY_PATH": str(driver), "FAKE_NVML": "", "FAKE_NVML_FILE": str(self._readings)}
+        self.variables = hooked(directory / "hooks", hooks, **meters)
 
     def show(self, temperature: int) -> None:
         """Have the driver report a temperature, in °C."""
@@ -101,9 +88,9 @@ class Card:
 def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
     """A short run at a duty cycle, and the seconds that it rested."""
     rested = workers.directory / f"rested-{duty}"
-    variables = hooked(workers.directory / f"at-{duty}", RESTING)
-    run = workers.start(f"at-{duty}", variables | {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}, train=SHORT)
-    finish(run)
+    name = f"at-{duty}"
+    told = {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}
+    run = workers.finished(name, hooked(workers.directory / name, RESTING, **told), train=SHORT)
     return run, float(rested.read_text())
 
 
@@ -117,8 +104,7 @@ def test_rests_change_no_bit_of_what_is_trained(workers: Workers) -> None:
 
 
 def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers) -> None:
-    run = workers.start("governed", held_at(2), train=SHORT)
-    wait_until_step(run, 2)
+    run = workers.held("governed", 2, train=SHORT)
     with ControlClient(run) as client:
         client.request("set", **{"hardware.disk_free_min_gb": 1_000_000})
         state = wait_until_state(run, "paused")

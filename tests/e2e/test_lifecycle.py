@@ -1,4 +1,4 @@
-"""Files of an undisturbed run, from its first event to its adapter."""
+"""Files of an undisturbed run, from its first event to its adapter, and of one that is over early."""
 
 from __future__ import annotations
 
@@ -27,22 +27,10 @@ from core.runs.record.events import (
 )
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState, hostname, is_same_process
-from core.runs.record.store import Run
+from core.runs.record.store import Run, complete_checkpoints
 from tests.waiting import wait_for
 
-from .workers import (
-    PATIENCE,
-    RECIPE,
-    STEPS,
-    Workers,
-    ending,
-    events,
-    exit_code,
-    log,
-    only,
-    steps,
-    wait_until_listening,
-)
+from .workers import PATIENCE, RECIPE, STEPS, Workers, ending, events, exit_code, log, only, steps, wait_until_listening
 
 
 def test_the_phases_come_in_order(reference: Run) -> None:
@@ -210,3 +198,17 @@ def test_a_heart_beats_at_least_every_five_seconds_from_the_first_import_on(work
     assert stat.S_IMODE(run.socket_path.stat().st_mode) == 0o600
     client.request("stop")
     assert exit_code(run) == 3
+
+
+def test_a_run_whose_hours_are_over_is_finished_with_its_result(workers: Workers) -> None:
+    # Any work at all is more than that.
+    run = workers.start(train={"max_hours": 1e-6}, eval={"every_steps": None, "exact_match": False})
+    assert exit_code(run) == 0
+    state = run.state()
+    assert state.state == "finished"
+    assert state.step == 1
+    assert state.reason.startswith("train.max_hours = 1e-6 is reached, after step 1 of 48")
+    assert run.adapter_path.is_dir()
+    manifest = json.loads((complete_checkpoints(run)[-1] / "manifest.json").read_text())
+    assert manifest["limits"]["seconds"] > 0
+    assert [event.step for event in only(EvalEvent, run)] == [1], "the result is measured"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from .workers import (
     exit_code,
     finish,
     held_at,
+    hooked,
     kill,
     log,
     notice_codes,
@@ -109,8 +109,7 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     workers.resume(killed, HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
-    workers.resume(killed)
-    finish(killed)
+    workers.complete(killed)
     assert adapter_bytes(killed) == adapter_bytes(run)
 
 
@@ -118,11 +117,8 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
 @pytest.mark.anew
 def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
     write_nonsense(workers, (27, 28, 29))
-    hooks = workers.directory / "hooks"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(LEAVE_OUT)
-    path = os.pathsep.join([str(hooks), os.environ.get("PYTHONPATH", ""), os.getcwd()])
-    without = start(workers, "without", "warn", variables={"PYTHONPATH": path, "TEST_LEFT_OUT": "[27, 28]"})
+    variables = hooked(workers.directory / "hooks", LEAVE_OUT, TEST_LEFT_OUT="[27, 28]")
+    without = start(workers, "without", "warn", variables=variables)
     back = start(workers, "back", "rollback")
     finish(without)
     finish(back)
@@ -153,8 +149,7 @@ def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_an
     run.config_path.write_text(
         run.config_path.read_text().replace('on_loss_spike = "rollback"', 'on_loss_spike = "warn"')
     )
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
 
 
 @pytest.mark.long

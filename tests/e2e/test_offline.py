@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from core.runs.record.store import Run
 from tests.core.hub.fake_hub import Repository, running_hub
 from tests.forking import Forks
 
-from .workers import Workers
+from .workers import Workers, hooked
 
 #: Loaded by every interpreter that is started: writes down each socket and each thread that is made.
 RECORDER = """
@@ -99,14 +98,10 @@ def test_training_and_chat_work_with_the_network_cut(forks: Forks, workers: Work
     train_and_chat(forks, workers, [unshare, "-rn"])
 
 
-def recording(directory: Path) -> tuple[dict[str, str], Path]:
+def recording(directory: Path, recorder: str = RECORDER) -> tuple[dict[str, str], Path]:
     """Variables by which every process writes down its sockets and threads, and the file that it writes to."""
-    hooks = directory / "hooks"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(RECORDER)
     record = directory / "record"
-    python_path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
-    return {"PYTHONPATH": python_path, "SOCKET_RECORD": str(record)}, record
+    return hooked(directory / "hooks", recorder, SOCKET_RECORD=str(record)), record
 
 
 def train_and_record(

@@ -6,8 +6,8 @@ recipe is imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.launch.launcher import worker_environment
 from core.runs.record.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.families.tiny import write_family
 
-from .workers import Workers, ending, failure, finish, notice_codes, only, steps
+from .workers import Workers, ending, failure, finish, hooked, notice_codes, only, steps
 
 #: OOM_PLAN maps a kind of call to the calls, from 1, that fail, or a pass to the size that is too large for it.
 INJECTOR = '''
@@ -100,12 +99,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def start(workers: Workers, plan: dict[str, Any], **changes: dict[str, Any]) -> Run:
-    hooks = workers.directory / "hooks"
-    hooks.mkdir(exist_ok=True)
-    (hooks / "sitecustomize.py").write_text(INJECTOR)
-    path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
+    variables = hooked(workers.directory / "hooks", INJECTOR, OOM_PLAN=json.dumps(plan))
     sections = {name: SECTIONS.get(name, {}) | changes.get(name, {}) for name in {**SECTIONS, **changes}}
-    return workers.start("tight", {"PYTHONPATH": path, "OOM_PLAN": json.dumps(plan)}, **sections)
+    return workers.start("tight", variables, **sections)
 
 
 def adapter(run: Run) -> dict[str, torch.Tensor]:
@@ -119,12 +115,9 @@ def notices(run: Run, code: str) -> list[NoticeEvent]:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     """The run that never meets it."""
-    workers = Workers(tmp_path_factory.mktemp("calm"), tiny_model_dir)
-    try:
+    with contextlib.closing(Workers(tmp_path_factory.mktemp("calm"), tiny_model_dir)) as workers:
         run = start(workers, {})
         finish(run)
-    finally:
-        workers.close()
     return run
 
 
@@ -245,12 +238,9 @@ def start_whole(workers: Workers, checkpointing: str, *places: tuple[int, int]) 
 @pytest.fixture(scope="module")
 def recomputing(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     """The whole model that never meets it, with activations recomputed throughout."""
-    workers = Workers(tmp_path_factory.mktemp("recomputing"), tiny_model_dir)
-    try:
+    with contextlib.closing(Workers(tmp_path_factory.mktemp("recomputing"), tiny_model_dir)) as workers:
         run = start_whole(workers, "on")
         finish(run)
-    finally:
-        workers.close()
     return run
 
 

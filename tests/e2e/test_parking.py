@@ -18,7 +18,6 @@ from core.runs.control.client import ControlClient
 from core.runs.record.events import ControlEvent, StepEvent
 from core.runs.record.files import try_lock
 from core.runs.record.history import read_history
-from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.waiting import wait_for
 
@@ -32,12 +31,12 @@ from .workers import (
     finish,
     held_at,
     kill,
-    log,
     notice_codes,
     only,
     pid_of,
     steps,
     wait_until_listening,
+    wait_until_parked,
     wait_until_state,
     wait_until_step,
 )
@@ -50,19 +49,6 @@ def request(run: Run, command: str) -> None:
     """Ask for something that is answered at the next control point."""
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request(command)
-
-
-def wait_until_parked(run: Run) -> RunState:
-    """Wait until a run waits without its device, and takes commands there."""
-
-    def parked() -> RunState | None:
-        state = run.state()
-        assert not state.is_over, (state, log(run))
-        return state if state.parked and state.socket is not None else None
-
-    state = wait_for(parked, PATIENCE, f"{run.id} to be parked")
-    assert state is not None
-    return state
 
 
 @contextmanager
@@ -110,14 +96,12 @@ def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference
 
 @pytest.mark.long
 def test_a_run_killed_while_parked_goes_on_from_there(workers: Workers, reference: Run) -> None:
-    run = workers.start("killed", held_at(12))
-    wait_until_step(run, 12)
+    run = workers.held("killed", 12)
     request(run, "park")
     parked = wait_until_parked(run)
     kill(run)
     assert run.state().state == "lost"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
     assert len(only(StepEvent, run)) == STEPS, f"nothing after step {parked.step} was lost"
     assert run.state().parked == ""
@@ -145,8 +129,7 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
 def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Workers, tmp_path: Path) -> None:
     program = tmp_path / f"a-game-of-go-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
-    run = workers.start("paused", held_at(3), parking={"programs": program.name, "calm": 0})
-    wait_until_step(run, 3)
+    run = workers.held("paused", 3, parking={"programs": program.name, "calm": 0})
     request(run, "pause")
     wait_until_state(run, "paused")
     with running(program):
@@ -160,8 +143,7 @@ def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Wor
 
 @pytest.mark.long
 def test_a_parked_run_can_be_stopped(workers: Workers) -> None:
-    run = workers.start("stopped", held_at(4))
-    wait_until_step(run, 4)
+    run = workers.held("stopped", 4)
     request(run, "park")
     state = wait_until_parked(run)
     request(run, "stop")

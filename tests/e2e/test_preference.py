@@ -13,7 +13,16 @@ import pytest
 from core.runs.record.events import EvalEvent
 from core.runs.record.store import Run
 
-from .workers import Workers, adapter_bytes, failure, finish, held_at, kill, notice_codes, only, steps, wait_until_step
+from .workers import (
+    Workers,
+    adapter_bytes,
+    failure,
+    finish,
+    held_at,
+    kill_and_finish,
+    only,
+    steps,
+)
 
 STEPS = 24
 AREAS = ("billing", "login", "printer", "network")
@@ -82,11 +91,7 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
         assert baseline.reward_margin == pytest.approx(0.0, abs=1e-3)
 
     run = start(workers, objective, method, held_at(14), **precision)
-    wait_until_step(run, 14)
-    kill(run)
-    workers.resume(run)
-    finish(run)
-    assert "resumed" in notice_codes(run)
+    kill_and_finish(workers, run, 14)
     if method == "qlora":
         assert adapter_bytes(run) == adapter_bytes(reference)
     else:
@@ -109,11 +114,7 @@ def test_the_reference_of_whole_models_is_the_untouched_base(workers: Workers) -
     assert max(step.loss for step in done[-4:]) < 0.6
 
     run = start(workers, "dpo", "full", held_at(5), **options)
-    wait_until_step(run, 5)
-    kill(run)
-    workers.resume(run)
-    finish(run)
-    assert "resumed" in notice_codes(run)
+    kill_and_finish(workers, run, 5)
     weights = "model.safetensors"
     assert (run.model_path / weights).read_bytes() == (reference.model_path / weights).read_bytes()
     told = {step.step: (step.loss, step.reward_margin) for step in steps(run)}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.record.events import DataEvent, NoticeEvent, PhaseEvent
+from core.runs.record.events import DataEvent, FailedEvent, NoticeEvent, PhaseEvent
 
-from .workers import Workers, exit_code, failure, log, only, write_rows
+from .workers import Workers, failure, only, write_rows
 
 Sections = dict[str, dict[str, Any]]
 
@@ -89,24 +89,25 @@ CASES = {
 FEW = ("nothing_supervised", "template_missing")
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, marks=() if code in FEW else pytest.mark.long) for code in CASES])
-def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, code: str) -> None:
-    case = CASES[code]
-    sections = SHORT | case.spoil(workers)
+def refuse_then_allow(workers: Workers, code: str, sections: Sections) -> tuple[FailedEvent, NoticeEvent, DataEvent]:
+    """Start a run that is refused, and one that is allowed: how the one ended, and the notice and data of the other."""
     refused = workers.start("refused", **sections)
     last = failure(refused)
-    assert case.reason in last.reason
-    assert case.key in last.hint
     assert f"--allow {code}" in last.hint
     assert "loading_model" not in {phase.name for phase in only(PhaseEvent, refused)}
     launcher.reap()
-
-    sections["data"] = {**sections.get("data", {}), "allow": code}
-    allowed = workers.start("allowed", **sections)
-    assert exit_code(allowed) == 0, log(allowed)
+    allowed = workers.finished("allowed", **sections | {"data": {**sections.get("data", {}), "allow": code}})
     (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == code]
+    return last, notice, only(DataEvent, allowed)[0]
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, marks=() if code in FEW else pytest.mark.long) for code in CASES])
+def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, code: str) -> None:
+    case = CASES[code]
+    last, notice, told = refuse_then_allow(workers, code, SHORT | case.spoil(workers))
+    assert case.reason in last.reason
+    assert case.key in last.hint
     assert case.reason in notice.message
-    told = only(DataEvent, allowed)[0]
     assert told.rows == told.used + sum(told.dropped.values())
 
 
@@ -114,16 +115,8 @@ def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, cod
 def test_a_template_that_never_stops(workers: Workers) -> None:
     template = workers.directory / "endless.jinja"
     template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")
-    refused = workers.start("endless", **SHORT, template={"file": str(template)})
-    last = failure(refused)
+    sections = SHORT | {"template": {"file": str(template)}}
+    last, notice, told = refuse_then_allow(workers, "stop_untrained", sections)
     assert "learned in 0 of 40 rows" in last.reason
-    assert "--allow stop_untrained" in last.hint
-    launcher.reap()
-
-    data = {"allow": ["stop_untrained"]}
-    allowed = workers.start("ended", **SHORT, data=data, template={"file": str(template)})
-    assert exit_code(allowed) == 0, log(allowed)
-    (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == "stop_untrained"]
     assert "ends 45 answers with no token" in notice.message or "ends 40 answers with no token" in notice.message
-    told = only(DataEvent, allowed)[0]
     assert (told.rows, told.used) == (40, 40)

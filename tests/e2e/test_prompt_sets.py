@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +12,12 @@ from typing import Any
 import pytest
 
 from core.evaluation.record import list_records, read_record
-from core.launch.launcher import worker_environment
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.forking import Forks
 from tests.waiting import wait_for
 
-from .workers import PATIENCE, Workers, finish
+from .workers import PATIENCE, Workers, hooked
 
 #: An evaluation that waits for its end when the first of its answers are kept.
 HELD = """
@@ -46,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> I
     workers.train_data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     workers.eval_data.write_text("".join(json.dumps(row) + "\n" for row in rows[:6]), encoding="utf-8")
     try:
-        run = workers.start(
+        run = workers.finished(
             "learned",
             method={"name": "lora", "rank": 16, "alpha": 32, "dropout": 0.0},
             train={"max_steps": 40, "learning_rate": 0.02, "batch_size": 8},
@@ -54,7 +52,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> I
             checkpoint={"every_steps": 20},
             data={"allow": ["eval_leak"]},
         )
-        finish(run)
         yield workers, run
     finally:
         workers.close()
@@ -104,11 +101,7 @@ def test_a_killed_one_goes_on(forks: Forks, trained: tuple[Workers, Run], tmp_pa
     lines = [{"prompt": f"ticket {number} and more", "expected": "[1]"} for number in range(200)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = (run.id, "--prompts", str(prompts), "--max-new-tokens", "4")
-    hooks = tmp_path / "hooks"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(HELD)
-    paths = [str(hooks), str(Path(__file__).parents[2]), worker_environment().get("PYTHONPATH", "")]
-    with workers.environment(PYTHONPATH=os.pathsep.join(filter(None, paths))):
+    with workers.environment(**hooked(tmp_path / "hooks", HELD)):
         process = forks.popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def some() -> int:

@@ -1,7 +1,8 @@
-"""Runs on quantized bases are those on the 16-bit models that they stand for: trained, continued, asked."""
+"""Runs on other weights than the 16-bit ones: a quantized base, layers that are kept, and those of the file to come."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,28 @@ import pytest
 
 from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
+from core.chat.session import spec_of
+from core.config.document import ConfigDocument
+from core.errors import UserError
+from core.runs.catalog.trained import TrainedFile, find_trained
+from core.runs.record.events import EvalEvent, NoticeEvent
+from core.runs.record.store import Run
+from tests.core.worker.quantization.hurt import write_hurt
 from tests.families.tiny import write_family
 from tests.packers import quantize_checkpoint
 
-from .workers import Workers, adapter_bytes, finish, held_at, kill, steps, wait_until_step
+from .workers import (
+    Workers,
+    adapter_bytes,
+    ending,
+    finish,
+    held_at,
+    kill,
+    kill_and_finish,
+    notice_codes,
+    only,
+    steps,
+)
 
 STEPS = 6
 
@@ -53,16 +72,119 @@ def test_a_run_learns_what_it_learns_on_the_model_that_its_base_stands_for(
 @pytest.mark.long
 def test_a_killed_run_goes_on_bit_equal_and_its_result_answers(workers: Workers, tmp_path: Path) -> None:
     twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
-    undisturbed = workers.start("undisturbed", **sections(twins.quantized, "qlora"))
-    finish(undisturbed)
+    undisturbed = workers.finished("undisturbed", **sections(twins.quantized, "qlora"))
     run = workers.start("killed", held_at(4), **sections(twins.quantized, "qlora"))
-    wait_until_step(run, 4)
-    kill(run)
-    workers.resume(run)
-    finish(run)
+    kill_and_finish(workers, run, 4)
     assert adapter_bytes(run) == adapter_bytes(undisturbed)
     with ChatEngine() as engine:
         spec = ModelSpec(str(twins.quantized), adapter=str(run.adapter_path), method="qlora", device="cpu")
         engine.load(spec, lambda _detail, _done, _total: None)
         asked = ChatRequest([{"role": "user", "content": "ticket"}], settings=GenerationSettings(4))
         assert list(engine.generate(asked))[-1]["tokens"] > 0
+
+
+KEEPING: dict[str, dict[str, Any]] = {
+    "method": {"dropout": 0.0},
+    "train": {"max_steps": 12, "precision": "fp32", "learning_rate": 1e-4, "max_length": 512},
+    "eval": {"every_steps": 12, "exact_match": False},
+    "checkpoint": {"every_steps": 2, "keep": 100},
+}
+
+
+def kept(run: Run) -> list[str]:
+    found = ConfigDocument.load(run.config_path).validate().model.keep_16bit
+    assert isinstance(found, list)
+    return found
+
+
+def said(run: Run) -> list[NoticeEvent]:
+    return [notice for notice in only(NoticeEvent, run) if notice.code == "quantization"]
+
+
+@pytest.mark.long
+def test_auto_keeps_what_costs_most_and_whoever_goes_on_has_the_same(workers: Workers, tmp_path: Path) -> None:
+    workers.model = write_hurt(tmp_path / "hurt")
+    auto = {"model": {"keep_16bit": "auto"}}
+    whole = workers.finished("whole", **KEEPING, **auto)
+    (notice,) = said(whole)
+    assert notice.message.startswith("4 bits cost ")
+    assert "; keep layer" in notice.message
+    assert "model.layers.1.*" in kept(whole)
+    assert all(pattern in notice.hint for pattern in kept(whole))
+
+    # Named by hand, it is the same run.
+    named = workers.finished("named", **KEEPING, model={"keep_16bit": kept(whole)})
+    assert said(named) == []
+    assert adapter_bytes(named) == adapter_bytes(whole)
+    plain = workers.finished("plain", **KEEPING)
+    assert adapter_bytes(plain) != adapter_bytes(whole)
+
+    killed = workers.held("killed", 4, **KEEPING, **auto)
+    kill(killed)
+    assert kept(killed) == kept(whole)
+    workers.complete(killed)
+    assert notice_codes(killed).count("quantization") == 1, "it is found out once"
+    assert adapter_bytes(killed) == adapter_bytes(whole)
+    assert {event.step: event.loss for event in steps(killed)} == {event.step: event.loss for event in steps(whole)}
+
+    # Chat loads the base as the run had it.
+    assert spec_of(find_trained(whole)).keep_16bit == tuple(kept(whole))
+    assert spec_of(find_trained(plain)).keep_16bit == ()
+
+
+def test_where_4_bits_are_fine_nothing_is_kept(workers: Workers) -> None:
+    run = workers.finished("fine", **KEEPING, model={"keep_16bit": "auto"})
+    (notice,) = said(run)
+    assert notice.message.endswith("on your rows: fine.")
+    assert ConfigDocument.load(run.config_path).validate().model.keep_16bit is None
+    with pytest.raises(UserError, match="keep_16bit"):
+        ConfigDocument('[model]\nkeep_16bit = "some"\n[data]\ntrain = "a"').validate()
+
+
+#: Of them the last ten are for the file.
+TOTAL, BEFORE = 30, 20
+FOR_FILE: dict[str, dict[str, Any]] = {
+    "method": {"dropout": 0.0, "train_for": "q4_0"},
+    "train": {"max_steps": TOTAL, "precision": "fp32"},
+    "eval": {"every_steps": 10, "exact_match": True},
+    "checkpoint": {"every_steps": 1, "keep": 100},
+}
+
+
+def results(run: Run) -> tuple[Any, ...]:
+    """Outcome of a run: exact weights, losses, evaluations, and the best step."""
+    measured = [(event.step, event.loss, event.exact_match) for event in only(EvalEvent, run)]
+    losses = {event.step: event.loss for event in steps(run)}
+    return adapter_bytes(run), losses, sorted(set(measured)), ending(run).best
+
+
+def without(run: Run, after: int) -> None:
+    """Take the checkpoints after a step away."""
+    for path in run.checkpoints_path.iterdir():
+        if path.name.startswith("step-") and int(path.name.removeprefix("step-")) > after:
+            shutil.rmtree(path)
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_before_at_and_after_the_switch_ends_bit_equal(workers: Workers) -> None:
+    whole = workers.finished("whole", **FOR_FILE)
+    wanted = results(whole)
+    assert notice_codes(whole).count("file_weights") == 1
+    assert find_trained(whole, BEFORE).file is None
+    assert find_trained(whole, BEFORE + 1).file == TrainedFile("Q4_0", "float32")
+    assert find_trained(whole).file == TrainedFile("Q4_0", "float32")
+    best = ending(whole).best
+    assert best is not None
+    assert best > BEFORE, "what was measured before counts no more"
+
+    plain = workers.finished("plain", **FOR_FILE | {"method": {"dropout": 0.0}})
+    losses = {event.step: event.loss for event in steps(plain)}
+    assert [step for step in range(1, TOTAL + 1) if losses[step] == wanted[1][step]] == list(range(1, BEFORE + 1))
+
+    killed = workers.held("killed", BEFORE + 2, **FOR_FILE)
+    kill(killed)
+    for step in (BEFORE - 7, BEFORE, BEFORE + 1):
+        twin = workers.copy(killed, f"from-{step}")
+        without(twin, step)
+        workers.complete(twin)
+        assert results(twin) == wanted, step

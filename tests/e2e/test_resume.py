@@ -27,17 +27,15 @@ from .workers import (
     Workers,
     adapter_bytes,
     ending,
-    exit_code,
     failure,
-    finish,
     held_at,
     kill,
     log,
     notice_codes,
     only,
     pid_of,
-    signal_worker,
     steps,
+    stop_at,
     wait_until_state,
     wait_until_step,
 )
@@ -105,8 +103,7 @@ def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference
     wait_for(lambda: len(only(CheckpointEvent, run)) > known, PATIENCE, "a checkpoint", interval=0.001)
     kill(run)
 
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert_same_result(run, reference)
     assert notice_codes(run).count("resumed") == 3
     done = [event.step for event in steps(run)]
@@ -119,9 +116,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> t
     """A run that was stopped after some checkpoints, to be copied and damaged."""
     found = Workers(tmp_path_factory.mktemp("stopped"), tiny_model_dir)
     run = found.start("stopped", held_at(17))
-    wait_until_step(run, 17)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
+    stop_at(run, 17)
     return found, run
 
 
@@ -137,8 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(stopped: tuple[Wor
     raw = bytearray((second / "adapter" / "adapter_model.safetensors").read_bytes())
     raw[-1] ^= 1
     (second / "adapter" / "adapter_model.safetensors").write_bytes(raw)
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     told = [event for event in only(NoticeEvent, run) if event.code == "checkpoint_damaged"]
     assert [event.message for event in told] == [
         f"{newest.name}: optimizer.pt is damaged.",
@@ -190,11 +184,8 @@ def test_a_run_whose_template_writes_the_time_goes_on_at_another(workers: Worker
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     run = workers.start("timed", held_at(6), template={"file": str(template)})
-    wait_until_step(run, 6)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
-    workers.resume(run)
-    finish(run)
+    stop_at(run, 6)
+    workers.complete(run)
     assert list(read_history(run).loss.steps) == list(range(1, STEPS + 1))
 
 
@@ -229,8 +220,7 @@ def wide_model(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 @pytest.mark.long
 def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers: Workers, wide_model: Path) -> None:
-    run = workers.start("middle", held_at(6), model={"base": str(wide_model)})
-    wait_until_step(run, 6)
+    run = workers.held("middle", 6, model={"base": str(wide_model)})
     kill(run)
     weights = wide_model / "model.safetensors"
     facts, kept = weights.stat(), weights.read_bytes()
@@ -268,8 +258,7 @@ def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
         manifest["base_sha256"] = ends_fingerprint(tiny_model_dir)
         manifest["manifest_sha256"] = hash_manifest(manifest)
         (path / "manifest.json").write_text(json.dumps(manifest))
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert_same_result(run, reference)
     newest = json.loads((newest_first(run)[0] / "manifest.json").read_text())
     assert newest["base_sha256"].startswith("sha256:")

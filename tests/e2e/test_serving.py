@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from tests.core.serve.conftest import RunningServer, end, start
 from tests.forking import Forks
 from tests.waiting import wait_for
 
-from .test_offline import RECORDER
+from .test_offline import RECORDER, recording
 from .workers import PATIENCE, Workers, wait_until_step
 
 #: Recorder of every address that is bound or connected to.
@@ -82,15 +81,8 @@ def test_a_model_in_training_answers_between_steps_and_as_the_result_after(forks
 
 
 def test_nothing_but_loopback_is_opened(forks: Forks, workers: Workers, reference: Run, tmp_path: Path) -> None:
-    hooks, record = tmp_path / "hooks", tmp_path / "record"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(RECORDER + ADDRESSES)
-    python_path = os.pathsep.join(filter(None, [str(hooks), worker_environment().get("PYTHONPATH", "")]))
-    variables = {
-        "PYTHONPATH": python_path,
-        "SOCKET_RECORD": str(record),
-        "LOCALTUNE_HOME": str(reference.path.parents[1]),
-    }
+    variables, record = recording(tmp_path, RECORDER + ADDRESSES)
+    variables["LOCALTUNE_HOME"] = str(reference.path.parents[1])
     with serving(forks, workers, reference.id, "--port", "0", variables=variables) as server:
         answer = server.client().chat.completions.create(model=reference.id, messages=QUESTION, max_tokens=4)
         assert answer.system_fingerprint == "adapter"

@@ -15,7 +15,7 @@ from core.runs.record.store import Run
 from core.tracking.position import TrackerFiles
 from tests.waiting import wait_for
 
-from .workers import PATIENCE, Workers, finish, only
+from .workers import PATIENCE, Workers, only
 
 _SHORT: dict[str, Any] = {"max_steps": 6, "warmup": 0.0}
 #: Clients whose server never answers, whose server refuses, and that end their process.
@@ -30,9 +30,7 @@ def train(workers: Workers, name: str, directory: Path | None) -> Run:
     """A run of six steps, with three broken trackers if there is a directory of libraries."""
     tracking: dict[str, Any] = {"tools": list(_LIBRARIES)} if directory else {}
     path = os.pathsep.join(filter(None, [str(directory or ""), os.environ.get("PYTHONPATH", "")]))
-    run = workers.start(name, {"PYTHONPATH": path}, train=_SHORT, eval={"every_steps": None}, tracking=tracking)
-    finish(run)
-    return run
+    return workers.finished(name, {"PYTHONPATH": path}, train=_SHORT, eval={"every_steps": None}, tracking=tracking)
 
 
 def has_failed(place: TrackerFiles) -> bool:
@@ -71,8 +69,7 @@ def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Pat
 @pytest.mark.long
 def test_a_run_is_tracked_while_it_trains(workers: Workers) -> None:
     pytest.importorskip("tensorboard", reason="not run: TensorBoard is not installed")
-    run = workers.start("tracked", None, train=_SHORT, eval={"every_steps": 3}, tracking={"tools": "tensorboard"})
-    finish(run)
+    run = workers.finished("tracked", None, train=_SHORT, eval={"every_steps": 3}, tracking={"tools": "tensorboard"})
     place = TrackerFiles(run, "tensorboard")
     wait_for(lambda: place.position().state in ("done", "failed"), PATIENCE, "the tracker to end")
     assert (place.position().state, place.position().step) == ("done", 6), place.log.read_text()

@@ -19,7 +19,7 @@ from tests.core.worker.export.gguf.apart import lines_of
 from tests.forking import Forks
 from tests.tiny_model import write_tiny_model
 
-from .workers import Workers, finish, only
+from .workers import Workers, only
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -117,8 +117,7 @@ def test_the_file_has_the_very_weights_that_were_trained(
         "eval": {"exact_match": False},
     }
     try:
-        run = workers.start("file", **options)
-        finish(run)
+        run = workers.finished("file", **options)
     finally:
         workers.close()
     result = export_job(ExportRequest(run.path, "gguf", out=tmp_path / "export")).run()

@@ -46,8 +46,7 @@ def test_the_canaries_sing(tmp_path: Path, trace: Path) -> None:
 
 
 def test_a_worker_trains_on_the_safetensors_and_runs_nothing(workers: Workers, model: Path, trace: Path) -> None:
-    run = workers.start("unsafe", model={"base": str(model)}, train={"max_steps": 2})
-    finish(run)
+    run = workers.finished("unsafe", model={"base": str(model)}, train={"max_steps": 2})
     assert adapter_bytes(run)
     assert not trace.exists()
 

@@ -40,7 +40,9 @@ from .workers import (
     notice_codes,
     only,
     signal_worker,
+    stop_at,
     wait_until_listening,
+    wait_until_parked,
     wait_until_step,
 )
 
@@ -291,7 +293,7 @@ def parked(run: Run) -> None:
     wait_until_step(run, 7)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("park")
-    wait_for(lambda: run.state().parked and run.state().socket, PATIENCE, "the run to be parked")
+    wait_until_parked(run)
     with ControlClient(run, timeout=PATIENCE) as client:
         client.request("resume")
 
@@ -300,9 +302,7 @@ def killed_and_stopped(workers: Workers, run: Run) -> None:
     wait_until_step(run, 3)
     kill(run)
     workers.resume(run, held_at(5))
-    wait_until_step(run, 5)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
+    stop_at(run, 5)
     workers.resume(run, held_at(7))
 
 
@@ -403,8 +403,7 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=HELD_BACK)
     wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
     kill(killed)
-    workers.resume(killed)
-    finish(killed)
+    workers.complete(killed)
     assert len(only(RollbackEvent, killed)) == 2
     assert_verified(audit(workers, killed, whole=True), 2)
 
@@ -428,8 +427,7 @@ def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(wor
     signal_worker(run, signal.SIGTERM)
     assert exit_code(run) == 3
     team.set_processes(run, 1)
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     whole = audit(workers, run, whole=True)
     assert_verified(whole, 2)
     assert [(span.begin, span.end) for span in whole.spans] == [(0, 9), (9, 14)]

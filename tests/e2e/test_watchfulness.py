@@ -43,6 +43,7 @@ from .workers import (
     failure,
     finish,
     held_at,
+    hooked,
     log,
     notice_codes,
     only,
@@ -103,8 +104,7 @@ def poison(workers: Workers, lines: set[int]) -> None:
 def test_a_loss_that_is_no_number_costs_its_update_and_names_its_rows(workers: Workers) -> None:
     lines = {7, 19, 20, 33}
     poison(workers, lines)
-    run = workers.start("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
-    finish(run)
+    run = workers.finished("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
     lost = [event.step for event in steps(run) if not math.isfinite(event.loss)]
     assert len(lost) == 2, "each epoch of ten steps has one that is poisoned"
     notices = [event for event in only(NoticeEvent, run) if event.code == "nonfinite"]
@@ -159,8 +159,7 @@ def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: boo
 
 @pytest.mark.long
 def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
-    run = workers.start("now", held_at(6))
-    wait_until_step(run, 6)
+    run = workers.held("now", 6)
     assert ControlClient(run).request("stop", now=True)["state"] == "stopping"
     assert exit_code(run) == 3
     end = ending(run)
@@ -169,8 +168,7 @@ def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(wor
     (control,) = [event for event in only(ControlEvent, run) if event.command == "stop"]
     assert (control.sender, control.result) == ("socket", "at once, without a checkpoint")
     assert end.adapter == f"checkpoints/step-{saved[-1]:08d}/adapter"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 
@@ -201,19 +199,15 @@ def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
     assert (end.type, end.reason) == ("stopped", f"stopped by SIGKILL after step {end.step}")
     assert run.state().reason == end.reason
     assert only(ControlEvent, run)[-1].sender == "SIGKILL"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
 
 
 def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> None:
-    hooks, release = workers.directory / "hooks", workers.directory / "release"
-    hooks.mkdir()
-    (hooks / "sitecustomize.py").write_text(HANG)
-    path = os.pathsep.join([str(hooks), os.environ.get("PYTHONPATH", ""), os.getcwd()])
+    release = workers.directory / "release"
     run = workers.start(
         "slow",
-        variables={"PYTHONPATH": path, "TEST_RELEASE": str(release)},
+        variables=hooked(workers.directory / "hooks", HANG, TEST_RELEASE=str(release)),
         train={"max_steps": 13},
         eval={"every_steps": None},
     )

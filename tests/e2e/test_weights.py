@@ -65,8 +65,7 @@ def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, na
     kill(run)
     with workers.environment():
         assert ask(run).source.startswith("step-"), "the newest checkpoint answers"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert "resumed" in notice_codes(run)
     trained, expected, base = (tensors(path) for path in (run.model_path, reference.model_path, workers.model))
     assert trained.keys() == base.keys()

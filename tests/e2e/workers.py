@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +100,19 @@ if os.environ.get("{variable}"):
 """
 
 
+def hooked(directory: Path, text: str, **variables: str) -> dict[str, str]:
+    """Variables of a process that runs some lines before anything else, beside others.
+
+    Args:
+        directory: To hold a ``sitecustomize`` with the lines.
+        text: The lines.
+        variables: The others.
+    """
+    directory.mkdir(exist_ok=True)
+    (directory / "sitecustomize.py").write_text(text)
+    return variables | {"PYTHONPATH": f"{directory}{os.pathsep}{launcher.worker_environment()['PYTHONPATH']}"}
+
+
 #: Injects the fault of a spawned process when it imports the control point between two steps.
 _HOOK = import_hook(
     FAULT_VARIABLE,
@@ -154,6 +167,18 @@ class Workers:
         self.runs.append(run)
         return run
 
+    def held(self, name: str, step: int, **sections: dict[str, Any]) -> Run:
+        """A run of the recipe with some options changed, that waits after a step."""
+        run = self.start(name, held_at(step), **sections)
+        wait_until_step(run, step)
+        return run
+
+    def finished(self, name: str, variables: dict[str, str] | None = None, **sections: dict[str, Any]) -> Run:
+        """A run of the recipe with some options changed, that has finished."""
+        run = self.start(name, variables, **sections)
+        finish(run)
+        return run
+
     def held_anew(self, *steps: int) -> dict[str, str]:
         """As :func:`held_at`, for a run with processes that are started and not forked: in a test marked ``anew``, in
         another environment, or by a supervisor."""
@@ -161,17 +186,17 @@ class Workers:
 
     def anew(self, fault: dict[str, str]) -> dict[str, str]:
         """Variables with a fault, for processes that are started and not forked."""
-        hooks = self.directory / "holding"
-        hooks.mkdir(exist_ok=True)
-        (hooks / "sitecustomize.py").write_text(_HOOK)
-        before = launcher.worker_environment().get("PYTHONPATH", "")
-        root = str(Path(__file__).parents[2])
-        return fault | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hooks), root, before]))}
+        return hooked(self.directory / "holding", _HOOK, **fault)
 
     def resume(self, run: Run, variables: dict[str, str] | None = None) -> None:
         """Let an ended run go on."""
         with self.environment(**(variables or {})):
             launcher.continue_run(run)
+
+    def complete(self, run: Run) -> None:
+        """Let an ended run go on, and wait for it to finish."""
+        self.resume(run)
+        finish(run)
 
     def copy(self, run: Run, name: str) -> Run:
         """An ended run once more, to be damaged."""
@@ -226,15 +251,40 @@ def kill(run: Run) -> None:
     assert exit_code(run) == -signal.SIGKILL
 
 
+def wait_until(run: Run, is_reached: Callable[[RunState], object], what: str, interval: float = 0.01) -> RunState:
+    """Wait for a state of a run, which must not be over before."""
+
+    def reached() -> RunState | None:
+        state = run.state()
+        if is_reached(state):
+            return state
+        assert not state.is_over, (state, log(run))
+        return None
+
+    state = wait_for(reached, PATIENCE, f"{run.id} to be {what}", interval=interval)
+    assert state is not None
+    return state
+
+
 def wait_until_step(run: Run, step: int) -> None:
     """Wait until a step of a run is done."""
 
-    def reached() -> bool:
-        state = run.state()
-        assert not state.is_over or state.step >= step, (state, log(run))
+    def is_done(state: RunState) -> bool:
         return state.step >= step and state.state not in ("queued", "starting")
 
-    wait_for(reached, PATIENCE, f"step {step} of {run.id}", interval=0.002)
+    wait_until(run, is_done, f"at step {step}", 0.002)
+
+
+def wait_until_parked(run: Run) -> RunState:
+    """Wait until a run waits without its device, and takes commands there."""
+    return wait_until(run, lambda state: state.parked and state.socket, "parked")
+
+
+def stop_at(run: Run, step: int) -> None:
+    """Stop a run by a signal once it has done a step."""
+    wait_until_step(run, step)
+    signal_worker(run, signal.SIGTERM)
+    assert exit_code(run) == 3, log(run)
 
 
 def wait_until_listening(run: Run) -> None:
@@ -244,15 +294,7 @@ def wait_until_listening(run: Run) -> None:
 
 def wait_until_state(run: Run, *states: str) -> RunState:
     """Wait for a run to reach any of several states."""
-
-    def reached() -> RunState | None:
-        state = run.state()
-        assert not state.is_over or state.state in states, (state, log(run))
-        return state if state.state in states else None
-
-    state = wait_for(reached, PATIENCE, f"{run.id} to be {' or '.join(states)}")
-    assert state is not None
-    return state
+    return wait_until(run, lambda state: state.state in states, " or ".join(states))
 
 
 def log(run: Run) -> str:
@@ -312,3 +354,11 @@ def finish(run: Run) -> None:
     code = exit_code(run)
     assert code == 0, (run.state(), log(run))
     assert run.state().state == "finished"
+
+
+def kill_and_finish(workers: Workers, run: Run, step: int) -> None:
+    """Kill a run that is held after a step, and let it go on and finish."""
+    wait_until_step(run, step)
+    kill(run)
+    workers.complete(run)
+    assert "resumed" in notice_codes(run)

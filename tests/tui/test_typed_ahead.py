@@ -28,7 +28,7 @@ from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
 from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
-from tui.screens.columns.columns import ColumnForm, ColumnsScreen
+from tui.screens.columns.columns import ColumnsScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
 from tui.typed_ahead import Place, TypedAhead
@@ -308,7 +308,7 @@ async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
     path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
         assert isinstance(pane.view, DatasetView)
-        screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
+        screen = ColumnsScreen(pane.view, "auto", {})
         await pilot.app.push_screen(screen)
         await wait_for(pilot, lambda: screen.sample is not None)
         await pilot.pause()

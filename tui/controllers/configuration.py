@@ -385,7 +385,7 @@ class Configuration:
         self._desktop.open(TemplateScreen(plan, view, index))
 
     def _open_columns(self, document: ConfigDocument) -> None:
-        from tui.screens.columns.columns import ColumnForm, ColumnsScreen
+        from tui.screens.columns.columns import ColumnsScreen
 
         pane = self._desktop.panes.data
         view = pane.view if pane is not None else None
@@ -397,15 +397,16 @@ class Configuration:
             self._desktop.warn("The columns are not chosen here", text)
             return
         if self._is_foreign(document, view.path):
-            self._desktop.open(ColumnsScreen(view, ColumnForm()))
+            self._desktop.open(ColumnsScreen(view))
             return
         columns, wanted = document.get("data.columns"), document.get("data.format")
-        form = ColumnForm(
+        screen = ColumnsScreen(
+            view,
             wanted if isinstance(wanted, str) else "auto",
             columns if isinstance(columns, Mapping) else None,
             _objective(document),
         )
-        self._desktop.open(ColumnsScreen(view, form))
+        self._desktop.open(screen)
 
 
 def _objective(document: ConfigDocument) -> Objective:

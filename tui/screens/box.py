@@ -1,20 +1,26 @@
-"""Text in a scrolling box: the box itself, a report, and the difference between two configurations."""
+"""Boxes of screens: a scrolling text, a record, a report, and the difference between two configurations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.screen import ScreenResultType
 from textual.widget import Widget
 
 from core.config.compare import DiffLine
+from core.errors import UserError
 from core.text import one_line, sanitize
 from tui.datasets.summary import counted
-from tui.screens.overlay import Overlay
+from tui.files import save_text
+from tui.screens.overlay import Overlay, key_line
+from tui.shell import shell_of
+from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.text_block import TextBlock
 
 #: How far a key scrolls: by a line, by a page, or to an end.
@@ -189,3 +195,135 @@ def _block(lines: Sequence[DiffLine], index: int) -> TextBlock:
         sign, style = _LOOKS[line.kind]
         shown.append(Content.styled(f"{sign}{one_line(line.text.expandtabs(4), _LINE_LENGTH)}", style))
     return TextBlock(Content("\n").join([Content(""), *shown]), classes="-place", id=f"place-{index}")
+
+
+class InputForm(VerticalScroll, can_focus=False):
+    """Labeled inputs with hints and errors, above an answer and the keys; typed text replaces the first value of each.
+
+    Args:
+        title: The title in the frame.
+        rows: Label, input and hint by name.
+        keys: The keys with their functions.
+        about: The text above the inputs.
+    """
+
+    DEFAULT_CSS = """
+    InputForm {
+        max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+        & Horizontal { height: auto; }
+        & .label { width: 16; }
+        & .hint { width: 1fr; color: $muted; padding-left: 2; }
+        & .remark { padding-left: 2; }
+        & SafeInput { background: $panel; }
+        & #keys { margin-top: 1; }
+    }
+    """
+
+    def __init__(
+        self,
+        title: str,
+        rows: Mapping[str, tuple[str, SafeInput, str]],
+        keys: Sequence[tuple[str, str]],
+        about: Content | None = None,
+    ) -> None:
+        super().__init__()
+        self.border_title = Content(title)
+        self._rows, self._keys, self._about = rows, keys, about
+        self.lines = {name: line for name, (_, line, _) in rows.items()}
+        for line in self.lines.values():
+            line.select_all()
+
+    def compose(self) -> ComposeResult:
+        """The inputs, the answer, and the keys."""
+        yield TextBlock(self._about, id="about")
+        for label, line, hint in self._rows.values():
+            with Horizontal():
+                yield TextBlock(Content(label), classes="label")
+                yield line
+                if hint:
+                    yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
+            yield TextBlock(id=f"remark-{line.id}", classes="remark")
+        yield TextBlock(id="answer")
+        yield TextBlock(key_line(self._keys), id="keys")
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The typed texts, without surrounding blanks."""
+        return {name: line.value.strip() for name, line in self.lines.items()}
+
+    def answer(self, text: str, style: str = "$limit") -> None:
+        """Show an answer below the inputs; an empty text clears it."""
+        self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
+
+
+class ListScreen(Overlay[ScreenResultType]):
+    """Screen of a list, whose keys act on the entry under the cursor.
+
+    Args:
+        title: The title in the frame.
+        keys: Names of the keys in the key table, by line.
+    """
+
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self, title: str, *keys: Sequence[str]) -> None:
+        super().__init__()
+        self._box, self._keys = ListBox(title, self._look), keys
+
+    def compose(self) -> ComposeResult:
+        """The heading, the list, the result of the last key, and the keys."""
+        yield self._box
+
+    def on_mount(self) -> None:
+        """Show the keys, and read the list."""
+        table = shell_of(self).keys
+        lines = [[table[f"{self.SCOPE}.{name}"] for name in line] for line in self._keys]
+        shown = [key_line([(key.display, key.description) for key in line]) for line in lines]
+        self._box.show_keys(Content("\n").join(shown))
+        self._look()
+
+    def _look(self) -> object:
+        """Read the list, in a thread."""
+        raise NotImplementedError
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self._box.options
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor."""
+        self._box.move(lines)
+
+
+class RecordBox(Vertical):
+    """The box of a full screen about a record.
+
+    Args:
+        title: The title in the frame.
+    """
+
+    DEFAULT_CSS = """
+    RecordBox {
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+    }
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.border_title = Content(title)
+
+
+def save_files(kinds: Mapping[str, str], suffix: str) -> str:
+    """Save texts in new files, for use in a thread; returns a notice.
+
+    Args:
+        kinds: Text of each file by the beginning of its name.
+        suffix: The end of their names.
+    """
+    try:
+        paths = [one_line(str(save_text(kind, suffix, text)), 200) for kind, text in kinds.items()]
+    except UserError as error:
+        return f"It is not saved: {one_line(error.message, 200)}"
+    return f"Saved: {', '.join(paths)}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rich.cells import cell_len, set_cell_size
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
@@ -33,14 +32,14 @@ from core.runs.record.history import is_long, read_glimpse
 from core.runs.record.series import METRICS, Series
 from core.runs.record.store import Run
 from core.text import one_line, sanitize, steady
-from tui.files import save_text
 from tui.keys import bindings
-from tui.screens.box import Way, scroll
+from tui.screens.box import RecordBox, Way, save_files, scroll
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.text_block import TextBlock
+from tui.widgets.strips import fit
+from tui.widgets.text_block import TextBlock, side_by_side
 
 #: Columns of the names of facts, and least columns of a value.
 _NAME_WIDTH, _LEAST = 24, 7
@@ -66,11 +65,8 @@ def fact_tables(comparison: RunComparison, width: int) -> Content:
     )
     for title, facts in groups:
         if facts:
-            lines += (
-                [Content(""), _head(comparison, title, name_width, column)]
-                if lines
-                else [_head(comparison, title, name_width, column)]
-            )
+            lines += [Content("")] if lines else []
+            lines.append(_head(comparison, title, name_width, column))
             lines += [_fact_line(fact, name_width, column) for fact in facts]
     if not comparison.data and not comparison.options:
         lines += [Content(""), Content.styled("Options and data are the same.", "$muted")]
@@ -78,20 +74,20 @@ def fact_tables(comparison: RunComparison, width: int) -> Content:
 
 
 def _head(comparison: RunComparison, title: str, name_width: int, column: int) -> Content:
-    parts: list[Content | tuple[str, str]] = [(_fit(title, name_width), "$muted bold")]
+    parts: list[Content | tuple[str, str]] = [(fit(title, name_width), "$muted bold")]
     for place, record in enumerate(comparison.records):
         name = f"{LETTERS[place]} {steady(one_line(record.name, 40))} "
-        parts.append((f"  {_fit(name, column, right=True)}", f"{curve_style(place)} bold"))
+        parts.append((f"  {fit(name, column, right=True)}", f"{curve_style(place)} bold"))
     return Content.assemble(*parts)
 
 
 def _fact_line(fact: Fact, name_width: int, column: int) -> Content:
-    parts: list[Content | tuple[str, str]] = [(_fit(fact.name, name_width), "$muted")]
+    parts: list[Content | tuple[str, str]] = [(fit(fact.name, name_width), "$muted")]
     for place, words in enumerate(fact.words):
         is_best = place in fact.best
         # The star keeps its column, so that digits stay below each other.
         text = steady(one_line(words, 100)) + ("*" if is_best else " ")
-        parts.append((f"  {_fit(text, column, right=True)}", "bold" if is_best else ""))
+        parts.append((f"  {fit(text, column, right=True)}", "bold" if is_best else ""))
     return Content.assemble(*parts)
 
 
@@ -105,7 +101,11 @@ def answer_lines(comparison: RunComparison, width: int) -> Content:
         lines.append(Content.styled(one_line(answers.prompt.strip(), max(width, 20)), "bold"))
         if answers.expected is not None:
             lines += Content.assemble(("wanted  ", "$muted"), one_line(answers.expected.strip(), 600)).wrap(width)
-        lines += _beside(answers, width) if width // len(answers.texts) >= _BESIDE else _below(answers, width)
+        count = len(answers.texts)
+        if width // count >= _BESIDE:
+            lines += _beside(answers, width)
+        else:
+            lines += [line for place in range(count) for line in _answer(answers, place, width)]
     return Content("\n").join(line.rstrip() for line in lines)
 
 
@@ -126,23 +126,7 @@ def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
 def _beside(answers: ComparedAnswers, width: int) -> list[Content]:
     count = len(answers.texts)
     column = width // count - 2
-    columns = [_answer(answers, place, column) for place in range(count)]
-    height = max(map(len, columns))
-    rows = []
-    for y in range(height):
-        cells = [lines[y] if y < len(lines) else Content("") for lines in columns]
-        rows.append(Content("  ").join(cell.truncate(column, pad=True) for cell in cells))
-    return rows
-
-
-def _below(answers: ComparedAnswers, width: int) -> list[Content]:
-    return [line for place in range(len(answers.texts)) for line in _answer(answers, place, width)]
-
-
-def _fit(text: str, width: int, *, right: bool = False) -> str:
-    if cell_len(text) > width:
-        return set_cell_size(text, width - 1) + "…"
-    return " " * (width - cell_len(text)) + text if right else set_cell_size(text, width)
+    return side_by_side([_answer(answers, place, column) for place in range(count)], column, Content("  "))
 
 
 _X_AXES = {"step": STEPS, "tokens": TOKENS, "time": TIME}
@@ -173,11 +157,6 @@ class CompareScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    CompareScreen { align: center middle; background: $background 60%; }
-    CompareScreen > Vertical {
-        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-    }
     CompareScreen #head { color: $muted; }
     CompareScreen LineChart { height: 1fr; min-height: 6; }
     CompareScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
@@ -197,8 +176,7 @@ class CompareScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         """The verdict, the curves, and the scrolling tables."""
-        with Vertical() as box:
-            box.border_title = Content(f"{len(self._runs)} runs compared")
+        with RecordBox(f"{len(self._runs)} runs compared"):
             yield TextBlock(Content("Reading the runs …"), id="verdict")
             yield TextBlock(id="head")
             yield LineChart(shell_of(self).glyphs)
@@ -258,7 +236,7 @@ class CompareScreen(Overlay[None]):
         self.query_one(VerticalScroll).display = comparison is not None and not self.has_class("-zoomed")
         if comparison is not None and not self.has_class("-zoomed"):
             # Leave room for the scrollbar.
-            width = max(self.query_one(Vertical).content_size.width - 2, 20)
+            width = max(self.query_one(RecordBox).content_size.width - 2, 20)
             tables.show((fact_tables if self._part == 0 else answer_lines)(comparison, width))
         self._show_hints()
 
@@ -305,7 +283,7 @@ class CompareScreen(Overlay[None]):
         ]
 
     def _show_hints(self) -> None:
-        keys, box = shell_of(self).keys, self.query_one(Vertical)
+        keys, box = shell_of(self).keys, self.query_one(RecordBox)
         if self._comparison is None:
             names = [("back", "close")]
         else:
@@ -358,25 +336,16 @@ class CompareScreen(Overlay[None]):
         """Scroll in the tables."""
         scroll(self.query_one(VerticalScroll), way)
 
-    def action_back(self) -> None:
-        """Leave."""
-        self.dismiss(None)
-
     def action_save(self) -> None:
         """Save a Markdown report."""
-        self._save(("compare", ".md", to_markdown))
+        self._save({"compare": to_markdown}, ".md")
 
     def action_save_csv(self) -> None:
         """Save figures and curves, a CSV file each."""
-        self._save(("compare", ".csv", to_csv), ("compare-curves", ".csv", to_curves_csv))
+        self._save({"compare": to_csv, "compare-curves": to_curves_csv}, ".csv")
 
     @work(thread=True, group="save")
-    def _save(self, *files: tuple[str, str, Callable[[RunComparison], str]]) -> None:
-        if (comparison := self._comparison) is None:
-            return
-        try:
-            paths = [save_text(kind, suffix, write(comparison)) for kind, suffix, write in files]
-            said = f"Saved: {', '.join(one_line(str(path), 200) for path in paths)}"
-        except UserError as error:
-            said = f"It is not saved: {one_line(error.message, 200)}"
-        self.notify(said, markup=False)
+    def _save(self, writers: Mapping[str, Callable[[RunComparison], str]], suffix: str) -> None:
+        if (comparison := self._comparison) is not None:
+            texts = {kind: write(comparison) for kind, write in writers.items()}
+            self.notify(save_files(texts, suffix), markup=False)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -27,10 +27,10 @@ from core.jobs.job import JobCancelledError, JobProgress
 from core.paths import working_directory
 from core.text import one_line, sanitize
 from core.units import format_fixed
-from tui.files import save_text
 from tui.keys import bindings
+from tui.screens.box import InputForm, RecordBox, save_files
 from tui.screens.job import Ended, Progressed, follow, progress_bar
-from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.screens.overlay import INPUT_BINDINGS, Overlay
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
 from tui.widgets.text_block import TextBlock
@@ -154,14 +154,9 @@ class EvaluationRows:
         names += [name for name in self.record.targets if name not in names]
         for name in names:
             answer = self.record.answers[name][place]
-            scores = (
-                ""
-                if answer is None
-                else ", ".join(
-                    f"{TITLES[metric]} {format_fixed(answer.scores[metric], 2)}"
-                    for metric in self.table.metrics
-                    if metric in answer.scores
-                )
+            found = answer.scores if answer is not None else {}
+            scores = ", ".join(
+                f"{TITLES[metric]} {format_fixed(found[metric], 2)}" for metric in self.table.metrics if metric in found
             )
             head = Content.assemble((one_line(name, 60), "$primary bold"), (f"  {scores}" if scores else "", "$muted"))
             text = sanitize(answer.text) if answer is not None else ""
@@ -183,14 +178,10 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
     DEFAULT_CSS = """
     EvaluationForm {
-        & > VerticalScroll {
-            width: 96; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-        }
+        & > InputForm { width: 96; }
         & .label { width: 13; }
-        & SafeInput { width: 1fr; background: $panel; }
-        & Horizontal { height: auto; margin-top: 1; }
-        & #keys { margin-top: 1; }
+        & SafeInput { width: 1fr; }
+        & Horizontal { margin-top: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -204,39 +195,22 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         super().__init__()
         self._run = run
         held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
-        self._lines: dict[str, SafeInput] = {
+        name, base = (run.id, BASE) if run is not None else ("", "")
+        lines: dict[str, SafeInput] = {
             "prompts": PathInput(suffixes=SUFFIXES, placeholder=f"JSONL; {held_out}", id="line-prompts"),
-            "models": SafeInput(
-                run.id if run is not None else "", placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"
-            ),
-            "against": SafeInput(
-                BASE if run is not None else "", placeholder="base, or as above; blanks between them", id="line-against"
-            ),
+            "models": SafeInput(name, placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"),
+            "against": SafeInput(base, placeholder="base, or as above; blanks between them", id="line-against"),
             "check": SafeInput(placeholder="a program of yours that scores each answer", id="line-check"),
             "limit": SafeInput(placeholder="the first so many prompts", id="line-limit"),
         }
-        for name in ("models", "against"):
-            self._lines[name].suggester = NameSuggester(working_directory(), (".gguf",))
-        for line in self._lines.values():
-            # Typed text replaces the value.
-            line.select_all()
+        for models in ("models", "against"):
+            lines[models].suggester = NameSuggester(working_directory(), (".gguf",))
+        rows = {name: (name, line, "") for name, line in lines.items()}
+        self._form = InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted"))
 
     def compose(self) -> ComposeResult:
-        """An input for each part, the error, and the keys."""
-        with VerticalScroll(can_focus=False) as box:
-            box.border_title = Content("Evaluate")
-            yield TextBlock(Content.styled(_ABOUT, "$muted"))
-            for name, line in self._lines.items():
-                with Horizontal():
-                    yield TextBlock(Content(name), classes="label")
-                    yield line
-            yield TextBlock(id="answer")
-            yield TextBlock(key_line(_KEYS), id="keys")
-
-    def on_key(self, event: events.Key) -> None:
-        """Give keys typed before the first input has the focus to that input."""
-        if not isinstance(self.focused, SafeInput):
-            self._lines["prompts"].take_key(event)
+        """The form."""
+        yield self._form
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:
@@ -257,8 +231,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             self.dismiss(record)
 
     def _refuse(self, error: UserError) -> None:
-        said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()
-        self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
+        self._form.answer(f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip())
 
     def _request(self) -> EvaluationRequest:
         """The request as typed.
@@ -266,8 +239,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         Raises:
             UserError: If an input is invalid.
         """
-        texts = {name: line.value.strip() for name, line in self._lines.items()}
-        prompts = self._lines["prompts"]
+        texts, prompts = self._form.texts, self._form.lines["prompts"]
         if not texts["models"]:
             raise UserError("No model is named.", "Name a run, or a model.")
         if texts["check"]:
@@ -284,11 +256,6 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             None,
             texts["check"] or None,
         )
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -331,10 +298,6 @@ class EvaluationScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    EvaluationScreen > Vertical {
-        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-    }
     EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
     EvaluationScreen #head { color: $muted; }
     EvaluationScreen #rows { height: 2fr; min-height: 3; }
@@ -353,8 +316,7 @@ class EvaluationScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         """The table or the progress, the rows, and the answers to the question under the cursor."""
-        with Vertical() as box:
-            box.border_title = Content("Evaluation")
+        with RecordBox("Evaluation"):
             yield TextBlock(id="table")
             yield TextBlock(id="head")
             yield RowWindow(id="rows")
@@ -417,10 +379,9 @@ class EvaluationScreen(Overlay[None]):
 
     def _show(self) -> None:
         rows, ended = self._rows, self._ended
-        for name in ("#head", "#rows"):
-            self.query_one(name).display = rows is not None
-        self.query_one(VerticalScroll).display = rows is not None
-        box, keys = self.query_one(Vertical), shell_of(self).keys
+        for part in ("#head", "#rows", "VerticalScroll"):
+            self.query_one(part).display = rows is not None
+        box, keys = self.query_one(RecordBox), shell_of(self).keys
         if rows is None:
             self.query_one("#table", TextBlock).show(self._text())
             leaves = "close" if ended is not None else "cancel"
@@ -471,10 +432,6 @@ class EvaluationScreen(Overlay[None]):
         mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
         return self._rows is not None if action in mine else True
 
-    def action_back(self) -> None:
-        """Leave, and cancel a running evaluation."""
-        self.dismiss(None)
-
     def action_move(self, by: int) -> None:
         """Move the cursor."""
         if self._rows is not None:
@@ -517,12 +474,7 @@ class EvaluationScreen(Overlay[None]):
         self._save(".jsonl", to_jsonl)
 
     @work(thread=True, group="save")
-    def _save(self, suffix: str, written_by: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
-        if self._rows is None:
-            return
-        try:
-            text = written_by(self._rows.record, self._rows.table)
-            said = f"It is in {one_line(str(save_text('evaluation', suffix, text)), 200)}"
-        except UserError as error:
-            said = f"It is not saved: {one_line(error.message, 200)}"
-        self.notify(said, markup=False)
+    def _save(self, suffix: str, write: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
+        if (rows := self._rows) is not None:
+            said = save_files({"evaluation": write(rows.record, rows.table)}, suffix)
+            self.notify(said, markup=False)

@@ -178,6 +178,7 @@ class ExportScreen(Overlay[None]):
     @on(PathInput.Cancelled)
     def _cancelled(self, message: PathInput.Cancelled) -> None:
         message.stop()
+        message.prevent_default()  # the screen stays
         self._close_input()
         self._show()
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
 from core.config.document import ConfigDocument, valid_part
@@ -35,9 +34,8 @@ from core.runs.outlook.forecast import machine_for
 from core.text import one_line
 from core.units import format_bytes, format_count, short_count
 from tui.screens.fetch import FetchDialog
-from tui.screens.overlay import Overlay
+from tui.screens.pick import FindScreen
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
-from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import TextBlock
 
@@ -224,6 +222,8 @@ class _Found(Message):
     """Models and unreadable places have been found."""
 
     items: Sequence[FoundModel | UnreadPlace]
+    is_over: bool = False
+    """The search is over."""
 
 
 @dataclass
@@ -235,10 +235,6 @@ class _Read(Message):
     fit: Fit
 
 
-class _Searched(Message):
-    """The search for models is over."""
-
-
 @dataclass(frozen=True)
 class _Entry:
     """An entry of the list: a model, a download, the typed text itself, or a note that cannot be chosen."""
@@ -248,7 +244,7 @@ class _Entry:
     prompt: Content | None = None
 
 
-class ModelScreen(Overlay[str | Path | None]):
+class ModelScreen(FindScreen[str | Path | None]):
     """Screen to choose the base model; returns a value for ``model.base``, or nothing for ``esc``.
 
     Args:
@@ -258,28 +254,15 @@ class ModelScreen(Overlay[str | Path | None]):
 
     DEFAULT_CSS = """
     ModelScreen {
-        & > Vertical {
-            width: 124; max-width: 100%; height: 28; max-height: 94%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-        }
-        & SafeInput { background: $panel; margin-bottom: 1; }
+        & > Vertical { width: 124; height: 28; max-height: 94%; }
         & ChoiceList { height: 1fr; }
         & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "back", show=False),
-        Binding("down,ctrl+n", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "move(8)", show=False),
-        Binding("pageup", "move(-8)", show=False),
-        Binding("tab", "complete", show=False, priority=True),
-    ]
-    AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
-        super().__init__()
+        super().__init__("a part of a name, a path, or owner/name of a model of a hub")
         self._catalog, self._document = catalog, document
         here = working_directory()
         self._directory = here / document.path.parent if document.path is not None else here
@@ -291,7 +274,6 @@ class ModelScreen(Overlay[str | Path | None]):
         """The model at the typed path."""
         self._notes: list[UnreadPlace] = []
         self._entries: list[_Entry] = []
-        self._pointed_at: int | None = None
         self._has_moved = False
         self._is_searching = True
 
@@ -299,8 +281,8 @@ class ModelScreen(Overlay[str | Path | None]):
         """The search text, the models, and the details of the model under the cursor."""
         with Vertical() as box:
             box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
-            yield SafeInput(placeholder="a part of a name, a path, or owner/name of a model of a hub")
-            yield ChoiceList()
+            yield self.line
+            yield self.options
             yield TextBlock(Content(" "), id="model-details")
 
     def on_mount(self) -> None:
@@ -339,8 +321,7 @@ class ModelScreen(Overlay[str | Path | None]):
         except OSError as error:
             # For example, the working directory has been removed.
             batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
-        self.post_message(_Found(batch))
-        self.post_message(_Searched())
+        self.post_message(_Found(batch, is_over=True))
         config = valid_part(self._document)
         machine = machine_for(config)
         # The current model first: the cursor is on it.
@@ -365,48 +346,34 @@ class ModelScreen(Overlay[str | Path | None]):
                 self._notes.append(item)
             else:
                 self._rows.setdefault(item.base, ModelRow(item))
-        self._list(keep=True)
-
-    @on(_Searched)
-    def _searched(self) -> None:
-        self._is_searching = False
+        self._is_searching = not message.is_over
         self._show_title()
         self._list(keep=True)
 
     @on(_Read)
     def _has_read(self, message: _Read) -> None:
-        typed = self._typed_row
-        row = self._rows.get(message.model.base)
-        if row is None and typed is not None and typed.model == message.model:
-            row = typed
-        if row is None:
+        row = self._row_of(message.model.base)
+        if row is None or row.model != message.model:
             return
         row.facts, row.fit = message.facts, message.fit
         for place, entry in enumerate(self._entries):
             if entry.kind == "model" and entry.key == message.model.base:
-                self._draw(place)
+                self.options.draw(place, self._prompt(entry))
         self._show_details()
 
     # The list.
 
     @property
-    def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
-
-    @property
     def _term(self) -> str:
-        return self.query_one(SafeInput).value.strip()
+        return self.line.value.strip()
 
     def _list(self, *, keep: bool = False) -> None:
         """List the entries that match the typed text; the cursor stays on its entry if ``keep`` is set."""
         before = self._current
         self._entries = self._entries_for(self._term)
-        self._pointed_at = None
-        self._options.clear_options()
-        self._options.add_options([Option(" ", disabled=entry.kind == "note") for entry in self._entries])
-        for place in range(len(self._entries)):
-            self._draw(place)
-        self._options.highlighted = self._start(before if keep and self._has_moved else None)
+        notes = [place for place, entry in enumerate(self._entries) if entry.kind == "note"]
+        self.options.fill([self._prompt(entry) for entry in self._entries], notes)
+        self.options.highlighted = self._start(before if keep and self._has_moved else None)
         self._show_details()
 
     def _entries_for(self, term: str) -> list[_Entry]:
@@ -458,38 +425,29 @@ class ModelScreen(Overlay[str | Path | None]):
         typed = self._typed_row
         return typed if typed is not None and typed.model.base == key else None
 
-    def _draw(self, place: int) -> None:
-        entry = self._entries[place]
+    def _prompt(self, entry: _Entry) -> Content:
         row = self._row_of(entry.key) if entry.kind == "model" else None
-        width = max(self._options.scrollable_content_region.width - 2, 40)
+        width = max(self.options.scrollable_content_region.width - 2, 40)
         if row is not None:
-            line = model_line(row, width, is_present=self._is_present(entry.key))
-        elif entry.kind == "fetch":
-            line = hub_line(entry.key.removeprefix("hf://"), width)
-        else:
-            line = entry.prompt or Content(" ")
-        mark = "▸ " if place == self._pointed_at else "  "
-        self._options.replace_option_prompt_at_index(place, Content.assemble((mark, "$primary bold"), line))
+            return model_line(row, width, is_present=self._is_present(entry.key))
+        if entry.kind == "fetch":
+            return hub_line(entry.key.removeprefix("hf://"), width)
+        return entry.prompt or Content(" ")
 
     @property
     def _current(self) -> _Entry | None:
-        place = self._options.highlighted
+        place = self.options.highlighted
         return self._entries[place] if place is not None and place < len(self._entries) else None
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
-        before, self._pointed_at = self._pointed_at, self._options.highlighted
-        for place in (before, self._pointed_at):
-            if place is not None and place < len(self._entries):
-                self._draw(place)
         self._show_details()
 
     def _show_details(self) -> None:
         entry, text = self._current, Content(" ")
         if entry is not None and entry.kind == "model" and (row := self._row_of(entry.key)) is not None:
-            text = model_details(row, max(self._options.size.width, 40))
+            text = model_details(row, max(self.options.size.width, 40))
         elif entry is not None and entry.kind == "fetch":
             text = Content.assemble(
                 f"It is not on this machine. {hub_host()} is asked how large it is; then you decide.",
@@ -507,12 +465,6 @@ class ModelScreen(Overlay[str | Path | None]):
 
     # Keys.
 
-    def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the input to the input."""
-        if not self.query_one(SafeInput).take_key(event) and event.key == "enter":
-            event.stop()
-            self._take()
-
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
@@ -526,34 +478,14 @@ class ModelScreen(Overlay[str | Path | None]):
                 self._read_typed(found)
         self._list()
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
-        self._take()
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._take()
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
-
     def action_move(self, rows: int) -> None:
-        """Move the cursor; the focus stays in the input."""
-        choosable = [place for place, entry in enumerate(self._entries) if entry.kind != "note"]
-        if choosable:
-            self._has_moved = True
-            here = self._options.highlighted
-            index = choosable.index(here) if here in choosable else 0
-            self._options.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+        """Move the cursor, which then stays on its entry while more models are found."""
+        self._has_moved = True
+        super().action_move(rows)
 
     def action_complete(self) -> None:
         """Complete the typed text to the common prefix of matching names or paths."""
-        line = self.query_one(SafeInput)
-        typed = line.value
+        line, typed = self.line, self.line.value
         names = {name for row in self._rows.values() for name in (row.model.name, row.model.base)}
         candidates = sorted(name for name in names if name.lower().startswith(typed.lower()) and typed)
         if not candidates and _is_path(typed):
@@ -564,7 +496,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     # Choosing.
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Choose the entry under the cursor, or offer its download."""
         entry = self._current
         if entry is None or entry.kind == "note":
@@ -602,7 +534,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
 
 def _note(text: str) -> _Entry:
-    return _Entry("note", text, Content.styled(f"  {text}", "not bold $muted"))
+    return _Entry("note", text, Content.styled(f"    {text}", "not bold $muted"))
 
 
 def _is_path(text: str) -> bool:

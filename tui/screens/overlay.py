@@ -15,6 +15,7 @@ from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
 
 from tui.keys import bindings
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.text_block import TextBlock
 
 #: Rows below which a screen loses its side borders and margins.
@@ -85,6 +86,21 @@ class Overlay(ModalScreen[ScreenResultType]):
     def known_keys(self) -> Container[str]:
         """Keys with a function on this screen."""
         return self.active_bindings
+
+    def on_key(self, event: events.Key) -> None:
+        """Give keys typed outside the first input to it."""
+        lines = self.query(self.AUTO_FOCUS).results(SafeInput) if self.TAKES_TEXT and self.AUTO_FOCUS else ()
+        if (line := next(iter(lines), None)) is not None and not line.disabled:
+            line.take_key(event)
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.dismiss(None)
+
+    def action_back(self) -> None:
+        """Leave the screen."""
+        self.dismiss(None)
 
     def post_from_thread(self, message: Message) -> None:
         """Post a message from a thread, unless the screen has been left."""

@@ -12,14 +12,15 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.message import Message
+from textual.screen import ScreenResultType
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from core.text import one_line
 from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import SafeInput
-from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit
 
 #: Maximum number of listed entries; more are found by typing.
@@ -51,7 +52,58 @@ class Discard:
     """Discards the entry with a value."""
 
 
-class PickScreen(Overlay[str | None]):
+class FindScreen(Overlay[ScreenResultType]):
+    """Screen to find an entry of a list by typing; ``enter`` takes the entry under the cursor, whatever has the focus.
+
+    Args:
+        placeholder: The text of the empty input.
+    """
+
+    DEFAULT_CSS = """
+    FindScreen {
+        & > Vertical {
+            max-width: 100%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+        }
+        & SafeInput { background: $panel; margin-bottom: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "back", show=False),
+        Binding("down,ctrl+n", "move(1)", show=False),
+        Binding("up", "move(-1)", show=False),
+        Binding("pagedown", "move(8)", show=False),
+        Binding("pageup", "move(-8)", show=False),
+    ]
+    AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
+
+    def __init__(self, placeholder: str) -> None:
+        super().__init__()
+        self.line, self.options = SafeInput(placeholder=placeholder), PointedList()
+
+    def take(self) -> None:
+        """Take the entry under the cursor."""
+        raise NotImplementedError
+
+    def on_key(self, event: events.Key) -> None:
+        """Choose on ``enter``, whatever has the focus."""
+        if event.key == "enter":
+            event.stop()
+            self.take()
+
+    @on(SafeInput.Submitted)
+    @on(OptionList.OptionSelected)
+    def _taken(self, message: Message) -> None:
+        message.stop()
+        self.take()
+
+    def action_move(self, rows: int) -> None:
+        """Move the cursor; the focus stays in the input."""
+        self.options.move(rows)
+
+
+class PickScreen(FindScreen[str | None]):
     """Screen to pick an entry; returns its value, an empty text for no choice, or nothing for ``esc``.
 
     Args:
@@ -66,11 +118,7 @@ class PickScreen(Overlay[str | None]):
 
     DEFAULT_CSS = """
     PickScreen {
-        & > Vertical {
-            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-        }
-        & SafeInput { background: $panel; margin-bottom: 1; }
+        & > Vertical { width: 84; height: auto; max-height: 90%; }
         &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
         &.-tiny > Vertical { margin-top: 0; max-height: 100%; }
         &.-tiny SafeInput { margin-bottom: 0; }
@@ -78,16 +126,9 @@ class PickScreen(Overlay[str | None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "back", show=False),
-        Binding("down,ctrl+n", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "move(8)", show=False),
-        Binding("pageup", "move(-8)", show=False),
         Binding("tab", "move(1)", show=False),
         Binding("delete,ctrl+d", "discard", show=False, priority=True),
     ]
-    AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
 
     def __init__(
         self,
@@ -100,7 +141,7 @@ class PickScreen(Overlay[str | None]):
         discard: Discard | None = None,
         find: Callable[[str], Sequence[Pick]] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__("a part of the name")
         self._title, self._picks, self._present = one_line(title, 60), tuple(picks), present
         self._none, self._is_free = none, is_free
         self._discard = discard
@@ -111,35 +152,20 @@ class PickScreen(Overlay[str | None]):
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
         self._listed_for = ""
-        self._pointed_at: int | None = None
-        self._prompts: list[Content] = []
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._title)
             discard = "  del discard" if self._discard is not None else ""
             box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back")
-            yield SafeInput(placeholder="a part of the name")
-            yield ChoiceList()
+            yield self.line
+            yield self.options
 
     def on_mount(self) -> None:
         """Start at the current choice."""
         self._list("")
         if self._present in self._shown:
-            self._options.highlighted = self._shown.index(self._present)
-
-    def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the input to the input."""
-        line = self.query_one(SafeInput)
-        if not line.take_key(event) and event.key == "enter":
-            event.stop()
-            if line.value != self._listed_for:
-                self._list(line.value)
-            self._take(self._options.highlighted)
-
-    @property
-    def _options(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+            self.options.highlighted = self._shown.index(self._present)
 
     @property
     def _room(self) -> int:
@@ -150,9 +176,9 @@ class PickScreen(Overlay[str | None]):
         """Realign the hints at the right end."""
         if any(pick.hint for pick in self._picks):
             chosen = self._chosen
-            self._list(self.query_one(SafeInput).value)
+            self._list(self.line.value)
             if chosen in self._shown:
-                self._options.highlighted = self._shown.index(chosen)
+                self.options.highlighted = self._shown.index(chosen)
 
     def _with_name(self, typed: str) -> list[Pick]:
         term = typed.strip().lower()
@@ -168,52 +194,30 @@ class PickScreen(Overlay[str | None]):
         if self._is_free and term and all(pick.value != typed.strip() for pick in found):
             entries.append(Pick(typed.strip(), "as typed"))
         self._shown = [pick.value for pick in entries]
-        self._pointed_at = self._doomed = None
-        self._prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
-        rest = format_count(len(found) - LISTED)
-        self._options.clear_options()
-        self._options.add_options([Option(Content.assemble("  ", prompt)) for prompt in self._prompts])
-        if len(found) > LISTED:
-            note = Content.styled(f"  … {rest} more; type a part of the name", "$muted")
-            self._options.add_option(Option(note, disabled=True))
+        self._doomed = None
+        prompts = [_prompt(pick, pick.value == self._present, self._room) for pick in entries]
+        if (rest := len(found) - LISTED) > 0:
+            prompts.append(Content.styled(f"  … {format_count(rest)} more; type a part of the name", "$muted"))
         if not entries:
-            self._options.add_option(Option(Content.styled("  none has this in its name", "$muted"), disabled=True))
-        else:
-            self._options.highlighted = 0
+            prompts.append(Content.styled("  none has this in its name", "$muted"))
+        self.options.fill(prompts, range(len(entries), len(prompts)))
+        self.options.highlighted = 0 if entries else None
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
-        before, self._pointed_at, self._doomed = self._pointed_at, self._options.highlighted, None
-        for place in (before, self._pointed_at):
-            if place is not None and place < len(self._prompts):
-                mark = "▸ " if place == self._pointed_at else "  "
-                prompt = Content.assemble((mark, "$primary bold"), self._prompts[place])
-                self._options.replace_option_prompt_at_index(place, prompt)
+        self._doomed = None
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
         self._list(message.value)
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
-        self._take(self._options.highlighted)
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._take(message.option_index)
-
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
-
-    def _take(self, place: int | None) -> None:
-        if place is not None and place < len(self._shown):
+    def take(self) -> None:
+        """Choose the entry under the cursor; text whose entries are not listed yet is looked up first."""
+        if self.line.value != self._listed_for:
+            self._list(self.line.value)
+        if (place := self.options.highlighted) is not None and place < len(self._shown):
             self.dismiss(self._shown[place])
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -224,30 +228,25 @@ class PickScreen(Overlay[str | None]):
 
     @property
     def _chosen(self) -> str:
-        place = self._options.highlighted
+        place = self.options.highlighted
         return self._shown[place] if place is not None and place < len(self._shown) else ""
 
     def action_discard(self) -> None:
         """Discard the entry under the cursor on the second press."""
-        chosen, place = self._chosen, self._options.highlighted
+        chosen, place = self._chosen, self.options.highlighted
         if self._discard is None or place is None:
             return
         if self._doomed != chosen:
             self._doomed = chosen
             question = Content.assemble(("▸ ", "$primary bold"), ("del again discards it for good", "$near"))
-            self._options.replace_option_prompt_at_index(place, question)
+            self.options.replace_option_prompt_at_index(place, question)
             return
         self._discard.discard(chosen)
         kept = [(pick, name) for pick, name in zip(self._picks, self._names, strict=True) if pick.value != chosen]
         self._picks, self._names = tuple(pick for pick, _ in kept), [name for _, name in kept]
         self._list(self._listed_for)
         if self._shown:
-            self._options.highlighted = min(place, len(self._shown) - 1)
-
-    def action_move(self, rows: int) -> None:
-        """Move the cursor; the focus stays in the input."""
-        if self._shown:
-            self._options.highlighted = max(0, min((self._options.highlighted or 0) + rows, len(self._shown) - 1))
+            self.options.highlighted = min(place, len(self._shown) - 1)
 
 
 def _prompt(pick: Pick, is_present: bool, room: int) -> Content:

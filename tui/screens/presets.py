@@ -14,7 +14,6 @@ from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
@@ -26,7 +25,7 @@ from core.presets.switch import Change, Switch, plan_switch, preset_in
 from core.text import one_line
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.option_field import format_value
-from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit
 from tui.widgets.text_block import HangingBlock
 
@@ -127,7 +126,6 @@ class PresetScreen(Overlay[Switch | None]):
         self._auto: Choice | None = None
         self._reason = "looking at model, card and data …"
         self._keeps_own = True
-        self._pointed_at: int | None = None
         # A heading has no name.
         self._names: list[str] = []
 
@@ -135,7 +133,7 @@ class PresetScreen(Overlay[Switch | None]):
         """The list, and the changes of the preset under the cursor."""
         with Container() as box:
             box.border_title = "Presets"
-            yield ChoiceList()
+            yield PointedList()
             with VerticalScroll():
                 yield HangingBlock(Content(" "))
 
@@ -148,15 +146,16 @@ class PresetScreen(Overlay[Switch | None]):
                 group = preset.memory_gb
                 self._names.append("")
             self._names.append(preset.name)
-        self._list.add_options([Option(" ", disabled=not name) for name in self._names])
+        headings = [place for place, name in enumerate(self._names) if not name]
+        self._list.fill([Content(" ")] * len(self._names), headings)
         start = self._names.index(self._present.name) if self._present is not None else 0
         self._list.highlighted = start
         self._fill()
         self._find_auto()
 
     @property
-    def _list(self) -> ChoiceList:
-        return self.query_one(ChoiceList)
+    def _list(self) -> PointedList:
+        return self.query_one(PointedList)
 
     @property
     def _scroll(self) -> VerticalScroll:
@@ -197,7 +196,7 @@ class PresetScreen(Overlay[Switch | None]):
         """Update all lines of the list, and the changes."""
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
-            self._list.replace_option_prompt_at_index(place, self._line(place, name, width))
+            self._list.draw(place, self._line(place, name, width))
         own = "a replace mine too" if self._keeps_own else "a keep mine"
         self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab scroll  esc back")
         self._show_changes()
@@ -207,14 +206,12 @@ class PresetScreen(Overlay[Switch | None]):
             preset = presets()[self._names[place + 1]]
             return Content(f"{preset.memory_gb} GB card" if preset.memory_gb else "CPU")
         switch = self.switch_of(name)
-        pointer = "▸" if place == self._list.highlighted else " "
         is_present = self._present is not None and self._present.name == name
         about = self._reason if name == _AUTO else presets()[name].about
         rest = width - 4 - _NAME_WIDTH - _COUNT_WIDTH
         return Content.assemble(
-            (f"{pointer} ", "$primary bold"),
             ("● " if is_present else "  ", "$primary bold"),
-            (fit(name, _NAME_WIDTH), "bold" if place == self._list.highlighted else ""),
+            (fit(name, _NAME_WIDTH), ""),
             (fit(_counted(switch), _COUNT_WIDTH), "$accent" if switch is not None and switch.felt else "$muted"),
             (fit(one_line(about), rest), "$muted"),
         )
@@ -236,11 +233,6 @@ class PresetScreen(Overlay[Switch | None]):
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
-        before, self._pointed_at = self._pointed_at, self._list.highlighted
-        width = max(self._list.size.width, 20)
-        for place in (before, self._pointed_at):
-            if place is not None:
-                self._list.replace_option_prompt_at_index(place, self._line(place, self._names[place], width))
         self._show_changes()
 
     # Actions.

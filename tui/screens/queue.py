@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
-from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
@@ -18,7 +17,6 @@ from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.queue import status, store
-from core.queue.entry import PENDING
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.view import EntryView, QueueReader, QueueView
@@ -26,9 +24,8 @@ from core.runs.record.store import Run
 from core.text import one_line
 from core.units import format_duration, format_moment
 from tui.keys import bindings
-from tui.screens.overlay import Overlay, key_line
+from tui.screens.box import ListScreen
 from tui.shell import shell_of
-from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:
@@ -49,53 +46,35 @@ class QueueRead(Message):
     error: UserError | None = None
 
 
-class QueueScreen(Overlay[Run]):
+class QueueScreen(ListScreen[Run]):
     """Screen of the queue; returns the run to show.
 
     Args:
         add: Adds a run of the app's configuration, and returns a notice.
     """
 
-    DEFAULT_CSS = """
-    QueueScreen {
-        align: center middle; background: $background 60%;
-    }
-    """
     SCOPE = "queue"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
-    AUTO_FOCUS = "ChoiceList"
 
     def __init__(self, add: Callable[[], Awaitable[str]]) -> None:
-        super().__init__()
+        super().__init__(
+            "Queue", ("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back")
+        )
         self._add = add
         self._reader = QueueReader(Estimator())
         self._view: QueueView | None = None
         self._wanted: int | None = None
         self._clock: Callable[[], float] = time.time
 
-    def compose(self) -> ComposeResult:
-        """The runner, the entries, the result of the last key, and the keys."""
-        yield ListBox("Queue")
-
     def on_mount(self) -> None:
-        """Read the queue now and every few seconds."""
+        """Read the queue every few seconds."""
         self._clock = shell_of(self).clock
-        self._box.show_keys(self._keys())
-        self._look()
         self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
 
     def on_resize(self) -> None:
         """Fit the lines to the new width."""
         if self._view is not None:
             self._show_entries(self._view)
-
-    def _keys(self) -> Content:
-        keys = shell_of(self).keys
-        lines = (("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back"))
-        return Content("\n").join(
-            key_line([(keys[f"queue.{name}"].display, keys[f"queue.{name}"].description) for name in names])
-            for names in lines
-        )
 
     # Reading.
 
@@ -151,14 +130,6 @@ class QueueScreen(Overlay[Run]):
         self._wanted = None
 
     @property
-    def _box(self) -> ListBox:
-        return self.query_one(ListBox)
-
-    @property
-    def _options(self) -> ChoiceList:
-        return self._box.options
-
-    @property
     def _row(self) -> EntryView | None:
         """The entry under the cursor."""
         place, options = self._options.highlighted, self._options.options
@@ -168,18 +139,9 @@ class QueueScreen(Overlay[Run]):
 
     # Keys.
 
-    def action_move(self, lines: int) -> None:
-        """Move the cursor."""
-        self._box.move(lines)
-
-    def action_back(self) -> None:
-        """Leave the screen."""
-        self.dismiss(None)
-
     def action_open(self) -> None:
         """Show the run of the entry under the cursor."""
-        row = self._row
-        if row is None:
+        if (row := self._row) is None:
             return
         if row.entry.run is None or not (run := run_of(row.entry)).config_path.is_file():
             self._box.say(f"Entry {row.entry.id} has no run yet.")
@@ -193,7 +155,7 @@ class QueueScreen(Overlay[Run]):
 
     def action_add(self) -> None:
         """Add a run of the app's configuration."""
-        self._do(self._add)
+        self._box.carry_out(self._add)
 
     def action_hold(self) -> None:
         """Hold or release the entry under the cursor."""
@@ -232,21 +194,20 @@ class QueueScreen(Overlay[Run]):
             count = await asyncio.to_thread(store.clear)
             return f"{count} {'entry is' if count == 1 else 'entries are'} taken out; the runs are as they were."
 
-        self._do(clear)
+        self._box.carry_out(clear)
 
     def action_start(self) -> None:
         """Start the runner."""
-        if self._view is not None and not any(row.entry.state in PENDING for row in self._view.upcoming):
-            active = any(not row.entry.is_over for row in self._view.rows)
-            if not active:
-                self._box.say("Nothing waits, so there is nothing to start.")
-                return
+        rows = self._view.rows if self._view is not None else None
+        if rows is not None and all(row.entry.is_over for row in rows):
+            self._box.say("Nothing waits, so there is nothing to start.")
+            return
 
         async def start() -> str:
             _, is_new = await asyncio.to_thread(status.start_runner)
             return "The runner is started; it goes on without the app." if is_new else "The runner is on already."
 
-        self._do(start)
+        self._box.carry_out(start)
 
     def action_stop(self) -> None:
         """End the runner."""
@@ -255,18 +216,14 @@ class QueueScreen(Overlay[Run]):
             was_on = await asyncio.to_thread(status.stop_runner)
             return "The runner has ended; a run that is on goes on." if was_on else "No runner is on."
 
-        self._do(stop)
+        self._box.carry_out(stop)
 
     def _change(self, how: Callable[[Queue], Queue], said: str) -> None:
         async def change() -> str:
             await asyncio.to_thread(store.change, how)
             return said
 
-        self._do(change)
-
-    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key's action, then read the queue again."""
-        self._box.carry_out(what, self._look)
+        self._box.carry_out(change)
 
 
 def _legend(view: QueueView) -> str:

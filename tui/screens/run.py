@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
@@ -36,7 +36,7 @@ from core.units import (
     format_rate,
 )
 from tui.keys import bindings
-from tui.screens.box import Way, scroll
+from tui.screens.box import RecordBox, Way, scroll
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.state import STATE_GLYPHS
@@ -317,11 +317,6 @@ class RunScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    RunScreen { align: center middle; background: $background 60%; }
-    RunScreen > Vertical {
-        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-    }
     RunScreen #parts { margin-bottom: 1; }
     RunScreen LineChart { height: 1fr; min-height: 6; }
     RunScreen VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
@@ -347,8 +342,7 @@ class RunScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         """The names of the parts, and the current part."""
-        with Vertical() as box:
-            box.border_title = Content(one_line(self._run.id, 80))
+        with RecordBox(one_line(self._run.id, 80)):
             yield TextBlock(id="parts")
             yield LineChart(shell_of(self).glyphs)
             yield AnswersView()
@@ -374,7 +368,7 @@ class RunScreen(Overlay[None]):
         else:
             hints += [("down", "scroll"), ("log_axis", "log axis")]
         hints.append(("back", "close"))
-        self.query_one(Vertical).border_subtitle = Content(
+        self.query_one(RecordBox).border_subtitle = Content(
             "  ".join(f"{keys[f'run.{name}'].display} {text}" for name, text in hints)
         )
 
@@ -425,7 +419,7 @@ class RunScreen(Overlay[None]):
         self.query_one("#lines").display = not self._shows_samples
         if read is not None:
             # Leave room for the scrollbar.
-            width = max(self.query_one(Vertical).content_size.width - 2, 20)
+            width = max(self.query_one(RecordBox).content_size.width - 2, 20)
             text.show(self._parts[self._part][1](read, width))
         elif self._glimpse is not None:
             text.show(Content.styled("Some of its steps; reading all of them takes a while …", "$muted"))
@@ -500,10 +494,6 @@ class RunScreen(Overlay[None]):
     def action_scroll(self, way: Way) -> None:
         """Scroll the current part."""
         scroll(self._box, way)
-
-    def action_back(self) -> None:
-        """Leave."""
-        self.dismiss(None)
 
 
 def _end_of_log(run: Run) -> str:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
 from core.config.facts import Facts
@@ -18,9 +17,10 @@ from core.config.live import TRAINING, changed, read_changes
 from core.config.rules.check import check_rules
 from core.config.schema import Config
 from core.errors import UserError
-from core.text import one_line, sanitize
+from core.text import one_line
 from core.units import exact_number, format_number
-from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.screens.box import InputForm
+from tui.screens.overlay import INPUT_BINDINGS, Overlay
 from tui.state import RunView
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.forms.option_field import format_value
@@ -64,17 +64,9 @@ class RunSettings(Overlay[None]):
 
     DEFAULT_CSS = """
     RunSettings {
-        & > VerticalScroll {
-            width: 76; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-        }
-        & Horizontal { height: auto; }
-        & .label { width: 16; }
-        & .hint { width: 1fr; color: $muted; padding-left: 2; }
-        & .remark { padding-left: 2; }
-        & SafeInput { width: 14; background: $panel; }
+        & > InputForm { width: 76; }
+        & SafeInput { width: 14; }
         & #about { margin-bottom: 1; }
-        & #keys { margin-top: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
@@ -84,31 +76,21 @@ class RunSettings(Overlay[None]):
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
         super().__init__()
         self._view, self._config, self._send = view, config, send
-        self._lines: dict[str, SafeInput] = {}
         self._present: dict[str, Any] = {}
+        rows = {}
         for name in SETTINGS:
             section, _, key = name.partition(".")
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
-            # Typed text replaces the value.
-            line.select_all()
-            self._lines[name] = line
+            rows[name] = (_LABELS[name], line, self._hint(name))
+        self._form = InputForm("Settings of the run", rows, _KEYS, self._about())
+        self._lines = self._form.lines
         self._last_line = self._lines[SETTINGS[0]]
         self._is_waiting = False
 
     def compose(self) -> ComposeResult:
-        """An input for each setting with its error below, and the keys."""
-        with VerticalScroll(can_focus=False) as box:
-            box.border_title = Content("Settings of the run")
-            yield TextBlock(self._about(), id="about")
-            for name, line in self._lines.items():
-                with Horizontal():
-                    yield TextBlock(Content(_LABELS[name]), classes="label")
-                    yield line
-                    yield TextBlock(Content.styled(self._hint(name), "$muted"), classes="hint")
-                yield TextBlock(id=f"remark-{line.id}", classes="remark")
-            yield TextBlock(id="answer")
-            yield TextBlock(key_line(_KEYS), id="keys")
+        """The form."""
+        yield self._form
 
     def _about(self) -> Content:
         text = "What is changed holds from the next step on; checkpoints keep it."
@@ -129,17 +111,15 @@ class RunSettings(Overlay[None]):
     # Typing.
 
     def on_key(self, event: events.Key) -> None:
-        """Give keys typed before the first input has the focus to that input."""
-        if isinstance(self.focused, SafeInput) or self._is_waiting:
-            return
-        if not self._lines[SETTINGS[0]].take_key(event) and event.key == "enter":
+        """Send on ``enter``, whatever has the focus."""
+        if event.key == "enter" and not self._is_waiting:
             event.stop()
             self._submit()
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
-        self._show_answer("")
+        self._form.answer("")
         name = next(name for name, line in self._lines.items() if line is message.input)
         self._check(name)
 
@@ -176,11 +156,6 @@ class RunSettings(Overlay[None]):
         message.stop()
         self._submit()
 
-    @on(SafeInput.Cancelled)
-    def _cancelled(self, message: SafeInput.Cancelled) -> None:
-        message.stop()
-        self.dismiss(None)
-
     # Changes.
 
     def _submit(self) -> None:
@@ -198,7 +173,7 @@ class RunSettings(Overlay[None]):
             self.dismiss(None)
             return
         self._let_type(False)
-        self._show_answer("Sent. The worker answers between two steps; esc does not take it back.", "$muted")
+        self._form.answer("Sent. The worker answers between two steps; esc does not take it back.", "$muted")
         self._send(asked)
 
     def _let_type(self, on: bool) -> None:
@@ -218,12 +193,9 @@ class RunSettings(Overlay[None]):
             self.dismiss(None)
         else:
             self._let_type(True)
-            self._show_answer("Changed.", "$ok")
+            self._form.answer("Changed.", "$ok")
 
     def refuse(self, error: UserError) -> None:
         """Show the error of a worker that refuses or does not answer; the typed text stays."""
         self._let_type(True)
-        self._show_answer(f"✗ {error}", "$limit")
-
-    def _show_answer(self, text: str, style: str = "") -> None:
-        self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
+        self._form.answer(f"✗ {error}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on, work
-from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
@@ -20,10 +19,9 @@ from core.runs.catalog.removal import TrashedRun, free_bytes, list_trash, remove
 from core.text import one_line
 from core.units import format_bytes, format_moment
 from tui.keys import bindings
+from tui.screens.box import ListScreen
 from tui.screens.choice import Choice, ChoiceDialog
-from tui.screens.overlay import Overlay, key_line
 from tui.shell import shell_of
-from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.strips import fit
 
 #: Columns of a line without the run: its size, and when it was deleted.
@@ -47,35 +45,17 @@ class TrashRead(Message):
     free: int | None
 
 
-class TrashScreen(Overlay[bool]):
+class TrashScreen(ListScreen[bool]):
     """Screen of the trash; returns True if a run was restored."""
 
-    DEFAULT_CSS = """
-    TrashScreen {
-        align: center middle; background: $background 60%;
-        & ListBox { width: 100; }
-    }
-    """
+    DEFAULT_CSS = "TrashScreen ListBox { width: 100; }"
     SCOPE = "trash"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("trash")]
-    AUTO_FOCUS = "ChoiceList"
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("Trash", ("restore", "remove", "empty", "back"))
         self._rows: Sequence[TrashRow] = ()
         self._has_restored = False
-
-    def compose(self) -> ComposeResult:
-        """The size of the trash, its runs, the result of the last key, and the keys."""
-        yield ListBox("Trash")
-
-    def on_mount(self) -> None:
-        """Read the trash."""
-        keys = shell_of(self).keys
-        names = ("restore", "remove", "empty", "back")
-        pairs = [(keys[f"trash.{name}"].display, keys[f"trash.{name}"].description) for name in names]
-        self._box.show_keys(key_line(pairs))
-        self._look()
 
     def on_resize(self) -> None:
         """Fit the lines to the new width."""
@@ -106,24 +86,12 @@ class TrashScreen(Overlay[bool]):
             options.highlighted = min(here, len(self._rows) - 1)
 
     @property
-    def _box(self) -> ListBox:
-        return self.query_one(ListBox)
-
-    @property
-    def _options(self) -> ChoiceList:
-        return self._box.options
-
-    @property
     def _row(self) -> TrashRow | None:
         """The run under the cursor."""
         place = self._options.highlighted
         return self._rows[place] if place is not None and place < len(self._rows) else None
 
     # Keys.
-
-    def action_move(self, lines: int) -> None:
-        """Move the cursor."""
-        self._box.move(lines)
 
     def action_back(self) -> None:
         """Leave the screen."""
@@ -149,7 +117,7 @@ class TrashScreen(Overlay[bool]):
             self._show_rows()
             return f"Restored {run.id}."
 
-        self._do(restore)
+        self._box.carry_out(restore)
 
     def action_remove(self) -> None:
         """Delete the run under the cursor for good, after a question."""
@@ -167,11 +135,7 @@ class TrashScreen(Overlay[bool]):
                 return ""
             return await asyncio.to_thread(_remove, rows, is_whole=is_whole)
 
-        self._do(delete)
-
-    def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key's action, then read the trash again."""
-        self._box.carry_out(what, self._look)
+        self._box.carry_out(delete)
 
 
 def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:

@@ -16,7 +16,7 @@ from textual.content import Content
 from core.runs.catalog.answers import Against, Question, SampleAnswer, Span, WordDiff, steps_of, word_diff
 from core.text import sanitize, steady
 from core.units import format_count
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import TextBlock, side_by_side
 
 if TYPE_CHECKING:
     from tui.state import RunView
@@ -329,12 +329,7 @@ def _beside(left: _Side, right: _Side, width: int) -> list[Content]:
     columns = [
         [Content.assemble((side.name, "$muted"), "  ", side.mark), *side.shown.wrap(room)] for side in (left, right)
     ]
-    rows = []
-    for number in range(max(map(len, columns))):
-        cells = [lines[number] if number < len(lines) else Content("") for lines in columns]
-        gap = Content.styled(_GAP, "$muted")
-        rows.append(cells[0].truncate(room, pad=True) + gap + cells[1].rstrip().truncate(room))
-    return rows
+    return side_by_side(columns, room, Content.styled(_GAP, "$muted"))
 
 
 def _course(question: Question, walk: AnswerWalk, other: str, width: int, column: int, note: str) -> Content:

@@ -26,14 +26,23 @@ class EmptyState(HangingBlock):
     """An empty state: a message, and keys with their actions.
 
     Args:
-        message: The message.
+        message: A note on the missing content.
         keys: Pairs of a key as displayed and its action.
+        can_focus: Let it take the focus.
     """
 
     DEFAULT_CSS = "EmptyState { height: 1fr; padding: 1 2; }"
 
-    def __init__(self, message: str, keys: Sequence[tuple[str, str]] = (), *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        message: str = "",
+        keys: Sequence[tuple[str, str]] = (),
+        *,
+        id: str | None = None,  # noqa: A002
+        can_focus: bool = False,
+    ) -> None:
         super().__init__(empty_content(message, keys), id=id)
+        self.can_focus = can_focus
 
     def say(self, message: str, keys: Sequence[tuple[str, str]] = ()) -> None:
         """Show another message and other keys."""
@@ -46,33 +55,6 @@ def empty_content(message: str, keys: Sequence[tuple[str, str]]) -> Content:
     lines = [Content(message), *([Content("")] if keys else [])]
     lines += [Content.assemble((key.ljust(width), "$primary bold"), "   ", text) for key, text in keys]
     return Content("\n").join(lines)
-
-
-class StartHere(HangingBlock, can_focus=True):
-    """An empty state that can take the focus."""
-
-    DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
-
-    def explain(self, message: str, keys: Sequence[tuple[str, str]], error: UserError | None = None) -> None:
-        """Show another text.
-
-        Args:
-            message: A note on the missing content.
-            keys: Keys as displayed, each with its action.
-            error: The last error, shown first.
-        """
-        content = empty_content(message, keys)
-        if error is not None:
-            content = Content("\n\n").join([error_content(error), content])
-        self.show(content)
-
-
-def error_content(error: UserError) -> Content:
-    """An error with its hint below."""
-    sentence = Content.styled(f"✗ {one_line(error.message)}", "$limit bold")
-    if not error.hint:
-        return sentence
-    return Content("\n").join([sentence, Content.styled(f"  {one_line(error.hint)}", "$muted")])
 
 
 @dataclass(frozen=True)
@@ -172,8 +154,10 @@ class FirstSteps(HangingBlock):
         files = self.here.files if self._has_files else ()
         opens = shell_of(self).keys["data.read"].display if files else ""
         content = steps_content(self._headline, self._ways, files, self._cursor, opens)
-        if self._error is not None:
-            content = Content("\n\n").join([error_content(self._error), content])
+        if (error := self._error) is not None:
+            hint = f"\n  {one_line(error.hint)}" if error.hint else ""
+            shown = (f"✗ {one_line(error.message)}", "$limit bold"), (hint, "$muted")
+            content = Content.assemble(*shown, "\n\n", content)
         self.show(content)
 
 

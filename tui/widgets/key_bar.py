@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -12,6 +13,7 @@ from textual.widgets import Input, TextArea
 
 from tui.keys import Key
 from tui.shell import shell_of
+from tui.widgets.strips import component_classes
 
 
 class KeyBar(Widget):
@@ -19,12 +21,10 @@ class KeyBar(Widget):
 
     DEFAULT_CSS = """
     KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
-    """
-    COMPONENT_CLASSES = {"key-bar--key", "key-bar--current"}  # noqa: RUF012 - Textual declares it mutable
-    DEFAULT_CSS += """
     KeyBar > .key-bar--key { color: $foreground; text-style: bold; }
     KeyBar > .key-bar--current { color: $primary; text-style: bold; }
     """
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     # Clickable text would be drawn as links.
     auto_links = False

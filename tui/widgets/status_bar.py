@@ -153,49 +153,25 @@ def _run_segments(
 
 
 def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """Segments of the GPUs, or else of the CPU."""
-    cards = [item for item in devices if item.kind != "cpu"]
-    if len(cards) > 1:
-        return _card_segments(cards)
-    device = next(iter(cards), devices[0] if devices else None)
-    if device is None:
-        return []
-    found: list[Segment] = []
-    name = "CPU" if device.kind == "cpu" else short_device_name(device.name)
-    word = temperature_word(device)
-    if device.problem:
-        brief = Content.styled("cannot be read", "$limit")
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
-    elif word:
-        is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
-        told, color = ("old", "near") if is_old else (word, WORD_COLORS[word])
-        brief = Content.assemble(f"{device.temperature_c:.0f} °C ", (told, f"${color}"))
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), brief), 3, brief, right=True))
-    elif device.utilization is not None:
-        found.append(Segment(Content.assemble((f"{name} ", "$muted"), f"{_steady(device):3.0f}%"), 7, right=True))
-    if device.memory_used is not None and device.memory_total:
-        text = f"{device.memory_used / 1e9:.1f}/{device.memory_total / 1e9:.0f} GB"
-        pressed = memory_word(device)
-        memory = Content.assemble(text, (f" {pressed}", f"${WORD_COLORS[pressed]}") if pressed != "ok" else "")
-        label = "RAM " if device.kind == "cpu" else ""
-        found.append(Segment(Content.assemble((label, "$muted"), memory), 4, memory, right=True))
-    return found
+    """Segments of the GPUs, or else of the CPU: their values side by side, with the word of the worst."""
+    cards = [item for item in devices if item.kind != "cpu"] or devices[:1]
+    return [*_heat_segments(cards), *_memory_segments(cards)] if cards else []
 
 
-def _card_segments(cards: Sequence[Device]) -> list[Segment]:
-    """Segments of several cards: their values side by side, with the word of the worst."""
+def _name(cards: Sequence[Device]) -> str:
     names = {short_device_name(card.name) for card in cards}
-    name = f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
-    return [*_heat_segments(name, cards), *_memory_segments(cards)]
+    if len(cards) == 1:
+        return "CPU" if cards[0].kind == "cpu" else names.pop()
+    return f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
 
 
-def _heat_segments(name: str, cards: Sequence[Device]) -> Iterator[Segment]:
+def _heat_segments(cards: Sequence[Device]) -> Iterator[Segment]:
     """Unreadable cards, or else temperatures, or else loads; shortened to the hottest card."""
-    lead = (f"{name} ", "$muted")
+    lead = (f"{_name(cards)} ", "$muted")
     hot = [card for card in cards if card.temperature_c is not None]
-    loads = [f"{card.utilization:.0f}" for card in cards if card.utilization is not None]
+    loads = [f"{_steady(card):{3 if len(cards) == 1 else 0}.0f}" for card in cards if card.utilization is not None]
     if unread := sum(bool(card.problem) for card in cards):
-        brief = Content.styled(f"{unread} of {len(cards)} cannot be read", "$limit")
+        brief = Content.styled(f"{f'{unread} of {len(cards)} ' if len(cards) > 1 else ''}cannot be read", "$limit")
         yield Segment(Content.assemble(lead, brief), 3, brief, right=True)
     elif hot:
         word = _worst(temperature_word(card) for card in hot)
@@ -219,7 +195,8 @@ def _memory_segments(cards: Sequence[Device]) -> Iterator[Segment]:
     together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
     totals = {f"{total:.0f}" for _, total in sizes}
     each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
-    yield Segment(Content.assemble(each, pressed), 4, Content.assemble(together, pressed), right=True)
+    label = ("RAM " if cards[0].kind == "cpu" else "", "$muted")
+    yield Segment(Content.assemble(label, each, pressed), 4, Content.assemble(together, pressed), right=True)
 
 
 def _listed(values: Sequence[str]) -> str:

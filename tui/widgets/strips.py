@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -10,13 +11,19 @@ from rich.style import Style
 from textual.scroll_view import ScrollView
 
 
-def fit(text: str, width: int) -> str:
-    """Fit a text into exactly ``width`` cells, marking a cut with ``…``."""
+def component_classes(css: str) -> set[str]:
+    """Component classes that a widget's CSS names, as ``run-list--cursor``."""
+    return set(re.findall(r"\.([a-z-]+--[a-z0-9-]+)", css))
+
+
+def fit(text: str, width: int, *, right: bool = False) -> str:
+    """Fit a text into exactly ``width`` cells, to the left or right, marking a cut with ``…``."""
     if width <= 0:
         return ""
-    if cell_len(text) <= width:
-        return set_cell_size(text, width)
-    return set_cell_size(text, width - 1) + "…"
+    size = cell_len(text)
+    if size > width:
+        return set_cell_size(text, width - 1) + "…"
+    return " " * (width - size) + text if right else set_cell_size(text, width)
 
 
 def find_matches(text: str, term: str) -> list[tuple[int, int]]:

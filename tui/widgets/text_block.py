@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -107,6 +109,12 @@ class ClippedBlock(TextBlock):
 
     def render(self) -> Content:
         return clip(self._content, self.size.width, self.size.height)
+
+
+def side_by_side(columns: Sequence[Sequence[Content]], width: int, gap: Content) -> list[Content]:
+    """Lines of columns of a width beside each other, with a gap between them."""
+    rows = itertools.zip_longest(*columns, fillvalue=Content(""))
+    return [gap.join(cell.truncate(width, pad=True) for cell in row).rstrip() for row in rows]
 
 
 def clip(content: Content, width: int, height: int) -> Content:

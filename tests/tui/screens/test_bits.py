@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,19 @@ async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
     await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
 
 
+@asynccontextmanager
+async def asking(path: Path) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
+    """The app with the question whether to measure."""
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_screen(pilot, app, path)
+        yield pilot, app
+
+
 async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
     measurement: Measurement, config_file: Path
 ) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await open_screen(pilot, app, config_file)
+    async with asking(config_file) as (pilot, app):
         assert measurement.configs == []
         await pilot.press("enter")
         await wait_for(
@@ -99,9 +108,7 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
 
 
 async def test_leaving_gives_the_measurement_up(measurement: Measurement, config_file: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await open_screen(pilot, app, config_file)
+    async with asking(config_file) as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "7 of 30" in screen_text(app))
         await pilot.press("escape")
@@ -112,9 +119,7 @@ async def test_leaving_gives_the_measurement_up(measurement: Measurement, config
 async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
     measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
     measurement.may_end.set()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await open_screen(pilot, app, config_file)
+    async with asking(config_file) as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "0.02 nats on your rows: fine." in screen_text(app))
         assert "keep them" not in screen_text(app)
@@ -127,9 +132,7 @@ async def test_where_nothing_is_lost_there_are_no_bars(measurement: Measurement,
     layers = tuple(replace(layer, kl=0.00002) for layer in COST.layers)
     measurement.result = replace(COST, whole=Figures(1.5, 0.0, 1.0), layers=layers, kept=None)
     measurement.may_end.set()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await open_screen(pilot, app, config_file)
+    async with asking(config_file) as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "0.0000" in screen_text(app))
         assert "what that costs" in screen_text(app)
@@ -157,8 +160,6 @@ async def test_its_key_is_among_the_hints_where_there_is_room_and_in_the_help(co
 async def test_a_failure_is_a_sentence(measurement: Measurement, config_file: Path) -> None:
     measurement.result = UserError("There is no model x.", "Fetch it.")
     measurement.may_end.set()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await open_screen(pilot, app, config_file)
+    async with asking(config_file) as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "It was not measured. There is no model x. Fetch it." in screen_text(app))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from textual.pilot import Pilot
 
 from core import paths
 from core.config.schema import Config, DataSection, MethodSection, ModelSection
@@ -44,6 +47,19 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@asynccontextmanager
+async def exporting(
+    run: Run, *, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, ExportScreen]]:
+    """The screen of a run's export."""
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.pause()
+        screen = ExportScreen(run)
+        app.push_screen(screen)
+        yield pilot, app, screen
+
+
 async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
     app = LocaltuneApp()
@@ -71,11 +87,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
 
 async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.pause()
-        screen = ExportScreen(run)
-        app.push_screen(screen)
+    async with exporting(run, size=(120, 40)) as (pilot, app, screen):
         await wait_for(pilot, lambda: "a file for llama.cpp" in screen_text(app))
         await pilot.press("left", "left")
         await wait_for(pilot, lambda: "PEFT's directory" in screen_text(app))
@@ -96,10 +108,7 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
 async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
     run = make_run("full")
     write_result(make_result(paths.exports_dir() / f"{run.id}-merged"))
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await pilot.pause()
-        app.push_screen(ExportScreen(run))
+    async with exporting(run, size=(100, 30)) as (pilot, app, _):
 
         def told() -> str:
             return " ".join(line.strip(" │") for line in screen_lines(app))
@@ -114,10 +123,7 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
 async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
     for module in ("core.export.verify", "core.export.gguf.checks"):
         scripted.setattr(f"{module}.has_library", lambda: False)
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await pilot.pause()
-        app.push_screen(ExportScreen(make_run()))
+    async with exporting(make_run(), size=(100, 30)) as (pilot, app, _):
         await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
         assert "compared with the trained model" not in screen_text(app)
         assert "enter export" in screen_text(app)
@@ -128,10 +134,7 @@ async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: p
 
 async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "error")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
-        app.push_screen(ExportScreen(make_run()))
+    async with exporting(make_run()) as (pilot, app, _):
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: "Its mean divergence is 0.3 nats." in screen_text(app), 30)
@@ -141,11 +144,7 @@ async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) ->
 
 async def test_the_second_escape_breaks_it_off(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "hang")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
-        screen = ExportScreen(make_run())
-        app.push_screen(screen)
+    async with exporting(make_run()) as (pilot, app, screen):
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: "25%" in screen_text(app), 30)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,20 @@ async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
     await wait_for(pilot, lambda: isinstance(pilot.app.screen, FetchDialog))
 
 
-async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) -> None:
+@asynccontextmanager
+async def asking(
+    entry: str = ENTRY, *, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Pilot[None], PaneApp, DataPane]]:
+    """A pane with the question about an entry."""
     pane = DataPane()
     app = PaneApp(pane)
-    async with app.run_test(size=(60, 20)) as pilot:
-        await ask(pilot)
+    async with app.run_test(size=size) as pilot:
+        await ask(pilot, entry)
+        yield pilot, app, pane
+
+
+async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) -> None:
+    async with asking(size=(60, 20)) as (pilot, app, _):
         words = " ".join(screen_text(app).replace("│", " ").split())
         assert f"{ENTRY} is not on this machine." in words
         assert hub.endpoint.removeprefix("http://") in words
@@ -57,10 +67,7 @@ async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) 
 
 
 async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
-    pane = DataPane()
-    app = PaneApp(pane)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ask(pilot)
+    async with asking(size=(100, 30)) as (pilot, app, pane):
         await pilot.press("y")
         await wait_for(pilot, lambda: pane.view is not None, 60)
         assert pane.view is not None
@@ -84,10 +91,7 @@ async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
 async def test_a_download_can_be_cancelled_and_goes_on_later(hub: FakeHub) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(100_000))})
     hub.stalls["train.jsonl"] = 2 << 20
-    pane = DataPane()
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ask(pilot)
+    async with asking() as (pilot, app, pane):
         await pilot.press("y")
         await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), 60)
         assert "downloading train.jsonl" in screen_text(app)
@@ -105,10 +109,7 @@ async def test_a_download_can_be_cancelled_and_goes_on_later(hub: FakeHub) -> No
 
 async def test_a_large_one_is_asked_about_twice(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "LARGE", 50)
-    pane = DataPane()
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ask(pilot)
+    async with asking() as (pilot, app, pane):
         await pilot.press("y")
         await wait_for(pilot, lambda: "1 file, 74 B" in screen_text(app), 60)
         assert hub.files_asked() == []
@@ -118,10 +119,7 @@ async def test_a_large_one_is_asked_about_twice(hub: FakeHub, monkeypatch: pytes
 
 
 async def test_what_goes_wrong_is_said_in_the_dialog(hub: FakeHub) -> None:
-    pane = DataPane()
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ask(pilot, "hf://datasets/me/none")
+    async with asking("hf://datasets/me/none") as (pilot, app, _):
         await pilot.press("y")
         await wait_for(pilot, lambda: "There is no dataset me/none" in screen_text(app), 60)
         await pilot.press("escape")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from textual.content import Content
+from textual.pilot import Pilot
 
 from core.errors import UserError
 from core.jobs.job import JobCancelledError
@@ -74,6 +76,19 @@ class Asking(ShellApp):
         self.push_screen(JobScreen(self.page), self.answers.append)
 
 
+@asynccontextmanager
+async def at_work(
+    page: Counting, *, may_end: bool = False, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Pilot[None], Asking]]:
+    """The app with a job that has been begun."""
+    app = Asking(page)
+    if may_end:
+        page.may_end.set()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("enter")
+        yield pilot, app
+
+
 async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
     app = Asking(Counting())
     async with app.run_test(size=(80, 24)) as pilot:
@@ -97,20 +112,14 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
 
 @cases("key", ["escape", "q"])
 async def test_a_result_can_be_left(key: str) -> None:
-    app = Asking(Counting())
-    app.page.may_end.set()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter")
+    async with at_work(Counting(), may_end=True) as (pilot, app):
         await wait_for(pilot, lambda: "enter take it" in screen_text(app))
         await pilot.press(key)
         await wait_for(pilot, lambda: app.answers == [None])
 
 
 async def test_a_result_of_no_use_is_only_closed() -> None:
-    app = Asking(Counting(0))
-    app.page.may_end.set()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter")
+    async with at_work(Counting(0), may_end=True) as (pilot, app):
         await wait_for(pilot, lambda: "found 0" in screen_text(app))
         assert "take it" not in screen_text(app)
         await pilot.press("enter")
@@ -118,9 +127,7 @@ async def test_a_result_of_no_use_is_only_closed() -> None:
 
 
 async def test_leaving_gives_the_job_up() -> None:
-    app = Asking(Counting())
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter")
+    async with at_work(Counting()) as (pilot, app):
         await wait_for(pilot, lambda: "at " in screen_text(app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.answers == [None] and app.page.given_up.is_set())
@@ -128,19 +135,13 @@ async def test_leaving_gives_the_job_up() -> None:
 
 
 async def test_a_failure_is_told() -> None:
-    app = Asking(Counting(UserError("No.", "Try another.")))
-    app.page.may_end.set()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("enter")
+    async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, app):
         await wait_for(pilot, lambda: "No. Try another." in screen_text(app))
         assert "j k scroll  esc close" in screen_text(app)
 
 
 async def test_the_box_scrolls_by_every_key_and_stays_within_the_terminal() -> None:
-    app = Asking(Counting())
-    app.page.may_end.set()
-    async with app.run_test(size=(60, 20)) as pilot:
-        await pilot.press("enter")
+    async with at_work(Counting(), may_end=True, size=(60, 20)) as (pilot, app):
         # All columns, less border, padding and scrollbar.
         await wait_for(pilot, lambda: "line 0 of 53 columns" in screen_text(app))
         for keys, shown in (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,24 @@ async def read_all(pilot: Pilot[None]) -> None:
     await wait_for(pilot, lambda: "reading …" not in screen_text(pilot.app), PATIENCE)
 
 
+@asynccontextmanager
+async def choosing(
+    document: ConfigDocument | None = None, *, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Pilot[None], Chooser]]:
+    """The app, once every model has been read."""
+    app = Chooser(document)
+    async with app.run_test(size=size) as pilot:
+        await read_all(pilot)
+        yield pilot, app
+
+
+async def agree(pilot: Pilot[None]) -> None:
+    """Agree to ask the hub, and then to the download."""
+    await pilot.press("y")
+    await wait_for(pilot, lambda: "download it" in screen_text(pilot.app), PATIENCE)
+    await pilot.press("y")
+
+
 async def type_text(pilot: Pilot[None], text: str) -> None:
     line = pilot.app.screen.query_one(SafeInput)
     line.value = text
@@ -211,8 +230,7 @@ async def test_models_of_every_kind_are_listed_with_what_they_would_take(
     other = copy_model(tiny_model_dir, work / "encoder")
     edit_json(other / "config.json", model_type="bert", architectures=["BertModel"])
     in_ollama(gguf)
-    async with Chooser().run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, _):
         for name in ("mine", "cached", "here.gguf", "tiny:latest"):
             assert "fits, " in line_of(pilot, name), name
         assert "! incomplete" in line_of(pilot, "torn")
@@ -240,9 +258,7 @@ async def test_the_present_model_is_under_the_cursor_and_enter_keeps_it(work: Pa
 async def test_typing_finds_and_esc_chooses_nothing(work: Path, tiny_model_dir: Path) -> None:
     for name in ("alpha", "beta", "betamax"):
         copy_model(tiny_model_dir, paths.models_dir() / name)
-    app = Chooser()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, app):
         await pilot.press("B", "e", "t")
         await wait_for(pilot, lambda: "alpha" not in screen_text(app))
         assert "▸   beta " in screen_text(app)
@@ -261,9 +277,7 @@ async def test_tab_completes_names_and_paths(work: Path, tiny_model_dir: Path) -
     for name in ("smart-one", "smart-two"):
         copy_model(tiny_model_dir, paths.models_dir() / name)
     copy_model(tiny_model_dir, work / "deep" / "down" / "below" / "own")
-    app = Chooser()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, app):
         line = app.screen.query_one(SafeInput)
         await pilot.press("s", "m", "a", "tab")
         assert line.value == "smart-"
@@ -281,9 +295,7 @@ async def test_tab_completes_names_and_paths(work: Path, tiny_model_dir: Path) -
 
 
 async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(work: Path) -> None:
-    app = Chooser()
-    async with app.run_test(size=(120, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(size=(120, 30)) as (pilot, app):
         await pilot.press(*"smolxyz")
         await wait_for(pilot, lambda: f"no such model is here; did you mean {STARTER_NAME}?" in screen_text(app))
         await pilot.press("enter")
@@ -294,9 +306,7 @@ async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(wo
 async def test_a_name_that_means_another_directory_here_is_chosen_by_its_path(work: Path, tiny_model_dir: Path) -> None:
     prepared = copy_model(tiny_model_dir, paths.models_dir() / "mine")
     (work / "mine").mkdir()
-    app = Chooser()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, app):
         await pilot.press("m", "i", "n", "e", "enter")
         await wait_for(pilot, lambda: app.answers)
     assert app.answers == [prepared]
@@ -305,8 +315,7 @@ async def test_a_name_that_means_another_directory_here_is_chosen_by_its_path(wo
 async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, gguf: Path) -> None:
     in_ollama(gguf)
     monkeypatch.setattr("core.models.places.os.access", lambda _path, _mode: False)
-    async with Chooser().run_test(size=(120, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(size=(120, 30)) as (pilot, _):
         assert "1 model of Ollama in ~/.ollama/models cannot be read by this user." in screen_text(pilot.app)
 
 
@@ -317,8 +326,7 @@ async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
     edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
     copy_model(tiny_model_dir, work / "plain")
     monkeypatch.setattr("core.hardware.cpu.memory", lambda: (1_000_000, 2_000_000))
-    async with Chooser().run_test(size=(120, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(size=(120, 30)) as (pilot, _):
         assert "✗ needs " in line_of(pilot, "plain")
         assert "✗ cannot be used" in line_of(pilot, "packed")
         await pilot.press(*"packed")
@@ -337,9 +345,7 @@ async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
 ) -> None:
     others = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
     hub.models["org/tiny"] = Repository({**files_of(tiny_model_dir), **others}, large={"model.safetensors"})
-    app = Chooser()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(size=(100, 30)) as (pilot, app):
         await pilot.press(*"org/tiny")
         await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
         await pilot.press("enter")
@@ -366,15 +372,11 @@ async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
 ) -> None:
     hub.models["org/tiny"] = Repository(files_of(tiny_model_dir), revisions=("main", "v1"))
     hub.stalls["model.safetensors"] = 1000
-    app = Chooser()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, app):
         await type_text(pilot, "hf://org/tiny@v1")
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "download it" in screen_text(app), PATIENCE)
-        await pilot.press("y")
+        await agree(pilot)
         await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), PATIENCE)
         await pilot.press("escape")
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
@@ -383,9 +385,7 @@ async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
         hub.resume.set()
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "download it" in screen_text(app), PATIENCE)
-        await pilot.press("y")
+        await agree(pilot)
         await wait_for(pilot, lambda: app.answers, PATIENCE)
     assert app.answers == ["hf://org/tiny@v1"]
 
@@ -393,15 +393,11 @@ async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
 async def test_what_the_configuration_names_is_offered_first(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
     hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
-    app = Chooser(ConfigDocument('model.base = "org/tiny"\n'))
-    async with app.run_test(size=(100, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(ConfigDocument('model.base = "org/tiny"\n'), size=(100, 30)) as (pilot, app):
         await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
         await pilot.press("enter")
         await wait_for(pilot, lambda: "hf://org/tiny is not on this machine." in screen_text(app))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "download it" in screen_text(app), PATIENCE)
-        await pilot.press("y")
+        await agree(pilot)
         await wait_for(pilot, lambda: app.answers, PATIENCE)
     assert app.answers == ["org/tiny"]
 
@@ -411,26 +407,20 @@ async def test_an_incomplete_copy_is_fetched_whole(work: Path, hub: FakeHub, tin
     hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
     snapshot = cached("org/tiny", tiny_model_dir)
     os.unlink(os.path.realpath(snapshot / "model.safetensors"))
-    app = Chooser()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await read_all(pilot)
+    async with choosing(size=(100, 30)) as (pilot, app):
         await pilot.press(*"tiny")
         await wait_for(pilot, lambda: "! incomplete" in line_of(pilot, "▸"))
         assert "Enter fetches it from the hub." in screen_text(app)
         await pilot.press("enter")
         await wait_for(pilot, lambda: "is not whole on this machine" in screen_text(app))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "download it" in screen_text(app), PATIENCE)
-        await pilot.press("y")
+        await agree(pilot)
         await wait_for(pilot, lambda: app.answers, PATIENCE)
     assert app.answers == ["org/tiny"]
     assert find_model("org/tiny") == paths.models_dir() / "org--tiny"
 
 
 async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = Chooser()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await read_all(pilot)
+    async with choosing() as (pilot, app):
         for said in ("HF_HUB_OFFLINE is set, so nothing is fetched.", "127.0.0.1:9 cannot be reached"):
             await type_text(pilot, "org/none")
             await pilot.press("enter")
@@ -455,9 +445,7 @@ async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_
         return ModelFacts(flaw=reason, hint="Take another.") if model.name == "model-23" else ModelFacts()
 
     monkeypatch.setattr(ModelCatalog, "read", read)
-    app = Chooser(ConfigDocument('model.base = "model-22"\n', work / "a.toml"))
-    async with app.run_test(size=(60, 20)) as pilot:
-        await read_all(pilot)
+    async with choosing(ConfigDocument('model.base = "model-22"\n', work / "a.toml"), size=(60, 20)) as (pilot, app):
         models = app.screen.query_one(ChoiceList)
         before = models.size.height
         # The last model in the list, whose reason takes lines from the list that it is at the end of.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,18 @@ async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
     return screen
 
 
-async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
+@asynccontextmanager
+async def queue(
+    config: Path | None = None, *, size: tuple[int, int] = (120, 40)
+) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, QueueScreen]]:
+    """The open screen."""
     app = LocaltuneApp(config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await show(pilot, app)
+    async with app.run_test(size=size) as pilot:
+        yield pilot, app, await show(pilot, app)
+
+
+async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
+    async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
         await pilot.press("a")
         await wait_for(pilot, lambda: "Added as entry 1" in screen_text(app))
@@ -82,9 +92,7 @@ async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, 
 
 async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: list[str]) -> None:
     add("a", "b", "c")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        screen = await show(pilot, app)
+    async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._options.option_count == 3)
         await pilot.press("j", "j", "K")
         await wait_for(pilot, lambda: [entry.name for entry in store.read_queue().upcoming] == ["a", "c", "b"])
@@ -118,9 +126,7 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
     short = sections | {"train": {"max_steps": 10_000, "max_hours": 0.5}}
     add("short", hardware={"device": "auto"}, **short)
     add("another", train={"max_steps": 10})
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await show(pilot, app)
+    async with queue(size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "* by the plan: no run of this kind yet" in screen_text(app))
         lines = {name: line for line in screen_text(app).splitlines() for name in ("first", "another") if name in line}
         assert re.search(r"waiting +takes ~\d+h \d\dm\* +first", lines["first"])
@@ -136,9 +142,7 @@ async def test_what_may_not_be_done_is_said_on_the_screen(home: Path) -> None:
     add("a")
     run = ScriptedRun(home)
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await show(pilot, app)
+    async with queue() as (pilot, app, _):
         await wait_for(pilot, lambda: "120" in screen_text(app))
         await pilot.press("d")
         await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
@@ -150,9 +154,7 @@ async def test_enter_shows_the_run_of_an_entry(home: Path) -> None:
     run.end("finished")
     add("a", "b")
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        screen = await show(pilot, app)
+    async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
         await pilot.press("enter")
         await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
@@ -171,9 +173,7 @@ async def test_a_torn_queue_is_told(home: Path) -> None:
 
 async def test_names_of_others_do_not_reach_the_terminal(home: Path) -> None:
     store.add([(QueueEntry(id=1, name=HOSTILE), config_for())])
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        screen = await show(pilot, app)
+    async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._options.option_count == 1)
         assert not set(screen_text(app)) & set("\x1b\x07\x9b\x7f\u202e\u2066")
 

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from core import paths
 from core.selftest import job
@@ -30,14 +34,20 @@ def make() -> SelfTestJob:
     return selftest_job(shape=lambda sizes: replace(sizes, model="another"))
 
 
+@asynccontextmanager
+async def asking(size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
+    """The app with the question whether to begin."""
+    app = LocaltuneApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
+        yield pilot, app
+
+
 async def test_the_key_opens_it_and_the_table_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_PLAN", json.dumps({"training": "code", "speed": "not applicable"}))
     scripted.setattr("tui.screens.selftest.selftest_job", make)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
-        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+    async with asking() as (pilot, app):
         assert all(subject.title in screen_text(app) for subject in SUBJECTS)
         await pilot.press("enter")
         await wait_for(pilot, lambda: "esc close" in screen_text(app), 60)
@@ -62,10 +72,7 @@ async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyP
         return made[0]
 
     scripted.setattr("tui.screens.selftest.selftest_job", remembered)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+    async with asking() as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "working 1 of 2" in screen_text(app) and "pass  driver" in screen_text(app))
         pid = made[0].pid
@@ -86,10 +93,7 @@ async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
         return make()
 
     scripted.setattr("tui.screens.selftest.selftest_job", refused)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+    async with asking() as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
 
@@ -98,10 +102,7 @@ async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
 async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
     scripted.setattr("tui.screens.selftest.selftest_job", make)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 50)) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+    async with asking((120, 50)) as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "The report was not written." in screen_text(app), 60)
         assert "pass  speed" in screen_text(app)
@@ -112,11 +113,7 @@ async def test_a_screenshot_is_taken_of_a_screen_that_covers_the_panes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
-        await wait_for(pilot, lambda: "enter begin" in screen_text(app))
+    async with asking() as (pilot, _):
         await pilot.press("f4")
         await wait_for(pilot, lambda: list(tmp_path.glob("localtune*.svg")))
     (picture,) = tmp_path.glob("localtune*.svg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +34,21 @@ def runs(home: Path) -> list[Run]:
     return made
 
 
-async def show(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    """Open the trash from the Runs pane."""
-    await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-    await pilot.press("5")
-    await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
-    await pilot.press("U")
-    await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen))
+@asynccontextmanager
+async def trash() -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
+    """The app with the trash, opened from the Runs pane."""
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
+        await pilot.press("U")
+        await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen) and "3 runs, " in screen_text(app))
+        yield pilot, app
 
 
 async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run]) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await show(pilot, app)
-        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+    async with trash() as (pilot, app):
         shown = screen_text(app)
         assert shown.index("third") < shown.index("second") < shown.index("first")
         assert "free on this disk" in shown
@@ -58,10 +61,7 @@ async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run]) -> N
 
 
 async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await show(pilot, app)
-        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+    async with trash() as (pilot, app):
         await pilot.press("D")
         await wait_for(pilot, lambda: asks(app, "delete 20261103-000003-third for good"))
         await pilot.press("n")
@@ -84,10 +84,7 @@ async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
 
 async def test_a_run_whose_id_is_taken_again_stays_and_says_why(runs: list[Run]) -> None:
     runs[2].path.mkdir()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await show(pilot, app)
-        await wait_for(pilot, lambda: "3 runs, " in screen_text(app))
+    async with trash() as (pilot, app):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "There is a run 20261103-000003-third again." in screen_text(app))
         assert len(list_trash()) == 3

@@ -27,7 +27,7 @@ from tui.keys import bindings, display_key
 from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner
 from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
-from tui.widgets.empty_state import StartHere
+from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.transcript import Transcript
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
     from core.runs.record.store import Run
     from tui.panes.chat.session import SessionFactory, Target
-    from tui.screens.keep_answer import KeptAnswer
+    from tui.screens.chat import KeptAnswer
 
 #: Seconds between two updates of an answer, which are fast enough for reading and leave the link free for keys.
 _FLUSH_SECONDS = 0.1
@@ -84,7 +84,7 @@ class ChatPane(Pane):
 
     def compose(self) -> ComposeResult:
         """The empty state or the transcript, a status line, and the prompt."""
-        yield StartHere(id="chat-empty")
+        yield EmptyState(id="chat-empty", can_focus=True)
         yield Transcript(id="chat-transcript")
         yield Static(id="chat-status", markup=False)
         yield PromptInput(id="chat-prompt")
@@ -230,14 +230,14 @@ class ChatPane(Pane):
             self.transcript.remove_children()
 
     def _show_target(self) -> None:
-        self.query_one("#chat-empty", StartHere).explain(*self.partner.invitation(self.keys))
+        self.query_one("#chat-empty", EmptyState).say(*self.partner.invitation(self.keys))
         self._refresh()
 
     def _refresh(self) -> None:
         """Update title and hints, and show or hide the parts."""
         can_ask = self.partner.can_answer
         blank = not self.dialogue.exchanges
-        empty = self.query_one("#chat-empty", StartHere)
+        empty = self.query_one("#chat-empty", EmptyState)
         reader = empty if blank else self.transcript
         had_keys = self.has_focus_within and not self.prompt.has_focus
         empty.display = blank
@@ -484,7 +484,7 @@ class ChatPane(Pane):
     @work(group="chat-find", exclusive=True)
     async def _choose_sources(self, run: Run) -> None:
         from core.chat.candidates import find_candidates
-        from tui.screens.chat_sources import ChatSources
+        from tui.screens.chat import ChatSources
 
         candidates = await asyncio.to_thread(find_candidates, run)
         if run != self.target:
@@ -539,7 +539,7 @@ class ChatPane(Pane):
 
     def action_change_settings(self) -> None:
         """Change the settings of the next answers."""
-        from tui.screens.chat_settings import ChatSettings
+        from tui.screens.chat import ChatSettings
 
         def changed(chosen: tuple[str, GenerationSettings] | None) -> None:
             if chosen is not None:
@@ -632,7 +632,7 @@ class ChatPane(Pane):
     def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
         """Ask for the edited answer and the file, and append the row."""
         from core.chat.answer_rows import remembered_file
-        from tui.screens.keep_answer import KeepAnswer
+        from tui.screens.chat import KeepAnswer
 
         def chosen(kept: KeptAnswer | None) -> None:
             if kept is not None:

@@ -89,13 +89,6 @@ class PartList(ChoiceList):
         if self.highlighted != place:
             self.highlighted = place
 
-    def move(self, rows: int) -> None:
-        """Move the cursor by a number of parts."""
-        places = [place for place, part in enumerate(self._parts) if part is not None]
-        if places:
-            here = places.index(self.highlighted) if self.highlighted in places else 0
-            self.highlighted = places[max(0, min(here + rows, len(places) - 1))]
-
 
 def _format_line(choice: ColumnChoice, preview: ColumnPreview | None, at_cursor: bool) -> Content:
     known = preview.detection if preview is not None else None
@@ -155,21 +148,6 @@ HELP = (
 )
 
 
-@dataclass(frozen=True)
-class ColumnForm:
-    """Options of the configuration when the screen opens.
-
-    Args:
-        wanted: ``data.format``.
-        columns: ``data.columns``; None if it is not set.
-        objective: ``train.objective``.
-    """
-
-    wanted: str = "auto"
-    columns: Mapping[str, str] | None = None
-    objective: Objective = "sft"
-
-
 @dataclass
 class SampleRead(Message):
     """The first rows have been read, or the read failed."""
@@ -192,7 +170,9 @@ class ColumnsScreen(Overlay[None]):
 
     Args:
         view: The dataset.
-        form: The options of the configuration.
+        wanted: ``data.format`` of the configuration.
+        columns: ``data.columns``; None if it is not set.
+        objective: ``train.objective``.
     """
 
     DEFAULT_CSS = """
@@ -219,15 +199,17 @@ class ColumnsScreen(Overlay[None]):
     SCOPE = "columns"
     AUTO_FOCUS = "#columns-list"
 
-    def __init__(self, view: DatasetView, form: ColumnForm) -> None:
+    def __init__(
+        self,
+        view: DatasetView,
+        wanted: str = "auto",
+        columns: Mapping[str, str] | None = None,
+        objective: Objective = "sft",
+    ) -> None:
         super().__init__()
-        self.view, self.form = view, form
-        given = form.columns or {}
-        self.choice = ColumnChoice(
-            form.wanted,
-            {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
-            form.columns is not None,
-        )
+        self.view, self._given, self._objective = view, columns or {}, objective
+        known = {role: self._given[role] for role in ROLES if isinstance(self._given.get(role), str)}
+        self.choice = ColumnChoice(wanted, known, columns is not None)
         """The current choice."""
         self.sample: ColumnSample | None = None
         """The columns of the file, once its first rows have been read."""
@@ -297,7 +279,7 @@ class ColumnsScreen(Overlay[None]):
         if message.sample.left_out:
             columns = counted(message.sample.left_out, "column")
             self.say(f"! {columns} cannot be chosen: too many, or with a name that no text file can hold.")
-        if strangers := [key for key in self.form.columns or {} if key not in ROLES]:
+        if strangers := [key for key in self._given if key not in ROLES]:
             self.say(f"! data.columns has no part {one_line(strangers[0], 40)}; what you save is without it.")
         choice = self.choice
         choice.recognize(message.sample)
@@ -313,9 +295,8 @@ class ColumnsScreen(Overlay[None]):
 
     @work(thread=True, exclusive=True, group="columns-preview", description="columns-preview")
     def _preview(self, sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None) -> None:
-        self.post_message(
-            ColumnsPreviewed(wanted, columns, preview_columns(sample, wanted, columns, self.form.objective))
-        )
+        preview = preview_columns(sample, wanted, columns, self._objective)
+        self.post_message(ColumnsPreviewed(wanted, columns, preview))
 
     @on(ColumnsPreviewed)
     def _previewed(self, message: ColumnsPreviewed) -> None:
@@ -444,13 +425,10 @@ class ColumnsScreen(Overlay[None]):
             notice = "No columns are named; rows are read by their format."
         else:
             notice = f"Columns by hand: {', '.join(f'{role} is {one_line(name, 40)}' for role, name in named.items())}."
-        shell_of(self).configuration.choose_options(values, notice, self.view.path)
+        # First, so that the dialog of a failure is on the panes.
         self.dismiss(None)
+        shell_of(self).configuration.choose_options(values, notice, self.view.path)
 
     def action_help(self) -> None:
         """Show help on the keys."""
         self.app.push_screen(HelpScreen("Columns", HELP, self.keys, "columns"))
-
-    def action_back(self) -> None:
-        """Go back without changes."""
-        self.dismiss(None)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from textual import events, work
 from textual.app import ComposeResult
@@ -188,24 +188,18 @@ class StartCard(Overlay[Answer]):
 
         try:
             analysis = await asyncio.to_thread(job.run, report)
+            rows = StartRows.analyzed(analysis)
         except JobCancelledError:
             return
         except JobDiedError as error:
             # A crash of the job says nothing about the rows.
-            self._failed(job, StartRows(progress=f"✗ {error}"))
-            return
+            rows = StartRows(progress=f"✗ {error}")
         except UserError as error:
-            self._failed(job, StartRows(refusal=str(error)))
-            return
+            rows = StartRows(refusal=str(error))
         if job is self._job:
-            self.found = replace(self.found, rows=StartRows.analyzed(analysis))
-            self._work_out(analysis)
-            self._show()
-
-    def _failed(self, job: AnalysisJob, rows: StartRows) -> None:
-        if job is self._job:
-            self.found = replace(self.found, rows=rows)
-            self._show()
+            self._know(rows=rows)
+            if rows.is_exact:
+                self._work_out(analysis)
 
     def _progressed(self, job: AnalysisJob, progress: JobProgress) -> None:
         if job is self._job and not self.found.rows.is_exact:
@@ -213,8 +207,7 @@ class StartCard(Overlay[Answer]):
             known = self.found.rows
             if progress.activity == "reading" and progress.total:
                 known = StartRows.counted(progress.total, self.start.config)
-            self.found = replace(self.found, rows=replace(known, progress=f"{progress.activity}{share} …"))
-            self._show()
+            self._know(rows=replace(known, progress=f"{progress.activity}{share} …"))
 
     def _end_job(self) -> None:
         if self._job is not None:
@@ -227,8 +220,7 @@ class StartCard(Overlay[Answer]):
         config = self.start.config
         flaw = await asyncio.to_thread(find_flaw, config)
         if config == self.start.config:
-            self.found = replace(self.found, flaw=flaw)
-            self._show()
+            self._know(flaw=flaw)
 
     @work(exclusive=True, group="start-plan")
     async def _work_out(self, analysis: Analysis | None) -> None:
@@ -240,18 +232,21 @@ class StartCard(Overlay[Answer]):
             with telling(is_wanted=lambda: not worker.is_cancelled):
                 plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
             if config == self.start.config:
-                self.found = replace(self.found, plan=plan)
-                self._show()
+                self._know(plan=plan)
             if not plan.is_rough:
                 break
         # Warnings come last: they matter less than memory and time, and may wait for the driver.
         with suppress(UserError):
             warnings = await asyncio.to_thread(find_warnings, config, used)
             if config == self.start.config:
-                self.found = replace(self.found, warnings=warnings)
-                self._show()
+                self._know(warnings=warnings)
 
     # Display.
+
+    def _know(self, **facts: Any) -> None:
+        """Show facts that have been found out."""
+        self.found = replace(self.found, **facts)
+        self._show()
 
     def _show(self) -> None:
         # The answer may arrive after the card has been left.

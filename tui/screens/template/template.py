@@ -374,8 +374,9 @@ class TemplateScreen(Overlay[None]):
         if entry.source is not None and (error := await _refused(entry.source)) is not None:
             self.say(f"✗ {error}")
             return
-        self._put_in_force(entry)
+        # First, so that the dialog of a failure is on the panes.
         self.dismiss(None)
+        self._put_in_force(entry)
 
     def _put_in_force(self, entry: TemplateEntry, *, is_told: bool = True) -> None:
         title = "The model's own" if entry.id == OWN else entry.title
@@ -386,10 +387,6 @@ class TemplateScreen(Overlay[None]):
         """Show help on the keys."""
         self.app.push_screen(HelpScreen("Chat template", HELP, self.keys, "template"))
 
-    def action_back(self) -> None:
-        """Go back to the panes."""
-        self.dismiss(None)
-
     # Editing.
 
     async def action_edit(self) -> None:
@@ -397,11 +394,9 @@ class TemplateScreen(Overlay[None]):
         entry = self.current
         if entry is None:
             return
-        if self._draft is not None:
-            await self.ask_bar.converse(self._edit_copy(entry))
-        elif entry.path is not None:
+        if self._draft is None and entry.path is not None:
             self._edit_file(entry.path)
-        elif entry.source is None:
+        elif self._draft is None and entry.source is None:
             self.say(f"✗ {entry.problem}")
         else:
             await self.ask_bar.converse(self._edit_copy(entry))

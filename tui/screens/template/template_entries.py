@@ -211,11 +211,6 @@ class TemplateList(ChoiceList):
         before, self._pointed_at = self._pointed_at, self.current
         self.show_anew(before, self._pointed_at)
 
-    def move(self, rows: int) -> None:
-        """Move the cursor by a number of templates."""
-        if self._templates is not None:
-            self.highlighted = max(0, min((self.highlighted or 0) + rows, len(self._templates.entries) - 1))
-
     def _prompt(self, entry: TemplateEntry) -> Content:
         width = (_WIDE if self.is_wide else _NARROW) - 6
         preview = self._previews.get(entry.id)

@@ -76,7 +76,7 @@ class Curve:
     name: str
     series: Series
     color: int
-    """Number of its color, from 1 to :data:`tui.widgets.charts.line_chart.COLORS`."""
+    """Number of its color, from 1 to 6."""
     is_smoothed: bool = True
     """Draw the curve smoothed; off for evaluations."""
 

@@ -26,6 +26,7 @@ from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import ChartData, Measured
 from tui.widgets.charts.plot import Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
+from tui.widgets.strips import component_classes
 
 #: Minimum number of steps shown.
 FEWEST = 8.0
@@ -122,8 +123,6 @@ def _evaluation(name: str, series: Series, step: int) -> str:
     return "" if place is None else f"{name} {format_number(series.values[place])} @{format_count(series.steps[place])}"
 
 
-#: Number of colors of curves.
-COLORS = 6
 #: Zoom factor of a key press.
 ZOOM_STEP = 2.0
 #: Minimum range of a meter's axis, as a fraction of its values.
@@ -152,19 +151,7 @@ class LineChart(Widget):
     LineChart > .line-chart--curve-5 { color: $curve-5; }
     LineChart > .line-chart--curve-6 { color: $curve-6; }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "line-chart--smooth",
-        "line-chart--raw",
-        "line-chart--eval",
-        "line-chart--probe",
-        "line-chart--second",
-        "line-chart--cursor",
-        "line-chart--readout",
-        "line-chart--event",
-        "line-chart--axis",
-        "line-chart--label",
-        *(f"line-chart--curve-{number}" for number in range(1, COLORS + 1)),
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     log_axis: reactive[bool] = reactive(False, init=False)
     """Use a logarithmic left axis."""

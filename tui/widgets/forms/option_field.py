@@ -52,6 +52,13 @@ def _toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _columns(width: int) -> tuple[int, int, int]:
+    """Columns of the key, of the value, and of the help or notes after it."""
+    key = _KEY_WIDTH if width >= 56 else 18
+    value = max(min(width - _MARK_WIDTH - key, 24 if width < 110 else 36), 1)
+    return key, value, width - _MARK_WIDTH - key - value - 1
+
+
 class OptionField(Widget):
     """A field of the form, edited in place with an input.
 
@@ -163,10 +170,9 @@ class OptionField(Widget):
             entry = PathInput(text, base=self.base, suffixes=self.suffixes)
         else:
             entry = SafeInput(text)
-        entry.styles.margin = (0, 0, 0, _MARK_WIDTH + self._key_width)
-        entry.styles.width = (
-            max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
-        )
+        key_width, value_width, _ = _columns(self.size.width)
+        entry.styles.margin = (0, 0, 0, _MARK_WIDTH + key_width)
+        entry.styles.width = max(self.size.width - _MARK_WIDTH - key_width, 8) if self._is_long else value_width
         self.mount(entry)
         # Immediately, so that keys typed ahead are its text.
         self.screen.set_focus(entry)
@@ -188,30 +194,13 @@ class OptionField(Widget):
     def _is_long(self) -> bool:
         return self.suffixes is not None or self.option.type in ("text", "paths", "list", "numbers", "table")
 
-    @property
-    def _key_width(self) -> int:
-        return self._key_width_in(self.size.width)
-
-    @staticmethod
-    def _key_width_in(width: int) -> int:
-        return _KEY_WIDTH if width >= 56 else 18
-
-    @property
-    def _value_width(self) -> int:
-        return self._value_width_in(self.size.width)
-
-    @staticmethod
-    def _value_width_in(width: int) -> int:
-        rest = width - _MARK_WIDTH - OptionField._key_width_in(width)
-        return max(min(rest, 24 if width < 110 else 36), 1)
-
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
         """The height: a line, plus the lines of notes, problem and warning."""
         return 1 + len(self._lines_below(width))
 
     def _lines_below(self, width: int) -> list[tuple[str, str]]:
         """Lines below the value with their style; they include notes that do not fit beside the value."""
-        beside = self._room_beside(width)
+        _, _, beside = _columns(width)
         notes = "  ".join(self.notes)
         texts = [
             ("" if cell_len(notes) <= beside else notes, "$accent"),
@@ -221,13 +210,9 @@ class OptionField(Widget):
         room = max(width - _MARK_WIDTH - 2, 8)
         return [(line.plain, style) for text, style in texts if text for line in Content(one_line(text)).wrap(room)]
 
-    def _room_beside(self, width: int) -> int:
-        """Columns for help or notes after the value."""
-        return width - _MARK_WIDTH - self._key_width_in(width) - self._value_width_in(width) - 1
-
     def render(self) -> Content:
         """The line of the value, with the problem below."""
-        width = self.size.width
+        key_width, value_width, rest = _columns(self.size.width)
         mark, mark_style = (
             ("✗", "$limit bold")
             if self.problem
@@ -238,21 +223,20 @@ class OptionField(Widget):
             else (" ", "")
         )
         pointer = "▸" if self.is_cursor else " "
-        rest = self._room_beside(width)
         notes = "  ".join(self.notes)
         has_notes = 0 < cell_len(notes) <= rest
         parts: list[tuple[str, str]] = [
             (pointer, "$primary bold" if self.lights_up else "$muted"),
             (f"{mark} ", mark_style),
-            (fit(self.option.key, self._key_width - 1) + " ", self._key_style),
-            (self._value_text(), self._value_style),
+            (fit(self.option.key, key_width - 1) + " ", self._key_style),
+            (self._value_text(value_width), self._value_style),
             (" " + fit(notes if has_notes else self._help, rest), "$accent" if has_notes else "$muted")
             if rest >= _LEAST_HELP or has_notes
             else ("", ""),
         ]
         lines = [Content.assemble(*parts)]
         indent = " " * (_MARK_WIDTH + 2)
-        lines += [Content.styled(indent + line, style) for line, style in self._lines_below(width)]
+        lines += [Content.styled(indent + line, style) for line, style in self._lines_below(self.size.width)]
         return Content("\n").join(lines)
 
     @property
@@ -273,8 +257,7 @@ class OptionField(Widget):
             return "$muted"
         return "bold $foreground" if self.is_changed else "$muted" if self.value is None else "$foreground"
 
-    def _value_text(self) -> str:
-        width = self._value_width
+    def _value_text(self, width: int) -> str:
         value = self.option.default if self.value is None else self.value
         text = one_line(format_value(value)) or self.unset_text or "–"
         if self.choices:
@@ -285,10 +268,6 @@ class OptionField(Widget):
             # The end of a path is more informative.
             text = "…" + text[-(width - 1) :]
         return fit(text, width)
-
-    def watch_value(self) -> None:
-        """Update the mark and the text."""
-        self.refresh()
 
     # Events.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Sequence
 
 from textual import events, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import OptionList
+from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.text import one_line
@@ -40,6 +41,13 @@ class ChoiceList(OptionList):
         """Keep the highlighted entry in sight when the list shrinks."""
         self.call_after_refresh(self.scroll_to_highlight)
 
+    def move(self, rows: int) -> None:
+        """Move the cursor by a number of entries that can be chosen."""
+        choosable = [place for place, option in enumerate(self.options) if not option.disabled]
+        if choosable:
+            index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
+            self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
+
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
@@ -48,11 +56,52 @@ class ChoiceList(OptionList):
             self.highlighted = place
 
 
+class PointedList(ChoiceList):
+    """A list with a pointer before the highlighted entry, which marks it on terminals without color."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._prompts: list[Content] = []
+        self._notes: Container[int] = ()
+        self._pointed_at: int | None = None
+
+    def fill(self, prompts: Sequence[Content], notes: Container[int] = ()) -> None:
+        """Show other entries, none of them highlighted.
+
+        Args:
+            prompts: The texts behind the pointer.
+            notes: Indices of entries that have no pointer and cannot be chosen.
+        """
+        self._prompts, self._notes, self._pointed_at = list(prompts), notes, None
+        self.clear_options()
+        self.add_options([Option(self._line(place), disabled=place in notes) for place in range(len(prompts))])
+
+    def draw(self, place: int, prompt: Content) -> None:
+        """Show another text of an entry."""
+        self._prompts[place] = prompt
+        self.replace_option_prompt_at_index(place, self._line(place))
+
+    def watch_highlighted(self, highlighted: int | None) -> None:
+        """Move the pointer."""
+        before, self._pointed_at = self._pointed_at, highlighted
+        for place in (before, highlighted):
+            if place is not None and place < len(self._prompts):
+                self.replace_option_prompt_at_index(place, self._line(place))
+        super().watch_highlighted(highlighted)
+
+    def _line(self, place: int) -> Content:
+        if place in self._notes:
+            return self._prompts[place]
+        pointer = "▸ " if place == self._pointed_at else "  "
+        return Content.assemble((pointer, "$primary bold"), self._prompts[place])
+
+
 class ListBox(Vertical):
     """A box with a heading, a list, the result of the last key, and the keys; the screen fills the list.
 
     Args:
         title: The title in the frame.
+        read: Reads the list again, after a key.
     """
 
     DEFAULT_CSS = """
@@ -65,9 +114,10 @@ class ListBox(Vertical):
     }
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, read: Callable[[], object]) -> None:
         super().__init__()
         self.border_title = Content(title)
+        self._read = read
         self._turn = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
@@ -103,18 +153,17 @@ class ListBox(Vertical):
             self.options.action_cursor_up()
 
     @work
-    async def carry_out(self, what: Callable[[], Awaitable[str]], then: Callable[[], object]) -> None:
-        """Carry out the actions of keys one after the other, and show their results.
+    async def carry_out(self, action: Callable[[], Awaitable[str]]) -> None:
+        """Carry out the actions of keys one after the other, show their results, and read the list again.
 
         Args:
-            what: The action; returns a message.
-            then: Called afterwards, to read the list again.
+            action: The action; returns a message.
         """
         async with self._turn:
             try:
-                said = await what()
+                said = await action()
             except UserError as error:
                 self.say(str(error), "$near")
             else:
                 self.say(said)
-        then()
+        self._read()

@@ -14,7 +14,7 @@ from textual.strip import Strip
 from core.text import sanitize, steady
 from core.units import format_count
 from tui.datasets.view import Turn
-from tui.widgets.strips import SearchView, find_matches, fit, mark_matches
+from tui.widgets.strips import SearchView, component_classes, find_matches, fit, mark_matches
 
 #: Maximum characters shown of a turn, which is still quick to wrap.
 SHOWN_CHARACTERS = 100_000
@@ -40,14 +40,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
     }
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "conversation--system",
-        "conversation--user",
-        "conversation--assistant",
-        "conversation--other",
-        "conversation--problem",
-        "conversation--match",
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

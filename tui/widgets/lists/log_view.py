@@ -14,6 +14,8 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from tui.widgets.strips import component_classes
+
 if TYPE_CHECKING:
     from core.runs.record.history import LogLine
 
@@ -34,7 +36,7 @@ class LogView(ScrollView, can_focus=True):
     LogView > .log-view--warning { color: $near; }
     LogView > .log-view--error { color: $limit; }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"log-view--time", "log-view--warning", "log-view--error"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
     #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
 

@@ -20,7 +20,7 @@ from textual.strip import Strip
 
 from core.text import sanitize, steady
 from core.units import format_count
-from tui.widgets.strips import SearchView, find_matches, fit
+from tui.widgets.strips import SearchView, component_classes, find_matches, fit
 
 #: Maximum number of tokens shown of a row, which is still quick to wrap.
 SHOWN_TOKENS = 10_000
@@ -101,20 +101,7 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
     }
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "mask-view--learned",
-        "mask-view--learned-special",
-        "mask-view--ignored",
-        "mask-view--ignored-special",
-        "mask-view--prompt",
-        "mask-view--prompt-special",
-        "mask-view--cut",
-        "mask-view--match",
-        "mask-view--match-here",
-        "mask-view--note",
-        "mask-view--label",
-        "mask-view--problem",
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

@@ -17,7 +17,7 @@ from textual.strip import Strip
 
 from core.text import steady
 from tui.datasets.view import RowCells
-from tui.widgets.strips import fit, mark_matches
+from tui.widgets.strips import component_classes, fit, mark_matches
 
 #: Marks of readable rows with a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
@@ -52,14 +52,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     }
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "row-list--header",
-        "row-list--number",
-        "row-list--cursor",
-        "row-list--problem",
-        "row-list--warning",
-        "row-list--match",
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     cursor = reactive(0, always_update=True, repaint=False)
     """Index of the row under the cursor."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -29,6 +29,7 @@ from core.units import (
 )
 from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
+from tui.widgets.strips import component_classes, fit
 
 if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow
@@ -182,14 +183,7 @@ class RunList(ScrollView, can_focus=True):
     RunList > .run-list--near { color: $near; }
     RunList > .run-list--limit { color: $limit; }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "run-list--header",
-        "run-list--cursor",
-        "run-list--mark",
-        "run-list--ok",
-        "run-list--near",
-        "run-list--limit",
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     @dataclass
     class Chosen(Message):
@@ -401,7 +395,7 @@ class RunList(ScrollView, can_focus=True):
         width = self.scrollable_content_region.width
         if y < _HEADER_ROWS:
             style = self.get_component_rich_style("run-list--header")
-            cells = [_fit(self._title(column), size, column.right) for column, size in self._columns()]
+            cells = [fit(self._title(column), size, right=column.right) for column, size in self._columns()]
             return Strip([Segment("  " + "  ".join(cells), style)]).adjust_cell_length(width, self.rich_style)
         index = y - _HEADER_ROWS + self.scroll_offset.y
         if index >= len(self._rows):
@@ -425,12 +419,6 @@ class RunList(ScrollView, can_focus=True):
             text = column.cell(row, figures, now)
             if column.title == "run" and not row.labels.name and cell_len(text) > size:
                 text = brief_id(row.run.id)
-            segments.append(Segment(_fit(text, size, column.right), style))
+            segments.append(Segment(fit(text, size, right=column.right), style))
             segments.append(Segment("  ", base))
         return Strip(segments).adjust_cell_length(width, base)
-
-
-def _fit(text: str, width: int, right: bool) -> str:
-    if cell_len(text) > width:
-        return set_cell_size(text, width - 1) + "…"
-    return " " * (width - cell_len(text)) + text if right else set_cell_size(text, width)

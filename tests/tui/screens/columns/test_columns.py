@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     return screen
 
 
+@asynccontextmanager
+async def columns(
+    directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
+) -> AsyncIterator[tuple[Pilot[Any], ColumnsScreen]]:
+    """The open screen."""
+    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+        yield pilot, await opened(pilot)
+
+
 async def seen(pilot: Pilot[Any], screen: ColumnsScreen) -> None:
     await wait_for(pilot, lambda: screen.preview is not None)
     await pilot.pause()
@@ -82,8 +93,7 @@ def value(pilot: Pilot[Any], name: str) -> Any:
 
 
 async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24), notifications=True) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory, notifications=True) as (pilot, screen):
         text = words(pilot)
         assert "✗ mine.csv has rows of no known format" in text
         assert "Choose a column for user" in text
@@ -114,8 +124,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
 
 @pytest.mark.long
 async def test_picking_from_the_list_by_typing(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
@@ -135,8 +144,7 @@ async def test_picking_from_the_list_by_typing(directory: Path) -> None:
 
 async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
     write(directory, [{"question": "q", "answer": "a", "persona": "p"}] * 2)
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         assert "as recognized" in screen_lines(pilot.app)[0]
         assert screen.choice.columns == {"user": "question", "assistant": "answer"}
         assert screen.choice.named is None
@@ -158,8 +166,7 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
 @pytest.mark.long
 async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
     write(directory, [{"question": "q", "answer": "a", "b": "c"}], 'columns = {user = "b", assistant = "answer"}\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         assert screen.choice.named == {"user": "b", "assistant": "answer"}
         assert spoken(screen)[0] == ("user", "c")
         await pilot.press("c")
@@ -177,8 +184,7 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
 @pytest.mark.long
 async def test_the_format_can_be_overridden(directory: Path) -> None:
     write(directory, [{"instruction": "i", "output": "o", "text": "the text"}])
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         assert screen.parts.current == "format"
         assert "alpaca: The first row has" in words(pilot)
         await pilot.press("enter")
@@ -202,8 +208,7 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
 async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Path) -> None:
     more = 'format = "text"\ncolumns = {user = "a", assistant = "b"}\n'
     write(directory, [{"a": "q", "b": "r"}], more)
-    async with make_app(directory).run_test(size=(100, 30)) as pilot:
-        await opened(pilot)
+    async with columns(directory, (100, 30)) as (pilot, _):
         assert "data.format says text" in words(pilot)
         await pilot.press("s")
         await wait_for(pilot, lambda: "✗ Not saved." in screen_text(pilot.app))
@@ -214,8 +219,7 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
 async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> None:
     turns = [{"wer": "Kunde", "was": "q"}, {"wer": "Agent", "was": "a"}]
     write(directory, [{"verlauf": turns}])
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         assert "user_role" not in screen_text(pilot.app), "keys and speakers only once there are messages"
         await go_to(pilot, screen, "messages")
         await pilot.press("right")
@@ -240,8 +244,7 @@ async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> 
 
 async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) -> None:
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
-    async with make_app(directory).run_test(size=(100, 30)) as pilot:
-        await opened(pilot)
+    async with columns(directory, (100, 30)) as (pilot, _):
         assert "! data.columns has no part usr; what you save is without it." in words(pilot)
         await pilot.press("s")
         await wait_for(pilot, lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
@@ -250,8 +253,7 @@ async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) 
 @pytest.mark.long
 async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
     write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
-    async with make_app(directory).run_test(size=(100, 30)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory, (100, 30)) as (pilot, screen):
         assert screen.choice.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
         assert "train.objective is sft" in words(pilot)
 
@@ -303,8 +305,7 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
 async def test_hostile_names_and_values(directory: Path) -> None:
     names = [HOSTILE, "[red]", " spaced ", "x" * 5000, "\n", "𝔘 wide 文字"]
     write(directory, [{**dict.fromkeys(names, HOSTILE), "half \ud800": "y", "": "z", "long": "w" * 200_000}])
-    async with make_app(directory).run_test(size=(60, 20)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory, (60, 20)) as (pilot, screen):
         assert screen.sample is not None
         assert [one.value for one in screen.sample.columns] == [*names, "long"]
         assert "2 columns cannot be chosen" in words(pilot)
@@ -332,8 +333,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
 @pytest.mark.long
 async def test_ten_thousand_columns(directory: Path) -> None:
     write(directory, [{f"column {number}": f"value {number}" for number in range(10_000)}] * 5)
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
@@ -353,8 +353,7 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
     write(directory, [{"a": "q", "b": "r"}])
     path = directory / "rows.jsonl"
     path.write_text("{broken\n" + path.read_text() + "[1]\n")
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
         await seen(pilot, screen)
@@ -373,8 +372,7 @@ async def test_it_reads_without_color_and_tab_scrolls_the_rows(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory) as (pilot, screen):
         assert "▸ format" in screen_text(pilot.app)
         await pilot.press("j", "right")
         await seen(pilot, screen)
@@ -408,8 +406,7 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
 
 @pytest.mark.long
 async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(100, 30)) as pilot:
-        screen = await opened(pilot)
+    async with columns(directory, (100, 30)) as (pilot, screen):
         await go_to(pilot, screen, "text")
         await pilot.press("enter")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))

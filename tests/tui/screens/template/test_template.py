@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
+from tui.screens.template.template_entries import TemplateEntry
 
 ROWS = [("what is it", "a reply"), ("and this", "another\nreply"), ("tell me", "")]
 
@@ -73,6 +74,27 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     return screen
 
 
+@asynccontextmanager
+async def templates(
+    directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
+) -> AsyncIterator[tuple[Pilot[Any], TemplateScreen]]:
+    """The open screen."""
+    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+        yield pilot, await opened(pilot)
+
+
+def append(directory: Path, text: str) -> None:
+    """Lengthen the configuration."""
+    path = directory / "tickets.toml"
+    path.write_text(path.read_text() + text)
+
+
+def at(screen: TemplateScreen) -> TemplateEntry:
+    """The template under the cursor."""
+    assert screen.current is not None
+    return screen.current
+
+
 def is_shown(pilot: Pilot[Any], text: str) -> bool:
     return text in screen_text(pilot.app)
 
@@ -99,8 +121,7 @@ def value(pilot: Pilot[Any], name: str) -> Any:
 
 
 async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "in force: model's own" in text
         assert "▸● model's own" in text
@@ -114,8 +135,7 @@ async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> 
 
 @pytest.mark.long
 async def test_moving_through_the_list_previews_live(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(120, 40)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory, (120, 40)) as (pilot, screen):
         assert screen.source_view.source == CHATML
         for key, name in (("G", "vicuna"), ("k", "alpaca"), ("up", "zephyr"), ("g", ""), ("j", "chatml")):
             await pilot.press(key)
@@ -131,24 +151,21 @@ async def test_moving_through_the_list_previews_live(directory: Path) -> None:
 
 async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) -> None:
     (directory / "mine.jinja").write_text(CHATML)
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + '\n[template]\nfile = "./mine.jinja" # as it is\n')
-    async with make_app(directory).run_test(size=(80, 24), notifications=True) as pilot:
-        screen = await opened(pilot)
+    append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
+    async with templates(directory, notifications=True) as (pilot, screen):
         assert "in force: mine.jinja, by template.file" in screen_text(pilot.app)
         await pilot.press("enter")
         await pilot.pause()
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
         await pilot.press("g", *["j"] * 2)
-        assert screen.current is not None
-        assert screen.current.title == "chatml"
+        assert at(screen).title == "chatml"
         await pilot.press("enter")
         await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
         assert value(pilot, "template.file") is None
         assert "chatml is the chat template." in screen_text(pilot.app)
         await wait_for(pilot, lambda: pane_of(pilot.app, "config").form.field("template.name").value == "chatml")
-        assert "chatml" not in path.read_text(), "the file is written when it is saved"
+        assert "chatml" not in (directory / "tickets.toml").read_text(), "the file is written when it is saved"
         await opened(pilot)
         assert "in force: chatml, by template.name" in screen_text(pilot.app)
         await pilot.press("g", "enter")
@@ -158,8 +175,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
 
 @pytest.mark.long
 async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory) as (pilot, _):
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
         assert "Help · Chat template" in screen_text(pilot.app)
@@ -175,8 +191,7 @@ async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> N
 
 @pytest.mark.long
 async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         lines = [line for line in screen_lines(pilot.app) if "llama3" in line]
         assert "✗" in lines[0]
         assert not any("✗" in line for line in screen_lines(pilot.app) if " chatml " in line)
@@ -192,8 +207,7 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
 
 @pytest.mark.long
 async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(100, 30)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory, (100, 30)) as (pilot, screen):
         await pilot.press("n")
         await wait_for(pilot, lambda: lit(screen) == "another\nreply<|im_end|>")
         assert "row 2 ·" in screen_text(pilot.app)
@@ -206,8 +220,7 @@ async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
 
 @pytest.mark.long
 async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(60, 20)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory, (60, 20)) as (pilot, screen):
         await pilot.press("j", "tab")
         assert screen.mask_view.has_focus
         await pilot.press("tab")
@@ -216,8 +229,7 @@ async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
         await wait_for(pilot, lambda: "27 {%- endif %}" in screen_text(pilot.app))
         await pilot.press("g")
         await wait_for(pilot, lambda: " 1 {%-" in screen_text(pilot.app))
-        assert screen.current is not None
-        assert screen.current.id == "chatml"
+        assert at(screen).id == "chatml"
 
 
 async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
@@ -226,8 +238,7 @@ async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
     monkeypatch.setenv(
         "VISUAL", make_editor(directory, 'sed -i "s/user/human/; s/CHATML//" "$1"; echo "{# mine #}" >> "$1"')
     )
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         await pilot.press("j", "e")
         await pilot.pause()
         assert "save the copy as chatml.jinja" in screen_text(pilot.app)
@@ -240,8 +251,7 @@ async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
         text = screen_text(pilot.app)
         assert "in force: chatml.jinja, by template.file" in text
         assert "✓ chatml.jinja is saved and is the chat template." in text
-        assert screen.current is not None
-        assert screen.current.path == path
+        assert at(screen).path == path
         assert screen.source_view.source.endswith("{# mine #}\n")
         assert lit(screen) == "a reply<|im_end|>"
 
@@ -252,8 +262,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
     seen_by_editor = directory / "seen"
     script = f'cp "$1" {seen_by_editor}; echo "{{% if %}}" >> "$1"'
     monkeypatch.setenv("VISUAL", make_editor(directory, script))
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         await pilot.press("j", "e", "enter")
         await wait_for(pilot, lambda: screen.current is not None and screen.current.id == "file")
         await seen(pilot, screen)
@@ -275,10 +284,8 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
     (directory / "mine.jinja").write_text(
         "a\n{% for m in messages %}\n{{ raise_exception('not ' + m.role) }}{% endfor %}"
     )
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    append(directory, '\n[template]\nfile = "mine.jinja"\n')
+    async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "✗ Line 3: The chat template refuses the" in text
         assert screen.source_view.marked == 3
@@ -287,8 +294,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
 
 @pytest.mark.long
 async def test_an_editor_that_does_nothing_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory) as (pilot, _):
         await pilot.press("j")
         for editor, sentence in (
             ("false", "nothing has changed"),
@@ -313,8 +319,7 @@ async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, mon
     monkeypatch.setenv("VISUAL", "true")
     path = directory / "chatml.jinja"
     path.write_text(CHATML)
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory) as (pilot, _):
         await pilot.press("j", "e", "enter")
         await wait_for(pilot, lambda: "exists already" in screen_text(pilot.app))
         await pilot.press("u")
@@ -327,8 +332,7 @@ async def test_what_cannot_be_written_is_kept_for_another_path(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL", make_editor(directory, 'echo "{# kept #}" >> "$1"'))
-    async with make_app(directory).run_test(size=(120, 30)) as pilot:
-        await opened(pilot)
+    async with templates(directory, (120, 30)) as (pilot, _):
         await pilot.press("j", "e", "ctrl+u")
         await paste(pilot, "no/such/place/t.jinja")
         await pilot.press("enter")
@@ -343,8 +347,7 @@ async def test_what_cannot_be_written_is_kept_for_another_path(
 
 async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "mine.jinja").write_text(CHATML)
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
+    append(directory, '\n[template]\nfile = "mine.jinja"\n')
     monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/im_start|>/im_start|>X/" "$1"'))
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
@@ -360,16 +363,13 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
 
 @pytest.mark.long
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    append(directory, '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
+    async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "template.name and template.file are both set" in text
         await pilot.press("j")
         await pilot.pause()
-        assert screen.current is not None
-        assert "cannot be read" in screen.current.problem
+        assert "cannot be read" in at(screen).problem
         await pilot.press("enter")
         await pilot.pause()
         assert isinstance(pilot.app.screen, TemplateScreen), "a file that is not there is not chosen"
@@ -382,8 +382,7 @@ async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: 
 async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) -> None:
     path = directory / "tickets.toml"
     path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "is not on this machine" in text
         await pilot.press("j")
@@ -396,8 +395,7 @@ async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) 
 
 async def test_without_data_an_example_is_shown(directory: Path, tiny_model_dir: Path) -> None:
     (directory / "tickets.toml").write_text(f'[model]\nbase = "{tiny_model_dir}"\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         assert "an example, as no data is open" in screen_text(pilot.app)
         assert lit(screen) == "Paris.<|im_end|>Rome.<|im_end|>"
 
@@ -405,8 +403,7 @@ async def test_without_data_an_example_is_shown(directory: Path, tiny_model_dir:
 async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Path) -> None:
     path = directory / "tickets.toml"
     path.write_text('template = "chatml"\n' + path.read_text())
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory) as (pilot, _):
         before = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
         await pilot.press("j", "enter")
         await wait_for(pilot, lambda: "The configuration is not changed" in screen_text(pilot.app))
@@ -420,8 +417,7 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
     (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
     path = directory / "tickets.toml"
     path.write_text(path.read_text() + f"\n[template]\nfile = {json.dumps(name)}\n")
-    async with make_app(directory).run_test(size=(60, 20)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory, (60, 20)) as (pilot, screen):
         for _ in range(4):
             assert not FORBIDDEN & set(screen_text(pilot.app))
             await pilot.press("j")
@@ -436,8 +432,7 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
 @pytest.mark.long
 async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory) as (pilot, _):
         segments = [s for strip in pilot.app.screen._compositor.render_strips() for s in strip]
         underlined = "".join(s.text for s in segments if s.style and s.style.underline)
         assert underlined == "learneda reply<|im_end|>"
@@ -476,28 +471,24 @@ async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: 
 
 @pytest.mark.long
 async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(200, 50)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory, (200, 50)) as (pilot, screen):
         assert "ChatML: <|im_start|>role" in screen_text(pilot.app)
         await pilot.press("j", "j")
         for size in [(60, 20), (160, 45), (80, 24)]:
             await pilot.resize_terminal(*size)
             await wait_for(pilot, partial(is_wide, pilot, size[0]))
             await pilot.pause()
-            assert screen.current is not None
-            assert screen.current.id == "qwen"
+            assert at(screen).id == "qwen"
             assert "▸  qwen" in screen_text(pilot.app)
             assert ("generation prompt" if size[0] > 60 else "special  prompt") in screen_text(pilot.app)
 
 
 @pytest.mark.long
 async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    async with templates(directory) as (pilot, screen):
         await pilot.click("#template-list", offset=(5, 2))
         await pilot.pause()
-        assert screen.current is not None
-        assert screen.current.id == "qwen"
+        assert at(screen).id == "qwen"
         assert pilot.app.screen is screen
         await pilot.click("#template-list", offset=(5, 2))
         await wait_for(pilot, lambda: value(pilot, "template.name") == "qwen")
@@ -505,10 +496,8 @@ async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None
 
 async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> None:
     (directory / "mine.jinja").write_text("{% if")
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\n')
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        screen = await opened(pilot)
+    append(directory, '\n[template]\nfile = "mine.jinja"\n')
+    async with templates(directory) as (pilot, screen):
         await pilot.press("enter")
         await wait_for(pilot, lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen

@@ -1,19 +1,24 @@
-"""Meters of devices in the room that there is."""
+"""Meters of devices in the room that there is, their planned memory, and small figures of blocks."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.analysis.lengths import Bucket
 from core.hardware.snapshot import Device, GpuProcess, Host
+from core.runs.record.events import MemoryEvent
 from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU
 from tui.glyphs import ASCII, BRAILLE
-from tui.widgets.charts.bars import tick_place
-from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line
+from tui.widgets.charts.bars import draw_histogram, sparkline, tick_place
+from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line, planned_memory
 
 FULL = replace(
     GPU,
@@ -185,3 +190,67 @@ def test_the_mark_takes_a_cell_of_the_bar(used: int, bar: str) -> None:
     around = Around(lambda _: PlannedMemory(1, 13_000_000_000))
     (line,) = device_lines(device, 76, ASCII, around=around)
     assert f"VRAM {bar} " in line.plain
+
+
+CARD = Device(index=0, kind="cuda", name="RTX", memory_used=9, memory_total=24_000)
+CPU = Device(index=0, kind="cpu", name="CPU", memory_used=9, memory_total=64_000)
+PARTS = {"weights": 5_000, "activations": 1_000, "weights_file": 700}
+
+
+def test_of_a_card_other_programs_are_added() -> None:
+    memory = {
+        "cpu": MemoryEvent(device="cpu", peak_bytes=3),
+        "cuda:0": MemoryEvent(device="cuda:0", predicted_bytes=PARTS),
+    }
+    # Without memory that the system can reclaim.
+    assert planned_memory(memory, CARD, 7) == PlannedMemory(6_000, 6_000)
+    shared = replace(CARD, processes=[GpuProcess(7, 5_000), GpuProcess(8, 400), GpuProcess(9, None)])
+    assert planned_memory(memory, shared, 7) == PlannedMemory(6_000, 6_400)
+    assert planned_memory(memory, CPU, 7) is None
+
+
+def test_of_the_cpu_what_others_held_is_added() -> None:
+    memory = {"cpu": MemoryEvent(device="cpu", predicted_bytes=PARTS, limit_bytes=60_000)}
+    assert planned_memory(memory, CPU, 7) == PlannedMemory(6_000, 10_000)
+    memory = {"cpu": MemoryEvent(device="cpu", predicted_bytes=PARTS)}
+    assert planned_memory(memory, CPU, None) == PlannedMemory(6_000, 6_000)
+
+
+def test_without_a_plan_or_a_meter_there_is_no_figure() -> None:
+    assert planned_memory({}, CARD, 7) is None
+    assert planned_memory({"cuda:0": MemoryEvent(device="cuda:0", peak_bytes=5)}, CARD, 7) is None
+    memory = {"cuda:0": MemoryEvent(device="cuda:0", predicted_bytes=PARTS)}
+    assert planned_memory(memory, replace(CARD, memory_total=None), 7) is None
+
+
+def test_labels_are_evenly_spaced() -> None:
+    buckets = [Bucket(low, low + 80, 57 if not low else 0) for low in range(0, 1280, 80)]
+    axis = draw_histogram(buckets, 76, 5)[-1]
+    places = [match.start() for match in re.finditer(r"[\d,]+", axis)]
+    assert len(places) > 4
+    assert len({after - before for before, after in itertools.pairwise(places)}) == 1
+    assert "1,120 tokens" in axis
+
+
+@cases(
+    ("values", "width", "shown"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([3.0, 1.0, 1.0], 9, "█▁▁"),
+        ([2.0, 2.0], 9, "▁▁"),
+        ([1.0, math.nan, 2.0], 9, "▁ █"),
+        (list(range(101)), 3, "▁▅█"),
+        ([math.nan], 3, " "),
+        ([], 3, ""),
+        ([1.0], 0, ""),
+    ],
+)
+def test_values_are_bars(values: list[float], width: int, shown: str) -> None:
+    assert sparkline(values, width, BRAILLE) == shown
+
+
+@given(st.lists(st.floats(), max_size=40), st.integers(0, 20))
+def test_any_values_are_drawn(values: list[float], width: int) -> None:
+    text = sparkline(values, width, ASCII)
+    assert len(text) == min(len(values), width)
+    assert text.isascii()

@@ -166,13 +166,6 @@ def test_every_pattern_of_dots_has_a_character(glyphs: GlyphSet) -> None:
     assert glyphs.line[0] in " \u2800"
 
 
-def test_ascii_is_ascii() -> None:
-    assert all(
-        text.isascii()
-        for text in (ASCII.line, ASCII.points, ASCII.eval_mark, ASCII.event_mark, ASCII.vertical, ASCII.bar_full)
-    )
-
-
 def test_braille_dots_are_where_they_should_be() -> None:
     grid = DotGrid(1, 1, BRAILLE)
     grid.set(0, 3)

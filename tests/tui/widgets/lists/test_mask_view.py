@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
+from textual.pilot import Pilot
 from wcwidth import wcswidth
 
 from core.analysis.result import Bucket
@@ -42,11 +43,18 @@ def _says(pane: DataPane, sentence: str) -> bool:
     return sentence in pane.body.mask_view.message
 
 
-async def shown(pilot: object, pane: DataPane, path: Path) -> None:
+async def shown(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
     pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
     pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None)  # type: ignore[arg-type]
-    await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)  # type: ignore[arg-type]
+    await wait_for(pilot, lambda: pane.view is not None)
+    await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)
+
+
+async def as_tokens(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
+    """Show a file, with its row as tokens."""
+    await shown(pilot, pane, path)
+    await pilot.press("m")
+    await wait_for(pilot, lambda: pane.body.mask_view.parts)
 
 
 #: Characters whose width terminals do not agree on.
@@ -94,9 +102,7 @@ async def test_a_row_as_tokens_with_exactly_the_answer_learned(tmp_path: Path, t
     path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
     pane = configured(tiny_model_dir)
     async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await shown(pilot, pane, path)
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        await as_tokens(pilot, pane, path)
         await pilot.press("j")
         await wait_for(
             pilot, lambda: "second" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells)
@@ -159,21 +165,6 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(tmp_path: P
         assert "bad" in first
 
 
-async def test_what_is_learned_is_told_without_color(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
-        await pilot.pause()
-        segments = [segment for strip in pilot.app.screen._compositor.render_strips() for segment in strip]
-        underlined = "".join(segment.text for segment in segments if segment.style and segment.style.underline)
-        assert underlined == "learnedzyx<|im_end|>"
-
-
 def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
     """The style of each stretch of the token view."""
     found: dict[str, Style] = {}
@@ -193,9 +184,7 @@ async def test_every_kind_of_token_has_attributes_of_its_own(
         monkeypatch.setenv("NO_COLOR", no_color)
     pane = configured(tiny_model_dir, train__max_length=30)
     async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
-        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
         await pilot.press("slash", *"me", "enter")
         await wait_for(pilot, lambda: pane.body.mask_view.match_place == (1, 2))
         styles = _strip_styles(pane, 12)
@@ -241,12 +230,11 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
     rows = [("ask", "first"), (long, "second"), ("ask", "third"), (f"{needle.upper()} again", "fourth")]
     pane = configured(tiny_model_dir)
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await shown(pilot, pane, write(tmp_path / "rows.jsonl", rows))
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", rows))
         await pilot.press("slash", *needle, "enter")
         await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (1, 2))
-        assert "line 40" in screen_text(pilot.app), "it is scrolled to the match"
+        # It is scrolled to the match.
+        await wait_for(pilot, lambda: "line 40" in screen_text(pilot.app))
         assert "line 90" not in screen_text(pilot.app)
         cells = pane.body.mask_view.parts[0].cells
         assert all(needle not in cell.text for cell in cells), "the text is divided between tokens"
@@ -282,7 +270,7 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         await wait_for(pilot, lambda: pane.view is not None)
         await pilot.press("slash", *"NEEDLE", "enter")
         await wait_for(pilot, lambda: pane.index == 1 and pane.body.conversation.match_place == (1, 2))
-        assert "line 40 needle" in screen_text(pilot.app)
+        await wait_for(pilot, lambda: "line 40 needle" in screen_text(pilot.app))
         await pilot.press("enter", "n")
         await wait_for(pilot, lambda: "line 90 needle" in screen_text(pilot.app))
         assert pane.body.conversation.match_place == (2, 2)
@@ -322,9 +310,7 @@ async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Pat
 async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
     pane = configured(tiny_model_dir)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
         await pilot.press("enter", "G")
         await pilot.pause()
         text = screen_text(pilot.app)

@@ -1,0 +1,338 @@
+"""Dialogs of the chat: settings, the models that answer, and a good answer to keep as a row of a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import OptionList, TextArea
+from textual.widgets.option_list import Option
+
+from core.chat.candidates import Candidate
+from core.chat.dialogue import COLUMNS
+from core.chat.request import GenerationSettings, Source
+from core.errors import UserError
+from core.text import one_line, sanitize
+from core.units import exact_number
+from tui.screens.box import InputForm
+from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList
+from tui.widgets.strips import fit
+from tui.widgets.text_block import TextBlock
+
+_SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
+
+
+class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
+    """Dialog of the chat settings, checked on accept; returns the system prompt and the settings, or nothing.
+
+    Args:
+        system: The current system prompt.
+        settings: The current settings.
+    """
+
+    DEFAULT_CSS = """
+    ChatSettings {
+        & > InputForm { width: 84; }
+        & SafeInput { width: 10; }
+        & #line-system, & #line-stop { width: 1fr; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
+    AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
+
+    def __init__(self, system: str, settings: GenerationSettings) -> None:
+        super().__init__()
+        seed = "" if settings.seed is None else str(settings.seed)
+        penalty = exact_number(settings.repetition_penalty)
+        rows = {
+            "system": ("system prompt", system, ""),
+            "temperature": ("temperature", exact_number(settings.temperature), "randomness, 0 to 5; 0 is none"),
+            "top_p": ("top p", exact_number(settings.top_p), "share of likely tokens, up to 1"),
+            "max_new_tokens": ("longest answer", str(settings.max_new_tokens), "tokens, up to 32,768"),
+            "top_k": ("top k", str(settings.top_k), "number of likely tokens; 0: all"),
+            "min_p": ("min p", exact_number(settings.min_p), "least share of the likeliest, below 1"),
+            "repetition_penalty": ("repetition", penalty, "penalty, to 10; 1 is none"),
+            "seed": ("seed", seed, "the same draws; empty: none"),
+            "stop": ("stops", _stops_line(settings.stop), ""),
+        }
+        lines = {
+            name: (label, SafeInput(value, id=f"line-{name}"), hint) for name, (label, value, hint) in rows.items()
+        }
+        self._form = InputForm("Settings of the chat", lines, _SETTINGS_KEYS)
+
+    def compose(self) -> ComposeResult:
+        """The form."""
+        yield self._form
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        texts = self._form.texts
+        try:
+            settings = GenerationSettings(
+                max_new_tokens=_whole("longest answer", texts["max_new_tokens"]),
+                temperature=_number("temperature", texts["temperature"]),
+                top_p=_number("top p", texts["top_p"]),
+                top_k=_whole("top k", texts["top_k"]),
+                min_p=_number("min p", texts["min_p"]),
+                repetition_penalty=_number("repetition penalty", texts["repetition_penalty"]),
+                seed=_whole("seed", texts["seed"]) if texts["seed"] else None,
+                stop=_read_stops(texts["stop"]),
+            )
+        except UserError as error:
+            self._form.answer(f"✗ {one_line(error.message)}")
+            return
+        self.dismiss((texts["system"], settings))
+
+
+def _number(label: str, text: str) -> float:
+    """Parse a number.
+
+    Raises:
+        UserError: If the text is not a number.
+    """
+    try:
+        number = float(text)
+        int(number)
+    except (ValueError, OverflowError):
+        raise UserError(f"The {label} must be a number, not {one_line(text, 20) or 'nothing'}.") from None
+    return number
+
+
+def _whole(label: str, text: str) -> int:
+    """Parse a whole number.
+
+    Raises:
+        UserError: If the text is not a whole number.
+    """
+    number = _number(label, text)
+    if number != int(number):
+        raise UserError(f"The {label} must be a whole number, not {one_line(text, 20)}.")
+    return int(number)
+
+
+def _stops_line(stops: tuple[str, ...]) -> str:
+    """Stop sequences on one line, quoted as JSON because they may contain line breaks and trailing spaces."""
+    return json.dumps(list(stops), ensure_ascii=False)[1:-1]
+
+
+def _read_stops(text: str) -> tuple[str, ...]:
+    """Parse stop sequences: a JSON list without its brackets, or a single unquoted text.
+
+    Raises:
+        UserError: If a quote is not closed.
+    """
+    if not text.startswith('"'):
+        return (text,) if text else ()
+    try:
+        found = json.loads(f"[{text}]")
+    except ValueError:
+        raise UserError('Stops are texts in quotes with commas between them, like "User:", "\\n\\n".') from None
+    return tuple(found)
+
+
+_SOURCES_KEYS = (("space", "mark"), ("enter", "ask them"), ("esc", "leave as it is"))
+_NAME_WIDTH = 34
+
+
+class ChatSources(Overlay[tuple[Source, ...]]):
+    """List of the models to ask; returns the marked models in order, or the model under the cursor.
+
+    Args:
+        candidates: The available models.
+        present: The models that answer now.
+    """
+
+    DEFAULT_CSS = """
+    ChatSources {
+        & > Vertical {
+            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
+            border: round $border-focus; border-title-style: bold; background: $surface;
+        }
+        & ChoiceList { height: auto; max-height: 20; }
+        & #keys { margin-top: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "leave", show=False),
+        Binding("space", "mark", "mark", show=False),
+    ]
+    AUTO_FOCUS = "ChoiceList"
+
+    def __init__(self, candidates: Sequence[Candidate], present: Sequence[Source]) -> None:
+        super().__init__()
+        self._candidates = tuple(candidates)
+        known = {candidate.source for candidate in candidates}
+        self._marked = [source for source in present if source in known]
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = Content("Who answers")
+            yield ChoiceList()
+            yield TextBlock(id="answer")
+            yield TextBlock(key_line(_SOURCES_KEYS), id="keys")
+
+    def on_mount(self) -> None:
+        """List the candidates, with the cursor on the first current model."""
+        self._options.add_options([Option(self._line(candidate)) for candidate in self._candidates])
+        sources = [candidate.source for candidate in self._candidates]
+        self._options.highlighted = sources.index(self._marked[0]) if self._marked else 0
+
+    @property
+    def _options(self) -> ChoiceList:
+        return self.query_one(ChoiceList)
+
+    def _line(self, candidate: Candidate) -> Content:
+        marked = candidate.source in self._marked
+        mark = f"{self._marked.index(candidate.source) + 1} " if marked else "· "
+        return Content.assemble(
+            (mark, "$primary bold" if marked else "$muted"),
+            fit(one_line(candidate.name, 200), _NAME_WIDTH),
+            ("  " + one_line(candidate.about, 120), "$muted"),
+        )
+
+    def action_mark(self) -> None:
+        """Mark or unmark the model under the cursor."""
+        if (place := self._options.highlighted) is None:
+            return
+        source = self._candidates[place].source
+        answer = self.query_one("#answer", TextBlock)
+        answer.show(Content(""))
+        if source in self._marked:
+            self._marked.remove(source)
+        elif len(self._marked) < COLUMNS:
+            self._marked.append(source)
+        else:
+            answer.show(Content.styled(f"At most {COLUMNS} answer at once; take another mark away.", "$near"))
+            return
+        for number, candidate in enumerate(self._candidates):
+            self._options.replace_option_prompt_at_index(number, self._line(candidate))
+
+    def on_key(self, event: events.Key) -> None:
+        """Accept on ``enter``, whatever has the focus."""
+        if event.key == "enter":
+            event.stop()
+            self._accept()
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        self._accept()
+
+    def _accept(self) -> None:
+        place = self._options.highlighted
+        under_cursor = self._candidates[place].source if place is not None else None
+        if len(self._marked) <= 1 and under_cursor is not None:
+            # Without several marks, the cursor decides.
+            self.dismiss((under_cursor,))
+        else:
+            self.dismiss(tuple(self._marked))
+
+
+_KEEP_KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """An answer to append to a dataset file."""
+
+    text: str
+    """The answer as written by the model, or as edited."""
+    file: str
+    """The path of the file, as typed."""
+
+
+class _AnswerArea(TextArea):
+    """Editor of the answer; pasted text is sanitized."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+        self.cursor_blink = False
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.insert(sanitize(event.text))
+
+    def action_paste(self) -> None:
+        """Paste the app's clipboard."""
+        self.insert(sanitize(self.app.clipboard))
+
+
+class KeepAnswer(Overlay[KeptAnswer]):
+    """Dialog with the answer and the file; returns both, or nothing.
+
+    Args:
+        question: The question, for reference.
+        answer: The answer as written by the model.
+        file: The last used file; empty for none.
+    """
+
+    DEFAULT_CSS = """
+    KeepAnswer {
+        & > Vertical {
+            width: 96; max-width: 100%; height: 80%; max-height: 28; padding: 1 2;
+            border: round $border-focus; border-title-style: bold; background: $surface;
+        }
+        & TextArea {
+            height: 1fr; border: none; background: $panel; padding: 0 1;
+            &:focus { border: none; }
+        }
+        & Horizontal { height: auto; margin-top: 1; }
+        & .label { width: 8; }
+        & SafeInput { width: 1fr; background: $panel; }
+        & #keys { margin-top: 1; }
+        & #question { max-height: 3; margin-bottom: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "leave", show=False, priority=True),
+        Binding("ctrl+s", "accept", "append", show=False, priority=True),
+        Binding("tab", "app.focus_next", show=False, priority=True),
+        Binding("shift+tab", "app.focus_previous", show=False, priority=True),
+    ]
+    AUTO_FOCUS = "TextArea"
+    TAKES_TEXT = True
+
+    def __init__(self, question: str, answer: str, file: str) -> None:
+        super().__init__()
+        self._question, self._answer, self._file = question, answer, file
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = Content("A good answer, for a dataset")
+            yield TextBlock(Content.styled(one_line(self._question, 400), "$muted"), id="question")
+            yield _AnswerArea(sanitize(self._answer))
+            with Horizontal():
+                yield TextBlock(Content("file"), classes="label")
+                yield SafeInput(self._file, placeholder="answers.jsonl, made where there is none")
+            yield TextBlock(id="answer")
+            yield TextBlock(key_line(_KEEP_KEYS), id="keys")
+
+    def action_accept(self) -> None:
+        """Return the answer and the file."""
+        edited, file = self.query_one(TextArea).text, self.query_one(SafeInput).value.strip()
+        says = "" if edited.strip() else "The answer is empty."
+        says = says or ("" if file else "Name a file, which is made where there is none.")
+        if says:
+            self.query_one("#answer", TextBlock).show(Content.styled(f"✗ {says}", "$limit"))
+            if not file:
+                self.query_one(SafeInput).focus()
+            return
+        # An unedited answer is kept as written, not as sanitized for the editor.
+        self.dismiss(KeptAnswer(self._answer if edited == sanitize(self._answer) else edited, file))
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        self.action_accept()
