@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from core.config.derived import updates_in_backward
 from core.config.schema import Config
-from core.data.registries.data_files import DataHashes
+from core.data.registries.resolve import DataHashes
 from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
