@@ -26,7 +26,8 @@ from core.models.sandboxed import check_model_config, check_model_directory, rea
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
-from core.template.sandboxed import SAMPLE, RowMasks, preview
+from core.template.preview import SAMPLE
+from core.template.sandboxed import RowMasks, preview
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
 from tests.core.data.sample_files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd

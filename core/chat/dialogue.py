@@ -292,7 +292,7 @@ _DEEPEST = 50
 
 def _reply(data: dict[str, Any]) -> Reply | None:
     source, text, state = data.get("source"), data.get("text"), data.get("state")
-    told = {name: value for name in (*_TOLD, "raw") if isinstance(value := data.get(name), str)}
+    told: dict[str, Any] = {name: value for name in (*_TOLD, "raw") if isinstance(value := data.get(name), str)}
     if not isinstance(source, str) or not source or not isinstance(text, str):
         return None
     if state not in ("done", "stopped", "failed"):

@@ -10,9 +10,9 @@ from typing import Any
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.jinja_sandbox import TemplateTimeError
+from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, reads_variable, template_line, with_variables
 from core.template.row_tokenizer import MaskedRow
-from core.template.sandboxed import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.settings import MaskSettings
 from core.template.tokenizer import ModelTokenizer
 from core.units import format_count

@@ -18,7 +18,7 @@ from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection
 from core.errors import UserError
-from core.template.sandboxed import PAIR
+from core.template.preview import PAIR
 from core.text import one_line
 from core.units import format_count
 from tui.datasets.marks import RowMarks

@@ -20,20 +20,9 @@ from core.data.conversation import Example, Message
 from core.errors import UserError
 from core.sandbox import pool
 from core.sandbox.pool import SandboxError
+from core.template.preview import MOST_SHOWN, PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
 from core.template.row_tokenizer import MaskedRow
-from core.template.sandboxed import (
-    MOST_SHOWN,
-    PAIR,
-    SAMPLE,
-    Preview,
-    PreviewRow,
-    Refusal,
-    RowLength,
-    RowMasks,
-    check_template,
-    preview,
-    read_tokenizer,
-)
+from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
 from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.conftest import CHATML

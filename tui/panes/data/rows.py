@@ -17,8 +17,9 @@ from textual.message import Message
 from core.analysis.problems import Level
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.template.sandboxed import PreviewRow, Refusal, RowMasks
-from core.template.sandboxed import RowLength as Measured
+from core.template.preview import PreviewRow, Refusal
+from core.template.preview import RowLength as Measured
+from core.template.sandboxed import RowMasks
 from core.units import format_count
 from tui.datasets.plan import DataPlan
 from tui.datasets.summary import counted

@@ -19,7 +19,8 @@ from textual.worker import get_current_worker
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.template.sandboxed import Preview, check_template
+from core.template.preview import Preview
+from core.template.sandboxed import check_template
 from core.template.settings import MaskSettings
 from core.text import one_line
 from core.units import format_count

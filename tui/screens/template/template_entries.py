@@ -12,7 +12,8 @@ from textual.widgets.option_list import Option
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, template_source
-from core.template.sandboxed import SAMPLE, Preview, TokenizerFacts, preview, read_tokenizer
+from core.template.preview import SAMPLE, Preview
+from core.template.sandboxed import TokenizerFacts, preview, read_tokenizer
 from core.template.settings import MaskSettings
 from core.text import one_line
 from core.units import format_count

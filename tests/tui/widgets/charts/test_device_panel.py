@@ -7,10 +7,10 @@ import math
 import re
 from dataclasses import replace
 
-from core.analysis.result import Bucket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.analysis.result import Bucket
 from core.hardware.snapshot import Device, GpuProcess, Host
 from core.runs.record.events import MemoryEvent
 from tests.cases import cases
