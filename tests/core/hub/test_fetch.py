@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -448,12 +447,6 @@ def test_two_at_once_fetch_it_once(hub: FakeHub) -> None:
         thread.join()
     assert len(plans) == 3
     assert hub.files_asked() == ["train.jsonl"]
-
-
-def test_disk_errors_have_their_sentence() -> None:
-    from core.directories import disk_error
-
-    assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
 
 
 def test_an_entry_keeps_its_commit(hub: FakeHub, fetcher: Fetcher) -> None:
