@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ PROGRAM = "tests.core.jobs.scripted"
 #: The activity of its process, as it may be shown.
 AT_WORK = "at work\N{REPLACEMENT CHARACTER}[2J"
 QUANTIZE = "core.worker.job quantize"
-needs_library = pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 #: Starts a job that never ends, and prints its process id.
 PARENT = """
 from core.jobs.job import Job
@@ -40,12 +38,6 @@ job.run()
 def scripted(*steps: str, **options: Any) -> Job[JobProgress, dict[str, Any]]:
     """A job whose process takes some steps."""
     return Job("the test", lambda job: job.call(PROGRAM, {"steps": steps}, job.report, **options), "Do so.")
-
-
-def quantization(tmp_path: Path, **values: Any) -> dict[str, Any]:
-    """A request of the quantizer."""
-    common = {"quant": "Q4_0", "importance": None, "embeddings": None, "expected": 1}
-    return {**common, "source": str(tmp_path / "none.gguf"), "target": str(tmp_path / "q.gguf"), **values}
 
 
 def test_a_job_has_progress_and_a_result() -> None:
@@ -107,33 +99,17 @@ def test_messages_that_make_no_sense_are_no_result() -> None:
     assert seen[1:] == [JobProgress("['odd']")]
 
 
-def at_work(act: Callable[[], object]) -> Callable[[JobProgress], None]:
-    return lambda _: (act(), None)[1]
-
-
 def test_closing_ends_it_from_any_thread() -> None:
     job = scripted("hang")
     closing = threading.Thread(target=job.close)
     with pytest.raises(JobCancelledError):
-        job.run(at_work(closing.start))
+        job.run(lambda _: closing.start())
     closing.join()
     assert job.pid is not None
     assert has_ended(job.pid)
     job.close()
     with pytest.raises(JobCancelledError):
         job.run()
-
-
-def test_whatever_the_follower_raises_ends_it() -> None:
-    job = scripted("hang")
-
-    def fail() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        job.run(at_work(fail))
-    assert job.pid is not None
-    assert has_ended(job.pid)
 
 
 def test_a_follower_of_a_silent_process_may_give_up() -> None:
@@ -144,8 +120,11 @@ def test_a_follower_of_a_silent_process_may_give_up() -> None:
         if seen.count(JobProgress(AT_WORK, 1, 4)) > 1:
             raise KeyboardInterrupt
 
+    job = scripted("hang", beats=True)
     with pytest.raises(KeyboardInterrupt):
-        scripted("hang", beats=True).run(give_up)
+        job.run(give_up)
+    assert job.pid is not None
+    assert has_ended(job.pid)
 
 
 def test_a_job_that_takes_too_long_is_ended() -> None:
@@ -181,25 +160,18 @@ def test_a_job_ends_with_the_one_that_started_it() -> None:
 # Jobs of the worker.
 
 
-@needs_library
-def test_a_failing_library_is_told_in_a_sentence(tmp_path: Path) -> None:
-    told: list[str] = []
-    with pytest.raises(UserError, match=r"^llama\.cpp's quantizer failed to write Q4_0: .*No such file"):
-        run_process(
-            QUANTIZE, quantization(tmp_path), "llama.cpp's quantizer", lambda activity, *_: told.append(activity)
-        )
-    assert {"importing the libraries", "loading the quantizer"} <= set(told)
-
-
-@needs_library
+@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
 def test_a_job_with_a_limit_of_memory_uses_only_the_files_that_it_names(tmp_path: Path) -> None:
     require_landlock()
+    told: list[str] = []
     source = tmp_path / "none.gguf"
     source.write_bytes(b"no GGUF file")
     for reads, said in (([], "Permission denied"), ([str(source)], "failed to write Q4_0")):
-        confined = quantization(tmp_path, memory=4 << 30, reads=reads, writes=[])
+        files = {"source": str(source), "target": str(tmp_path / "q.gguf"), "reads": reads, "writes": []}
+        confined = {"quant": "Q4_0", "importance": None, "embeddings": None, "expected": 1, "memory": 4 << 30} | files
         with pytest.raises(UserError, match=r"^llama\.cpp's quantizer failed") as failed:
-            run_process(QUANTIZE, confined, "llama.cpp's quantizer", quiet)
+            run_process(QUANTIZE, confined, "llama.cpp's quantizer", lambda activity, *_: told.append(activity))
+        assert {"importing the libraries", "loading the quantizer"} <= set(told)
         assert said in failed.value.message
         assert ("Permission denied" in failed.value.message) is not bool(reads)
 

@@ -70,14 +70,6 @@ def test_a_failure_is_a_sentence(error: BaseException, message: str, hint: str) 
     assert hint in answer["hint"]
 
 
-def test_what_ends_a_process_is_not_kept_from_it() -> None:
-    def work(_: dict[str, Any], __: Answers) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        answer_to(work, {"title": "it", "hint": ""}, Answers(io.BytesIO()))
-
-
 def test_a_file_that_grows_is_reported(tmp_path: Path) -> None:
     stream = io.BytesIO()
     (tmp_path / "a").write_bytes(b"x" * 7)
