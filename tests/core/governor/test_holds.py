@@ -71,8 +71,8 @@ def test_a_card_that_stays_cool_is_not_slowed(card: CardModel, below: float) -> 
     card = CardModel((LIMIT - below - card.ambient) / card.busy_w, card.tau, card.ambient, seed=card.seed)
     assert card.settled(1.0) == pytest.approx(LIMIT - below)
     told = hold(card, TemperatureHold(LIMIT), 600, 1.0)
-    # A small card that comes within some degrees of the limit is held back for seconds on the way there: 18 at most on a
-    # grid of all that is drawn here.
+    # A small card that comes within some degrees of the limit is held back for seconds on the way there: for 19 at most
+    # on a grid of the values that are drawn here.
     assert sum(1.0 - duty for _, duty in told) < 30
 
 
