@@ -220,7 +220,7 @@ def refuse_live(run: Run) -> None:
 
 
 def _is_content(difference: Difference) -> bool:
-    """Whether a checkpoint is not to be gone on from."""
+    """True for a checkpoint that cannot be resumed."""
     return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 

@@ -77,7 +77,7 @@ class _Reader:
         self._answers = os.fdopen(ours_out, "rb", buffering=0)
 
     def serves(self, rights: Rights, needed: frozenset[tuple[int, int]]) -> bool:
-        """Whether a call of these rights is for this reader."""
+        """True if this reader may do a call with these rights."""
         mine = self._rights
         return needed <= self._allowed and (rights.writes, rights.starts_helpers, rights.uses_network) == (
             mine.writes,
