@@ -169,7 +169,7 @@ def refuse_live(run: Run) -> None:
 
 
 def _is_content(difference: Difference) -> bool:
-    """True for a difference in the files of a checkpoint, from which nothing can be executed then."""
+    """True for a checkpoint that cannot be resumed."""
     return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 

@@ -248,7 +248,7 @@ class ChatEngine:
 
     @property
     def is_hung(self) -> bool:
-        """True if it was killed because it did not react to the cancellation of an answer."""
+        """True if the process was ended because it ignored a cancellation."""
         return self._is_hung
 
     def anew(self) -> ChatEngine:
@@ -257,12 +257,12 @@ class ChatEngine:
 
     @property
     def is_open(self) -> bool:
-        """True if it takes questions: it has not been closed, and its process has not ended by itself."""
+        """True if it takes requests: it has not been closed, and its process has not ended by itself."""
         is_gone = self._helper is not None and self._helper.process.poll() is not None
         return not self._closed and not self._is_hung and not is_gone
 
     def ping(self, timeout: float = 5.0) -> bool:
-        """True if the engine answers."""
+        """Send a ping; True if the engine answers."""
         try:
             next(self._exchange(self._request("ping", {}), timeout))
         except UserError:

@@ -76,7 +76,7 @@ class _Reader:
         self._answers = os.fdopen(ours_out, "rb", buffering=0)
 
     def serves(self, rights: Rights, needed: frozenset[tuple[int, int]]) -> bool:
-        """True if this reader has exactly the rights of a call, or more files."""
+        """True if this reader may do a call with these rights."""
         mine = self._rights
         return needed <= self._allowed and (rights.writes, rights.starts_helpers, rights.uses_network) == (
             mine.writes,

@@ -169,7 +169,7 @@ async def test_a_connection_that_owes_a_request_is_closed_in_time(
 
 
 def has_arrived(writer: asyncio.StreamWriter, connection: Any) -> bool:
-    """True if the server has read the written bytes."""
+    """True if the server has read all written bytes."""
     client, server = writer.get_extra_info("socket"), connection.transport.get_extra_info("socket")
     return not (writer.transport.get_write_buffer_size() or count(client, termios.TIOCOUTQ)) and not count(
         server, termios.FIONREAD
