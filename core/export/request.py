@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter
-
 from core.errors import UserError
 
 Kind = Literal["adapter", "merged", "gguf", "ollama", "card"]
@@ -92,7 +90,7 @@ class ExportRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON."""
-        values: dict[str, Any] = TypeAdapter(ExportRequest).dump_python(self, mode="json")
+        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
         return values
 
     @classmethod
@@ -103,4 +101,11 @@ class ExportRequest:
             ValueError: If a value is of another type.
             UserError: If its parts contradict each other.
         """
-        return TypeAdapter(ExportRequest).validate_python(data)
+        request: ExportRequest = _adapter().validate_python(data)
+        return request
+
+
+def _adapter() -> Any:
+    from pydantic import TypeAdapter  # --help needs this module without it
+
+    return TypeAdapter(ExportRequest)

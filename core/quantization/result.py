@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from core.units import format_bytes, format_number
 
 #: Mean divergence in nats up to which training makes up for four bits.
@@ -98,6 +96,8 @@ class QuantizationCost:
         Raises:
             ValueError: If it is invalid.
         """
+        from pydantic import TypeAdapter  # --help needs this module without it
+
         return TypeAdapter(QuantizationCost).validate_python(data)
 
 

@@ -165,7 +165,7 @@ class QueueRunner:
         return False
 
     def tick(self) -> float | None:
-        """One pass, with at most one step of an entry.
+        """Do one pass, with at most one step of an entry.
 
         Returns:
             Seconds until the next pass; None if nothing is left to do.

@@ -197,10 +197,13 @@ class ForkedRank:
         os.environ.clear()
         os.environ.update(environment)
         from core.worker.__main__ import main
+        from tests.forking import Forks
 
         code = 1
         try:
-            code = main(words)
+            # The helpers of the supervisor would not become children of this process.
+            with Forks.beside(max(map(int, os.listdir("/proc/self/fd")))).replacing():
+                code = main(words)
         finally:
             os._exit(code)
 

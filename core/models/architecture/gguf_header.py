@@ -167,7 +167,8 @@ class GgufHeader:
                 f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be planned.",
                 f"Known are {', '.join(sorted(_FAMILIES))}.",
             )
-        config: dict[str, Any] = {"model_type": family}
+        # The family's default may be outside the vocabulary, and is then refused.
+        config: dict[str, Any] = {"model_type": family, "pad_token_id": None}
         for key, ours in _KEYS.items():
             value = self.metadata.get(f"{name}.{key}")
             if isinstance(value, int) and not isinstance(value, bool):

@@ -68,6 +68,6 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 def _unmeasured(where: str, error: Exception) -> UserError:
     return UserError(
-        f"What {where} takes in training cannot be measured: {described(error)}.",
+        f"{where} cannot be measured in training: {described(error)}.",
         "Train without a plan, beginning with a small train.max_length; the run rehearses its largest batch first.",
     )

@@ -30,7 +30,7 @@ from core.config.targets import kept_patterns
 from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK, Arithmetic
 from core.worker.fused.attention import drop_masks
 from core.worker.fused.attention_kernels import FLASH_HEAD, repeated
-from core.worker.fused.ggml_quant import ggml_type
+from core.worker.fused.ggml_quant import can_quantize, ggml_type
 from core.worker.fused.install import fuse
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.experts import ExpertsParams4bit, ExpertsQuantState
@@ -198,6 +198,8 @@ def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
     try:
         with no_init_weights():
             model = causal.build(dtype)
+        # Left out with the initialization.
+        model.tie_weights()
     except Exception as error:  # a configuration from outside fails in any way
         raise cannot_be_built(where, str(causal.config.model_type), error) from error
     for name, wide in _kept_wide(model, dtype):
@@ -267,9 +269,12 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         keep_gradients(trained)
     if how.fused_layers or how.fused_attention:
         fused = fuse(trained, TRAINED, attention_alone=not how.fused_layers)
-        for layer in fused.lora:
-            if config.method.train_for is not None:
-                layer.weight.train_for(ggml_type(config.method.train_for))
+        if config.method.train_for is not None:
+            kind = ggml_type(config.method.train_for)
+            for layer in fused.lora:
+                # A run refuses other shapes.
+                if can_quantize(layer.weight.shape):
+                    layer.weight.train_for(kind)
         if how.dequantized:
             with mode:
                 fused.keep_weights(dtype)

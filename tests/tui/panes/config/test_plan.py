@@ -287,4 +287,4 @@ async def test_what_the_device_cannot_keep_is_a_finding_of_the_form(monkeypatch:
     assert asked == [("cpu", None)]
     (remark,) = document.remarks(finder.facts)
     assert remark.options == ("night.energy_kwh",)
-    assert remark.sentence == "Some CPU does not tell its power, so night.energy_kwh cannot be kept."
+    assert remark.sentence == "Some CPU does not report its power, so night.energy_kwh cannot be kept."
