@@ -45,7 +45,7 @@ def datasets(work: Translation) -> None:
     Raises:
         UserError: If a value is of the wrong kind, or ``dataset_dir`` is not a name of the Hub.
     """
-    if not work.is_("split_special_tokens", True, "true", "yes", "on"):
+    if not work.boolean("split_special_tokens"):
         trainer.special_tokens_act(work)
     directory = work.text("dataset_dir") or "data"
     names, held = work.texts("dataset"), work.texts("eval_dataset")

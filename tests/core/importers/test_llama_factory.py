@@ -116,8 +116,12 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
 
 
 def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mask_history does not go with train_on_prompt"):
-        carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
+    for lines, words in (
+        ("mask_history: true\ntrain_on_prompt: true\n", "mask_history does not go with train_on_prompt"),
+        ("split_special_tokens: 3\n", "split_special_tokens must be true or false, not 3"),
+    ):
+        with pytest.raises(UserError, match=words):
+            carry(tmp_path, BASE + lines)
 
 
 @cases(
