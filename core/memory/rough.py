@@ -40,10 +40,13 @@ def rough_passes(model: Architecture, config: Config, how: Arithmetic) -> Passes
     is_below = method.name == "freeze" and method.trainable_end == "last"
     first = max(model.depth - method.trainable_layers, 0) if is_below else 0
     norm = Growth(per_token=2 * FP32 * model.hidden)
+    # Token ids, labels and positions; the sines and cosines of positions.
+    head = max(layer.attention.head_dim for layer in model.layers)
+    around = Growth(0, 16, 2 * how.bytes if any(map(_is_masked, model.layers)) else 0, 4 * FP32 * head)
     regimes = [
         Regime(
             longest,
-            around=Growth(per_pair=2 * how.bytes if any(map(_is_masked, model.layers)) else 0),
+            around=around,
             shared=Growth(),
             end=norm,
             end_backward=(Growth(per_token=7 * FP32 * model.hidden),),
@@ -86,10 +89,12 @@ def _layer(
     is_plain = how.fused_layers and not (method.dora or method.init == "pissa" or is_trained)
     adapted = [linear for linear in layer.linears if linear.name in targets]
     linears = list(layer.linears)
+    routed = 0
     if (experts := layer.experts) is not None:
         one = [Linear(EXPERTS, inputs, outputs) for outputs, inputs in experts.matrices]
         linears += one * experts.active
         adapted += one * experts.active if EXPERTS in targets else []
+        routed = a * sum(linear.inputs + linear.outputs for linear in one) * experts.active
     # The outputs of all linear layers, queries, keys and values after the rotation, and the output of attention.
     kept = a * (sum(linear.outputs for linear in linears) + 3 * attention.queries + 2 * attention.keys)
     # Norms, and the inputs of attention and of the network.
@@ -100,7 +105,8 @@ def _layer(
         kept += (2 * a if method.dora else 0) * sum(linear.outputs for linear in adapted)
     if method.dropout:
         kept += (2 * FP32 + a) * sum(linear.inputs for linear in adapted)
-    kept += a * method.rank * len(adapted)
+    # Rows gathered for each expert, and their weighted sum.
+    kept += a * method.rank * len(adapted) + routed
     casts = a * method.rank * sum(linear.inputs + linear.outputs for linear in adapted) if how.autocast else 0
     without_flash = how.cuda and not how.flash and not how.fused_attention
     scores = 0.0
@@ -110,8 +116,14 @@ def _layer(
         scores = attention.heads * a
     wide = max((linear.inputs + linear.outputs for linear in linears), default=hidden)
     largest = max((linear.weights for linear in linears), default=0)
-    once = (a if how.quantized or how.merged else 0) * largest + (3 * FP32 * largest if method.dora else 0)
-    once += EXPERT_BUFFER if experts is not None and how.quantized else 0
+    once = (a if how.quantized or how.merged else 0) * largest
+    if method.dora:
+        # Norms of whole weights, each of them dequantized; PEFT multiplies A and B with an identity matrix between them.
+        once += 3 * FP32 * largest + a * sum(linear.weights for linear in adapted)
+        once += FP32 * max((linear.inputs for linear in adapted), default=0) ** 2
+    if experts is not None and how.quantized:
+        # One buffer is filled while the other is in use.
+        once += (2 if how.cuda else 1) * EXPERT_BUFFER
     peak = Growth(
         once + casts,
         kept + max(4 * a * wide + a * (attention.queries + 2 * attention.keys), 6 * FP32 * hidden),

@@ -16,6 +16,8 @@ from core.worker.measure.skeleton import Skeleton
 ROWS = 2
 #: Shortest measured rows of the last regime.
 LONG = 512
+#: Longest measured rows of the other regimes: windows may have hundreds of thousands of tokens.
+LONGEST = 8192
 #: Shortest measured rows for layers without scores, and the number of doublings: scans of long rows take long.
 SCAN, DOUBLED = 128, 2
 #: Rows and lengths at which moments of a peak are compared; a moment that is the largest at none of them is dropped.
@@ -106,8 +108,12 @@ def _regime(
     passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None, known: tuple[LayerGrowth, ...]
 ) -> Regime:
     """The regime of rows longer than ``shortest``, up to ``longest`` tokens; ``known`` layers are the same in all."""
-    short = max(LONG, 2 * shortest) if longest is None else _padded((shortest + longest) // 2)
-    long = 2 * short if longest is None else longest
+    if longest is None:
+        short = max(LONG, 2 * shortest)
+        long = 2 * short
+    else:
+        long = min(longest, max(LONGEST, 2 * shortest))
+        short = _padded((shortest + long) // 2)
     but = {layer.kind for layer in known}
     sizes = [passes.measure(rows, length, but) for rows, length in ((ROWS, short), (2 * ROWS, short), (ROWS, long))]
     middle = (short + long) // 2

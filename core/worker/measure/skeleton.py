@@ -131,6 +131,9 @@ def _attend(
 ) -> torch.Tensor:
     """Attention by the kernel that torch would choose: ``(rows, heads, queries, value)``."""
     aten = torch.ops.aten
+    if how.autocast:
+        # DoRA's queries and keys are in fp32; autocast runs attention in 16 bits.
+        query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
     heads, grouped = query.shape[1], query.shape[1] != key.shape[1]
     causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
     half = query.dtype in (torch.bfloat16, torch.float16)
