@@ -116,13 +116,13 @@ def _evaluate(evaluation: Evaluation) -> bool:
     """Run the evaluation; False if it was interrupted."""
     from core.commands.live_line import LiveLine
 
-    is_first = evaluation.is_continued
+    is_first = True
 
     def show(progress: JobProgress) -> None:
         nonlocal is_first
-        if is_first:
-            is_first = False
+        if is_first and evaluation.is_continued:
             note(f"Goes on with {progress.done} of {progress.total} answers of an earlier attempt.")
+        is_first = False
         line.draw(f"{progress.activity}  {progress.done}/{progress.total}")
 
     with LiveLine() as line:

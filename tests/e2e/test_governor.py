@@ -36,12 +36,12 @@ SHORT = {"max_steps": 10}
 RESTING = """
 import atexit, os
 from pathlib import Path
-from core.worker.process import throttle
-begin = throttle.Throttle.__init__
+from core.worker.process.governor import Throttle
+begin = Throttle.__init__
 def resting(self, controls, *args, **options):
     begin(self, controls, float(os.environ["TEST_DUTY"]), *args, **options)
     atexit.register(lambda: Path(os.environ["TEST_RESTED"]).write_text(str(self.rested_seconds)))
-throttle.Throttle.__init__ = resting
+Throttle.__init__ = resting
 """
 
 #: A worker on the CPU with the meters of the driver's card. Its governor runs 400 times as fast, and its wall clock
@@ -207,10 +207,11 @@ def test_a_deadline_that_cannot_be_met_is_given_up_and_a_new_one_refused(workers
     with ControlClient(run) as client:
         with pytest.raises(UserError, match="cannot be met: at full speed it ends at") as error:
             client.request("set", **{"night.deadline": soon(5)})
-        nearest = re.fullmatch(r"Set (\d\d:\d\d) or later\.", error.value.hint)
+        nearest = re.fullmatch(r"Set (\d\d):(\d\d) or later\.", error.value.hint)
         assert nearest is not None
         assert not read_history(run).settings, "the old wish stays"
-        client.request("set", **{"night.deadline": nearest[1]})
+        # Two hours later, in case that the machine becomes slower meanwhile.
+        client.request("set", **{"night.deadline": f"{(int(nearest[1]) + 2) % 24:02}:{nearest[2]}"})
         kept = wait_for(
             lambda: [event for event in only(NightEvent, run) if event.deadline != first.deadline],
             PATIENCE,

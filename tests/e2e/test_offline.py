@@ -152,7 +152,7 @@ def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     (file,) = (tmp_path / "gguf").glob("*.gguf")
     assert command("chat", str(file), "--prompt", "ticket login", "--max-new-tokens", "4")["source"] == file.name
     lines = set(record.read_text().splitlines())
-    assert any(line.startswith("thread core.export.") for line in lines), "the processes were recorded"
+    assert any(line.startswith("thread core.jobs.") for line in lines), "the processes were recorded"
     assert {line for line in lines if line.startswith(("socket", "lookup"))} <= {f"socket {_FAMILY_UNIX}"}
     assert foreign_threads(lines) == set()
 
