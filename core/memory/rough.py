@@ -118,7 +118,7 @@ def _layer(
     largest = max((linear.weights for linear in linears), default=0)
     once = (a if how.quantized or how.merged else 0) * largest
     if method.dora:
-        # Norms of whole weights, each of them dequantized; PEFT multiplies A and B with an identity matrix between them.
+        # Norms of whole weights, each dequantized; PEFT multiplies B, A and an identity matrix.
         once += 3 * FP32 * largest + a * sum(linear.weights for linear in adapted)
         once += FP32 * max((linear.inputs for linear in adapted), default=0) ** 2
     if experts is not None and how.quantized:
