@@ -37,9 +37,8 @@ from core.worker.model.text_part import described_causal_lm
 from core.worker.setup.ready_model import fuse_layers
 from tests.cases import cases
 from tests.core.models.architecture import published
-from tests.core.worker.measure.others import LLAMA_4
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
-from tests.families.tiny import FAMILIES
+from tests.families.tiny import FAMILIES, OTHERS
 from tests.measured_here import measured_here
 from tests.short_list import long_but
 
@@ -62,8 +61,7 @@ def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, 
 
 
 def described(family: str) -> dict[str, Any]:
-    config = LLAMA_4() if family == "llama4" else FAMILIES[family].config()
-    description: dict[str, Any] = config.to_dict()
+    description: dict[str, Any] = (FAMILIES | OTHERS)[family].config().to_dict()
     return description
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.model.quantizer import quantized_experts
 from core.worker.model.text_part import described_causal_lm
 from tests.cases import cases
-from tests.core.worker.measure.others import DBRX, JETMOE, LLAMA_4, NEMOTRON_H
+from tests.families.tiny import OTHERS
 from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
@@ -24,16 +23,16 @@ QLORA = Arithmetic(bytes=2, autocast=True, private_inputs=False, quantized=True,
 LORA = Arithmetic(bytes=2, autocast=True, private_inputs=True, quantized=False, cuda=True)
 
 
-def structure_of(config: Callable[[], Any]) -> tuple[Architecture, Any]:
+def structure_of(family: str) -> tuple[Architecture, Any]:
     """The structure as it is measured, and the model on the meta device."""
-    description = config().to_dict()
+    description = OTHERS[family].config().to_dict()
     found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True, default=str), "a model"))
     return found, described_causal_lm(description, "a model").build(torch.bfloat16)
 
 
-@cases("config", [LLAMA_4, DBRX, JETMOE], ids=["llama4", "dbrx", "jetmoe"])
-def test_experts_of_classes_that_are_not_marked_stay_in_16_bit(config: Callable[[], Any]) -> None:
-    found, model = structure_of(config)
+@cases("family", [name for name, family in OTHERS.items() if not family.experts])
+def test_experts_of_classes_that_are_not_marked_stay_in_16_bit(family: str) -> None:
+    found, model = structure_of(family)
     assert not quantized_experts(model, ())
     assert not any(layer.experts for layer in found.layers)
     linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
@@ -48,7 +47,7 @@ def test_experts_of_classes_that_are_not_marked_stay_in_16_bit(config: Callable[
 
 
 def test_experts_without_a_gate_are_in_4_bits() -> None:
-    found, model = structure_of(NEMOTRON_H)
+    found, model = structure_of("nemotron_h")
     shapes = quantized_experts(model, ())
     assert {name.rpartition(".")[2] for name in shapes} == {"up_proj", "down_proj"}
     sizes = [quantized_experts_bytes(shape[0], shape.numel()) for shape in shapes.values()]

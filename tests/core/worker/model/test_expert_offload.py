@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3MoeConfig
 
 from core.config.schema import MethodSection
 from core.worker.model import model as loading
@@ -21,7 +19,7 @@ from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_name
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES
-from tests.families.tiny import FAMILIES, write_family
+from tests.families.tiny import write_family
 from tests.short_list import long_but
 
 IDS = torch.arange(3, 51).reshape(2, 24)
@@ -112,15 +110,9 @@ def test_training_evaluation_and_answers_are_bit_equal(
     assert device.copies["back"] > 0
 
 
-def test_each_layer_is_copied_once_forward_and_once_backward(
-    tmp_path: Path, device: PromptDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_layer_is_copied_once_forward_and_once_backward(tmp_path: Path, device: PromptDevice) -> None:
     """Of a model of six layers, with activations recomputed; the two at the turn stay where they are."""
-    shallow = FAMILIES["qwen3_moe"]
-    values = {**shallow.config().to_dict(), "num_hidden_layers": 6}
-    monkeypatch.setitem(FAMILIES, "deep", replace(shallow, config=lambda: Qwen3MoeConfig(**values)))
-    base = write_family("deep", tmp_path / "deep")
-    loaded = load(base, there=True)
+    loaded = load(write_family("qwen3_moe", tmp_path / "deep", num_hidden_layers=6), there=True)
     model = attach_adapters(loaded.model, MethodSection(rank=2, target_experts="off"), seed=0)
     model.train()
     set_gradient_checkpointing(model, True)

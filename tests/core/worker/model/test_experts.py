@@ -17,19 +17,12 @@ from transformers import AutoModelForCausalLM, core_model_loading
 from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 from core.worker.model.model import load_model
 from tests.cases import cases
-from tests.core.worker.model.mixtures import IDS, load, load_other, write_other
-
-_LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
-UNMARKED: dict[str, dict[str, Any]] = {
-    "Llama4TextConfig": {"head_dim": 32, "intermediate_size_mlp": 128, "attention_chunk_size": 32, **_LOCAL},
-    "JetMoeConfig": {"kv_channels": 16, **_LOCAL},
-}
+from tests.core.worker.model.mixtures import IDS, load
 
 
-@cases("name", UNMARKED)
-def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, tmp_path: Path) -> None:
-    base = write_other(name, tmp_path, **UNMARKED[name])
-    quantized, plain = load_other(base, "qlora"), load_other(base, "lora")
+@cases("name", ["llama4", "jetmoe"])
+def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized, plain = load(base_of(name), "qlora"), load(base_of(name), "lora")
     assert not list(experts_of(quantized))
     stacked = {key for key, parameter in plain.named_parameters() if parameter.dim() == 3}
     assert stacked

@@ -15,15 +15,8 @@ from core.memory.sizes import NF4_TABLES, quantized_bytes
 from core.worker.model.experts import BLOCK, ExpertsParams4bit, experts_of, matrix_names, quantize_experts
 from core.worker.model.experts_implementation import IMPLEMENTATION, group_by_expert, use_own_experts
 from tests.cases import cases
-from tests.core.worker.model.mixtures import (
-    FEW_MIXTURES,
-    MIXTURES,
-    load,
-    load_other,
-    logits_and_gradient,
-    put_weights_of,
-    write_other,
-)
+from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES, load, logits_and_gradient, put_weights_of
+from tests.families.tiny import OTHERS
 from tests.short_list import long_but
 
 
@@ -96,79 +89,16 @@ def test_experts_of_other_kinds_are_computed_alike(kind: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-_ROUTED: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_GROUPED: dict[str, Any] = {**_ROUTED, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
-_LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 64,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
-    "first_k_dense_replace": 1,
-}
-_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
-#: Further families with experts of their own kinds, by the class of their configuration.
-OTHERS: dict[str, dict[str, Any]] = {
-    "MixtralConfig": _LOCAL,
-    "OlmoeConfig": {**_EXPERTS, "num_key_value_heads": 4},
-    "FlexOlmoConfig": {**_EXPERTS, "num_key_value_heads": 4},
-    "Qwen2MoeConfig": {**_EXPERTS, "shared_expert_intermediate_size": 64},
-    "DeepseekV2Config": {**_LATENT, **_ROUTED, "n_shared_experts": 1},
-    "DeepseekV3Config": {**_LATENT, **_GROUPED},
-    "Ernie4_5_MoeConfig": {
-        "moe_num_experts": 8,
-        "moe_k": 2,
-        "moe_intermediate_size": 64,
-        "moe_num_shared_experts": 1,
-        "moe_layer_start_index": 1,
-    },
-    "HunYuanMoEV1Config": {"head_dim": 32, "num_experts": 8, "moe_topk": 2},
-    "Dots1Config": {"first_k_dense_replace": 1, **_GROUPED},
-    "Glm4MoeConfig": {"head_dim": 32, "first_k_dense_replace": 1, **_GROUPED},
-    "MiniMaxConfig": {
-        "head_dim": 32,
-        "layer_types": ["linear_attention", "full_attention"],
-        "block_size": 16,
-        **_LOCAL,
-    },
-    "MiniMaxM2Config": {"head_dim": 32, **_LOCAL},
-    "PhimoeConfig": _LOCAL,
-    "GraniteMoeConfig": _LOCAL,
-    "JambaConfig": {
-        **_EXPERTS,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "use_mamba_kernels": False,
-    },
-    "AfmoeConfig": {
-        **_EXPERTS,
-        "head_dim": 32,
-        "num_shared_experts": 1,
-        "num_dense_layers": 1,
-        "n_group": 1,
-        "topk_group": 1,
-    },
-    "NemotronHConfig": {
-        **_GROUPED,
-        "head_dim": 32,
-        "num_hidden_layers": 2,
-        "layers_block_type": ["attention", "moe"],
-        "moe_shared_expert_intermediate_size": 64,
-    },
-}
-
-
-@pytest.mark.parametrize("name", long_but(["MixtralConfig", "DeepseekV3Config", "NemotronHConfig"], OTHERS))
-def test_experts_of_further_families_compute_what_transformers_does(name: str, tmp_path: Path) -> None:
-    base = write_other(name, tmp_path, **OTHERS[name])
-    plain, own = load_other(base, "lora"), load_other(base, "lora")
+@pytest.mark.parametrize(
+    "name",
+    long_but(["mixtral", "deepseek_v3", "nemotron_h"], [name for name, family in OTHERS.items() if family.experts]),
+)
+def test_experts_of_further_families_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
+    base = base_of(name)
+    plain, own = load(base, "lora"), load(base, "lora")
     plain.set_experts_implementation("eager")
     assert use_own_experts(own) > 0
-    quantized = load_other(base, "qlora")
+    quantized = load(base, "qlora")
     modules = dict(experts_of(quantized))
     assert modules
     assert all(
@@ -176,7 +106,7 @@ def test_experts_of_further_families_compute_what_transformers_does(name: str, t
     )
     linear = [module for module in quantized.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert all(module.out_features != 8 for module in linear), "routers stay in 16 bit"
-    twin = put_weights_of(quantized, load_other(base, "lora"))
+    twin = put_weights_of(quantized, load(base, "lora"))
     for one, other in ((own, plain), (quantized, twin)):
         logits, gradient = logits_and_gradient(one)
         wanted, wanted_gradient = logits_and_gradient(other)

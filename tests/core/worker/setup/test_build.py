@@ -27,8 +27,7 @@ from core.worker.setup import objective, ready_model
 from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
-from tests.core.worker.measure.others import LLAMA_4
-from tests.families.tiny import write_model
+from tests.families.tiny import write_family
 from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
@@ -191,7 +190,7 @@ def test_a_run_uses_earlier_measurements(start: Start, monkeypatch: pytest.Monke
 
 @pytest.mark.long
 def test_experts_that_stay_in_16_bit_are_reported(start: Start, tmp_path: Path) -> None:
-    start.base = str(write_model(LLAMA_4(), tmp_path / "llama4"))
+    start.base = str(write_family("llama4", tmp_path / "llama4"))
     parts = start()
     (notice,) = start.notices("experts")
     assert "The experts stay in 16 bit, where they take 197 kB" in notice.message
