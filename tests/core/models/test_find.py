@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core import paths
-from core.hub_uri import is_hub_id, parse_entry
+from core.hub_uri import parse_entry
 from core.models.find import (
     STARTER_NAME,
     close_name,
@@ -20,11 +20,6 @@ from core.models.find import (
     missing_model,
 )
 from tests.cases import cases
-
-
-def test_hub_ids_are_told_from_paths() -> None:
-    assert is_hub_id("meta-llama/Llama-3.1-8B")
-    assert not any(map(is_hub_id, ["llama", "/models/llama", "../llama", "a/b/c", "a/", "models\n/x"]))
 
 
 def test_the_hub_cache_is_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +82,6 @@ def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> No
     error = missing_model(name)
     assert error.hint
     assert "\x00" not in error.message
-
-
-def test_what_is_missing_says_how_to_get_it() -> None:
-    assert "localtune-tui fetch hf://org/model" in missing_model("org/model").hint
-    assert "localtune-tui demo" in missing_model(STARTER_NAME).hint
 
 
 def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

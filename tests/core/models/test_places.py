@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from core.hub_uri import HubEntry
 from core.models import places
 from core.models.find import STARTER_NAME, find_model
 from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
-from tests.cases import cases
 
 DIGEST = "ab" * 32
 
@@ -92,6 +90,12 @@ def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
     tokenizer = cached("org/tokenizer", {"main": "e" * 40}) / "snapshots" / ("e" * 40)
     (tokenizer / "config.json").unlink()
     cached("org/nothing", {})
+    ggufs = cached("org/some-GGUF", {"main": "a" * 40}) / "snapshots" / ("a" * 40)
+    (ggufs / "config.json").unlink()
+    (ggufs / "Q8").mkdir()
+    files = [ggufs / "some.Q4_K_M.gguf", ggufs / "Q8" / "some.Q8_0.gguf"]
+    for file in files:
+        file.write_bytes(b"GGUF")
     (Path.home() / ".cache/huggingface/hub/datasets--org--set").mkdir()
     model_in(paths.models_dir() / "org--fetched")
     (paths.models_dir() / "org--fetched" / "localtune.json").write_text(
@@ -99,32 +103,18 @@ def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
     )
     cached("org/fetched", {"main": "f" * 40})
     listed = found()
-    assert set(listed) == {
-        *(STARTER_NAME, "org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}")
-    }
+    named = {"org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}"}
+    assert set(listed) == {STARTER_NAME, *named, *map(str, files)}
     assert listed["org/fetched"].source == "prepared"
-    for base, model in listed.items():
-        if model.source != "starter":
-            assert find_model(base) == model.path
-
-
-def test_gguf_files_in_the_cache_are_listed_by_their_path() -> None:
-    snapshot = cached("org/some-GGUF", {"main": "a" * 40}) / "snapshots" / ("a" * 40)
-    for file in list(snapshot.iterdir()):
-        file.unlink()
-    (snapshot / "some.Q4_K_M.gguf").write_bytes(b"GGUF")
-    (snapshot / "Q8").mkdir()
-    (snapshot / "Q8" / "some.Q8_0.gguf").write_bytes(b"GGUF")
-    names = {model.name: model for model in found().values()}
-    assert names["some.Q4_K_M.gguf"].base == str(snapshot / "some.Q4_K_M.gguf")
-    assert not names["some.Q8_0.gguf"].has_name
+    assert all(find_model(base) == listed[base].path for base in named)
+    assert [listed[str(file)].has_name for file in files] == [False, False]
 
 
 def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(tmp_path: Path) -> None:
     own = model_in(tmp_path / "own")
     nested = model_in(tmp_path / "org" / "nested")
     begun = model_in(tmp_path / "begun", weights=False)
-    deep = model_in(tmp_path / "a" / "b" / "c")
+    model_in(tmp_path / "a" / "b" / "deep")
     for hidden in (".cache", "node_modules"):
         model_in(tmp_path / hidden / "model")
     for name in ("a.gguf", "b-00001-of-00003.gguf", "b-00002-of-00003.gguf", "b-00003-of-00003.gguf", ".c.gguf"):
@@ -136,13 +126,8 @@ def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(
     os.symlink(own, tmp_path / "link")
     listed = found(tmp_path, tmp_path, own, tmp_path / "none")
     real = {os.path.realpath(model.path) for model in listed.values() if model.source == "directory"}
-    assert real == {
-        str(own),
-        str(nested),
-        str(begun),
-        *(str(tmp_path / name) for name in ("a.gguf", "b-00001-of-00003.gguf")),
-    }
-    assert str(deep) not in real
+    first = [tmp_path / name for name in ("a.gguf", "b-00001-of-00003.gguf")]
+    assert real == set(map(str, [own, nested, begun, *first]))
     assert all(os.path.isabs(base) for base, model in listed.items() if model.source == "directory")
 
 
@@ -186,19 +171,14 @@ def test_a_search_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # Ollama.
 
 
-def ollama_with_blob(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ollama's directory, with the file of a model that no manifest names yet."""
+    store = tmp_path / "ollama"
     (store / "blobs").mkdir(parents=True)
     (store / "blobs" / f"sha256-{DIGEST}").write_bytes(b"GGUF")
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
     return store
-
-
-@pytest.fixture
-def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    store = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    yield store
-    os.chmod(store / "blobs", 0o700)
 
 
 def manifest(store: Path, name: str, content: object = None) -> Path:
@@ -212,41 +192,33 @@ def manifest(store: Path, name: str, content: object = None) -> Path:
     return path
 
 
-@cases(
-    ("path", "name"),
-    [
+def test_models_of_ollama_are_gguf_files_with_its_names(ollama: Path) -> None:
+    for path, name in (
         ("registry.ollama.ai/library/llama3.2/1b", "llama3.2:1b"),
         ("registry.ollama.ai/me/mine/latest", "me/mine:latest"),
         ("hf.co/org/some-GGUF/Q4_K_M", "hf.co/org/some-GGUF:Q4_K_M"),
-    ],
-)
-def test_models_of_ollama_are_gguf_files_with_its_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
-) -> None:
-    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    manifest(ollama, path)
-    model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
-    assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
+    ):
+        place = manifest(ollama, path)
+        model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
+        assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
+        place.unlink()
 
 
-@cases(
-    "content",
-    [
-        [],
-        {"layers": None},
-        {"layers": [None]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model"}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": 5}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../etc/passwd"}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "c" * 64}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
-    ],
-)
-def test_manifests_that_name_no_model_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
-) -> None:
-    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    manifest(ollama, "registry.ollama.ai/library/odd/latest", content)
+def test_manifests_that_name_no_model_are_passed_over(ollama: Path) -> None:
+    model = {"mediaType": "application/vnd.ollama.image.model"}
+    for number, content in enumerate(
+        (
+            [],
+            {"layers": None},
+            {"layers": [None]},
+            {"layers": [model]},
+            {"layers": [{**model, "digest": 5}]},
+            {"layers": [{**model, "digest": "sha256:../../../etc/passwd"}]},
+            {"layers": [{**model, "digest": "sha256:" + "c" * 64}]},
+            {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
+        )
+    ):
+        manifest(ollama, f"registry.ollama.ai/library/odd/{number}", content)
     (ollama / "manifests" / "not-json").write_bytes(b"\xff{")
     (ollama / "manifests" / "large").write_bytes(b" " * (2 << 20))
     os.mkfifo(ollama / "manifests" / "pipe")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from core.errors import UserError
 from core.models.inspection import inspect_model
@@ -14,25 +15,11 @@ from core.models.quantization_config import check_quantization, find_counterpart
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
 
+TABLES = yaml.safe_load(Path(__file__).with_name("quantizations.yaml").read_text(encoding="utf-8"))
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
-@cases(
-    ("said", "name"),
-    [
-        (None, None),
-        ("nonsense", None),
-        (NF4, "bitsandbytes NF4"),
-        ({"load_in_4bit": True}, "bitsandbytes 4-bit (FP4)"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
-        ({"quant_method": "awq"}, "AWQ"),
-        ({"quant_method": "hqq"}, "HQQ"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors pack-quantized"),
-        ({"quant_method": "newest"}, "NEWEST"),
-        ({}, "UNKNOWN"),
-    ],
-)
+@cases(("said", "name"), TABLES["named"])
 def test_how_weights_were_saved_is_told(tmp_path: Path, said: Any, name: str | None) -> None:
     assert saved_quantization(tmp_path, {"quantization_config": said}) == name
     assert saved_quantization(tmp_path, {"text_config": {"quantization_config": said}}) == name
@@ -50,39 +37,7 @@ def test_the_description_of_the_model_optimizer_counts_where_config_json_has_non
     assert saved_quantization(tmp_path) is None
 
 
-@cases(
-    ("said", "name", "why"),
-    [
-        *(
-            ({"quant_method": method}, name, "it is not decoded")
-            for method, name in (
-                ("aqlm", "AQLM"),
-                ("vptq", "VPTQ"),
-                ("hqq", "HQQ"),
-                ("quip", "QuIP#"),
-                ("bitnet", "BitNet"),
-                ("spqr", "SpQR"),
-                ("exl2", "EXL2"),
-                ("quark", "Quark"),
-                ("auto-round", "AutoRound"),
-                ("newest", "NEWEST"),
-            )
-        ),
-        ({"quant_method": "gptq", "bits": 3}, "GPTQ", "it has 3 bits"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ", "its checkpoint_format is marlin"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ", "its version is gemv"),
-        (
-            {"quant_method": "compressed-tensors", "format": "marlin-24"},
-            "compressed-tensors marlin-24",
-            "its format is marlin-24",
-        ),
-        (
-            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
-            "compressed-tensors",
-            "its format is sparse-24-bitmask",
-        ),
-    ],
-)
+@cases(("said", "name", "why"), TABLES["refused"])
 def test_what_cannot_be_decoded_is_named(tmp_path: Path, said: dict[str, Any], name: str, why: str) -> None:
     with pytest.raises(UserError) as caught:
         check_quantization(tmp_path, {"quantization_config": said})
@@ -109,17 +64,7 @@ def test_only_nf4_is_used_as_it_is_saved_and_only_by_qlora(tmp_path: Path) -> No
     assert not fp4.is_used_as_saved("qlora")
 
 
-@cases(
-    ("card", "found"),
-    [
-        ("---\nlicense: mit\nbase_model: Qwen/Qwen3-8B\n---\nText", "Qwen/Qwen3-8B"),
-        ("---\nbase_model:\n- Qwen/Qwen3-8B\n- other/one\n---\n", "Qwen/Qwen3-8B"),
-        ("---\r\nbase_model: 'Qwen/Qwen3-8B'\r\n---\r\n", "Qwen/Qwen3-8B"),
-        ("base_model: Qwen/Qwen3-8B", ""),
-        ("---\nbase_model: ../../etc\n---\n", ""),
-        ("---\nlicense: mit\n---\nbase_model: a/b\n", ""),
-    ],
-)
+@cases(("card", "found"), TABLES["cards"])
 def test_the_card_names_the_model_that_it_was_made_from(tmp_path: Path, card: str, found: str) -> None:
     directory = tmp_path / "model"
     directory.mkdir()
@@ -127,34 +72,13 @@ def test_the_card_names_the_model_that_it_was_made_from(tmp_path: Path, card: st
     assert find_counterpart(directory) == found
 
 
-@cases(
-    ("name", "shorter"),
-    [
-        ("Qwen3-8B-AWQ", "Qwen3-8B"),
-        ("Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen2.5-7B-Instruct"),
-        ("Llama-3.1-8B-Instruct-FP8-dynamic", "Llama-3.1-8B-Instruct"),
-        ("Llama-3.1-8B-Instruct-quantized.w4a16", "Llama-3.1-8B-Instruct"),
-        ("gemma-3-27b-it-unsloth-bnb-4bit", "gemma-3-27b-it"),
-        ("Qwen3-30B-A3B-NVFP4", "Qwen3-30B-A3B"),
-        ("Mistral-7B-hqq", "Mistral-7B"),
-    ],
-)
+@cases(("name", "shorter"), TABLES["suffixes"].items())
 def test_else_the_name_without_what_was_put_behind_it_is_a_guess(tmp_path: Path, name: str, shorter: str) -> None:
-    guess = "the model as it was before, which may be named "
-    directory = tmp_path / name
-    directory.mkdir()
-    assert find_counterpart(directory) == guess + shorter
+    directory, other = tmp_path / name, tmp_path / "other"
     snapshot = tmp_path / "hub" / f"models--Some--{name}" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    assert find_counterpart(snapshot) == f"{guess}Some/{shorter}"
-    other = tmp_path / "other"
-    other.mkdir()
+    for place in (directory, other, snapshot):
+        place.mkdir(parents=True)
     (other / "config.json").write_text(json.dumps({"_name_or_path": f"Some/{name}"}))
-    assert find_counterpart(other) == f"{guess}Some/{shorter}"
-
-
-@cases("name", ["Qwen3-8B", "model", "AWQ", "block"])
-def test_a_name_that_tells_nothing_is_none(tmp_path: Path, name: str) -> None:
-    directory = tmp_path / name
-    directory.mkdir()
-    assert find_counterpart(directory) == ""
+    guess = "the model as it was before, which may be named "
+    assert find_counterpart(directory) == (guess + shorter if shorter else "")
+    assert find_counterpart(snapshot) == find_counterpart(other) == (f"{guess}Some/{shorter}" if shorter else "")

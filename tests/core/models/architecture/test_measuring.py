@@ -13,15 +13,8 @@ from core.models.architecture.measuring import (
     Regime,
     passes_from_dict,
     passes_to_dict,
-    peak_at,
 )
 from tests.cases import cases
-
-
-def test_a_peak_is_the_largest_of_its_moments() -> None:
-    peak = (Growth(once=100), Growth(per_token=1))
-    assert [peak_at(peak, tokens, tokens) for tokens in (10, 1000)] == [100, 1000]
-    assert peak_at((), 10, 10) == 0
 
 
 def passes() -> Passes:
