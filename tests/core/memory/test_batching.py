@@ -80,7 +80,3 @@ def test_logits_of_a_chunk_are_bounded_in_bytes(vocabulary: int) -> None:
     assert positions == 64 or 8 * positions * vocabulary <= LOGITS_BYTES
     # Twice as many would be too many.
     assert positions == 1024 or 16 * positions * vocabulary > LOGITS_BYTES
-
-
-def test_chunks_of_known_vocabularies() -> None:
-    assert [chunk_positions(size) for size in (32_000, 49_152, 128_256, 256_000)] == [1024, 512, 256, 128]

@@ -51,6 +51,8 @@ def test_auto_replicates_where_the_model_fits_on_each_card() -> None:
     # The gradients of 41.9 million adapter parameters in fp32, once around a ring of two.
     assert found.plan.wire_bytes == 4 * 41_943_040
     assert found.plan.by_name()["all_reduce"] == 4 * BUCKET
+    unknown = chosen(None)
+    assert (unknown.strategy, unknown.fits) == ("replicate", None)
 
 
 def test_auto_shares_the_weights_out_where_a_card_is_too_small() -> None:
@@ -67,11 +69,6 @@ def test_auto_replicates_experts_in_4_bits_which_cannot_be_shared_out() -> None:
     found = chosen_strategy(mixture, config_of(memory={"offload_experts": "off"}), machine, cards=Cards(2))
     assert (found.strategy, found.fits) == ("replicate", False)
     assert "fsdp2 does not share out experts in 4 bits" in found.reason
-
-
-def test_auto_replicates_where_nothing_is_known_of_the_memory() -> None:
-    found = chosen(None)
-    assert (found.strategy, found.fits) == ("replicate", None)
 
 
 @cases("strategy", ["replicate", "fsdp2", "deepspeed"])
@@ -102,6 +99,9 @@ def test_rows_of_a_step_are_divided_and_so_are_its_micro_batches() -> None:
     }
     whole, half, third = (chosen(24, cards, **sections) for cards in (1, 2, 3))
     assert (whole.rows, half.rows, third.rows) == (8, 4, 3)
+    config = config_of(**sections)
+    assert part_of_card(config, half.sharing).train.batch_size == 4
+    assert config.train.batch_size == 8, "it is not changed by its parts"
     assert whole.plan.step.micro_batches == 2 * half.plan.step.micro_batches
     assert half.plan.micro_batch.rows <= 4
 
@@ -145,19 +145,15 @@ def test_offloading_takes_memory_of_the_machine_for_all_of_its_cards() -> None:
     # With two machines of two cards, each of them has half of it.
     spread = chosen(None, 2, 2, distributed={**section, "offload": "all"})
     assert spread.host_bytes == pytest.approx(found["all"].host_bytes / 2, rel=0.001)
-
-
-def test_fsdp2_has_the_frozen_layers_of_a_machine_in_its_memory() -> None:
-    found = chosen(None, 2, distributed={"strategy": "fsdp2", "offload": "all"})
+    frozen = chosen(24, 2, distributed={"strategy": "fsdp2", "offload": "all"})
     # Half a byte for each of 6.98 billion weights, the scales stay on the cards.
-    assert found.host_bytes == 6_979_321_856 // 2
-
-
-def test_host_memory_that_does_not_suffice_is_no_fit() -> None:
-    section = {"strategy": "fsdp2", "offload": "all"}
+    assert frozen.host_bytes == 6_979_321_856 // 2
+    what = {part.name: part.what for part in frozen.plan.parts}
+    assert what["linear_weights"].endswith("; the rest in the machine's memory")
+    assert "share" not in what["embeddings"]
     machine = Machine("cuda", int(24e9), host_bytes=int(3e9))
-    found = chosen_strategy(EIGHT, config_of(distributed=section), machine, cards=Cards(2))
-    assert (found.plan.fits, found.plan.host_fits, found.fits) == (True, False, False)
+    short = chosen_strategy(EIGHT, config_of(distributed=section | {"offload": "all"}), machine, cards=Cards(2))
+    assert (short.plan.fits, short.plan.host_fits, short.fits) == (True, False, False)
 
 
 def test_nothing_is_updated_inside_backward_where_gradients_are_summed_over_cards() -> None:
@@ -173,15 +169,6 @@ def test_full_training_of_8b_by_zero_is_16_bytes_a_parameter_shared_out() -> Non
     found = chosen(None, 8, method={"name": "full"}, train={"optimizer": "adamw"}, distributed=section).plan.by_name()
     states = ("linear_weights", "embeddings", "norms", "gradients", "optimizer", "master_weights")
     assert sum(found[name] for name in states) == pytest.approx(16 * 8_030_261_248 / 8, rel=1e-4)
-
-
-def test_parts_sum_up_and_have_their_share_said() -> None:
-    plan = chosen(24, 4, distributed={"strategy": "fsdp2"}).plan
-    assert plan.total_bytes == sum(plan.by_name().values())
-    what = {part.name: part.what for part in plan.parts}
-    assert what["linear_weights"].endswith("; a share of 1 in 4")
-    assert "share" not in what["embeddings"]
-    assert "NCCL" in what["communication"]
 
 
 def test_experts_are_shared_out_and_not_moved_to_host_memory() -> None:
@@ -206,14 +193,6 @@ def test_processes_on_a_cpu_divide_its_memory() -> None:
     found = chosen_strategy(EIGHT, config_of(), machine, cards=Cards(2))
     assert found.plan.limit_bytes == 8_000_000_000
     assert "communication" not in found.plan.by_name()
-
-
-def test_a_configuration_is_not_changed_by_its_parts() -> None:
-    config = config_of(train={"batch_size": 8})
-    sharing = chosen_strategy(EIGHT, config, Machine("cuda", int(6e9)), cards=Cards(2)).sharing
-    part = part_of_card(config, sharing)
-    assert (config.train.batch_size, part.train.batch_size) == (8, 4)
-    assert config.memory.keep_dequantized == "auto"
 
 
 def test_advice_for_cards_that_share_is_to_move_to_host_memory_and_never_to_update_inside_backward() -> None:
