@@ -88,33 +88,13 @@ def write_lfm2_gguf(model_dir: Path, path: Path) -> Path:
     writer.add_rope_freq_base(1e6)
     writer.add_shortconv_l_cache(model.config.conv_L_cache)
     _add_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, 2)
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":  # tied
-            writer.add_tensor(_lfm2_name(name), tensor.squeeze(1).numpy() if "conv.conv" in name else tensor.numpy())
+            values = tensor.squeeze(1) if "conv.conv" in name else tensor
+            writer.add_tensor(names.get_name(name, (".weight",)), values.numpy())
     finish(writer)
     return path
-
-
-def _lfm2_name(name: str) -> str:
-    for ours, there in {
-        "model.embed_tokens": "token_embd",
-        "model.embedding_norm": "token_embd_norm",
-        "model.layers": "blk",
-        "operator_norm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.out_proj": "attn_output",
-        "q_layernorm": "attn_q_norm",
-        "k_layernorm": "attn_k_norm",
-        "feed_forward.w1": "ffn_gate",
-        "feed_forward.w3": "ffn_up",
-        "feed_forward.w2": "ffn_down",
-        ".conv.": ".shortconv.",
-        "self_attn.": "",
-    }.items():
-        name = name.replace(ours, there)
-    return name
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any) -> None:

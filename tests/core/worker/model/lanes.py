@@ -100,29 +100,14 @@ class Device:
                 return
 
 
-class PromptStream:
-    """A stream whose work is done at once; it notes waits and events."""
-
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    def wait_event(self, event: str) -> None:
-        self.notes.append(f"{self.name} waits for {event}")
-
-    def record_event(self) -> str:
-        self.notes.append(f"{self.name}@{len(self.notes)}")
-        return self.notes[-1]
-
-
 class PromptDevice:
-    """Lanes without any delay, for models of the CPU."""
+    """Lanes whose copies are done at once, and counted, for models of the CPU."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.main, self.out, self.back = (PromptStream(name, self.notes) for name in ("main", "out", "back"))
+        self.main, self.out, self.back = (Stream(name) for name in ("main", "out", "back"))
         self.copies = {"out": 0, "back": 0}
 
-    def computing(self) -> PromptStream:
+    def computing(self) -> Stream:
         return self.main
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
@@ -133,5 +118,4 @@ class PromptDevice:
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
         self.copies[stream.name] += 1
-        self.notes.append(f"copy on {stream.name}")
         into.copy_(of)

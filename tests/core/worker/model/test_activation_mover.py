@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.worker.model.activation_offload import ActivationMover, Moved
-from tests.core.worker.model.lanes import Device, PromptDevice
+from tests.core.worker.model.lanes import Device
 from tests.short_list import long_but
 
 LAYERS = 5
@@ -122,34 +122,3 @@ def test_without_memory_nothing_is_fetched_ahead(monkeypatch: pytest.MonkeyPatch
     device.run(order)
     assert float(tensor.min()) == LAYERS
     assert network.seen == [1.0 + layer for layer in reversed(range(LAYERS - 1))]
-
-
-def test_the_order_of_waits_and_copies() -> None:
-    device = PromptDevice()
-    mover = ActivationMover(device)
-    first = mover.away(torch.ones(2))
-    mover.settle()
-    second = mover.away(torch.ones(2))
-    mover.settle()
-    forward = ["main@0", "out waits for main@0", "copy on out", "out@3", "main waits for out@3"]
-    assert device.notes[:5] == forward
-    device.notes.clear()
-    mover.back(second)
-    assert device.notes == [
-        # The last input, which nothing has fetched.
-        "main@0",
-        "back waits for main@0",
-        "back waits for out@8",
-        "copy on back",
-        "back@4",
-        "main waits for back@4",
-        # The one before it, for which nothing waits yet.
-        "main@6",
-        "back waits for main@6",
-        "back waits for out@3",
-        "copy on back",
-        "back@10",
-    ]
-    device.notes.clear()
-    mover.back(first)
-    assert device.notes == ["main waits for back@10"]

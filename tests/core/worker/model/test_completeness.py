@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.errors import UserError
 from core.models.check import check_model_directory
-from core.worker.model.completeness import tell
 from core.worker.model.model import load_model
 from core.worker.model.support import check_base
 from tests.cases import cases
@@ -198,8 +197,3 @@ def test_a_configuration_of_nonsense_is_a_sentence(
         load(model)  # some are read generously
     except UserError as error:
         assert "\n" not in error.message  # noqa: PT017 - whether it is raised is left to the library
-
-
-def test_ten_names_are_told_and_the_rest_is_counted() -> None:
-    assert tell(["b", "a"]) == "a, b"
-    assert tell(f"w{number:02}" for number in range(12)).endswith("w09 and 2 more")

@@ -137,17 +137,14 @@ def test_under_windows_a_run_is_kept_to_what_is_free(free: int, total: int, wsl:
 def test_auto_takes_what_was_measured_once(
     ratio: float, dtype: torch.dtype, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = torch.get_rng_state()
+    assert module.speed_ratio() > 0
+    assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(module, "speed_ratio", lambda: ratio)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert is_bf16_measured()
     monkeypatch.setattr(module, "speed_ratio", lambda: pytest.fail("measured again"))
     assert choose_dtype("auto", torch.device("cpu")) == dtype
-
-
-def test_the_random_state_is_left_as_it_is() -> None:
-    before = torch.get_rng_state()
-    assert module.speed_ratio() > 0
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.long

@@ -42,7 +42,6 @@ def converted() -> list[Path]:
         ),
         ({"without": ("token_embd.weight",)}, ["token_embd.weight"]),
         ({"num_hidden_layers": 100_000_000}, ["llama.block_count is 100000000", "of 2 blocks"]),
-        ({"num_hidden_layers": 1}, ["llama.block_count is 1", "of 2 blocks"]),
         ({"extra": {"blk.1.attn_q.bias": zeros(64)}}, ["does not take", "blk.1.attn_q.bias"]),
         ({"extra": {"blk.0.ffn_gate_exps.weight": zeros(2, 128, 64)}}, ["does not take", "blk.0.ffn_gate_exps"]),
         ({"extra": {"anything.else": zeros(3)}}, ["does not take", "anything.else"]),
@@ -66,15 +65,12 @@ def test_what_is_not_of_its_architecture_is_refused_by_name(
     assert converted() == []
 
 
-@cases("name", ["rope_freqs.weight", "rope_factors_long.weight"])
-def test_tables_of_the_rotary_embedding_may_be_there(tmp_path: Path, tiny_model_dir: Path, name: str) -> None:
-    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra={name: zeros(8)})
-    assert (resolve_base(str(path), quiet) / "model.safetensors").is_file()
-
-
-def test_a_head_of_its_own_is_taken(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_head_of_its_own_and_tables_of_the_rotary_embedding_may_be_there(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
     rows = json.loads((tiny_model_dir / "config.json").read_text())["vocab_size"]
-    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra={"output.weight": zeros(rows, 64)})
+    extra = {"output.weight": zeros(rows, 64), "rope_freqs.weight": zeros(8), "rope_factors_long.weight": zeros(8)}
+    path = write_gguf(tiny_model_dir, tmp_path / "model.gguf", extra=extra)
     config = json.loads((resolve_base(str(path), quiet) / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
 

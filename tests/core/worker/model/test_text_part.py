@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitsandbytes.nn import Linear4bit
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -24,7 +24,7 @@ from core.worker.model.support import check_base, load_config, vocabulary_size
 from core.worker.model.text_part import whole_name
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
-from tests.families.tiny import FAMILIES, VOCABULARY, write_family
+from tests.families.tiny import FAMILIES, SHAPE, VOCABULARY, write_family
 from tests.short_list import long_but
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
@@ -38,9 +38,9 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return functools.cache(lambda name: write_family(name, folder / name, dtype="float32"))
 
 
-def load(base: Path, method: str = "lora") -> Any:
+def load(base: Path) -> Any:
     check_base(check_model_directory(base))
-    return load_model(base, method=method, precision="fp32", device="cpu").model.eval()
+    return load_model(base, method="lora", precision="fp32", device="cpu").model.eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -89,15 +89,6 @@ def test_the_towers_are_not_read(base_of: Callable[[str], Path], name: str, monk
     text = [tuple(state[key].shape) for key in split_names(state).text]
     assert len(text) < len(state)
     assert sorted(read) == sorted(text)
-
-
-@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
-def test_4_bits_keep_the_head(base_of: Callable[[str], Path], name: str) -> None:
-    model = load(base_of(name), "qlora")
-    assert type(model.lm_head) is torch.nn.Linear
-    assert isinstance(
-        model.get_submodule("model.layers.3" if "5" in name else "model.layers.1").self_attn.q_proj, Linear4bit
-    )
 
 
 @pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
@@ -185,36 +176,17 @@ def test_the_hint_says_what_is_really_the_reason(base_of: Callable[[str], Path],
     assert refusal.value.hint.startswith("Take config.json, tokenizer and weights from the same version")
 
 
-def _text(name: str, **more: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, name)
-    return dict(config(vocab_size=320, num_key_value_heads=2, **sizes, **tokens, **more).to_dict())
-
-
-_SEES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-_HEARS = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 8}
 #: Models whose text part is named or placed in another way than in the families that people tune.
-OTHERS: dict[str, Any] = {
-    "Llava": lambda: {
-        "text_config": _text("LlamaConfig"),
-        "vision_config": {**_SEES, "model_type": "clip_vision_model"},
-    },
-    "Idefics3": lambda: {"text_config": _text("LlamaConfig"), "vision_config": _SEES},
-    "InternVL": lambda: {"text_config": _text("Qwen2Config"), "vision_config": _SEES},
-    "Voxtral": lambda: {
-        "text_config": _text("LlamaConfig"),
-        "audio_config": {**_HEARS, "intermediate_size": 256, "max_source_positions": 16},
-    },
-    "Gemma4Unified": lambda: {"text_config": _text("Gemma4UnifiedTextConfig", head_dim=32, global_head_dim=32)},
-}
+OTHERS = yaml.safe_load(Path(__file__).with_name("composites.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", long_but(["Idefics3", "Voxtral"], OTHERS))
 def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    whole_class = getattr(transformers, f"{name}ForConditionalGeneration")
-    whole = whole_class(getattr(transformers, f"{name}Config")(**OTHERS[name]())).eval()
+    text, parts = getattr(transformers, OTHERS[name]["text"]), OTHERS[name]["parts"]
+    values = SHAPE | OTHERS[name].get("values", {})
+    config = getattr(transformers, f"{name}Config")(text_config=text(**values).to_dict(), **parts)
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     whole.save_pretrained(tmp_path)
     check_base(tmp_path)
     model = load_model(tmp_path, method="lora", precision="fp32", device="cpu", tokenizer=object()).model.eval()
