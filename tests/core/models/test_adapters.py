@@ -11,8 +11,7 @@ import pytest
 from core.errors import UserError
 from core.models.adapters import check_adapter
 from tests.cases import cases
-
-from .spoiling import copy_model, edit_json, write_safetensors
+from tests.core.models.spoiling import copy_model, edit_json, write_safetensors
 
 
 def write_adapter(directory: Path, factors: dict[str, tuple[int, ...]], **config: Any) -> Path:

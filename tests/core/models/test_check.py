@@ -16,9 +16,7 @@ from core.errors import UserError
 from core.models.check import check_model_config, check_model_directory
 from core.models.description import read_record, refuse_foreign
 from tests.cases import cases
-from tests.unprivileged import unprivileged
-
-from .spoiling import (
+from tests.core.models.spoiling import (
     copy_model,
     drop_tensors,
     edit_json,
@@ -26,6 +24,7 @@ from .spoiling import (
     split_weights,
     write_safetensors,
 )
+from tests.unprivileged import unprivileged
 
 TABLES = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
 

@@ -19,8 +19,7 @@ from core.errors import UserError
 from core.models import fingerprint
 from core.models.fingerprint import BaseFingerprint, ends_fingerprint
 from core.small_files import hash_file
-
-from .spoiling import copy_model, read_safetensors, split_weights, write_safetensors
+from tests.core.models.spoiling import copy_model, read_safetensors, split_weights, write_safetensors
 
 
 @pytest.fixture

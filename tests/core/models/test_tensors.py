@@ -16,8 +16,7 @@ from core.models import tensors
 from core.models.shapes import by_layer
 from core.models.tensors import FILE_TENSORS, HEADER_LIMIT, Tensor, read_header, read_weights
 from tests.cases import cases
-
-from .spoiling import copy_model, split_weights, write_safetensors
+from tests.core.models.spoiling import copy_model, split_weights, write_safetensors
 
 
 def entry(begin: Any, end: Any, shape: Any = (2,), dtype: Any = "BF16") -> dict[str, Any]:

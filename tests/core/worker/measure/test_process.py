@@ -10,7 +10,18 @@ import pytest
 
 from core.errors import UserError
 from core.models.architecture import measuring
-from core.models.architecture.measuring import GivenUpError, Unmeasured, measure_architecture, telling
+from core.models.architecture.measuring import (
+    GivenUpError,
+    Growth,
+    LayerGrowth,
+    Passes,
+    Regime,
+    Unmeasured,
+    measure_architecture,
+    passes_from_dict,
+    passes_to_dict,
+    telling,
+)
 from core.paths import home
 from tests.cases import cases
 from tests.families.tiny import FAMILIES
@@ -111,3 +122,32 @@ def test_who_waits_may_give_up() -> None:
     with pytest.raises(GivenUpError), telling(is_wanted=lambda: False):
         measure_architecture(model())
     assert not cached()
+
+
+def passes() -> Passes:
+    layer = LayerGrowth(0, True, 1, Growth(1, 2, 3), Growth(), (Growth(4),), (Growth(5),), (Growth(6), Growth(0, 7)))
+    short = Regime(256, Growth(8), Growth(), Growth(9), (Growth(10),), (layer,))
+    longer = Regime(None, Growth(11), Growth(), Growth(12), (Growth(13),), (layer,))
+    return Passes((0, 0), (short, longer), ((8, 64, 2),), (("q_proj", 2),), 0)
+
+
+def test_passes_come_back_from_json_as_they_were() -> None:
+    made = passes()
+    assert passes_from_dict(json.loads(json.dumps(passes_to_dict(made)))) == made
+    assert made.regime(256) is made.regimes[0]
+    assert made.regime(257) is made.regimes[1]
+    # Only the case that was measured is there.
+    assert made.regimes[0].layer(0, reached=False).reached
+
+
+@cases("damage", ["kinds", "regimes", "trained", "empty", "foreign"])
+def test_passes_that_are_not_whole_are_refused(damage: str) -> None:
+    values = passes_to_dict(passes())
+    if damage == "empty":
+        values["regimes"] = []
+    elif damage == "foreign":
+        values["kinds"] = [0, 1]
+    else:
+        del values[damage]
+    with pytest.raises(ValueError):
+        passes_from_dict(values)

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from tests.families.tiny import write_family
 from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
 
 
@@ -52,41 +53,23 @@ def _loaded(model_dir: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(model_dir).float(), AutoTokenizer.from_pretrained(model_dir)
 
 
-def write_lfm2_gguf(model_dir: Path, path: Path) -> Path:
-    """Write a random LFM2 model, a convolution and an attention layer, as a GGUF of 32-bit floats.
-
-    Args:
-        model_dir: A model whose tokenizer it takes.
-        path: The file.
-    """
+def write_lfm2_gguf(_model_dir: Path, path: Path) -> Path:
+    """Write a random LFM2 model, a convolution and an attention layer, as a GGUF of 32-bit floats."""
     import gguf
-    import torch
-    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    torch.manual_seed(0)
-    model = Lfm2ForCausalLM(
-        Lfm2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            layer_types=["conv", "full_attention"],
-            block_auto_adjust_ff_dim=False,
-        )
-    )
+    sizes = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+    model, tokenizer = _loaded(write_family("lfm2", path.with_name("lfm2"), **sizes))
+    config = model.config
     writer = gguf.GGUFWriter(path, "lfm2")
-    writer.add_context_length(128)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(48)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv([0, 2])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(1e6)
-    writer.add_shortconv_l_cache(model.config.conv_L_cache)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv([0, config.num_key_value_heads])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_shortconv_l_cache(config.conv_L_cache)
     _add_tokenizer(writer, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, 2)
     for name, tensor in model.state_dict().items():

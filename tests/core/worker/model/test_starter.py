@@ -18,32 +18,18 @@ from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model import starter
 from core.worker.model.starter import cache_dir, prepare_starter, resolve_base
+from tests.families.tiny import write_family
 from tests.progress import quiet
 
 from .gguf_files import write_gguf
 
 
 @pytest.fixture(scope="session")
-def small_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A GGUF of a one-layer model as wide as the starter, with the tiny model's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("small")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=576,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF of a one-layer model as wide as the starter."""
+    sizes = {"hidden_size": 576, "intermediate_size": 64, "num_attention_heads": 9, "num_key_value_heads": 3}
+    more = {"num_hidden_layers": 1, "max_position_embeddings": 256, "tie_word_embeddings": True}
+    directory = write_family("llama", tmp_path_factory.mktemp("small") / "small", **sizes, **more)
     return write_gguf(directory, directory / "small.gguf")
 
 
