@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+
+import tomli
 
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear, read_towers
@@ -124,57 +127,16 @@ class _Family:
     expert_bias: bool = False
     """True if experts and router have a bias."""
     shared_expert: bool = False
-    plain: tuple[str, str] | None = None
-    """Names of the two linear layers of a feed-forward network without a gate."""
+    plain: Sequence[str] = ()
+    """Names of the two linear layers of a feed-forward network without a gate; empty if it has one."""
     norm_bias: bool = False
     offset_norm: bool = False
     """True if norms scale by one plus their weight."""
 
 
-_MISTRAL = _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window")
-_QWEN_2 = _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32)
-_QWEN_3 = _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32)
-_GEMMA = _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True)
-_GEMMA_2 = replace(_GEMMA, heads=8, kv_heads=4, norms=4, softcap=True, window="sliding_window")
-#: Experts in place of the feed-forward network, by the keys of Mixtral.
-_MIXTRAL = replace(_MISTRAL, expert_count="num_local_experts", expert_width="intermediate_size")
-_LIKE_LLAMA: dict[str, _Family] = {
-    "llama": _Family(),
-    "mistral": _MISTRAL,
-    "ministral": _MISTRAL,
-    "smollm3": _Family(tied=True, kv_heads=4, window="sliding_window"),
-    "granite": _Family(),
-    "olmo2": _Family(normed="all", mlp_bias=False),
-    "qwen2": _QWEN_2,
-    "qwen3": _QWEN_3,
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA_2,
-    "gemma3_text": replace(_GEMMA_2, vocabulary=262_208, normed="head", softcap=False),
-    "phi3": replace(_MISTRAL, kv_heads=None, fused=True),
-    "starcoder2": _Family(
-        tied=True,
-        kv_heads=2,
-        qkv_bias="use_bias",
-        output_bias="use_bias",
-        mlp_bias="use_bias",
-        biased=True,
-        plain=("mlp.c_fc", "mlp.c_proj"),
-        norm_bias=True,
-        window="sliding_window",
-    ),
-    "mixtral": _MIXTRAL,
-    "qwen2_moe": replace(_QWEN_2, kv_heads=16, expert_count="num_experts", shared_expert=True),
-    "gpt_oss": replace(
-        _MIXTRAL,
-        head_dim=64,
-        qkv_bias="attention_bias",
-        output_bias="attention_bias",
-        biased=True,
-        eager=True,
-        sinks=True,
-        expert_bias=True,
-    ),
-    "qwen3_moe": replace(_QWEN_3, kv_heads=4, head_dim=None, expert_count="num_experts"),
+_LIKE_LLAMA = {
+    name: _Family(**rules)
+    for name, rules in tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
 #: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
@@ -269,7 +231,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
         other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
     dense = Layer(depth, linears, attention, 0, norms=rules.norms, offset_norm=rules.offset_norm, other=other)
-    if rules.plain is not None:
+    if rules.plain:
         width = values.count("intermediate_size")
         bias = _bias(values, rules, rules.mlp_bias)
         network = (Linear(rules.plain[0], hidden, width, bias), Linear(rules.plain[1], width, hidden, bias))

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from core.atomic import write_atomic
 from core.errors import UserError
@@ -217,7 +217,7 @@ def measure_architecture(model: Unmeasured) -> Architecture:
         UserError: If it cannot be built.
     """
     job = {"description": model.description, "where": model.where}
-    found: Architecture = _found(job, "architecture", architecture_from_dict)
+    found: Architecture = _found(job, "architecture", _ARCHITECTURE.validate_python)
     return found
 
 
@@ -344,27 +344,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 _ARCHITECTURE, _PASSES = TypeAdapter(Architecture), TypeAdapter(Passes)
 
 
-def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
-    """A structure as JSON."""
-    found: dict[str, Any] = _ARCHITECTURE.dump_python(architecture, mode="json")
-    return found
-
-
-def architecture_from_dict(values: Mapping[str, Any]) -> Architecture:
-    """A structure from JSON.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    try:
-        return _ARCHITECTURE.validate_python(dict(values))
-    except ValidationError as error:
-        raise ValueError("not the structure of a model") from error
-
-
-def passes_to_dict(passes: Passes) -> dict[str, Any]:
-    """Passes as JSON."""
-    found: dict[str, Any] = _PASSES.dump_python(passes, mode="json")
+def to_json(value: Architecture | Passes) -> dict[str, Any]:
+    """A structure or passes as JSON."""
+    adapter: TypeAdapter[Any] = _PASSES if isinstance(value, Passes) else _ARCHITECTURE
+    found: dict[str, Any] = adapter.dump_python(value, mode="json")
     return found
 
 
@@ -374,10 +357,7 @@ def passes_from_dict(values: Mapping[str, Any]) -> Passes:
     Raises:
         ValueError: If they are invalid or incomplete.
     """
-    try:
-        found = _PASSES.validate_python(dict(values))
-    except ValidationError as error:
-        raise ValueError("not the passes of a model") from error
+    found = _PASSES.validate_python(dict(values))
     for regime in found.regimes:
         if not set(found.kinds) <= {layer.kind for layer in regime.layers}:
             raise ValueError("kinds without layers")

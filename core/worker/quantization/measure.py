@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
 from core.models.quantization_config import read_quantization
-from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers, layer_pattern
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
@@ -140,7 +140,7 @@ def _keep_costliest(
     chosen = choose_layers(costs, whole.kl, free_bytes, with_kept)
     if not chosen:
         return None
-    patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
+    patterns = tuple(f"{costs[place].name}.*" for place in chosen)
     return Kept(chosen, patterns, sum(costs[place].bytes for place in chosen), tried[chosen])
 
 

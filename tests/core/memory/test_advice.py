@@ -17,7 +17,7 @@ from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
-from core.models.architecture.measuring import Growth, LayerGrowth, Passes, Regime, passes_to_dict
+from core.models.architecture.measuring import Growth, LayerGrowth, Passes, Regime, to_json
 from tests.cases import cases
 from tests.core.memory.plans import config_of
 from tests.core.models.architecture import published
@@ -167,7 +167,7 @@ def test_a_change_is_measured_before_it_is_advised_unless_that_is_to_be_immediat
         kept = Growth(per_token=20_000 + 2_000 * job["config"]["method"]["rank"])
         layer = LayerGrowth(0, True, 1, kept, Growth(), (kept,), (kept,), (kept,))
         regime = Regime(None, Growth(), Growth(), Growth(), (), (layer,))
-        return {"passes": passes_to_dict(Passes((0,) * 24, (regime,), ((16, 2048, 100),), (("q_proj", 24),), 0))}
+        return {"passes": to_json(Passes((0,) * 24, (regime,), ((16, 2048, 100),), (("q_proj", 24),), 0))}
 
     monkeypatch.setattr(planner, "_measured", MEASURED)
     monkeypatch.setattr(measuring, "_run", run)

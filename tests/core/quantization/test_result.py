@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from core.config.targets import is_target
 from core.quantization.result import (
     FINE,
     Figures,
@@ -17,7 +16,6 @@ from core.quantization.result import (
     facts,
     kept_sentence,
     layer_lines,
-    layer_pattern,
     most_costly,
     name_layers,
     sentence,
@@ -168,10 +166,3 @@ def test_no_more_is_measured_than_fits() -> None:
     assert measured.tried == [(0, 1)]
     assert choose_layers(layers(*[0.125] * 8), 0.4, 0, measured) == ()
     assert measured.tried == [(0, 1)]
-
-
-def test_a_pattern_has_one_layer() -> None:
-    pattern = layer_pattern("model.layers.1")
-    assert is_target("model.layers.1.mlp.up_proj", pattern)
-    assert not is_target("model.layers.11.mlp.up_proj", pattern)
-    assert not is_target("model.vision_tower.layers.1.mlp.up_proj", pattern)

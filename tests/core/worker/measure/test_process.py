@@ -19,8 +19,8 @@ from core.models.architecture.measuring import (
     Unmeasured,
     measure_architecture,
     passes_from_dict,
-    passes_to_dict,
     telling,
+    to_json,
 )
 from core.paths import home
 from tests.cases import cases
@@ -133,7 +133,7 @@ def passes() -> Passes:
 
 def test_passes_come_back_from_json_as_they_were() -> None:
     made = passes()
-    assert passes_from_dict(json.loads(json.dumps(passes_to_dict(made)))) == made
+    assert passes_from_dict(json.loads(json.dumps(to_json(made)))) == made
     assert made.regime(256) is made.regimes[0]
     assert made.regime(257) is made.regimes[1]
     # Only the case that was measured is there.
@@ -142,7 +142,7 @@ def test_passes_come_back_from_json_as_they_were() -> None:
 
 @cases("damage", ["kinds", "regimes", "trained", "empty", "foreign"])
 def test_passes_that_are_not_whole_are_refused(damage: str) -> None:
-    values = passes_to_dict(passes())
+    values = to_json(passes())
     if damage == "empty":
         values["regimes"] = []
     elif damage == "foreign":

@@ -84,8 +84,8 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
     ("inject", "sections", "place", "advice"),
     [
         (_in(ready_model, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
-        (_in(adapters, "pissa_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
-        (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
+        (_in(adapters, "best_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
+        (_in(adapters, "best_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
         (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
         (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
         (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
