@@ -5,6 +5,7 @@ The files are untrusted: call it through :func:`core.models.sandboxed.inspect_mo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -129,7 +130,9 @@ def _inspect_directory(directory: Path) -> ModelFacts:
 
 def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Facts from the descriptions."""
-    found = _architecture_of(directory)
+    found: Architecture | Unmeasured | None = None
+    with contextlib.suppress(UserError):
+        found = read_model(directory)
     architecture = found if isinstance(found, Architecture) else None
     return {
         "family": one_line(str(config.get("model_type", "")), 40),
@@ -145,13 +148,6 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 def _plausible(positions: object) -> int | None:
     """The number of positions, if it is plausible."""
     return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
-
-
-def _architecture_of(directory: Path) -> Architecture | Unmeasured | None:
-    try:
-        return read_model(directory)
-    except UserError:
-        return None
 
 
 def _has_template(directory: Path) -> bool:

@@ -42,15 +42,19 @@ def transformers_version() -> str:
 @functools.cache
 def known_model_types() -> frozenset[str]:
     """Every ``model_type`` that the installed transformers knows; empty if its table is not found."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or found.origin is None:
+    if (models := _models()) is None:
         return frozenset()
-    directory = Path(found.origin).parent / "models" / "auto"
     try:
-        source = "".join((directory / name).read_text(encoding="utf-8") for name in _TABLES)
+        source = "".join((models / "auto" / name).read_text(encoding="utf-8") for name in _TABLES)
     except OSError:
         return frozenset()
     return frozenset(_ENTRY.findall(source))
+
+
+def _models() -> Path | None:
+    """The directory of transformers' models."""
+    found = importlib.util.find_spec("transformers")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "models"
 
 
 def newer_version(config: Mapping[str, Any]) -> str | None:
@@ -170,10 +174,9 @@ def _is_recurrent(part: Mapping[str, Any]) -> bool:
 @functools.cache
 def _kernels_of(family: str) -> frozenset[str]:
     """The packages that the file of a family in transformers names."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
+    models, name = _models(), family.replace("-", "_")
+    if models is None or not re.fullmatch(r"\w{1,80}", name):
         return frozenset()
-    models, name = Path(found.origin).parent / "models", family.replace("-", "_")
     # A text part shares the file of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
     while name:
         path = models / name / f"modeling_{name}.py"

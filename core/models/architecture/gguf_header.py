@@ -202,9 +202,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[: len(MAGIC)] != MAGIC:
-                raise UserError(
-                    f"{path} is not a GGUF file.", "Give a GGUF file, or a directory with the model's config.json."
-                )
+                hint = "Give a GGUF file, or a directory with the model's config.json."
+                if (path.parent / "config.json").is_file():
+                    hint = f"Give the directory that it is in: {path.parent}."
+                raise UserError(f"{path} is not a GGUF file.", hint)
             reader = _Reader(data)
             if (version := int(reader.number("<I"))) not in VERSIONS:
                 raise UserError(f"{path} is GGUF of version {version}.", "Versions 2 and 3 are read; convert it again.")

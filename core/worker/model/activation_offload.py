@@ -29,28 +29,18 @@ from core.hardware.drivers import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 
 
-class Stream(Protocol):
-    """A stream of the device, in which work is done in order."""
-
-    def wait_event(self, event: Any) -> None:
-        """Let later work in the stream wait for an event."""
-
-    def record_event(self) -> Any:
-        """An event at the stream's current position."""
-
-
 class Lanes(Protocol):
-    """The streams of a device, and memory on both sides."""
+    """The streams of a device, in each of which work is done in order, and memory on both sides."""
 
     @property
-    def out(self) -> Stream:
+    def out(self) -> Any:
         """Copies to the host."""
 
     @property
-    def back(self) -> Stream:
+    def back(self) -> Any:
         """Copies to the device."""
 
-    def computing(self) -> Stream:
+    def computing(self) -> Any:
         """The compute stream, on which all device blocks are allocated and freed."""
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
@@ -59,7 +49,7 @@ class Lanes(Protocol):
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Memory of the device for a copy."""
 
-    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Stream) -> None:
+    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
         """Let a stream copy."""
 
 

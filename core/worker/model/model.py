@@ -155,7 +155,11 @@ def load_model(
     dtype = choose_dtype(precision, target, method)
     quantization, offload = None, None
     if method == "qlora":
-        quantization = _four_bit(target, dtype, keep_16bit, always_16bit)
+        install()
+        if target.type == "cpu":
+            quantize_quickly()
+            dequantize_rightly()
+        quantization = four_bit_config(dtype, keep_16bit, always_16bit)
         if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
             offload = cuda_offload(target)
     if tokenizer is None:
@@ -171,15 +175,6 @@ def load_model(
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype, offload)
-
-
-def _four_bit(target: torch.device, dtype: torch.dtype, keep: Sequence[str], always: Sequence[str]) -> Any:
-    """The quantization of ``qlora``; prepares bitsandbytes on the device."""
-    install()
-    if target.type == "cpu":
-        quantize_quickly()
-        dequantize_rightly()
-    return four_bit_config(dtype, keep, always)
 
 
 @contextlib.contextmanager
