@@ -15,6 +15,7 @@ from bitsandbytes.functional import QuantState
 from core.models.quantized_weights import Codec, Encoded
 from core.worker.model.nf4 import dequantize_rightly
 
+Rescale = Callable[[torch.Tensor], torch.Tensor]
 #: The parts of a weight by their roles.
 Parts = Mapping[str, torch.Tensor]
 
@@ -86,10 +87,7 @@ _ROWS = 1024
 
 
 def decode_blocks(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    dtype: torch.dtype,
-    rescale: Callable[[torch.Tensor], torch.Tensor] | None,
+    codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, rescale: Rescale | None = None
 ) -> torch.Tensor:
     """Decode a weight of E2M1 numbers: exactly where the scales are powers of two, else computed in fp32 and rounded
     once.
@@ -120,7 +118,7 @@ def decode_blocks(
     return out
 
 
-def _fp4(encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+def _fp4(_encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     """MXFP4 and NVFP4; the latter has a factor or a divisor of all scales."""
     factor, divisor = parts.get("scale_2"), parts.get("global_scale")
 
@@ -154,7 +152,7 @@ def decode_mxfp4_experts(
         blocks, scales = read(number)
         if out is None:
             out = torch.empty(shape, dtype=dtype, device=blocks.device)
-        out[number] = decode_blocks(blocks.flatten(1), scales, dtype, None).T
+        out[number] = decode_blocks(blocks.flatten(1), scales, dtype).T
     return torch.empty(shape, dtype=dtype) if out is None else out
 
 
