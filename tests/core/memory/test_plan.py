@@ -87,11 +87,10 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
 @cases(("hidden", "width", "depth", "heads", "gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)])
 def test_what_the_qlora_paper_fits_on_a_card_fits(hidden: int, width: int, depth: int, heads: int, gib: int) -> None:
     """LLaMA-65B on 48 GB and 33B on 24 GB: rank 64 on every layer, a paged optimizer, one row of 512 tokens."""
-    model = {**published.LLAMA_2_7B, "hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": depth}
+    shape = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": depth}
+    model = {**published.LLAMA_2_7B, **shape, "num_attention_heads": heads}
     train = {"batch_size": 1, "optimizer": "paged_adamw_8bit"}
-    plan = plan_of(
-        {**model, "num_attention_heads": heads}, Rows([(512, 1)]), limit=gib * GIB, train=train, method={"rank": 64}
-    )
+    plan = plan_of(model, Rows([(512, 1)]), limit=gib * GIB, train=train, method={"rank": 64})
     assert plan.fits
     assert plan.total_bytes > 0.85 * gib * GIB
 
@@ -373,32 +372,22 @@ def test_what_the_run_would_refuse_is_refused(sections: dict[str, Any], words: s
 
 
 NAMES = st.sampled_from(["SmolLM2-135M", "Llama-3-8B", "Qwen2.5-7B", "Gemma-2-9B", "SmolLM3-3B", "Qwen3-4B"])
-SETTINGS = st.fixed_dictionaries(
-    {
-        "method": st.fixed_dictionaries(
-            {
-                "name": st.sampled_from(["qlora", "lora"]),
-                "rank": st.integers(1, 128),
-                "dropout": st.sampled_from([0.0, 0.1]),
-                "dora": st.booleans(),
-                "init": st.sampled_from(["default", "pissa"]),
-            }
-        ),
-        "train": st.fixed_dictionaries(
-            {
-                "precision": st.sampled_from(["auto", "bf16", "fp32"]),
-                "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"]),
-                "batch_size": st.integers(1, 16),
-            }
-        ),
-        "memory": st.fixed_dictionaries(
-            {
-                "gradient_checkpointing": st.sampled_from(["auto", "on", "off"]),
-                "activation_offload": st.sampled_from(["auto", "on", "off"]),
-            }
-        ),
-    }
-)
+CHOICES: dict[str, dict[str, Any]] = {
+    "method": {
+        "name": st.sampled_from(["qlora", "lora"]),
+        "rank": st.integers(1, 128),
+        "dropout": st.sampled_from([0.0, 0.1]),
+        "dora": st.booleans(),
+        "init": st.sampled_from(["default", "pissa"]),
+    },
+    "train": {
+        "precision": st.sampled_from(["auto", "bf16", "fp32"]),
+        "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"]),
+        "batch_size": st.integers(1, 16),
+    },
+    "memory": dict.fromkeys(["gradient_checkpointing", "activation_offload"], st.sampled_from(["auto", "on", "off"])),
+}
+SETTINGS = st.fixed_dictionaries({section: st.fixed_dictionaries(keys) for section, keys in CHOICES.items()})
 
 
 @given(NAMES, SETTINGS, st.sampled_from(["cpu", "cuda"]), st.integers(8, 1000), st.integers(0, 24), st.data())
@@ -407,23 +396,23 @@ def test_more_never_takes_less(
 ) -> None:
     model = published.PARAMETERS[name][0]
     larger = {section: dict(values) for section, values in settings.items()}
-    rows, more_rows = Rows([(length // 8 * 8 or 8, 4)], 0.5), Rows([(length // 8 * 8 or 8, 4)], 0.5)
+    rows = more_rows = Rows([(length // 8 * 8 or 8, 4)], 0.5)
     change = data.draw(st.sampled_from(["rank", "length", "supervised", "dropout", "dora", "precision"]))
+    method, train = settings["method"], settings["train"]
     if change == "rank":
-        larger["method"]["rank"] = min(settings["method"]["rank"] + more, 1024)
+        larger["method"]["rank"] = min(method["rank"] + more, 1024)
     elif change == "length":
         # Within the budget of tokens, so that the rows stay together.
         rows, more_rows = Rows([(64, 4)], 0.5), Rows([(64 + 8 * more, 4)], 0.5)
     elif change == "supervised":
         more_rows = Rows(rows.runs, 1.0)
     elif change == "dropout":
-        settings["method"]["dropout"], larger["method"]["dropout"] = 0.0, 0.1
+        method["dropout"], larger["method"]["dropout"] = 0.0, 0.1
     elif change == "dora":
-        settings["method"]["dora"], larger["method"]["dora"] = False, True
+        method["dora"], larger["method"]["dora"] = False, True
     else:
-        settings["train"]["precision"], larger["train"]["precision"] = "bf16", "fp32"
-    small = plan_of(model, rows, kind=kind, **settings)
-    large = plan_of(model, more_rows, kind=kind, **larger)
+        train["precision"], larger["train"]["precision"] = "bf16", "fp32"
+    small, large = plan_of(model, rows, kind=kind, **settings), plan_of(model, more_rows, kind=kind, **larger)
     assert small.needed_bytes <= large.needed_bytes
 
 

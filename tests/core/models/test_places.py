@@ -275,21 +275,6 @@ def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
         assert fetchable(text) is None
 
 
-def test_the_hub_cache_is_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
-    repository = tmp_path / "hub" / "models--org--model"
-    snapshot = repository / "snapshots" / "abc"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc\n")
-    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
-    snapshot.mkdir(parents=True)
-    assert find_in_hub_cache(parse_entry("hf://org/model")) == snapshot
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
-    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
-
-
 def prepared(name: str) -> Path:
     directory = paths.make_private_dir(paths.models_dir() / name)
     (directory / "config.json").write_text("{}")
@@ -338,8 +323,9 @@ def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> No
 
 
 def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    repository, old, new = tmp_path / "models--org--model", "a" * 40, "b" * 40
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    repository, old, new = tmp_path / "hub" / "models--org--model", "a" * 40, "b" * 40
     for commit in (old, new):
         (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "refs" / "refs" / "pr").mkdir(parents=True)
@@ -350,6 +336,8 @@ def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monke
     for revision in ("v2", "gone", "bad", "c" * 40, "../main", "main/config.json"):
         assert find_model(f"hf://org/model@{revision}") is None
     assert "fetch hf://org/model@v2'" in missing_model("hf://org/model@v2").hint
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
 
 
 @cases(

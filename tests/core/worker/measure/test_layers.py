@@ -17,15 +17,13 @@ from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.models.architecture.measuring import Growth, peak_at
-from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
 from core.worker.measure.measure import fit_around, fit_layer, fit_scan
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
-from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.experts import ExpertsParams4bit
-from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
 from tests.cases import cases
+from tests.core.worker.measure.test_plan import described, loaded_of
 from tests.families.tiny import FAMILIES
 from tests.short_list import long_but
 
@@ -37,33 +35,16 @@ def config_of(**more: Any) -> Config:
     return Config.model_validate(sections | more)
 
 
-def bare_of(family: str) -> Any:
-    return build_bare(described_causal_lm(FAMILIES[family].config().to_dict(), family), torch.bfloat16, family)
-
-
 def without_values(family: str, config: Config) -> Skeleton:
-    return build_skeleton(bare_of(family), config, arithmetic(config, Machine("cpu")))
+    bare = build_bare(described_causal_lm(described(family), family), torch.bfloat16, family)
+    return build_skeleton(bare, config, arithmetic(config, Machine("cpu")))
 
 
 def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
-    causal = described_causal_lm(FAMILIES[family].config().to_dict(), family)
-    torch.manual_seed(0)
-    causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
-    loaded = load_model(
-        directory,
-        method=config.method.name,
-        precision="bf16",
-        device="cpu",
-        for_training=True,
-        tokenizer=object(),
-        keep_16bit=config.model.keep_16bit or (),
-    )
-    model = attach_adapters(loaded.model, config.method, seed=0)
-    how = arithmetic(config, Machine("cpu"))
-    if how.fused_layers:
-        fuse(model, TRAINED)
-    return Skeleton(model, loaded.model, loaded.model.config, contextlib.nullcontext(), loaded.dtype, how)
+    loaded = loaded_of(family, directory, config)
+    causal, how = loaded.model.get_base_model(), arithmetic(config, Machine("cpu"))
+    return Skeleton(loaded.model, causal, causal.config, contextlib.nullcontext(), loaded.dtype, how)
 
 
 def in_four_bits(skeleton: Skeleton) -> set[str]:

@@ -77,10 +77,11 @@ def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
     causal = described_causal_lm(described(family), family)
     torch.manual_seed(0)
     causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
+    keep, name = config.model.keep_16bit or (), config.method.name
     loaded = load_model(
-        directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
+        directory, method=name, precision="bf16", device="cpu", for_training=True, tokenizer=object(), keep_16bit=keep
     )
-    own = config.method.name in ("full", "freeze")
+    own = name in ("full", "freeze")
     model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
     loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
     fuse_layers(config, loaded)

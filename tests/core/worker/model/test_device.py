@@ -106,9 +106,6 @@ def test_the_device_is_told_in_a_sentence() -> None:
         "Trains on GPU 1, NVIDIA GeForce RTX 4090 (compute 8.9, 25.8 GB) in bf16, by torch 2.13.0 for CUDA 13.0, "
         "driver 580.95.05; expandable segments."
     )
-    on_cpu = describe_device(Build("2.13.0+cpu"), torch.float32, None, threads=1, reason="so it is")
-    assert on_cpu.startswith("Trains on the CPU, ")
-    assert on_cpu.endswith(", 1 thread, in fp32, by torch 2.13.0+cpu; so it is.")
 
 
 def test_the_card_is_found_in_nvml_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from core.worker.fused.experts import grouped_product
 from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.experts import BLOCK, ExpertsParams4bit, experts_of, matrix_names, quantize_experts
-from core.worker.model.experts_implementation import IMPLEMENTATION, group_by_expert, use_own_experts
+from core.worker.model.experts_implementation import IMPLEMENTATION, use_own_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
 from tests.core.worker.model.mixtures import FEW_MIXTURES, IDS, MIXTURES, load, logits_and_gradient, put_weights_of
@@ -230,13 +230,6 @@ def test_nothing_of_the_weights_is_kept_for_backward() -> None:
         experts(torch.randn(4, 128, requires_grad=True), torch.tensor([[0, 1]] * 4), torch.rand(4, 2))
     # Gate and rows of 8 choices; a matrix of one expert alone has 32,768 elements.
     assert sum(kept) < 8 * (6 * 256 + 2 * 128)
-
-
-def test_experts_that_no_token_has_chosen_have_no_part() -> None:
-    groups = group_by_expert(torch.tensor([[2, 0], [2, 5]]), 8)
-    assert [(number, part.stop - part.start) for number, part in groups.parts()] == [(0, 1), (2, 2), (5, 1)]
-    assert groups.order.tolist() == [1, 0, 2, 3]
-    assert groups.order[groups.inverse].tolist() == [0, 1, 2, 3]
 
 
 def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
