@@ -35,6 +35,7 @@ _ACTIVATIONS = re.compile(
     r"(^|[._])(input|output|activation|q|k|v|kv|kv_cache|prob)_(global_)?(scale|zero_point)(_inv|_ub)?$"
 )
 _BLOCK = (128, 128)
+_AGAIN = "Copy or fetch the weights again."
 #: Largest ``quant_state`` of bitsandbytes; real ones have about a hundred bytes.
 _STATE_LIMIT = 4096
 _BNB_PART = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)")
@@ -199,7 +200,7 @@ class _Finder:
         if found is None:
             raise UserError(
                 f"{self._directory} lacks {one_line(name, 120)}, without which {one_line(of, 120)} cannot be decoded.",
-                "Copy or fetch the weights again.",
+                _AGAIN,
             )
         return found
 
@@ -324,7 +325,7 @@ class _Finder:
         """
         names = [name for name in self._stored if ".quant_state.bitsandbytes__" in name]
         if any(self._stored[name].elements > _STATE_LIMIT for name in names):
-            raise UserError(f"{self._directory} has a damaged quant_state.", "Copy or fetch the weights again.")
+            raise UserError(f"{self._directory} has a damaged quant_state.", _AGAIN)
         found = {}
         for name, raw in read_values(self._directory, names).items():
             try:
@@ -333,9 +334,7 @@ class _Finder:
                 if not all(type(side) is int and 0 < side < 1 << 32 for side in shape):
                     raise ValueError("a shape that is none")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f"{self._directory}: {one_line(name, 120)} makes no sense.", "Copy or fetch the weights again."
-                ) from error
+                raise UserError(f"{self._directory}: {one_line(name, 120)} makes no sense.", _AGAIN) from error
             found[name.partition(".quant_state.")[0]] = {"shape": shape, "dtype": state.get("dtype"), "parts": {}}
         for name in self._stored:
             match = _BNB_PART.fullmatch(name)
@@ -346,9 +345,7 @@ class _Finder:
     def _bnb4(self, name: str) -> Encoded:
         state = self._states.get(name)
         if state is None:
-            raise UserError(
-                f"{self._directory} has no quant_state for {one_line(name, 120)}.", "Copy or fetch the weights again."
-            )
+            raise UserError(f"{self._directory} has no quant_state for {one_line(name, 120)}.", _AGAIN)
         parts = {"weight": name, **state["parts"]}
         stored = self._stored[name]
         self._require(stored, stored.dtype == "U8" and 2 * stored.elements >= math.prod(state["shape"]), name)

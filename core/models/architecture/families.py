@@ -19,6 +19,7 @@ from core.text import one_line
 MOST = 1 << 31
 #: Largest plausible number of layers.
 MOST_LAYERS = 10_000
+_OWN = "Copy the model's own config.json."
 _ALIASES = {
     "hidden_size": ("n_embd", "d_model", "dim"),
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -62,13 +63,9 @@ class ConfigValues:
         """
         value = self.get(key, default)
         if value is None:
-            raise UserError(
-                f"{self._where} has no {key}, so the shape of the model cannot be known.",
-                "Copy the model's own config.json.",
-            )
+            raise UserError(f"{self._where} has no {key}, so the shape of the model cannot be known.", _OWN)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < most:
-            shown = one_line(repr(value), 40)
-            raise UserError(f"{self._where}: {key} is {shown}, not a size.", "Copy the model's own config.json.")
+            raise UserError(f"{self._where}: {key} is {one_line(repr(value), 40)}, not a size.", _OWN)
         return value
 
     def share(self, key: str) -> float:
@@ -79,10 +76,7 @@ class ConfigValues:
         """
         value = self.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(
-                f"{self._where}: {key} is {one_line(repr(value), 40)}, not a share.",
-                "Copy the model's own config.json.",
-            )
+            raise UserError(f"{self._where}: {key} is {one_line(repr(value), 40)}, not a share.", _OWN)
         return float(value)
 
     def capped(self, key: str, default: bool) -> bool:
@@ -193,7 +187,7 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     family = config.get("model_type")
     if isinstance(family, str) and family:
         return family
-    raise UserError(f"{where} has no model_type, so it is no model's.", "Copy the model's own config.json.")
+    raise UserError(f"{where} has no model_type, so it is no model's.", _OWN)
 
 
 def _bias(values: ConfigValues, rules: _Family, rule: bool | str) -> bool:
