@@ -190,24 +190,20 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
     return kept
 
 
+@dataclass
 class _Run:
     """Facts of a run that are the same for each way of fitting it into memory."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        config: Config,
-        machine: Machine,
-        rows: Rows | None,
-        sharing: Sharing | None,
-        source: Source,
-    ) -> None:
-        self.model = architecture
-        self.config = config
-        self.machine = machine
-        self.sharing = sharing
-        self.is_assumed = rows is None
-        self.rows = training_rows(architecture, config, rows)
+    model: Architecture
+    config: Config
+    machine: Machine
+    given: Rows | None
+    sharing: Sharing | None
+    source: Source
+
+    def __post_init__(self) -> None:
+        architecture, config, machine, source = self.model, self.config, self.machine, self.source
+        self.rows = training_rows(architecture, config, self.given)
         self.cuda = machine.kind == "cuda"
         self.how = arithmetic(config, machine)
         self.keep = kept_patterns(config.model.keep_16bit)
@@ -451,7 +447,7 @@ class _Planner:
     def _notes(self, paged: int, on_host: int, pinned: int, step: StepTime) -> list[str]:
         """Remarks on assumptions, and on parts in the machine's memory."""
         found = []
-        if self.run.is_assumed:
+        if self.run.given is None:
             longest = self.config.train.max_length
             length = min(longest, self.model.positions or longest)
             found.append(f"Every row is taken to have {length} tokens, all of them learned.")

@@ -31,12 +31,17 @@ _LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 
 
-def transformers_version() -> str:
-    """Version of the installed transformers; empty if it is not installed."""
+def version_of(package: str) -> str:
+    """Version of an installed package; empty if it is not installed."""
     try:
-        return importlib.metadata.version("transformers")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def transformers_version() -> str:
+    """Version of the installed transformers; empty if it is not installed."""
+    return version_of("transformers")
 
 
 @functools.cache

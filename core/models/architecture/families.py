@@ -31,6 +31,7 @@ _ALIASES = {
 }
 
 
+@dataclass(frozen=True)
 class ConfigValues:
     """Content of a ``config.json``: keys under any of the families' names, checked on access.
 
@@ -39,15 +40,14 @@ class ConfigValues:
         where: Name of the model in messages.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self._values = values
-        self._where = where
+    values: Mapping[str, Any]
+    where: str
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value under any of its names; null counts as missing."""
         for name in (key, *_ALIASES.get(key, ())):
-            if self._values.get(name) is not None:
-                return self._values[name]
+            if self.values.get(name) is not None:
+                return self.values[name]
         return default
 
     def count(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
@@ -63,9 +63,9 @@ class ConfigValues:
         """
         value = self.get(key, default)
         if value is None:
-            raise UserError(f"{self._where} has no {key}, so the shape of the model cannot be known.", _OWN)
+            raise UserError(f"{self.where} has no {key}, so the shape of the model cannot be known.", _OWN)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < most:
-            raise UserError(f"{self._where}: {key} is {one_line(repr(value), 40)}, not a size.", _OWN)
+            raise UserError(f"{self.where}: {key} is {one_line(repr(value), 40)}, not a size.", _OWN)
         return value
 
     def share(self, key: str) -> float:
@@ -76,12 +76,12 @@ class ConfigValues:
         """
         value = self.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(f"{self._where}: {key} is {one_line(repr(value), 40)}, not a share.", _OWN)
+            raise UserError(f"{self.where}: {key} is {one_line(repr(value), 40)}, not a share.", _OWN)
         return float(value)
 
     def capped(self, key: str, default: bool) -> bool:
         """True if a cap is set; null means that it is not, a missing key means ``default``."""
-        return bool(self._values[key]) if key in self._values else default
+        return bool(self.values[key]) if key in self.values else default
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean value."""

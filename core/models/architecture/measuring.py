@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from core.atomic import write_atomic
 from core.errors import UserError
 from core.jobs.job import JobProgress, call
 from core.models.architecture.architecture import Architecture
+from core.models.installed import version_of
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
@@ -287,15 +287,8 @@ def _directory() -> Path:
 
 def _key(job: Mapping[str, Any], name: str) -> str:
     depends = {key: value for key, value in job.items() if key != "where"}
-    every = [FORMAT, name, depends, [_version(package) for package in _PACKAGES]]
+    every = [FORMAT, name, depends, list(map(version_of, _PACKAGES))]
     return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _read(path: Path, key: str, read: Callable[[Any], Any]) -> Any:

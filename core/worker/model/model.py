@@ -164,8 +164,20 @@ def load_model(
             offload = cuda_offload(target)
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
+    staged = on_host and method == "qlora"
     with _fitting_on(target, base):
-        model, loading = _load_weights(base, method, target, dtype, quantization, offload, on_host=on_host)
+        with _loading_explained(base), weights_on_host(offload, staged=staged):
+            found = causal_lm(base)
+            with weights_source(base, found.config, method, target) as source:
+                model, loading = found.load(
+                    base,
+                    **source,
+                    ignore_mismatched_sizes=True,
+                    dtype=dtype,
+                    device_map={"": torch.device("cpu") if on_host and not staged else target},
+                    quantization_config=quantization,
+                    use_safetensors=True,
+                )
         if offload is not None:
             offload.install(model, decoder_layers(model))
     model.name_or_path = model.config.name_or_path = str(base)
@@ -189,32 +201,6 @@ def _fitting_on(target: torch.device, base: Path) -> Iterator[None]:
             f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
-
-
-def _load_weights(
-    base: Path,
-    method: str,
-    target: torch.device,
-    dtype: torch.dtype,
-    quantization: Any,
-    offload: ExpertOffload | None,
-    *,
-    on_host: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """The model with its weights, and transformers' loading report; arguments as of :func:`load_model`."""
-    staged = on_host and method == "qlora"
-    with _loading_explained(base), weights_on_host(offload, staged=staged):
-        found = causal_lm(base)
-        with weights_source(base, found.config, method, target) as source:
-            return found.load(
-                base,
-                **source,
-                ignore_mismatched_sizes=True,
-                dtype=dtype,
-                device_map={"": torch.device("cpu") if on_host and not staged else target},
-                quantization_config=quantization,
-                use_safetensors=True,
-            )
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

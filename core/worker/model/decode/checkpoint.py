@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,32 +141,23 @@ class Checkpoint:
 # Loading by transformers.
 
 
+@dataclass(frozen=True)
 class _Slice:
-    """A tensor of a checkpoint that is read when it is indexed, as safetensors' own slices are.
+    """A tensor of a checkpoint that is read when it is indexed, as safetensors' own slices are."""
 
-    Args:
-        checkpoint: The files.
-        name: The tensor's.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint = checkpoint
-        self._name = name
+    checkpoint: Checkpoint
+    name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self._checkpoint.read(self._name)[index]
+        return self.checkpoint.read(self.name)[index]
 
     def get_shape(self) -> list[int]:
         """Its dimensions."""
-        return list(self._tensor.shape)
+        return list(self.checkpoint.tensor(self.name).shape)
 
     def get_dtype(self) -> str:
         """Its dtype, in the names of safetensors."""
-        return self._tensor.dtype
-
-    @property
-    def _tensor(self) -> Tensor:
-        return self._checkpoint.tensor(self._name)
+        return self.checkpoint.tensor(self.name).dtype
 
 
 def is_decoded(base: Path, method: str) -> bool:

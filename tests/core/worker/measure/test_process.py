@@ -83,7 +83,7 @@ def test_another_configuration_or_version_is_measured_anew(monkeypatch: pytest.M
         measuring._key({"description": model(**change).description}, "architecture")
         for change in ({}, {"hidden_size": 128})
     }
-    monkeypatch.setattr(measuring, "version", lambda _name: "0")
+    monkeypatch.setattr(measuring, "version_of", lambda _name: "0")
     keys.add(measuring._key({"description": model().description}, "architecture"))
     assert len(keys) == 3
 
