@@ -91,21 +91,15 @@ def check_known(config: Mapping[str, Any], directory: Path) -> None:
     known = known_model_types()
     for family in (config.get("model_type"), text_model_type(config)):
         if known and isinstance(family, str) and family not in known:
-            raise unknown_architecture(config, directory, family)
-
-
-def unknown_architecture(config: Mapping[str, Any], directory: Path, family: str) -> UserError:
-    """The error for an architecture that the installed transformers does not know."""
-    what = (
-        f"{directory} is of the architecture {one_line(family, 60)}, which transformers {transformers_version()} does "
-        "not know"
-    )
-    if (newer := newer_version(config)) is not None:
-        return UserError(
-            f"{what}; it was saved with transformers {newer}, which does.",
-            f"Upgrade transformers: pip install --upgrade 'transformers>={newer}'.",
-        )
-    return UserError(f"{what}.", "Upgrade transformers if the model is newer than it, or choose another model.")
+            shown, installed = one_line(family, 60), transformers_version()
+            what = f"{directory} is of the architecture {shown}, which transformers {installed} does not know"
+            if (newer := newer_version(config)) is None:
+                hint = "Upgrade transformers if the model is newer than it, or choose another model."
+                raise UserError(f"{what}.", hint)
+            raise UserError(
+                f"{what}; it was saved with transformers {newer}, which does.",
+                f"Upgrade transformers: pip install --upgrade 'transformers>={newer}'.",
+            )
 
 
 @dataclass(frozen=True)
