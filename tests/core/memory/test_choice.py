@@ -45,7 +45,7 @@ LLAMA_3_2_3B = {
 
 def plan_in(model: dict[str, Any], gib: float, length: int | None = None, **sections: Any) -> Plan:
     rows = None if length is None else Rows([(length, 8)])
-    return plan_of(model, rows, limit=round(gib * GIB), device="NVIDIA GeForce RTX 4090", **sections)
+    return plan_of(model, rows, Machine("cuda", round(gib * GIB), device="NVIDIA GeForce RTX 4090"), **sections)
 
 
 @pytest.mark.slow

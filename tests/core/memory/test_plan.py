@@ -129,8 +129,7 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert any("of the machine's memory" in note for note in there.notes)
 
     def by_need(limit: int, host: int | None = None) -> Plan:
-        machine = Machine("cuda", limit, host_bytes=host)
-        return make_plan(read_architecture(published.LLAMA_3_8B, "m"), config_of(**gpu), machine, rows)
+        return plan_of(published.LLAMA_3_8B, rows, Machine("cuda", limit, host_bytes=host), **gpu)
 
     assert not by_need(here.needed_bytes).offload
     assert by_need(here.needed_bytes - 1).parts == there.parts
@@ -238,8 +237,8 @@ def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_s
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
     """The plan of a mixture of 30B, rows of 2,048 tokens, on a card of 12 GB."""
     machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)
-    config = config_of(**{"method": {"target_modules": ATTENTION}, **sections})
-    return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+    sections = {"method": {"target_modules": ATTENTION}, **sections}
+    return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, **sections)
 
 
 @pytest.mark.slow
@@ -290,8 +289,8 @@ def test_a_measured_bus_changes_the_time_of_experts_on_the_host() -> None:
     def plan(rate: float | None) -> Plan:
         known = Calibration("card", 600 << 20, 0.04, "2.13", "2026-11-01", 60e12, 7e11, rate)
         machine = Machine("cuda", 12 * 10**9, host_bytes=32 << 30, device="card", calibration=known)
-        config = config_of(method={"target_modules": ATTENTION})
-        return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+        method = {"target_modules": ATTENTION}
+        return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, method=method)
 
     slow, assumed = plan(5e9), plan(None)
     assert slow.step.moved_seconds == pytest.approx(4 * assumed.step.moved_seconds)
@@ -329,9 +328,7 @@ def test_what_stays_in_16_bit_is_counted_by_layer_and_name() -> None:
 def test_on_the_cpu_the_interpreter_counts_and_the_file_is_mapped() -> None:
     plan = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), kind="cpu", limit=10**9)
     assert plan.by_name()["runtime"] > 300e6
-    for_cards = make_plan(
-        read_architecture(published.SMOLLM2_135M, "m"), config_of(), Machine("cpu", cuda_build=True), Rows([(256, 8)])
-    )
+    for_cards = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), Machine("cpu", cuda_build=True))
     assert for_cards.by_name()["runtime"] == plan.by_name()["runtime"] + CUDA_LIBRARIES
     assert plan.reclaimable_bytes == plan.by_name()["weights_file"] == 2 * 30 * 3_538_944
     assert plan.fits == (plan.needed_bytes <= 10**9)
@@ -444,14 +441,12 @@ def test_copies_of_weights_are_kept_where_there_is_plenty_of_memory() -> None:
 @pytest.mark.slow
 def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_keep_counts() -> None:
     """Keys and values for every query head, or by torch's own attention all scores."""
-    architecture, rows = read_architecture(published.LLAMA_3_8B, "m"), Rows([(2048, 1)])
 
     def kept(capability: tuple[int, int] | None, precision: str = "fp16", fused: bool = True) -> int:
-        config = config_of(
-            train={"batch_size": 1, "precision": precision, "fused_layers": fused},
-            memory={"gradient_checkpointing": "off"},
-        )
-        return make_plan(architecture, config, Machine("cuda", capability=capability), rows).by_name()["activations"]
+        train = {"batch_size": 1, "precision": precision, "fused_layers": fused}
+        machine, memory = Machine("cuda", capability=capability), {"gradient_checkpointing": "off"}
+        plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 1)]), machine, train=train, memory=memory)
+        return plan.by_name()["activations"]
 
     assert kept(None) == kept((8, 6)) == kept((8, 9))
     repeated = 32 * 2048 * 2 * 2 * (4096 - 1024)
@@ -463,9 +458,10 @@ def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_k
 
 def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
     """As under WSL 2, where the unpaged form of the optimizer is used."""
-    architecture, full = read_architecture(published.LLAMA_3_8B, "m"), {"name": "full"}
     plans = [
-        make_plan(architecture, config_of(method=full, train={"optimizer": kind, "batch_size": 1}), machine)
+        plan_of(
+            published.LLAMA_3_8B, None, machine, method={"name": "full"}, train={"optimizer": kind, "batch_size": 1}
+        )
         for kind, machine in (
             ("paged_adamw_8bit", Machine("cuda", pages=False)),
             ("adamw_8bit", Machine("cuda")),
@@ -476,25 +472,24 @@ def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
 
 
 def test_paged_states_are_checked_against_the_machines_memory() -> None:
-    architecture = read_architecture(published.LLAMA_3_8B, "m")
-    config = config_of(method={"name": "full"}, train={"optimizer": "paged_adamw_8bit", "batch_size": 1})
-    plan = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=64 * GIB))
+    def plan_on(host: int, optimizer: str = "paged_adamw_8bit") -> Plan:
+        machine, train = Machine("cuda", 24 * GIB, host_bytes=host), {"optimizer": optimizer, "batch_size": 1}
+        return plan_of(published.LLAMA_3_8B, None, machine, method={"name": "full"}, train=train)
+
+    plan, short = plan_on(64 * GIB), plan_on(8 * GIB)
     assert plan.states_host_bytes == pytest.approx(2 * 8.03e9, rel=0.05)
     assert plan.host_fits
     assert any("paged" in note for note in plan.notes)
-    short = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=8 * GIB))
     assert short.host_fits is False
     assert any("paged" in note and note.endswith("where 8.6 GB are free.") for note in short.notes)
-    plain = config_of(train={"optimizer": "adamw_8bit"})
-    assert make_plan(architecture, plain, Machine("cuda", 24 * GIB)).states_host_bytes == 0
+    assert plan_on(64 * GIB, "adamw_8bit").states_host_bytes == 0
 
 
 def test_what_was_measured_on_the_device_replaces_what_is_assumed() -> None:
-    architecture, config = read_architecture(published.LLAMA_3_8B, "m"), config_of()
     measured = Calibration("NVIDIA GeForce RTX 4090", 400 << 20, 0.02, "2.13.0", "2026-01-31")
 
     def parts(**machine: Any) -> dict[str, tuple[int, str]]:
-        plan = make_plan(architecture, config, Machine(**machine))
+        plan = plan_of(published.LLAMA_3_8B, None, Machine(**machine))
         return {part.name: (part.bytes, part.what) for part in plan.parts}
 
     assumed, calibrated = parts(kind="cuda"), parts(kind="cuda", calibration=measured)
