@@ -36,8 +36,10 @@ def advised(
         # The changed configuration is valid in a file.
         again = Config.model_validate(changed(config, answer.changes).model_dump())
         applied = make_plan(architecture, again, gpu, rows)
-        assert applied.total_bytes == answer.total_bytes == plan.total_bytes - answer.saves_bytes
-        assert applied.fits == answer.fits
+        assert answer.total_bytes == plan.total_bytes - answer.saves_bytes
+        # A change that has not been measured counts by its bound, less the excess of the plan's own.
+        if plan.is_rough or not answer.is_rough:
+            assert (applied.total_bytes, applied.fits) == (answer.total_bytes, answer.fits)
     return plan, answers
 
 

@@ -57,8 +57,9 @@ def write_lfm2_gguf(_model_dir: Path, path: Path) -> Path:
     """Write a random LFM2 model, a convolution and an attention layer, as a GGUF of 32-bit floats."""
     import gguf
 
-    sizes = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
-    model, tokenizer = _loaded(write_family("lfm2", path.with_name("lfm2"), **sizes))
+    # A file has as many embeddings as its tokenizer has tokens.
+    sizes = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "vocab_size": 312}
+    model, tokenizer = _loaded(write_family("lfm2", path.with_name("lfm2"), block_auto_adjust_ff_dim=False, **sizes))
     config = model.config
     writer = gguf.GGUFWriter(path, "lfm2")
     writer.add_context_length(config.max_position_embeddings)
