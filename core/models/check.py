@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from core.errors import UserError
 from core.models.adapters import CONFIG as ADAPTER_CONFIG
 from core.models.adapters import not_a_model, wanted_base
@@ -19,6 +17,7 @@ from core.models.description import TOKENIZER_LIMIT, TOKENIZERS, read_descriptio
 from core.models.installed import check_known
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import check_shapes, embedding_rows, of_text_part
+from core.models.tables import TABLES
 from core.text import one_line
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -122,8 +121,7 @@ def _place(text: str, used: Mapping[str, str]) -> str | None:
     return "which the chat template writes" if text and text in used[""] else None
 
 
-_TABLES = tomli.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
-_OTHERS = {family: what for what, families in _TABLES["others"].items() for family in families}
+_OTHERS = {family: what for what, families in TABLES["others"].items() for family in families}
 _CHOOSE = "Choose a causal language model: one whose config.json names an architecture that ends with ForCausalLM."
 
 
@@ -147,13 +145,13 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
     names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
     shown = f"{directory} is {{}} ({one_line(names[0] if names else family, 60)}), not a causal language model{{}}."
-    if config.get("is_encoder_decoder") is True or (family in _TABLES["encoder_decoders"] and not writes):
+    if config.get("is_encoder_decoder") is True or (family in TABLES["encoder_decoders"] and not writes):
         raise UserError(shown.format("an encoder-decoder", ""), _CHOOSE)
     if family in _OTHERS:
         raise UserError(shown.format(_OTHERS[family], ""), _CHOOSE)
-    if family in _TABLES["encoders"] and not (writes and config.get("is_decoder") is True):
+    if family in TABLES["encoders"] and not (writes and config.get("is_decoder") is True):
         raise UserError(shown.format("an encoder", ""), _CHOOSE)
-    does = next((does for name in names for end, does in _TABLES["heads"].items() if name.endswith(end)), None)
+    does = next((does for name in names for end, does in TABLES["heads"].items() if name.endswith(end)), None)
     # GPT-2's class for pretraining generates text.
     if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)

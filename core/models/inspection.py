@@ -22,17 +22,12 @@ from core.models.check import check_model_config, check_model_directory
 from core.models.description import PICKLES, TOKENIZERS, WEIGHTS, read_description
 from core.models.quantization_config import check_quantization, saved_quantization
 from core.models.quantized_weights import read_decoded
+from core.models.tables import TABLES
 from core.models.tensors import weight_files
 from core.text import one_line
 
 #: Values of ``general.architecture`` that transformers reads from GGUF files, and that generate text.
-READ_ARCHITECTURES = frozenset(
-    [
-        *("bloom", "deci", "falcon", "gemma2", "gemma3", "gemma4", "gpt2", "gpt_oss", "gpt-oss", "lfm2", "llama"),
-        *("mamba", "minimax-m2", "mistral", "nemotron", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen35"),
-        *("qwen35moe", "stablelm", "starcoder2"),
-    ]
-)
+READ_ARCHITECTURES = frozenset(TABLES["gguf_architectures"])
 #: Tensor types that cannot be dequantized.
 UNREAD_TYPES = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0"})
 _MOST_POSITIONS = 1 << 40
@@ -76,20 +71,7 @@ class ModelFacts:
         return self if self.flaw else replace(self, flaw=error.message, hint=error.hint)
 
 
-#: Shapes of the starter model, as of its ``config.json``, to plan with before it is prepared.
-_STARTER_CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
-_STARTER = read_architecture(_STARTER_CONFIG, "the starter model")
+_STARTER = read_architecture(TABLES["starter"], "the starter model")
 #: Facts of the starter model before it is prepared.
 STARTER_FACTS = ModelFacts(
     parameters=_STARTER.parameters,

@@ -15,6 +15,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.models.description import text_part
+from core.models.tables import TABLES
 from core.models.text_part import text_model_type
 from core.text import one_line
 
@@ -117,14 +118,7 @@ class Kernel:
     without: str
 
 
-KERNELS = {
-    kernel.package: kernel
-    for kernel in (
-        Kernel("fla", "flash-linear-attention", "the gated delta rule chunk by chunk"),
-        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions in several steps"),
-        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba with all of its states kept for backward"),
-    )
-}
+KERNELS = {package: Kernel(package, **kernel) for package, kernel in TABLES["kernels"].items()}
 
 
 def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from core.errors import UserError
 from core.hub_uri import is_hub_id
 from core.models.description import read_description, text_part, walk
+from core.models.tables import TABLES
 from core.small_files import read_small
 from core.text import one_line
 
@@ -69,7 +68,7 @@ def _cached_name(directory: Path) -> str:
 
 #: File that NVIDIA's Model Optimizer writes instead of a ``quantization_config`` in ``config.json``.
 _MODELOPT = "hf_quant_config.json"
-_NAMES = tomli.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))["quantizations"]
+_NAMES = TABLES["quantizations"]
 _DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
 #: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for a single kernel (Marlin).
 _OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])

@@ -12,6 +12,7 @@ import tomli
 
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear, read_towers
+from core.models.tables import TABLES
 from core.models.text_part import is_tied
 from core.text import one_line
 
@@ -20,15 +21,7 @@ MOST = 1 << 31
 #: Largest plausible number of layers.
 MOST_LAYERS = 10_000
 _OWN = "Copy the model's own config.json."
-_ALIASES = {
-    "hidden_size": ("n_embd", "d_model", "dim"),
-    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
-    "num_attention_heads": ("n_head", "num_heads", "n_heads"),
-    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
-    "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len"),
-    "num_experts": ("num_local_experts",),
-    "num_local_experts": ("num_experts",),
-}
+_ALIASES: dict[str, list[str]] = TABLES["aliases"]
 
 
 @dataclass(frozen=True)
