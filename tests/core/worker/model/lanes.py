@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.worker.model.activation_offload import CudaLanes
+
 
 def _unset(dtype: torch.dtype) -> float:
     """A value for uninitialized memory, which no test writes."""
@@ -43,7 +45,7 @@ class Stream:
         return event
 
 
-class Device:
+class Device(CudaLanes):
     """Streams and memory. The compute stream overwrites freed memory when it reaches that point, as the next owner of
     the block would."""
 
@@ -100,7 +102,7 @@ class Device:
                 return
 
 
-class PromptDevice:
+class PromptDevice(CudaLanes):
     """Lanes whose copies are done at once, and counted, for models of the CPU."""
 
     def __init__(self) -> None:
