@@ -15,7 +15,7 @@ import yaml
 from core.errors import UserError
 from core.models.adapters import check_adapter
 from core.models.check import check_model_config, check_model_directory
-from core.models.description import read_record, refuse_foreign
+from core.models.description import PICKLES, WEIGHTS_INDEX, read_record, refuse_foreign
 from tests.cases import cases
 from tests.core.models.spoiling import (
     copy_model,
@@ -62,12 +62,21 @@ def _as_described(row: dict[str, Any], model: Path) -> None:
         edit_json(model / row["file"], **row["set"])
 
 
-def _write(text: str) -> Callable[[Path], object]:
-    return lambda model: (model / "config.json").write_text(text)
+def _write(text: str, name: str = "config.json") -> Callable[[Path], object]:
+    return lambda model: (model / name).write_text(text)
 
 
-def _without(name: str) -> Callable[[Path], object]:
-    return lambda model: (model / name).unlink()
+def _without(name: str, replace: Callable[[Path], object] | None = None) -> Callable[[Path], object]:
+    def spoil(model: Path) -> None:
+        (model / name).unlink()
+        if replace is not None:
+            replace(model / name)
+
+    return spoil
+
+
+def _looped(path: Path) -> None:
+    path.symlink_to(path)
 
 
 def _renamed(old: str, new: str) -> Callable[[Path], object]:
@@ -78,29 +87,23 @@ def _cut(name: str) -> Callable[[Path], object]:
     return lambda model: (model / name).write_bytes((model / name).read_bytes()[:-10])
 
 
-def _without_shard(model: Path) -> None:
-    split_weights(model)
-    (model / "model-1.safetensors").unlink()
-
-
-def _with_shard_cut(model: Path) -> None:
-    split_weights(model)
-    os.truncate(model / "model-2.safetensors", 2000)
-
-
-def _with_index(text: str) -> Callable[[Path], None]:
+def _in_shards(change: Callable[[Path], object]) -> Callable[[Path], object]:
     def spoil(model: Path) -> None:
         split_weights(model)
-        (model / "model.safetensors.index.json").write_text(text)
+        change(model)
 
     return spoil
 
 
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def _with_wrong_index(model: Path) -> None:
-    split_weights(model)
-    index = json.loads((model / "model.safetensors.index.json").read_text())
-    index["weight_map"]["model.norm.extra"] = "model-1.safetensors"
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    extra = {"model.norm.extra": "model-1.safetensors"}
+    _edit(model / WEIGHTS_INDEX, lambda content: content["weight_map"].update(extra))
 
 
 def _as_adapter(model: Path) -> None:
@@ -108,41 +111,13 @@ def _as_adapter(model: Path) -> None:
     edit_json(model / "adapter_config.json", base_model_name_or_path="org/the-base-7b", peft_type="LORA")
 
 
-def _as_gguf(model: Path) -> None:
-    (model / "model.safetensors").unlink()
-    (model / "model-q4.gguf").write_bytes(b"GGUF")
-
-
 def _emptied(model: Path) -> None:
     for path in model.iterdir():
         path.unlink()
 
 
-def _looped(name: str) -> Callable[[Path], None]:
-    def spoil(model: Path) -> None:
-        (model / name).unlink()
-        (model / name).symlink_to(model / name)
-
-    return spoil
-
-
-def _pipe(name: str) -> Callable[[Path], None]:
-    def spoil(model: Path) -> None:
-        (model / name).unlink()
-        os.mkfifo(model / name)
-
-    return spoil
-
-
-def _edit_tokenizer(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = model / "tokenizer.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 def _with_bigger_vocabulary(model: Path) -> None:
-    _edit_tokenizer(model, lambda content: content["model"]["vocab"].update(zzzz=5000))
+    _edit(model / "tokenizer.json", lambda content: content["model"]["vocab"].update(zzzz=5000))
 
 
 def _with_end_outside(model: Path) -> None:
@@ -151,7 +126,7 @@ def _with_end_outside(model: Path) -> None:
         end["id"] = 7000
         content["model"]["vocab"].pop("<|im_end|>", None)
 
-    _edit_tokenizer(model, move)
+    _edit(model / "tokenizer.json", move)
 
 
 def _with_empty_weights(model: Path) -> None:
@@ -172,23 +147,23 @@ def _with_experts(*numbers: int) -> Callable[[Path], None]:
 
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     **{name: (partial(_as_described, row), row["says"]) for name, row in TABLES["spoiled"].items()},
-    **{
-        f"pickle {suffix}": (_renamed("model.safetensors", f"a{suffix}"), "pickles only")
-        for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-    },
+    **{f"pickle {end}": (_renamed("model.safetensors", f"a{end}"), "pickles only") for end in PICKLES},
     "weights cut short": (_cut("model.safetensors"), "cut short"),
     "no tensors": (_with_empty_weights, "without a single tensor"),
-    "a missing shard": (_without_shard, r"lacks model-1\.safetensors, of 2 files"),
-    "a shard cut short": (_with_shard_cut, r"model-2\.safetensors"),
-    "a damaged index": (_with_index("{"), "is not JSON"),
-    "an index without metadata": (_with_index('{"weight_map": {"a": "model-1.safetensors"}}'), "it has no metadata"),
-    "an empty index": (_with_index('{"weight_map": {}}'), "names no weights"),
-    "an index of other shards": (_with_wrong_index, r"lacks model\.norm\.extra"),
+    "a missing shard": (_in_shards(_without("model-1.safetensors")), r"lacks model-1\.safetensors, of 2 files"),
+    "a shard cut short": (_in_shards(_cut("model-2.safetensors")), r"model-2\.safetensors"),
+    "a damaged index": (_in_shards(_write("{", WEIGHTS_INDEX)), "is not JSON"),
+    "an index without metadata": (
+        _in_shards(_write('{"weight_map": {"a": "model-1.safetensors"}}', WEIGHTS_INDEX)),
+        "it has no metadata",
+    ),
+    "an empty index": (_in_shards(_write('{"weight_map": {}}', WEIGHTS_INDEX)), "names no weights"),
+    "an index of other shards": (_in_shards(_with_wrong_index), r"lacks model\.norm\.extra"),
     "a layer without a part": (lambda model: drop_tensors(model, "layers.1.mlp.up_proj"), "layer 1, mlp.up_proj"),
     "a bigger vocabulary": (_with_bigger_vocabulary, "tokens up to 5000"),
     "the end's token outside": (_with_end_outside, "<|im_end|>, the eos_token, is token 7000"),
     "an adapter": (_as_adapter, "an adapter for org/the-base-7b, not a model"),
-    "a GGUF": (_as_gguf, "has no safetensors, but model-q4.gguf"),
+    "a GGUF": (_renamed("model.safetensors", "model-q4.gguf"), "has no safetensors, but model-q4.gguf"),
     "a deep config.json": (_write("[" * 100_000), "is not JSON"),
     "a rather deep config.json": (_write('{"a":' * 70 + "1" + "}" * 70), "more than 64 levels deep"),
     "a large config.json": (_write(" " * (9 << 20)), "is larger than 8 MiB"),
@@ -198,10 +173,13 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (_without("tokenizer.json"), "no tokenizer"),
     "no weights": (_without("model.safetensors"), r"has no model\.safetensors"),
     "empty": (_emptied, "is empty"),
-    "config.json a loop": (_looped("config.json"), "Too many levels of symbolic links"),
-    "weights a loop": (_looped("model.safetensors"), "not a file that is there"),
-    "config.json a pipe": (_pipe("config.json"), "it is a named pipe"),
-    "weights a pipe": (_pipe("model.safetensors"), "not a file that is there"),
+    "config.json a loop": (
+        _without("config.json", _looped),
+        "Too many levels of symbolic links",
+    ),
+    "weights a loop": (_without("model.safetensors", _looped), "not a file that is there"),
+    "config.json a pipe": (_without("config.json", os.mkfifo), "it is a named pipe"),
+    "weights a pipe": (_without("model.safetensors", os.mkfifo), "not a file that is there"),
 }
 
 
@@ -225,8 +203,8 @@ def test_a_bert_that_writes_and_a_gpt2_for_pretraining_are_no_encoders(model: Pa
 
 
 def test_a_token_outside_that_nothing_uses_is_accepted(model: Path) -> None:
-    _edit_tokenizer(
-        model,
+    _edit(
+        model / "tokenizer.json",
         lambda content: content["added_tokens"].append(
             {**content["added_tokens"][0], "content": "<image>", "id": 9000}
         ),
