@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -26,46 +27,42 @@ from core.models.architecture.gguf_header import (
 from core.models.architecture.load import load_architecture
 from tests.cases import cases
 
-PARTS = ("attn_q", "attn_k", "ffn_up")
 
-
-def write(
-    path: Path, architecture: str = "llama", *, count: int = 2, blocks: tuple[int, ...] = (0, 1), **metadata: int
+def write_gguf(
+    path: Path,
+    architecture: str = "llama",
+    *,
+    head: bool = False,
+    count: int = 2,
+    blocks: tuple[int, ...] = (),
+    **metadata: int,
 ) -> Path:
-    """A file with tensors of some blocks, valid as a file."""
-    writer = GGUFWriter(path, architecture)
-    writer.add_block_count(count)
-    for name, value in metadata.items():
-        writer.add_uint32(name.replace("__", "."), value)
-    writer.add_tensor("token_embd.weight", np.zeros((8, 64), dtype=np.float32))
-    for block in blocks:
-        for part in PARTS:
-            writer.add_tensor(f"blk.{block}.{part}.weight", np.zeros((4, 32), dtype=np.float16))
-    return written(writer, path)
-
-
-def write_gguf(path: Path, architecture: str = "llama", *, head: bool = False) -> Path:
-    """A model of two layers, as far as its header goes."""
+    """A model of two layers, as far as its header goes, with tensors of some blocks."""
     writer = GGUFWriter(path, architecture)
     writer.add_embedding_length(64)
-    writer.add_block_count(2)
+    writer.add_block_count(count)
     writer.add_feed_forward_length(128)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_context_length(512)
     writer.add_token_list(["a", "b", "né"] * 40)
     writer.add_token_scores([0.5] * 120)
+    for name, value in metadata.items():
+        writer.add_uint32(name.replace("__", "."), value)
     for name in ("token_embd.weight", "output.weight") if head else ("token_embd.weight",):
         writer.add_tensor(name, np.zeros((120, 64), dtype=np.float32))
-    return written(writer, path)
-
-
-def written(writer: GGUFWriter, path: Path) -> Path:
+    for block, part in itertools.product(blocks, ("attn_q", "attn_k", "ffn_up")):
+        writer.add_tensor(f"blk.{block}.{part}.weight", np.zeros((4, 32), dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write(path: Path, *, blocks: tuple[int, ...] = (0, 1), **options: Any) -> Path:
+    """A file that is sound with its tensors, too."""
+    return write_gguf(path, blocks=blocks, **options)
 
 
 def test_a_header_gives_the_architecture(tmp_path: Path) -> None:
@@ -156,10 +153,10 @@ def test_anything_behind_the_counts_is_refused_or_harmless(
 
 def test_a_whole_file_is_accepted_and_its_places_are_known(tmp_path: Path) -> None:
     header = check_gguf(write(tmp_path / "m.gguf"))
-    assert header.tensors["token_embd.weight"] == GgufTensor((64, 8), 0, 0)
-    assert str(header.tensors["token_embd.weight"]) == "8 x 64"
-    assert sum(tensor.elements for tensor in header.tensors.values()) == 8 * 64 + 6 * 4 * 32
-    assert header.data_bytes >= 4 * 8 * 64 + 2 * 6 * 4 * 32
+    assert header.tensors["token_embd.weight"] == GgufTensor((64, 120), 0, 0)
+    assert str(header.tensors["token_embd.weight"]) == "120 x 64"
+    assert sum(tensor.elements for tensor in header.tensors.values()) == 120 * 64 + 6 * 4 * 32
+    assert header.data_bytes >= 4 * 120 * 64 + 2 * 6 * 4 * 32
 
 
 @cases("kind", GGML_QUANT_SIZES)

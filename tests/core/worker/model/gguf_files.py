@@ -58,7 +58,7 @@ def write_lfm2_gguf(_model_dir: Path, path: Path) -> Path:
     import gguf
 
     # A file has as many embeddings as its tokenizer has tokens.
-    sizes = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "vocab_size": 312}
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "vocab_size": 312}
     model, tokenizer = _loaded(write_family("lfm2", path.with_name("lfm2"), block_auto_adjust_ff_dim=False, **sizes))
     config = model.config
     writer = gguf.GGUFWriter(path, "lfm2")
