@@ -27,14 +27,10 @@ from .gguf_files import write_gguf
 @pytest.fixture(scope="session")
 def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF of a one-layer model as wide as the starter."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 576,
-        "intermediate_size": 64,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-    }
-    more: dict[str, Any] = {"num_hidden_layers": 1, "max_position_embeddings": 256, "tie_word_embeddings": True}
-    directory = write_family("llama", tmp_path_factory.mktemp("small") / "small", **sizes, **more)
+    sizes: dict[str, Any] = {"hidden_size": 576, "intermediate_size": 64, "num_attention_heads": 9}
+    more: dict[str, Any] = {"num_key_value_heads": 3, "num_hidden_layers": 1, "max_position_embeddings": 256}
+    directory = tmp_path_factory.mktemp("small") / "small"
+    write_family("llama", directory, tie_word_embeddings=True, **sizes, **more)
     return write_gguf(directory, directory / "small.gguf")
 
 
