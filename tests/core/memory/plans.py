@@ -20,7 +20,7 @@ def config_of(**sections: Any) -> Config:
 def plan_of(
     model: dict[str, Any],
     rows: Rows | None = None,
-    machine: Machine | None = None,
+    machine: Any = None,
     *,
     kind: Any = "cuda",
     limit: Any = None,

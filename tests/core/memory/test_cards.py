@@ -41,7 +41,12 @@ MODEL_STATES = ("linear_weights", "gradients", "optimizer", "master_weights")
 
 
 def shares(
-    strategy: Strategy, cards: Cards | int = SIXTY_FOUR, *how: Any, adapters: bool = False, **changes: Any
+    strategy: Strategy,
+    cards: Cards | int = SIXTY_FOUR,
+    stage: int = 2,
+    offload: Any = "none",
+    adapters: bool = False,
+    **changes: Any,
 ) -> Shares:
     """Shares of a model of two alike layers without anything outside, all of it trained."""
     given: dict[str, Any] = {
@@ -57,7 +62,7 @@ def shares(
         "outside_gradients": 0,
     }
     cards = Cards(cards) if isinstance(cards, int) else cards
-    return Shares(Sharing(strategy, cards, *how, adapters=adapters), Gathered(**given | changes))
+    return Shares(Sharing(strategy, cards, stage, offload, adapters), Gathered(**given | changes))
 
 
 def on_card(shares: Shares, parts: list[Part] = STATES) -> dict[str, int]:

@@ -169,8 +169,8 @@ def test_symbols_and_layouts_are_left_to_the_mode() -> None:
     other = FakeTensorMode()
     for owner in (mode, other, mode):
         with owner:
-            x = torch.empty(2, 3)
-        assert RememberedOperations(mode)(torch.ops.aten.neg.default, (x,), {}).fake_mode is owner
+            theirs = torch.empty(2, 3)
+        assert RememberedOperations(mode)(torch.ops.aten.neg.default, (theirs,), {}).fake_mode is owner
 
 
 def test_equal_numbers_of_two_types_are_two_arguments() -> None:
