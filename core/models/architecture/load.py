@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.adapters import CONFIG, not_a_model
 from core.models.architecture.architecture import Architecture, Checkpoint, read_towers
 from core.models.architecture.families import UnknownFamilyError, read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
@@ -138,8 +137,10 @@ def _read_config(directory: Path, path: Path) -> dict[str, Any]:
     config = read_description(path)
     if config is not None:
         return config
-    if (directory / CONFIG).is_file():
-        raise not_a_model(directory, read_description(directory / CONFIG))
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory} holds an adapter, not a model.", "Give the model that the adapter was trained on."
+        )
     raise UserError(
         f"{directory} has no config.json, so it is not a model.",
         "Give a directory with at least the model's config.json, or a GGUF file.",
