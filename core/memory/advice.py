@@ -128,7 +128,7 @@ class _Adviser:
             together |= changes
             best = tried
             if best.fits:
-                return [self._without_needless(best, dict(_costs_by_option(helpful)))]
+                return [self._without_needless(best, {name: each for changes, each in helpful for name in changes})]
         return [replace(best, cost=f"{best.cost} Choose a smaller base model.")] if best is not None else []
 
     def _pair(self, helpful: list[tuple[dict[str, Any], str]]) -> Advice | None:
@@ -289,13 +289,6 @@ class _Adviser:
 
 def _joined(costs: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(costs))
-
-
-def _costs_by_option(helpful: list[tuple[dict[str, Any], str]]) -> Iterator[tuple[str, str]]:
-    """Each option that was tried, with the cost of changing it."""
-    for changes, cost in helpful:
-        for name in changes:
-            yield name, cost
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -277,7 +277,9 @@ class Shares:
         if sharing.strategy == "none":
             return 0
         if self._replicates:
-            sent = micro_batches * gathered + 2 * self._summed
+            # Gradients are summed in fp32, but in their own dtype by DeepSpeed.
+            summed = sizes.gradients if sharing.strategy == "deepspeed" else FP32 * sizes.trained
+            sent = micro_batches * gathered + 2 * summed
         elif sharing.weights and sharing.adapters:
             # DeepSpeed scatters the gradients of adapters in each pass, and gathers adapters after the update.
             sent = micro_batches * (gathered + sizes.gradients) + sizes.gradients
@@ -289,11 +291,6 @@ class Shares:
             # Scattered gradients, for each micro-batch where they are shared out, and the updated weights.
             sent = (micro_batches if sharing.gradients else 1) * sizes.gradients + sizes.gradients
         return sent * (cards - 1) // cards
-
-    @property
-    def _summed(self) -> int:
-        """Bytes of the gradients that are summed: in fp32, but in their own dtype by DeepSpeed."""
-        return self.sizes.gradients if self.sharing.strategy == "deepspeed" else FP32 * self.sizes.trained
 
     @property
     def _replicates(self) -> bool:

@@ -280,12 +280,10 @@ def process(model: Architecture, machine: Machine) -> list[Part]:
     runtime, what = CPU_RUNTIME + machine.cuda_build * CUDA_LIBRARIES, "the interpreter and its libraries"
     if calibration is not None:
         runtime, what = calibration.runtime_bytes, f"{what}; {calibration.source}"
+    tokenizer = TOKENIZER_TOKEN * model.vocabulary
+    if model.tokenizer_bytes is not None:
+        tokenizer = min(tokenizer, TOKENIZER_FILE * model.tokenizer_bytes)
     return [
-        Part("tokenizer", _tokenizer_bytes(model), "the tokenizer's vocabulary and merges"),
+        Part("tokenizer", tokenizer, "the tokenizer's vocabulary and merges"),
         Part("runtime", runtime, what),
     ]
-
-
-def _tokenizer_bytes(model: Architecture) -> int:
-    by_vocabulary, size = TOKENIZER_TOKEN * model.vocabulary, model.tokenizer_bytes
-    return by_vocabulary if size is None else min(by_vocabulary, TOKENIZER_FILE * size)

@@ -40,7 +40,7 @@ from core.memory.sizes import (
     split_by_targets,
     states_host_bytes,
 )
-from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, step_time, touched_experts
+from core.memory.step_time import LayerWork, StepTime, step_time, touched_experts
 from core.memory.weights import (
     Tensors,
     adapter_parts,
@@ -161,13 +161,6 @@ def _longest(rows: Rows, config: Config) -> int:
     return rows.runs[0][0] * sequences_per_row(config.train.objective)
 
 
-def _is_on(config: Config, machine: Machine) -> bool:
-    """True if gradient checkpointing is on where the free memory is unknown."""
-    # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
-    wanted = config.memory.gradient_checkpointing
-    return wanted == "on" or (wanted == "auto" and machine.kind == "cuda")
-
-
 def _kept_layers(config: Config, depth: int) -> tuple[int, int]:
     """Fewest and most layers whose activations may be kept, by ``memory.gradient_checkpointing``."""
     wanted = config.memory.gradient_checkpointing
@@ -197,24 +190,20 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
     return kept
 
 
+@dataclass
 class _Run:
     """Facts of a run that are the same for each way of fitting it into memory."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        config: Config,
-        machine: Machine,
-        rows: Rows | None,
-        sharing: Sharing | None,
-        source: Source,
-    ) -> None:
-        self.model = architecture
-        self.config = config
-        self.machine = machine
-        self.sharing = sharing
-        self.is_assumed = rows is None
-        self.rows = training_rows(architecture, config, rows)
+    model: Architecture
+    config: Config
+    machine: Machine
+    given: Rows | None
+    sharing: Sharing | None
+    source: Source
+
+    def __post_init__(self) -> None:
+        architecture, config, machine, source = self.model, self.config, self.machine, self.source
+        self.rows = training_rows(architecture, config, self.given)
         self.cuda = machine.kind == "cuda"
         self.how = arithmetic(config, machine)
         self.keep = kept_patterns(config.model.keep_16bit)
@@ -295,9 +284,12 @@ class _Search:
 
     def _fixed(self, host_experts: bool) -> Plan:
         depth, checkpointing = self.run.model.depth, self.checkpointing
-        is_on = _is_on(self.run.config, self.run.machine) or self._offloads
-        recomputed = is_on if checkpointing is None else checkpointing
-        kept = self.kept_layers if recomputed else depth
+        if checkpointing is None:
+            # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
+            wanted = self.run.config.memory.gradient_checkpointing
+            by_need = wanted == "auto" and self.run.machine.kind == "cuda"
+            checkpointing = wanted == "on" or by_need or self._offloads
+        kept = self.kept_layers if checkpointing else depth
         return self._plan(Way(self._first_budget, kept, self._offloads, host_experts), copies=self._keeps_copies)
 
     def _chosen(self, host_experts: bool) -> Plan:
@@ -352,12 +344,6 @@ class _Planner:
         before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
-
-    @property
-    def _assumed_length(self) -> int:
-        """Assumed tokens of every row, if their lengths are unknown."""
-        longest = self.config.train.max_length
-        return min(longest, self.model.positions or longest)
 
     # Phases
 
@@ -461,8 +447,10 @@ class _Planner:
     def _notes(self, paged: int, on_host: int, pinned: int, step: StepTime) -> list[str]:
         """Remarks on assumptions, and on parts in the machine's memory."""
         found = []
-        if self.run.is_assumed:
-            found.append(f"Every row is taken to have {self._assumed_length} tokens, all of them learned.")
+        if self.run.given is None:
+            longest = self.config.train.max_length
+            length = min(longest, self.model.positions or longest)
+            found.append(f"Every row is taken to have {length} tokens, all of them learned.")
         if paged > PAGED_NOTE:
             found.append(
                 f"{format_bytes(paged)} of optimizer states are paged: they move to the machine's memory where the "
@@ -486,7 +474,7 @@ class _Planner:
             [(rows * sequences, width) for rows, width in cut],
             self.run.rates,
             kept_layers=self.kept_layers,
-            head=head_work(self.model.vocabulary, self.model.hidden, self.run.rows.supervised),
+            head=4.0 * self.model.vocabulary * self.model.hidden * self.run.rows.supervised,
             trained=trained,
             from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
@@ -518,7 +506,7 @@ class _Planner:
                     weights=inner + active + learned / self.model.depth,
                     frozen=0 if weights else inner + active,
                     dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
-                    attention=attention_work(layer.attention.queries),
+                    attention=2.0 * layer.attention.queries,
                     moved=kept.per_token + length * kept.per_pair,
                     layers=1,
                     spread=(inner + active * spread) / max(inner + active, 1),

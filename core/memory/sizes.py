@@ -184,7 +184,6 @@ def split_by_targets(model: Architecture, method: MethodSection) -> Iterator[tup
 _HIDDEN_COPIES = 4
 #: Copies of the logits of one position, in fp32: as computed, scaled, and sorted.
 _LOGIT_COPIES = 3
-_FP32 = 4
 
 
 def kv_bytes(model: Architecture, tokens: int, width: int, sliding: int = 0) -> int:
@@ -224,7 +223,7 @@ def answer_bytes(
     growing = max((_of_layer(layer, total, width) for layer in model.layers), default=0)
     held = kv_bytes(model, total, width, sliding) - kv_bytes(model, kept, width, sliding) + growing
     passing = max((_pass(layer, model.hidden, read, prompt, width) for layer in model.layers), default=0)
-    return held + passing + _LOGIT_COPIES * _FP32 * model.vocabulary
+    return held + passing + _LOGIT_COPIES * FP32 * model.vocabulary
 
 
 def _of_layer(layer: Layer, tokens: int, width: int) -> int:
@@ -240,5 +239,5 @@ def _pass(layer: Layer, hidden: int, read: int, prompt: int, width: int) -> int:
         network = max(network, 3 * experts.width * experts.active)
     wide = max(2 * attention.queries + 2 * attention.keys, network)
     pairs = read * prompt
-    scores = attention.heads * (_FP32 + width) * pairs if attention.kernel == "eager" else 0
+    scores = attention.heads * (FP32 + width) * pairs if attention.kernel == "eager" else 0
     return width * read * (_HIDDEN_COPIES * hidden + wide) + pairs * (width + 1) + scores

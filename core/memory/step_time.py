@@ -33,7 +33,8 @@ class LayerWork:
         weights: Weights that a token is multiplied with, including the active experts and the adapters.
         frozen: Weights of them that are frozen, so that they get no gradient.
         dequantized: Weights that are dequantized for each pass, including every expert that receives a token.
-        attention: Operations of the forward pass of attention for each pair of tokens of a row.
+        attention: Operations of the forward pass of attention for each pair of tokens of a row: two products, of which
+            causality leaves half.
         moved: Bytes kept for backward for each token, from which those read and written follow.
         layers: Number of layers.
         spread: Number of matrices among which the tokens of such a product are shared out, averaged over its weights:
@@ -90,7 +91,8 @@ def step_time(
         batches: Sequences and their length for each micro-batch of the step; not empty.
         rates: Rates of the device.
         kept_layers: Number of layers, the last ones, whose activations are kept.
-        head: Operations of the head and the loss for each token, forward and backward.
+        head: Operations of the head for each token: the product forward, and that for the gradient of its input, of the
+            tokens in the loss.
         trained: Number of trained parameters.
         from_host: Bytes of weights that come from host memory for each micro-batch.
     """
@@ -145,24 +147,3 @@ def touched_experts(count: int, active: int, tokens: int) -> float:
         tokens: Tokens of a micro-batch.
     """
     return count * (1 - (1 - min(active / count, 1.0)) ** tokens)
-
-
-def attention_work(queries: int) -> float:
-    """Operations of attention's forward pass for each pair of tokens of a row: two products, of which causality leaves
-    half.
-
-    Args:
-        queries: Features of all query heads.
-    """
-    return 2.0 * queries
-
-
-def head_work(vocabulary: int, hidden: int, learned: float) -> float:
-    """Operations of the head for each token: the product forward and that for the gradient of its input.
-
-    Args:
-        vocabulary: Size of the vocabulary.
-        hidden: Features of the hidden states.
-        learned: Share of the tokens in the loss.
-    """
-    return 2 * 2.0 * vocabulary * hidden * learned

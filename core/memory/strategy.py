@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 from core.config.rules.check import check_rules
 from core.config.schema import Config
@@ -82,7 +81,12 @@ def chosen_strategy(
         UserError: If the strategy does not allow so many cards, or the run cannot be planned.
     """
     wanted = config.distributed.strategy
-    planned = partial(_planned, architecture, config, machine, rows, source)
+
+    def planned(sharing: Sharing, reason: str) -> Chosen:
+        part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
+        plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none, source=source)
+        return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)
+
     if wanted == "none" and cards.number > 1:
         raise UserError(
             f"distributed.strategy is none, and the run would have {cards.number} processes.",
@@ -146,17 +150,3 @@ def part_of_machine(machine: Machine, cards: Cards) -> Machine:
     if machine.kind == "cpu" and limit is not None:
         limit //= cards.here
     return replace(machine, limit_bytes=limit, host_bytes=None if host is None else host // cards.here)
-
-
-def _planned(
-    architecture: Architecture,
-    config: Config,
-    machine: Machine,
-    rows: Rows | None,
-    source: Source,
-    sharing: Sharing,
-    reason: str,
-) -> Chosen:
-    part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
-    plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none, source=source)
-    return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)

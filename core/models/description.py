@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ TOKENIZER_LIMIT = 64 << 20
 DEPTH_LIMIT = 64
 #: Bytes of the size limit per object or list that a file may have.
 _BYTES_PER_OBJECT = 32
+_AGAIN = "Copy it again from where the model is from."
 
 
 def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, Any] | None:
@@ -38,22 +38,20 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
         # A dangling link, as an interrupted download of a hub's cache leaves it, is no file either.
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.", _hint(error)) from error
+        raise unreadable(path, error) from error
     # Millions of small objects take seconds and gigabytes. Strings may have brackets as well.
     if raw.count(b"{") + raw.count(b"[") > limit // _BYTES_PER_OBJECT:
-        raise UserError(f"{path} has too many objects in it.", "Copy it again from where the model is from.")
+        raise UserError(f"{path} has too many objects in it.", _AGAIN)
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
         if is_lfs_pointer(raw):
             raise lfs_pointer(path) from error
-        raise UserError(f"{path} is damaged: it is not JSON.", "Copy it again from where the model is from.") from error
+        raise UserError(f"{path} is damaged: it is not JSON.", _AGAIN) from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} is not a JSON object.", "Copy it again from where the model is from.")
+        raise UserError(f"{path} is not a JSON object.", _AGAIN)
     if _is_deep(data):
-        raise UserError(
-            f"{path} is nested more than {DEPTH_LIMIT} levels deep.", "Copy it again from where the model is from."
-        )
+        raise UserError(f"{path} is nested more than {DEPTH_LIMIT} levels deep.", _AGAIN)
     return data
 
 
@@ -113,13 +111,8 @@ def lfs_pointer(path: Path) -> UserError:
 
 def unreadable(path: Path, error: OSError) -> UserError:
     """The error for a file or directory that the system does not permit to read."""
-    return UserError(f"{path} cannot be read: {error.strerror or os.strerror(error.errno or 0)}.", _hint(error))
-
-
-def _hint(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "Check its permissions."
-    return "Copy it again from where the model is from."
+    hint = "Check its permissions." if isinstance(error, PermissionError) else _AGAIN
+    return UserError(f"{path} cannot be read: {error.strerror or error}.", hint)
 
 
 #: Record written last into a directory made by this program: the model's origin, and the sizes of its files.

@@ -5,6 +5,7 @@ The files are untrusted: call it through :func:`core.models.sandboxed.inspect_mo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -21,17 +22,12 @@ from core.models.check import check_model_config, check_model_directory
 from core.models.description import PICKLES, TOKENIZERS, WEIGHTS, read_description
 from core.models.quantization_config import check_quantization, saved_quantization
 from core.models.quantized_weights import read_decoded
+from core.models.tables import TABLES
 from core.models.tensors import weight_files
 from core.text import one_line
 
 #: Values of ``general.architecture`` that transformers reads from GGUF files, and that generate text.
-READ_ARCHITECTURES = frozenset(
-    [
-        *("bloom", "deci", "falcon", "gemma2", "gemma3", "gemma4", "gpt2", "gpt_oss", "gpt-oss", "lfm2", "llama"),
-        *("mamba", "minimax-m2", "mistral", "nemotron", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen35"),
-        *("qwen35moe", "stablelm", "starcoder2"),
-    ]
-)
+READ_ARCHITECTURES = frozenset(TABLES["gguf_architectures"])
 #: Tensor types that cannot be dequantized.
 UNREAD_TYPES = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0"})
 _MOST_POSITIONS = 1 << 40
@@ -75,20 +71,7 @@ class ModelFacts:
         return self if self.flaw else replace(self, flaw=error.message, hint=error.hint)
 
 
-#: Shapes of the starter model, as of its ``config.json``, to plan with before it is prepared.
-_STARTER_CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
-_STARTER = read_architecture(_STARTER_CONFIG, "the starter model")
+_STARTER = read_architecture(TABLES["starter"], "the starter model")
 #: Facts of the starter model before it is prepared.
 STARTER_FACTS = ModelFacts(
     parameters=_STARTER.parameters,
@@ -129,7 +112,9 @@ def _inspect_directory(directory: Path) -> ModelFacts:
 
 def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Facts from the descriptions."""
-    found = _architecture_of(directory)
+    found: Architecture | Unmeasured | None = None
+    with contextlib.suppress(UserError):
+        found = read_model(directory)
     architecture = found if isinstance(found, Architecture) else None
     return {
         "family": one_line(str(config.get("model_type", "")), 40),
@@ -145,13 +130,6 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 def _plausible(positions: object) -> int | None:
     """The number of positions, if it is plausible."""
     return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
-
-
-def _architecture_of(directory: Path) -> Architecture | Unmeasured | None:
-    try:
-        return read_model(directory)
-    except UserError:
-        return None
 
 
 def _has_template(directory: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.models.description import text_part
+from core.models.tables import TABLES
 from core.models.text_part import text_model_type
 from core.text import one_line
 
@@ -31,26 +32,35 @@ _LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 
 
-def transformers_version() -> str:
-    """Version of the installed transformers; empty if it is not installed."""
+def version_of(package: str) -> str:
+    """Version of an installed package; empty if it is not installed."""
     try:
-        return importlib.metadata.version("transformers")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def transformers_version() -> str:
+    """Version of the installed transformers; empty if it is not installed."""
+    return version_of("transformers")
 
 
 @functools.cache
 def known_model_types() -> frozenset[str]:
     """Every ``model_type`` that the installed transformers knows; empty if its table is not found."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or found.origin is None:
+    if (models := _models()) is None:
         return frozenset()
-    directory = Path(found.origin).parent / "models" / "auto"
     try:
-        source = "".join((directory / name).read_text(encoding="utf-8") for name in _TABLES)
+        source = "".join((models / "auto" / name).read_text(encoding="utf-8") for name in _TABLES)
     except OSError:
         return frozenset()
     return frozenset(_ENTRY.findall(source))
+
+
+def _models() -> Path | None:
+    """The directory of transformers' models."""
+    found = importlib.util.find_spec("transformers")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "models"
 
 
 def newer_version(config: Mapping[str, Any]) -> str | None:
@@ -82,21 +92,15 @@ def check_known(config: Mapping[str, Any], directory: Path) -> None:
     known = known_model_types()
     for family in (config.get("model_type"), text_model_type(config)):
         if known and isinstance(family, str) and family not in known:
-            raise unknown_architecture(config, directory, family)
-
-
-def unknown_architecture(config: Mapping[str, Any], directory: Path, family: str) -> UserError:
-    """The error for an architecture that the installed transformers does not know."""
-    what = (
-        f"{directory} is of the architecture {one_line(family, 60)}, which transformers {transformers_version()} does "
-        "not know"
-    )
-    if (newer := newer_version(config)) is not None:
-        return UserError(
-            f"{what}; it was saved with transformers {newer}, which does.",
-            f"Upgrade transformers: pip install --upgrade 'transformers>={newer}'.",
-        )
-    return UserError(f"{what}.", "Upgrade transformers if the model is newer than it, or choose another model.")
+            shown, installed = one_line(family, 60), transformers_version()
+            what = f"{directory} is of the architecture {shown}, which transformers {installed} does not know"
+            if (newer := newer_version(config)) is None:
+                hint = "Upgrade transformers if the model is newer than it, or choose another model."
+                raise UserError(f"{what}.", hint)
+            raise UserError(
+                f"{what}; it was saved with transformers {newer}, which does.",
+                f"Upgrade transformers: pip install --upgrade 'transformers>={newer}'.",
+            )
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,7 @@ class Kernel:
     without: str
 
 
-KERNELS = {
-    kernel.package: kernel
-    for kernel in (
-        Kernel("fla", "flash-linear-attention", "the gated delta rule chunk by chunk"),
-        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions in several steps"),
-        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba with all of its states kept for backward"),
-    )
-}
+KERNELS = {package: Kernel(package, **kernel) for package, kernel in TABLES["kernels"].items()}
 
 
 def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:
@@ -170,10 +167,9 @@ def _is_recurrent(part: Mapping[str, Any]) -> bool:
 @functools.cache
 def _kernels_of(family: str) -> frozenset[str]:
     """The packages that the file of a family in transformers names."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
+    models, name = _models(), family.replace("-", "_")
+    if models is None or not re.fullmatch(r"\w{1,80}", name):
         return frozenset()
-    models, name = Path(found.origin).parent / "models", family.replace("-", "_")
     # A text part shares the file of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
     while name:
         path = models / name / f"modeling_{name}.py"

@@ -15,6 +15,7 @@ from typing import Any
 from core.errors import UserError
 from core.hub_uri import is_hub_id
 from core.models.description import read_description, text_part, walk
+from core.models.tables import TABLES
 from core.small_files import read_small
 from core.text import one_line
 
@@ -67,32 +68,7 @@ def _cached_name(directory: Path) -> str:
 
 #: File that NVIDIA's Model Optimizer writes instead of a ``quantization_config`` in ``config.json``.
 _MODELOPT = "hf_quant_config.json"
-_NAMES = {
-    "mxfp4": "MXFP4",
-    "mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-    "fp8": "FP8",
-    "fbgemm_fp8": "FBGEMM FP8",
-    "gptq": "GPTQ",
-    "awq": "AWQ",
-    "compressed-tensors": "compressed-tensors",
-    "modelopt": "ModelOpt",
-    "aqlm": "AQLM",
-    "auto-round": "AutoRound",
-    "bitnet": "BitNet",
-    "eetq": "EETQ",
-    "exl2": "EXL2",
-    "exl3": "EXL3",
-    "fp_quant": "FP-Quant",
-    "higgs": "HIGGS",
-    "hqq": "HQQ",
-    "quanto": "Quanto",
-    "quark": "Quark",
-    "quip": "QuIP#",
-    "spqr": "SpQR",
-    "torchao": "torchao",
-    "vptq": "VPTQ",
-}
+_NAMES = TABLES["quantizations"]
 _DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
 #: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for a single kernel (Marlin).
 _OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])

@@ -35,6 +35,7 @@ _ACTIVATIONS = re.compile(
     r"(^|[._])(input|output|activation|q|k|v|kv|kv_cache|prob)_(global_)?(scale|zero_point)(_inv|_ub)?$"
 )
 _BLOCK = (128, 128)
+_AGAIN = "Copy or fetch the weights again."
 #: Largest ``quant_state`` of bitsandbytes; real ones have about a hundred bytes.
 _STATE_LIMIT = 4096
 _BNB_PART = re.compile(r"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)")
@@ -120,6 +121,7 @@ def decoded(directory: Path, stored: Mapping[str, Tensor], quantization: Quantiz
     return StoredWeights(stored, tensors, encoded)
 
 
+@dataclass
 class _Finder:
     """Finds the weights that are stored in parts.
 
@@ -127,13 +129,13 @@ class _Finder:
         directory: The model's.
         stored: The tensors in its files.
         quantization: Theirs.
+        states: States of bitsandbytes' 4-bit weights by their names.
     """
 
-    def __init__(self, directory: Path, stored: Mapping[str, Tensor], quantization: Quantization) -> None:
-        self._directory = directory
-        self._stored = stored
-        self._quantization = quantization
-        self._states: dict[str, dict[str, Any]] = {}
+    directory: Path
+    stored: Mapping[str, Tensor]
+    quantization: Quantization
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self) -> dict[str, Encoded]:
         """Every one by its name.
@@ -141,10 +143,10 @@ class _Finder:
         Raises:
             UserError: If parts are missing or do not fit.
         """
-        if self._quantization.method == "bitsandbytes":
-            self._states = self._read_states()
+        if self.quantization.method == "bitsandbytes":
+            self.states = self._read_states()
         found: dict[str, Encoded] = {}
-        for name, tensor in self._stored.items():
+        for name, tensor in self.stored.items():
             if (result := self._look(name, tensor)) is not None:
                 found[result[0]] = result[1]
         return found
@@ -154,24 +156,24 @@ class _Finder:
         stem, _, last = name.rpartition(".")
         if name.endswith("_blocks"):
             target = name.removesuffix("_blocks")
-            return (target, self._mxfp4(name, tensor, target)) if f"{target}_scales" in self._stored else None
+            return (target, self._mxfp4(name, tensor, target)) if f"{target}_scales" in self.stored else None
         if name.endswith("_packed"):
             target = name.removesuffix("_packed")
             return target, self._packed(name, tensor, target)
         if last == "qweight":
-            is_gptq = self._quantization.method == "gptq"
+            is_gptq = self.quantization.method == "gptq"
             return f"{stem}.weight", (self._gptq if is_gptq else self._awq)(name, tensor, stem)
-        if f"{name}.absmax" in self._stored:
+        if f"{name}.absmax" in self.stored:
             return name, self._bnb4(name)
-        if f"{stem}.SCB" in self._stored and tensor.dtype == "I8":
+        if f"{stem}.SCB" in self.stored and tensor.dtype == "I8":
             self._require(tensor, len(tensor.shape) == 2, name)
             parts = {"weight": name, "scale": f"{stem}.SCB"}
-            if f"{stem}.weight_format" in self._stored:
+            if f"{stem}.weight_format" in self.stored:
                 parts["format"] = f"{stem}.weight_format"
-            return name, Encoded("bnb8", Tensor(self._quantization.dtype, tensor.shape), parts, bits=8)
-        if f"{name}_scale_2" in self._stored and tensor.dtype == "U8":
+            return name, Encoded("bnb8", Tensor(self.quantization.dtype, tensor.shape), parts, bits=8)
+        if f"{name}_scale_2" in self.stored and tensor.dtype == "U8":
             return name, self._fp4(name, tensor, name)
-        scale = next((name + end for end in ("_scale_inv", "_scale") if name + end in self._stored), None)
+        scale = next((name + end for end in ("_scale_inv", "_scale") if name + end in self.stored), None)
         if scale is not None and tensor.dtype in {*_FLOATS, "I8"}:
             return name, self._scaled(name, tensor, scale)
         return None
@@ -184,8 +186,8 @@ class _Finder:
         """
         if not fits:
             raise refused(
-                self._directory,
-                self._quantization.name,
+                self.directory,
+                self.quantization.name,
                 f"{one_line(name, 120)} is {tensor} of {one_line(tensor.dtype, 20)}, which does not fit its scales",
             )
 
@@ -195,38 +197,38 @@ class _Finder:
         Raises:
             UserError: If it is not.
         """
-        found = self._stored.get(name)
+        found = self.stored.get(name)
         if found is None:
             raise UserError(
-                f"{self._directory} lacks {one_line(name, 120)}, without which {one_line(of, 120)} cannot be decoded.",
-                "Copy or fetch the weights again.",
+                f"{self.directory} lacks {one_line(name, 120)}, without which {one_line(of, 120)} cannot be decoded.",
+                _AGAIN,
             )
         return found
 
     def _beside(self, target: str, *roles: str) -> dict[str, str]:
         """The present parts beside a weight, by their roles."""
-        return {role: name for role in roles if (name := f"{target}_{role}") in self._stored}
+        return {role: name for role in roles if (name := f"{target}_{role}") in self.stored}
 
     def _mxfp4(self, name: str, blocks: Tensor, target: str) -> Encoded:
-        scales = self._stored[f"{target}_scales"]
+        scales = self.stored[f"{target}_scales"]
         self._require(blocks, blocks.dtype == "U8" and len(blocks.shape) == 4, name)
         experts, rows, groups, width = blocks.shape
         fits = scales.dtype in ("U8", "F8_E8M0") and scales.shape == (experts, rows, groups) and width > 0
         self._require(blocks, fits, name)
         # transformers has the experts of gpt-oss as inputs by outputs, the files as outputs by inputs.
-        tensor = Tensor(self._quantization.dtype, (experts, 2 * width * groups, rows))
+        tensor = Tensor(self.quantization.dtype, (experts, 2 * width * groups, rows))
         return Encoded("mxfp4", tensor, {"weight": name, "scale": f"{target}_scales"}, (1, 2 * width), 4)
 
     def _scaled(self, name: str, tensor: Tensor, scale_name: str) -> Encoded:
-        scale = self._stored[scale_name]
+        scale = self.stored[scale_name]
         block = _block(tensor.shape, scale.shape, self._blocks())
         self._require(tensor, block != (0, 0) and scale.dtype in _SCALES, name)
         parts = {"weight": name, "scale": scale_name, **self._beside(name, "zero_point", "g_idx")}
-        return Encoded("scaled", Tensor(self._quantization.dtype, tensor.shape), parts, block, 8)
+        return Encoded("scaled", Tensor(self.quantization.dtype, tensor.shape), parts, block, 8)
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Block sizes from the configuration."""
-        settings = self._quantization.settings
+        settings = self.quantization.settings
         structures = [_get(group.get("weights"), "block_structure") for group in config_groups(settings)]
         wanted = [settings.get("weight_block_size"), *structures, list(_BLOCK)]
         return [
@@ -250,12 +252,12 @@ class _Finder:
         bits, size = fitting.pop()
         columns = tensor.shape[-1] * 32 // bits
         parts = {"weight": name, "scale": f"{target}_scale", **self._beside(target, "zero_point", "g_idx", "shape")}
-        decoded_tensor = Tensor(self._quantization.dtype, (*tensor.shape[:-1], columns))
+        decoded_tensor = Tensor(self.quantization.dtype, (*tensor.shape[:-1], columns))
         return Encoded("packed", decoded_tensor, parts, (1, size), bits)
 
     def _integers(self) -> set[tuple[int, int]]:
         """Bits and group sizes of packed integers from the configuration; group size 0 means whole rows."""
-        weights = [group.get("weights") for group in config_groups(self._quantization.settings)]
+        weights = [group.get("weights") for group in config_groups(self.quantization.settings)]
         found = set()
         for value in weights:
             bits, size = _get(value, "num_bits"), _get(value, "group_size")
@@ -276,14 +278,14 @@ class _Finder:
         self._require(tensor, is_whole, name)
         for role in ("global_scale", "scale_2"):
             if role in parts:
-                self._require(tensor, self._stored[parts[role]].elements == 1, name)
+                self._require(tensor, self.stored[parts[role]].elements == 1, name)
         shape = (*tensor.shape[:-1], columns)
-        return Encoded("fp4", Tensor(self._quantization.dtype, shape), parts, (1, columns // scale.shape[-1]), 4)
+        return Encoded("fp4", Tensor(self.quantization.dtype, shape), parts, (1, columns // scale.shape[-1]), 4)
 
     def _gptq(self, name: str, tensor: Tensor, stem: str) -> Encoded:
         scales, zeros = (self._part(f"{stem}.{part}", stem) for part in ("scales", "qzeros"))
-        index = self._stored.get(f"{stem}.g_idx")
-        settings = self._quantization.settings
+        index = self.stored.get(f"{stem}.g_idx")
+        settings = self.quantization.settings
         bits = settings.get("bits", 4)
         if index is not None and index.elements and tensor.shape[:1] != (0,):
             # A module may have other bits than the rest.
@@ -298,7 +300,7 @@ class _Finder:
             parts["g_idx"] = f"{stem}.g_idx"
         return Encoded(
             "gptq",
-            Tensor(self._quantization.dtype, (outputs, inputs)),
+            Tensor(self.quantization.dtype, (outputs, inputs)),
             parts,
             (1, -(-inputs // scales.shape[0])),
             bits,
@@ -313,7 +315,7 @@ class _Finder:
         fits = groups > 0 and inputs % groups == 0 and scales.shape[1] == outputs
         self._require(tensor, fits and zeros.shape == (groups, tensor.shape[1]), name)
         parts = {"weight": name, "scale": f"{stem}.scales", "zero_point": f"{stem}.qzeros"}
-        decoded_tensor = Tensor(self._quantization.dtype, (outputs, inputs))
+        decoded_tensor = Tensor(self.quantization.dtype, (outputs, inputs))
         return Encoded("awq", decoded_tensor, parts, (1, inputs // groups), 4)
 
     def _read_states(self) -> dict[str, dict[str, Any]]:
@@ -322,37 +324,33 @@ class _Finder:
         Raises:
             UserError: If one is invalid.
         """
-        names = [name for name in self._stored if ".quant_state.bitsandbytes__" in name]
-        if any(self._stored[name].elements > _STATE_LIMIT for name in names):
-            raise UserError(f"{self._directory} has a damaged quant_state.", "Copy or fetch the weights again.")
+        names = [name for name in self.stored if ".quant_state.bitsandbytes__" in name]
+        if any(self.stored[name].elements > _STATE_LIMIT for name in names):
+            raise UserError(f"{self.directory} has a damaged quant_state.", _AGAIN)
         found = {}
-        for name, raw in read_values(self._directory, names).items():
+        for name, raw in read_values(self.directory, names).items():
             try:
                 state = json.loads(raw)
                 shape = tuple(state["shape"])
                 if not all(type(side) is int and 0 < side < 1 << 32 for side in shape):
                     raise ValueError("a shape that is none")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f"{self._directory}: {one_line(name, 120)} makes no sense.", "Copy or fetch the weights again."
-                ) from error
+                raise UserError(f"{self.directory}: {one_line(name, 120)} makes no sense.", _AGAIN) from error
             found[name.partition(".quant_state.")[0]] = {"shape": shape, "dtype": state.get("dtype"), "parts": {}}
-        for name in self._stored:
+        for name in self.stored:
             match = _BNB_PART.fullmatch(name)
             if match is not None and match[1] in found:
                 found[match[1]]["parts"][match[2]] = name
         return found
 
     def _bnb4(self, name: str) -> Encoded:
-        state = self._states.get(name)
+        state = self.states.get(name)
         if state is None:
-            raise UserError(
-                f"{self._directory} has no quant_state for {one_line(name, 120)}.", "Copy or fetch the weights again."
-            )
+            raise UserError(f"{self.directory} has no quant_state for {one_line(name, 120)}.", _AGAIN)
         parts = {"weight": name, **state["parts"]}
-        stored = self._stored[name]
+        stored = self.stored[name]
         self._require(stored, stored.dtype == "U8" and 2 * stored.elements >= math.prod(state["shape"]), name)
-        dtype = _BNB_DTYPES.get(str(state["dtype"]), self._quantization.dtype)
+        dtype = _BNB_DTYPES.get(str(state["dtype"]), self.quantization.dtype)
         return Encoded("bnb4", Tensor(dtype, state["shape"]), parts, bits=4)
 
 

@@ -12,18 +12,13 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.models.description import walk
 from core.models.quantization_config import read_quantization
+from core.models.tables import TABLES
 from core.models.tensors import Tensor
 from core.models.text_part import as_files_are_tied, is_composite, split_names
 from core.text import one_line
 
 #: Name suffixes of input embeddings, in the families that transformers knows.
-_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-)
+_EMBEDDINGS = tuple(TABLES["embeddings"])
 _HEADS = ("lm_head.weight", "embed_out.weight")
 #: Layer number in the name of a tensor or a module, and the name within the layer.
 LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.(.+)")
@@ -31,12 +26,7 @@ _EXPERT = re.compile(r"(.+\.experts)\.(\d{1,9})\.(.+)")
 #: Numbers of layers up to this are accepted whatever the weights have, as they cost little.
 _FEW_LAYERS = 256
 #: Keys of the number of layers in configurations.
-_DEPTHS = frozenset(
-    [
-        *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_layers", "encoder_layers"),
-        *("num_decoder_layers", "num_encoder_layers", "num_nextn_predict_layers", "num_mtp_layers"),
-    ]
-)
+_DEPTHS = frozenset(TABLES["depths"])
 _HINT = "Take config.json and weights from the same model."
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,20 +126,16 @@ def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
 def _read_raw_header(path: Path) -> tuple[bytes, int]:
     """The raw header of a file, and the size of the file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise UserError(f"{path} is not a regular file.", "Copy the model's weights there.")
-            start = file.read(_LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            if is_lfs_pointer(start + file.read(64)):
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(_LENGTH_BYTES + 64) or b""
+            length, room = int.from_bytes(start[:_LENGTH_BYTES], "little"), size - _LENGTH_BYTES
+            if is_lfs_pointer(start):
                 raise lfs_pointer(path)
-            room = facts.st_size - _LENGTH_BYTES
             if not 2 <= length <= min(HEADER_LIMIT, room):
                 raise _damaged(path, _wrong_length(length, room))
             file.seek(_LENGTH_BYTES)
-            return file.read(length), facts.st_size
+            return file.read(length) or b"", size
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -312,12 +312,3 @@ def most_costly(layers: Sequence[LayerCost], share: float, free_bytes: int | Non
             chosen.append(place)
             gone, taken = gone + layers[place].kl, taken + layers[place].bytes
     return tuple(sorted(chosen))
-
-
-def layer_pattern(name: str) -> str:
-    """The pattern of a whole layer for ``model.keep_16bit``.
-
-    Args:
-        name: Of the layer in the model: ``model.layers.0``.
-    """
-    return f"{name}.*"

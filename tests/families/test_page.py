@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.families.page import BEGIN, COLUMNS, END, PAGE, read_cells, read_record, write
 from tests.families.tiny import FAMILIES
 
@@ -37,11 +35,3 @@ def test_what_tests_write_down_is_what_the_page_says(tmp_path: Path) -> None:
     assert "old" not in text
     write(read_record(record), page)
     assert page.read_text(encoding="utf-8") == text
-
-
-def test_a_page_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
-    page = tmp_path / "models.md"
-    page.write_text("# Models\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="no place"):
-        write({}, page)
-    assert page.read_text(encoding="utf-8") == "# Models\n"

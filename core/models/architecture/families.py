@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
+
+import tomli
 
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear, read_towers
+from core.models.tables import TABLES
 from core.models.text_part import is_tied
 from core.text import one_line
 
@@ -16,17 +20,11 @@ from core.text import one_line
 MOST = 1 << 31
 #: Largest plausible number of layers.
 MOST_LAYERS = 10_000
-_ALIASES = {
-    "hidden_size": ("n_embd", "d_model", "dim"),
-    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
-    "num_attention_heads": ("n_head", "num_heads", "n_heads"),
-    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
-    "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len"),
-    "num_experts": ("num_local_experts",),
-    "num_local_experts": ("num_experts",),
-}
+_OWN = "Copy the model's own config.json."
+_ALIASES: dict[str, list[str]] = TABLES["aliases"]
 
 
+@dataclass(frozen=True)
 class ConfigValues:
     """Content of a ``config.json``: keys under any of the families' names, checked on access.
 
@@ -35,15 +33,14 @@ class ConfigValues:
         where: Name of the model in messages.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self._values = values
-        self._where = where
+    values: Mapping[str, Any]
+    where: str
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value under any of its names; null counts as missing."""
         for name in (key, *_ALIASES.get(key, ())):
-            if self._values.get(name) is not None:
-                return self._values[name]
+            if self.values.get(name) is not None:
+                return self.values[name]
         return default
 
     def count(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
@@ -59,13 +56,9 @@ class ConfigValues:
         """
         value = self.get(key, default)
         if value is None:
-            raise UserError(
-                f"{self._where} has no {key}, so the shape of the model cannot be known.",
-                "Copy the model's own config.json.",
-            )
+            raise UserError(f"{self.where} has no {key}, so the shape of the model cannot be known.", _OWN)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < most:
-            shown = one_line(repr(value), 40)
-            raise UserError(f"{self._where}: {key} is {shown}, not a size.", "Copy the model's own config.json.")
+            raise UserError(f"{self.where}: {key} is {one_line(repr(value), 40)}, not a size.", _OWN)
         return value
 
     def share(self, key: str) -> float:
@@ -76,15 +69,12 @@ class ConfigValues:
         """
         value = self.get(key, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UserError(
-                f"{self._where}: {key} is {one_line(repr(value), 40)}, not a share.",
-                "Copy the model's own config.json.",
-            )
+            raise UserError(f"{self.where}: {key} is {one_line(repr(value), 40)}, not a share.", _OWN)
         return float(value)
 
     def capped(self, key: str, default: bool) -> bool:
         """True if a cap is set; null means that it is not, a missing key means ``default``."""
-        return bool(self._values[key]) if key in self._values else default
+        return bool(self.values[key]) if key in self.values else default
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean value."""
@@ -124,57 +114,16 @@ class _Family:
     expert_bias: bool = False
     """True if experts and router have a bias."""
     shared_expert: bool = False
-    plain: tuple[str, str] | None = None
-    """Names of the two linear layers of a feed-forward network without a gate."""
+    plain: Sequence[str] = ()
+    """Names of the two linear layers of a feed-forward network without a gate; empty if it has one."""
     norm_bias: bool = False
     offset_norm: bool = False
     """True if norms scale by one plus their weight."""
 
 
-_MISTRAL = _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window")
-_QWEN_2 = _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32)
-_QWEN_3 = _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32)
-_GEMMA = _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True)
-_GEMMA_2 = replace(_GEMMA, heads=8, kv_heads=4, norms=4, softcap=True, window="sliding_window")
-#: Experts in place of the feed-forward network, by the keys of Mixtral.
-_MIXTRAL = replace(_MISTRAL, expert_count="num_local_experts", expert_width="intermediate_size")
-_LIKE_LLAMA: dict[str, _Family] = {
-    "llama": _Family(),
-    "mistral": _MISTRAL,
-    "ministral": _MISTRAL,
-    "smollm3": _Family(tied=True, kv_heads=4, window="sliding_window"),
-    "granite": _Family(),
-    "olmo2": _Family(normed="all", mlp_bias=False),
-    "qwen2": _QWEN_2,
-    "qwen3": _QWEN_3,
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA_2,
-    "gemma3_text": replace(_GEMMA_2, vocabulary=262_208, normed="head", softcap=False),
-    "phi3": replace(_MISTRAL, kv_heads=None, fused=True),
-    "starcoder2": _Family(
-        tied=True,
-        kv_heads=2,
-        qkv_bias="use_bias",
-        output_bias="use_bias",
-        mlp_bias="use_bias",
-        biased=True,
-        plain=("mlp.c_fc", "mlp.c_proj"),
-        norm_bias=True,
-        window="sliding_window",
-    ),
-    "mixtral": _MIXTRAL,
-    "qwen2_moe": replace(_QWEN_2, kv_heads=16, expert_count="num_experts", shared_expert=True),
-    "gpt_oss": replace(
-        _MIXTRAL,
-        head_dim=64,
-        qkv_bias="attention_bias",
-        output_bias="attention_bias",
-        biased=True,
-        eager=True,
-        sinks=True,
-        expert_bias=True,
-    ),
-    "qwen3_moe": replace(_QWEN_3, kv_heads=4, head_dim=None, expert_count="num_experts"),
+_LIKE_LLAMA = {
+    name: _Family(**rules)
+    for name, rules in tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
 }
 #: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
@@ -231,7 +180,7 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     family = config.get("model_type")
     if isinstance(family, str) and family:
         return family
-    raise UserError(f"{where} has no model_type, so it is no model's.", "Copy the model's own config.json.")
+    raise UserError(f"{where} has no model_type, so it is no model's.", _OWN)
 
 
 def _bias(values: ConfigValues, rules: _Family, rule: bool | str) -> bool:
@@ -269,7 +218,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
         other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
     dense = Layer(depth, linears, attention, 0, norms=rules.norms, offset_norm=rules.offset_norm, other=other)
-    if rules.plain is not None:
+    if rules.plain:
         width = values.count("intermediate_size")
         bias = _bias(values, rules, rules.mlp_bias)
         network = (Linear(rules.plain[0], hidden, width, bias), Linear(rules.plain[1], width, hidden, bias))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from core.errors import UserError
 from core.text import one_line
 
@@ -32,82 +34,16 @@ _LARGEST_DIMENSION, _MOST_ELEMENTS = 1 << 48, 1 << 60
 _FARTHEST = 1 << 62
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_TABLES = tomli.loads(Path(__file__).with_name("gguf.toml").read_text(encoding="utf-8"))
 #: Tensor types: the name, and the elements and the bytes of a block.
-_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-}
+_TYPES: dict[int, tuple[str, int, int]] = {int(number): tuple(kind) for number, kind in _TABLES["types"].items()}
 #: Elements and bytes of a block, by the name of a type.
 BLOCKS = {name: (elements, size) for name, elements, size in _TYPES.values()}
 
 _BLOCK = re.compile(r"(?:^|\.)blk\.(\d{1,9})\.")
 _AGAIN = "Copy or fetch it again."
 #: ``general.architecture`` to ``model_type``.
-_FAMILIES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen2moe": "qwen2_moe",
-    "qwen3moe": "qwen3_moe",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-    "phi3": "phi3",
-    "gpt2": "gpt2",
-    "gptneox": "gpt_neox",
-    "starcoder2": "starcoder2",
-    "smollm3": "smollm3",
-    "granite": "granite",
-    "olmo2": "olmo2",
-}
-#: Metadata keys, without the architecture's prefix, to keys of ``config.json``.
-_KEYS = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.sliding_window": "sliding_window",
-    "context_length": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
+_FAMILIES: dict[str, str] = _TABLES["families"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +105,7 @@ class GgufHeader:
             )
         # The family's default may be outside the vocabulary, and is then refused.
         config: dict[str, Any] = {"model_type": family, "pad_token_id": None}
-        for key, ours in _KEYS.items():
+        for key, ours in _TABLES["keys"].items():
             value = self.metadata.get(f"{name}.{key}")
             if isinstance(value, int) and not isinstance(value, bool):
                 config[ours] = value
@@ -266,9 +202,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[: len(MAGIC)] != MAGIC:
-                raise UserError(
-                    f"{path} is not a GGUF file.", "Give a GGUF file, or a directory with the model's config.json."
-                )
+                hint = "Give a GGUF file, or a directory with the model's config.json."
+                if (path.parent / "config.json").is_file():
+                    hint = f"Give the directory that it is in: {path.parent}."
+                raise UserError(f"{path} is not a GGUF file.", hint)
             reader = _Reader(data)
             if (version := int(reader.number("<I"))) not in VERSIONS:
                 raise UserError(f"{path} is GGUF of version {version}.", "Versions 2 and 3 are read; convert it again.")

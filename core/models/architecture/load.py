@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     config_path = path / "config.json"
     config = _read_config(path, config_path)
     files = _read_files(path, config)
-    described = as_files_are_tied(config, (name for name, _ in files.tensors))
+    described = as_files_are_tied(config, files.tensors)
     # To be measured, the model is built from its description.
     refuse_foreign(config, config_path)
     try:
@@ -105,7 +105,7 @@ def _complete(architecture: Architecture, path: Path, config: dict[str, Any], fi
     if (tokenizer := path / "tokenizer.json").is_file():
         architecture = replace(architecture, tokenizer_bytes=tokenizer.stat().st_size)
     architecture = replace(architecture, kernels=missing_kernels(config))
-    return with_checkpoint(architecture, files.tensors, files.bytes, files.quantization)
+    return _with_checkpoint(architecture, files)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Files:
     Decoded weights are no views of the file, whatever their dtype.
     """
 
-    tensors: list[tuple[str, Tensor]]
+    tensors: Mapping[str, Tensor]
     bytes: int
     quantization: str | None
 
@@ -126,11 +126,11 @@ def _read_files(path: Path, config: dict[str, Any]) -> _Files:
     name = quantization.name if quantization is not None else None
     try:
         stored = {name: tensor for file in files for name, tensor in read_header(file).items()}
-        tensors = list(decoded(path, stored, quantization).tensors.items())
+        tensors = decoded(path, stored, quantization).tensors
         return _Files(tensors, sum(file.stat().st_size for file in files), name)
     except (UserError, OSError):
         # Defects of the weights are reported when they are to be loaded.
-        return _Files([], 0, name)
+        return _Files({}, 0, name)
 
 
 def _read_config(directory: Path, path: Path) -> dict[str, Any]:
@@ -147,22 +147,11 @@ def _read_config(directory: Path, path: Path) -> dict[str, Any]:
     )
 
 
-def with_checkpoint(
-    architecture: Architecture, tensors: Iterable[tuple[str, Tensor]], size: int, dtype: str | None = None
-) -> Architecture:
-    """Add the exact size of the weights to an architecture.
-
-    Args:
-        architecture: Architecture from the configuration.
-        tensors: Every tensor by its name, once decoded.
-        size: Bytes of the files.
-        dtype: Quantization of the stored weights; None: the most common dtype of the tensors.
-
-    Returns:
-        The architecture with its ``checkpoint``, of a composite model that of its text part, and with its towers
-        counted; unchanged without tensors.
+def _with_checkpoint(architecture: Architecture, files: _Files) -> Architecture:
+    """The architecture with its ``checkpoint``, of a composite model that of its text part, and with its towers
+    counted; unchanged without tensors.
     """
-    counted = dict(tensors)
+    counted, size = dict(files.tensors), files.bytes
     if (towers := architecture.towers) is not None and counted:
         others = [counted.pop(name) for name in split_names(counted).others]
         left_out = sum(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in others)
@@ -174,6 +163,6 @@ def with_checkpoint(
     for tensor in counted.values():
         kinds[tensor.dtype] += tensor.elements
     largest = max(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in counted.values())
-    stored = dtype or kinds.most_common(1)[0][0]
+    stored = files.quantization or kinds.most_common(1)[0][0]
     checkpoint = Checkpoint(bytes=size, largest=largest, parameters=kinds.total(), dtype=stored)
     return replace(architecture, checkpoint=checkpoint)

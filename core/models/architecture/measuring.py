@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.jobs.job import JobProgress, call
 from core.models.architecture.architecture import Architecture
+from core.models.installed import version_of
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
@@ -217,7 +217,7 @@ def measure_architecture(model: Unmeasured) -> Architecture:
         UserError: If it cannot be built.
     """
     job = {"description": model.description, "where": model.where}
-    found: Architecture = _found(job, "architecture", architecture_from_dict)
+    found: Architecture = _found(job, "architecture", _ARCHITECTURE.validate_python)
     return found
 
 
@@ -287,15 +287,8 @@ def _directory() -> Path:
 
 def _key(job: Mapping[str, Any], name: str) -> str:
     depends = {key: value for key, value in job.items() if key != "where"}
-    every = [FORMAT, name, depends, [_version(package) for package in _PACKAGES]]
+    every = [FORMAT, name, depends, list(map(version_of, _PACKAGES))]
     return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _read(path: Path, key: str, read: Callable[[Any], Any]) -> Any:
@@ -344,27 +337,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 _ARCHITECTURE, _PASSES = TypeAdapter(Architecture), TypeAdapter(Passes)
 
 
-def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
-    """A structure as JSON."""
-    found: dict[str, Any] = _ARCHITECTURE.dump_python(architecture, mode="json")
-    return found
-
-
-def architecture_from_dict(values: Mapping[str, Any]) -> Architecture:
-    """A structure from JSON.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    try:
-        return _ARCHITECTURE.validate_python(dict(values))
-    except ValidationError as error:
-        raise ValueError("not the structure of a model") from error
-
-
-def passes_to_dict(passes: Passes) -> dict[str, Any]:
-    """Passes as JSON."""
-    found: dict[str, Any] = _PASSES.dump_python(passes, mode="json")
+def to_json(value: Architecture | Passes) -> dict[str, Any]:
+    """A structure or passes as JSON."""
+    adapter: TypeAdapter[Any] = _PASSES if isinstance(value, Passes) else _ARCHITECTURE
+    found: dict[str, Any] = adapter.dump_python(value, mode="json")
     return found
 
 
@@ -374,10 +350,7 @@ def passes_from_dict(values: Mapping[str, Any]) -> Passes:
     Raises:
         ValueError: If they are invalid or incomplete.
     """
-    try:
-        found = _PASSES.validate_python(dict(values))
-    except ValidationError as error:
-        raise ValueError("not the passes of a model") from error
+    found = _PASSES.validate_python(dict(values))
     for regime in found.regimes:
         if not set(found.kinds) <= {layer.kind for layer in regime.layers}:
             raise ValueError("kinds without layers")

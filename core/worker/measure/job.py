@@ -33,7 +33,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
     from core.config.schema import Config
     from core.memory.sizes import Arithmetic
-    from core.models.architecture.measuring import architecture_to_dict, passes_to_dict
+    from core.models.architecture.measuring import to_json
     from core.worker.measure.measure import measure_passes
     from core.worker.measure.skeleton import build_bare, build_skeleton
     from core.worker.measure.structure import read_structure
@@ -51,7 +51,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             dtype = torch.float32 if how is not None and how.bytes == 4 else torch.bfloat16
             bare = build_bare(causal, dtype, where)
             if how is None:
-                return {"architecture": architecture_to_dict(read_structure(bare, job["description"]))}
+                return {"architecture": to_json(read_structure(bare, job["description"]))}
             config = Config.model_validate(job["config"])
             try:
                 passes = measure_passes(build_skeleton(bare, config, how), answers.progress)
@@ -59,7 +59,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
                 raise
             except Exception as error:  # a family's code may ask for values, which do not exist here
                 raise _unmeasured(where, error) from error
-            return {"passes": passes_to_dict(passes)}
+            return {"passes": to_json(passes)}
     except TimeLimitError:
         raise UserError(
             f"{where} cannot be measured within {job['seconds']:g} s of computing.", "Choose another model."

@@ -29,16 +29,8 @@ _NUMBERS = frozenset(("layer_idx", "layer_number", "layer_id", "idx"))
 DELTA_CHUNK = 64
 
 
-@dataclass(frozen=True)
-class Traced:
-    """Bytes alive after each operation of a pass, relative to its start."""
-
-    points: tuple[int, ...]
-
-    @property
-    def peak(self) -> int:
-        """The most bytes alive at once."""
-        return max(self.points, default=0)
+#: Bytes alive after each operation of a pass, relative to its start.
+Points = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,9 @@ class LayerPasses:
     """
 
     kept: int
-    forward: Traced
-    backward: Traced
-    again: Traced
+    forward: Points
+    backward: Points
+    again: Points
     casts: int
     left: int
 
@@ -109,7 +101,7 @@ class SizedPass:
     around: int = 0
     shared: int = 0
     end_kept: int = 0
-    end_backward: Traced = field(default_factory=lambda: Traced(()))
+    end_backward: Points = ()
     kinds: dict[tuple[int, bool], LayerPasses] = field(default_factory=dict)
 
 
@@ -335,11 +327,11 @@ class Passes:
         tracker.begin()
         with self._skeleton.arithmetic():
             out = _first_of(layer(x, *arguments.args, **arguments.kwargs))
-        forward = Traced(tuple(point - base - 2 * hidden for point in tracker.points))
+        forward = tuple(point - base - 2 * hidden for point in tracker.points)
         del x
         kept = tracker.live - base - out.nbytes
         if not out.requires_grad:
-            return LayerPasses(0, forward, Traced(()), Traced(()), 0, 0)
+            return LayerPasses(0, forward, (), (), 0, 0)
         end = apply(_End, out)
         del out
         backward = self._backward(tracker, end, base, hidden)
@@ -366,10 +358,10 @@ class Passes:
         del end
         return LayerPasses(kept, forward, backward, again, max(casts, 0), max(left, 0))
 
-    def _backward(self, tracker: AllocationTracker, end: torch.Tensor, base: int, elsewhere: int) -> Traced:
+    def _backward(self, tracker: AllocationTracker, end: torch.Tensor, base: int, elsewhere: int) -> Points:
         tracker.begin()
         end.backward()  # type: ignore[no-untyped-call]
-        return Traced(tuple(point - base - elsewhere for point in tracker.points))
+        return tuple(point - base - elsewhere for point in tracker.points)
 
 
 def _learned_from(calls: Iterable[_Call]) -> int:

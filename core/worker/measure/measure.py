@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence, Set
 from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
 from core.models.architecture import measuring
 from core.models.architecture.measuring import Growth, LayerGrowth, Peak, Regime
-from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, kinds_without_scores, layer_multiples
+from core.worker.measure.layers import LayerPasses, Passes, Points, SizedPass, kinds_without_scores, layer_multiples
 from core.worker.measure.skeleton import Skeleton
 
 #: Rows of the smallest measured micro-batch; with few rows their shared part is small.
@@ -167,14 +167,14 @@ def _grown(sizes: Sequence[SizedPass], values: Sequence[int], fit: Fit) -> tuple
     return fit([(one.rows, one.length, float(value)) for one, value in zip(sizes, values, strict=True)])
 
 
-def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced], fit: Fit) -> Peak:
+def _peak(sizes: Sequence[SizedPass], traces: Sequence[Points], fit: Fit) -> Peak:
     """The moments of a pass that are its peak at some size; where the number of operations differs between sizes, as in
     loops over chunks of a row, the peak itself.
     """
-    if len({len(trace.points) for trace in traces}) > 1:
-        moments = [[trace.peak for trace in traces]]
+    if len(set(map(len, traces))) > 1:
+        moments = [[max(points, default=0) for points in traces]]
     else:
-        moments = [list(moment) for moment in zip(*(trace.points for trace in traces), strict=True)]
+        moments = [list(moment) for moment in zip(*traces, strict=True)]
     unique = {tuple(moment) for moment in moments}
     growths = [growth for moment in unique for growth in _grown(sizes, moment, fit)]
     kept: dict[Growth, None] = {}

@@ -87,7 +87,7 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
 
 
 def register(how: Arithmetic) -> None:
-    """Register attention as a card runs it.
+    """Register attention as a card runs it, by the kernel that torch would choose there.
 
     Args:
         how: The arithmetic of the run: flash attention, and the worker's own function.
@@ -103,7 +103,30 @@ def register(how: Arithmetic) -> None:
         scaling: float | None = None,
         **_kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        out = _attend(module, query, key, value, attention_mask, dropout, scaling, how)
+        aten = torch.ops.aten
+        if how.autocast:
+            # DoRA's queries and keys are in fp32; autocast runs attention in 16 bits.
+            query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
+        heads, grouped = query.shape[1], query.shape[1] != key.shape[1]
+        causal = attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
+        half = query.dtype in (torch.bfloat16, torch.float16)
+        same = query.shape[-1] == value.shape[-1]
+        if attention_mask is None and how.flash and half and same and query.shape[-1] <= FLASH_HEAD:
+            out = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, False, scale=scaling)[0]
+        elif grouped and attention_mask is None and not how.fused_attention:
+            # Neither flash nor memory-efficient attention supports it: the scores are allocated.
+            out = aten._scaled_dot_product_attention_math(
+                query, key, value, None, dropout, causal, None, scale=scaling, enable_gqa=True
+            )[0]
+        else:
+            key, value, bias = repeated(key, heads), repeated(value, heads), None
+            if attention_mask is not None:
+                bias = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
+                bias = bias.masked_fill_(~attention_mask, float("-inf"))
+                bias = bias.expand(query.shape[0], heads, query.shape[2], key.shape[2])
+            out = aten._scaled_dot_product_efficient_attention(
+                query, key, value, bias, True, dropout, causal, scale=scaling
+            )[0]
         return out.transpose(1, 2).contiguous(), None
 
     def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -117,46 +140,6 @@ def register(how: Arithmetic) -> None:
 
     AttentionInterface.register(CARD_ATTENTION, attend)
     AttentionMaskInterface.register(CARD_ATTENTION, mask)
-
-
-def _attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    how: Arithmetic,
-) -> torch.Tensor:
-    """Attention by the kernel that torch would choose: ``(rows, heads, queries, value)``."""
-    aten = torch.ops.aten
-    if how.autocast:
-        # DoRA's queries and keys are in fp32; autocast runs attention in 16 bits.
-        query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
-    heads, grouped = query.shape[1], query.shape[1] != key.shape[1]
-    causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    same = query.shape[-1] == value.shape[-1]
-    if mask is None and how.flash and half and same and query.shape[-1] <= FLASH_HEAD:
-        made = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, False, scale=scaling)
-        flash: torch.Tensor = made[0]
-        return flash
-    if grouped and mask is None and not how.fused_attention:
-        # Neither flash nor memory-efficient attention supports it: the scores are allocated.
-        made = aten._scaled_dot_product_attention_math(
-            query, key, value, None, dropout, causal, None, scale=scaling, enable_gqa=True
-        )
-        plain: torch.Tensor = made[0]
-        return plain
-    key, value = repeated(key, heads), repeated(value, heads)
-    bias = None
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))
-        bias = bias.expand(query.shape[0], heads, query.shape[2], key.shape[2])
-    made = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout, causal, scale=scaling)
-    efficient: torch.Tensor = made[0]
-    return efficient
 
 
 @dataclass(frozen=True)
@@ -259,7 +242,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         experts = {id(model.get_parameter(name)) for name in quantizer.prepare(model)}
         model.requires_grad_(False)
     trained: Any = model
-    with torch.device("meta"), _without_seed():
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         if config.method.name in WEIGHT_METHODS:
             trained = choose_weights(model, config.method, seed=0)
         else:
@@ -286,16 +269,6 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         if model.config._attn_implementation != "eager":
             model.set_attn_implementation(CARD_ATTENTION)
     return Skeleton(trained, model, model.config, mode, dtype, how)
-
-
-@contextlib.contextmanager
-def _without_seed() -> Iterator[None]:
-    """Leave the random state as it was."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype, experts: Set[int]) -> None:

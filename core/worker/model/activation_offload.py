@@ -20,7 +20,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -29,55 +29,25 @@ from core.hardware.drivers import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 
 
-class Stream(Protocol):
-    """A stream of the device, in which work is done in order."""
-
-    def wait_event(self, event: Any) -> None:
-        """Let later work in the stream wait for an event."""
-
-    def record_event(self) -> Any:
-        """An event at the stream's current position."""
-
-
-class Lanes(Protocol):
-    """The streams of a device, and memory on both sides."""
-
-    @property
-    def out(self) -> Stream:
-        """Copies to the host."""
-
-    @property
-    def back(self) -> Stream:
-        """Copies to the device."""
-
-    def computing(self) -> Stream:
-        """The compute stream, on which all device blocks are allocated and freed."""
-
-    def on_host(self, like: torch.Tensor) -> torch.Tensor:
-        """Pinned memory for a copy."""
-
-    def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Memory of the device for a copy."""
-
-    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Stream) -> None:
-        """Let a stream copy."""
-
-
 class CudaLanes:
-    """The lanes of a CUDA device; the streams are made for the first copy."""
+    """The streams of a CUDA device, in each of which work is done in order, and memory on both sides. The copying
+    streams are made for the first copy.
+    """
 
     @functools.cached_property
-    def out(self) -> torch.cuda.Stream:
-        """A separate stream."""
+    def out(self) -> Any:
+        """The stream of copies to the host."""
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @functools.cached_property
-    def back(self) -> torch.cuda.Stream:
-        """A further stream: the two directions of the bus are independent."""
+    def back(self) -> Any:
+        """The stream of copies to the device: the two directions of the bus are independent."""
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def computing(self) -> torch.cuda.Stream:
-        """The current stream of the calling thread: in backward, the stream of the forward pass."""
+    def computing(self) -> Any:
+        """The compute stream, on which all device blocks are allocated and freed: the current one of the calling
+        thread; in backward, that of the forward pass.
+        """
         return torch.cuda.current_stream()
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
@@ -127,7 +97,7 @@ class ActivationMover:
         lanes: The device's.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: CudaLanes) -> None:
         self._lanes = lanes
         self._going: list[tuple[torch.Tensor, Any]] = []
         self._arriving: _Arriving | None = None

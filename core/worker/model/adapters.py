@@ -14,7 +14,6 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,47 +55,21 @@ from core.worker.model.text_part import is_text_part, whole_name
 OVERSAMPLING, ITERATIONS = 16, 4
 
 
-@dataclass(frozen=True)
-class Factors:
-    """Two factors of a matrix; the adapter adds ``scale * up @ down`` to it.
+def best_factors(matrix: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors down, ``(rank, inputs)``, and up, ``(outputs, rank)``, whose product times ``scale`` is the best
+    approximation of a matrix at that rank; both have the same share of the singular values.
+
+    For PiSSA (arXiv 2404.02948) the matrix is the weight; for LoftQ (arXiv 2310.08659; one step, rounding kept) the
+    error of its rounding.
 
     Args:
-        down: ``(rank, inputs)``, fp32.
-        up: ``(outputs, rank)``, fp32.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-
-def pissa_factors(weight: torch.Tensor, rank: int, scale: float) -> Factors:
-    """The principal singular directions of a matrix (PiSSA, arXiv 2404.02948).
-
-    Args:
-        weight: ``(outputs, inputs)``, fp32.
+        matrix: ``(outputs, inputs)``, fp32.
         rank: Of the adapter; at most the smaller side.
         scale: Factor of the adapter's output.
     """
-    return _balanced(weight, rank, scale)
-
-
-def loftq_factors(full: torch.Tensor, quantized: torch.Tensor, rank: int, scale: float) -> Factors:
-    """Low-rank factors that best compensate a matrix's rounding (LoftQ, arXiv 2310.08659; one step, rounding kept).
-
-    Args:
-        full: The matrix before it was quantized, ``(outputs, inputs)``, fp32.
-        quantized: The same after.
-        rank: As above.
-        scale: As above; the factors are divided by it, so that the sum does not depend on it.
-    """
-    return _balanced(full - quantized, rank, scale)
-
-
-def _balanced(matrix: torch.Tensor, rank: int, scale: float) -> Factors:
-    """The best approximation of a given rank, with the singular values split equally between both factors."""
     left, values, right = _decompose(matrix, rank)
     roots = (values / scale).sqrt()
-    return Factors((roots[:, None] * right.T).contiguous(), (left * roots).contiguous())
+    return (roots[:, None] * right.T).contiguous(), (left * roots).contiguous()
 
 
 def _decompose(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -384,17 +357,15 @@ def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progr
         progress(done, len(layers))
         if method.init == "loftq" and rounded and not _is_rounded(layer):
             continue  # in 16 bits among others in 4: there is no rounding to compensate
-        weight = _dense_weight(name, layer, method)
-        down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
-        scale = float(layer.scaling[TRAINED])
+        matrix = weight = _dense_weight(name, layer, method)
         if method.init == "loftq":
-            factors = _loftq(name, layer, weight, scale, files)
-        else:
-            factors = pissa_factors(weight, method.rank, scale)
-            layer.lora_A[INITIAL].weight.copy_(factors.down)
-            layer.lora_B[INITIAL].weight.copy_(-factors.up)
-        down.copy_(factors.down)
-        up.copy_(factors.up)
+            matrix = _stored(name, layer, weight, files) - weight
+        down, up = best_factors(matrix, method.rank, float(layer.scaling[TRAINED]))
+        layer.lora_A[TRAINED].weight.copy_(down)
+        layer.lora_B[TRAINED].weight.copy_(up)
+        if method.init == "pissa":
+            layer.lora_A[INITIAL].weight.copy_(down)
+            layer.lora_B[INITIAL].weight.copy_(-up)
     progress(len(layers), len(layers))
 
 
@@ -425,7 +396,8 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
     return weight
 
 
-def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: WeightFiles | None) -> Factors:
+def _stored(name: str, layer: Any, weight: torch.Tensor, files: WeightFiles | None) -> torch.Tensor:
+    """The weight of a layer before it was rounded to 4 bits."""
     if not _is_rounded(layer):
         raise UserError(
             "method.init = loftq makes up for the rounding to 4 bits, and this base is not rounded.",
@@ -433,7 +405,7 @@ def _loftq(name: str, layer: Any, weight: torch.Tensor, scale: float, files: Wei
         )
     if files is None:
         raise ValueError("LoftQ needs the directory of the base model")
-    return loftq_factors(files.read(f"{name}.weight", tuple(weight.shape)).to(weight), weight, layer.r[TRAINED], scale)
+    return files.read(f"{name}.weight", tuple(weight.shape)).to(weight)
 
 
 def _is_rounded(layer: Any) -> bool:
@@ -516,14 +488,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     Raises:
         UserError: If it does not fit, lacks factors that its configuration names, or has unexpected ones.
     """
-    with _misfit_explained(adapter):
-        config = _read_config(model, adapter)
-        config.inference_mode = not trainable
-        with as_it_is() if prepare(config, model) else contextlib.nullcontext():
-            adapted = PeftModelForCausalLM(model, config)
-        read = _read_into(adapted, adapter, TRAINED, trainable=trainable)
-    _check_read(read, adapter)
-    return adapted
+    return _put_on(model, adapter, TRAINED, trainable=trainable)
 
 
 def add_adapter(model: Any, adapter: Path, name: str) -> Any:
@@ -543,17 +508,27 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
     if not isinstance(model, PeftModelForCausalLM):
         return load_adapter(model, adapter, trainable=False)
     try:
-        with _misfit_explained(adapter):
-            config = _read_config(model.get_base_model(), adapter)
-            config.inference_mode = True
-            with as_it_is() if prepare(config, model.get_base_model()) else contextlib.nullcontext():
-                model.add_adapter(name, config)
-            read = _read_into(model, adapter, name, trainable=False)
-        _check_read(read, adapter)
+        return _put_on(model, adapter, name, trainable=False)
     except UserError:
         if name in model.peft_config:
             model.delete_adapter(name)
         raise
+
+
+def _put_on(model: Any, adapter: Path, name: str, *, trainable: bool) -> Any:
+    """The ``PeftModel`` with a saved adapter, the first one or a further one."""
+    is_first = not isinstance(model, PeftModelForCausalLM)
+    base = model if is_first else model.get_base_model()
+    with _misfit_explained(adapter):
+        config = _read_config(base, adapter)
+        config.inference_mode = not trainable
+        with as_it_is() if prepare(config, base) else contextlib.nullcontext():
+            if is_first:
+                model = PeftModelForCausalLM(model, config)
+            else:
+                model.add_adapter(name, config)
+        read = _read_into(model, adapter, name, trainable=trainable)
+    _check_read(read, adapter)
     return model
 
 

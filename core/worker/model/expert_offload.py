@@ -25,7 +25,7 @@ from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, Arithmetic
 from core.memory.weights import experts_on_host, weight_parts
 from core.models.architecture.load import load_architecture
 from core.units import format_bytes
-from core.worker.model.activation_offload import CudaLanes, Lanes
+from core.worker.model.activation_offload import CudaLanes
 from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 
 #: Alignment of tensors in a buffer, which suits every dtype and the bus.
@@ -92,7 +92,7 @@ class HostStore:
         slab: Bytes of a slab.
     """
 
-    def __init__(self, lanes: Lanes, slab: int = HOST_SLAB) -> None:
+    def __init__(self, lanes: CudaLanes, slab: int = HOST_SLAB) -> None:
         self._lanes = lanes
         self._slab = slab
         self._free = torch.empty(0, dtype=torch.uint8)
@@ -171,7 +171,7 @@ class WeightMover:
         torch.OutOfMemoryError: If there is no room for the buffers.
     """
 
-    def __init__(self, lanes: Lanes, layers: Sequence[HostWeights], device: torch.device) -> None:
+    def __init__(self, lanes: CudaLanes, layers: Sequence[HostWeights], device: torch.device) -> None:
         self._lanes = lanes
         self._layers = layers
         like = torch.empty(max(layer.bytes for layer in layers), dtype=torch.uint8, device="meta")
@@ -252,7 +252,7 @@ class ExpertOffload:
         device: The device.
     """
 
-    def __init__(self, lanes: Lanes, device: torch.device) -> None:
+    def __init__(self, lanes: CudaLanes, device: torch.device) -> None:
         self._lanes = lanes
         self._device = device
         self.store = HostStore(lanes)

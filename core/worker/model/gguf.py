@@ -27,7 +27,6 @@ from core.text import one_line
 from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, reading_in_turn, tell
 
-GGUF_MAGIC = b"GGUF"
 #: Key in a conversion's ``localtune.json``: the file had exactly the weights of its architecture.
 CHECKED = "checked"
 #: Bytes of a dequantized weight on disk: bfloat16, the usual dtype of published models. The rounding is far below the
@@ -41,24 +40,6 @@ SHARD = "4GB"
 #: Tensors without weights: factors of the rotary embedding, which transformers derives from the configuration.
 _COMPUTED = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
 _AGAIN = "Take the file again from where the model is from."
-
-
-def check_magic(gguf: Path) -> None:
-    """Reject a file that is not GGUF.
-
-    Raises:
-        UserError: If it cannot be read or does not start like one.
-    """
-    try:
-        with gguf.open("rb") as file:
-            magic = file.read(len(GGUF_MAGIC))
-    except OSError as error:
-        raise UserError(f"{gguf} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
-    if magic != GGUF_MAGIC:
-        hint = "Give a GGUF file, or a directory with safetensors weights."
-        if (gguf.parent / "config.json").is_file():
-            hint = f"Give the directory that it is in: {gguf.parent}."
-        raise UserError(f"{gguf} is not a GGUF file.", hint)
 
 
 def convert_gguf(
@@ -82,7 +63,6 @@ def convert_gguf(
     Raises:
         UserError: If the file is damaged or of an unsupported architecture, or the disk is full.
     """
-    check_magic(gguf)
     header = check_gguf(gguf)
     paths.make_private_dir(target.parent)
     try:

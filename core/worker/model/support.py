@@ -7,16 +7,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import GenerationConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from core.errors import UserError
 from core.models.check import check_model_config
 from core.models.description import read_description
-from core.models.installed import newer_version, transformers_version, unknown_architecture
+from core.models.installed import check_known, newer_version, transformers_version
 from core.models.quantization_config import check_quantization
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import shapes_are_known
-from core.models.text_part import split_names, text_model_type
+from core.models.text_part import split_names
 from core.worker.model.completeness import check_size, first_line
 from core.worker.model.text_part import CausalLM, causal_lm
 
@@ -90,9 +89,7 @@ def check_base(base: Path) -> None:
         UserError: If not.
     """
     config = check_model_config(base)
-    for family in (str(config["model_type"]), text_model_type(config)):
-        if family is not None and family not in CONFIG_MAPPING_NAMES:
-            raise unknown_architecture(config, base, family)
+    check_known(config, base)
     try:
         found = causal_lm(base)
     except UserError:

@@ -61,7 +61,8 @@ class CausalLM:
         """
         with torch.device("meta"):
             model = self.model_class._from_config(copy.deepcopy(self.config), dtype=dtype)
-        _mark(model, self.whole)
+        if self.whole is not None:
+            setattr(model, _WHOLE, self.whole)
         return model
 
     def load(self, base: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -86,7 +87,7 @@ class CausalLM:
         if self.whole is not None:
             # It is saved by the names of its own class.
             model._weight_conversions = [each for each in model._weight_conversions or () if not _is_ours(each)]
-        _mark(model, self.whole)
+            setattr(model, _WHOLE, self.whole)
         return model, loading
 
 
@@ -103,11 +104,6 @@ def _quiet() -> Iterator[None]:
 
 def _is_ours(conversion: Any) -> bool:
     return type(conversion) is WeightRenaming and conversion.source_patterns[0] in KEY_MAPPING
-
-
-def _mark(model: Any, whole: Any) -> None:
-    if whole is not None:
-        setattr(model, _WHOLE, whole)
 
 
 def causal_lm(base: Path) -> CausalLM:

@@ -12,6 +12,7 @@ from core.config.schema import Config
 from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.jobs.process import Answers
+from core.memory.batching import TOKEN_BUDGETS
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import by_layer
 from core.models.tensors import Tensor
@@ -24,7 +25,7 @@ from core.worker.model.support import check_base
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 from core.worker.process import environment
 from core.worker.process.openmp import SpinControl
-from core.worker.quantization.measure import Settings, measure_cost, token_budget
+from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import read_sample
 
 #: Bytes for activations, logits and code on the device, for any model.
@@ -50,7 +51,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     tokenizer = load_tokenizer(base)
     device = choose_device(config.hardware.device)
     refuse_beside_run(base, device, choose_dtype(config.train.precision, device))
-    sample = read_sample(config, base, tokenizer, int(job["rows"]), token_budget(device), answers.progress)
+    sample = read_sample(config, base, tokenizer, int(job["rows"]), TOKEN_BUDGETS[device.type], answers.progress)
     settings = Settings(config.train.precision, config.hardware.device, kept_patterns(config.model.keep_16bit))
     try:
         cost = measure_cost(base, sample, settings, answers.progress, free_bytes=job["free_bytes"], tokenizer=tokenizer)

@@ -6,6 +6,7 @@ each has a stream of hidden states that branches off the 16-bit stream at its la
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import torch
 from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
-from core.memory.batching import TOKEN_BUDGETS, chunk_positions
+from core.memory.batching import chunk_positions
 from core.models.quantization_config import read_quantization
-from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers, layer_pattern
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
@@ -73,17 +74,23 @@ def measure_cost(
         UserError: If the model cannot be loaded, or was saved in 4 bits.
     """
     began = time.monotonic()
-    _refuse_saved_quantized(base)
+    saved = read_quantization(base)
+    if saved is not None and saved.is_used_as_saved("qlora"):
+        raise UserError(
+            f"{one_line(base.name)} was saved quantized ({saved.name}): there are no 16-bit weights to compare with.",
+            "Take the model as it was before that.",
+        )
     progress("loading the model without its layers", None, None)
     plain, coarse = _load_both(base, settings, tokenizer)
     measured = _Measurement(plain, coarse, sample.rows, progress)
     whole, costs = measured.costs()
     kept = _keep_costliest(measured, costs, whole, free_bytes)
+    device = plain.loaded.device
     return QuantizationCost(
         rows=len(sample.rows),
         tokens=sum(map(supervised_count, sample.rows)),
         data=sample.data,
-        device=plain.loaded.device.type,
+        device=device.type,
         precision=next(name for name, dtype in DTYPES.items() if dtype == plain.loaded.dtype),
         loss_16bit=measured.reference_loss,
         whole=whole,
@@ -91,40 +98,19 @@ def measure_cost(
         kept=kept,
         free_bytes=free_bytes,
         seconds=time.monotonic() - began,
-        peak_bytes=_peak_bytes(plain.loaded.device),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes(),
         keep_16bit=tuple(settings.keep_16bit),
     )
 
 
-def _refuse_saved_quantized(base: Path) -> None:
-    """Check that the files have weights in 16 bits to compare with.
-
-    Raises:
-        UserError: If the model was saved in 4 bits, which ``qlora`` uses unchanged.
-    """
-    saved = read_quantization(base)
-    if saved is not None and saved.is_used_as_saved("qlora"):
-        raise UserError(
-            f"{one_line(base.name)} was saved quantized ({saved.name}): there are no 16-bit weights to compare with.",
-            "Take the model as it was before that.",
-        )
-
-
 def _load_both(base: Path, settings: Settings, tokenizer: Any) -> tuple[LayeredModel, LayeredModel]:
     """The base in 16 bits and in 4 bits, without their layers; resets the peak of a card's memory."""
-    plain = LayeredModel(base, method="lora", precision=settings.precision, device=settings.device, tokenizer=tokenizer)
+    load = functools.partial(LayeredModel, base, precision=settings.precision, device=settings.device)
+    plain = load(method="lora", tokenizer=tokenizer)
     if plain.loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plain.loaded.device)
-    coarse = LayeredModel(
-        base,
-        method="qlora",
-        precision=settings.precision,
-        device=settings.device,
-        keep_16bit=settings.keep_16bit,
-        tokenizer=plain.loaded.tokenizer,
-        beside=plain,
-    )
-    return plain, coarse
+    kept = settings.keep_16bit
+    return plain, load(method="qlora", keep_16bit=kept, tokenizer=plain.loaded.tokenizer, beside=plain)
 
 
 def _keep_costliest(
@@ -140,18 +126,8 @@ def _keep_costliest(
     chosen = choose_layers(costs, whole.kl, free_bytes, with_kept)
     if not chosen:
         return None
-    patterns = tuple(layer_pattern(costs[place].name) for place in chosen)
+    patterns = tuple(f"{costs[place].name}.*" for place in chosen)
     return Kept(chosen, patterns, sum(costs[place].bytes for place in chosen), tried[chosen])
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Peak memory of the measurement: of the card, or of the process on a CPU."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_rss_bytes()
-
-
-def token_budget(device: torch.device) -> int:
-    """Tokens of the sample, padding included: the device's usual budget of a batch."""
-    return TOKEN_BUDGETS[device.type]
 
 
 @dataclass(frozen=True)
@@ -194,7 +170,9 @@ class _Measurement:
         streams = [*([] if apart else [whole]), *(Stream(frozenset({place})) for place in sorted(self._all))]
         used, total = memory()
         room = min(STREAM_BYTES, int((total - used) * STREAM_SHARE))
-        most = max(room // self._stream_bytes(), 1)
+        loaded = self._plain.loaded
+        width = int(loaded.model.config.get_text_config().hidden_size)
+        most = max(room // (int(self._input_ids.numel()) * width * loaded.dtype.itemsize), 1)
         figures: list[Figures] = []
         for start in range(0, len(streams), most):
             reference, *ended = self._pass(self._plain, [Stream(frozenset()), *streams[start : start + most]])
@@ -211,11 +189,6 @@ class _Measurement:
         """Figures with all layers except some in 4 bits."""
         driver = self._coarse if self._coarse.quantizes_outside else self._plain
         return self._compare(self._pass(driver, [Stream(self._all - set(kept))]))[0]
-
-    def _stream_bytes(self) -> int:
-        loaded = self._plain.loaded
-        width = int(loaded.model.config.get_text_config().hidden_size)
-        return int(self._input_ids.numel()) * width * loaded.dtype.itemsize
 
     def _pass(self, driver: LayeredModel, streams: Sequence[Stream]) -> list[_Ended]:
         """Pass streams through all layers."""

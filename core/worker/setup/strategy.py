@@ -18,6 +18,7 @@ from core.config.schema import Config
 from core.directories import disk_error
 from core.errors import UserError
 from core.hardware.cpu import memory
+from core.memory.batching import TOKEN_BUDGETS
 from core.quantization.job import SHARE, recall, remember
 from core.quantization.result import ROWS, Data, sentence
 from core.worker.data.dataset import Dataset
@@ -27,7 +28,7 @@ from core.worker.distributed.strategy import Strategy
 from core.worker.model.starter import resolve_base
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
-from core.worker.quantization.measure import Settings, measure_cost, token_budget
+from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample, choose_sample
 from core.worker.setup.memory_decision import MemoryDecision, plan_strategy, spare_bytes
 from core.worker.setup.preparation import Prepared
@@ -222,7 +223,7 @@ def settle_kept_layers(
     """
     if config.model.keep_16bit != "auto" or config.method.name != "qlora":
         return config
-    budget = token_budget(device)
+    budget = TOKEN_BUDGETS[device.type]
     spare = spare_bytes(config, device, prepared.dataset, budget)
     patterns: tuple[str, ...] = ()
     if spare is None:

@@ -20,11 +20,11 @@ def config_of(**sections: Any) -> Config:
 def plan_of(
     model: dict[str, Any],
     rows: Rows | None = None,
+    machine: Any = None,
     *,
     kind: Any = "cuda",
     limit: Any = None,
-    device: Any = "",
     **sections: Any,
 ) -> Plan:
-    """The plan of a published model on one device."""
-    return make_plan(read_architecture(model, "m"), config_of(**sections), Machine(kind, limit, device=device), rows)
+    """The plan of a published model on a machine, by default one with nothing but a device."""
+    return make_plan(read_architecture(model, "m"), config_of(**sections), machine or Machine(kind, limit), rows)

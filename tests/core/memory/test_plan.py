@@ -24,15 +24,6 @@ from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published
 
 
-def without_surroundings(plan: Plan) -> int:
-    """Bytes requested from the allocator: the number that frameworks print."""
-    return sum(part.bytes for part in plan.parts if part.name not in ("runtime", "fragmentation"))
-
-
-def test_nf4_takes_4_127_bits_a_weight() -> None:
-    assert quantized_bytes(4096 * 4096) * 8 / 4096**2 == pytest.approx(4.127, abs=0.001)
-
-
 @cases(("objective", "sequences"), [("sft", 1), ("kto", 1), ("dpo", 2), ("orpo", 2)])
 def test_a_pair_takes_as_much_as_two_rows(objective: str, sequences: int) -> None:
     rows = Rows([(512, 64)], supervised=0.5)
@@ -93,67 +84,35 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "measured_gib"), [({"name": "qlora", "rank": 8}, 7.4), ({"name": "lora", "rank": 8}, 16.2)]
-)
-def test_torchtunes_peaks_on_a_4090_are_met_from_above(method: dict[str, Any], measured_gib: float) -> None:
-    """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16, so it takes less; its feed-forward networks keep
-    two wide tensors more, so it takes more."""
-    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method=method)
-    assert 0.99 <= without_surroundings(plan) / GIB / measured_gib <= 1.1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("hidden", "width", "depth", "heads", "card_gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)]
-)
-def test_what_the_qlora_paper_fits_on_a_card_fits(
-    hidden: int, width: int, depth: int, heads: int, card_gib: int
-) -> None:
+@cases(("hidden", "width", "depth", "heads", "gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)])
+def test_what_the_qlora_paper_fits_on_a_card_fits(hidden: int, width: int, depth: int, heads: int, gib: int) -> None:
     """LLaMA-65B on 48 GB and 33B on 24 GB: rank 64 on every layer, a paged optimizer, one row of 512 tokens."""
-    model = {
-        **published.LLAMA_2_7B,
-        "hidden_size": hidden,
-        "intermediate_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-    }
-    plan = plan_of(
-        model,
-        Rows([(512, 1)]),
-        limit=card_gib * GIB,
-        train={"batch_size": 1, "optimizer": "paged_adamw_8bit"},
-        method={"rank": 64},
-    )
+    shape = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": depth}
+    model = {**published.LLAMA_2_7B, **shape, "num_attention_heads": heads}
+    train = {"batch_size": 1, "optimizer": "paged_adamw_8bit"}
+    plan = plan_of(model, Rows([(512, 1)]), limit=gib * GIB, train=train, method={"rank": 64})
     assert plan.fits
-    assert plan.total_bytes > 0.85 * card_gib * GIB
+    assert plan.total_bytes > 0.85 * gib * GIB
 
 
-def test_checkpointing_is_on_by_itself_where_it_would_not_fit_without() -> None:
+@cases("kind", ["cpu", "cuda"])
+def test_checkpointing_is_on_by_itself_where_it_would_not_fit_without(kind: str) -> None:
     """Of one row, whose micro-batch cannot be smaller; of as few layers as need be."""
-    one: dict[str, Any] = {"train": {"batch_size": 1}}
-    for kind in ("cpu", "cuda"):
-        recomputed, kept = (
-            plan_of(published.SMOLLM2_135M, kind=kind, memory={"gradient_checkpointing": choice}, **one)
-            for choice in ("on", "off")
-        )
-        assert recomputed.needed_bytes < kept.needed_bytes
-        roomy = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes, **one)
-        tight = plan_of(published.SMOLLM2_135M, kind=kind, limit=kept.needed_bytes - 1, **one)
-        narrow = plan_of(published.SMOLLM2_135M, kind=kind, limit=recomputed.needed_bytes, **one)
-        hopeless = plan_of(
-            published.SMOLLM2_135M,
-            kind=kind,
-            limit=recomputed.needed_bytes - 1,
-            memory={"activation_offload": "off"},
-            **one,
-        )
-        assert (roomy.checkpointing, roomy.fits) == (False, True)
-        assert (tight.checkpointing, tight.fits) == (True, True)
-        assert (narrow.checkpointing, narrow.fits) == (True, True)
-        assert (hopeless.checkpointing, hopeless.fits) == (True, False)
-        assert 0 == narrow.kept_layers < tight.kept_layers < 30
-        assert narrow.parts == recomputed.parts
+
+    def plan(limit: int | None = None, **memory: str) -> Plan:
+        return plan_of(published.SMOLLM2_135M, kind=kind, limit=limit, memory=memory, train={"batch_size": 1})
+
+    recomputed, kept = (plan(gradient_checkpointing=choice) for choice in ("on", "off"))
+    assert recomputed.needed_bytes < kept.needed_bytes
+    roomy, tight = plan(kept.needed_bytes), plan(kept.needed_bytes - 1)
+    narrow, hopeless = plan(recomputed.needed_bytes), plan(recomputed.needed_bytes - 1, activation_offload="off")
+    assert (roomy.checkpointing, roomy.fits) == (False, True)
+    assert [(one.checkpointing, one.fits) for one in (tight, narrow)] == [(True, True)] * 2
+    assert (hopeless.checkpointing, hopeless.fits) == (True, False)
+    assert 0 == narrow.kept_layers < tight.kept_layers < 30
+    assert narrow.parts == recomputed.parts
+    # Where the limit is unknown.
+    assert plan().checkpointing is (kind == "cuda")
 
 
 def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
@@ -170,8 +129,7 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert any("of the machine's memory" in note for note in there.notes)
 
     def by_need(limit: int, host: int | None = None) -> Plan:
-        machine = Machine("cuda", limit, host_bytes=host)
-        return make_plan(read_architecture(published.LLAMA_3_8B, "m"), config_of(**gpu), machine, rows)
+        return plan_of(published.LLAMA_3_8B, rows, Machine("cuda", limit, host_bytes=host), **gpu)
 
     assert not by_need(here.needed_bytes).offload
     assert by_need(here.needed_bytes - 1).parts == there.parts
@@ -181,17 +139,10 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert (enough.offload, enough.host_fits) == (True, True)
     short = by_need(here.needed_bytes - 1, there.host_bytes - 1)
     assert (short.offload, short.fits) == (False, False)
-
-
-def test_small_inputs_stay_where_they_are_and_so_does_all_on_a_cpu() -> None:
-    rows, on = Rows([(64, 1)]), {"activation_offload": "on"}
-    assert not plan_of(published.SMOLLM2_135M, rows, train={"batch_size": 1}, memory=on).offload
+    # Small inputs stay where they are, and so does all on a CPU.
+    on = {"activation_offload": "on"}
+    assert not plan_of(published.SMOLLM2_135M, Rows([(64, 1)]), train={"batch_size": 1}, memory=on).offload
     assert not plan_of(published.LLAMA_3_8B, kind="cpu", memory={**on, "gradient_checkpointing": "on"}).offload
-
-
-def test_where_the_limit_is_unknown_checkpointing_is_on_on_a_gpu_only() -> None:
-    assert plan_of(published.SMOLLM2_135M).checkpointing
-    assert not plan_of(published.SMOLLM2_135M, kind="cpu").checkpointing
 
 
 def test_eager_attention_holds_scores() -> None:
@@ -286,8 +237,8 @@ def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_s
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
     """The plan of a mixture of 30B, rows of 2,048 tokens, on a card of 12 GB."""
     machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)
-    config = config_of(**{"method": {"target_modules": ATTENTION}, **sections})
-    return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+    sections = {"method": {"target_modules": ATTENTION}, **sections}
+    return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, **sections)
 
 
 @pytest.mark.slow
@@ -338,8 +289,8 @@ def test_a_measured_bus_changes_the_time_of_experts_on_the_host() -> None:
     def plan(rate: float | None) -> Plan:
         known = Calibration("card", 600 << 20, 0.04, "2.13", "2026-11-01", 60e12, 7e11, rate)
         machine = Machine("cuda", 12 * 10**9, host_bytes=32 << 30, device="card", calibration=known)
-        config = config_of(method={"target_modules": ATTENTION})
-        return make_plan(read_architecture(published.QWEN_3_30B_A3B, "m"), config, machine, Rows([(2048, 16)]))
+        method = {"target_modules": ATTENTION}
+        return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, method=method)
 
     slow, assumed = plan(5e9), plan(None)
     assert slow.step.moved_seconds == pytest.approx(4 * assumed.step.moved_seconds)
@@ -377,9 +328,7 @@ def test_what_stays_in_16_bit_is_counted_by_layer_and_name() -> None:
 def test_on_the_cpu_the_interpreter_counts_and_the_file_is_mapped() -> None:
     plan = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), kind="cpu", limit=10**9)
     assert plan.by_name()["runtime"] > 300e6
-    for_cards = make_plan(
-        read_architecture(published.SMOLLM2_135M, "m"), config_of(), Machine("cpu", cuda_build=True), Rows([(256, 8)])
-    )
+    for_cards = plan_of(published.SMOLLM2_135M, Rows([(256, 8)]), Machine("cpu", cuda_build=True))
     assert for_cards.by_name()["runtime"] == plan.by_name()["runtime"] + CUDA_LIBRARIES
     assert plan.reclaimable_bytes == plan.by_name()["weights_file"] == 2 * 30 * 3_538_944
     assert plan.fits == (plan.needed_bytes <= 10**9)
@@ -411,45 +360,31 @@ def test_disk_counts_a_checkpoint_more_than_is_kept() -> None:
         ({"method": {"target_modules": ["query"]}}, "matches no layer"),
         ({"method": {"target_modules": ["lm_head"]}}, "matches no layer"),
         ({"train": {"max_length": 64}}, "No row has 64 tokens or fewer"),
+        ({}, "knows 1024 positions"),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan_of(published.LLAMA_3_8B, Rows([(128, 4)]), **sections)
-
-
-def test_rows_beyond_a_table_of_positions_are_refused() -> None:
-    with pytest.raises(UserError, match="knows 1024 positions"):
-        plan_of(published.GPT_2, Rows([(2048, 1)]))
+        plan_of(published.GPT_2, Rows([(2048, 4)]), **sections)
 
 
 NAMES = st.sampled_from(["SmolLM2-135M", "Llama-3-8B", "Qwen2.5-7B", "Gemma-2-9B", "SmolLM3-3B", "Qwen3-4B"])
-SETTINGS = st.fixed_dictionaries(
-    {
-        "method": st.fixed_dictionaries(
-            {
-                "name": st.sampled_from(["qlora", "lora"]),
-                "rank": st.integers(1, 128),
-                "dropout": st.sampled_from([0.0, 0.1]),
-                "dora": st.booleans(),
-                "init": st.sampled_from(["default", "pissa"]),
-            }
-        ),
-        "train": st.fixed_dictionaries(
-            {
-                "precision": st.sampled_from(["auto", "bf16", "fp32"]),
-                "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"]),
-                "batch_size": st.integers(1, 16),
-            }
-        ),
-        "memory": st.fixed_dictionaries(
-            {
-                "gradient_checkpointing": st.sampled_from(["auto", "on", "off"]),
-                "activation_offload": st.sampled_from(["auto", "on", "off"]),
-            }
-        ),
-    }
-)
+CHOICES: dict[str, dict[str, Any]] = {
+    "method": {
+        "name": st.sampled_from(["qlora", "lora"]),
+        "rank": st.integers(1, 128),
+        "dropout": st.sampled_from([0.0, 0.1]),
+        "dora": st.booleans(),
+        "init": st.sampled_from(["default", "pissa"]),
+    },
+    "train": {
+        "precision": st.sampled_from(["auto", "bf16", "fp32"]),
+        "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"]),
+        "batch_size": st.integers(1, 16),
+    },
+    "memory": dict.fromkeys(["gradient_checkpointing", "activation_offload"], st.sampled_from(["auto", "on", "off"])),
+}
+SETTINGS = st.fixed_dictionaries({section: st.fixed_dictionaries(keys) for section, keys in CHOICES.items()})
 
 
 @given(NAMES, SETTINGS, st.sampled_from(["cpu", "cuda"]), st.integers(8, 1000), st.integers(0, 24), st.data())
@@ -458,23 +393,23 @@ def test_more_never_takes_less(
 ) -> None:
     model = published.PARAMETERS[name][0]
     larger = {section: dict(values) for section, values in settings.items()}
-    rows, more_rows = Rows([(length // 8 * 8 or 8, 4)], 0.5), Rows([(length // 8 * 8 or 8, 4)], 0.5)
+    rows = more_rows = Rows([(length // 8 * 8 or 8, 4)], 0.5)
     change = data.draw(st.sampled_from(["rank", "length", "supervised", "dropout", "dora", "precision"]))
+    method, train = settings["method"], settings["train"]
     if change == "rank":
-        larger["method"]["rank"] = min(settings["method"]["rank"] + more, 1024)
+        larger["method"]["rank"] = min(method["rank"] + more, 1024)
     elif change == "length":
         # Within the budget of tokens, so that the rows stay together.
         rows, more_rows = Rows([(64, 4)], 0.5), Rows([(64 + 8 * more, 4)], 0.5)
     elif change == "supervised":
         more_rows = Rows(rows.runs, 1.0)
     elif change == "dropout":
-        settings["method"]["dropout"], larger["method"]["dropout"] = 0.0, 0.1
+        method["dropout"], larger["method"]["dropout"] = 0.0, 0.1
     elif change == "dora":
-        settings["method"]["dora"], larger["method"]["dora"] = False, True
+        method["dora"], larger["method"]["dora"] = False, True
     else:
-        settings["train"]["precision"], larger["train"]["precision"] = "bf16", "fp32"
-    small = plan_of(model, rows, kind=kind, **settings)
-    large = plan_of(model, more_rows, kind=kind, **larger)
+        train["precision"], larger["train"]["precision"] = "bf16", "fp32"
+    small, large = plan_of(model, rows, kind=kind, **settings), plan_of(model, more_rows, kind=kind, **larger)
     assert small.needed_bytes <= large.needed_bytes
 
 
@@ -506,14 +441,12 @@ def test_copies_of_weights_are_kept_where_there_is_plenty_of_memory() -> None:
 @pytest.mark.slow
 def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_keep_counts() -> None:
     """Keys and values for every query head, or by torch's own attention all scores."""
-    architecture, rows = read_architecture(published.LLAMA_3_8B, "m"), Rows([(2048, 1)])
 
     def kept(capability: tuple[int, int] | None, precision: str = "fp16", fused: bool = True) -> int:
-        config = config_of(
-            train={"batch_size": 1, "precision": precision, "fused_layers": fused},
-            memory={"gradient_checkpointing": "off"},
-        )
-        return make_plan(architecture, config, Machine("cuda", capability=capability), rows).by_name()["activations"]
+        train = {"batch_size": 1, "precision": precision, "fused_layers": fused}
+        machine, memory = Machine("cuda", capability=capability), {"gradient_checkpointing": "off"}
+        plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 1)]), machine, train=train, memory=memory)
+        return plan.by_name()["activations"]
 
     assert kept(None) == kept((8, 6)) == kept((8, 9))
     repeated = 32 * 2048 * 2 * 2 * (4096 - 1024)
@@ -525,9 +458,10 @@ def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_k
 
 def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
     """As under WSL 2, where the unpaged form of the optimizer is used."""
-    architecture, full = read_architecture(published.LLAMA_3_8B, "m"), {"name": "full"}
     plans = [
-        make_plan(architecture, config_of(method=full, train={"optimizer": kind, "batch_size": 1}), machine)
+        plan_of(
+            published.LLAMA_3_8B, None, machine, method={"name": "full"}, train={"optimizer": kind, "batch_size": 1}
+        )
         for kind, machine in (
             ("paged_adamw_8bit", Machine("cuda", pages=False)),
             ("adamw_8bit", Machine("cuda")),
@@ -538,25 +472,24 @@ def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
 
 
 def test_paged_states_are_checked_against_the_machines_memory() -> None:
-    architecture = read_architecture(published.LLAMA_3_8B, "m")
-    config = config_of(method={"name": "full"}, train={"optimizer": "paged_adamw_8bit", "batch_size": 1})
-    plan = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=64 * GIB))
+    def plan_on(host: int, optimizer: str = "paged_adamw_8bit") -> Plan:
+        machine, train = Machine("cuda", 24 * GIB, host_bytes=host), {"optimizer": optimizer, "batch_size": 1}
+        return plan_of(published.LLAMA_3_8B, None, machine, method={"name": "full"}, train=train)
+
+    plan, short = plan_on(64 * GIB), plan_on(8 * GIB)
     assert plan.states_host_bytes == pytest.approx(2 * 8.03e9, rel=0.05)
     assert plan.host_fits
     assert any("paged" in note for note in plan.notes)
-    short = make_plan(architecture, config, Machine("cuda", 24 * GIB, host_bytes=8 * GIB))
     assert short.host_fits is False
     assert any("paged" in note and note.endswith("where 8.6 GB are free.") for note in short.notes)
-    plain = config_of(train={"optimizer": "adamw_8bit"})
-    assert make_plan(architecture, plain, Machine("cuda", 24 * GIB)).states_host_bytes == 0
+    assert plan_on(64 * GIB, "adamw_8bit").states_host_bytes == 0
 
 
 def test_what_was_measured_on_the_device_replaces_what_is_assumed() -> None:
-    architecture, config = read_architecture(published.LLAMA_3_8B, "m"), config_of()
     measured = Calibration("NVIDIA GeForce RTX 4090", 400 << 20, 0.02, "2.13.0", "2026-01-31")
 
     def parts(**machine: Any) -> dict[str, tuple[int, str]]:
-        plan = make_plan(architecture, config, Machine(**machine))
+        plan = plan_of(published.LLAMA_3_8B, None, Machine(**machine))
         return {part.name: (part.bytes, part.what) for part in plan.parts}
 
     assumed, calibrated = parts(kind="cuda"), parts(kind="cuda", calibration=measured)
@@ -584,11 +517,7 @@ def test_the_fit_of_another_model_is_that_of_its_plan() -> None:
     unknown = fit(architecture, config_of(), Machine("cuda"))
     assert unknown.fits is None
     assert unknown.needed_bytes
-
-
-def test_a_fit_that_is_unknown_has_a_reason() -> None:
-    assert "architecture is unknown" in fit(None, config_of(), Machine("cpu", GIB)).reason
-    nowhere = config_of(method={"target_modules": ["none_of_these"]})
-    found = fit(STARTER_FACTS.architecture, nowhere, Machine("cpu", GIB))
-    assert found.needed_bytes is None
-    assert "matches no layer" in found.reason
+    assert "architecture is unknown" in fit(None, config_of(), machine).reason
+    nowhere = fit(architecture, config_of(method={"target_modules": ["none_of_these"]}), machine)
+    assert nowhere.needed_bytes is None
+    assert "matches no layer" in nowhere.reason

@@ -67,17 +67,6 @@ def drop_tensors(model: Path, part: str) -> None:
     keep_tensors(weights, weights, {name for name in tensor_names(weights) if part not in name})
 
 
-def rename_token(model: Path, old: str, identity: int) -> None:
-    """Give an added token another number."""
-    path = model / "tokenizer.json"
-    content = json.loads(path.read_text())
-    for token in content["added_tokens"]:
-        if token["content"] == old:
-            token["id"] = identity
-    content["model"]["vocab"].pop(old, None)
-    path.write_text(json.dumps(content))
-
-
 def copy_model(source: Path, target: Path) -> Path:
     """A copy to be spoiled."""
     return Path(shutil.copytree(source, target))

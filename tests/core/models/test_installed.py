@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,12 +42,6 @@ def test_the_known_architectures_are_those_of_transformers() -> None:
     assert known_model_types() == set(said)
 
 
-def test_it_is_not_imported() -> None:
-    code = "import sys; from core.models.installed import *; known_model_types(); print('transformers' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "False"
-
-
 @cases(
     ("said", "newer"),
     [
@@ -64,30 +59,23 @@ def test_newer_versions(said: object, newer: str | None) -> None:
     assert newer_version({"transformers_version": said}) == newer
 
 
-@pytest.mark.parametrize("part", ["whole", "text"])
-def test_a_model_that_is_newer_names_the_version_that_knows_it(part: str) -> None:
-    config = {"model_type": "newest" if part == "whole" else "gemma3", "transformers_version": "99.1.0"}
-    if part == "text":
-        config |= {"text_config": {"model_type": "newest"}}  # type: ignore[dict-item]
-    with pytest.raises(UserError) as refusal:
-        check_known(config, Path("model"))
-    assert refusal.value.message == (
-        f"model is of the architecture newest, which transformers {transformers_version()} does not know; it was saved "
-        "with transformers 99.1.0, which does."
+def test_a_model_that_is_newer_names_the_version_that_knows_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    says = (
+        f"is of the architecture newest, which transformers {transformers_version()} does not know; it was saved with "
+        "transformers 99.1.0, which does."
     )
-    assert refusal.value.hint == "Upgrade transformers: pip install --upgrade 'transformers>=99.1.0'."
-
-
-def test_the_app_tells_it_before_a_run(tiny_model_dir: Path, tmp_path: Path) -> None:
+    newest = {"model_type": "newest", "transformers_version": "99.1.0"}
+    for config in (newest, {**newest, "model_type": "gemma3", "text_config": {"model_type": "newest"}}):
+        with pytest.raises(UserError) as refusal:
+            check_known(config, Path("model"))
+        assert refusal.value.message == f"model {says}"
+        assert refusal.value.hint == "Upgrade transformers: pip install --upgrade 'transformers>=99.1.0'."
+    # The app tells it before a run.
     model = copy_model(tiny_model_dir, tmp_path / "model")
-    edit_json(
-        model / "config.json", model_type="newest", architectures=["NewestForCausalLM"], transformers_version="99.1.0"
-    )
-    with pytest.raises(UserError, match=r"saved with transformers 99\.1\.0, which does"):
+    edit_json(model / "config.json", architectures=["NewestForCausalLM"], **newest)
+    with pytest.raises(UserError, match=re.escape(says)):
         check_base(str(model))
-    facts = inspect_model(model)
-    assert "saved with transformers 99.1.0, which does" in facts.flaw
-    assert facts.family == "newest"
+    assert says in inspect_model(model).flaw
 
 
 def test_without_transformers_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +112,11 @@ def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @cases(("config", "expected"), CASES)
 @pytest.mark.usefixtures("none_installed")
 def test_kernels_that_a_model_would_use(config: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert tuple(kernel.package for kernel in missing_kernels(config)) == expected
+    missing = missing_kernels(config)
+    assert tuple(kernel.package for kernel in missing) == expected
+    sentence = tell_missing(missing)
+    assert all(kernel.distribution in sentence for kernel in missing)
+    assert bool(sentence) == bool(expected)
 
 
 def test_installed_kernels_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +124,6 @@ def test_installed_kernels_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> N
     there = find("json")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name in KERNELS else find(name))
     assert missing_kernels({"model_type": "qwen3_5"}) == ()
-
-
-def test_the_sentence_names_them() -> None:
-    sentence = tell_missing((KERNELS["fla"], KERNELS["causal_conv1d"]))
-    assert sentence.startswith("flash-linear-attention and causal-conv1d are not installed, so PyTorch computes")
-    assert tell_missing((KERNELS["mamba_ssm"],)).startswith("mamba-ssm is not installed")
-    assert tell_missing(()) == ""
 
 
 @pytest.mark.long

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core import paths
-from core.hub_uri import HubEntry
+from core.hub_uri import HubEntry, parse_entry
 from core.models import places
-from core.models.find import STARTER_NAME, find_model
+from core.models.find import (
+    STARTER_NAME,
+    close_name,
+    find_in_hub_cache,
+    find_model,
+    gguf_identity,
+    is_model_here,
+    missing_model,
+)
 from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
 from tests.cases import cases
 
@@ -92,6 +99,12 @@ def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
     tokenizer = cached("org/tokenizer", {"main": "e" * 40}) / "snapshots" / ("e" * 40)
     (tokenizer / "config.json").unlink()
     cached("org/nothing", {})
+    ggufs = cached("org/some-GGUF", {"main": "a" * 40}) / "snapshots" / ("a" * 40)
+    (ggufs / "config.json").unlink()
+    (ggufs / "Q8").mkdir()
+    files = [ggufs / "some.Q4_K_M.gguf", ggufs / "Q8" / "some.Q8_0.gguf"]
+    for file in files:
+        file.write_bytes(b"GGUF")
     (Path.home() / ".cache/huggingface/hub/datasets--org--set").mkdir()
     model_in(paths.models_dir() / "org--fetched")
     (paths.models_dir() / "org--fetched" / "localtune.json").write_text(
@@ -99,32 +112,18 @@ def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
     )
     cached("org/fetched", {"main": "f" * 40})
     listed = found()
-    assert set(listed) == {
-        *(STARTER_NAME, "org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}")
-    }
+    named = {"org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}"}
+    assert set(listed) == {STARTER_NAME, *named, *map(str, files)}
     assert listed["org/fetched"].source == "prepared"
-    for base, model in listed.items():
-        if model.source != "starter":
-            assert find_model(base) == model.path
-
-
-def test_gguf_files_in_the_cache_are_listed_by_their_path() -> None:
-    snapshot = cached("org/some-GGUF", {"main": "a" * 40}) / "snapshots" / ("a" * 40)
-    for file in list(snapshot.iterdir()):
-        file.unlink()
-    (snapshot / "some.Q4_K_M.gguf").write_bytes(b"GGUF")
-    (snapshot / "Q8").mkdir()
-    (snapshot / "Q8" / "some.Q8_0.gguf").write_bytes(b"GGUF")
-    names = {model.name: model for model in found().values()}
-    assert names["some.Q4_K_M.gguf"].base == str(snapshot / "some.Q4_K_M.gguf")
-    assert not names["some.Q8_0.gguf"].has_name
+    assert all(find_model(base) == listed[base].path for base in named)
+    assert [listed[str(file)].has_name for file in files] == [False, False]
 
 
 def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(tmp_path: Path) -> None:
     own = model_in(tmp_path / "own")
     nested = model_in(tmp_path / "org" / "nested")
     begun = model_in(tmp_path / "begun", weights=False)
-    deep = model_in(tmp_path / "a" / "b" / "c")
+    model_in(tmp_path / "a" / "b" / "deep")
     for hidden in (".cache", "node_modules"):
         model_in(tmp_path / hidden / "model")
     for name in ("a.gguf", "b-00001-of-00003.gguf", "b-00002-of-00003.gguf", "b-00003-of-00003.gguf", ".c.gguf"):
@@ -136,13 +135,8 @@ def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(
     os.symlink(own, tmp_path / "link")
     listed = found(tmp_path, tmp_path, own, tmp_path / "none")
     real = {os.path.realpath(model.path) for model in listed.values() if model.source == "directory"}
-    assert real == {
-        str(own),
-        str(nested),
-        str(begun),
-        *(str(tmp_path / name) for name in ("a.gguf", "b-00001-of-00003.gguf")),
-    }
-    assert str(deep) not in real
+    first = [tmp_path / name for name in ("a.gguf", "b-00001-of-00003.gguf")]
+    assert real == set(map(str, [own, nested, begun, *first]))
     assert all(os.path.isabs(base) for base, model in listed.items() if model.source == "directory")
 
 
@@ -186,19 +180,14 @@ def test_a_search_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # Ollama.
 
 
-def ollama_with_blob(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ollama's directory, with the file of a model that no manifest names yet."""
+    store = tmp_path / "ollama"
     (store / "blobs").mkdir(parents=True)
     (store / "blobs" / f"sha256-{DIGEST}").write_bytes(b"GGUF")
     monkeypatch.setenv("OLLAMA_MODELS", str(store))
     return store
-
-
-@pytest.fixture
-def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    store = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    yield store
-    os.chmod(store / "blobs", 0o700)
 
 
 def manifest(store: Path, name: str, content: object = None) -> Path:
@@ -212,41 +201,33 @@ def manifest(store: Path, name: str, content: object = None) -> Path:
     return path
 
 
-@cases(
-    ("path", "name"),
-    [
+def test_models_of_ollama_are_gguf_files_with_its_names(ollama: Path) -> None:
+    for path, name in (
         ("registry.ollama.ai/library/llama3.2/1b", "llama3.2:1b"),
         ("registry.ollama.ai/me/mine/latest", "me/mine:latest"),
         ("hf.co/org/some-GGUF/Q4_K_M", "hf.co/org/some-GGUF:Q4_K_M"),
-    ],
-)
-def test_models_of_ollama_are_gguf_files_with_its_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
-) -> None:
-    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    manifest(ollama, path)
-    model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
-    assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
+    ):
+        place = manifest(ollama, path)
+        model = found()[str(ollama / "blobs" / f"sha256-{DIGEST}")]
+        assert (model.name, model.place, model.source) == (name, "Ollama", "ollama")
+        place.unlink()
 
 
-@cases(
-    "content",
-    [
-        [],
-        {"layers": None},
-        {"layers": [None]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model"}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": 5}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../etc/passwd"}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "c" * 64}]},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
-    ],
-)
-def test_manifests_that_name_no_model_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object
-) -> None:
-    ollama = ollama_with_blob(tmp_path / "ollama", monkeypatch)
-    manifest(ollama, "registry.ollama.ai/library/odd/latest", content)
+def test_manifests_that_name_no_model_are_passed_over(ollama: Path) -> None:
+    model = {"mediaType": "application/vnd.ollama.image.model"}
+    for number, content in enumerate(
+        (
+            [],
+            {"layers": None},
+            {"layers": [None]},
+            {"layers": [model]},
+            {"layers": [{**model, "digest": 5}]},
+            {"layers": [{**model, "digest": "sha256:../../../etc/passwd"}]},
+            {"layers": [{**model, "digest": "sha256:" + "c" * 64}]},
+            {"layers": [{"mediaType": "application/vnd.ollama.image.license", "digest": f"sha256:{DIGEST}"}]},
+        )
+    ):
+        manifest(ollama, f"registry.ollama.ai/library/odd/{number}", content)
     (ollama / "manifests" / "not-json").write_bytes(b"\xff{")
     (ollama / "manifests" / "large").write_bytes(b" " * (2 << 20))
     os.mkfifo(ollama / "manifests" / "pipe")
@@ -282,8 +263,8 @@ def test_a_typed_path_is_a_model_if_it_is_there(tmp_path: Path) -> None:
     assert typed is not None
     assert (typed.base, typed.name) == (str(model), "model")
     assert typed_model("./org/../a.gguf", tmp_path) == typed_model(str(tmp_path / "a.gguf"), Path("/"))
-    for text in ("", " ", "none", "rows.txt", "a\x00b", "~nobody-by-this-name/x"):
-        assert typed_model(text, tmp_path) is None
+    refused = ("", " ", "none", "rows.txt", "a\x00b", "~nobody-by-this-name/x")
+    assert not any(typed_model(text, tmp_path) for text in refused)
 
 
 def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
@@ -292,3 +273,106 @@ def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
     assert fetchable("hf://org/model@v1") == HubEntry("model", "org/model", "v1")
     for text in ("", "model", "a/b/c", "/models/x", "../x", "hf://datasets/org/set", "hf://org/model/file", "org/"):
         assert fetchable(text) is None
+
+
+def prepared(name: str) -> Path:
+    directory = paths.make_private_dir(paths.models_dir() / name)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+def test_a_model_is_found_by_directory_name_and_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    assert find_model("own", tmp_path) == tmp_path / "own"
+    assert find_model(str(tmp_path / "own")) == tmp_path / "own"
+    assert find_model("own") is None
+    assert find_model("mine") is None
+    assert prepared("mine") == find_model("mine")
+    fetched = prepared("org--model")
+    assert find_model("org/model") == find_model("hf://org/model") == fetched
+    assert find_model("hf://org/model@v1") is None
+    assert find_model("hf://datasets/org/model") is None
+    # A directory of that name takes precedence over fetched models.
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert find_model("org/model", tmp_path) == tmp_path / "org" / "model"
+
+
+def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
+    gguf = tmp_path / "My model.gguf"
+    gguf.write_bytes(b"GGUF")
+    assert find_model(str(gguf)) is None
+    assert "not converted yet" in missing_model(str(gguf)).message
+    directory = prepared("My-model-0123")
+    record = {"identity": gguf_identity(gguf), "files": {"config.json": 2}}
+    (directory / "localtune.json").write_text(json.dumps(record))
+    assert find_model(str(gguf)) == find_model("My model.gguf", tmp_path) == directory
+    (directory / "config.json").write_text("{ }")
+    assert find_model(str(gguf)) is None
+    (directory / "config.json").write_text("{}")
+    os.utime(gguf, (1, 1))
+    assert find_model(str(gguf)) is None
+
+
+@cases("name", ["~0", "~nobody-by-this-name/x", "~a\x00b/c", "a\x00b", "hf://", "hf://x", "/", "a/b/c"])
+def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> None:
+    found = find_model(name)
+    assert found is None or name == "/"
+    error = missing_model(name)
+    assert error.hint
+    assert "\x00" not in error.message
+
+
+def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    repository, old, new = tmp_path / "hub" / "models--org--model", "a" * 40, "b" * 40
+    for commit in (old, new):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs" / "refs" / "pr").mkdir(parents=True)
+    for name, commit in (("main", new), ("v1", old), ("refs/pr/1", old), ("gone", "c" * 40), ("bad", "../../x")):
+        (repository / "refs" / name).write_text(commit)
+    for revision, commit in (("", new), ("@v1", old), ("@main", new), (f"@{old}", old), ("@refs/pr/1", old)):
+        assert find_model(f"hf://org/model{revision}") == repository / "snapshots" / commit
+    for revision in ("v2", "gone", "bad", "c" * 40, "../main", "main/config.json"):
+        assert find_model(f"hf://org/model@{revision}") is None
+    assert "fetch hf://org/model@v2'" in missing_model("hf://org/model@v2").hint
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
+
+
+@cases(
+    ("name", "meant"),
+    [
+        ("smolxyz", STARTER_NAME),
+        ("smollm2-135m", STARTER_NAME),
+        ("smollm2-135-instruct", STARTER_NAME),
+        ("my-modle", "my-model"),
+        ("MY-MODEL", "my-model"),
+        ("./my-modle", "my-model"),
+        ("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+        ("Qwen/Qwen2.5-7B-Instrct", "Qwen/Qwen2.5-7B-Instruct"),
+        # Another size is another model.
+        ("Qwen/Qwen2.5-1B-Instruct", None),
+        ("mistralai/Mistral-7B-v0.3", None),
+        ("llama", None),
+        ("x", None),
+    ],
+)
+def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(paths.home() / "hub"))
+    prepared("my-model")
+    (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True, exist_ok=True)
+    assert close_name(name) == meant
+    hint = missing_model(name).hint
+    assert (f"Did you mean {meant}?" in hint) == (meant is not None)
+    assert "localtune-tui fetch hf://" in hint
+
+
+def test_a_model_is_here_if_a_run_can_take_it(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "own").mkdir()
+    prepared("mine")
+    here = (STARTER_NAME, "a.gguf", "own", "mine", str(tmp_path / "own"), "")
+    names = (*here, "b.gguf", "other", "org/model", "hf://org/model", "a\x00b")
+    assert tuple(name for name in names if is_model_here(name, tmp_path)) == here

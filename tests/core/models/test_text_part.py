@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.models.text_part import is_composite, is_tied, split_names, text_model_type, text_name
+from core.models.text_part import is_tied, text_name
 from tests.cases import cases
 
 NAMES = {
@@ -25,29 +25,6 @@ def test_names_of_the_text_part(name: str) -> None:
 @cases("name", OTHERS)
 def test_names_of_other_parts_stay(name: str) -> None:
     assert text_name(name) == name
-
-
-def test_files_are_divided_by_their_names() -> None:
-    parts = split_names([*NAMES, *OTHERS])
-    assert parts.text == NAMES
-    assert parts.others == OTHERS
-    assert parts.has_head
-    assert not split_names(["model.language_model.norm.weight", "vision_tower.norm.weight"]).has_head
-    assert split_names(["lm_head.weight", "model.language_model.norm.weight"]).has_head
-
-
-def test_files_without_a_prefix_are_text() -> None:
-    """They were saved from the class of the text part."""
-    names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
-    assert split_names(names).text == dict(zip(names, names, strict=True))
-    assert split_names(names).others == ()
-
-
-def test_configurations() -> None:
-    assert text_model_type({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}) == "gemma3_text"
-    assert text_model_type({"model_type": "llava", "text_config": {}}) is None
-    assert text_model_type({"model_type": "llama"}) is None
-    assert not is_composite({"model_type": "llama", "text_config": None})
 
 
 @cases(

@@ -154,7 +154,9 @@ def test_a_damaged_result_is_as_none_and_old_ones_go(config: Config, monkeypatch
     cost = measure(config, quiet, rows=2)
     directory = paths.home() / "cache" / "quantization"
     (file,) = directory.iterdir()
-    assert QuantizationCost.from_dict(json.loads(file.read_text())) == cost
+    content = json.loads(file.read_text())
+    assert QuantizationCost.from_dict(content) == cost
+    assert content["sentence"] == sentence(cost)
     for number in range(4):
         job._keep(f"other-{number}", {})
     assert len(list(directory.iterdir())) == 2

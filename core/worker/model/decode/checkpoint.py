@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,7 @@ from core.models.quantized_weights import Encoded, read_decoded
 from core.models.tensors import Tensor, read_header, weight_files
 from core.text import one_line
 from core.worker.model.completeness import reading_in_turn
-from core.worker.model.decode.formats import (
-    decode_4bit,
-    decode_8bit,
-    decode_awq,
-    decode_fp4,
-    decode_gptq,
-    decode_mxfp4_experts,
-    decode_packed,
-    decode_scaled,
-)
+from core.worker.model.decode.formats import DECODERS, decode_mxfp4_experts
 from core.worker.model.safetensors_io import DTYPES
 from core.worker.model.support import load_generation_config
 
@@ -108,30 +100,7 @@ class Checkpoint:
                 dtype,
             )
         loaded = {role: self._there(self._load(part)) for role, part in parts.items()}
-        if encoded.codec == "bnb4":
-            return decode_4bit(loaded)
-        weight, scale = loaded["weight"], loaded["scale"]
-        if encoded.codec == "bnb8":
-            if "format" in loaded and int(loaded["format"]) != 0:
-                raise ValueError("its rows are in the order of a kernel")
-            return decode_8bit(weight, scale, dtype)
-        zeros, groups = loaded.get("zero_point"), loaded.get("g_idx")
-        group, bits = encoded.block[1], encoded.bits
-        if encoded.codec == "gptq" and zeros is not None:
-            offset = encoded.zero_offset
-            return decode_gptq(weight, scale, zeros, group, bits, dtype, zero_offset=offset, groups=groups)
-        if encoded.codec == "awq" and zeros is not None:
-            return decode_awq(weight, scale, zeros, group, dtype)
-        if encoded.codec == "packed":
-            columns = encoded.tensor.shape[-1]
-            if "shape" in loaded:
-                told = tuple(loaded["shape"].flatten().tolist())
-                if told[-2:] != encoded.tensor.shape[-2:]:
-                    raise ValueError(f"its shape is told as {' x '.join(map(str, told))}")
-            return decode_packed(weight, scale, group, bits, columns, dtype, zero_points=zeros, groups=groups)
-        if encoded.codec == "fp4":
-            return decode_fp4(weight, scale, dtype, factor=loaded.get("scale_2"), divisor=loaded.get("global_scale"))
-        return decode_scaled(weight, scale, encoded.block, dtype, zero_points=zeros, groups=groups)
+        return DECODERS[encoded.codec](encoded, loaded, dtype)
 
     def _load(self, part: str) -> torch.Tensor:
         try:
@@ -172,32 +141,23 @@ class Checkpoint:
 # Loading by transformers.
 
 
+@dataclass(frozen=True)
 class _Slice:
-    """A tensor of a checkpoint that is read when it is indexed, as safetensors' own slices are.
+    """A tensor of a checkpoint that is read when it is indexed, as safetensors' own slices are."""
 
-    Args:
-        checkpoint: The files.
-        name: The tensor's.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint = checkpoint
-        self._name = name
+    checkpoint: Checkpoint
+    name: str
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        return self._checkpoint.read(self._name)[index]
+        return self.checkpoint.read(self.name)[index]
 
     def get_shape(self) -> list[int]:
         """Its dimensions."""
-        return list(self._tensor.shape)
+        return list(self.checkpoint.tensor(self.name).shape)
 
     def get_dtype(self) -> str:
         """Its dtype, in the names of safetensors."""
-        return self._tensor.dtype
-
-    @property
-    def _tensor(self) -> Tensor:
-        return self._checkpoint.tensor(self._name)
+        return self.checkpoint.tensor(self.name).dtype
 
 
 def is_decoded(base: Path, method: str) -> bool:

@@ -1,4 +1,4 @@
-"""Decoding of quantized weights to 16 bit, a function per format.
+"""Decoding of quantized weights to 16 bit, a function per format: :data:`DECODERS`, and the experts of gpt-oss.
 
 MXFP4, NVFP4 and the experts of gpt-oss; FP8, a number per element times a scale; packed integers of compressed-tensors,
 GPTQ and AWQ, each ``(q - zero) * scale``; NF4, FP4 and LLM.int8() of bitsandbytes.
@@ -12,7 +12,12 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
 
+from core.models.quantized_weights import Codec, Encoded
 from core.worker.model.nf4 import dequantize_rightly
+
+Rescale = Callable[[torch.Tensor], torch.Tensor]
+#: The parts of a weight by their roles.
+Parts = Mapping[str, torch.Tensor]
 
 #: The numbers of E2M1 by their four bits: sign, two of the exponent, one of the fraction (OCP Microscaling Formats
 #: (MX) Specification 1.0, 5.3.3).
@@ -81,13 +86,8 @@ def scale_values(scales: torch.Tensor) -> torch.Tensor:
 _ROWS = 1024
 
 
-def decode_fp4(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    dtype: torch.dtype,
-    *,
-    factor: torch.Tensor | None = None,
-    divisor: torch.Tensor | None = None,
+def decode_blocks(
+    codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, rescale: Rescale | None = None
 ) -> torch.Tensor:
     """Decode a weight of E2M1 numbers: exactly where the scales are powers of two, else computed in fp32 and rounded
     once.
@@ -96,8 +96,7 @@ def decode_fp4(
         codes: ``uint8`` of ``(…, columns / 2)``, the lower four bits first.
         scales: ``(…, columns / block)``: exponents (MXFP4, blocks of 32) or E4M3 (NVFP4, blocks of 16).
         dtype: Of the result.
-        factor: A single factor of all scales; None for none.
-        divisor: A single divisor of all scales; None for none.
+        rescale: Makes the scales of their fp32 values; None where they are as they are.
 
     Returns:
         ``(…, columns)``.
@@ -108,18 +107,28 @@ def decode_fp4(
     of_rows = scales.reshape(flat.shape[0], -1)
     width = 2 * packed // of_rows.shape[1]
     # bf16 has all powers of two of E8M0, so nothing is rounded.
-    is_exact = dtype == torch.bfloat16 and scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
-    is_exact = is_exact and factor is None and divisor is None
+    is_exact = dtype == torch.bfloat16 and scales.dtype in (torch.uint8, torch.float8_e8m0fnu) and rescale is None
     computed = torch.bfloat16 if is_exact else torch.float32
     for top in range(0, len(flat), _ROWS):
         values = scale_values(of_rows[top : top + _ROWS])
-        if factor is not None:
-            values = values * factor.to(torch.float32).reshape(())
-        if divisor is not None:
-            values = values / divisor.to(torch.float32).reshape(())
+        if rescale is not None:
+            values = rescale(values)
         numbers = unpack_e2m1(flat[top : top + _ROWS], computed).view(len(values), -1, width)
         result[top : top + _ROWS] = numbers.mul_(values.unsqueeze(-1).to(computed)).flatten(1)
     return out
+
+
+def _fp4(_encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """MXFP4 and NVFP4; the latter has a factor or a divisor of all scales."""
+    factor, divisor = parts.get("scale_2"), parts.get("global_scale")
+
+    def rescale(values: torch.Tensor) -> torch.Tensor:
+        if factor is not None:
+            values = values * factor.to(torch.float32).reshape(())
+        return values if divisor is None else values / divisor.to(torch.float32).reshape(())
+
+    plain = factor is None and divisor is None
+    return decode_blocks(parts["weight"], parts["scale"], dtype, None if plain else rescale)
 
 
 def decode_mxfp4_experts(
@@ -143,7 +152,7 @@ def decode_mxfp4_experts(
         blocks, scales = read(number)
         if out is None:
             out = torch.empty(shape, dtype=dtype, device=blocks.device)
-        out[number] = decode_fp4(blocks.flatten(1), scales, dtype).T
+        out[number] = decode_blocks(blocks.flatten(1), scales, dtype).T
     return torch.empty(shape, dtype=dtype) if out is None else out
 
 
@@ -213,97 +222,53 @@ def _spread(
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-def decode_packed(
-    words: torch.Tensor,
-    scales: torch.Tensor,
-    group: int,
-    bits: int,
-    columns: int,
-    dtype: torch.dtype,
-    *,
-    zero_points: torch.Tensor | None = None,
-    groups: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Decode a weight of compressed-tensors' format ``pack-quantized``.
+def _packed(encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """compressed-tensors' format ``pack-quantized``: elements are stored with half their range added, in words that may
+    hold more than the columns; zero points are packed along the rows, or ``int8`` as the scales.
 
-    Args:
-        words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
-        scales: ``(…, rows, groups)``.
-        group: Columns of a group.
-        bits: 2, 4 or 8.
-        columns: Number of columns; words may hold more.
-        dtype: Of the result.
-        zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
-            None for symmetric weights.
-        groups: ``(columns,)``: the group of each column; None, or with a -1, where they are in order.
+    A -1 among the groups says that the columns are in order.
     """
+    words, bits, columns = parts["weight"], encoded.bits, encoded.tensor.shape[-1]
+    if "shape" in parts:
+        told = tuple(parts["shape"].flatten().tolist())
+        if told[-2:] != encoded.tensor.shape[-2:]:
+            raise ValueError(f"its shape is told as {' x '.join(map(str, told))}")
     half = 1 << (bits - 1)
     numbers = (unpack_words(words, bits)[..., :columns].to(torch.int16) - half).to(torch.int8)
+    zero_points, groups = parts.get("zero_point"), parts.get("g_idx")
     if zero_points is not None and zero_points.dtype == torch.int32:
-        rows = words.shape[-2]
-        unpacked = unpack_words(zero_points.transpose(-1, -2), bits)[..., :rows].transpose(-1, -2)
+        unpacked = unpack_words(zero_points.transpose(-1, -2), bits)[..., : words.shape[-2]].transpose(-1, -2)
         zero_points = unpacked.to(torch.int16) - half
     if groups is not None and bool((groups < 0).any()):
         groups = None
-    return decode_scaled(numbers, scales, (1, group), dtype, zero_points=zero_points, groups=groups)
+    return decode_scaled(numbers, parts["scale"], encoded.block, dtype, zero_points=zero_points, groups=groups)
 
 
-def decode_gptq(
-    words: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor,
-    group: int,
-    bits: int,
-    dtype: torch.dtype,
-    *,
-    zero_offset: int,
-    groups: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Decode a weight of GPTQ.
-
-    Args:
-        words: ``int32`` of ``(inputs * bits / 32, outputs)``, packed along the inputs.
-        scales: ``(groups, outputs)``.
-        zeros: ``int32`` of ``(groups, outputs * bits / 32)``, packed along the outputs.
-        group: Inputs of a group.
-        bits: 2, 4 or 8.
-        dtype: Of the result.
-        zero_offset: Offset added to stored zero points.
-        groups: ``(inputs,)``: the group of each input; None where they are in order.
-
-    Returns:
-        ``(outputs, inputs)``.
-    """
+def _gptq(encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """GPTQ: words packed along the inputs, zero points along the outputs."""
+    words, bits = parts["weight"], encoded.bits
     numbers = unpack_words(words.T, bits)
-    zero_points = unpack_words(zeros, bits)[:, : words.shape[1]].to(torch.int16) + zero_offset
-    return decode_scaled(numbers, scales.T, (1, group), dtype, zero_points=zero_points.T, groups=groups)
+    zeros = unpack_words(parts["zero_point"], bits)[:, : words.shape[1]].to(torch.int16) + encoded.zero_offset
+    return decode_scaled(
+        numbers, parts["scale"].T, encoded.block, dtype, zero_points=zeros.T, groups=parts.get("g_idx")
+    )
 
 
-def decode_awq(
-    words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Decode a weight of AWQ, version GEMM, in 4 bits.
-
-    Args:
-        words: ``int32`` of ``(inputs, outputs / 8)``, eight neighbors in the order of the kernels.
-        scales: ``(groups, outputs)``.
-        zeros: ``int32`` of ``(groups, outputs / 8)``, in the same order.
-        group: Inputs of a group.
-        dtype: Of the result.
-
-    Returns:
-        ``(outputs, inputs)``.
-    """
-    numbers, zero_points = (unpack_words(packed, 4, _AWQ_PLACES) for packed in (words, zeros))
-    return decode_scaled(numbers.T, scales.T, (1, group), dtype, zero_points=zero_points.T)
+def _awq(encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """AWQ, version GEMM, in 4 bits: eight neighbors of a row of outputs, in the order of the kernels."""
+    numbers, zeros = (unpack_words(parts[role], 4, _AWQ_PLACES) for role in ("weight", "zero_point"))
+    return decode_scaled(numbers.T, parts["scale"].T, encoded.block, dtype, zero_points=zeros.T)
 
 
-def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Decode a weight of NF4 or FP4, in the dtype and shape of its state.
+def _scaled(encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """A number per element, times a scale."""
+    zeros, groups = parts.get("zero_point"), parts.get("g_idx")
+    return decode_scaled(parts["weight"], parts["scale"], encoded.block, dtype, zero_points=zeros, groups=groups)
 
-    Args:
-        parts: ``weight`` with two elements a byte, and the others by bitsandbytes' suffixes of the weight's name:
-            ``absmax``, ``quant_map``, ``quant_state.bitsandbytes__nf4``, …
+
+def _bnb4(_encoded: Encoded, parts: Parts, _dtype: torch.dtype) -> torch.Tensor:
+    """NF4 or FP4 of bitsandbytes, in the dtype and shape of its state: two elements a byte, and the other parts by the
+    suffixes of the weight's name.
     """
     others = {f"weight.{role}": part for role, part in parts.items() if role != "weight"}
     state = QuantState.from_dict(others, device=parts["weight"].device)
@@ -313,12 +278,21 @@ def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return restored
 
 
-def decode_8bit(weight: torch.Tensor, statistics: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Decode a weight of LLM.int8().
+def _bnb8(_encoded: Encoded, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """LLM.int8() of bitsandbytes: the largest absolute value of each row is stored as 127."""
+    if "format" in parts and int(parts["format"]) != 0:
+        raise ValueError("its rows are in the order of a kernel")
+    weight = parts["weight"]
+    return decode_scaled(weight, parts["scale"].to(torch.float32) / 127, (1, weight.shape[1]), dtype)
 
-    Args:
-        weight: ``int8`` of ``(outputs, inputs)``.
-        statistics: ``(outputs,)``: the largest absolute value of each row, stored as 127.
-        dtype: Of the result.
-    """
-    return decode_scaled(weight, statistics.to(torch.float32) / 127, (1, weight.shape[1]), dtype)
+
+#: By the format of a weight: its description, its parts by their roles, and the dtype of the result.
+DECODERS: dict[Codec, Callable[[Encoded, Parts, torch.dtype], torch.Tensor]] = {
+    "fp4": _fp4,
+    "packed": _packed,
+    "gptq": _gptq,
+    "awq": _awq,
+    "scaled": _scaled,
+    "bnb4": _bnb4,
+    "bnb8": _bnb8,
+}

@@ -10,18 +10,20 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
-from core.worker.fused.install import fuse
+from core.models.architecture.measuring import Growth, peak_at
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
+from core.worker.measure.measure import fit_around, fit_layer, fit_scan
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
-from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.experts import ExpertsParams4bit
-from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
 from tests.cases import cases
+from tests.core.worker.measure.test_plan import described, loaded_of
 from tests.families.tiny import FAMILIES
 from tests.short_list import long_but
 
@@ -33,33 +35,16 @@ def config_of(**more: Any) -> Config:
     return Config.model_validate(sections | more)
 
 
-def bare_of(family: str) -> Any:
-    return build_bare(described_causal_lm(FAMILIES[family].config().to_dict(), family), torch.bfloat16, family)
-
-
 def without_values(family: str, config: Config) -> Skeleton:
-    return build_skeleton(bare_of(family), config, arithmetic(config, Machine("cpu")))
+    bare = build_bare(described_causal_lm(described(family), family), torch.bfloat16, family)
+    return build_skeleton(bare, config, arithmetic(config, Machine("cpu")))
 
 
 def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
-    causal = described_causal_lm(FAMILIES[family].config().to_dict(), family)
-    torch.manual_seed(0)
-    causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
-    loaded = load_model(
-        directory,
-        method=config.method.name,
-        precision="bf16",
-        device="cpu",
-        for_training=True,
-        tokenizer=object(),
-        keep_16bit=config.model.keep_16bit or (),
-    )
-    model = attach_adapters(loaded.model, config.method, seed=0)
-    how = arithmetic(config, Machine("cpu"))
-    if how.fused_layers:
-        fuse(model, TRAINED)
-    return Skeleton(model, loaded.model, loaded.model.config, contextlib.nullcontext(), loaded.dtype, how)
+    loaded = loaded_of(family, directory, config)
+    causal, how = loaded.model.get_base_model(), arithmetic(config, Machine("cpu"))
+    return Skeleton(loaded.model, causal, causal.config, contextlib.nullcontext(), loaded.dtype, how)
 
 
 def in_four_bits(skeleton: Skeleton) -> set[str]:
@@ -69,14 +54,13 @@ def in_four_bits(skeleton: Skeleton) -> set[str]:
     return layers | {name for name, matrix in matrices if isinstance(matrix, ExpertsParams4bit)}
 
 
-def figures(passes: LayerPasses) -> dict[str, int]:
-    return {
-        "kept": passes.kept,
-        "casts": passes.casts,
-        "forward": passes.forward.peak,
-        "backward": passes.backward.peak,
-        "again": passes.again.peak,
-    }
+def peak(points: tuple[int, ...]) -> int:
+    return max(points, default=0)
+
+
+def figures(passes: LayerPasses) -> tuple[int, ...]:
+    moments = (passes.forward, passes.backward, passes.again)
+    return passes.kept, passes.casts, *map(peak, moments)
 
 
 def measured(skeleton: Skeleton, length: int) -> tuple[list[int], SizedPass]:
@@ -92,10 +76,10 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, tmp_path
     # Rows for the worker's own attention on a CPU, and longer ones.
     for length in (96, 320):
         found, real = without.measure(ROWS, length), with_them.measure(ROWS, length)
-        assert (found.around, found.end_kept, found.end_backward.peak) == (
+        assert (found.around, found.end_kept, peak(found.end_backward)) == (
             real.around,
             real.end_kept,
-            real.end_backward.peak,
+            peak(real.end_backward),
         )
         assert found.kinds.keys() == real.kinds.keys()
         for kind, passes in found.kinds.items():
@@ -139,3 +123,44 @@ def test_layers_in_4_bits_are_those_of_a_loaded_model(family: str, keep: tuple[s
     assert found == in_four_bits(with_values(family, config, tmp_path))
     assert found
     assert "lm_head" not in found
+
+
+COUNTS = st.integers(0, 1 << 20)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_the_growth_of_a_layer_is_found_from_three_sizes(once: int, per_token: int, per_pair: int) -> None:
+    growth = Growth(once, per_token, per_pair)
+    sizes = [(2, 512), (4, 512), (2, 1024)]
+    found = fit_layer([(rows, length, growth.at(rows * length, length)) for rows, length in sizes])
+    for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
+        assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+
+
+@given(COUNTS, COUNTS, st.integers(-(1 << 20), 0))
+def test_the_growth_of_a_scan_is_found_from_rows_that_double(once: int, per_token: int, per_row: int) -> None:
+    growth = Growth(once, per_token, per_row=per_row)
+    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
+    for found in fit_scan([(rows, length, growth.at(rows * length, length)) for rows, length in sizes]):
+        for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
+            assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+
+
+def test_the_peak_of_a_scan_is_the_larger_of_what_peaks_in_short_and_in_long_rows() -> None:
+    short, long = Growth(0, 100, per_row=10_000), Growth(0, 140, per_row=-100)
+    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
+    found = fit_scan([(rows, n, peak_at((short, long), rows * n, n)) for rows, n in sizes])
+    for rows, length in ((1, 4096), (2, 512), (8, 128)):
+        tokens = rows * length
+        assert peak_at(found, tokens, length) == pytest.approx(peak_at((short, long), tokens, length), rel=1e-6)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, 64))
+def test_what_is_for_all_rows_is_told_from_what_is_for_each(
+    once: int, per_token: int, per_pair: int, per_column: int, per_square: int
+) -> None:
+    growth = Growth(once, per_token, per_pair, per_column, per_square)
+    sizes = [(2, 512), (4, 512), (2, 1024), (4, 1024), (2, 768)]
+    found = fit_around([(rows, length, growth.at(rows * length, length)) for rows, length in sizes])
+    for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
+        assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=64)

@@ -16,6 +16,7 @@ from core.memory.batching import length_runs
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, make_plan
 from core.memory.rows import Rows
+from core.memory.sizes import Arithmetic, quantized_experts_bytes
 from core.memory.weights import weight_parts
 from core.models.architecture import measuring
 from core.models.architecture.architecture import Architecture
@@ -33,13 +34,13 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from core.worker.model.quantizer import quantized_experts
 from core.worker.model.text_part import described_causal_lm
 from core.worker.setup.ready_model import fuse_layers
 from tests.cases import cases
 from tests.core.models.architecture import published
-from tests.core.worker.measure.others import LLAMA_4
 from tests.core.worker.setup.test_memory_decision import ROWS, comes_and_goes
-from tests.families.tiny import FAMILIES
+from tests.families.tiny import FAMILIES, OTHERS
 from tests.measured_here import measured_here
 from tests.short_list import long_but
 
@@ -62,8 +63,7 @@ def config_of(directory: Path, checkpointing: bool = False, fused: bool = True, 
 
 
 def described(family: str) -> dict[str, Any]:
-    config = LLAMA_4() if family == "llama4" else FAMILIES[family].config()
-    description: dict[str, Any] = config.to_dict()
+    description: dict[str, Any] = (FAMILIES | OTHERS)[family].config().to_dict()
     return description
 
 
@@ -77,10 +77,11 @@ def loaded_of(family: str, directory: Path, config: Config) -> LoadedModel:
     causal = described_causal_lm(described(family), family)
     torch.manual_seed(0)
     causal.model_class._from_config(causal.config, dtype=torch.bfloat16).save_pretrained(directory)
+    keep, name = config.model.keep_16bit or (), config.method.name
     loaded = load_model(
-        directory, method=config.method.name, precision="bf16", device="cpu", for_training=True, tokenizer=object()
+        directory, method=name, precision="bf16", device="cpu", for_training=True, tokenizer=object(), keep_16bit=keep
     )
-    own = config.method.name in ("full", "freeze")
+    own = name in ("full", "freeze")
     model = (choose_weights if own else attach_adapters)(loaded.model, config.method, seed=0)
     loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
     fuse_layers(config, loaded)
@@ -263,3 +264,44 @@ def test_a_measured_family_is_planned_with_patterns_of_layers_in_16_bit(family: 
     plain, found = plan_of(architecture, config, 256).by_name(), plan_of(architecture, kept, 256).by_name()
     assert found["linear_16bit"] > plain.get("linear_16bit", 0)
     assert found["linear_weights"] < plain["linear_weights"]
+
+
+__all__ = ["measured_here"]
+
+QLORA = Arithmetic(bytes=2, autocast=True, private_inputs=False, quantized=True, cuda=True)
+LORA = Arithmetic(bytes=2, autocast=True, private_inputs=True, quantized=False, cuda=True)
+
+
+def structure_of(family: str) -> tuple[Architecture, Any]:
+    """The structure as it is measured, and the model on the meta device."""
+    description = OTHERS[family].config().to_dict()
+    found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True, default=str), "a model"))
+    return found, described_causal_lm(description, "a model").build(torch.bfloat16)
+
+
+@cases("family", ["llama4", "dbrx", "jetmoe"])
+def test_experts_of_classes_that_are_not_marked_stay_in_16_bit(family: str) -> None:
+    found, model = structure_of(family)
+    assert not quantized_experts(model, ())
+    assert not any(layer.experts for layer in found.layers)
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    inside = [parameter for name, parameter in model.named_parameters() if name.startswith(f"{found.prefix}.")]
+    bare = sum(each.numel() for each in inside if each.dim() > 1 and id(each) not in linear)
+    assert found.bare_experts == bare > 0
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    for how, name in ((QLORA, "experts_16bit"), (LORA, "experts")):
+        parts = {part.name: part.bytes for part in weight_parts(found, how, 0)}
+        assert parts[name] == 2 * bare
+        assert parts["norms"] < 50_000
+
+
+def test_experts_without_a_gate_are_in_4_bits() -> None:
+    found, model = structure_of("nemotron_h")
+    shapes = quantized_experts(model, ())
+    assert {name.rpartition(".")[2] for name in shapes} == {"up_proj", "down_proj"}
+    sizes = [quantized_experts_bytes(shape[0], shape.numel()) for shape in shapes.values()]
+    parts = {part.name: part.bytes for part in weight_parts(found, QLORA, 0)}
+    assert parts["experts"] == sum(sizes)
+    kept = {part.name: part.bytes for part in weight_parts(found, QLORA, 0, ["experts.up_proj"])}
+    assert kept["experts"] + kept["experts_16bit"] > parts["experts"]
+    assert found.bare_experts == 0

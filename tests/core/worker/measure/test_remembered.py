@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,11 +92,12 @@ def test_what_is_remembered_is_what_the_mode_makes(make: Make) -> None:
         lambda x: x.sum() * 2,
         lambda x: x + torch.tensor([1.0]),
         lambda x: x + torch.tensor(1.0),
+        lambda x: torch.rand(x.shape, generator=torch.Generator()),
     ],
-    ids=["shapes in place", "resized", "scalars", "constants", "numbers"],
+    ids=["shapes in place", "resized", "scalars", "constants", "numbers", "generators"],
 )
 def test_the_mode_is_asked_where_shapes_do_not_tell(make: Make) -> None:
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     remembered = RememberedOperations(mode)
     wanted, _ = made_by(run_operation, mode, make)
     for _ in range(2):
@@ -125,28 +125,20 @@ def test_conjugates_and_negatives_that_are_views_are_told_from_others(make: Make
         assert made_by(remembered, mode, make, torch.complex64)[0] == wanted
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """A default dtype, as models are loaded with."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 @cases("dtype", [torch.float64, torch.bfloat16])
 @cases("make", [lambda x: x * 2.5, lambda _x: torch.zeros(3, 5), lambda x: x / x], ids=["product", "zeros", "quotient"])
 def test_the_default_dtype_decides_what_is_made_of_integers_and_of_nothing(make: Make, dtype: torch.dtype) -> None:
-    mode = FakeTensorMode()
+    mode, before = FakeTensorMode(), torch.get_default_dtype()
     remembered = RememberedOperations(mode)
     made_by(remembered, mode, make, torch.int64)
-    with default_dtype(dtype):
+    try:
+        torch.set_default_dtype(dtype)  # as models are loaded with
         for _ in range(2):
             made, _ = made_by(remembered, mode, make, torch.int64)
             assert made == made_by(run_operation, mode, make, torch.int64)[0]
             assert made[1][3] == dtype
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_inference_mode_makes_inference_tensors() -> None:
@@ -163,16 +155,6 @@ def test_inference_mode_makes_inference_tensors() -> None:
             assert made_by(remembered, mode, make)[0] == wanted
 
 
-def test_tensors_of_another_mode_are_left_to_it() -> None:
-    mode, other = FakeTensorMode(), FakeTensorMode()
-    remembered = RememberedOperations(mode)
-    for owner in (mode, other, mode):
-        with owner:
-            x = torch.empty(2, 3)
-        made = remembered(torch.ops.aten.neg.default, (x,), {})
-        assert made.fake_mode is owner
-
-
 def test_symbols_and_layouts_are_left_to_the_mode() -> None:
     symbolic = FakeTensorMode(shape_env=ShapeEnv())
     x, mode = symbolic.from_tensor(torch.empty(4, 3)), FakeTensorMode()
@@ -183,14 +165,12 @@ def test_symbols_and_layouts_are_left_to_the_mode() -> None:
         for _ in range(2):
             made = remembered(torch.ops.aten.clone.default, (given,), {})
             assert (made.shape, made.layout) == (given.shape, given.layout)
-
-
-def test_generators_are_left_to_the_mode() -> None:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    remembered, generator = RememberedOperations(mode), torch.Generator()
-    for _ in range(2):
-        _, asked = made_by(remembered, mode, lambda x: torch.rand(x.shape, generator=generator))
-        assert asked > 0
+    # And tensors of another mode to that.
+    other = FakeTensorMode()
+    for owner in (mode, other, mode):
+        with owner:
+            theirs = torch.empty(2, 3)
+        assert RememberedOperations(mode)(torch.ops.aten.neg.default, (theirs,), {}).fake_mode is owner
 
 
 def test_equal_numbers_of_two_types_are_two_arguments() -> None:

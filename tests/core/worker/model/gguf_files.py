@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from tests.families.tiny import write_family
 from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
 
 
@@ -52,69 +53,32 @@ def _loaded(model_dir: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(model_dir).float(), AutoTokenizer.from_pretrained(model_dir)
 
 
-def write_lfm2_gguf(model_dir: Path, path: Path) -> Path:
-    """Write a random LFM2 model, a convolution and an attention layer, as a GGUF of 32-bit floats.
-
-    Args:
-        model_dir: A model whose tokenizer it takes.
-        path: The file.
-    """
+def write_lfm2_gguf(_model_dir: Path, path: Path) -> Path:
+    """Write a random LFM2 model, a convolution and an attention layer, as a GGUF of 32-bit floats."""
     import gguf
-    import torch
-    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    torch.manual_seed(0)
-    model = Lfm2ForCausalLM(
-        Lfm2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            layer_types=["conv", "full_attention"],
-            block_auto_adjust_ff_dim=False,
-        )
-    )
+    # A file has as many embeddings as its tokenizer has tokens.
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "vocab_size": 312}
+    model, tokenizer = _loaded(write_family("lfm2", path.with_name("lfm2"), block_auto_adjust_ff_dim=False, **sizes))
+    config = model.config
     writer = gguf.GGUFWriter(path, "lfm2")
-    writer.add_context_length(128)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(48)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv([0, 2])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(1e6)
-    writer.add_shortconv_l_cache(model.config.conv_L_cache)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv([0, config.num_key_value_heads])
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_shortconv_l_cache(config.conv_L_cache)
     _add_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, 2)
     for name, tensor in model.state_dict().items():
         if name != "lm_head.weight":  # tied
-            writer.add_tensor(_lfm2_name(name), tensor.squeeze(1).numpy() if "conv.conv" in name else tensor.numpy())
+            values = tensor.squeeze(1) if "conv.conv" in name else tensor
+            writer.add_tensor(names.get_name(name, (".weight",)), values.numpy())
     finish(writer)
     return path
-
-
-def _lfm2_name(name: str) -> str:
-    for ours, there in {
-        "model.embed_tokens": "token_embd",
-        "model.embedding_norm": "token_embd_norm",
-        "model.layers": "blk",
-        "operator_norm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.out_proj": "attn_output",
-        "q_layernorm": "attn_q_norm",
-        "k_layernorm": "attn_k_norm",
-        "feed_forward.w1": "ffn_gate",
-        "feed_forward.w3": "ffn_up",
-        "feed_forward.w2": "ffn_down",
-        ".conv.": ".shortconv.",
-        "self_attn.": "",
-    }.items():
-        name = name.replace(ours, there)
-    return name
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any) -> None:

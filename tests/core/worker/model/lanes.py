@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.worker.model.activation_offload import CudaLanes
+
 
 def _unset(dtype: torch.dtype) -> float:
     """A value for uninitialized memory, which no test writes."""
@@ -43,7 +45,7 @@ class Stream:
         return event
 
 
-class Device:
+class Device(CudaLanes):
     """Streams and memory. The compute stream overwrites freed memory when it reaches that point, as the next owner of
     the block would."""
 
@@ -100,29 +102,14 @@ class Device:
                 return
 
 
-class PromptStream:
-    """A stream whose work is done at once; it notes waits and events."""
-
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    def wait_event(self, event: str) -> None:
-        self.notes.append(f"{self.name} waits for {event}")
-
-    def record_event(self) -> str:
-        self.notes.append(f"{self.name}@{len(self.notes)}")
-        return self.notes[-1]
-
-
-class PromptDevice:
-    """Lanes without any delay, for models of the CPU."""
+class PromptDevice(CudaLanes):
+    """Lanes whose copies are done at once, and counted, for models of the CPU."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.main, self.out, self.back = (PromptStream(name, self.notes) for name in ("main", "out", "back"))
+        self.main, self.out, self.back = (Stream(name) for name in ("main", "out", "back"))
         self.copies = {"out": 0, "back": 0}
 
-    def computing(self) -> PromptStream:
+    def computing(self) -> Stream:
         return self.main
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
@@ -133,5 +120,4 @@ class PromptDevice:
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
         self.copies[stream.name] += 1
-        self.notes.append(f"copy on {stream.name}")
         into.copy_(of)

@@ -7,8 +7,6 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
 
 from core.worker.model.experts import dequantized, experts_of, matrix_names
 from core.worker.model.model import load_model
@@ -51,24 +49,3 @@ def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     (logits.square().mean() * 100).backward()
     assert seen[0].grad is not None
     return logits.detach(), seen[0].grad
-
-
-def write_other(name: str, folder: Path, **values: Any) -> Path:
-    """A tiny model of a class of configurations, in bf16; no tokenizer is needed to load it."""
-    shapes: dict[str, Any] = {
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-    }
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**shapes, **values}), dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    return folder
-
-
-def load_other(base: Path, method: str) -> Any:
-    return load_model(base, method=method, precision="fp32", device="cpu", for_training=True, tokenizer=object()).model

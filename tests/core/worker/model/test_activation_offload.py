@@ -5,9 +5,12 @@ The copies themselves are pinned memory and need a GPU; here a store of numpy ar
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +21,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.activation_offload import (
     ActivationMover,
     ActivationOffload,
+    Moved,
     available_offload,
     is_activation,
     is_large_activation,
@@ -29,8 +33,9 @@ from core.worker.optim.update import WeightUpdate
 from core.worker.steps import GradientCheckpointing
 from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench, make_rows
-from tests.core.worker.model.lanes import PromptDevice
+from tests.core.worker.model.lanes import Device, PromptDevice
 from tests.core.worker.steps.stepper import Stepper
+from tests.short_list import long_but
 
 WINDOW = list(range(8))
 #: Of the tiny model.
@@ -201,15 +206,121 @@ def test_neither_weights_nor_masks_nor_small_tensors_are_moved() -> None:
     activation = torch.ones(1 << 20) * weight[0, 0]
     assert is_activation(activation)
     assert not is_large_activation(activation), "on a CPU there is nothing to move it from"
-
-
-def test_there_is_a_way_on_a_gpu_only_and_where_it_is_wanted() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert available_offload("on", cpu) is None
-    assert available_offload("off", cuda) is None
+    assert available_offload("on", cpu) is available_offload("off", cuda) is None
     assert available_offload("auto", cuda) == available_offload("on", cuda) == ActivationOffload()
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="no layers"):
         ActivationOffload().install(torch.nn.Linear(2, 2))
+
+
+DEPTH = 5
+SHAPE = (2, 3)
+
+
+def _add_one(before: Any, block: Any) -> None:
+    np.copyto(block, before + 1.0)
+
+
+class Network:
+    """Layers that add 1 to their input in forward, and record the input in backward."""
+
+    def __init__(self, device: Device, mover: ActivationMover) -> None:
+        self.device, self.mover = device, mover
+        self.seen: list[float] = []
+
+    def forward(self, begin: float) -> list[Moved]:
+        moved = []
+        hidden = self._made(lambda block: block.fill(begin))
+        for _ in range(DEPTH):
+            moved.append(self.mover.away(hidden))
+            before = hidden.numpy()
+            hidden = self._made(partial(_add_one, before))
+            self.mover.settle()
+        return moved
+
+    def backward(self, moved: list[Moved], layers: int = DEPTH) -> None:
+        for _ in range(layers):
+            tensor = self.mover.back(moved.pop())
+            block = tensor.numpy()
+            self.device.main.do(partial(self._see, block))
+            # Given back when the layer's work has been given to the device, which is long before it is done.
+            del tensor, block
+
+    def _see(self, block: Any) -> None:
+        self.seen.append(float(block.min()))
+
+    def _made(self, work: Any) -> torch.Tensor:
+        tensor = self.device.new(SHAPE)
+        block = tensor.numpy()
+        self.device.main.do(lambda: work(block))
+        return tensor
+
+
+@pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 40)]))
+def test_what_comes_back_is_what_went_in_any_order_of_the_device(seeds: range) -> None:
+    """Two passes, the device now and then doing a part of its work."""
+    for seed in seeds:
+        order, device = random.Random(seed), Device()
+        network = Network(device, ActivationMover(device))
+        for begin in (10.0, 20.0):
+            moved = network.forward(begin)
+            device.run(order, order.randrange(60))
+            network.backward(moved)
+            device.run(order, order.randrange(60))
+        device.run(order)
+        inputs = [begin + layer for begin in (10.0, 20.0) for layer in reversed(range(DEPTH))]
+        assert network.seen == inputs, seed
+
+
+@pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 20)]))
+def test_a_pass_that_ended_early_leaves_nothing_behind(seeds: range) -> None:
+    """As when memory runs out in backward: the prefetched activation is unused, and its memory is freed."""
+    for seed in seeds:
+        order, device = random.Random(seed), Device()
+        network = Network(device, ActivationMover(device))
+        moved = network.forward(10.0)
+        network.backward(moved, layers=2)
+        del moved
+        device.run(order, order.randrange(40))
+        network.seen.clear()
+        network.backward(network.forward(20.0))
+        device.run(order)
+        assert network.seen[-DEPTH:] == [20.0 + layer for layer in reversed(range(DEPTH))], seed
+        assert device.in_use == 0, seed
+
+
+def test_one_layer_is_fetched_ahead_and_no_more() -> None:
+    device = Device()
+    mover = ActivationMover(device)
+    network = Network(device, mover)
+    moved = network.forward(1.0)
+    assert device.in_use == 0, "all inputs are on the host"
+    device.most = 0
+    network.backward(moved)
+    assert device.fetched == DEPTH
+    assert device.most == 2
+
+
+def test_without_memory_nothing_is_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, device = random.Random(0), Device()
+    network = Network(device, ActivationMover(device))
+    moved = network.forward(1.0)
+    last = moved.pop()
+    prefetch = device.on_device
+    calls: list[int] = []
+
+    def once(like: torch.Tensor, where: torch.device) -> torch.Tensor:
+        calls.append(1)
+        device.full = len(calls) == 2
+        return prefetch(like, where)
+
+    monkeypatch.setattr(device, "on_device", once)
+    tensor = network.mover.back(last)
+    assert len(calls) == 2
+    network.backward(moved, layers=DEPTH - 1)
+    device.run(order)
+    assert float(tensor.min()) == DEPTH
+    assert network.seen == [1.0 + layer for layer in reversed(range(DEPTH - 1))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,37 @@ import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, core_model_loading
 
-from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
-from core.worker.model.model import load_model
+from core.config.schema import MethodSection
+from core.memory.sizes import NF4_TABLES, quantized_bytes
+from core.models.description import read_description
+from core.models.text_part import auto_class
+from core.worker.fused.experts import grouped_product
+from core.worker.model import experts_implementation as experts
+from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
+from core.worker.model.expert_adapters import left_out
+from core.worker.model.experts import (
+    BLOCK,
+    ExpertsParams4bit,
+    experts_of,
+    matrix_names,
+    matrix_shapes,
+    quantize_experts,
+)
+from core.worker.model.experts_implementation import IMPLEMENTATION, use_own_experts
+from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
-from tests.core.worker.model.mixtures import IDS, load, load_other, write_other
-
-_LOCAL: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
-UNMARKED: dict[str, dict[str, Any]] = {
-    "Llama4TextConfig": {"head_dim": 32, "intermediate_size_mlp": 128, "attention_chunk_size": 32, **_LOCAL},
-    "JetMoeConfig": {"kv_channels": 16, **_LOCAL},
-}
+from tests.core.worker.model.mixtures import FEW_MIXTURES, IDS, MIXTURES, load, logits_and_gradient, put_weights_of
+from tests.families.tiny import OTHERS
+from tests.short_list import long_but
 
 
-@cases("name", UNMARKED)
-def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, tmp_path: Path) -> None:
-    base = write_other(name, tmp_path, **UNMARKED[name])
-    quantized, plain = load_other(base, "qlora"), load_other(base, "lora")
+@cases("name", ["llama4", "jetmoe"])
+def test_experts_that_transformers_does_not_mark_stay_as_they_are(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized, plain = load(base_of(name), "qlora"), load(base_of(name), "lora")
     assert not list(experts_of(quantized))
     stacked = {key for key, parameter in plain.named_parameters() if parameter.dim() == 3}
     assert stacked
@@ -116,3 +130,368 @@ def test_at_most_one_expert_is_in_memory_unquantized(
     left = sum(p.numel() * 4 for name, p in model.named_parameters() if "experts" not in name and "_proj" not in name)
     expert = 4 * 64 * 2 * 256
     assert max(during) <= left + (16 * expert if fused else expert)
+
+
+@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
+def test_experts_in_4_bits_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized = load(base_of(name), "qlora")
+    found = dict(experts_of(quantized))
+    assert found
+    for module in found.values():
+        assert module.config._experts_implementation == IMPLEMENTATION
+        assert all(isinstance(getattr(module, matrix), ExpertsParams4bit) for matrix in matrix_names(module))
+    logits, gradient = logits_and_gradient(quantized)
+    wanted, wanted_gradient = logits_and_gradient(put_weights_of(quantized, load(base_of(name), "lora")))
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
+def test_each_expert_is_what_bitsandbytes_makes_of_a_linear_layer(name: str, base_of: Callable[[str], Path]) -> None:
+    quantized, plain = load(base_of(name), "qlora"), load(base_of(name), "lora")
+    for path, module in experts_of(quantized):
+        for matrix in matrix_names(module):
+            stacked, original = getattr(module, matrix), getattr(plain.get_submodule(path), matrix)
+            for number in (0, len(original) - 1):
+                data, state = bnb.functional.quantize_4bit(
+                    original[number].contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+                )
+                assert torch.equal(stacked.expert(number), bnb.functional.dequantize_4bit(data, state))
+            experts, rows, columns = original.shape
+            # The tables of values are there once a layer, and an offset for each expert.
+            tables = NF4_TABLES - 4
+            assert stacked.bytes() == experts * (quantized_bytes(rows * columns) - tables) + tables
+
+
+SPECIAL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "no gate": ("nemotron_h.modeling_nemotron_h", "NemotronHExperts", {"mlp_hidden_act": "relu2"}),
+    "a norm behind": (
+        "muse_spark.modeling_muse_spark",
+        "MuseSparkExperts",
+        {"num_local_experts": 4, "moe_hidden_size": 64, "hidden_act": "silu", "post_norm_eps": 1e-5},
+    ),
+}
+
+
+@cases("kind", SPECIAL)
+def test_experts_of_other_kinds_are_computed_alike(kind: str) -> None:
+    module_name, class_name, values = SPECIAL[kind]
+    __import__(f"transformers.models.{module_name}")
+    made = getattr(getattr(transformers.models, module_name.split(".")[0]), module_name.split(".")[1])
+    config = transformers.PretrainedConfig(
+        n_routed_experts=4, hidden_size=64, moe_intermediate_size=128, moe_latent_size=None, **values
+    )
+    experts = getattr(made, class_name)(config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    experts.requires_grad_(False)
+    config._experts_implementation = "eager"
+    tokens = torch.randn(10, 64, requires_grad=True)
+    index = torch.stack([torch.randperm(4)[:2] for _ in range(10)])
+    weights = torch.rand(10, 2, requires_grad=True)
+    wanted = experts(tokens, index, weights)
+    wanted_gradients = torch.autograd.grad(wanted.square().sum(), (tokens, weights))
+    use_own_experts(experts)
+    found = experts(tokens, index, weights)
+    gradients = torch.autograd.grad(found.square().sum(), (tokens, weights))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    long_but(["mixtral", "deepseek_v3", "nemotron_h"], [name for name, family in OTHERS.items() if family.experts]),
+)
+def test_experts_of_further_families_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
+    base = base_of(name)
+    plain, own = load(base, "lora"), load(base, "lora")
+    plain.set_experts_implementation("eager")
+    assert use_own_experts(own) > 0
+    quantized = load(base, "qlora")
+    modules = dict(experts_of(quantized))
+    assert modules
+    assert all(
+        isinstance(getattr(one, matrix), ExpertsParams4bit) for one in modules.values() for matrix in matrix_names(one)
+    )
+    linear = [module for module in quantized.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert all(module.out_features != 8 for module in linear), "routers stay in 16 bit"
+    twin = put_weights_of(quantized, load(base, "lora"))
+    for one, other in ((own, plain), (quantized, twin)):
+        logits, gradient = logits_and_gradient(one)
+        wanted, wanted_gradient = logits_and_gradient(other)
+        torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_of_the_weights_is_kept_for_backward() -> None:
+    config = transformers.Qwen3MoeConfig(num_experts=8, hidden_size=128, moe_intermediate_size=256)
+    experts = transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts(config)
+    for name in matrix_names(experts):
+        shape = getattr(experts, name).shape
+        setattr(experts, name, quantize_experts(torch.randn(shape), shape))
+    use_own_experts(experts)
+    kept: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        experts(torch.randn(4, 128, requires_grad=True), torch.tensor([[0, 1]] * 4), torch.rand(4, 2))
+    # Gate and rows of 8 choices; a matrix of one expert alone has 32,768 elements.
+    assert sum(kept) < 8 * (6 * 256 + 2 * 128)
+
+
+def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
+    """Logits, and the gradients of all adapters, whose matrices up are not zero as they are at first."""
+    loaded = load_model(base, method=method, precision="fp32", device="cpu", for_training=True)
+    adapters = MethodSection(name=method, rank=4, target_experts=target_experts)  # type: ignore[arg-type]
+    model = attach_adapters(loaded.model, adapters, seed=1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.normal_(std=0.1)
+    model.train()
+    set_gradient_checkpointing(model, True)
+    logits = model(input_ids=IDS).logits
+    (logits.square().mean() * 100).backward()
+    return [logits.detach(), *(parameter.grad for parameter in trainable_parameters(model))]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "target_experts"),
+    long_but(
+        [("qwen3_moe", "qlora", "on"), ("qwen3_5_moe", "lora", "on"), ("gpt_oss", "qlora", "off")],
+        [(name, *how) for name in MIXTURES for how in (("qlora", "on"), ("qlora", "off"), ("lora", "on"))],
+    ),
+)
+def test_a_step_is_the_same_grouped_and_one_by_one(
+    name: str, method: str, target_experts: str, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = step_of(base_of(name), method, target_experts)
+    calls: list[int] = []
+    plain = grouped_product
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(experts, "is_grouped", lambda _: True)
+    monkeypatch.setattr(experts, "grouped_product", counted)
+    grouped = step_of(base_of(name), method, target_experts)
+    assert calls
+    assert len(single) == len(grouped)
+    for wanted, found in zip(single, grouped, strict=True):
+        assert (found is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@cases("at_once", [1, 3, 8])
+def test_blocks_of_dequantized_experts_are_bounded(
+    at_once: int, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = step_of(base_of("qwen3_moe"), "qlora", "off")
+    sizes: list[int] = []
+    plain = experts._block
+
+    def seen(weight: Any, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
+        sizes.append(len(numbers))
+        return plain(weight, dtype, numbers)
+
+    monkeypatch.setattr(experts, "is_grouped", lambda _: True)
+    monkeypatch.setattr(experts, "experts_at_once", lambda *_: at_once)
+    monkeypatch.setattr(experts, "_block", seen)
+    grouped = step_of(base_of("qwen3_moe"), "qlora", "off")
+    assert max(sizes) <= at_once
+    for wanted, found in zip(single, grouped, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@cases("shape", [(5, 64, 96), (3, 24, 64), (4, 10, 20), (2, 256, 192)])
+@cases("dtype", [torch.float32, torch.bfloat16])
+def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dtype: torch.dtype) -> None:
+    """To the last bit, where their blocks follow each other and where they do not."""
+    torch.manual_seed(0)
+    original = torch.randn(shape, dtype=dtype)
+    weight = quantize_experts(original, shape)
+    # Rows of 96 numbers are no whole blocks of 64.
+    assert (weight.block(range(shape[0])) - original).abs().max() < 0.7
+    for numbers in (range(shape[0]), [1], [0, shape[0] - 1]):
+        together = weight.block(numbers)
+        assert together.dtype == dtype
+        assert torch.equal(together, torch.stack([weight.expert(number) for number in numbers]))
+
+
+def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
+    section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
+    return attach_adapters(load(base, name, precision), section, seed=seed)
+
+
+def disturb(model: Any, seed: int = 1) -> None:
+    """Values that make a difference, for the adapters."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=draws) * 0.05)
+
+
+def save(model: Any, folder: Path) -> Path:
+    state, config = adapter_state(model)
+    config.save_pretrained(folder)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "which"),
+    long_but(
+        [("qwen3_moe", "off"), ("qwen3_5_moe", "on"), ("gpt_oss", "on")], itertools.product(MIXTURES, ["on", "off"])
+    ),
+)
+def test_peft_by_itself_loads_what_is_saved(
+    name: str, which: Any, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = adapt(base_of(name), target_experts=which, dropout=0.2, rslora=True)
+    disturb(model)
+    model.eval()
+    with torch.no_grad():
+        found = model(input_ids=IDS).logits
+        with model.disable_adapter():
+            untouched = model(input_ids=IDS).logits
+    assert (found - untouched).abs().max() > 0.1
+    saved = save(model, tmp_path / "adapter")
+    again = load(base_of(name), "lora", adapter=saved)
+    whole = getattr(transformers, auto_class(read_description(base_of(name) / "config.json") or {}))
+    plain = whole.from_pretrained(base_of(name), dtype=torch.float32)
+    plain.set_experts_implementation("eager")
+    theirs = PeftModel.from_pretrained(plain, str(saved))
+    names = {name for name, _ in adapter_state(model)[0].items()}
+    assert any(".experts.lora_A" in name for name in names) is (which == "on")
+    assert not any("router" in name or name.endswith("mlp.gate.lora_A.weight") for name in names)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(input_ids=IDS).logits, found, rtol=0, atol=0)
+        torch.testing.assert_close(theirs.eval()(input_ids=IDS).logits, found, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_gradients_of_adapters_are_those_of_the_sum(name: str, base_of: Callable[[str], Path]) -> None:
+    """Against autograd on the experts' weights with the adapters' product added."""
+    model = adapt(base_of(name), target_modules=["q_proj"])
+    disturb(model)
+    gradients = _gradients(model)
+    plain = load(base_of(name), "lora")
+    plain.set_experts_implementation("eager")
+    with_peft = _adapted_by_peft(plain, model)
+    wanted = _gradients(with_peft)
+    assert gradients.keys() == wanted.keys()
+    assert any("experts" in name for name in gradients)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-5)
+
+
+def _adapted_by_peft(plain: Any, model: Any) -> Any:
+    state, config = adapter_state(model)
+    made = get_peft_model(
+        plain,
+        LoraConfig(
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            target_modules=list(config.target_modules),
+            target_parameters=list(config.target_parameters),
+        ),
+    )
+    set_peft_model_state_dict(made, state)
+    return made
+
+
+def _gradients(model: Any) -> dict[str, torch.Tensor]:
+    (model(input_ids=IDS).logits.square().mean() * 100).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def test_recomputation_gives_the_same_gradients(base_of: Callable[[str], Path]) -> None:
+    kept = adapt(base_of("qwen3_moe"), "qlora", precision="bf16")
+    disturb(kept)
+    again = copy.deepcopy(kept)
+    again.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        one, other = _gradients(kept.train()), _gradients(again.train())
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_drops_inputs_of_adapters_in_training_alone(base_of: Callable[[str], Path]) -> None:
+    model = adapt(base_of("qwen3_moe"), target_modules=["none_of_them", "q_proj"], dropout=0.5)
+    disturb(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "q_proj.lora_B" in name:
+                parameter.zero_()
+        assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        model.eval()
+        assert torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_a_state_is_put_back_to_the_bit(base_of: Callable[[str], Path]) -> None:
+    model = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16")
+    disturb(model)
+    other = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16", seed=5)
+    state = {name: tensor.clone() for name, tensor in adapter_state(model)[0].items()}
+    assert load_state(other, state) == []
+    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_second_adapter_goes_beside_the_first(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    base = base_of("glm4_moe_lite")
+    folders = []
+    for seed in (1, 2):
+        model = adapt(base)
+        disturb(model, seed)
+        folders.append(save(model, tmp_path / f"adapter-{seed}"))
+    alone = [
+        load_adapter(load(base, "lora"), folder, trainable=False).eval()(input_ids=IDS).logits for folder in folders
+    ]
+    both = load_adapter(load(base, "lora"), folders[0], trainable=False)
+    add_adapter(both, folders[1], "second")
+    both.eval()
+    assert torch.equal(both(input_ids=IDS).logits, alone[0])
+    both.set_adapter("second")
+    assert torch.equal(both(input_ids=IDS).logits, alone[1])
+
+
+def test_auto_leaves_narrow_experts_out_and_says_so(base_of: Callable[[str], Path]) -> None:
+    base = load(base_of("qwen3_moe"), "lora")
+    method = MethodSection(name="lora", rank=4)
+    assert matrix_shapes(next(iter(experts_of(base)))[1]) == ((128, 64), (64, 64))
+    sentence = left_out(base, method)
+    assert sentence is not None
+    assert "at rank 4" in sentence
+    model = attach_adapters(base, method, seed=0)
+    assert not any("experts" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe_lite"])
+def test_an_adapter_that_peft_put_on_experts_and_routers_is_loaded(
+    name: str, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """PEFT's own all-linear: the first matrix has twice the rank there, and the router an adapter."""
+    plain = AutoModelForCausalLM.from_pretrained(base_of(name), dtype=torch.float32)
+    plain.set_experts_implementation("eager")
+    theirs = get_peft_model(plain, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    config = theirs.peft_config["default"]
+    assert "gate.weight" in config.target_parameters
+    assert list(config.rank_pattern.values()) == [8]
+    ours = load(base_of(name), "lora", adapter=tmp_path / "adapter").eval()
+    with torch.no_grad():
+        wanted = theirs.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(ours(input_ids=IDS).logits, wanted, rtol=1e-4, atol=2e-5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from core.config.schema import MethodSection
 from core.errors import UserError
 from core.runs.catalog.trained import TrainedFile, TrainedModel, find_trained
 from core.worker.export.beside import read_conversation
@@ -83,8 +84,6 @@ def test_weights_are_rounded_as_the_training_had_them_first(tmp_path: Path, tiny
 
 def test_switching_back_leaves_every_weight_as_it_was(tiny_model_dir: Path) -> None:
     loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu", for_training=True)
-    from core.config.schema import MethodSection
-
     model = attach_adapters(loaded.model, MethodSection(rank=4), seed=1)
     model.eval()
     before, embeddings = logits(model), model.get_input_embeddings().weight.clone()
@@ -98,8 +97,6 @@ def test_switching_back_leaves_every_weight_as_it_was(tiny_model_dir: Path) -> N
 
 
 def test_layers_that_the_file_rounds_and_nothing_trains_are_refused(tiny_model_dir: Path) -> None:
-    from core.config.schema import MethodSection
-
     loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu", for_training=True)
     model = attach_adapters(loaded.model, MethodSection(rank=4, target_modules=["q_proj"]), seed=1)
     with pytest.raises(UserError, match=r"one plain adapter each, and .*k_proj\.weight is none"):

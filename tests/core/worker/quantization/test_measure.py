@@ -14,13 +14,16 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from core.errors import UserError
+from core.models.tensors import read_weights
 from core.quantization.result import FINE, QuantizationCost
 from core.worker.data.encode import TokenizedRow
 from core.worker.model.model import load_model
-from core.worker.quantization import measure
+from core.worker.quantization import job, measure
+from core.worker.quantization.job import needed_bytes, refuse_beside_run
 from core.worker.quantization.layers import LayeredModel, held_bytes
 from core.worker.quantization.measure import Settings, measure_cost
-from core.worker.quantization.sample import Sample
+from core.worker.quantization.sample import Sample, choose_sample
+from tests.core.worker.crowded import end_run, run_on_cpu
 from tests.core.worker.quantization.hurt import write_hurt, write_rows
 from tests.families.tiny import FAMILIES, write_family
 from tests.packers import quantize_checkpoint
@@ -207,3 +210,40 @@ def test_a_model_that_was_saved_in_4_bits_is_refused(tmp_path: Path) -> None:
     (base / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match=r"saved was saved quantized \(bitsandbytes"):
         cost_of(base, write_rows(20))
+
+
+CPU = torch.device("cpu")
+
+
+def test_what_would_take_the_memory_of_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_family("llama", tmp_path / "llama")
+    needed = needed_bytes(read_weights(base), 4)
+    # Both layers, and the tensors outside them: the whole model.
+    assert needed - needed_bytes({}, 4) == 4 * sum(tensor.elements for tensor in read_weights(base).values())
+    run = run_on_cpu()
+    monkeypatch.setattr(job, "free_bytes", lambda _: needed)
+    refuse_beside_run(base, CPU, torch.float32)
+    monkeypatch.setattr(job, "free_bytes", lambda _: needed - 1)
+    with pytest.raises(UserError, match=f"Run {run.id} trains on the same device"):
+        refuse_beside_run(base, CPU, torch.float32)
+    end_run(run)
+    refuse_beside_run(base, CPU, torch.float32)
+
+
+def test_rows_are_spread_and_within_the_budget() -> None:
+    rows = write_rows(*range(20, 120))
+    sample = choose_sample(rows, 10, 10_000, "eval")
+    assert [len(row) for row in sample.rows] == [20, 30, 40, 50, 60, 70, 80, 90, 100, 110]
+    assert sample.data == "eval"
+    fewer = choose_sample(rows, 10, 200, "eval")
+    assert [len(row) for row in fewer.rows] == [20, 30, 40], "four of 56 tokens with padding are too many"
+    assert [len(row) for row in choose_sample(rows[:3], 10, 10_000, "eval").rows] == [20, 21, 22]
+
+
+def test_a_row_that_is_longer_than_the_budget_is_cut() -> None:
+    assert [len(row) for row in choose_sample(write_rows(300), 4, 200, "training").rows] == [200]
+
+
+def test_rows_of_which_nothing_would_be_measured_are_refused() -> None:
+    with pytest.raises(UserError, match="Nothing is learned in the first 100 tokens"):
+        choose_sample(write_rows(300), 4, 100, "training")

@@ -27,8 +27,7 @@ from core.worker.setup import objective, ready_model
 from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
-from tests.core.worker.measure.others import LLAMA_4
-from tests.families.tiny import write_model
+from tests.families.tiny import write_family
 from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
@@ -85,8 +84,8 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
     ("inject", "sections", "place", "advice"),
     [
         (_in(ready_model, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
-        (_in(adapters, "pissa_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
-        (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
+        (_in(adapters, "best_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
+        (_in(adapters, "best_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
         (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
         (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
         (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
@@ -191,7 +190,7 @@ def test_a_run_uses_earlier_measurements(start: Start, monkeypatch: pytest.Monke
 
 @pytest.mark.long
 def test_experts_that_stay_in_16_bit_are_reported(start: Start, tmp_path: Path) -> None:
-    start.base = str(write_model(LLAMA_4(), tmp_path / "llama4"))
+    start.base = str(write_family("llama4", tmp_path / "llama4"))
     parts = start()
     (notice,) = start.notices("experts")
     assert "The experts stay in 16 bit, where they take 197 kB" in notice.message

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
@@ -12,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from core.errors import UserError
+from core.models.quantized_weights import read_decoded
 from core.worker.model.decode.checkpoint import Checkpoint
-from core.worker.model.decode.formats import decode_mxfp4_experts, decode_scaled, scale_values, unpack_e2m1
+from core.worker.model.decode.formats import decode_scaled, scale_values, unpack_e2m1
+from core.worker.model.model import load_model
 from tests.cases import cases
-from tests.packers import FORMATS, Twins, fp8_blocks, mxfp4, quantize_checkpoint
+from tests.packers import FORMATS, Twins, fp8_blocks, quantize_checkpoint
+from tests.short_list import long_but
 
 
 @cases("name", FORMATS)
@@ -73,21 +81,6 @@ def test_all_numbers_of_the_small_types() -> None:
     assert torch.equal(scale_values(codes.view(torch.float8_e8m0fnu))[:255], values[:255])
 
 
-def test_experts_are_read_one_at_a_time() -> None:
-    weights = np.random.default_rng(3).normal(size=(4, 64, 96))
-    packed = [mxfp4(weight) for weight in weights]
-    asked: list[int] = []
-
-    def read(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append(number)
-        parts = packed[number][0]
-        return parts["weight_packed"].view(64, 3, 16), parts["weight_scale"]
-
-    found = decode_mxfp4_experts(read, (4, 96, 64), torch.float32)
-    assert asked == [0, 1, 2, 3]
-    assert torch.equal(found, torch.from_numpy(np.stack([meant.T for _, meant in packed])).float())
-
-
 def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
     """Change or remove tensors of the first query projection."""
     path = twins.quantized / "model.safetensors"
@@ -134,3 +127,124 @@ def test_values_that_make_no_sense_are_told_when_they_are_read(base_of: Callable
     ordered = Checkpoint(_spoil(twins, weight_format=torch.tensor(1, dtype=torch.uint8)))
     with pytest.raises(UserError, match="in the order of a kernel"):
         ordered.read(name)
+
+
+TOKENS = torch.arange(5, 45).view(2, 20)
+
+
+def load(directory: Path, method: str, precision: str = "bf16") -> Any:
+    return load_model(directory, method=method, precision=precision, device="cpu", tokenizer=object()).model
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=TOKENS).logits
+    return found
+
+
+PAIRS = [
+    *(("llama", name) for name in FORMATS if name != "bnb_nf4"),
+    ("qwen3_moe", "fp8"),
+    ("qwen3_moe", "ct_w4a16"),
+    ("gpt_oss", "mxfp4"),
+    ("phi3", "fp8"),
+    ("olmo3", "awq"),
+    ("ministral3", "fp8_whole"),
+    ("qwen3_5_moe", "fp8"),
+    ("gemma3", "ct_w4a16"),
+]
+FEW = [
+    ("llama", "fp8", "qlora"),
+    ("llama", "fp8", "full"),
+    ("llama", "ct_w4a16_asymmetric", "lora"),
+    ("llama", "gptq", "lora"),
+    ("llama", "nvfp4", "qlora"),
+    ("qwen3_moe", "ct_w4a16", "lora"),
+    ("gpt_oss", "mxfp4", "qlora"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "method"),
+    long_but(FEW, [("llama", "fp8", "full"), *((*pair, method) for pair in PAIRS for method in ("lora", "qlora"))]),
+)
+def test_it_answers_as_the_model_that_it_stands_for(
+    tmp_path: Path, family: str, name: str, method: str, base_of: Callable[[str], Path]
+) -> None:
+    twins = quantize_checkpoint(base_of(family), tmp_path, name)
+    precision = "fp32" if method == "full" else "bf16"
+    model, plain = load(twins.quantized, method, precision), load(twins.plain, method, precision)
+    assert torch.equal(logits(model), logits(plain))
+    assert model.name_or_path == str(twins.quantized)
+    assert model.generation_config.to_dict() == plain.generation_config.to_dict()
+    kinds = [type(module) for module in model.modules()]
+    assert kinds == [type(module) for module in plain.modules()]
+    assert (bnb.nn.Linear4bit in kinds) == (method == "qlora")
+    assert hasattr(model.config, "quantization_config") == (method == "qlora")
+
+
+def test_nf4_is_used_as_it_is_saved_and_decoded_for_other_methods(
+    tmp_path: Path, base_of: Callable[[str], Path]
+) -> None:
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "bnb_nf4")
+    stored = load_file(twins.quantized / "model.safetensors")
+    model = load(twins.quantized, "qlora")
+    for number, layer in enumerate(model.model.layers):
+        saved = stored[f"model.layers.{number}.mlp.up_proj.weight"]
+        assert torch.equal(layer.mlp.up_proj.weight.data, saved)
+    assert torch.equal(logits(load(twins.quantized, "lora")), logits(load(twins.plain, "lora")))
+
+
+@cases(
+    ("family", "name", "precision", "together"),
+    [
+        # In fp32 the model keeps none of the decoded tensors, which are 16 bit.
+        ("gpt_oss", "mxfp4", "fp32", 1),
+        ("qwen3_moe", "ct_w4a16", "fp32", 1),
+        ("llama", "fp8", "bf16", 1),
+        # Gate and up projection of an expert, a single matrix in transformers.
+        ("qwen3_moe", "ct_w4a16", "bf16", 2),
+    ],
+)
+def test_no_more_than_one_layer_is_decoded_at_a_time(
+    tmp_path: Path,
+    family: str,
+    name: str,
+    precision: str,
+    together: int,
+    base_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    twins = quantize_checkpoint(base_of(family), tmp_path, name)
+    alive: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+    most = [0]
+    read = Checkpoint.read
+
+    def counted(checkpoint: Checkpoint, key: str) -> torch.Tensor:
+        found = read(checkpoint, key)
+        if key in checkpoint.encoded:
+            alive[len(alive) + id(found)] = found
+            most[0] = max(most[0], len(alive))
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    load(twins.quantized, "qlora", precision)
+    assert most[0] == together
+    assert os.environ.get("HF_DEACTIVATE_ASYNC_LOAD") is None
+
+
+def test_a_model_of_several_files_with_scales_in_another(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    from safetensors.torch import save_file
+
+    twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
+    whole = twins.quantized / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
+    places = {name: f"model-0000{1 + (name in scales)}-of-00002.safetensors" for name in tensors}
+    for file in set(places.values()):
+        save_file({name: tensors[name] for name, place in places.items() if place == file}, twins.quantized / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (twins.quantized / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_decoded(twins.quantized).elements == read_decoded(twins.plain).elements
+    assert torch.equal(logits(load(twins.quantized, "lora")), logits(load(twins.plain, "lora")))
