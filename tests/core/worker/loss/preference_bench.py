@@ -61,14 +61,12 @@ class Bench:
             self.loaded,
             self.accelerator.autocast,
         )
-        self.notices: list[str] = []
-        self.windows = Stepper(
-            self.loaded,
-            self.loss,
-            self.rows,
-            notice=lambda code, _message, _hint: self.notices.append(code),
-            objective=self.objective,
-        )
+        self.windows = Stepper(self.loaded, self.loss, self.rows, objective=self.objective)
+
+    @property
+    def notices(self) -> list[str]:
+        """Codes of the notices so far."""
+        return self.windows.notices
 
     def learn(self, rows: list[TokenizedRow]) -> None:
         """Make some answers likelier than they were for the base."""
@@ -86,5 +84,4 @@ class Bench:
 
     def gradient(self) -> torch.Tensor:
         """All gradients in one row."""
-        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
-        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+        return self.windows.gradient()

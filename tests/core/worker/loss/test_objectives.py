@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from core.worker.data.batches import HostBatch, MicroBatch, collate, pad
+from core.worker.data.batches import MicroBatch, collate, pad
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import make_objective
@@ -19,6 +19,7 @@ from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench
+from tests.core.worker.steps.stepper import FailingLoss
 
 WINDOW = list(range(8))
 OBJECTIVES: list[dict[str, Any]] = [
@@ -64,7 +65,7 @@ def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
 @cases(("kind", "beta"), [("sigmoid", 0.1), ("ipo", 0.1), ("hinge", 0.3)])
 def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, beta: float) -> None:
     bench = Bench(tiny_model_dir, objective="dpo", dpo_loss=kind, beta=beta)
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
     trainer = DPOTrainer(
@@ -84,7 +85,7 @@ def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, bet
 def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto", desirable_weight=1.5)
     bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     answers = [{"prompt": "a", "completion": "b", "label": number % 2 == 0} for number in range(4)]
     trainer = KTOTrainer(
@@ -106,7 +107,7 @@ def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 def test_orpo_is_that_of_trl(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="orpo", beta=0.2)
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     batch = padded(bench, bench.objective.sequences(WINDOW))
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -126,12 +127,12 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
     bench = Bench(tiny_model_dir, **train)
     if train["objective"] == "kto":
         bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
-    whole = bench.windows.run(WINDOW, where="step 1")
+    whole = bench.windows.run(WINDOW)
     wanted = bench.gradient()
     for budget in (1, 150):
         bench.loaded.model.zero_grad()
         bench.windows.state.token_budget = budget
-        cut = bench.windows.run(WINDOW, where="step 1")
+        cut = bench.windows.run(WINDOW)
         assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
         assert (cut.tokens, cut.supervised_tokens) == (whole.tokens, whole.supervised_tokens)
         assert cut.rewards.margin == pytest.approx(whole.rewards.margin, abs=1e-6)
@@ -146,41 +147,22 @@ def test_facts_known_on_the_host_cost_no_synchronization(
     """As on a GPU, where it would be a wait: loss and gradients are the same."""
     wanted = Bench(tiny_model_dir, **train)
     found = Bench(tiny_model_dir, **train)
-    loss = wanted.windows.run(WINDOW, where="step 1").loss
+    loss = wanted.windows.run(WINDOW).loss
 
     def hosted(rows: Any, sequences: Any, pad_id: int, device: Any, most_shared: int | None) -> MicroBatch:
         return MicroBatch(rows, *collate(sequences, pad_id, device), most_shared, pad(sequences, pad_id))
 
     monkeypatch.setattr("core.worker.train.make_micro_batch", hosted)
-    assert found.windows.run(WINDOW, where="step 1").loss == loss
+    assert found.windows.run(WINDOW).loss == loss
     assert torch.equal(found.gradient(), wanted.gradient())
-
-
-class FailsOnce(SupervisedLoss):
-    """Runs out of memory at its third call."""
-
-    calls = 0
-
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        *,
-        most_shared: int | None = None,
-        host: HostBatch | None = None,
-    ) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 @cases("train", OBJECTIVES[:1] + OBJECTIVES[3:])
 def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     calm, failing = Bench(tiny_model_dir, **train), Bench(tiny_model_dir, **train)
-    failing.objective._loss = FailsOnce(failing.loaded.model)  # type: ignore[attr-defined]
+    failing.objective._loss = FailingLoss(failing.loaded.model, {3})  # type: ignore[attr-defined]
     failing.windows.state.token_budget = 200
-    wanted, result = calm.windows.run(WINDOW, where="step 1"), failing.windows.run(WINDOW, where="step 1")
+    wanted, result = calm.windows.run(WINDOW), failing.windows.run(WINDOW)
     assert failing.notices == ["memory_cut"]
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
     assert result.rewards.accuracy == wanted.rewards.accuracy
@@ -277,6 +259,6 @@ def test_other_answers_follow_the_prompt_and_fit(tiny_model_dir: Path) -> None:
 def test_rewards_of_one_kind_of_label_have_no_margin(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
     good = [place for place, row in enumerate(bench.rows) if row.label]
-    rewards = bench.windows.run(good, where="step 1").rewards
+    rewards = bench.windows.run(good).rewards
     assert rewards.margin is None
     assert rewards.accuracy is not None

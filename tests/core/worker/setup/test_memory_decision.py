@@ -19,6 +19,7 @@ import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -69,72 +70,20 @@ from tests.short_list import long_but
 
 __all__ = ["measured_here"]
 
-SMALL = {
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 3000,
-}
-#: A model in which the inputs of layers are a large part of its memory.
-DEEP = {**SMALL, "model_type": "llama", "intermediate_size": 256, "num_hidden_layers": 8}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
-    "qwen2": {**SMALL, "model_type": "qwen2"},
-    "qwen3": {**SMALL, "model_type": "qwen3"},
-    "mistral": {**SMALL, "model_type": "mistral"},
-    "gemma": {**SMALL, "model_type": "gemma"},
-    "gemma2": {**SMALL, "model_type": "gemma2"},
-    "gemma3": {**SMALL, "model_type": "gemma3_text"},
-    "phi3": {**SMALL, "model_type": "phi3"},
-    "starcoder2": {**SMALL, "model_type": "starcoder2"},
-    "olmo2": {**SMALL, "model_type": "olmo2"},
-    "granite": {**SMALL, "model_type": "granite"},
-}
-#: A family whose configuration has names of its own.
-OTHER = {"gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 3000}}
-EXPERTS = {**SMALL, "num_experts_per_tok": 2, "moe_intermediate_size": 192}
-MIXTURES: dict[str, dict[str, Any]] = {
-    "mixtral": {**SMALL, "model_type": "mixtral", "num_local_experts": 4},
-    "qwen2-moe": {**EXPERTS, "model_type": "qwen2_moe", "num_experts": 8, "shared_expert_intermediate_size": 384},
-    "qwen3-moe": {**EXPERTS, "model_type": "qwen3_moe", "num_experts": 8},
-}
-LATENT = {
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 48,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_key_value_heads": 4,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
-MIXTURES |= {
-    "qwen3-moe, one plain": {**MIXTURES["qwen3-moe"], "mlp_only_layers": [0]},
-    "gpt-oss": {**SMALL, "model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
-    "deepseek-v2": {**EXPERTS, **LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "head_dim": 32},
-    "deepseek-v3": {**EXPERTS, **LATENT, "model_type": "deepseek_v3", "q_lora_rank": 96, "head_dim": 32},
-}
-#: A model that sees images too.
-SEEING = {
-    "gemma3, images": {
-        "model_type": "gemma3",
-        "text_config": {**SMALL, "model_type": "gemma3_text"},
-        "vision_config": {
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-    }
-}
+TABLES = yaml.safe_load((Path(__file__).parent / "memory.yaml").read_text(encoding="utf-8"))
+MODELS: dict[str, dict[str, Any]] = TABLES["models"]
+PLAIN, OTHERS, BOTH = list(MODELS)[:11], list(MODELS)[11:-2], (False, True)
+FEW_SETTINGS = [tuple(row) for row in TABLES["few"]]
+#: Plain families kept and recomputed, and each setting, fused and not; mixtures and a model of another layout fused.
+ALL_SETTINGS = FEW_SETTINGS + [
+    row
+    for row in (
+        *((family, {"checkpointing": on}, 0.02, fused) for family in PLAIN for on in BOTH for fused in BOTH),
+        *((*setting, fused) for setting in TABLES["more"] for fused in BOTH),
+        *((family, {"checkpointing": on}, 0.02, True) for family in OTHERS for on in BOTH),
+    )
+    if row not in FEW_SETTINGS
+]
 ROWS, LENGTH = 2, 256
 ROTATION = "apply_rotary_pos_emb"
 #: That of each modeling file as it was.
@@ -151,9 +100,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             directory = made[family] = tmp_path_factory.mktemp(family)
             ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(**(FAMILIES | OTHER | MIXTURES | SEEING | {"deep": DEEP})[family], **ids)
-            )
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[family], **ids))
             model.to(torch.bfloat16).save_pretrained(directory)
             words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
             tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
@@ -164,14 +111,19 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def config_of(
-    base: Path, precision: str = "bf16", checkpointing: bool = False, fused: bool = True, **method: Any
+    base: Path,
+    precision: str = "bf16",
+    checkpointing: bool = False,
+    fused: bool = True,
+    compile: bool = False,  # noqa: A002 - the option's name
+    **method: Any,
 ) -> Config:
     return Config.model_validate(
         {
             "model": {"base": str(base)},
             "data": {"train": "x"},
             "method": method,
-            "train": {"precision": precision, "batch_size": ROWS, "fused_layers": fused},
+            "train": {"precision": precision, "batch_size": ROWS, "fused_layers": fused, "compile": compile},
             "memory": {"gradient_checkpointing": "on" if checkpointing else "off"},
         }
     )
@@ -252,52 +204,6 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
     )
 
 
-#: Family, settings, share of the tokens that is learned: few of them leave the layers as the peak, all the logits.
-SETTINGS: list[tuple[str, dict[str, Any], float]] = [
-    *((family, {"checkpointing": on}, 0.02) for family in FAMILIES for on in (False, True)),
-    *((family, {"checkpointing": on}, 1.0) for family in ("llama", "gemma2") for on in (False, True)),
-    ("llama", {"precision": "fp32"}, 0.02),
-    ("llama", {"precision": "fp32"}, 1.0),
-    ("llama", {"precision": "fp32", "checkpointing": True}, 0.02),
-    ("gemma2", {"precision": "fp32"}, 0.02),
-    ("llama", {"name": "lora"}, 0.02),
-    ("llama", {"rank": 64}, 0.02),
-    ("llama", {"dropout": 0.1}, 0.02),
-    ("llama", {"dora": True}, 0.02),
-    ("llama", {"target_modules": ["q_proj", "v_proj"]}, 0.02),
-    ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02),
-    ("llama", {"target_modules": ["layers.1.*", "re:.*[02].mlp.up_proj"]}, 0.02),
-    *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
-    ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
-]
-#: Most families once, each setting once, and all pairs of fused, recomputed and supervised.
-FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
-    ("llama", {"checkpointing": False}, 0.02, True),
-    ("llama", {"checkpointing": True}, 0.02, False),
-    ("llama", {"checkpointing": False}, 1.0, False),
-    ("gemma2", {"checkpointing": True}, 1.0, True),
-    ("qwen2", {"checkpointing": False}, 0.02, False),
-    ("qwen3", {"checkpointing": True}, 0.02, True),
-    ("mistral", {"checkpointing": True}, 0.02, False),
-    ("gemma", {"checkpointing": False}, 0.02, True),
-    ("phi3", {"checkpointing": False}, 0.02, True),
-    ("granite", {"checkpointing": False}, 0.02, False),
-    ("llama", {"precision": "fp32"}, 1.0, True),
-    ("gemma2", {"precision": "fp32"}, 0.02, False),
-    ("llama", {"dropout": 0.1}, 0.02, True),
-    ("llama", {"dora": True}, 0.02, False),
-    ("llama", {"target_modules": ["down_proj"], "name": "lora"}, 0.02, True),
-    ("llama", {"target_modules": ["layers.1.*", "re:.*[02].mlp.up_proj"]}, 0.02, False),
-    ("llama", {"init": "pissa", "rank": 64, "checkpointing": True}, 0.02, True),
-]
-
-
-#: All settings, fused and not; mixtures and a model of another layout fused alone.
-ALL_SETTINGS = [(*setting, fused) for setting in SETTINGS for fused in (True, False)] + [
-    (family, {"checkpointing": on}, 0.02, True) for family in ("gpt2", *MIXTURES) for on in (False, True)
-]
-
-
 @pytest.mark.parametrize(("family", "settings", "supervised", "fused"), long_but(FEW_SETTINGS, ALL_SETTINGS), ids=str)
 def test_the_plan_is_what_torch_allocates(
     family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
@@ -316,18 +222,6 @@ def test_rows_beyond_the_fused_attention_are_planned(
     family: str, checkpointing: bool, model_of: Callable[[str], Path]
 ) -> None:
     assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
-
-
-def test_compiled_layers_have_the_attention_fused_alone(model_of: Callable[[str], Path]) -> None:
-    """Measured on layers that wait to be compiled, which run uncompiled until then."""
-    assert_planned(changed(config_of(model_of("llama")), train={"compile": True}))
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_layers_have_their_norms_fused(checkpointing: bool, model_of: Callable[[str], Path]) -> None:
-    """Above the layers whose own weights are trained."""
-    method: dict[str, Any] = {"name": "freeze", "trainable_layers": 1, "trainable_end": "first"}
-    assert_planned(config_of(model_of("llama"), checkpointing=checkpointing, **method))
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Callable[[str], Path]) -> None:
@@ -671,7 +565,7 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
 
 def write_many_experts(tmp_path: Path) -> Path:
     """The configuration of a mixture of 64 experts a layer; nobody loads it."""
-    values = {**MIXTURES["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
+    values = {**MODELS["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
     (tmp_path / "config.json").write_text(json.dumps(values))
     return tmp_path
 
