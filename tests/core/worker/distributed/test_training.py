@@ -7,19 +7,17 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from core.config.schema import Config
 from core.runs.record.chain import CHAIN_NAME, Link, read_links
-from core.runs.record.events import FinishedEvent, NoticeEvent, StepEvent
+from core.runs.record.events import FinishedEvent
 from core.runs.record.store import Run, create_run
-from core.runs.record.tail import EventTail
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.distributed import shards
@@ -27,11 +25,11 @@ from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.follower import follow
-from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
 from tests.cases import cases
+from tests.e2e.workers import notice_codes, steps
 
 from .pairs import needs_fsdp2, run_pair
 from .trainings import largest_difference, result
@@ -76,17 +74,9 @@ def train(
     count: int,
     spoil: Callable[[Ranks], None] = lambda _: None,
     timeout: float = 60.0,
+    ends: Sequence[str] = ("all steps done", "followed"),
 ) -> Run:
-    """A run of some processes, forked from this one."""
-    run, ends = attempt(directory, config, count, spoil, timeout)
-    assert ends == ["all steps done", *["followed"] * (count - 1)]
-    return run
-
-
-def attempt(
-    directory: Path, config: Config, count: int, spoil: Callable[[Ranks], None], timeout: float
-) -> tuple[Run, list[Any]]:
-    """A run that may fail, and how each of its processes has ended."""
+    """A run of some processes, forked from this one; ``ends`` is how each of them has to end."""
     directory.mkdir()
     run = create_run(config, directory.name)
 
@@ -100,32 +90,9 @@ def attempt(
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
         return outcome.reason
 
-    return run, run_pair(directory, work, count=count, timeout=timeout)
-
-
-def keeping_gradients(path: Path) -> Callable[[Ranks], None]:
-    """Has the first process write down the gradients of the first step, summed and divided, before they are clipped."""
-
-    def spoil(ranks: Ranks) -> None:
-        if not ranks.is_first:
-            return
-        usual = recipe.FinetuneRecipe.gradients
-
-        def gradients(self: Any, window: list[int]) -> Any:
-            result = usual(self, window)
-            if self.parts.state.step == 0:
-                trained = trained_tensors(self.parts.loaded.model)
-                save_file({name: one.grad for name, one in trained.items() if one.grad is not None}, path)
-            return result
-
-        recipe.FinetuneRecipe.gradients = gradients  # type: ignore[method-assign]
-
-    return spoil
-
-
-def steps(run: Run) -> list[StepEvent]:
-    """The steps of a run."""
-    return [event for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
+    found = run_pair(directory, work, count=count, timeout=timeout)
+    assert all(map(str.startswith, found, ends)), found
+    return run
 
 
 @pytest.mark.long
@@ -150,14 +117,7 @@ def test_two_processes_train_like_one(
         count = {"processes": processes}
         return config_of(tmp_path, tiny_model_dir, kind, method=method, train=train, memory=memory, distributed=count)
 
-    kept = {count: tmp_path / f"gradients-{count}" for count in (1, 2)}
-    alone, pair = (
-        steps(train(tmp_path / str(count), config(count), count, keeping_gradients(path)))
-        for count, path in kept.items()
-    )
-    mine, theirs = (load_file(path) for path in kept.values())
-    assert any(bool(gradient.any()) for gradient in mine.values())
-    assert largest_difference(theirs, mine) < 1e-5
+    alone, pair = (steps(train(tmp_path / str(count), config(count), count)) for count in (1, 2))
     assert len(alone) == len(pair) == STEPS
     for one, two in zip(alone, pair, strict=True):
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
@@ -189,8 +149,7 @@ def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: 
     undisturbed, cut = train(tmp_path / "well", config, 2), train(tmp_path / "cut", config, 2, spoil)
     losses = [event.loss for event in steps(undisturbed)]
     assert [event.loss for event in steps(cut)] == pytest.approx(losses, abs=1e-5)
-    told = [event.code for event in EventTail(cut.events_path).read_all() if isinstance(event, NoticeEvent)]
-    assert "memory_cut" not in told, "the first process had memory, and cuts nothing"
+    assert "memory_cut" not in notice_codes(cut), "the first process had memory, and cuts nothing"
 
 
 @pytest.mark.long
@@ -269,10 +228,7 @@ def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
         else:
             Fsdp2.lend = lend_less  # type: ignore[method-assign, assignment]
 
-    _, (first, second) = attempt(tmp_path / "run", config, 2, spoil, 600.0)
-    assert first.startswith("RankLostError: RuntimeError: ")
-    assert "gloo" in first
-    assert second == "gone"
+    train(tmp_path / "run", config, 2, spoil, 600.0, ends=("RankLostError: RuntimeError: ", "gone"))
 
 
 def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import shutil
 import threading
@@ -21,12 +20,12 @@ from core.config.schema import Config
 from core.runs.control.client import ControlClient
 from core.runs.record.events import EvalEvent, FinishedEvent, StepEvent
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.follower import follow
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
 from core.worker.train import train
+from tests.e2e.workers import only
 
 #: Queries a live run; the result is kept.
 Ask = Callable[[ControlClient], Any]
@@ -82,8 +81,7 @@ class Trained:
 
     def events(self, name: str, kind: type[Any]) -> list[Any]:
         """Its events of one kind."""
-        batches = EventTail(self.run(name).events_path).batches()
-        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
+        return only(kind, self.run(name))
 
     def assert_equal(self, name: str, other: str, limit: float = 0.0) -> None:
         """The results of two runs differ by less than a limit, or not at all."""

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs.control.protocol import LINE_LIMIT
+from core.runs.control.protocol import LINE_LIMIT, Request
 from core.runs.record import store as sockets
 from core.worker.process import control
 from core.worker.process.control import (
@@ -53,6 +53,11 @@ class Peer:
 
     def raw(self, data: bytes) -> None:
         self.connection.sendall(data)
+
+    def ask(self, command: str, identity: str = "1", **args: Any) -> dict[str, Any]:
+        """Send a command; the next line of the answer."""
+        self.send(command, identity, **args)
+        return self.read()
 
     def read(self) -> dict[str, Any]:
         message = json.loads(self.lines.readline())
@@ -89,9 +94,7 @@ def place() -> Iterator[Place]:
 
 
 def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> None:
-    peer = Peer(place.path)
-    peer.send("ping", "a")
-    assert peer.read() == {"id": "a", "ok": True, "state": "training", "step": 7}
+    assert Peer(place.path).ask("ping", "a") == {"id": "a", "ok": True, "state": "training", "step": 7}
 
 
 def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
@@ -116,9 +119,7 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
     )  # fmt: skip
     assert done.stdout.strip() == "b''" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr
     assert '"ok"' not in done.stdout
-    peer = Peer(place.path)
-    peer.send("ping")
-    assert peer.read()["ok"] is True
+    assert Peer(place.path).ask("ping")["ok"] is True
 
 
 @cases(
@@ -141,8 +142,7 @@ def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes
     answer = peer.read()
     assert answer["ok"] is False
     assert answer["error"].startswith(error)
-    peer.send("ping")
-    assert peer.read()["ok"] is True
+    assert peer.ask("ping")["ok"] is True
     assert place.controls.wait(0.01) is None
 
 
@@ -168,16 +168,17 @@ def test_commands_wait_in_order_and_are_answered_to_who_asked(place: Place) -> N
     assert first.read() == {"id": "a", "ok": True, "step": 3}
 
 
-def test_a_stop_is_known_before_it_is_carried_out(place: Place) -> None:
-    assert place.controls.stop_sender is None
-    place.controls.check_stop()
-    Peer(place.path).send("stop")
-    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
-    with pytest.raises(StopRequested) as caught:
-        place.controls.check_stop()
-    assert caught.value.sender == "socket"
-    place.controls.request_stop("SIGTERM")
-    assert place.controls.stop_sender == "socket", "who asked first"
+def test_a_stop_is_known_before_it_is_carried_out_and_one_at_once_goes_first() -> None:
+    controls = Controls()
+    assert controls.stop_sender is None
+    controls.check_stop()
+    controls.put(Command(Request("1", "stop"), print))
+    controls.request_stop("SIGTERM")
+    for now in (False, True):
+        with pytest.raises(StopRequested) as caught:
+            controls.check_stop()
+        assert (caught.value.sender, caught.value.now) == ("socket", now), "who asked first"
+        controls.request_stop("SIGINT", now=True)
 
 
 def test_giving_the_device_back_waits_for_the_step_and_can_be_taken_back(place: Place) -> None:
@@ -251,8 +252,7 @@ def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
     place.controls.close(error, met=("pause",) if parks else ())
     assert asking.read()["error"] == error
     assert other.read() == {"id": "1", "ok": True, "state": stopped}
-    late.send("checkpoint")
-    assert late.read()["ok"] is False
+    assert late.ask("checkpoint")["ok"] is False
 
 
 def test_a_socket_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
@@ -280,38 +280,24 @@ def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
 
 
 def test_sockets_that_killed_workers_left_are_removed_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as dead:
+    def bound(name: str) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(runtime / name))
+        return made
+
+    with tempfile.TemporaryDirectory() as directory:
         runtime = Path(directory)
         monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        left, served, full, other, file = (
-            runtime / name
-            for name in ("localtune-1.sock", "localtune-2.sock", "localtune-3.sock", "bus.sock", "localtune-4.sock")
-        )
-        dead.bind(str(left))
-        with socket.socket(socket.AF_UNIX) as foreign, socket.socket(socket.AF_UNIX) as busy:
-            foreign.bind(str(other))
-            busy.bind(str(full))
-            busy.listen(0)
-            with socket.socket(socket.AF_UNIX) as waiting:
-                waiting.connect(str(full))
-                file.touch()
-                server = ControlServer(served, Controls(), dict)
-                assert sorted(runtime.iterdir()) == sorted([served, full, other, file])
-                assert control.remove_stale_sockets() == []
-                server.close()
-
-
-def test_a_stop_at_once_goes_before_one_that_saves() -> None:
-    controls = Controls()
-    controls.request_stop("SIGTERM")
-    with pytest.raises(StopRequested) as caught:
-        controls.check_stop()
-    assert (caught.value.sender, caught.value.now) == ("SIGTERM", False)
-    controls.request_stop("socket", now=True)
-    controls.request_stop("SIGINT")
-    with pytest.raises(StopRequested) as caught:
-        controls.check_stop()
-    assert (caught.value.sender, caught.value.now) == ("SIGTERM", True)
+        bound("localtune-1.sock").close()
+        with bound("bus.sock"), bound("localtune-3.sock") as full, socket.socket(socket.AF_UNIX) as waiting:
+            full.listen(0)
+            waiting.connect(str(runtime / "localtune-3.sock"))
+            (runtime / "localtune-4.sock").touch()
+            server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
+            kept = ["bus.sock", "localtune-2.sock", "localtune-3.sock", "localtune-4.sock"]
+            assert sorted(path.name for path in runtime.iterdir()) == kept
+            assert control.remove_stale_sockets() == []
+            server.close()
 
 
 def test_commands_do_not_wait_without_number(place: Place) -> None:
@@ -321,18 +307,11 @@ def test_commands_do_not_wait_without_number(place: Place) -> None:
     refused = peer.read()
     assert (refused["id"], refused["error"]) == (str(control.WAITING_LIMIT), "Too many commands are waiting.")
     # A stop is heard whatever waits.
-    peer.send("stop", "stop")
-    assert peer.read() == {"id": "stop", "ok": True}
+    assert peer.ask("stop", "stop") == {"id": "stop", "ok": True}
     assert place.controls.stop_sender == "socket"
     for command in place.controls.waiting():
         command.answer()
     assert peer.read()["ok"] is True
-
-
-def listens(server: ControlServer) -> bool:
-    peer = Peer(server.path)
-    peer.send("ping")
-    return peer.read()["ok"] is True
 
 
 @contextlib.contextmanager
@@ -387,7 +366,7 @@ def test_planted_files_are_neither_used_nor_in_the_way(
         assert directory.parent == runtime.parent
         assert directory not in (runtime, runtime.parent / "trap")
         assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
-        assert listens(server)
+        assert Peer(server.path).ask("ping")["ok"] is True
         server.close()
         assert not directory.exists()
 
@@ -397,7 +376,7 @@ def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime
         server = ControlServer(runtime / name, Controls(), dict)
         assert (server.path == runtime / name) == (len(name) < 100)
         assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
-        assert listens(server)
+        assert Peer(server.path).ask("ping")["ok"] is True
         server.close()
 
 
@@ -436,15 +415,12 @@ def test_anyone_can_withdraw_pending_commands(place: Place) -> None:
     asking.send("pause", "a")
     asking.send("checkpoint", "b")
     pending(place, "pause", "checkpoint")
-    taking.send("withdraw", "w", what="pause")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["pause"]}
+    assert taking.ask("withdraw", "w", what="pause") == {"id": "w", "ok": True, "withdrawn": ["pause"]}
     refused = {"ok": False, "error": "It was taken back.", "hint": "", "withdrawn": True}
     assert asking.read() == {"id": "a", **refused}
-    taking.send("withdraw", "w")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
+    assert taking.ask("withdraw", "w") == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
     assert asking.read() == {"id": "b", **refused}
-    taking.send("withdraw", "w")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
+    assert taking.ask("withdraw", "w") == {"id": "w", "ok": True, "withdrawn": []}
     # Withdrawals that had an effect are still to be recorded, and are answered already.
     assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
         (("pause",), True),
@@ -461,12 +437,9 @@ def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place
     assert (answers["w"]["withdrawn"], answers["s"]["withdrawn"]) == (["stop"], True)
     place.controls.check_stop()
     place.controls.request_stop("SIGTERM")
-    peer.send("withdraw", "w", what="stop")
-    assert "asked for by SIGTERM" in peer.read()["error"]
-    peer.send("withdraw", "w")
-    assert peer.read()["withdrawn"] == []
+    assert "asked for by SIGTERM" in peer.ask("withdraw", "w", what="stop")["error"]
+    assert peer.ask("withdraw", "w")["withdrawn"] == []
     with pytest.raises(StopRequested) as caught:
         place.controls.check_stop()
     assert not caught.value.now, "that was asked for by the one that was taken back"
-    peer.send("withdraw", "w", what="stop")
-    assert peer.read()["error"] == "The run is stopping already."
+    assert peer.ask("withdraw", "w", what="stop")["error"] == "The run is stopping already."

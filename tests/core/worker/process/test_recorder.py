@@ -117,23 +117,6 @@ def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) 
     assert '"loss": "NaN"' in run.events_path.read_text()
 
 
-def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None:
-    def write(first: int) -> None:
-        for number in range(first, first + 200):
-            recorder.event(step(number))
-            recorder.update(step=number)
-
-    threads = [threading.Thread(target=write, args=(start,)) for start in (0, 1000, 2000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    tail = EventTail(run.events_path)
-    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
-    assert tail.skipped == 0
-    assert sorted(numbers) == [*range(200), *range(1000, 1200), *range(2000, 2200)]
-
-
 def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
     others = set(threading.enumerate())

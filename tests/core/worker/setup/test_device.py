@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,11 @@ from core.runs.record.events import GovernorEvent
 from core.worker.setup import device as settled
 from core.worker.setup.device import with_usable_optimizer
 from tests.cases import cases
-from tests.core.hardware.conftest import fake_driver as fake_driver
+from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder
 
-ROOT = Path(__file__).parents[4]
+__all__ = ["ask_driver", "fake_driver"]
+
 CARD = "GPU-00000010-1111-2222-3333-444455556666"
 PROGRAM = f"""
 import json
@@ -38,36 +35,16 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize(
-    ("scenario", "told"),
-    [
-        ("", [450.0, 450.0, 200.0, 450.0, 450.0]),
-        (
-            "denied=1\n",
-            [
-                "This user may not set the power limit of GPU 0: root alone may.",
-                "Run: sudo nvidia-smi -i 0 -pl 200",
-            ],
-        ),
-    ],
-)
+DENIED = ["This user may not set the power limit of GPU 0: root alone may.", "Run: sudo nvidia-smi -i 0 -pl 200"]
+
+
+@cases(("scenario", "told"), [("", [450.0, 450.0, 200.0, 450.0, 450.0]), ("denied=1\n", DENIED)])
 def test_the_limit_is_set_and_put_back_or_refused(
-    fake_driver: Path, tmp_path: Path, scenario: str, told: list[object]
+    ask_driver: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, told: list[object]
 ) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     (tmp_path / "scenario").write_text(scenario)
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(fake_driver),
-        "FAKE_NVML": "",
-        "FAKE_NVML_FILE": str(tmp_path / "scenario"),
-        "LOCALTUNE_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == told
+    assert ask_driver(PROGRAM, "", tmp_path / "scenario") == told
 
 
 def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(

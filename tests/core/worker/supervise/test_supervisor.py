@@ -21,7 +21,7 @@ from core.runs.record.files import try_lock
 from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
 from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
-from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock
+from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock, report_to_supervisor
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.cases import cases
@@ -112,6 +112,10 @@ class Scene:
         path = self.directory / f"starts-{rank}"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def options(self, rank: int) -> list[list[object]]:
+        """Options of each start of a process."""
+        return [options for _, *options in self.started(rank)]
+
     def events(self) -> list[object]:
         """Events of the supervisor."""
         return list(EventTail(self.run.events_path).read_all())
@@ -142,7 +146,7 @@ def test_an_end_that_new_processes_would_not_change_is_the_end(
 ) -> None:
     scene = Scene(tmp_path, first, second)
     assert scene.supervise("--resume") == ended
-    assert [words[1:] for words in scene.started(0)] == [["--resume"], []][:starts]
+    assert scene.options(0) == [["--resume"], []][:starts]
     failed = [event for event in scene.events() if isinstance(event, FailedEvent)]
     assert [(event.reason, event.hint) for event in failed] == [tuple(REFUSED.values())] * (ended == 4)
     assert len(scene.events()) == len(failed) + starts - 1
@@ -152,8 +156,8 @@ def test_a_killed_process_is_named_and_all_start_again_from_the_last_checkpoint(
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"kill": True}, {"exit": 0}])
     make_checkpoint(scene.run, 5)
     assert scene.supervise() == 0
-    assert [words[1:] for words in scene.started(0)] == [[], ["--resume"]]
-    assert [words[1:] for words in scene.started(1)] == [[], ["--resume"]]
+    assert scene.options(0) == [[], ["--resume"]]
+    assert scene.options(1) == [[], ["--resume"]]
     (notice,) = scene.events()
     assert isinstance(notice, NoticeEvent)
     assert (notice.level, notice.code) == ("warning", "rank_lost")
@@ -169,7 +173,7 @@ def test_a_paused_run_is_paused_again(tmp_path: Path) -> None:
     assert recorded is not None
     RunState(state="paused", pid=recorded.pid, pid_started=recorded.pid_started).write(scene.run.state_path)
     assert scene.supervise() == 0
-    assert [words[1:] for words in scene.started(0)] == [[], ["--paused"]]
+    assert scene.options(0) == [[], ["--paused"]]
     assert "The run begins again, by new processes" in scene.events()[0].message  # type: ignore[attr-defined]
 
 
@@ -209,25 +213,21 @@ def stop_when(condition: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_stop_goes_to_the_first_process(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [WAITS], [{"exit": 0}])
+@cases(
+    ("first", "said"),
+    [(WAITS, []), ({"then": 1}, ["Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."])],
+    ids=["and it stops", "and it is lost"],
+)
+def test_a_stop_goes_to_the_first_process_and_starts_nothing(
+    tmp_path: Path, first: dict[str, object], said: list[str]
+) -> None:
+    scene = Scene(tmp_path, [first], [{"exit": 0}])
     thread = stop_when(lambda: scene.started(0))
     assert scene.supervise() == 3
     thread.join()
-    assert scene.events() == []
-    assert len(scene.started(0)) == 1
-
-
-def test_a_run_that_loses_a_process_while_it_stops_is_not_started_again_to_stop(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"then": 1}], [{"exit": 0}])
-    thread = stop_when(lambda: scene.started(0))
-    assert scene.supervise() == 3
-    thread.join()
-    notice, stopped = scene.events()
-    assert isinstance(notice, NoticeEvent)
-    assert notice.message == "Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."
-    assert isinstance(stopped, StoppedEvent)
-    assert scene.run.state().state == "stopped"
+    assert [event.message for event in scene.events() if isinstance(event, NoticeEvent)] == said
+    assert [event for event in scene.events() if isinstance(event, StoppedEvent)] == scene.events()[len(said) :]
+    assert len(scene.events()) == 2 * len(said)
     assert len(scene.started(0)) == 1
 
 
@@ -391,10 +391,8 @@ def test_all_processes_end_with_their_supervisor(tmp_path: Path) -> None:
     os.close(lock)
 
 
-@pytest.mark.parametrize("name", [REPORTS, SUPERVISOR])
+@cases("name", [REPORTS, SUPERVISOR])
 def test_a_process_without_a_supervisor_reports_to_nobody(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from core.worker.process.reports import report_to_supervisor
-
     monkeypatch.setenv(name, "1")
     reports = report_to_supervisor()
     reports.tell(error="x")
