@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +79,34 @@ def copied(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
+EIGHT_BITS = {"optimizer": "adamw_8bit", "rank": 80}  # from 4096 elements on a moment is kept in 8 bits
+
+
 @cases(
-    "options",
+    ("mapped", "options"),
     [
-        {},
-        {"dora": True},
-        # From 4096 elements on a moment is kept in 8 bits.
-        {"optimizer": "adamw_8bit", "rank": 80},
-        {"optimizer": "paged_adamw_8bit", "rank": 80},
+        (False, {}),
+        (False, {"dora": True}),
+        (False, EIGHT_BITS),
+        (False, {**EIGHT_BITS, "optimizer": "paged_adamw_8bit"}),
+        # As on a GPU, which copies the states out of the file.
+        (True, {}),
+        (True, EIGHT_BITS),
     ],
 )
-def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_restore_is_exact(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool, options: dict[str, Any]
+) -> None:
     original = Training(tiny_model_dir, **options)
     torch.manual_seed(3)
     for _ in range(3):
         original.step()
     written = original.save(tmp_path, 3)
     expected = [original.step() for _ in range(3)], np.random.random(), random.random()
-
     other = Training(tiny_model_dir, seed=9, **options)
     other.step()
+    load = checkpoints.load_tensors
+    monkeypatch.setattr(checkpoints, "load_tensors", lambda path, **_: load(path, mapped=mapped))
     checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
     assert ([other.step() for _ in range(3)], np.random.random(), random.random()) == expected
     for mine, theirs in zip(trainable_parameters(original.model), trainable_parameters(other.model), strict=True):
@@ -139,16 +147,8 @@ def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) 
     assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
 
 
-def _remove(path: Path) -> None:
-    path.unlink()
-
-
-def _cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 2)
-
-
-def _empty(path: Path) -> None:
-    os.truncate(path, 0)
+def _cut(left: int) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, left if left >= 0 else path.stat().st_size + left)
 
 
 def _flip(path: Path) -> None:
@@ -157,16 +157,21 @@ def _flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-@cases("name, damage", itertools.product(FILES, [_remove, _cut, _empty, _flip]))
+def passed_over(where: Path) -> str:
+    """The sentence about the newer of two checkpoints, which is damaged."""
+    found, (sentence,) = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    return sentence
+
+
+@cases("name, damage", itertools.product(FILES, [Path.unlink, _cut(-2), _cut(0), _flip]))
 def test_any_damage_to_any_file_brings_the_older_checkpoint(
     saved: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020" / name)
-    found, damaged = checkpoints.newest_valid(where)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
+    sentence = passed_over(where)
     assert sentence.startswith("step-00000020")
     assert sentence.endswith(".")
     damage(where / "step-00000010" / name)
@@ -211,37 +216,17 @@ def _with_less_named(name: str) -> Callable[[Path], None]:
     return damage
 
 
-def _as_links(name: str) -> Callable[[Path], None]:
+def _moved_away(path: Path) -> None:
     """The same content, but it lies elsewhere, where it may change."""
-
-    def damage(path: Path) -> None:
-        target = path.parent.parent / "elsewhere"
-        (path / name).rename(target)
-        (path / name).symlink_to(target)
-
-    return damage
-
-
-def _as_link(path: Path) -> None:
-    target = path.parent.parent / "elsewhere"
+    target = path.parents[2] / "elsewhere"
     path.rename(target)
     path.symlink_to(target)
 
 
-def _in_a_loop(path: Path) -> None:
-    (path / "rng.pt").unlink()
-    (path / "rng.pt").symlink_to(path / "rng.pt")
-
-
-def _with_a_directory(path: Path) -> None:
-    (path / "rng.pt").unlink()
-    (path / "rng.pt").mkdir()
-
-
-def _with_a_pipe(name: str) -> Callable[[Path], None]:
+def _replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         (path / name).unlink()
-        os.mkfifo(path / name)
+        make(path / name)
 
     return damage
 
@@ -265,14 +250,12 @@ def _with_the_manifest(text: str) -> Callable[[Path], object]:
         (lambda path: (path / "notes.txt").write_text("x"), "notes.txt is not part of the checkpoint"),
         (lambda path: (path / "adapter" / "adapter_model.bin").write_bytes(b"x"), "adapter_model.bin is not part of"),
         (lambda path: (path / "adapter" / "more.pt").symlink_to("/dev/zero"), "adapter/more.pt is a link"),
-        *((_as_links(name), f"{name} is a link") for name in FILES if name != "manifest.json"),
-        (_as_links("manifest.json"), "manifest.json is a link"),
-        (_as_links("adapter"), "adapter is a link"),
-        (_as_link, "is a link, not a checkpoint"),
-        (_in_a_loop, "rng.pt is a link"),
-        (_with_a_directory, "lacks rng.pt"),
-        (_with_a_pipe("optimizer.pt"), "optimizer.pt is no file"),
-        (_with_a_pipe("manifest.json"), "has no valid manifest"),
+        *((lambda path, name=name: _moved_away(path / name), f"{name} is a link") for name in (*FILES, "adapter")),
+        (_moved_away, "is a link, not a checkpoint"),
+        (_replaced("rng.pt", lambda path: path.symlink_to(path)), "rng.pt is a link"),
+        (_replaced("rng.pt", Path.mkdir), "lacks rng.pt"),
+        (_replaced("optimizer.pt", os.mkfifo), "optimizer.pt is no file"),
+        (_replaced("manifest.json", os.mkfifo), "has no valid manifest"),
         *((_with_the_manifest(text), "has no valid manifest") for text in ("", "null", "[]", "{}", "[" * 100_000)),
         (_with_the_manifest('{"step": 1, "files": {}, "version": 1}'), "has no valid manifest"),
     ],
@@ -282,10 +265,7 @@ def test_what_was_changed_by_hand_is_passed_over_and_said(
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020")
-    found, damaged = checkpoints.newest_valid(where)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
+    sentence = passed_over(where)
     assert says in sentence
     assert sentence.startswith("step-00000020")
 
@@ -295,11 +275,8 @@ def test_an_unreadable_checkpoint_is_skipped(saved: Path, tmp_path: Path, name: 
     where = copied(saved, tmp_path)
     (where / "step-00000020" / name).chmod(0)
     with unprivileged():
-        found, damaged = checkpoints.newest_valid(where)
+        sentence = passed_over(where)
     (where / "step-00000020" / name).chmod(0o700)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
     assert "Permission denied" in sentence or "no valid manifest" in sentence
 
 
@@ -329,20 +306,11 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert damaged == ["step-00000001 has no valid manifest."]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk too small for a checkpoint."""
-    with small_disk(tmp_path / "disk", "64k") as mount:
-        yield mount
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tiny_disk: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        training.save(tiny_disk / "checkpoints", 1)
-    assert list((tiny_disk / "checkpoints").iterdir()) == []
-
-
-def test_an_optimizer_on_a_full_disk_is_an_oserror() -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        with pytest.raises(OSError, match="No space left"):
+            training.save(disk / "checkpoints", 1)
+        assert list((disk / "checkpoints").iterdir()) == []
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save_tensors({"state": torch.ones(100_000)}, Path("/dev/full"))
 
@@ -379,27 +347,6 @@ def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path)
     saving, loading = forked.call(_saved_and_loaded, tmp_path / "optimizer.pt", log=tmp_path / "log")
     assert saving < 40 << 10, "of 128 MiB"
     assert loading < 40 << 10, "but for what lies in the file"
-
-
-@cases("options", [{}, {"optimizer": "adamw_8bit", "rank": 80}])
-def test_states_that_stay_in_the_file_are_the_same(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    original = Training(tiny_model_dir, **options)
-    original.step()
-    written = original.save(tmp_path, 1)
-    expected = original.step()
-    load, mapped = checkpoints.load_tensors, []
-
-    def as_on_a_gpu(path: Path, **_: bool) -> Any:
-        mapped.append(path.name)
-        return load(path, mapped=True)
-
-    monkeypatch.setattr(checkpoints, "load_tensors", as_on_a_gpu)
-    other = Training(tiny_model_dir, seed=9, **options)
-    checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
-    assert other.step() == expected
-    assert mapped == ["optimizer.pt", "rng.pt"]
 
 
 def test_the_estimate_of_a_checkpoint_covers_its_tensors(training: Training, saved: Path) -> None:

@@ -165,36 +165,29 @@ def test_long_rows_are_refused_if_configured(encoder: Encoder, tmp_path: Path) -
     assert "train.max_length" in caught.value.hint
 
 
-def test_data_without_usable_rows_is_an_error_with_reasons(encoder: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [False, True])
+def test_data_without_usable_rows_is_an_error_with_reasons(encoder: Encoder, tmp_path: Path, broken: bool) -> None:
     path = write(tmp_path / "a.jsonl", chat("z" * 200), chat("z" * 300))
-    with pytest.raises(UserError, match=r"No row of .*a\.jsonl can be used \(2 x overlong\)\. a\.jsonl, line 1: "):
-        load_dataset(path, config(train={"max_length": 60}), encoder)
+    template = "{% for message in %}" if broken else None
+    ours = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
+    code = "template_error" if broken else "overlong"
+    with pytest.raises(
+        UserError, match=rf"No row of .*a\.jsonl can be used \(2 x {code}\)\. a\.jsonl, line 1: "
+    ) as error:
+        load_dataset(path, config(train={"max_length": 60}), ours)
+    assert error.value.hint.endswith("template.file.") is broken
 
 
-def test_the_hint_names_a_template_that_fails_on_every_row(encoder: Encoder, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", chat("x"))
-    broken = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], "{% for message in %}")
-    with pytest.raises(UserError, match=r"\(1 x template_error\)\. a\.jsonl, line 1: .*\.$") as caught:
-        load_dataset(path, config(), broken)
-    assert caught.value.hint.endswith("template.file.")
-
-
-def test_a_limit_ends_the_reading(encoder: Encoder, tmp_path: Path) -> None:
-    told: list[int] = []
-    first = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(3 * CHUNK_ROWS)))
-    second = str(tmp_path / "never-opened.jsonl")
-    dataset = load_dataset([first, second], config(), encoder, limit=5, progress=told.append)
-    assert [example.messages[0].content for example in dataset.examples] == [f"question {n}" for n in range(5)]
-    assert dataset.event().rows == 5
-    assert told == [5]
-
-
-def test_loading_reports_progress_which_can_stop_it(encoder: Encoder, tmp_path: Path) -> None:
+def test_loading_reports_progress_which_can_stop_it_and_a_limit_ends_it(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(2 * CHUNK_ROWS + 1)))
     told: list[int] = []
     dataset = load_dataset(path, config(), encoder, progress=told.append)
     assert told == [CHUNK_ROWS, 2 * CHUNK_ROWS, 2 * CHUNK_ROWS + 1]
     assert all(row.input_ids.dtype == np.int32 for row in dataset.rows)
+    never_opened = str(tmp_path / "never-opened.jsonl")
+    few = load_dataset([path, never_opened], config(), encoder, limit=5, progress=told.append)
+    assert few.examples == dataset.examples[:5]
+    assert (few.event().rows, told[3:]) == (5, [5])
 
     def stop(_: int) -> None:
         raise StopRequested("SIGTERM")
@@ -328,9 +321,7 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, tmp_path: Path) -> None:
     assert (event.rows, event.used, event.dropped) == (14, 7, {"not_sampled": 7})
     assert event.tokens == sum(dataset.lengths)
     assert len(dataset.rows) == len(dataset.examples) == 13
-    assert [example.messages for example in Loader(settings, encoder).training()[0].examples] == [
-        example.messages for example in dataset.examples
-    ]
+    assert Loader(settings, encoder).training()[0].examples == dataset.examples
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,13 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from core.config.derived import FP32_STATES
-from core.config.schema import Config
-from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import MASTER, WeightUpdate
 from tests.cases import cases
 from tests.core.worker.optim.plain_kernels import PlainKernels
-from tests.core.worker.optim.test_retryable_step import Dispatched
+from tests.core.worker.optim.test_retryable_step import Dispatched, weight_update
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 
@@ -40,14 +37,8 @@ class Setup:
         torch.manual_seed(0)
         self.net = Net().to(dtype)
         self.dtype = dtype
-        train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": optimizer}}).train
-        self.update = WeightUpdate(
-            dict(self.net.named_parameters()),
-            lambda parameters: make_optimizer(parameters, train, weight_decay=0.0),
-            states_in_fp32=optimizer in FP32_STATES,
-            in_backward=in_backward,
-            **{"weight_decay": 0.1, "max_grad_norm": 0.0, **options},
-        )
+        named = dict(self.net.named_parameters())
+        self.update = weight_update(named, optimizer, in_backward=in_backward, **{"weight_decay": 0.1, **options})
 
     def backward(self, seed: int) -> None:
         data = torch.randn(16, 128, generator=torch.Generator().manual_seed(seed)).to(self.dtype)

@@ -36,6 +36,7 @@ from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
 from core.worker.process import recorder as recorder_module
 from core.worker.process.recorder import Recorder, peak_rss_bytes
+from tests.e2e.workers import only
 from tests.small_disk import small_disk
 from tests.waiting import wait_for
 
@@ -125,10 +126,8 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
     first = recorded(run).updated
     wait_for(lambda: recorded(run).updated > first, 10, "a heartbeat")
 
-    def told() -> list[HardwareEvent]:
-        return [event for event in EventTail(run.events_path).read_all() if isinstance(event, HardwareEvent)]
-
-    used, total = wait_for(told, 10, "a hardware event")[0].host_memory_used, told()[0].host_memory_total
+    reading = wait_for(lambda: only(HardwareEvent, run), 10, "a hardware event")[0]
+    used, total = reading.host_memory_used, reading.host_memory_total
     assert used is not None
     assert total is not None
     assert 0 < used < total
@@ -141,7 +140,7 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
 def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -> None:
     recorder.memory("cuda:0", peak_bytes=5, limit_bytes=9)
     recorder.memory("cpu", rehearsed_bytes=3)
-    card, process, cpu = (event for event in EventTail(run.events_path).read_all() if isinstance(event, MemoryEvent))
+    card, process, cpu = only(MemoryEvent, run)
     assert (card.device, card.peak_bytes, card.limit_bytes) == ("cuda:0", 5, 9)
     assert (process.device, process.limit_bytes) == ("cpu", None)
     assert process.peak_bytes is not None
@@ -204,7 +203,7 @@ def test_a_full_disk_and_a_full_log_are_survived_and_neither_a_later_event_nor_t
             recorder.event(step(number))
         monkeypatch.undo()
     tail = EventTail(run.events_path)
-    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
+    numbers = [event.step for event in only(StepEvent, tail.read_all())]
     assert tail.skipped == 1
     assert numbers[0] == 1
     assert numbers[-2:] == [100, 101]

@@ -15,8 +15,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.quantization.result import sentence
 from core.runs.record.events import FailedEvent, NoticeEvent
-from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
+from core.runs.record.store import Run, create_run
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.model import adapters
 from core.worker.oom import retry
@@ -28,6 +27,7 @@ from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
 from tests.core.worker.measure.others import LLAMA_4
+from tests.e2e.workers import only
 from tests.families.tiny import write_model
 from tests.measured_here import measured_here
 
@@ -50,23 +50,18 @@ class Start:
         self.recorder: Recorder | None = None
 
     def __call__(self, **sections: dict[str, Any]) -> Parts:
-        config = Config.model_validate(
-            {
-                "model": {"base": self.base},
-                "data": {"train": self._data},
-                "hardware": {"device": "cpu"},
-                **sections,
-            }
-        )
-        run = create_run(config, "start")
-        self.recorder = Recorder(run)
-        controls = Controls()
-        return build(config, self.recorder, controls, None)
+        values = {"model": {"base": self.base}, "data": {"train": self._data}, "hardware": {"device": "cpu"}}
+        config = Config.model_validate(values | sections)
+        self.recorder = Recorder(create_run(config, "start"))
+        return build(config, self.recorder, Controls(), None)
+
+    @property
+    def run(self) -> Run:
+        assert self.recorder is not None
+        return self.recorder.run
 
     def notices(self, code: str) -> list[NoticeEvent]:
-        assert self.recorder is not None
-        events = EventTail(self.recorder.run.events_path).read_all()
-        return [event for event in events if isinstance(event, NoticeEvent) and event.code == code]
+        return [notice for notice in only(NoticeEvent, self.run) if notice.code == code]
 
 
 @pytest.fixture
@@ -143,19 +138,17 @@ def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch
     assert FULL in notice.message
 
 
-def test_handles_are_created_by_a_product_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    multiplied: list[torch.device] = []
-    monkeypatch.setattr(retry, "multiply_both_ways", multiplied.append)
-    retry.create_handles(torch.device("cpu"))
-    assert multiplied == []
-    retry.create_handles(torch.device("cuda", 0))
-    assert multiplied == [torch.device("cuda", 0)]
-
-
-def test_the_product_draws_nothing_and_leaves_nothing() -> None:
+def test_handles_are_created_on_a_card_by_a_product_that_draws_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = torch.get_rng_state()
     retry.multiply_both_ways(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+    multiplied: list[torch.device] = []
+    monkeypatch.setattr(retry, "multiply_both_ways", multiplied.append)
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        retry.create_handles(device)
+    assert multiplied == [torch.device("cuda", 0)]
 
 
 def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
@@ -166,8 +159,7 @@ def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
     start(model={"base": start.base, "keep_16bit": "auto"})
     (notice,) = start.notices("quantization")
     assert "keeps no layers: the memory of this model cannot be planned" in notice.message
-    assert start.recorder is not None
-    assert start.recorder.run.config().model.keep_16bit is None
+    assert start.run.config().model.keep_16bit is None
 
 
 def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +177,7 @@ def test_a_run_uses_earlier_measurements(start: Start, monkeypatch: pytest.Monke
     quantized = {name for name, module in parts.loaded.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
     assert any(".layers.1." in name for name in quantized)
     assert not any(".layers.0." in name for name in quantized)
-    assert start.recorder is not None
-    assert start.recorder.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
+    assert start.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
 
 
 @pytest.mark.long
