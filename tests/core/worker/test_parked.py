@@ -81,17 +81,18 @@ def test_a_parked_run_continues_once_the_claim_is_gone_and_memory_is_free(record
     waiting = Waiting(recorder, GAME.cause)
     assert recorder.state.state == "paused"
     waiting.free, waiting.claim = 4, None
-    wait_for(lambda: "4 bytes are free" in recorder.state.parked or "4 B" in recorder.state.parked, 20, "the reason")
+    wait_for(lambda: "4 B are free" in recorder.state.parked, 20, "the reason")
     assert waiting.result is None
     assert "The run cannot have its device back: the run needs 5" in waiting.ask("resume")["error"]
     waiting.free = 5
     assert waiting.ended() == "the parking rules"
 
 
-def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
+def test_parked_by_hand_it_waits_for_somebody_whose_wish_a_claim_outweighs(recorder: Recorder) -> None:
     waiting = Waiting(recorder, GAME.cause)
     assert waiting.ask("park")["state"] == "parked"
     wait_for(lambda: recorder.state.parked == PARKED_BY_HAND, 20, "the park to be heard")
+    assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
     waiting.claim = None
     refused = waiting.ask("generate")
     assert refused["error"] == "The run is parked: its model is not in memory."
@@ -99,14 +100,6 @@ def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
     assert waiting.ask("pause")["ok"] is True
     assert waiting.result is None
     assert waiting.ask("resume")["state"] == "training"
-    assert waiting.ended() == "socket"
-
-
-def test_a_claim_outweighs_the_wish_to_go_on(recorder: Recorder) -> None:
-    waiting = Waiting(recorder, PARKED_BY_HAND)
-    assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
-    waiting.claim = None
-    waiting.ask("resume")
     assert waiting.ended() == "socket"
 
 

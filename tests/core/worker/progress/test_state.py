@@ -16,25 +16,6 @@ from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 
 
-def test_a_checkpoint_keeps_the_keys_that_earlier_versions_wrote() -> None:
-    assert list(make_state().facts()) == [
-        "scaler",
-        "total_steps",
-        "token_budget",
-        "reference_budget",
-        "gradient_checkpointing",
-        "activation_offload",
-        "liger",
-        "overrides",
-        "selection",
-        "health",
-        # Later versions add theirs behind.
-        "deterministic",
-        "kept_layers",
-        "file",
-    ]
-
-
 def test_a_restored_state_continues_like_the_saved_state() -> None:
     state = make_state(64)
     state.step, state.checkpointing, state.offloading, state.token_budget = 7, True, True, 32
@@ -152,38 +133,18 @@ class Clock:
         return Limits(hours, watt_hours, lambda: self.watt_hours, lambda: self.now)
 
 
-def test_without_limits_nothing_is_reached_or_written() -> None:
-    clock = Clock()
-    limits = clock.limits()
-    clock.now, clock.watt_hours = 1e9, 1e9
-    assert limits.reached() is None
-    assert not limits.is_set
-    assert not limits.is_blind
-
-
-def test_hours_of_work_end_a_run_and_pauses_do_not_count() -> None:
+def test_hours_of_work_end_a_run_without_pauses_and_energy_where_it_is_known() -> None:
     clock = Clock()
     limits = clock.limits(hours=1.5)
-    clock.now += 5399
-    assert limits.reached() is None
-    limits.pause(100)
-    clock.now += 100
-    assert limits.reached() is None
-    clock.now += 1
-    assert limits.reached() == "train.max_hours = 1.5 is reached"
+    for later, reached in ((5399, None), (100, None), (1, "train.max_hours = 1.5 is reached")):
+        limits.pause(later if later == 100 else 0)
+        clock.now += later
+        assert limits.reached() == reached
     assert limits.reached(pausing=2) is None, "a pause that is not over yet"
-
-
-def test_energy_ends_a_run_where_it_is_known() -> None:
-    clock = Clock()
     limits = clock.limits(watt_hours=300)
-    clock.watt_hours = 299
-    assert limits.reached() is None
-    clock.watt_hours = 300
-    assert limits.reached() == "train.max_energy_wh = 300 is reached"
-    clock.watt_hours = None
-    assert limits.reached() is None
-    assert limits.is_blind
+    energy = "train.max_energy_wh = 300 is reached"
+    for clock.watt_hours, reached, is_blind in ((299.0, None, False), (300.0, energy, False), (None, None, True)):
+        assert (limits.reached(), limits.is_blind) == (reached, is_blind)
 
 
 def test_hours_and_energy_before_a_stop_count_after_it() -> None:

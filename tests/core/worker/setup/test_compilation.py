@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 from transformers import MistralConfig
 
 from core.worker.data.batches import collate
@@ -20,7 +22,6 @@ from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.setup import compilation
 from core.worker.setup.compilation import (
-    Compilation,
     Counts,
     Toolchain,
     compile_layers,
@@ -96,20 +97,19 @@ def test_packed_rows_without_a_shared_prefix_need_few_programs_reported_once(tin
     # The first layer's input needs no gradient, the other layers' inputs do.
     assert_whole(compiled, 2)
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
-    assert_told_once(compiled)
+    reports: list[tuple[str, ...]] = []
+    for step in (compilation.REPORT_STEP - 1, compilation.REPORT_STEP, compilation.REPORT_STEP):
+        compiled.compilation.report(step, lambda *told: reports.append(told))
+        assert len(reports) == (step == compilation.REPORT_STEP)
+    programs = "2 programs for all of them and all lengths, none of them interrupted."
+    layers = len(decoder_layers(compiled.loaded.model))
+    assert reports == [("info", "compiled", f"The {layers} layers are compiled: {programs}", "")]
 
 
 @pytest.mark.long
-def test_recomputation_stays_outside(tiny_model_dir: Path) -> None:
-    compiled = Compiled(tiny_model_dir, share_prefix=False)
-    set_gradient_checkpointing(compiled.loaded.model, True)
-    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
-
-
-@pytest.mark.long
-def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
-    compiled = Compiled(tiny_model_dir, packing=True)
-    stored: list[int] = []
+@pytest.mark.parametrize("train", [{"packing": True}, {"share_prefix": False}])
+def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, bool]) -> None:
+    compiled, usual, stored = Compiled(tiny_model_dir, **train), plain(tiny_model_dir), list[int]()
 
     def store(tensor: torch.Tensor) -> torch.Tensor:
         stored.append(tensor.numel())
@@ -117,40 +117,15 @@ def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
 
     away = ActivationOffload(wanted=lambda tensor: tensor.requires_grad, store=store)
     set_gradient_checkpointing(compiled.loaded.model, True, away)
-    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
-    assert stored
-
-
-def assert_learns_by_the_same_programs(compiled: Compiled, usual: Setup) -> None:
-    """First with activations recomputed, as the model is set, then with all kept."""
     compiled.loaded.model.train()
     assert_learns(compiled, usual, batches()[:3])
     assert_whole(compiled, 2)
+    assert stored
     before = compiled.graphs
     set_gradient_checkpointing(compiled.loaded.model, False)
     assert_learns(compiled, usual, batches())
     assert_whole(compiled, 2)
     assert compiled.graphs == before, "kept or recomputed, the programs are the same"
-
-
-def assert_told_once(compiled: Compiled) -> None:
-    reports: list[tuple[str, str, str]] = []
-
-    def tell(level: str, code: str, message: str, _hint: str) -> None:
-        reports.append((level, code, message))
-
-    compiled.compilation.report(compilation.REPORT_STEP - 1, tell)
-    assert reports == []
-    for _ in range(2):
-        compiled.compilation.report(compilation.REPORT_STEP, tell)
-    layers = len(decoder_layers(compiled.loaded.model))
-    assert reports == [
-        (
-            "info",
-            "compiled",
-            f"The {layers} layers are compiled: 2 programs for all of them and all lengths, none of them interrupted.",
-        )
-    ]
 
 
 @pytest.mark.long
@@ -228,10 +203,8 @@ def test_a_failed_trial_is_reported(tiny_model_dir: Path, broken: str) -> None:
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices), backend=broken)
-    assert notices == [
-        "not_compiled: The layers are fused instead of compiled: a trial of one of them failed "
-        "(RuntimeError: Python.h: No such file or directory)."
-    ]
+    reason = "a trial of one of them failed (RuntimeError: Python.h: No such file or directory)."
+    assert notices == [f"not_compiled: The layers are fused instead of compiled: {reason}"]
 
 
 def test_layers_run_uncompiled_when_compilation_fails_later(tiny_model_dir: Path, broken: str) -> None:
@@ -266,18 +239,13 @@ def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
     assert compiled.compilation.health.failure is None
 
 
-def test_errors_are_not_suppressed_in_the_whole_process(tiny_model_dir: Path) -> None:
-    before = torch._dynamo.config.suppress_errors
+def test_neither_are_errors_suppressed_in_the_whole_process_nor_is_a_higher_limit_lowered(
+    tiny_model_dir: Path,
+) -> None:
+    config = torch._dynamo.config
+    before, config.recompile_limit = config.suppress_errors, 200
     Compiled(tiny_model_dir)
-    assert torch._dynamo.config.suppress_errors == before
-
-
-def test_the_limit_of_programs_is_raised_and_never_lowered() -> None:
-    compilation._raise_limits()
-    assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
-    torch._dynamo.config.recompile_limit = 200
-    compilation._raise_limits()
-    assert torch._dynamo.config.recompile_limit == 200
+    assert (config.suppress_errors, config.recompile_limit) == (before, 200)
 
 
 # The report.
@@ -302,7 +270,6 @@ def test_a_limit_that_is_reached_is_seen() -> None:
         for by in range(4):
             fast(torch.ones(2), by)
     assert Counts.read().limited
-    assert isinstance(Compilation(1, compilation.Health(lambda *_: None), Counts.read()), Compilation)
 
 
 # The toolchain.
@@ -352,9 +319,6 @@ def test_a_c_compiler_is_found_as_triton_finds_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
     def none_found() -> str:
         raise InvalidCxxCompiler
 
@@ -362,7 +326,6 @@ def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, mo
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices))
-    assert notices == [
-        "not_compiled: The layers are fused instead of compiled: there is no C++ compiler on this machine."
-    ]
+    reason = "there is no C++ compiler on this machine."
+    assert notices == [f"not_compiled: The layers are fused instead of compiled: {reason}"]
     assert Counts.read().graphs == 0
