@@ -92,14 +92,17 @@ def carry_out_orders(recipe: FinetuneRecipe) -> None:
     orders = parts.strategy.orders
     with parts.governor.governing(state.overrides):
         parts.strategy.ranks.meet()
-        while (order := orders.take()).name != "leave":
-            if order.name == "step":
-                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+        while True:
+            name, args = orders.take()
+            if name == "leave":
+                return
+            if name == "step":
+                state.step, state.overrides = int(args["step"]), dict(args["overrides"])
                 recipe.step()
-            elif order.name == "forward":
+            elif name == "forward":
                 parts.strategy.lend()
             else:
-                parts.checkpointer.lend(order.name)
+                parts.checkpointer.lend(name)
 
 
 def reporting(reports: Reports, work: Callable[[], int]) -> int:

@@ -147,9 +147,9 @@ class ParkedRun:
 def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
     """A parked run that watches this machine."""
     if config.hardware.device == "cpu":
-        recorder.watch(CPU_ONLY)
+        recorder.sampler.watch(CPU_ONLY)
     elif config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
-        recorder.watch(card.uuid)
+        recorder.sampler.watch(card.uuid)
     return ParkedRun(
         config,
         recorder,

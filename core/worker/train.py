@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,11 @@ from core.runs.record.sentences import ALL_DONE
 from core.runs.record.tail import EventTail
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
-from core.worker.distributed.strategy import reduce_window, share_window
 from core.worker.loss.objectives import Rewards
+from core.worker.model.full_weights import trained_tensors
 from core.worker.oom.retry import TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
-from core.worker.process.determinism import nondeterminism_explained
+from core.worker.process.determinism import nondeterminism_explained, own_draws
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import Spike
 from core.worker.setup.build import Parts, set_up
@@ -252,17 +253,21 @@ class FinetuneRecipe:
             parts.compilation.report(state.step, self.recorder.notice)
 
     def gradients(self, window: list[int]) -> Gradients:
-        """Compute the gradients of a window, cut finer and run again if memory runs out."""
-        parts, step = self.parts, self.parts.state.step
-        noise = parts.noise.draw()
-        with share_window(
-            parts.strategy, window, parts.dataset.lengths, seed=self.config.train.seed, step=step
-        ) as rows:
+        """Compute the gradients of a window, cut finer and run again if memory runs out; then reduce them, the loss and
+        the rewards over all processes."""
+        parts, strategy, step = self.parts, self.parts.strategy, self.parts.state.step
+        noise, ranks = parts.noise.draw(), strategy.ranks
+        rows = strategy.share(window, parts.dataset.lengths)
+        # Draws differ between processes; afterwards all generators have the same state.
+        with nullcontext() if ranks.is_single else own_draws(self.config.train.seed, step, ranks.rank):
             for attempt in parts.micro_batches.attempts(rows, where=f"step {step + 1}"):
                 with attempt:
                     result = self.accumulate(attempt.micro_batches, window=window, noise=noise)
-        loss, rewards = reduce_window(parts.strategy, parts.loaded.model, result.loss, parts.objective)
-        return dataclasses.replace(result, loss=loss, rewards=rewards)
+        if ranks.is_single:
+            return dataclasses.replace(result, rewards=parts.objective.rewards())
+        trained = list(trained_tensors(parts.loaded.model).values())
+        loss, *sums = strategy.reduce(trained, [result.loss, *parts.objective.reward_sums()])
+        return dataclasses.replace(result, loss=loss, rewards=parts.objective.rewards_of(sums))
 
     def accumulate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,10 +85,15 @@ class Dataset:
     def unfold(self) -> None:
         """Insert the additional rows of each example after its first."""
         chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
-        self.further += len(chosen) - len(self.rows)
-        self.rows = [row for first in self.rows for row in first.rows]
-        self.examples = [self.examples[place] for place in chosen]
-        self.places = [self.places[place] for place in chosen]
+        unfolded = [row for first in self.rows for row in first.rows]
+        self.further += len(unfolded) - len(self.rows)
+        _, self.examples, self.places = self.taken(chosen)
+        self.rows = unfolded
+
+    def taken(self, positions: Sequence[int]) -> tuple[list[TokenizedRow], list[Example], list[FileLine]]:
+        """Rows, examples and places at these positions."""
+        rows, examples, places = self.rows, self.examples, self.places
+        return [rows[at] for at in positions], [examples[at] for at in positions], [places[at] for at in positions]
 
 
 class Loader:
@@ -263,22 +268,14 @@ class Loader:
         if share and not kept_out:
             raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
         measured = sorted(kept_out)[: self._config.eval.max_rows]
-        held_out = Dataset(
-            [dataset.rows[position] for position in measured],
-            [dataset.examples[position] for position in measured],
-            [dataset.places[position] for position in measured],
-            read=len(measured),
-            formats=dict(dataset.formats),
-        )
+        held_out = Dataset(*dataset.taken(measured), read=len(measured), formats=dict(dataset.formats))
         used = [position for position, count in enumerate(counts) for _ in range(count)]
         if not used:
             raise UserError("No row is left to train on.", "Raise data.weights, or lower data.eval_share.")
         skipped = sum(not count for count in counts) - len(kept_out)
         dataset.dropped += Counter({HELD_OUT: len(kept_out), NOT_SAMPLED: skipped})
         dataset.repeated = len(used) - len(set(used))
-        dataset.rows = [dataset.rows[position] for position in used]
-        dataset.examples = [dataset.examples[position] for position in used]
-        dataset.places = [dataset.places[position] for position in used]
+        dataset.rows, dataset.examples, dataset.places = dataset.taken(used)
         return held_out if kept_out else None
 
 

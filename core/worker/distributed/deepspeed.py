@@ -44,9 +44,11 @@ class DeepSpeed(Strategy):
     tell: Callable[[str], None] = lambda _: None
     gathers = True
     _causal: Any = field(default=None, init=False)
-    _layers: ZeroLayers | None = field(default=None, init=False)
+    layers: ZeroLayers = field(init=False)
+    """The sharded parts of the model, in stage 3."""
     _update: ZeroUpdate | None = field(default=None, init=False)
-    _zero: Zero | None = field(default=None, init=False)
+    zero: Zero = field(init=False)
+    """The sharded training state."""
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
     """Context that postpones gradient reductions to the end of a step; None if each pass reduces."""
     _stays_whole: bool = field(default=True, init=False)
@@ -59,24 +61,10 @@ class DeepSpeed(Strategy):
     def _trains_weights(self) -> bool:
         return self.config.method.name in WEIGHT_METHODS
 
-    @property
-    def zero(self) -> Zero:
-        """The sharded training state."""
-        if self._zero is None:
-            raise ValueError("Nothing is shared out yet.")
-        return self._zero
-
-    @property
-    def layers(self) -> ZeroLayers:
-        """The sharded parts of the model, in stage 3."""
-        if self._layers is None:
-            raise ValueError("Every process has the whole model.")
-        return self._layers
-
     def place(self, model: Any) -> None:
         """Choose the sharded parts of the model, and move the rest to the device. Local."""
         if self.is_sharded:
-            self._layers = ZeroLayers(model, self.ranks.device)
+            self.layers = ZeroLayers(model, self.ranks.device)
 
     def prepare(self, model: Any) -> Any:
         """Shard the weights in stage 3, and run the first pass. Together then."""
@@ -105,12 +93,12 @@ class DeepSpeed(Strategy):
         kept = self._groups_of_one(model)
         module = self.layers.module if self.is_sharded else torch.nn.ParameterList(trained.values())
         optimizer = make_adam(groups, train, on_host=options.on_host)
-        self._zero = Zero(module, trained, optimizer, options, self.ranks)
+        self.zero = Zero(module, trained, optimizer, options, self.ranks)
         self._stays_whole = options.stage == 1 or (options.stage == 2 and not self._trains_weights)
         if self.is_sharded:
-            self._zero.optimizer.persistent_parameters = self.layers.pinned
+            self.zero.optimizer.persistent_parameters = self.layers.pinned
         self._stepped()
-        return ZeroUpdate(self._zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
+        return ZeroUpdate(self.zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
 
     def _groups(self, model: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer. Trained norms and biases have no weight decay."""

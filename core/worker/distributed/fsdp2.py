@@ -36,22 +36,16 @@ class Fsdp2(Strategy):
     offload: bool = False
     is_sharded = True
     gathers = True
-    _model: ShardedModel | None = field(default=None, init=False)
+    sharded: ShardedModel = field(init=False)
+    """The sharded model, once it is placed."""
     _shards: Shards | None = field(default=None, init=False)
     _passes: int = field(default=0, init=False)
     """Remaining passes of the current window, including the current one."""
 
-    @property
-    def sharded(self) -> ShardedModel:
-        """The sharded model."""
-        if self._model is None:
-            raise ValueError("The model is not shared out yet.")
-        return self._model
-
     def place(self, model: Any) -> None:
         """Shard the model layer by layer. Local."""
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.count,))
-        self._model = ShardedModel(model, mesh, self.ranks.device, offload=self.offload)
+        self.sharded = ShardedModel(model, mesh, self.ranks.device, offload=self.offload)
 
     def prepare(self, model: Any) -> Any:
         """Run the first pass through the model. Together."""

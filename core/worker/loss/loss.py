@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
 from core.worker.data.batches import HostBatch, upload
-from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
+from core.worker.data.packing import LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
 from core.worker.model.model import decoder_of
@@ -152,8 +152,8 @@ class SupervisedLoss:
         packing: How batches are packed; see :mod:`core.worker.data.packing`.
     """
 
-    def __init__(self, model: Any, packing: Packing = UNPACKED) -> None:
-        self.packing = packing
+    def __init__(self, model: Any, packing: Packing | None = None) -> None:
+        self.packing = packing or Packing()
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = decoder_of(self._causal)
         self.head = Head(self._causal)

@@ -6,7 +6,7 @@ window is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from core.config.schema import Config
+from core.config.schema import Config, TrainSection
 from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOffReference, Autocast, PrecomputedReference, Reference
+from core.worker.loss.reference import Autocast, Reference
 from core.worker.model.model import LoadedModel, evaluation_mode
 
 DpoLoss = Literal["sigmoid", "ipo", "hinge"]
@@ -189,10 +189,8 @@ class _Pairs(Objective):
 
     sequences_per_row = 2
 
-    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], beta: float) -> None:
-        self._loss = loss
-        self._rows = rows
-        self._beta = beta
+    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], train: TrainSection) -> None:
+        self._loss, self._rows, self._train = loss, rows, train
         self._margins: list[torch.Tensor] = []
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
@@ -222,7 +220,7 @@ class _Pairs(Objective):
         return Rewards(margin / pairs, right / pairs)
 
     def _note(self, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
-        self._margins.append(self._beta * (chosen - rejected).detach())
+        self._margins.append(self._train.beta * (chosen - rejected).detach())
 
 
 class DpoObjective(_Pairs):
@@ -232,16 +230,14 @@ class DpoObjective(_Pairs):
         loss: Gives log-probabilities.
         rows: All rows, each a pair.
         reference: Of the same rows.
-        beta: See :func:`~core.worker.loss.objectives.dpo_losses`.
-        kind: The same.
+        train: Options of the run; see :func:`~core.worker.loss.objectives.dpo_losses`.
     """
 
     def __init__(
-        self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], reference: Reference, beta: float, kind: DpoLoss
+        self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], reference: Reference, train: TrainSection
     ) -> None:
-        super().__init__(loss, rows, beta)
+        super().__init__(loss, rows, train)
         self._reference = reference
-        self._kind: DpoLoss = kind
 
     def forward(self, batch: MicroBatch) -> Outputs:
         """Hidden states, and the reference's log-probabilities."""
@@ -252,9 +248,9 @@ class DpoObjective(_Pairs):
         ratios = _log_ratios(self._loss, batch, outputs)
         chosen, rejected = ratios.chunk(2)
         self._note(chosen, rejected)
-        if self._kind == "ipo":
+        if self._train.dpo_loss == "ipo":
             chosen, rejected = (ratios / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
-        return dpo_losses(chosen, rejected, self._beta, self._kind).sum()
+        return dpo_losses(chosen, rejected, self._train.beta, self._train.dpo_loss).sum()
 
     def reference_sequences(self) -> list[TokenizedRow]:
         """The sequences of both answers of all pairs."""
@@ -268,7 +264,7 @@ class OrpoObjective(_Pairs):
     Args:
         loss: Gives log-probabilities.
         rows: All rows, each a pair.
-        beta: The paper's lambda.
+        train: Options of the run, whose beta is the paper's lambda.
     """
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
@@ -288,7 +284,7 @@ class OrpoObjective(_Pairs):
         chosen, rejected = (sums / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         self._note(chosen, rejected)
         likelihood = -sums[: len(batch.rows)].sum() * self._pairs_per_token
-        return likelihood + self._beta * odds_ratio_losses(chosen, rejected).sum()
+        return likelihood + self._train.beta * odds_ratio_losses(chosen, rejected).sum()
 
 
 class KtoObjective(Objective):
@@ -304,9 +300,7 @@ class KtoObjective(Objective):
         reference: Reference of the same rows.
         loaded: The model, to run the prompts with unrelated answers.
         autocast: Precision of training.
-        beta: See :func:`~core.worker.loss.objectives.kto_losses`.
-        weights: See there.
-        max_length: Maximum length in tokens of prompts with unrelated answers.
+        train: Options of the run; see :func:`~core.worker.loss.objectives.kto_losses`.
     """
 
     sequences_per_row = 1
@@ -316,22 +310,15 @@ class KtoObjective(Objective):
         loss: SupervisedLoss,
         rows: Sequence[TokenizedRow],
         reference: Reference,
-        *,
         loaded: LoadedModel,
         autocast: Autocast,
-        beta: float,
-        weights: tuple[float, float],
-        max_length: int,
+        train: TrainSection,
     ) -> None:
-        self._loss = loss
-        self._rows = rows
-        self._reference = reference
-        self._loaded = loaded
-        self._autocast = autocast
-        self._beta = beta
-        self._weights = weights
+        self._loss, self._rows, self._reference, self._train = loss, rows, reference, train
+        self._loaded, self._autocast = loaded, autocast
         half = len(rows) // 2
-        self._other = [_exchanged(row, rows[(place + half) % len(rows)], max_length) for place, row in enumerate(rows)]
+        others = (rows[(place + half) % len(rows)] for place in range(len(rows)))
+        self._other = [_exchanged(row, other, train.max_length) for row, other in zip(rows, others, strict=True)]
         self._divergence = torch.zeros(())
         self._ratios: list[torch.Tensor] = []
         self._good: list[torch.Tensor] = []
@@ -366,7 +353,8 @@ class KtoObjective(Objective):
         good = upload(np.array([bool(self._rows[row].label) for row in batch.rows]), ratios.device)
         self._ratios.append(ratios.detach())
         self._good.append(good)
-        return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()
+        weights = self._train.desirable_weight, self._train.undesirable_weight
+        return kto_losses(ratios, good, self._divergence, self._train.beta, weights).sum()
 
     def rewards(self) -> Rewards:
         """Margin, if there are good and bad answers; and the fraction of good answers above the divergence and bad
@@ -374,7 +362,7 @@ class KtoObjective(Objective):
         ratios, good = torch.cat(self._ratios), torch.cat(self._good)
         margin = None
         if bool(good.any()) and not bool(good.all()):
-            margin = float(self._beta * (ratios[good].mean() - ratios[~good].mean()))
+            margin = float(self._train.beta * (ratios[good].mean() - ratios[~good].mean()))
         return Rewards(margin, float(((ratios > self._divergence) == good).float().mean()))
 
     def reward_sums(self) -> list[float]:
@@ -389,7 +377,7 @@ class KtoObjective(Objective):
     def rewards_of(self, sums: Sequence[float]) -> Rewards:
         """As :meth:`rewards`."""
         good, good_count, bad, bad_count, right = sums
-        margin = self._beta * (good / good_count - bad / bad_count) if good_count and bad_count else None
+        margin = self._train.beta * (good / good_count - bad / bad_count) if good_count and bad_count else None
         return Rewards(margin, right / (good_count + bad_count))
 
     def reference_sequences(self) -> list[TokenizedRow]:
@@ -446,53 +434,9 @@ def make_objective(
     """The objective of ``train.objective`` on these rows."""
     train = config.train
     if train.objective == "dpo":
-        return DpoObjective(loss, rows, reference, train.beta, train.dpo_loss)
+        return DpoObjective(loss, rows, reference, train)
     if train.objective == "orpo":
-        return OrpoObjective(loss, rows, train.beta)
+        return OrpoObjective(loss, rows, train)
     if train.objective == "kto":
-        return KtoObjective(
-            loss,
-            rows,
-            reference,
-            loaded=loaded,
-            autocast=autocast,
-            beta=train.beta,
-            weights=(train.desirable_weight, train.undesirable_weight),
-            max_length=train.max_length,
-        )
+        return KtoObjective(loss, rows, reference, loaded, autocast, train)
     return SupervisedObjective(loss, rows)
-
-
-def make_objectives(
-    config: Config,
-    loss: SupervisedLoss,
-    rows: Sequence[TokenizedRow],
-    held_out: Sequence[TokenizedRow] | None,
-    loaded: LoadedModel,
-    autocast: Autocast,
-    progress: Callable[[int, int], None],
-    measured: PrecomputedReference | None = None,
-) -> tuple[Objective, Objective | None]:
-    """Objectives on the training and held-out rows. If the model's own weights are trained, the reference is computed
-    here, before the weights change and before a checkpoint is restored.
-
-    Args:
-        config: The run's configuration.
-        loss: Of the model.
-        rows: Training rows.
-        held_out: Held-out rows, if any.
-        loaded: The model as training begins, adapters attached.
-        autocast: The arithmetic of training.
-        progress: Called with the sequences the reference has done, of how many; may raise to stop.
-        measured: Holds the reference if the model's own weights are trained; None otherwise.
-
-    Raises:
-        MemoryShortageError: If a single answer of the reference does not fit.
-    """
-    reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
-    objective = make_objective(config, loss, rows, reference, loaded, autocast)
-    other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
-    asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
-    if measured is not None and asked:
-        measured.precompute(asked, loaded, loss, autocast, progress)
-    return objective, other

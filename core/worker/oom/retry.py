@@ -7,7 +7,6 @@ import ctypes
 import functools
 import gc
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -200,22 +199,19 @@ def keep_freed_memory() -> bool:
     Returns:
         True if this is possible, which it is with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim") or not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt"):
         return False
-    libc.malloc_trim(0)
+    give_back()
     wanted = ((_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP), (_M_TRIM_THRESHOLD, _MOST_FREE), (_M_TOP_PAD, _GROWTH))
     return {libc.mallopt(name, value) for name, value in wanted} == {1}
 
 
 def give_back() -> None:
-    """Return the free memory of the heap to the system."""
-    if sys.platform.startswith("linux"):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
+    """Return the free memory of the heap to the system, with glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 class NoGradBatches:

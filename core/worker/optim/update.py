@@ -100,7 +100,12 @@ class AdapterUpdate:
     def clip(self) -> float:
         """Clip all gradients by their common norm, which is returned."""
         self._accelerator.unscale_gradients()
-        return self._retry.run(self._clip_norm, "in clipping the gradients", HINT)
+        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
+        return self._retry.run(
+            lambda: float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)),
+            "in clipping the gradients",
+            HINT,
+        )
 
     def step(self) -> None:
         """Step the optimizer and drop the gradients."""
@@ -112,10 +117,6 @@ class AdapterUpdate:
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _clip_norm(self) -> float:
-        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
-        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -205,7 +206,9 @@ class WeightUpdate:
                 "in taking the norm of the gradients",
                 HINT,
             )
-        norm = math.sqrt(self._sum_parts(_square_sum(self._norms)))
+        # Read from the device at once.
+        norms: list[float] = torch.stack(self._norms).tolist() if self._norms else []
+        norm = math.sqrt(self._sum_parts(sum(value**2 for value in norms)))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 
@@ -271,12 +274,6 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
     """Norm of a gradient, summed in fp32 on the device."""
     norm: torch.Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
     return norm
-
-
-def _square_sum(norms: list[torch.Tensor]) -> float:
-    """Sum of squared norms, read from the device at once."""
-    values: list[float] = torch.stack(norms).tolist() if norms else []
-    return sum(value**2 for value in values)
 
 
 class _TensorStepper:

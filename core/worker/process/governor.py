@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from core.governor.night import Course, Night, Promise, unmet
 from core.governor.policy import Action, Observation, Policy
 from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory
+from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
@@ -30,24 +31,10 @@ INTERVAL, FIRST_READING = 1.0, 5.0
 BLIND_SECONDS = 30.0
 
 
-class Meters(Protocol):
-    """The part of :class:`core.hardware.sampler.Sampler` that the governor uses."""
-
-    @property
-    def energy_wh(self) -> float | None:
-        """Energy used so far, in Wh; None if the device does not report it."""
-
-    def refresh(self, timeout: float) -> list[Device]:
-        """A fresh reading, or the last one."""
-
-    def age(self) -> float | None:
-        """Seconds since the last reading."""
-
-
 class PowerLever(Protocol):
     """Sets the power limit of a card, if the system permits it."""
 
-    def set(self, uuid: str, watts: float) -> object:
+    def set_power_limit(self, uuid: str, watts: float) -> object:
         """Set the limit.
 
         Raises:
@@ -62,25 +49,8 @@ class PowerLever(Protocol):
         """
 
 
-class Notice(Protocol):
-    """Reports to the user: ``notice(level, code, message, hint)``."""
-
-    def __call__(self, level: str, code: str, message: str, hint: str = "") -> None:
-        """Report."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """An optimizer step, as reported by the training thread."""
-
-    tokens: int
-    seconds: float
-    rested: float
-    between: float
-    paused: float
-    steps_left: int
-    joules: float | None
-    """Energy counter at its end."""
+#: Reports to the user: ``notice(level, code, message, hint)``.
+Notice = Callable[[str, str, str, str], None]
 
 
 class Governor:
@@ -105,7 +75,7 @@ class Governor:
         self,
         config: Config,
         *,
-        meters: Meters,
+        meters: Sampler,
         controls: Controls,
         throttle: Throttle,
         tell: Callable[[Event], None],
@@ -130,7 +100,8 @@ class Governor:
         self._planning = threading.Lock()
         """Guards the course and the night."""
         self._course = Course()
-        self._steps: list[_Step] = []
+        self._steps: list[Callable[[], None]] = []
+        """Add the steps since the last look to the course."""
         self._last_step_end: float | None = None
         self._joules_before: float | None = None
         self._wants_checkpoint = False
@@ -230,15 +201,28 @@ class Governor:
             paused: Seconds of pause before it.
             steps_left: Remaining optimizer steps.
         """
-        now = self._clock()
+        now, joules = self._clock(), self._joules()
         between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
-        self._last_step_end = now
-        step = _Step(tokens, seconds, rested, between, paused, steps_left, self._joules())
+        before, self._joules_before, self._last_step_end = self._joules_before, joules, now
+        used = None
+        if joules is not None and before is not None:
+            # Energy between two steps was used at about the same power.
+            used = (joules - before) * (seconds / max(seconds + between + paused, 1e-9))
+        duty = 1.0 - rested / max(seconds, 1e-9)
+        take_in = partial(
+            self._course.step_done,
+            tokens=tokens,
+            seconds=seconds,
+            duty=duty,
+            joules=used,
+            between=between,
+            steps_left=steps_left,
+        )
         if self._thread is None:
-            self._take_in([step])
+            self._take_in([take_in])
             return
         with self._guard:
-            self._steps.append(step)
+            self._steps.append(take_in)
 
     def take_checkpoint(self) -> bool:
         """True if a checkpoint is wanted; resets the request."""
@@ -293,25 +277,13 @@ class Governor:
             else:
                 self._night.change(limits, self._wall())
 
-    def _take_in(self, steps: list[_Step]) -> None:
+    def _take_in(self, steps: list[Callable[[], None]]) -> None:
         """Add steps to the course of the run, which is kept even without a plan."""
         with self._planning:
-            for step in steps:
-                before, self._joules_before = self._joules_before, step.joules
-                used = step.joules - before if step.joules is not None and before is not None else None
-                if used is not None:
-                    # Energy between two steps was used at about the same power.
-                    used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
-                self._course.step_done(
-                    tokens=step.tokens,
-                    seconds=step.seconds,
-                    duty=1.0 - step.rested / max(step.seconds, 1e-9),
-                    joules=used,
-                    between=step.between,
-                    steps_left=step.steps_left,
-                )
+            for take_in in steps:
+                take_in()
 
-    def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
+    def _plan(self, steps: list[Callable[[], None]], now: float, wall: float, joules: float | None) -> float:
         """Maximum duty cycle wanted by the plan after the finished steps."""
         self._take_in(steps)
         seconds, self._looked = now - (self._looked if self._looked is not None else now), now
@@ -357,7 +329,7 @@ class Governor:
                 lever.restore(self._limited)
                 self._limited = ""
             elif device is not None:
-                lever.set(device.uuid, watts)
+                lever.set_power_limit(device.uuid, watts)
                 self._limited = device.uuid
         except UserError as error:
             self._policy.can_limit_power = False

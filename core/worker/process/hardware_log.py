@@ -26,7 +26,8 @@ Notice = Callable[[str, str, str, str], None]
 
 
 class HardwareLog:
-    """Samples and notices of one run.
+    """Samples of the devices of one run, and notices about them, each once: an error, a card lost or back, a silent
+    driver.
 
     Args:
         sampler: The sampler of the devices.
@@ -42,16 +43,21 @@ class HardwareLog:
         notice: Notice,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sampler, self._event, self._clock = sampler, event, clock
-        self._news = DeviceNews(notice)
+        self._sampler, self._event, self._notice, self._clock = sampler, event, notice, clock
         self._recorded: list[Device] = []
         self._host: Host | None = None
         self._moment: float | None = None
+        self._lost: set[tuple[str, int]] = set()
+        self._silent: set[tuple[str, int]] = set()
+        self._told: dict[tuple[int, int], float] = {}
 
     def tick(self) -> None:
         """Check the newest reading: report news, and record it if due."""
         devices = self._sampler.latest()
-        self._news.tell(devices)
+        for device in devices:
+            self._tell_xids(device)
+            self._tell_loss(device)
+            self._tell_silence(device)
         since = None if self._moment is None else self._clock() - self._moment
         host = self._sampler.host()
         if host is not None and (_has_filled(self._host, host) or is_due(self._recorded, devices, since)):
@@ -74,27 +80,6 @@ class HardwareLog:
                 host=host.to_dict() if host else None,
             )
         )
-
-
-class DeviceNews:
-    """Notices about devices, each once: an error, a card lost or back, a silent driver.
-
-    Args:
-        notice: Writes a notice: ``notice(level, code, message, hint)``.
-    """
-
-    def __init__(self, notice: Notice) -> None:
-        self._notice = notice
-        self._lost: set[tuple[str, int]] = set()
-        self._silent: set[tuple[str, int]] = set()
-        self._told: dict[tuple[int, int], float] = {}
-
-    def tell(self, devices: Sequence[Device]) -> None:
-        """Report news."""
-        for device in devices:
-            self._tell_xids(device)
-            self._tell_loss(device)
-            self._tell_silence(device)
 
     def _tell_xids(self, device: Device) -> None:
         for xid in device.xid:

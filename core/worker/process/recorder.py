@@ -15,8 +15,6 @@ from typing import Any
 
 from core.atomic import fsync_dir
 from core.beneath import open_beneath
-from core.hardware.cpu import memory as cpu_memory
-from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.redact import redact
@@ -103,7 +101,7 @@ class Recorder:
         self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity() if owner is None else (owner, start_identity(owner))
         counter, kills = own_counter()
-        self._state = RunState(
+        self.state = RunState(
             state="paused" if parked else "starting",
             parked=parked,
             pid=pid,
@@ -113,8 +111,9 @@ class Recorder:
             memory_events=counter,
             memory_kills=kills,
         )
+        """The state as last written."""
         if resume and (before := RunState.read(run.state_path)) is not None:
-            self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
+            self.state = dataclasses.replace(self.state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
         self._failing: set[str] = set()
         self._peaks: dict[str, int] = {}
@@ -126,22 +125,18 @@ class Recorder:
             open_beneath(run.path, EVENTS_NAME, flags) if keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         )
         self._mend_last_line()
-        self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self.sampler = Sampler(HEARTBEAT_SECONDS)
+        """Meters of the run's own device."""
         # While a run is parked, the meters show other users of its device.
-        self._hardware = None if parked or not keeps else HardwareLog(self._sampler, self.event, self.notice)
+        self._hardware = None if parked or not keeps else HardwareLog(self.sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
 
     @property
-    def state(self) -> RunState:
-        """The state as last written."""
-        return self._state
-
-    @property
     def device(self) -> Device | None:
         """Last snapshot of the run's own device; None before the first reading."""
-        devices = self._sampler.latest()
+        devices = self.sampler.latest()
         return devices[0] if devices else None
 
     @property
@@ -237,42 +232,12 @@ class Recorder:
         """Warn of a problem that does not end the run."""
         self.notice("warning", code, message, hint)
 
-    def watch(self, device: str) -> None:
-        """Read the meters of the run's own device from now on: a GPU by UUID, or ``cpu``."""
-        self._sampler.watch(device)
-
-    @property
-    def sampler(self) -> Sampler:
-        """Meters of the run's own device."""
-        return self._sampler
-
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak resident memory of this process."""
         if device != "cpu":
             self.event(MemoryEvent(device=device, **values))
             values = {}
-        self.event(MemoryEvent(device="cpu", **{**values, "peak_bytes": peak_rss_bytes()}))
-
-    def memory_of_process(self, predicted: dict[str, int] | None, *, rehearsed: bool) -> None:
-        """Record the memory of a run on the CPU: resident memory, including the libraries and the loading of the model,
-        as in the plan.
-
-        Args:
-            predicted: The plan's parts.
-            rehearsed: The rehearsal has just ended, so the peak is its own.
-        """
-        used, total = cpu_memory()
-        peak = peak_rss_bytes()
-        limit = total - used + (process_rss(os.getpid()) or 0)
-        self.event(
-            MemoryEvent(
-                device="cpu",
-                predicted_bytes=predicted,
-                rehearsed_bytes=peak if rehearsed else None,
-                peak_bytes=peak,
-                limit_bytes=limit,
-            )
-        )
+        self.event(MemoryEvent(device="cpu", **{"peak_bytes": peak_rss_bytes(), **values}))
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and write it, including the heartbeat."""
@@ -282,19 +247,19 @@ class Recorder:
             now, beat, began = time.time(), time.monotonic(), self._step_began
             # Relative to now, so that it is right for readers even if the clock was changed.
             started = now - (beat - began) if began is not None else None
-            self._state = dataclasses.replace(
-                self._state,
+            self.state = dataclasses.replace(
+                self.state,
                 **changes,
                 updated=now,
                 beat=beat,
                 step_started=started,
-                pending=self._pending(changes.get("state", self._state.state)),
+                pending=self._pending(changes.get("state", self.state.state)),
                 progress=self._progress,
             )
             if not self._keeps:
                 return
             try:
-                self._state.write(self.run.state_path)
+                self.state.write(self.run.state_path)
                 self._failing.discard("state.json")
             except OSError as error:
                 self._warn_once("state.json", error)
@@ -318,11 +283,6 @@ class Recorder:
         with self._lock:
             self._step_began = None
             self.update(step=step)
-
-    @property
-    def energy_wh(self) -> float | None:
-        """Energy used by the devices since the worker began, in Wh; None if none reports its power."""
-        return self._sampler.energy_wh
 
     def close(self, state: str, reason: str, final: FinishedEvent) -> None:
         """Write the last event and the final state; nothing is written afterwards."""
@@ -355,7 +315,7 @@ class Recorder:
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
         if self._hardware is not None:
             self._hardware.close()
-        self._sampler.close()
+        self.sampler.close()
 
     def _settle(self, **changes: Any) -> None:
         with self._lock:
@@ -399,7 +359,7 @@ class Recorder:
 
     def _tell_change(self) -> None:
         """Write the state if pending requests or progress changed."""
-        state = self._state
+        state = self.state
         if self._pending(state.state) != state.pending or self._progress != state.progress:
             self.update()
 
@@ -409,7 +369,7 @@ class Recorder:
         self.notice(
             "warning",
             "slow_step",
-            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
+            f"Step {self.state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
             f"{where}",
             "Look at the meters: another program may hold the device, or memory may be swapped out. "
             f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from core.analysis.problems import FileLine, name_places
@@ -68,12 +69,12 @@ class FiniteCheck:
             return False
         self._streak += 1
         self.skipped += 1
-        self._where = f"step {step}, {self._name(window)}"
+        self._where = f"step {step}, {_name_rows(self._places, window)}"
         what = "gradient" if math.isfinite(loss) else "loss"
         self._notice(
             "nonfinite",
             f"The {what} of step {step} is not finite (loss {loss:g}, gradient {norm:g}); the update is skipped "
-            f"({self._streak} in a row). Its rows: {self._name(window)}.",
+            f"({self._streak} in a row). Its rows: {_name_rows(self._places, window)}.",
             f"After {NONFINITE_LIMIT} in a row the run ends at its last good checkpoint.",
         )
         return False
@@ -110,9 +111,10 @@ class FiniteCheck:
             hint = "Look at method.target_modules: the layers named there may not be what the model computes with."
         self._notice("zero_gradient", message, hint)
 
-    def _name(self, window: Sequence[int]) -> str:
-        # Rows made in memory, as in tests, have no source.
-        return name_places([self._places[row] for row in window if row < len(self._places)])
+
+def _name_rows(places: Sequence[FileLine], rows: Sequence[int]) -> str:
+    # Rows made in memory, as in tests, have no source.
+    return name_places([places[row] for row in rows if row < len(places)])
 
 
 #: Number of rollbacks for spikes; at the next spike the run stops.
@@ -154,25 +156,25 @@ class RecentLosses:
             tokens: Number of supervised tokens behind the mean.
         """
         if self._losses:
-            self._residuals.append(loss - _median(self._losses))
+            self._residuals.append(loss - median(self._losses))
             self._tokens.append(tokens)
         self._losses.append(loss)
 
     def expected(self) -> float:
         """Expected loss of the next step."""
-        return _median(self._losses) + _median(self._residuals)
+        return median(self._losses) + median(self._residuals)
 
     def deviations(self, loss: float, tokens: int) -> float:
         """Number of deviations of a loss above the expected one; 0 if a recent step was as far above the level. The
         mean of few tokens deviates more, by the square root of their number."""
-        level, trend, usual = _median(self._losses), _median(self._residuals), _median(self._tokens)
+        level, trend, usual = median(self._losses), median(self._residuals), median(self._tokens)
         if loss - level <= max(self._residuals):
             return 0.0
         apart = sorted(
             (residual - trend) / _widening(count, usual)
             for residual, count in zip(self._residuals, self._tokens, strict=True)
         )
-        typical = 1.4826 * _median([abs(residual) for residual in apart])
+        typical = 1.4826 * median([abs(residual) for residual in apart])
         upper = apart[math.ceil(0.95 * (len(apart) - 1))] / 1.645
         return (loss - level - trend) / (max(typical, upper, LEAST_NOISE) * _widening(tokens, usual))
 
@@ -353,8 +355,7 @@ class LossSpikes:
 
     def name(self, spike: Spike) -> str:
         """Sources of the rows of a spike."""
-        # Rows made in memory, as in tests, have no source.
-        return name_places([self._places[row] for row in spike.rows if row < len(self._places)])
+        return _name_rows(self._places, spike.rows)
 
     def begin_anew(self) -> None:
         """Forget earlier losses, because other weights are trained from now on."""
@@ -395,9 +396,3 @@ class LossSpikes:
 def _widening(tokens: int, usual: float) -> float:
     """Factor by which the mean of few tokens deviates more than the mean of the usual number."""
     return math.sqrt(max(usual / max(tokens, 1), 1.0))
-
-
-def _median(values: Sequence[float] | deque[float] | deque[int]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -43,7 +43,7 @@ from core.worker.setup.memory_decision import (
 )
 from core.worker.setup.objective import make_evaluations, make_goal
 from core.worker.setup.preparation import prepare
-from core.worker.setup.provenance import Provenance
+from core.worker.setup.provenance import start_facts
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
     agree_kept_layers,
@@ -83,8 +83,8 @@ class Parts:
     """None if layers are not compiled."""
     file: FileTraining | None
     """None without ``method.train_for``."""
-    provenance: Provenance | None
-    """None except in rank 0."""
+    hashes: DataHashes | None
+    """Hashes of the data files; None except in rank 0."""
     strategy: Strategy
     """Distribution of model and work over the processes of the run."""
 
@@ -121,8 +121,8 @@ def set_up(
     parts.checkpointer.spread()
     if parts.file is not None:
         parts.file.follow()
-    if parts.provenance is not None:
-        recorder.seal("start", parts.provenance.facts(config, found))
+    if parts.hashes is not None:
+        recorder.seal("start", start_facts(config, parts.hashes, parts.dataset, parts.checkpointer, found))
     return parts
 
 
@@ -172,7 +172,7 @@ def build(
     fingerprints = Fingerprints(
         prepared.data_fingerprint, prepared.held_out_fingerprint, BaseFingerprint(prepared.base)
     )
-    files = DataHashes(config.data) if ranks.is_first else None
+    hashes = DataHashes(config.data) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
@@ -212,7 +212,7 @@ def build(
             notice=warn,
             places=dataset.places,
         ),
-        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.sampler.energy_wh),
     )
 
     # The step.
@@ -253,8 +253,8 @@ def build(
 
     recorder.update(total_steps=total_steps)
     fingerprints.base.settle(controls.check_stop)
-    if files is not None:
-        files.settle(controls.check_stop)
+    if hashes is not None:
+        hashes.settle(controls.check_stop)
     return Parts(
         loaded=loaded,
         dataset=dataset,
@@ -276,7 +276,7 @@ def build(
         governor=governor,
         compilation=compilation,
         file=file,
-        provenance=None if files is None else Provenance(files, dataset, checkpointer),
+        hashes=hashes,
         strategy=strategy,
     )
 

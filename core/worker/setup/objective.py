@@ -20,8 +20,8 @@ from core.worker.evaluate.evaluations import Evaluations
 from core.worker.evaluate.samples import SampleWriter
 from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import Objective, make_objectives
-from core.worker.loss.reference import PrecomputedReference
+from core.worker.loss.objectives import Objective, make_objective
+from core.worker.loss.reference import AdapterOffReference, PrecomputedReference, Reference
 from core.worker.model.model import LoadedModel, decoder_layers
 from core.worker.oom.retry import shortage_explained
 from core.worker.process.control import Controls
@@ -68,26 +68,27 @@ def make_goal(
         StopRequested: If a stop was asked for.
         UserError: If the model cannot be trained as the configuration says.
     """
-    loaded, held_out = model.loaded, prepared.held_out
+    loaded, autocast = model.loaded, model.accelerator.autocast
     with shortage_explained("in the check of the model", SMALLER):
         loss = _make_loss(config, model, prepared.dataset)
-    report = recorder.reporter("loading_model", controls.check_stop)
-    reference = None
+    measured: PrecomputedReference | None = None
     if config.method.name in WEIGHT_METHODS:
         budget = found.manifest.get("reference_budget") if found is not None else None
-        reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[loaded.device.type]), recorder.warn)
-    objective, held_out_objective = make_objectives(
-        config,
-        loss,
-        prepared.dataset.rows,
-        held_out.rows if held_out is not None else None,
-        loaded,
-        model.accelerator.autocast,
-        lambda done, total: report("answers by the reference", done, total),
-        reference,
-    )
-    reference_budget = reference.token_budget if reference is not None else None
-    return Goal(loss, objective, held_out_objective, reference_budget)
+        measured = PrecomputedReference(int(budget or TOKEN_BUDGETS[loaded.device.type]), recorder.warn)
+    reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
+
+    def make(dataset: Dataset) -> Objective:
+        return make_objective(config, loss, dataset.rows, reference, loaded, autocast)
+
+    objective, held_out = make(prepared.dataset), None if prepared.held_out is None else make(prepared.held_out)
+    asked = objective.reference_sequences() + ([] if held_out is None else held_out.reference_sequences())
+    if measured is not None and asked:
+        # Before the weights change, and before a checkpoint is restored.
+        report = recorder.reporter("loading_model", controls.check_stop)
+        measured.precompute(
+            asked, loaded, loss, autocast, lambda done, total: report("answers by the reference", done, total)
+        )
+    return Goal(loss, objective, held_out, None if measured is None else measured.token_budget)
 
 
 def _make_loss(config: Config, model: ReadyModel, dataset: Dataset) -> SupervisedLoss:

@@ -76,58 +76,46 @@ def check_model(
     """
     made = _rows(rows)
 
+    @torch.no_grad()
     def try_rows() -> SelfCheck:
+        ids, supervised = collate(made, 0, torch.device("cpu"))
+        laid = lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=list(GROUPS))
+        ids, supervised = ids.to(loaded.device), supervised.to(loaded.device)
+        mixed, draws = None, False
+        with evaluation_mode(loaded.model), autocast():
+            difference, states = loss.verify(ids)
+            if laid_out:
+                mixed = _runs_on(loaded.model) or _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
+        if laid_out and mixed is None and _may_draw(loaded.model):
+            with autocast():
+                mixed, draws = _in_training(loaded, loss, laid)
+        return SelfCheck(difference, mixed, draws, Kernel.MASKED in laid.layout.kernels)
+
+    def try_again_with_masks() -> SelfCheck:
         try:
-            return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
+            return try_rows()
         except Exception as error:
             # Some families inspect their masks and need tensors.
             if is_out_of_memory(error) or not spell_windows_out(loaded.device):
                 raise
-        return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
+        return try_rows()
 
-    whole = attempt(try_rows)
+    @torch.no_grad()
+    def try_head() -> float:
+        ids = torch.as_tensor(made[0].input_ids[:LEAST], dtype=torch.int64, device=loaded.device)[None]
+        with evaluation_mode(loaded.model), autocast():
+            return loss.verify(ids)[0]
+
+    whole = attempt(try_again_with_masks)
     if whole.result is not None:
         return whole.result
-    least = attempt(lambda: _try_head(loaded, loss, made[0], autocast))
+    least = attempt(try_head)
     if least.result is None:
         raise MemoryShortageError(
             f"Memory ran out with {LEAST} tokens, before training: {least.reason}",
             "Close what else holds its memory, or choose a smaller base model.",
         )
     return SelfCheck(least.result, f"memory ran out in trying it ({whole.reason})")
-
-
-@torch.no_grad()
-def _try_head(
-    loaded: LoadedModel, loss: SupervisedLoss, row: TokenizedRow, autocast: Callable[[], AbstractContextManager[Any]]
-) -> float:
-    ids = torch.as_tensor(row.input_ids[:LEAST], dtype=torch.int64, device=loaded.device)[None]
-    with evaluation_mode(loaded.model), autocast():
-        difference, _ = loss.verify(ids)
-    return difference
-
-
-@torch.no_grad()
-def _try_rows(
-    loaded: LoadedModel,
-    loss: SupervisedLoss,
-    rows: Sequence[TokenizedRow],
-    autocast: Callable[[], AbstractContextManager[Any]],
-    *,
-    laid_out: bool,
-) -> SelfCheck:
-    ids, supervised = collate(rows, 0, torch.device("cpu"))
-    laid = lay_out(ids.numpy(), supervised.numpy(), loaded.device, groups=list(GROUPS))
-    ids, supervised = ids.to(loaded.device), supervised.to(loaded.device)
-    mixed, draws = None, False
-    with evaluation_mode(loaded.model), autocast():
-        difference, states = loss.verify(ids)
-        if laid_out:
-            mixed = _runs_on(loaded.model) or _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
-    if laid_out and mixed is None and _may_draw(loaded.model):
-        with autocast():
-            mixed, draws = _in_training(loaded, loss, laid)
-    return SelfCheck(difference, mixed, draws, Kernel.MASKED in laid.layout.kernels)
 
 
 def _runs_on(model: Any) -> str | None:
@@ -189,16 +177,10 @@ def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tu
     except LayoutError as error:
         return str(error), True
     finally:
-        draws = not _is_same(rng_state(), before)
+        draws = not all(map(torch.equal, _generators(rng_state()), _generators(before)))
         restore_rng(before)
         loaded.model.train(was_training)
     return None, draws
-
-
-def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """True if torch's generators are in the same states."""
-    pairs = zip(_generators(first), _generators(second), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def _generators(state: dict[str, Any]) -> list[torch.Tensor]:

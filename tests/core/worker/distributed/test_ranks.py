@@ -67,8 +67,7 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
             found["orders"] = orders.others_hold
         else:
             ranks.meet()
-            taken = [orders.take(), orders.take()]
-            found["orders"] = [(order.name, order.args) for order in taken]
+            found["orders"] = [orders.take(), orders.take()]
         return found
 
     first, second = run_pair(tmp_path, work)

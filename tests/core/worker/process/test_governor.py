@@ -14,6 +14,7 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.runs.control.protocol import Request
 from core.runs.record.events import Event, GovernorEvent, NightEvent
@@ -116,12 +117,16 @@ CARD = Device(index=0, kind="cuda", name="RTX 4090", temperature_c=60.0, power_w
 PATIENCE = 60.0
 
 
-class Meters:
+class Meters(Sampler):
     """Meters set by a test."""
 
     def __init__(self, device: Device) -> None:
-        self.device, self.energy_wh = device, 0.0 if device.power_w is not None else None
+        self.device, self.watt_hours = device, 0.0 if device.power_w is not None else None
         self.seconds_old = 0.0
+
+    @property
+    def energy_wh(self) -> float | None:
+        return self.watt_hours
 
     def refresh(self, timeout: float) -> list[Device]:
         return [self.device]
@@ -136,7 +141,7 @@ class Lever:
     def __init__(self, *, permitted: bool = True) -> None:
         self.permitted, self.calls = permitted, list[tuple[str, float | None]]()
 
-    def set(self, uuid: str, watts: float) -> None:
+    def set_power_limit(self, uuid: str, watts: float) -> None:
         if not self.permitted:
             raise UserError("This user may not set the power limit.", "Run: sudo nvidia-smi -i 0 -pl 200")
         self.calls.append((uuid, watts))
@@ -280,7 +285,7 @@ def test_a_night_is_promised_after_the_first_steps(tmp_path: Path) -> None:
     bench = Bench(tmp_path, night={"deadline": "12:30", "energy_kwh": 0.1})
     with bench.governing():
         for left in range(40, 0, -1):
-            bench.meters.energy_wh = (bench.meters.energy_wh or 0.0) + 60 * 300 / 3600
+            bench.meters.watt_hours = (bench.meters.watt_hours or 0.0) + 60 * 300 / 3600
             bench.now += 60
             before = bench.governor._night
             bench.step_done(left)

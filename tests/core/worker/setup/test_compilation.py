@@ -236,7 +236,7 @@ def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
     with pytest.raises(torch.OutOfMemoryError):
         compiled.gradient(rows())
     assert compiled.notices == []
-    assert compiled.compilation.health.failure is None
+    assert compiled.compilation.failure is None
 
 
 def test_neither_are_errors_suppressed_in_the_whole_process_nor_is_a_higher_limit_lowered(

@@ -22,13 +22,13 @@ CARD = "GPU-00000010-1111-2222-3333-444455556666"
 PROGRAM = f"""
 import json
 from core.errors import UserError
+from core.hardware import power
 from core.hardware.sampler import Sampler
-from core.worker.setup.device import CardPower
 
-lever, meters, told = CardPower(), Sampler(), []
+meters, told = Sampler(), []
 limit = lambda: meters.refresh(5.0)[0].power_limit_w
 try:
-    told += [limit(), lever.set("{CARD}", 200.0), limit(), lever.restore("{CARD}"), limit()]
+    told += [limit(), power.set_power_limit("{CARD}", 200.0), limit(), power.restore("{CARD}"), limit()]
 except UserError as error:
     told = [error.message, error.hint]
 print(json.dumps(told))
