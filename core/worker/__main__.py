@@ -27,7 +27,7 @@ from core.runs.record.events import ControlEvent, FailedEvent, FinishedEvent, St
 from core.runs.record.files import LOCK_VARIABLE, hold_worker_lock, refuse_unsafe_files
 from core.runs.record.sentences import sender
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState, ranks_path
-from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
+from core.runs.record.store import Run, complete_checkpoints, way_on
 from core.worker.distributed.rendezvous import Meeting, RankLostError, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import ClaimsWatch, parked_run
@@ -208,15 +208,7 @@ def _train(
     from core.worker.train import train
 
     SpinControl().start()
-    outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
-    return FinishedEvent(
-        reason=outcome.reason,
-        step=outcome.step,
-        best=outcome.best_step,
-        adapter=outcome.adapter,
-        hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
-        refused=outcome.refused or None,
-    )
+    return train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
 
 
 def _unforeseen(recorder: Recorder, error: BaseException) -> FailedEvent:

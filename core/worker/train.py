@@ -19,8 +19,9 @@ import torch
 from core.config.gate import read_bars
 from core.config.schema import Config
 from core.runs.catalog.result import GateFigures, judge
-from core.runs.record.events import BEST_CHOSEN, StepEvent
+from core.runs.record.events import BEST_CHOSEN, FinishedEvent, StepEvent
 from core.runs.record.sentences import ALL_DONE
+from core.runs.record.store import after_refusal
 from core.runs.record.tail import EventTail
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
@@ -35,21 +36,6 @@ from core.worker.setup.build import Parts, set_up
 
 #: Seconds within which every device that measures its power has reported it.
 _SAMPLED_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """End of a run that ran to completion."""
-
-    step: int
-    best_step: int | None
-    adapter: str | None
-    """Name of the adapter, or of the model if its own weights were trained, relative to the run directory. None if the
-    result is refused."""
-    reason: str
-    """Reason for the end, with the step of the result if that is not the last one."""
-    refused: str = ""
-    """The bars of ``eval.gate`` that the result misses; empty where it passes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ def train(
     resume: bool,
     paused: bool = False,
     ranks: Ranks | None = None,
-) -> Outcome:
+) -> FinishedEvent:
     """Train a run to its end.
 
     Args:
@@ -104,7 +90,7 @@ class FinetuneRecipe:
     controls: Controls
     parts: Parts
 
-    def run(self) -> Outcome:
+    def run(self) -> FinishedEvent:
         """Rehearse, train and write the result.
 
         Raises:
@@ -423,7 +409,7 @@ class FinetuneRecipe:
             self.recorder.phase("saving", "checkpoint")
             self.parts.checkpointer.save()
 
-    def finish(self) -> Outcome:
+    def finish(self) -> FinishedEvent:
         """Write the last checkpoint, evaluate once more, and write the result."""
         parts, state, best = self.parts, self.parts.state, self.parts.state.best
         limit = self._limit_reached() if state.step < state.total_steps else None
@@ -446,7 +432,15 @@ class FinetuneRecipe:
             reason = f"{limit}, after step {state.step} of {state.total_steps}"
         if chosen is not None:
             reason += f"; the {'result' if refused else output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
-        return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
+        run = self.recorder.run
+        return FinishedEvent(
+            reason=reason,
+            step=state.step,
+            best=best.best_step,
+            adapter=None if refused else output.name,
+            hint=after_refusal(run) if refused else f"Talk to it: localtune-tui chat {run.id}",
+            refused=refused or None,
+        )
 
     def _refusal(self, step: int) -> str:
         """The bars of ``eval.gate`` that the result of a step misses; empty if it passes."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bitsandbytes as bnb
@@ -28,7 +28,6 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from core.errors import UserError
@@ -77,45 +76,21 @@ class Collectives:
                 f"distributed.strategy = fsdp2 needs torch 2.13 or newer, and this is {torch.__version__}.",
                 "Upgrade torch, or set distributed.strategy = replicate.",
             )
-        module.set_custom_all_gather(_CountedAllGather(self))
-        module.set_custom_reduce_scatter(_CountedReduceScatter(self))
+        gather, scatter = _Counted(self, DefaultAllGather()), _Counted(self, DefaultReduceScatter())
+        module.set_custom_all_gather(gather)  # type: ignore[arg-type]
+        module.set_custom_reduce_scatter(scatter)  # type: ignore[arg-type]
 
 
-class _CountedAllGather(AllGather):
-    def __init__(self, collectives: Collectives) -> None:
+class _Counted:
+    """A collective of FSDP that is counted, and left out where it was issued already."""
+
+    def __init__(self, collectives: Collectives, usual: Any) -> None:
         self._collectives = collectives
-        self._usual = DefaultAllGather()
+        self._usual = usual
+        self.allocate = usual.allocate
 
-    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return self._usual.allocate(size, dtype=dtype, device=device)
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        async_op: bool = False,
-    ) -> dist.Work | None:
-        return self._usual(output_tensor, input_tensor, group, async_op) if self._collectives.take() else None
-
-
-class _CountedReduceScatter(ReduceScatter):
-    def __init__(self, collectives: Collectives) -> None:
-        self._collectives = collectives
-        self._usual = DefaultReduceScatter()
-
-    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return self._usual.allocate(size, dtype=dtype, device=device)
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        op: Any,
-        async_op: bool = False,
-    ) -> dist.Work | None:
-        return self._usual(output_tensor, input_tensor, group, op, async_op) if self._collectives.take() else None
+    def __call__(self, *args: Any, **options: Any) -> dist.Work | None:
+        return self._usual(*args, **options) if self._collectives.take() else None
 
 
 class ShardedModel:
@@ -131,14 +106,7 @@ class ShardedModel:
         UserError: If it has weights that cannot be sharded.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        mesh: DeviceMesh,
-        device: torch.device,
-        *,
-        offload: bool = False,
-    ) -> None:
+    def __init__(self, model: Any, mesh: DeviceMesh, device: torch.device, *, offload: bool = False) -> None:
         self.model = model
         self.device = device
         self.collectives = Collectives()
@@ -146,7 +114,8 @@ class ShardedModel:
         self._decoder = decoder_of(self._causal)
         _refuse_experts(self._causal)
         _keep_scales(self._causal, device)
-        self.trained = {} if isinstance(model, PeftModel) else _trained(model)
+        named = {} if isinstance(model, PeftModel) else dict(model.named_parameters())
+        self.trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         _shard(self._causal, mesh, device, self.collectives, trains=bool(self.trained), offload=offload)
         # As DTensors, which a module only exposes while it is not in use.
         names = dict(model.named_parameters())
@@ -228,13 +197,7 @@ class ShardedModel:
 
 
 def _shard(
-    causal: Any,
-    mesh: DeviceMesh,
-    device: torch.device,
-    collectives: Collectives,
-    *,
-    trains: bool,
-    offload: bool,
+    causal: Any, mesh: DeviceMesh, device: torch.device, collectives: Collectives, *, trains: bool, offload: bool
 ) -> None:
     """Shard a model layer by layer: a layer on the host moves to the device whole, and only its shard stays there."""
     whole = set(_kept_whole(causal, trains=trains))
@@ -269,10 +232,6 @@ def _kept_whole(causal: Any, *, trains: bool) -> Iterator[torch.nn.Parameter]:
         elif parameter.dim() < 2 or id(parameter) not in in_layers or f".{INITIAL}." in name:
             # Initial adapter weights, taken out of the base, are frozen and saved with the adapter.
             yield parameter
-
-
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _keep_scales(causal: Any, device: torch.device) -> None:

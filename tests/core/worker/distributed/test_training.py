@@ -16,7 +16,6 @@ import torch
 
 from core.config.schema import Config
 from core.runs.record.chain import CHAIN_NAME, Link, read_links
-from core.runs.record.events import FinishedEvent
 from core.runs.record.store import Run, create_run
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
@@ -87,7 +86,7 @@ def train(
             follow(config, recorder, ranks, resume=False)
             return "followed"
         outcome = recipe.train(config, recorder, Controls(), resume=False, ranks=ranks)
-        recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
+        recorder.close("finished", "", outcome)
         return outcome.reason
 
     found = run_pair(directory, work, count=count, timeout=timeout)

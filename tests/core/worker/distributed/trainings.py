@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from core.config.document import dump_config
 from core.config.schema import Config
 from core.runs.control.client import ControlClient
-from core.runs.record.events import EvalEvent, FinishedEvent, StepEvent
+from core.runs.record.events import EvalEvent, StepEvent
 from core.runs.record.store import Run
 from core.worker.distributed.ranks import Ranks
 from core.worker.follower import follow
@@ -179,8 +179,7 @@ def _lead(run: Run, ranks: Ranks | None, ask: Ask | None, *, resume: bool) -> An
             asker.start()
             closing.callback(asker.join)
         done = train(run.config(), recorder, controls, resume=resume, paused=ask is not None, ranks=ranks)
-        final = FinishedEvent(reason=done.reason, step=done.step, best=done.best_step, adapter=done.adapter, hint="")
-        recorder.close("finished", done.reason, final)
+        recorder.close("finished", done.reason, done)
     return found[0] if found else None
 
 
