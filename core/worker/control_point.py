@@ -160,9 +160,7 @@ class ControlPoint:
             why = reason(hold.cause, hold.value, hold.limit)
             over = "Your pause is over. " * was_paused
             raise ActionError(
-                f"The governor pauses the run: {why}.",
-                f"{over}It goes on by itself, sooner with another limit.",
-                "set",
+                f"The governor pauses the run: {why}.", f"{over}It goes on by itself, sooner with another limit.", "set"
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
@@ -219,13 +217,7 @@ class ControlPoint:
         began, model = time.monotonic(), self.loaded.model
         # The base answers with its own weights, even if a file's weights are trained.
         own = nullcontext() if self.file_weights is None or asked.source != BASE else self.file_weights.base_alone()
-        with (
-            lost_ranks_told(),
-            self.strategy.leading(),
-            self.autocast(),
-            own,
-            answering_as(model, asked.source),
-        ):
+        with lost_ranks_told(), self.strategy.leading(), self.autocast(), own, answering_as(model, asked.source):
             prompt = prepare_prompt(
                 model,
                 self.loaded.tokenizer,

@@ -79,9 +79,7 @@ class Rollback:
         found = newest_checkpoint(recorder)
         recorder.phase("loading_model", self.checkpointer.config.model.base if found is None else found.path.name)
         Retry(lambda: f"step {torn}", recorder.warn).run(
-            lambda: self._to_base() if found is None else self.checkpointer.restore(found),
-            "in going back",
-            error.hint,
+            lambda: self._to_base() if found is None else self.checkpointer.restore(found), "in going back", error.hint
         )
         self.checkpointer.checkpointing.enable()
         state.evaluated = None
@@ -119,12 +117,7 @@ class Rollback:
         rows = state.spikes.name(spike)
         recorder.event(
             RollbackEvent(
-                step=state.step,
-                first=spike.first,
-                last=spike.last,
-                loss=spike.loss,
-                expected=spike.expected,
-                rows=rows,
+                step=state.step, first=spike.first, last=spike.last, loss=spike.loss, expected=spike.expected, rows=rows
             )
         )
         recorder.phase("training", done=state.step, total=state.total_steps)

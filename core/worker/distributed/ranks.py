@@ -279,10 +279,5 @@ def _store(meeting: Meeting, timeout: timedelta) -> Any:
             ) from error
         listening = listener.detach()
     return TCPStore(
-        address,
-        port,
-        meeting.count,
-        is_master=meeting.rank == 0,
-        timeout=timeout,
-        master_listen_fd=listening,
+        address, port, meeting.count, is_master=meeting.rank == 0, timeout=timeout, master_listen_fd=listening
     )

@@ -386,10 +386,7 @@ class KtoObjective(Objective):
 
 
 def _forward(
-    loss: SupervisedLoss,
-    batch: MicroBatch,
-    reference: Reference | None = None,
-    sequences: Sequence[TokenizedRow] = (),
+    loss: SupervisedLoss, batch: MicroBatch, reference: Reference | None = None, sequences: Sequence[TokenizedRow] = ()
 ) -> Outputs:
     """Forward pass of an objective on log-probabilities, identical with and without gradients.
 

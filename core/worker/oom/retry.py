@@ -34,7 +34,7 @@ _SHORTAGE = re.compile(
     r"|Triton Error \[CUDA\]: out of memory"
     r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
     r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)\b.*\bcu[a-zA-Z]+Create"
-    r"|Cannot allocate memory",
+    r"|Cannot allocate memory"
 )
 #: numpy's error for the null pointer that bitsandbytes gets instead of managed memory.
 _NO_MANAGED_MEMORY = "NULL pointer access"

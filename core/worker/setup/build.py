@@ -89,14 +89,7 @@ class Parts:
     """Distribution of model and work over the processes of the run."""
 
 
-def set_up(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    ranks: Ranks | None,
-    *,
-    resume: bool,
-) -> Parts:
+def set_up(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks | None, *, resume: bool) -> Parts:
     """Build the parts of a run, and restore the checkpoint it continues from.
 
     Args:
@@ -127,11 +120,7 @@ def set_up(
 
 
 def build(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    ranks: Ranks | None = None,
+    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, ranks: Ranks | None = None
 ) -> Parts:
     """Read the rows, load the model and build the parts that train it.
 

@@ -88,10 +88,7 @@ def fail_steps(monkeypatch: pytest.MonkeyPatch, optimizer: Any, fail_at: set[int
 
 
 @pytest.mark.long
-@cases(
-    ("kind", "in_place"),
-    [*((kind, False) for kind in OPTIMIZERS[1:]), ("adamw_8bit", True), ("lion_8bit", True)],
-)
+@cases(("kind", "in_place"), [*((kind, False) for kind in OPTIMIZERS[1:]), ("adamw_8bit", True), ("lion_8bit", True)])
 @cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
 def test_a_parameter_whose_step_failed_is_stepped_once(
     kind: str, in_place: bool, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
