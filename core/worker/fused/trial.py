@@ -41,7 +41,7 @@ class Trial:
         return self.reason is None and self.worst <= self.allowed
 
 
-def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor]) -> Trial:
+def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor], allowed: float | None = None) -> Trial:
     """Run a fast path and its plain form, forward and backward, and compare outputs and gradients.
 
     Nothing is raised: an exception of either is a failed trial. Both start from the same random state; the caller's is
@@ -52,9 +52,10 @@ def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor]) ->
         fast: The fast path; it may change its inputs, which are copies.
         plain: The plain form.
         inputs: Arguments of both, on the device; gradients are compared for inputs that require them.
+        allowed: Largest relative difference; by default that of :data:`ALLOWED` for the dtype of the first input.
     """
     dtype, device = inputs[0].dtype, inputs[0].device
-    limit = ALLOWED[dtype]
+    limit = ALLOWED[dtype] if allowed is None else allowed
     worst = math.inf
     try:
         with _random_state_kept(device):
