@@ -105,7 +105,10 @@ class FinetuneRecipe:
             except ParkRequested:
                 raise  # saved already, and not at its end
             except StopRequested as request:
-                self.stop(save=not request.now)
+                self.recorder.update(state="stopping")
+                if not request.now:
+                    self.recorder.phase("saving", "checkpoint")
+                    self.parts.checkpointer.save()
                 raise
             return self.finish()
 
@@ -397,17 +400,6 @@ class FinetuneRecipe:
                 "train.max_hours ends a run everywhere.",
             )
         return False
-
-    def stop(self, *, save: bool) -> None:
-        """End the run before its last step.
-
-        Args:
-            save: Write a checkpoint first.
-        """
-        self.recorder.update(state="stopping")
-        if save:
-            self.recorder.phase("saving", "checkpoint")
-            self.parts.checkpointer.save()
 
     def finish(self) -> FinishedEvent:
         """Write the last checkpoint, evaluate once more, and write the result."""

@@ -20,7 +20,7 @@ from peft import PeftModel
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.worker.distributed.strategy import Strategy, run_token
-from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
+from core.worker.distributed.zero import Zero, import_package, make_adam
 from core.worker.distributed.zero_layers import ZeroLayers
 from core.worker.distributed.zero_update import ZeroUpdate
 from core.worker.model.adapters import parameter_groups
@@ -80,11 +80,11 @@ class DeepSpeed(Strategy):
         return self._update
 
     def _make_update(self, model: Any) -> ZeroUpdate:
-        options, train = ZeroOptions.of(self.config), self.config.train
+        section = self.config.distributed
         trained = trained_tensors(model)
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         _refuse_fp16(self._causal)
-        if options.on_host:
+        if section.offload != "none":
             self.tell("DeepSpeed's optimizer, which is compiled at first use: some minutes, once")
         import_package(self.ranks.device)
         names = {id(parameter): name for name, parameter in trained.items()}
@@ -92,9 +92,9 @@ class DeepSpeed(Strategy):
         order = [names[id(parameter)] for group in groups for parameter in group["params"]]
         kept = self._groups_of_one(model)
         module = self.layers.module if self.is_sharded else torch.nn.ParameterList(trained.values())
-        optimizer = make_adam(groups, train, on_host=options.on_host)
-        self.zero = Zero(module, trained, optimizer, options, self.ranks)
-        self._stays_whole = options.stage == 1 or (options.stage == 2 and not self._trains_weights)
+        optimizer = make_adam(groups, self.config)
+        self.zero = Zero(module, trained, optimizer, self.config, self.ranks)
+        self._stays_whole = section.zero_stage == 1 or (section.zero_stage == 2 and not self._trains_weights)
         if self.is_sharded:
             self.zero.optimizer.persistent_parameters = self.layers.pinned
         self._stepped()

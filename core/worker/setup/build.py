@@ -236,7 +236,7 @@ def build(
     file: FileTraining | None = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
-    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, model.file_weights, governor)
+    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, governor, model.file_weights)
     rollback = Rollback(checkpointer, prepared.base, file)
     evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 

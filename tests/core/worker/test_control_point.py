@@ -18,7 +18,7 @@ from core.worker.distributed.strategy import single
 from core.worker.model.model import load_model
 from core.worker.process.control import Command, Controls
 from core.worker.process.recorder import Recorder
-from tests.core.worker.steps.stepper import make_state
+from tests.core.worker.steps.stepper import NoGovernor, make_state
 from tests.e2e.workers import only
 
 QUESTION = Request("1", "generate", {"messages": [{"role": "user", "content": "the ticket"}], "max_new_tokens": 3})
@@ -33,7 +33,7 @@ def control_point(tiny_model_dir: Path) -> Iterator[ControlPoint]:
     parts: Any = SimpleNamespace(
         config=config, loaded=loaded, template=None, state=make_state(), recorder=recorder, strategy=single()
     )
-    yield ControlPoint(parts, nullcontext, Controls())
+    yield ControlPoint(parts, nullcontext, Controls(), NoGovernor())
     recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
 

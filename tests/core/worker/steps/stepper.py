@@ -58,7 +58,7 @@ class NoGovernor(Governor):
     """A governor that lets a run go at its full speed."""
 
     def __init__(self) -> None:
-        self.throttle = Throttle(Controls())
+        self.throttle, self.pause, self._wants_checkpoint = Throttle(Controls()), None, False
 
 
 class Stepper:
