@@ -121,27 +121,25 @@ class ParkedRun:
 
     def _carry_out(self, command: Command) -> bool:
         """Carry out a command. Returns True if the run continues."""
-        name, goes_on = command.request.command, False
+        name, step = command.request.command, self.recorder.state.step
         try:
             if name == "resume":
-                goes_on = self._resume(command)
+                if (obstacle := self._obstacle()) is not None:
+                    raise UserError(
+                        f"The run cannot have its device back: {obstacle}.",
+                        "It goes on by itself when that is over, unless it was parked by hand.",
+                    )
+                command.answer(state="training", step=step)
             elif name in ("park", "pause", "stop"):
-                command.answer(state="parked" if name != "stop" else "stopping", step=self.recorder.state.step)
+                command.answer(state="parked" if name != "stop" else "stopping", step=step)
             elif name != "withdraw":
                 raise ActionError("The run is parked: its model is not in memory.", "Let it go on first.", "resume")
         except UserError as error:
             command.refuse(**refusal(error))
-        self.controls.done()
-        return goes_on
-
-    def _resume(self, command: Command) -> bool:
-        if (obstacle := self._obstacle()) is not None:
-            raise UserError(
-                f"The run cannot have its device back: {obstacle}.",
-                "It goes on by itself when that is over, unless it was parked by hand.",
-            )
-        command.answer(state="training", step=self.recorder.state.step)
-        return True
+            return False
+        finally:
+            self.controls.done()
+        return name == "resume"
 
 
 def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:

@@ -262,13 +262,9 @@ class CompiledForward:
 def _failures() -> tuple[type[Exception], ...]:
     """The compiler's exceptions."""
     from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
 
-    found: list[type[Exception]] = [TorchDynamoException]
-    with contextlib.suppress(ImportError):
-        from torch._inductor.exc import InductorError
-
-        found.append(InductorError)
-    return tuple(found)
+    return TorchDynamoException, InductorError
 
 
 def told(layers: int, graphs: int, breaks: list[str], *, limited: bool) -> tuple[str, str, str]:

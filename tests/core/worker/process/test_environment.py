@@ -39,8 +39,8 @@ NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 @cases(
     ("given", "wsl", "settings", "words"),
     [
-        ({}, False, {NEW: "expandable_segments:True"}, "expandable segments"),
-        ({}, True, {NEW: "expandable_segments:False"}, "expandable segments are off under WSL 2"),
+        ({}, False, dict.fromkeys((NEW, OLD), "expandable_segments:True"), "expandable segments"),
+        ({}, True, dict.fromkeys((NEW, OLD), "expandable_segments:False"), "expandable segments are off under WSL 2"),
         ({NEW: "expandable_segments:False"}, False, None, f"({NEW}=expandable_segments:False)"),
         ({OLD: "expandable_segments:False"}, False, None, f"({OLD}=expandable_segments:False)"),
         ({NEW: "max_split_size_mb:128"}, False, None, "as you set it"),
@@ -53,7 +53,7 @@ def test_the_allocator_is_as_the_user_said(
     given: dict[str, str], wsl: bool, settings: dict[str, str] | None, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = prepared(monkeypatch, given, wsl=wsl)
-    # Where the user has set one name, torch must not find the other.
+    # Where the user has set one name, torch must not find another setting under the other.
     assert {name: found[name] for name in (NEW, OLD) if name in found} == (given if settings is None else settings)
     assert words in describe_allocator(found, wsl=wsl)
 

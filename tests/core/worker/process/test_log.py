@@ -9,10 +9,10 @@ import pytest
 
 from core.config.schema import Config, DataSection
 from core.errors import UserError
-from core.runs.record.events import NoticeEvent
+from core.runs.record.events import FailedEvent, NoticeEvent
 from core.runs.record.store import Run, create_run
 from core.worker.process.log import RedactedStream
-from tests.e2e.workers import failure, only
+from tests.e2e.workers import only
 
 ROOT = Path(__file__).parents[4]
 TOKEN = "hf_" + "aB3dE" * 7
@@ -61,7 +61,8 @@ def test_a_token_in_a_librarys_text_reaches_neither_log_nor_events(private_home:
         assert words in text
     (notice,) = only(NoticeEvent, run)
     assert (notice.message, notice.hint) == ("noticed ***", "hinted ***")
-    assert "401 for ***" in failure(run).reason
+    (failed,) = only(FailedEvent, run)
+    assert "401 for ***" in failed.reason
     assert "401 for ***" in run.state().reason
     for path in run.path.rglob("*"):
         if path.is_file():
