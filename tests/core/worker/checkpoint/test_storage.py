@@ -25,7 +25,7 @@ from core.worker.checkpoint.storage import (
 )
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
-from tests.e2e.workers import adapter_bytes, failure, only, steps
+from tests.e2e.workers import adapter_bytes, ending, only, steps
 from tests.families import forked
 from tests.families.conftest import Trained
 
@@ -176,6 +176,6 @@ def test_a_mixture_of_an_earlier_version_is_refused_where_its_adapters_would_fit
     assert adapter_bytes(told) == adapter_bytes(whole)
 
     assert forked.resume(untold, qwen3_moe.home) == 4
-    ending = failure(untold)
-    assert ending.reason.startswith("step-00000008 does not say that its experts were in 4 bits, as they are now")
-    assert ending.adapter == "checkpoints/step-00000008/adapter"
+    last = ending(untold)
+    assert last.reason.startswith("step-00000008 does not say that its experts were in 4 bits, as they are now")
+    assert last.adapter == "checkpoints/step-00000008/adapter"
