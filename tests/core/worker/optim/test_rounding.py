@@ -50,17 +50,6 @@ def test_decay_and_slices() -> None:
     assert torch.equal(weights, torch.full((SLICE + 3,), 1.5))
 
 
-def test_the_same_seed_rounds_the_same() -> None:
-    update = torch.full((1000,), 1e-3)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        weights = torch.ones(1000, dtype=torch.bfloat16)
-        add_update(weights, update)
-        results.append(weights)
-    assert torch.equal(*results)
-
-
 CPU = torch.device("cpu")
 
 

@@ -254,16 +254,6 @@ def test_the_state_has_the_age_of_the_current_step_whatever_the_clock_says(
     assert (recorded(run).step, recorded(run).step_started) == (4, None)
 
 
-def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[os.stat_result] = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
-    recorder.event(step(1))
-    assert synced == []
-    recorder.sync()
-    assert os.path.samestat(synced[0], run.events_path.stat())
-    assert os.path.samestat(synced[1], run.path.stat())
-
-
 @pytest.mark.parametrize("kind", ["link", "directory"])
 def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> None:
     other = tmp_path / "profile"
