@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -87,6 +89,35 @@ def fail_steps(monkeypatch: pytest.MonkeyPatch, optimizer: Any, fail_at: set[int
         monkeypatch.setattr(retryable_step, "step_parameter", Failing(step_parameter, fail_at, after=after))
 
 
+class Pair:
+    """Optimizers over equal parameters: a steady one, and one whose step is done in parts that may fail."""
+
+    def __init__(self, kind: str, group: Callable[[list[torch.nn.Parameter]], Any] = list) -> None:
+        self.calm, self.failing = parameters(), parameters()
+        self.steady, self.tried = (make_optimizer(group(of), options(kind)) for of in (self.calm, self.failing))
+
+    def assert_stays_equal(
+        self,
+        steps: int = 3,
+        *,
+        in_place: bool | None = None,
+        during: AbstractContextManager[object] | None = None,
+        one_idle_at: int = -1,
+    ) -> list[str]:
+        """Do steps with both, the ones that may fail within ``during``; returns the notices."""
+        told: list[str] = []
+        step = RetryableStep(self.tried, Retry(notice=lambda code, *_: told.append(code)), in_place=in_place)
+        for number in range(steps):
+            for of in (self.calm, self.failing):
+                give_gradients(of, number)
+                of[1].grad = None if number == one_idle_at else of[1].grad
+            self.steady.step()
+            with during or nullcontext():
+                step()
+        assert_equal([*self.failing, *states(self.tried)], [*self.calm, *states(self.steady)])
+        return told
+
+
 @pytest.mark.long
 @cases(("kind", "in_place"), [*((kind, False) for kind in OPTIMIZERS[1:]), ("adamw_8bit", True), ("lion_8bit", True)])
 @cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
@@ -94,37 +125,32 @@ def test_a_parameter_whose_step_failed_is_stepped_once(
     kind: str, in_place: bool, fail_at: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without copies (``in_place``), as on a card, a step can only fail before anything changes."""
-    calm, failing = parameters(), parameters()
-    steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
-    told: list[str] = []
-    fail_steps(monkeypatch, tried, fail_at, after=not in_place)
-    step = RetryableStep(tried, Retry(notice=lambda code, *_: told.append(code)), in_place=in_place or None)
-    step_both(steady, calm, step, failing)
-    assert told == ["memory_again"] * len(fail_at)
-    assert_equal([*failing, *states(tried)], [*calm, *states(steady)])
-    assert len(tried.param_groups[0]["params"]) == 3
+    pair = Pair(kind)
+    fail_steps(monkeypatch, pair.tried, fail_at, after=not in_place)
+    assert pair.assert_stays_equal(in_place=in_place or None) == ["memory_again"] * len(fail_at)
+    assert len(pair.tried.param_groups[0]["params"]) == 3
 
 
 @pytest.mark.long
 @cases("fail_at", [{1}, {2}, {3, 4}, {6}])
-def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int]) -> None:
     """The counters have gone up by then; a second group, as LoRA+ has it, does not undo the first."""
-    calm, failing = parameters(), parameters()
+    pair = Pair("adamw", lambda of: [{"params": of[:1], "lr_ratio": 1.0}, {"params": of[1:], "lr_ratio": 16.0}])
+    failing = Failing(torch._fused_adamw_, fail_at, after=False)
+    pair.assert_stays_equal(during=patch.object(torch, "_fused_adamw_", failing))
 
-    def grouped(of: list[torch.nn.Parameter]) -> Any:
-        groups = [{"params": of[:1], "lr_ratio": 1.0}, {"params": of[1:], "lr_ratio": 16.0}]
-        return make_optimizer(groups, options("adamw"))
 
-    steady, tried = grouped(calm), grouped(failing)
-    for number in range(3):
-        give_gradients(calm, number)
-        steady.step()
-    monkeypatch.setattr(torch, "_fused_adamw_", Failing(torch._fused_adamw_, fail_at, after=False))
-    step = RetryableStep(tried, Retry())
-    for number in range(3):
-        give_gradients(failing, number)
-        step()
-    assert_equal([*failing, *states(tried)], [*calm, *states(steady)])
+def test_counters_that_differ_are_put_back_each_to_its_own() -> None:
+    """An expert that is not asked has no gradient, and is a step behind from then on."""
+    failing = Failing(torch._fused_adamw_, {3}, after=False)
+    Pair("adamw").assert_stays_equal(during=patch.object(torch, "_fused_adamw_", failing), one_idle_at=1)
+    assert failing.calls == 4
+
+
+def test_states_that_are_made_in_part_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair("adamw_8bit")
+    monkeypatch.setattr(pair.tried, "get_state_buffer", Failing(pair.tried.get_state_buffer, {2, 4}, after=True))
+    pair.assert_stays_equal(1, in_place=True)
 
 
 @cases("kind", OPTIMIZERS[1:])
@@ -141,18 +167,6 @@ def test_a_step_that_never_fits_is_a_user_error_and_leaves_its_parts_unchanged(
         step()
     assert_equal(list(trained), before)
     assert states(optimizer) == []
-
-
-def test_states_that_are_made_in_part_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calm, failing = parameters(), parameters()
-    steady, tried = (make_optimizer(each, options("adamw_8bit")) for each in (calm, failing))
-    monkeypatch.setattr(tried, "get_state_buffer", Failing(tried.get_state_buffer, {2, 4}, after=True))
-    step = RetryableStep(tried, Retry(), in_place=True)
-    for to in (calm, failing):
-        give_gradients(to, 0)
-    steady.step()
-    step()
-    assert_equal([*failing, *states(tried)], [*calm, *states(steady)])
 
 
 class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -172,17 +186,6 @@ class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def step_both(
-    steady: Any, calm: list[torch.nn.Parameter], step: Callable[[], None], failing: list[torch.nn.Parameter]
-) -> None:
-    """Three steps that do not fail, and the same with failures."""
-    for number in range(3):
-        for to in (calm, failing):
-            give_gradients(to, number)
-        steady.step()
-        step()
-
-
 @cases(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])
 def test_calls_and_copies_of_a_step_of_forty_adapters_on_a_card(kind: str, calls: int, clones: int) -> None:
     trained = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(40)]
@@ -193,25 +196,6 @@ def test_calls_and_copies_of_a_step_of_forty_adapters_on_a_card(kind: str, calls
             step()
     assert dispatched.counts.total() == calls
     assert dispatched.counts["aten.clone.default"] == clones
-
-
-def test_counters_that_differ_are_put_back_each_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An expert that is not asked has no gradient, and is a step behind from then on."""
-    calm, failing = parameters(), parameters()
-    steady, tried = (make_optimizer(each, options("adamw")) for each in (calm, failing))
-    failing_call = Failing(torch._fused_adamw_, {3}, after=False)
-    step = RetryableStep(tried, Retry())
-    for number in range(3):
-        for to in (calm, failing):
-            give_gradients(to, number)
-            if number == 1:
-                to[1].grad = None
-        steady.step()
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "_fused_adamw_", failing_call)
-            step()
-    assert failing_call.calls == 4
-    assert_equal([*failing, *states(tried)], [*calm, *states(steady)])
 
 
 @pytest.mark.long
