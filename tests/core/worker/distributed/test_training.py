@@ -19,7 +19,7 @@ from core.runs.record.chain import CHAIN_NAME, Link, read_links
 from core.runs.record.store import Run, create_run
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
-from core.worker.distributed import shards
+from core.worker.distributed import fsdp2
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
@@ -208,7 +208,7 @@ def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
     def spoil(ranks: Ranks) -> None:
         if ranks.is_first:
             return
-        gather, lend, collectives = shards.gather_rows, Fsdp2.lend, itertools.count()
+        gather, lend, collectives = fsdp2.gather_rows, Fsdp2.lend, itertools.count()
 
         def die_at_the_third(_: Any = None) -> None:
             if next(collectives) == 2:
@@ -223,7 +223,7 @@ def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
             lend(strategy)
 
         if order == "save":
-            shards.gather_rows = gather_less
+            fsdp2.gather_rows = gather_less
         else:
             Fsdp2.lend = lend_less  # type: ignore[method-assign, assignment]
 

@@ -12,8 +12,7 @@ from core.config.schema import Config
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import Objective, make_objective
-from core.worker.loss.reference import AdapterOffReference
+from core.worker.loss.objectives import AdapterOffReference, Objective, make_objective
 from core.worker.model.model import make_accelerator, trainable_parameters
 from tests.core.worker.steps.stepper import Stepper, adapted
 

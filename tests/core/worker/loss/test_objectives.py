@@ -13,8 +13,7 @@ from trl.experimental.orpo import ORPOTrainer
 from core.worker.data.batches import MicroBatch, collate, pad
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import make_objective
-from core.worker.loss.reference import AdapterOffReference, PrecomputedReference
+from core.worker.loss.objectives import AdapterOffReference, PrecomputedReference, make_objective
 from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases

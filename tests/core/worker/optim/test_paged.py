@@ -15,8 +15,7 @@ from core.errors import UserError
 from core.worker.oom.retry import Retry
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import HOST_RESERVE, PagedBuffers, allocate_managed, check_room, is_paged, load_states
-from core.worker.optim.retryable_step import RetryableStep
-from core.worker.optim.update import AdapterUpdate, WeightUpdate
+from core.worker.optim.update import AdapterUpdate, RetryableStep, WeightUpdate
 from tests.cases import cases
 from tests.core.worker.optim.test_retryable_step import Dispatched, give_gradients, options, weight_update
 

@@ -16,12 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
 from core.worker.oom.retry import MemoryShortageError, Retry
-from core.worker.optim import retryable_step
 from core.worker.optim import update as update_module
 from core.worker.optim.optim import is_blockwise, make_optimizer, step_parameter
-from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_slices
-from core.worker.optim.update import WeightUpdate
+from core.worker.optim.update import RetryableStep, WeightUpdate
 from tests.cases import cases
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "lion_8bit")
@@ -86,7 +84,7 @@ def fail_steps(monkeypatch: pytest.MonkeyPatch, optimizer: Any, fail_at: set[int
     if not is_blockwise(optimizer):
         optimizer.step = Failing(optimizer.step, fail_at, after=after)
     else:
-        monkeypatch.setattr(retryable_step, "step_parameter", Failing(step_parameter, fail_at, after=after))
+        monkeypatch.setattr(update_module, "step_parameter", Failing(step_parameter, fail_at, after=after))
 
 
 class Pair:

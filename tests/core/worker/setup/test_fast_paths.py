@@ -28,11 +28,10 @@ from core.worker.fused import attention
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOffReference
+from core.worker.loss.objectives import AdapterOffReference
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
-from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.objective import SelfCheck, check_model, choose_packing, wants_packing
 from core.worker.setup.ready_model import fuse_layers
-from core.worker.setup.self_check import SelfCheck, check_model
 from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper, adapted
 

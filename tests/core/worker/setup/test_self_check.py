@@ -16,7 +16,7 @@ from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
-from core.worker.setup.self_check import LEAST, SelfCheck, check_head, check_model
+from core.worker.setup.objective import LEAST, SelfCheck, check_head, check_model
 from tests.cases import cases
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1}
