@@ -9,8 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
-from core.runs.outlook.time_left import Schedule
+from core.config.schema import Config
 from core.worker.progress.state import BestStep, Intervals, Limits
 from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
@@ -167,40 +166,25 @@ def test_hours_and_energy_before_a_stop_count_after_it() -> None:
     assert earlier.seconds == 0, "earlier versions recorded nothing"
 
 
-def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], saving: dict[str, Any]) -> Any:
-    config = Config(
-        data=DataSection(train="a", eval_share=0.1),
-        eval=EvalSection(**evaluation),
-        checkpoint=CheckpointSection(**saving),
-    )
-    found = []
-    state = make_state()
-    state.total_steps = total
-    intervals = Intervals(config, state, per_epoch)
-    for state.step in range(1, steps + 1):
-        found.append((intervals.is_evaluation_due, intervals.is_checkpoint_due))
-    return found
-
-
 @cases(
-    ("evaluation", "saving"),
+    ("evaluation", "saving", "evaluated", "saved"),
     [
-        ({"every_steps": 4}, {"every_steps": 3}),
-        ({"every_epochs": 0.25}, {}),
-        ({"every_epochs": 1 / 3}, {"every_steps": 1}),
-        ({}, {}),
+        ({"every_steps": 4}, {"every_steps": 3}, [4, 8, 12], [3, 6, 9, 12]),
+        ({"every_epochs": 0.25}, {"every_steps": 6}, [4, 8, 12], [6, 12]),
+        ({"every_epochs": 1 / 3}, {"every_steps": 5}, [5, 10], [5, 10]),
+        ({}, {}, [], [2, 4, 6, 8, 10, 12]),
     ],
 )
-def test_the_worker_and_the_estimate_count_alike(evaluation: dict[str, Any], saving: dict[str, Any]) -> None:
-    total, per_epoch = 47, 15
-    values = {f"eval.{name}": value for name, value in evaluation.items()}
-    values |= {f"checkpoint.{name}": value for name, value in saving.items()} | {"data.eval_share": 0.1}
-    schedule = Schedule.of(values)
-    told = due(total, total, per_epoch, evaluation, saving)
-    for step in range(1, total + 1):
-        assert schedule.evaluations_by(step, per_epoch) == sum(is_due for is_due, _ in told[:step])
-        assert schedule.checkpoints_by(step, total) == sum(is_due for _, is_due in told[:step])
-    if not evaluation:
-        assert not any(is_due for is_due, _ in told)
-    if not saving:
-        assert sum(is_due for _, is_due in told) == 9  # one in five steps
+def test_evaluations_and_checkpoints_are_due_by_steps_or_epochs(
+    evaluation: dict[str, Any], saving: dict[str, Any], evaluated: list[int], saved: list[int]
+) -> None:
+    config = Config.model_validate(
+        {"data": {"train": "a", "eval_share": 0.1}, "eval": evaluation, "checkpoint": saving}
+    )
+    state = make_state()
+    state.total_steps = 12
+    intervals, found = Intervals(config, state, steps_per_epoch=15), (list[int](), list[int]())
+    for state.step in range(1, 13):
+        found[0].extend([state.step] * intervals.is_evaluation_due)
+        found[1].extend([state.step] * intervals.is_checkpoint_due)
+    assert found == (evaluated, saved)

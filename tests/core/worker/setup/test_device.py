@@ -1,8 +1,6 @@
-"""Device of a run: the card's power limit through the real binding on a fake driver, notices, a usable optimizer."""
+"""Device of a run: notices of its governor, and a usable optimizer."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,38 +11,7 @@ from core.runs.record.events import GovernorEvent
 from core.worker.setup import device as settled
 from core.worker.setup.device import with_usable_optimizer
 from tests.cases import cases
-from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder
-
-__all__ = ["ask_driver", "fake_driver"]
-
-CARD = "GPU-00000010-1111-2222-3333-444455556666"
-PROGRAM = f"""
-import json
-from core.errors import UserError
-from core.hardware import power
-from core.hardware.sampler import Sampler
-
-meters, told = Sampler(), []
-limit = lambda: meters.refresh(5.0)[0].power_limit_w
-try:
-    told += [limit(), power.set_power_limit("{CARD}", 200.0), limit(), power.restore("{CARD}"), limit()]
-except UserError as error:
-    told = [error.message, error.hint]
-print(json.dumps(told))
-"""
-
-
-DENIED = ["This user may not set the power limit of GPU 0: root alone may.", "Run: sudo nvidia-smi -i 0 -pl 200"]
-
-
-@cases(("scenario", "told"), [("", [450.0, 450.0, 200.0, 450.0, 450.0]), ("denied=1\n", DENIED)])
-def test_the_limit_is_set_and_put_back_or_refused(
-    ask_driver: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, told: list[object]
-) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
-    (tmp_path / "scenario").write_text(scenario)
-    assert ask_driver(PROGRAM, "", tmp_path / "scenario") == told
 
 
 def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(
