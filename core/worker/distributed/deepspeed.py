@@ -210,6 +210,7 @@ _HINT = (
 )
 
 
+@dataclass
 class ZeroUpdate:
     """Clipping by the norm of all gradients, and one step of DeepSpeed's optimizer.
 
@@ -224,40 +225,31 @@ class ZeroUpdate:
     in_backward = False
     partial = False
 
-    def __init__(
-        self,
-        zero: Zero,
-        names: Sequence[str],
-        groups: list[dict[str, Any]],
-        *,
-        by_name: bool,
-        stepped: Callable[[], None],
-    ) -> None:
-        self._zero = zero
-        self._names = list(names)
-        self._groups = groups
-        self._by_name = by_name
-        self._stepped = stepped
+    zero: Zero
+    names: Sequence[str]
+    groups: list[dict[str, Any]]
+    by_name: bool
+    stepped: Callable[[], None]
 
     def begin(self, learning_rate: float) -> None:
         """Set the learning rate of each group, by its own ratio."""
-        set_learning_rate(self._zero.optimizer, learning_rate)
+        set_learning_rate(self.zero.optimizer, learning_rate)
 
     def clip(self) -> float:
         """Gradient norm over all processes, by which DeepSpeed clips in its step. Together."""
         with shortage_explained("in taking the norm of the gradients", _HINT):
-            return self._zero.norm()
+            return self.zero.norm()
 
     def step(self) -> None:
         """Step by the clipped gradients. Together."""
         with shortage_explained("in DeepSpeed's step", _HINT):
-            self._zero.step()
-        self._stepped()
+            self.zero.step()
+        self.stepped()
 
     def drop(self) -> None:
         """Drop the gradients without a step."""
-        self._zero.drop()
-        self._stepped()
+        self.zero.drop()
+        self.stepped()
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -267,41 +259,41 @@ class ZeroUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """States as in a run of one process, in rank 0; empty elsewhere. Together."""
-        steps = self._zero.steps
-        states = {name: self._state(name, steps) for name in self._names} if steps else {}
-        if not self._zero.is_first:
+        steps = self.zero.steps
+        states = {name: self._state(name, steps) for name in self.names} if steps else {}
+        if not self.zero.is_first:
             return {}
-        if self._by_name:
-            return {name: self._alone(states.get(name)) for name in self._names}
-        return {"state": dict(enumerate(states.values())), "param_groups": self._groups}
+        if self.by_name:
+            return {name: self._alone(states.get(name)) for name in self.names}
+        return {"state": dict(enumerate(states.values())), "param_groups": self.groups}
 
     def _alone(self, state: dict[str, torch.Tensor] | None) -> dict[str, Any]:
-        return {"state": {} if state is None else {0: state}, "param_groups": self._groups}
+        return {"state": {} if state is None else {0: state}, "param_groups": self.groups}
 
     def _state(self, name: str, steps: int) -> dict[str, torch.Tensor]:
-        found = {moment: self._zero.gather(name, moment) for moment in MOMENTS}
-        if self._zero.has_master(name):
-            found[MASTER] = self._zero.gather(name)
+        found = {moment: self.zero.gather(name, moment) for moment in MOMENTS}
+        if self.zero.has_master(name):
+            found[MASTER] = self.zero.gather(name)
         return {"step": torch.tensor(float(steps)), **{key: value for key, value in found.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore states of a run of any number of processes, once the weights are restored. Together."""
-        self._zero.take_weights()
-        self._zero.is_restored = True
-        states = {name: self._saved(state, at, name) for at, name in enumerate(self._names)}
+        self.zero.take_weights()
+        self.zero.is_restored = True
+        states = {name: self._saved(state, at, name) for at, name in enumerate(self.names)}
         steps = max((int(values["step"]) for values in states.values() if values), default=0)
         if not steps:
             return
-        self._zero.set_steps(steps)
+        self.zero.set_steps(steps)
         for name, values in states.items():
             for moment in MOMENTS:
                 if values:
-                    self._zero.put(name, values[moment], moment)
-            if values and MASTER in values and self._zero.has_master(name):
-                self._zero.put(name, values[MASTER])
+                    self.zero.put(name, values[moment], moment)
+            if values and MASTER in values and self.zero.has_master(name):
+                self.zero.put(name, values[MASTER])
 
     def _saved(self, state: dict[str, Any], at: int, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = state[name]["state"].get(0, {}) if self._by_name else state["state"].get(at, {})
+        found: dict[str, Any] = state[name]["state"].get(0, {}) if self.by_name else state["state"].get(at, {})
         return found
 
 
@@ -372,7 +364,7 @@ class DeepSpeed(Strategy):
         if self.is_sharded:
             self.zero.optimizer.persistent_parameters = self.layers.pinned
         self._stepped()
-        return ZeroUpdate(self.zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
+        return ZeroUpdate(self.zero, order, kept, self._trains_weights, self._stepped)
 
     def _groups(self, model: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer. Trained norms and biases have no weight decay."""

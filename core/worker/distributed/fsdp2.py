@@ -310,6 +310,7 @@ class Shards:
         return own_rows(self.rows(name))
 
 
+@dataclass
 class ShardedUpdate:
     """Update of shards, whose states are saved and loaded whole.
 
@@ -321,41 +322,43 @@ class ShardedUpdate:
     in_backward = False
     partial = False
 
-    def __init__(self, update: Update, shards: Shards) -> None:
-        self._update = update
-        self._shards = shards
+    update: Update
+    shards: Shards
+
+    def __post_init__(self) -> None:
+        update = self.update
         self.begin, self.step, self.rehearsal = update.begin, update.step, update.rehearsal
 
     def clip(self) -> float:
         """Clip by the gradient norm over all processes, which is returned. Together."""
-        self._shards.take_gradients()
-        return self._update.clip()
+        self.shards.take_gradients()
+        return self.update.clip()
 
     def drop(self) -> None:
         """Drop the gradients, including those not taken yet."""
-        self._shards.take_gradients()
-        self._update.drop()
+        self.shards.take_gradients()
+        self.update.drop()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer states of every whole tensor by name, in rank 0; empty elsewhere. Together."""
-        found = {name: self._gathered(name, state) for name, state in self._update.state_dict().items()}
+        found = {name: self._gathered(name, state) for name, state in self.update.state_dict().items()}
         return found if dist.get_rank() == 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore this process's rows of :meth:`state_dict`."""
-        self._update.load_state_dict({name: self._cut(name, saved) for name, saved in state.items()})
+        self.update.load_state_dict({name: self._cut(name, saved) for name, saved in state.items()})
 
     def _gathered(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
-        shape = self._shards.parameters[name].shape
+        shape = self.shards.parameters[name].shape
 
         def whole(value: Any) -> Any:
             is_cut = isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == shape
-            return self._shards.gather(name, value) if is_cut else value
+            return self.shards.gather(name, value) if is_cut else value
 
         return {**state, "state": {at: _mapped(values, whole) for at, values in state["state"].items()}}
 
     def _cut(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
-        rows = self._shards.rows(name)
+        rows = self.shards.rows(name)
 
         def part(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

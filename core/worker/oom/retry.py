@@ -214,6 +214,7 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
+@dataclass
 class NoGradBatches:
     """Cuts rows into batches by a token budget.
 
@@ -224,18 +225,10 @@ class NoGradBatches:
         sequences_per_row: Sequences per row.
     """
 
-    def __init__(
-        self,
-        token_budget: int,
-        on_cut: Callable[[int, int], None],
-        refusal: Callable[[int], tuple[str, str]],
-        *,
-        sequences_per_row: int = 1,
-    ) -> None:
-        self.token_budget = token_budget
-        self._on_cut = on_cut
-        self._refusal = refusal
-        self._sequences = sequences_per_row
+    token_budget: int
+    on_cut: Callable[[int, int], None]
+    refusal: Callable[[int], tuple[str, str]]
+    sequences_per_row: int = 1
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Run all rows.
@@ -261,14 +254,14 @@ class NoGradBatches:
                 yield batch, tried.result
             elif len(batch) > 1:
                 width = padded_length(max(lengths[row] for row in batch))
-                self.token_budget = max(1, len(batch) * width * self._sequences // 2)
+                self.token_budget = max(1, len(batch) * width * self.sequences_per_row // 2)
                 waiting = self._split([row for rows in waiting for row in rows], lengths)
-                self._on_cut(len(batch), len(waiting[0]))
+                self.on_cut(len(batch), len(waiting[0]))
             elif tried_alone:
-                message, hint = self._refusal(batch[0])
+                message, hint = self.refusal(batch[0])
                 raise MemoryShortageError(f"{message}: {tried.reason}", hint)
             else:
                 tried_alone = True  # try once more, after cached memory was released
 
     def _split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-        return split_window(rows, lengths, max(1, self.token_budget // self._sequences))
+        return split_window(rows, lengths, max(1, self.token_budget // self.sequences_per_row))

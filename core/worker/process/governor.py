@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -374,6 +375,7 @@ def _nothing() -> None:
     """A CPU is done when the call returns."""
 
 
+@dataclass
 class Throttle:
     """Rests so that a given share of the time is spent working. Another thread sets :attr:`duty`; the training thread
     calls :meth:`rest`, which costs one comparison at full duty.
@@ -385,21 +387,14 @@ class Throttle:
         clock: Monotonic clock in seconds.
     """
 
-    def __init__(
-        self,
-        controls: Controls,
-        duty: float = 1.0,
-        synchronize: Callable[[], None] = _nothing,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.duty = duty
-        self.synchronize = synchronize
-        self.rested_seconds = 0.0
-        """Seconds rested so far."""
-        self._controls = controls
-        self._clock = clock
-        self._since: float | None = None
-        self._owed = 0.0
+    controls: Controls
+    duty: float = 1.0
+    synchronize: Callable[[], None] = _nothing
+    clock: Callable[[], float] = time.monotonic
+    rested_seconds: float = field(default=0.0, init=False)
+    """Seconds rested so far."""
+    _since: float | None = field(default=None, init=False)
+    _owed: float = field(default=0.0, init=False)
 
     def rest(self) -> None:
         """Rest for the work since the last call."""
@@ -408,17 +403,17 @@ class Throttle:
             self._since = None
             return
         self.synchronize()
-        now = self._clock()
+        now = self.clock()
         if self._since is not None:
             self._owed = min(self._owed + (now - self._since) * (1.0 / duty - 1.0), MOST_OWED)
             self._rest()
-        self._since = self._clock()
+        self._since = self.clock()
 
     def _rest(self) -> None:
-        began = self._clock()
+        began = self.clock()
         while self._owed > SHORTEST and self.duty < 1.0:
-            goes_on = self._controls.rest(min(self._owed, SLICE))
-            now = self._clock()
+            goes_on = self.controls.rest(min(self._owed, SLICE))
+            now = self.clock()
             self._owed -= now - began
             self.rested_seconds += now - began
             began = now
