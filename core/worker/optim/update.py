@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -288,6 +289,7 @@ class AdapterUpdate:
         load_states(self._states, state)
 
 
+@dataclass
 class WeightUpdate:
     """Tensor-by-tensor update of a model's weights.
 
@@ -306,38 +308,33 @@ class WeightUpdate:
         square_sum: Sums the squared norms over processes with different shards.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, torch.nn.Parameter],
-        make_optimizer: OptimizerMaker,
-        *,
-        states_in_fp32: bool,
-        weight_decay: float,
-        max_grad_norm: float,
-        in_backward: bool,
-        retry: Retry | None = None,
-        kernels: Kernels | None = None,
-        square_sum: Callable[[float], float] = float,
-    ) -> None:
-        retry = retry or Retry()
-        self._sum_parts = square_sum
-        self._retry = retry
-        self.in_backward = in_backward
-        self._limit = max_grad_norm or math.inf
-        self._learning_rate = 0.0
-        self._norms: list[torch.Tensor] = []
-        self._scale = 1.0
-        self._done = 0
-        self._rehearsing = False
-        self._kernels = kernels
+    parameters: Mapping[str, torch.nn.Parameter]
+    make_optimizer: OptimizerMaker
+    states_in_fp32: bool
+    weight_decay: float
+    max_grad_norm: float
+    in_backward: bool
+    retry: Retry = field(default_factory=Retry)
+    kernels: Kernels | None = None
+    square_sum: Callable[[float], float] = float
+    _learning_rate: float = field(default=0.0, init=False)
+    _norms: list[torch.Tensor] = field(default_factory=list, init=False)
+    _scale: float = field(default=1.0, init=False)
+    _done: int = field(default=0, init=False)
+    _rehearsing: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._limit = self.max_grad_norm or math.inf
         self._steppers = {
-            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, retry, kernels)
-            for name, parameter in parameters.items()
+            name: _TensorStepper(
+                parameter, self.make_optimizer, self.states_in_fp32, self.weight_decay, self.retry, self.kernels
+            )
+            for name, parameter in self.parameters.items()
         }
-        if in_backward:
+        if self.in_backward:
             for stepper in self._steppers.values():
-                parameter: Any = stepper.parameter  # torch has no types for this
-                parameter.register_post_accumulate_grad_hook(self._hook(stepper))
+                hooked: Any = stepper.parameter  # torch has no types for this
+                hooked.register_post_accumulate_grad_hook(self._hook(stepper))
 
     @property
     def partial(self) -> bool:
@@ -355,14 +352,14 @@ class WeightUpdate:
         the optimizer's dtype, because a second set of gradients would not fit."""
         if not self.in_backward:
             gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
-            self._norms = self._retry.run(
+            self._norms = self.retry.run(
                 lambda: [_norm(gradient) for gradient in gradients if gradient is not None],
                 "in taking the norm of the gradients",
                 HINT,
             )
         # Read from the device at once.
         norms: list[float] = torch.stack(self._norms).tolist() if self._norms else []
-        norm = math.sqrt(self._sum_parts(sum(value**2 for value in norms)))
+        norm = math.sqrt(self.square_sum(sum(value**2 for value in norms)))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 
@@ -413,7 +410,7 @@ class WeightUpdate:
                     raise ValueError("The tensor has no gradient.")
                 norm = _norm(gradient)
                 self._norms.append(norm)
-                if self._kernels is not None:
+                if self.kernels is not None:
                     self._done += 1
                     stepper.step(self._learning_rate, finite=norm.isfinite())
                 elif math.isfinite(float(norm)):
@@ -430,6 +427,7 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
     return norm
 
 
+@dataclass
 class _TensorStepper:
     """A tensor and its optimizer.
 
@@ -442,27 +440,22 @@ class _TensorStepper:
     slice that failed. The result is the same except for the draws of stochastic rounding.
     """
 
-    def __init__(
-        self,
-        parameter: torch.nn.Parameter,
-        make_optimizer: OptimizerMaker,
-        fp32: bool,
-        weight_decay: float,
-        retry: Retry,
-        kernels: Kernels | None,
-    ) -> None:
-        self.parameter = parameter
-        self._retry = retry
-        self._kernels = kernels
-        self._dtype = torch.float32 if fp32 else parameter.dtype
-        self._make = make_optimizer
-        self._decay = weight_decay if parameter.dim() > 1 else 0.0
-        self._fresh = True
+    parameter: torch.nn.Parameter
+    make_optimizer: OptimizerMaker
+    fp32: bool
+    weight_decay: float
+    retry: Retry
+    kernels: Kernels | None
+    _fresh: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self._dtype = torch.float32 if self.fp32 else self.parameter.dtype
+        self.weight_decay = self.weight_decay if self.parameter.dim() > 1 else 0.0
         self._renew()
 
     def _renew(self) -> None:
         self._stand_in = torch.nn.Parameter(self._nothing())
-        self.optimizer = self._make([self._stand_in])
+        self.optimizer = self.make_optimizer([self._stand_in])
 
     def _nothing(self) -> torch.Tensor:
         return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
@@ -478,7 +471,7 @@ class _TensorStepper:
         self._fresh = False
         wanted = None if finite is None else finite.to(torch.int32)
         update = self._run_to_the_end(learning_rate, scale, wanted)
-        keep, done, kernels, weights = 1.0 - learning_rate * self._decay, 0, self._kernels, self.parameter.data
+        keep, done, kernels, weights = 1.0 - learning_rate * self.weight_decay, 0, self.kernels, self.parameter.data
         # Drawn on the host, from the generator that checkpoints save, without a device sync.
         seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
 
@@ -490,7 +483,7 @@ class _TensorStepper:
             for end in add_slices(weights, update, keep=keep, begin=done):
                 done = end
 
-        self._retry.run(add, WHAT, HINT)
+        self.retry.run(add, WHAT, HINT)
 
     def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -510,7 +503,7 @@ class _TensorStepper:
             while kept:
                 kept.pop()()
 
-        return self._retry.run(run, WHAT, HINT, undo)
+        return self.retry.run(run, WHAT, HINT, undo)
 
     def rehearse(self) -> None:
         """Allocate the memory of a step."""
@@ -554,7 +547,7 @@ class _TensorStepper:
         gradient scaler; for other optimizers it becomes zero, so their moments decay by a step."""
         if isinstance(self.optimizer, torch.optim.AdamW):
             self.optimizer.found_inf = (1 - wanted).float()  # type: ignore[attr-defined]
-        elif self._kernels is not None and gradient.is_contiguous():
-            self._kernels.clear_unless(wanted, gradient)
+        elif self.kernels is not None and gradient.is_contiguous():
+            self.kernels.clear_unless(wanted, gradient)
         else:
             gradient.masked_fill_(wanted == 0, 0.0)
