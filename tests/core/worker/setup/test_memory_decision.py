@@ -30,7 +30,7 @@ from core.memory.batching import SHORT_ROW, length_runs
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import optimizer_bytes, quantized_bytes
+from core.memory.sizes import optimizer_bytes
 from core.models.architecture.families import read_architecture
 from core.models.architecture.load import load_architecture
 from core.worker.data.dataset import Dataset
@@ -89,9 +89,12 @@ ROTATION = "apply_rotary_pos_emb"
 #: That of each modeling file as it was.
 rotations: dict[str, Any] = {}
 
+Patch = pytest.MonkeyPatch
+ModelOf = Callable[[str], Path]
+
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> ModelOf:
     """Directories of random models, each made once."""
     made: dict[str, Path] = {}
 
@@ -213,7 +216,7 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 @pytest.mark.parametrize(("family", "settings", "supervised", "fused"), long_but(FEW_SETTINGS, ALL_SETTINGS), ids=str)
 def test_the_plan_is_what_torch_allocates(
-    family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
+    family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: ModelOf
 ) -> None:
     config = config_of(model_of(family), fused=fused, **settings)
     loaded = prepare(config)
@@ -227,13 +230,11 @@ def test_the_plan_is_what_torch_allocates(
     ("family", "checkpointing"),
     long_but([("llama", False), ("qwen3", True)], itertools.product(["llama", "qwen3"], [False, True])),
 )
-def test_rows_beyond_the_fused_attention_are_planned(
-    family: str, checkpointing: bool, model_of: Callable[[str], Path]
-) -> None:
+def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
     assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
 
 
-def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Callable[[str], Path]) -> None:
+def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: ModelOf) -> None:
     config = changed(config_of(model_of("llama")), memory={"keep_dequantized": "on"})
     loaded = prepare(config)
     fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
@@ -244,14 +245,9 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
     ("method", "keep"),
     long_but([("qlora", "on"), ("lora", "off")], itertools.product(["qlora", "lora"], ["on", "off"])),
 )
-def test_merged_copies_of_weights_are_planned(
-    model_of: Callable[[str], Path], method: str, keep: Literal["on", "off"]
-) -> None:
-    changes: dict[str, Any] = {
-        "method": {"name": method, "train_for": "q4_0"},
-        "memory": {"keep_dequantized": keep},
-    }
-    config = changed(config_of(model_of("llama")), **changes)
+def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, keep: Literal["on", "off"]) -> None:
+    trained = {"name": method, "train_for": "q4_0"}
+    config = changed(config_of(model_of("llama")), method=trained, memory={"keep_dequantized": keep})
     loaded = prepare(config)
     weights = FileWeights(loaded.model, fuse(loaded.model, TRAINED).lora, "Q4_0")
     weights.use(True, loaded.dtype if keep == "on" else None)
@@ -261,9 +257,7 @@ def test_merged_copies_of_weights_are_planned(
 @pytest.mark.parametrize(
     ("kept", "supervised"), long_but([(1, 1.0), (5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0]))
 )
-def test_kept_layers_beside_recomputed_layers_are_planned(
-    kept: int, supervised: float, model_of: Callable[[str], Path]
-) -> None:
+def test_kept_layers_beside_recomputed_layers_are_planned(kept: int, supervised: float, model_of: ModelOf) -> None:
     config = config_of(model_of("deep"), checkpointing=True)
     loaded = prepare(config)
     set_gradient_checkpointing(loaded.model, True, kept_layers=kept)
@@ -272,9 +266,7 @@ def test_kept_layers_beside_recomputed_layers_are_planned(
 
 @pytest.mark.long
 @pytest.mark.parametrize("fused", long_but([True], [True, False]))
-def test_offloaded_activations_are_missing_from_the_peak(
-    fused: bool, model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offloaded_activations_are_missing_from_the_peak(fused: bool, model_of: ModelOf, monkeypatch: Patch) -> None:
     """To memory that is not torch's, as pinned memory is not the device's."""
     # Here nothing is fetched ahead.
     monkeypatch.setattr("core.memory.phases.OFFLOAD_IN_FLIGHT", 1)
@@ -297,7 +289,7 @@ def test_offloaded_activations_are_missing_from_the_peak(
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_on_experts_are_planned(family: str, checkpointing: bool, model_of: Callable[[str], Path]) -> None:
+def test_adapters_on_experts_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
     config = config_of(model_of(family), checkpointing=checkpointing, rank=8, target_experts="on")
     loaded = prepare(config)
     plan = assert_planned(config, loaded, rel=0.1)
@@ -317,43 +309,29 @@ def test_parameters_are_counted_as_in_transformers(name: str) -> None:
 
 @cases("method", ["qlora", "lora"])
 @pytest.mark.parametrize(
-    "family",
-    long_but(
-        ["llama"],
-        ["llama", "gpt2", "gemma3, images", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"],
-    ),
+    "family", long_but(["llama"], ["llama", "gpt2", "gemma3, images", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"])
 )
-def test_weights_and_adapters_are_counted_to_the_byte(
-    family: str, method: str, model_of: Callable[[str], Path]
-) -> None:
+def test_weights_and_adapters_are_counted_to_the_byte(family: str, method: str, model_of: ModelOf) -> None:
     config = config_of(model_of(family), name=method, rank=8)
     loaded, parts = prepare(config), plan_of(config, 1.0).by_name()
     trained = trainable_parameters(loaded.model)
-    assert parts["adapters"] == sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    assert parts["adapters"] == sum(parameter.nbytes for parameter in trained)
     frozen = 0
     for parameter in loaded.model.parameters():
         if parameter.requires_grad:
             continue
-        frozen += parameter.numel() * parameter.element_size()
+        frozen += parameter.nbytes
         if isinstance(parameter, bnb.nn.Params4bit):
             state = parameter.quant_state
             tables = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
-            frozen += sum(table.numel() * table.element_size() for table in tables)
+            frozen += sum(table.nbytes for table in tables)
         elif isinstance(parameter, ExpertsParams4bit):
-            frozen += sum(table.numel() * table.element_size() for table in parameter.quant_state.tensors())
+            frozen += sum(table.nbytes for table in parameter.quant_state.tensors())
     weights = ("linear_weights", "linear_16bit", "experts", "routers", "embeddings", "norms")
     assert sum(parts.get(name, 0) for name in weights) == frozen
 
 
-def test_the_size_of_a_quantized_matrix_matches_bitsandbytes() -> None:
-    # It is quantized when it is put on a device.
-    layer = bnb.nn.Linear4bit(320, 96, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
-    state = layer.weight.quant_state
-    tables = (layer.weight, state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
-    assert quantized_bytes(320 * 96) == sum(table.numel() * table.element_size() for table in tables)
-
-
-def test_the_frozen_beginning_is_counted_to_the_byte(model_of: Callable[[str], Path]) -> None:
+def test_the_frozen_beginning_is_counted_to_the_byte(model_of: ModelOf) -> None:
     config = config_of(model_of("llama"), init="pissa", rank=8)
     loaded, plan = prepare(config), plan_of(config, 1.0)
     parts = plan.by_name()
@@ -371,11 +349,8 @@ def test_sizes_of_optimizer_states_match_the_optimizers(kind: str) -> None:
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    kept = 0
-    for parameter in parameters:
-        for name, value in optimizer.state[parameter].items():
-            if torch.is_tensor(value) and not name.startswith("qmap"):
-                kept += value.numel() * value.element_size()
+    states = [item for parameter in parameters for item in optimizer.state[parameter].items()]
+    kept = sum(value.nbytes for name, value in states if torch.is_tensor(value) and not name.startswith("qmap"))
     columns = [size[1] if len(size) == 2 else 1 for size in sizes]
     pairs = zip(parameters, columns, strict=True)
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
@@ -387,21 +362,19 @@ def state_of(tokens: int = 100) -> tuple[Dataset, TrainState]:
     return dataset, make_state(first_budget(torch.device("cpu"), whole=False))
 
 
-def test_activations_are_recomputed_where_the_run_would_not_fit(
-    model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_activations_are_recomputed_where_the_run_would_not_fit(model_of: ModelOf, monkeypatch: Patch) -> None:
     config = config_of(model_of("llama"))
     dataset, state = state_of()
-    parts = predict_memory(config, "cpu", dataset, state)
+    cut = replace(state, checkpointing=True, token_budget=104)
+    parts, cut_parts = (predict_memory(config, "cpu", dataset, each) for each in (state, cut))
     assert parts is not None
+    assert cut_parts is not None
+    assert parts["runtime"] > 0
+    assert cut_parts["activations"] < 0.5 * parts["activations"]
     needed = sum(size for name, size in parts.items() if name != "weights_file")
     cpu = torch.device("cpu")
-    for choice, limit, wanted in (
-        ("auto", needed, False),
-        ("auto", needed // 2, True),
-        ("off", 1, False),
-        ("on", 1 << 50, True),
-    ):
+    limits = [("auto", needed, False), ("auto", needed // 2, True), ("off", 1, False), ("on", 1 << 50, True)]
+    for choice, limit, wanted in limits:
         monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
         chosen = changed(config, memory={"gradient_checkpointing": choice})
         decided = decide_memory(chosen, cpu, dataset, state.token_budget)
@@ -426,24 +399,9 @@ def test_expandable_segments_are_read_from_the_environment(environment: dict[str
     assert prediction.has_expandable_segments(environment) is expandable
 
 
-@cases(
-    ("choice", "short", "room", "wanted", "said"),
-    [
-        ("auto", 0, 1 << 40, False, ""),
-        ("auto", 1, 1 << 40, True, "Layers' inputs are moved off the GPU: with them there the run would take "),
-        ("auto", 1, 1, False, "Layers' inputs stay on the GPU"),
-        ("off", 1, 1 << 40, False, ""),
-        ("on", 0, 1 << 40, True, "Layers' inputs are moved off the GPU: memory.activation_offload = on."),
-    ],
-)
+@cases(("choice", "short", "room", "wanted", "said"), TABLES["inputs_moved"])
 def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
-    choice: str,
-    short: int,
-    room: int,
-    wanted: bool,
-    said: str,
-    model_of: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
+    choice: str, short: int, room: int, wanted: bool, said: str, model_of: ModelOf, monkeypatch: Patch
 ) -> None:
     config = changed(config_of(model_of("deep"), checkpointing=True), memory={"activation_offload": choice})
     dataset, state = state_of(tokens=1024)
@@ -470,18 +428,9 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     assert decision.kept_layers == 0
 
 
-@cases(
-    ("choice", "short", "room", "wanted", "said"),
-    [
-        ("auto", 0, 1 << 40, False, ""),
-        ("auto", 1, 1 << 40, True, "Experts are kept in the machine's memory: with them on the GPU the run "),
-        ("auto", 1, 1, False, ""),
-        ("off", 1, 1 << 40, False, ""),
-        ("on", 0, 1 << 40, True, "Experts are kept in the machine's memory: memory.offload_experts = on."),
-    ],
-)
+@cases(("choice", "short", "room", "wanted", "said"), TABLES["experts_moved"])
 def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
-    choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Of a mixture whose experts are most of it; decided before it is loaded."""
     config = changed(config_of(write_many_experts(tmp_path), checkpointing=True), memory={"offload_experts": choice})
@@ -508,19 +457,6 @@ def write_many_experts(tmp_path: Path) -> Path:
     values = {**MODELS["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
     (tmp_path / "config.json").write_text(json.dumps(values))
     return tmp_path
-
-
-def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
-    config = config_of(model_of("llama"))
-    dataset, state = state_of()
-    whole = predict_memory(config, "cpu", dataset, state)
-    assert whole is not None
-    assert whole["runtime"] > 0
-    state.checkpointing = True
-    state.token_budget = 104
-    cut = predict_memory(config, "cpu", dataset, state)
-    assert cut is not None
-    assert cut["activations"] < 0.5 * whole["activations"]
 
 
 def test_a_model_that_cannot_be_planned_is_trained_without_a_prediction(tmp_path: Path) -> None:
