@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ PutBack = Callable[[], None]
 _Part = tuple[Callable[[], None], Callable[[], PutBack]]
 
 
+@dataclass(eq=False)
 class RetryableStep:
     """Step of an optimizer, in parts that can be retried: each part takes effect once, however often memory runs out.
 
@@ -53,11 +54,13 @@ class RetryableStep:
         in_place: bitsandbytes updates do not allocate; None to decide by the parameter's device.
     """
 
-    def __init__(self, optimizer: Any, retry: Retry, *, in_place: bool | None = None) -> None:
-        self._optimizer = optimizer
-        self._retry = retry
-        self._in_place = in_place
-        self._step = optimizer.step
+    optimizer: Any
+    retry: Retry
+    _: KW_ONLY
+    in_place: bool | None = None
+
+    def __post_init__(self) -> None:
+        self._step = self.optimizer.step
 
     def __call__(self, _closure: None = None) -> None:
         """Do one step, without a closure.
@@ -77,10 +80,10 @@ class RetryableStep:
                 while kept:
                     kept.pop()()
 
-            self._retry.run(work, WHAT, HINT, undo)
+            self.retry.run(work, WHAT, HINT, undo)
 
     def _parts(self) -> Iterator[_Part]:
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         for index, group in enumerate(list(optimizer.param_groups)):
             trained = [(at, parameter) for at, parameter in enumerate(group["params"]) if parameter.grad is not None]
             if isinstance(optimizer, torch.optim.AdamW):
@@ -96,16 +99,16 @@ class RetryableStep:
                 yield work, partial(self._keep, parameter)
 
     def _step_part(self, group: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
-        groups = self._optimizer.param_groups
-        self._optimizer.param_groups = [{**group, "params": parameters}]
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**group, "params": parameters}]
         try:
             self._step()
         finally:
-            self._optimizer.param_groups = groups
+            self.optimizer.param_groups = groups
 
     def _keep(self, parameter: torch.nn.Parameter) -> PutBack:
-        optimizer = self._optimizer
-        in_place = not allocates(optimizer, parameter.device) if self._in_place is None else self._in_place
+        optimizer = self.optimizer
+        in_place = not allocates(optimizer, parameter.device) if self.in_place is None else self.in_place
         state = optimizer.state.get(parameter)
         put_states = keep_state(state, plain_only=in_place) if state else partial(forget_state, optimizer, parameter)
         if in_place:
@@ -215,6 +218,7 @@ class Update(Protocol):
         """Restore :meth:`state_dict`."""
 
 
+@dataclass(eq=False)
 class AdapterUpdate:
     """Clipping by the norm of all gradients, and one step of one optimizer.
 
@@ -230,48 +234,41 @@ class AdapterUpdate:
 
     in_backward = False
     partial = False
+    accelerator: Accelerator
+    optimizer: Any
+    parameters: list[torch.nn.Parameter]
+    max_grad_norm: float
+    retry: Retry
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        optimizer: Any,
-        parameters: list[torch.nn.Parameter],
-        max_grad_norm: float,
-        retry: Retry,
-    ) -> None:
-        self._accelerator = accelerator
-        self._retry = retry
-        self._states = optimizer
+    def __post_init__(self) -> None:
         # Set on the optimizer itself, because the gradient scaler calls it there.
-        optimizer.step = RetryableStep(optimizer, retry)
-        self._optimizer = accelerator.prepare_optimizer(optimizer)
-        self._parameters = parameters
-        self._limit = max_grad_norm or math.inf
+        self.optimizer.step = RetryableStep(self.optimizer, self.retry)
+        self._prepared = self.accelerator.prepare_optimizer(self.optimizer)
 
     def begin(self, learning_rate: float) -> None:
         """Set the learning rate of each group, by its own ratio."""
-        set_learning_rate(self._optimizer, learning_rate)
+        set_learning_rate(self._prepared, learning_rate)
 
     def clip(self) -> float:
         """Clip all gradients by their common norm, which is returned."""
-        self._accelerator.unscale_gradients()
+        self.accelerator.unscale_gradients()
         # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
-        return self._retry.run(
-            lambda: float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)),
+        return self.retry.run(
+            lambda: float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)),
             "in clipping the gradients",
             HINT,
         )
 
     def step(self) -> None:
         """Step the optimizer and drop the gradients."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._prepared.step()
+        self._prepared.zero_grad(set_to_none=True)
 
     def drop(self) -> None:
         """Drop the gradients. The scaler saw any overflow during clipping, and backs off."""
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self._prepared.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -280,13 +277,13 @@ class AdapterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's states."""
-        settle(self._states)
-        state: dict[str, Any] = self._optimizer.state_dict()
+        settle(self.optimizer)
+        state: dict[str, Any] = self._prepared.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimizer's states."""
-        load_states(self._states, state)
+        load_states(self.optimizer, state)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +54,7 @@ class PowerLever(Protocol):
 Notice = Callable[[str, str, str, str], None]
 
 
+@dataclass(eq=False)
 class Governor:
     """Governs one run. Without limits, it has no thread.
 
@@ -72,29 +73,24 @@ class Governor:
         wall: Unix seconds.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        meters: Sampler,
-        controls: Controls,
-        throttle: Throttle,
-        tell: Callable[[Event], None],
-        notice: Notice,
-        directory: Path,
-        is_paused: Callable[[], bool],
-        lever: PowerLever | None = None,
-        interval: float = INTERVAL,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self.throttle = throttle
-        self.pause: Action | None = None
-        """Action that pauses training; None if there is none. Read by the training thread."""
-        self._config, self._meters, self._controls = config, meters, controls
-        self._tell, self._notice, self._directory, self._is_paused = tell, notice, directory, is_paused
-        self._lever, self._interval, self._clock, self._wall = lever, interval, clock, wall
-        self._limits = Limits.of(config)
+    config: Config
+    _: KW_ONLY
+    meters: Sampler
+    controls: Controls
+    throttle: Throttle
+    tell: Callable[[Event], None]
+    notice: Notice
+    directory: Path
+    is_paused: Callable[[], bool]
+    lever: PowerLever | None = None
+    interval: float = INTERVAL
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    pause: Action | None = field(default=None, init=False)
+    """Action that pauses training; None if there is none. Read by the training thread."""
+
+    def __post_init__(self) -> None:
+        self._limits = Limits.of(self.config)
         """Limits in force."""
         self._next: Limits | None = None
         self._guard = threading.Lock()
@@ -130,16 +126,16 @@ class Governor:
                 be met at this run's pace.
         """
         mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
-        limits = Limits.of(changed(self._config, mine))
+        limits = Limits.of(changed(self.config, mine))
         if limits.is_any:
             self._refuse_unkept(limits)
             self._refuse_unmet(limits)
         return limits
 
     def _refuse_unkept(self, limits: Limits) -> None:
-        devices = self._meters.refresh(FIRST_READING)
-        has_energy = self._meters.energy_wh is not None
-        for found in unkept(limits, devices[0] if devices else None, self._wall(), has_energy=has_energy):
+        devices = self.meters.refresh(FIRST_READING)
+        has_energy = self.meters.energy_wh is not None
+        for found in unkept(limits, devices[0] if devices else None, self.wall(), has_energy=has_energy):
             raise UserError(found.sentence, found.hint)
 
     def _refuse_unmet(self, limits: Limits) -> None:
@@ -150,7 +146,7 @@ class Governor:
             return
         with self._planning:
             most_duty = night.most_duty if night is not None else 1.0
-            found = list(unmet(limits, self._course, self._wall(), self._joules(), most_duty))
+            found = list(unmet(limits, self._course, self.wall(), self._joules(), most_duty))
         for wish in found:
             is_as_before = limits.wish(wish.option) == before.wish(wish.option)
             if not (is_as_before and night is not None and night.gives_up(wish.option)):
@@ -177,10 +173,10 @@ class Governor:
 
     def _put_back(self) -> None:
         """Restore the power limit that a killed run has left on the card."""
-        devices = self._meters.refresh(self._interval) if self._lever is not None else []
-        if self._lever is not None and devices and devices[0].uuid:
+        devices = self.meters.refresh(self.interval) if self.lever is not None else []
+        if self.lever is not None and devices and devices[0].uuid:
             with contextlib.suppress(UserError):  # without permission it was never changed
-                self._lever.restore(devices[0].uuid)
+                self.lever.restore(devices[0].uuid)
 
     def change(self, limits: Limits) -> None:
         """Apply other limits from now on."""
@@ -202,7 +198,7 @@ class Governor:
             paused: Seconds of pause before it.
             steps_left: Remaining optimizer steps.
         """
-        now, joules = self._clock(), self._joules()
+        now, joules = self.clock(), self._joules()
         between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
         before, self._joules_before, self._last_step_end = self._joules_before, joules, now
         used = None
@@ -235,7 +231,7 @@ class Governor:
     def _run(self) -> None:
         while not self._closed:
             self._look()
-            self._wake.wait(self._interval)
+            self._wake.wait(self.interval)
             self._wake.clear()
 
     def _look(self) -> None:
@@ -244,16 +240,16 @@ class Governor:
             steps, self._steps = self._steps, []
         if limits is not None:
             self._begin(limits)
-        devices = self._meters.refresh(self._interval)
+        devices = self.meters.refresh(self.interval)
         device = devices[0] if devices else None
-        joules, now, wall = self._joules(), self._clock(), self._wall()
+        joules, now, wall = self._joules(), self.clock(), self.wall()
         plan_duty = self._plan(steps, now, wall, joules)
         used, total = host_memory()
         decision = self._policy.observe(
             Observation(
                 moment=now,
                 time=wall,
-                at_work=not self._is_paused(),
+                at_work=not self.is_paused(),
                 device=device,
                 joules=joules,
                 host_memory_percent=100.0 * used / max(total, 1),
@@ -274,9 +270,9 @@ class Governor:
             if not limits.wants_plan:
                 self._night = self._promised = None
             elif self._night is None:
-                self._night = Night(limits, self._wall(), self._course, has_power=self._joules() is not None)
+                self._night = Night(limits, self.wall(), self._course, has_power=self._joules() is not None)
             else:
-                self._night.change(limits, self._wall())
+                self._night.change(limits, self.wall())
 
     def _take_in(self, steps: list[Callable[[], None]]) -> None:
         """Add steps to the course of the run, which is kept even without a plan."""
@@ -299,9 +295,9 @@ class Governor:
 
     def _promise(self, promise: Promise) -> None:
         before, self._promised = self._promised, promise
-        self._tell(NightEvent(**vars(promise)))
+        self.tell(NightEvent(**vars(promise)))
         for level, code, message, hint in news(before, promise):
-            self._notice(level, code, message, hint)
+            self.notice(level, code, message, hint)
 
     def _carry_out(self, action: Action, device: Device | None) -> None:
         if action.action == "power_limit":
@@ -313,13 +309,13 @@ class Governor:
             if self._has_stopped:
                 return
             self._has_stopped = True
-        self._tell(GovernorEvent(**vars(action)))
+        self.tell(GovernorEvent(**vars(action)))
         if action.action == "stop":
-            self._controls.request_stop(stopped_by(action.cause, action.value, action.limit))
+            self.controls.request_stop(stopped_by(action.cause, action.value, action.limit))
 
     def _limit_power(self, watts: float | None, device: Device | None = None) -> bool:
         """Set the card's power limit, or restore its own; returns True if done."""
-        lever = self._lever
+        lever = self.lever
         if watts is None and not self._limited:
             return False
         if lever is None or (watts is not None and (device is None or not device.uuid)):
@@ -338,29 +334,29 @@ class Governor:
             if "power_limit" not in self._told:
                 self._told.add("power_limit")
                 message = f"Power is held by rests. {error.message}"
-                self._notice("info", "governor_power_limit", message, error.hint)
+                self.notice("info", "governor_power_limit", message, error.hint)
             return False
         return True
 
     def _joules(self) -> float | None:
-        hours = self._meters.energy_wh
+        hours = self.meters.energy_wh
         return None if hours is None else 3600.0 * hours
 
     def _disk_free(self) -> float | None:
         if self._policy.limits.disk_free_gb is None:
             return None
         try:
-            return shutil.disk_usage(self._directory).free / 1e9
+            return shutil.disk_usage(self.directory).free / 1e9
         except OSError:
             return None
 
     def _tell_blindness(self) -> None:
-        age = self._meters.age()
+        age = self.meters.age()
         if age is None or age < BLIND_SECONDS or "blind" in self._told:
             return
         self._told.add("blind")
         message = f"The device has told nothing for {age:.0f} s: heat and power are not held meanwhile."
-        self._notice("warning", "governor_blind", message, "Try 'nvidia-smi'; if it hangs as well, reboot.")
+        self.notice("warning", "governor_blind", message, "Try 'nvidia-smi'; if it hangs as well, reboot.")
 
 
 #: Maximum owed rest, in seconds: rest cut short by a request is made up for, within this bound.

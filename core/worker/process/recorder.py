@@ -52,6 +52,7 @@ PROGRESS_SECONDS = 1.0
 REPORT_SECONDS = 0.5
 
 
+@dataclasses.dataclass(eq=False)
 class Recorder:
     """Writes ``events.jsonl`` and ``state.json`` of one run; usable from any thread.
 
@@ -72,28 +73,21 @@ class Recorder:
         pass_on: Receives the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        resume: bool = False,
-        vanished: Callable[[], None] = lambda: None,
-        pending: Callable[[], tuple[str, ...]] = tuple,
-        changes: queue.SimpleQueue[None] | None = None,
-        parked: str = "",
-        heard: Callable[[Event], None] = lambda _: None,
-        owner: int | None = None,
-        keeps: bool = True,
-        pass_on: Callable[[str, str, str, str], None] = lambda *_: None,
-    ) -> None:
-        self.run = run
-        self._pass_on = pass_on
-        self._heard = heard
+    run: Run
+    _: dataclasses.KW_ONLY
+    resume: bool = False
+    vanished: Callable[[], None] = lambda: None
+    pending: Callable[[], tuple[str, ...]] = tuple
+    changes: queue.SimpleQueue[None] = dataclasses.field(default_factory=queue.SimpleQueue)
+    parked: str = ""
+    heard: Callable[[Event], None] = lambda _: None
+    owner: int | None = None
+    keeps: bool = True
+    pass_on: Callable[[str, str, str, str], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
+        run, parked, owner = self.run, self.parked, self.owner
         self._chain = Chain(run.path, run.events_path)
-        self._keeps = keeps
-        self._vanished = vanished
-        self._read_pending = pending
-        self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
         self.rested: Callable[[], float] = float
@@ -112,7 +106,7 @@ class Recorder:
             memory_kills=kills,
         )
         """The state as last written."""
-        if resume and (before := RunState.read(run.state_path)) is not None:
+        if self.resume and (before := RunState.read(run.state_path)) is not None:
             self.state = dataclasses.replace(self.state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
         self._failing: set[str] = set()
@@ -122,13 +116,13 @@ class Recorder:
         self._closed = threading.Event()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         self._file = (
-            open_beneath(run.path, EVENTS_NAME, flags) if keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            open_beneath(run.path, EVENTS_NAME, flags) if self.keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         )
         self._mend_last_line()
         self.sampler = Sampler(HEARTBEAT_SECONDS)
         """Meters of the run's own device."""
         # While a run is parked, the meters show other users of its device.
-        self._hardware = None if parked or not keeps else HardwareLog(self.sampler, self.event, self.notice)
+        self._hardware = None if parked or not self.keeps else HardwareLog(self.sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
@@ -167,7 +161,7 @@ class Recorder:
                 self._failing.discard("events.jsonl")
             except OSError as error:
                 self._warn_once("events.jsonl", error)
-        self._heard(event)
+        self.heard(event)
 
     def seal(self, kind: str, body: dict[str, Any]) -> None:
         """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.record.chain`).
@@ -176,7 +170,7 @@ class Recorder:
             kind: Kind of link.
             body: Body as JSON.
         """
-        if not self._keeps:
+        if not self.keeps:
             return
         with self._lock:
             try:
@@ -225,7 +219,7 @@ class Recorder:
         """Report to the user, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
         if level != "info":
-            self._pass_on(level, code, message, hint)
+            self.pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:
@@ -256,7 +250,7 @@ class Recorder:
                 pending=self._pending(changes.get("state", self.state.state)),
                 progress=self._progress,
             )
-            if not self._keeps:
+            if not self.keeps:
                 return
             try:
                 self.state.write(self.run.state_path)
@@ -264,10 +258,10 @@ class Recorder:
             except OSError as error:
                 self._warn_once("state.json", error)
                 if self._has_vanished():
-                    self._vanished()
+                    self.vanished()
 
     def _pending(self, state: str) -> tuple[str, ...]:
-        return () if state == "stopping" or state in END_STATES else self._read_pending()
+        return () if state == "stopping" or state in END_STATES else self.pending()
 
     def begin_step(self) -> None:
         """Note the start of an optimizer step, for the next heartbeat."""
@@ -290,7 +284,7 @@ class Recorder:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
         # Other processes of the run may report something at this moment.
-        with closing_record(self._file) if self._keeps else nullcontext():
+        with closing_record(self._file) if self.keeps else nullcontext():
             self.event(final)
             self.seal("end", {"state": state, "step": final.step})
             self._settle(state=state, reason=reason, refused=final.refused or "", parked="")
@@ -310,7 +304,7 @@ class Recorder:
 
     def _end_threads(self) -> None:
         self._closed.set()
-        self._changes.put(None)
+        self.changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
         if self._hardware is not None:
@@ -325,7 +319,7 @@ class Recorder:
 
     def sync(self) -> None:
         """Flush the events so far to disk."""
-        if not self._keeps:
+        if not self.keeps:
             return
         try:
             os.fsync(self._file)
@@ -343,7 +337,7 @@ class Recorder:
             self.update()
             if self._has_vanished():
                 # A recreated directory accepts the state, but nobody looks for it there.
-                self._vanished()
+                self.vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
             if self._hardware is not None:
@@ -352,9 +346,9 @@ class Recorder:
     def _wait_for_change(self, seconds: float) -> bool:
         """Wait for a change of pending requests, at most for ``seconds``; returns True while the run continues."""
         with suppress(queue.Empty):
-            self._changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
+            self.changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
             while True:  # one update for all changes so far
-                self._changes.get_nowait()
+                self.changes.get_nowait()
         return not self._closed.is_set()
 
     def _tell_change(self) -> None:

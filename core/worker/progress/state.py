@@ -18,6 +18,7 @@ from core.worker.process.determinism import Determinism
 from core.worker.progress.health import FiniteCheck, LossSpikes
 
 
+@dataclass
 class BestStep:
     """Early stopping: the best step by held-out loss, the remaining patience, and the newest good checkpoint.
 
@@ -29,20 +30,19 @@ class BestStep:
         min_delta: Minimum decrease of the held-out loss that counts as an improvement.
     """
 
-    def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
-        self.patience = patience
-        self.min_delta = min_delta
-        self.best_step: int | None = None
-        self.best_loss = math.inf
-        self.last_good: int | None = None
-        """Step of the newest good checkpoint."""
-        self.waited = 0
-        """Evaluations since the last improvement."""
-        self.last_measured: int | None = None
-        """Step of the last completed evaluation."""
-        self._reference = math.inf
-        self._proven: int | None = None
-        self._saved: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    best_step: int | None = field(default=None, init=False)
+    best_loss: float = field(default=math.inf, init=False)
+    last_good: int | None = field(default=None, init=False)
+    """Step of the newest good checkpoint."""
+    waited: int = field(default=0, init=False)
+    """Evaluations since the last improvement."""
+    last_measured: int | None = field(default=None, init=False)
+    """Step of the last completed evaluation."""
+    _reference: float = field(default=math.inf, init=False)
+    _proven: int | None = field(default=None, init=False)
+    _saved: int | None = field(default=None, init=False)
 
     @property
     def is_exhausted(self) -> bool:
