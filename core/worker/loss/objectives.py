@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -278,19 +278,13 @@ class Objective(Protocol):
         return []
 
 
+@dataclass(eq=False)
 class SupervisedObjective(Objective):
-    """Mean negative log-likelihood of the supervised tokens.
-
-    Args:
-        loss: Sums the loss of a batch.
-        rows: All rows.
-    """
+    """Mean negative log-likelihood of the supervised tokens."""
 
     sequences_per_row = 1
-
-    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow]) -> None:
-        self._loss = loss
-        self._rows = rows
+    _loss: SupervisedLoss
+    _rows: Sequence[TokenizedRow]
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
         """The rows."""
@@ -311,14 +305,37 @@ class SupervisedObjective(Objective):
         return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
 
 
-class _Pairs(Objective):
+@dataclass(eq=False)
+class _Preference(Objective):
+    """Objective on log-probabilities of rows, whose forward pass is identical with and without gradients."""
+
+    _loss: SupervisedLoss
+    _rows: Sequence[TokenizedRow]
+    _train: TrainSection
+    _reference: Reference | None
+
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states, and the reference's log-probabilities: first, before activations take memory."""
+        reference, sequences = self._reference, self.sequences(batch.rows)
+        before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
+        with comparable():
+            hidden = self._loss.hidden(
+                batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host
+            )
+        return Outputs(hidden, before)
+
+    def _log_ratios(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
+        """Log-ratios to the reference of the sequences of a batch, ``(sequences,)``."""
+        sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
+        return sums - outputs.reference
+
+
+@dataclass(eq=False)
+class _Pairs(_Preference):
     """Preference pairs in a batch: all better answers, then the worse ones in the same order."""
 
     sequences_per_row = 2
-
-    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], train: TrainSection) -> None:
-        self._loss, self._rows, self._train = loss, rows, train
-        self._margins: list[torch.Tensor] = []
+    _margins: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
         """All better answers, then all worse ones."""
@@ -351,28 +368,11 @@ class _Pairs(Objective):
 
 
 class DpoObjective(_Pairs):
-    """Direct preference optimization: mean loss of the pairs.
-
-    Args:
-        loss: Gives log-probabilities.
-        rows: All rows, each a pair.
-        reference: Of the same rows.
-        train: Options of the run; see :func:`~core.worker.loss.objectives.dpo_losses`.
-    """
-
-    def __init__(
-        self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], reference: Reference, train: TrainSection
-    ) -> None:
-        super().__init__(loss, rows, train)
-        self._reference = reference
-
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states, and the reference's log-probabilities."""
-        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
+    """Direct preference optimization: mean loss of the pairs."""
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs."""
-        ratios = _log_ratios(self._loss, batch, outputs)
+        ratios = self._log_ratios(batch, outputs)
         chosen, rejected = ratios.chunk(2)
         self._note(chosen, rejected)
         if self._train.dpo_loss == "ipo":
@@ -386,12 +386,7 @@ class DpoObjective(_Pairs):
 
 class OrpoObjective(_Pairs):
     """Odds ratio preference optimization: the mean negative log-likelihood of the better answers' tokens, plus beta
-    times the mean odds-ratio loss of the pairs. It needs no reference.
-
-    Args:
-        loss: Gives log-probabilities.
-        rows: All rows, each a pair.
-        train: Options of the run, whose beta is the paper's lambda.
+    times the mean odds-ratio loss of the pairs; the option's beta is the paper's lambda. It needs no reference.
     """
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
@@ -400,10 +395,6 @@ class OrpoObjective(_Pairs):
         tokens = sum(int(self._rows[row].supervised[1:].sum()) for row in window)
         self._pairs_per_token = pairs / tokens
         return pairs
-
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states only."""
-        return _forward(self._loss, batch)
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs; the first term is scaled so that the window's weight makes it a mean over tokens."""
@@ -414,38 +405,24 @@ class OrpoObjective(_Pairs):
         return likelihood + self._train.beta * odds_ratio_losses(chosen, rejected).sum()
 
 
-class KtoObjective(Objective):
+@dataclass(eq=False)
+class KtoObjective(_Preference):
     """Kahneman-Tversky optimization: mean loss of answers labeled good or bad.
 
     The zero point of gains and losses is the model's divergence from the reference, measured over the window on prompts
     with unrelated answers. Each row is paired with one distant row of the data, because neighbors often answer the same
     prompt.
-
-    Args:
-        loss: Computes log-probabilities.
-        rows: All rows, each with a label.
-        reference: Reference of the same rows.
-        loaded: The model, to run the prompts with unrelated answers.
-        autocast: Precision of training.
-        train: Options of the run; see :func:`~core.worker.loss.objectives.kto_losses`.
     """
 
     sequences_per_row = 1
+    _loaded: LoadedModel
+    _autocast: Autocast
 
-    def __init__(
-        self,
-        loss: SupervisedLoss,
-        rows: Sequence[TokenizedRow],
-        reference: Reference,
-        loaded: LoadedModel,
-        autocast: Autocast,
-        train: TrainSection,
-    ) -> None:
-        self._loss, self._rows, self._reference, self._train = loss, rows, reference, train
-        self._loaded, self._autocast = loaded, autocast
-        half = len(rows) // 2
-        others = (rows[(place + half) % len(rows)] for place in range(len(rows)))
-        self._other = [_exchanged(row, other, train.max_length) for row, other in zip(rows, others, strict=True)]
+    def __post_init__(self) -> None:
+        rows = self._rows
+        others = (rows[(place + len(rows) // 2) % len(rows)] for place in range(len(rows)))
+        pairs = zip(rows, others, strict=True)
+        self._other = [_exchanged(row, other, self._train.max_length) for row, other in pairs]
         self._divergence = torch.zeros(())
         self._ratios: list[torch.Tensor] = []
         self._good: list[torch.Tensor] = []
@@ -470,13 +447,9 @@ class KtoObjective(Objective):
         self._divergence = (total / len(others)).clamp(min=0)
         return len(window)
 
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states, and the reference's log-probabilities."""
-        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
-
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the answers."""
-        ratios = _log_ratios(self._loss, batch, outputs)
+        ratios = self._log_ratios(batch, outputs)
         good = upload(np.array([bool(self._rows[row].label) for row in batch.rows]), ratios.device)
         self._ratios.append(ratios.detach())
         self._good.append(good)
@@ -512,29 +485,6 @@ class KtoObjective(Objective):
         return [*self._rows, *self._other]
 
 
-def _forward(
-    loss: SupervisedLoss, batch: MicroBatch, reference: Reference | None = None, sequences: Sequence[TokenizedRow] = ()
-) -> Outputs:
-    """Forward pass of an objective on log-probabilities, identical with and without gradients.
-
-    Args:
-        loss: Of the model.
-        batch: The micro-batch.
-        reference: The reference, if the objective has one; it runs first, before activations take memory.
-        sequences: Sequences for the reference.
-    """
-    before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
-    with comparable():
-        hidden = loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host)
-    return Outputs(hidden, before)
-
-
-def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
-    """Log-ratios to the reference of the sequences of a batch, ``(sequences,)``."""
-    sums = loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
-    return sums - outputs.reference
-
-
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
     """The prompt of a row with the answer of another row."""
     prompt, begins = int(row.supervised.argmax()), int(other.supervised.argmax())
@@ -558,9 +508,9 @@ def make_objective(
     """The objective of ``train.objective`` on these rows."""
     train = config.train
     if train.objective == "dpo":
-        return DpoObjective(loss, rows, reference, train)
+        return DpoObjective(loss, rows, train, reference)
     if train.objective == "orpo":
-        return OrpoObjective(loss, rows, train)
+        return OrpoObjective(loss, rows, train, None)
     if train.objective == "kto":
-        return KtoObjective(loss, rows, reference, loaded, autocast, train)
+        return KtoObjective(loss, rows, train, reference, loaded, autocast)
     return SupervisedObjective(loss, rows)
