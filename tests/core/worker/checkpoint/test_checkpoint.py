@@ -33,6 +33,10 @@ FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rat
 FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "manifest.json", "optimizer.pt", "rng.pt")
 
 
+Damage = Callable[[Path], object]
+Files = dict[str, Any]
+
+
 class Training:
     """A tiny model in the middle of its training."""
 
@@ -121,7 +125,9 @@ def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_ar
     training = Training(tiny_model_dir, target_modules=then)
     training.step()
     saved = training.save(tmp_path, 1)
-    other = Training(tiny_model_dir, target_modules=now)
+    other, larger = Training(tiny_model_dir, target_modules=now), Training(tiny_model_dir, target_modules=then, rank=4)
+    with pytest.raises(UserError, match="does not fit this model"):
+        checkpoints.restore(saved, model=larger.model, optimizer=larger.optimizer)
     said = f"its adapters are on other layers; it {'lacks' if fewer else 'has'} .*v_proj"
     with pytest.raises(UserError, match=said) as refusal:
         checkpoints.restore(saved, model=other.model, optimizer=other.optimizer)
@@ -146,7 +152,7 @@ def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) 
     assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
 
 
-def _cut(left: int) -> Callable[[Path], None]:
+def _cut(left: int) -> Damage:
     return lambda path: os.truncate(path, left if left >= 0 else path.stat().st_size + left)
 
 
@@ -166,7 +172,7 @@ def passed_over(where: Path) -> str:
 
 @cases("name, damage", itertools.product(FILES, [Path.unlink, _cut(-2), _cut(0), _flip]))
 def test_any_damage_to_any_file_brings_the_older_checkpoint(
-    saved: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+    saved: Path, tmp_path: Path, name: str, damage: Damage
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020" / name)
@@ -179,16 +185,16 @@ def test_any_damage_to_any_file_brings_the_older_checkpoint(
     assert [sentence.split(":")[0].split()[0] for sentence in damaged] == ["step-00000020", "step-00000010"]
 
 
-def _rewrite_manifest(path: Path, **changes: Any) -> None:
+def _rewritten(files: Callable[[Files], object] = lambda files: files, **changes: Any) -> Damage:
     """A manifest that says something else, and whose own hash is right."""
-    manifest = json.loads((path / "manifest.json").read_text()) | changes
-    manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
 
+    def damage(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest |= {"files": files(manifest["files"]), **changes}
+        manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
 
-def _files_of(path: Path) -> dict[str, Any]:
-    files: dict[str, Any] = json.loads((path / "manifest.json").read_text())["files"]
-    return files
+    return damage
 
 
 def _with_the_manifest_of_another(path: Path) -> None:
@@ -203,13 +209,12 @@ def _with_the_files_of_another(path: Path) -> None:
 def _with_more_named(path: Path) -> None:
     outside = path.parent.parent / "outside"
     outside.write_text("x")
-    facts = {"bytes": 1, "sha256": hash_file(outside)}
-    _rewrite_manifest(path, files={**_files_of(path), "../../outside": facts})
+    _rewritten(lambda files: {**files, "../../outside": {"bytes": 1, "sha256": hash_file(outside)}})(path)
 
 
-def _with_less_named(name: str) -> Callable[[Path], None]:
+def _with_less_named(name: str) -> Damage:
     def damage(path: Path) -> None:
-        _rewrite_manifest(path, files={other: facts for other, facts in _files_of(path).items() if other != name})
+        _rewritten(lambda files: {other: facts for other, facts in files.items() if other != name})(path)
         (path / name).unlink()
 
     return damage
@@ -222,7 +227,7 @@ def _moved_away(path: Path) -> None:
     path.symlink_to(target)
 
 
-def _replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+def _replaced(name: str, make: Damage) -> Damage:
     def damage(path: Path) -> None:
         (path / name).unlink()
         make(path / name)
@@ -230,7 +235,7 @@ def _replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], Non
     return damage
 
 
-def _with_the_manifest(text: str) -> Callable[[Path], object]:
+def _with_the_manifest(text: str) -> Damage:
     return lambda path: (path / "manifest.json").write_text(text)
 
 
@@ -239,13 +244,12 @@ def _with_the_manifest(text: str) -> Callable[[Path], object]:
     [
         (_with_the_manifest_of_another, "manifest.json is that of another checkpoint"),
         (_with_the_files_of_another, "manifest.json is that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, step=21), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, files=[]), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, files=dict.fromkeys(_files_of(path), 1)), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, version=99), "written by another version"),
+        (_rewritten(step=21), "that of another checkpoint"),
+        (_rewritten(lambda _: []), "that of another checkpoint"),
+        (_rewritten(lambda files: dict.fromkeys(files, 1)), "that of another checkpoint"),
+        (_rewritten(version=99), "written by another version"),
         (_with_more_named, "lacks ../../outside"),
-        *((_with_less_named(name), "that of another checkpoint") for name in ("optimizer.pt", "rng.pt")),
-        (_with_less_named("adapter/adapter_model.safetensors"), "that of another checkpoint"),
+        *((_with_less_named(name), "that of another checkpoint") for name in (FILES[1], "optimizer.pt", "rng.pt")),
         (lambda path: (path / "notes.txt").write_text("x"), "notes.txt is not part of the checkpoint"),
         (lambda path: (path / "adapter" / "adapter_model.bin").write_bytes(b"x"), "adapter_model.bin is not part of"),
         (lambda path: (path / "adapter" / "more.pt").symlink_to("/dev/zero"), "adapter/more.pt is a link"),
@@ -260,7 +264,7 @@ def _with_the_manifest(text: str) -> Callable[[Path], object]:
     ],
 )
 def test_what_was_changed_by_hand_is_passed_over_and_said(
-    saved: Path, tmp_path: Path, damage: Callable[[Path], object], says: str
+    saved: Path, tmp_path: Path, damage: Damage, says: str
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020")
@@ -348,11 +352,6 @@ def test_the_estimate_of_a_checkpoint_covers_its_tensors(training: Training, sav
     assert estimate <= tensors <= 2 * estimate
 
 
-def _touch(where: Path, *names: str) -> None:
-    for name in names:
-        (where / name).mkdir()
-
-
 @cases(
     ("there", "keep", "newest", "protected", "left"),
     [
@@ -366,14 +365,13 @@ def test_old_checkpoints_and_leftovers_are_deleted(
     there: list[int], keep: int, newest: int, protected: tuple[int, ...], left: list[int], tmp_path: Path
 ) -> None:
     names = {step: checkpoints.checkpoint_name(step) for step in there}
-    _touch(tmp_path, *names.values(), ".step-00000005.77.tmp", "notes")
+    for name in (*names.values(), ".step-00000005.77.tmp", "notes"):
+        (tmp_path / name).mkdir()
     checkpoints.rotate(tmp_path, keep, newest=tmp_path / names[newest], protected=protected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *(names[step] for step in left)]
 
 
-def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_it_is_after_the_newest(
-    tmp_path: Path,
-) -> None:
+def test_a_checkpoint_that_an_export_reads_stays_for_one_rotation_unless_after_the_newest(tmp_path: Path) -> None:
     paths = [tmp_path / checkpoints.checkpoint_name(step) for step in (1, 2, 3, 4)]
     for path in paths:
         path.mkdir()
@@ -386,19 +384,10 @@ def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_i
 
 def test_links_are_rotated_out_and_their_targets_stay(tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "checkpoints"
-    outside.mkdir()
-    directory.mkdir()
-    _touch(outside, "mine")
-    _touch(directory, "step-00000003")
+    (outside / "mine").mkdir(parents=True)
+    (directory / "step-00000003").mkdir(parents=True)
     for name in ("step-00000001", "step-00000009", ".step-00000002.7.tmp"):
         (directory / name).symlink_to(outside)
     checkpoints.rotate(directory, 1, newest=directory / "step-00000003")
     assert [path.name for path in directory.iterdir()] == ["step-00000003"]
     assert [path.name for path in outside.iterdir()] == ["mine"]
-
-
-def test_a_checkpoint_of_another_model_is_refused(tiny_model_dir: Path, saved: Path) -> None:
-    other = Training(tiny_model_dir, rank=4)
-    found = checkpoints.verify_checkpoint(saved / "step-00000010")
-    with pytest.raises(UserError, match="does not fit this model"):
-        checkpoints.restore(found, model=other.model, optimizer=other.optimizer)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,7 @@ class Peer:
         self.lines = self.connection.makefile("rb")
 
     def send(self, command: str, identity: str = "1", **args: Any) -> None:
-        self.raw(json.dumps({"id": identity, "command": command, "args": args}).encode() + b"\n")
-
-    def raw(self, data: bytes) -> None:
-        self.connection.sendall(data)
+        self.connection.sendall(json.dumps({"id": identity, "command": command, "args": args}).encode() + b"\n")
 
     def ask(self, command: str, identity: str = "1", **args: Any) -> dict[str, Any]:
         """Send a command; the next line of the answer."""
@@ -113,10 +110,8 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
         'peer.settimeout(20)\npeer.connect(sys.argv[1])\npeer.sendall(b\'{"id": 1, "command": "ping"}\\n\')\n'
         "print(repr(peer.recv(1000)))"
     )
-    done = subprocess.run(
-        [shutil.which("python3") or sys.executable, "-c", program, str(place.path)],
-        capture_output=True, text=True, check=False, cwd="/",
-    )  # fmt: skip
+    command = [shutil.which("python3") or sys.executable, "-c", program, str(place.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout.strip() == "b''" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr
     assert '"ok"' not in done.stdout
     assert Peer(place.path).ask("ping")["ok"] is True
@@ -138,7 +133,7 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
 )
 def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes, error: str) -> None:
     peer = Peer(place.path)
-    peer.raw(line)
+    peer.connection.sendall(line)
     answer = peer.read()
     assert answer["ok"] is False
     assert answer["error"].startswith(error)
@@ -148,7 +143,7 @@ def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes
 
 def test_a_line_without_end_is_cut_off(place: Place) -> None:
     peer = Peer(place.path)
-    peer.raw(b"x" * (LINE_LIMIT + 1))
+    peer.connection.sendall(b"x" * (LINE_LIMIT + 1))
     assert peer.read()["error"] == "The line is too long."
     assert peer.lines.readline() == b""
 
@@ -330,37 +325,25 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield directory
 
 
-def plant_link(place: Path) -> None:
-    (place.parent / "trap").mkdir(mode=0o700)
-    place.symlink_to("trap")
+def plant(place: Path, what: str) -> None:
+    if "link" in what:
+        (place.parent / "trap").mkdir(mode=0o700)
+        place.symlink_to("trap" if what != "link to nothing" else "nowhere")
+    elif what == "file":
+        place.touch()
+    else:
+        place.mkdir()
+        place.chmod(0o777 if what == "open directory" else 0o700)
+    if "foreign" in what:
+        os.chown(place, 65534, 65534, follow_symlinks=False)
 
 
-def plant_open(place: Path) -> None:
-    place.mkdir()
-    place.chmod(0o777)
-
-
-def plant_foreign(place: Path) -> None:
-    place.mkdir(mode=0o700)
-    os.chown(place, 65534, 65534)
-
-
-def plant_foreign_link(place: Path) -> None:
-    plant_link(place)
-    os.chown(place, 65534, 65534, follow_symlinks=False)
-
-
-@cases(
-    "plant",
-    [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
-)
-def test_planted_files_are_neither_used_nor_in_the_way(
-    plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
+@cases("what", ["link", "link to nothing", "foreign link", "file", "open directory", "foreign directory"])
+def test_planted_files_are_neither_used_nor_in_the_way(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "foreign" in what and os.getuid() != 0:
         pytest.skip("not run: only root can give a file away")
     with runtime_directory(monkeypatch) as runtime:
-        plant(runtime)
+        plant(runtime, what)
         server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
         directory = server.path.parent
         assert directory.parent == runtime.parent
@@ -381,7 +364,7 @@ def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime
 
 
 def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(runtime: Path) -> None:
-    plant_open(runtime)
+    plant(runtime, "open directory")
     left = sockets.private_socket_path(runtime / "localtune-1.sock")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(left))
@@ -422,10 +405,8 @@ def test_anyone_can_withdraw_pending_commands(place: Place) -> None:
     assert asking.read() == {"id": "b", **refused}
     assert taking.ask("withdraw", "w") == {"id": "w", "ok": True, "withdrawn": []}
     # Withdrawals that had an effect are still to be recorded, and are answered already.
-    assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
-        (("pause",), True),
-        (("checkpoint",), True),
-    ]
+    withdrawn = [(command.taken_back, command.answered) for command in place.controls.waiting()]
+    assert withdrawn == [(("pause",), True), (("checkpoint",), True)]
 
 
 def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place) -> None:
