@@ -319,20 +319,10 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
 BLIND = Device(index=0, kind="cpu", name="Some CPU")
 
 
-@cases(
-    ("sections", "said"),
-    [
-        ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not report its temperature, so hardware.temp"),
-        ({"hardware": {"memory_temperature_limit_c": 90.0}}, "the temperature of its memory"),
-        ({"hardware": {"power_limit_w": 100.0}}, "hardware.power_limit_w cannot be kept"),
-        ({"night": {"energy_kwh": 1.0}}, "night.energy_kwh cannot be kept"),
-        ({"night": {"quiet_hours": "11:00-13:00", "deadline": "12:30"}}, "nothing would be trained"),
-    ],
-)
-def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as error:
-        Bench(tmp_path, BLIND, **sections).governor.check()
-    assert said in error.value.message
+@cases("option", ["hardware.temperature_limit_c", "night.energy_kwh"])
+def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=f"Some CPU does not report .* so {option} cannot be kept"):
+        Bench(tmp_path, BLIND).governor.check({option: 80.0})
 
 
 #: A run of sleeps on a card that warms by it, in a fortieth of the time: the sampler, the binding and the driver are
