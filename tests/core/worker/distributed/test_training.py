@@ -31,9 +31,10 @@ from tests.cases import cases
 from tests.e2e.workers import notice_codes, steps
 
 from .pairs import needs_fsdp2, run_pair
-from .trainings import largest_difference, result
+from .trainings import FULL, largest_difference, merged, result
 
 STEPS = 6
+MEASURED: dict[str, Any] = {"data": {"eval_share": 0.2}, "eval": {"exact_match": False, "samples": 0, "every_steps": 1}}
 
 
 def write_rows(path: Path, kind: str) -> Path:
@@ -42,13 +43,12 @@ def write_rows(path: Path, kind: str) -> Path:
         for number in range(24):
             row: dict[str, Any] = {"prompt": f"ticket {number} " + "please " * (number % 7)}
             good, bad = f"the area is {number % 3}", "it is not known, perhaps " + "so " * (number % 4)
-            if kind == "pairs":
-                row |= {"chosen": good, "rejected": bad}
-            elif kind == "labels":
-                row |= {"completion": good if number % 2 else bad, "label": bool(number % 2)}
-            else:
-                row |= {"completion": good}
-            file.write(json.dumps(row) + "\n")
+            kinds = {
+                "pairs": {"chosen": good, "rejected": bad},
+                "labels": {"completion": good if number % 2 else bad, "label": bool(number % 2)},
+                "rows": {"completion": good},
+            }
+            file.write(json.dumps(row | kinds[kind]) + "\n")
     return path
 
 
@@ -62,9 +62,7 @@ def config_of(directory: Path, base: Path, kind: str = "rows", **sections: dict[
         "hardware": {"device": "cpu"},
         "distributed": {"processes": 2},
     }
-    for name, options in sections.items():
-        values[name] = {**values.get(name, {}), **options}
-    return Config.model_validate(values)
+    return merged(values, sections)
 
 
 def train(
@@ -122,10 +120,8 @@ def test_two_processes_train_like_one(
         assert two.loss == pytest.approx(one.loss, abs=1e-5)
         assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
         assert (two.tokens, two.supervised_tokens, two.lr) == (one.tokens, one.supervised_tokens, one.lr)
-        assert two.reward_margin == (None if one.reward_margin is None else pytest.approx(one.reward_margin, abs=1e-5))
-        assert two.reward_accuracy == (
-            None if one.reward_accuracy is None else pytest.approx(one.reward_accuracy, abs=1e-6)
-        )
+        assert two.reward_margin == pytest.approx(one.reward_margin, abs=1e-5)
+        assert two.reward_accuracy == pytest.approx(one.reward_accuracy, abs=1e-6)
 
 
 @pytest.mark.long
@@ -156,16 +152,8 @@ def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_oth
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     seconds = 5.0
-    config = config_of(
-        tmp_path,
-        tiny_model_dir,
-        data={"eval_share": 0.2},
-        method={"name": "lora"},
-        train={"max_steps": 2},
-        eval={"exact_match": False, "samples": 0},
-        checkpoint={"every_steps": 1},
-        distributed={"timeout": seconds},
-    )
+    often = {"checkpoint": {"every_steps": 1}, "distributed": {"timeout": seconds}, **MEASURED}
+    config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"max_steps": 2}, **often)
 
     def spoil(ranks: Ranks) -> None:
         if ranks.is_first:
@@ -174,7 +162,6 @@ def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_oth
 
     undisturbed = train(tmp_path / "well", config, 2, timeout=seconds)
     slow = train(tmp_path / "slow", config, 2, spoil, timeout=seconds)
-    assert result(slow).keys() == result(undisturbed).keys()
     assert largest_difference(result(slow), result(undisturbed)) == 0.0
 
 
@@ -194,16 +181,8 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
     tmp_path: Path, tiny_model_dir: Path, order: str
 ) -> None:
-    config = config_of(
-        tmp_path,
-        tiny_model_dir,
-        data={"eval_share": 0.2},
-        method={"name": "full"},
-        memory={"optimizer_in_backward": "off"},
-        train={"max_steps": 2},
-        eval={"exact_match": False, "samples": 0, "every_steps": 1},
-        distributed={"strategy": "fsdp2"},
-    )
+    often = {"train": {"max_steps": 2}, "distributed": {"strategy": "fsdp2"}, **MEASURED}
+    config = config_of(tmp_path, tiny_model_dir, **FULL, **often)
 
     def spoil(ranks: Ranks) -> None:
         if ranks.is_first:

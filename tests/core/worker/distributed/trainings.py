@@ -33,14 +33,19 @@ Ask = Callable[[ControlClient], Any]
 
 def write_rows(path: Path) -> Path:
     """Conversations of different length."""
-    rows = []
-    for number in range(30):
-        words = ("high low " * (1 + number % 9)).strip()
-        answer = ("area " + "normal " * (1 + number % 4)).strip()
-        messages = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
-        rows.append(json.dumps({"messages": messages}))
-    path.write_text("\n".join(rows) + "\n")
+    with path.open("w") as file:
+        for number in range(30):
+            words = ("high low " * (1 + number % 9)).strip()
+            answer = ("area " + "normal " * (1 + number % 4)).strip()
+            messages = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
     return path
+
+
+def merged(values: dict[str, dict[str, Any]], sections: dict[str, dict[str, Any]]) -> Config:
+    """Configuration of some options with others in their place."""
+    both = {name: values.get(name, {}) | sections.get(name, {}) for name in values | sections}
+    return Config.model_validate(both)
 
 
 #: Adam makes steps of the same length from gradients that are almost zero.
@@ -119,22 +124,14 @@ class Trainings:
         self._directory, self._options, self._ranks = directory, options, ranks
 
     def run(
-        self,
-        name: str,
-        *,
-        together: bool,
-        resume_of: str | None = None,
-        step: int = 2,
-        ask: Ask | None = None,
-        **sections: dict[str, Any],
+        self, name: str, *, together: bool, resume_of: str | None = None, ask: Ask | None = None, **sections: Any
     ) -> Any:
         """Do a run to its end.
 
         Args:
             name: Of the run.
             together: By all processes; else by the first one alone, while the others go on.
-            resume_of: The run that it goes on from, as that was after ``step``.
-            step: Its checkpoint.
+            resume_of: The run that it goes on from, as that was after two steps.
             ask: Asks the run while it is paused at its beginning.
             sections: Options of this run.
 
@@ -143,7 +140,7 @@ class Trainings:
         """
         run = Run(self._directory / name)
         if self._ranks.is_first:
-            self._write(run, resume_of, step, sections)
+            self._write(run, resume_of, sections)
         self._ranks.any([False])
         if together and not self._ranks.is_first:
             follow(run.config(), Recorder(run, keeps=False), self._ranks, resume=resume_of is not None)
@@ -151,20 +148,17 @@ class Trainings:
             return _lead(run, self._ranks if together else None, ask, resume=resume_of is not None)
         return None
 
-    def _write(self, run: Run, resume_of: str | None, step: int, sections: dict[str, dict[str, Any]]) -> None:
+    def _write(self, run: Run, resume_of: str | None, sections: dict[str, dict[str, Any]]) -> None:
         if resume_of is not None:
             shutil.copytree(self._directory / resume_of, run.path)
             for path in run.checkpoints_path.iterdir():
-                if int(path.name.removeprefix("step-")) > step:
+                if int(path.name.removeprefix("step-")) > 2:
                     shutil.rmtree(path)
             for left in (run.adapter_path, run.model_path):
                 shutil.rmtree(left, ignore_errors=True)
         else:
             run.path.mkdir(parents=True)
-        merged = {**self._options}
-        for section, options in sections.items():
-            merged[section] = {**merged.get(section, {}), **options}
-        run.config_path.write_text(dump_config(Config.model_validate(merged)))
+        run.config_path.write_text(dump_config(merged(self._options, sections)))
 
 
 def _lead(run: Run, ranks: Ranks | None, ask: Ask | None, *, resume: bool) -> Any:
