@@ -56,10 +56,8 @@ def test_turns_that_look_different_later_get_rows_of_their_own_after_the_prompt_
     example = talk("a", "<think>x</think>b", "ü <b>\n", "<think>y</think>d")
     row = encode(tokenizer, example, DROPS_REASONING)
     last, first = row.rows
-    assert [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)] == [
-        "<think>x</think>b<|im_end|>",
-        "<think>y</think>d<|im_end|>",
-    ]
+    answers = [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)]
+    assert answers == ["<think>x</think>b<|im_end|>", "<think>y</think>d<|im_end|>"]
     assert tokenizer.decode(last.input_ids) == (
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
         "<|im_start|>user\nü <b>\n<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
@@ -112,10 +110,8 @@ def test_supervision_can_be_chosen(tokenizer: Any) -> None:
 
 def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
     tokenizer.eos_token = "<|endoftext|>"
-    assert tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING)) == [
-        "<|endoftext|>",
-        "<|im_end|>",
-    ]
+    stops = tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING))
+    assert stops == ["<|endoftext|>", "<|im_end|>"]
     tokenizer.chat_template = None
     chatml = template_source(None, "chatml")
     assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]

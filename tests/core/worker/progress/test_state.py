@@ -48,12 +48,8 @@ LOSSES = st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), max_
 def test_the_lowest_finite_loss_is_the_best_and_the_untouched_model_is_no_candidate() -> None:
     best = BestStep()
     assert not best.measured(0, 0.1)
-    assert [best.measured(step, loss) for step, loss in ((2, 2.0), (4, math.nan), (6, 1.5), (8, 1.5))] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    improved = [best.measured(step, loss) for step, loss in ((2, 2.0), (4, math.nan), (6, 1.5), (8, 1.5))]
+    assert improved == [True, False, True, False]
     assert (best.best_step, best.best_loss) == (6, 1.5)
     assert not best.is_exhausted
 
@@ -178,9 +174,8 @@ def test_hours_and_energy_before_a_stop_count_after_it() -> None:
 def test_evaluations_and_checkpoints_are_due_by_steps_or_epochs(
     evaluation: dict[str, Any], saving: dict[str, Any], evaluated: list[int], saved: list[int]
 ) -> None:
-    config = Config.model_validate(
-        {"data": {"train": "a", "eval_share": 0.1}, "eval": evaluation, "checkpoint": saving}
-    )
+    sections = {"data": {"train": "a", "eval_share": 0.1}, "eval": evaluation, "checkpoint": saving}
+    config = Config.model_validate(sections)
     state = make_state()
     state.total_steps = 12
     intervals, found = Intervals(config, state, steps_per_epoch=15), (list[int](), list[int]())

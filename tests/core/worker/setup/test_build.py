@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,10 @@ from core.quantization.result import sentence
 from core.runs.record.events import FailedEvent, NoticeEvent
 from core.runs.record.store import Run, create_run
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.model import adapters
 from core.worker.oom import retry
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
-from core.worker.setup import objective, ready_model
 from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
@@ -72,31 +70,22 @@ def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Start]:
         made.recorder.close("failed", "", FailedEvent(reason="", step=0, adapter=None))
 
 
-def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(module, name, full)
-
-
 @pytest.mark.parametrize(
-    ("inject", "sections", "place", "advice"),
+    ("where", "sections", "place", "advice"),
     [
-        (_in(ready_model, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
-        (_in(adapters, "pissa_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
-        (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
-        (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
-        (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
-        (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
+        ("setup.ready_model.attach_adapters", {}, "in attaching the adapters", "Lower method.rank."),
+        ("model.adapters.pissa_factors", {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
+        ("model.adapters.loftq_factors", {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
+        ("setup.ready_model.choose_weights", {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
+        ("setup.ready_model.fuse_layers", {}, "in fusing the layers", "Set train.fused_layers = false."),
+        ("setup.objective.check_model", {}, "in the check of the model", "Close what else holds memory"),
+        ("setup.ready_model.create_handles", {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
 def test_running_out_of_memory_before_the_first_step_is_a_user_error(
-    start: Start,
-    monkeypatch: pytest.MonkeyPatch,
-    inject: Callable[[pytest.MonkeyPatch], None],
-    sections: dict[str, Any],
-    place: str,
-    advice: str,
+    start: Start, monkeypatch: pytest.MonkeyPatch, where: str, sections: dict[str, Any], place: str, advice: str
 ) -> None:
-    inject(monkeypatch)
+    monkeypatch.setattr(f"core.worker.{where}", full)
     with pytest.raises(MemoryShortageError) as caught:
         start(**sections)
     assert place in caught.value.message
