@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,8 @@ def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
     for number in range(count):
         prompt = random.integers(5, 250, random.integers(3, 20))
         better, worse = (row(prompt, int(length)) for length in random.integers(1, 25, 2))
-        paired = objective in ("dpo", "orpo")
-        rows.append(
-            TokenizedRow(
-                better.input_ids,
-                better.supervised,
-                rejected=worse if paired else None,
-                label=number % 3 != 0 if objective == "kto" else None,
-            )
-        )
+        rejected = worse if objective in ("dpo", "orpo") else None
+        rows.append(replace(better, rejected=rejected, label=number % 3 != 0 if objective == "kto" else None))
     return rows
 
 
@@ -52,14 +46,8 @@ class Bench:
         self.config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 64, **train}})
         self.rows = make_rows(self.config.train.objective)
         self.accelerator = make_accelerator(self.loaded)
-        self.objective: Objective = make_objective(
-            self.config,
-            self.loss,
-            self.rows,
-            AdapterOffReference(model, self.loss),
-            self.loaded,
-            self.accelerator.autocast,
-        )
+        reference, autocast = AdapterOffReference(model, self.loss), self.accelerator.autocast
+        self.objective: Objective = make_objective(self.config, self.loss, self.rows, reference, self.loaded, autocast)
         self.windows = Stepper(self.loaded, self.loss, self.rows, objective=self.objective)
 
     @property

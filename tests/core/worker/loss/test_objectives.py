@@ -38,21 +38,17 @@ def padded(bench: Bench, rows: list[TokenizedRow]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "completion_mask": supervised.long()}
 
 
-def trainer_options(directory: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(directory),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "per_device_train_batch_size": 4,
-    }
-
-
-def from_the_base(trainer: Any) -> None:
-    """Let TRL compare with the base, as it does with an adapter that it has made itself."""
+def trainer_of_trl(
+    maker: Any, settings: Any, bench: Bench, directory: Path, rows: list[dict[str, Any]], **options: Any
+) -> Any:
+    """TRL's trainer, comparing with the base, as it does with an adapter that it has made itself."""
+    usual = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    args = settings(output_dir=str(directory), per_device_train_batch_size=4, **usual, **options)
+    data, tokenizer = Dataset.from_list(rows), bench.loaded.tokenizer
+    trainer = maker(bench.loaded.model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.model.delete_adapter("ref")
     trainer.model.set_adapter("default")
+    return trainer
 
 
 def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
@@ -67,13 +63,7 @@ def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, bet
     result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
-    trainer = DPOTrainer(
-        bench.loaded.model,
-        args=DPOConfig(**trainer_options(tmp_path), loss_type=kind, beta=beta),
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=bench.loaded.tokenizer,
-    )
-    from_the_base(trainer)
+    trainer = trainer_of_trl(DPOTrainer, DPOConfig, bench, tmp_path, pairs, loss_type=kind, beta=beta)
     theirs = trainer._compute_loss(trainer.model, padded(bench, bench.objective.sequences(WINDOW)), False)
     assert result.loss == pytest.approx(float(theirs.detach()), abs=1e-4)
     assert result.rewards.margin == pytest.approx(trainer._metrics["train"]["rewards/margins"][-1], abs=1e-4)
@@ -87,13 +77,8 @@ def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
     result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     answers = [{"prompt": "a", "completion": "b", "label": number % 2 == 0} for number in range(4)]
-    trainer = KTOTrainer(
-        bench.loaded.model,
-        args=KTOConfig(**trainer_options(tmp_path), desirable_weight=1.5, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(answers),
-        processing_class=bench.loaded.tokenizer,
-    )
-    from_the_base(trainer)
+    options = {"desirable_weight": 1.5, "train_sampling_strategy": "sequential"}
+    trainer = trainer_of_trl(KTOTrainer, KTOConfig, bench, tmp_path, answers, **options)
     others = padded(bench, bench.objective.reference_sequences()[len(bench.rows) :])
     batch = padded(bench, bench.rows) | {f"KL_{name}": value for name, value in others.items()}
     batch["label"] = torch.tensor([bool(row.label) for row in bench.rows])
@@ -189,9 +174,8 @@ def test_precomputed_log_probabilities_stay_unchanged(tiny_model_dir: Path) -> N
     measured, told = PrecomputedReference(100), list[tuple[int, int]]()
     objective = make_objective(bench.config, bench.loss, bench.rows, measured, bench.loaded, bench.accelerator.autocast)
     sequences = objective.reference_sequences()
-    measured.precompute(
-        sequences, bench.loaded, bench.loss, bench.accelerator.autocast, lambda *done: told.append(done)
-    )
+    autocast = bench.accelerator.autocast
+    measured.precompute(sequences, bench.loaded, bench.loss, autocast, lambda *done: told.append(done))
     assert told[-1] == (len(sequences), len(sequences))
     ids, supervised = collate(sequences, 0, bench.loaded.device)
     with torch.no_grad():
@@ -232,9 +216,8 @@ def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     found = measure(cut, loss)
     torch.testing.assert_close(found, measure(PrecomputedReference(1000), bench.loss), atol=1e-4, rtol=1e-5)
     assert told[0].startswith(f"memory_reference: Memory ran out in measuring {rows} answers by the reference at once")
-    assert torch.equal(measure(PrecomputedReference(cut.token_budget), loss), found), (
-        "whoever takes them again has the same"
-    )
+    again = measure(PrecomputedReference(cut.token_budget), loss)
+    assert torch.equal(again, found), "whoever takes them again has the same"
     assert bench.loaded.model.training
     loss.rows, loss.since = 0, 0
     with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import ctypes
 import gc
 import subprocess
@@ -10,37 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, shortage_explained
 from tests.cases import cases
 
 
 @cases(
-    ("error", "is_shortage"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (MemoryError(), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12 bytes"), True),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later."), True),
-        (RuntimeError("CUDA driver error: out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), True),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
-        (RuntimeError("unable to mmap 1073741824 bytes from file <x>: Cannot allocate memory (12)"), True),
-        (ValueError("NULL pointer access"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm(handle, opa)`"), False),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasCreate(handle)`"), False),
-        (RuntimeError("CUDA driver error: unknown error"), False),
-        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("CUDA error: out of memory"), False),
-        (KeyboardInterrupt(), False),
-    ],
+    ("kind", "message", "is_shortage"),
+    yaml.safe_load((Path(__file__).parent / "errors.yaml").read_text(encoding="utf-8")),
 )
-def test_errors_that_count_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
+def test_errors_that_count_as_running_out_of_memory(kind: str, message: str, is_shortage: bool) -> None:
+    error = (getattr(builtins, kind, None) or getattr(torch, kind))(message)
     assert is_out_of_memory(error) is is_shortage
 
 
