@@ -30,7 +30,7 @@ from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, Run
 from core.runs.record.store import Run, complete_checkpoints, way_on
 from core.worker.distributed.rendezvous import Meeting, RankLostError, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
-from core.worker.parked import ClaimsWatch, parked_run
+from core.worker.parked import parked_run, watch_claims
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
 from core.worker.process.devices import device_failure, hold_devices, shared_device
@@ -192,7 +192,7 @@ def _train(
     """Import the libraries, meet the other processes of the run, and train."""
     run = recorder.run
     recorder.phase("importing")
-    ClaimsWatch(config.parking, controls, lambda: recorder.device)
+    watch_claims(config.parking, controls, lambda: recorder.device)
     ranks = None
     if meeting is not None:
         ranks = meet(run, config, meeting, reports)

@@ -28,8 +28,8 @@ LOOK_SECONDS = 5.0
 AGAIN_SECONDS = 300.0
 
 
-class ClaimsWatch:
-    """Thread that asks a run to give its device back when something claims it. It ends with the process.
+def watch_claims(parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
+    """Start a thread that asks a run to give its device back when something claims it. It ends with the process.
 
     Args:
         parking: Conditions that count as a claim.
@@ -37,17 +37,15 @@ class ClaimsWatch:
         device: Returns a current snapshot of the run's device; None if unknown.
     """
 
-    def __init__(self, parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
-        self._parking, self._controls, self._device = parking, controls, device
-        if has_conditions(parking):
-            threading.Thread(target=self._run, name="claims", daemon=True).start()
-
-    def _run(self) -> None:
+    def watch() -> None:
         while True:
-            if (claim := find_claim(self._parking, time.time(), self._device())) is not None:
-                self._controls.request_park(claim.sender, claim.cause)
+            if (claim := find_claim(parking, time.time(), device())) is not None:
+                controls.request_park(claim.sender, claim.cause)
             # If the disk is full, the device cannot be given back; a notice has said so.
             time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
+
+    if has_conditions(parking):
+        threading.Thread(target=watch, name="claims", daemon=True).start()
 
 
 @dataclass

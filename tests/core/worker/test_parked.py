@@ -20,7 +20,7 @@ from core.runs.record.events import StoppedEvent
 from core.runs.record.state import PARKED_BY_HAND
 from core.runs.record.store import create_run
 from core.worker import parked
-from core.worker.parked import ClaimsWatch, ParkedRun, parked_run
+from core.worker.parked import ParkedRun, parked_run, watch_claims
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
 from core.worker.process.recorder import Recorder
 from core.worker.supervise.verdict import EXIT_LOST
@@ -119,7 +119,7 @@ def test_the_calm_is_waited_for(recorder: Recorder, monkeypatch: pytest.MonkeyPa
 def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     controls = Controls()
     monkeypatch.setattr(parked, "find_claim", lambda *_: GAME)
-    ClaimsWatch(config(programs="chess").parking, controls, lambda: None)
+    watch_claims(config(programs="chess").parking, controls, lambda: None)
     wait_for(lambda: controls.is_leaving, 20, "the device to be claimed")
     assert controls.pending == ("park",)
     with pytest.raises(ParkRequested) as caught:
