@@ -23,7 +23,7 @@ from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.model import LoadedModel
-from core.worker.oom.retry import keep_freed_memory
+from core.worker.oom.retry import ignore, keep_freed_memory
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
@@ -178,7 +178,7 @@ def build(
     # Disks differ in speed, and a sharded optimizer is created together.
     ranks.meet()
     # All processes see the same losses, so only rank 0 warns.
-    warn = recorder.warn if ranks.is_first else _silent
+    warn = recorder.warn if ranks.is_first else ignore
     train = config.train
     total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
     state = TrainState(
@@ -268,7 +268,3 @@ def build(
         hashes=hashes,
         strategy=strategy,
     )
-
-
-def _silent(code: str, message: str, hint: str) -> None:
-    """Discard a warning."""
