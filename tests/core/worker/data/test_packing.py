@@ -121,9 +121,7 @@ def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> 
 
 
 @given(rows_strategy)
-def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(
-    rows: list[Row],
-) -> None:
+def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(rows: list[Row]) -> None:
     found = common_beginning([row(*each) for each in rows])
     assert all(tokens[:found] == rows[0][0][:found] and found < first for tokens, first in rows)
     longer = {tuple(tokens[: found + 1]) for tokens, _ in rows}

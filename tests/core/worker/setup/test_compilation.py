@@ -240,9 +240,7 @@ def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
     assert compiled.compilation.failure is None
 
 
-def test_neither_are_errors_suppressed_in_the_whole_process_nor_is_a_higher_limit_lowered(
-    tiny_model_dir: Path,
-) -> None:
+def test_neither_are_errors_suppressed_in_the_whole_process_nor_is_a_higher_limit_lowered(tiny_model_dir: Path) -> None:
     config = torch._dynamo.config
     before, config.recompile_limit = config.suppress_errors, 200
     Compiled(tiny_model_dir)
