@@ -45,9 +45,7 @@ def ask(point: ControlPoint) -> dict[str, Any]:
     return told[-1]
 
 
-def test_a_question_that_does_not_fit_beside_the_training_is_refused(
-    control_point: ControlPoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_without_room_is_refused(control_point: ControlPoint, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = cpu.memory
     monkeypatch.setattr(cpu, "memory", lambda: (0, 1000))
     answer = ask(control_point)

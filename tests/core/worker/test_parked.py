@@ -137,9 +137,7 @@ def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize(("others", "code"), [("1", 0), ("2", EXIT_LOST)])
-def test_one_of_several_that_another_program_has_started_does_not_go_on_alone(
-    private_home: Path, others: str, code: int
-) -> None:
+def test_one_of_several_from_another_program_does_not_go_on_alone(private_home: Path, others: str, code: int) -> None:
     """The others have left when the device was given back."""
     program = (
         "import sys, core.worker.__main__ as main\n"

@@ -73,7 +73,7 @@ def test_events_up_to_a_checkpoint_are_durable_before_it_is(
     assert only(CheckpointEvent, run)
 
 
-def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says_so(
+def test_a_run_with_a_loss_of_another_kernel_goes_on_only_if_asked(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, off = (
@@ -90,7 +90,7 @@ def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says
     assert "memory.liger = off" in refused.value.hint
 
 
-def test_checkpoints_go_through_a_link_only_where_the_user_has_confirmed_it(
+def test_checkpoints_go_through_a_link_only_if_the_user_confirmed_it(
     checkpointer: Checkpointer, tmp_path: Path
 ) -> None:
     run, outside = checkpointer.recorder.run, tmp_path / "outside"

@@ -55,7 +55,7 @@ rows_strategy = st.lists(
 
 
 @given(rows_strategy, st.booleans(), st.booleans())
-def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
+def test_supervised_tokens_are_predicted_from_what_precedes_in_their_row(
     rows: list[Row], share: bool, pack: bool
 ) -> None:
     ids, supervised = padded(rows)

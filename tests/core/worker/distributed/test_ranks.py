@@ -117,7 +117,7 @@ def test_a_single_process_sends_nothing() -> None:
 
 
 @cases(("error", "leaves"), [(StopRequested("socket"), True), (UserError("It failed."), False)])
-def test_the_others_leave_at_a_stop_and_not_at_a_failure(
+def test_others_leave_at_a_stop_not_at_a_failure(
     error: Exception, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders, given = Orders(Ranks.single()), list[str]()
@@ -154,9 +154,7 @@ _WINDOWS = st.lists(st.integers(1, 4096), min_size=1, max_size=64).flatmap(
 
 
 @given(_WINDOWS, st.integers(1, 9))
-def test_every_row_is_worked_on_once_and_no_process_waits_longer_than_a_row(
-    window: tuple[list[int], list[int]], count: int
-) -> None:
+def test_every_row_is_worked_on_once_and_no_process_waits_long(window: tuple[list[int], list[int]], count: int) -> None:
     costs, rows = window
     shares = split_rows(rows, costs, count)
     assert len(shares) == count

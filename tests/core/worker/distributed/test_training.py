@@ -148,9 +148,7 @@ def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: 
 
 
 @pytest.mark.long
-def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_others_wait(
-    tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_the_first_process_may_be_slow_for_longer_than_the_others_wait(tmp_path: Path, tiny_model_dir: Path) -> None:
     seconds = 5.0
     often = {"checkpoint": {"every_steps": 1}, "distributed": {"timeout": seconds}, **MEASURED}
     config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"max_steps": 2}, **often)
@@ -178,7 +176,7 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 @needs_fsdp2
 @pytest.mark.parametrize("order", ["save", "forward"])
-def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
+def test_the_first_process_notices_a_loss_while_it_gathers_weights(
     tmp_path: Path, tiny_model_dir: Path, order: str
 ) -> None:
     often = {"train": {"max_steps": 2}, "distributed": {"strategy": "fsdp2"}, **MEASURED}

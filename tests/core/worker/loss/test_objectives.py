@@ -125,7 +125,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
 
 
 @cases("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
-def test_facts_known_on_the_host_cost_no_synchronization(
+def test_facts_on_the_host_cost_no_wait(
     tiny_model_dir: Path, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where it would be a wait: loss and gradients are the same."""

@@ -152,9 +152,7 @@ def test_states_that_are_made_in_part_are_made_again(monkeypatch: pytest.MonkeyP
 
 
 @cases("kind", OPTIMIZERS[1:])
-def test_a_step_that_never_fits_is_a_user_error_and_leaves_its_parts_unchanged(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_never_fits_is_a_user_error_and_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = parameters()
     optimizer = make_optimizer(trained, options(kind))
     before = [parameter.detach().clone() for parameter in trained]

@@ -208,9 +208,7 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
     command.answer()
 
 
-def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_that_does_not_read_delays_the_training_only_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "SEND_SECONDS", 1)
     peer = Peer(place.path)
     peer.send("generate")
@@ -235,7 +233,7 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
 @pytest.mark.parametrize(
     ("parks", "error", "stopped"), [(False, "The run has ended.", "over"), (True, "The run is being parked.", "parked")]
 )
-def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
+def test_everyone_is_answered_at_the_end_and_parking_pauses(
     place: Place, parks: bool, error: str, stopped: str
 ) -> None:
     asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)

@@ -85,9 +85,7 @@ def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_nothing_of_another_process_comes_between_the_last_event_and_the_end(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_event_of_another_process_follows_the_last_event(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, late = Recorder(run), NoticeEvent(level="warning", code="hot", message="Process 1: It is hot.", hint="")
     assert append_while_open(run, late)
     asked: list[bool] = []
@@ -269,9 +267,7 @@ def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> No
     assert other.read_text() == "export A=1\n"
 
 
-def test_pending_requests_are_written_at_once_and_progress_within_a_second(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_are_written_at_once_and_progress_within_a_second(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 600.0)
     waiting: list[str] = []
     changes: queue.SimpleQueue[None] = queue.SimpleQueue()

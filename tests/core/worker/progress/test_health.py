@@ -160,7 +160,7 @@ def test_a_recorded_run_has_no_spike_at_any_step(path: Path) -> None:
     st.floats(10, 300),
     st.lists(st.integers(1, 400), min_size=1, max_size=20),
 )
-def test_an_ordinary_noisy_run_has_no_spike(
+def test_an_ordinary_run_has_no_spike(
     seed: int, floor: float, width: float, fall: float, pace: float, tokens: list[int]
 ) -> None:
     """A falling loss, with noise that grows with the loss and that the mean of few tokens has more of."""

@@ -82,9 +82,7 @@ def test_a_checkpoint_is_good_once_its_own_weights_have_given_a_finite_loss() ->
 
 
 @given(losses=LOSSES, cut=st.integers(0, 12), patience=st.integers(1, 4), saves=st.sets(st.integers(1, 12)))
-def test_a_resumed_run_selects_as_an_uninterrupted_one(
-    losses: list[float], cut: int, patience: int, saves: set[int]
-) -> None:
+def test_a_resumed_run_selects_like_a_whole_one(losses: list[float], cut: int, patience: int, saves: set[int]) -> None:
     whole, first = BestStep(patience, 0.5), BestStep(patience, 0.5)
     resumed: BestStep | None = None
     for step, loss in enumerate(losses, 1):

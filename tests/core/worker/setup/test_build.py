@@ -97,9 +97,7 @@ def test_running_out_of_memory_before_the_first_step_is_a_user_error(
     [torch.OutOfMemoryError(FULL), MemoryError(), RuntimeError("CUDA driver error: out of memory")],
     ids=["device", "host", "driver"],
 )
-def test_a_model_that_does_not_fit_is_a_user_error(
-    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_model_too_large_is_a_user_error(start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -127,9 +125,7 @@ def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch
     assert FULL in notice.message
 
 
-def test_handles_are_created_on_a_card_by_a_product_that_draws_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_handles_are_created_on_a_card_by_a_product_that_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     retry.multiply_both_ways(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
@@ -140,7 +136,7 @@ def test_handles_are_created_on_a_card_by_a_product_that_draws_and_leaves_nothin
     assert multiplied == [torch.device("cuda", 0)]
 
 
-def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
+def test_without_a_memory_plan_auto_reports_that_it_keeps_no_layers(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "spare_bytes", lambda *_: None)

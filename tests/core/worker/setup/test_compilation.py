@@ -221,7 +221,7 @@ def test_layers_run_uncompiled_when_compilation_fails_later(tiny_model_dir: Path
     assert reports == []
 
 
-def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
+def test_want_of_memory_in_compiling_is_no_failure_of_the_compiler(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = Compiled(tiny_model_dir)

@@ -14,7 +14,7 @@ from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
 
-def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(
+def test_a_pause_for_disk_space_is_reported_to_the_user_and_one_for_heat_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = ToldRecorder()

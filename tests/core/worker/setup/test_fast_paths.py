@@ -77,9 +77,7 @@ class Setup:
     ("train", "recomputed"),
     [({}, False), ({}, True), ({"packing": True}, False), ({"packing": True, "share_prefix": False}, False)],
 )
-def test_gradients_of_a_batch_are_the_sums_over_its_rows(
-    tiny_model_dir: Path, train: dict[str, Any], recomputed: bool
-) -> None:
+def test_gradients_of_a_batch_are_sums_over_rows(tiny_model_dir: Path, train: dict[str, Any], recomputed: bool) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
     assert together.loss.packing.share is train.get("share_prefix", True)
@@ -108,9 +106,7 @@ def windows(setup: Setup) -> Stepper:
 
 @cases("train", [{}, {"packing": True}])
 @cases("budget", [1, 90])
-def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
-    tiny_model_dir: Path, train: dict[str, Any], budget: int
-) -> None:
+def test_shared_beginnings_do_not_depend_on_the_cut(tiny_model_dir: Path, train: dict[str, Any], budget: int) -> None:
     steps = windows(Setup(tiny_model_dir, config(train=train)))
     assert steps.micro_batches.loss.packing.share
     loss, gradient = steps.run_anew(range(len(rows())))
@@ -120,7 +116,7 @@ def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
+def test_a_step_runs_again_when_a_fused_backward_lacks_memory(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = windows(Setup(tiny_model_dir, config()))

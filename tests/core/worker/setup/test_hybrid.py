@@ -117,9 +117,7 @@ def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
 
 
 @cases(("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")])
-def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
-    installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_read_past_by_kernels_stay_plain(installed: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "has_mamba_kernels", lambda: installed)
     model = make_hybrid(name)
     kept = FourBitQuantizer(four_bit_config(torch.float32), pre_quantized=False).get_modules_to_not_convert(model)

@@ -89,9 +89,7 @@ def test_auto_shards_a_model_that_is_too_large_for_any_process(
     assert [notice.message[: len(said[0])] for notice in told.notices] == said
 
 
-def test_auto_uses_the_plan_for_the_lengths_of_the_rows(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_auto_plans_for_the_lengths_of_the_rows(tiny_model_dir: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": "a few words " * (1 + number % 3)}) + "\n" for number in range(20)))
     options: dict[str, dict[str, Any]] = {

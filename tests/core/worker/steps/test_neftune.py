@@ -69,7 +69,7 @@ def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_mod
 
 
 @cases(("budget", "fail_at"), [(1, ()), (40, ()), (100, ()), (None, {1, 3})])
-def test_noise_depends_neither_on_the_cut_nor_on_memory_that_runs_out(
+def test_noise_depends_on_no_cut_and_no_shortage(
     tiny_model_dir: Path, budget: int | None, fail_at: Collection[int]
 ) -> None:
     whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir, fail_at=fail_at)

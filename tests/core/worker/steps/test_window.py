@@ -66,9 +66,7 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budge
 
 
 @cases("fail_at", [{1}, {2}, {1, 2}])
-def test_a_window_that_ran_out_of_memory_is_run_again_in_smaller_pieces(
-    tiny_model_dir: Path, fail_at: set[int]
-) -> None:
+def test_a_window_that_ran_out_of_memory_runs_again_in_smaller_pieces(tiny_model_dir: Path, fail_at: set[int]) -> None:
     calm, failing = Windows(tiny_model_dir), Windows(tiny_model_dir, fail_at=fail_at)
     for steps in (calm, failing):
         steps.state.token_budget = 200

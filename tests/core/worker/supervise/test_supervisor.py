@@ -213,9 +213,7 @@ def test_a_run_fails_with_the_last_words_when_its_starts_are_used_up(tmp_path: P
     [(WAITS, []), ({"then": 1}, ["Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."])],
     ids=["and it stops", "and it is lost"],
 )
-def test_a_stop_goes_to_the_first_process_and_starts_nothing(
-    tmp_path: Path, first: dict[str, object], said: list[str]
-) -> None:
+def test_a_stop_goes_to_the_first_process_alone(tmp_path: Path, first: dict[str, object], said: list[str]) -> None:
     scene = Scene(tmp_path, [first], [{"exit": 0}])
 
     def stop() -> None:
@@ -250,9 +248,7 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
         (RunState(state="failed", step=9), 4, 1),
     ],
 )
-def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
-    tmp_path: Path, state: RunState, code: int, who: int
-) -> None:
+def test_a_crash_after_the_recorded_end_starts_nothing(tmp_path: Path, state: RunState, code: int, who: int) -> None:
     scene = Scene(tmp_path, [], [])
     ends = ends_as(scene, state) | {"then" if who else "exit": 139}
     scene.act([ends], [{"after": "ended", "exit": 139} if who else WAITS])
@@ -277,9 +273,7 @@ def test_an_end_recorded_earlier_does_not_count(tmp_path: Path) -> None:
 NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
 
 
-def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_warnings_of_a_process_come_before_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of the one whose end is the verdict: it has said them in its last moment."""
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"say": {"notice": NOTICE}, "kill": True}, {"exit": 0}])
     watch = Supervisor._pass_on
@@ -297,9 +291,7 @@ def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
     assert lost.code == "rank_lost"
 
 
-def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warning_after_the_end_is_not_put_into_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(tmp_path, [], [])
     ends = ends_as(scene, RunState(state="finished", step=9))
     scene.act([{**ends, "after": "starts-2", "exit": 0}], [{"exit": 0}])
@@ -327,7 +319,7 @@ def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: objec
     assert scene.events() == []
 
 
-def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(
+def test_processes_suspended_with_their_supervisor_are_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a container that is frozen for an hour: nobody could be heard meanwhile."""
