@@ -218,7 +218,15 @@ class Supervisor:
             return
         self._recorded, now = time.monotonic(), time.time()
         ranks = [
-            Rank(sign.rank, sign.host, sign.pid, sign.device, now - sign.silent, sign.is_waiting) for sign in signs
+            Rank(
+                rank=sign.rank,
+                host=sign.host,
+                pid=sign.pid,
+                device=sign.device,
+                heard=now - sign.silent,
+                is_waiting=sign.is_waiting,
+            )
+            for sign in signs
         ]
         with contextlib.suppress(OSError):
             write_ranks(self.run.path, ranks)
