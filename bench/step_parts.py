@@ -32,9 +32,8 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
 from core.worker.oom.retry import keep_freed_memory
 from core.worker.optim.optim import make_optimizer
-from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.objective import check_model, choose_packing, wants_packing
 from core.worker.setup.ready_model import fuse_layers
-from core.worker.setup.self_check import check_model
 from tests.core.worker.steps.stepper import Stepper
 
 RANK, WARM, STEPS = 16, 3, 6

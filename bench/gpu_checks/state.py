@@ -22,7 +22,7 @@ from core.helper import Helper
 from core.units import format_bytes
 from core.worker.oom.retry import Retry, attempt, multiply_both_ways, release
 from core.worker.optim.optim import make_optimizer
-from core.worker.optim.retryable_step import RetryableStep
+from core.worker.optim.update import RetryableStep
 from core.worker.selftest import training
 from core.worker.selftest.ballast import MARGIN, CudaBallast
 from core.worker.selftest.check import Bench

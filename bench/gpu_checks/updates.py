@@ -15,8 +15,8 @@ from bench.gpu_checks.trainer import Stand, trainer
 from core.config.schema import TrainSection
 from core.worker.oom.retry import Retry
 from core.worker.optim.optim import is_blockwise, make_optimizer
-from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_update
+from core.worker.optim.update import RetryableStep
 from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.selftest.speed import best_seconds
 

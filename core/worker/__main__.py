@@ -27,10 +27,10 @@ from core.runs.record.events import ControlEvent, FailedEvent, FinishedEvent, St
 from core.runs.record.files import LOCK_VARIABLE, hold_worker_lock, refuse_unsafe_files
 from core.runs.record.sentences import sender
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState, ranks_path
-from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
+from core.runs.record.store import Run, complete_checkpoints, way_on
 from core.worker.distributed.rendezvous import Meeting, RankLostError, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
-from core.worker.parked import ClaimsWatch, parked_run
+from core.worker.parked import parked_run, watch_claims
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
 from core.worker.process.devices import device_failure, hold_devices, shared_device
@@ -192,7 +192,7 @@ def _train(
     """Import the libraries, meet the other processes of the run, and train."""
     run = recorder.run
     recorder.phase("importing")
-    ClaimsWatch(config.parking, controls, lambda: recorder.device)
+    watch_claims(config.parking, controls, lambda: recorder.device)
     ranks = None
     if meeting is not None:
         ranks = meet(run, config, meeting, reports)
@@ -208,15 +208,7 @@ def _train(
     from core.worker.train import train
 
     SpinControl().start()
-    outcome = train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
-    return FinishedEvent(
-        reason=outcome.reason,
-        step=outcome.step,
-        best=outcome.best_step,
-        adapter=outcome.adapter,
-        hint=after_refusal(run) if outcome.refused else f"Talk to it: localtune-tui chat {run.id}",
-        refused=outcome.refused or None,
-    )
+    return train(config, recorder, controls, resume=args.resume, paused=args.paused, ranks=ranks)
 
 
 def _unforeseen(recorder: Recorder, error: BaseException) -> FailedEvent:

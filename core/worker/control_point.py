@@ -12,7 +12,6 @@ from core.chat.request import BASE, TUNED, ChatRequest, settings_of
 from core.config.live import GOVERNED, read_changes
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.governor.policy import Action
 from core.governor.words import reason
 from core.runs.control.protocol import ActionError, refusal
 from core.runs.record.events import ControlEvent
@@ -39,15 +38,15 @@ class ControlPoint:
             the state, which receives pauses and changed options.
         autocast: Precision of training.
         controls: Pending commands.
+        governor: Pauses the run for heat and the like.
         file_weights: Weights of the file that is trained for, if any.
-        governor: Pauses the run for heat and the like; None for no governor.
     """
 
     checkpointer: Checkpointer
     autocast: Callable[[], AbstractContextManager[Any]]
     controls: Controls
+    governor: Governor
     file_weights: FileWeights | None = None
-    governor: Governor | None = None
 
     def __post_init__(self) -> None:
         run = self.checkpointer
@@ -55,14 +54,9 @@ class ControlPoint:
         self.template, self.recorder, self.strategy = run.template, run.recorder, run.strategy
 
     @property
-    def _hold(self) -> Action | None:
-        """Governor action that pauses the run; None if there is none."""
-        return None if self.governor is None else self.governor.pause
-
-    @property
     def _is_held(self) -> bool:
         """True if a governor pauses the run, in this process or another."""
-        return self._hold is not None or self.strategy.orders.others_hold
+        return self.governor.pause is not None or self.strategy.orders.others_hold
 
     def attend(self) -> None:
         """Carry out pending commands; while paused, wait for more. Called between two steps, and between two passes of
@@ -82,11 +76,11 @@ class ControlPoint:
             told.add(command.request.command)
         self.controls.check_stop()
         with orders.alone():
-            if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
+            if self.governor.take_checkpoint() and self.state.step:
                 self.checkpointer.save()
             if self.state.paused or self._is_held:
                 self._wait()
-            elif self.governor is not None:
+            else:
                 self.governor.throttle.rest()
         if self.state.skipping:
             raise EvaluationSkipped
@@ -110,13 +104,12 @@ class ControlPoint:
                 self.strategy.orders.look_after()
         finally:
             state.paused_seconds += time.monotonic() - began
-            if self.governor is not None:
-                self.governor.throttle.paused()
+            self.governor.throttle.paused()
         self.recorder.update(state="training", reason="")
 
     def _tell_paused(self) -> None:
         """Record the pause in the state, with the governor's reason if it has one."""
-        hold, state = self._hold, self.recorder.state
+        hold, state = self.governor.pause, self.recorder.state
         why = "" if hold is None else reason(hold.cause, hold.value, hold.limit)
         if hold is None and self._is_held:
             why = "the governor of another process of the run pauses it"
@@ -156,13 +149,11 @@ class ControlPoint:
 
     def _resume(self, command: Command) -> str | None:
         was_paused, self.state.paused = self.state.paused, False
-        if (hold := self._hold) is not None:
+        if (hold := self.governor.pause) is not None:
             why = reason(hold.cause, hold.value, hold.limit)
             over = "Your pause is over. " * was_paused
             raise ActionError(
-                f"The governor pauses the run: {why}.",
-                f"{over}It goes on by itself, sooner with another limit.",
-                "set",
+                f"The governor pauses the run: {why}.", f"{over}It goes on by itself, sooner with another limit.", "set"
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None
@@ -219,13 +210,7 @@ class ControlPoint:
         began, model = time.monotonic(), self.loaded.model
         # The base answers with its own weights, even if a file's weights are trained.
         own = nullcontext() if self.file_weights is None or asked.source != BASE else self.file_weights.base_alone()
-        with (
-            lost_ranks_told(),
-            self.strategy.leading(),
-            self.autocast(),
-            own,
-            answering_as(model, asked.source),
-        ):
+        with lost_ranks_told(), self.strategy.leading(), self.autocast(), own, answering_as(model, asked.source):
             prompt = prepare_prompt(
                 model,
                 self.loaded.tokenizer,
@@ -254,7 +239,7 @@ class ControlPoint:
 
     def _set(self, command: Command) -> str:
         state, changes = self.state, read_changes(self.config, command.request.args)
-        if self.governor is not None and changes.keys() & set(GOVERNED):
+        if changes.keys() & set(GOVERNED):
             self.governor.change(self.governor.check(state.overrides | changes))
         state.overrides |= changes
         command.answer(step=state.step, **{name.replace(".", "_"): value for name, value in changes.items()})

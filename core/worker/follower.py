@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,26 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
 
-    def work() -> int:
+    # The supervisor receives the reason of a failure.
+    try:
         config = run.config()
         ranks = meet(run, config, meeting, reports)
         follow(config, recorder, ranks, resume=resume)
         ranks.close()
         return 0
-
-    return reporting(reports, work)
+    except RankLostError as error:
+        log(f"error: another process of the run does not answer: {error}")
+        reports.tell(error=str(error))
+        return EXIT_LOST
+    except UserError as error:
+        log(f"error: {error}")
+        reports.tell(error=error.message, hint=error.hint)
+        return EXIT_CODES["failed"]
+    except BaseException as error:
+        log_exception()
+        first = (str(error).splitlines() or [""])[0]
+        reports.tell(error=f"{type(error).__name__}: {first}")
+        return EXIT_CRASHED
 
 
 def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) -> None:
@@ -92,33 +104,17 @@ def carry_out_orders(recipe: FinetuneRecipe) -> None:
     orders = parts.strategy.orders
     with parts.governor.governing(state.overrides):
         parts.strategy.ranks.meet()
-        while (order := orders.take()).name != "leave":
-            if order.name == "step":
-                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+        while True:
+            name, args = orders.take()
+            if name == "leave":
+                return
+            if name == "step":
+                state.step, state.overrides = int(args["step"]), dict(args["overrides"])
                 recipe.step()
-            elif order.name == "forward":
+            elif name == "forward":
                 parts.strategy.lend()
             else:
-                parts.checkpointer.lend(order.name)
-
-
-def reporting(reports: Reports, work: Callable[[], int]) -> int:
-    """Run the work of a process; returns its exit code. The supervisor receives the reason of a failure."""
-    try:
-        return work()
-    except RankLostError as error:
-        log(f"error: another process of the run does not answer: {error}")
-        reports.tell(error=str(error))
-        return EXIT_LOST
-    except UserError as error:
-        log(f"error: {error}")
-        reports.tell(error=error.message, hint=error.hint)
-        return EXIT_CODES["failed"]
-    except BaseException as error:
-        log_exception()
-        first = (str(error).splitlines() or [""])[0]
-        reports.tell(error=f"{type(error).__name__}: {first}")
-        return EXIT_CRASHED
+                parts.checkpointer.lend(name)
 
 
 def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:

@@ -46,18 +46,14 @@ def read_models_once() -> None:
     import transformers.utils.import_utils as utils
 
     read = getattr(utils, "create_import_structure_from_path", None)
-    if callable(read) and not isinstance(read, _ByDirectory):
-        utils.create_import_structure_from_path = _ByDirectory(read)
+    if callable(read) and not hasattr(read, "_read"):
 
+        def by_directory(path: Any) -> Any:
+            """Import structure of a directory, or of a file's directory, always under the path of the first scan."""
+            return read(Path(path).parent if Path(path).is_file() else path)
 
-class _ByDirectory:
-    """Import structure of a directory, or of a file's directory, always under the path of the first scan."""
-
-    def __init__(self, read: Callable[[Any], Any]) -> None:
-        self._read = read
-
-    def __call__(self, path: Any) -> Any:
-        return self._read(Path(path).parent if Path(path).is_file() else path)
+        by_directory._read = read  # type: ignore[attr-defined]
+        utils.create_import_structure_from_path = by_directory
 
 
 @contextlib.contextmanager

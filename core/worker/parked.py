@@ -28,8 +28,8 @@ LOOK_SECONDS = 5.0
 AGAIN_SECONDS = 300.0
 
 
-class ClaimsWatch:
-    """Thread that asks a run to give its device back when something claims it. It ends with the process.
+def watch_claims(parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
+    """Start a thread that asks a run to give its device back when something claims it. It ends with the process.
 
     Args:
         parking: Conditions that count as a claim.
@@ -37,17 +37,15 @@ class ClaimsWatch:
         device: Returns a current snapshot of the run's device; None if unknown.
     """
 
-    def __init__(self, parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
-        self._parking, self._controls, self._device = parking, controls, device
-        if has_conditions(parking):
-            threading.Thread(target=self._run, name="claims", daemon=True).start()
-
-    def _run(self) -> None:
+    def watch() -> None:
         while True:
-            if (claim := find_claim(self._parking, time.time(), self._device())) is not None:
-                self._controls.request_park(claim.sender, claim.cause)
+            if (claim := find_claim(parking, time.time(), device())) is not None:
+                controls.request_park(claim.sender, claim.cause)
             # If the disk is full, the device cannot be given back; a notice has said so.
             time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
+
+    if has_conditions(parking):
+        threading.Thread(target=watch, name="claims", daemon=True).start()
 
 
 @dataclass
@@ -121,35 +119,33 @@ class ParkedRun:
 
     def _carry_out(self, command: Command) -> bool:
         """Carry out a command. Returns True if the run continues."""
-        name, goes_on = command.request.command, False
+        name, step = command.request.command, self.recorder.state.step
         try:
             if name == "resume":
-                goes_on = self._resume(command)
+                if (obstacle := self._obstacle()) is not None:
+                    raise UserError(
+                        f"The run cannot have its device back: {obstacle}.",
+                        "It goes on by itself when that is over, unless it was parked by hand.",
+                    )
+                command.answer(state="training", step=step)
             elif name in ("park", "pause", "stop"):
-                command.answer(state="parked" if name != "stop" else "stopping", step=self.recorder.state.step)
+                command.answer(state="parked" if name != "stop" else "stopping", step=step)
             elif name != "withdraw":
                 raise ActionError("The run is parked: its model is not in memory.", "Let it go on first.", "resume")
         except UserError as error:
             command.refuse(**refusal(error))
-        self.controls.done()
-        return goes_on
-
-    def _resume(self, command: Command) -> bool:
-        if (obstacle := self._obstacle()) is not None:
-            raise UserError(
-                f"The run cannot have its device back: {obstacle}.",
-                "It goes on by itself when that is over, unless it was parked by hand.",
-            )
-        command.answer(state="training", step=self.recorder.state.step)
-        return True
+            return False
+        finally:
+            self.controls.done()
+        return name == "resume"
 
 
 def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
     """A parked run that watches this machine."""
     if config.hardware.device == "cpu":
-        recorder.watch(CPU_ONLY)
+        recorder.sampler.watch(CPU_ONLY)
     elif config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
-        recorder.watch(card.uuid)
+        recorder.sampler.watch(card.uuid)
     return ParkedRun(
         config,
         recorder,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -57,16 +57,9 @@ class Attempt:
         return self.ran_out
 
 
-class Accumulate(Protocol):
-    """Gradient accumulation: forward and backward over micro-batches."""
-
-    def __call__(self, micro_batches: list[list[int]], *, most_shared: int | None = None) -> object:
-        """Leave the gradients in the parameters.
-
-        Args:
-            micro_batches: Row indices of each.
-            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
-        """
+#: Leaves the gradients of micro-batches in the parameters, given the row indices of each; ``most_shared`` is the most
+#: tokens of a common beginning that are computed once.
+Accumulate = Callable[..., object]
 
 
 @dataclass(frozen=True)

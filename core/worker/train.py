@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,37 +19,23 @@ import torch
 from core.config.gate import read_bars
 from core.config.schema import Config
 from core.runs.catalog.result import GateFigures, judge
-from core.runs.record.events import BEST_CHOSEN, StepEvent
+from core.runs.record.events import BEST_CHOSEN, FinishedEvent, StepEvent
 from core.runs.record.sentences import ALL_DONE
+from core.runs.record.store import after_refusal
 from core.runs.record.tail import EventTail
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
-from core.worker.distributed.strategy import reduce_window, share_window
 from core.worker.loss.objectives import Rewards
+from core.worker.model.full_weights import trained_tensors
 from core.worker.oom.retry import TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
-from core.worker.process.determinism import nondeterminism_explained
+from core.worker.process.determinism import nondeterminism_explained, own_draws
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import Spike
 from core.worker.setup.build import Parts, set_up
 
 #: Seconds within which every device that measures its power has reported it.
 _SAMPLED_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """End of a run that ran to completion."""
-
-    step: int
-    best_step: int | None
-    adapter: str | None
-    """Name of the adapter, or of the model if its own weights were trained, relative to the run directory. None if the
-    result is refused."""
-    reason: str
-    """Reason for the end, with the step of the result if that is not the last one."""
-    refused: str = ""
-    """The bars of ``eval.gate`` that the result misses; empty where it passes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ def train(
     resume: bool,
     paused: bool = False,
     ranks: Ranks | None = None,
-) -> Outcome:
+) -> FinishedEvent:
     """Train a run to its end.
 
     Args:
@@ -103,7 +90,7 @@ class FinetuneRecipe:
     controls: Controls
     parts: Parts
 
-    def run(self) -> Outcome:
+    def run(self) -> FinishedEvent:
         """Rehearse, train and write the result.
 
         Raises:
@@ -118,7 +105,10 @@ class FinetuneRecipe:
             except ParkRequested:
                 raise  # saved already, and not at its end
             except StopRequested as request:
-                self.stop(save=not request.now)
+                self.recorder.update(state="stopping")
+                if not request.now:
+                    self.recorder.phase("saving", "checkpoint")
+                    self.parts.checkpointer.save()
                 raise
             return self.finish()
 
@@ -252,17 +242,21 @@ class FinetuneRecipe:
             parts.compilation.report(state.step, self.recorder.notice)
 
     def gradients(self, window: list[int]) -> Gradients:
-        """Compute the gradients of a window, cut finer and run again if memory runs out."""
-        parts, step = self.parts, self.parts.state.step
-        noise = parts.noise.draw()
-        with share_window(
-            parts.strategy, window, parts.dataset.lengths, seed=self.config.train.seed, step=step
-        ) as rows:
+        """Compute the gradients of a window, cut finer and run again if memory runs out; then reduce them, the loss and
+        the rewards over all processes."""
+        parts, strategy, step = self.parts, self.parts.strategy, self.parts.state.step
+        noise, ranks = parts.noise.draw(), strategy.ranks
+        rows = strategy.share(window, parts.dataset.lengths)
+        # Draws differ between processes; afterwards all generators have the same state.
+        with nullcontext() if ranks.is_single else own_draws(self.config.train.seed, step, ranks.rank):
             for attempt in parts.micro_batches.attempts(rows, where=f"step {step + 1}"):
                 with attempt:
                     result = self.accumulate(attempt.micro_batches, window=window, noise=noise)
-        loss, rewards = reduce_window(parts.strategy, parts.loaded.model, result.loss, parts.objective)
-        return dataclasses.replace(result, loss=loss, rewards=rewards)
+        if ranks.is_single:
+            return dataclasses.replace(result, rewards=parts.objective.rewards())
+        trained = list(trained_tensors(parts.loaded.model).values())
+        loss, *sums = strategy.reduce(trained, [result.loss, *parts.objective.reward_sums()])
+        return dataclasses.replace(result, loss=loss, rewards=parts.objective.rewards_of(sums))
 
     def accumulate(
         self,
@@ -407,18 +401,7 @@ class FinetuneRecipe:
             )
         return False
 
-    def stop(self, *, save: bool) -> None:
-        """End the run before its last step.
-
-        Args:
-            save: Write a checkpoint first.
-        """
-        self.recorder.update(state="stopping")
-        if save:
-            self.recorder.phase("saving", "checkpoint")
-            self.parts.checkpointer.save()
-
-    def finish(self) -> Outcome:
+    def finish(self) -> FinishedEvent:
         """Write the last checkpoint, evaluate once more, and write the result."""
         parts, state, best = self.parts, self.parts.state, self.parts.state.best
         limit = self._limit_reached() if state.step < state.total_steps else None
@@ -441,7 +424,15 @@ class FinetuneRecipe:
             reason = f"{limit}, after step {state.step} of {state.total_steps}"
         if chosen is not None:
             reason += f"; the {'result' if refused else output.name} is that of step {chosen.step}, {BEST_CHOSEN}"
-        return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
+        run = self.recorder.run
+        return FinishedEvent(
+            reason=reason,
+            step=state.step,
+            best=best.best_step,
+            adapter=None if refused else output.name,
+            hint=after_refusal(run) if refused else f"Talk to it: localtune-tui chat {run.id}",
+            refused=refused or None,
+        )
 
     def _refusal(self, step: int) -> str:
         """The bars of ``eval.gate`` that the result of a step misses; empty if it passes."""

@@ -195,9 +195,8 @@ def gradients(base: Path, method: dict[str, Any], train: dict[str, Any]) -> Pass
     from core.worker.loss.loss import SupervisedLoss
     from core.worker.model.adapters import attach_adapters
     from core.worker.model.model import load_model, trainable_parameters
-    from core.worker.setup.objective import choose_packing, wants_packing
+    from core.worker.setup.objective import check_model, choose_packing, wants_packing
     from core.worker.setup.ready_model import fuse_layers
-    from core.worker.setup.self_check import check_model
 
     config = Config.model_validate({"data": {"train": "rows.jsonl"}, "method": {"rank": 4, **method}, "train": train})
     loaded = load_model(base, method=config.method.name, precision="fp32", device="cpu", for_training=True)

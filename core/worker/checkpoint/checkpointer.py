@@ -90,11 +90,8 @@ class Checkpointer:
     @property
     def output(self) -> Path:
         """Directory of the result: the adapter, or the model if its own weights are trained."""
-        return (
-            self.recorder.run.model_path
-            if self.config.method.name in WEIGHT_METHODS
-            else self.recorder.run.adapter_path
-        )
+        run = self.recorder.run
+        return run.model_path if self.config.method.name in WEIGHT_METHODS else run.adapter_path
 
     def check_room(self) -> None:
         """Refuse if a checkpoint would not fit on the disk.
@@ -132,18 +129,14 @@ class Checkpointer:
             written = self._write()
         except MemoryShortageError as error:
             self.postponed = True
-            self.recorder.warn(
-                "checkpoint_postponed", error.message, "It is tried again after the next step, if there is one."
-            )
+            hint = "It is tried again after the next step, if there is one."
+            self.recorder.warn("checkpoint_postponed", error.message, hint)
             return
         except (OSError, UserError) as error:
             reason = error.message if isinstance(error, UserError) else str(error)
-            self.recorder.notice(
-                "error",
-                "checkpoint_failed",
-                f"The checkpoint of step {step} was not written: {reason}",
-                "Make room, then resume; earlier checkpoints are untouched.",
-            )
+            message = f"The checkpoint of step {step} was not written: {reason}"
+            hint = "Make room, then resume; earlier checkpoints are untouched."
+            self.recorder.notice("error", "checkpoint_failed", message, hint)
             if not state.paused:
                 notify(Notice("paused", f"the checkpoint was not written: {reason}", self.recorder.run.id))
             state.paused = True

@@ -77,15 +77,8 @@ class Rollback:
         torn = state.step + 1
         self.checkpointer.update.drop()
         found = newest_checkpoint(recorder)
-        recorder.phase("loading_model", self.checkpointer.config.model.base if found is None else found.path.name)
-        Retry(lambda: f"step {torn}", recorder.warn).run(
-            lambda: self._to_base() if found is None else self.checkpointer.restore(found),
-            "in going back",
-            error.hint,
-        )
+        self._return_to(found, torn, error.hint)
         self.checkpointer.checkpointing.enable()
-        state.evaluated = None
-        recorder.end_step(state.step)
         recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
         recorder.seal("rollback", {"step": state.step})
         recorder.phase("training", done=state.step, total=state.total_steps)
@@ -95,7 +88,6 @@ class Rollback:
 
         Returns:
             True if there is one. False in a run of several processes: they stop, and are continued together.
-            continued together.
 
         Raises:
             UserError: If there is not enough memory.
@@ -108,29 +100,34 @@ class Rollback:
         if found is None:
             return False
         state.spikes.leave_out(spike)
-        recorder.phase("loading_model", found.path.name)
-        Retry(lambda: f"step {spike.last}", recorder.warn).run(
-            lambda: self.checkpointer.restore(found),
-            "in going back",
-            "Close what else holds memory, and continue the run; the checkpoint is untouched.",
-        )
-        state.evaluated = None
-        recorder.end_step(state.step)
+        hint = "Close what else holds memory, and continue the run; the checkpoint is untouched."
+        self._return_to(found, spike.last, hint)
         rows = state.spikes.name(spike)
         recorder.event(
             RollbackEvent(
-                step=state.step,
-                first=spike.first,
-                last=spike.last,
-                loss=spike.loss,
-                expected=spike.expected,
-                rows=rows,
+                step=state.step, first=spike.first, last=spike.last, loss=spike.loss, expected=spike.expected, rows=rows
             )
         )
         recorder.phase("training", done=state.step, total=state.total_steps)
         if self.file is not None:
             self.file.follow()
         return True
+
+    def _return_to(self, found: Checkpoint | None, step: int, hint: str) -> None:
+        """Restore a checkpoint, or the moment before the first step.
+
+        Args:
+            found: The checkpoint; None for the base.
+            step: The step that the run returns from.
+            hint: Advice if memory runs out.
+        """
+        checkpointer, recorder = self.checkpointer, self.checkpointer.recorder
+        recorder.phase("loading_model", checkpointer.config.model.base if found is None else found.path.name)
+        Retry(lambda: f"step {step}", recorder.warn).run(
+            lambda: self._to_base() if found is None else checkpointer.restore(found), "in going back", hint
+        )
+        checkpointer.state.evaluated = None
+        recorder.end_step(checkpointer.state.step)
 
     def _to_base(self) -> None:
         """Return to the moment before the first step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,12 +85,18 @@ class Dataset:
     def unfold(self) -> None:
         """Insert the additional rows of each example after its first."""
         chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
-        self.further += len(chosen) - len(self.rows)
-        self.rows = [row for first in self.rows for row in first.rows]
-        self.examples = [self.examples[place] for place in chosen]
-        self.places = [self.places[place] for place in chosen]
+        unfolded = [row for first in self.rows for row in first.rows]
+        self.further += len(unfolded) - len(self.rows)
+        _, self.examples, self.places = self.taken(chosen)
+        self.rows = unfolded
+
+    def taken(self, positions: Sequence[int]) -> tuple[list[TokenizedRow], list[Example], list[FileLine]]:
+        """Rows, examples and places at these positions."""
+        rows, examples, places = self.rows, self.examples, self.places
+        return [rows[at] for at in positions], [examples[at] for at in positions], [places[at] for at in positions]
 
 
+@dataclass
 class Loader:
     """Reads, renders and tokenizes rows.
 
@@ -102,20 +108,11 @@ class Loader:
         preflight: Refuses data that would waste the run; None to refuse nothing.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        encoder: Encoder,
-        *,
-        vocabulary: int | None = None,
-        progress: Callable[[int], None] = lambda _: None,
-        preflight: Preflight | None = None,
-    ) -> None:
-        self._config = config
-        self._encoder = encoder
-        self._vocabulary = vocabulary
-        self._progress = progress
-        self._preflight = preflight
+    config: Config
+    encoder: Encoder
+    vocabulary: int | None = None
+    progress: Callable[[int], None] = lambda _: None
+    preflight: Preflight | None = None
 
     def training(self) -> tuple[Dataset, Dataset | None]:
         """The training rows, and the held-out rows, if there are any.
@@ -123,7 +120,7 @@ class Loader:
         Raises:
             UserError: As :meth:`load`, or if the data would waste the run and that is not allowed.
         """
-        config, dataset = self._config, Dataset()
+        config, dataset = self.config, Dataset()
         weighted = training_sources(config.data)
         bounds = [0]
         for sources, _ in weighted:
@@ -142,30 +139,30 @@ class Loader:
                 divided.unfold()
                 held_out = divided
         dataset.unfold()
-        if self._preflight is not None and held_out is not None:
-            self._preflight.check_leak(self._each_of(dataset), held_out.examples)
+        if self.preflight is not None and held_out is not None:
+            self.preflight.check_leak(self._each_of(dataset), held_out.examples)
         return dataset, held_out
 
     def _each_of(self, dataset: Dataset) -> Iterator[Example]:
         """The examples of a dataset, with regular checks for a stop."""
         for number, example in enumerate(dataset.examples):
             if number % CHUNK_ROWS == CHUNK_ROWS - 1:
-                self._progress(dataset.read)
+                self.progress(dataset.read)
             yield example
 
     def _check_rows(self, dataset: Dataset) -> None:
-        if self._preflight is None:
+        if self.preflight is None:
             return
-        self._preflight.check_supervised(
+        self.preflight.check_supervised(
             dataset.read, dataset.dropped[NOTHING_SUPERVISED], dataset.first_dropped.get(NOTHING_SUPERVISED, "")
         )
         ends = [
-            any(self._encoder.learns_stop(part) for part in row.rows)
+            any(self.encoder.learns_stop(part) for part in row.rows)
             for row, example in zip(dataset.rows, dataset.examples, strict=True)
             if not example.text
         ]
-        self._preflight.tell_ended(self._encoder.ended)
-        self._preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
+        self.preflight.tell_ended(self.encoder.ended)
+        self.preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
 
     def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
         """The rows of files, directories and registry entries.
@@ -179,7 +176,7 @@ class Loader:
                 that is refused, or no row is usable.
         """
         dataset = Dataset()
-        sources = flat_sources(references, self._config.data.format, self._config.data.columns)
+        sources = flat_sources(references, self.config.data.format, self.config.data.columns)
         for source in sources:
             self._load_source(source, dataset, limit)
             if limit is not None and len(dataset.rows) >= limit:
@@ -192,9 +189,9 @@ class Loader:
         rows = source.rows()
         head = list(itertools.islice(rows, SAMPLE))
         detection = source.detect(head)
-        refuse_untrainable(detection, one_line(source.name), self._config.train.objective)
-        if self._preflight is not None:
-            self._preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
+        refuse_untrainable(detection, one_line(source.name), self.config.train.objective)
+        if self.preflight is not None:
+            self.preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
         dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
         unread, counts = UnreadColumns(detection), dataset.unread.setdefault(source.name, Counter())
         for chunk in _chunks(itertools.chain(head, rows)):
@@ -209,7 +206,7 @@ class Loader:
                 if limit is not None and len(dataset.rows) >= limit:
                     dataset.read -= 1
                 elif isinstance(kept, RowError):
-                    if kept.code == "overlong" and self._config.data.overlong == "refuse":
+                    if kept.code == "overlong" and self.config.data.overlong == "refuse":
                         raise UserError(
                             f"{_place(source, row)}: {kept.message}",
                             "Raise train.max_length, or set data.overlong to drop or truncate.",
@@ -220,18 +217,18 @@ class Loader:
                     dataset.examples.append(example)
                     # Tables have rows instead of lines.
                     dataset.places.append(FileLine(row.file or source.path.name, row.line or row.index + 1))
-            self._progress(dataset.read)
+            self.progress(dataset.read)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
-        encoded = iter(self._encoder.encode([example for example in examples if example.ids is None]))
+        encoded = iter(self.encoder.encode([example for example in examples if example.ids is None]))
         return [next(encoded) if example.ids is None else self._as_tokens(example) for example in examples]
 
     def _as_tokens(self, example: Example) -> TokenizedRow | RowError:
         """A pretokenized row."""
         ids = np.asarray(example.ids, dtype=np.int32)
-        if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
+        if self.vocabulary is not None and int(ids.max()) >= self.vocabulary:
             return RowError(
-                "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self._vocabulary}."
+                "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self.vocabulary}."
             )
         supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
         supervised[0] = False  # nothing predicts the first token
@@ -240,10 +237,10 @@ class Loader:
         return TokenizedRow(ids, supervised)
 
     def _fit(self, row: TokenizedRow | RowError) -> TokenizedRow | RowError:
-        limit = self._config.train.max_length
+        limit = self.config.train.max_length
         if isinstance(row, RowError) or (longest := row.longest) <= limit:
             return row
-        if self._config.data.overlong == "truncate":
+        if self.config.data.overlong == "truncate":
             cut = [_cut(part, limit) for part in row.rows]
             if useful := [part for part in cut if all(map(supervised_count, part.sequences))]:
                 return useful[0].with_further(useful[1:])
@@ -252,33 +249,25 @@ class Loader:
 
     def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
         """Hold rows out and repeat the others by weight. ``bounds`` are the limits of each entry's rows."""
-        share, seed = self._config.data.eval_share, self._config.train.seed
+        share, seed = self.config.data.eval_share, self.config.train.seed
         prints = Fingerprints()
         for number, example in enumerate(self._each_of(dataset)):
             prints.add(number, example)
         division = divide_rows(prints, bounds, weights, share, seed)
         kept_out, counts = division.held_out, division.counts
-        if division.crosses and self._preflight is not None:
-            self._preflight.tell_alike()
+        if division.crosses and self.preflight is not None:
+            self.preflight.tell_alike()
         if share and not kept_out:
             raise UserError("No row can be held out: all rows are the same.", "Set data.eval_share = 0.")
-        measured = sorted(kept_out)[: self._config.eval.max_rows]
-        held_out = Dataset(
-            [dataset.rows[position] for position in measured],
-            [dataset.examples[position] for position in measured],
-            [dataset.places[position] for position in measured],
-            read=len(measured),
-            formats=dict(dataset.formats),
-        )
+        measured = sorted(kept_out)[: self.config.eval.max_rows]
+        held_out = Dataset(*dataset.taken(measured), read=len(measured), formats=dict(dataset.formats))
         used = [position for position, count in enumerate(counts) for _ in range(count)]
         if not used:
             raise UserError("No row is left to train on.", "Raise data.weights, or lower data.eval_share.")
         skipped = sum(not count for count in counts) - len(kept_out)
         dataset.dropped += Counter({HELD_OUT: len(kept_out), NOT_SAMPLED: skipped})
         dataset.repeated = len(used) - len(set(used))
-        dataset.rows = [dataset.rows[position] for position in used]
-        dataset.examples = [dataset.examples[position] for position in used]
-        dataset.places = [dataset.places[position] for position in used]
+        dataset.rows, dataset.examples, dataset.places = dataset.taken(used)
         return held_out if kept_out else None
 
 

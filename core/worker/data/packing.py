@@ -48,10 +48,6 @@ class Packing:
     masks for shared prefixes; else 0, so only saved tokens count."""
 
 
-#: Padded batches.
-UNPACKED = Packing()
-
-
 @dataclass(frozen=True)
 class LaidOut:
     """A batch as one sequence."""

@@ -29,14 +29,6 @@ _SIGNS, _MOST_SECONDS = 10.0, 5.0
 Passes = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True)
-class Order:
-    """An order of rank 0."""
-
-    name: str
-    args: dict[str, Any]
-
-
 @dataclass
 class Orders:
     """Gives orders in rank 0, and receives them in the others. No-op in a run of one process.
@@ -134,8 +126,8 @@ class Orders:
         if self.clock() - self._last >= min(self.timeout / _SIGNS, _MOST_SECONDS):
             self._exchange({"do": _WAIT})
 
-    def take(self) -> Order:
-        """In the other ranks: wait for the next order.
+    def take(self) -> tuple[str, dict[str, Any]]:
+        """In the other ranks: wait for the next order; its name and arguments.
 
         Raises:
             RankLostError: If the first process does not answer.
@@ -143,7 +135,7 @@ class Orders:
         while True:
             message = self._exchange(None)
             if (name := str(message.pop("do"))) != _WAIT:
-                return Order(name, message)
+                return name, message
 
     def _exchange(self, message: dict[str, Any] | None) -> dict[str, Any]:
         (held,) = self.ranks.any([not self.ranks.is_first and self.holds()], patient=True)

@@ -219,14 +219,10 @@ def lost_ranks_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error) or not _is_of_connections(error):
+        # Errors of gloo are plain RuntimeErrors that name its source file.
+        if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
         raise _lost(error) from error
-
-
-def _is_of_connections(error: RuntimeError) -> bool:
-    # Errors of gloo are plain RuntimeErrors that name its source file.
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def _lost(error: RuntimeError) -> RankLostError:
@@ -272,10 +268,10 @@ def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
 def _store(meeting: Meeting, timeout: timedelta) -> Any:
     """Store at the meeting's address; rank 0 listens only there."""
     address, port = meeting.address
-    listening = None
+    listening, family = None, socket.AF_INET6 if ":" in address else socket.AF_INET
     if meeting.rank == 0:
         try:
-            listener = socket.create_server((address, port), family=_family(address), backlog=meeting.count)
+            listener = socket.create_server((address, port), family=family, backlog=meeting.count)
         except OSError as error:
             raise UserError(
                 f"{address}:{port} cannot be listened at: {error.strerror}.",
@@ -283,14 +279,5 @@ def _store(meeting: Meeting, timeout: timedelta) -> Any:
             ) from error
         listening = listener.detach()
     return TCPStore(
-        address,
-        port,
-        meeting.count,
-        is_master=meeting.rank == 0,
-        timeout=timeout,
-        master_listen_fd=listening,
+        address, port, meeting.count, is_master=meeting.rank == 0, timeout=timeout, master_listen_fd=listening
     )
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -63,12 +63,7 @@ class Meeting:
 
     def variables(self) -> dict[str, str]:
         """Environment variables for a process."""
-        return {
-            RANK: str(self.rank),
-            WORLD_SIZE: str(self.count),
-            LOCAL_RANK: str(self.local),
-            MEETING: self.place,
-        }
+        return {RANK: str(self.rank), WORLD_SIZE: str(self.count), LOCAL_RANK: str(self.local), MEETING: self.place}
 
     def keep_inside(self, environment: MutableMapping[str, str]) -> None:
         """Restrict gloo and NCCL to the interface of the rendezvous; before torch is imported."""

@@ -17,7 +17,6 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.cards import BUCKET
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.loss.objectives import Objective, Rewards
 from core.worker.model.adapters import parameter_groups
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel, decoder_of, trainable_parameters
@@ -27,7 +26,6 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers
 from core.worker.optim.rounding import choose_kernels
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
-from core.worker.process.determinism import own_draws
 from core.worker.progress.state import TrainState
 
 
@@ -130,7 +128,10 @@ class Strategy:
         # A parameter without a gradient in any process keeps none, because the optimizer skips it.
         extra = torch.tensor([*sums, *(float(parameter.grad is not None) for parameter in parameters)])
         extra = extra.to(self.ranks.device)
-        gradients = [_gradient(parameter) for parameter in parameters]
+        gradients = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).contiguous()
+            for parameter in parameters
+        ]
         first = True
         for bucket in _buckets(gradients):
             flat = _flat([*bucket, extra] if first else bucket)
@@ -248,47 +249,6 @@ def make_update(
 
 
 @contextlib.contextmanager
-def share_window(
-    strategy: Strategy, window: Sequence[int], costs: Sequence[int], *, seed: int, step: int
-) -> Iterator[list[int]]:
-    """This process's rows of a window. Inside, random draws differ between processes; afterwards all generators have
-    the same state.
-
-    Args:
-        strategy: Of the run.
-        window: Row indices.
-        costs: Tokens of each row of the data.
-        seed: Of the run.
-        step: Steps done.
-    """
-    rows = strategy.share(window, costs)
-    if strategy.ranks.is_single:
-        yield rows
-        return
-    with own_draws(seed, step, strategy.ranks.rank):
-        yield rows
-
-
-def reduce_window(strategy: Strategy, model: Any, loss: float, objective: Objective) -> tuple[float, Rewards]:
-    """Reduce the gradients of a window, its loss and its rewards over all processes. Together.
-
-    Args:
-        strategy: Of the run.
-        model: The model, with the gradients of this process.
-        loss: Loss of this process's rows.
-        objective: The objective, with the rewards of these rows.
-
-    Returns:
-        Loss and rewards of the whole window.
-    """
-    if strategy.ranks.is_single:
-        return loss, objective.rewards()
-    parameters = list(trained_tensors(model).values())
-    total, *sums = strategy.reduce(parameters, [loss, *objective.reward_sums()])
-    return total, objective.rewards_of(sums)
-
-
-@contextlib.contextmanager
 def around_passes(
     modules: Sequence[torch.nn.Module], begin: Callable[[], None], end: Callable[[], None]
 ) -> Iterator[None]:
@@ -361,11 +321,6 @@ def split_rows(window: Sequence[int], costs: Sequence[int], count: int) -> list[
         owner[place] = lightest
         loads[lightest] += costs[window[place]]
     return [[window[place] for place in range(len(window)) if owner[place] == rank] for rank in range(count)]
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-    return found.contiguous()
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -15,14 +15,13 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from core.config.schema import Config, TrainSection
+from core.config.schema import Config
 from core.memory.cards import DEEPSPEED_BUCKET
 from core.worker.distributed.ranks import Ranks
 from core.worker.optim.optim import make_optimizer
@@ -33,37 +32,11 @@ _SUMS_IN_SHARED_MEMORY = "deepspeed_shm_comm"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
-class ZeroOptions:
-    """Options of a run for DeepSpeed.
-
-    Args:
-        stage: 1, 2 or 3.
-        on_host: Keep optimizer states in host memory.
-        weights_on_host: Keep weights there too; stage 3 only.
-        max_grad_norm: Norm to clip gradients to; 0 for no clipping.
-        timeout: Seconds of silence after which a process counts as lost.
-    """
-
-    stage: int
-    on_host: bool
-    weights_on_host: bool
-    max_grad_norm: float
-    timeout: float
-
-    @classmethod
-    def of(cls, config: Config) -> ZeroOptions:
-        """The options of a configuration."""
-        section = config.distributed
-        stage, offload = section.zero_stage, section.offload
-        whole = offload == "all" and stage == 3
-        return cls(stage, offload != "none", whole, config.train.max_grad_norm, section.timeout)
-
-
-def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: bool) -> Any:
+def make_adam(groups: list[dict[str, Any]], config: Config) -> Any:
     """AdamW over parameter groups: torch's, or DeepSpeed's for states in host memory, which is compiled on first
     use."""
-    if not on_host:
+    train = config.train
+    if config.distributed.offload == "none":
         return make_optimizer(groups, train)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -104,7 +77,7 @@ class Zero:
         module: Module with the trainable parameters; in stage 3 all sharded ones.
         trained: Trainable parameters by name.
         optimizer: AdamW over them.
-        options: Of the run.
+        config: Of the run.
         ranks: The processes.
     """
 
@@ -113,23 +86,24 @@ class Zero:
         module: torch.nn.Module,
         trained: Mapping[str, torch.nn.Parameter],
         optimizer: Any,
-        options: ZeroOptions,
+        config: Config,
         ranks: Ranks,
     ) -> None:
         self.trained = dict(trained)
-        self.stage = options.stage
+        section = config.distributed
+        self.stage = section.zero_stage
         self.is_first = ranks.is_first
         self.is_restored = False
         """True if all processes have read weights and states from a checkpoint."""
         self._count = ranks.count
         self._inner = optimizer
-        self._is_own = options.on_host
+        self._is_own = section.offload != "none"
         """True if AdamW is DeepSpeed's own."""
-        package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
+        package, settings = import_package(ranks.device), _settings(self.trained, config, ranks)
         with _place_in_environment(ranks):
             if self.stage == 3:
                 # Otherwise the whole module would go to the device before it is sharded.
-                where = "cpu" if options.weights_on_host else None
+                where = "cpu" if section.offload == "all" else None
                 package.zero.Init(module=module, config_dict_or_path=settings, remote_device=where, pin_memory=False)
             self.engine, self.optimizer, *_ = package.initialize(
                 model=module,
@@ -139,7 +113,7 @@ class Zero:
                 dist_init_required=False,
             )
         # DeepSpeed's process group has a default timeout of half an hour.
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=section.timeout), self.optimizer.dp_process_group)
         # DeepSpeed only finds states of the first group if its first step creates them.
         self.set_steps(0)
         if self.stage != 3:
@@ -332,22 +306,23 @@ def _share(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(own, (0, length - own.numel()))
 
 
-def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, ranks: Ranks) -> dict[str, Any]:
+def _settings(trained: Mapping[str, torch.nn.Parameter], config: Config, ranks: Ranks) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     elements = sum(parameter.numel() for parameter in trained.values())
     bucket = max(2, min(DEEPSPEED_BUCKET, elements) // 2 * 2)
     host = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
     zero: dict[str, Any] = {
-        "stage": options.stage,
+        "stage": config.distributed.zero_stage,
         "overlap_comm": False,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
-    if options.on_host:
+    offload, is_sharded = config.distributed.offload, config.distributed.zero_stage == 3
+    if offload != "none":
         zero["offload_optimizer"] = host
-    if options.weights_on_host:
+    if offload == "all" and is_sharded:
         zero["offload_param"] = host
-    if options.stage == 3:
+    if is_sharded:
         # No prefetching: it depends on earlier passes, which differ between processes outside of steps.
         zero |= {
             "stage3_prefetch_bucket_size": 0,
@@ -358,7 +333,7 @@ def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, r
         # DeepSpeed derives its reported batch size from these.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": options.max_grad_norm,
+        "gradient_clipping": config.train.max_grad_norm,
         "zero_optimization": zero,
         "bf16": {"enabled": any(parameter.dtype == torch.bfloat16 for parameter in trained.values())},
         "communication_data_type": "fp32",

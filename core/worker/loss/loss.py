@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from core.memory.batching import chunk_positions
 from core.worker.data.batches import HostBatch, upload
-from core.worker.data.packing import UNPACKED, LaidOut, Packing, choose_layout
+from core.worker.data.packing import LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
 from core.worker.fused.mode import comparable
 from core.worker.model.model import decoder_of
@@ -152,8 +152,8 @@ class SupervisedLoss:
         packing: How batches are packed; see :mod:`core.worker.data.packing`.
     """
 
-    def __init__(self, model: Any, packing: Packing = UNPACKED) -> None:
-        self.packing = packing
+    def __init__(self, model: Any, packing: Packing | None = None) -> None:
+        self.packing = packing or Packing()
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = decoder_of(self._causal)
         self.head = Head(self._causal)
@@ -174,12 +174,7 @@ class SupervisedLoss:
         return self.summed(self.hidden(input_ids, supervised), input_ids, supervised)
 
     def summed(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        *,
-        host: HostBatch | None = None,
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor, *, host: HostBatch | None = None
     ) -> torch.Tensor:
         """Summed cross-entropy of a batch.
 
@@ -209,12 +204,7 @@ class SupervisedLoss:
         return self.row_log_probabilities(hidden, input_ids, supervised)
 
     def row_log_probabilities(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        *,
-        host: HostBatch | None = None,
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor, *, host: HostBatch | None = None
     ) -> torch.Tensor:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
@@ -267,11 +257,7 @@ class SupervisedLoss:
         return (input_ids if laid is None else laid.input_ids).numel()
 
     def _lay_out(
-        self,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        most_shared: int | None,
-        host: HostBatch | None = None,
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, most_shared: int | None, host: HostBatch | None = None
     ) -> LaidOut | None:
         share, pack = self.packing.share, self.packing.pack
         if not (share or pack):
@@ -280,12 +266,7 @@ class SupervisedLoss:
             host = HostBatch(input_ids.to("cpu").numpy(), supervised.to("cpu").numpy())
         shared = most_shared if share else 0
         return choose_layout(
-            host.input_ids,
-            host.supervised,
-            input_ids.device,
-            most_shared=shared,
-            pack=pack,
-            pair=self.packing.pair,
+            host.input_ids, host.supervised, input_ids.device, most_shared=shared, pack=pack, pair=self.packing.pair
         )
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:

@@ -6,21 +6,148 @@ window is cut.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from core.config.schema import Config
+from core.config.schema import Config, TrainSection
 from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOffReference, Autocast, PrecomputedReference, Reference
+from core.worker.model.adapters import switched_off
 from core.worker.model.model import LoadedModel, evaluation_mode
+from core.worker.oom.retry import NoGradBatches, ignore
+
+# The reference of preference training, without a second model.
+
+
+#: Context of the training precision.
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Reference(Protocol):
+    """Log-probabilities of answers before training."""
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability of the supervised tokens of each sequence.
+
+        Args:
+            sequences: The sequences before padding.
+            input_ids: ``(rows, length)``, int64.
+            supervised: ``(rows, length)``, bool.
+
+        Returns:
+            ``(rows,)``, fp32, without gradient.
+        """
+
+
+@dataclass(frozen=True)
+class AdapterOffReference:
+    """The model in training with its adapter disabled, without dropout.
+
+    Args:
+        model: Model with adapters that leave the base unchanged and begin without effect.
+        loss: Of the same model.
+    """
+
+    model: Any
+    loss: SupervisedLoss
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """See :class:`Reference`; run anew for each batch, so that a resumed run has the same to the last bit."""
+        del sequences
+        with torch.no_grad(), evaluation_mode(self.model), switched_off(self.model):
+            return self.loss.log_probabilities(input_ids, supervised)
+
+
+class PrecomputedReference:
+    """Log-probabilities computed from the weights before training.
+
+    If memory runs out, batches become smaller. ``token_budget`` is then the budget of all of them, so that a run that
+    computes them again gets the same bits.
+
+    Args:
+        token_budget: Token budget of a batch.
+        notice: Receives warnings of cuts: ``notice(code, message, hint)``.
+    """
+
+    def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = ignore) -> None:
+        # By identity: repeated rows are the same object, and callers hold them.
+        self._known: dict[int, float] = {}
+        self._notice = notice
+        self.token_budget = token_budget
+
+    def precompute(
+        self,
+        sequences: Sequence[TokenizedRow],
+        loaded: LoadedModel,
+        loss: SupervisedLoss,
+        autocast: Autocast,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Run the model over all sequences that will be needed.
+
+        Args:
+            sequences: Sequences needed later; the same objects.
+            loaded: The model, its weights untouched.
+            loss: Of the same model.
+            autocast: The arithmetic of training.
+            progress: Called with sequences done, of how many; may raise to stop.
+
+        Raises:
+            MemoryShortageError: If a single one does not fit.
+        """
+        wanted = list({id(sequence): sequence for sequence in sequences}.values())
+        lengths = list(map(len, wanted))
+
+        def run(batch: list[int]) -> list[float]:
+            rows = [wanted[place] for place in batch]
+            # One context per batch: autocast's cache would be kept alive while memory is released.
+            with torch.no_grad(), evaluation_mode(loaded.model), autocast():
+                padded = collate(rows, loaded.pad_id, loaded.device)
+                found: list[float] = loss.log_probabilities(*padded).tolist()
+            return found
+
+        def refusal(place: int) -> tuple[str, str]:
+            message = f"Memory ran out with a single answer of {lengths[place]} tokens in measuring the reference"
+            return message, f"Set train.max_length below {lengths[place]}, or choose a smaller base model."
+
+        batches = NoGradBatches(self.token_budget, self._warn_of_cut, refusal)
+        budgets: set[int] = set()
+        while len(budgets) != 1:  # twice if the budget was cut on the way
+            budgets, done = set(), 0
+            for batch, found in batches.run(lengths, run):
+                self._known |= {id(wanted[place]): value for place, value in zip(batch, found, strict=True)}
+                budgets.add(batches.token_budget)
+                done += len(batch)
+                progress(done, len(wanted))
+        self.token_budget = batches.token_budget
+
+    def _warn_of_cut(self, rows: int, now: int) -> None:
+        self._notice(
+            "memory_reference",
+            f"Memory ran out in measuring {rows} answers by the reference at once: it is done with {now}.",
+            "They are the same but for rounding.",
+        )
+
+    def __call__(
+        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+    ) -> torch.Tensor:
+        """See :class:`Reference`."""
+        del supervised
+        known = np.array([self._known[id(sequence)] for sequence in sequences], dtype=np.float32)
+        return upload(known, input_ids.device)
+
 
 DpoLoss = Literal["sigmoid", "ipo", "hinge"]
 
@@ -151,19 +278,13 @@ class Objective(Protocol):
         return []
 
 
+@dataclass(eq=False)
 class SupervisedObjective(Objective):
-    """Mean negative log-likelihood of the supervised tokens.
-
-    Args:
-        loss: Sums the loss of a batch.
-        rows: All rows.
-    """
+    """Mean negative log-likelihood of the supervised tokens."""
 
     sequences_per_row = 1
-
-    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow]) -> None:
-        self._loss = loss
-        self._rows = rows
+    _loss: SupervisedLoss
+    _rows: Sequence[TokenizedRow]
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
         """The rows."""
@@ -184,16 +305,37 @@ class SupervisedObjective(Objective):
         return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
 
 
-class _Pairs(Objective):
+@dataclass(eq=False)
+class _Preference(Objective):
+    """Objective on log-probabilities of rows, whose forward pass is identical with and without gradients."""
+
+    _loss: SupervisedLoss
+    _rows: Sequence[TokenizedRow]
+    _train: TrainSection
+    _reference: Reference | None
+
+    def forward(self, batch: MicroBatch) -> Outputs:
+        """Hidden states, and the reference's log-probabilities: first, before activations take memory."""
+        reference, sequences = self._reference, self.sequences(batch.rows)
+        before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
+        with comparable():
+            hidden = self._loss.hidden(
+                batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host
+            )
+        return Outputs(hidden, before)
+
+    def _log_ratios(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
+        """Log-ratios to the reference of the sequences of a batch, ``(sequences,)``."""
+        sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
+        return sums - outputs.reference
+
+
+@dataclass(eq=False)
+class _Pairs(_Preference):
     """Preference pairs in a batch: all better answers, then the worse ones in the same order."""
 
     sequences_per_row = 2
-
-    def __init__(self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], beta: float) -> None:
-        self._loss = loss
-        self._rows = rows
-        self._beta = beta
-        self._margins: list[torch.Tensor] = []
+    _margins: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
         """All better answers, then all worse ones."""
@@ -222,39 +364,20 @@ class _Pairs(Objective):
         return Rewards(margin / pairs, right / pairs)
 
     def _note(self, chosen: torch.Tensor, rejected: torch.Tensor) -> None:
-        self._margins.append(self._beta * (chosen - rejected).detach())
+        self._margins.append(self._train.beta * (chosen - rejected).detach())
 
 
 class DpoObjective(_Pairs):
-    """Direct preference optimization: mean loss of the pairs.
-
-    Args:
-        loss: Gives log-probabilities.
-        rows: All rows, each a pair.
-        reference: Of the same rows.
-        beta: See :func:`~core.worker.loss.objectives.dpo_losses`.
-        kind: The same.
-    """
-
-    def __init__(
-        self, loss: SupervisedLoss, rows: Sequence[TokenizedRow], reference: Reference, beta: float, kind: DpoLoss
-    ) -> None:
-        super().__init__(loss, rows, beta)
-        self._reference = reference
-        self._kind: DpoLoss = kind
-
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states, and the reference's log-probabilities."""
-        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
+    """Direct preference optimization: mean loss of the pairs."""
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs."""
-        ratios = _log_ratios(self._loss, batch, outputs)
+        ratios = self._log_ratios(batch, outputs)
         chosen, rejected = ratios.chunk(2)
         self._note(chosen, rejected)
-        if self._kind == "ipo":
+        if self._train.dpo_loss == "ipo":
             chosen, rejected = (ratios / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
-        return dpo_losses(chosen, rejected, self._beta, self._kind).sum()
+        return dpo_losses(chosen, rejected, self._train.beta, self._train.dpo_loss).sum()
 
     def reference_sequences(self) -> list[TokenizedRow]:
         """The sequences of both answers of all pairs."""
@@ -263,12 +386,7 @@ class DpoObjective(_Pairs):
 
 class OrpoObjective(_Pairs):
     """Odds ratio preference optimization: the mean negative log-likelihood of the better answers' tokens, plus beta
-    times the mean odds-ratio loss of the pairs. It needs no reference.
-
-    Args:
-        loss: Gives log-probabilities.
-        rows: All rows, each a pair.
-        beta: The paper's lambda.
+    times the mean odds-ratio loss of the pairs; the option's beta is the paper's lambda. It needs no reference.
     """
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
@@ -278,60 +396,33 @@ class OrpoObjective(_Pairs):
         self._pairs_per_token = pairs / tokens
         return pairs
 
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states only."""
-        return _forward(self._loss, batch)
-
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the pairs; the first term is scaled so that the window's weight makes it a mean over tokens."""
         sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
         chosen, rejected = (sums / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         self._note(chosen, rejected)
         likelihood = -sums[: len(batch.rows)].sum() * self._pairs_per_token
-        return likelihood + self._beta * odds_ratio_losses(chosen, rejected).sum()
+        return likelihood + self._train.beta * odds_ratio_losses(chosen, rejected).sum()
 
 
-class KtoObjective(Objective):
+@dataclass(eq=False)
+class KtoObjective(_Preference):
     """Kahneman-Tversky optimization: mean loss of answers labeled good or bad.
 
     The zero point of gains and losses is the model's divergence from the reference, measured over the window on prompts
     with unrelated answers. Each row is paired with one distant row of the data, because neighbors often answer the same
     prompt.
-
-    Args:
-        loss: Computes log-probabilities.
-        rows: All rows, each with a label.
-        reference: Reference of the same rows.
-        loaded: The model, to run the prompts with unrelated answers.
-        autocast: Precision of training.
-        beta: See :func:`~core.worker.loss.objectives.kto_losses`.
-        weights: See there.
-        max_length: Maximum length in tokens of prompts with unrelated answers.
     """
 
     sequences_per_row = 1
+    _loaded: LoadedModel
+    _autocast: Autocast
 
-    def __init__(
-        self,
-        loss: SupervisedLoss,
-        rows: Sequence[TokenizedRow],
-        reference: Reference,
-        *,
-        loaded: LoadedModel,
-        autocast: Autocast,
-        beta: float,
-        weights: tuple[float, float],
-        max_length: int,
-    ) -> None:
-        self._loss = loss
-        self._rows = rows
-        self._reference = reference
-        self._loaded = loaded
-        self._autocast = autocast
-        self._beta = beta
-        self._weights = weights
-        half = len(rows) // 2
-        self._other = [_exchanged(row, rows[(place + half) % len(rows)], max_length) for place, row in enumerate(rows)]
+    def __post_init__(self) -> None:
+        rows = self._rows
+        others = (rows[(place + len(rows) // 2) % len(rows)] for place in range(len(rows)))
+        pairs = zip(rows, others, strict=True)
+        self._other = [_exchanged(row, other, self._train.max_length) for row, other in pairs]
         self._divergence = torch.zeros(())
         self._ratios: list[torch.Tensor] = []
         self._good: list[torch.Tensor] = []
@@ -356,17 +447,14 @@ class KtoObjective(Objective):
         self._divergence = (total / len(others)).clamp(min=0)
         return len(window)
 
-    def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states, and the reference's log-probabilities."""
-        return _forward(self._loss, batch, self._reference, self.sequences(batch.rows))
-
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """Summed over the answers."""
-        ratios = _log_ratios(self._loss, batch, outputs)
+        ratios = self._log_ratios(batch, outputs)
         good = upload(np.array([bool(self._rows[row].label) for row in batch.rows]), ratios.device)
         self._ratios.append(ratios.detach())
         self._good.append(good)
-        return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()
+        weights = self._train.desirable_weight, self._train.undesirable_weight
+        return kto_losses(ratios, good, self._divergence, self._train.beta, weights).sum()
 
     def rewards(self) -> Rewards:
         """Margin, if there are good and bad answers; and the fraction of good answers above the divergence and bad
@@ -374,7 +462,7 @@ class KtoObjective(Objective):
         ratios, good = torch.cat(self._ratios), torch.cat(self._good)
         margin = None
         if bool(good.any()) and not bool(good.all()):
-            margin = float(self._beta * (ratios[good].mean() - ratios[~good].mean()))
+            margin = float(self._train.beta * (ratios[good].mean() - ratios[~good].mean()))
         return Rewards(margin, float(((ratios > self._divergence) == good).float().mean()))
 
     def reward_sums(self) -> list[float]:
@@ -389,38 +477,12 @@ class KtoObjective(Objective):
     def rewards_of(self, sums: Sequence[float]) -> Rewards:
         """As :meth:`rewards`."""
         good, good_count, bad, bad_count, right = sums
-        margin = self._beta * (good / good_count - bad / bad_count) if good_count and bad_count else None
+        margin = self._train.beta * (good / good_count - bad / bad_count) if good_count and bad_count else None
         return Rewards(margin, right / (good_count + bad_count))
 
     def reference_sequences(self) -> list[TokenizedRow]:
         """The rows, and their prompts with unrelated answers."""
         return [*self._rows, *self._other]
-
-
-def _forward(
-    loss: SupervisedLoss,
-    batch: MicroBatch,
-    reference: Reference | None = None,
-    sequences: Sequence[TokenizedRow] = (),
-) -> Outputs:
-    """Forward pass of an objective on log-probabilities, identical with and without gradients.
-
-    Args:
-        loss: Of the model.
-        batch: The micro-batch.
-        reference: The reference, if the objective has one; it runs first, before activations take memory.
-        sequences: Sequences for the reference.
-    """
-    before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
-    with comparable():
-        hidden = loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host)
-    return Outputs(hidden, before)
-
-
-def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
-    """Log-ratios to the reference of the sequences of a batch, ``(sequences,)``."""
-    sums = loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
-    return sums - outputs.reference
 
 
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
@@ -446,53 +508,9 @@ def make_objective(
     """The objective of ``train.objective`` on these rows."""
     train = config.train
     if train.objective == "dpo":
-        return DpoObjective(loss, rows, reference, train.beta, train.dpo_loss)
+        return DpoObjective(loss, rows, train, reference)
     if train.objective == "orpo":
-        return OrpoObjective(loss, rows, train.beta)
+        return OrpoObjective(loss, rows, train, None)
     if train.objective == "kto":
-        return KtoObjective(
-            loss,
-            rows,
-            reference,
-            loaded=loaded,
-            autocast=autocast,
-            beta=train.beta,
-            weights=(train.desirable_weight, train.undesirable_weight),
-            max_length=train.max_length,
-        )
+        return KtoObjective(loss, rows, train, reference, loaded, autocast)
     return SupervisedObjective(loss, rows)
-
-
-def make_objectives(
-    config: Config,
-    loss: SupervisedLoss,
-    rows: Sequence[TokenizedRow],
-    held_out: Sequence[TokenizedRow] | None,
-    loaded: LoadedModel,
-    autocast: Autocast,
-    progress: Callable[[int, int], None],
-    measured: PrecomputedReference | None = None,
-) -> tuple[Objective, Objective | None]:
-    """Objectives on the training and held-out rows. If the model's own weights are trained, the reference is computed
-    here, before the weights change and before a checkpoint is restored.
-
-    Args:
-        config: The run's configuration.
-        loss: Of the model.
-        rows: Training rows.
-        held_out: Held-out rows, if any.
-        loaded: The model as training begins, adapters attached.
-        autocast: The arithmetic of training.
-        progress: Called with the sequences the reference has done, of how many; may raise to stop.
-        measured: Holds the reference if the model's own weights are trained; None otherwise.
-
-    Raises:
-        MemoryShortageError: If a single answer of the reference does not fit.
-    """
-    reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
-    objective = make_objective(config, loss, rows, reference, loaded, autocast)
-    other = None if held_out is None else make_objective(config, loss, held_out, reference, loaded, autocast)
-    asked = objective.reference_sequences() + ([] if other is None else other.reference_sequences())
-    if measured is not None and asked:
-        measured.precompute(asked, loaded, loss, autocast, progress)
-    return objective, other

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import gc
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -35,7 +34,7 @@ _SHORTAGE = re.compile(
     r"|Triton Error \[CUDA\]: out of memory"
     r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
     r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)\b.*\bcu[a-zA-Z]+Create"
-    r"|Cannot allocate memory",
+    r"|Cannot allocate memory"
 )
 #: numpy's error for the null pointer that bitsandbytes gets instead of managed memory.
 _NO_MANAGED_MEMORY = "NULL pointer access"
@@ -200,24 +199,22 @@ def keep_freed_memory() -> bool:
     Returns:
         True if this is possible, which it is with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim") or not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt"):
         return False
-    libc.malloc_trim(0)
+    give_back()
     wanted = ((_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP), (_M_TRIM_THRESHOLD, _MOST_FREE), (_M_TOP_PAD, _GROWTH))
     return {libc.mallopt(name, value) for name, value in wanted} == {1}
 
 
 def give_back() -> None:
-    """Return the free memory of the heap to the system."""
-    if sys.platform.startswith("linux"):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
+    """Return the free memory of the heap to the system, with glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
+@dataclass
 class NoGradBatches:
     """Cuts rows into batches by a token budget.
 
@@ -228,18 +225,10 @@ class NoGradBatches:
         sequences_per_row: Sequences per row.
     """
 
-    def __init__(
-        self,
-        token_budget: int,
-        on_cut: Callable[[int, int], None],
-        refusal: Callable[[int], tuple[str, str]],
-        *,
-        sequences_per_row: int = 1,
-    ) -> None:
-        self.token_budget = token_budget
-        self._on_cut = on_cut
-        self._refusal = refusal
-        self._sequences = sequences_per_row
+    token_budget: int
+    on_cut: Callable[[int, int], None]
+    refusal: Callable[[int], tuple[str, str]]
+    sequences_per_row: int = 1
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Run all rows.
@@ -265,14 +254,14 @@ class NoGradBatches:
                 yield batch, tried.result
             elif len(batch) > 1:
                 width = padded_length(max(lengths[row] for row in batch))
-                self.token_budget = max(1, len(batch) * width * self._sequences // 2)
+                self.token_budget = max(1, len(batch) * width * self.sequences_per_row // 2)
                 waiting = self._split([row for rows in waiting for row in rows], lengths)
-                self._on_cut(len(batch), len(waiting[0]))
+                self.on_cut(len(batch), len(waiting[0]))
             elif tried_alone:
-                message, hint = self._refusal(batch[0])
+                message, hint = self.refusal(batch[0])
                 raise MemoryShortageError(f"{message}: {tried.reason}", hint)
             else:
                 tried_alone = True  # try once more, after cached memory was released
 
     def _split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-        return split_window(rows, lengths, max(1, self.token_budget // self._sequences))
+        return split_window(rows, lengths, max(1, self.token_budget // self.sequences_per_row))

@@ -94,13 +94,7 @@ class Kernels(Protocol):
     """Kernels, as in :mod:`core.worker.optim.rounding_kernels`."""
 
     def add_update(
-        self,
-        weights: torch.Tensor,
-        update: torch.Tensor,
-        *,
-        keep: float,
-        seed: int,
-        wanted: torch.Tensor | None = None,
+        self, weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: torch.Tensor | None = None
     ) -> None:
         """Add an update to weights, rounded stochastically to bf16, unless a flag on the device is 0."""
 

@@ -57,15 +57,7 @@ def clear_unless(wanted: torch.Tensor, values: torch.Tensor) -> None:
 
 @triton.jit(do_not_specialize=["seed", "keep"])
 def _add_update(
-    weights,
-    update,
-    wanted,
-    total,
-    keep,
-    seed,
-    guarded: tl.constexpr,
-    rounded: tl.constexpr,
-    quarter: tl.constexpr,
+    weights, update, wanted, total, keep, seed, guarded: tl.constexpr, rounded: tl.constexpr, quarter: tl.constexpr
 ):
     program = tl.program_id(0)
     lane = tl.arange(0, quarter)
@@ -79,17 +71,7 @@ def _add_update(
 
 
 @triton.jit
-def _add_quarter(
-    weights,
-    update,
-    wanted,
-    at,
-    total,
-    keep,
-    random,
-    guarded: tl.constexpr,
-    rounded: tl.constexpr,
-):
+def _add_quarter(weights, update, wanted, at, total, keep, random, guarded: tl.constexpr, rounded: tl.constexpr):
     if guarded:
         total = total * tl.load(wanted)
     inside = at < total

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +20,165 @@ from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
 from core.worker.optim.optim import allocates, forget_state, is_blockwise, set_learning_rate, step_parameter
-from core.worker.optim.paged import load_states, settle
-from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
+from core.worker.optim.paged import is_paged, load_states, settle
 from core.worker.optim.rounding import Kernels, add_slices
+
+WHAT = "in the optimizer's step"
+HINT = (
+    "The newest checkpoint is whole: free memory, or set train.optimizer = adamw_8bit or lower method.rank, and start "
+    "again."
+)
+
+#: Restores saved values.
+PutBack = Callable[[], None]
+#: A part of a step: its work, and the function that saves the values it may change.
+_Part = tuple[Callable[[], None], Callable[[], PutBack]]
+
+
+@dataclass(eq=False)
+class RetryableStep:
+    """Step of an optimizer, in parts that can be retried: each part takes effect once, however often memory runs out.
+
+    With torch's fused AdamW a part is a parameter group: it creates all states first and then updates the group in one
+    call without allocations. With every other optimizer a part is one parameter. The values that a part changes are
+    saved before it, and restored if it fails; then it runs again. Finished parts stay finished.
+
+    Weights and states after a retried step are bit for bit those of a step that did not fail. If an update does not
+    allocate, only counters can have changed when memory runs out, and only they are saved: for fused AdamW, whose
+    weights and moments would be three times the adapters' size at every step, and for bitsandbytes on a card. Paged
+    states are never saved, because copying would move their pages to the host.
+
+    Args:
+        optimizer: Any torch optimizer whose update of a parameter depends on that parameter, its gradient and state.
+        retry: Retries parts.
+        in_place: bitsandbytes updates do not allocate; None to decide by the parameter's device.
+    """
+
+    optimizer: Any
+    retry: Retry
+    _: KW_ONLY
+    in_place: bool | None = None
+
+    def __post_init__(self) -> None:
+        self._step = self.optimizer.step
+
+    def __call__(self, _closure: None = None) -> None:
+        """Do one step, without a closure.
+
+        Raises:
+            MemoryShortageError: If a part does not fit; earlier parts are done.
+        """
+        for part in self._parts():
+            kept: list[PutBack] = []
+
+            def work(part: _Part = part, kept: list[PutBack] = kept) -> None:
+                do, keep = part
+                kept.append(keep())
+                do()
+
+            def undo(kept: list[PutBack] = kept) -> None:
+                while kept:
+                    kept.pop()()
+
+            self.retry.run(work, WHAT, HINT, undo)
+
+    def _parts(self) -> Iterator[_Part]:
+        optimizer = self.optimizer
+        for index, group in enumerate(list(optimizer.param_groups)):
+            trained = [(at, parameter) for at, parameter in enumerate(group["params"]) if parameter.grad is not None]
+            if isinstance(optimizer, torch.optim.AdamW):
+                parameters = [parameter for _, parameter in trained]
+                if parameters:
+                    yield partial(self._step_part, group, parameters), partial(keep_counters, optimizer, parameters)
+                continue
+            for at, parameter in trained:
+                if not is_blockwise(optimizer):
+                    work = partial(self._step_part, group, [parameter])
+                else:
+                    work = partial(step_parameter, optimizer, group, parameter, (index, at))
+                yield work, partial(self._keep, parameter)
+
+    def _step_part(self, group: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**group, "params": parameters}]
+        try:
+            self._step()
+        finally:
+            self.optimizer.param_groups = groups
+
+    def _keep(self, parameter: torch.nn.Parameter) -> PutBack:
+        optimizer = self.optimizer
+        in_place = not allocates(optimizer, parameter.device) if self.in_place is None else self.in_place
+        state = optimizer.state.get(parameter)
+        put_states = keep_state(state, plain_only=in_place) if state else partial(forget_state, optimizer, parameter)
+        if in_place:
+            return put_states
+        value = parameter.detach().clone()
+
+        @torch.no_grad()
+        def put_back() -> None:
+            parameter.copy_(value)
+            put_states()
+
+        return put_back
+
+
+def keep_state(state: dict[str, Any], *, plain_only: bool = False, smaller_than: int | None = None) -> PutBack:
+    """Save a parameter's optimizer state, except paged tensors.
+
+    Args:
+        state: Names to tensors and plain values.
+        plain_only: Save only plain values.
+        smaller_than: Save only plain values and tensors with fewer elements.
+
+    Returns:
+        A function that restores it in place.
+    """
+    limit = 0 if plain_only else smaller_than
+    tensors = {
+        name: (value, value.clone())
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and not is_paged(value) and (limit is None or value.numel() < limit)
+    }
+    plain = {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)}
+    names = set(state)
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for name in set(state) - names:
+            del state[name]
+        state.update(plain)
+        for name, (tensor, value) in tensors.items():
+            state[name] = tensor.copy_(value)
+
+    return put_back
+
+
+def keep_counters(optimizer: torch.optim.AdamW, parameters: list[torch.nn.Parameter]) -> PutBack:
+    """Save the step counters of parameters that fused AdamW updates in one call.
+
+    One call increments all counters of a device and dtype, before the update that may fail. So the first counter shows
+    whether that happened, even if counters differ because some experts had no gradient in earlier steps.
+    """
+    states = optimizer.state
+    fresh = [parameter for parameter in parameters if not states.get(parameter)]
+    counters: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if states.get(parameter):
+            counters.setdefault((parameter.device, parameter.dtype), []).append(states[parameter]["step"])
+    before = {kind: counted[0].clone() for kind, counted in counters.items()}
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for parameter in fresh:
+            states.pop(parameter, None)
+        for kind, counted in counters.items():
+            added = float(counted[0] - before[kind])
+            if added:
+                torch._foreach_sub_(counted, added)
+
+    return put_back
+
 
 #: State key for the fp32 copy of a 16-bit weight, written by other optimizers; not used here.
 MASTER = "master"
@@ -60,10 +218,11 @@ class Update(Protocol):
         """Restore :meth:`state_dict`."""
 
 
+@dataclass(eq=False)
 class AdapterUpdate:
     """Clipping by the norm of all gradients, and one step of one optimizer.
 
-    If memory runs out in either, the current part is retried; see :mod:`core.worker.optim.retryable_step`.
+    If memory runs out in either, the current part is retried; see :class:`RetryableStep`.
 
     Args:
         accelerator: Holds the gradient scaler, if fp16 needs one.
@@ -75,47 +234,41 @@ class AdapterUpdate:
 
     in_backward = False
     partial = False
+    accelerator: Accelerator
+    optimizer: Any
+    parameters: list[torch.nn.Parameter]
+    max_grad_norm: float
+    retry: Retry
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        optimizer: Any,
-        parameters: list[torch.nn.Parameter],
-        max_grad_norm: float,
-        retry: Retry,
-    ) -> None:
-        self._accelerator = accelerator
-        self._retry = retry
-        self._states = optimizer
+    def __post_init__(self) -> None:
         # Set on the optimizer itself, because the gradient scaler calls it there.
-        optimizer.step = RetryableStep(optimizer, retry)
-        self._optimizer = accelerator.prepare_optimizer(optimizer)
-        self._parameters = parameters
-        self._limit = max_grad_norm or math.inf
+        self.optimizer.step = RetryableStep(self.optimizer, self.retry)
+        self._prepared = self.accelerator.prepare_optimizer(self.optimizer)
 
     def begin(self, learning_rate: float) -> None:
         """Set the learning rate of each group, by its own ratio."""
-        set_learning_rate(self._optimizer, learning_rate)
+        set_learning_rate(self._prepared, learning_rate)
 
     def clip(self) -> float:
         """Clip all gradients by their common norm, which is returned."""
-        self._accelerator.unscale_gradients()
-        return self._retry.run(self._clip_norm, "in clipping the gradients", HINT)
+        self.accelerator.unscale_gradients()
+        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
+        return self.retry.run(
+            lambda: float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)),
+            "in clipping the gradients",
+            HINT,
+        )
 
     def step(self) -> None:
         """Step the optimizer and drop the gradients."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._prepared.step()
+        self._prepared.zero_grad(set_to_none=True)
 
     def drop(self) -> None:
         """Drop the gradients. The scaler saw any overflow during clipping, and backs off."""
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def _clip_norm(self) -> float:
-        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
-        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self._prepared.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -124,15 +277,16 @@ class AdapterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's states."""
-        settle(self._states)
-        state: dict[str, Any] = self._optimizer.state_dict()
+        settle(self.optimizer)
+        state: dict[str, Any] = self._prepared.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimizer's states."""
-        load_states(self._states, state)
+        load_states(self.optimizer, state)
 
 
+@dataclass
 class WeightUpdate:
     """Tensor-by-tensor update of a model's weights.
 
@@ -151,38 +305,33 @@ class WeightUpdate:
         square_sum: Sums the squared norms over processes with different shards.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, torch.nn.Parameter],
-        make_optimizer: OptimizerMaker,
-        *,
-        states_in_fp32: bool,
-        weight_decay: float,
-        max_grad_norm: float,
-        in_backward: bool,
-        retry: Retry | None = None,
-        kernels: Kernels | None = None,
-        square_sum: Callable[[float], float] = float,
-    ) -> None:
-        retry = retry or Retry()
-        self._sum_parts = square_sum
-        self._retry = retry
-        self.in_backward = in_backward
-        self._limit = max_grad_norm or math.inf
-        self._learning_rate = 0.0
-        self._norms: list[torch.Tensor] = []
-        self._scale = 1.0
-        self._done = 0
-        self._rehearsing = False
-        self._kernels = kernels
+    parameters: Mapping[str, torch.nn.Parameter]
+    make_optimizer: OptimizerMaker
+    states_in_fp32: bool
+    weight_decay: float
+    max_grad_norm: float
+    in_backward: bool
+    retry: Retry = field(default_factory=Retry)
+    kernels: Kernels | None = None
+    square_sum: Callable[[float], float] = float
+    _learning_rate: float = field(default=0.0, init=False)
+    _norms: list[torch.Tensor] = field(default_factory=list, init=False)
+    _scale: float = field(default=1.0, init=False)
+    _done: int = field(default=0, init=False)
+    _rehearsing: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._limit = self.max_grad_norm or math.inf
         self._steppers = {
-            name: _TensorStepper(parameter, make_optimizer, states_in_fp32, weight_decay, retry, kernels)
-            for name, parameter in parameters.items()
+            name: _TensorStepper(
+                parameter, self.make_optimizer, self.states_in_fp32, self.weight_decay, self.retry, self.kernels
+            )
+            for name, parameter in self.parameters.items()
         }
-        if in_backward:
+        if self.in_backward:
             for stepper in self._steppers.values():
-                parameter: Any = stepper.parameter  # torch has no types for this
-                parameter.register_post_accumulate_grad_hook(self._hook(stepper))
+                hooked: Any = stepper.parameter  # torch has no types for this
+                hooked.register_post_accumulate_grad_hook(self._hook(stepper))
 
     @property
     def partial(self) -> bool:
@@ -200,12 +349,14 @@ class WeightUpdate:
         the optimizer's dtype, because a second set of gradients would not fit."""
         if not self.in_backward:
             gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
-            self._norms = self._retry.run(
+            self._norms = self.retry.run(
                 lambda: [_norm(gradient) for gradient in gradients if gradient is not None],
                 "in taking the norm of the gradients",
                 HINT,
             )
-        norm = math.sqrt(self._sum_parts(_square_sum(self._norms)))
+        # Read from the device at once.
+        norms: list[float] = torch.stack(self._norms).tolist() if self._norms else []
+        norm = math.sqrt(self.square_sum(sum(value**2 for value in norms)))
         self._scale = min(1.0, self._limit / (norm + 1e-6))
         return norm
 
@@ -256,7 +407,7 @@ class WeightUpdate:
                     raise ValueError("The tensor has no gradient.")
                 norm = _norm(gradient)
                 self._norms.append(norm)
-                if self._kernels is not None:
+                if self.kernels is not None:
                     self._done += 1
                     stepper.step(self._learning_rate, finite=norm.isfinite())
                 elif math.isfinite(float(norm)):
@@ -273,12 +424,7 @@ def _norm(gradient: torch.Tensor) -> torch.Tensor:
     return norm
 
 
-def _square_sum(norms: list[torch.Tensor]) -> float:
-    """Sum of squared norms, read from the device at once."""
-    values: list[float] = torch.stack(norms).tolist() if norms else []
-    return sum(value**2 for value in values)
-
-
+@dataclass
 class _TensorStepper:
     """A tensor and its optimizer.
 
@@ -291,27 +437,22 @@ class _TensorStepper:
     slice that failed. The result is the same except for the draws of stochastic rounding.
     """
 
-    def __init__(
-        self,
-        parameter: torch.nn.Parameter,
-        make_optimizer: OptimizerMaker,
-        fp32: bool,
-        weight_decay: float,
-        retry: Retry,
-        kernels: Kernels | None,
-    ) -> None:
-        self.parameter = parameter
-        self._retry = retry
-        self._kernels = kernels
-        self._dtype = torch.float32 if fp32 else parameter.dtype
-        self._make = make_optimizer
-        self._decay = weight_decay if parameter.dim() > 1 else 0.0
-        self._fresh = True
+    parameter: torch.nn.Parameter
+    make_optimizer: OptimizerMaker
+    fp32: bool
+    weight_decay: float
+    retry: Retry
+    kernels: Kernels | None
+    _fresh: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        self._dtype = torch.float32 if self.fp32 else self.parameter.dtype
+        self.weight_decay = self.weight_decay if self.parameter.dim() > 1 else 0.0
         self._renew()
 
     def _renew(self) -> None:
         self._stand_in = torch.nn.Parameter(self._nothing())
-        self.optimizer = self._make([self._stand_in])
+        self.optimizer = self.make_optimizer([self._stand_in])
 
     def _nothing(self) -> torch.Tensor:
         return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
@@ -327,7 +468,7 @@ class _TensorStepper:
         self._fresh = False
         wanted = None if finite is None else finite.to(torch.int32)
         update = self._run_to_the_end(learning_rate, scale, wanted)
-        keep, done, kernels, weights = 1.0 - learning_rate * self._decay, 0, self._kernels, self.parameter.data
+        keep, done, kernels, weights = 1.0 - learning_rate * self.weight_decay, 0, self.kernels, self.parameter.data
         # Drawn on the host, from the generator that checkpoints save, without a device sync.
         seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
 
@@ -339,7 +480,7 @@ class _TensorStepper:
             for end in add_slices(weights, update, keep=keep, begin=done):
                 done = end
 
-        self._retry.run(add, WHAT, HINT)
+        self.retry.run(add, WHAT, HINT)
 
     def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -359,7 +500,7 @@ class _TensorStepper:
             while kept:
                 kept.pop()()
 
-        return self._retry.run(run, WHAT, HINT, undo)
+        return self.retry.run(run, WHAT, HINT, undo)
 
     def rehearse(self) -> None:
         """Allocate the memory of a step."""
@@ -403,7 +544,7 @@ class _TensorStepper:
         gradient scaler; for other optimizers it becomes zero, so their moments decay by a step."""
         if isinstance(self.optimizer, torch.optim.AdamW):
             self.optimizer.found_inf = (1 - wanted).float()  # type: ignore[attr-defined]
-        elif self._kernels is not None and gradient.is_contiguous():
-            self._kernels.clear_unless(wanted, gradient)
+        elif self.kernels is not None and gradient.is_contiguous():
+            self.kernels.clear_unless(wanted, gradient)
         else:
             gradient.masked_fill_(wanted == 0, 0.0)

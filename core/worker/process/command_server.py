@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from core.errors import UserError
@@ -36,6 +36,7 @@ class Call:
 Handler = Callable[[Call], dict[str, Any]]
 
 
+@dataclass
 class CommandServer:
     """Carries out commands on the main thread while another thread reads them.
 
@@ -46,14 +47,13 @@ class CommandServer:
         answers: Stream of answers.
     """
 
-    def __init__(self, name: str, handlers: Mapping[str, Handler], requests: IO[bytes], answers: IO[bytes]) -> None:
-        self._name = name
-        self._handlers = handlers
-        self._requests = requests
-        self._answers = answers
-        self._writing = threading.Lock()
-        self._queue: queue.Queue[tuple[Request, threading.Event]] = queue.Queue()
-        self._cancelled: dict[str, threading.Event] = {}
+    name: str
+    handlers: Mapping[str, Handler]
+    requests: IO[bytes]
+    answers: IO[bytes]
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _queue: queue.Queue[tuple[Request, threading.Event]] = field(default_factory=queue.Queue, init=False)
+    _cancelled: dict[str, threading.Event] = field(default_factory=dict, init=False)
 
     def serve(self) -> None:
         """Serve until the process ends with its input."""
@@ -62,7 +62,7 @@ class CommandServer:
             self._carry_out(*self._queue.get())
 
     def _read(self) -> None:
-        while line := self._requests.readline(LINE_LIMIT + 1):
+        while line := self.requests.readline(LINE_LIMIT + 1):
             try:
                 if len(line) > LINE_LIMIT:
                     raise ProtocolError("the line is too long")
@@ -81,23 +81,23 @@ class CommandServer:
             if event is not None:
                 event.set()
             self._send({"id": request.id, "ok": True, "found": event is not None})
-        elif request.command in self._handlers:
+        elif request.command in self.handlers:
             event = self._cancelled[request.id] = threading.Event()
             self._queue.put((request, event))
         else:
-            known = ", ".join((*self._handlers, "cancel", "ping"))
+            known = ", ".join((*self.handlers, "cancel", "ping"))
             self._refuse(request, UserError(f"There is no command {request.command}.", f"Commands are {known}."))
 
     def _carry_out(self, request: Request, cancelled: threading.Event) -> None:
         call = Call(request.args, lambda message: self._send({"id": request.id, **message}), cancelled.is_set)
         try:
-            self._send({"id": request.id, "ok": True, **self._handlers[request.command](call)})
+            self._send({"id": request.id, "ok": True, **self.handlers[request.command](call)})
         except UserError as error:
             self._refuse(request, error)
         except Exception as error:
             # A bug, or an unexpected failure of a library: it costs this answer, not the process.
             traceback.print_exc()
-            failed = f"{self._name} failed: {type(error).__name__}: {error}"
+            failed = f"{self.name} failed: {type(error).__name__}: {error}"
             self._refuse(request, UserError(failed, "Its log has the details."))
         finally:
             # Another command may have the same id.
@@ -110,8 +110,8 @@ class CommandServer:
     def _send(self, message: dict[str, Any]) -> None:
         try:
             with self._writing:
-                self._answers.write(encode_message(message))
-                self._answers.flush()
+                self.answers.write(encode_message(message))
+                self.answers.flush()
         except OSError:
             os._exit(0)  # the parent is gone
 

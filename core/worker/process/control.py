@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -176,15 +176,8 @@ class Controls:
         self._waiting.append(command)
         self._guard.notify()
 
-    def _take_back(self, command: Command, names: Sequence[str]) -> list[Callable[[], None]]:
-        """Withdraw pending requests; returns the answers to their senders."""
-        taken = [other for other in self._waiting if other.request.command in names and not other.answered]
-        self._waiting = deque(other for other in self._waiting if other not in taken)
-        command.taken_back = tuple(name for name in names if name in {other.request.command for other in taken})
-        return [partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken]
-
     def _withdraw(self, command: Command) -> list[Callable[[], None]]:
-        """Carry out a ``withdraw`` at once; it is queued only to be recorded."""
+        """Carry out a ``withdraw`` at once, which is queued only to be recorded; returns the answers to all senders."""
         asked = command.request.args.get("what")
         if asked is not None and asked not in PENDING:
             hint = f"These can be: {', '.join(PENDING)}."
@@ -197,11 +190,14 @@ class Controls:
                 sender = next(name for name in self._stops if name != "socket")
                 return [partial(command.refuse, f"The stop was asked for by {sender}, and cannot be taken back.")]
             names = tuple(name for name in names if name != "stop")
-        answers = self._take_back(command, names)
-        if "stop" in names and self._stops.pop("socket", None) is not None and "stop" not in command.taken_back:
-            command.taken_back += ("stop",)
-        if "park" in names and self._parks.pop("socket", None) is not None and "park" not in command.taken_back:
-            command.taken_back += ("park",)
+        taken = [other for other in self._waiting if other.request.command in names and not other.answered]
+        self._waiting = deque(other for other in self._waiting if other not in taken)
+        command.taken_back = tuple(name for name in names if name in {other.request.command for other in taken})
+        asked_by: dict[str, dict[str, Any]] = {"stop": self._stops, "park": self._parks}
+        for name, senders in asked_by.items():
+            if name in names and senders.pop("socket", None) is not None and name not in command.taken_back:
+                command.taken_back += (name,)
+        answers = [partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken]
         answers.append(partial(command.answer, withdrawn=list(command.taken_back)))
         if command.taken_back and len(self._waiting) < WAITING_LIMIT:
             self._append(command)

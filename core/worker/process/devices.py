@@ -134,7 +134,9 @@ def device_failure(error: BaseException, step: int, device: Device | None) -> Us
     said = one_line((str(error).splitlines() or [""])[0], 160).rstrip(".")
     words, hint = _explain(str(error))
     message = f"The GPU failed in step {step + 1}: {words} ({said})."
-    if (code := _newest_xid(device)) is not None:
+    recent = [xid for xid in (device.xid if device is not None else ()) if time.time() - xid.t <= _CAUSE_SECONDS]
+    if recent:
+        code = max(recent, key=lambda xid: xid.t).code
         meaning = explain_xid(code)
         return UserError(f"{message} The driver reports Xid {code}: {meaning.words}.", meaning.hint)
     return UserError(message, hint)
@@ -145,8 +147,3 @@ def _explain(text: str) -> tuple[str, str]:
         if re.search(pattern, text, re.IGNORECASE):
             return words, hint
     return "the driver reports an error", _OTHER
-
-
-def _newest_xid(device: Device | None) -> int | None:
-    recent = [xid for xid in (device.xid if device is not None else ()) if time.time() - xid.t <= _CAUSE_SECONDS]
-    return max(recent, key=lambda xid: xid.t).code if recent else None

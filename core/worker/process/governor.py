@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from core.governor.night import Course, Night, Promise, unmet
 from core.governor.policy import Action, Observation, Policy
 from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory
+from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
@@ -30,24 +32,10 @@ INTERVAL, FIRST_READING = 1.0, 5.0
 BLIND_SECONDS = 30.0
 
 
-class Meters(Protocol):
-    """The part of :class:`core.hardware.sampler.Sampler` that the governor uses."""
-
-    @property
-    def energy_wh(self) -> float | None:
-        """Energy used so far, in Wh; None if the device does not report it."""
-
-    def refresh(self, timeout: float) -> list[Device]:
-        """A fresh reading, or the last one."""
-
-    def age(self) -> float | None:
-        """Seconds since the last reading."""
-
-
 class PowerLever(Protocol):
     """Sets the power limit of a card, if the system permits it."""
 
-    def set(self, uuid: str, watts: float) -> object:
+    def set_power_limit(self, uuid: str, watts: float) -> object:
         """Set the limit.
 
         Raises:
@@ -62,27 +50,11 @@ class PowerLever(Protocol):
         """
 
 
-class Notice(Protocol):
-    """Reports to the user: ``notice(level, code, message, hint)``."""
-
-    def __call__(self, level: str, code: str, message: str, hint: str = "") -> None:
-        """Report."""
+#: Reports to the user: ``notice(level, code, message, hint)``.
+Notice = Callable[[str, str, str, str], None]
 
 
-@dataclass(frozen=True)
-class _Step:
-    """An optimizer step, as reported by the training thread."""
-
-    tokens: int
-    seconds: float
-    rested: float
-    between: float
-    paused: float
-    steps_left: int
-    joules: float | None
-    """Energy counter at its end."""
-
-
+@dataclass(eq=False)
 class Governor:
     """Governs one run. Without limits, it has no thread.
 
@@ -101,36 +73,32 @@ class Governor:
         wall: Unix seconds.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        meters: Meters,
-        controls: Controls,
-        throttle: Throttle,
-        tell: Callable[[Event], None],
-        notice: Notice,
-        directory: Path,
-        is_paused: Callable[[], bool],
-        lever: PowerLever | None = None,
-        interval: float = INTERVAL,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self.throttle = throttle
-        self.pause: Action | None = None
-        """Action that pauses training; None if there is none. Read by the training thread."""
-        self._config, self._meters, self._controls = config, meters, controls
-        self._tell, self._notice, self._directory, self._is_paused = tell, notice, directory, is_paused
-        self._lever, self._interval, self._clock, self._wall = lever, interval, clock, wall
-        self._limits = Limits.of(config)
+    config: Config
+    _: KW_ONLY
+    meters: Sampler
+    controls: Controls
+    throttle: Throttle
+    tell: Callable[[Event], None]
+    notice: Notice
+    directory: Path
+    is_paused: Callable[[], bool]
+    lever: PowerLever | None = None
+    interval: float = INTERVAL
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    pause: Action | None = field(default=None, init=False)
+    """Action that pauses training; None if there is none. Read by the training thread."""
+
+    def __post_init__(self) -> None:
+        self._limits = Limits.of(self.config)
         """Limits in force."""
         self._next: Limits | None = None
         self._guard = threading.Lock()
         self._planning = threading.Lock()
         """Guards the course and the night."""
         self._course = Course()
-        self._steps: list[_Step] = []
+        self._steps: list[Callable[[], None]] = []
+        """Add the steps since the last look to the course."""
         self._last_step_end: float | None = None
         self._joules_before: float | None = None
         self._wants_checkpoint = False
@@ -158,16 +126,16 @@ class Governor:
                 be met at this run's pace.
         """
         mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
-        limits = Limits.of(changed(self._config, mine))
+        limits = Limits.of(changed(self.config, mine))
         if limits.is_any:
             self._refuse_unkept(limits)
             self._refuse_unmet(limits)
         return limits
 
     def _refuse_unkept(self, limits: Limits) -> None:
-        devices = self._meters.refresh(FIRST_READING)
-        has_energy = self._meters.energy_wh is not None
-        for found in unkept(limits, devices[0] if devices else None, self._wall(), has_energy=has_energy):
+        devices = self.meters.refresh(FIRST_READING)
+        has_energy = self.meters.energy_wh is not None
+        for found in unkept(limits, devices[0] if devices else None, self.wall(), has_energy=has_energy):
             raise UserError(found.sentence, found.hint)
 
     def _refuse_unmet(self, limits: Limits) -> None:
@@ -178,7 +146,7 @@ class Governor:
             return
         with self._planning:
             most_duty = night.most_duty if night is not None else 1.0
-            found = list(unmet(limits, self._course, self._wall(), self._joules(), most_duty))
+            found = list(unmet(limits, self._course, self.wall(), self._joules(), most_duty))
         for wish in found:
             is_as_before = limits.wish(wish.option) == before.wish(wish.option)
             if not (is_as_before and night is not None and night.gives_up(wish.option)):
@@ -205,10 +173,10 @@ class Governor:
 
     def _put_back(self) -> None:
         """Restore the power limit that a killed run has left on the card."""
-        devices = self._meters.refresh(self._interval) if self._lever is not None else []
-        if self._lever is not None and devices and devices[0].uuid:
+        devices = self.meters.refresh(self.interval) if self.lever is not None else []
+        if self.lever is not None and devices and devices[0].uuid:
             with contextlib.suppress(UserError):  # without permission it was never changed
-                self._lever.restore(devices[0].uuid)
+                self.lever.restore(devices[0].uuid)
 
     def change(self, limits: Limits) -> None:
         """Apply other limits from now on."""
@@ -230,15 +198,28 @@ class Governor:
             paused: Seconds of pause before it.
             steps_left: Remaining optimizer steps.
         """
-        now = self._clock()
+        now, joules = self.clock(), self._joules()
         between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
-        self._last_step_end = now
-        step = _Step(tokens, seconds, rested, between, paused, steps_left, self._joules())
+        before, self._joules_before, self._last_step_end = self._joules_before, joules, now
+        used = None
+        if joules is not None and before is not None:
+            # Energy between two steps was used at about the same power.
+            used = (joules - before) * (seconds / max(seconds + between + paused, 1e-9))
+        duty = 1.0 - rested / max(seconds, 1e-9)
+        take_in = partial(
+            self._course.step_done,
+            tokens=tokens,
+            seconds=seconds,
+            duty=duty,
+            joules=used,
+            between=between,
+            steps_left=steps_left,
+        )
         if self._thread is None:
-            self._take_in([step])
+            self._take_in([take_in])
             return
         with self._guard:
-            self._steps.append(step)
+            self._steps.append(take_in)
 
     def take_checkpoint(self) -> bool:
         """True if a checkpoint is wanted; resets the request."""
@@ -250,7 +231,7 @@ class Governor:
     def _run(self) -> None:
         while not self._closed:
             self._look()
-            self._wake.wait(self._interval)
+            self._wake.wait(self.interval)
             self._wake.clear()
 
     def _look(self) -> None:
@@ -259,16 +240,16 @@ class Governor:
             steps, self._steps = self._steps, []
         if limits is not None:
             self._begin(limits)
-        devices = self._meters.refresh(self._interval)
+        devices = self.meters.refresh(self.interval)
         device = devices[0] if devices else None
-        joules, now, wall = self._joules(), self._clock(), self._wall()
+        joules, now, wall = self._joules(), self.clock(), self.wall()
         plan_duty = self._plan(steps, now, wall, joules)
         used, total = host_memory()
         decision = self._policy.observe(
             Observation(
                 moment=now,
                 time=wall,
-                at_work=not self._is_paused(),
+                at_work=not self.is_paused(),
                 device=device,
                 joules=joules,
                 host_memory_percent=100.0 * used / max(total, 1),
@@ -289,29 +270,17 @@ class Governor:
             if not limits.wants_plan:
                 self._night = self._promised = None
             elif self._night is None:
-                self._night = Night(limits, self._wall(), self._course, has_power=self._joules() is not None)
+                self._night = Night(limits, self.wall(), self._course, has_power=self._joules() is not None)
             else:
-                self._night.change(limits, self._wall())
+                self._night.change(limits, self.wall())
 
-    def _take_in(self, steps: list[_Step]) -> None:
+    def _take_in(self, steps: list[Callable[[], None]]) -> None:
         """Add steps to the course of the run, which is kept even without a plan."""
         with self._planning:
-            for step in steps:
-                before, self._joules_before = self._joules_before, step.joules
-                used = step.joules - before if step.joules is not None and before is not None else None
-                if used is not None:
-                    # Energy between two steps was used at about the same power.
-                    used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
-                self._course.step_done(
-                    tokens=step.tokens,
-                    seconds=step.seconds,
-                    duty=1.0 - step.rested / max(step.seconds, 1e-9),
-                    joules=used,
-                    between=step.between,
-                    steps_left=step.steps_left,
-                )
+            for take_in in steps:
+                take_in()
 
-    def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
+    def _plan(self, steps: list[Callable[[], None]], now: float, wall: float, joules: float | None) -> float:
         """Maximum duty cycle wanted by the plan after the finished steps."""
         self._take_in(steps)
         seconds, self._looked = now - (self._looked if self._looked is not None else now), now
@@ -326,9 +295,9 @@ class Governor:
 
     def _promise(self, promise: Promise) -> None:
         before, self._promised = self._promised, promise
-        self._tell(NightEvent(**vars(promise)))
+        self.tell(NightEvent(**vars(promise)))
         for level, code, message, hint in news(before, promise):
-            self._notice(level, code, message, hint)
+            self.notice(level, code, message, hint)
 
     def _carry_out(self, action: Action, device: Device | None) -> None:
         if action.action == "power_limit":
@@ -340,13 +309,13 @@ class Governor:
             if self._has_stopped:
                 return
             self._has_stopped = True
-        self._tell(GovernorEvent(**vars(action)))
+        self.tell(GovernorEvent(**vars(action)))
         if action.action == "stop":
-            self._controls.request_stop(stopped_by(action.cause, action.value, action.limit))
+            self.controls.request_stop(stopped_by(action.cause, action.value, action.limit))
 
     def _limit_power(self, watts: float | None, device: Device | None = None) -> bool:
         """Set the card's power limit, or restore its own; returns True if done."""
-        lever = self._lever
+        lever = self.lever
         if watts is None and not self._limited:
             return False
         if lever is None or (watts is not None and (device is None or not device.uuid)):
@@ -357,7 +326,7 @@ class Governor:
                 lever.restore(self._limited)
                 self._limited = ""
             elif device is not None:
-                lever.set(device.uuid, watts)
+                lever.set_power_limit(device.uuid, watts)
                 self._limited = device.uuid
         except UserError as error:
             self._policy.can_limit_power = False
@@ -365,29 +334,29 @@ class Governor:
             if "power_limit" not in self._told:
                 self._told.add("power_limit")
                 message = f"Power is held by rests. {error.message}"
-                self._notice("info", "governor_power_limit", message, error.hint)
+                self.notice("info", "governor_power_limit", message, error.hint)
             return False
         return True
 
     def _joules(self) -> float | None:
-        hours = self._meters.energy_wh
+        hours = self.meters.energy_wh
         return None if hours is None else 3600.0 * hours
 
     def _disk_free(self) -> float | None:
         if self._policy.limits.disk_free_gb is None:
             return None
         try:
-            return shutil.disk_usage(self._directory).free / 1e9
+            return shutil.disk_usage(self.directory).free / 1e9
         except OSError:
             return None
 
     def _tell_blindness(self) -> None:
-        age = self._meters.age()
+        age = self.meters.age()
         if age is None or age < BLIND_SECONDS or "blind" in self._told:
             return
         self._told.add("blind")
         message = f"The device has told nothing for {age:.0f} s: heat and power are not held meanwhile."
-        self._notice("warning", "governor_blind", message, "Try 'nvidia-smi'; if it hangs as well, reboot.")
+        self.notice("warning", "governor_blind", message, "Try 'nvidia-smi'; if it hangs as well, reboot.")
 
 
 #: Maximum owed rest, in seconds: rest cut short by a request is made up for, within this bound.
@@ -402,6 +371,7 @@ def _nothing() -> None:
     """A CPU is done when the call returns."""
 
 
+@dataclass
 class Throttle:
     """Rests so that a given share of the time is spent working. Another thread sets :attr:`duty`; the training thread
     calls :meth:`rest`, which costs one comparison at full duty.
@@ -413,21 +383,14 @@ class Throttle:
         clock: Monotonic clock in seconds.
     """
 
-    def __init__(
-        self,
-        controls: Controls,
-        duty: float = 1.0,
-        synchronize: Callable[[], None] = _nothing,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.duty = duty
-        self.synchronize = synchronize
-        self.rested_seconds = 0.0
-        """Seconds rested so far."""
-        self._controls = controls
-        self._clock = clock
-        self._since: float | None = None
-        self._owed = 0.0
+    controls: Controls
+    duty: float = 1.0
+    synchronize: Callable[[], None] = _nothing
+    clock: Callable[[], float] = time.monotonic
+    rested_seconds: float = field(default=0.0, init=False)
+    """Seconds rested so far."""
+    _since: float | None = field(default=None, init=False)
+    _owed: float = field(default=0.0, init=False)
 
     def rest(self) -> None:
         """Rest for the work since the last call."""
@@ -436,17 +399,17 @@ class Throttle:
             self._since = None
             return
         self.synchronize()
-        now = self._clock()
+        now = self.clock()
         if self._since is not None:
             self._owed = min(self._owed + (now - self._since) * (1.0 / duty - 1.0), MOST_OWED)
             self._rest()
-        self._since = self._clock()
+        self._since = self.clock()
 
     def _rest(self) -> None:
-        began = self._clock()
+        began = self.clock()
         while self._owed > SHORTEST and self.duty < 1.0:
-            goes_on = self._controls.rest(min(self._owed, SLICE))
-            now = self._clock()
+            goes_on = self.controls.rest(min(self._owed, SLICE))
+            now = self.clock()
             self._owed -= now - began
             self.rested_seconds += now - began
             began = now

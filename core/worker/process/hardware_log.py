@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device, Host, explain_xid
@@ -25,8 +26,10 @@ XID_SECONDS = 60.0
 Notice = Callable[[str, str, str, str], None]
 
 
+@dataclass
 class HardwareLog:
-    """Samples and notices of one run.
+    """Samples of the devices of one run, and notices about them, each once: an error, a card lost or back, a silent
+    driver.
 
     Args:
         sampler: The sampler of the devices.
@@ -35,66 +38,46 @@ class HardwareLog:
         clock: Monotonic clock in seconds.
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        event: Callable[[HardwareEvent], None],
-        notice: Notice,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._sampler, self._event, self._clock = sampler, event, clock
-        self._news = DeviceNews(notice)
-        self._recorded: list[Device] = []
-        self._host: Host | None = None
-        self._moment: float | None = None
+    sampler: Sampler
+    event: Callable[[HardwareEvent], None]
+    notice: Notice
+    clock: Callable[[], float] = time.monotonic
+    _recorded: list[Device] = field(default_factory=list, init=False)
+    _host: Host | None = field(default=None, init=False)
+    _moment: float | None = field(default=None, init=False)
+    _lost: set[tuple[str, int]] = field(default_factory=set, init=False)
+    _silent: set[tuple[str, int]] = field(default_factory=set, init=False)
+    _told: dict[tuple[int, int], float] = field(default_factory=dict, init=False)
 
     def tick(self) -> None:
         """Check the newest reading: report news, and record it if due."""
-        devices = self._sampler.latest()
-        self._news.tell(devices)
-        since = None if self._moment is None else self._clock() - self._moment
-        host = self._sampler.host()
+        devices = self.sampler.latest()
+        for device in devices:
+            self._tell_xids(device)
+            self._tell_loss(device)
+            self._tell_silence(device)
+        since = None if self._moment is None else self.clock() - self._moment
+        host = self.sampler.host()
         if host is not None and (_has_filled(self._host, host) or is_due(self._recorded, devices, since)):
             self._record(devices)
 
     def close(self) -> None:
         """Record the last reading, so that the energy covers the whole run."""
-        if self._sampler.host() is not None:
-            self._record(self._sampler.latest())
+        if self.sampler.host() is not None:
+            self._record(self.sampler.latest())
 
     def _record(self, devices: list[Device]) -> None:
-        host = self._sampler.host()
-        self._recorded, self._host, self._moment = devices, host, self._clock()
-        self._event(
+        host = self.sampler.host()
+        self._recorded, self._host, self._moment = devices, host, self.clock()
+        self.event(
             HardwareEvent(
                 devices=[device.to_dict() for device in devices],
-                energy_wh=self._sampler.energy_wh,
+                energy_wh=self.sampler.energy_wh,
                 host_memory_used=host.ram_used if host else None,
                 host_memory_total=host.ram_total if host else None,
                 host=host.to_dict() if host else None,
             )
         )
-
-
-class DeviceNews:
-    """Notices about devices, each once: an error, a card lost or back, a silent driver.
-
-    Args:
-        notice: Writes a notice: ``notice(level, code, message, hint)``.
-    """
-
-    def __init__(self, notice: Notice) -> None:
-        self._notice = notice
-        self._lost: set[tuple[str, int]] = set()
-        self._silent: set[tuple[str, int]] = set()
-        self._told: dict[tuple[int, int], float] = {}
-
-    def tell(self, devices: Sequence[Device]) -> None:
-        """Report news."""
-        for device in devices:
-            self._tell_xids(device)
-            self._tell_loss(device)
-            self._tell_silence(device)
 
     def _tell_xids(self, device: Device) -> None:
         for xid in device.xid:
@@ -105,27 +88,27 @@ class DeviceNews:
             self._told[key] = xid.t
             meaning = explain_xid(xid.code)
             message = f"GPU {device.index} reports Xid {xid.code}: {meaning.words}."
-            self._notice(meaning.level, f"xid_{xid.code}", message, meaning.hint)
+            self.notice(meaning.level, f"xid_{xid.code}", message, meaning.hint)
 
     def _tell_loss(self, device: Device) -> None:
         key, name = (device.kind, device.index), f"GPU {device.index}, {device.name},"
         if device.problem and key not in self._lost:
             self._lost.add(key)
             hint = "The meters stand still until it can be; training goes on as long as CUDA does."
-            self._notice("warning", "gpu_lost", f"{name} cannot be read: {device.problem}.", hint)
+            self.notice("warning", "gpu_lost", f"{name} cannot be read: {device.problem}.", hint)
         elif not device.problem and key in self._lost:
             self._lost.discard(key)
-            self._notice("info", "gpu_back", f"{name} can be read again.", "")
+            self.notice("info", "gpu_back", f"{name} can be read again.", "")
 
     def _tell_silence(self, device: Device) -> None:
         key, age = (device.kind, device.index), device.age_s or 0.0
         if age >= SILENT_SECONDS and key not in self._silent:
             self._silent.add(key)
             message = f"The driver of {device.name} has not answered for {age:.0f} s; the meters show its last values."
-            self._notice("warning", "driver_silent", message, "If it stays so, look for 'Xid' in 'sudo dmesg'.")
+            self.notice("warning", "driver_silent", message, "If it stays so, look for 'Xid' in 'sudo dmesg'.")
         elif device.age_s is None and key in self._silent:
             self._silent.discard(key)
-            self._notice("info", "driver_answers", f"The driver of {device.name} answers again.", "")
+            self.notice("info", "driver_answers", f"The driver of {device.name} answers again.", "")
 
 
 def is_due(recorded: Sequence[Device], devices: Sequence[Device], since: float | None) -> bool:

@@ -15,8 +15,6 @@ from typing import Any
 
 from core.atomic import fsync_dir
 from core.beneath import open_beneath
-from core.hardware.cpu import memory as cpu_memory
-from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.redact import redact
@@ -54,6 +52,7 @@ PROGRESS_SECONDS = 1.0
 REPORT_SECONDS = 0.5
 
 
+@dataclasses.dataclass(eq=False)
 class Recorder:
     """Writes ``events.jsonl`` and ``state.json`` of one run; usable from any thread.
 
@@ -74,28 +73,21 @@ class Recorder:
         pass_on: Receives the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        resume: bool = False,
-        vanished: Callable[[], None] = lambda: None,
-        pending: Callable[[], tuple[str, ...]] = tuple,
-        changes: queue.SimpleQueue[None] | None = None,
-        parked: str = "",
-        heard: Callable[[Event], None] = lambda _: None,
-        owner: int | None = None,
-        keeps: bool = True,
-        pass_on: Callable[[str, str, str, str], None] = lambda *_: None,
-    ) -> None:
-        self.run = run
-        self._pass_on = pass_on
-        self._heard = heard
+    run: Run
+    _: dataclasses.KW_ONLY
+    resume: bool = False
+    vanished: Callable[[], None] = lambda: None
+    pending: Callable[[], tuple[str, ...]] = tuple
+    changes: queue.SimpleQueue[None] = dataclasses.field(default_factory=queue.SimpleQueue)
+    parked: str = ""
+    heard: Callable[[Event], None] = lambda _: None
+    owner: int | None = None
+    keeps: bool = True
+    pass_on: Callable[[str, str, str, str], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
+        run, parked, owner = self.run, self.parked, self.owner
         self._chain = Chain(run.path, run.events_path)
-        self._keeps = keeps
-        self._vanished = vanished
-        self._read_pending = pending
-        self._changes: queue.SimpleQueue[None] = changes if changes is not None else queue.SimpleQueue()
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
         self.rested: Callable[[], float] = float
@@ -103,7 +95,7 @@ class Recorder:
         self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity() if owner is None else (owner, start_identity(owner))
         counter, kills = own_counter()
-        self._state = RunState(
+        self.state = RunState(
             state="paused" if parked else "starting",
             parked=parked,
             pid=pid,
@@ -113,8 +105,9 @@ class Recorder:
             memory_events=counter,
             memory_kills=kills,
         )
-        if resume and (before := RunState.read(run.state_path)) is not None:
-            self._state = dataclasses.replace(self._state, step=before.step, total_steps=before.total_steps)
+        """The state as last written."""
+        if self.resume and (before := RunState.read(run.state_path)) is not None:
+            self.state = dataclasses.replace(self.state, step=before.step, total_steps=before.total_steps)
         self._lock = threading.RLock()
         self._failing: set[str] = set()
         self._peaks: dict[str, int] = {}
@@ -123,25 +116,21 @@ class Recorder:
         self._closed = threading.Event()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         self._file = (
-            open_beneath(run.path, EVENTS_NAME, flags) if keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            open_beneath(run.path, EVENTS_NAME, flags) if self.keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         )
         self._mend_last_line()
-        self._sampler = Sampler(HEARTBEAT_SECONDS)
+        self.sampler = Sampler(HEARTBEAT_SECONDS)
+        """Meters of the run's own device."""
         # While a run is parked, the meters show other users of its device.
-        self._hardware = None if parked or not keeps else HardwareLog(self._sampler, self.event, self.notice)
+        self._hardware = None if parked or not self.keeps else HardwareLog(self.sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
         self._heart.start()
 
     @property
-    def state(self) -> RunState:
-        """The state as last written."""
-        return self._state
-
-    @property
     def device(self) -> Device | None:
         """Last snapshot of the run's own device; None before the first reading."""
-        devices = self._sampler.latest()
+        devices = self.sampler.latest()
         return devices[0] if devices else None
 
     @property
@@ -172,7 +161,7 @@ class Recorder:
                 self._failing.discard("events.jsonl")
             except OSError as error:
                 self._warn_once("events.jsonl", error)
-        self._heard(event)
+        self.heard(event)
 
     def seal(self, kind: str, body: dict[str, Any]) -> None:
         """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.record.chain`).
@@ -181,7 +170,7 @@ class Recorder:
             kind: Kind of link.
             body: Body as JSON.
         """
-        if not self._keeps:
+        if not self.keeps:
             return
         with self._lock:
             try:
@@ -230,49 +219,19 @@ class Recorder:
         """Report to the user, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
         if level != "info":
-            self._pass_on(level, code, message, hint)
+            self.pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:
         """Warn of a problem that does not end the run."""
         self.notice("warning", code, message, hint)
 
-    def watch(self, device: str) -> None:
-        """Read the meters of the run's own device from now on: a GPU by UUID, or ``cpu``."""
-        self._sampler.watch(device)
-
-    @property
-    def sampler(self) -> Sampler:
-        """Meters of the run's own device."""
-        return self._sampler
-
     def memory(self, device: str, **values: Any) -> None:
         """Record the device's memory, and the peak resident memory of this process."""
         if device != "cpu":
             self.event(MemoryEvent(device=device, **values))
             values = {}
-        self.event(MemoryEvent(device="cpu", **{**values, "peak_bytes": peak_rss_bytes()}))
-
-    def memory_of_process(self, predicted: dict[str, int] | None, *, rehearsed: bool) -> None:
-        """Record the memory of a run on the CPU: resident memory, including the libraries and the loading of the model,
-        as in the plan.
-
-        Args:
-            predicted: The plan's parts.
-            rehearsed: The rehearsal has just ended, so the peak is its own.
-        """
-        used, total = cpu_memory()
-        peak = peak_rss_bytes()
-        limit = total - used + (process_rss(os.getpid()) or 0)
-        self.event(
-            MemoryEvent(
-                device="cpu",
-                predicted_bytes=predicted,
-                rehearsed_bytes=peak if rehearsed else None,
-                peak_bytes=peak,
-                limit_bytes=limit,
-            )
-        )
+        self.event(MemoryEvent(device="cpu", **{"peak_bytes": peak_rss_bytes(), **values}))
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and write it, including the heartbeat."""
@@ -282,27 +241,27 @@ class Recorder:
             now, beat, began = time.time(), time.monotonic(), self._step_began
             # Relative to now, so that it is right for readers even if the clock was changed.
             started = now - (beat - began) if began is not None else None
-            self._state = dataclasses.replace(
-                self._state,
+            self.state = dataclasses.replace(
+                self.state,
                 **changes,
                 updated=now,
                 beat=beat,
                 step_started=started,
-                pending=self._pending(changes.get("state", self._state.state)),
+                pending=self._pending(changes.get("state", self.state.state)),
                 progress=self._progress,
             )
-            if not self._keeps:
+            if not self.keeps:
                 return
             try:
-                self._state.write(self.run.state_path)
+                self.state.write(self.run.state_path)
                 self._failing.discard("state.json")
             except OSError as error:
                 self._warn_once("state.json", error)
                 if self._has_vanished():
-                    self._vanished()
+                    self.vanished()
 
     def _pending(self, state: str) -> tuple[str, ...]:
-        return () if state == "stopping" or state in END_STATES else self._read_pending()
+        return () if state == "stopping" or state in END_STATES else self.pending()
 
     def begin_step(self) -> None:
         """Note the start of an optimizer step, for the next heartbeat."""
@@ -319,18 +278,13 @@ class Recorder:
             self._step_began = None
             self.update(step=step)
 
-    @property
-    def energy_wh(self) -> float | None:
-        """Energy used by the devices since the worker began, in Wh; None if none reports its power."""
-        return self._sampler.energy_wh
-
     def close(self, state: str, reason: str, final: FinishedEvent) -> None:
         """Write the last event and the final state; nothing is written afterwards."""
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
         # Other processes of the run may report something at this moment.
-        with closing_record(self._file) if self._keeps else nullcontext():
+        with closing_record(self._file) if self.keeps else nullcontext():
             self.event(final)
             self.seal("end", {"state": state, "step": final.step})
             self._settle(state=state, reason=reason, refused=final.refused or "", parked="")
@@ -350,12 +304,12 @@ class Recorder:
 
     def _end_threads(self) -> None:
         self._closed.set()
-        self._changes.put(None)
+        self.changes.put(None)
         self.end_progress()
         self._heart.join(timeout=2 * HEARTBEAT_SECONDS)
         if self._hardware is not None:
             self._hardware.close()
-        self._sampler.close()
+        self.sampler.close()
 
     def _settle(self, **changes: Any) -> None:
         with self._lock:
@@ -365,7 +319,7 @@ class Recorder:
 
     def sync(self) -> None:
         """Flush the events so far to disk."""
-        if not self._keeps:
+        if not self.keeps:
             return
         try:
             os.fsync(self._file)
@@ -383,7 +337,7 @@ class Recorder:
             self.update()
             if self._has_vanished():
                 # A recreated directory accepts the state, but nobody looks for it there.
-                self._vanished()
+                self.vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
             if self._hardware is not None:
@@ -392,14 +346,14 @@ class Recorder:
     def _wait_for_change(self, seconds: float) -> bool:
         """Wait for a change of pending requests, at most for ``seconds``; returns True while the run continues."""
         with suppress(queue.Empty):
-            self._changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
+            self.changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
             while True:  # one update for all changes so far
-                self._changes.get_nowait()
+                self.changes.get_nowait()
         return not self._closed.is_set()
 
     def _tell_change(self) -> None:
         """Write the state if pending requests or progress changed."""
-        state = self._state
+        state = self.state
         if self._pending(state.state) != state.pending or self._progress != state.progress:
             self.update()
 
@@ -409,7 +363,7 @@ class Recorder:
         self.notice(
             "warning",
             "slow_step",
-            f"Step {self._state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
+            f"Step {self.state.step + 1} takes long: {seconds:.0f} s so far, where the median is {median:.2g} s."
             f"{where}",
             "Look at the meters: another program may hold the device, or memory may be swapped out. "
             f"'localtune-tui stop --force {self.run.id}' ends a step that hangs.",

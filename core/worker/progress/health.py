@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal
 
 from core.analysis.problems import FileLine, name_places
 from core.errors import UserError
 from core.units import exact_number, format_number
 
+#: ``notice(code, message, hint)``.
+Told = Callable[[str, str, str], None]
 #: Number of consecutive non-finite updates after which a run gives up.
 NONFINITE_LIMIT = 5
 
@@ -25,6 +28,7 @@ class NotFiniteError(UserError):
         self.good = good
 
 
+@dataclass
 class FiniteCheck:
     """Checks the loss and the gradient of each step.
 
@@ -33,14 +37,13 @@ class FiniteCheck:
         places: Source of each training row, by index.
     """
 
-    def __init__(self, notice: Callable[[str, str, str], None], places: Sequence[FileLine]) -> None:
-        self._notice = notice
-        self._places = places
-        self.skipped = 0
-        """Number of updates skipped so far."""
-        self._streak = 0
-        self._zero_told = False
-        self._where = ""
+    notice: Told
+    places: Sequence[FileLine]
+    skipped: int = field(default=0, init=False)
+    """Number of updates skipped so far."""
+    _streak: int = field(default=0, init=False)
+    _zero_told: bool = field(default=False, init=False)
+    _where: str = field(default="", init=False)
 
     @property
     def is_hopeless(self) -> bool:
@@ -68,12 +71,12 @@ class FiniteCheck:
             return False
         self._streak += 1
         self.skipped += 1
-        self._where = f"step {step}, {self._name(window)}"
+        self._where = f"step {step}, {_name_rows(self.places, window)}"
         what = "gradient" if math.isfinite(loss) else "loss"
-        self._notice(
+        self.notice(
             "nonfinite",
             f"The {what} of step {step} is not finite (loss {loss:g}, gradient {norm:g}); the update is skipped "
-            f"({self._streak} in a row). Its rows: {self._name(window)}.",
+            f"({self._streak} in a row). Its rows: {_name_rows(self.places, window)}.",
             f"After {NONFINITE_LIMIT} in a row the run ends at its last good checkpoint.",
         )
         return False
@@ -108,11 +111,12 @@ class FiniteCheck:
         else:
             message = f"The gradient of step {step} is zero although its loss is {loss:.3g}: nothing is trained by it."
             hint = "Look at method.target_modules: the layers named there may not be what the model computes with."
-        self._notice("zero_gradient", message, hint)
+        self.notice("zero_gradient", message, hint)
 
-    def _name(self, window: Sequence[int]) -> str:
-        # Rows made in memory, as in tests, have no source.
-        return name_places([self._places[row] for row in window if row < len(self._places)])
+
+def _name_rows(places: Sequence[FileLine], rows: Sequence[int]) -> str:
+    # Rows made in memory, as in tests, have no source.
+    return name_places([places[row] for row in rows if row < len(places)])
 
 
 #: Number of rollbacks for spikes; at the next spike the run stops.
@@ -125,7 +129,6 @@ LEAST_NOISE = 0.05
 MOST_TOLD = 10
 
 Action = Literal["warn", "skip", "rollback", "stop"]
-Told = Callable[[str, str, str], None]
 
 
 class RecentLosses:
@@ -154,25 +157,25 @@ class RecentLosses:
             tokens: Number of supervised tokens behind the mean.
         """
         if self._losses:
-            self._residuals.append(loss - _median(self._losses))
+            self._residuals.append(loss - median(self._losses))
             self._tokens.append(tokens)
         self._losses.append(loss)
 
     def expected(self) -> float:
         """Expected loss of the next step."""
-        return _median(self._losses) + _median(self._residuals)
+        return median(self._losses) + median(self._residuals)
 
     def deviations(self, loss: float, tokens: int) -> float:
         """Number of deviations of a loss above the expected one; 0 if a recent step was as far above the level. The
         mean of few tokens deviates more, by the square root of their number."""
-        level, trend, usual = _median(self._losses), _median(self._residuals), _median(self._tokens)
+        level, trend, usual = median(self._losses), median(self._residuals), median(self._tokens)
         if loss - level <= max(self._residuals):
             return 0.0
         apart = sorted(
             (residual - trend) / _widening(count, usual)
             for residual, count in zip(self._residuals, self._tokens, strict=True)
         )
-        typical = 1.4826 * _median([abs(residual) for residual in apart])
+        typical = 1.4826 * median([abs(residual) for residual in apart])
         upper = apart[math.ceil(0.95 * (len(apart) - 1))] / 1.645
         return (loss - level - trend) / (max(typical, upper, LEAST_NOISE) * _widening(tokens, usual))
 
@@ -224,6 +227,7 @@ class Spike:
         return f"{format_number(self.loss)} at {at}{about}"
 
 
+@dataclass
 class LossSpikes:
     """Detects loss spikes of a run and decides the response.
 
@@ -237,38 +241,34 @@ class LossSpikes:
         places: Source of each training row, by index.
     """
 
-    def __init__(
-        self,
-        action: Action = "warn",
-        *,
-        threshold: float = 8.0,
-        patience: int = 3,
-        limit: float | None = None,
-        warmup: int = 0,
-        notice: Told = lambda *_: None,
-        places: Sequence[FileLine] = (),
-    ) -> None:
-        self._action, self._patience, self._limit = action, patience, limit
-        self._threshold = threshold or math.inf
-        self._warmup, self._notice, self._places = warmup, notice, places
-        self._recent = RecentLosses()
-        self._told = 0
-        self.spike: Spike | None = None
-        """Current spike; None while losses are as expected."""
-        self.left_out: set[int] = set()
-        """Steps, counted from 1, that are skipped because a spike began with their rows."""
-        self.rollbacks = 0
-        """Number of rollbacks for spikes."""
+    action: Action = "warn"
+    threshold: float = 8.0
+    patience: int = 3
+    limit: float | None = None
+    warmup: int = 0
+    notice: Told = lambda *_: None
+    places: Sequence[FileLine] = ()
+    spike: Spike | None = field(default=None, init=False)
+    """Current spike; None while losses are as expected."""
+    left_out: set[int] = field(default_factory=set, init=False)
+    """Steps, counted from 1, that are skipped because a spike began with their rows."""
+    rollbacks: int = field(default=0, init=False)
+    """Number of rollbacks for spikes."""
+    _recent: RecentLosses = field(default_factory=RecentLosses, init=False)
+    _told: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.threshold = self.threshold or math.inf
 
     @property
     def acts(self) -> bool:
         """True if spikes change the training."""
-        return self._action != "warn"
+        return self.action != "warn"
 
     @property
     def _ends(self) -> bool:
         """True if a spike returns the run to a good checkpoint."""
-        return self._action in ("rollback", "stop")
+        return self.action in ("rollback", "stop")
 
     @property
     def is_trusted(self) -> bool:
@@ -278,17 +278,17 @@ class LossSpikes:
     @property
     def needs_checkpoint(self) -> bool:
         """True if the run needs a checkpoint to return to."""
-        return self._ends and self.spike is None and (self._recent.is_enough or self._limit is not None)
+        return self._ends and self.spike is None and (self._recent.is_enough or self.limit is not None)
 
     @property
     def due(self) -> Spike | None:
         """Spike for which the run must go back or stop now."""
-        return self.spike if self.spike is not None and self._ends and self.spike.count >= self._patience else None
+        return self.spike if self.spike is not None and self._ends and self.spike.count >= self.patience else None
 
     @property
     def may_go_back(self) -> bool:
         """True if the run continues after a rollback instead of stopping."""
-        return self._action == "rollback" and self.rollbacks < ROLLBACK_LIMIT
+        return self.action == "rollback" and self.rollbacks < ROLLBACK_LIMIT
 
     def accepts(self, step: int, loss: float, tokens: int, window: Sequence[int]) -> bool:
         """True if a step may update the weights.
@@ -300,12 +300,12 @@ class LossSpikes:
             window: Indices of its rows.
         """
         above = 0.0
-        if self._recent.is_enough and step > self._warmup:
+        if self._recent.is_enough and step > self.warmup:
             above = self._recent.deviations(loss, tokens)
-        is_over = self._limit is not None and loss > self._limit
-        if above <= self._threshold and not is_over:
+        is_over = self.limit is not None and loss > self.limit
+        if above <= self.threshold and not is_over:
             self.spike = None
-            if step > self._warmup:
+            if step > self.warmup:
                 self._recent.add(loss, tokens)
             return True
         if self.spike is None:
@@ -314,21 +314,21 @@ class LossSpikes:
             self._tell(self.spike, above)
         else:
             # Rows of a lasting spike are only kept up to the step that triggers the response.
-            rows = window if self.spike.count < self._patience else ()
+            rows = window if self.spike.count < self.patience else ()
             self.spike = self.spike.followed_by(step, loss, rows)
-        if self._ends or self.spike.count <= self._patience:
-            return self._action != "skip"
+        if self._ends or self.spike.count <= self.patience:
+            return self.action != "skip"
         self._settle(self.spike, loss, tokens)
         return True
 
     def _settle(self, spike: Spike, loss: float, tokens: int) -> None:
         """Accept a loss that has stayed high as the new level."""
-        if spike.count == self._patience + 1:
+        if spike.count == self.patience + 1:
             self._recent.forget()
-            if self._action == "skip":
-                self._notice(
+            if self.action == "skip":
+                self.notice(
                     "loss_spike_stays",
-                    f"The loss stays high after {self._patience} steps whose update was skipped: updates are made "
+                    f"The loss stays high after {self.patience} steps whose update was skipped: updates are made "
                     "again, as it is not a matter of a few rows.",
                     "With train.on_loss_spike = rollback the run would go back to before.",
                 )
@@ -338,23 +338,22 @@ class LossSpikes:
         self._told += 1
         if self._told > MOST_TOLD:
             return
-        if above > self._threshold:
+        if above > self.threshold:
             why = f"{spike.sentence} ({format_number(above)} deviations above it)"
         else:
-            why = f"{spike.sentence}; train.loss_limit is {exact_number(self._limit or 0.0)}"
+            why = f"{spike.sentence}; train.loss_limit is {exact_number(self.limit or 0.0)}"
         hint = {
             "warn": "Look at these rows; train.on_loss_spike says what a run does about it.",
             "skip": "Its update is skipped. Look at these rows.",
-            "rollback": f"After {self._patience} such steps in a row the run goes back to its last good checkpoint.",
-            "stop": f"After {self._patience} such steps in a row the run stops at its last good checkpoint.",
-        }[self._action]
+            "rollback": f"After {self.patience} such steps in a row the run goes back to its last good checkpoint.",
+            "stop": f"After {self.patience} such steps in a row the run stops at its last good checkpoint.",
+        }[self.action]
         more = " Further spikes of this start are not told." if self._told == MOST_TOLD else ""
-        self._notice("loss_spike", f"The loss spikes: {why}. Its rows: {self.name(spike)}.{more}", hint)
+        self.notice("loss_spike", f"The loss spikes: {why}. Its rows: {self.name(spike)}.{more}", hint)
 
     def name(self, spike: Spike) -> str:
         """Sources of the rows of a spike."""
-        # Rows made in memory, as in tests, have no source.
-        return name_places([self._places[row] for row in spike.rows if row < len(self._places)])
+        return _name_rows(self.places, spike.rows)
 
     def begin_anew(self) -> None:
         """Forget earlier losses, because other weights are trained from now on."""
@@ -395,9 +394,3 @@ class LossSpikes:
 def _widening(tokens: int, usual: float) -> float:
     """Factor by which the mean of few tokens deviates more than the mean of the usual number."""
     return math.sqrt(max(usual / max(tokens, 1), 1.0))
-
-
-def _median(values: Sequence[float] | deque[float] | deque[int]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -18,6 +18,7 @@ from core.worker.process.determinism import Determinism
 from core.worker.progress.health import FiniteCheck, LossSpikes
 
 
+@dataclass
 class BestStep:
     """Early stopping: the best step by held-out loss, the remaining patience, and the newest good checkpoint.
 
@@ -29,20 +30,19 @@ class BestStep:
         min_delta: Minimum decrease of the held-out loss that counts as an improvement.
     """
 
-    def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
-        self.patience = patience
-        self.min_delta = min_delta
-        self.best_step: int | None = None
-        self.best_loss = math.inf
-        self.last_good: int | None = None
-        """Step of the newest good checkpoint."""
-        self.waited = 0
-        """Evaluations since the last improvement."""
-        self.last_measured: int | None = None
-        """Step of the last completed evaluation."""
-        self._reference = math.inf
-        self._proven: int | None = None
-        self._saved: int | None = None
+    patience: int | None = None
+    min_delta: float = 0.0
+    best_step: int | None = field(default=None, init=False)
+    best_loss: float = field(default=math.inf, init=False)
+    last_good: int | None = field(default=None, init=False)
+    """Step of the newest good checkpoint."""
+    waited: int = field(default=0, init=False)
+    """Evaluations since the last improvement."""
+    last_measured: int | None = field(default=None, init=False)
+    """Step of the last completed evaluation."""
+    _reference: float = field(default=math.inf, init=False)
+    _proven: int | None = field(default=None, init=False)
+    _saved: int | None = field(default=None, init=False)
 
     @property
     def is_exhausted(self) -> bool:
@@ -125,26 +125,27 @@ class BestStep:
             self.saved(step)
 
 
+@dataclass
 class Limits:
     """Limits on working hours and energy, summed over all starts of a run, after which it ends with its result.
 
     Args:
         hours: Maximum working hours; None for no limit.
-        watt_hours: Maximum energy; None for no limit.
+        max_watt_hours: Maximum energy; None for no limit.
         energy: Returns the watt-hours of this process; None if no device reports its power.
         clock: Monotonic clock in seconds.
     """
 
-    def __init__(
-        self,
-        hours: float | None = None,
-        watt_hours: float | None = None,
-        energy: Callable[[], float | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._hours, self._watt_hours, self._energy, self._clock = hours, watt_hours, energy, clock
-        self._began, self._paused = clock(), 0.0
-        self._seconds_before = self._energy_before = 0.0
+    hours: float | None = None
+    max_watt_hours: float | None = None
+    energy: Callable[[], float | None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+    _paused: float = field(default=0.0, init=False)
+    _seconds_before: float = field(default=0.0, init=False)
+    _energy_before: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
 
     def pause(self, seconds: float) -> None:
         """Exclude finished seconds of pause."""
@@ -153,22 +154,22 @@ class Limits:
     @property
     def seconds(self) -> float:
         """Seconds of work over all starts."""
-        return self._seconds_before + max(self._clock() - self._began - self._paused, 0.0)
+        return self._seconds_before + max(self.clock() - self._began - self._paused, 0.0)
 
     @property
     def watt_hours(self) -> float:
         """Energy over all starts, as far as devices report it."""
-        return self._energy_before + (self._energy() or 0.0)
+        return self._energy_before + (self.energy() or 0.0)
 
     @property
     def is_set(self) -> bool:
         """True if there is any limit."""
-        return self._hours is not None or self._watt_hours is not None
+        return self.hours is not None or self.max_watt_hours is not None
 
     @property
     def is_blind(self) -> bool:
         """True if energy is limited but no device reports its power."""
-        return self._watt_hours is not None and self._energy() is None
+        return self.max_watt_hours is not None and self.energy() is None
 
     def reached(self, pausing: float = 0.0) -> str | None:
         """The limit that was reached, as a reason; None if none was.
@@ -176,10 +177,10 @@ class Limits:
         Args:
             pausing: Seconds of pause not yet passed to :meth:`pause`.
         """
-        if self._hours is not None and self.seconds - pausing >= self._hours * 3600:
-            return f"train.max_hours = {exact_number(self._hours)} is reached"
-        if self._watt_hours is not None and self.watt_hours >= self._watt_hours:
-            return f"train.max_energy_wh = {exact_number(self._watt_hours)} is reached"
+        if self.hours is not None and self.seconds - pausing >= self.hours * 3600:
+            return f"train.max_hours = {exact_number(self.hours)} is reached"
+        if self.max_watt_hours is not None and self.watt_hours >= self.max_watt_hours:
+            return f"train.max_energy_wh = {exact_number(self.max_watt_hours)} is reached"
         return None
 
     def facts(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.model import LoadedModel
-from core.worker.oom.retry import keep_freed_memory
+from core.worker.oom.retry import ignore, keep_freed_memory
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
@@ -43,7 +43,7 @@ from core.worker.setup.memory_decision import (
 )
 from core.worker.setup.objective import make_evaluations, make_goal
 from core.worker.setup.preparation import prepare
-from core.worker.setup.provenance import Provenance
+from core.worker.setup.provenance import start_facts
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
     agree_kept_layers,
@@ -83,20 +83,13 @@ class Parts:
     """None if layers are not compiled."""
     file: FileTraining | None
     """None without ``method.train_for``."""
-    provenance: Provenance | None
-    """None except in rank 0."""
+    hashes: DataHashes | None
+    """Hashes of the data files; None except in rank 0."""
     strategy: Strategy
     """Distribution of model and work over the processes of the run."""
 
 
-def set_up(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    ranks: Ranks | None,
-    *,
-    resume: bool,
-) -> Parts:
+def set_up(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks | None, *, resume: bool) -> Parts:
     """Build the parts of a run, and restore the checkpoint it continues from.
 
     Args:
@@ -121,17 +114,13 @@ def set_up(
     parts.checkpointer.spread()
     if parts.file is not None:
         parts.file.follow()
-    if parts.provenance is not None:
-        recorder.seal("start", parts.provenance.facts(config, found))
+    if parts.hashes is not None:
+        recorder.seal("start", start_facts(config, parts.hashes, parts.dataset, parts.checkpointer, found))
     return parts
 
 
 def build(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    ranks: Ranks | None = None,
+    config: Config, recorder: Recorder, controls: Controls, found: Checkpoint | None, ranks: Ranks | None = None
 ) -> Parts:
     """Read the rows, load the model and build the parts that train it.
 
@@ -172,7 +161,7 @@ def build(
     fingerprints = Fingerprints(
         prepared.data_fingerprint, prepared.held_out_fingerprint, BaseFingerprint(prepared.base)
     )
-    files = DataHashes(config.data) if ranks.is_first else None
+    hashes = DataHashes(config.data) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
@@ -189,7 +178,7 @@ def build(
     # Disks differ in speed, and a sharded optimizer is created together.
     ranks.meet()
     # All processes see the same losses, so only rank 0 warns.
-    warn = recorder.warn if ranks.is_first else _silent
+    warn = recorder.warn if ranks.is_first else ignore
     train = config.train
     total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
     state = TrainState(
@@ -212,7 +201,7 @@ def build(
             notice=warn,
             places=dataset.places,
         ),
-        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.sampler.energy_wh),
     )
 
     # The step.
@@ -247,14 +236,14 @@ def build(
     file: FileTraining | None = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
-    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, model.file_weights, governor)
+    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, governor, model.file_weights)
     rollback = Rollback(checkpointer, prepared.base, file)
     evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 
     recorder.update(total_steps=total_steps)
     fingerprints.base.settle(controls.check_stop)
-    if files is not None:
-        files.settle(controls.check_stop)
+    if hashes is not None:
+        hashes.settle(controls.check_stop)
     return Parts(
         loaded=loaded,
         dataset=dataset,
@@ -276,10 +265,6 @@ def build(
         governor=governor,
         compilation=compilation,
         file=file,
-        provenance=None if files is None else Provenance(files, dataset, checkpointer),
+        hashes=hashes,
         strategy=strategy,
     )
-
-
-def _silent(code: str, message: str, hint: str) -> None:
-    """Discard a warning."""

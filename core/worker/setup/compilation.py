@@ -148,84 +148,6 @@ def _install(toolchain: Toolchain, wanted: str) -> str:
 # The layers.
 
 
-@dataclass
-class Health:
-    """State shared by all compiled layers of a model."""
-
-    notice: Notice
-    failure: str | None = None
-    """Reason why layers are no longer compiled."""
-
-    def fail(self, error: Exception) -> None:
-        """Stop using compiled layers, and warn."""
-        self.failure = _in_a_line(error)
-        self.notice(
-            "compilation_ended",
-            f"The layers run as they are from now on: torch could not compile one ({self.failure}).",
-            "Training goes on, slower. Set train.compile = false to have them fused instead.",
-        )
-
-
-class CompiledForward:
-    """Forward of a layer, compiled for passes with gradients and for passes compared with them.
-
-    Args:
-        layer: A decoder layer.
-        health: Shared with the other layers.
-        backend: Torch's compiler.
-    """
-
-    def __init__(self, layer: Any, health: Health, backend: str) -> None:
-        self._layer = layer
-        self._health = health
-        self._usual = layer.forward
-        function = type(layer).forward
-        # transformers' layers recompute activations inside their own forward.
-        self._recomputes = (
-            isinstance(layer, GradientCheckpointingLayer)
-            and function.__code__.co_name == "forward_with_checkpointing"
-            and hasattr(function, "__wrapped__")
-        )
-        self._inner: Callable[..., Any] = (
-            functools.partial(function.__wrapped__, layer) if self._recomputes else layer.forward
-        )
-        inner = function.__wrapped__.__get__(layer) if self._recomputes else layer.forward
-        self._compiled = torch.compile(inner, dynamic=True, backend=backend)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output."""
-        if not is_fused() or self._health.failure is not None:
-            return self._usual(*args, **kwargs)
-        layer = self._layer
-        if self._recomputes and layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-            return layer._gradient_checkpointing_func(functools.partial(self.run, **kwargs), *args)
-        return self.run(*args, **kwargs)
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Output of the compiled layer, or of the plain layer if compilation fails."""
-        if self._health.failure is None:
-            try:
-                return self._compiled(*args, **kwargs)  # type: ignore[no-untyped-call]
-            except _failures() as error:
-                cause = getattr(error, "inner_exception", None) or error
-                if is_out_of_memory(cause):
-                    raise cause from None
-                self._health.fail(error)
-        return self._inner(*args, **kwargs)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """The compiler's exceptions."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    found: list[type[Exception]] = [TorchDynamoException]
-    with contextlib.suppress(ImportError):
-        from torch._inductor.exc import InductorError
-
-        found.append(InductorError)
-    return tuple(found)
-
-
 @dataclass(frozen=True)
 class Counts:
     """The compiler's counters."""
@@ -250,12 +172,30 @@ class Counts:
 
 @dataclass
 class Compilation:
-    """The compiled layers of a model."""
+    """The compiled layers of a model, which share it.
+
+    Args:
+        layers: Number of layers.
+        notice: Receives the warning if compilation fails.
+    """
 
     layers: int
-    health: Health
-    _began: Counts
+    notice: Notice
+    failure: str | None = field(default=None, init=False)
+    """Reason why layers are no longer compiled."""
     _reported: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._began = Counts.read()
+
+    def fail(self, error: Exception) -> None:
+        """Stop using compiled layers, and warn."""
+        self.failure = _in_a_line(error)
+        self.notice(
+            "compilation_ended",
+            f"The layers run as they are from now on: torch could not compile one ({self.failure}).",
+            "Training goes on, slower. Set train.compile = false to have them fused instead.",
+        )
 
     def report(self, step: int, notice: Callable[[str, str, str, str], None]) -> None:
         """Report the compiled programs once, after the first steps.
@@ -264,7 +204,7 @@ class Compilation:
             step: Steps done.
             notice: Receives the report: ``notice(level, code, message, hint)``.
         """
-        if self._reported or self.health.failure is not None or step < REPORT_STEP:
+        if self._reported or self.failure is not None or step < REPORT_STEP:
             return
         self._reported = True
         now = Counts.read()
@@ -272,6 +212,59 @@ class Compilation:
         new = [reason for reason in now.breaks if reason not in self._began.breaks]
         level, message, hint = told(self.layers, now.graphs if graphs <= 0 else graphs, new, limited=now.limited)
         notice(level, "compiled", message, hint)
+
+
+class CompiledForward:
+    """Forward of a layer, compiled for passes with gradients and for passes compared with them.
+
+    Args:
+        layer: A decoder layer.
+        shared: Shared with the other layers.
+        backend: Torch's compiler.
+    """
+
+    def __init__(self, layer: Any, shared: Compilation, backend: str) -> None:
+        self._layer = layer
+        self._shared = shared
+        self._usual = layer.forward
+        function = type(layer).forward
+        # transformers' layers recompute activations inside their own forward.
+        self._recomputes = (
+            isinstance(layer, GradientCheckpointingLayer)
+            and function.__code__.co_name == "forward_with_checkpointing"
+            and hasattr(function, "__wrapped__")
+        )
+        self._inner: Callable[..., Any] = function.__wrapped__.__get__(layer) if self._recomputes else layer.forward
+        self._compiled = torch.compile(self._inner, dynamic=True, backend=backend)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output."""
+        if not is_fused() or self._shared.failure is not None:
+            return self._usual(*args, **kwargs)
+        layer = self._layer
+        if self._recomputes and layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+            return layer._gradient_checkpointing_func(functools.partial(self.run, **kwargs), *args)
+        return self.run(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the compiled layer, or of the plain layer if compilation fails."""
+        if self._shared.failure is None:
+            try:
+                return self._compiled(*args, **kwargs)  # type: ignore[no-untyped-call]
+            except _failures() as error:
+                cause = getattr(error, "inner_exception", None) or error
+                if is_out_of_memory(cause):
+                    raise cause from None
+                self._shared.fail(error)
+        return self._inner(*args, **kwargs)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """The compiler's exceptions."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
 
 
 def told(layers: int, graphs: int, breaks: list[str], *, limited: bool) -> tuple[str, str, str]:
@@ -342,8 +335,8 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
     if not isinstance(first, torch.Tensor):
         return "it takes no hidden states"
     # Recomputation happens outside the compiled function.
-    health = Health(lambda *_: None)
-    compiled = CompiledForward(layer, health, backend)
+    shared = Compilation(1, lambda *_: None)
+    compiled = CompiledForward(layer, shared, backend)
     loaded.model.train()
     draws = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in layer.modules())
 
@@ -363,7 +356,7 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
         trial = compare("compiled layer", by(compiled.run), by(layer.forward), inputs, allowed)
     finally:
         loaded.model.train(was_training)
-    return health.failure or trial.reason
+    return shared.failure or trial.reason
 
 
 def _layer_arguments(
@@ -397,11 +390,11 @@ def compile_layers(loaded: LoadedModel, notice: Notice, *, backend: str = "induc
         backend: Torch's compiler.
     """
     _raise_limits()
-    health = Health(notice)
     layers = decoder_layers(loaded.model)
+    made = Compilation(len(layers), notice)
     for layer in layers:
-        layer.forward = CompiledForward(layer, health, backend)
-    return Compilation(len(layers), health, Counts.read())
+        layer.forward = CompiledForward(layer, made, backend)
+    return made
 
 
 def _raise_limits() -> None:

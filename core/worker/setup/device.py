@@ -7,9 +7,9 @@ import torch
 from core.config.schema import Config
 from core.governor.policy import DISK
 from core.governor.words import reason
+from core.hardware import power
 from core.hardware.drivers import is_wsl
 from core.hardware.obstacle import find_card_not_given, look
-from core.hardware.power import restore, set_power_limit
 from core.hardware.sampler import CPU_ONLY
 from core.notify import Notice, notify
 from core.runs.record.events import Event, GovernorEvent
@@ -59,14 +59,14 @@ def settle_device(config: Config, recorder: Recorder) -> torch.device:
         sentence = describe_device(build, dtype, None, threads=torch.get_num_threads(), reason=reason)
         level = "warning" if reason and reason == find_card_not_given(sight) else "info"
         recorder.notice(level, "device", sentence)
-        recorder.watch(CPU_ONLY)
+        recorder.sampler.watch(CPU_ONLY)
         return device
     card = read_card(device, sight)
     recorder.notice("info", "device", describe_device(build, dtype, card, threads=torch.get_num_threads()))
     if differs := differs_from_plan(card, sight):
         recorder.warn("device_differs", differs, "Name the card in hardware.gpu, by its UUID.")
     if card.uuid:
-        recorder.watch(card.uuid)
+        recorder.sampler.watch(card.uuid)
     keep_to_memory(device, wsl=sight.wsl)
     return device
 
@@ -99,26 +99,6 @@ def with_usable_optimizer(
     message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
     recorder.warn("unpaged", message, "It computes the same.")
     return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
-
-
-class CardPower:
-    """Power limit of the run's card, set through its driver."""
-
-    def set(self, uuid: str, watts: float) -> float:
-        """Set the power limit; returns the previous one in watts.
-
-        Raises:
-            UserError: If this user is not allowed to, or the card does not support the value.
-        """
-        return set_power_limit(uuid, watts)
-
-    def restore(self, uuid: str) -> float | None:
-        """Restore the previous limit; returns it in watts.
-
-        Raises:
-            UserError: If this user is not allowed to.
-        """
-        return restore(uuid)
 
 
 def _tell(recorder: Recorder, event: Event) -> None:
@@ -155,7 +135,7 @@ def make_governor(config: Config, recorder: Recorder, controls: Controls, device
         notice=recorder.notice,
         directory=recorder.run.path,
         is_paused=lambda: recorder.state.state == "paused",
-        lever=CardPower() if device.type == "cuda" else None,
+        lever=power if device.type == "cuda" else None,
     )
     governor.check()
     return governor

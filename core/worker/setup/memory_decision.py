@@ -31,7 +31,7 @@ from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.fused.install import Fused
 from core.worker.model.device import allowed_bytes
-from core.worker.process.recorder import Recorder
+from core.worker.process.recorder import Recorder, peak_rss_bytes
 from core.worker.progress.state import TrainState
 
 
@@ -178,17 +178,18 @@ class MemoryMeter:
         if rehearsed:
             kept = self.fused.keeps_weights
             predicted = predict_memory(self.config, device.type, self.dataset, self.state, dequantized=kept)
-        if device.type != "cuda":
-            self.recorder.memory_of_process(predicted, rehearsed=rehearsed)
-            return
-        peak = torch.cuda.max_memory_allocated(device)
-        free, total = torch.cuda.mem_get_info(device)
+        if device.type == "cuda":
+            peak, (free, total) = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)
+            limit = min(total, free + torch.cuda.memory_reserved(device))
+        else:
+            # Resident memory, including the libraries and the loading of the model, as in the plan.
+            peak, limit = peak_rss_bytes(), _limit(device)
         self.recorder.memory(
             str(device),
             predicted_bytes=predicted,
             rehearsed_bytes=peak if rehearsed else None,
             peak_bytes=peak,
-            limit_bytes=min(total, free + torch.cuda.memory_reserved(device)),
+            limit_bytes=limit,
         )
 
 
@@ -246,17 +247,12 @@ def decide_offload(
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
     needed, free = format_bytes(here.needed_bytes), format_bytes(machine.limit_bytes)
+    stay = f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}"
     if is_wsl():
-        return (
-            False,
-            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: {NO_PINNED_MEMORY}.",
-        )
+        return False, f"{stay}: {NO_PINNED_MEMORY}."
     if not there.host_fits:
         pinned, room = format_bytes(there.host_bytes), format_bytes(there.host_free_bytes)
-        return False, (
-            f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}: they would take {pinned} of "
-            f"the machine's memory, and {room} are free."
-        )
+        return False, f"{stay}: they would take {pinned} of the machine's memory, and {room} are free."
     return True, f"Layers' inputs are moved off the GPU: with them there the run would take {needed} of {free}."
 
 
@@ -270,12 +266,11 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
         dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
-    try:
+    with contextlib.suppress(UserError):
         machine, rows = _with_limit(device), _rows(config, dataset)
         plan = make_least_plan(_architecture(config), config, machine, rows, token_budget=token_budget)
-    except UserError:
-        return None
-    return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
+        return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
+    return None
 
 
 def plan_strategy(config: Config, device: torch.device, dataset: Dataset, processes: int) -> Chosen | None:
@@ -288,20 +283,18 @@ def plan_strategy(config: Config, device: torch.device, dataset: Dataset, proces
         dataset: The training rows.
         processes: Number of processes on all machines.
     """
-    try:
+    with contextlib.suppress(UserError):
         machine, rows = _with_limit(device), _rows(config, dataset)
         return chosen_strategy(_architecture(config), config, machine, rows, cards=Cards(processes))
-    except UserError:
-        return None
+    return None
 
 
 def _plan(config: Config, machine: Machine, dataset: Dataset, token_budget: int, **settled: Any) -> Plan | None:
     """The plan of a run; None if it cannot be made. ``settled`` are options of :func:`make_plan`."""
-    try:
+    with contextlib.suppress(UserError):
         rows = _rows(config, dataset)
         return make_plan(_architecture(config), config, machine, rows, token_budget=token_budget, **settled)
-    except UserError:
-        return None
+    return None
 
 
 def _architecture(config: Config) -> Architecture:

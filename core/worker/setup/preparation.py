@@ -84,8 +84,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
     preflight = Preflight(
-        allowed_codes(config.data.allow),
-        lambda code, message, hint: recorder.notice("warning", code, message, hint),
+        allowed_codes(config.data.allow), lambda code, message, hint: recorder.notice("warning", code, message, hint)
     )
     template = template_source(config.template.file, config.template.name)
     if template is None and not tokenizer.chat_template and _has_conversations(config):

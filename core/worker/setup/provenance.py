@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,44 +26,35 @@ from core.worker.data.dataset import Dataset
 _DISTINCT_ROWS = 100_000
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Hashes of the data files, rows and base of a run.
+def start_facts(
+    config: Config, files: DataHashes, dataset: Dataset, checkpointer: Checkpointer, found: Checkpoint | None
+) -> dict[str, Any]:
+    """The body of a ``start`` link.
 
     Args:
+        config: Of the run, as configured.
         files: Hashes of the data files.
         dataset: The rows trained on.
         checkpointer: Holds the fingerprints of rows and base, and the state.
+        found: The checkpoint that the run goes on from; None at its beginning.
     """
-
-    files: DataHashes
-    dataset: Dataset
-    checkpointer: Checkpointer
-
-    def facts(self, config: Config, found: Checkpoint | None) -> dict[str, Any]:
-        """The body of a ``start`` link.
-
-        Args:
-            config: Of the run.
-            found: The checkpoint that the run goes on from; None at its beginning.
-        """
-        prints, state = self.checkpointer.fingerprints, self.checkpointer.state
-        return {
-            "step": state.step,
-            "manifest": None if found is None else found.manifest,
-            "config": config.model_dump(mode="json", exclude_defaults=True),
-            "base": {"sha256": prints.base.value, "files": prints.base.files},
-            "rows": {
-                "sha256": prints.data,
-                "held_out_sha256": prints.held_out,
-                "count": len(self.dataset.rows),
-                "digits": row_digits(self.dataset),
-            },
-            "files": self.files.found,
-            "machine": machine(self.checkpointer.loaded.device),
-            "software": software(),
-            "facts": {name: value for name, value in state.facts().items() if name != "limits"},
-        }
+    prints, state = checkpointer.fingerprints, checkpointer.state
+    return {
+        "step": state.step,
+        "manifest": None if found is None else found.manifest,
+        "config": config.model_dump(mode="json", exclude_defaults=True),
+        "base": {"sha256": prints.base.value, "files": prints.base.files},
+        "rows": {
+            "sha256": prints.data,
+            "held_out_sha256": prints.held_out,
+            "count": len(dataset.rows),
+            "digits": row_digits(dataset),
+        },
+        "files": files.found,
+        "machine": machine(checkpointer.loaded.device),
+        "software": software(),
+        "facts": {name: value for name, value in state.facts().items() if name != "limits"},
+    }
 
 
 def row_digits(dataset: Dataset) -> str:

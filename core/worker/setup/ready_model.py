@@ -105,10 +105,48 @@ def make_ready(
         MemoryShortageError: If memory runs out.
     """
 
-    def load() -> LoadedModel:
-        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=sharded)
-
     sharded = strategy.is_sharded
+
+    def load() -> LoadedModel:
+        """The base model with adapters, or with its trainable weights chosen."""
+        storage = storage_of(config, found)
+        loaded = load_model(
+            prepared.base,
+            method=config.method.name,
+            precision=config.train.precision,
+            device=config.hardware.device,
+            for_training=True,
+            tokenizer=prepared.tokenizer,
+            host_experts=host_experts,
+            keep_16bit=storage.keep,
+            always_16bit=storage.always,
+            on_host=sharded,
+        )
+        if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
+            recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))
+        if config.method.name in WEIGHT_METHODS:
+            with shortage_explained("in choosing the weights that are trained", SMALLER):
+                choose_weights(loaded.model, config.method, seed=config.train.seed)
+            return loaded
+        report = recorder.reporter("loading_model", controls.check_stop)
+        plainer = "" if config.method.init == "default" else "Set method.init = default, which computes nothing. "
+        with shortage_explained("in attaching the adapters", f"{plainer}Lower method.rank. {SMALLER}"):
+            model = attach_adapters(
+                loaded.model,
+                config.method,
+                seed=config.train.seed,
+                base=prepared.base,
+                fresh=found is None,
+                progress=lambda done, total: report("beginning of the adapters", done, total),
+            )
+        if (sentence := left_out(model.get_base_model(), config.method)) is not None:
+            recorder.notice("info", "experts", sentence)
+        if config.method.target_modules != "all-linear":
+            adapted = adapted_layers(model)
+            names = ", ".join(f"{name} {count}" for name, count in adapted.items())
+            recorder.notice("info", "adapters", f"{sum(adapted.values())} layers have adapters: {names}.")
+        return dataclasses.replace(loaded, model=model)
+
     loaded = _load_in_turns(config, prepared, strategy, load) if sharded else load()
     with shortage_explained("in sharing the model out", SMALLER) if sharded else contextlib.nullcontext():
         loaded = dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
@@ -148,56 +186,6 @@ def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
         return
     if missing := missing_kernels(read_description(base / "config.json") or {}):
         recorder.notice("info", "kernels", tell_missing(missing), f"{install_command(missing)}.")
-
-
-def _load_model(
-    config: Config,
-    prepared: Prepared,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    *,
-    host_experts: bool,
-    on_host: bool,
-) -> LoadedModel:
-    """The base model with adapters, or with its trainable weights chosen."""
-    storage = storage_of(config, found)
-    loaded = load_model(
-        prepared.base,
-        method=config.method.name,
-        precision=config.train.precision,
-        device=config.hardware.device,
-        for_training=True,
-        tokenizer=prepared.tokenizer,
-        host_experts=host_experts,
-        keep_16bit=storage.keep,
-        always_16bit=storage.always,
-        on_host=on_host,
-    )
-    if config.method.name == "qlora" and (bare := bare_experts(loaded.model)):
-        recorder.notice("info", "experts", tell_bare_experts(bare, loaded.dtype.itemsize))
-    if config.method.name in WEIGHT_METHODS:
-        with shortage_explained("in choosing the weights that are trained", SMALLER):
-            choose_weights(loaded.model, config.method, seed=config.train.seed)
-        return loaded
-    report = recorder.reporter("loading_model", controls.check_stop)
-    plainer = "" if config.method.init == "default" else "Set method.init = default, which computes nothing. "
-    with shortage_explained("in attaching the adapters", f"{plainer}Lower method.rank. {SMALLER}"):
-        model = attach_adapters(
-            loaded.model,
-            config.method,
-            seed=config.train.seed,
-            base=prepared.base,
-            fresh=found is None,
-            progress=lambda done, total: report("beginning of the adapters", done, total),
-        )
-    if (sentence := left_out(model.get_base_model(), config.method)) is not None:
-        recorder.notice("info", "experts", sentence)
-    if config.method.target_modules != "all-linear":
-        adapted = adapted_layers(model)
-        names = ", ".join(f"{name} {count}" for name, count in adapted.items())
-        recorder.notice("info", "adapters", f"{sum(adapted.values())} layers have adapters: {names}.")
-    return dataclasses.replace(loaded, model=model)
 
 
 def _try_compilation(

@@ -72,11 +72,7 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
         recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
-        return _with_strategy(config, "fsdp2")
-    return _with_strategy(config, "replicate")
-
-
-def _with_strategy(config: Config, strategy: str) -> Config:
+    strategy = "fsdp2" if shares else "replicate"
     return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 

@@ -75,6 +75,7 @@ class RankProcess:
         self.reading, writing = os.pipe()
         os.set_blocking(self.reading, False)
         path = self.start.log
+        ours = {REPORTS: str(writing), SUPERVISOR: str(os.getpid()), LOCK_VARIABLE: str(self.lock)}
         try:
             log = open_beneath(path.parent, path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             # Earlier lines belong to other processes.
@@ -85,12 +86,7 @@ class RankProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={
-                        **self.start.environment,
-                        REPORTS: str(writing),
-                        SUPERVISOR: str(os.getpid()),
-                        LOCK_VARIABLE: str(self.lock),
-                    },
+                    env={**self.start.environment, **ours},
                     start_new_session=True,
                     pass_fds=(writing, self.lock, *self.devices),
                 )

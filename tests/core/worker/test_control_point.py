@@ -13,13 +13,13 @@ from core.hardware import cpu
 from core.runs.control.protocol import Request
 from core.runs.record.events import ControlEvent, NoticeEvent, StoppedEvent
 from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
 from core.worker.control_point import ControlPoint
 from core.worker.distributed.strategy import single
 from core.worker.model.model import load_model
 from core.worker.process.control import Command, Controls
 from core.worker.process.recorder import Recorder
-from tests.core.worker.steps.stepper import make_state
+from tests.core.worker.steps.stepper import NoGovernor, make_state
+from tests.e2e.workers import only
 
 QUESTION = Request("1", "generate", {"messages": [{"role": "user", "content": "the ticket"}], "max_new_tokens": 3})
 
@@ -33,7 +33,7 @@ def control_point(tiny_model_dir: Path) -> Iterator[ControlPoint]:
     parts: Any = SimpleNamespace(
         config=config, loaded=loaded, template=None, state=make_state(), recorder=recorder, strategy=single()
     )
-    yield ControlPoint(parts, nullcontext, Controls())
+    yield ControlPoint(parts, nullcontext, Controls(), NoGovernor())
     recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
 
@@ -45,9 +45,7 @@ def ask(point: ControlPoint) -> dict[str, Any]:
     return told[-1]
 
 
-def test_a_question_that_does_not_fit_beside_the_training_is_refused(
-    control_point: ControlPoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_without_room_is_refused(control_point: ControlPoint, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = cpu.memory
     monkeypatch.setattr(cpu, "memory", lambda: (0, 1000))
     answer = ask(control_point)
@@ -56,8 +54,7 @@ def test_a_question_that_does_not_fit_beside_the_training_is_refused(
     assert answer["error"].endswith("1.0 kB are free on this machine beside the training.")
     monkeypatch.setattr(cpu, "memory", memory)
     assert ask(control_point)["tokens"] == 3, "the next one is answered"
-    events = EventTail(control_point.recorder.run.events_path).read_all()
-    (notice,) = [event for event in events if isinstance(event, NoticeEvent) and event.code == "memory_chat"]
+    run = control_point.recorder.run
+    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "memory_chat"]
     assert answer["error"] in notice.message
-    results = [event.result for event in events if isinstance(event, ControlEvent)]
-    assert results[0] == f"refused: {answer['error']}"
+    assert only(ControlEvent, run)[0].result == f"refused: {answer['error']}"

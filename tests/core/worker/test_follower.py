@@ -10,9 +10,9 @@ from core.config.schema import Config
 from core.runs.record.events import NoticeEvent, RanksEvent
 from core.runs.record.state import read_ranks
 from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
 from core.worker.follower import tell_ranks
 from core.worker.process.recorder import Recorder
+from tests.e2e.workers import only
 
 
 @pytest.mark.usefixtures("private_home")
@@ -29,12 +29,11 @@ def test_each_shared_device_is_reported_once(tmp_path: Path) -> None:
     ]
     recorder = Recorder(run)
     tell_ranks(run, config, recorder, members, is_supervised=False)
-    events = EventTail(run.events_path).read_all()
-    assert [event.message for event in events if isinstance(event, NoticeEvent)] == [
+    assert [notice.message for notice in only(NoticeEvent, run)] == [
         "Run first is on the same device: both get slower, and their memory adds up.",
         "Process 3 on tower: Runs first, second and third are on the same device: all get slower, "
         "and their memory adds up.",
     ]
-    (ranks,) = (event for event in events if isinstance(event, RanksEvent))
+    (ranks,) = only(RanksEvent, run)
     assert [set(rank) for rank in ranks.ranks] == 4 * [{"rank", "host", "pid", "device"}]
     assert [rank.rank for rank in read_ranks(run.path)] == [0, 1, 2, 3]

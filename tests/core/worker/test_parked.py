@@ -20,7 +20,7 @@ from core.runs.record.events import StoppedEvent
 from core.runs.record.state import PARKED_BY_HAND
 from core.runs.record.store import create_run
 from core.worker import parked
-from core.worker.parked import ClaimsWatch, ParkedRun, parked_run
+from core.worker.parked import ParkedRun, parked_run, watch_claims
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested
 from core.worker.process.recorder import Recorder
 from core.worker.supervise.verdict import EXIT_LOST
@@ -81,17 +81,18 @@ def test_a_parked_run_continues_once_the_claim_is_gone_and_memory_is_free(record
     waiting = Waiting(recorder, GAME.cause)
     assert recorder.state.state == "paused"
     waiting.free, waiting.claim = 4, None
-    wait_for(lambda: "4 bytes are free" in recorder.state.parked or "4 B" in recorder.state.parked, 20, "the reason")
+    wait_for(lambda: "4 B are free" in recorder.state.parked, 20, "the reason")
     assert waiting.result is None
     assert "The run cannot have its device back: the run needs 5" in waiting.ask("resume")["error"]
     waiting.free = 5
     assert waiting.ended() == "the parking rules"
 
 
-def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
+def test_parked_by_hand_it_waits_for_somebody_whose_wish_a_claim_outweighs(recorder: Recorder) -> None:
     waiting = Waiting(recorder, GAME.cause)
     assert waiting.ask("park")["state"] == "parked"
     wait_for(lambda: recorder.state.parked == PARKED_BY_HAND, 20, "the park to be heard")
+    assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
     waiting.claim = None
     refused = waiting.ask("generate")
     assert refused["error"] == "The run is parked: its model is not in memory."
@@ -99,14 +100,6 @@ def test_parked_by_hand_it_waits_for_somebody(recorder: Recorder) -> None:
     assert waiting.ask("pause")["ok"] is True
     assert waiting.result is None
     assert waiting.ask("resume")["state"] == "training"
-    assert waiting.ended() == "socket"
-
-
-def test_a_claim_outweighs_the_wish_to_go_on(recorder: Recorder) -> None:
-    waiting = Waiting(recorder, PARKED_BY_HAND)
-    assert waiting.ask("resume")["error"] == "The run cannot have its device back: chess is running."
-    waiting.claim = None
-    waiting.ask("resume")
     assert waiting.ended() == "socket"
 
 
@@ -126,7 +119,7 @@ def test_the_calm_is_waited_for(recorder: Recorder, monkeypatch: pytest.MonkeyPa
 def test_the_watch_asks_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     controls = Controls()
     monkeypatch.setattr(parked, "find_claim", lambda *_: GAME)
-    ClaimsWatch(config(programs="chess").parking, controls, lambda: None)
+    watch_claims(config(programs="chess").parking, controls, lambda: None)
     wait_for(lambda: controls.is_leaving, 20, "the device to be claimed")
     assert controls.pending == ("park",)
     with pytest.raises(ParkRequested) as caught:
@@ -144,9 +137,7 @@ def test_free_memory_is_that_of_the_run_s_device(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize(("others", "code"), [("1", 0), ("2", EXIT_LOST)])
-def test_one_of_several_that_another_program_has_started_does_not_go_on_alone(
-    private_home: Path, others: str, code: int
-) -> None:
+def test_one_of_several_from_another_program_does_not_go_on_alone(private_home: Path, others: str, code: int) -> None:
     """The others have left when the device was given back."""
     program = (
         "import sys, core.worker.__main__ as main\n"

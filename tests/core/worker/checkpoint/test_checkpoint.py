@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
 import random
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,10 @@ from tests.unprivileged import unprivileged
 
 FACTS: dict[str, Any] = {"config_sha256": "c", "overrides": {"train.learning_rate": 1e-3}, "best": None}
 FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "manifest.json", "optimizer.pt", "rng.pt")
+
+
+Damage = Callable[[Path], object]
+Files = dict[str, Any]
 
 
 class Training:
@@ -79,26 +82,34 @@ def copied(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
+EIGHT_BITS = {"optimizer": "adamw_8bit", "rank": 80}  # from 4096 elements on a moment is kept in 8 bits
+
+
 @cases(
-    "options",
+    ("mapped", "options"),
     [
-        {},
-        {"dora": True},
-        # From 4096 elements on a moment is kept in 8 bits.
-        {"optimizer": "adamw_8bit", "rank": 80},
-        {"optimizer": "paged_adamw_8bit", "rank": 80},
+        (False, {}),
+        (False, {"dora": True}),
+        (False, EIGHT_BITS),
+        (False, {**EIGHT_BITS, "optimizer": "paged_adamw_8bit"}),
+        # As on a GPU, which copies the states out of the file.
+        (True, {}),
+        (True, EIGHT_BITS),
     ],
 )
-def test_restore_is_exact(tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_restore_is_exact(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool, options: dict[str, Any]
+) -> None:
     original = Training(tiny_model_dir, **options)
     torch.manual_seed(3)
     for _ in range(3):
         original.step()
     written = original.save(tmp_path, 3)
     expected = [original.step() for _ in range(3)], np.random.random(), random.random()
-
     other = Training(tiny_model_dir, seed=9, **options)
     other.step()
+    load = checkpoints.load_tensors
+    monkeypatch.setattr(checkpoints, "load_tensors", lambda path, **_: load(path, mapped=mapped))
     checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
     assert ([other.step() for _ in range(3)], np.random.random(), random.random()) == expected
     for mine, theirs in zip(trainable_parameters(original.model), trainable_parameters(other.model), strict=True):
@@ -114,7 +125,9 @@ def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_ar
     training = Training(tiny_model_dir, target_modules=then)
     training.step()
     saved = training.save(tmp_path, 1)
-    other = Training(tiny_model_dir, target_modules=now)
+    other, larger = Training(tiny_model_dir, target_modules=now), Training(tiny_model_dir, target_modules=then, rank=4)
+    with pytest.raises(UserError, match="does not fit this model"):
+        checkpoints.restore(saved, model=larger.model, optimizer=larger.optimizer)
     said = f"its adapters are on other layers; it {'lacks' if fewer else 'has'} .*v_proj"
     with pytest.raises(UserError, match=said) as refusal:
         checkpoints.restore(saved, model=other.model, optimizer=other.optimizer)
@@ -139,16 +152,8 @@ def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) 
     assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
 
 
-def _remove(path: Path) -> None:
-    path.unlink()
-
-
-def _cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 2)
-
-
-def _empty(path: Path) -> None:
-    os.truncate(path, 0)
+def _cut(left: int) -> Damage:
+    return lambda path: os.truncate(path, left if left >= 0 else path.stat().st_size + left)
 
 
 def _flip(path: Path) -> None:
@@ -157,16 +162,21 @@ def _flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-@cases("name, damage", itertools.product(FILES, [_remove, _cut, _empty, _flip]))
+def passed_over(where: Path) -> str:
+    """The sentence about the newer of two checkpoints, which is damaged."""
+    found, (sentence,) = checkpoints.newest_valid(where)
+    assert found is not None
+    assert found.step == 10
+    return sentence
+
+
+@cases("name, damage", itertools.product(FILES, [Path.unlink, _cut(-2), _cut(0), _flip]))
 def test_any_damage_to_any_file_brings_the_older_checkpoint(
-    saved: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+    saved: Path, tmp_path: Path, name: str, damage: Damage
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020" / name)
-    found, damaged = checkpoints.newest_valid(where)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
+    sentence = passed_over(where)
     assert sentence.startswith("step-00000020")
     assert sentence.endswith(".")
     damage(where / "step-00000010" / name)
@@ -175,16 +185,16 @@ def test_any_damage_to_any_file_brings_the_older_checkpoint(
     assert [sentence.split(":")[0].split()[0] for sentence in damaged] == ["step-00000020", "step-00000010"]
 
 
-def _rewrite_manifest(path: Path, **changes: Any) -> None:
+def _rewritten(files: Callable[[Files], object] = lambda files: files, **changes: Any) -> Damage:
     """A manifest that says something else, and whose own hash is right."""
-    manifest = json.loads((path / "manifest.json").read_text()) | changes
-    manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
 
+    def damage(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest |= {"files": files(manifest["files"]), **changes}
+        manifest["manifest_sha256"] = checkpoints.hash_manifest(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
 
-def _files_of(path: Path) -> dict[str, Any]:
-    files: dict[str, Any] = json.loads((path / "manifest.json").read_text())["files"]
-    return files
+    return damage
 
 
 def _with_the_manifest_of_another(path: Path) -> None:
@@ -199,54 +209,33 @@ def _with_the_files_of_another(path: Path) -> None:
 def _with_more_named(path: Path) -> None:
     outside = path.parent.parent / "outside"
     outside.write_text("x")
-    facts = {"bytes": 1, "sha256": hash_file(outside)}
-    _rewrite_manifest(path, files={**_files_of(path), "../../outside": facts})
+    _rewritten(lambda files: {**files, "../../outside": {"bytes": 1, "sha256": hash_file(outside)}})(path)
 
 
-def _with_less_named(name: str) -> Callable[[Path], None]:
+def _with_less_named(name: str) -> Damage:
     def damage(path: Path) -> None:
-        _rewrite_manifest(path, files={other: facts for other, facts in _files_of(path).items() if other != name})
+        _rewritten(lambda files: {other: facts for other, facts in files.items() if other != name})(path)
         (path / name).unlink()
 
     return damage
 
 
-def _as_links(name: str) -> Callable[[Path], None]:
+def _moved_away(path: Path) -> None:
     """The same content, but it lies elsewhere, where it may change."""
-
-    def damage(path: Path) -> None:
-        target = path.parent.parent / "elsewhere"
-        (path / name).rename(target)
-        (path / name).symlink_to(target)
-
-    return damage
-
-
-def _as_link(path: Path) -> None:
-    target = path.parent.parent / "elsewhere"
+    target = path.parents[2] / "elsewhere"
     path.rename(target)
     path.symlink_to(target)
 
 
-def _in_a_loop(path: Path) -> None:
-    (path / "rng.pt").unlink()
-    (path / "rng.pt").symlink_to(path / "rng.pt")
-
-
-def _with_a_directory(path: Path) -> None:
-    (path / "rng.pt").unlink()
-    (path / "rng.pt").mkdir()
-
-
-def _with_a_pipe(name: str) -> Callable[[Path], None]:
+def _replaced(name: str, make: Damage) -> Damage:
     def damage(path: Path) -> None:
         (path / name).unlink()
-        os.mkfifo(path / name)
+        make(path / name)
 
     return damage
 
 
-def _with_the_manifest(text: str) -> Callable[[Path], object]:
+def _with_the_manifest(text: str) -> Damage:
     return lambda path: (path / "manifest.json").write_text(text)
 
 
@@ -255,37 +244,31 @@ def _with_the_manifest(text: str) -> Callable[[Path], object]:
     [
         (_with_the_manifest_of_another, "manifest.json is that of another checkpoint"),
         (_with_the_files_of_another, "manifest.json is that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, step=21), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, files=[]), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, files=dict.fromkeys(_files_of(path), 1)), "that of another checkpoint"),
-        (lambda path: _rewrite_manifest(path, version=99), "written by another version"),
+        (_rewritten(step=21), "that of another checkpoint"),
+        (_rewritten(lambda _: []), "that of another checkpoint"),
+        (_rewritten(lambda files: dict.fromkeys(files, 1)), "that of another checkpoint"),
+        (_rewritten(version=99), "written by another version"),
         (_with_more_named, "lacks ../../outside"),
-        *((_with_less_named(name), "that of another checkpoint") for name in ("optimizer.pt", "rng.pt")),
-        (_with_less_named("adapter/adapter_model.safetensors"), "that of another checkpoint"),
+        *((_with_less_named(name), "that of another checkpoint") for name in (FILES[1], "optimizer.pt", "rng.pt")),
         (lambda path: (path / "notes.txt").write_text("x"), "notes.txt is not part of the checkpoint"),
         (lambda path: (path / "adapter" / "adapter_model.bin").write_bytes(b"x"), "adapter_model.bin is not part of"),
         (lambda path: (path / "adapter" / "more.pt").symlink_to("/dev/zero"), "adapter/more.pt is a link"),
-        *((_as_links(name), f"{name} is a link") for name in FILES if name != "manifest.json"),
-        (_as_links("manifest.json"), "manifest.json is a link"),
-        (_as_links("adapter"), "adapter is a link"),
-        (_as_link, "is a link, not a checkpoint"),
-        (_in_a_loop, "rng.pt is a link"),
-        (_with_a_directory, "lacks rng.pt"),
-        (_with_a_pipe("optimizer.pt"), "optimizer.pt is no file"),
-        (_with_a_pipe("manifest.json"), "has no valid manifest"),
+        *((lambda path, name=name: _moved_away(path / name), f"{name} is a link") for name in (*FILES, "adapter")),
+        (_moved_away, "is a link, not a checkpoint"),
+        (_replaced("rng.pt", lambda path: path.symlink_to(path)), "rng.pt is a link"),
+        (_replaced("rng.pt", Path.mkdir), "lacks rng.pt"),
+        (_replaced("optimizer.pt", os.mkfifo), "optimizer.pt is no file"),
+        (_replaced("manifest.json", os.mkfifo), "has no valid manifest"),
         *((_with_the_manifest(text), "has no valid manifest") for text in ("", "null", "[]", "{}", "[" * 100_000)),
         (_with_the_manifest('{"step": 1, "files": {}, "version": 1}'), "has no valid manifest"),
     ],
 )
 def test_what_was_changed_by_hand_is_passed_over_and_said(
-    saved: Path, tmp_path: Path, damage: Callable[[Path], object], says: str
+    saved: Path, tmp_path: Path, damage: Damage, says: str
 ) -> None:
     where = copied(saved, tmp_path)
     damage(where / "step-00000020")
-    found, damaged = checkpoints.newest_valid(where)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
+    sentence = passed_over(where)
     assert says in sentence
     assert sentence.startswith("step-00000020")
 
@@ -295,11 +278,8 @@ def test_an_unreadable_checkpoint_is_skipped(saved: Path, tmp_path: Path, name: 
     where = copied(saved, tmp_path)
     (where / "step-00000020" / name).chmod(0)
     with unprivileged():
-        found, damaged = checkpoints.newest_valid(where)
+        sentence = passed_over(where)
     (where / "step-00000020" / name).chmod(0o700)
-    assert found is not None
-    assert found.step == 10
-    (sentence,) = damaged
     assert "Permission denied" in sentence or "no valid manifest" in sentence
 
 
@@ -329,29 +309,13 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert damaged == ["step-00000001 has no valid manifest."]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk too small for a checkpoint."""
-    with small_disk(tmp_path / "disk", "64k") as mount:
-        yield mount
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tiny_disk: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        training.save(tiny_disk / "checkpoints", 1)
-    assert list((tiny_disk / "checkpoints").iterdir()) == []
-
-
-def test_an_optimizer_on_a_full_disk_is_an_oserror() -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(training: Training, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        with pytest.raises(OSError, match="No space left"):
+            training.save(disk / "checkpoints", 1)
+        assert list((disk / "checkpoints").iterdir()) == []
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save_tensors({"state": torch.ones(100_000)}, Path("/dev/full"))
-
-
-def test_states_are_in_the_file_as_torch_writes_them(training: Training, tmp_path: Path) -> None:
-    states, in_memory = training.optimizer.state_dict(), io.BytesIO()
-    checkpoints.save_tensors(states, tmp_path / "optimizer.pt")
-    torch.save(states, in_memory)
-    assert (tmp_path / "optimizer.pt").read_bytes() == in_memory.getvalue()
 
 
 def _kilobytes(name: str) -> int:
@@ -381,37 +345,11 @@ def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path)
     assert loading < 40 << 10, "but for what lies in the file"
 
 
-@cases("options", [{}, {"optimizer": "adamw_8bit", "rank": 80}])
-def test_states_that_stay_in_the_file_are_the_same(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    original = Training(tiny_model_dir, **options)
-    original.step()
-    written = original.save(tmp_path, 1)
-    expected = original.step()
-    load, mapped = checkpoints.load_tensors, []
-
-    def as_on_a_gpu(path: Path, **_: bool) -> Any:
-        mapped.append(path.name)
-        return load(path, mapped=True)
-
-    monkeypatch.setattr(checkpoints, "load_tensors", as_on_a_gpu)
-    other = Training(tiny_model_dir, seed=9, **options)
-    checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other.model, optimizer=other.optimizer)
-    assert other.step() == expected
-    assert mapped == ["optimizer.pt", "rng.pt"]
-
-
 def test_the_estimate_of_a_checkpoint_covers_its_tensors(training: Training, saved: Path) -> None:
     path = saved / "step-00000010"
     tensors = sum((path / name).stat().st_size for name in ("optimizer.pt", "adapter/adapter_model.safetensors"))
     estimate = checkpoints.size_estimate(training.model)
     assert estimate <= tensors <= 2 * estimate
-
-
-def _touch(where: Path, *names: str) -> None:
-    for name in names:
-        (where / name).mkdir()
 
 
 @cases(
@@ -427,14 +365,13 @@ def test_old_checkpoints_and_leftovers_are_deleted(
     there: list[int], keep: int, newest: int, protected: tuple[int, ...], left: list[int], tmp_path: Path
 ) -> None:
     names = {step: checkpoints.checkpoint_name(step) for step in there}
-    _touch(tmp_path, *names.values(), ".step-00000005.77.tmp", "notes")
+    for name in (*names.values(), ".step-00000005.77.tmp", "notes"):
+        (tmp_path / name).mkdir()
     checkpoints.rotate(tmp_path, keep, newest=tmp_path / names[newest], protected=protected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *(names[step] for step in left)]
 
 
-def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_it_is_after_the_newest(
-    tmp_path: Path,
-) -> None:
+def test_a_checkpoint_that_an_export_reads_stays_for_one_rotation_unless_after_the_newest(tmp_path: Path) -> None:
     paths = [tmp_path / checkpoints.checkpoint_name(step) for step in (1, 2, 3, 4)]
     for path in paths:
         path.mkdir()
@@ -447,19 +384,10 @@ def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_i
 
 def test_links_are_rotated_out_and_their_targets_stay(tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "checkpoints"
-    outside.mkdir()
-    directory.mkdir()
-    _touch(outside, "mine")
-    _touch(directory, "step-00000003")
+    (outside / "mine").mkdir(parents=True)
+    (directory / "step-00000003").mkdir(parents=True)
     for name in ("step-00000001", "step-00000009", ".step-00000002.7.tmp"):
         (directory / name).symlink_to(outside)
     checkpoints.rotate(directory, 1, newest=directory / "step-00000003")
     assert [path.name for path in directory.iterdir()] == ["step-00000003"]
     assert [path.name for path in outside.iterdir()] == ["mine"]
-
-
-def test_a_checkpoint_of_another_model_is_refused(tiny_model_dir: Path, saved: Path) -> None:
-    other = Training(tiny_model_dir, rank=4)
-    found = checkpoints.verify_checkpoint(saved / "step-00000010")
-    with pytest.raises(UserError, match="does not fit this model"):
-        checkpoints.restore(found, model=other.model, optimizer=other.optimizer)

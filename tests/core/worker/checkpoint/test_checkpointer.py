@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,20 +14,30 @@ from torch import nn
 
 from core.config.schema import CheckpointSection, Config, DataSection
 from core.errors import UserError
-from core.runs.record.events import CheckpointEvent, FailedEvent, NoticeEvent, StepEvent, StoppedEvent
+from core.runs.record.events import CheckpointEvent, NoticeEvent, StoppedEvent
 from core.runs.record.files import confirm_checkpoints
 from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
-from core.worker.checkpoint import checkpointer
+from core.worker.checkpoint import checkpointer as module
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.recorder import Recorder
 from tests.core.worker.process.test_recorder import step
 from tests.core.worker.steps.stepper import make_state
+from tests.e2e.workers import only, steps
+
+CONFIG = Config(data=DataSection(train="rows.jsonl"), checkpoint=CheckpointSection(keep=1))
 
 
-def checkpointer_of(recorder: Recorder, config: Config) -> Checkpointer:
+@pytest.fixture
+def recorder(private_home: Path) -> Iterator[Recorder]:
+    made = Recorder(create_run(CONFIG, "test"))
+    yield made
+    made.close("stopped", "", StoppedEvent(reason="", step=3))
+
+
+@pytest.fixture
+def checkpointer(recorder: Recorder) -> Checkpointer:
     """That of a run that has done three steps."""
     state = make_state(8)
     state.step, state.total_steps = 3, 9
@@ -34,51 +45,44 @@ def checkpointer_of(recorder: Recorder, config: Config) -> Checkpointer:
     loaded: Any = SimpleNamespace(model=nn.Linear(2, 2))
     update: Any = SimpleNamespace(state_dict=dict)
     nothing: Any = None
-    return Checkpointer(config, loaded, update, state, nothing, fingerprints, None, recorder)
+    return Checkpointer(CONFIG, loaded, update, state, nothing, fingerprints, None, recorder)
 
 
 def test_events_up_to_a_checkpoint_are_durable_before_it_is(
-    private_home: Path, monkeypatch: pytest.MonkeyPatch
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Config(data=DataSection(train="rows.jsonl"))
-    run = create_run(config, "test")
-    recorder = Recorder(run)
-    try:
-        for number in (1, 2, 3):
-            recorder.event(step(number))
-        done: list[str] = []
-        replace, fsync = os.replace, os.fsync
+    run, done = checkpointer.recorder.run, list[str]()
+    for number in (1, 2, 3):
+        checkpointer.recorder.event(step(number))
+    replace, fsync = os.replace, os.fsync
 
-        def note_sync(file: int) -> None:
-            if os.path.samestat(os.fstat(file), run.events_path.stat()):
-                steps = [event.step for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
-                done.append(f"events to step {steps[-1]}")
-            fsync(file)
+    def note_sync(file: int) -> None:
+        if os.path.samestat(os.fstat(file), run.events_path.stat()):
+            done.append(f"events to step {steps(run)[-1].step}")
+        fsync(file)
 
-        def note_rename(old: Any, new: Any) -> None:
-            done.extend([Path(new).name] if Path(new).parent == run.checkpoints_path else [])
-            replace(old, new)
+    def note_rename(old: Any, new: Any) -> None:
+        done.extend([Path(new).name] if Path(new).parent == run.checkpoints_path else [])
+        replace(old, new)
 
-        monkeypatch.setattr(os, "fsync", note_sync)
-        monkeypatch.setattr(os, "replace", note_rename)
-        checkpointer_of(recorder, config).save()
-        assert done == ["events to step 3", "step-00000003"]
-        assert any(isinstance(event, CheckpointEvent) for event in EventTail(run.events_path).read_all())
-    finally:
-        recorder.close("stopped", "", StoppedEvent(reason="", step=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note_sync)
+        patch.setattr(os, "replace", note_rename)
+        checkpointer.save()
+    assert done == ["events to step 3", "step-00000003"]
+    assert only(CheckpointEvent, run)
 
 
-def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says_so(
-    private_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_with_a_loss_of_another_kernel_goes_on_only_if_asked(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, off = (
         Config.model_validate({"data": {"train": "rows.jsonl"}, "memory": {"liger": value}})
         for value in ("auto", "off")
     )
-    recorder: Any = SimpleNamespace(run=create_run(asked, "test"))
     for kernel, config in (("0.8.5", off), (None, asked), (None, off)):
         found: Any = SimpleNamespace(manifest={"config_sha256": config_hash(asked), "liger": kernel})
-        monkeypatch.setattr(checkpointer, "newest_checkpoint", lambda _, found=found: found)
+        monkeypatch.setattr(module, "newest_checkpoint", lambda _, found=found: found)
         assert find_checkpoint(config, recorder) is found
     found.manifest["liger"] = "0.8.5"
     with pytest.raises(UserError, match=r"summed the loss .* with Liger's kernel") as refused:
@@ -86,38 +90,29 @@ def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says
     assert "memory.liger = off" in refused.value.hint
 
 
-def test_checkpoints_go_through_a_link_only_where_the_user_has_confirmed_it(private_home: Path, tmp_path: Path) -> None:
-    config = Config(data=DataSection(train="rows.jsonl"), checkpoint=CheckpointSection(keep=1))
-    run = create_run(config, "test")
-    outside = tmp_path / "outside"
+def test_checkpoints_go_through_a_link_only_if_the_user_confirmed_it(
+    checkpointer: Checkpointer, tmp_path: Path
+) -> None:
+    run, outside = checkpointer.recorder.run, tmp_path / "outside"
     (outside / "step-00000001" / "mine").mkdir(parents=True)
     run.checkpoints_path.symlink_to(outside)
-    recorder = Recorder(run)
-    try:
-        checkpointer = checkpointer_of(recorder, config)
-        checkpointer.save()
-        assert checkpointer.state.paused
-        (notice,) = [event for event in EventTail(run.events_path).read_all() if isinstance(event, NoticeEvent)]
-        assert "was not written: " in notice.message
-        assert "checkpoints is a link to" in notice.message
-        with pytest.raises(UserError, match="is a link to"):
-            checkpointer.drop_after(1)
-        assert [path.name for path in outside.iterdir()] == ["step-00000001"]
-        confirm_checkpoints(run, outside)
-        checkpointer.save()
-        assert [path.name for path in outside.iterdir()] == ["step-00000003"]
-        (saved,) = [event for event in EventTail(run.events_path).read_all() if isinstance(event, CheckpointEvent)]
-        assert saved.path == "checkpoints/step-00000003"
-    finally:
-        recorder.close("stopped", "", StoppedEvent(reason="", step=3))
+    checkpointer.save()
+    assert checkpointer.state.paused
+    (notice,) = only(NoticeEvent, run)
+    assert "was not written: " in notice.message
+    assert "checkpoints is a link to" in notice.message
+    with pytest.raises(UserError, match="is a link to"):
+        checkpointer.drop_after(1)
+    assert [path.name for path in outside.iterdir()] == ["step-00000001"]
+    confirm_checkpoints(run, outside)
+    checkpointer.save()
+    assert [path.name for path in outside.iterdir()] == ["step-00000003"]
+    assert [saved.path for saved in only(CheckpointEvent, run)] == ["checkpoints/step-00000003"]
 
 
 def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(
-    private_home: Path, monkeypatch: pytest.MonkeyPatch
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Config(data=DataSection(train="rows.jsonl"))
-    recorder = Recorder(create_run(config, "test"))
-    checkpointer = checkpointer_of(recorder, config)
     fails: list[Exception] = []
     restored: list[Checkpoint] = []
 
@@ -130,12 +125,9 @@ def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(
     monkeypatch.setattr(checkpointer, "restore", restore)
     monkeypatch.setattr(checkpointer, "fingerprints", Fingerprints("d", "", same))
     found = Checkpoint(Path("step-00000003"), {"data_sha256": "d", "base_sha256": "b", "overrides": {}})
-    try:
-        fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 2
+    fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 2
+    checkpointer.resume(found)
+    assert len(restored) == 3
+    fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 3
+    with pytest.raises(MemoryShortageError, match="Memory ran out at step-00000003 in restoring it"):
         checkpointer.resume(found)
-        assert len(restored) == 3
-        fails += [torch.OutOfMemoryError("CUDA out of memory.")] * 3
-        with pytest.raises(MemoryShortageError, match="Memory ran out at step-00000003 in restoring it"):
-            checkpointer.resume(found)
-    finally:
-        recorder.close("failed", "", FailedEvent(reason="", step=3, adapter=None))

@@ -11,9 +11,8 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.record.events import FailedEvent, NoticeEvent
+from core.runs.record.events import NoticeEvent
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.worker.checkpoint.checkpoint import Checkpoint, hash_manifest
 from core.worker.checkpoint.storage import (
     KEY,
@@ -26,25 +25,21 @@ from core.worker.checkpoint.storage import (
 )
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
-from tests.e2e.workers import adapter_bytes, steps
+from tests.e2e.workers import adapter_bytes, ending, only, steps
 from tests.families import forked
 from tests.families.conftest import Trained
 
 GATES = [f"model.layers.{layer}.linear_attn.in_proj_{end}" for layer in range(3) for end in "ab"]
 
 
-def family(name: str, directory: Path) -> Trained:
-    return Trained(name, directory)
-
-
 @pytest.fixture(scope="module")
 def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return family("qwen3_5", tmp_path_factory.mktemp("qwen3_5"))
+    return Trained("qwen3_5", tmp_path_factory.mktemp("qwen3_5"))
 
 
 @pytest.fixture(scope="module")
 def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return family("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
+    return Trained("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
 
 
 def change(config: Config, section: str, **values: Any) -> Config:
@@ -154,10 +149,6 @@ def cut(run: Run, home: Path, *, recorded: bool) -> Run:
     return copy
 
 
-def notices(run: Run) -> list[NoticeEvent]:
-    return [event for event in EventTail(run.events_path).read_all() if isinstance(event, NoticeEvent)]
-
-
 @pytest.mark.long
 def test_a_run_of_an_earlier_version_goes_on_with_its_gates_in_4_bits_to_the_bit(qwen3_5: Trained) -> None:
     whole = made(qwen3_5, qwen3_5.config, "earlier", earlier=True)
@@ -168,7 +159,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_gates_in_4_bits_to_the_bit
         assert adapter_bytes(run) == adapter_bytes(whole)
         losses = [step.loss for step in steps(run) if step.step > 8]
         assert losses[-12:] == [step.loss for step in steps(whole) if step.step > 8]
-        (told,) = (notice for notice in notices(run) if notice.code == "resumed")
+        (told,) = (notice for notice in only(NoticeEvent, run) if notice.code == "resumed")
         assert told.hint == (
             "As before, linear_attn.in_proj_a, linear_attn.in_proj_b are in 4 bits; a new run has them in 16."
         )
@@ -185,7 +176,6 @@ def test_a_mixture_of_an_earlier_version_is_refused_where_its_adapters_would_fit
     assert adapter_bytes(told) == adapter_bytes(whole)
 
     assert forked.resume(untold, qwen3_moe.home) == 4
-    *_, ending = EventTail(untold.events_path).read_all()
-    assert isinstance(ending, FailedEvent)
-    assert ending.reason.startswith("step-00000008 does not say that its experts were in 4 bits, as they are now")
-    assert ending.adapter == "checkpoints/step-00000008/adapter"
+    last = ending(untold)
+    assert last.reason.startswith("step-00000008 does not say that its experts were in 4 bits, as they are now")
+    assert last.adapter == "checkpoints/step-00000008/adapter"

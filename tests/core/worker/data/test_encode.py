@@ -1,6 +1,5 @@
 import json
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,7 @@ DROPS_REASONING = (
     "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-OTHER_PROMPT = DROPS_REASONING.replace("<|im_start|>assistant\n", "<|im_start|>model\n")
 SLOW_ON_BAD = CHATML + "{% if messages[0].content == 'bad' %}" + SLOW + "{% endif %}"
-NO_STOP = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 def talk(*contents: str, system: str = "") -> Example:
@@ -52,10 +46,27 @@ def tokenizer(tiny_model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
 
 
-def encode(tokenizer: Any, example: Example, template: str | None = None) -> TokenizedRow:
-    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template).encode([example])
+def encode(tokenizer: Any, example: Example, template: str | None = None, **options: Any) -> TokenizedRow:
+    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template, **options).encode([example])
     assert isinstance(row, TokenizedRow), row
     return row
+
+
+def test_turns_that_look_different_later_get_rows_of_their_own_after_the_prompt_of_inference(tokenizer: Any) -> None:
+    example = talk("a", "<think>x</think>b", "ü <b>\n", "<think>y</think>d")
+    row = encode(tokenizer, example, DROPS_REASONING)
+    last, first = row.rows
+    answers = [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)]
+    assert answers == ["<think>x</think>b<|im_end|>", "<think>y</think>d<|im_end|>"]
+    assert tokenizer.decode(last.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nü <b>\n<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
+    )
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], DROPS_REASONING)
+    for part, turns in ((last, 3), (first, 1)):
+        before = encoder.prompt_ids([message.fields() for message in example.messages[:turns]])
+        assert part.input_ids[: len(before)].tolist() == before
+        assert part.supervised.argmax() == len(before)
 
 
 @cases("template", [None, LLAMA3])
@@ -88,61 +99,19 @@ def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
     assert row.input_ids[-1] == tokenizer.eos_token_id
 
 
-def test_turns_that_look_different_later_get_rows_of_their_own(tokenizer: Any) -> None:
-    row = encode(tokenizer, talk("a", "<think>x</think>b", "c", "<think>y</think>d"), DROPS_REASONING)
-    last, first = row.rows
-    assert [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)] == [
-        "<think>x</think>b<|im_end|>",
-        "<think>y</think>d<|im_end|>",
-    ]
-    assert tokenizer.decode(last.input_ids) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
-    )
-
-
 def test_supervision_can_be_chosen(tokenizer: Any) -> None:
     example = talk("a", "b", "c", "<|endoftext|>")
     (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
     assert isinstance(refused, RowError)
     assert refused.code == "special_in_content"
-    (row,) = Encoder(
-        tokenizer, [tokenizer.eos_token_id], settings=MaskSettings("", supervise="last", allow_special=True)
-    ).encode([example])
-    assert isinstance(row, TokenizedRow)
+    row = encode(tokenizer, example, settings=MaskSettings("", supervise="last", allow_special=True))
     assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
-
-
-def test_a_run_uses_its_given_date(tokenizer: Any) -> None:
-    template = "{{ strftime_now('%d %b %Y') }}" + DROPS_REASONING
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template, now=datetime(2024, 2, 29))
-    (row,) = encoder.encode([talk("a", "b")])
-    assert isinstance(row, TokenizedRow)
-    assert tokenizer.decode(row.input_ids.tolist()).startswith("29 Feb 2024<|im_start|>")
-
-
-def test_inference_gives_the_tokens_that_training_has_before_an_answer(tokenizer: Any) -> None:
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], DROPS_REASONING)
-    example = talk("hi <b>", "<think>x</think>\n\nyes", "ü ✓\n", "<think>y</think>no")
-    (row,) = encoder.encode([example])
-    assert isinstance(row, TokenizedRow)
-    for part, turns in zip(row.rows, (3, 1), strict=True):
-        before = encoder.prompt_ids([message.fields() for message in example.messages[:turns]])
-        assert part.input_ids[: len(before)].tolist() == before
-        assert part.supervised[len(before)]
-        assert not part.supervised[: len(before)].any()
-
-
-def test_the_end_of_a_template_stops_where_the_model_names_another(tokenizer: Any) -> None:
-    tokenizer.eos_token = "<|endoftext|>"
-    assert tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING)) == [
-        "<|endoftext|>",
-        "<|im_end|>",
-    ]
 
 
 def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
     tokenizer.eos_token = "<|endoftext|>"
+    stops = tokenizer.convert_ids_to_tokens(stop_token_ids(None, tokenizer, DROPS_REASONING))
+    assert stops == ["<|endoftext|>", "<|im_end|>"]
     tokenizer.chat_template = None
     chatml = template_source(None, "chatml")
     assert stop_token_ids(None, tokenizer) == [tokenizer.eos_token_id]
@@ -182,28 +151,8 @@ def test_a_tokenizer_with_only_sentencepiece_files_is_converted(tmp_path: Path) 
     with pytest.raises(UserError, match="only the training process reads"):
         load_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template_source(None, "zephyr")).encode(
-        [talk("the", "order")]
-    )
-    assert isinstance(row, TokenizedRow)
+    row = encode(tokenizer, talk("the", "order"), template_source(None, "zephyr"))
     assert tokenizer.decode(row.input_ids[row.supervised]).strip() == "order</s>"
-
-
-@cases(
-    ("template", "code"),
-    [
-        (OTHER_PROMPT, "template_rewrites"),
-        (NO_STOP, "no_stop_token"),
-        ("{{ raise_exception('roles must alternate') }}", "template_error"),
-    ],
-)
-def test_a_template_that_cannot_be_masked_exactly_is_refused_with_the_reason(
-    tokenizer: Any, template: str, code: str
-) -> None:
-    example = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
-    (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template).encode([example])
-    assert isinstance(row, RowError)
-    assert row.code == code
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

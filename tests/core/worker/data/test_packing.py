@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,19 +41,23 @@ def seen_by(laid: LaidOut) -> list[list[int]]:
     return found
 
 
+#: Rows that begin alike for some tokens.
 rows_strategy = st.lists(
-    st.tuples(st.integers(0, 12), st.lists(st.integers(1, 3), min_size=2, max_size=20), st.integers(1, 100)),
+    st.builds(
+        lambda shared, own, first: ([*range(20, 20 + shared), *own], 1 + first % (shared + len(own) - 1)),
+        st.integers(0, 12),
+        st.lists(st.integers(1, 3), min_size=2, max_size=20),
+        st.integers(1, 100),
+    ),
     min_size=1,
     max_size=6,
 )
 
 
 @given(rows_strategy, st.booleans(), st.booleans())
-def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
-    drawn: list[tuple[int, list[int], int]], share: bool, pack: bool
+def test_supervised_tokens_are_predicted_from_what_precedes_in_their_row(
+    rows: list[Row], share: bool, pack: bool
 ) -> None:
-    common = list(range(20, 32))
-    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
     ids, supervised = padded(rows)
     laid = choose_layout(ids, supervised, CPU, most_shared=None if share else 0, pack=pack)
     if laid is None:
@@ -73,47 +76,42 @@ def test_every_supervised_token_is_predicted_from_what_is_before_it_in_its_row(
     assert len(sequence) <= ids.size
 
 
-def test_a_common_beginning_is_there_once() -> None:
-    system = list(range(10, 30))
-    laid = choose_layout(*padded([([*system, 1, 2, 3, 4], 22), ([*system, 5, 6, 7, 8], 22)]), CPU, pack=False)
-    assert laid is not None
-    assert laid.layout.groups == (Group(20, 2, 8),)
+SYSTEM, ONE, OTHER = list(range(10, 30)), [1] * 20, [2] * 20
+
+
+@cases(
+    ("rows", "options", "groups"),
+    [
+        # A common beginning is there once, and no longer than allowed.
+        ([([*SYSTEM, 1, 2, 3, 4], 22), ([*SYSTEM, 5, 6, 7, 8], 22)], {}, [Group(20, 2, 8)]),
+        ([([*SYSTEM, number, 2, 3, 4], 22) for number in range(4)], {"most_shared": 12}, [Group(12, 4, 16)]),
+        # The question of a pair is there once for both answers.
+        (
+            [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (ONE, OTHER)],
+            {},
+            [Group(20, 2, 8), Group(20, 2, 8)],
+        ),
+        # Supervised tokens are never shared, and nothing is laid out where little would be saved.
+        ([(SYSTEM, 1), (SYSTEM, 1)], {}, None),
+        ([([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)], {}, None),
+        # Packed rows have no padding.
+        *(
+            ([(ONE[:3], 1), ([4, 5, 6, 7, 8], 2), (OTHER[:3], 1)], options, [Group(0, 2, 3), Group(0, 1, 5)])
+            for options in ({"pack": True}, {"pack": True, "most_shared": 0})
+        ),
+    ],
+)
+def test_rows_are_laid_out_in_groups(rows: list[Row], options: dict[str, Any], groups: list[Group] | None) -> None:
+    laid = choose_layout(*padded(rows), CPU, **{"pack": False, **options})
+    assert (None if laid is None else list(laid.layout.groups)) == groups
 
 
 def test_padding_has_no_position_that_no_token_has() -> None:
     """A model with learned positions has none beyond its longest row."""
-    common = list(range(10, 21))
-    laid = choose_layout(*padded([([*common, *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, pack=False)
+    laid = choose_layout(*padded([([*range(10, 21), *([row] * 21)], 13) for row in (1, 2, 3)]), CPU, pack=False)
     assert laid is not None
     assert laid.layout.groups == (Group(11, 3, 24),)
     assert int(laid.position_ids.max()) == 31
-
-
-def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
-    one, other = [1] * 20, [2] * 20
-    rows = [([*question, *answer], 21) for answer in ([3, 4, 5], [6, 7, 8]) for question in (one, other)]
-    laid = choose_layout(*padded(rows), CPU, pack=False)
-    assert laid is not None
-    assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
-
-
-def test_supervised_tokens_are_never_shared() -> None:
-    same = list(range(10, 26))
-    assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, pack=False) is None
-
-
-def test_nothing_is_laid_out_where_little_would_be_saved() -> None:
-    rows = [([1, *range(10, 25)], 8), ([1, *range(30, 45)], 8)]
-    assert choose_layout(*padded(rows), CPU, pack=False) is None
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_packed_rows_have_no_padding(share: bool) -> None:
-    rows = [([1, 2, 3], 1), ([4, 5, 6, 7, 8], 2), ([9, 10, 11], 1)]
-    laid = choose_layout(*padded(rows), CPU, most_shared=None if share else 0, pack=True)
-    assert laid is not None
-    assert laid.layout.groups == (Group(0, 2, 3), Group(0, 1, 5))
-    assert laid.input_ids.tolist() == [[1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]]
 
 
 def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> TokenizedRow:
@@ -123,11 +121,7 @@ def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> 
 
 
 @given(rows_strategy)
-def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(
-    drawn: list[tuple[int, list[int], int]],
-) -> None:
-    common = list(range(20, 32))
-    rows = [(common[:shared] + own, 1 + first % (shared + len(own) - 1)) for shared, own, first in drawn]
+def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(rows: list[Row]) -> None:
     found = common_beginning([row(*each) for each in rows])
     assert all(tokens[:found] == rows[0][0][:found] and found < first for tokens, first in rows)
     longer = {tuple(tokens[: found + 1]) for tokens, _ in rows}
@@ -135,18 +129,9 @@ def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(
 
 
 def test_both_answers_of_a_pair_count_for_the_common_prefix() -> None:
-    system = list(range(50, 60))
-    pair = row([*system, 1, 2, 3], 11, rejected=row([*system[:6], 4, 5, 6, 7, 8, 9], 11))
-    assert common_beginning([row([*system, 7, 8, 9], 11), pair]) == 6
+    pair = row([*SYSTEM, 1, 2, 3], 21, rejected=row([*SYSTEM[:6], *range(4, 22)], 21))
+    assert common_beginning([row([*SYSTEM, 7, 8, 9], 21), pair]) == 6
     assert common_beginning([]) == 0
-
-
-def test_the_shared_prefix_is_no_longer_than_allowed() -> None:
-    system = list(range(50, 80))
-    rows: list[Row] = [([*system, number, 2, 3, 4], 32) for number in range(4)]
-    laid = choose_layout(*padded(rows), CPU, most_shared=20, pack=False)
-    assert laid is not None
-    assert laid.layout.groups == (Group(20, 4, 16),)
 
 
 def test_a_first_token_is_predicted_by_nothing() -> None:

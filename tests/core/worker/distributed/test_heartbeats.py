@@ -24,13 +24,13 @@ from core.worker.process.reports import Pulse
 from .pairs import run_pair
 
 
-def leaving_with_first(ranks: Ranks, said: Path) -> Callable[[str], None]:
-    """The act of a process that has lost another: it writes down why, ends the first one, and leaves."""
-    first = ranks.gather({"pid": os.getpid()})[0]["pid"]
+def leaving_with_the_other(ranks: Ranks, said: Path) -> Callable[[str], None]:
+    """The act of a process that has lost the other: it writes down why, ends it, and leaves."""
+    other = ranks.gather({"pid": os.getpid()})[1 - ranks.rank]["pid"]
 
     def lost(why: str) -> None:
         said.write_text(why)
-        os.kill(first, signal.SIGKILL)
+        os.kill(other, signal.SIGKILL)
         os._exit(0)
 
     return lost
@@ -99,34 +99,13 @@ def test_a_question_that_is_not_answered_holds_up_nobody_who_watches(monkeypatch
     assert said == ["process 0 has given no sign of life for 0 s"]
 
 
-@pytest.mark.long
-def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Path) -> None:
-    def work(ranks: Ranks) -> Any:
-        def lost(why: str) -> None:
-            (tmp_path / "said").write_text(why)
-            os._exit(0)
-
-        keep_beating(ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost)
-        ranks.meet()
-        if not ranks.is_first:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        ranks.meet()
-        return None
-
-    first, _ = run_pair(tmp_path, work, timeout=600.0)
-    assert first == "gone"
-    assert (tmp_path / "said").read_text() == "process 1 has given no sign of life for 2 s"
-
-
 def test_who_waits_leaves_when_the_first_hangs_while_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "_QUIET_SECONDS", 0.5)
 
     def work(ranks: Ranks) -> Any:
-        lost = leaving_with_first(ranks, tmp_path / "said")
-        keep_beating(
-            ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost,
-            wait=lambda: ranks.waits, pulse=lambda: ranks.pulse.count,
-        )  # fmt: skip
+        lost, pulse = leaving_with_the_other(ranks, tmp_path / "said"), ranks.pulse
+        options: Any = {"wait": lambda: ranks.waits, "pulse": lambda: pulse.count}
+        keep_beating(ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost, **options)
         ranks.meet()
         ranks.pulse.begin()
         if ranks.is_first:
@@ -166,19 +145,19 @@ def test_a_pulse_that_is_held_back_is_no_hang() -> None:
 
 
 @pytest.mark.long
-def test_waiting_processes_leave_when_the_first_is_suspended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suspended", [0, 1])
+def test_who_waits_without_a_limit_leaves_when_another_is_suspended(tmp_path: Path, suspended: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = tcp_meeting("127.0.0.1", free.getsockname()[1])
 
-    def work(ranks: Ranks) -> Any:
-        lost = leaving_with_first(ranks, tmp_path / "said")
+    def work(ranks: Ranks) -> None:
+        lost = leaving_with_the_other(ranks, tmp_path / "said")
         keep_beating(ranks.rank, ranks.count, 2.0, lambda: ranks.is_waiting, lost)
         ranks.meet()
-        if ranks.is_first:
+        if ranks.rank == suspended:
             os.kill(os.getpid(), signal.SIGSTOP)
         ranks.meet()
-        return None
 
     assert run_pair(tmp_path, work, timeout=600.0, patience=20.0, place=place) == ["gone", "gone"]
-    assert (tmp_path / "said").read_text() == "process 0 has given no sign of life for 2 s"
+    assert (tmp_path / "said").read_text() == f"process {suspended} has given no sign of life for 2 s"

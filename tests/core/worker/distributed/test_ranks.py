@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.worker.distributed import strategy as strategies
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.strategy import Strategy, single
+from core.worker.distributed.strategy import Strategy, single, split_rows
 from core.worker.process.control import StopRequested
 from tests.cases import cases
 
@@ -34,8 +37,8 @@ def parameters(*gradients: torch.Tensor | None) -> list[torch.nn.Parameter]:
 
 
 def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So small that the gradients take several messages.
-    monkeypatch.setattr(strategies, "BUCKET", 4)
+    # So small that a gradient takes several messages.
+    monkeypatch.setattr(strategies, "BUCKET", 2)
 
     def work(ranks: Ranks) -> dict[str, Any]:
         found: dict[str, Any] = {"any": ranks.any([ranks.rank == 1, False])}
@@ -64,8 +67,7 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
             found["orders"] = orders.others_hold
         else:
             ranks.meet()
-            taken = [orders.take(), orders.take()]
-            found["orders"] = [(order.name, order.args) for order in taken]
+            found["orders"] = [orders.take(), orders.take()]
         return found
 
     first, second = run_pair(tmp_path, work)
@@ -81,28 +83,19 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     assert first["begin"] == [[1.0] * 3, [1.0] * 3]
 
 
-def test_a_killed_process_is_noticed_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "timeout"), [(signal.SIGKILL, 600.0), pytest.param(signal.SIGSTOP, 3.0, marks=pytest.mark.long)]
+)
+def test_a_killed_process_is_noticed_at_once_and_a_suspended_one_after_the_timeout(
+    tmp_path: Path, number: int, timeout: float
+) -> None:
     def work(ranks: Ranks) -> Any:
         ranks.any([False])
         if not ranks.is_first:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return ranks.any([False])
 
-    first, second = run_pair(tmp_path, work, timeout=600.0)
-    assert first.startswith("RankLostError: ")
-    assert second == "gone"
-
-
-@pytest.mark.long
-def test_a_suspended_process_is_noticed_after_the_timeout(tmp_path: Path) -> None:
-    def work(ranks: Ranks) -> Any:
-        ranks.any([False])
-        if ranks.is_first:
-            return ranks.any([False])
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return None
-
-    first, _ = run_pair(tmp_path, work, timeout=3.0)
+    first, _ = run_pair(tmp_path, work, timeout=timeout)
     assert first.startswith("RankLostError: ")
 
 
@@ -124,7 +117,7 @@ def test_a_single_process_sends_nothing() -> None:
 
 
 @cases(("error", "leaves"), [(StopRequested("socket"), True), (UserError("It failed."), False)])
-def test_the_others_leave_at_a_stop_and_not_at_a_failure(
+def test_others_leave_at_a_stop_not_at_a_failure(
     error: Exception, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders, given = Orders(Ranks.single()), list[str]()
@@ -135,28 +128,39 @@ def test_the_others_leave_at_a_stop_and_not_at_a_failure(
     assert orders.ranks.pulse.count is None
 
 
-class Passes:
-    """A model that is shared out, as far as its contexts go."""
-
-    def __init__(self) -> None:
-        self.entered = self.left = 0
+def test_contexts_of_passes_within_each_other_are_one_and_end_with_an_error() -> None:
+    orders, told = Orders(Ranks.single()), list[str]()
 
     @contextlib.contextmanager
-    def leading(self, _announce: Callable[[], None]) -> Iterator[None]:
-        """A context of passes alone."""
-        self.entered += 1
+    def passes(_announce: Callable[[], None]) -> Iterator[None]:
+        told.append("in")
         yield
-        self.left += 1
+        told.append("out")
 
-
-def test_contexts_of_passes_within_each_other_are_one_and_end_with_an_error() -> None:
-    passes, orders = Passes(), Orders(Ranks.single())
-    with orders.leading(passes.leading):
-        with orders.leading(passes.leading):
+    with orders.leading(passes):
+        with orders.leading(passes):
             pass
-        assert (passes.entered, passes.left) == (1, 0)
-    assert (passes.entered, passes.left) == (1, 1)
+        assert told == ["in"]
+    assert told == ["in", "out"]
     with pytest.raises(RuntimeError, match="out of memory"), orders.leading():
         raise RuntimeError("out of memory")
-    with orders.leading(passes.leading):
-        assert passes.entered == 2
+    with orders.leading(passes):
+        assert told == ["in", "out", "in"]
+
+
+_WINDOWS = st.lists(st.integers(1, 4096), min_size=1, max_size=64).flatmap(
+    lambda costs: st.tuples(st.just(costs), st.permutations(range(len(costs))))
+)
+
+
+@given(_WINDOWS, st.integers(1, 9))
+def test_every_row_is_worked_on_once_and_no_process_waits_long(window: tuple[list[int], list[int]], count: int) -> None:
+    costs, rows = window
+    shares = split_rows(rows, costs, count)
+    assert len(shares) == count
+    assert Counter(row for share in shares for row in share) == Counter(rows)
+    for share in shares:
+        assert share == [row for row in rows if row in set(share)], "a share keeps the order of the window"
+    loads = [sum(costs[row] for row in share) for share in shares]
+    # Whoever has most got its last row when it had least.
+    assert max(loads) <= sum(costs) / count + max(costs) * (1 - 1 / count) + 1e-9

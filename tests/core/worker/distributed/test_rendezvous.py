@@ -64,9 +64,7 @@ def test_on_one_machine_only_loopback_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["tcp://[fe80::7%eth7]:29500", "tcp://[fe80::7]:29500"])
-def test_the_interface_of_an_address_is_used_with_and_without_its_zone(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_interface_of_an_address_is_used_with_or_without_zone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = {"eth0": ["10.0.0.7"], "eth7": ["fe80::7%eth7"]}
     named = {name: [SimpleNamespace(address=one) for one in found] for name, found in addresses.items()}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: named)

@@ -10,9 +10,8 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from core.config.schema import MethodSection
+from core.worker.distributed.fsdp2 import ShardedModel, gather_rows, own_rows
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.sharded import ShardedModel
-from core.worker.distributed.shards import gather_rows, own_rows
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import load_model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import shutil
 import threading
@@ -19,14 +18,14 @@ from safetensors.torch import load_file
 from core.config.document import dump_config
 from core.config.schema import Config
 from core.runs.control.client import ControlClient
-from core.runs.record.events import EvalEvent, FinishedEvent, StepEvent
+from core.runs.record.events import EvalEvent, StepEvent
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.follower import follow
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
 from core.worker.train import train
+from tests.e2e.workers import only
 
 #: Queries a live run; the result is kept.
 Ask = Callable[[ControlClient], Any]
@@ -34,14 +33,19 @@ Ask = Callable[[ControlClient], Any]
 
 def write_rows(path: Path) -> Path:
     """Conversations of different length."""
-    rows = []
-    for number in range(30):
-        words = ("high low " * (1 + number % 9)).strip()
-        answer = ("area " + "normal " * (1 + number % 4)).strip()
-        messages = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
-        rows.append(json.dumps({"messages": messages}))
-    path.write_text("\n".join(rows) + "\n")
+    with path.open("w") as file:
+        for number in range(30):
+            words = ("high low " * (1 + number % 9)).strip()
+            answer = ("area " + "normal " * (1 + number % 4)).strip()
+            messages = [{"role": "user", "content": f"ticket {words}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
     return path
+
+
+def merged(values: dict[str, dict[str, Any]], sections: dict[str, dict[str, Any]]) -> Config:
+    """Configuration of some options with others in their place."""
+    both = {name: values.get(name, {}) | sections.get(name, {}) for name in values | sections}
+    return Config.model_validate(both)
 
 
 #: Adam makes steps of the same length from gradients that are almost zero.
@@ -82,8 +86,7 @@ class Trained:
 
     def events(self, name: str, kind: type[Any]) -> list[Any]:
         """Its events of one kind."""
-        batches = EventTail(self.run(name).events_path).batches()
-        return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
+        return only(kind, self.run(name))
 
     def assert_equal(self, name: str, other: str, limit: float = 0.0) -> None:
         """The results of two runs differ by less than a limit, or not at all."""
@@ -121,22 +124,14 @@ class Trainings:
         self._directory, self._options, self._ranks = directory, options, ranks
 
     def run(
-        self,
-        name: str,
-        *,
-        together: bool,
-        resume_of: str | None = None,
-        step: int = 2,
-        ask: Ask | None = None,
-        **sections: dict[str, Any],
+        self, name: str, *, together: bool, resume_of: str | None = None, ask: Ask | None = None, **sections: Any
     ) -> Any:
         """Do a run to its end.
 
         Args:
             name: Of the run.
             together: By all processes; else by the first one alone, while the others go on.
-            resume_of: The run that it goes on from, as that was after ``step``.
-            step: Its checkpoint.
+            resume_of: The run that it goes on from, as that was after two steps.
             ask: Asks the run while it is paused at its beginning.
             sections: Options of this run.
 
@@ -145,7 +140,7 @@ class Trainings:
         """
         run = Run(self._directory / name)
         if self._ranks.is_first:
-            self._write(run, resume_of, step, sections)
+            self._write(run, resume_of, sections)
         self._ranks.any([False])
         if together and not self._ranks.is_first:
             follow(run.config(), Recorder(run, keeps=False), self._ranks, resume=resume_of is not None)
@@ -153,20 +148,17 @@ class Trainings:
             return _lead(run, self._ranks if together else None, ask, resume=resume_of is not None)
         return None
 
-    def _write(self, run: Run, resume_of: str | None, step: int, sections: dict[str, dict[str, Any]]) -> None:
+    def _write(self, run: Run, resume_of: str | None, sections: dict[str, dict[str, Any]]) -> None:
         if resume_of is not None:
             shutil.copytree(self._directory / resume_of, run.path)
             for path in run.checkpoints_path.iterdir():
-                if int(path.name.removeprefix("step-")) > step:
+                if int(path.name.removeprefix("step-")) > 2:
                     shutil.rmtree(path)
             for left in (run.adapter_path, run.model_path):
                 shutil.rmtree(left, ignore_errors=True)
         else:
             run.path.mkdir(parents=True)
-        merged = {**self._options}
-        for section, options in sections.items():
-            merged[section] = {**merged.get(section, {}), **options}
-        run.config_path.write_text(dump_config(Config.model_validate(merged)))
+        run.config_path.write_text(dump_config(merged(self._options, sections)))
 
 
 def _lead(run: Run, ranks: Ranks | None, ask: Ask | None, *, resume: bool) -> Any:
@@ -181,8 +173,7 @@ def _lead(run: Run, ranks: Ranks | None, ask: Ask | None, *, resume: bool) -> An
             asker.start()
             closing.callback(asker.join)
         done = train(run.config(), recorder, controls, resume=resume, paused=ask is not None, ranks=ranks)
-        final = FinishedEvent(reason=done.reason, step=done.step, best=done.best_step, adapter=done.adapter, hint="")
-        recorder.close("finished", done.reason, final)
+        recorder.close("finished", done.reason, done)
     return found[0] if found else None
 
 

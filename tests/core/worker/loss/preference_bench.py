@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from core.config.schema import Config
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import Objective, make_objective
-from core.worker.loss.reference import AdapterOffReference
+from core.worker.loss.objectives import AdapterOffReference, Objective, make_objective
 from core.worker.model.model import make_accelerator, trainable_parameters
 from tests.core.worker.steps.stepper import Stepper, adapted
 
@@ -31,15 +31,8 @@ def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
     for number in range(count):
         prompt = random.integers(5, 250, random.integers(3, 20))
         better, worse = (row(prompt, int(length)) for length in random.integers(1, 25, 2))
-        paired = objective in ("dpo", "orpo")
-        rows.append(
-            TokenizedRow(
-                better.input_ids,
-                better.supervised,
-                rejected=worse if paired else None,
-                label=number % 3 != 0 if objective == "kto" else None,
-            )
-        )
+        rejected = worse if objective in ("dpo", "orpo") else None
+        rows.append(replace(better, rejected=rejected, label=number % 3 != 0 if objective == "kto" else None))
     return rows
 
 
@@ -53,22 +46,14 @@ class Bench:
         self.config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 64, **train}})
         self.rows = make_rows(self.config.train.objective)
         self.accelerator = make_accelerator(self.loaded)
-        self.objective: Objective = make_objective(
-            self.config,
-            self.loss,
-            self.rows,
-            AdapterOffReference(model, self.loss),
-            self.loaded,
-            self.accelerator.autocast,
-        )
-        self.notices: list[str] = []
-        self.windows = Stepper(
-            self.loaded,
-            self.loss,
-            self.rows,
-            notice=lambda code, _message, _hint: self.notices.append(code),
-            objective=self.objective,
-        )
+        reference, autocast = AdapterOffReference(model, self.loss), self.accelerator.autocast
+        self.objective: Objective = make_objective(self.config, self.loss, self.rows, reference, self.loaded, autocast)
+        self.windows = Stepper(self.loaded, self.loss, self.rows, objective=self.objective)
+
+    @property
+    def notices(self) -> list[str]:
+        """Codes of the notices so far."""
+        return self.windows.notices
 
     def learn(self, rows: list[TokenizedRow]) -> None:
         """Make some answers likelier than they were for the base."""
@@ -86,5 +71,4 @@ class Bench:
 
     def gradient(self) -> torch.Tensor:
         """All gradients in one row."""
-        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
-        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+        return self.windows.gradient()

@@ -10,15 +10,15 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from core.worker.data.batches import HostBatch, MicroBatch, collate, pad
+from core.worker.data.batches import MicroBatch, collate, pad
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import make_objective
-from core.worker.loss.reference import AdapterOffReference, PrecomputedReference
+from core.worker.loss.objectives import AdapterOffReference, PrecomputedReference, make_objective
 from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench
+from tests.core.worker.steps.stepper import FailingLoss
 
 WINDOW = list(range(8))
 OBJECTIVES: list[dict[str, Any]] = [
@@ -38,21 +38,17 @@ def padded(bench: Bench, rows: list[TokenizedRow]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "completion_mask": supervised.long()}
 
 
-def trainer_options(directory: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(directory),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "per_device_train_batch_size": 4,
-    }
-
-
-def from_the_base(trainer: Any) -> None:
-    """Let TRL compare with the base, as it does with an adapter that it has made itself."""
+def trainer_of_trl(
+    maker: Any, settings: Any, bench: Bench, directory: Path, rows: list[dict[str, Any]], **options: Any
+) -> Any:
+    """TRL's trainer, comparing with the base, as it does with an adapter that it has made itself."""
+    usual = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+    args = settings(output_dir=str(directory), per_device_train_batch_size=4, **usual, **options)
+    data, tokenizer = Dataset.from_list(rows), bench.loaded.tokenizer
+    trainer = maker(bench.loaded.model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.model.delete_adapter("ref")
     trainer.model.set_adapter("default")
+    return trainer
 
 
 def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
@@ -64,16 +60,10 @@ def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
 @cases(("kind", "beta"), [("sigmoid", 0.1), ("ipo", 0.1), ("hinge", 0.3)])
 def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, beta: float) -> None:
     bench = Bench(tiny_model_dir, objective="dpo", dpo_loss=kind, beta=beta)
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
-    trainer = DPOTrainer(
-        bench.loaded.model,
-        args=DPOConfig(**trainer_options(tmp_path), loss_type=kind, beta=beta),
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=bench.loaded.tokenizer,
-    )
-    from_the_base(trainer)
+    trainer = trainer_of_trl(DPOTrainer, DPOConfig, bench, tmp_path, pairs, loss_type=kind, beta=beta)
     theirs = trainer._compute_loss(trainer.model, padded(bench, bench.objective.sequences(WINDOW)), False)
     assert result.loss == pytest.approx(float(theirs.detach()), abs=1e-4)
     assert result.rewards.margin == pytest.approx(trainer._metrics["train"]["rewards/margins"][-1], abs=1e-4)
@@ -84,16 +74,11 @@ def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, bet
 def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto", desirable_weight=1.5)
     bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     answers = [{"prompt": "a", "completion": "b", "label": number % 2 == 0} for number in range(4)]
-    trainer = KTOTrainer(
-        bench.loaded.model,
-        args=KTOConfig(**trainer_options(tmp_path), desirable_weight=1.5, train_sampling_strategy="sequential"),
-        train_dataset=Dataset.from_list(answers),
-        processing_class=bench.loaded.tokenizer,
-    )
-    from_the_base(trainer)
+    options = {"desirable_weight": 1.5, "train_sampling_strategy": "sequential"}
+    trainer = trainer_of_trl(KTOTrainer, KTOConfig, bench, tmp_path, answers, **options)
     others = padded(bench, bench.objective.reference_sequences()[len(bench.rows) :])
     batch = padded(bench, bench.rows) | {f"KL_{name}": value for name, value in others.items()}
     batch["label"] = torch.tensor([bool(row.label) for row in bench.rows])
@@ -106,7 +91,7 @@ def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 def test_orpo_is_that_of_trl(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="orpo", beta=0.2)
-    result = bench.windows.run(WINDOW, where="step 1")
+    result = bench.windows.run(WINDOW)
     ours = bench.gradient()
     batch = padded(bench, bench.objective.sequences(WINDOW))
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -126,12 +111,12 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
     bench = Bench(tiny_model_dir, **train)
     if train["objective"] == "kto":
         bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
-    whole = bench.windows.run(WINDOW, where="step 1")
+    whole = bench.windows.run(WINDOW)
     wanted = bench.gradient()
     for budget in (1, 150):
         bench.loaded.model.zero_grad()
         bench.windows.state.token_budget = budget
-        cut = bench.windows.run(WINDOW, where="step 1")
+        cut = bench.windows.run(WINDOW)
         assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
         assert (cut.tokens, cut.supervised_tokens) == (whole.tokens, whole.supervised_tokens)
         assert cut.rewards.margin == pytest.approx(whole.rewards.margin, abs=1e-6)
@@ -140,47 +125,28 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
 
 
 @cases("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
-def test_facts_known_on_the_host_cost_no_synchronization(
+def test_facts_on_the_host_cost_no_wait(
     tiny_model_dir: Path, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where it would be a wait: loss and gradients are the same."""
     wanted = Bench(tiny_model_dir, **train)
     found = Bench(tiny_model_dir, **train)
-    loss = wanted.windows.run(WINDOW, where="step 1").loss
+    loss = wanted.windows.run(WINDOW).loss
 
     def hosted(rows: Any, sequences: Any, pad_id: int, device: Any, most_shared: int | None) -> MicroBatch:
         return MicroBatch(rows, *collate(sequences, pad_id, device), most_shared, pad(sequences, pad_id))
 
     monkeypatch.setattr("core.worker.train.make_micro_batch", hosted)
-    assert found.windows.run(WINDOW, where="step 1").loss == loss
+    assert found.windows.run(WINDOW).loss == loss
     assert torch.equal(found.gradient(), wanted.gradient())
-
-
-class FailsOnce(SupervisedLoss):
-    """Runs out of memory at its third call."""
-
-    calls = 0
-
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        *,
-        most_shared: int | None = None,
-        host: HostBatch | None = None,
-    ) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
 
 
 @cases("train", OBJECTIVES[:1] + OBJECTIVES[3:])
 def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     calm, failing = Bench(tiny_model_dir, **train), Bench(tiny_model_dir, **train)
-    failing.objective._loss = FailsOnce(failing.loaded.model)  # type: ignore[attr-defined]
+    failing.objective._loss = FailingLoss(failing.loaded.model, {3})  # type: ignore[attr-defined]
     failing.windows.state.token_budget = 200
-    wanted, result = calm.windows.run(WINDOW, where="step 1"), failing.windows.run(WINDOW, where="step 1")
+    wanted, result = calm.windows.run(WINDOW), failing.windows.run(WINDOW)
     assert failing.notices == ["memory_cut"]
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
     assert result.rewards.accuracy == wanted.rewards.accuracy
@@ -208,9 +174,8 @@ def test_precomputed_log_probabilities_stay_unchanged(tiny_model_dir: Path) -> N
     measured, told = PrecomputedReference(100), list[tuple[int, int]]()
     objective = make_objective(bench.config, bench.loss, bench.rows, measured, bench.loaded, bench.accelerator.autocast)
     sequences = objective.reference_sequences()
-    measured.precompute(
-        sequences, bench.loaded, bench.loss, bench.accelerator.autocast, lambda *done: told.append(done)
-    )
+    autocast = bench.accelerator.autocast
+    measured.precompute(sequences, bench.loaded, bench.loss, autocast, lambda *done: told.append(done))
     assert told[-1] == (len(sequences), len(sequences))
     ids, supervised = collate(sequences, 0, bench.loaded.device)
     with torch.no_grad():
@@ -251,9 +216,8 @@ def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     found = measure(cut, loss)
     torch.testing.assert_close(found, measure(PrecomputedReference(1000), bench.loss), atol=1e-4, rtol=1e-5)
     assert told[0].startswith(f"memory_reference: Memory ran out in measuring {rows} answers by the reference at once")
-    assert torch.equal(measure(PrecomputedReference(cut.token_budget), loss), found), (
-        "whoever takes them again has the same"
-    )
+    again = measure(PrecomputedReference(cut.token_budget), loss)
+    assert torch.equal(again, found), "whoever takes them again has the same"
     assert bench.loaded.model.training
     loss.rows, loss.since = 0, 0
     with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):
@@ -277,6 +241,6 @@ def test_other_answers_follow_the_prompt_and_fit(tiny_model_dir: Path) -> None:
 def test_rewards_of_one_kind_of_label_have_no_margin(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
     good = [place for place, row in enumerate(bench.rows) if row.label]
-    rewards = bench.windows.run(good, where="step 1").rewards
+    rewards = bench.windows.run(good).rewards
     assert rewards.margin is None
     assert rewards.accuracy is not None

@@ -14,13 +14,7 @@ class PlainKernels:
         self.added = 0
 
     def add_update(
-        self,
-        weights: torch.Tensor,
-        update: torch.Tensor,
-        *,
-        keep: float,
-        seed: int,
-        wanted: torch.Tensor | None = None,
+        self, weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: torch.Tensor | None = None
     ) -> None:
         self.added += 1
         state = torch.get_rng_state()

@@ -11,26 +11,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from core.config.schema import Config
 from core.errors import UserError
 from core.worker.oom.retry import Retry
 from core.worker.optim.optim import make_optimizer
-from core.worker.optim.paged import (
-    HOST_RESERVE,
-    PagedBuffers,
-    allocate_managed,
-    check_room,
-    is_paged,
-    load_states,
-)
-from core.worker.optim.retryable_step import RetryableStep
-from core.worker.optim.update import AdapterUpdate, WeightUpdate
+from core.worker.optim.paged import HOST_RESERVE, PagedBuffers, allocate_managed, check_room, is_paged, load_states
+from core.worker.optim.update import AdapterUpdate, RetryableStep, WeightUpdate
 from tests.cases import cases
-from tests.core.worker.optim.test_retryable_step import Dispatched, give_gradients
+from tests.core.worker.optim.test_retryable_step import Dispatched, give_gradients, options, weight_update
 
 GB = 1 << 30
-TRAIN = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}}).train
-UNPAGED = TRAIN.model_copy(update={"optimizer": "adamw_8bit"})
+TRAIN, UNPAGED = options("paged_adamw_8bit"), options("adamw_8bit")
 #: Large enough to be paged, and not.
 SHAPES = ((320, 320), (64, 128))
 
@@ -72,24 +62,17 @@ def test_the_host_never_copies_a_paged_state_in_a_step() -> None:
 
 
 def adapter_update(trained: list[torch.nn.Parameter], pages: Pages | None) -> AdapterUpdate:
-    options = UNPAGED if pages is None else TRAIN
-    optimizer = make_optimizer(trained, options, buffers=None if pages is None else pages.buffers)
+    buffers = None if pages is None else pages.buffers
+    optimizer = make_optimizer(trained, UNPAGED if pages is None else TRAIN, buffers=buffers)
     return AdapterUpdate(Accelerator(cpu=True), optimizer, trained, 0.0, Retry())
 
 
-def weight_update(trained: list[torch.nn.Parameter], pages: Pages | None) -> WeightUpdate:
-    options, buffers = UNPAGED if pages is None else TRAIN, None if pages is None else pages.buffers
-    return WeightUpdate(
-        {str(place): parameter for place, parameter in enumerate(trained)},
-        lambda of: make_optimizer(of, options, weight_decay=0.0, buffers=buffers),
-        states_in_fp32=False,
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        in_backward=False,
-    )
+def tensor_updates(trained: list[torch.nn.Parameter], pages: Pages | None) -> WeightUpdate:
+    named, train = dict(zip("ab", trained, strict=True)), UNPAGED if pages is None else TRAIN
+    return weight_update(named, train.optimizer, buffers=None if pages is None else pages.buffers)
 
 
-@cases("make", [adapter_update, weight_update])
+@cases("make", [adapter_update, tensor_updates])
 @cases("before", [True, False])
 def test_paged_states_are_paged_after_a_resume_and_go_on_bit_for_bit(make: Any, before: bool) -> None:
     """With states there already, as after going back within a process, their buffers are written over."""
@@ -140,7 +123,7 @@ def test_paged_and_unpaged_states_are_equal() -> None:
 
 def test_a_rehearsal_leaves_its_buffers_to_the_training() -> None:
     pages, trained = Pages(), parameters()
-    update = weight_update(trained, pages)
+    update = tensor_updates(trained, pages)
     with update.rehearsal():
         give_gradients(trained, 0)
         for stepper in update._steppers.values():
@@ -154,7 +137,7 @@ def test_a_rehearsal_leaves_its_buffers_to_the_training() -> None:
     assert len(pages.made) == 2
 
 
-def test_a_buffer_that_is_used_again_is_zero() -> None:
+def test_a_buffer_that_is_used_again_is_zero_and_small_and_cpu_tensors_are_not_paged() -> None:
     pages = Pages()
     parameter = torch.zeros(SHAPES[0])
     first = pages.buffers(parameter, dtype=torch.uint8).fill_(3)
@@ -162,11 +145,8 @@ def test_a_buffer_that_is_used_again_is_zero() -> None:
     assert pages.buffers(parameter, dtype=torch.uint8) is first
     assert not first.any()
     assert pages.buffers(parameter, dtype=torch.uint8) is not first
-
-
-def test_small_tensors_and_cpu_tensors_are_not_paged() -> None:
-    assert not is_paged(Pages().buffers(torch.zeros(SHAPES[1])))
-    assert not is_paged(PagedBuffers()(torch.zeros(SHAPES[0])))
+    assert not is_paged(pages.buffers(torch.zeros(SHAPES[1])))
+    assert not is_paged(PagedBuffers()(parameter))
 
 
 def test_room_is_foreseen() -> None:
@@ -199,12 +179,9 @@ def test_managed_memory_is_a_tensor_as_bitsandbytes_makes_it() -> None:
     assert driver.kept[0].raw == buffer.numpy().tobytes()
 
 
-def test_managed_memory_that_the_driver_refuses_is_an_error_and_not_the_end() -> None:
+def test_a_refusing_driver_is_an_error_and_without_one_bitsandbytes_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="managed memory"):
         allocate_managed((3, 5), torch.float32, torch.device("cuda", 0), Driver(2))
-
-
-def test_a_driver_that_cannot_be_asked_leaves_it_to_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = torch.zeros(3)
     monkeypatch.setattr(bitsandbytes.functional, "get_paged", lambda *_, **__: made)
     assert allocate_managed((3,), torch.float32, torch.device("cuda", 0), Driver(201)) is made

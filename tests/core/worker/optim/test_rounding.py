@@ -50,17 +50,6 @@ def test_decay_and_slices() -> None:
     assert torch.equal(weights, torch.full((SLICE + 3,), 1.5))
 
 
-def test_the_same_seed_rounds_the_same() -> None:
-    update = torch.full((1000,), 1e-3)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        weights = torch.ones(1000, dtype=torch.bfloat16)
-        add_update(weights, update)
-        results.append(weights)
-    assert torch.equal(*results)
-
-
 CPU = torch.device("cpu")
 
 
@@ -80,36 +69,25 @@ def nearest(weights: torch.Tensor, update: torch.Tensor, *, keep: float, **_: An
     weights.copy_(weights.float() * keep + update.float())
 
 
-def biased(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
-    PlainKernels().add_update(weights, update * 1.1, keep=keep, seed=seed, wanted=wanted)
+def forced(scale: float = 1.0, **forced: Any) -> Callable[..., None]:
+    """An update that ignores what it was given."""
+    return lambda weights, update, **given: PlainKernels().add_update(weights, update * scale, **{**given, **forced})
 
 
-def one_seed(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
-    PlainKernels().add_update(weights, update, keep=keep, seed=7, wanted=wanted)
-
-
-def unguarded(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
-    PlainKernels().add_update(weights, update, keep=keep, seed=seed)
-
-
-def without_decay(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
-    PlainKernels().add_update(weights, update, keep=1.0, seed=seed, wanted=wanted)
-
-
-def carrying(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: Any = None) -> None:
-    kept = weights.clone()
-    PlainKernels().add_update(weights, update, keep=keep, seed=seed, wanted=wanted)
-    weights[kept.isnan()] = 0.0
+def carrying(weights: torch.Tensor, update: torch.Tensor, **given: Any) -> None:
+    odd = weights.isnan()
+    PlainKernels().add_update(weights, update, **given)
+    weights[odd] = 0.0
 
 
 @cases(
     ("wrong", "fault"),
     [
         ({"add_update": nearest}, "is off by"),
-        ({"add_update": biased}, "is off by"),
-        ({"add_update": one_seed}, "two seeds"),
-        ({"add_update": unguarded}, "values that bf16 has"),
-        ({"add_update": without_decay}, "in fp32"),
+        ({"add_update": forced(1.1)}, "is off by"),
+        ({"add_update": forced(seed=7)}, "two seeds"),
+        ({"add_update": forced(wanted=None)}, "values that bf16 has"),
+        ({"add_update": forced(keep=1.0)}, "in fp32"),
         ({"add_update": carrying}, "what is no number"),
         ({"clear_unless": lambda _, values: values.zero_()}, "in fp32"),
         ({"clear_unless": lambda *_: None}, "in fp32"),
@@ -119,15 +97,11 @@ def test_wrong_results_are_detected(wrong: dict[str, Any], fault: str) -> None:
     assert fault in find_fault(Broken(**wrong), CPU)
 
 
-def test_a_cpu_has_no_kernels() -> None:
+def test_a_cpu_has_no_kernels_and_a_failing_card_falls_back_to_plain_code_and_reports_it() -> None:
+    """There is no card here, so that its first tensor fails."""
     told: list[tuple[str, ...]] = []
     assert choose_kernels(CPU, lambda *notice: told.append(notice)) is None
     assert not told
-
-
-def test_a_failing_card_falls_back_to_plain_code_and_reports_it() -> None:
-    """Here there is none, so that its first tensor fails."""
-    told: list[tuple[str, ...]] = []
     assert choose_kernels(torch.device("cuda"), lambda *notice: told.append(notice)) is None
     ((code, message, hint),) = told
     assert code == "rounding"

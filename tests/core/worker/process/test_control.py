@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs.control.protocol import LINE_LIMIT
+from core.runs.control.protocol import LINE_LIMIT, Request
 from core.runs.record import store as sockets
 from core.worker.process import control
 from core.worker.process.control import (
@@ -49,10 +49,12 @@ class Peer:
         self.lines = self.connection.makefile("rb")
 
     def send(self, command: str, identity: str = "1", **args: Any) -> None:
-        self.raw(json.dumps({"id": identity, "command": command, "args": args}).encode() + b"\n")
+        self.connection.sendall(json.dumps({"id": identity, "command": command, "args": args}).encode() + b"\n")
 
-    def raw(self, data: bytes) -> None:
-        self.connection.sendall(data)
+    def ask(self, command: str, identity: str = "1", **args: Any) -> dict[str, Any]:
+        """Send a command; the next line of the answer."""
+        self.send(command, identity, **args)
+        return self.read()
 
     def read(self) -> dict[str, Any]:
         message = json.loads(self.lines.readline())
@@ -89,9 +91,7 @@ def place() -> Iterator[Place]:
 
 
 def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> None:
-    peer = Peer(place.path)
-    peer.send("ping", "a")
-    assert peer.read() == {"id": "a", "ok": True, "state": "training", "step": 7}
+    assert Peer(place.path).ask("ping", "a") == {"id": "a", "ok": True, "state": "training", "step": 7}
 
 
 def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
@@ -110,15 +110,11 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
         'peer.settimeout(20)\npeer.connect(sys.argv[1])\npeer.sendall(b\'{"id": 1, "command": "ping"}\\n\')\n'
         "print(repr(peer.recv(1000)))"
     )
-    done = subprocess.run(
-        [shutil.which("python3") or sys.executable, "-c", program, str(place.path)],
-        capture_output=True, text=True, check=False, cwd="/",
-    )  # fmt: skip
+    command = [shutil.which("python3") or sys.executable, "-c", program, str(place.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout.strip() == "b''" or "ConnectionResetError" in done.stderr or "BrokenPipe" in done.stderr
     assert '"ok"' not in done.stdout
-    peer = Peer(place.path)
-    peer.send("ping")
-    assert peer.read()["ok"] is True
+    assert Peer(place.path).ask("ping")["ok"] is True
 
 
 @cases(
@@ -137,18 +133,17 @@ def test_another_user_is_turned_away_even_where_the_file_lets_him_in(place: Plac
 )
 def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes, error: str) -> None:
     peer = Peer(place.path)
-    peer.raw(line)
+    peer.connection.sendall(line)
     answer = peer.read()
     assert answer["ok"] is False
     assert answer["error"].startswith(error)
-    peer.send("ping")
-    assert peer.read()["ok"] is True
+    assert peer.ask("ping")["ok"] is True
     assert place.controls.wait(0.01) is None
 
 
 def test_a_line_without_end_is_cut_off(place: Place) -> None:
     peer = Peer(place.path)
-    peer.raw(b"x" * (LINE_LIMIT + 1))
+    peer.connection.sendall(b"x" * (LINE_LIMIT + 1))
     assert peer.read()["error"] == "The line is too long."
     assert peer.lines.readline() == b""
 
@@ -168,16 +163,17 @@ def test_commands_wait_in_order_and_are_answered_to_who_asked(place: Place) -> N
     assert first.read() == {"id": "a", "ok": True, "step": 3}
 
 
-def test_a_stop_is_known_before_it_is_carried_out(place: Place) -> None:
-    assert place.controls.stop_sender is None
-    place.controls.check_stop()
-    Peer(place.path).send("stop")
-    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
-    with pytest.raises(StopRequested) as caught:
-        place.controls.check_stop()
-    assert caught.value.sender == "socket"
-    place.controls.request_stop("SIGTERM")
-    assert place.controls.stop_sender == "socket", "who asked first"
+def test_a_stop_is_known_before_it_is_carried_out_and_one_at_once_goes_first() -> None:
+    controls = Controls()
+    assert controls.stop_sender is None
+    controls.check_stop()
+    controls.put(Command(Request("1", "stop"), print))
+    controls.request_stop("SIGTERM")
+    for now in (False, True):
+        with pytest.raises(StopRequested) as caught:
+            controls.check_stop()
+        assert (caught.value.sender, caught.value.now) == ("socket", now), "who asked first"
+        controls.request_stop("SIGINT", now=True)
 
 
 def test_giving_the_device_back_waits_for_the_step_and_can_be_taken_back(place: Place) -> None:
@@ -212,9 +208,7 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
     command.answer()
 
 
-def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_that_does_not_read_delays_the_training_only_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "SEND_SECONDS", 1)
     peer = Peer(place.path)
     peer.send("generate")
@@ -239,7 +233,7 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
 @pytest.mark.parametrize(
     ("parks", "error", "stopped"), [(False, "The run has ended.", "over"), (True, "The run is being parked.", "parked")]
 )
-def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
+def test_everyone_is_answered_at_the_end_and_parking_pauses(
     place: Place, parks: bool, error: str, stopped: str
 ) -> None:
     asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)
@@ -251,8 +245,7 @@ def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
     place.controls.close(error, met=("pause",) if parks else ())
     assert asking.read()["error"] == error
     assert other.read() == {"id": "1", "ok": True, "state": stopped}
-    late.send("checkpoint")
-    assert late.read()["ok"] is False
+    assert late.ask("checkpoint")["ok"] is False
 
 
 def test_a_socket_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
@@ -280,38 +273,24 @@ def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
 
 
 def test_sockets_that_killed_workers_left_are_removed_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as dead:
+    def bound(name: str) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(runtime / name))
+        return made
+
+    with tempfile.TemporaryDirectory() as directory:
         runtime = Path(directory)
         monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        left, served, full, other, file = (
-            runtime / name
-            for name in ("localtune-1.sock", "localtune-2.sock", "localtune-3.sock", "bus.sock", "localtune-4.sock")
-        )
-        dead.bind(str(left))
-        with socket.socket(socket.AF_UNIX) as foreign, socket.socket(socket.AF_UNIX) as busy:
-            foreign.bind(str(other))
-            busy.bind(str(full))
-            busy.listen(0)
-            with socket.socket(socket.AF_UNIX) as waiting:
-                waiting.connect(str(full))
-                file.touch()
-                server = ControlServer(served, Controls(), dict)
-                assert sorted(runtime.iterdir()) == sorted([served, full, other, file])
-                assert control.remove_stale_sockets() == []
-                server.close()
-
-
-def test_a_stop_at_once_goes_before_one_that_saves() -> None:
-    controls = Controls()
-    controls.request_stop("SIGTERM")
-    with pytest.raises(StopRequested) as caught:
-        controls.check_stop()
-    assert (caught.value.sender, caught.value.now) == ("SIGTERM", False)
-    controls.request_stop("socket", now=True)
-    controls.request_stop("SIGINT")
-    with pytest.raises(StopRequested) as caught:
-        controls.check_stop()
-    assert (caught.value.sender, caught.value.now) == ("SIGTERM", True)
+        bound("localtune-1.sock").close()
+        with bound("bus.sock"), bound("localtune-3.sock") as full, socket.socket(socket.AF_UNIX) as waiting:
+            full.listen(0)
+            waiting.connect(str(runtime / "localtune-3.sock"))
+            (runtime / "localtune-4.sock").touch()
+            server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
+            kept = ["bus.sock", "localtune-2.sock", "localtune-3.sock", "localtune-4.sock"]
+            assert sorted(path.name for path in runtime.iterdir()) == kept
+            assert control.remove_stale_sockets() == []
+            server.close()
 
 
 def test_commands_do_not_wait_without_number(place: Place) -> None:
@@ -321,18 +300,11 @@ def test_commands_do_not_wait_without_number(place: Place) -> None:
     refused = peer.read()
     assert (refused["id"], refused["error"]) == (str(control.WAITING_LIMIT), "Too many commands are waiting.")
     # A stop is heard whatever waits.
-    peer.send("stop", "stop")
-    assert peer.read() == {"id": "stop", "ok": True}
+    assert peer.ask("stop", "stop") == {"id": "stop", "ok": True}
     assert place.controls.stop_sender == "socket"
     for command in place.controls.waiting():
         command.answer()
     assert peer.read()["ok"] is True
-
-
-def listens(server: ControlServer) -> bool:
-    peer = Peer(server.path)
-    peer.send("ping")
-    return peer.read()["ok"] is True
 
 
 @contextlib.contextmanager
@@ -351,43 +323,31 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield directory
 
 
-def plant_link(place: Path) -> None:
-    (place.parent / "trap").mkdir(mode=0o700)
-    place.symlink_to("trap")
+def plant(place: Path, what: str) -> None:
+    if "link" in what:
+        (place.parent / "trap").mkdir(mode=0o700)
+        place.symlink_to("trap" if what != "link to nothing" else "nowhere")
+    elif what == "file":
+        place.touch()
+    else:
+        place.mkdir()
+        place.chmod(0o777 if what == "open directory" else 0o700)
+    if "foreign" in what:
+        os.chown(place, 65534, 65534, follow_symlinks=False)
 
 
-def plant_open(place: Path) -> None:
-    place.mkdir()
-    place.chmod(0o777)
-
-
-def plant_foreign(place: Path) -> None:
-    place.mkdir(mode=0o700)
-    os.chown(place, 65534, 65534)
-
-
-def plant_foreign_link(place: Path) -> None:
-    plant_link(place)
-    os.chown(place, 65534, 65534, follow_symlinks=False)
-
-
-@cases(
-    "plant",
-    [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
-)
-def test_planted_files_are_neither_used_nor_in_the_way(
-    plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
+@cases("what", ["link", "link to nothing", "foreign link", "file", "open directory", "foreign directory"])
+def test_planted_files_are_neither_used_nor_in_the_way(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "foreign" in what and os.getuid() != 0:
         pytest.skip("not run: only root can give a file away")
     with runtime_directory(monkeypatch) as runtime:
-        plant(runtime)
+        plant(runtime, what)
         server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
         directory = server.path.parent
         assert directory.parent == runtime.parent
         assert directory not in (runtime, runtime.parent / "trap")
         assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
-        assert listens(server)
+        assert Peer(server.path).ask("ping")["ok"] is True
         server.close()
         assert not directory.exists()
 
@@ -397,12 +357,12 @@ def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime
         server = ControlServer(runtime / name, Controls(), dict)
         assert (server.path == runtime / name) == (len(name) < 100)
         assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
-        assert listens(server)
+        assert Peer(server.path).ask("ping")["ok"] is True
         server.close()
 
 
 def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(runtime: Path) -> None:
-    plant_open(runtime)
+    plant(runtime, "open directory")
     left = sockets.private_socket_path(runtime / "localtune-1.sock")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(left))
@@ -436,20 +396,15 @@ def test_anyone_can_withdraw_pending_commands(place: Place) -> None:
     asking.send("pause", "a")
     asking.send("checkpoint", "b")
     pending(place, "pause", "checkpoint")
-    taking.send("withdraw", "w", what="pause")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["pause"]}
+    assert taking.ask("withdraw", "w", what="pause") == {"id": "w", "ok": True, "withdrawn": ["pause"]}
     refused = {"ok": False, "error": "It was taken back.", "hint": "", "withdrawn": True}
     assert asking.read() == {"id": "a", **refused}
-    taking.send("withdraw", "w")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
+    assert taking.ask("withdraw", "w") == {"id": "w", "ok": True, "withdrawn": ["checkpoint"]}
     assert asking.read() == {"id": "b", **refused}
-    taking.send("withdraw", "w")
-    assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
+    assert taking.ask("withdraw", "w") == {"id": "w", "ok": True, "withdrawn": []}
     # Withdrawals that had an effect are still to be recorded, and are answered already.
-    assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
-        (("pause",), True),
-        (("checkpoint",), True),
-    ]
+    withdrawn = [(command.taken_back, command.answered) for command in place.controls.waiting()]
+    assert withdrawn == [(("pause",), True), (("checkpoint",), True)]
 
 
 def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place) -> None:
@@ -461,12 +416,9 @@ def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place
     assert (answers["w"]["withdrawn"], answers["s"]["withdrawn"]) == (["stop"], True)
     place.controls.check_stop()
     place.controls.request_stop("SIGTERM")
-    peer.send("withdraw", "w", what="stop")
-    assert "asked for by SIGTERM" in peer.read()["error"]
-    peer.send("withdraw", "w")
-    assert peer.read()["withdrawn"] == []
+    assert "asked for by SIGTERM" in peer.ask("withdraw", "w", what="stop")["error"]
+    assert peer.ask("withdraw", "w")["withdrawn"] == []
     with pytest.raises(StopRequested) as caught:
         place.controls.check_stop()
     assert not caught.value.now, "that was asked for by the one that was taken back"
-    peer.send("withdraw", "w", what="stop")
-    assert peer.read()["error"] == "The run is stopping already."
+    assert peer.ask("withdraw", "w", what="stop")["error"] == "The run is stopping already."

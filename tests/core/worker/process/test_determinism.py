@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,77 +12,77 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.worker.process.determinism import choose_determinism, nondeterminism_explained, restore_rng, rng_state
+from core.worker.process.determinism import (
+    Determinism,
+    apply_determinism,
+    choose_determinism,
+    fix_workspace,
+    nondeterminism_explained,
+    restore_rng,
+    rng_state,
+)
 from tests.cases import cases
-from tests.core.worker.process.after_torch import told_after_torch
 
-_CODE = """
-import json, os
-import torch
-from core.worker.process import environment
-from core.worker.process.determinism import apply_determinism, fix_workspace
-environment.prepare()
-fix_workspace(kind)
-apply_determinism(kind, device)
-print(json.dumps({
-    "strict": torch.are_deterministic_algorithms_enabled(),
-    "fills": torch.utils.deterministic.fill_uninitialized_memory,
-    "cudnn": torch.backends.cudnn.deterministic,
-    "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
-}))
-"""
-#: Workspace setting of the user, and the resulting one of a strict run.
-WORKSPACES = ((None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8"))
+
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 @cases(
-    ("wanted", "device", "expected"),
+    ("wanted", "device", "expected", "ordered"),
     [
-        ("auto", "cpu", "strict"),
-        ("strict", "cpu", "strict"),
-        ("fast", "cpu", "strict"),
-        ("auto", "cuda", "fast"),
-        ("strict", "cuda", "strict"),
-        ("fast", "cuda", "fast"),
+        ("auto", "cpu", "strict", False),
+        ("strict", "cpu", "strict", False),
+        ("fast", "cpu", "strict", False),
+        ("auto", "cuda", "fast", False),
+        ("fast", "cuda", "fast", False),
+        ("strict", "cuda", "strict", True),
     ],
 )
-def test_a_cpu_is_always_strict_and_a_gpu_if_configured(wanted: str, device: str, expected: str) -> None:
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_a_cpu_is_always_strict_and_a_gpu_takes_ordered_kernels_if_configured(
+    wanted: str, device: str, expected: Determinism, ordered: bool
+) -> None:
     assert choose_determinism(wanted, device) == expected
+    apply_determinism(expected, device)
+    assert torch.are_deterministic_algorithms_enabled() is torch.backends.cudnn.deterministic is ordered
+    assert torch.utils.deterministic.fill_uninitialized_memory is not ordered  # type: ignore[attr-defined]
 
 
-@pytest.mark.long
-def test_a_strict_run_on_a_gpu_takes_ordered_kernels_and_other_runs_leave_torch_alone() -> None:
-    asked = [*(("strict", "cuda", given) for given, _ in WORKSPACES), ("fast", "cuda", None), ("strict", "cpu", None)]
-    *strict, fast, cpu = told_after_torch(
-        _CODE,
-        [
-            (
-                {"PATH": "/usr/bin:/bin"} | ({} if given is None else {"CUBLAS_WORKSPACE_CONFIG": given}),
-                {"kind": kind, "device": device},
-            )
-            for kind, device, given in asked
-        ],
-    )
-    assert strict == [
-        {"strict": True, "fills": False, "cudnn": True, "workspace": expected} for _, expected in WORKSPACES
-    ]
-    assert not fast["strict"]
-    assert fast["workspace"] is None
-    assert not cpu["strict"]
+@cases(
+    ("kind", "given", "expected"),
+    [
+        ("strict", None, ":4096:8"),
+        ("strict", ":16:8", ":16:8"),
+        ("strict", ":0:0", ":4096:8"),
+        ("strict", ":4096:2", ":4096:8"),
+        ("fast", None, None),
+    ],
+)
+def test_a_strict_run_has_a_workspace_of_fixed_size(
+    kind: str, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    fix_workspace(kind)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == expected
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
 
 
+@pytest.mark.usefixtures("torch_as_it_was")
 def test_an_operation_without_a_deterministic_form_is_a_user_error() -> None:
     torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(UserError) as caught, nondeterminism_explained():
-            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert caught.value.message == ("train.deterministic is strict, and put_ has no deterministic form on this device.")
+    with pytest.raises(UserError) as caught, nondeterminism_explained():
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    assert caught.value.message == "train.deterministic is strict, and put_ has no deterministic form on this device."
     assert "train.deterministic = fast" in caught.value.hint
-
-
-def test_other_errors_are_passed_on() -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"), nondeterminism_explained():
         raise RuntimeError("shape mismatch")
 
@@ -119,7 +121,9 @@ class Cards:
 def test_only_the_generator_of_the_card_in_use_is_saved_and_restored(
     saved: list[int], now: list[int], restored: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Cards(monkeypatch, 7, used=False)
     before = rng_state()
+    assert "cuda" not in before, "a run on the CPU does not touch the cards"
     if saved:
         Cards(monkeypatch, *saved)
         before = rng_state()
@@ -127,15 +131,6 @@ def test_only_the_generator_of_the_card_in_use_is_saved_and_restored(
     cards = Cards(monkeypatch, *now)
     restore_rng(before)
     assert cards.states == restored
-
-
-def test_the_states_of_several_cards_that_earlier_versions_saved_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = rng_state() | {"cuda": [torch.tensor([state], dtype=torch.uint8) for state in (1, 2, 3)]}
-    cards = Cards(monkeypatch, 7)
-    restore_rng(before)
-    assert cards.states == [1]
-
-
-def test_a_run_on_the_cpu_does_not_touch_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    Cards(monkeypatch, 7, used=False)
-    assert "cuda" not in rng_state()
+    # Earlier versions saved the states of all cards.
+    restore_rng(before | {"cuda": [torch.tensor([state], dtype=torch.uint8) for state in (4, 5, 6)]})
+    assert cards.states == [4, *restored[1:]]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +14,17 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.runs.control.protocol import Request
 from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Command, Controls
 from core.worker.process.governor import MOST_OWED, Governor, Throttle
 from tests.cases import cases
-from tests.core.hardware.conftest import fake_driver as fake_driver
+from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 from tests.waiting import wait_for
+
+__all__ = ["ask_driver", "fake_driver"]
 
 
 class Clock:
@@ -102,35 +100,33 @@ def test_rest_cut_short_by_a_request_is_owed() -> None:
 
 
 def test_a_request_ends_a_rest_at_once() -> None:
-    told: list[dict[str, Any]] = []
     controls = Controls()
     throttle = Throttle(controls, 0.1)
     throttle.rest()
     time.sleep(0.02)  # the work
-    throttle._owed = 600.0  # of steps before
-    resting = threading.Thread(target=throttle.rest)
-    resting.start()
-    controls.put(Command(Request("1", "pause", {}), told.append))
-    wait_for(lambda: not resting.is_alive(), 10, "the rest to end")
+    for ask in (lambda: controls.put(Command(Request("1", "pause"), print)), lambda: controls.request_stop("SIGTERM")):
+        throttle._owed = 600.0  # of steps before
+        resting = threading.Thread(target=throttle.rest)
+        resting.start()
+        ask()
+        wait_for(lambda thread=resting: not thread.is_alive(), 10, "the rest to end")
     assert controls.waiting_count == 1, "it is carried out at the control point"
-    controls.request_stop("SIGTERM")
-    throttle._owed = 600.0
-    resting = threading.Thread(target=throttle.rest)
-    resting.start()
-    wait_for(lambda: not resting.is_alive(), 10, "the rest to end for a signal")
 
 
 CARD = Device(index=0, kind="cuda", name="RTX 4090", temperature_c=60.0, power_w=300.0, uuid="GPU-1")
 PATIENCE = 60.0
-ROOT = Path(__file__).parents[4]
 
 
-class Meters:
+class Meters(Sampler):
     """Meters set by a test."""
 
     def __init__(self, device: Device) -> None:
-        self.device, self.energy_wh = device, 0.0 if device.power_w is not None else None
+        self.device, self.watt_hours = device, 0.0 if device.power_w is not None else None
         self.seconds_old = 0.0
+
+    @property
+    def energy_wh(self) -> float | None:
+        return self.watt_hours
 
     def refresh(self, timeout: float) -> list[Device]:
         return [self.device]
@@ -145,7 +141,7 @@ class Lever:
     def __init__(self, *, permitted: bool = True) -> None:
         self.permitted, self.calls = permitted, list[tuple[str, float | None]]()
 
-    def set(self, uuid: str, watts: float) -> None:
+    def set_power_limit(self, uuid: str, watts: float) -> None:
         if not self.permitted:
             raise UserError("This user may not set the power limit.", "Run: sudo nvidia-smi -i 0 -pl 200")
         self.calls.append((uuid, watts))
@@ -186,10 +182,13 @@ class Bench:
         self._moment += 0.5
         return self._moment
 
-    @contextmanager
-    def governing(self, **overrides: Any) -> Iterator[None]:
-        with self.governor.governing(overrides):
-            yield
+    def governing(self, **overrides: Any) -> AbstractContextManager[None]:
+        return self.governor.governing(overrides)
+
+    def step_done(self, steps_left: int) -> None:
+        """A step of a minute at full speed."""
+        self.governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=steps_left)
+        wait_for(lambda: not self.governor._steps, PATIENCE, "the step to be taken in")
 
     def wait_for(self, action: str) -> GovernorEvent:
         def told() -> GovernorEvent | None:
@@ -200,16 +199,22 @@ class Bench:
         return found
 
 
-def test_without_limits_there_is_no_thread(tmp_path: Path) -> None:
+def test_a_run_without_limits_has_no_thread_and_knows_its_pace(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     with bench.governing():
+        for left in (602, 601, 600):
+            bench.step_done(left)
         assert bench.governor._thread is None
-        bench.governor.step_done(tokens=1, seconds=1.0, rested=0.0, paused=0.0, steps_left=1)
         assert bench.throttle.duty == 1.0
+        with pytest.raises(UserError, match="Set 22:15 or later"):
+            bench.governor.check({"night.deadline": "19:00"})
+
+
+HOT = replace(CARD, temperature_c=95.0)
 
 
 def test_heat_slows_and_then_pauses_until_it_is_cool(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, replace(CARD, temperature_c=95.0), hardware={"temperature_limit_c": 80.0})
+    bench = Bench(tmp_path, HOT, hardware={"temperature_limit_c": 80.0})
     with bench.governing():
         slow = bench.wait_for("slow")
         assert (slow.cause, slow.limit) == ("temperature", 80.0)
@@ -222,11 +227,10 @@ def test_heat_slows_and_then_pauses_until_it_is_cool(tmp_path: Path) -> None:
 
 
 def test_heat_that_stays_stops_the_run_with_the_reason(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, replace(CARD, temperature_c=95.0), hardware={"temperature_limit_c": 80.0})
+    bench = Bench(tmp_path, HOT, hardware={"temperature_limit_c": 80.0})
     with bench.governing():
         wait_for(lambda: bench.controls.stop_sender, PATIENCE, "the stop")
         assert bench.controls.stop_sender == "the governor, as the device is at 95 °C (limit 80 °C)"
-        bench.wait_for("stop")
     assert sum(isinstance(event, GovernorEvent) and event.action == "stop" for event in bench.events) == 1
 
 
@@ -250,24 +254,23 @@ def test_overrides_from_before_a_resume_are_kept(tmp_path: Path, monkeypatch: py
         wait_for(lambda: bench.controls.stop_sender, PATIENCE, "the stop")
 
 
-def test_the_cards_power_limit_is_set_and_put_back(tmp_path: Path) -> None:
+@cases("permitted", [True, False])
+def test_the_cards_power_limit_is_set_and_put_back_or_rests_limit_the_power(tmp_path: Path, permitted: bool) -> None:
     device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
-    lever = Lever()
+    lever = Lever(permitted=permitted)
     bench = Bench(tmp_path, device, lever, hardware={"power_limit_w": 200.0})
     with bench.governing():
-        assert bench.wait_for("power_limit").value == 200.0
+        if permitted:
+            assert bench.wait_for("power_limit").value == 200.0
+        else:
+            wait_for(lambda: bench.notices, PATIENCE, "the notice")
     # The first restore is for the limit left by a killed run.
-    assert lever.calls == [("GPU-1", None), ("GPU-1", 200.0), ("GPU-1", None)]
-
-
-def test_without_permission_rests_limit_the_power_and_the_command_is_named(tmp_path: Path) -> None:
-    device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
-    bench = Bench(tmp_path, device, Lever(permitted=False), hardware={"power_limit_w": 200.0})
-    with bench.governing():
-        wait_for(lambda: bench.notices, PATIENCE, "the notice")
-    assert bench.notices[0][0] == "governor_power_limit"
-    assert "sudo nvidia-smi -i 0 -pl 200" in bench.notices[0][1]
-    assert not any(isinstance(event, GovernorEvent) and event.action == "power_limit" for event in bench.events)
+    set_and_put_back = [("GPU-1", 200.0), ("GPU-1", None)] if permitted else []
+    assert lever.calls == [("GPU-1", None), *set_and_put_back]
+    if not permitted:
+        assert bench.notices[0][0] == "governor_power_limit"
+        assert "sudo nvidia-smi -i 0 -pl 200" in bench.notices[0][1]
+        assert not any(isinstance(event, GovernorEvent) and event.action == "power_limit" for event in bench.events)
 
 
 def test_a_hanging_driver_is_reported_once(tmp_path: Path) -> None:
@@ -282,11 +285,10 @@ def test_a_night_is_promised_after_the_first_steps(tmp_path: Path) -> None:
     bench = Bench(tmp_path, night={"deadline": "12:30", "energy_kwh": 0.1})
     with bench.governing():
         for left in range(40, 0, -1):
-            bench.meters.energy_wh = (bench.meters.energy_wh or 0.0) + 60 * 300 / 3600
+            bench.meters.watt_hours = (bench.meters.watt_hours or 0.0) + 60 * 300 / 3600
             bench.now += 60
             before = bench.governor._night
-            bench.governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
-            wait_for(lambda: not bench.governor._steps, PATIENCE, "the step to be taken in")
+            bench.step_done(left)
             if any(isinstance(event, NightEvent) for event in bench.events):
                 break
             assert before is None or before is bench.governor._night
@@ -304,8 +306,7 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
     with bench.governing():
         governor.check({"night.deadline": "12:20"})  # nothing is known of its pace
         for left in (602, 601, 600):  # ten hours of work
-            governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
-            wait_for(lambda: not governor._steps, PATIENCE, "the step to be taken in")
+            bench.step_done(left)
         with pytest.raises(UserError, match=r"^19:00 cannot be met: at full speed it ends at 22:00\.") as error:
             governor.check({"night.deadline": "19:00"})
         assert error.value.hint == "Set 22:15 or later."
@@ -315,33 +316,13 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
         governor.check({"night.deadline": "22:15", "hardware.power_limit_w": 100.0})
 
 
-def test_a_run_without_limits_knows_its_pace(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    with bench.governing():
-        for left in (602, 601, 600):
-            bench.governor.step_done(tokens=1000, seconds=60.0, rested=0.0, paused=0.0, steps_left=left)
-        assert bench.governor._thread is None
-        with pytest.raises(UserError, match="Set 22:15 or later"):
-            bench.governor.check({"night.deadline": "19:00"})
-
-
 BLIND = Device(index=0, kind="cpu", name="Some CPU")
 
 
-@cases(
-    ("sections", "said"),
-    [
-        ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not report its temperature, so hardware.temp"),
-        ({"hardware": {"memory_temperature_limit_c": 90.0}}, "the temperature of its memory"),
-        ({"hardware": {"power_limit_w": 100.0}}, "hardware.power_limit_w cannot be kept"),
-        ({"night": {"energy_kwh": 1.0}}, "night.energy_kwh cannot be kept"),
-        ({"night": {"quiet_hours": "11:00-13:00", "deadline": "12:30"}}, "nothing would be trained"),
-    ],
-)
-def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as error:
-        Bench(tmp_path, BLIND, **sections).governor.check()
-    assert said in error.value.message
+@cases("option", ["hardware.temperature_limit_c", "night.energy_kwh"])
+def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=f"Some CPU does not report .* so {option} cannot be kept"):
+        Bench(tmp_path, BLIND).governor.check({option: 80.0})
 
 
 #: A run of sleeps on a card that warms by it, in a fortieth of the time: the sampler, the binding and the driver are
@@ -352,8 +333,7 @@ from pathlib import Path
 from core.config.schema import Config
 from core.hardware.sampler import Sampler
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.governor import Throttle
+from core.worker.process.governor import Governor, Throttle
 from tests.core.governor.card_model import CardModel
 
 SPEED, LIMIT = 40.0, 75.0
@@ -404,19 +384,8 @@ print(json.dumps({
 
 
 @pytest.mark.long
-def test_a_real_sampler_and_driver_hold_the_temperature(fake_driver: Path, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(fake_driver),
-        "FAKE_NVML": "",
-        "FAKE_NVML_FILE": str(tmp_path / "readings"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+def test_a_real_sampler_and_driver_hold_the_temperature(ask_driver: Ask, tmp_path: Path) -> None:
+    told = ask_driver(PROGRAM, "", tmp_path / "readings")
     for part in ("before", "after"):
         mean = sum(told[part]) / len(told[part])
         assert mean == pytest.approx(75.0, abs=2.0), part

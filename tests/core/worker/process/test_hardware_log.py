@@ -162,16 +162,6 @@ def test_an_error_of_a_card_is_explained_once_a_minute(night: Night) -> None:
     assert [notice[1] for notice in night.notices[2:]] == ["xid_31"]
 
 
-def test_a_lost_card_and_its_return_are_reported(night: Night) -> None:
-    night.look(CARD, times=2)
-    night.look(replace(CARD, problem="the GPU has fallen off the bus"), times=5)
-    night.look(CARD, times=2)
-    assert [(notice[0], notice[1], notice[2]) for notice in night.notices] == [
-        ("warning", "gpu_lost", "GPU 0, RTX 4090, cannot be read: the GPU has fallen off the bus."),
-        ("info", "gpu_back", "GPU 0, RTX 4090, can be read again."),
-    ]
-
-
 def test_a_driver_that_is_silent_is_told_after_a_while(night: Night) -> None:
     night.look(replace(CARD, age_s=14.0))
     assert night.notices == []

@@ -11,8 +11,8 @@ from core.config.schema import Config, DataSection
 from core.errors import UserError
 from core.runs.record.events import FailedEvent, NoticeEvent
 from core.runs.record.store import Run, create_run
-from core.runs.record.tail import EventTail
 from core.worker.process.log import RedactedStream
+from tests.e2e.workers import only
 
 ROOT = Path(__file__).parents[4]
 TOKEN = "hf_" + "aB3dE" * 7
@@ -59,10 +59,9 @@ def test_a_token_in_a_librarys_text_reaches_neither_log_nor_events(private_home:
     assert done.returncode == 4, text
     for words in ("printed ***", "in two pieces ***", "logged ***", "noticed ***", "RuntimeError: 401 for ***"):
         assert words in text
-    events = EventTail(run.events_path).read_all()
-    notice = next(event for event in events if isinstance(event, NoticeEvent))
+    (notice,) = only(NoticeEvent, run)
     assert (notice.message, notice.hint) == ("noticed ***", "hinted ***")
-    failed = next(event for event in events if isinstance(event, FailedEvent))
+    (failed,) = only(FailedEvent, run)
     assert "401 for ***" in failed.reason
     assert "401 for ***" in run.state().reason
     for path in run.path.rglob("*"):

@@ -36,6 +36,7 @@ from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
 from core.worker.process import recorder as recorder_module
 from core.worker.process.recorder import Recorder, peak_rss_bytes
+from tests.e2e.workers import only
 from tests.small_disk import small_disk
 from tests.waiting import wait_for
 
@@ -84,9 +85,7 @@ def test_it_begins_with_this_process_and_ends_with_the_end(run: Run) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_nothing_of_another_process_comes_between_the_last_event_and_the_end(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_event_of_another_process_follows_the_last_event(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, late = Recorder(run), NoticeEvent(level="warning", code="hot", message="Process 1: It is hot.", hint="")
     assert append_while_open(run, late)
     asked: list[bool] = []
@@ -117,23 +116,6 @@ def test_events_are_whole_lines_and_nan_stays_nan(run: Run, recorder: Recorder) 
     assert '"loss": "NaN"' in run.events_path.read_text()
 
 
-def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None:
-    def write(first: int) -> None:
-        for number in range(first, first + 200):
-            recorder.event(step(number))
-            recorder.update(step=number)
-
-    threads = [threading.Thread(target=write, args=(start,)) for start in (0, 1000, 2000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    tail = EventTail(run.events_path)
-    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
-    assert tail.skipped == 0
-    assert sorted(numbers) == [*range(200), *range(1000, 1200), *range(2000, 2200)]
-
-
 def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
     others = set(threading.enumerate())
@@ -142,10 +124,8 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
     first = recorded(run).updated
     wait_for(lambda: recorded(run).updated > first, 10, "a heartbeat")
 
-    def told() -> list[HardwareEvent]:
-        return [event for event in EventTail(run.events_path).read_all() if isinstance(event, HardwareEvent)]
-
-    used, total = wait_for(told, 10, "a hardware event")[0].host_memory_used, told()[0].host_memory_total
+    reading = wait_for(lambda: only(HardwareEvent, run), 10, "a hardware event")[0]
+    used, total = reading.host_memory_used, reading.host_memory_total
     assert used is not None
     assert total is not None
     assert 0 < used < total
@@ -158,7 +138,7 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
 def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -> None:
     recorder.memory("cuda:0", peak_bytes=5, limit_bytes=9)
     recorder.memory("cpu", rehearsed_bytes=3)
-    card, process, cpu = (event for event in EventTail(run.events_path).read_all() if isinstance(event, MemoryEvent))
+    card, process, cpu = only(MemoryEvent, run)
     assert (card.device, card.peak_bytes, card.limit_bytes) == ("cuda:0", 5, 9)
     assert (process.device, process.limit_bytes) == ("cpu", None)
     assert process.peak_bytes is not None
@@ -221,7 +201,7 @@ def test_a_full_disk_and_a_full_log_are_survived_and_neither_a_later_event_nor_t
             recorder.event(step(number))
         monkeypatch.undo()
     tail = EventTail(run.events_path)
-    numbers = [event.step for event in tail.read_all() if isinstance(event, StepEvent)]
+    numbers = [event.step for event in only(StepEvent, tail.read_all())]
     assert tail.skipped == 1
     assert numbers[0] == 1
     assert numbers[-2:] == [100, 101]
@@ -272,16 +252,6 @@ def test_the_state_has_the_age_of_the_current_step_whatever_the_clock_says(
     assert (recorded(run).step, recorded(run).step_started) == (4, None)
 
 
-def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[os.stat_result] = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file)))
-    recorder.event(step(1))
-    assert synced == []
-    recorder.sync()
-    assert os.path.samestat(synced[0], run.events_path.stat())
-    assert os.path.samestat(synced[1], run.path.stat())
-
-
 @pytest.mark.parametrize("kind", ["link", "directory"])
 def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> None:
     other = tmp_path / "profile"
@@ -297,9 +267,7 @@ def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> No
     assert other.read_text() == "export A=1\n"
 
 
-def test_pending_requests_are_written_at_once_and_progress_within_a_second(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_are_written_at_once_and_progress_within_a_second(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 600.0)
     waiting: list[str] = []
     changes: queue.SimpleQueue[None] = queue.SimpleQueue()

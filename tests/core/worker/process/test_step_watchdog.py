@@ -78,10 +78,7 @@ def go_backward() -> None:
     Waiting.apply(torch.ones(1, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
 
 
-@cases(
-    ("work", "stage"),
-    [(read_rows, "reading its rows"), (go_backward, "the backward pass"), (hang, "")],
-)
+@cases(("work", "stage"), [(read_rows, "reading its rows"), (go_backward, "the backward pass"), (hang, "")])
 def test_the_innermost_frame_decides_outside_of_the_backward_pass(
     work: object, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

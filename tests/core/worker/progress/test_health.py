@@ -22,7 +22,6 @@ from core.worker.progress.health import (
     Action,
     FiniteCheck,
     LossSpikes,
-    Spike,
 )
 from tests.cases import cases
 
@@ -74,12 +73,10 @@ def test_an_overflow_that_a_smaller_scale_mends_is_passed_over() -> None:
     assert [code for code, _, _ in told.notices] == ["nonfinite"]
 
 
-@pytest.mark.parametrize(("loss", "words"), [(0.0, "Loss and gradient"), (2.5, "although its loss is 2.5")])
+@cases(("loss", "words"), [(0.0, "Loss and gradient"), (2.5, "although its loss is 2.5")])
 def test_a_gradient_of_nothing_is_noticed_once(loss: float, words: str) -> None:
     told = Told()
-    assert told.accepts(0.0, 0.1)
-    assert told.accepts(loss, 0.0)
-    assert told.accepts(loss, 0.0)
+    assert all(told.accepts(*step) for step in ((0.0, 0.1), (loss, 0.0), (loss, 0.0)))
     ((code, message, _),) = told.notices
     assert code == "zero_gradient"
     assert words in message
@@ -115,10 +112,6 @@ class Watched:
             accepted.append(self.spikes.accepts(self.step, loss, count, [self.step - 1]))
         return accepted
 
-    def due(self) -> Spike | None:
-        """The spike that is to be acted on."""
-        return self.spikes.due
-
 
 def noise(count: int, level: float = 1.2, width: float = 0.1, seed: int = 1) -> list[float]:
     dice = random.Random(seed)
@@ -140,7 +133,7 @@ def test_a_spike_is_told_with_its_step_loss_expectation_and_rows() -> None:
     assert "7.13 at step 61, where about 1.18 was expected (5" in message
     assert "faq.jsonl line 61" in message
     assert "train.on_loss_spike" in hint
-    assert watched.due() is None
+    assert watched.spikes.due is None
 
 
 @cases("path", RECORDED, ids=lambda path: path.parent.name)
@@ -167,7 +160,7 @@ def test_a_recorded_run_has_no_spike_at_any_step(path: Path) -> None:
     st.floats(10, 300),
     st.lists(st.integers(1, 400), min_size=1, max_size=20),
 )
-def test_an_ordinary_noisy_run_has_no_spike(
+def test_an_ordinary_run_has_no_spike(
     seed: int, floor: float, width: float, fall: float, pace: float, tokens: list[int]
 ) -> None:
     """A falling loss, with noise that grows with the loss and that the mean of few tokens has more of."""
@@ -229,7 +222,7 @@ def test_skip_leaves_updates_out_until_it_is_no_matter_of_a_few_rows() -> None:
     assert watched.feed(noise(3)) == [True] * 3
     assert watched.feed(noise(6, level=9.0)) == [False, False, True, True, True, True]
     assert [code for code, *_ in watched.notices] == ["loss_spike", "loss_spike", "loss_spike_stays"]
-    assert watched.due() is None
+    assert watched.spikes.due is None
     assert watched.spikes.is_trusted
 
 
@@ -238,10 +231,10 @@ def test_only_spikes_in_a_row_are_acted_on(action: Action) -> None:
     watched = calm(action, patience=3)
     assert watched.spikes.needs_checkpoint
     watched.feed([9.0, 9.5, 1.2, 9.0, 8.0])
-    assert watched.due() is None
+    assert watched.spikes.due is None
     assert not watched.spikes.is_trusted
     assert watched.feed([8.5]) == [True]
-    spike = watched.due()
+    spike = watched.spikes.due
     assert spike is not None
     assert (spike.first, spike.last, spike.loss, spike.rows) == (64, 66, 9.0, (63, 64, 65))
     assert "9.00 at steps 64 to 66" in spike.sentence or "9 at steps 64 to 66" in spike.sentence
@@ -254,12 +247,12 @@ def test_skipped_steps_stay_skipped_and_rollbacks_are_limited() -> None:
     for number in range(ROLLBACK_LIMIT):
         assert watched.spikes.may_go_back
         watched.feed([9.0])
-        spike = watched.due()
+        spike = watched.spikes.due
         assert spike is not None
         watched.spikes.leave_out(spike)
         watched.spikes.restore(json.loads(json.dumps(before)))
         assert len(watched.spikes.left_out) == number + 1
-        assert watched.due() is None
+        assert watched.spikes.due is None
     assert not watched.spikes.may_go_back
 
 
@@ -281,9 +274,9 @@ def test_a_fixed_limit_holds_from_the_first_step_and_alone() -> None:
     watched.feed([6.0, 4.9, 6.0])
     ((_, message, _), _) = watched.notices
     assert "6 at step 1; train.loss_limit is 5" in message or "6.00 at step 1; train.loss_limit is 5" in message
-    assert watched.due() is None
+    assert watched.spikes.due is None
     watched.feed([7.0])
-    assert watched.due() is not None
+    assert watched.spikes.due is not None
     alone = Watched(threshold=0.0)
     alone.feed([*noise(CALM), 99.0])
     assert alone.notices == []

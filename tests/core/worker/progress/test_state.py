@@ -9,30 +9,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
-from core.runs.outlook.time_left import Schedule
+from core.config.schema import Config
 from core.worker.progress.state import BestStep, Intervals, Limits
 from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
-
-
-def test_a_checkpoint_keeps_the_keys_that_earlier_versions_wrote() -> None:
-    assert list(make_state().facts()) == [
-        "scaler",
-        "total_steps",
-        "token_budget",
-        "reference_budget",
-        "gradient_checkpointing",
-        "activation_offload",
-        "liger",
-        "overrides",
-        "selection",
-        "health",
-        # Later versions add theirs behind.
-        "deterministic",
-        "kept_layers",
-        "file",
-    ]
 
 
 def test_a_restored_state_continues_like_the_saved_state() -> None:
@@ -68,12 +48,8 @@ LOSSES = st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), max_
 def test_the_lowest_finite_loss_is_the_best_and_the_untouched_model_is_no_candidate() -> None:
     best = BestStep()
     assert not best.measured(0, 0.1)
-    assert [best.measured(step, loss) for step, loss in ((2, 2.0), (4, math.nan), (6, 1.5), (8, 1.5))] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    improved = [best.measured(step, loss) for step, loss in ((2, 2.0), (4, math.nan), (6, 1.5), (8, 1.5))]
+    assert improved == [True, False, True, False]
     assert (best.best_step, best.best_loss) == (6, 1.5)
     assert not best.is_exhausted
 
@@ -106,9 +82,7 @@ def test_a_checkpoint_is_good_once_its_own_weights_have_given_a_finite_loss() ->
 
 
 @given(losses=LOSSES, cut=st.integers(0, 12), patience=st.integers(1, 4), saves=st.sets(st.integers(1, 12)))
-def test_a_resumed_run_selects_as_an_uninterrupted_one(
-    losses: list[float], cut: int, patience: int, saves: set[int]
-) -> None:
+def test_a_resumed_run_selects_like_a_whole_one(losses: list[float], cut: int, patience: int, saves: set[int]) -> None:
     whole, first = BestStep(patience, 0.5), BestStep(patience, 0.5)
     resumed: BestStep | None = None
     for step, loss in enumerate(losses, 1):
@@ -152,38 +126,18 @@ class Clock:
         return Limits(hours, watt_hours, lambda: self.watt_hours, lambda: self.now)
 
 
-def test_without_limits_nothing_is_reached_or_written() -> None:
-    clock = Clock()
-    limits = clock.limits()
-    clock.now, clock.watt_hours = 1e9, 1e9
-    assert limits.reached() is None
-    assert not limits.is_set
-    assert not limits.is_blind
-
-
-def test_hours_of_work_end_a_run_and_pauses_do_not_count() -> None:
+def test_hours_of_work_end_a_run_without_pauses_and_energy_where_it_is_known() -> None:
     clock = Clock()
     limits = clock.limits(hours=1.5)
-    clock.now += 5399
-    assert limits.reached() is None
-    limits.pause(100)
-    clock.now += 100
-    assert limits.reached() is None
-    clock.now += 1
-    assert limits.reached() == "train.max_hours = 1.5 is reached"
+    for later, reached in ((5399, None), (100, None), (1, "train.max_hours = 1.5 is reached")):
+        limits.pause(later if later == 100 else 0)
+        clock.now += later
+        assert limits.reached() == reached
     assert limits.reached(pausing=2) is None, "a pause that is not over yet"
-
-
-def test_energy_ends_a_run_where_it_is_known() -> None:
-    clock = Clock()
     limits = clock.limits(watt_hours=300)
-    clock.watt_hours = 299
-    assert limits.reached() is None
-    clock.watt_hours = 300
-    assert limits.reached() == "train.max_energy_wh = 300 is reached"
-    clock.watt_hours = None
-    assert limits.reached() is None
-    assert limits.is_blind
+    energy = "train.max_energy_wh = 300 is reached"
+    for clock.watt_hours, reached, is_blind in ((299.0, None, False), (300.0, energy, False), (None, None, True)):
+        assert (limits.reached(), limits.is_blind) == (reached, is_blind)
 
 
 def test_hours_and_energy_before_a_stop_count_after_it() -> None:
@@ -206,40 +160,24 @@ def test_hours_and_energy_before_a_stop_count_after_it() -> None:
     assert earlier.seconds == 0, "earlier versions recorded nothing"
 
 
-def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], saving: dict[str, Any]) -> Any:
-    config = Config(
-        data=DataSection(train="a", eval_share=0.1),
-        eval=EvalSection(**evaluation),
-        checkpoint=CheckpointSection(**saving),
-    )
-    found = []
-    state = make_state()
-    state.total_steps = total
-    intervals = Intervals(config, state, per_epoch)
-    for state.step in range(1, steps + 1):
-        found.append((intervals.is_evaluation_due, intervals.is_checkpoint_due))
-    return found
-
-
 @cases(
-    ("evaluation", "saving"),
+    ("evaluation", "saving", "evaluated", "saved"),
     [
-        ({"every_steps": 4}, {"every_steps": 3}),
-        ({"every_epochs": 0.25}, {}),
-        ({"every_epochs": 1 / 3}, {"every_steps": 1}),
-        ({}, {}),
+        ({"every_steps": 4}, {"every_steps": 3}, [4, 8, 12], [3, 6, 9, 12]),
+        ({"every_epochs": 0.25}, {"every_steps": 6}, [4, 8, 12], [6, 12]),
+        ({"every_epochs": 1 / 3}, {"every_steps": 5}, [5, 10], [5, 10]),
+        ({}, {}, [], [2, 4, 6, 8, 10, 12]),
     ],
 )
-def test_the_worker_and_the_estimate_count_alike(evaluation: dict[str, Any], saving: dict[str, Any]) -> None:
-    total, per_epoch = 47, 15
-    values = {f"eval.{name}": value for name, value in evaluation.items()}
-    values |= {f"checkpoint.{name}": value for name, value in saving.items()} | {"data.eval_share": 0.1}
-    schedule = Schedule.of(values)
-    told = due(total, total, per_epoch, evaluation, saving)
-    for step in range(1, total + 1):
-        assert schedule.evaluations_by(step, per_epoch) == sum(is_due for is_due, _ in told[:step])
-        assert schedule.checkpoints_by(step, total) == sum(is_due for _, is_due in told[:step])
-    if not evaluation:
-        assert not any(is_due for is_due, _ in told)
-    if not saving:
-        assert sum(is_due for _, is_due in told) == 9  # one in five steps
+def test_evaluations_and_checkpoints_are_due_by_steps_or_epochs(
+    evaluation: dict[str, Any], saving: dict[str, Any], evaluated: list[int], saved: list[int]
+) -> None:
+    sections = {"data": {"train": "a", "eval_share": 0.1}, "eval": evaluation, "checkpoint": saving}
+    config = Config.model_validate(sections)
+    state = make_state()
+    state.total_steps = 12
+    intervals, found = Intervals(config, state, steps_per_epoch=15), (list[int](), list[int]())
+    for state.step in range(1, 13):
+        found[0].extend([state.step] * intervals.is_evaluation_due)
+        found[1].extend([state.step] * intervals.is_checkpoint_due)
+    assert found == (evaluated, saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,16 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.quantization.result import sentence
 from core.runs.record.events import FailedEvent, NoticeEvent
-from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
+from core.runs.record.store import Run, create_run
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.model import adapters
 from core.worker.oom import retry
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
-from core.worker.setup import objective, ready_model
 from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
+from tests.e2e.workers import only
 from tests.families.tiny import write_family
 from tests.measured_here import measured_here
 
@@ -49,23 +47,18 @@ class Start:
         self.recorder: Recorder | None = None
 
     def __call__(self, **sections: dict[str, Any]) -> Parts:
-        config = Config.model_validate(
-            {
-                "model": {"base": self.base},
-                "data": {"train": self._data},
-                "hardware": {"device": "cpu"},
-                **sections,
-            }
-        )
-        run = create_run(config, "start")
-        self.recorder = Recorder(run)
-        controls = Controls()
-        return build(config, self.recorder, controls, None)
+        values = {"model": {"base": self.base}, "data": {"train": self._data}, "hardware": {"device": "cpu"}}
+        config = Config.model_validate(values | sections)
+        self.recorder = Recorder(create_run(config, "start"))
+        return build(config, self.recorder, Controls(), None)
+
+    @property
+    def run(self) -> Run:
+        assert self.recorder is not None
+        return self.recorder.run
 
     def notices(self, code: str) -> list[NoticeEvent]:
-        assert self.recorder is not None
-        events = EventTail(self.recorder.run.events_path).read_all()
-        return [event for event in events if isinstance(event, NoticeEvent) and event.code == code]
+        return [notice for notice in only(NoticeEvent, self.run) if notice.code == code]
 
 
 @pytest.fixture
@@ -76,31 +69,22 @@ def start(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Start]:
         made.recorder.close("failed", "", FailedEvent(reason="", step=0, adapter=None))
 
 
-def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(module, name, full)
-
-
 @pytest.mark.parametrize(
-    ("inject", "sections", "place", "advice"),
+    ("where", "sections", "place", "advice"),
     [
-        (_in(ready_model, "attach_adapters"), {}, "in attaching the adapters", "Lower method.rank."),
-        (_in(adapters, "best_factors"), {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
-        (_in(adapters, "best_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
-        (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
-        (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
-        (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
+        ("setup.ready_model.attach_adapters", {}, "in attaching the adapters", "Lower method.rank."),
+        ("model.adapters.best_factors", {"method": {"init": "pissa"}}, "adapters", "Set method.init = default"),
+        ("model.adapters.best_factors", {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
+        ("setup.ready_model.choose_weights", {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
+        ("setup.ready_model.fuse_layers", {}, "in fusing the layers", "Set train.fused_layers = false."),
+        ("setup.objective.check_model", {}, "in the check of the model", "Close what else holds memory"),
+        ("setup.ready_model.create_handles", {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
 def test_running_out_of_memory_before_the_first_step_is_a_user_error(
-    start: Start,
-    monkeypatch: pytest.MonkeyPatch,
-    inject: Callable[[pytest.MonkeyPatch], None],
-    sections: dict[str, Any],
-    place: str,
-    advice: str,
+    start: Start, monkeypatch: pytest.MonkeyPatch, where: str, sections: dict[str, Any], place: str, advice: str
 ) -> None:
-    inject(monkeypatch)
+    monkeypatch.setattr(f"core.worker.{where}", full)
     with pytest.raises(MemoryShortageError) as caught:
         start(**sections)
     assert place in caught.value.message
@@ -112,9 +96,7 @@ def test_running_out_of_memory_before_the_first_step_is_a_user_error(
     [torch.OutOfMemoryError(FULL), MemoryError(), RuntimeError("CUDA driver error: out of memory")],
     ids=["device", "host", "driver"],
 )
-def test_a_model_that_does_not_fit_is_a_user_error(
-    start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_model_too_large_is_a_user_error(start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -142,22 +124,18 @@ def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch
     assert FULL in notice.message
 
 
-def test_handles_are_created_by_a_product_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    multiplied: list[torch.device] = []
-    monkeypatch.setattr(retry, "multiply_both_ways", multiplied.append)
-    retry.create_handles(torch.device("cpu"))
-    assert multiplied == []
-    retry.create_handles(torch.device("cuda", 0))
-    assert multiplied == [torch.device("cuda", 0)]
-
-
-def test_the_product_draws_nothing_and_leaves_nothing() -> None:
+def test_handles_are_created_on_a_card_by_a_product_that_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     retry.multiply_both_ways(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+    multiplied: list[torch.device] = []
+    monkeypatch.setattr(retry, "multiply_both_ways", multiplied.append)
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        retry.create_handles(device)
+    assert multiplied == [torch.device("cuda", 0)]
 
 
-def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
+def test_without_a_memory_plan_auto_reports_that_it_keeps_no_layers(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "spare_bytes", lambda *_: None)
@@ -165,8 +143,7 @@ def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
     start(model={"base": start.base, "keep_16bit": "auto"})
     (notice,) = start.notices("quantization")
     assert "keeps no layers: the memory of this model cannot be planned" in notice.message
-    assert start.recorder is not None
-    assert start.recorder.run.config().model.keep_16bit is None
+    assert start.run.config().model.keep_16bit is None
 
 
 def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +161,7 @@ def test_a_run_uses_earlier_measurements(start: Start, monkeypatch: pytest.Monke
     quantized = {name for name, module in parts.loaded.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
     assert any(".layers.1." in name for name in quantized)
     assert not any(".layers.0." in name for name in quantized)
-    assert start.recorder is not None
-    assert start.recorder.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
+    assert start.run.config().model.keep_16bit == ["model.layers.0.*", "model.layers.2.*"]
 
 
 @pytest.mark.long

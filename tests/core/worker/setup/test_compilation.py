@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 from transformers import MistralConfig
 
 from core.worker.data.batches import collate
@@ -20,7 +23,6 @@ from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.setup import compilation
 from core.worker.setup.compilation import (
-    Compilation,
     Counts,
     Toolchain,
     compile_layers,
@@ -96,20 +98,19 @@ def test_packed_rows_without_a_shared_prefix_need_few_programs_reported_once(tin
     # The first layer's input needs no gradient, the other layers' inputs do.
     assert_whole(compiled, 2)
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
-    assert_told_once(compiled)
+    reports: list[tuple[str, ...]] = []
+    for step in (compilation.REPORT_STEP - 1, compilation.REPORT_STEP, compilation.REPORT_STEP):
+        compiled.compilation.report(step, lambda *told: reports.append(told))
+        assert len(reports) == (step == compilation.REPORT_STEP)
+    programs = "2 programs for all of them and all lengths, none of them interrupted."
+    layers = len(decoder_layers(compiled.loaded.model))
+    assert reports == [("info", "compiled", f"The {layers} layers are compiled: {programs}", "")]
 
 
 @pytest.mark.long
-def test_recomputation_stays_outside(tiny_model_dir: Path) -> None:
-    compiled = Compiled(tiny_model_dir, share_prefix=False)
-    set_gradient_checkpointing(compiled.loaded.model, True)
-    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
-
-
-@pytest.mark.long
-def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
-    compiled = Compiled(tiny_model_dir, packing=True)
-    stored: list[int] = []
+@pytest.mark.parametrize("train", [{"packing": True}, {"share_prefix": False}])
+def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, bool]) -> None:
+    compiled, usual, stored = Compiled(tiny_model_dir, **train), plain(tiny_model_dir), list[int]()
 
     def store(tensor: torch.Tensor) -> torch.Tensor:
         stored.append(tensor.numel())
@@ -117,40 +118,15 @@ def test_offloading_stays_outside(tiny_model_dir: Path) -> None:
 
     away = ActivationOffload(wanted=lambda tensor: tensor.requires_grad, store=store)
     set_gradient_checkpointing(compiled.loaded.model, True, away)
-    assert_learns_by_the_same_programs(compiled, plain(tiny_model_dir))
-    assert stored
-
-
-def assert_learns_by_the_same_programs(compiled: Compiled, usual: Setup) -> None:
-    """First with activations recomputed, as the model is set, then with all kept."""
     compiled.loaded.model.train()
     assert_learns(compiled, usual, batches()[:3])
     assert_whole(compiled, 2)
+    assert stored
     before = compiled.graphs
     set_gradient_checkpointing(compiled.loaded.model, False)
     assert_learns(compiled, usual, batches())
     assert_whole(compiled, 2)
     assert compiled.graphs == before, "kept or recomputed, the programs are the same"
-
-
-def assert_told_once(compiled: Compiled) -> None:
-    reports: list[tuple[str, str, str]] = []
-
-    def tell(level: str, code: str, message: str, _hint: str) -> None:
-        reports.append((level, code, message))
-
-    compiled.compilation.report(compilation.REPORT_STEP - 1, tell)
-    assert reports == []
-    for _ in range(2):
-        compiled.compilation.report(compilation.REPORT_STEP, tell)
-    layers = len(decoder_layers(compiled.loaded.model))
-    assert reports == [
-        (
-            "info",
-            "compiled",
-            f"The {layers} layers are compiled: 2 programs for all of them and all lengths, none of them interrupted.",
-        )
-    ]
 
 
 @pytest.mark.long
@@ -228,10 +204,8 @@ def test_a_failed_trial_is_reported(tiny_model_dir: Path, broken: str) -> None:
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices), backend=broken)
-    assert notices == [
-        "not_compiled: The layers are fused instead of compiled: a trial of one of them failed "
-        "(RuntimeError: Python.h: No such file or directory)."
-    ]
+    reason = "a trial of one of them failed (RuntimeError: Python.h: No such file or directory)."
+    assert notices == [f"not_compiled: The layers are fused instead of compiled: {reason}"]
 
 
 def test_layers_run_uncompiled_when_compilation_fails_later(tiny_model_dir: Path, broken: str) -> None:
@@ -247,7 +221,7 @@ def test_layers_run_uncompiled_when_compilation_fails_later(tiny_model_dir: Path
     assert reports == []
 
 
-def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
+def test_want_of_memory_in_compiling_is_no_failure_of_the_compiler(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = Compiled(tiny_model_dir)
@@ -263,21 +237,14 @@ def test_memory_that_runs_out_in_compiling_is_no_failure_of_the_compiler(
     with pytest.raises(torch.OutOfMemoryError):
         compiled.gradient(rows())
     assert compiled.notices == []
-    assert compiled.compilation.health.failure is None
+    assert compiled.compilation.failure is None
 
 
-def test_errors_are_not_suppressed_in_the_whole_process(tiny_model_dir: Path) -> None:
-    before = torch._dynamo.config.suppress_errors
+def test_neither_are_errors_suppressed_in_the_whole_process_nor_is_a_higher_limit_lowered(tiny_model_dir: Path) -> None:
+    config = torch._dynamo.config
+    before, config.recompile_limit = config.suppress_errors, 200
     Compiled(tiny_model_dir)
-    assert torch._dynamo.config.suppress_errors == before
-
-
-def test_the_limit_of_programs_is_raised_and_never_lowered() -> None:
-    compilation._raise_limits()
-    assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
-    torch._dynamo.config.recompile_limit = 200
-    compilation._raise_limits()
-    assert torch._dynamo.config.recompile_limit == 200
+    assert (config.suppress_errors, config.recompile_limit) == (before, 200)
 
 
 # The report.
@@ -302,40 +269,21 @@ def test_a_limit_that_is_reached_is_seen() -> None:
         for by in range(4):
             fast(torch.ones(2), by)
     assert Counts.read().limited
-    assert isinstance(Compilation(1, compilation.Health(lambda *_: None), Counts.read()), Compilation)
 
 
 # The toolchain.
 
-UBUNTU = {"ID": "ubuntu", "ID_LIKE": "debian"}
-FEDORA = {"ID": "rocky", "ID_LIKE": "rhel centos fedora"}
-SUSE = {"ID": "opensuse-leap", "ID_LIKE": "suse opensuse"}
-
 
 @cases(
-    ("kind", "triton", "compiler", "headers", "system", "wanted"),
-    [
-        ("cuda", True, True, True, UBUNTU, None),
-        ("cpu", False, True, False, UBUNTU, None),
-        ("cpu", False, False, False, UBUNTU, ("there is no C++ compiler", "sudo apt install g++")),
-        ("cuda", False, True, True, UBUNTU, ("triton is not installed", "pip install triton")),
-        ("cuda", True, False, True, UBUNTU, ("no C compiler", "sudo apt install gcc")),
-        ("cuda", True, False, True, {"ID": "arch"}, ("no C compiler", "sudo pacman -S gcc")),
-        ("cuda", True, True, False, UBUNTU, ("Python.h", "sudo apt install python3.12-dev")),
-        ("cuda", True, True, False, FEDORA, ("Python.h", "sudo dnf install python3.12-devel")),
-        ("cuda", True, True, False, SUSE, ("Python.h", "sudo zypper install python312-devel")),
-        ("cuda", True, False, True, {}, ("no C compiler", "Install gcc or clang with the system's package manager.")),
-    ],
+    ("kind", "has", "system", "lacks", "advice"),
+    yaml.safe_load((Path(__file__).parent / "toolchains.yaml").read_text(encoding="utf-8")),
 )
-def test_requirements_of_the_compiler(
-    kind: str, triton: bool, compiler: bool, headers: bool, system: dict[str, str], wanted: tuple[str, str] | None
-) -> None:
-    found = missing(Toolchain(kind, triton, compiler, headers, "3.12", system))
-    if wanted is None or found is None:
-        assert found == wanted
-        return
-    assert wanted[0] in found[0]
-    assert found[1].endswith(wanted[1])
+def test_requirements_of_the_compiler(kind: str, has: str, system: dict[str, str], lacks: str, advice: str) -> None:
+    found = missing(Toolchain(kind, "triton" in has, "compiler" in has, "headers" in has, "3.12", system))
+    problem, hint = found or ("", "")
+    assert bool(lacks) is (found is not None)
+    assert lacks in problem
+    assert hint.endswith(advice)
 
 
 def test_a_c_compiler_is_found_as_triton_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -352,9 +300,6 @@ def test_a_c_compiler_is_found_as_triton_finds_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
     def none_found() -> str:
         raise InvalidCxxCompiler
 
@@ -362,7 +307,6 @@ def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, mo
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices))
-    assert notices == [
-        "not_compiled: The layers are fused instead of compiled: there is no C++ compiler on this machine."
-    ]
+    reason = "there is no C++ compiler on this machine."
+    assert notices == [f"not_compiled: The layers are fused instead of compiled: {reason}"]
     assert Counts.read().graphs == 0

@@ -1,12 +1,6 @@
-"""Device of a run: the card's power limit through the real binding on a fake driver, notices, a usable optimizer."""
+"""Device of a run: notices of its governor, and a usable optimizer."""
 
 from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,60 +11,10 @@ from core.runs.record.events import GovernorEvent
 from core.worker.setup import device as settled
 from core.worker.setup.device import with_usable_optimizer
 from tests.cases import cases
-from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder
 
-ROOT = Path(__file__).parents[4]
-CARD = "GPU-00000010-1111-2222-3333-444455556666"
-PROGRAM = f"""
-import json
-from core.errors import UserError
-from core.hardware.sampler import Sampler
-from core.worker.setup.device import CardPower
 
-lever, meters, told = CardPower(), Sampler(), []
-limit = lambda: meters.refresh(5.0)[0].power_limit_w
-try:
-    told += [limit(), lever.set("{CARD}", 200.0), limit(), lever.restore("{CARD}"), limit()]
-except UserError as error:
-    told = [error.message, error.hint]
-print(json.dumps(told))
-"""
-
-
-@pytest.mark.parametrize(
-    ("scenario", "told"),
-    [
-        ("", [450.0, 450.0, 200.0, 450.0, 450.0]),
-        (
-            "denied=1\n",
-            [
-                "This user may not set the power limit of GPU 0: root alone may.",
-                "Run: sudo nvidia-smi -i 0 -pl 200",
-            ],
-        ),
-    ],
-)
-def test_the_limit_is_set_and_put_back_or_refused(
-    fake_driver: Path, tmp_path: Path, scenario: str, told: list[object]
-) -> None:
-    (tmp_path / "scenario").write_text(scenario)
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(fake_driver),
-        "FAKE_NVML": "",
-        "FAKE_NVML_FILE": str(tmp_path / "scenario"),
-        "LOCALTUNE_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == told
-
-
-def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(
+def test_a_pause_for_disk_space_is_reported_to_the_user_and_one_for_heat_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = ToldRecorder()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     Mamba2Config,
     MistralConfig,
 )
+from transformers.models.mistral import modeling_mistral
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -26,11 +28,10 @@ from core.worker.fused import attention
 from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.reference import AdapterOffReference
-from core.worker.model.model import LoadedModel, trainable_parameters
-from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.loss.objectives import AdapterOffReference
+from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
+from core.worker.setup.objective import SelfCheck, check_model, choose_packing, wants_packing
 from core.worker.setup.ready_model import fuse_layers
-from core.worker.setup.self_check import SelfCheck, check_model
 from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper, adapted
 
@@ -72,25 +73,18 @@ class Setup:
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
 
 
-@cases("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
-def test_gradients_of_a_batch_are_the_sums_over_its_rows(tiny_model_dir: Path, train: dict[str, Any]) -> None:
+@cases(
+    ("train", "recomputed"),
+    [({}, False), ({}, True), ({"packing": True}, False), ({"packing": True, "share_prefix": False}, False)],
+)
+def test_gradients_of_a_batch_are_sums_over_rows(tiny_model_dir: Path, train: dict[str, Any], recomputed: bool) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
-    assert (together.loss.packing.share, together.loss.packing.pack) == (
-        train.get("share_prefix", True),
-        train.get("packing", False),
-    )
+    assert together.loss.packing.share is train.get("share_prefix", True)
+    assert together.loss.packing.pack is train.get("packing", False)
+    set_gradient_checkpointing(together.loaded.model, recomputed)
     wanted = torch.stack([plain.gradient([row]) for row in rows()]).sum(dim=0)
     torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
-
-
-def test_packed_rows_do_not_see_each_other(tiny_model_dir: Path) -> None:
-    """The gradient of two packed rows changes by that of the second alone when the second changes."""
-    setup = Setup(tiny_model_dir, config(train={"packing": True, "share_prefix": False}))
-    first, second, third = rows()[:3]
-    left = setup.gradient([first, second]) - setup.gradient([second])
-    right = setup.gradient([first, third]) - setup.gradient([third])
-    torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-3)
 
 
 @cases("method", [{"dropout": 0.1}, {"neftune_alpha": 5.0}])
@@ -98,87 +92,47 @@ def test_rows_with_draws_of_their_own_share_nothing(tiny_model_dir: Path, method
     assert not Setup(tiny_model_dir, config(method=method)).loss.packing.share
 
 
-@cases("kind", ["resid_pdrop", "attn_pdrop"])
-def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) -> None:
+@cases("dropout", [{}, {"resid_pdrop": 0.1}, {"attn_pdrop": 0.1}])
+def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(dropout: dict[str, float]) -> None:
     shape = {"vocab_size": 260, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     still = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    before = torch.get_rng_state()
-    assert arrange(GPT2Config(**shape, **still)).packing.share
-    assert not arrange(GPT2Config(**shape, **still | {kind: 0.1})).packing.share
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(GPT2Config(**shape, **still))
-    after = torch.get_rng_state()
-    arrange(GPT2Config(**shape, **still | {kind: 0.1}))
-    assert torch.equal(torch.get_rng_state(), after), "the check leaves no trace"
-    torch.set_rng_state(before)
+    assert arrange(GPT2Config(**shape, **still | dropout)).packing.share is (not dropout)
 
 
-def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path) -> None:
-    from core.worker.model.model import set_gradient_checkpointing
-
-    setup = Setup(tiny_model_dir, config())
-    wanted = setup.gradient(rows())
-    set_gradient_checkpointing(setup.loaded.model, True)
-    torch.testing.assert_close(setup.gradient(rows()), wanted, atol=1e-6, rtol=1e-4)
-
-
-class Windows(Setup):
-    """A whole step over all rows."""
-
-    def __init__(self, directory: Path, wanted: Config) -> None:
-        super().__init__(directory, wanted)
-        self.notices: list[str] = []
-        self.windows = Stepper(
-            self.loaded,
-            self.loss,
-            rows(),
-            notice=lambda code, _message, _hint: self.notices.append(code),
-            free_caches=self.fused.drop_weights,
-        )
-
-    def run(self) -> tuple[float, torch.Tensor]:
-        """Loss and gradient."""
-        result = self.windows.run(range(len(rows())), where="step 1")
-        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
-        return result.loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
+def windows(setup: Setup) -> Stepper:
+    """Steps over all rows."""
+    return Stepper(setup.loaded, setup.loss, rows(), free_caches=setup.fused.drop_weights)
 
 
 @cases("train", [{}, {"packing": True}])
 @cases("budget", [1, 90])
-def test_a_step_with_shared_beginnings_does_not_depend_on_the_cut(
-    tiny_model_dir: Path, train: dict[str, Any], budget: int
-) -> None:
-    whole, cut = (Windows(tiny_model_dir, config(train=train)) for _ in range(2))
-    assert whole.loss.packing.share
-    cut.windows.state.token_budget = budget
-    loss, gradient = whole.run()
-    other, found = cut.run()
+def test_shared_beginnings_do_not_depend_on_the_cut(tiny_model_dir: Path, train: dict[str, Any], budget: int) -> None:
+    steps = windows(Setup(tiny_model_dir, config(train=train)))
+    assert steps.micro_batches.loss.packing.share
+    loss, gradient = steps.run_anew(range(len(rows())))
+    steps.state.token_budget = budget
+    other, found = steps.run_anew(range(len(rows())))
     assert other == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
+def test_a_step_runs_again_when_a_fused_backward_lacks_memory(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = Windows(tiny_model_dir, config())
-    setup.windows.state.token_budget = 200
-    loss, gradient = setup.run()
-    usual: Any = LoraLinear.backward
-    calls = 0
+    steps = windows(Setup(tiny_model_dir, config()))
+    steps.state.token_budget = 200
+    loss, gradient = steps.run_anew(range(len(rows())))
+    usual, calls = LoraLinear.backward, itertools.count(1)
 
     def failing(ctx: Any, *outputs: torch.Tensor) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 7:
+        if next(calls) == 7:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return usual(ctx, *outputs)
 
     monkeypatch.setattr(LoraLinear, "backward", staticmethod(failing))
-    for parameter in trainable_parameters(setup.loaded.model):
-        parameter.grad = None
-    other, found = setup.run()
-    assert setup.notices == ["memory_cut"]
-    assert calls > 7
+    other, found = steps.run_anew(range(len(rows())))
+    assert steps.notices == ["memory_cut"]
+    assert next(calls) > 8
     assert other == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
 
@@ -202,6 +156,13 @@ def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
     wanted = config(train=train)
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
     return settle(wanted, loaded, fuse_layers(wanted, loaded))
+
+
+def assert_as_padded(loss: SupervisedLoss) -> None:
+    """The loss is that of the padded batch."""
+    batch = collate(rows(), 0, torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
 
 
 SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -249,13 +210,10 @@ def test_attention_has_a_price_where_a_card_needs_masks(tiny_model_dir: Path, ma
 
 
 def test_a_family_that_looks_into_its_masks_gets_them_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.mistral import modeling_mistral
-
     usual = modeling_mistral.MistralAttention.forward
 
     def looking(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
+        if (mask := kwargs.get("attention_mask")) is not None:
             kwargs["attention_mask"] = mask[:, :, :, : hidden_states.shape[1]]
         return usual(self, hidden_states, *args, **kwargs)
 
@@ -263,18 +221,14 @@ def test_a_family_that_looks_into_its_masks_gets_them_spelled_out(monkeypatch: p
     monkeypatch.setattr(attention, "_windowed", {"cpu"})
     loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26))
     assert attention._windowed == set()
-    batch = collate(rows(), 0, torch.device("cpu"))
-    with torch.no_grad():
-        torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
+    assert_as_padded(loss)
 
 
 def test_rows_longer_than_a_window_go_padded() -> None:
     """A window shorter than the rows: refused by the layout, and right all the same."""
     loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), packing=True)
     assert loss.packing.pack
-    batch = collate(rows(), 0, torch.device("cpu"))
-    with torch.no_grad():
-        torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
+    assert_as_padded(loss)
 
 
 def test_nothing_is_fused_that_is_not_wanted(tiny_model_dir: Path) -> None:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from core.config import targets
-from core.config.schema import MethodSection
+from core.config.schema import Config, MethodSection
 from core.errors import UserError
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
+from core.worker.data.packing import Packing
+from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
-from core.worker.setup.objective import choose_packing, wants_packing
 from core.worker.setup.ready_model import fuse_layers
-from core.worker.setup.self_check import check_model
 from tests.cases import cases
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
-from tests.core.worker.setup.test_fast_paths import config
+from tests.core.worker.setup.test_fast_paths import config, rows, settle
 from tests.families.tiny import FAMILIES
 from tests.short_list import long_but
 
@@ -34,18 +32,7 @@ TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron
 FEW = ("qwen3_5", "lfm2", "falcon_h1")
 
 
-def rows(count: int = 4) -> list[TokenizedRow]:
-    random = np.random.default_rng(0)
-    made = []
-    for _ in range(count):
-        ids = np.concatenate([np.arange(30, 50), random.integers(5, 250, random.integers(4, 20))]).astype(np.int32)
-        supervised = np.zeros(len(ids), dtype=np.bool_)
-        supervised[22:] = True
-        made.append(TokenizedRow(ids, supervised))
-    return made
-
-
-def ready(name: str, **train: Any) -> tuple[LoadedModel, Any, Any]:
+def ready(name: str, **train: Any) -> tuple[LoadedModel, Config, Fused]:
     """A model of a family with adapters on its attention and its states, fused."""
     model = make_hybrid(name)
     model.requires_grad_(False)
@@ -59,10 +46,38 @@ def ready(name: str, **train: Any) -> tuple[LoadedModel, Any, Any]:
     return loaded, wanted, fuse_layers(wanted, loaded)
 
 
-def choose(loaded: LoadedModel, wanted: Any, fused: Any) -> Any:
-    laid_out = wants_packing(wanted, fused)
-    found = check_model(loaded, SupervisedLoss(loaded.model), rows(), contextlib.nullcontext, laid_out=laid_out)
-    return choose_packing(wanted, loaded, rows(), fused, found)
+def choose(loaded: LoadedModel, wanted: Config, fused: Fused) -> Packing:
+    return settle(wanted, loaded, fused).packing
+
+
+@pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
+def test_packing_is_refused_with_the_reason_and_beginnings_are_not_shared(name: str) -> None:
+    loaded, wanted, fused = ready(name, packing=True)
+    kinds = recurrent_kinds(loaded.model)
+    with pytest.raises(UserError, match="would not be kept apart") as refusal:
+        choose(loaded, wanted, fused)
+    if fused.attention:
+        reason = f"its {describe_kind(kinds[0])} carry a state from token to token, which would run on into the next"
+        assert f"would not be kept apart: {reason} row." in refusal.value.message
+    assert "train.packing = false" in refusal.value.hint
+    packing = choose(*ready(name, share_prefix=True))
+    assert (packing.share, packing.pack) == (False, False)
+
+
+@pytest.mark.parametrize("name", long_but(FEW, TUNED))
+def test_rows_in_a_batch_give_the_same_result_as_alone_and_with_activations_recomputed(name: str) -> None:
+    """Whatever they are padded with and however far."""
+    loaded, wanted, fused = ready(name)
+    loss = settle(wanted, loaded, fused)
+    loaded.model.train()
+    together, gradient = gradients(loaded, loss, rows(4))
+    alone = [gradients(loaded, loss, [row]) for row in rows(4)]
+    assert together == pytest.approx(sum(value for value, _ in alone), rel=1e-5)
+    torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
+    set_gradient_checkpointing(loaded.model, True)
+    again, recomputed = gradients(loaded, loss, rows(4))
+    assert again == pytest.approx(together, rel=1e-6)
+    torch.testing.assert_close(recomputed, gradient, rtol=1e-6, atol=1e-6)
 
 
 def gradients(loaded: LoadedModel, loss: SupervisedLoss, chosen: list[TokenizedRow]) -> tuple[float, torch.Tensor]:
@@ -89,13 +104,6 @@ def test_packing_is_refused_with_the_reason(name: str) -> None:
     assert "train.packing = false" in refusal.value.hint
 
 
-@pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
-def test_beginnings_are_not_shared(name: str) -> None:
-    packing = choose(*ready(name, share_prefix=True))
-    assert not packing.share
-    assert not packing.pack
-
-
 @pytest.mark.parametrize("name", long_but(FEW, TUNED))
 def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
     """Whatever they are padded with and however far."""
@@ -108,22 +116,8 @@ def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
     torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", long_but(FEW, TUNED))
-def test_recomputed_activations_give_the_same(name: str) -> None:
-    loaded, wanted, fused = ready(name)
-    loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
-    loaded.model.train()
-    kept = gradients(loaded, loss, rows())
-    set_gradient_checkpointing(loaded.model, True)
-    recomputed = gradients(loaded, loss, rows())
-    assert recomputed[0] == pytest.approx(kept[0], rel=1e-6)
-    torch.testing.assert_close(recomputed[1], kept[1], rtol=1e-6, atol=1e-6)
-
-
 @cases(("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")])
-def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
-    installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_read_past_by_kernels_stay_plain(installed: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "has_mamba_kernels", lambda: installed)
     model = make_hybrid(name)
     kept = FourBitQuantizer(four_bit_config(torch.float32), pre_quantized=False).get_modules_to_not_convert(model)

@@ -19,12 +19,12 @@ from core.errors import UserError
 from core.runs.catalog.trained import find_trained
 from core.runs.record.events import NoticeEvent, StoppedEvent
 from core.runs.record.store import Run, create_run
-from core.runs.record.tail import EventTail
 from core.sandbox import pool
 from core.sandbox.pool import POOL
 from core.worker.process.recorder import Recorder
 from core.worker.setup import preparation
 from core.worker.setup.preparation import Prepared, prepare
+from tests.e2e.workers import only
 from tests.hostile_templates import SLOW
 
 THINKS = (
@@ -91,11 +91,6 @@ def test_the_chat_of_a_run_without_a_result_has_the_template_with_its_variables(
     assert Path(trained.template).read_text() == found.template
 
 
-def test_a_variable_that_the_template_does_not_read_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sets effort, which the chat template does not read"):
-        prepared(model, tmp_path, variables={"effort": "low"})
-
-
 def test_a_model_without_a_template_has_no_variables(model: Path, tmp_path: Path) -> None:
     (model / "chat_template.jinja").unlink()
     settings = json.loads((model / "tokenizer_config.json").read_text())
@@ -112,8 +107,7 @@ def test_rows_with_pictures_and_unread_columns_are_reported(model: Path, tmp_pat
     ]
     run, found = prepared(model, tmp_path, rows)
     assert len(found.dataset.rows) == 1
-    events = EventTail(run.events_path).read_all()
-    notices = {event.code: event for event in events if isinstance(event, NoticeEvent)}
+    notices = {notice.code: notice for notice in only(NoticeEvent, run)}
     dropped, unread = notices["dropped_has_media"], notices["columns_not_read"]
     assert "1 row is not used. rows.jsonl, line 1: The column video holds video" in dropped.message
     assert (dropped.level, unread.level) == ("warning", "info")

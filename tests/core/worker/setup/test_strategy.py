@@ -34,6 +34,8 @@ from core.worker.setup.strategy import check_strategy, settle_options, settle_st
 from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
+Patch = pytest.MonkeyPatch
+
 
 class Two(Ranks):
     """The first of two processes; the other raises flags of its own."""
@@ -62,29 +64,32 @@ def settled(
     return found.distributed.strategy
 
 
-def small(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def small(monkeypatch: Patch, size: int) -> None:
     machine = memory_decision._machine(torch.device("cpu"))
     monkeypatch.setattr(memory_decision, "_with_limit", lambda _: replace(machine, limit_bytes=size))
 
 
-def test_auto_replicates_a_model_that_fits(tiny_model_dir: Path) -> None:
-    told = ToldRecorder()
-    assert settled(tiny_model_dir, Two(False), told) == "replicate"
-    assert not told.notices
-
-
-def test_auto_shards_a_model_that_is_too_large_and_reports_it(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+@cases(
+    ("room", "ranks", "options", "strategy", "said"),
+    [
+        (1 << 40, Two(False), {}, "replicate", []),
+        (1 << 20, Two(False), {}, "fsdp2", ["Strategy fsdp2: with the whole model"]),
+        (1 << 40, Two(True), {}, "fsdp2", ["Strategy fsdp2: another process's card is too small"]),
+        (1 << 20, Two(False), {"train": {"objective": "dpo"}}, "replicate", []),  # it cannot be sharded
+        (1 << 40, Ranks.single(), {}, "auto", []),
+        (1 << 20, Two(True), {"distributed": {"strategy": "replicate"}}, "replicate", []),
+    ],
+)
+def test_auto_shards_a_model_that_is_too_large_for_any_process(
+    tiny_model_dir: Path, monkeypatch: Patch, room: int, ranks: Ranks, options: Any, strategy: str, said: list[str]
 ) -> None:
     told = ToldRecorder()
-    small(monkeypatch, 1 << 20)
-    assert settled(tiny_model_dir, Two(False), told) == "fsdp2"
-    assert "Strategy fsdp2: with the whole model" in told.notices[0].message
+    small(monkeypatch, room)
+    assert settled(tiny_model_dir, ranks, told, **options) == strategy
+    assert [notice.message[: len(said[0])] for notice in told.notices] == said
 
 
-def test_auto_uses_the_plan_for_the_lengths_of_the_rows(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_plans_for_the_lengths_of_the_rows(tiny_model_dir: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": "a few words " * (1 + number % 3)}) + "\n" for number in range(20)))
     options: dict[str, dict[str, Any]] = {
@@ -118,27 +123,11 @@ def test_auto_uses_the_plan_for_the_lengths_of_the_rows(
         assert assumed.reason.endswith("; all rows are assumed to have train.max_length tokens.")
 
 
-def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
-    told = ToldRecorder()
-    assert settled(tiny_model_dir, Two(True), told) == "fsdp2"
-    assert "another process's card is too small" in told.notices[0].message
-
-
-def test_auto_replicates_a_model_that_cannot_be_sharded(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch, 1 << 20)
-    assert settled(tiny_model_dir, Two(False), ToldRecorder(), train={"objective": "dpo"}) == "replicate"
-
-
 def test_a_strategy_for_one_process_is_refused_before_the_rows_are_read(tiny_model_dir: Path) -> None:
     none = config_of(tiny_model_dir, distributed={"strategy": "none"})
     check_strategy(none, Ranks.single())
     with pytest.raises(UserError, match=r"distributed\.strategy is none, with 2 processes"):
         check_strategy(none, Ranks(0, 2))
-
-
-def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
-    assert settled(tiny_model_dir, Ranks.single(), ToldRecorder()) == "auto"
-    assert settled(tiny_model_dir, Two(True), ToldRecorder(), distributed={"strategy": "replicate"}) == "replicate"
 
 
 class Shared(Strategy):
@@ -157,8 +146,6 @@ def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: st
     found = settle_options(config, Shared(Orders(Ranks(0, 2))), told)
     assert config_hash(found) == config_hash(config)
     assert found.memory.gradient_checkpointing == "on"
-    assert [notice.message.split(":")[0] for notice in told.notices] == [
-        "Activations are recomputed",
-        "Layers are not compiled",
-    ]
+    begins = [notice.message.split(":")[0] for notice in told.notices]
+    assert begins == ["Activations are recomputed", "Layers are not compiled"]
     assert settle_options(config, Strategy(Orders(Ranks(0, 2))), told) is config

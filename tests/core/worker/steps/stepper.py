@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +58,7 @@ class NoGovernor(Governor):
     """A governor that lets a run go at its full speed."""
 
     def __init__(self) -> None:
-        self.throttle = Throttle(Controls())
+        self.throttle, self.pause, self._wants_checkpoint = Throttle(Controls()), None, False
 
 
 class Stepper:
@@ -72,6 +72,7 @@ class Stepper:
         noise: On the embeddings; None for none.
         offload: Offloads the inputs of recomputed layers; None if unavailable.
         whole: Whether a window must be one micro-batch.
+        notice: Receives notices; None to keep their codes in :attr:`notices`.
         options: As for :class:`MicroBatches`.
     """
 
@@ -85,9 +86,10 @@ class Stepper:
         noise: EmbeddingNoise | None = None,
         offload: ActivationOffload | None = None,
         whole: bool = False,
-        notice: Callable[[str, str, str], None] = lambda *_: None,
+        notice: Callable[[str, str, str], None] | None = None,
         **options: Any,
     ) -> None:
+        self.model, self.notices = loaded.model, list[str]()
         objective = objective or SupervisedObjective(loss, rows)
         self.state = make_state(first_budget(loaded.device, whole=whole))
         self.checkpointing = GradientCheckpointing(loaded.model, self.state, offload)
@@ -99,7 +101,7 @@ class Stepper:
             self.state,
             self.checkpointing,
             max_rows=None,
-            notice=notice,
+            notice=notice or (lambda code, *_: self.notices.append(code)),
             whole=whole,
             **options,
         )
@@ -119,13 +121,38 @@ class Stepper:
         config = Config.model_validate({"data": {"train": "rows.jsonl"}})
         self.recipe = FinetuneRecipe(config, ToldRecorder(), Controls(), parts)
 
-    def run(self, window: Sequence[int], *, where: str) -> Gradients:
+    def run(self, window: Sequence[int], *, where: str = "step 1") -> Gradients:
         """The gradients of a window, cut finer until it fits."""
         for attempt in self.micro_batches.attempts(window, where=where):
             with attempt:
                 result = self.recipe.accumulate(attempt.micro_batches)
         return replace(result, rewards=self.recipe.parts.objective.rewards())
 
+    def gradient(self) -> torch.Tensor:
+        """All gradients in one row."""
+        grads = [parameter.grad for parameter in trainable_parameters(self.model)]
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+    def run_anew(self, window: Sequence[int]) -> tuple[float, torch.Tensor]:
+        """Loss and gradient of a window, without the gradients of earlier ones."""
+        self.model.zero_grad()
+        return self.run(window).loss, self.gradient()
+
     def rehearse(self, batch_size: int) -> tuple[int, int]:
         """Rows and length of the largest micro-batch that fits."""
         return self.micro_batches.rehearse(batch_size, self.recipe.accumulate)
+
+
+class FailingLoss(SupervisedLoss):
+    """Raises torch's own out-of-memory error at chosen calls, or for every batch beyond so many tokens."""
+
+    def __init__(self, model: Any, fail_at: Collection[int], max_tokens: int = 10_000) -> None:
+        super().__init__(model)
+        self.calls, self.fail_at, self.max_tokens, self.sizes = 0, fail_at, max_tokens, list[int]()
+
+    def hidden(self, input_ids: torch.Tensor, supervised: torch.Tensor, **options: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.sizes.append(input_ids.numel())
+        return super().hidden(input_ids, supervised, **options)

@@ -10,47 +10,21 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
+from core.worker.model.model import decoder_layers, set_gradient_checkpointing
 from core.worker.steps import GradientCheckpointing
 from tests.cases import cases
+from tests.core.worker.setup.test_memory_decision import MODELS
 from tests.core.worker.steps.stepper import make_state
-from tests.core.worker.steps.test_window import WINDOW, Setup
+from tests.core.worker.steps.test_window import WINDOW, Windows
 
-#: Small shapes of the families whose memory is planned.
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_local_experts": 4}
-LATENT = {
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_key_value_heads": 4,
-}
-PLAIN = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "starcoder2", "olmo2")
-FAMILIES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys((*PLAIN, "granite", "smollm3"), SHAPE),
-    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 64},
-    "gpt_neox": {**SHAPE, "hidden_size": 32},
-    **{family: {**SHAPE, **EXPERTS} for family in ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")},
-    **{family: {**SHAPE, **EXPERTS, **LATENT} for family in ("deepseek_v2", "deepseek_v3")},
-}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+#: The families whose memory is planned, and two more.
+FAMILIES = {name: model for name, model in MODELS.items() if "vision_config" not in model}
+FAMILIES |= {name: {**MODELS["granite"], "model_type": name} for name in ("smollm3", "gpt_neox")}
+
+
+def make(family: str, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**FAMILIES[family], **IDS, **options}))
 
 
 def recomputed(model: Any) -> Iterator[bool]:
@@ -61,42 +35,38 @@ def recomputed(model: Any) -> Iterator[bool]:
 
 @cases("family", FAMILIES)
 def test_every_family_has_a_switch_for_each_layer(family: str) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
-    assert set_gradient_checkpointing(model, True, kept_layers=3) == 3
-    assert list(recomputed(model)) == [True, False, False, False]
+    model = make(family)
+    layers = len(decoder_layers(model))
+    assert set_gradient_checkpointing(model, True, kept_layers=layers - 1) == layers - 1
+    assert list(recomputed(model)) == [True] + [False] * (layers - 1)
     assert set_gradient_checkpointing(model, True) == 0
-    assert list(recomputed(model)) == [True] * 4
-    assert set_gradient_checkpointing(model, False, kept_layers=3) == 0
-    assert list(recomputed(model)) == [False] * 4
+    assert list(recomputed(model)) == [True] * layers
+    assert set_gradient_checkpointing(model, False, kept_layers=2) == 0
+    assert list(recomputed(model)) == [False] * layers
     ran: list[int] = []
-    set_gradient_checkpointing(model.train(), True, kept_layers=3)
+    set_gradient_checkpointing(model.train(), True, kept_layers=layers - 1)
     for place, layer in enumerate(decoder_layers(model)):
-        layer.register_forward_pre_hook(lambda *_, place=place: ran.append(place))
-        # Within the layer, so that a recomputation calls it again.
-        child = next(layer.children())
-        child.register_forward_pre_hook(lambda *_, place=place: ran.append(place))
+        # The child is within the layer, so that a recomputation calls it again.
+        for module in (layer, next(layer.children())):
+            module.register_forward_pre_hook(lambda *_, place=place: ran.append(place))
     model(input_ids=torch.randint(3, 60, (1, 8)), use_cache=False).logits.sum().backward()
-    assert [ran.count(place) for place in range(4)] == [3, 2, 2, 2]
+    assert [ran.count(place) for place in range(layers)] == [3] + [2] * (layers - 1)
 
 
 @cases("kept", [0, 1, 2])
 def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, kept: int) -> None:
     """With dropout, whose masks are drawn again."""
-    gradients = []
-    for chosen in (None, kept):
-        setup = Setup(tiny_model_dir, dropout=0.3)
-        if chosen is not None:
-            setup.windows.checkpointing.enable(kept_layers=chosen)
-            layers = len(decoder_layers(setup.loaded.model))
-            assert sum(recomputed(setup.loaded.model)) == layers - setup.windows.state.kept_layers
-        torch.manual_seed(7)
-        setup.windows.run(WINDOW, where="step 1")
-        gradients.append(setup.gradient())
-    assert torch.equal(*gradients)
+    steps = Windows(tiny_model_dir, dropout=0.3)
+    torch.manual_seed(7)
+    _, wanted = steps.run_anew(WINDOW)
+    steps.checkpointing.enable(kept_layers=kept)
+    assert sum(recomputed(steps.model)) == len(decoder_layers(steps.model)) - steps.state.kept_layers
+    torch.manual_seed(7)
+    assert torch.equal(steps.run_anew(WINDOW)[1], wanted)
 
 
 def test_fewer_layers_are_kept_each_time_memory_runs_out() -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{**SHAPE, "num_hidden_layers": 32}))
+    model = make("llama", num_hidden_layers=32, hidden_size=64, intermediate_size=64)
     checkpointing = GradientCheckpointing(model, make_state())
     found: list[int] = []
     while not found or found[-1]:
@@ -107,7 +77,7 @@ def test_fewer_layers_are_kept_each_time_memory_runs_out() -> None:
 
 
 def test_a_model_without_switches_per_layer_is_recomputed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE))
+    model = make("llama")
     state = make_state()
     state.checkpointing, state.kept_layers = True, 2
     # As in models that call the checkpoint function themselves.
@@ -117,19 +87,17 @@ def test_a_model_without_switches_per_layer_is_recomputed_as_a_whole(monkeypatch
 
 
 def test_kept_layers_are_saved_and_states_of_earlier_versions_have_none(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir)
-    loaded: LoadedModel = setup.loaded
-    state = setup.windows.state
-    setup.windows.checkpointing.enable(kept_layers=1)
-    assert state.kept_layers == 1
+    steps = Windows(tiny_model_dir)
+    model, state = steps.model, steps.state
+    steps.checkpointing.enable(kept_layers=1)
     facts = {**state.facts(), "step": 3}
     assert facts["kept_layers"] == 1
     state.kept_layers = 0
     state.restore(facts)
-    setup.windows.checkpointing.apply()
-    assert (state.kept_layers, list(recomputed(loaded.model))[-1]) == (1, False)
+    steps.checkpointing.apply()
+    assert (state.kept_layers, list(recomputed(model))[-1]) == (1, False)
     del facts["kept_layers"]
     state.restore(facts)
-    setup.windows.checkpointing.apply()
+    steps.checkpointing.apply()
     assert (state.checkpointing, state.kept_layers) == (True, 0)
-    assert all(recomputed(loaded.model))
+    assert all(recomputed(model))

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.worker.data.dataset import Dataset
-from core.worker.evaluate.evaluate import Evaluator
-from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import SupervisedObjective
-from core.worker.model.model import make_accelerator, trainable_parameters
 from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.steps import EmbeddingNoise
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper, adapted
-from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows
+from tests.core.worker.steps.stepper import FailingLoss, Stepper, adapted
+from tests.core.worker.steps.test_window import WINDOW, assert_alike, make_rows
 
 ALPHA = 40.0
 
 
-class Noisy:
-    """A tiny model whose windows have noise, or have none."""
+class Noisy(Stepper):
+    """Windows of a tiny model that have noise, or have none."""
 
-    def __init__(self, directory: Path, alpha: float | None = ALPHA, fail_at: set[int] | None = None) -> None:
-        self.loaded = adapted(directory)
-        model = self.loaded.model
-        self.noise = None if alpha is None else EmbeddingNoise(model, alpha)
-        self.loss = SupervisedLoss(model)
-        self.accelerator = make_accelerator(self.loaded)
-        self.windows = Stepper(
-            self.loaded,
-            FailingLoss(model, fail_at or set()),
-            make_rows(),
-            notice=lambda *_: None,
-            noise=self.noise,
-        )
-
-    def run(self, window: list[int] = WINDOW) -> tuple[float, torch.Tensor]:
-        for parameter in trainable_parameters(self.loaded.model):
-            parameter.grad = None
-        loss = self.windows.run(window, where="step 1").loss
-        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
-        return loss, torch.cat([grad.flatten() for grad in grads if grad is not None])
+    def __init__(self, directory: Path, alpha: float | None = ALPHA, fail_at: Collection[int] = ()) -> None:
+        loaded = adapted(directory)
+        self.noise = EmbeddingNoise(loaded.model, alpha)
+        super().__init__(loaded, FailingLoss(loaded.model, fail_at), make_rows(), noise=self.noise)
 
 
 def added(model: Noisy, rows: list[int], lengths: list[int], ids: torch.Tensor) -> torch.Tensor:
     """The noise added to the embeddings."""
-    assert model.noise is not None
-    embeddings = model.loaded.model.get_input_embeddings()
+    embeddings = model.model.get_input_embeddings()
     clean = embeddings(ids)
     with model.noise.on(rows, lengths):
         noisy = embeddings(ids)
@@ -73,67 +52,36 @@ def test_noise_is_uniform_scaled_as_in_the_paper_and_only_on_real_tokens(tiny_mo
         assert abs(float(part.mean())) < 0.02 * limit
 
 
-def test_training_has_noise_and_evaluation_has_none(tiny_model_dir: Path) -> None:
+def test_training_has_noise(tiny_model_dir: Path) -> None:
     plain, noisy = Noisy(tiny_model_dir, None), Noisy(tiny_model_dir)
-    clean, _ = plain.run()
-    assert abs(noisy.run()[0] - clean) > 1e-4
-    for model in (plain, noisy):
-        rows = torch.as_tensor(make_rows()[0].input_ids[None].astype("int64"))
-        assert model.loss.verify(rows)[0] < 1e-3
-    measured = []
-    for model in (plain, noisy):
-        evaluator = Evaluator(
-            model.loaded,
-            Dataset(rows=make_rows(), examples=[], read=8),
-            objective=SupervisedObjective(model.loss, make_rows()),
-            token_budget=512,
-            autocast=model.accelerator.autocast,
-            max_new_tokens=0,
-            template=None,
-            check=lambda: None,
-        )
-        event, _ = evaluator.measure(1, lambda *_: None)
-        measured.append(event.loss)
-    assert measured[0] == measured[1]
+    assert abs(noisy.run_anew(WINDOW)[0] - plain.run_anew(WINDOW)[0]) > 1e-4
 
 
 def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_model_dir: Path) -> None:
     model = Noisy(tiny_model_dir)
     state = rng_state()
-    first = model.run()
-    second = model.run()
+    first, second = (model.run_anew(WINDOW) for _ in range(2))
     restore_rng(state)
-    again = model.run()
+    again = model.run_anew(WINDOW)
     assert first[0] == again[0]
     assert torch.equal(first[1], again[1])
     assert first[0] != second[0]
 
 
-@cases("budget", [1, 40, 100])
-def test_noise_does_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
-    whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir)
-    cut.windows.state.token_budget = budget
+@cases(("budget", "fail_at"), [(1, ()), (40, ()), (100, ()), (None, {1, 3})])
+def test_noise_depends_on_no_cut_and_no_shortage(
+    tiny_model_dir: Path, budget: int | None, fail_at: Collection[int]
+) -> None:
+    whole, cut = Noisy(tiny_model_dir), Noisy(tiny_model_dir, fail_at=fail_at)
+    cut.state.token_budget = budget or cut.state.token_budget
     state = rng_state()
-    loss, gradient = whole.run()
+    wanted = whole.run_anew(WINDOW)
     restore_rng(state)
-    other, theirs = cut.run()
-    assert other == pytest.approx(loss, abs=1e-6)
-    torch.testing.assert_close(theirs, gradient, atol=1e-6, rtol=1e-4)
-
-
-def test_a_window_that_is_run_again_has_the_noise_that_it_had(tiny_model_dir: Path) -> None:
-    whole, failing = Noisy(tiny_model_dir), Noisy(tiny_model_dir, fail_at={1, 3})
-    state = rng_state()
-    loss, gradient = whole.run()
-    restore_rng(state)
-    other, theirs = failing.run()
-    assert other == pytest.approx(loss, abs=1e-6)
-    torch.testing.assert_close(theirs, gradient, atol=1e-6, rtol=1e-4)
+    assert_alike(cut.run_anew(WINDOW), wanted)
 
 
 def test_a_row_that_a_window_has_twice_gets_two_noises(tiny_model_dir: Path) -> None:
     model = Noisy(tiny_model_dir)
-    assert model.noise is not None
     model.noise.begin_window()
     ids = torch.randint(5, 200, (1, 30)).repeat(2, 1)
     noise = added(model, [3, 3], [30, 30], ids)

@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,6 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.worker.data.batches import HostBatch
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import Packing
 from core.worker.loss.loss import SupervisedLoss
@@ -14,7 +14,7 @@ from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.determinism import rng_state
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper, adapted
+from tests.core.worker.steps.stepper import FailingLoss, Stepper, adapted
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -29,101 +29,74 @@ def make_rows(count: int = 8) -> list[TokenizedRow]:
     return rows
 
 
-class FailingLoss(SupervisedLoss):
-    """Raises torch's own out-of-memory error at chosen calls, or for every batch beyond so many tokens."""
+class Windows(Stepper):
+    """Steps over :func:`make_rows`, whose loss may fail."""
 
-    def __init__(self, model: Any, fail_at: set[int], max_tokens: int = 10_000) -> None:
-        super().__init__(model)
-        self.calls = 0
-        self.fail_at = fail_at
-        self.max_tokens = max_tokens
-        self.sizes: list[int] = []
-
-    def hidden(
+    def __init__(
         self,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
+        directory: Path,
         *,
-        most_shared: int | None = None,
-        host: HostBatch | None = None,
-    ) -> torch.Tensor:
-        self.calls += 1
-        if self.calls in self.fail_at or input_ids.numel() > self.max_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        self.sizes.append(input_ids.numel())
-        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
+        dropout: float = 0.0,
+        fail_at: Collection[int] = (),
+        max_tokens: int = 10_000,
+        **options: Any,
+    ) -> None:
+        loaded = adapted(directory, dropout=dropout)
+        self.loss = FailingLoss(loaded.model, fail_at, max_tokens)
+        super().__init__(loaded, self.loss, make_rows(), **options)
 
 
-class Setup:
-    def __init__(self, directory: Path, *, dropout: float = 0.0, **failing: Any) -> None:
-        self.loaded = adapted(directory, dropout=dropout)
-        self.loss = FailingLoss(self.loaded.model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
-        self.notices: list[str] = []
-        self.windows = Stepper(
-            self.loaded,
-            self.loss,
-            make_rows(),
-            notice=lambda code, _message, _hint: self.notices.append(code),
-            partial=failing.get("partial", lambda: False),
-        )
-
-    def gradient(self) -> torch.Tensor:
-        grads = [parameter.grad for parameter in trainable_parameters(self.loaded.model)]
-        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+def assert_alike(found: tuple[float, torch.Tensor], wanted: tuple[float, torch.Tensor]) -> None:
+    """Loss and gradient of two windows are equal but for rounding."""
+    assert found[0] == pytest.approx(wanted[0], abs=1e-6)
+    torch.testing.assert_close(found[1], wanted[1], atol=1e-6, rtol=1e-4)
 
 
 @cases("budget", [1, 40, 100, 200])
 def test_loss_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Path, budget: int) -> None:
-    whole, cut = Setup(tiny_model_dir), Setup(tiny_model_dir)
-    cut.windows.state.token_budget = budget
-    first, second = whole.windows.run(WINDOW, where="step 1"), cut.windows.run(WINDOW, where="step 1")
-    assert whole.loss.calls == 1
-    assert cut.loss.calls > 1
-    assert second.loss == pytest.approx(first.loss, abs=1e-6)
+    steps = Windows(tiny_model_dir)
+    first = steps.run(WINDOW)
+    wanted = first.loss, steps.gradient()
+    steps.state.token_budget = budget
+    steps.model.zero_grad()
+    second = steps.run(WINDOW)
+    assert steps.loss.calls > 2, "it was cut"
+    assert_alike((second.loss, steps.gradient()), wanted)
     assert (first.tokens, first.supervised_tokens) == (second.tokens, second.supervised_tokens)
-    torch.testing.assert_close(cut.gradient(), whole.gradient(), atol=1e-6, rtol=1e-4)
 
 
 @cases("fail_at", [{1}, {2}, {1, 2}])
-def test_a_window_that_ran_out_of_memory_is_run_again_in_smaller_pieces(
-    tiny_model_dir: Path, fail_at: set[int]
-) -> None:
-    calm, failing = Setup(tiny_model_dir), Setup(tiny_model_dir, fail_at=fail_at)
-    for setup in (calm, failing):
-        setup.windows.state.token_budget = 200
-    wanted = calm.windows.run(WINDOW, where="step 1")
-    result = failing.windows.run(WINDOW, where="step 1")
+def test_a_window_that_ran_out_of_memory_runs_again_in_smaller_pieces(tiny_model_dir: Path, fail_at: set[int]) -> None:
+    calm, failing = Windows(tiny_model_dir), Windows(tiny_model_dir, fail_at=fail_at)
+    for steps in (calm, failing):
+        steps.state.token_budget = 200
+    assert_alike(failing.run_anew(WINDOW), calm.run_anew(WINDOW))
     assert failing.notices == ["memory_cut"] * len(fail_at)
-    assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
-    assert result.supervised_tokens == wanted.supervised_tokens
-    torch.testing.assert_close(failing.gradient(), calm.gradient(), atol=1e-6, rtol=1e-4)
-    before = failing.windows.state.token_budget
-    failing.windows.run(WINDOW, where="step 2")
-    assert failing.windows.state.token_budget == before, "the smaller size is kept"
+    before = failing.state.token_budget
+    failing.run(WINDOW)
+    assert failing.state.token_budget == before, "the smaller size is kept"
 
 
 def test_the_random_state_is_put_back_before_the_second_try(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir, dropout=0.5, fail_at={2})
-    setup.windows.state.token_budget = 40
+    steps = Windows(tiny_model_dir, dropout=0.5, fail_at={2})
+    steps.state.token_budget = 40
     torch.manual_seed(7)
-    setup.windows.run(WINDOW, where="step 1")
-    state_after, budget = rng_state()["torch"], setup.windows.state.token_budget
-    calm = Setup(tiny_model_dir, dropout=0.5)
-    calm.windows.state.token_budget = budget
+    _, gradient = steps.run_anew(WINDOW)
+    state_after = rng_state()["torch"]
+    calm = Windows(tiny_model_dir, dropout=0.5)
+    calm.state.token_budget = steps.state.token_budget
     torch.manual_seed(7)
-    calm.windows.run(WINDOW, where="step 1")
+    assert torch.equal(calm.run_anew(WINDOW)[1], gradient)
     assert torch.equal(rng_state()["torch"], state_after)
-    assert torch.equal(calm.gradient(), setup.gradient())
 
 
 def test_a_row_that_does_not_fit_turns_checkpointing_on_and_then_ends_the_run(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir, max_tokens=0)
+    steps = Windows(tiny_model_dir, max_tokens=0)
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
-        setup.windows.run(WINDOW, where="step 3")
-    assert setup.windows.state.checkpointing
-    assert setup.windows.state.kept_layers == 0
+        steps.run(WINDOW)
+    assert (steps.state.checkpointing, steps.state.kept_layers) == (True, 0)
     # The activations of half of its layers, and then of none, are kept.
-    assert setup.notices[-2:] == ["memory_checkpointing"] * 2
+    assert steps.notices[-2:] == ["memory_checkpointing"] * 2
     assert "train.max_length" in caught.value.hint
 
 
@@ -131,63 +104,56 @@ def test_a_row_that_does_not_fit_turns_checkpointing_on_and_then_ends_the_run(ti
 def test_a_window_that_has_changed_weights_is_not_run_again(tiny_model_dir: Path, error: Exception) -> None:
     """Inside backward the optimizer, too, may be what runs out of memory, after some tries of its own."""
     updated: list[bool] = []
-    setup = Setup(tiny_model_dir, partial=lambda: bool(updated))
+    steps = Windows(tiny_model_dir, partial=lambda: bool(updated))
 
     def update_and_fail(_: torch.Tensor) -> None:
         updated.append(True)
         raise error
 
-    hooked: Any = trainable_parameters(setup.loaded.model)[-1]
+    hooked: Any = trainable_parameters(steps.model)[-1]
     hooked.register_post_accumulate_grad_hook(update_and_fail)
     with pytest.raises(TornUpdateError, match="Memory ran out at step 3, when a part of the weights"):
-        setup.windows.run(WINDOW, where="step 3")
+        steps.run(WINDOW, where="step 3")
     assert updated == [True]
-    assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
+    assert all(parameter.grad is None for parameter in trainable_parameters(steps.model))
 
 
 def test_the_rehearsal_finds_the_size_and_leaves_no_trace(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir, dropout=0.5, max_tokens=90)
+    steps = Windows(tiny_model_dir, dropout=0.5, max_tokens=90)
     before = rng_state()["torch"]
-    rows, length = setup.windows.rehearse(8)
-    assert rows == 2
-    assert length == max(len(row) for row in make_rows())
+    assert steps.rehearse(8) == (2, max(len(row) for row in make_rows()))
     assert torch.equal(rng_state()["torch"], before)
-    assert all(parameter.grad is None for parameter in trainable_parameters(setup.loaded.model))
-    setup.windows.run(WINDOW, where="step 1")
-    assert max(setup.loss.sizes) <= 90
+    assert all(parameter.grad is None for parameter in trainable_parameters(steps.model))
+    steps.run(WINDOW)
+    assert max(steps.loss.sizes) <= 90
 
 
 def test_a_window_with_the_longest_rows_is_a_rehearsal(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir)
+    micro_batches = Windows(tiny_model_dir).micro_batches
     lengths = [len(row) for row in make_rows()]
     longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    assert setup.windows.micro_batches.has_largest(longest[:3], 3)
-    assert not setup.windows.micro_batches.has_largest(longest[-3:], 3)
-    assert not setup.windows.micro_batches.has_largest(longest[:2], 3)
+    assert micro_batches.has_largest(longest[:3], 3)
+    assert not micro_batches.has_largest(longest[-3:], 3)
+    assert not micro_batches.has_largest(longest[:2], 3)
 
 
 def test_a_window_that_shares_more_than_others_is_no_rehearsal(tiny_model_dir: Path) -> None:
-    setup = Setup(tiny_model_dir)
+    loaded = adapted(tiny_model_dir)
     alike = np.arange(5, 45, dtype=np.int32)
     learned = np.arange(40) >= 35
     rows = [TokenizedRow(np.concatenate([alike[:30], alike[:10] + end]), learned) for end in range(4)]
     rows += [TokenizedRow(row.input_ids + end, learned) for end, row in enumerate(rows, start=50)]
-    windows = Stepper(
-        setup.loaded,
-        SupervisedLoss(setup.loaded.model, Packing(share=True)),
-        rows,
-        notice=lambda *_: None,
-    )
-    assert not windows.micro_batches.has_largest(range(4), 4), "these share 30 tokens"
-    assert windows.micro_batches.has_largest(range(4, 8), 4)
+    micro_batches = Stepper(loaded, SupervisedLoss(loaded.model, Packing(share=True)), rows).micro_batches
+    assert not micro_batches.has_largest(range(4), 4), "these share 30 tokens"
+    assert micro_batches.has_largest(range(4, 8), 4)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(tiny_model_dir)
+    steps = Windows(tiny_model_dir)
 
     def broken(*_: torch.Tensor, **_options: int | None) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(setup.loss, "hidden", broken)
+    monkeypatch.setattr(steps.loss, "hidden", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        setup.windows.run(WINDOW, where="step 1")
+        steps.run(WINDOW)

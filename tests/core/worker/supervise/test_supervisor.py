@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ from core.helper import finding_core
 from core.runs.record.events import FailedEvent, NoticeEvent, StoppedEvent
 from core.runs.record.files import try_lock
 from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import create_run
 from core.runs.record.tail import EventTail
-from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock
+from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock, report_to_supervisor
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.cases import cases
@@ -76,23 +77,23 @@ class Scene:
         self.config = Config.model_validate(values)
         self.run = create_run(self.config, "scene")
         self.directory = directory
-        for rank, acts in enumerate((first, second)):
-            (directory / f"acts-{rank}").write_text(json.dumps(acts))
+        self.act(first, second)
         pid, identity = own_identity()
         RunState(state="training", pid=pid, pid_started=identity, step=7).write(self.run.state_path)
+
+    def act(self, first: list[object], second: list[object]) -> None:
+        """Say what they do."""
+        for rank, acts in enumerate((first, second)):
+            (self.directory / f"acts-{rank}").write_text(json.dumps(acts))
 
     def starts(self, options: Sequence[str], meeting: Path) -> list[Start]:
         """How they are started."""
         assert not meeting.exists()
+        command = [sys.executable, "-c", PROGRAM, str(self.directory)]
+        logs = [self.directory / f"log-{rank}" for rank in range(2)]
         return [
-            Start(
-                rank,
-                [sys.executable, "-c", PROGRAM, str(self.directory), str(rank), *options],
-                finding_core(os.environ),
-                self.directory / f"log-{rank}",
-                f"Process {rank}",
-            )
-            for rank in range(2)
+            Start(rank, [*command, str(rank), *options], finding_core(os.environ), log, f"Process {rank}")
+            for rank, log in enumerate(logs)
         ]
 
     def supervise(self, *options: str, prepare: Callable[[Supervisor], object] | None = None) -> int | list[str]:
@@ -112,16 +113,26 @@ class Scene:
         path = self.directory / f"starts-{rank}"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def options(self, rank: int) -> list[list[object]]:
+        """Options of each start of a process."""
+        return [options for _, *options in self.started(rank)]
+
     def events(self) -> list[object]:
         """Events of the supervisor."""
         return list(EventTail(self.run.events_path).read_all())
 
+    def notices(self) -> list[NoticeEvent]:
+        """Notices of the supervisor."""
+        return [event for event in self.events() if isinstance(event, NoticeEvent)]
 
-def make_checkpoint(run: Run, step: int) -> None:
-    """Something that looks like a checkpoint to those who do not read it."""
-    path = run.checkpoints_path / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / "manifest.json").write_text("{}")
+
+@contextlib.contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread of its own."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    yield
+    thread.join()
 
 
 REFUSED = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
@@ -142,7 +153,7 @@ def test_an_end_that_new_processes_would_not_change_is_the_end(
 ) -> None:
     scene = Scene(tmp_path, first, second)
     assert scene.supervise("--resume") == ended
-    assert [words[1:] for words in scene.started(0)] == [["--resume"], []][:starts]
+    assert scene.options(0) == [["--resume"], []][:starts]
     failed = [event for event in scene.events() if isinstance(event, FailedEvent)]
     assert [(event.reason, event.hint) for event in failed] == [tuple(REFUSED.values())] * (ended == 4)
     assert len(scene.events()) == len(failed) + starts - 1
@@ -150,12 +161,12 @@ def test_an_end_that_new_processes_would_not_change_is_the_end(
 
 def test_a_killed_process_is_named_and_all_start_again_from_the_last_checkpoint(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"kill": True}, {"exit": 0}])
-    make_checkpoint(scene.run, 5)
+    checkpoint = scene.run.checkpoints_path / "step-00000005"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
     assert scene.supervise() == 0
-    assert [words[1:] for words in scene.started(0)] == [[], ["--resume"]]
-    assert [words[1:] for words in scene.started(1)] == [[], ["--resume"]]
-    (notice,) = scene.events()
-    assert isinstance(notice, NoticeEvent)
+    assert scene.options(0) == scene.options(1) == [[], ["--resume"]]
+    (notice,) = scene.notices()
     assert (notice.level, notice.code) == ("warning", "rank_lost")
     assert notice.message == (
         "Process 1 was ended by SIGKILL; its last words: rank 1 says {'kill': True}. The run goes on from "
@@ -167,17 +178,17 @@ def test_a_paused_run_is_paused_again(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [{"kill": True}, {"exit": 0}], [WAITS, {"exit": 0}])
     recorded = RunState.read(scene.run.state_path)
     assert recorded is not None
-    RunState(state="paused", pid=recorded.pid, pid_started=recorded.pid_started).write(scene.run.state_path)
+    dataclasses.replace(recorded, state="paused").write(scene.run.state_path)
     assert scene.supervise() == 0
-    assert [words[1:] for words in scene.started(0)] == [[], ["--paused"]]
-    assert "The run begins again, by new processes" in scene.events()[0].message  # type: ignore[attr-defined]
+    assert scene.options(0) == [[], ["--paused"]]
+    assert "The run begins again, by new processes" in scene.notices()[0].message
 
 
 @pytest.mark.long
 def test_a_suspended_process_is_noticed_and_ended(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"stop": True, "say": {"device": "cpu"}}, {"exit": 0}], timeout=5.0)
     assert scene.supervise() == 0
-    assert "Process 1 gave no sign of life for 5 s" in scene.events()[0].message  # type: ignore[attr-defined]
+    assert "Process 1 gave no sign of life for 5 s" in scene.notices()[0].message
     for pid in (scene.started(0)[0][0], scene.started(1)[0][0]):
         assert start_identity(int(str(pid))) is None
 
@@ -197,37 +208,22 @@ def test_a_run_fails_with_the_last_words_when_its_starts_are_used_up(tmp_path: P
     assert (state.state, state.reason, state.step) == ("failed", failed.reason, 7)
 
 
-def stop_when(condition: Callable[[], object]) -> threading.Thread:
-    """A thread that stops the supervisor, which is this process, as soon as a condition holds."""
+@cases(
+    ("first", "said"),
+    [(WAITS, []), ({"then": 1}, ["Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."])],
+    ids=["and it stops", "and it is lost"],
+)
+def test_a_stop_goes_to_the_first_process_alone(tmp_path: Path, first: dict[str, object], said: list[str]) -> None:
+    scene = Scene(tmp_path, [first], [{"exit": 0}])
 
     def stop() -> None:
-        wait_for(condition, 30, "the moment of the stop")
+        wait_for(lambda: scene.started(0), 30, "the start")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=stop)
-    thread.start()
-    return thread
-
-
-def test_a_stop_goes_to_the_first_process(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [WAITS], [{"exit": 0}])
-    thread = stop_when(lambda: scene.started(0))
-    assert scene.supervise() == 3
-    thread.join()
-    assert scene.events() == []
-    assert len(scene.started(0)) == 1
-
-
-def test_a_run_that_loses_a_process_while_it_stops_is_not_started_again_to_stop(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"then": 1}], [{"exit": 0}])
-    thread = stop_when(lambda: scene.started(0))
-    assert scene.supervise() == 3
-    thread.join()
-    notice, stopped = scene.events()
-    assert isinstance(notice, NoticeEvent)
-    assert notice.message == "Process 0 ended with code 1; its last words: rank 0 says {'then': 1}."
-    assert isinstance(stopped, StoppedEvent)
-    assert scene.run.state().state == "stopped"
+    with meanwhile(stop):
+        assert scene.supervise() == 3
+    assert [notice.message for notice in scene.notices()] == said
+    assert [type(event) for event in scene.events()] == [NoticeEvent, StoppedEvent][: 2 * len(said)]
     assert len(scene.started(0)) == 1
 
 
@@ -252,23 +248,17 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
         (RunState(state="failed", step=9), 4, 1),
     ],
 )
-def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
-    tmp_path: Path, state: RunState, code: int, who: int
-) -> None:
+def test_a_crash_after_the_recorded_end_starts_nothing(tmp_path: Path, state: RunState, code: int, who: int) -> None:
     scene = Scene(tmp_path, [], [])
-    ends, crashes = ends_as(scene, state), {"after": "ended", "exit": 139}
-    ends |= {"then": 139} if who else {"exit": 139}
-    (tmp_path / "acts-0").write_text(json.dumps([ends]))
-    (tmp_path / "acts-1").write_text(json.dumps([crashes if who else WAITS]))
+    ends = ends_as(scene, state) | {"then" if who else "exit": 139}
+    scene.act([ends], [{"after": "ended", "exit": 139} if who else WAITS])
 
     def notes() -> None:
         wait_for(lambda: scene.run.state().state == state.state, 30, "the end")
         (tmp_path / "ended").touch()
 
-    thread = threading.Thread(target=notes)
-    thread.start()
-    assert scene.supervise() == code
-    thread.join()
+    with meanwhile(notes):
+        assert scene.supervise() == code
     assert scene.events() == []
     assert len(scene.started(0)) == 1
 
@@ -283,9 +273,7 @@ def test_an_end_recorded_earlier_does_not_count(tmp_path: Path) -> None:
 NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
 
 
-def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_warnings_of_a_process_come_before_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of the one whose end is the verdict: it has said them in its last moment."""
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"say": {"notice": NOTICE}, "kill": True}, {"exit": 0}])
     watch = Supervisor._pass_on
@@ -298,20 +286,15 @@ def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
 
     monkeypatch.setattr(Supervisor, "_pass_on", pass_on)
     assert scene.supervise() == 0
-    told, lost = scene.events()
-    assert isinstance(told, NoticeEvent)
-    assert isinstance(lost, NoticeEvent)
+    told, lost = scene.notices()
     assert (told.level, told.code, told.message) == ("warning", "memory_cut", "Process 1: Memory ran out in step 3.")
     assert lost.code == "rank_lost"
 
 
-def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warning_after_the_end_is_not_put_into_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(tmp_path, [], [])
     ends = ends_as(scene, RunState(state="finished", step=9))
-    (tmp_path / "acts-0").write_text(json.dumps([{**ends, "after": "starts-2", "exit": 0}]))
-    (tmp_path / "acts-1").write_text(json.dumps([{"exit": 0}]))
+    scene.act([{**ends, "after": "starts-2", "exit": 0}], [{"exit": 0}])
     told: list[NoticeEvent] = []
     late = [NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")]
     take = RankProcess.take_notices
@@ -336,7 +319,7 @@ def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: objec
     assert scene.events() == []
 
 
-def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(
+def test_processes_suspended_with_their_supervisor_are_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a container that is frozen for an hour: nobody could be heard meanwhile."""
@@ -362,10 +345,8 @@ def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(
             listened.set()
 
     monkeypatch.setattr(RankProcess, "listen", listening)
-    thread = threading.Thread(target=wake)
-    thread.start()
-    assert scene.supervise(prepare=lambda supervisor: setattr(supervisor, "_awake", awake)) == 0
-    thread.join()
+    with meanwhile(wake):
+        assert scene.supervise(prepare=lambda supervisor: setattr(supervisor, "_awake", awake)) == 0
     assert scene.events() == []
 
 
@@ -391,10 +372,8 @@ def test_all_processes_end_with_their_supervisor(tmp_path: Path) -> None:
     os.close(lock)
 
 
-@pytest.mark.parametrize("name", [REPORTS, SUPERVISOR])
+@cases("name", [REPORTS, SUPERVISOR])
 def test_a_process_without_a_supervisor_reports_to_nobody(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from core.worker.process.reports import report_to_supervisor
-
     monkeypatch.setenv(name, "1")
     reports = report_to_supervisor()
     reports.tell(error="x")
