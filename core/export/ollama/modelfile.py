@@ -59,10 +59,6 @@ class Modelfile:
     text: str
     notes: tuple[str, ...]
     """Differences from training in Ollama, a sentence each."""
-    conversations: int
-    """Conversations with equal texts from its template and the chat template."""
-    rows: int
-    """Rows of the user's data with equal texts."""
 
 
 def modelfile(
@@ -123,7 +119,7 @@ def modelfile(
             notes.append('The license is not in the Modelfile: its text has """ in it. It lies beside the model.')
         else:
             lines.append(f'LICENSE """{text}"""')
-    return Modelfile("\n".join(lines) + "\n", tuple(notes), carried.conversations, carried.rows)
+    return Modelfile("\n".join(lines) + "\n", tuple(notes))
 
 
 def _file_name(name: str) -> str:
