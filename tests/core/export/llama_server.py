@@ -49,11 +49,6 @@ class LlamaServer:
         tokens: list[int] = self.post("/completion", **asked)["tokens"]
         return tokens
 
-    def chat(self, messages: list[dict[str, Any]], count: int) -> str:
-        """The likeliest answer, as an OpenAI client asks for it."""
-        asked = {"messages": messages, "max_tokens": count, "temperature": 0}
-        return str(self.post("/v1/chat/completions", **asked)["choices"][0]["message"]["content"])
-
 
 @contextlib.contextmanager
 def llama_server(model: Path) -> Iterator[LlamaServer]:
