@@ -272,7 +272,7 @@ class _Measurement:
     @torch.no_grad()
     def write(self, name: str, activity: str, *, half: bool = False) -> None:
         """Measure the logits of every row, and store them under a model name."""
-        file = LogitsFile.make(self._directory, name, self._vocabulary, half=half)
+        file = LogitsFile(self._directory / f"{name}.{'f16' if half else 'f32'}", self._vocabulary)
         for done, row in enumerate(self._rows):
             self._progress(activity, done, len(self._rows))
             if row.positions:

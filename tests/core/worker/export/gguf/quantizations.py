@@ -1,8 +1,7 @@
 """Quantizations in a process of their own: ``python -m …quantizations DIRECTORY CONVERTER``.
 
 A random model with uneven channels, as in trained models, is quantized to every type, and to the coarse types with
-an importance matrix as well; each result is a line of JSON. With the further word ``sizes``, it prints only the sizes
-of all combinations.
+an importance matrix as well; each result is a line of JSON.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.llama.model import GgufModel
+from core.worker.export.verify.compare import Figures
 from tests.core.worker.export.gguf import random_models
-from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
 
 #: The types that an importance matrix is tried with.
 WEIGHED = ("Q4_K_M", "Q4_0")
@@ -110,7 +109,7 @@ def weigh_experts(directory: Path, converter: Path, report: Answers) -> dict[str
     model_directory, staged = directory / "experts", directory / "experts-staged"
     random_models.save_byte_level(model_directory)
     size = random_models.vocabulary_size(model_directory)
-    config = random_models.make_configurations()["mixtral"](size)
+    config = random_models.make_configuration("mixtral", size)
     config.hidden_size, config.intermediate_size = 256, 256
     torch.manual_seed(0)
     random_models.make_model(config).save_pretrained(model_directory)
@@ -137,20 +136,13 @@ SHAPES = ((288, 512, 9, True), (256, 480, 4, False), (320, 352, 4, False))
 WAYS = ((False, None), (True, None), (False, "Q8_0"))
 
 
-def forecast_sizes(directory: Path, converter: Path, report: Answers, *, every_way: bool) -> dict[str, Any]:
-    """Bytes of the tensors written by the quantizer, and their forecast, by model and type.
-
-    Args:
-        directory: Everything is written there.
-        converter: The directory of llama.cpp's converter.
-        report: Receives the progress.
-        every_way: Whether each model is quantized to each type in all ways, instead of one.
-    """
+def forecast_sizes(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
+    """Bytes of the tensors written by the quantizer, and their forecast, by model, type and way."""
     import torch
     from transformers import LlamaConfig
 
     sizes = {}
-    for number, (hidden, intermediate, heads, tied) in enumerate(SHAPES):
+    for hidden, intermediate, heads, tied in SHAPES:
         name = f"{hidden}-{intermediate}"
         model_directory, staged = directory / name, directory / f"{name}-staged"
         random_models.save_byte_level(model_directory)
@@ -173,9 +165,8 @@ def forecast_sizes(directory: Path, converter: Path, report: Answers, *, every_w
         convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
         job = {"source": str(source), "rows": [list(range(5, 60))]}
         compute_importance({**job, "target": str(importance)}, report)
-        for place, quant in enumerate(QUANTS):
-            ways = WAYS[:1] if quant in CONVERTED else WAYS if every_way else (WAYS[(number + place) % len(WAYS)],)
-            for weighed, embeddings in ways:
+        for quant in QUANTS:
+            for weighed, embeddings in WAYS[:1] if quant in CONVERTED else WAYS:
                 target = directory / f"{name}-{quant}-{weighed}-{embeddings}.gguf"
                 if quant in CONVERTED:
                     convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
@@ -194,14 +185,10 @@ def main(arguments: list[str]) -> int:
     """Quantize."""
     import torch
 
-    directory, converter = map(Path, arguments[:2])
+    directory, converter = map(Path, arguments)
     report = Answers(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if arguments[2:] == ["sizes"]:
-        answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=True)) + "\n")
-        answers.flush()
-        return 0
     model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"
     model, size = make_uneven_model(model_directory)
     staged.mkdir()
@@ -226,7 +213,7 @@ def main(arguments: list[str]) -> int:
         result["names"] = sorted(found_importance.files)
     answers.write(json.dumps(result) + "\n")
     answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
-    answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=False)) + "\n")
+    answers.write(json.dumps(forecast_sizes(directory, converter, report)) + "\n")
     for quant in QUANTS:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"
@@ -234,16 +221,17 @@ def main(arguments: list[str]) -> int:
                 asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 16}
                 quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
             reader = GgufModel(target, exact=True)
-            found = [read_logits(reader, row) for row in held_out]
+            figures = Figures()
+            for row, reference in zip(held_out, references, strict=True):
+                for wanted_logits, found in zip(reference, reader.logits(row, range(len(row))), strict=True):
+                    figures.add(wanted_logits, found)
             reader.close()
-            pairs = list(zip(references, found, strict=True))
             result = {
                 "quant": quant,
                 "weighed": weighed,
                 "bytes": target.stat().st_size,
                 "types": sorted({tensor.type_name for tensor in read_gguf_header(target).tensors.values()}),
-                "divergence": float(np.mean([mean_divergence(first, second) for first, second in pairs])),
-                "top1": float(np.mean([(first.argmax(-1) == second.argmax(-1)).mean() for first, second in pairs])),
+                "divergence": figures.to_dict()["mean_kl"],
             }
             answers.write(json.dumps(result) + "\n")
             answers.flush()
