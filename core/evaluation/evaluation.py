@@ -14,7 +14,7 @@ from core.chat.session import Answer, ChatSession
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.prompt_set import PromptSet, read_prompt_set
-from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, make_folder, unfinished
+from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, free_path, make_folder, unfinished
 from core.evaluation.score import Scorer
 from core.evaluation.targets import Target, resolve_targets
 from core.jobs.job import JobCancelledError, JobProgress
@@ -73,7 +73,10 @@ class Evaluation:
             path, self.record = found
             self.file, self.is_continued = RecordFile(path, self.record), self.record.done > 0
         else:
-            self.file = RecordFile.create(self.folder, self.record)
+            path = free_path(self.folder, self.record.id)
+            self.record.id = path.stem
+            self.file = RecordFile(path, self.record)
+            self.file.write()
         try:
             # Targets with the same loaded model are adjacent, in the order of the table.
             order = sorted(range(len(self.targets)), key=lambda place: self._first_of(self.targets[place].loads))

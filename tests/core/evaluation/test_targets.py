@@ -70,22 +70,14 @@ def test_a_run_its_steps_and_its_base_are_told_apart(run: Run) -> None:
     assert all(target.run == run for target in found)
 
 
-def test_other_files_are_another_model(run: Run) -> None:
-    (before,) = resolve_targets([run.id])
-    (run.adapter_path / "adapter_model.safetensors").write_bytes(b"other weights")
-    (after,) = resolve_targets([run.id])
-    assert before.name == after.name
-    assert before.identity != after.identity
-
-
-def test_other_files_of_a_model_in_the_home_are_another_model(base: Path) -> None:
-    directory = paths.models_dir() / "mine"
-    shutil.copytree(base, directory)
-    (before,) = resolve_targets(["mine"])
-    (directory / "more.safetensors").write_bytes(b"other weights")
-    (after,) = resolve_targets(["mine"])
-    assert (before.name, after.name) == ("mine", "mine")
-    assert before.identity != after.identity
+def test_other_files_are_another_model(run: Run, base: Path) -> None:
+    directory = shutil.copytree(base, paths.models_dir() / "mine")
+    for name, changed in ((run.id, run.adapter_path), ("mine", directory)):
+        (before,) = resolve_targets([name])
+        (changed / "adapter_model.safetensors").write_bytes(b"other weights")
+        (after,) = resolve_targets([name])
+        assert before.name == after.name == name
+        assert before.identity != after.identity
 
 
 def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
