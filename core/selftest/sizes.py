@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.models.find import STARTER_NAME
@@ -85,13 +85,9 @@ class Sizes:
             matrix=512,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes as JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sizes:
-        """The sizes in the JSON of :meth:`to_dict`."""
+        """The sizes made a dictionary by :func:`dataclasses.asdict`."""
         shapes = tuple(Shape(**shape) for shape in data["shapes"])
         one = {name: Shape(**data[name]) for name in ("shortage", "speed")}
         return cls(**{**data, **one, "shapes": shapes})

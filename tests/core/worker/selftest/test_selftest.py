@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -91,13 +91,6 @@ def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.Monke
         raise UserError("The disk is full.", "Make room.")
 
     monkeypatch.setattr(checking, "_prepare", failing)
-    request = {"name": "prepare", "work": "", "sizes": Sizes().to_dict(), "device": {}}
+    request = {"name": "prepare", "work": "", "sizes": asdict(Sizes()), "device": {}}
     outcome = checking.check(request, Answers(io.BytesIO()))
     assert outcome == {"result": "fail", "detail": "The disk is full. Make room.", "device": None}
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_there_are_three_shapes_of_memory_one_of_them_recomputed(kind: str) -> None:
-    shapes = Sizes.of(kind).shapes
-    assert len(shapes) == 3
-    assert [shape.recompute for shape in shapes].count(True) == 1
