@@ -11,7 +11,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -171,16 +171,9 @@ class Generation:
         Args:
             source: Label of the source.
         """
-        return {
-            "text": self.text,
-            "tokens": self.tokens,
-            "first_token_seconds": self.first_token_seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "finish": self.finish,
-            "source": source,
-            "prompt_tokens": self.prompt_tokens,
-            "context_limit": self.context_limit,
-        }
+        values = asdict(self)
+        del values["reused_tokens"]
+        return values | {"source": source}
 
 
 @contextlib.contextmanager

@@ -189,13 +189,8 @@ def test_a_batch_answers_as_one_by_one(tiny: LoadedModel, system: bool, monkeypa
     assert answers == [generation.text for generation in single]
     assert len({generation.tokens for generation in single}) > 3, "the rows were meant to end at different times"
     assert told[-1] == (11, 11)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
-def test_a_batch_of_one_and_of_none(tiny: LoadedModel) -> None:
     assert generate_batch(tiny.model, tiny.tokenizer, [], 5, lambda _done, _total: None) == []
-    (answer,) = generate_batch(tiny.model, tiny.tokenizer, [ASK], 5, lambda _done, _total: None)
-    assert answer == generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never).text
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
 def test_reading_a_batch_does_not_copy_the_head_for_every_row(tiny: LoadedModel) -> None:
@@ -224,6 +219,9 @@ def test_rows_of_similar_length_share_a_batch() -> None:
     assert generate_module._batches([10**6], 10) == [[0]]
 
 
+SLOW_SAID = r"^The chat template takes more than 0\.02 s for one conversation"
+
+
 def _spoil_template(loaded: LoadedModel) -> None:
     loaded.tokenizer.chat_template = None
 
@@ -233,36 +231,32 @@ def _spoil_weights(loaded: LoadedModel) -> None:
 
 
 @cases(
-    ("spoil", "messages", "says"),
+    ("spoil", "words", "template", "says"),
     [
-        (_spoil_template, ASK, "no chat template"),
-        (_spoil_weights, ASK, "no numbers"),
-        (lambda _loaded: None, [{"role": "user", "content": "ticket " * 600}], "reads at most 512"),
+        (_spoil_template, 1, None, "no chat template"),
+        (_spoil_weights, 1, None, "no numbers"),
+        (lambda _loaded: None, 600, None, "reads at most 512"),
+        (lambda _loaded: None, 1, "{{ raise_exception('no system prompts here') }}", "no system prompts here"),
+        (lambda _loaded: None, 1, SLOW, SLOW_SAID),
+        (lambda _loaded: None, 1, "{% if add_generation_prompt %}" + SLOW + "{% endif %}", SLOW_SAID),
     ],
 )
 def test_what_cannot_be_answered_is_said(
-    tiny_model_dir: Path, spoil: Callable[[LoadedModel], None], messages: list[dict[str, str]], says: str
+    tiny_model_dir: Path,
+    spoil: Callable[[LoadedModel], None],
+    words: int,
+    template: str | None,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if says == SLOW_SAID:
+        monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
     tiny = load_tiny(tiny_model_dir)
     with torch.no_grad():
         spoil(tiny)
+    asked = [{"role": "user", "content": "ticket " * words}]
     with pytest.raises(UserError, match=says):
-        generate(tiny.model, tiny.tokenizer, messages, GenerationSettings(5), ignore, never)
-
-
-def test_a_template_that_refuses_the_conversation_is_said(tiny: LoadedModel) -> None:
-    template = "{{ raise_exception('no system prompts here') }}"
-    with pytest.raises(UserError, match="no system prompts here"):
-        generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never, template)
-
-
-@cases("template", [SLOW, "{% if add_generation_prompt %}" + SLOW + "{% endif %}"])
-def test_a_template_that_takes_its_time_is_said(
-    tiny: LoadedModel, template: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
-    with pytest.raises(UserError, match=r"^The chat template takes more than 0\.02 s for one conversation"):
-        generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(4), ignore, never, template)
+        generate(tiny.model, tiny.tokenizer, asked, GenerationSettings(5), ignore, never, template)
 
 
 def test_an_answer_ends_where_the_model_ends(tiny: LoadedModel) -> None:
