@@ -79,16 +79,14 @@ class Evaluation:
             self.file.write()
         try:
             # Targets with the same loaded model are adjacent, in the order of the table.
-            order = sorted(range(len(self.targets)), key=lambda place: self._first_of(self.targets[place].loads))
-            for _, places in itertools.groupby(order, key=lambda place: self.targets[place].loads):
-                self._ask_group([self.targets[place] for place in places], progress)
+            loads = [target.loads for target in self.targets]
+            order = sorted(self.targets, key=lambda target: loads.index(target.loads))
+            for _, group in itertools.groupby(order, key=lambda target: target.loads):
+                self._ask_group(list(group), progress)
             self.record.state = "done"
         finally:
             self.file.write()
         return self.record
-
-    def _first_of(self, loads: str) -> int:
-        return next(place for place, target in enumerate(self.targets) if target.loads == loads)
 
     def _ask_group(self, group: Sequence[Target], progress: Callable[[JobProgress], None]) -> None:
         record = self.record

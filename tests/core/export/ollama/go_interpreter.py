@@ -67,7 +67,7 @@ class GoTemplate:
             raise GoError("a block is not closed")
         self._named: dict[str, Callable[[Any, list[bytes]], None]] = {}
         for name, lines in self._functions.items():
-            made = dict(_RUNTIME, named=self._named)
+            made: dict[str, Any] = dict(_RUNTIME, named=self._named)
             exec("\n".join(lines), made)  # noqa: S102 - translated here
             self._named[name] = made["run"]
 
