@@ -122,7 +122,8 @@ def compare(
     in_4_bits = trained.config.method.name == "qlora" and kind != "adapter"
     # A model trained for a file was merged in training already, so its weights are those of the file.
     is_merged = trained.file is not None and base is None
-    return _agreement(found, quantized_base=in_4_bits and not is_merged)
+    plain = None if found["plain"] is None else Figures(**found["plain"])
+    return Agreement(**found | {"plain": plain}, quantized_base=in_4_bits and not is_merged)
 
 
 def _request(
@@ -150,28 +151,6 @@ def _request(
 
 def _text(path: Path) -> str:
     return str(path.absolute())
-
-
-def _agreement(found: dict[str, Any], *, quantized_base: bool) -> Agreement:
-    figures = {name: Figures(**each) for name, each in found["figures"].items()}
-    own, plain, base = figures.get("trained"), figures.get("plain"), figures.get("base")
-    return Agreement(
-        rows=found["rows"],
-        prompts_equal=found["prompts_equal"] == found["prompts"],
-        mean_kl=own.mean_kl if own else None,
-        top1=own.top1 if own else None,
-        max_delta=own.max_delta if own else None,
-        greedy_equal=found["answers_equal"] if found["answers"] else None,
-        reader=found["reader"],
-        greedy_rows=found["answers"],
-        data=found["data"],
-        arithmetic=found["arithmetic"],
-        quantized_base=quantized_base,
-        plain=plain,
-        error=own.error if own else None,
-        base_kl=base.mean_kl if base else None,
-        learned_kl=found["learned"].get("mean_kl"),
-    )
 
 
 def _gguf_file(exported: Path) -> Path:

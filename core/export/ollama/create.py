@@ -27,7 +27,6 @@ from core.text import one_line
 #: Characters of the longest name and tag.
 _LONGEST_NAME = 80
 _OTHER = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?", re.ASCII)
 
 
 def model_name(run: str, *, step: int | None = None, quant: str | None = None) -> str:
@@ -41,19 +40,6 @@ def model_name(run: str, *, step: int | None = None, quant: str | None = None) -
     tag = "-".join(filter(None, (None if step is None else f"step-{step}", quant and quant.lower())))
     name = _part(run) or "localtune"
     return f"{name}:{_part(tag)}" if tag else name
-
-
-def check_name(name: str) -> None:
-    """Check that a name is valid in Ollama.
-
-    Raises:
-        UserError: If it is not. Names with an owner or a registry are refused as well: nothing is published.
-    """
-    if _NAME.fullmatch(name) is None or ".." in name:
-        raise UserError(
-            f"{one_line(name, 80)!r} is no name of a model in Ollama.",
-            "Use letters, digits, '_', '-' and '.', with a tag after ':' if you like.",
-        )
 
 
 def _part(text: str) -> str:
@@ -223,7 +209,6 @@ def create(name: str, directory: Path, progress: Progress) -> None:
     Raises:
         UserError: If there is no Ollama, it is on another machine or does not run, has a model of that name, or fails.
     """
-    check_name(name)
     if (program := find_ollama()) is None:
         raise UserError(
             "There is no program called ollama on the PATH.",
@@ -246,7 +231,6 @@ def ask(name: str, prompt: str) -> str:
     Raises:
         UserError: If Ollama is on another machine, does not run, or does not answer.
     """
-    check_name(name)
     options = {"temperature": 0, "seed": 0, "num_predict": _MOST_TOKENS}
     body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}
     answer = ""

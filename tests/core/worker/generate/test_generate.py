@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.template import jinja_sandbox
 from core.worker.generate import generate as generate_module
-from core.worker.generate.generate import answering_as, generate, generate_batch
+from core.worker.generate.generate import Generation, answer_prompt, answering_as, generate_batch, prepare_prompt
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases
@@ -27,6 +28,20 @@ def never() -> bool:
 
 def ignore(_text: str) -> None:
     """Nobody reads along."""
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    settings: GenerationSettings,
+    on_token: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    template: str | None = None,
+) -> Generation:
+    """An answer without anything kept."""
+    prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
+    return answer_prompt(model, tokenizer, prompt, settings, on_token, cancelled, began=time.monotonic())
 
 
 def load_tiny(directory: Path) -> LoadedModel:

@@ -105,12 +105,12 @@ def _save(directory: Path, backend: Any) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def make_configuration(name: str, size: int) -> Any:
-    """The configuration of an architecture, for a vocabulary of a size."""
+def make_configuration(name: str, size: int, **more: Any) -> Any:
+    """The configuration of an architecture, for a vocabulary of a size, with some other fields."""
     from transformers import AutoConfig
 
     architectures = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
-    values = {**SHAPE, "vocab_size": size, "pad_token_id": 4, **architectures[name]}
+    values = {**SHAPE, "vocab_size": size, "pad_token_id": 4, **architectures[name], **more}
     values.pop(values.pop("without", ""), None)
     return AutoConfig.for_model(values.pop("type"), **values)
 

@@ -10,6 +10,7 @@ import pytest
 
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.export.result import Agreement
 from core.worker.export.verify.compare import Figures, compare
 from core.worker.export.verify.store import MOST_BYTES, MOST_PLACES, LogitsFile, Proof, ProofRow, places_kept
 from tests.progress import quiet
@@ -91,12 +92,12 @@ def make_proof(directory: Path, greedy: list[list[int]]) -> Proof:
 
 def test_an_equal_file_is_equal_in_all(tmp_path: Path) -> None:
     proof = make_proof(tmp_path, [[3, 4, 0], [2], []])
-    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet).to_dict(proof, "r")
-    assert (found["prompts"], found["prompts_equal"]) == (2, 2)
-    assert (found["answers"], found["answers_equal"]) == (2, 2)
-    equal = {"mean_kl": 0.0, "top1": 1.0, "max_delta": 0.0, "error": 0.0}
-    assert found["figures"]["trained"] == pytest.approx(equal, abs=1e-6)
-    assert (found["rows"], found["data"], found["learned"]) == (3, "eval", {})
+    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet)
+    assert (found.prompts, found.prompts_equal) == (2, 2)
+    agreement = Agreement(**found.to_dict(proof, "r"))
+    figures = (agreement.mean_kl, agreement.top1, agreement.max_delta, agreement.error)
+    assert figures == pytest.approx((0.0, 1.0, 0.0, 0.0), abs=1e-6)
+    assert agreement == Agreement(3, True, *figures[:3], 2, "r", greedy_rows=2, data="eval", error=figures[3])
 
 
 def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
