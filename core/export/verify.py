@@ -75,7 +75,7 @@ def measure_trained(
         as_file: Whether a model trained for a file answers with the file's weights, as all exports but adapters do.
 
     Raises:
-        UserError: If the base or the rows are missing or changed, or memory or disk are short.
+        UserError: If the base or the rows are missing, or memory or disk are short.
     """
     request = {
         "task": "reference",
@@ -141,7 +141,7 @@ def _request(
         }
     if kind == "merged":
         return {"task": "merged", "exported": _text(exported)}
-    file = _gguf_file(exported)
+    file = next(exported.glob("*.gguf")) if exported.is_dir() else exported
     if base is not None:
         return {"task": "gguf", "exported": _text(file), "base": _text(base)}
     if quant is not None and read_gguf_header(file).metadata.get("general.file_type") != FILE_TYPES[quant]:
@@ -151,18 +151,3 @@ def _request(
 
 def _text(path: Path) -> str:
     return str(path.absolute())
-
-
-def _gguf_file(exported: Path) -> Path:
-    """The GGUF file of an export.
-
-    Raises:
-        UserError: If a directory has none, or several.
-    """
-    if not exported.is_dir():
-        return exported
-    found = sorted(exported.glob("*.gguf"))
-    if len(found) != 1:
-        count = "no GGUF file" if not found else f"{len(found)} GGUF files"
-        raise UserError(f"{one_line(str(exported))} has {count}.", "Name the file.")
-    return found[0]

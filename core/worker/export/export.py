@@ -16,7 +16,7 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
-from core.export.gguf.checks import check_arithmetic, require_quantizer
+from core.export.gguf.checks import check_arithmetic
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
 from core.export.plan import ExportPlan, merged_quant, plan_export
@@ -254,7 +254,6 @@ class Export:
         # Before minutes of merging.
         if self._request.kind == "ollama":
             check_carried(conversation)
-        require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
         file = self._trained.file

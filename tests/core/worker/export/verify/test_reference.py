@@ -108,23 +108,6 @@ def test_weights_that_were_trained_are_measured(tmp_path: Path, tiny_model_dir: 
         compare_plain(proof, run.model_path, None, quiet)
 
 
-def test_another_base_than_that_of_the_training_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
-    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
-    checkpoint = run.checkpoints_path / "step-00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}, "base_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="has changed since"):
-        measure(run, tmp_path / "proof")
-
-
-def test_rows_that_are_gone_are_named(tmp_path: Path, tiny_model_dir: Path) -> None:
-    data = write_rows(tmp_path / "rows.jsonl", 3)
-    run = make_trained_run(tiny_model_dir, data)
-    data.unlink()
-    with pytest.raises(UserError, match=r"rows\.jsonl"):
-        measure(run, tmp_path / "proof")
-
-
 def test_what_does_not_fit_in_fp32_is_measured_as_it_was_trained(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
