@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,19 +35,6 @@ CHECKS = (
 
 def made(*checks: Check) -> Report:
     return Report(dict(DEVICE), checks or CHECKS, datetime(2026, 1, 2, tzinfo=UTC))
-
-
-def test_the_fields_for_a_script() -> None:
-    found = json.loads(json.dumps(made().to_dict()))
-    assert list(found) == ["device", "checks", "passed"]
-    assert found["checks"][0] == {
-        "name": "driver",
-        "result": "pass",
-        "detail": "The same card by its UUID.",
-        "seconds": 3.2,
-    }
-    assert found["passed"] is False
-    assert made(*CHECKS[:2]).passed
 
 
 def test_the_table_is_aligned_and_fits_the_width() -> None:
