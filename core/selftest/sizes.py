@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from core.models.find import STARTER_NAME
@@ -69,20 +69,6 @@ class Sizes:
             speed=Shape(8, 512),
             speed_steps=20,
             matrix=8192,
-        )
-
-    def smallest(self) -> Sizes:
-        """The least sizes with which each check is meaningful."""
-        one = replace(self.shapes[0], rows=2, length=64)
-        return replace(
-            self,
-            curve_steps=4,
-            shapes=(one,),
-            resume_steps=6,
-            shortage=Shape(4, 128),
-            speed=Shape(2, 64),
-            speed_steps=2,
-            matrix=512,
         )
 
     @classmethod
