@@ -124,11 +124,11 @@ LAYOUTS = [
 ]
 
 
-def inputs_of(layout: Layout, dtype: torch.dtype = FP32) -> list[torch.Tensor]:
+def inputs_of(layout: Layout) -> list[torch.Tensor]:
     tokens = sum(group.tokens for group in layout.groups)
     generator = torch.Generator().manual_seed(4)
     return [
-        torch.randn(1, tokens, heads, SIZE, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
+        torch.randn(1, tokens, heads, SIZE, generator=generator).transpose(1, 2).requires_grad_()
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
     ]
 

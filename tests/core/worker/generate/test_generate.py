@@ -67,11 +67,10 @@ def with_adapter(loaded: LoadedModel, dropout: float = 0.0) -> Any:
     return model.train()
 
 
-def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], tokens: int) -> list[int]:
-    """The answer as transformers' own loop gives it."""
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    model.eval()
-    found = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)
+def reference(tiny: LoadedModel) -> list[int]:
+    """The answer in 40 tokens as transformers' own loop gives it."""
+    prompt = tiny.tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    found = tiny.model.eval().generate(**prompt, max_new_tokens=40, do_sample=False)
     return [int(token) for token in found[0, prompt["input_ids"].shape[1] :]]
 
 
@@ -80,7 +79,7 @@ def test_the_answer_is_that_of_transformers(tiny: LoadedModel, piece: int, monke
     monkeypatch.setattr("core.worker.generate.decoding.PREFILL_TOKENS", piece)
     heard: list[str] = []
     generation = generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(40), heard.append, never)
-    expected = reference(tiny.model, tiny.tokenizer, ASK, 40)
+    expected = reference(tiny)
     assert generation.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
     assert generation.tokens == 40
     assert generation.finish == "length"
@@ -91,7 +90,7 @@ def test_the_answer_is_that_of_transformers(tiny: LoadedModel, piece: int, monke
 
 
 def test_it_stops_at_every_token_that_ends_a_turn(tiny: LoadedModel) -> None:
-    free = reference(tiny.model, tiny.tokenizer, ASK, 40)
+    free = reference(tiny)
     stop = free[20]
     tiny.model.generation_config.eos_token_id = [tiny.tokenizer.eos_token_id, stop]
     generation = generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(40), ignore, never)

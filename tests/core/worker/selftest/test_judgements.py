@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -122,19 +122,6 @@ def test_the_constants_of_a_card() -> None:
 TAKEN = [{"where": "forward", "bytes": 5 * GB}, {"where": "backward", "bytes": 4 * GB}]
 
 
-def notices(*codes: str) -> list[NoticeEvent]:
-    return [NoticeEvent(level="warning", code=code, message="") for code in codes]
-
-
-def shortages(
-    taken: Sequence[dict[str, object]] = TAKEN,
-    codes: Sequence[str] = ("memory_weights", "memory_cut"),
-    losses: Sequence[float] = (4.0, 3.0),
-) -> tuple[str, str]:
-    found = training.judge_shortage([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
-    return found.result, found.detail
-
-
 @cases(
     ("changed", "said"),
     [
@@ -148,9 +135,11 @@ def shortages(
     ],
 )
 def test_a_shortage_is_survived_twice_or_the_check_fails(changed: dict[str, object], said: str) -> None:
-    result, detail = shortages(**changed)  # type: ignore[arg-type]
-    assert result == ("fail" if changed else "pass")
-    assert said in detail
+    given: dict[str, Any] = {"taken": TAKEN, "codes": ("memory_weights", "memory_cut"), "losses": (4.0, 3.0), **changed}
+    notices = [NoticeEvent(level="warning", code=code, message="") for code in given["codes"]]
+    found = training.judge_shortage(given["taken"], notices, given["losses"], (4.0, 3.01))
+    assert found.result == ("fail" if changed else "pass")
+    assert said in found.detail
 
 
 def test_a_share_of_more_than_the_whole_is_told_and_not_kept() -> None:

@@ -115,23 +115,17 @@ def make_configuration(name: str, size: int, **more: Any) -> Any:
     return AutoConfig.for_model(values.pop("type"), **values)
 
 
-def make_model(config: Any, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """A random model in fp32, with norms and biases other than the initial ones.
-
-    Args:
-        config: Its configuration.
-        seed: Of the weights.
-        spread: Of the norms.
-    """
+def make_model(config: Any) -> Any:
+    """A random model in fp32, with norms and biases other than the initial ones."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.add_(spread * torch.randn_like(weight))
+                weight.add_(0.1 * torch.randn_like(weight))
             elif weight.dim() >= 2:
                 weight.mul_(3)
             else:
