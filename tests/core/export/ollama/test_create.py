@@ -20,6 +20,7 @@ from core.export.ollama import create as module
 from core.export.ollama.create import ask, create, model_name, server_address
 from core.runs.record.state import start_identity
 from tests.cases import cases
+from tests.progress import quiet
 
 _NAME = "20260314-101502-faq:q8_0"
 #: The program: prints the real one's output, and creates the model through the server as the real one does.
@@ -113,10 +114,6 @@ def install(directory: Path, mode: str = "") -> None:
     (directory / "ollama").chmod(0o755)
 
 
-def ignore(*_: object) -> None:
-    """Take a report of progress."""
-
-
 def test_a_model_is_created_from_the_directory_and_never_replaced(
     ollama: FakeOllama, tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +129,7 @@ def test_a_model_is_created_from_the_directory_and_never_replaced(
     assert "\x1b" not in "".join(said)
     ollama.models[_NAME] = "the user's own"
     with pytest.raises(UserError, match=r"has a model .* already"):
-        create(_NAME, exported, ignore)
+        create(_NAME, exported, quiet)
     assert ollama.models == {_NAME: "the user's own"}
 
 
@@ -142,7 +139,7 @@ def test_a_server_that_does_not_run_or_is_elsewhere_is_sent_nothing(
     install(tmp_path)
     fake = FakeOllama()
     fake.server_close()
-    acts: tuple[Callable[[], object], ...] = (lambda: create(_NAME, exported, ignore), lambda: ask(_NAME, "a"))
+    acts: tuple[Callable[[], object], ...] = (lambda: create(_NAME, exported, quiet), lambda: ask(_NAME, "a"))
     for act in acts:
         monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{fake.server_port}")
         with pytest.raises(UserError, match=r"does not run: nothing listens on 127\.0\.0\.1") as error:
@@ -179,7 +176,7 @@ def test_a_program_that_fails_is_one_sentence(
     if mode == "broken":
         (tmp_path / "ollama").write_text("no program")
     with pytest.raises(UserError) as error:
-        create(_NAME, exported, ignore)
+        create(_NAME, exported, quiet)
     assert message in error.value.message
     assert error.value.message.isprintable()
     assert _NAME not in ollama.models
