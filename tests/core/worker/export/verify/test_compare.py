@@ -106,6 +106,8 @@ def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
     found = compare(proof, reader, quiet)
     assert (found.prompts, found.prompts_equal) == (2, 1), "a template that refuses makes no prompt"
     assert (found.answers, found.answers_equal) == (2, 0), "the last token differs; and the prompt of the other"
+    fields = found.to_dict(proof, "r")
+    assert (fields["prompts_equal"], fields["greedy_equal"], fields["greedy_rows"]) == (False, 0, 2)
 
 
 def test_each_place_is_compared_with_its_own(tmp_path: Path) -> None:
