@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from core import paths
 from core.audit.chain_check import Sealed, check_chain, compare_head, read_sealed, sealed_config
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
@@ -83,12 +85,12 @@ def audit_job(run: Run, *, spans: int, seed: int, whole: bool = False, head: str
         if plan.manifests or sealed.starts:
             with _work_directory() as directory:
                 answer = _execute(run, plan, directory, job)
-        results = tuple(map(_span_result, answer["spans"]))
+        results = TypeAdapter(tuple[SpanResult, ...]).validate_python(answer["spans"])
         gap = _gap(results, plan.last) if whole else ""
         return Audit(
             run=run.id,
             chain=chain,
-            inputs=tuple(map(Difference.from_dict, answer["inputs"])),
+            inputs=TypeAdapter(tuple[Difference, ...]).validate_python(answer["inputs"]),
             spans=results,
             notes=(*plan.notes, *map(str, answer["notes"]), *([gap] if gap else [])),
             seed=seed,
@@ -198,17 +200,6 @@ def _gap(spans: Sequence[SpanResult], last: int) -> str:
     if reached >= last:
         return ""
     return f"Not all of the run was executed again: that its steps after {reached} follow from the base is not proven."
-
-
-def _span_result(values: Mapping[str, Any]) -> SpanResult:
-    return SpanResult(
-        begin=values["from"],
-        end=values["to"],
-        outcome=values["outcome"],
-        reason=str(values.get("reason", "")),
-        differences=tuple(map(Difference.from_dict, values.get("differences", ()))),
-        seconds=float(values.get("seconds", 0.0)),
-    )
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 #: ``equal``: every byte is equal; ``differs``: some are not; ``inexact``: some are not, and bit equality cannot be
@@ -33,11 +32,6 @@ class Difference:
     found: str | None = None
     """The present or recomputed value."""
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Difference:
-        """The difference in a dictionary made by :func:`dataclasses.asdict`."""
-        return cls(**{item.name: values.get(item.name) for item in fields(cls)})  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SpanResult:
@@ -51,11 +45,6 @@ class SpanResult:
     """Why it was skipped, or why bit equality cannot be expected; a sentence."""
     differences: tuple[Difference, ...] = ()
     seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        values = asdict(self, dict_factory=_json)
-        return {"from": values.pop("begin"), "to": values.pop("end"), **values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +85,9 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        spans = [span.to_dict() for span in self.spans]
-        return {"run": self.run, "verdict": self.verdict, **asdict(self, dict_factory=_json), "spans": spans}
+        values = asdict(self, dict_factory=_json)
+        spans = [{"from": span.pop("begin"), "to": span.pop("end"), **span} for span in values["spans"]]
+        return {"run": self.run, "verdict": self.verdict, **values, "spans": spans}
 
 
 def _json(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from core.config.live import TRAINING
@@ -356,32 +356,19 @@ def _changes_before(segments: Sequence[_Segment], begin: int) -> dict[str, Any]:
 
 def span_to(span: Span) -> dict[str, Any]:
     """A span as JSON."""
-    return {
-        "begin": span.begin,
-        "end": span.end,
-        "script": [encode_event(event) for event in span.script],
-        "rolled_back": span.rolled_back,
-        "left_out": list(span.left_out),
-        "rollbacks": span.rollbacks,
-        "changes": span.changes,
-        "team": asdict(span.team),
-    }
+    values = {item.name: getattr(span, item.name) for item in fields(span)}
+    return values | {"script": [encode_event(event) for event in span.script], "team": asdict(span.team)}
 
 
 def span_from(values: Mapping[str, Any]) -> Span:
     """The span in the JSON of :func:`span_to`."""
     events = [decode_event(line.encode("utf-8", errors="replace")) for line in values["script"]]
-    script: tuple[Event, ...] = tuple(event for event in events if event is not None)
-    return Span(
-        values["begin"],
-        values["end"],
-        script,
-        rolled_back=bool(values["rolled_back"]),
-        left_out=tuple(map(int, values["left_out"])),
-        rollbacks=int(values["rollbacks"]),
-        changes=dict(values["changes"]),
-        team=Team(**values["team"]),
-    )
+    parts = {
+        "script": tuple(event for event in events if event is not None),
+        "left_out": tuple(values["left_out"]),
+        "team": Team(**values["team"]),
+    }
+    return Span(**{item.name: values[item.name] for item in fields(Span)} | parts)
 
 
 def recorded_threads(start: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from core.chat.session import Answer, ChatSession
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.prompt_set import PromptSet, read_prompt_set
-from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, make_folder, unfinished
+from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, free_path, make_folder, unfinished
 from core.evaluation.score import Scorer
 from core.evaluation.targets import Target, resolve_targets
 from core.jobs.job import JobCancelledError, JobProgress
@@ -73,19 +73,20 @@ class Evaluation:
             path, self.record = found
             self.file, self.is_continued = RecordFile(path, self.record), self.record.done > 0
         else:
-            self.file = RecordFile.create(self.folder, self.record)
+            path = free_path(self.folder, self.record.id)
+            self.record.id = path.stem
+            self.file = RecordFile(path, self.record)
+            self.file.write()
         try:
             # Targets with the same loaded model are adjacent, in the order of the table.
-            order = sorted(range(len(self.targets)), key=lambda place: self._first_of(self.targets[place].loads))
-            for _, places in itertools.groupby(order, key=lambda place: self.targets[place].loads):
-                self._ask_group([self.targets[place] for place in places], progress)
+            loads = [target.loads for target in self.targets]
+            order = sorted(self.targets, key=lambda target: loads.index(target.loads))
+            for _, group in itertools.groupby(order, key=lambda target: target.loads):
+                self._ask_group(list(group), progress)
             self.record.state = "done"
         finally:
             self.file.write()
         return self.record
-
-    def _first_of(self, loads: str) -> int:
-        return next(place for place, target in enumerate(self.targets) if target.loads == loads)
 
     def _ask_group(self, group: Sequence[Target], progress: Callable[[JobProgress], None]) -> None:
         record = self.record

@@ -47,13 +47,9 @@ class PromptItem:
         """The last user message."""
         return self.messages[-1]["content"]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The question as JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PromptItem:
-        """Read the output of :meth:`to_dict`."""
+        """Read the output of :func:`dataclasses.asdict`."""
         return cls(str(data["id"]), tuple(dict(item) for item in data["messages"]), data["expected"], data["schema"])
 
 
@@ -70,7 +66,7 @@ class PromptSet:
     @property
     def sha256(self) -> str:
         """Hash of everything that a model or a score sees."""
-        text = json.dumps([item.to_dict() for item in self.items], ensure_ascii=True, sort_keys=True)
+        text = json.dumps(list(map(asdict, self.items)), ensure_ascii=True, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -189,13 +185,9 @@ def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
             break
         try:
             example = detection.example(row)
-        except RowError:
-            skipped += 1
-            continue
-        messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
-        try:
+            messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
             ChatRequest(messages)
-        except UserError:
+        except (RowError, UserError):
             skipped += 1
             continue
         if messages[-1]["role"] != "user":

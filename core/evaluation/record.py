@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -52,13 +53,9 @@ class Answered:
     scores: Mapping[str, float] = field(default_factory=dict)
     """By :data:`Metric`; scores that do not apply are left out."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Answered:
-        """Read the output of :meth:`to_dict`."""
+        """Read the output of :func:`dataclasses.asdict`."""
         scores = {str(name): float(value) for name, value in data["scores"].items() if name in METRICS}
         if not all(math.isfinite(value) for value in scores.values()):
             raise ValueError("a score that is not finite")
@@ -131,9 +128,9 @@ class EvaluationRecord:
                 {"name": name, "identity": identity}
                 for name, identity in zip(self.targets, self.identities, strict=True)
             ],
-            "items": [item.to_dict() for item in self.items],
+            "items": list(map(asdict, self.items)),
             "answers": {
-                name: [answer.to_dict() if answer is not None else None for answer in answers]
+                name: [asdict(answer) if answer is not None else None for answer in answers]
                 for name, answers in self.answers.items()
             },
         }
@@ -227,25 +224,24 @@ def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
     Raises:
         UserError: If there is none.
     """
-    for path in list_records(folder_of(run)):
-        try:
-            return path, read_record(path)
-        except UserError:
-            continue
+    for found in _readable(folder_of(run)):
+        return found
     of = f"Run {run.id}" if run is not None else "What is no run's"
     raise UserError(f"{of} has not been evaluated yet.", "Name a file of prompts.")
 
 
 def unfinished(folder: Path, record: EvaluationRecord) -> tuple[Path, EvaluationRecord] | None:
     """The newest unfinished record in a directory that asks the same of the same models; None if there is none."""
+    return next(
+        (found for found in _readable(folder) if found[1].state == "running" and found[1].is_same(record)), None
+    )
+
+
+def _readable(folder: Path) -> Iterator[tuple[Path, EvaluationRecord]]:
+    """The records in a directory that can be read, newest first."""
     for path in list_records(folder):
-        try:
-            found = read_record(path)
-        except UserError:
-            continue
-        if found.state == "running" and found.is_same(record):
-            return path, found
-    return None
+        with contextlib.suppress(UserError):
+            yield path, read_record(path)
 
 
 class RecordFile:
@@ -260,20 +256,6 @@ class RecordFile:
         self.path = path
         self._record = record
         self._due = 0.0
-
-    @classmethod
-    def create(cls, folder: Path, record: EvaluationRecord) -> RecordFile:
-        """A file for a new record, whose id becomes its own name.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
-        make_folder(folder)
-        path = free_path(folder, record.id)
-        record.id = path.stem
-        made = cls(path, record)
-        made.write()
-        return made
 
     def write_if_due(self) -> None:
         """Write it, if the last write is a while ago."""

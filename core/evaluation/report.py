@@ -6,11 +6,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.evaluation.record import EvaluationRecord
+from core.evaluation.record import EvaluationRecord, Metric
 from core.evaluation.table import TITLES, Comparison, EvaluationTable
 from core.paths import user_path
 from core.text import one_line
@@ -35,24 +36,24 @@ def summary_lines(record: EvaluationRecord, table: EvaluationTable, width: int |
     """
     lines = [["answers", *(str(table.answered[name]) for name in record.targets)]]
     for metric in table.metrics:
-        cells = [table.means[name].get(metric) for name in record.targets]
-        lines.append([TITLES[metric], *("–" if cell is None else format_fixed(cell, 3) for cell in cells)])
+        lines.append([TITLES[metric], *_means(record, table, metric)])
     heads = ["", *map(_short, record.targets)]
     if width is not None:
-        first = max(len(line[0]) for line in lines)
-        room = max((width - first) // max(len(record.targets), 1) - 2, _NARROWEST)
+        room = max((width - max(len(line[0]) for line in lines)) // max(len(record.targets), 1) - 2, _NARROWEST)
         # Names differ at their end: the step, the type of a file's weights.
         heads = [head if len(head) <= room else f"…{head[1 - room :]}" for head in heads]
     widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
-    told = ["  ".join(_cells(line, widths)).rstrip() for line in (heads, *lines)]
+    told = [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip()
+        for first, *others in (heads, *lines)
+    ]
     return [*told, *(comparison_line(table, comparison) for comparison in table.comparisons)]
 
 
-def _cells(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
+def _means(record: EvaluationRecord, table: EvaluationTable, metric: Metric) -> list[str]:
+    """The means of the models, in words."""
+    cells = [table.means[name].get(metric) for name in record.targets]
+    return ["–" if cell is None else format_fixed(cell, 3) for cell in cells]
 
 
 def comparison_line(table: EvaluationTable, comparison: Comparison) -> str:
@@ -91,9 +92,7 @@ def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
         f"|---|{'---:|' * len(names)}",
     ]
     for metric in table.metrics:
-        cells = [table.means[name].get(metric) for name in record.targets]
-        shown = " | ".join("–" if cell is None else format_fixed(cell, 3) for cell in cells)
-        lines.append(f"| {TITLES[metric]} | {shown} |")
+        lines.append(f"| {TITLES[metric]} | {' | '.join(_means(record, table, metric))} |")
     for comparison in table.comparisons:
         lines += ["", f"**{_cell(record.targets[0])}** {_cell(comparison_line(table, comparison))}"]
     lines += ["", "Intervals: paired bootstrap over the prompts, 95 %, percentiles."]
@@ -144,7 +143,7 @@ def to_jsonl(record: EvaluationRecord, table: EvaluationTable) -> str:
                     "id": item.id,
                     "messages": [dict(message) for message in item.messages],
                     "expected": item.expected,
-                    "answers": {name: None if found is None else found.to_dict() for name, found in answers.items()},
+                    "answers": {name: None if found is None else asdict(found) for name, found in answers.items()},
                     "outcomes": {one.against: one.outcome(place) for one in table.comparisons},
                 },
                 ensure_ascii=True,

@@ -56,7 +56,8 @@ def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[T
     """
     found: list[Target] = []
     for name in (*names, *against):
-        target = _base_of(_first_trained(found)) if name == BASE else _resolve(name)
+        trained = next((other.trained for other in found if other.trained is not None), None)
+        target = _base_of(trained) if name == BASE else _resolve(name)
         same = next((other for other in found if other.name == target.name), None)
         if same is not None and (same.loads, same.source) == (target.loads, target.source):
             raise UserError(f"{one_line(name, 80)} is named twice.", "Name each model once.")
@@ -71,10 +72,6 @@ def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[T
     if len(found) > MOST:
         raise UserError(f"{len(found)} models are named, and a table has at most {MOST}.", "Name fewer.")
     return found
-
-
-def _first_trained(found: Sequence[Target]) -> TrainedModel | None:
-    return next((target.trained for target in found if target.trained is not None), None)
 
 
 def _resolve(name: str) -> Target:
@@ -93,7 +90,9 @@ def _resolve(name: str) -> Target:
     # The newest checkpoint of a running run: the model in training would change with each question.
     trained = find_trained(run, step)
     shown = run.id if trained.step is None else f"{run.id}@{trained.step}"
-    return Target(shown, TUNED, _identity(trained), _loads(trained), lambda: session_of(trained), trained)
+    paths = [path for path in (trained.adapter, trained.weights) if path is not None]
+    identity = _stamp(paths or [_files_of(trained.base)])
+    return Target(shown, TUNED, identity, _loads(trained), lambda: session_of(trained), trained)
 
 
 def _base_of(trained: TrainedModel | None) -> Target:
@@ -110,11 +109,6 @@ def _base_of(trained: TrainedModel | None) -> Target:
 
 def _loads(trained: TrainedModel) -> str:
     return json.dumps([trained.base, str(trained.adapter), str(trained.weights), trained.template])
-
-
-def _identity(trained: TrainedModel) -> str:
-    paths = [path for path in (trained.adapter, trained.weights) if path is not None]
-    return _stamp(paths or [_files_of(trained.base)])
 
 
 def _files_of(model: str) -> Path:

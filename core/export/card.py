@@ -334,13 +334,12 @@ def _options(trained: TrainedModel) -> list[Markdown]:
     shown = [
         (prose(name), code(json.dumps(value, ensure_ascii=False)))
         for name, value in sorted(values.items())
-        if name.partition(".")[0] in _TOLD and name in defaults and value != defaults[name] and not _is_path(value)
+        if name.partition(".")[0] in _TOLD
+        and name in defaults
+        and value != defaults[name]
+        and not (isinstance(value, str) and os.sep in value)
     ]
     return [table((Markdown("option"), Markdown("value")), shown)] if shown else []
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and os.sep in value
 
 
 def _measured(facts: CardFacts) -> list[Markdown]:

@@ -33,17 +33,12 @@ def _export(request: ExportRequest, job: ExportJob) -> ExportResult:
         paths.make_private_dir(plan.target.parent)
     elif not plan.target.parent.is_dir():
         raise UserError(f"There is no directory {plan.target.parent}.", "Make it, or name another place with --out.")
-    remove_leftovers()
+    with contextlib.suppress(OSError):  # leftovers of killed exports
+        for leftover in paths.exports_dir().glob(".*.tmp"):
+            remove_abandoned(leftover)
     values = {"request": request.to_dict(), "directory": str(plan.target.parent)}
     try:
         return ExportResult.from_dict(job.call(PROGRAM, values, job.report, environment=worker_environment()))
     finally:
         # The directory that a killed process was filling.
         remove_abandoned(plan.target.with_name(f".{plan.target.name}.{job.pid}.tmp"))
-
-
-def remove_leftovers() -> None:
-    """Remove leftovers of killed exports from the home."""
-    with contextlib.suppress(OSError):
-        for leftover in paths.exports_dir().glob(".*.tmp"):
-            remove_abandoned(leftover)

@@ -148,11 +148,7 @@ def _proof(plan: ExportPlan, *, is_first: bool) -> Iterator[Stage]:
     trained, rows = plan.trained, plan.request.rows
     if is_first:
         is_quantized = trained.config.method.name == "qlora" and plan.request.kind != "adapter" and trained.file is None
-        yield from (
-            Stage(COMPARING_BASE, 0.0),
-            Stage(LOADING_TRAINED, _BASE),
-            Stage(MEASURING_TRAINED, _MEASURED * rows),
-        )
+        yield from (Stage(LOADING_TRAINED, _BASE), Stage(MEASURING_TRAINED, _MEASURED * rows))
         if trained.adapter is not None:
             yield Stage(MEASURING_BASE, _MEASURED * rows)
         yield Stage(ANSWERING, _ANSWERED * rows)

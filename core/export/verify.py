@@ -6,20 +6,15 @@ second reads the file with an independent program (llama.cpp, plain transformers
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core import paths
 from core.config.targets import kept_patterns
-from core.directories import Progress, disk_error
+from core.directories import Progress
 from core.errors import UserError
 from core.export.gguf.checks import INSTALL, has_library
 from core.export.process import run_process
-from core.export.request import ROWS, Kind, Quant
+from core.export.request import Kind, Quant
 from core.export.result import Agreement, Figures
 from core.hardware.cpu import has_avx2
 from core.models.architecture.gguf_header import read_gguf_header
@@ -64,65 +59,23 @@ def refuse_unreadable(kind: Kind) -> None:
         )
 
 
-def verify(
-    exported: Path,
-    kind: Kind,
-    quant: Quant | None,
-    trained: TrainedModel,
-    progress: Progress,
-    rows: int = ROWS,
-    *,
-    base: Path | None = None,
-) -> Agreement:
-    """Measure how an exported file agrees with the model that was trained.
-
-    Rows come from ``data.eval``, else from the share that was held out, else from the training rows. Whether the
-    agreement is enough is :meth:`core.export.result.Agreement.failures`.
-
-    Args:
-        exported: The file, or its directory.
-        kind: Its kind; not ``card``.
-        quant: The type of its weights; None for an adapter.
-        trained: Its source.
-        progress: Called at least twice a second; may raise to give up, which ends the processes.
-        rows: How many rows.
-        base: The GGUF file of the base, if the export is a GGUF file of an adapter alone.
-
-    Raises:
-        NotVerifiedError: If the reader of its kind is not there.
-        UserError: If the base or the rows are missing or changed, the file cannot be read or has another type, or
-            memory or disk are short.
-    """
-    refuse_unreadable(kind)
-    with scratch(exported.parent) as directory:
-        # Read before the trained model is measured, which takes longer.
-        request = _request(exported, kind, quant, trained, base)
-        as_file = kind != "adapter" and base is None
-        measure_trained(trained, directory, progress, rows, plain_base=kind != "adapter", as_file=as_file)
-        return _compare(request, directory, trained, progress)
-
-
 def measure_trained(
-    trained: TrainedModel,
-    directory: Path,
-    progress: Progress,
-    rows: int = ROWS,
-    *,
-    plain_base: bool = True,
-    as_file: bool = True,
+    trained: TrainedModel, directory: Path, progress: Progress, rows: int, *, plain_base: bool, as_file: bool
 ) -> None:
     """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
 
+    Rows come from ``data.eval``, else from the share that was held out, else from the training rows.
+
     Args:
         trained: The trained model.
-        directory: Directory for the answers; see :func:`scratch`.
-        progress: As for :func:`verify`.
+        directory: Directory for the answers.
+        progress: Called at least twice a second; may raise to give up, which ends the process.
         rows: How many rows.
         plain_base: Whether the adapter on the base in 16 bits is measured as well, if the run trained on 4 bits.
         as_file: Whether a model trained for a file answers with the file's weights, as all exports but adapters do.
 
     Raises:
-        UserError: As :func:`verify`.
+        UserError: If the base or the rows are missing, or memory or disk are short.
     """
     request = {
         "task": "reference",
@@ -146,22 +99,31 @@ def compare(
     *,
     base: Path | None = None,
 ) -> Agreement:
-    """Compare an exported file with the answers in a directory; see :func:`measure_trained`.
+    """Compare an exported file with the answers of the trained model; see :func:`measure_trained`.
+
+    Whether the agreement is enough is :meth:`core.export.result.Agreement.failures`.
+
+    Args:
+        exported: The file, or its directory.
+        kind: Its kind; not ``card``.
+        quant: The type of its weights; None for an adapter.
+        trained: Its source.
+        directory: The directory of the answers.
+        progress: As for :func:`measure_trained`.
+        base: The GGUF file of the base, if the export is a GGUF file of an adapter alone.
 
     Raises:
-        NotVerifiedError, UserError: As :func:`verify`.
+        NotVerifiedError: If the reader of its kind is not there.
+        UserError: If the file cannot be read or has another type, or memory is short.
     """
     refuse_unreadable(kind)
-    return _compare(_request(exported, kind, quant, trained, base), directory, trained, progress)
-
-
-def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, progress: Progress) -> Agreement:
-    job = {**request, "directory": str(directory)}
-    found = run_process(PROGRAM, job, "the reader of the exported file", progress, _HINT)
-    in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
+    request = {**_request(exported, kind, quant, trained, base), "directory": str(directory)}
+    found = run_process(PROGRAM, request, "the reader of the exported file", progress, _HINT)
+    in_4_bits = trained.config.method.name == "qlora" and kind != "adapter"
     # A model trained for a file was merged in training already, so its weights are those of the file.
-    is_merged = trained.file is not None and "base" not in request
-    return _agreement(found, quantized_base=in_4_bits and not is_merged)
+    is_merged = trained.file is not None and base is None
+    plain = None if found["plain"] is None else Figures(**found["plain"])
+    return Agreement(**found | {"plain": plain}, quantized_base=in_4_bits and not is_merged)
 
 
 def _request(
@@ -179,72 +141,13 @@ def _request(
         }
     if kind == "merged":
         return {"task": "merged", "exported": _text(exported)}
-    if kind == "card":
-        raise ValueError("a card has no weights to verify")
-    file = _gguf_file(exported)
-    metadata = read_gguf_header(file).metadata
+    file = next(exported.glob("*.gguf")) if exported.is_dir() else exported
     if base is not None:
         return {"task": "gguf", "exported": _text(file), "base": _text(base)}
-    if metadata.get("general.type") == "adapter":
-        raise NotVerifiedError(
-            "The file is not verified: it is an adapter, and there is no GGUF file of its base.",
-            "Name the base's, or export the merged model.",
-        )
-    if quant is not None and metadata.get("general.file_type") != FILE_TYPES[quant]:
+    if quant is not None and read_gguf_header(file).metadata.get("general.file_type") != FILE_TYPES[quant]:
         raise UserError(f"{one_line(str(file))} does not say that its weights are {quant}.", "Export it again.")
     return {"task": "gguf", "exported": _text(file)}
 
 
 def _text(path: Path) -> str:
     return str(path.absolute())
-
-
-def _agreement(found: dict[str, Any], *, quantized_base: bool) -> Agreement:
-    figures = {name: Figures(**each) for name, each in found["figures"].items()}
-    own, plain, base = figures.get("trained"), figures.get("plain"), figures.get("base")
-    return Agreement(
-        rows=found["rows"],
-        prompts_equal=found["prompts_equal"] == found["prompts"],
-        mean_kl=own.mean_kl if own else None,
-        top1=own.top1 if own else None,
-        max_delta=own.max_delta if own else None,
-        greedy_equal=found["answers_equal"] if found["answers"] else None,
-        reader=found["reader"],
-        greedy_rows=found["answers"],
-        data=found["data"],
-        arithmetic=found["arithmetic"],
-        quantized_base=quantized_base,
-        plain=plain,
-        error=own.error if own else None,
-        base_kl=base.mean_kl if base else None,
-        learned_kl=found["learned"].get("mean_kl"),
-    )
-
-
-def _gguf_file(exported: Path) -> Path:
-    """The GGUF file of an export.
-
-    Raises:
-        UserError: If a directory has none, or several.
-    """
-    if not exported.is_dir():
-        return exported
-    found = sorted(exported.glob("*.gguf"))
-    if len(found) != 1:
-        count = "no GGUF file" if not found else f"{len(found)} GGUF files"
-        raise UserError(f"{one_line(str(exported))} has {count}.", "Name the file.")
-    return found[0]
-
-
-@contextlib.contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """A temporary directory for the measured answers, beside the export."""
-    try:
-        directory = Path(tempfile.mkdtemp(prefix=".proof-", dir=parent))
-        directory.chmod(paths.DIRECTORY_MODE)
-    except OSError as error:
-        raise disk_error(parent, error) from error
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

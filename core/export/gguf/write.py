@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from core import paths
 from core.directories import Progress, disk_error, refuse_existing, require_space
@@ -59,16 +59,7 @@ class GgufOptions:
     is_exact: bool = False
 
 
-EntryKind = Literal["string", "uint32", "bool"]
 _GENERATION_TAG = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-
-
-class Entry(NamedTuple):
-    """An entry of the metadata: its key, the type of its value, and the value."""
-
-    key: str
-    kind: EntryKind
-    value: Any
 
 
 def without_training_tags(template: str) -> str:
@@ -80,19 +71,19 @@ def without_training_tags(template: str) -> str:
     return _GENERATION_TAG.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template)
 
 
-def entries(options: GgufOptions) -> Iterator[Entry]:
-    """The metadata entries of options, in no particular order."""
+def entries(options: GgufOptions) -> Iterator[tuple[str, str, Any]]:
+    """The metadata entries of options: key, type of the value, and value."""
     if options.name:
-        yield Entry("general.name", "string", options.name)
+        yield "general.name", "string", options.name
     if options.license:
-        yield Entry("general.license", "string", options.license)
+        yield "general.license", "string", options.license
     if options.base_name:
-        yield Entry("general.base_model.count", "uint32", 1)
-        yield Entry("general.base_model.0.name", "string", options.base_name)
+        yield "general.base_model.count", "uint32", 1
+        yield "general.base_model.0.name", "string", options.base_name
     if options.template is not None:
-        yield Entry("tokenizer.chat_template", "string", without_training_tags(options.template))
+        yield "tokenizer.chat_template", "string", without_training_tags(options.template)
     if options.tool_template is not None:
-        yield Entry("tokenizer.chat_template.tool_use", "string", without_training_tags(options.tool_template))
+        yield "tokenizer.chat_template.tool_use", "string", without_training_tags(options.tool_template)
 
 
 #: Files that are taken unchanged. The export sets the chat template.
@@ -218,18 +209,25 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
     converter = fetch_converter(progress)
     progress("checking the model", None, None)
     checked = check_model(model, converter)
-    options = _with_templates(model, options)
+    if options.template is None:
+        default, tools = own_templates(model)
+        options = replace(options, template=default, tool_template=tools)
     # Quantized from weights without earlier rounding.
     first: Quant = quant if quant in CONVERTED else checked.dtype
     with _workspace(target, _space(checked, first, quant, options)) as work:
-        result = work / "model.gguf"
-        notes = _convert(model, result, first, options, converter, checked, work, progress)
+        staged, result = work / "staged", work / "model.gguf"
+        staged.mkdir(mode=paths.DIRECTORY_MODE)
+        stage(model, options, staged)
+        job = conversion_job(staged, result, first, options, converter)
+        based = () if options.base_gguf is None else (options.base_gguf,)
+        job |= _limits(checked, work, converter, staged, *based)
+        notes = run_process(f"{_WORKER} convert", job, "llama.cpp's converter", progress, _HINT)["notes"]
         if quant not in CONVERTED:
             source, result = result, work / "quantized.gguf"
             _quantize(source, result, quant, options, checked, work, progress)
         check_gguf(result)
         result.rename(target)
-    return notes
+    return tuple(notes)
 
 
 def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progress) -> None:
@@ -265,33 +263,6 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
         }
         run_process(f"{_WORKER} convert-adapter", job, "the conversion of the adapter", progress, _HINT)
         result.rename(target)
-
-
-def _with_templates(model: Path, options: GgufOptions) -> GgufOptions:
-    """Options with the model's own templates if none is given."""
-    if options.template is not None:
-        return options
-    default, tools = own_templates(model)
-    return replace(options, template=default, tool_template=tools)
-
-
-def _convert(
-    model: Path,
-    target: Path,
-    quant: Quant,
-    options: GgufOptions,
-    converter: Path,
-    checked: Checked,
-    work: Path,
-    progress: Progress,
-) -> tuple[str, ...]:
-    staged = work / "staged"
-    staged.mkdir(mode=paths.DIRECTORY_MODE)
-    stage(model, options, staged)
-    job = conversion_job(staged, target, quant, options, converter)
-    based = () if options.base_gguf is None else (options.base_gguf,)
-    job |= _limits(checked, work, converter, staged, *based)
-    return tuple(run_process(f"{_WORKER} convert", job, "llama.cpp's converter", progress, _HINT)["notes"])
 
 
 def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOptions, converter: Path) -> dict[str, Any]:

@@ -11,13 +11,10 @@ import ipaddress
 import json
 import os
 import re
-import selectors
+import select
 import shutil
-import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,11 @@ from typing import Any
 from core.directories import Progress
 from core.errors import UserError
 from core.helper import describe_end
-from core.jobs.job import JobCancelledError
 from core.text import one_line
 
 #: Characters of the longest name and tag.
 _LONGEST_NAME = 80
 _OTHER = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?", re.ASCII)
 
 
 def model_name(run: str, *, step: int | None = None, quant: str | None = None) -> str:
@@ -45,19 +40,6 @@ def model_name(run: str, *, step: int | None = None, quant: str | None = None) -
     tag = "-".join(filter(None, (None if step is None else f"step-{step}", quant and quant.lower())))
     name = _part(run) or "localtune"
     return f"{name}:{_part(tag)}" if tag else name
-
-
-def check_name(name: str) -> None:
-    """Check that a name is valid in Ollama.
-
-    Raises:
-        UserError: If it is not. Names with an owner or a registry are refused as well: nothing is published.
-    """
-    if _NAME.fullmatch(name) is None or ".." in name:
-        raise UserError(
-            f"{one_line(name, 80)!r} is no name of a model in Ollama.",
-            "Use letters, digits, '_', '-' and '.', with a tag after ':' if you like.",
-        )
 
 
 def _part(text: str) -> str:
@@ -88,16 +70,13 @@ def find_ollama() -> Path | None:
     return None if found is None else Path(found).absolute()
 
 
-def server_address(environment: Mapping[str, str] | None = None) -> Address:
+def server_address() -> Address:
     """The address of Ollama's server from ``OLLAMA_HOST``, by default port 11434 of 127.0.0.1.
-
-    Args:
-        environment: The variables; None: this process's.
 
     Raises:
         UserError: If it is on another machine, or invalid; names are not resolved.
     """
-    value = (os.environ if environment is None else environment).get("OLLAMA_HOST", "").strip().strip("\"'").strip()
+    value = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
     scheme, mark, rest = value.rpartition("://")
     port = str(_PORT) if not mark else "80"
     rest = rest.partition("/")[0]
@@ -138,251 +117,149 @@ def _remote(value: str) -> UserError:
     )
 
 
-def program_environment(address: Address) -> dict[str, str]:
-    """The environment of the program: its own variables, and the server's address."""
-    own = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("OLLAMA_")}
-    return own | {"OLLAMA_HOST": f"http://{address}", "NO_PROXY": "*", "TERM": "dumb"}
-
-
 #: Longest line and longest whole of an answer, in bytes.
 _LONGEST_LINE, _LONGEST = 1 << 20, 16 << 20
 _CONNECT_SECONDS, _SHOW_SECONDS = 5.0, 30.0
 _LOG = "Look at the server's log: 'journalctl -u ollama'."
 
 
-class _Request:
-    """A request whose connection is cut if the user cancels.
+@contextlib.contextmanager
+def _posted(address: Address, path: str, body: Mapping[str, Any], seconds: float) -> Iterator[http.client.HTTPResponse]:
+    """The response to a request.
 
     Args:
         address: The server.
         path: The path of the request.
         body: Its JSON.
         seconds: Longest time without a byte.
-        cancel: Cuts the connection when it is set.
 
     Raises:
-        UserError: If there is no response; as all methods.
-        JobCancelledError: If it was cancelled; as all methods.
+        UserError: If the server does not answer, or its answer cannot be read.
     """
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_SECONDS)
+    try:
+        connection.connect()
+        connection.sock.settimeout(seconds)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        yield connection.getresponse()
+    except ConnectionRefusedError as error:
+        raise UserError(
+            f"Ollama's server does not run: nothing listens on {address}.",
+            "Start it with 'ollama serve', or open the app, and do it again.",
+        ) from error
+    except TimeoutError as error:
+        raise UserError(f"Ollama on {address} did not answer for {seconds:g} s.", _LOG) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+        raise UserError(f"Ollama on {address} gave no answer: {reason}.", _LOG) from error
+    finally:
+        connection.close()
 
-    def __init__(
-        self, address: Address, path: str, body: Mapping[str, Any], seconds: float, cancel: threading.Event | None
-    ) -> None:
-        self._address, self._seconds, self._cancel = address, seconds, cancel
-        self._is_done = threading.Event()
-        self._watcher: threading.Thread | None = None
-        self._connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_SECONDS)
+
+def _failure(response: http.client.HTTPResponse) -> UserError:
+    """The error in a response."""
+    try:
+        reason = str(json.loads(response.read(_LONGEST_LINE))["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        reason = f"status {response.status}"
+    return UserError(f"Ollama refuses: {one_line(reason, 300).rstrip('.')}.", _LOG)
+
+
+def _objects(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The objects of a response, one per line."""
+    read = 0
+    while line := response.readline(_LONGEST_LINE):
+        read += len(line)
+        if read > _LONGEST or not line.endswith(b"\n"):
+            raise UserError("Ollama's answer is cut off or has no end.", _LOG)
         try:
-            with self._errors():
-                self._connection.connect()
-                self._connection.sock.settimeout(seconds)
-                self._watch()
-                self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-                self._response = self._connection.getresponse()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> _Request:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    def failure(self) -> UserError:
-        """The error in the response."""
-        with self._errors():
-            body = self._response.read(_LONGEST_LINE)
-        try:
-            reason = str(json.loads(body)["error"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            reason = f"status {self.status}"
-        return UserError(f"Ollama refuses: {one_line(reason, 300).rstrip('.')}.", _LOG)
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The objects of the response, one per line."""
-        read = 0
-        while True:
-            with self._errors():
-                line = self._response.readline(_LONGEST_LINE)
-            if self._cancel is not None and self._cancel.is_set():
-                raise JobCancelledError
-            if not line:
-                return
-            read += len(line)
-            if read > _LONGEST or not line.endswith(b"\n"):
-                raise UserError("Ollama's answer is cut off or has no end.", _LOG)
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError("Ollama's answer is not JSON.", "Is another program at its port?") from error
-            if isinstance(value, dict):
-                yield value
-
-    def close(self) -> None:
-        self._is_done.set()
-        if self._watcher is not None:
-            self._watcher.join()
-        self._connection.close()
-
-    def _watch(self) -> None:
-        if self._cancel is None:
-            return
-        arguments = (self._connection.sock, self._cancel, self._is_done)
-        self._watcher = threading.Thread(target=_cut, args=arguments, daemon=True)
-        self._watcher.start()
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except ConnectionRefusedError as error:
-            raise UserError(
-                f"Ollama's server does not run: nothing listens on {self._address}.",
-                "Start it with 'ollama serve', or open the app, and do it again.",
-            ) from error
-        except TimeoutError as error:
-            raise UserError(f"Ollama on {self._address} did not answer for {self._seconds:g} s.", _LOG) from error
-        except (OSError, http.client.HTTPException) as error:
-            if self._cancel is not None and self._cancel.is_set():
-                raise JobCancelledError from error
-            reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
-            raise UserError(f"Ollama on {self._address} gave no answer: {reason}.", _LOG) from error
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError("Ollama's answer is not JSON.", "Is another program at its port?") from error
+        if isinstance(value, dict):
+            yield value
 
 
-def _cut(sock: socket.socket, cancel: threading.Event, is_done: threading.Event) -> None:
-    while not is_done.is_set():
-        if cancel.wait(0.1):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            return
-
-
-def has_model(address: Address, name: str) -> bool:
-    """True if the server has a model of this name.
-
-    Raises:
-        UserError: If it does not answer.
-    """
-    with _Request(address, "/api/show", {"model": name}, _SHOW_SECONDS, None) as request:
-        if request.status not in (200, 404):
-            raise request.failure()
-        return request.status == 200
+def _has_model(address: Address, name: str) -> bool:
+    """True if the server has a model of this name."""
+    with _posted(address, "/api/show", {"model": name}, _SHOW_SECONDS) as response:
+        if response.status not in (200, 404):
+            raise _failure(response)
+        return response.status == 200
 
 
 #: Seconds without output before the program is killed; it copies and hashes many gigabytes silently.
 _SILENCE = 900.0
 #: Seconds without a token; a large model takes as long to load.
 _PATIENCE = 300.0
-_TICK = 0.1
+_MOST_TOKENS = 128
 #: Bytes kept of the program's output.
 _KEPT_BYTES = 16 << 10
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[@-_]")
 
 
-def create(
-    name: str, directory: Path, progress: Progress, *, cancel: threading.Event | None = None, silence: float = _SILENCE
-) -> None:
+def create(name: str, directory: Path, progress: Progress) -> None:
     """Create a model in Ollama; a model of that name is never replaced.
 
     Args:
         name: The model's name; see :func:`core.export.ollama.create.model_name`.
         directory: Where the Modelfile and the GGUF file are.
         progress: Receives the program's output.
-        cancel: Ends the program when it is set; Ollama removes the incomplete model at its next start.
-        silence: Seconds without output after which the program is killed.
 
     Raises:
         UserError: If there is no Ollama, it is on another machine or does not run, has a model of that name, or fails.
-        JobCancelledError: If it was cancelled.
     """
-    check_name(name)
     if (program := find_ollama()) is None:
         raise UserError(
             "There is no program called ollama on the PATH.",
             "Install Ollama, or copy the directory to where it is and run 'ollama create NAME -f Modelfile' in it.",
         )
     address = server_address()
-    if has_model(address, name):
+    if _has_model(address, name):
         raise UserError(
             f"Ollama has a model {name} already, which is left as it is.",
             f"Remove it with 'ollama rm {name}', or give another name.",
         )
-    command = [str(program), "create", name, "-f", "Modelfile"]
-    said = _run(command, directory, address, progress, cancel, silence)
-    if not has_model(address, name):
-        raise UserError(
-            f"Ollama did not create {name}: {_last_line(said)}.", "Look at its server's log: 'journalctl -u ollama'."
-        )
+    said = _run([str(program), "create", name, "-f", "Modelfile"], directory, address, progress)
+    if not _has_model(address, name):
+        raise UserError(f"Ollama did not create {name}: {_last_line(said)}.", _LOG)
 
 
-def ask(
-    name: str,
-    prompt: str,
-    *,
-    most_tokens: int = 128,
-    cancel: threading.Event | None = None,
-    token: Callable[[str], None] | None = None,
-    seconds: float = _PATIENCE,
-) -> str:
+def ask(name: str, prompt: str) -> str:
     """The greedy answer of a model in Ollama to a question. It may have any character.
-
-    Args:
-        name: The model.
-        prompt: The question.
-        most_tokens: Longest answer.
-        cancel: Ends the request when it is set.
-        token: Called with each piece of the answer.
-        seconds: Longest time without a token; loading the model counts as well.
 
     Raises:
         UserError: If Ollama is on another machine, does not run, or does not answer.
-        JobCancelledError: If it was cancelled.
     """
-    check_name(name)
-    options = {"temperature": 0, "seed": 0, "num_predict": most_tokens}
+    options = {"temperature": 0, "seed": 0, "num_predict": _MOST_TOKENS}
     body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}
-    pieces: list[str] = []
-    with _Request(server_address(), "/api/chat", body, seconds, cancel) as request:
-        if request.status != 200:
-            raise request.failure()
-        for line in request.lines():
+    answer = ""
+    with _posted(server_address(), "/api/chat", body, _PATIENCE) as response:
+        if response.status != 200:
+            raise _failure(response)
+        for line in _objects(response):
             if "error" in line:
                 raise UserError(f"Ollama did not answer: {one_line(str(line['error']), 300).rstrip('.')}.", _LOG)
             message = line.get("message")
             piece = message.get("content") if isinstance(message, dict) else None
-            if isinstance(piece, str) and piece:
-                pieces.append(piece)
-                if token is not None:
-                    token(piece)
+            answer += piece if isinstance(piece, str) else ""
             if line.get("done") is True:
-                return "".join(pieces)
+                return answer
     raise UserError("Ollama's answer ended in the middle.", _LOG)
 
 
-def _run(
-    command: list[str],
-    directory: Path,
-    address: Address,
-    progress: Progress,
-    cancel: threading.Event | None,
-    silence: float,
-) -> str:
-    """Run the program; returns the last line of its output.
+def _run(command: list[str], directory: Path, address: Address, progress: Progress) -> str:
+    """Run the program; returns the end of its output.
 
     Raises:
         UserError: If it cannot be started, fails, or is silent for too long.
-        JobCancelledError: If it was cancelled.
     """
+    own = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("OLLAMA_")}
     try:
         process = subprocess.Popen(
             command,
             cwd=directory,
-            env=program_environment(address),
+            env=own | {"OLLAMA_HOST": f"http://{address}", "NO_PROXY": "*", "TERM": "dumb"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -393,7 +270,7 @@ def _run(
         raise ValueError("The process was started without pipes.")
     with process.stdout as output:
         try:
-            said = _follow(output.fileno(), progress, cancel, silence)
+            said = _follow(output.fileno(), progress)
             # With its output closed it has nothing more to do.
             status = process.wait(10)
         except subprocess.TimeoutExpired as error:
@@ -410,28 +287,16 @@ def _run(
     return said
 
 
-def _follow(output: int, progress: Progress, cancel: threading.Event | None, silence: float) -> str:
-    said, heard = "", time.monotonic()
-    with selectors.DefaultSelector() as selector, contextlib.suppress(BlockingIOError):
-        selector.register(output, selectors.EVENT_READ)
-        while True:
-            if cancel is not None and cancel.is_set():
-                raise JobCancelledError
-            if not selector.select(_TICK):
-                if time.monotonic() - heard > silence:
-                    raise UserError(
-                        f"Ollama said nothing for {silence:g} s and was ended.",
-                        "Look at its server's log: 'journalctl -u ollama'.",
-                    )
-                continue
-            block = os.read(output, 1 << 16)
-            if not block:
-                break
-            heard = time.monotonic()
-            said = (said + block.decode("utf-8", "replace"))[-_KEPT_BYTES:]
-            if line := _last_line(said):
-                progress(f"Ollama: {line}", None, None)
-    return said
+def _follow(output: int, progress: Progress) -> str:
+    said = ""
+    while select.select([output], [], [], _SILENCE)[0]:
+        block = os.read(output, 1 << 16)
+        if not block:
+            return said
+        said = (said + block.decode("utf-8", "replace"))[-_KEPT_BYTES:]
+        if line := _last_line(said):
+            progress(f"Ollama: {line}", None, None)
+    raise UserError(f"Ollama said nothing for {_SILENCE:g} s and was ended.", _LOG)
 
 
 def _last_line(said: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from core.errors import UserError
@@ -44,14 +44,6 @@ def adds_bos(gguf: Path) -> bool:
     )
 
 
-#: Ollama's sampling parameters: integers, and real numbers.
-_WHOLE = ("num_keep", "num_predict", "repeat_last_n", "seed", "top_k")
-_REAL = (
-    *("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p"),
-    # No others: Ollama refuses a Modelfile with a parameter that it does not know.
-)
-
-
 @dataclass(frozen=True)
 class Modelfile:
     """A Modelfile, and its differences from training."""
@@ -59,10 +51,6 @@ class Modelfile:
     text: str
     notes: tuple[str, ...]
     """Differences from training in Ollama, a sentence each."""
-    conversations: int
-    """Conversations with equal texts from its template and the chat template."""
-    rows: int
-    """Rows of the user's data with equal texts."""
 
 
 def modelfile(
@@ -75,7 +63,7 @@ def modelfile(
     stops: Sequence[str] = (),
     context_length: int | None = None,
     system: str = "",
-    parameters: Mapping[str, float] | None = None,
+    parameters: Mapping[str, float] = MappingProxyType({}),
     license: str = "",  # noqa: A002 - as the command is called
     now: datetime | None = None,
     rows: Sequence[Sequence[Mapping[str, Any]]] = (),
@@ -113,17 +101,15 @@ def modelfile(
     for stop in dict.fromkeys(filter(None, stops)):
         lines.append(f"PARAMETER stop {_quoted(stop, 'A stop text')}")
     if context_length is not None:
-        if context_length < 1:
-            raise UserError("The context length must be at least one token.", "Give a larger one, or none.")
         lines.append(f"PARAMETER num_ctx {context_length}")
-    lines += [f"PARAMETER {name} {_number(name, value)}" for name, value in (parameters or {}).items()]
+    lines += [f"PARAMETER {name} {_number(value)}" for name, value in parameters.items()]
     if license.strip():
         text = _without_lost(license)
         if '"""' in text:
             notes.append('The license is not in the Modelfile: its text has """ in it. It lies beside the model.')
         else:
             lines.append(f'LICENSE """{text}"""')
-    return Modelfile("\n".join(lines) + "\n", tuple(notes), carried.conversations, carried.rows)
+    return Modelfile("\n".join(lines) + "\n", tuple(notes))
 
 
 def _file_name(name: str) -> str:
@@ -149,15 +135,10 @@ def _quoted(text: str, name: str) -> str:
     return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
 
 
-def _number(name: str, value: float) -> str:
-    if name in _WHOLE and float(value).is_integer():
-        return str(int(value))
-    if name in _REAL and math.isfinite(value):
-        return format(value, "f").rstrip("0").rstrip(".") if abs(value) >= 1e-6 or not value else repr(value)
-    if name in (*_WHOLE, *_REAL):
-        raise UserError(f"Ollama's parameter {name} cannot be {value}.", "Give a number, a whole one for counts.")
-    known = ", ".join(sorted((*_WHOLE, *_REAL)))
-    raise UserError(f"Ollama has no sampling parameter {one_line(name, 40)}.", f"There are {known}.")
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return format(value, "f").rstrip("0").rstrip(".") if abs(value) >= 1e-6 or not value else repr(value)
 
 
 def _without_lost(text: str) -> str:

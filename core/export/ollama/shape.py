@@ -39,6 +39,26 @@ class NotCarriedError(Exception):
         self.construct = construct
 
 
+def conversation(turns: int, *, system: str | None = None) -> list[dict[str, str]]:
+    """A conversation with ``turns`` questions, the last one without an answer."""
+    found = [] if system is None else [{"role": "system", "content": system}]
+    for number in range(2 * turns - 1):
+        found.append({"role": "assistant" if number % 2 else "user", "content": MARKS[number + 1]})
+    return found
+
+
+@dataclass(frozen=True)
+class Content:
+    """A message in a rendering."""
+
+    role: str
+    mark: str
+    trim: Trim
+
+
+Pieces = list["str | Content"]
+
+
 class Renderer:
     """Renderer of conversations, without the token that the reader of a GGUF file puts before each prompt.
 
@@ -68,33 +88,6 @@ class Renderer:
             raise NotCarriedError(f"does not begin with {token} that the GGUF file's tokenizer adds to every prompt")
         return text[len(self._bos) :]
 
-
-def conversation(turns: int, *, system: str | None = None) -> list[dict[str, str]]:
-    """A conversation with ``turns`` questions, the last one without an answer."""
-    found = [] if system is None else [{"role": "system", "content": system}]
-    for number in range(2 * turns - 1):
-        found.append({"role": "assistant" if number % 2 else "user", "content": MARKS[number + 1]})
-    return found
-
-
-@dataclass(frozen=True)
-class Content:
-    """A message in a rendering."""
-
-    role: str
-    mark: str
-    trim: Trim
-
-
-Pieces = list["str | Content"]
-
-
-class Probe:
-    """Reader of the texts around the messages of a conversation."""
-
-    def __init__(self, renderer: Renderer) -> None:
-        self.renderer = renderer
-
     def read(self, messages: Sequence[dict[str, str]], *, may_ignore_system: bool = False) -> Pieces:
         """Texts and messages in the order of the rendering, beginning and ending with a text.
 
@@ -102,7 +95,7 @@ class Probe:
             NotCarriedError: If the template refuses the conversation, leaves a message out, or has one twice.
         """
         try:
-            text = self.renderer.render(messages)
+            text = self.render(messages)
         except RowError as error:
             reason = error.message.rpartition(": ")[2].rstrip(".")
             raise NotCarriedError(f"refuses a plain conversation: {reason}") from error
@@ -129,7 +122,7 @@ class Probe:
             for message in messages
         ]
         try:
-            found = self.renderer.render(padded)
+            found = self.render(padded)
         except RowError:
             return "keep"
         before, _, after = text.partition(mark)
@@ -223,9 +216,8 @@ def find_shape(renderer: Renderer) -> Shape:
     Raises:
         NotCarriedError: If it has none.
     """
-    probe = Probe(renderer)
-    plain = [probe.read(conversation(turns)) for turns in (1, 2, 3)]
-    system, with_system = _read_system(probe)
+    plain = [renderer.read(conversation(turns)) for turns in (1, 2, 3)]
+    system, with_system = _read_system(renderer)
     befores: dict[UserPlace, Parts] = {}
     answers: set[Parts] = set()
     openings: set[Parts] = set()
@@ -257,17 +249,17 @@ def find_shape(renderer: Renderer) -> Shape:
         assistant_trim=trims["assistant"],
     )
     shape = _with_ends(shape, renderer)
-    shape = _with_head(shape, probe)
+    shape = _with_head(shape, renderer)
     return replace(shape, reasoning=_find_reasoning(renderer, shape))
 
 
-def _read_system(probe: Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[Pieces]]:
+def _read_system(renderer: Renderer) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[Pieces]]:
     """Effect of a system prompt, and the conversations that have it."""
     try:
-        probe.renderer.render(conversation(1, system=SYSTEM))
+        renderer.render(conversation(1, system=SYSTEM))
     except RowError:
         return "refused", []
-    found = [probe.read(conversation(turns, system=SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
+    found = [renderer.read(conversation(turns, system=SYSTEM), may_ignore_system=True) for turns in (1, 2, 3)]
     shown = [any(isinstance(piece, Content) and piece.mark == SYSTEM for piece in pieces) for pieces in found]
     if not any(shown):
         return "ignored", found
@@ -343,7 +335,7 @@ def _without_start(parts: Parts, text: str) -> Parts:
     return tuple(filter(None, (parts[0][len(text) :], *parts[1:])))
 
 
-def _with_head(shape: Shape, probe: Probe) -> Shape:
+def _with_head(shape: Shape, renderer: Renderer) -> Shape:
     """The shape with the beginning of a conversation apart from the first turn, and the system prompt as a turn."""
     befores = dict(shape.user_before)
     base = befores[UserPlace(False, False, True)]
@@ -362,7 +354,7 @@ def _with_head(shape: Shape, probe: Probe) -> Shape:
         return replace(shape, user_before=befores)
     if shape.system == "refused":
         return shape
-    shape = replace(shape, empty_system_is_none=_is_none(probe.renderer))
+    shape = replace(shape, empty_system_is_none=_is_none(renderer))
     leading = {parts for place, parts in befores.items() if place.has_system and place.is_first}
     if shape.system != "turn" or len(leading) > 1:
         return replace(shape, system="inside")
@@ -374,7 +366,7 @@ def _with_head(shape: Shape, probe: Probe) -> Shape:
     for last in (True, False):
         befores[UserPlace(True, True, last)] = tuple(filter(None, (after[len(system_after) :],)))
     shape = replace(shape, system_before=before, system_after=system_after)
-    return replace(shape, later_system=_find_later(probe, shape, usual))
+    return replace(shape, later_system=_find_later(renderer, shape, usual))
 
 
 def _before(parts: Parts, usual: str) -> str:
@@ -390,11 +382,11 @@ def _is_none(renderer: Renderer) -> bool:
         return False
 
 
-def _find_later(probe: Probe, shape: Shape, usual: str) -> str | None:
+def _find_later(renderer: Renderer, shape: Shape, usual: str) -> str | None:
     """The text before a system prompt in the middle of a conversation, if it is a turn like the first one."""
     middle = [*conversation(2)[:2], {"role": "system", "content": SYSTEM}, *conversation(2)[2:]]
     try:
-        pieces = probe.read(middle)
+        pieces = renderer.read(middle)
     except NotCarriedError:
         return None
     marks = [piece.mark for piece in pieces if isinstance(piece, Content)]

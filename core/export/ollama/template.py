@@ -64,22 +64,16 @@ _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Proven:
-    """Comparison of prompts: the number of equal ones, and the kinds of conversations with differences."""
-
-    conversations: int
-    """Conversations with equal texts."""
-    differing: dict[Kind, str]
-    """For each kind with a difference, the first one, as the rest of a sentence."""
-
-
-def prove(renderer: Renderer, shape: Shape) -> Proven:
+def prove(renderer: Renderer, shape: Shape) -> tuple[int, dict[Kind, str]]:
     """Compare the Go template of a shape with the chat template.
 
     Args:
         renderer: The chat template.
         shape: Its shape, which decides about system prompts and reasoning.
+
+    Returns:
+        The number of conversations with equal texts; and for each kind with a difference, the first one, as the rest of
+        a sentence.
     """
     equal, differing = 0, dict[Kind, str]()
     for kind, messages in conversations(has_system=shape.system in ("turn", "inside"), reasons=bool(shape.reasoning)):
@@ -88,17 +82,17 @@ def prove(renderer: Renderer, shape: Shape) -> Proven:
             equal += 1
         else:
             differing.setdefault(kind, _difference(messages, wanted, found))
-    return Proven(equal, differing)
+    return equal, differing
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProvenRows:
     """Comparison of the prompts of the user's rows."""
 
-    compared: int
-    differing: int
+    compared: int = 0
+    differing: int = 0
     """Rows with another text, of a kind with known differences."""
-    unexplained: str | None
+    unexplained: str | None = None
     """The first difference of any other row, as the rest of a sentence."""
 
 
@@ -111,20 +105,19 @@ def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], k
         rows: The conversations; rows with calls or answers of tools are left out.
         kinds: The kinds of conversations with known differences.
     """
-    compared, differing = 0, 0
-    unexplained: str | None = None
+    result = ProvenRows()
     for row in rows:
         asked = max((at for at, message in enumerate(row) if message["role"] == "user"), default=None)
         if asked is None or any(message["role"] == "tool" or "tool_calls" in message for message in row):
             continue
         messages = row[: asked + 1]
-        compared += 1
+        result.compared += 1
         wanted, found = _wanted(renderer, messages), render(shape, messages)
         if found != wanted and any(_IS_OF[kind](message) for kind in kinds for message in messages):
-            differing += 1
-        elif found != wanted and unexplained is None:
-            unexplained = _difference(messages, wanted, found)
-    return ProvenRows(compared, differing, unexplained)
+            result.differing += 1
+        elif found != wanted and result.unexplained is None:
+            result.unexplained = _difference(messages, wanted, found)
+    return result
 
 
 def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
@@ -227,6 +220,11 @@ _TOOLS: list[dict[str, Any]] = [
     }
 ]
 _ASKED = [{"role": "user", "content": "a"}]
+#: Notes by the effect of a system prompt.
+_SYSTEM_NOTES = {
+    "refused": "The chat template refuses a system prompt, and so does its copy: Ollama answers with an error.",
+    "ignored": "The chat template leaves a system prompt out, and so does its copy: it has no effect in Ollama.",
+}
 #: Meaning of a difference, by kind of conversation.
 _NOTES: tuple[tuple[Kind, str], ...] = (
     ("white space", "White space at the ends of a message is not left out, or kept, in the way of the chat template."),
@@ -257,8 +255,6 @@ class OllamaTemplate:
     """Effect of a system prompt: ``turn``, ``inside`` a user's message, ``ignored`` or ``refused``."""
     conversations: int
     """Compared conversations with equal texts."""
-    rows: int
-    """Rows of the user's data with equal texts."""
     notes: tuple[str, ...]
     """Differences from the chat template, a sentence each."""
 
@@ -315,11 +311,11 @@ def _carry(
         raise NotCarriedError("writes the date (strftime_now)")
     shape = find_shape(renderer)
     text = go_template(shape)
-    proven = prove(renderer, shape)
-    tried = prove_rows(renderer, shape, rows, proven.differing)
-    if unexplained := proven.differing.get("plain") or tried.unexplained:
+    equal, differing = prove(renderer, shape)
+    tried = prove_rows(renderer, shape, rows, differing)
+    if unexplained := differing.get("plain") or tried.unexplained:
         raise NotCarriedError(f"writes turns by rules that a Go template does not have: {unexplained}")
-    notes = [*_system_notes(shape)]
+    notes = [_SYSTEM_NOTES[shape.system]] if shape.system in _SYSTEM_NOTES else []
     if has_date and date is not None:
         notes.append(f"The chat template writes the date, which stays {date:%Y-%m-%d} in Ollama.")
     if _reads_tools(chat):
@@ -327,28 +323,19 @@ def _carry(
             "Tools are not carried: the chat template writes them as Python's JSON, which Ollama's templates cannot. "
             "Without tools everything is as in training."
         )
-    notes += [note for kind, note in _NOTES if kind in proven.differing]
+    notes += [note for kind, note in _NOTES if kind in differing]
     if tried.differing:
         notes.append(
             f"{tried.differing} of {tried.compared} rows of your data are written otherwise for these reasons."
         )
     reasoning = shape.reasoning
     if reasoning is not None and is_kept(reasoning):
-        notes.append(_reasoning_note(reasoning.opening, reasoning.closing, reasoning.in_history))
-    return OllamaTemplate(text, shape.system, proven.conversations, tried.compared - tried.differing, tuple(notes))
-
-
-def _system_notes(shape: Shape) -> Iterator[str]:
-    if shape.system == "refused":
-        yield "The chat template refuses a system prompt, and so does its copy: Ollama answers with an error."
-    elif shape.system == "ignored":
-        yield "The chat template leaves a system prompt out, and so does its copy: it has no effect in Ollama."
-
-
-def _reasoning_note(opening: str, closing: str, in_history: bool) -> str:
-    kept = "stays in" if in_history else "is left out of"
-    tags = f"{opening.strip()} and {closing.strip()}"
-    return f"Ollama keeps the reasoning between {tags} apart as thinking; it {kept} earlier turns, as in training."
+        kept = "stays in" if reasoning.in_history else "is left out of"
+        tags = f"{reasoning.opening.strip()} and {reasoning.closing.strip()}"
+        notes.append(
+            f"Ollama keeps the reasoning between {tags} apart as thinking; it {kept} earlier turns, as in training."
+        )
+    return OllamaTemplate(text, shape.system, equal, tuple(notes))
 
 
 def _reads_tools(chat: ChatTemplate) -> bool:

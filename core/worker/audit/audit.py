@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.audit.result import Difference
+from core.audit.result import Difference, SpanResult
 from core.audit.spans import recorded_threads, span_from
 from core.config.schema import Config
 from core.directories import Progress
@@ -71,7 +71,7 @@ def _tell(answers: Answers, where: str, activity: str, done: int | None, total: 
 
 
 def _skipped(span: dict[str, Any], reason: str) -> dict[str, Any]:
-    return {"from": span["begin"], "to": span["end"], "outcome": "skipped", "reason": reason}
+    return asdict(SpanResult(begin=span["begin"], end=span["end"], outcome="skipped", reason=reason))
 
 
 def _executed(job: dict[str, Any], span: dict[str, Any], config: Config, progress: Progress) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Pa
     replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, start, progress, ranks)
     try:
         if ranks.is_first:
-            told.send(replay.execute().to_dict())
+            told.send(asdict(replay.execute()))
         else:
             replay.follow()
     except ChangedRowsError as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 from core import paths
 from core.atomic import write_atomic
-from core.audit.result import Difference, SpanResult
+from core.audit.result import Difference, Outcome, SpanResult
 from core.audit.spans import Span
 from core.config.document import dump_config
 from core.config.live import TRAINING
@@ -106,30 +106,22 @@ class Replay:
         return Run(self.work / dated_name(self.run))
 
     def _execute(self) -> SpanResult:
-        self._make_copy()
-        self.ranks.meet()
-        controls = Controls()
-        script = Script(self.span, controls, self._compare, self._tell_step)
-        with suppress(ReplayEnded):
-            self._train(Recorder(self._copy, heard=script.heard), controls, script)
-        return self._judge(script)
-
-    def _make_copy(self) -> None:
-        """The replay's copy of the run's directory, with the first checkpoint."""
         copy = self._copy
         copy.checkpoints_path.mkdir(mode=paths.DIRECTORY_MODE, parents=True)
         write_atomic(copy.config_path, dump_config(self.config))
         if self.span.begin:
             name = checkpoint_name(self.span.begin)
             shutil.copytree(self.run.checkpoints_path / name, copy.checkpoints_path / name)
-
-    def _train(self, recorder: Recorder, controls: Controls, script: Script) -> None:
-        with nondeterminism_explained(), lost_ranks_told():
-            recipe = self._make_recipe(recorder, controls)
+        self.ranks.meet()
+        controls = Controls()
+        script = Script(self.span, controls, self._compare, self._tell_step)
+        with suppress(ReplayEnded), nondeterminism_explained(), lost_ranks_told():
+            recipe = self._make_recipe(Recorder(copy, heard=script.heard), controls)
             objective = ShortOfMemory(recipe.parts.objective, script)
             recipe = dataclasses.replace(recipe, parts=dataclasses.replace(recipe.parts, objective=objective))
-            script.begin()
+            script.give()
             recipe.run()
+        return self._judge(script)
 
     def _make_recipe(self, recorder: Recorder, controls: Controls) -> FinetuneRecipe:
         """Build the recipe at the start of the span; all processes together."""
@@ -261,17 +253,17 @@ class Replay:
         self.progress(f"step {step}", step - self.span.begin, self.span.end - self.span.begin)
 
     def _judge(self, script: Script) -> SpanResult:
-        begin, end = self.span.begin, self.span.end
-        if script.is_astray:
-            return SpanResult(begin=begin, end=end, outcome="skipped", reason=script.is_astray)
-        if not script.differences:
-            return SpanResult(begin=begin, end=end, outcome="equal")
         differences = tuple(script.differences)
+        outcome: Outcome = "differs" if differences else "equal"
+        reason = ""
+        if script.is_astray:
+            outcome, reason, differences = "skipped", script.is_astray, ()
         # Equal weights and states show that the machine computes the same bits, so other differences are changes.
-        if self._changed and any(difference.file != EVENTS_NAME for difference in differences):
-            reason = f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
-            return SpanResult(begin=begin, end=end, outcome="inexact", reason=reason, differences=differences)
-        return SpanResult(begin=begin, end=end, outcome="differs", differences=differences)
+        elif self._changed and any(difference.file != EVENTS_NAME for difference in differences):
+            outcome, reason = "inexact", f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
+        return SpanResult(
+            begin=self.span.begin, end=self.span.end, outcome=outcome, reason=reason, differences=differences
+        )
 
 
 def dated_name(run: Run) -> str:

@@ -65,10 +65,6 @@ class Script:
         self.is_astray = ""
         """The reason, not the run's fault, that the replay took another course; empty for none."""
 
-    def begin(self) -> None:
-        """Repeat the commands before the first step."""
-        self._give()
-
     @property
     def expects_shortage(self) -> bool:
         """True if memory runs out next: in the rehearsal if it did so there, else in the step."""
@@ -102,15 +98,15 @@ class Script:
             self._tell(event.step)
         if len(self.differences) >= MOST or self._next is None:
             raise ReplayEnded
-        self._give()
+        self.give()
 
     @property
     def _next(self) -> Event | None:
         script = self._span.script
         return script[self._place] if self._place < len(script) else None
 
-    def _give(self) -> None:
-        """Repeat the commands at this place."""
+    def give(self) -> None:
+        """Repeat the commands at this place: before the first step, or after an event."""
         while isinstance(self._next, ControlEvent):
             event = self._next
             if event.command == "set":

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
-from core.export.gguf.checks import check_arithmetic, require_quantizer
+from core.export.gguf.checks import check_arithmetic
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
 from core.export.plan import ExportPlan, merged_quant, plan_export
@@ -243,10 +244,8 @@ class Export:
         return compare(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
 
     def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
-        def compare(merged: Path) -> Agreement:
-            return self._compare(merged, "merged", quant)
-
         way = self._request.merge_from
+        compare = partial(self._compare, kind="merged", quant=quant)
         return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
 
     def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
@@ -255,7 +254,6 @@ class Export:
         # Before minutes of merging.
         if self._request.kind == "ollama":
             check_carried(conversation)
-        require_quantizer(quant)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
         file = self._trained.file
@@ -308,13 +306,10 @@ class Export:
             raise ValueError(f"{self._trained.label} has no adapter")
         base, base_gguf = self._decoded(base, directory / _DECODED, conversation), directory / _BASE
         write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
-        written = _Made(None)
-        try:
-            refuse_unreadable("gguf")
-        except NotVerifiedError as error:
-            return replace(written, notes=(str(error),))
+        if (reason := self._plan.unverified) is not None:
+            return _Made(None, notes=(str(reason),))
         write_gguf(base, base_gguf, "F32", GgufOptions(), self._progress)
-        written = self._proven(made, written, base_gguf)
+        written = self._proven(made, _Made(None), base_gguf)
         base_gguf.unlink()
         return written
 

@@ -455,9 +455,7 @@ def _layout_of(table: tuple[int, ...]) -> Layout:
     return Layout(tuple(Group(*table[at : at + 3]) for at in range(0, len(table) - 3, 3)))
 
 
-@functools.lru_cache(maxsize=1)
-def _window_of(size: int) -> Window:
-    return Window(size)
+_window_of = functools.lru_cache(maxsize=1)(Window)
 
 
 # The choice of a kernel.

@@ -172,7 +172,7 @@ def adapter_trial(name: str, kind: type[torch.nn.Module], device: torch.device, 
         device: The device.
         dtype: The dtype of the arithmetic.
     """
-    layer = frozen_linear(kind, HIDDEN, WIDTH, device, dtype)
+    layer = frozen_linear(kind, device, dtype)
 
     def fast(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return apply(LoraLinear, x, None, down, up, SCALE, FrozenWeight(layer), dtype)
@@ -198,7 +198,7 @@ def network_trial(
         device: The device.
         dtype: The dtype of the arithmetic.
     """
-    layer = frozen_linear(kind, HIDDEN, WIDTH, device, dtype)
+    layer = frozen_linear(kind, device, dtype)
 
     def fast(gate: torch.Tensor, other: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return apply(GatedLoraLinear, gate, other, down, up, SCALE, 0.0, FrozenWeight(layer), dtype, gating)
@@ -219,26 +219,21 @@ def _adapter(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, to
     )
 
 
-def frozen_linear(
-    kind: type[torch.nn.Module], inputs: int, outputs: int, device: torch.device, dtype: torch.dtype
-) -> torch.nn.Module:
+def frozen_linear(kind: type[torch.nn.Module], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """A frozen linear layer without a bias; a 4-bit one is quantized as models are.
 
     Args:
         kind: ``torch.nn.Linear`` or ``bitsandbytes.nn.Linear4bit``.
-        inputs: Features of its input.
-        outputs: Features of its output.
         device: Its device.
         dtype: The dtype of its weights, or of its arithmetic.
     """
-    weight = draw(outputs, inputs, device=torch.device("cpu"), dtype=dtype, learned=False) * inputs**-0.5
+    weight = draw(WIDTH, HIDDEN, device=torch.device("cpu"), dtype=dtype, learned=False) * HIDDEN**-0.5
     if kind is torch.nn.Linear:
-        dense = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype, device=device).requires_grad_(False)
+        dense = torch.nn.Linear(HIDDEN, WIDTH, bias=False, dtype=dtype, device=device).requires_grad_(False)
         dense.weight.copy_(weight)
         return dense
-    quantized = bnb.nn.Linear4bit(
-        inputs, outputs, bias=False, compute_dtype=dtype, quant_type="nf4", compress_statistics=True
-    )
-    quantized.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    how = {"quant_type": "nf4", "compress_statistics": True}
+    quantized = bnb.nn.Linear4bit(HIDDEN, WIDTH, bias=False, compute_dtype=dtype, **how)
+    quantized.weight = bnb.nn.Params4bit(weight, requires_grad=False, **how)
     moved: torch.nn.Module = quantized.to(device)
     return moved

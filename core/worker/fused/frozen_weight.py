@@ -28,7 +28,8 @@ class FrozenWeight:
         self._layer = layer
         self._kept: torch.Tensor | None = None
         self._keeps: torch.dtype | None = None
-        self._file_type: GgmlType | None = None
+        self.file_type: GgmlType | None = None
+        """The file type that it is trained for; None where it is used as it is."""
         self._merged_from: torch.dtype | None = None
 
     @property
@@ -41,17 +42,12 @@ class FrozenWeight:
         """True if a copy is kept in the dtype of the arithmetic."""
         return self._keeps is not None
 
-    @property
-    def file_type(self) -> GgmlType | None:
-        """The file type that it is trained for; None where it is used as it is."""
-        return self._file_type
-
     def keep(self, dtype: torch.dtype) -> None:
         """Dequantize it once, or merge it once for a file, and keep the copy. A matrix that is used as it is stored
         is left alone."""
-        if self.is_quantized or self._file_type is not None:
+        if self.is_quantized or self.file_type is not None:
             self._keeps = dtype
-            self._kept = self._dequantized().to(dtype) if self._file_type is None else None
+            self._kept = self._dequantized().to(dtype) if self.file_type is None else None
 
     def drop(self) -> None:
         """Drop the copy of :meth:`keep`."""
@@ -69,17 +65,17 @@ class FrozenWeight:
             kind: The type.
             stored: The dtype that it is rounded to before it is merged; None for its own.
         """
-        if kind == self._file_type:
+        if kind == self.file_type:
             return
         kept = self._keeps
-        self._file_type, self._merged_from = kind, stored
+        self.file_type, self._merged_from = kind, stored
         self.drop()
         if kept is not None:
             self.keep(kept)
 
     def forget_merged(self) -> None:
         """Drop the merged copy: the adapter has changed."""
-        if self._file_type is not None:
+        if self.file_type is not None:
             self._kept = None
 
     def matrix(self, dtype: torch.dtype) -> torch.Tensor:
@@ -88,7 +84,7 @@ class FrozenWeight:
         Args:
             dtype: The dtype of the arithmetic.
         """
-        if self._file_type is None and self._kept is not None and self._kept.dtype == dtype:
+        if self.file_type is None and self._kept is not None and self._kept.dtype == dtype:
             return self._kept
         return self._stored().to(dtype)
 
@@ -103,13 +99,13 @@ class FrozenWeight:
         """
         if self._kept is not None and self._kept.dtype == dtype:
             return self._kept
-        if self._file_type is None:
+        if self.file_type is None:
             raise ValueError("the weight is not trained for a file")
         stored, down, up = self._stored(self._merged_from), down.detach(), up.detach()
         values = torch.empty(stored.shape, dtype=dtype, device=stored.device)
         rows = max(1, AT_ONCE.get(stored.device.type, AT_ONCE["cuda"]) // stored.shape[1])
         for out, weight, part in zip(*(torch.split(tensor, rows) for tensor in (values, stored, up)), strict=True):
-            out.copy_(fake_quantize(merge_exactly(weight, down, part, scale), self._file_type, dtype))
+            out.copy_(fake_quantize(merge_exactly(weight, down, part, scale), self.file_type, dtype))
         if self._keeps == dtype:
             self._kept = values
         return values

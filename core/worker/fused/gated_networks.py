@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
@@ -21,15 +20,6 @@ ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 INPUTS, WIDTH, SPREAD = 6, 8, 20.0
 
 
-@dataclass(frozen=True)
-class Form:
-    """The form of a gated network."""
-
-    projections: tuple[str, ...]
-    """Names of the gate and up projections; a single name where one layer makes both."""
-    activation: Activation
-
-
 def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype) -> int:
     """Replace the forward of the frozen gated networks of a model; returns their number.
 
@@ -38,7 +28,7 @@ def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype)
         layers: The fused form of its linear layers, by layer.
         dtype: The dtype of the arithmetic.
     """
-    forms: dict[tuple[type, ...], Form | None] = {}
+    known: dict[tuple[type, ...], Activation | None] = {}
     count = 0
     for module in causal.modules():
         names = _projections(module)
@@ -47,21 +37,21 @@ def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype)
         if module._forward_hooks or module._forward_pre_hooks or not _has_own_forward(module):
             continue
         kinds = (type(module), type(_activation(module)[1]))
-        if kinds not in forms:
-            forms[kinds] = recognize(module)
-        form = forms[kinds]
-        if form is not None:
+        if kinds not in known:
+            known[kinds] = recognize(module)
+        activation = known[kinds]
+        if activation is not None:
             down = getattr(module, DOWN)
             usual = types.MethodType(type(module).forward, module)
-            gating = gating_of(form.activation, next(down.parameters()).device, dtype)
-            project = _projecting(module, form.projections)
+            gating = gating_of(activation, next(down.parameters()).device, dtype)
+            project = _projecting(module, names)
             module.forward = GatedFeedForward(project, down, layers.get(down), usual, gating)
             count += 1
     return count
 
 
-def recognize(module: Any) -> Form | None:
-    """The form of a gated network, or None for an unknown one.
+def recognize(module: Any) -> Activation | None:
+    """The activation function of a gated network, or None for an unknown network.
 
     Its forward is called on a stand-in with small layers of ours, so that a missing attribute or a clamp of large
     values shows.
@@ -87,11 +77,12 @@ def recognize(module: Any) -> Form | None:
         except Exception:  # any error of a forward whose stand-in lacks an attribute
             return None
     same = isinstance(found, torch.Tensor) and found.shape == wanted.shape
-    return Form(names, activation) if same and torch.allclose(found, wanted, rtol=1e-4, atol=1e-2) else None
+    return activation if same and torch.allclose(found, wanted, rtol=1e-4, atol=1e-2) else None
 
 
 def _projections(module: Any) -> tuple[str, ...]:
-    """Names of a module's projections; empty if its parts are not those of a gated network."""
+    """Names of a module's gate and up projections, a single one where one layer makes both; empty if its parts are not
+    those of a gated network."""
     for names in (SEPARATE, JOINED):
         if all(isinstance(getattr(module, name, None), torch.nn.Module) for name in (*names, DOWN)):
             return names if _activation(module)[0] else ()

@@ -78,7 +78,9 @@ def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
         if can_fuse(module, adapter):
             module.forward = layers[module] = FusedLora(module, adapter)
         elif _is_rms_norm(module):
-            module.forward = functools.partial(_normalize, module, _norm_of(module.weight))
+            weight = module.weight
+            function = norm_function(weight.device, weight.dtype, len(weight))
+            module.forward = functools.partial(_normalize, module, function)
             norms[type(module)] += 1
     gated = fuse_gated(causal, layers, causal.get_input_embeddings().weight.dtype)
     return Fused(tuple(layers.values()), norms.total(), _fuse_rotary(causal), _fuse_attention(causal), gated)
@@ -122,10 +124,6 @@ def _with_values(module: Any) -> tuple[Any, torch.Tensor]:
     filled = copy.copy(module)
     filled._parameters = {**module._parameters, "weight": torch.nn.Parameter(weight, requires_grad=False)}
     return filled, weight
-
-
-def _norm_of(weight: torch.Tensor) -> type[torch.autograd.Function]:
-    return norm_function(weight.device, weight.dtype, len(weight))
 
 
 def _normalize(module: Any, function: type[torch.autograd.Function], hidden_states: torch.Tensor) -> torch.Tensor:

@@ -70,31 +70,28 @@ def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor], al
 
 def _outputs_and_gradients(way: Way, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        _seed(inputs[0].device)
+        # Not torch.manual_seed, which seeds every card.
+        torch.default_generator.manual_seed(0)
+        if inputs[0].device.type == "cuda":
+            torch.cuda.manual_seed(0)
         # Copies keep the strides: non-contiguous inputs are a part of the trial.
         copies = [_copy(tensor) for tensor in inputs]
         # An in-place path would fail on a leaf, and meets none in a model.
         made = way(*(tensor.view_as(tensor) for tensor in copies))
         outputs = [made] if isinstance(made, torch.Tensor) else list(made)
+        kept = [output.detach().clone() for output in outputs]
         learned = [tensor for tensor in copies if tensor.requires_grad]
+        if not learned:
+            return kept
         seen = [output for output in outputs if output.requires_grad]
-        gradients: list[torch.Tensor] = []
-        if learned:
-            generator = torch.Generator().manual_seed(1)
-            weights = [_draw(output, generator) for output in seen]
-            kept = [output.detach().clone() for output in outputs]
-            gradients = list(torch.autograd.grad(seen, learned, weights))
-            return [*kept, *gradients]
-        return [output.detach() for output in outputs]
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(output.shape, generator=generator).to(output) for output in seen]
+        return [*kept, *torch.autograd.grad(seen, learned, weights)]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return copy.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
-
-
-def _draw(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(like.shape, generator=generator).to(like)
 
 
 def _worst(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
@@ -111,13 +108,6 @@ def _worst(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
         if difference:
             worst = max(worst, difference / largest if largest else math.inf)
     return worst
-
-
-def _seed(device: torch.device) -> None:
-    # Not torch.manual_seed, which seeds every card.
-    torch.default_generator.manual_seed(0)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(0)
 
 
 @contextlib.contextmanager

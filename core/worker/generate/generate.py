@@ -11,7 +11,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -171,16 +171,9 @@ class Generation:
         Args:
             source: Label of the source.
         """
-        return {
-            "text": self.text,
-            "tokens": self.tokens,
-            "first_token_seconds": self.first_token_seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "finish": self.finish,
-            "source": source,
-            "prompt_tokens": self.prompt_tokens,
-            "context_limit": self.context_limit,
-        }
+        values = asdict(self)
+        del values["reused_tokens"]
+        return values | {"source": source}
 
 
 @contextlib.contextmanager
@@ -218,16 +211,19 @@ def prepare_prompt(
     tools: Sequence[dict[str, Any]] = (),
     text: str | None = None,
 ) -> Prompt:
-    """Render and tokenize a conversation; arguments and errors as for :func:`generate`.
+    """Render and tokenize a conversation.
 
     Args:
-        model: The model.
+        model: A causal language model, or a ``PeftModel`` around one; in training mode or not.
         tokenizer: Its tokenizer.
-        messages: The conversation.
+        messages: ``role`` and ``content`` each.
         max_new_tokens: Longest answer.
         template: A chat template instead of the tokenizer's own.
         tools: Tools offered to the model, in OpenAI's schema.
         text: A text to continue, instead of the conversation.
+
+    Raises:
+        UserError: If the conversation cannot be rendered or is too long for the model.
     """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
@@ -236,34 +232,6 @@ def prepare_prompt(
     else:
         tokens = _encode(tokenizer, [messages], stop_ids, template, tools)[0]
     return Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    messages: Sequence[dict[str, str]],
-    settings: GenerationSettings,
-    on_token: Callable[[str], None],
-    cancelled: Callable[[], bool],
-    template: str | None = None,
-) -> Generation:
-    """Answer a conversation, streaming.
-
-    Args:
-        model: A causal language model, or a ``PeftModel`` around one; in training mode or not.
-        tokenizer: Its tokenizer.
-        messages: ``role`` and ``content`` each.
-        settings: Length and randomness.
-        on_token: Called with each piece of text, whole characters only.
-        cancelled: Asked between two tokens.
-        template: A chat template instead of the tokenizer's own.
-
-    Raises:
-        UserError: If the conversation cannot be rendered or is too long for the model, or the logits are not finite.
-    """
-    began = time.monotonic()
-    prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
-    return answer_prompt(model, tokenizer, prompt, settings, on_token, cancelled, began=began)
 
 
 def answer_prompt(
@@ -279,19 +247,22 @@ def answer_prompt(
     source: str = "",
     json_schema: str | None = None,
 ) -> Generation:
-    """Answer a prepared conversation; the rest as for :func:`generate`.
+    """Answer a prepared conversation, streaming.
 
     Args:
-        model: The model.
+        model: As for :func:`prepare_prompt`.
         tokenizer: Its tokenizer.
         prompt: The conversation.
         settings: Length and randomness.
-        on_token: Called with each piece of text.
+        on_token: Called with each piece of text, whole characters only.
         cancelled: Asked between two tokens.
         began: Time of the question, by the monotonic clock.
         kept: Keys and values of earlier turns; None to keep none, as for changing weights.
         source: Their source.
         json_schema: A JSON Schema for the answer, as JSON.
+
+    Raises:
+        UserError: If the logits are not finite, or memory runs out.
     """
     tokens, limit, read = prompt.tokens, prompt.context_limit, 0
     grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
@@ -390,7 +361,7 @@ def generate_batch(
     finished rows leave the batch. A batch that runs out of memory is halved and restarted.
 
     Args:
-        model: As for :func:`generate`.
+        model: As for :func:`prepare_prompt`.
         tokenizer: Its tokenizer.
         conversations: ``role`` and ``content`` each.
         max_new_tokens: Longest answer.
@@ -399,7 +370,7 @@ def generate_batch(
         notice: Called with a message when memory ran out and the batch was cut.
 
     Raises:
-        UserError: As :func:`generate`.
+        UserError: As :func:`prepare_prompt` and :func:`answer_prompt`.
         MemoryShortageError: If a single conversation does not fit.
     """
     network = _network(model)

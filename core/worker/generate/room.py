@@ -91,9 +91,10 @@ def ask_for_room(
     needed = needed_bytes(prompt, dtype)
     free = free_bytes(device)
     if needed is not None and needed > free:
+        where = "this machine" if device.type == "cpu" else str(device)
         raise MemoryShortageError(
             f"The answer takes up to {format_bytes(needed)}, for {len(prompt.tokens)} tokens of conversation and "
-            f"{prompt.budget} of answer, and {format_bytes(free)} are free on {_name(device)} beside {beside}.",
+            f"{prompt.budget} of answer, and {format_bytes(free)} are free on {where} beside {beside}.",
             "Begin a new conversation, lower chat.max_new_tokens, or ask when no run is on.",
         )
 
@@ -104,7 +105,3 @@ def _sliding_layers(config: Any) -> int:
     if types is not None:
         return sum(kind == "sliding_attention" for kind in types)
     return int(config.num_hidden_layers) if getattr(config, "sliding_window", None) else 0
-
-
-def _name(device: Any) -> str:
-    return "this machine" if device.type == "cpu" else str(device)

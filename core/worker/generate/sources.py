@@ -154,16 +154,6 @@ class Sources:
         self._unfold_weights: Callable[[], None] | None = None
         self._file_weights = file_weights
 
-    @property
-    def model(self) -> Any:
-        """The model: a ``PeftModel`` once there is an adapter."""
-        return self._model
-
-    @property
-    def is_folded(self) -> bool:
-        """True while the adapter is part of the weights."""
-        return self._unfold_weights is not None
-
     def fold(self) -> None:
         """Fold a single adapter into the weights where possible: decoding is then as fast as the base's. The first
         request for another source unfolds it for good, so that switching costs nothing."""

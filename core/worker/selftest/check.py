@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     except Exception as error:  # of any library or driver: only this check has failed
         log_exception()
         outcome = Outcome("fail", described(error))
-    return {"result": outcome.result, "detail": outcome.detail, "device": outcome.device}
+    return asdict(outcome)
 
 
 def _find(name: str) -> Callable[[Bench], Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,18 +68,15 @@ def check(bench: Bench) -> Outcome:
         "cuda": torch.version.cuda or "",
     }
     try:
-        nvml = Nvml()
+        with contextlib.closing(Nvml()) as nvml:
+            facts["driver"] = nvml.driver_version or ""
+            if planned is None:
+                return Outcome("fail", f"torch computes on {seen.name}, which the driver's list does not have.", facts)
+            device = next((item for item in nvml.devices() if item.index == planned.index), None)
+            facts["index"] = planned.index
+            right = PowerRight(nvml.power_range(planned.index), may_set_power())
     except NvmlUnavailableError as error:
         return Outcome("fail", f"torch computes on {seen.name}, and NVML cannot be asked: {error.reason}", facts)
-    try:
-        facts["driver"] = nvml.driver_version or ""
-        if planned is None:
-            return Outcome("fail", f"torch computes on {seen.name}, which the driver's list does not have.", facts)
-        device = next((item for item in nvml.devices() if item.index == planned.index), None)
-        facts["index"] = planned.index
-        right = PowerRight(nvml.power_range(planned.index), may_set_power())
-    finally:
-        nvml.close()
     return judge(seen, planned, device, right, facts)
 
 
@@ -175,11 +173,7 @@ def cpu_facts(torch_version: str) -> dict[str, Any]:
 def free_memory(index: int) -> int | None:
     """Free memory of a card by NVML's index; None where unknown."""
     try:
-        nvml = Nvml()
+        with contextlib.closing(Nvml()) as nvml:
+            return next((device.available for device in nvml.devices() if device.index == index), None)
     except NvmlUnavailableError:
         return None
-    try:
-        device = next((item for item in nvml.devices() if item.index == index), None)
-        return None if device is None else device.available
-    finally:
-        nvml.close()

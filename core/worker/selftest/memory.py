@@ -37,11 +37,6 @@ class Peak:
     footprint: Footprint | None
 
     @property
-    def error(self) -> float:
-        """Excess of the prediction, as a share of the measured peak."""
-        return self.predicted / self.measured - 1
-
-    @property
     def is_right(self) -> bool:
         """True if the prediction is within the allowed difference."""
         return abs(self.predicted - self.measured) <= max(SHARE * self.measured, LEAST)
@@ -55,7 +50,8 @@ def check(bench: Bench) -> Outcome:
     said = "; ".join(_describe(peak) for peak in peaks)
     if not all(peak.is_right for peak in peaks):
         return Outcome("fail", f"{said}; {SHARE:.0%} or {format_bytes(LEAST)} is allowed.")
-    found = constants(peaks, bench.device, torch_version(peaks), datetime.date.today().isoformat())
+    torch_version = next((peak.footprint.torch for peak in peaks if peak.footprint is not None), "unknown")
+    found = constants(peaks, bench.device, torch_version, datetime.date.today().isoformat())
     if found is None:
         return Outcome("pass", f"{said}. The constants of the plan could not be told apart, and stay as they are.")
     keep(found)
@@ -102,13 +98,8 @@ def _describe(peak: Peak) -> str:
     how = ", recomputed" if shape.recompute else ""
     return (
         f"{shape.rows} x {shape.length} {shape.method}{how}: {format_bytes(peak.measured)}, predicted "
-        f"{format_bytes(peak.predicted)} ({peak.error:+.0%})"
+        f"{format_bytes(peak.predicted)} ({peak.predicted / peak.measured - 1:+.0%})"
     )
-
-
-def torch_version(peaks: Sequence[Peak]) -> str:
-    """Version of torch that the peaks were measured with."""
-    return next((peak.footprint.torch for peak in peaks if peak.footprint is not None), "unknown")
 
 
 def constants(peaks: Sequence[Peak], device: Mapping[str, object], torch: str, today: str) -> Calibration | None:

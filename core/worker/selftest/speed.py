@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.memory.calibration import read_calibration
-from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_rate
 from core.worker.selftest.check import Bench, Outcome
@@ -47,7 +46,10 @@ def check(bench: Bench) -> Outcome:
     speed = sum(event.tokens for event in measured) / sum(event.seconds for event in measured)
     bench.tell("multiplying matrices", None, None)
     rates = measure(bench)
-    rate = speed * operations_per_token(load_architecture(locate_model(bench.sizes.model)))
+    model = load_architecture(locate_model(bench.sizes.model))
+    # Matrix products for a learned token, where only adapters are trained: forward, and backward to the inputs.
+    # Attention and adapters are left out.
+    rate = speed * 4.0 * (model.linear_weights + model.vocabulary * model.hidden)
     keep_rates(str(bench.device.get("name") or ""), rate, rates)
     return Outcome(
         "pass",
@@ -89,12 +91,6 @@ def describe_share(rate: float, rates: Rates) -> str:
             "something else used the device"
         )
     return f"{rate / rates.matrix:.0%} of what its {rates.dtype} matrix products could do ({measured})"
-
-
-def operations_per_token(model: Architecture) -> float:
-    """Floating-point operations of matrix products for a learned token, where only adapters are trained: forward, and
-    backward to the inputs. Attention and adapters are left out."""
-    return 4.0 * (model.linear_weights + model.vocabulary * model.hidden)
 
 
 def measure(bench: Bench) -> Rates:

@@ -5,7 +5,6 @@ Both execute the run by the worker's own entry point.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -94,8 +93,7 @@ def starved(run: str) -> int:
     environment.prepare()
     from core.worker.selftest.ballast import Shortage
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(Shortage(Path(run)).installed())
+    with Shortage(Path(run)).installed():
         return main([run])
 
 

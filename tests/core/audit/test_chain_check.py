@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,122 +88,23 @@ def test_a_run_that_nobody_touched_is_whole(run: Run) -> None:
     assert read_sealed(run).start_of(6)["step"] == 0
 
 
-def change_lines(run: Run, change: Callable[[list[bytes]], object]) -> None:
-    lines = run.events_path.read_bytes().splitlines(keepends=True)
-    change(lines)
-    run.events_path.write_bytes(b"".join(lines))
+def change_lines(change: Callable[[list[bytes]], object], name: str = "events.jsonl") -> Callable[[Run], None]:
+    """Damage by a change of the lines of a file."""
+
+    def damage(run: Run) -> None:
+        lines = (run.path / name).read_bytes().splitlines(keepends=True)
+        change(lines)
+        (run.path / name).write_bytes(b"".join(lines))
+
+    return damage
 
 
 def edit(lines: list[bytes]) -> None:
     lines[2] = lines[2].replace(b'"loss": 1.0', b'"loss": 0.5')
 
 
-@cases(
-    ("change", "sentences"),
-    [
-        (edit, ["events.jsonl: line 3 (a step event of step 2) was changed."]),
-        (
-            lambda lines: lines.pop(5),
-            ["events.jsonl: a line was removed, number 6 of the record, before that of step 5."],
-        ),
-        (lambda lines: lines.insert(3, lines[2]), ["events.jsonl: line 4 (a step event of step 2) was added."]),
-        (
-            lambda lines: lines.insert(1, lines.pop(3)),
-            ["events.jsonl: line 2 (a step event of step 3) was moved there."],
-        ),
-        (lambda lines: lines.pop(), ["events.jsonl: a line was removed, number 10 of the record."]),
-    ],
-    ids=["edited", "removed", "added", "moved", "the last one removed"],
-)
-def test_changed_lines_are_named(tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]) -> None:
-    run = make_run(tmp_path)
-    change_lines(run, change)
-    assert told(run) == sentences
-
-
-def test_a_flipped_bit_a_missing_file_and_an_edited_manifest_are_named(run: Run) -> None:
-    first, second = sorted(run.checkpoints_path.iterdir())
-    (first / "optimizer.pt").write_bytes(b"statez3")
-    (second / "rng.pt").unlink()
-    manifest = json.loads((second / "manifest.json").read_text()) | {"token_budget": 1}
-    (second / "manifest.json").write_text(json.dumps(manifest))
-    found = checked(run).differences
-    assert [(difference.file, difference.step) for difference in found] == [
-        ("checkpoints/step-00000003/optimizer.pt", 3),
-        ("checkpoints/step-00000006/manifest.json", 6),
-        ("checkpoints/step-00000006/rng.pt", 6),
-    ]
-    assert found[2].what == "step-00000006: rng.pt is missing."
-
-
-def test_a_manifest_that_was_made_to_fit_is_found_by_the_chain(run: Run) -> None:
-    directory = run.checkpoints_path / "step-00000006"
-    (directory / "rng.pt").write_bytes(b"loaded6")
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"]["rng.pt"]["sha256"] = hash_file(directory / "rng.pt")
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    assert told(run) == [
-        "step-00000006: its manifest is not the one in the chain.",
-        "step-00000006: rng.pt is not what was written: its SHA-256 is another.",
-    ]
-
-
-def test_options_and_result_are_named(run: Run) -> None:
-    changed = Config.model_validate(
-        {"model": {"base": "/models/tiny"}, "data": {"train": "/rows.jsonl"}, "train": {"learning_rate": 1e-3}}
-    )
-    run.config_path.write_text(dump_config(changed))
-    (run.adapter_path / "adapter_model.safetensors").write_bytes(b"better")
-    assert told(run) == [
-        "run.toml: train.learning_rate changed from 2e-4 (the default) to 0.001.",
-        "adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
-    ]
-
-
-def test_a_link_that_was_changed_is_named_and_those_before_it_count(run: Run) -> None:
-    path = run.path / CHAIN_NAME
-    lines = path.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b'"reference":0.1', b'"reference":0.2')
-    path.write_bytes(b"".join(lines))
-    found = checked(run)
-    assert found.links == 2
-    assert found.differences[0].what == (
-        "The hash chain is broken: chain.jsonl, line 3: its digest is not that of its content: it was changed."
-    )
-
-
 def cut(run: Run, links: int) -> None:
-    path = run.path / CHAIN_NAME
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:links]))
-
-
-def test_what_a_killed_run_has_not_sealed_is_said_and_is_no_difference(run: Run) -> None:
-    RunState(state="died", step=6).write(run.state_path)
-    shutil.rmtree(run.adapter_path)
-    cut(run, 2)
-    found = checked(run)
-    assert found.differences == ()
-    assert found.notes == (
-        "events.jsonl goes on after the last link, as the worker was killed; these lines are not covered.",
-        "step-00000006 is not in the chain: it was written as the worker was killed, or came from elsewhere.",
-    )
-    (run.path / CHAIN_NAME).unlink()
-    assert checked(run).head is None
-    assert "no hash chain" in checked(run).notes[0]
-
-
-@cases("links", [2, 3, 4])
-def test_a_chain_that_was_cut_off_is_not_whole_where_the_run_has_finished(tmp_path: Path, links: int) -> None:
-    run = make_run(tmp_path)
-    cut(run, links)
-    assert told(run) == [
-        "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
-    ]
-
-
-def test_lines_after_the_end_of_a_finished_run_are_a_difference(run: Run) -> None:
-    tell(run, step(7))
-    assert told(run) == ["events.jsonl: lines were added after the end of the run."]
+    change_lines(lambda lines: lines.__delitem__(slice(links, None)), CHAIN_NAME)(run)
 
 
 def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -221,9 +123,137 @@ def skip_events(links: list[dict[str, Any]]) -> None:
     links[1]["events"] |= {"from": links[1]["events"]["to"], "lines": "", "sha256": hashlib.sha256(b"").hexdigest()}
 
 
+def write_over(run: Run, name: str, content: bytes) -> None:
+    (run.path / name).write_bytes(content)
+
+
+def change_manifest(run: Run) -> None:
+    path = run.checkpoints_path / "step-00000006/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"token_budget": 1}))
+    (path.parent / "rng.pt").unlink()
+
+
+def make_manifest_fit(run: Run) -> None:
+    directory = run.checkpoints_path / "step-00000006"
+    (directory / "rng.pt").write_bytes(b"loaded6")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["rng.pt"]["sha256"] = hash_file(directory / "rng.pt")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def change_option(run: Run) -> None:
+    changed = {"model": {"base": "/models/tiny"}, "data": {"train": "/rows.jsonl"}, "train": {"learning_rate": 1e-3}}
+    run.config_path.write_text(dump_config(Config.model_validate(changed)))
+
+
+def replace_adapter(run: Run) -> None:
+    path = run.adapter_path / "adapter_model.safetensors"
+    path.write_bytes(b"better")
+    reseal(run, lambda links: links[3]["body"].update(files={path.name: hash_file(path)}))
+
+
+def replace_adapter_and_chain(run: Run) -> None:
+    write_over(run, "adapter/adapter_model.safetensors", b"better")
+    (run.path / CHAIN_NAME).unlink()
+    tell(run, FinishedEvent(reason="Done.", step=6))
+
+
+def replace_file_and_chain(run: Run) -> None:
+    (run.path / CHAIN_NAME).unlink()
+    write_over(run, "checkpoints/step-00000003/rng.pt", b"other")
+
+
+OTHER_SHA = "is not what was written: its SHA-256 is another."
+CUT_OFF = "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
+OTHER_ADAPTER = "adapter/adapter_model.safetensors is not that of step-00000006, which the result is a copy of."
+
+
+@cases(
+    ("damage", "sentences"),
+    [
+        (change_lines(edit), ["events.jsonl: line 3 (a step event of step 2) was changed."]),
+        (
+            change_lines(lambda lines: lines.pop(5)),
+            ["events.jsonl: a line was removed, number 6 of the record, before that of step 5."],
+        ),
+        (
+            change_lines(lambda lines: lines.insert(3, lines[2])),
+            ["events.jsonl: line 4 (a step event of step 2) was added."],
+        ),
+        (
+            change_lines(lambda lines: lines.insert(1, lines.pop(3))),
+            ["events.jsonl: line 2 (a step event of step 3) was moved there."],
+        ),
+        (change_lines(lambda lines: lines.pop()), ["events.jsonl: a line was removed, number 10 of the record."]),
+        (lambda run: tell(run, step(7)), ["events.jsonl: lines were added after the end of the run."]),
+        (
+            lambda run: write_over(run, "checkpoints/step-00000003/optimizer.pt", b"statez3"),
+            [f"step-00000003: optimizer.pt {OTHER_SHA}"],
+        ),
+        (
+            change_manifest,
+            ["step-00000006: its manifest is not the one in the chain.", "step-00000006: rng.pt is missing."],
+        ),
+        (
+            make_manifest_fit,
+            ["step-00000006: its manifest is not the one in the chain.", f"step-00000006: rng.pt {OTHER_SHA}"],
+        ),
+        (change_option, ["run.toml: train.learning_rate changed from 2e-4 (the default) to 0.001."]),
+        (
+            lambda run: write_over(run, "adapter/adapter_model.safetensors", b"better"),
+            [f"adapter/adapter_model.safetensors {OTHER_SHA}"],
+        ),
+        *((lambda run, links=links: cut(run, links), [CUT_OFF]) for links in (2, 3, 4)),
+        (lambda run: reseal(run, list), []),
+        (
+            lambda run: reseal(run, lambda links: links[0].update(kind="parked")),
+            ["The hash chain does not begin with a start of the run."],
+        ),
+        # Another adapter is told from its checkpoint though the chain has it, or where there is none.
+        (replace_adapter, [OTHER_ADAPTER]),
+        (replace_adapter_and_chain, [OTHER_ADAPTER]),
+        # Without a chain, checkpoints are checked by their manifests.
+        (replace_file_and_chain, [f"step-00000003: rng.pt {OTHER_SHA}"]),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Run], None], sentences: list[str]) -> None:
+    run = make_run(tmp_path)
+    damage(run)
+    found = checked(run).differences
+    assert [difference.what for difference in found] == sentences
+    for difference in found:
+        numbers = re.findall(r"^step-0000000(\d): (\S+) is", difference.what)
+        assert [(str(difference.step), Path(str(difference.file)).name)] == numbers or not numbers
+
+
+def test_a_link_that_was_changed_is_named_and_those_before_it_count(run: Run) -> None:
+    path = run.path / CHAIN_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"reference":0.1', b'"reference":0.2')
+    path.write_bytes(b"".join(lines))
+    found = checked(run)
+    assert found.links == 2
+    assert found.differences[0].what == (
+        "The hash chain is broken: chain.jsonl, line 3: its digest is not that of its content: it was changed."
+    )
+
+
+def test_what_a_killed_run_has_not_sealed_is_said_and_is_no_difference(run: Run) -> None:
+    RunState(state="died", step=6).write(run.state_path)
+    shutil.rmtree(run.adapter_path)
+    cut(run, 2)
+    found = checked(run)
+    assert found.differences == ()
+    assert found.notes == (
+        "events.jsonl goes on after the last link, as the worker was killed; these lines are not covered.",
+        "step-00000006 is not in the chain: it was written as the worker was killed, or came from elsewhere.",
+    )
+    (run.path / CHAIN_NAME).unlink()
+    assert checked(run).head is None
+    assert "no hash chain" in checked(run).notes[0]
+
+
 def test_a_chain_that_was_made_anew_has_to_cover_all_from_the_start(run: Run) -> None:
-    reseal(run, list)
-    assert told(run) == []
     reseal(run, skip_events)
     assert told(run)[0] == "The hash chain is broken: chain.jsonl, line 2: it leaves out a part of events.jsonl."
 
@@ -258,30 +288,11 @@ def test_a_head_that_was_written_down_tells_a_chain_that_was_made_anew(run: Run)
     assert with_head(run, heads[-1]).differences[0].what == difference.what
 
 
-def test_a_chain_without_a_start_does_not_begin_there(run: Run) -> None:
-    reseal(run, lambda links: links[0].update(kind="parked"))
-    assert told(run) == ["The hash chain does not begin with a start of the run."]
-
-
 def test_a_run_that_failed_before_it_began_has_its_end_alone_and_is_whole(tmp_path: Path) -> None:
     made = Run(tmp_path)
     tell(made, start())
     Chain(made.path, made.events_path).append("end", {"state": "failed", "step": 0})
     assert told(made) == []
-
-
-@pytest.mark.parametrize("sealed", ["anew", "not at all"])
-def test_another_adapter_is_told_from_its_checkpoint_though_the_chain_has_it(run: Run, sealed: str) -> None:
-    path = run.adapter_path / "adapter_model.safetensors"
-    path.write_bytes(b"better")
-    if sealed == "anew":
-        reseal(run, lambda links: links[3]["body"].update(files={path.name: hash_file(path)}))
-    else:
-        (run.path / CHAIN_NAME).unlink()
-        change_lines(run, lambda lines: lines.append(encode_event(FinishedEvent(reason="Done.", step=6)).encode()))
-    assert told(run) == [
-        "adapter/adapter_model.safetensors is not that of step-00000006, which the result is a copy of."
-    ]
 
 
 def test_a_copy_elsewhere_notes_and_comments_change_nothing(run: Run, tmp_path: Path) -> None:
@@ -292,9 +303,3 @@ def test_a_copy_elsewhere_notes_and_comments_change_nothing(run: Run, tmp_path: 
     (copied.adapter_path / "README.md").write_text("Mine too.")
     found = checked(copied)
     assert (found.differences, found.notes, found.head) == ((), (), checked(run).head)
-
-
-def test_a_run_without_a_chain_has_its_checkpoints_checked_by_their_manifests(run: Run) -> None:
-    (run.path / CHAIN_NAME).unlink()
-    (run.checkpoints_path / "step-00000003/rng.pt").write_bytes(b"other")
-    assert told(run) == ["step-00000003: rng.pt is not what was written: its SHA-256 is another."]

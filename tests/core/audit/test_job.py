@@ -50,25 +50,21 @@ def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int
     assert any(note.startswith(sentence) and note.endswith("only the chain is checked.") for note in found.notes)
 
 
-def audit(*outcomes: Outcome, complete: bool = True) -> Audit:
-    spans = tuple(SpanResult(begin=place, end=place + 1, outcome=outcome) for place, outcome in enumerate(outcomes))
-    chain = ChainResult(head="f00d", links=3)
-    return Audit(run="r", chain=chain, inputs=(), spans=spans, notes=(), seed=7, seconds=3.0, complete=complete)
-
-
 @cases(
-    ("outcomes", "verdict"),
+    ("outcomes", "complete", "verdict"),
     [
-        (("equal", "equal"), "verified"),
-        (("equal", "skipped"), "unproven"),
-        (("equal", "inexact"), "unproven"),
-        (("inexact", "differs"), "differs"),
-        ((), "unproven"),
+        (("equal", "equal"), True, "verified"),
+        (("equal", "skipped"), True, "unproven"),
+        (("equal", "inexact"), True, "unproven"),
+        (("inexact", "differs"), True, "differs"),
+        ((), True, "unproven"),
+        (("equal",), False, "unproven"),
     ],
 )
-def test_only_what_was_all_equal_is_verified(outcomes: tuple[Outcome, ...], verdict: Verdict) -> None:
-    assert audit(*outcomes).verdict == verdict
-
-
-def test_a_part_of_a_run_does_not_verify_the_whole() -> None:
-    assert audit("equal", complete=False).verdict == "unproven"
+def test_only_what_was_all_equal_in_the_whole_run_is_verified(
+    outcomes: tuple[Outcome, ...], complete: bool, verdict: Verdict
+) -> None:
+    spans = tuple(SpanResult(begin=place, end=place + 1, outcome=outcome) for place, outcome in enumerate(outcomes))
+    chain = ChainResult(head="f00d", links=3)
+    found = Audit(run="r", chain=chain, inputs=(), spans=spans, notes=(), seed=7, seconds=3.0, complete=complete)
+    assert found.verdict == verdict

@@ -202,7 +202,7 @@ def test_a_conversation_that_is_too_long_is_refused_and_the_reader_goes_on(reade
     assert list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(4))))[-1]["tokens"] <= 4
 
 
-def test_tokens_logits_and_templates_are_told(reader: ChatEngine, tiny_model_dir: Path) -> None:
+def test_tokens_are_told(reader: ChatEngine, tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -215,15 +215,6 @@ def test_tokens_logits_and_templates_are_told(reader: ChatEngine, tiny_model_dir
     prompt = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, tokenize=False)
     asked = ask("tokenize", messages=ASK)
     assert (asked["text"], asked["tokens"]) == (prompt, tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    told = ask("template")
-    assert told["templates"] == {"default": tokenizer.chat_template}
-    assert told["specials"] == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    likeliest = ask("logits", tokens=asked["tokens"], positions=[0, len(asked["tokens"]) - 1], count=5)["likeliest"]
-    assert [len(place) for place in likeliest] == [5, 5]
-    assert likeliest[0][0][1] >= likeliest[0][1][1]
-    for wrong in ({"tokens": [1 << 40], "positions": [0]}, {"tokens": [1], "positions": [1]}, {"tokens": "x"}):
-        with pytest.raises(UserError, match="tokens are none of the model"):
-            ask("logits", **wrong)
 
 
 def test_answers_with_escapes_are_harmless(

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.evaluation import Evaluation
 from core.evaluation.prompt_set import PromptItem, PromptSet
-from core.evaluation.record import EvaluationRecord, list_records, read_record
+from core.evaluation.record import list_records, read_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown, write_report
 from core.evaluation.table import EvaluationTable
 from core.jobs.job import JobCancelledError, JobProgress
@@ -278,11 +278,6 @@ def test_it_can_be_cancelled_while_a_model_answers() -> None:
     wait_for(lambda: not thread.is_alive(), 5, "the evaluation to end")
     assert ended
     assert evaluation.record.done == 0
-
-
-def test_a_record_has_all_that_it_was_made_with() -> None:
-    record = Evaluation(prompts(2), targets(ScriptedSession(answer))).run()
-    assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
 def test_a_link_in_the_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from core.evaluation.lm_eval import (
     Figure,
     HarnessModel,
     HarnessRun,
-    find_program,
     plain_model,
     read_results,
     read_tasks,
@@ -137,18 +136,12 @@ def test_a_failure_is_a_sentence(
 
 def test_without_it_the_way_to_have_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="lm-eval is not installed") as refused:
-        find_program()
-    assert "uv tool install" in refused.value.hint
-
-
-def test_without_it_nothing_is_made_in_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
     run = Run(tmp_path / "run")
     run.path.mkdir()
     job = HarnessRun(replace(model(tmp_path), run=run), ["arc_easy"]).job()
-    with pytest.raises(UserError, match="lm-eval is not installed"):
+    with pytest.raises(UserError, match="lm-eval is not installed") as refused:
         job.run()
+    assert "uv tool install" in refused.value.hint
     assert os.listdir(run.path) == []
 
 

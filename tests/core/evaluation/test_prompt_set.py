@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_lines_of_our_own(tmp_path: Path) -> None:
     assert found.items[1].messages == ({"role": "user", "content": "two"},), "the answer is what is expected"
     assert found.items[2].schema == schema
     assert found.items[3].question == "four\u2028x"
-    assert PromptItem.from_dict(found.items[2].to_dict()) == found.items[2]
+    assert PromptItem.from_dict(asdict(found.items[2])) == found.items[2]
 
 
 def test_lines_of_text_and_a_limit(tmp_path: Path) -> None:

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from core import paths
-from core.config.schema import Config
+from core.config.schema import MethodSection
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import Run
 from tests.cases import cases
+from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 from tests.core.export.test_result import make_result, write_result
-
-
-def write_adapter(directory: Path, content: bytes = b"weights") -> None:
-    directory.mkdir(parents=True)
-    (directory / "adapter_config.json").write_text("{}")
-    (directory / "adapter_model.safetensors").write_bytes(content)
-
-
-def write_checkpoint(run: Run, step: int) -> None:
-    directory = run.checkpoints_path / f"step-{step:08d}"
-    write_adapter(directory / "adapter", b"step %d" % step)
-    files = {
-        f"adapter/{path.name}": {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in (directory / "adapter").iterdir()
-    }
-    (directory / "manifest.json").write_text(json.dumps({"files": files, "base_sha256": "0" * 64}))
-
-
-def made_run(about: str, base: Path, method: str = "lora") -> Run:
-    values: dict[str, dict[str, str]] = {
-        "model": {"base": str(base)},
-        "data": {"train": "/rows.jsonl"},
-        "method": {"name": method},
-    }
-    return create_run(Config.model_validate(values), about)
 
 
 @pytest.fixture
@@ -53,10 +27,10 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(base: Path) -> Run:
-    made = made_run("tickets", base)
-    write_adapter(made.adapter_path)
+    made = make_run("finished", str(base))
+    add_adapter(made.adapter_path)
     for step in (20, 40):
-        write_checkpoint(made, step)
+        add_checkpoint(made, step)
     return made
 
 
@@ -70,22 +44,14 @@ def test_a_run_its_steps_and_its_base_are_told_apart(run: Run) -> None:
     assert all(target.run == run for target in found)
 
 
-def test_other_files_are_another_model(run: Run) -> None:
-    (before,) = resolve_targets([run.id])
-    (run.adapter_path / "adapter_model.safetensors").write_bytes(b"other weights")
-    (after,) = resolve_targets([run.id])
-    assert before.name == after.name
-    assert before.identity != after.identity
-
-
-def test_other_files_of_a_model_in_the_home_are_another_model(base: Path) -> None:
-    directory = paths.models_dir() / "mine"
-    shutil.copytree(base, directory)
-    (before,) = resolve_targets(["mine"])
-    (directory / "more.safetensors").write_bytes(b"other weights")
-    (after,) = resolve_targets(["mine"])
-    assert (before.name, after.name) == ("mine", "mine")
-    assert before.identity != after.identity
+def test_other_files_are_another_model(run: Run, base: Path) -> None:
+    directory = shutil.copytree(base, paths.models_dir() / "mine")
+    for name, changed in ((run.id, run.adapter_path), ("mine", directory)):
+        (before,) = resolve_targets([name])
+        (changed / "adapter_model.safetensors").write_bytes(b"other weights")
+        (after,) = resolve_targets([name])
+        assert before.name == after.name == name
+        assert before.identity != after.identity
 
 
 def test_a_model_is_a_path(base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +113,7 @@ def test_a_table_has_so_many_columns(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_base_of_trained_weights_is_loaded_by_itself(base: Path) -> None:
-    made = made_run("whole", base, "full")
+    made = make_run("finished", str(base), method=MethodSection(name="full"))
     made.model_path.mkdir()
     (made.model_path / "config.json").write_text("{}")
     found = resolve_targets([made.id], ["base"])

@@ -36,23 +36,12 @@ class LlamaServer:
             found: dict[str, Any] = json.loads(answer.read())
         return found
 
-    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Tokens of a conversation, by its own Jinja and its own tokenizer."""
-        prompt = self.post("/apply-template", messages=messages)["prompt"]
-        tokens: list[int] = self.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
-        return tokens
-
-    def greedy(self, messages: list[dict[str, Any]], count: int) -> list[int]:
-        """The likeliest answer to a conversation, as tokens."""
+    def answer(self, messages: list[dict[str, Any]], count: int) -> tuple[list[int], list[int]]:
+        """Tokens of a conversation by its own Jinja and its own tokenizer, and of the likeliest answer to it."""
         prompt = self.post("/apply-template", messages=messages)["prompt"]
         asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "return_tokens": True}
-        tokens: list[int] = self.post("/completion", **asked)["tokens"]
-        return tokens
-
-    def chat(self, messages: list[dict[str, Any]], count: int) -> str:
-        """The likeliest answer, as an OpenAI client asks for it."""
-        asked = {"messages": messages, "max_tokens": count, "temperature": 0}
-        return str(self.post("/v1/chat/completions", **asked)["choices"][0]["message"]["content"])
+        tokens = self.post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
+        return tokens, self.post("/completion", **asked)["tokens"]
 
 
 @contextlib.contextmanager

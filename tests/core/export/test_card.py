@@ -118,21 +118,40 @@ def test_notes_and_figures_stay_in_their_places(text: str, tmp_path: Path) -> No
     assert sum(token.type == "table_open" for token in tokens) == 2
 
 
-def test_an_ordinary_name_is_shown_as_it_is() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    text = write_card(CardFacts(find_trained(run), "ollama", "Q8_0", BaseModel("owner/name"), None))
-    assert "\n# tickets\n" in text
-    assert "ollama create tickets -f Modelfile" in text
-    assert "of `owner/name`, made with localtune-tui." in text
+HUB = BaseModel("owner/name", hub_id="owner/name")
 
 
-@cases("name", ["über 家.gguf", "emoji 😀.gguf"])
-def test_a_file_is_loaded_by_its_name(name: str) -> None:
+@cases(
+    ("kind", "quant", "base", "said"),
+    [
+        (
+            "ollama",
+            "Q8_0",
+            HUB,
+            [
+                *("\n# tickets\n", "A model for Ollama (Q8_0)", "ollama create tickets -f Modelfile"),
+                *("of `owner/name`, m", 'base_model: "owner/name"\nbase_model_relation: "quantized"'),
+            ],
+        ),
+        ("gguf", None, HUB, ["An adapter (QLoRA, rank", "-m BASE.gguf --lora tickets.gguf", 'relation: "adapter"']),
+        ("gguf", "Q8_0", HUB, ["A GGUF file (Q8_0)", "llama-server -m tickets.gguf\n", 'relation: "quantized"']),
+        (
+            "merged",
+            "BF16",
+            HUB,
+            ["A fine-tuned model (BF16)", 'AutoModelForCausalLM.from_pretrained(".")', 'relation: "finetune"'],
+        ),
+        ("adapter", None, BaseModel("b", gguf_file="über 家.gguf"), ['gguf_file="über 家.gguf"']),
+        ("adapter", None, BaseModel("b", gguf_file="emoji 😀.gguf"), ['gguf_file="emoji 😀.gguf"']),
+    ],
+)
+def test_an_ordinary_card_says_how_its_files_are_used(
+    kind: Any, quant: Quant | None, base: BaseModel, said: list[str]
+) -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
-    text = write_card(CardFacts(find_trained(run), "adapter", None, BaseModel("b", gguf_file=name), None))
-    assert f'gguf_file="{name}"' in text
+    text = write_card(CardFacts(find_trained(run), kind, quant, base, None, files=["tickets.gguf"]))
+    assert [part for part in said if part not in text] == []
 
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -224,12 +243,8 @@ def test_what_means_nothing_in_markdown_is_left_alone(text: str, wanted: str) ->
     assert code(text) == f"`{wanted}`"
 
 
-@cases("line", ["```", "  ``` x", "a\nb", "a\r# b"])
-def test_a_line_that_would_end_its_block_is_a_mistake(line: str) -> None:
-    with pytest.raises(ValueError, match="ends it"):
-        block("sh", "echo", line)
-
-
-def test_long_text_is_cut() -> None:
-    assert len(prose("x" * 5000)) == 600
-    assert len(code("x" * 5000)) == 202
+def test_a_line_that_would_end_its_block_is_a_mistake_and_long_text_is_cut() -> None:
+    for line in ("```", "  ``` x", "a\nb", "a\r# b"):
+        with pytest.raises(ValueError, match="ends it"):
+            block("sh", "echo", line)
+    assert (len(prose("x" * 5000)), len(code("x" * 5000))) == (600, 202)

@@ -6,30 +6,10 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.export.request import QUANTS, ExportRequest
+from core.export.request import ExportRequest
 from tests.cases import cases
 
 RUN = Path("/runs/20261126-120000-tickets")
-
-
-@cases(
-    ("kind", "weights", "quants"),
-    [
-        ("merged", "BF16", ("BF16", "F16", "F32")),
-        ("gguf", "Q8_0", QUANTS),
-        ("ollama", "Q8_0", QUANTS),
-        ("adapter", None, ()),
-        ("card", None, ()),
-    ],
-)
-def test_each_kind_has_its_types_of_weights(kind: Any, weights: str | None, quants: tuple[str, ...]) -> None:
-    request = ExportRequest(RUN, kind)
-    assert (request.weights, request.quants) == (weights, quants)
-
-
-def test_a_request_survives_the_way() -> None:
-    request = ExportRequest(RUN, "gguf", step=120, quant="Q4_K_M", out=Path("/there/it is"), merge_from="base", rows=3)
-    assert ExportRequest.from_dict(request.to_dict()) == request
 
 
 @cases(

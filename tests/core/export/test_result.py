@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,9 @@ from core import paths
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult, Figures, list_exports, read_result
 from tests.cases import cases
 
-GOOD = Agreement(20, True, 1e-5, 0.999, 0.02, 20, "llama.cpp b1")
+SAME = Agreement(
+    rows=20, prompts_equal=True, mean_kl=0.0, top1=1.0, max_delta=0.0, greedy_equal=20, reader="llama.cpp b1"
+)
 
 
 def make_result(path: Path, **values: Any) -> ExportResult:
@@ -24,12 +25,12 @@ def make_result(path: Path, **values: Any) -> ExportResult:
         base_sha256="sha256:ab",
         merged_from="quantized",
         files=(ExportedFile("a.gguf", 10, "ab"), ExportedFile("README.md", 5, "cd")),
-        agreement=GOOD,
+        agreement=SAME,
         notes=("One.",),
         seconds=2.5,
         created=100.0,
     )
-    return dataclasses.replace(result, **values)
+    return replace(result, **values)
 
 
 def write_result(result: ExportResult) -> None:
@@ -42,16 +43,10 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_result(result)
     assert read_result(tmp_path / "export") == result
     (tmp_path / "export").rename(tmp_path / "moved")
-    assert read_result(tmp_path / "moved") == dataclasses.replace(result, path=tmp_path / "moved")
+    assert read_result(tmp_path / "moved") == replace(result, path=tmp_path / "moved")
     fields = result.to_dict()
     assert (fields["bytes"], fields["verified"]) == (15, True)
     assert {"rows", "mean_kl", "top1", "greedy_equal"} <= set(fields["agreement"])
-
-
-def test_it_is_verified_where_it_was_compared_and_reaches_the_bars(tmp_path: Path) -> None:
-    assert make_result(tmp_path).verified
-    assert not make_result(tmp_path, agreement=None).verified
-    assert not make_result(tmp_path, agreement=dataclasses.replace(GOOD, mean_kl=0.5)).verified
 
 
 @cases("text", ["", "[]", "{}", '{"version": 2}', "[" * 10_000, '{"version": 1, "kind": "onnx"}'])
@@ -69,50 +64,54 @@ def test_the_exports_of_the_home_are_listed_newest_first() -> None:
     assert [export.path.name for export in list_exports("one")] == ["one-2", "one-0"]
 
 
-SAME = Agreement(
-    rows=20, prompts_equal=True, mean_kl=0.0, top1=1.0, max_delta=0.0, greedy_equal=20, reader="llama.cpp b1"
+LEARNED = {"mean_kl": 0.3, "base_kl": 0.002, "learned_kl": 0.3, "error": 0.05}
+
+
+@cases(
+    ("changes", "quants", "failures"),
+    [
+        ({}, "F32 F16 Q4_0", []),
+        ({"mean_kl": 0.7, "top1": 0.6, "max_delta": 21.0, "error": 0.2}, "Q4_0", []),
+        ({"max_delta": 0.02}, "F32", ["Its logits differ by up to 0.02; F32 allows 0.01."]),
+        (
+            {"mean_kl": 0.01, "top1": 0.9},
+            "F16",
+            [
+                "Its mean divergence is 0.01 nats; F16 allows 0.0001.",
+                "The likeliest token is the same at 90.0% of positions; F16 wants 99.0%.",
+            ],
+        ),
+        # What is no number is no agreement.
+        ({"max_delta": float("nan")}, "F32", ["Its logits differ by up to nan; F32 allows 0.01."]),
+        ({"prompts_equal": False}, "Q4_0", ["The file's tokenizer or template makes other tokens of a prompt than "]),
+        # The bar is the same however much was learned.
+        (
+            {"mean_kl": 0.003, "learned_kl": 2.4, "base_kl": 2.4},
+            "BF16",
+            ["Its mean divergence is 0.003 nats; BF16 allows 0.002."],
+        ),
+        ({"mean_kl": 0.001, "learned_kl": 2.4, "base_kl": 2.4}, "BF16", []),
+        # What was not measured fails no bar.
+        ({"mean_kl": None, "top1": None, "max_delta": None}, "F32", []),
+        ({"mean_kl": 0.5, "error": 1.2}, "Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0", ["Its logits have little to do with those "]),
+        # The base without what was learned.
+        (LEARNED, "Q4_0", ["It answers as the base does: what was learned is not in it."]),
+        # Rounded, and still nearer to the trained model.
+        (LEARNED | {"base_kl": 0.4}, "Q4_0", []),
+        # Training has changed nothing.
+        (LEARNED | {"mean_kl": 1e-5, "base_kl": 1e-6}, "Q4_0", []),
+    ],
 )
-
-
-def test_what_is_equal_passes_every_bar() -> None:
-    assert SAME.failures("F32") == []
-    assert SAME.failures("F16") == []
-
-
-def test_each_bar_is_told_with_its_figure() -> None:
-    assert (
-        SAME.failures("Q4_0") == replace(SAME, mean_kl=0.7, top1=0.6, max_delta=21.0, error=0.2).failures("Q4_0") == []
-    )
-    assert replace(SAME, max_delta=0.02).failures("F32") == ["Its logits differ by up to 0.02; F32 allows 0.01."]
-    assert replace(SAME, mean_kl=0.01, top1=0.9).failures("F16") == [
-        "Its mean divergence is 0.01 nats; F16 allows 0.0001.",
-        "The likeliest token is the same at 90.0% of positions; F16 wants 99.0%.",
-    ]
-    assert replace(SAME, max_delta=float("nan")).failures("F32"), "what is no number is no agreement"
-    assert "other tokens" in replace(SAME, prompts_equal=False).failures("Q4_0")[0]
-
-
-def test_the_bar_is_the_same_however_much_was_learned() -> None:
-    rounded = replace(SAME, mean_kl=0.003, learned_kl=2.4, base_kl=2.4)
-    assert rounded.failures("BF16") == ["Its mean divergence is 0.003 nats; BF16 allows 0.002."]
-    assert replace(rounded, mean_kl=0.001).failures("BF16") == []
-
-
-def test_what_was_not_measured_fails_no_bar() -> None:
-    assert replace(SAME, mean_kl=None, top1=None, max_delta=None).failures("F32") == []
-
-
-def test_a_broken_file_is_told_whatever_its_type() -> None:
-    broken = replace(SAME, mean_kl=0.5, error=1.2)
-    for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"):
-        assert "little to do with" in broken.failures(quant)[0]
-
-
-def test_the_base_without_what_was_learned_is_told() -> None:
-    learned = replace(SAME, mean_kl=0.3, base_kl=0.002, learned_kl=0.3, error=0.05)
-    assert learned.failures("Q4_0") == ["It answers as the base does: what was learned is not in it."]
-    assert replace(learned, base_kl=0.4).failures("Q4_0") == [], "rounded, and still nearer to the trained model"
-    assert replace(learned, mean_kl=1e-5, base_kl=1e-6).failures("Q4_0") == [], "training has changed nothing"
+def test_each_missed_bar_is_told_with_its_figure(
+    tmp_path: Path, changes: dict[str, Any], quants: str, failures: list[str]
+) -> None:
+    for quant in quants.split():
+        agreement = replace(SAME, **changes)
+        found = agreement.failures(quant)  # type: ignore[arg-type]
+        assert len(found) == len(failures)
+        assert all(said.startswith(wanted) for said, wanted in zip(found, failures, strict=True))
+        assert make_result(tmp_path, agreement=agreement, quant=quant).verified is (not failures)
+    assert not make_result(tmp_path, agreement=None).verified
 
 
 def test_on_a_base_in_4_bits_the_bars_are_for_what_was_merged() -> None:

@@ -40,7 +40,14 @@ def results(checks: tuple[Check, ...]) -> dict[str, str]:
 
 def test_every_check_is_made_and_knows_the_device() -> None:
     seen: list[SelfTestProgress] = []
-    report = planned().run(seen.append)
+    asked: list[Sizes] = []
+
+    def shape(sizes: Sizes) -> Sizes:
+        asked.append(sizes)
+        return replace(sizes, model="{}")
+
+    report = selftest_job(shape=shape).run(seen.append)
+    assert (asked[0], asked[-1]) == (Sizes.of("cpu"), Sizes.of("cuda"))
     assert [check.name for check in report.checks] == [subject.name for subject in SUBJECTS]
     assert report.passed
     assert report.device == {"kind": "cuda", "name": "Card 9000"}
@@ -51,18 +58,6 @@ def test_every_check_is_made_and_knows_the_device() -> None:
     assert seen[-1].device == "Card 9000"
     assert len(seen[-1].checks) == len(SUBJECTS)
     assert os.listdir(paths.selftest_dir()) == [".lock"]
-
-
-def test_the_sizes_are_those_of_the_device() -> None:
-    asked: list[Sizes] = []
-
-    def shape(sizes: Sizes) -> Sizes:
-        asked.append(sizes)
-        return replace(sizes, model="{}")
-
-    selftest_job((DRIVER, FAST), shape).run()
-    assert asked[0] == Sizes.of("cpu")
-    assert asked[-1] == Sizes.of("cuda")
 
 
 @cases(

@@ -39,7 +39,6 @@ _TOKENS = "tokenizer.ggml.tokens"
 _EOS_KEY, *_STOP_KEYS = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 #: Tokens that the converter sets by number for whole families.
 _GUESSED = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_sep", "prefix", "suffix", "middle", "fsep")
-_FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 #: Warnings of the converter about a part of the model that it drops.
 _FATAL = re.compile(r"Unknown RoPE type: (?!default$)")
 
@@ -66,7 +65,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     try:
         with torch.inference_mode(), plain_tokenizers() as usual:
             answers.progress(READING_MODEL)
-            instance = open_model(model, target, _FILE_TYPES[job["quant"]])
+            instance = open_model(model, target, f"{'ALL' if job['quant'] == 'F32' else 'MOSTLY'}_{job['quant']}")
             instance.prepare_tensors()
             _prepare_vocabulary(instance, model, job, usual)
             instance.prepare_metadata(vocab_only=False)
@@ -112,7 +111,8 @@ class _Warnings(logging.Handler):
 def _prepare_vocabulary(instance: Any, model: Path, job: dict[str, Any], usual: Callable[[Path], Any]) -> None:
     """Make the converter write the tokenizer of the training."""
     content = read_tokenizer(model)
-    rows = _embedding_rows(instance.gguf_writer)
+    embeddings = instance.gguf_writer.tensors[0].get("token_embd.weight")
+    rows = None if embeddings is None else int(embeddings.shape[0])
     if job["base_gguf"] is not None and _copied_tokens(Path(job["base_gguf"]), rows):
         instance.set_vocab = functools.partial(_copy_vocabulary, instance.gguf_writer, Path(job["base_gguf"]))
         return
@@ -121,11 +121,6 @@ def _prepare_vocabulary(instance: Any, model: Path, job: dict[str, Any], usual: 
     if content is not None and is_sentencepiece(content) and not (model / "tokenizer.model").is_file():
         size = rows or int(instance.hparams["vocab_size"])
         instance.set_vocab = functools.partial(_write_sentencepiece, instance.gguf_writer, content, model, size)
-
-
-def _embedding_rows(writer: Any) -> int | None:
-    tensor = writer.tensors[0].get("token_embd.weight")
-    return None if tensor is None else int(tensor.shape[0])
 
 
 def _write_sentencepiece(writer: Any, content: dict[str, Any], model: Path, size: int) -> None:

@@ -12,12 +12,8 @@ and ``generate``, so that a chat session works with either. Commands:
     progress that ends with a full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
-``template``
-    The chat templates of the metadata by name, and their special tokens.
 ``tokenize``
     ``messages`` or ``text``: the token ids; for messages those of the rendered prompt.
-``logits``
-    ``tokens``, ``positions`` and ``count``: the likeliest tokens at each place with their log-probabilities.
 ``cancel``, ``ping``
     Answered at once.
 """

@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core.chat.request import ChatRequest, QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
@@ -73,8 +71,6 @@ _PROBE = (
 #: Bytes of memory for llama.cpp beside weights, keys and values. Weights are memory-mapped, and copied where llama.cpp
 #: reorders them.
 _AT_WORK = 4 << 30
-#: Most places and tokens in an answer to ``logits``, which is a single line.
-_MOST_PLACES, _MOST_TOKENS = 1024, 100
 
 
 class GgufEngine:
@@ -87,9 +83,7 @@ class GgufEngine:
         self.handlers: dict[str, Handler] = {
             "load": self.load,
             "generate": self.generate,
-            "template": self.template,
             "tokenize": self.tokenize,
-            "logits": self.logits,
         }
 
     def load(self, call: Call) -> dict[str, Any]:
@@ -163,16 +157,7 @@ class GgufEngine:
             )
         model, prompt = self._loaded(), self._prompt(asked)
         answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)
-        return {
-            "text": answer.text,
-            "tokens": len(answer.tokens),
-            "first_token_seconds": answer.first_token_seconds,
-            "tokens_per_second": answer.tokens_per_second,
-            "finish": answer.finish,
-            "source": self._name,
-            "prompt_tokens": len(prompt),
-            "context_limit": model.longest_context,
-        }
+        return answer | {"source": self._name}
 
     def _prompt(self, asked: ChatRequest) -> list[int]:
         """The tokens of the prompt: of the conversation with its tools, or of the text to continue."""
@@ -180,11 +165,6 @@ class GgufEngine:
             return self._loaded().prompt_ids(asked.prompt)
         model, template = self._ready()
         return model.prompt_ids(template.prompt(asked.messages, asked.tools))
-
-    def template(self, _: Call) -> dict[str, Any]:
-        """The chat templates of the file."""
-        model = self._loaded()
-        return {"templates": model.templates, "specials": model.specials, "reader": model.library.version}
 
     def tokenize(self, call: Call) -> dict[str, Any]:
         """Tokens of a conversation, or of a text."""
@@ -194,24 +174,6 @@ class GgufEngine:
         model, template = self._ready()
         prompt = template.prompt(ChatRequest(call.args.get("messages", [])).messages)
         return {"tokens": model.prompt_ids(prompt), "text": prompt}
-
-    def logits(self, call: Call) -> dict[str, Any]:
-        """The likeliest tokens at some places of a sequence."""
-        model = self._loaded()
-        tokens = _ids(call.args.get("tokens"), model.vocabulary_size)
-        positions = _ids(call.args.get("positions"), len(tokens))
-        count = call.args.get("count", 10)
-        if len(positions) > _MOST_PLACES or not isinstance(count, int) or not 0 < count <= _MOST_TOKENS:
-            raise UserError(
-                f"At most {_MOST_PLACES} positions and {_MOST_TOKENS} tokens are told at once.", "Ask for fewer."
-            )
-        told = []
-        for row in model.logits(tokens, sorted(set(positions))):
-            wide = row.astype(np.float64)
-            likeliest = np.argsort(-wide, kind="stable")[:count]
-            mass = wide.max() + np.log(np.exp(wide - wide.max()).sum())
-            told.append([[int(token), float(wide[token] - mass)] for token in likeliest])
-        return {"likeliest": told}
 
     def _loaded(self) -> GgufModel:
         if self._model is None:
@@ -223,14 +185,3 @@ class GgufEngine:
         if self._template is None:
             raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
         return model, self._template
-
-
-def _ids(values: object, limit: int) -> list[int]:
-    """Integers from 0 to below a limit.
-
-    Raises:
-        UserError: If they are not.
-    """
-    if not isinstance(values, list) or not all(type(item) is int and 0 <= item < limit for item in values):
-        raise UserError("The tokens are none of the model, or a position is not in them.", "Give lists of numbers.")
-    return values

@@ -6,9 +6,8 @@ import codecs
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -32,17 +31,6 @@ _KV_WIDTH = 2
 _AGAIN = "Export it again."
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class GgufAnswer:
-    """An answer and its figures; see :class:`core.worker.generate.generate.Generation`."""
-
-    text: str
-    tokens: list[int]
-    first_token_seconds: float
-    tokens_per_second: float
-    finish: Literal["stop", "length", "cancelled"]
 
 
 def context_bytes(path: Path, tokens: int) -> int:
@@ -303,7 +291,7 @@ class GgufModel:
         settings: GenerationSettings,
         on_text: Callable[[str], None],
         cancelled: Callable[[], bool],
-    ) -> GgufAnswer:
+    ) -> dict[str, Any]:
         """Answer a prompt, streaming; keys and values of the common prefix with the previous question are reused.
 
         Args:
@@ -312,21 +300,29 @@ class GgufModel:
             on_text: Called with each piece of text, whole characters only.
             cancelled: Asked between two tokens, and between two pieces of a long prompt.
 
+        Returns:
+            The fields of an answer, without its source; see :class:`core.worker.generate.generate.Generation`.
+
         Raises:
             UserError: If the prompt is too long for the model, or memory is short.
         """
-        began = first = time.monotonic()
+        began = time.monotonic()
         room = min(settings.max_new_tokens, max(self.longest_context - len(prompt), 1))
         self._prepare(len(prompt) + room)
         place = self._take_in(prompt, cancelled)
-        if place is None:
-            return GgufAnswer("", [], time.monotonic() - began, 0.0, "cancelled")
-        stream = _Text(on_text, settings.stop)
-        made: list[int] = []
-        finish: Literal["stop", "length", "cancelled"] = "length"
+        first = time.monotonic()
+        # Whole characters only.
+        characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        stops = StopTexts(settings.stop)
+
+        def give(text: str) -> None:
+            if text:
+                on_text(text)
+
+        made, finish = 0, "cancelled"
         sampler = self._sampler(settings, prompt)
         try:
-            while True:
+            while place is not None:
                 self._check_finite(place)
                 token = int(self._lib.llama_sampler_sample(sampler, self._context, place))
                 if not made:
@@ -334,25 +330,30 @@ class GgufModel:
                 if self.ends_answer(token):
                     finish = "stop"
                     break
-                made.append(token)
-                stream.push(self.piece(token))
-                if stream.is_over:
-                    finish = "stop"
-                    break
-                if len(made) >= room:
+                made += 1
+                give(stops.push(characters.decode(self.piece(token))))
+                if stops.found or made >= room:
+                    finish = "stop" if stops.found else "length"
                     break
                 if cancelled():
-                    finish = "cancelled"
                     break
                 self._decode([token], len(self._cached), [0])
                 self._cached.append(token)
                 place = 0
         finally:
             self._lib.llama_sampler_free(sampler)
-        stream.flush()
+        give(stops.push(characters.decode(b"", final=True)) + stops.flush())
         ended = time.monotonic()
-        decoded, seconds = (len(made) - 1, ended - first) if len(made) > 1 else (len(made), ended - began)
-        return GgufAnswer(stream.text, made, first - began, decoded / max(seconds, 1e-9), finish)
+        decoded, seconds = (made - 1, ended - first) if made > 1 else (made, ended - began)
+        return {
+            "text": stops.text,
+            "tokens": made,
+            "first_token_seconds": first - began,
+            "tokens_per_second": decoded / max(seconds, 1e-9),
+            "finish": finish,
+            "prompt_tokens": len(prompt),
+            "context_limit": self.longest_context,
+        }
 
     def _take_in(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> int | None:
         """Compute the keys and values of a prompt, reusing those of the previous question.
@@ -408,31 +409,3 @@ class GgufModel:
             for token in prompt:
                 lib.llama_sampler_accept(chain, token)
         return chain
-
-
-class _Text:
-    """Text from the bytes of tokens, whole characters only."""
-
-    def __init__(self, on_text: Callable[[str], None], stops: Sequence[str]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._on_text = on_text
-        self._stops = StopTexts(stops)
-
-    @property
-    def text(self) -> str:
-        return self._stops.text
-
-    @property
-    def is_over(self) -> bool:
-        """True if a stop text has come."""
-        return self._stops.found
-
-    def push(self, data: bytes) -> None:
-        self._give(self._stops.push(self._decoder.decode(data)))
-
-    def flush(self) -> None:
-        self._give(self._stops.push(self._decoder.decode(b"", final=True)) + self._stops.flush())
-
-    def _give(self, text: str) -> None:
-        if text:
-            self._on_text(text)

@@ -86,18 +86,20 @@ class Comparison:
     """The base against the trained model."""
 
     def to_dict(self, proof: Proof, reader: str) -> dict[str, Any]:
-        """The fields of a message."""
+        """The fields of a :class:`core.export.result.Agreement`, but for the method of the training."""
+        own, plain, base = (self.figures.get(name, Figures()).to_dict() for name in MODELS)
         return {
             "rows": len(proof.rows),
+            "prompts_equal": self.prompts_equal == self.prompts,
+            **{name: own.get(name) for name in ("mean_kl", "top1", "max_delta", "error")},
+            "greedy_equal": self.answers_equal if self.answers else None,
+            "reader": reader,
+            "greedy_rows": self.answers,
             "data": proof.data,
             "arithmetic": proof.arithmetic,
-            "prompts": self.prompts,
-            "prompts_equal": self.prompts_equal,
-            "answers": self.answers,
-            "answers_equal": self.answers_equal,
-            "figures": {name: found for name, each in self.figures.items() if (found := each.to_dict())},
-            "learned": self.learned.to_dict(),
-            "reader": reader,
+            "plain": plain or None,
+            "base_kl": base.get("mean_kl"),
+            "learned_kl": self.learned.to_dict().get("mean_kl"),
         }
 
 

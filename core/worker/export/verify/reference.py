@@ -22,7 +22,6 @@ from core.directories import Progress
 from core.errors import UserError
 from core.export.stages import (
     ANSWERING,
-    COMPARING_BASE,
     LOADING_PLAIN,
     LOADING_TRAINED,
     MEASURING_BASE,
@@ -31,7 +30,6 @@ from core.export.stages import (
 )
 from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
-from core.models.fingerprint import BaseFingerprint
 from core.models.quantized_weights import read_decoded
 from core.runs.catalog.trained import TrainedModel
 from core.template.builtin import named_or_file
@@ -155,7 +153,8 @@ def measure_reference(
     plain_base: bool,
     as_file: bool = True,
 ) -> Proof:
-    """Measure the trained model on rows of the user's data, and write the answers into a directory.
+    """Measure the trained model on rows of the user's data, and write the answers into a directory. Its base is known
+    to be that of the training.
 
     The base alone is measured too, to recognize an export without the adapter; and if the base was in 4 bits and
     ``plain_base`` is set, so is the adapter on the base in 16 bits, the expected result of a merge into that base.
@@ -170,7 +169,7 @@ def measure_reference(
         as_file: Measure such a model with the weights of its file; else with its adapter beside the base.
 
     Raises:
-        UserError: If the base is missing or changed, the rows cannot be read, or disk or memory are short.
+        UserError: If the base is missing, the rows cannot be read, or disk or memory are short.
     """
     config = trained.config
     base = resolve_base(trained.base, progress)
@@ -178,17 +177,12 @@ def measure_reference(
     check_base(base)
     if trained.adapter is not None:
         check_adapter(trained.adapter, base)
-    fingerprint = BaseFingerprint(base) if trained.base_sha256 else None
     tokenizer = load_tokenizer(base)
     asked = _ask(trained, base, tokenizer, count, progress)
     elements = read_decoded(base).elements
     file = trained.file if as_file else None
     second = plain_base and method == "qlora" and trained.adapter is not None and file is None
     require_room(directory, asked.rows, asked.vocabulary, 3 if second else 2)
-    if fingerprint is not None:
-        progress(COMPARING_BASE, None, None)
-        fingerprint.settle()
-        fingerprint.require(str(trained.base_sha256), trained.label)
     way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
     progress(LOADING_TRAINED, None, None)
     loaded = _load(trained, base, method, way, tokenizer)
@@ -272,7 +266,7 @@ class _Measurement:
     @torch.no_grad()
     def write(self, name: str, activity: str, *, half: bool = False) -> None:
         """Measure the logits of every row, and store them under a model name."""
-        file = LogitsFile.make(self._directory, name, self._vocabulary, half=half)
+        file = LogitsFile(self._directory / f"{name}.{'f16' if half else 'f32'}", self._vocabulary)
         for done, row in enumerate(self._rows):
             self._progress(activity, done, len(self._rows))
             if row.positions:

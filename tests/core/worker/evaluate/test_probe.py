@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,9 @@ def test_all_of_it_is_encoded_and_only_answers_count(loaded: LoadedModel, rows: 
 
 
 def test_a_model_without_a_template_is_measured_on_plain_text(loaded: LoadedModel) -> None:
-    class Bare:
-        """The tokenizer without its chat template."""
-
-        chat_template = None
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(loaded.tokenizer, name)
-
-    rows = encode_probe(Encoder(Bare(), [loaded.tokenizer.eos_token_id]))
+    bare = copy.deepcopy(loaded.tokenizer)
+    bare.chat_template = None
+    rows = encode_probe(Encoder(bare, [bare.eos_token_id]))
     assert len(rows) == 40
     assert "lighthouse" in loaded.tokenizer.decode(rows[0].input_ids[rows[0].supervised])
 

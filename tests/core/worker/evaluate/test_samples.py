@@ -59,16 +59,6 @@ def test_prompts_of_a_file_go_first(held_out: Dataset, tmp_path: Path) -> None:
         choose_questions(config(prompts=str(tmp_path / "none")), held_out)
 
 
-def test_answers_are_marked_where_the_dataset_has_them() -> None:
-    conversations = [[{"role": "user", "content": question}] for question in ("a", "b")]
-    expected = Expected.of(['{"x": 1}', "[2]"])
-    events = samples.samples_of(3, conversations, ['{"x":1}', "two"], expected)
-    assert [(event.expected, event.exact_match, event.valid_json) for event in events] == [
-        ('{"x": 1}', True, True),
-        ("[2]", False, False),
-    ]
-
-
 def test_answers_name_their_step_and_a_question_that_is_too_long_costs_no_run(writer_parts: Any) -> None:
     complaints: list[tuple[str, str]] = []
 

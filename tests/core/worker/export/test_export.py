@@ -16,17 +16,15 @@ from safetensors.torch import load_file, save_file
 from core import paths
 from core.commands.export import plan_line
 from core.errors import UserError
-from core.export.card import CardFacts, describe_base, write_card
 from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import Agreement, read_result
 from core.models.fingerprint import BaseFingerprint
-from core.runs.catalog.trained import find_trained, is_held
+from core.runs.catalog.trained import is_held
 from core.runs.record.store import Run
 from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export
-from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import write_base
 from tests.progress import quiet
@@ -91,18 +89,6 @@ def test_an_adapter_has_the_bases_tokenizer_and_the_template_of_the_training(
     assert (result.path / "README.md").read_text().startswith("---\n")
     assert read_result(result.path) == result
     assert {file.name for file in result.files} == set(os.listdir(result.path)) - {"export.json"}
-
-
-def test_an_adapter_names_its_base_as_the_hub_does(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    sizes = {path.name: path.stat().st_size for path in base.iterdir()}
-    (base / "localtune.json").write_text(json.dumps({"repository": "owner/name", "commit": "ab", "files": sizes}))
-    result = make(run, "adapter", step=None, out=tmp_path / "mine")
-    assert (
-        json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
-    )
-    assert result.base == "owner/name"
-    assert 'base_model: "owner/name"\nbase_model_relation: "adapter"' in (tmp_path / "mine" / "README.md").read_text()
 
 
 def test_a_merged_model_ends_its_answers_as_the_trained_one(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
@@ -227,14 +213,6 @@ def test_a_merge_that_bf16_rounds_too_far_has_more_bits(run: Run, answers: list[
         make(run, "merged", quant="BF16")
 
 
-def test_nothing_is_overwritten(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
-    make(run, "card", out=tmp_path / "mine")
-    (tmp_path / "mine" / "README.md").write_text("edited")
-    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
-        make(run, "card", out=tmp_path / "mine")
-    assert (tmp_path / "mine" / "README.md").read_text() == "edited"
-
-
 def test_a_base_that_has_changed_since_is_refused(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
     path = tmp_path / "base" / "model.safetensors"
     tensors = load_file(path)
@@ -312,9 +290,14 @@ def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], 
     base = tmp_path / "base"
 
     def card(name: str, **record: Any) -> str:
+        """The card of an adapter, whose configuration names the base as the card does."""
         sizes = {path.name: path.stat().st_size for path in base.iterdir() if path.name != "localtune.json"}
         (base / "localtune.json").write_text(json.dumps({**record, "files": sizes}))
-        return str((make(run, "adapter", out=tmp_path / name).path / "README.md").read_text())
+        made = make(run, "adapter", out=tmp_path / name)
+        assert json.loads((made.path / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+            record.get("repository", str(base))
+        )
+        return str((made.path / "README.md").read_text())
 
     plain = card("plain")
     assert 'AutoModelForCausalLM.from_pretrained("BASE")' in plain
@@ -329,25 +312,9 @@ def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], 
     converted = card("converted", source="gguf", identity={"path": "/home/me/secret/model.Q8_0.gguf"})
     assert 'from_pretrained("BASE", gguf_file="model.Q8_0.gguf")' in converted
     assert "secret" not in converted
-    assert 'from_pretrained("owner/name")' in card("hub", repository="owner/name", commit="ab")
-
-
-@cases(
-    ("kind", "quant", "said"),
-    [
-        ("gguf", None, ["An adapter (LoRA, rank 16)", "llama-server -m BASE.gguf --lora tickets-adapter.gguf"]),
-        ("gguf", "Q8_0", ["A GGUF file (Q8_0)", "llama-server -m tickets-adapter.gguf\n"]),
-        ("merged", "BF16", ["A fine-tuned model (BF16)", 'AutoModelForCausalLM.from_pretrained(".")']),
-        ("ollama", "Q8_0", ["A model for Ollama (Q8_0)", "ollama create tickets -f Modelfile"]),
-    ],
-)
-def test_a_card_says_how_its_files_are_used(run: Run, kind: Any, quant: Any, said: list[str]) -> None:
-    text = write_card(
-        CardFacts(find_trained(run), kind, quant, describe_base("owner/name"), None, files=["tickets-adapter.gguf"])
-    )
-    assert [part for part in said if part not in text] == []
-    relation = {"merged": "finetune"}.get(kind, "quantized" if quant else "adapter")
-    assert f'base_model: "owner/name"\nbase_model_relation: "{relation}"' in text
+    hub = card("hub", repository="owner/name", commit="ab")
+    assert 'from_pretrained("owner/name")' in hub
+    assert 'base_model: "owner/name"\nbase_model_relation: "adapter"' in hub
 
 
 def test_a_card_has_hashes_and_options_and_neither_data_nor_paths(

@@ -86,14 +86,6 @@ def test_backward_within_autocast_is_that_outside() -> None:
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
-def test_a_second_derivative_is_refused_and_not_wrong() -> None:
-    inputs = tensors(2, 9)
-    out, _ = attend(Module(), *inputs, None)
-    (gradient,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()  # type: ignore[no-untyped-call]
-
-
 LAYOUT = Layout((Group(5, 3, 6), Group(0, 2, 4), Group(0, 1, 9)))
 
 

@@ -15,14 +15,12 @@ from core.worker.fused.attention import (
     Layout,
     LayoutError,
     Window,
-    choose_kernel,
     masks_left_out,
     trial_inputs,
     try_kernel,
 )
 from core.worker.fused.attention_kernels import (
     Kernel,
-    Sequences,
     flash_serves,
     kernels_for,
     varlen_arguments,
@@ -103,15 +101,6 @@ def test_this_torchs_variable_length_attention_knows_all_of_it() -> None:
     assert (windows is not None) == ("window_size" in known)
 
 
-def test_a_layout_as_sequences() -> None:
-    layout = Layout((Group(5, 2, 3), Group(0, 1, 9)))
-    assert layout.sequences == Sequences((5, 3, 3, 9), (5, 8, 8, 9))
-    queries, keys = layout.sequences.sums(CPU)
-    assert queries.tolist() == [0, 5, 8, 11, 20]
-    assert keys.tolist() == [0, 5, 13, 21, 30]
-    assert layout.sequences.sums(CPU)[0] is queries, "one transfer for all layers"
-
-
 @pytest.fixture
 def varlen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """A CPU with variable-length attention; the windows that it was called with."""
@@ -135,11 +124,11 @@ LAYOUTS = [
 ]
 
 
-def inputs_of(layout: Layout, dtype: torch.dtype = FP32) -> list[torch.Tensor]:
+def inputs_of(layout: Layout) -> list[torch.Tensor]:
     tokens = sum(group.tokens for group in layout.groups)
     generator = torch.Generator().manual_seed(4)
     return [
-        torch.randn(1, tokens, heads, SIZE, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
+        torch.randn(1, tokens, heads, SIZE, generator=generator).transpose(1, 2).requires_grad_()
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
     ]
 
@@ -345,12 +334,6 @@ def test_a_trial_within_recomputation_leaves_it_alone(
     assert_same(outcome(out, inputs), wanted)
     assert attention._proven_kernel.cache_info().misses == 1
     attention._proven_kernel.cache_clear()
-
-
-def test_a_cpu_keeps_its_way() -> None:
-    inputs = inputs_of(LAYOUTS[0])
-    assert choose_kernel(inputs[0], inputs[1], inputs[2], window=False) is MASKED
-    assert attention.capability_of(CPU) is None
 
 
 # Where grouped heads would lead to the math kernel.

@@ -133,28 +133,6 @@ def test_groups_are_padded_where_that_is_cheaper_than_another_round(
     assert found[1] == copies
 
 
-@cases("seed", range(20))
-def test_each_row_is_in_one_round(seed: int) -> None:
-    order = random.Random(seed)
-    counts = [order.choice([0, 1, 5, 64, 700]) for _ in range(order.randrange(1, 40))]
-    counts[0] += 1
-    offsets = offsets_of(counts)
-    seen = torch.cat([one.index[one.is_row] for one in offsets.rounds])
-    assert torch.equal(seen.sort().values, torch.arange(sum(counts)))
-    for one in offsets.rounds:
-        groups = torch.arange(len(counts)) if one.groups is None else one.groups
-        # Padded places stay within the rows of their group.
-        assert torch.equal(row_experts(offsets)[one.index], groups.unsqueeze(1).expand_as(one.index))
-
-
-def test_indices_of_a_block_are_made_once() -> None:
-    offsets = offsets_of([3, 0, 4, 2])
-    assert offsets.part([0, 2]) is offsets.part([0, 2])
-    assert offsets.part([2, 3]).host == [4, 6]
-    assert offsets.part([2, 3]).ends.tolist() == [4, 6]
-    assert offsets.rows([2, 3]) == slice(3, 9)
-
-
 def test_the_expert_of_each_row() -> None:
     assert row_experts(offsets_of([2, 0, 3])).tolist() == [0, 0, 2, 2, 2]
 

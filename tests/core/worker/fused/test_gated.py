@@ -183,33 +183,10 @@ def test_adapters_that_are_off_have_no_part_in_it() -> None:
 # Recognition.
 
 
-class Clamped(LlamaMLP):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.gate_proj(x).clamp(max=7.0)
-        out: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(x))
-        return out
-
-
-class Asking(LlamaMLP):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.gate_proj(x) if self.hidden_size else x
-        out: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(x))
-        return out
-
-
-class Turned(LlamaMLP):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
-        return out
-
-
-class Raising(LlamaMLP):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-
-def network_of(kind: type[LlamaMLP], activation: str = "silu") -> Any:
-    return kind(LlamaConfig(**SMALL, hidden_act=activation))
+def network_of(activation: str = "silu", **members: Any) -> Any:
+    """A frozen network of Llama, with another forward if there is one among the members."""
+    kind = type("OtherMLP", (LlamaMLP,), members) if members else LlamaMLP
+    return kind(LlamaConfig(**SMALL, hidden_act=activation)).requires_grad_(False)
 
 
 @cases(
@@ -226,37 +203,44 @@ def network_of(kind: type[LlamaMLP], activation: str = "silu") -> Any:
     ],
 )
 def test_activation_functions_are_recognized_by_what_they_do(activation: str, found: str | None) -> None:
-    form = recognize(network_of(LlamaMLP, activation))
-    assert (None if form is None else form.activation.name) == found
+    recognized = recognize(network_of(activation))
+    assert (None if recognized is None else recognized.name) == found
 
 
-@cases("kind", [Clamped, Asking, Turned, Raising])
-def test_a_network_that_does_anything_else_is_left_alone(kind: type[LlamaMLP]) -> None:
-    network = network_of(kind).requires_grad_(False)
+def raising(_network: Any, _x: torch.Tensor) -> torch.Tensor:
+    raise NotImplementedError
+
+
+@cases(
+    "forward",
+    [
+        lambda self, x: self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=7.0)) * self.up_proj(x)),
+        # It asks for an attribute that is none of its layers.
+        lambda self, x: self.down_proj(self.act_fn(self.gate_proj(x) if self.hidden_size else x) * self.up_proj(x)),
+        lambda self, x: self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x)),
+        raising,
+    ],
+    ids=["clamped", "asking", "turned", "raising"],
+)
+def test_a_network_that_does_anything_else_is_left_alone(forward: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    network = network_of(forward=forward)
     assert recognize(network) is None
     assert fuse_gated(network, {}, torch.float32) == 0
     assert "forward" not in vars(network)
 
 
-def hooked(network: Any) -> None:
-    network.register_forward_hook(lambda *_: None)
-
-
-def hooked_within(network: Any) -> None:
-    network.down_proj.register_forward_pre_hook(lambda *_: None)
-
-
-def trained(network: Any) -> None:
-    network.up_proj.requires_grad_(True)
-
-
-def patched(network: Any) -> None:
-    network.forward = lambda x: x
-
-
-@cases("change", [hooked, hooked_within, trained, patched])
-def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], None]) -> None:
-    network = network_of(LlamaMLP).requires_grad_(False)
+@cases(
+    "change",
+    [
+        lambda network: network.register_forward_hook(lambda *_: None),
+        lambda network: network.down_proj.register_forward_pre_hook(lambda *_: None),
+        lambda network: network.up_proj.requires_grad_(True),
+        lambda network: setattr(network, "forward", lambda x: x),
+    ],
+    ids=["hooked", "hooked within", "trained", "patched"],
+)
+def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], object]) -> None:
+    network = network_of()
     assert fuse_gated(network, {}, torch.float32) == 1
     del network.forward
     change(network)

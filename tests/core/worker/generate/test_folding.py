@@ -97,16 +97,16 @@ def test_a_single_source_is_folded_and_a_comparison_is_not(tiny_model_dir: Path)
     loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
     object.__setattr__(loaded, "model", adapted(tiny_model_dir))
     sources = Sources(loaded, tiny_model_dir, said="adapter", has_adapter=True, template=None)
-    folded = [sources.is_folded]
+    folded = [sources._unfold_weights is not None]
     sources.fold()
     with sources.answering("tuned") as model:
-        folded.append(sources.is_folded)
+        folded.append(sources._unfold_weights is not None)
         tuned = logits(model)
     with sources.answering("base") as model:
-        folded.append(sources.is_folded)
+        folded.append(sources._unfold_weights is not None)
         assert (logits(model) - tuned).abs().max() > 0.01
     with sources.answering("tuned") as model:
-        folded.append(sources.is_folded)
+        folded.append(sources._unfold_weights is not None)
         assert (logits(model) - tuned).abs().max() < 1e-5
     # Whoever compares is not made to wait for folding at every turn.
     assert folded == [False, True, False, False]

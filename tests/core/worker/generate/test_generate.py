@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.template import jinja_sandbox
 from core.worker.generate import generate as generate_module
-from core.worker.generate.generate import answering_as, generate, generate_batch
+from core.worker.generate.generate import Generation, answer_prompt, answering_as, generate_batch, prepare_prompt
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases
@@ -27,6 +28,20 @@ def never() -> bool:
 
 def ignore(_text: str) -> None:
     """Nobody reads along."""
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    settings: GenerationSettings,
+    on_token: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    template: str | None = None,
+) -> Generation:
+    """An answer without anything kept."""
+    prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
+    return answer_prompt(model, tokenizer, prompt, settings, on_token, cancelled, began=time.monotonic())
 
 
 def load_tiny(directory: Path) -> LoadedModel:
@@ -52,11 +67,10 @@ def with_adapter(loaded: LoadedModel, dropout: float = 0.0) -> Any:
     return model.train()
 
 
-def reference(model: Any, tokenizer: Any, messages: list[dict[str, str]], tokens: int) -> list[int]:
-    """The answer as transformers' own loop gives it."""
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    model.eval()
-    found = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)
+def reference(tiny: LoadedModel) -> list[int]:
+    """The answer in 40 tokens as transformers' own loop gives it."""
+    prompt = tiny.tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    found = tiny.model.eval().generate(**prompt, max_new_tokens=40, do_sample=False)
     return [int(token) for token in found[0, prompt["input_ids"].shape[1] :]]
 
 
@@ -65,7 +79,7 @@ def test_the_answer_is_that_of_transformers(tiny: LoadedModel, piece: int, monke
     monkeypatch.setattr("core.worker.generate.decoding.PREFILL_TOKENS", piece)
     heard: list[str] = []
     generation = generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(40), heard.append, never)
-    expected = reference(tiny.model, tiny.tokenizer, ASK, 40)
+    expected = reference(tiny)
     assert generation.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
     assert generation.tokens == 40
     assert generation.finish == "length"
@@ -76,22 +90,12 @@ def test_the_answer_is_that_of_transformers(tiny: LoadedModel, piece: int, monke
 
 
 def test_it_stops_at_every_token_that_ends_a_turn(tiny: LoadedModel) -> None:
-    free = reference(tiny.model, tiny.tokenizer, ASK, 40)
+    free = reference(tiny)
     stop = free[20]
     tiny.model.generation_config.eos_token_id = [tiny.tokenizer.eos_token_id, stop]
     generation = generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(40), ignore, never)
     assert generation.finish == "stop"
     assert generation.tokens == free.index(stop)
-
-
-def test_cancelling_ends_it_within_a_token(tiny: LoadedModel) -> None:
-    heard: list[str] = []
-    generation = generate(
-        tiny.model, tiny.tokenizer, ASK, GenerationSettings(100), heard.append, lambda: len(heard) >= 3
-    )
-    assert generation.finish == "cancelled"
-    assert len(heard) in (3, 4)  # the held-back part of a character comes last
-    assert "".join(heard) == generation.text
 
 
 def test_a_long_prompt_can_be_cancelled_while_it_is_read(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +193,8 @@ def test_a_batch_answers_as_one_by_one(tiny: LoadedModel, system: bool, monkeypa
     assert answers == [generation.text for generation in single]
     assert len({generation.tokens for generation in single}) > 3, "the rows were meant to end at different times"
     assert told[-1] == (11, 11)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
-def test_a_batch_of_one_and_of_none(tiny: LoadedModel) -> None:
     assert generate_batch(tiny.model, tiny.tokenizer, [], 5, lambda _done, _total: None) == []
-    (answer,) = generate_batch(tiny.model, tiny.tokenizer, [ASK], 5, lambda _done, _total: None)
-    assert answer == generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never).text
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
 def test_reading_a_batch_does_not_copy_the_head_for_every_row(tiny: LoadedModel) -> None:
@@ -224,6 +223,9 @@ def test_rows_of_similar_length_share_a_batch() -> None:
     assert generate_module._batches([10**6], 10) == [[0]]
 
 
+SLOW_SAID = r"^The chat template takes more than 0\.02 s for one conversation"
+
+
 def _spoil_template(loaded: LoadedModel) -> None:
     loaded.tokenizer.chat_template = None
 
@@ -233,36 +235,32 @@ def _spoil_weights(loaded: LoadedModel) -> None:
 
 
 @cases(
-    ("spoil", "messages", "says"),
+    ("spoil", "words", "template", "says"),
     [
-        (_spoil_template, ASK, "no chat template"),
-        (_spoil_weights, ASK, "no numbers"),
-        (lambda _loaded: None, [{"role": "user", "content": "ticket " * 600}], "reads at most 512"),
+        (_spoil_template, 1, None, "no chat template"),
+        (_spoil_weights, 1, None, "no numbers"),
+        (lambda _loaded: None, 600, None, "reads at most 512"),
+        (lambda _loaded: None, 1, "{{ raise_exception('no system prompts here') }}", "no system prompts here"),
+        (lambda _loaded: None, 1, SLOW, SLOW_SAID),
+        (lambda _loaded: None, 1, "{% if add_generation_prompt %}" + SLOW + "{% endif %}", SLOW_SAID),
     ],
 )
 def test_what_cannot_be_answered_is_said(
-    tiny_model_dir: Path, spoil: Callable[[LoadedModel], None], messages: list[dict[str, str]], says: str
+    tiny_model_dir: Path,
+    spoil: Callable[[LoadedModel], None],
+    words: int,
+    template: str | None,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if says == SLOW_SAID:
+        monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
     tiny = load_tiny(tiny_model_dir)
     with torch.no_grad():
         spoil(tiny)
+    asked = [{"role": "user", "content": "ticket " * words}]
     with pytest.raises(UserError, match=says):
-        generate(tiny.model, tiny.tokenizer, messages, GenerationSettings(5), ignore, never)
-
-
-def test_a_template_that_refuses_the_conversation_is_said(tiny: LoadedModel) -> None:
-    template = "{{ raise_exception('no system prompts here') }}"
-    with pytest.raises(UserError, match="no system prompts here"):
-        generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never, template)
-
-
-@cases("template", [SLOW, "{% if add_generation_prompt %}" + SLOW + "{% endif %}"])
-def test_a_template_that_takes_its_time_is_said(
-    tiny: LoadedModel, template: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
-    with pytest.raises(UserError, match=r"^The chat template takes more than 0\.02 s for one conversation"):
-        generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(4), ignore, never, template)
+        generate(tiny.model, tiny.tokenizer, asked, GenerationSettings(5), ignore, never, template)
 
 
 def test_an_answer_ends_where_the_model_ends(tiny: LoadedModel) -> None:

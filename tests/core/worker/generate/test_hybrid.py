@@ -65,7 +65,7 @@ def test_tokens_one_after_the_other_are_as_if_read_at_once(network: Any) -> None
 
 
 @torch.no_grad()
-def test_a_second_turn_equals_a_conversation_read_anew(network: Any) -> None:
+def test_another_turn_or_branch_equals_a_conversation_read_anew(network: Any) -> None:
     kept = PrefixCache()
     state, read = kept.take("tuned", IDS[:20], network)
     assert read == 0
@@ -77,19 +77,12 @@ def test_a_second_turn_equals_a_conversation_read_anew(network: Any) -> None:
     state, read = kept.take("tuned", IDS, network)
     assert read == (30 if cache_use(network).pieces else 0)
     assert differ(state.read(IDS[read:], not_cancelled), anew(network, IDS)) < TOLERANCE
-
-
-@torch.no_grad()
-def test_another_branch_of_a_conversation_is_read_anew(network: Any) -> None:
-    """A state cannot be cut to fewer tokens."""
-    kept = PrefixCache()
-    state, _ = kept.take("tuned", IDS[:30], network)
-    state.read(IDS[:30], not_cancelled)
-    kept.keep("tuned", IDS[:30], state)
-    other = [*IDS[:20], *IDS[35:45]]
-    state, read = kept.take("tuned", other, network)
+    # A state cannot be cut to fewer tokens.
+    kept.keep("tuned", IDS, state)
+    branch = [*IDS[:20], *IDS[35:45]]
+    state, read = kept.take("tuned", branch, network)
     assert read == 0
-    assert differ(state.read(other[read:], not_cancelled), anew(network, other)) < TOLERANCE
+    assert differ(state.read(branch, not_cancelled), anew(network, branch)) < TOLERANCE
 
 
 @torch.no_grad()
@@ -123,11 +116,6 @@ def test_what_the_caches_of_the_families_are_good_for() -> None:
     assert not cache_use(make_hybrid("jamba")).pieces
     assert not cache_use(make_hybrid("recurrent_gemma")).padding
     assert not cache_use(make_hybrid("minimax")).tokens
-
-
-def test_rows_that_may_not_be_padded_are_batched_by_length() -> None:
-    assert _batches([5, 7, 5, 7, 6], 4, padded=False) == [[1, 3], [4], [0, 2]]
-    assert _batches([5, 7, 5], 4) == [[1, 0, 2]]
 
 
 def test_models_that_attend_are_not_tried(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,8 +305,8 @@ def test_names_are_resolved_in_order(
 
 def test_the_starter_answers_sensibly(starter_model_dir: Path) -> None:
     from core.chat.request import GenerationSettings
-    from core.worker.generate.generate import generate
     from core.worker.model.model import load_model
+    from tests.core.worker.generate.test_generate import generate
 
     loaded = load_model(starter_model_dir, method="lora", precision="bf16", device="cpu")
     rendered = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import torch
 from core.hardware.card import Card
 from core.hardware.snapshot import Device
 from core.memory.calibration import Calibration, read_calibration, write_calibration
-from core.models.architecture.load import load_architecture
 from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
@@ -48,14 +46,6 @@ def judged(
     return outcome.result, outcome.detail
 
 
-def test_the_same_card_passes_and_its_limits_are_told() -> None:
-    result, detail = judged()
-    assert result == "pass"
-    assert detail.startswith("The same card by its UUID, 23.0 GB of 25.0 GB free by torch and 23.1 GB by NVML")
-    assert "41 °C, slows down at 83" in detail
-    assert detail.endswith("power limit 450 W, which root alone may set from 150 to 600 W.")
-
-
 @cases(
     ("changed", "said"),
     [
@@ -69,15 +59,13 @@ def test_the_same_card_passes_and_its_limits_are_told() -> None:
     ],
 )
 def test_readings_of_another_card_or_none_fail(changed: dict[str, object], said: str) -> None:
+    result, passed = judged()
+    assert result == "pass"
+    assert passed.startswith("The same card by its UUID, 23.0 GB of 25.0 GB free by torch and 23.1 GB by NVML")
+    assert passed.endswith("power limit 450 W, which root alone may set from 150 to 600 W.")
     result, detail = judged(**changed)  # type: ignore[arg-type]
     assert result == "fail"
     assert said in detail
-
-
-def test_power_in_words() -> None:
-    assert driver.describe_power(None, RIGHT) == "its power limit cannot be read"
-    assert driver.describe_power(450, PowerRight(None, True)) == "power limit 450 W, which cannot be set"
-    assert "which this user may set" in driver.describe_power(450, PowerRight((1, 2), True))
 
 
 def test_a_card_that_torch_does_not_use_fails() -> None:
@@ -85,12 +73,6 @@ def test_a_card_that_torch_does_not_use_fails() -> None:
     found = driver.judge_cpu(PLANNED, {})
     assert found.result == "fail"
     assert "RTX 4090" in found.detail
-
-
-def test_the_dtypes_of_a_device() -> None:
-    assert torch.bfloat16 in fast_paths.dtypes("cuda", 8)
-    assert torch.bfloat16 not in fast_paths.dtypes("cuda", 7)
-    assert torch.float16 not in fast_paths.dtypes("cpu", 0)
 
 
 def test_trials_are_told_by_the_worst() -> None:
@@ -114,14 +96,8 @@ def peak(predicted: float, measured: float, runtime: int | None = 500 << 20, hel
     return Peak(Shape(2, 64), int(predicted * GB), int(measured * GB), print_)
 
 
-def test_a_prediction_may_be_a_little_wrong() -> None:
-    assert peak(10.0, 11.0).is_right
-    assert peak(10.0, 9.0).is_right
-    assert not peak(10.0, 12.0).is_right
-    assert peak(0.5, 0.6).is_right
-
-
 def test_the_constants_of_a_card() -> None:
+    assert [peak(*sizes).is_right for sizes in ((10, 11), (10, 9), (10, 12), (0.5, 0.6))] == [True, True, False, True]
     peaks = [peak(5, 5, 400 << 20, 0.02), peak(9, 9, 450 << 20, 0.05), peak(5, 5, None, 0.03)]
     card = {"kind": "cuda", "name": "RTX 4090"}
     found = constants(peaks, card, "2.13.0", "2026-01-02")
@@ -133,54 +109,17 @@ def test_the_constants_of_a_card() -> None:
     assert constants([peak(5, 5, -1, 0.1), peak(5, 5, 9 << 30, 0.1)], card, "2", "today") is None
     assert constants(peaks, {"kind": "cuda"}, "2", "today") is None
     assert constants([], card, "2", "today") is None
-
-
-def test_the_rates_that_were_measured_before_stay() -> None:
+    # Rates that were measured before stay.
     write_calibration(
         Calibration("RTX 4090", 1 << 29, 0.04, "2.12", "2025-01-01", matrix_rate=1.5e14, memory_rate=9e11)
     )
-    found = constants([peak(5, 5, 400 << 20, 0.02)], {"kind": "cuda", "name": "RTX 4090"}, "2.13.0", "2026-01-02")
-    assert found is not None
-    assert (found.matrix_rate, found.memory_rate) == (1.5e14, 9e11)
-    memory.keep(found)
-    assert read_calibration("RTX 4090") == found
-
-
-def test_the_constants_of_a_cpu_are_its_interpreter() -> None:
-    found = constants(
-        [peak(1, 1, 430 << 20), peak(1, 1, 450 << 20), peak(1, 1, 440 << 20)], {"name": "EPYC"}, "2", "now"
-    )
-    assert found is not None
-    assert (found.runtime_bytes, found.fragmentation) == (440 << 20, 0.0)
-
-
-def test_the_allocators_peak_leaves_out_what_is_no_tensor() -> None:
-    parts = {"weights": 5, "runtime": 3, "fragmentation": 2}
-    assert memory.predicted_total(parts, cuda=True) == 5
-    assert memory.predicted_total(parts, cuda=False) == 10
+    again = constants(peaks, card, "2.13.0", "2026-01-02")
+    assert again == replace(found, matrix_rate=1.5e14, memory_rate=9e11)
+    memory.keep(again)
+    assert read_calibration("RTX 4090") == again
 
 
 TAKEN = [{"where": "forward", "bytes": 5 * GB}, {"where": "backward", "bytes": 4 * GB}]
-
-
-def notices(*codes: str) -> list[NoticeEvent]:
-    return [NoticeEvent(level="warning", code=code, message="") for code in codes]
-
-
-def shortages(
-    taken: Sequence[dict[str, object]] = TAKEN,
-    codes: Sequence[str] = ("memory_weights", "memory_cut"),
-    losses: Sequence[float] = (4.0, 3.0),
-) -> tuple[str, str]:
-    found = training.judge_shortage([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
-    return found.result, found.detail
-
-
-def test_a_survived_shortage() -> None:
-    result, detail = shortages()
-    assert result == "pass"
-    assert "Up to 5.0 GB taken away" in detail
-    assert "gave way 2 times" in detail
 
 
 @cases(
@@ -191,45 +130,32 @@ def test_a_survived_shortage() -> None:
         ({"losses": (4.0,)}, "did 1 of 2 steps"),
         ({"losses": (4.0, 2.0)}, "is allowed"),
         ({"losses": (4.0, float("nan"))}, "is allowed"),
+        ({}, "Up to 5.0 GB taken away"),
+        ({}, "gave way 2 times"),
     ],
 )
-def test_a_shortage_that_was_none_or_was_not_survived(changed: dict[str, object], said: str) -> None:
-    result, detail = shortages(**changed)  # type: ignore[arg-type]
-    assert result == "fail"
-    assert said in detail
+def test_a_shortage_is_survived_twice_or_the_check_fails(changed: dict[str, object], said: str) -> None:
+    given: dict[str, Any] = {"taken": TAKEN, "codes": ("memory_weights", "memory_cut"), "losses": (4.0, 3.0), **changed}
+    notices = [NoticeEvent(level="warning", code=code, message="") for code in given["codes"]]
+    found = training.judge_shortage(given["taken"], notices, given["losses"], (4.0, 3.01))
+    assert found.result == ("fail" if changed else "pass")
+    assert said in found.detail
 
 
-def test_the_work_of_a_token(tiny_model_dir: Path) -> None:
-    model = load_architecture(tiny_model_dir)
-    assert speed.operations_per_token(model) == 4 * (model.linear_weights + model.vocabulary * model.hidden)
-
-
-def test_the_best_of_some_tries() -> None:
-    calls: list[int] = []
-    assert speed.best_seconds(lambda: calls.append(1), lambda: None) > 0
-    assert len(calls) == 8
-
-
-@pytest.mark.parametrize(
-    ("rate", "said"),
-    [
-        (0.25e12, "25% of what its bf16 matrix products could do (1.00 TFLOPS; 9 GB/s of memory)"),
-        (1.2e12, "something else used the device"),
-    ],
-)
-def test_no_share_is_more_than_the_whole(rate: float, said: str) -> None:
-    told = speed.describe_share(rate, speed.Rates(1e12, 9e9, "bf16"))
-    assert said in told
-    assert "120%" not in told
-
-
-def test_disturbed_rates_are_not_kept() -> None:
+def test_a_share_of_more_than_the_whole_is_told_and_not_kept() -> None:
+    rates = speed.Rates(1e12, 9e9, "bf16")
+    assert "25% of what its bf16 matrix products could do (1.00 TFLOPS; 9 GB/s of memory)" in speed.describe_share(
+        0.25e12, rates
+    )
+    disturbed = speed.describe_share(1.2e12, rates)
+    assert "something else used the device" in disturbed
+    assert "120%" not in disturbed
     write_calibration(Calibration("Card 9000", 1 << 28, 0.05, "2.12", "2026-01-01"))
-    speed.keep_rates("Card 9000", 1.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    speed.keep_rates("Card 9000", 1.2e12, rates)
     found = read_calibration("Card 9000")
     assert found is not None
     assert found.matrix_rate is None
-    speed.keep_rates("Card 9000", 0.2e12, speed.Rates(1e12, 9e9, "bf16"))
+    speed.keep_rates("Card 9000", 0.2e12, rates)
     found = read_calibration("Card 9000")
     assert found is not None
     assert (found.matrix_rate, found.memory_rate) == (1e12, 9e9)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,23 @@ from core.selftest.sizes import Shape, Sizes
 from core.worker.selftest import check as checking
 from core.worker.selftest.check import Bench, Outcome
 
+#: The least work with which each check makes sense.
+SMALLEST: dict[str, Any] = {
+    "curve_steps": 4,
+    "resume_steps": 6,
+    "speed_steps": 2,
+    "matrix": 512,
+    "shapes": (Shape(2, 64),),
+    "shortage": Shape(4, 128),
+    "speed": Shape(2, 64),
+}
+
 
 def made(model: Path, *names: str, **changes: object) -> Report:
     """Some of the checks, on the CPU with a model."""
 
     def shape(sizes: Sizes) -> Sizes:
-        return replace(sizes.smallest(), model=str(model), device="cpu", **changes)  # type: ignore[arg-type]
+        return replace(sizes, model=str(model), device="cpu", **SMALLEST | changes)
 
     return selftest_job([subject for subject in SUBJECTS if subject.name in names], shape).run()
 
@@ -91,13 +103,6 @@ def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.Monke
         raise UserError("The disk is full.", "Make room.")
 
     monkeypatch.setattr(checking, "_prepare", failing)
-    request = {"name": "prepare", "work": "", "sizes": Sizes().to_dict(), "device": {}}
+    request = {"name": "prepare", "work": "", "sizes": asdict(Sizes()), "device": {}}
     outcome = checking.check(request, Answers(io.BytesIO()))
     assert outcome == {"result": "fail", "detail": "The disk is full. Make room.", "device": None}
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_there_are_three_shapes_of_memory_one_of_them_recomputed(kind: str) -> None:
-    shapes = Sizes.of(kind).shapes
-    assert len(shapes) == 3
-    assert [shape.recompute for shape in shapes].count(True) == 1

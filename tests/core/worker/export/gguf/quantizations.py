@@ -1,8 +1,7 @@
 """Quantizations in a process of their own: ``python -m …quantizations DIRECTORY CONVERTER``.
 
 A random model with uneven channels, as in trained models, is quantized to every type, and to the coarse types with
-an importance matrix as well; each result is a line of JSON. With the further word ``sizes``, it prints only the sizes
-of all combinations.
+an importance matrix as well; each result is a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ import numpy as np
 
 from core.export.gguf.sizes import gguf_bytes
 from core.export.gguf.write import GgufOptions, conversion_job, stage
-from core.export.request import CONVERTED, QUANTS
+from core.export.request import CONVERTED, QUANTS, Quant
 from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.llama.model import GgufModel
+from core.worker.export.verify.compare import Figures
 from tests.core.worker.export.gguf import random_models
-from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
 
 #: The types that an importance matrix is tried with.
 WEIGHED = ("Q4_K_M", "Q4_0")
@@ -38,25 +37,29 @@ def make_rows(size: int, count: int, seed: int) -> list[list[int]]:
     return [[int(token) for token in np.minimum(draw.zipf(1.3, 96) + 5, size - 1)] for _ in range(count)]
 
 
-def make_uneven_model(directory: Path) -> tuple[Any, int]:
-    """A model whose channels are driven unevenly, with sizes that K-quants take whole."""
-    import torch
-    from transformers import LlamaConfig
-
+def save_model(directory: Path, name: str, **more: Any) -> Any:
+    """A random model of an architecture with a byte-level tokenizer."""
     random_models.save_byte_level(directory)
     size = random_models.vocabulary_size(directory)
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = random_models.make_model(config)
+    model = random_models.make_model(random_models.make_configuration(name, size, **more))
+    model.save_pretrained(directory)
+    return model
+
+
+def convert_to(directory: Path, target: Path, quant: Quant, converter: Path, report: Answers) -> None:
+    """Write a model as a GGUF file of a type that the converter writes itself."""
+    staged = directory.with_name(f"{directory.name}-staged")
+    if not staged.exists():
+        staged.mkdir()
+        stage(directory, GgufOptions(), staged)
+    convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
+
+
+def make_uneven_model(directory: Path) -> Any:
+    """A model whose channels are driven unevenly, with sizes that K-quants take whole."""
+    import torch
+
+    model = save_model(directory, "llama", hidden_size=256, intermediate_size=512)
     torch.manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -65,59 +68,35 @@ def make_uneven_model(directory: Path) -> tuple[Any, int]:
             elif "lm_head" not in name and "embed" not in name:
                 weight.mul_(0.5)
     model.save_pretrained(directory)
-    return model, size
-
-
-#: Modules of a layer by the names of their weights in llama.cpp's file.
-MODULES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+    return model
 
 
 def expected_importance(model: Any, rows: list[list[int]]) -> dict[str, Any]:
     """The same as llama.cpp's callbacks count, by hooks of torch."""
+    import gguf  # the converter's, which has been imported
     import torch
 
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(model.model.layers))
     sums: dict[str, Any] = {}
-    hooks = []
-    for number, layer in enumerate(model.model.layers):
-        for name, path in MODULES.items():
-            key = f"blk.{number}.{name}.weight"
+    for path, module in model.model.layers.named_modules(prefix="model.layers"):
+        if isinstance(module, torch.nn.Linear):
 
-            def add(_: Any, inputs: Any, key: str = key) -> None:
+            def add(_: Any, inputs: Any, key: str = f"{names.get_name(path)}.weight") -> None:
                 sums[key] = sums.get(key, 0) + inputs[0].double().square().sum(dim=(0, 1))
 
-            hooks.append(layer.get_submodule(path).register_forward_pre_hook(add))
+            module.register_forward_pre_hook(add)
     with torch.no_grad():
         for row in rows:
             model(input_ids=torch.tensor([row]))
-    for hook in hooks:
-        hook.remove()
     tokens = sum(map(len, rows))
     return {name: (values / tokens).numpy() for name, values in sums.items()}
 
 
 def weigh_experts(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
     """A mixture of experts: each expert's activations are counted apart, and the quantizer takes them."""
-    import torch
-
-    model_directory, staged = directory / "experts", directory / "experts-staged"
-    random_models.save_byte_level(model_directory)
-    size = random_models.vocabulary_size(model_directory)
-    config = random_models.make_configurations()["mixtral"](size)
-    config.hidden_size, config.intermediate_size = 256, 256
-    torch.manual_seed(0)
-    random_models.make_model(config).save_pretrained(model_directory)
-    staged.mkdir()
-    stage(model_directory, GgufOptions(), staged)
+    save_model(directory / "experts", "mixtral", hidden_size=256, intermediate_size=256)
     source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
-    convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
+    convert_to(directory / "experts", source, "F32", converter, report)
     job = {"source": str(source), "embeddings": None}
     # Longer than a batch.
     compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
@@ -137,48 +116,24 @@ SHAPES = ((288, 512, 9, True), (256, 480, 4, False), (320, 352, 4, False))
 WAYS = ((False, None), (True, None), (False, "Q8_0"))
 
 
-def forecast_sizes(directory: Path, converter: Path, report: Answers, *, every_way: bool) -> dict[str, Any]:
-    """Bytes of the tensors written by the quantizer, and their forecast, by model and type.
-
-    Args:
-        directory: Everything is written there.
-        converter: The directory of llama.cpp's converter.
-        report: Receives the progress.
-        every_way: Whether each model is quantized to each type in all ways, instead of one.
-    """
-    import torch
-    from transformers import LlamaConfig
-
+def forecast_sizes(directory: Path, converter: Path, report: Answers) -> dict[str, Any]:
+    """Bytes of the tensors written by the quantizer, and their forecast, by model, type and way."""
     sizes = {}
-    for number, (hidden, intermediate, heads, tied) in enumerate(SHAPES):
+    for hidden, intermediate, heads, tied in SHAPES:
         name = f"{hidden}-{intermediate}"
-        model_directory, staged = directory / name, directory / f"{name}-staged"
-        random_models.save_byte_level(model_directory)
-        config = LlamaConfig(
-            vocab_size=random_models.vocabulary_size(model_directory),
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=9,
-            num_attention_heads=heads,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=tied,
-        )
-        torch.manual_seed(0)
-        random_models.make_model(config).save_pretrained(model_directory)
-        staged.mkdir()
-        stage(model_directory, GgufOptions(), staged)
-        architecture = load_architecture(model_directory)
+        shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 9}
+        more = {"num_attention_heads": heads, "num_key_value_heads": 1, "tie_word_embeddings": tied}
+        save_model(directory / name, "llama", **shape, **more)
+        architecture = load_architecture(directory / name)
         source, importance = directory / f"{name}-F32.gguf", directory / f"{name}.npz"
-        convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
+        convert_to(directory / name, source, "F32", converter, report)
         job = {"source": str(source), "rows": [list(range(5, 60))]}
         compute_importance({**job, "target": str(importance)}, report)
-        for place, quant in enumerate(QUANTS):
-            ways = WAYS[:1] if quant in CONVERTED else WAYS if every_way else (WAYS[(number + place) % len(WAYS)],)
-            for weighed, embeddings in ways:
+        for quant in QUANTS:
+            for weighed, embeddings in WAYS[:1] if quant in CONVERTED else WAYS:
                 target = directory / f"{name}-{quant}-{weighed}-{embeddings}.gguf"
                 if quant in CONVERTED:
-                    convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
+                    convert_to(directory / name, target, quant, converter, report)
                 else:
                     asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 1, "embeddings": embeddings}
                     quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
@@ -194,27 +149,21 @@ def main(arguments: list[str]) -> int:
     """Quantize."""
     import torch
 
-    directory, converter = map(Path, arguments[:2])
+    directory, converter = map(Path, arguments)
     report = Answers(io.BytesIO())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if arguments[2:] == ["sizes"]:
-        answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=True)) + "\n")
-        answers.flush()
-        return 0
-    model_directory, staged, source = directory / "model", directory / "staged", directory / "F32.gguf"
-    model, size = make_uneven_model(model_directory)
-    staged.mkdir()
-    stage(model_directory, GgufOptions(), staged)
+    source = directory / "F32.gguf"
+    model = make_uneven_model(directory / "model")
+    size = model.config.vocab_size
     importance = directory / "importance.npz"
     job = {"source": str(source), "embeddings": None}
     held_out = make_rows(size, 4, seed=2)
     with torch.no_grad():
         references = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in held_out]
     for quant in QUANTS:
-        target = directory / f"{quant}.gguf"
         if quant in CONVERTED:
-            convert(conversion_job(staged, target, quant, GgufOptions(), converter), report)
+            convert_to(directory / "model", directory / f"{quant}.gguf", quant, converter, report)
     compute_importance({**job, "target": str(importance), "rows": make_rows(size, 16, seed=1)}, report)
     wanted = expected_importance(model, make_rows(size, 16, seed=1))
     with np.load(importance) as found_importance:
@@ -226,7 +175,7 @@ def main(arguments: list[str]) -> int:
         result["names"] = sorted(found_importance.files)
     answers.write(json.dumps(result) + "\n")
     answers.write(json.dumps(weigh_experts(directory, converter, report)) + "\n")
-    answers.write(json.dumps(forecast_sizes(directory, converter, report, every_way=False)) + "\n")
+    answers.write(json.dumps(forecast_sizes(directory, converter, report)) + "\n")
     for quant in QUANTS:
         for weighed in (False, True) if quant in WEIGHED else (False,):
             target = directory / f"{quant}{'-weighed' if weighed else ''}.gguf"
@@ -234,16 +183,17 @@ def main(arguments: list[str]) -> int:
                 asked = {"quant": quant, "target": str(target), "expected": 1, "rows": 16}
                 quantize({**job, **asked, "importance": str(importance) if weighed else None}, report)
             reader = GgufModel(target, exact=True)
-            found = [read_logits(reader, row) for row in held_out]
+            figures = Figures()
+            for row, reference in zip(held_out, references, strict=True):
+                for wanted_logits, found in zip(reference, reader.logits(row, range(len(row))), strict=True):
+                    figures.add(wanted_logits, found)
             reader.close()
-            pairs = list(zip(references, found, strict=True))
             result = {
                 "quant": quant,
                 "weighed": weighed,
                 "bytes": target.stat().st_size,
                 "types": sorted({tensor.type_name for tensor in read_gguf_header(target).tensors.values()}),
-                "divergence": float(np.mean([mean_divergence(first, second) for first, second in pairs])),
-                "top1": float(np.mean([(first.argmax(-1) == second.argmax(-1)).mean() for first, second in pairs])),
+                "divergence": figures.to_dict()["mean_kl"],
             }
             answers.write(json.dumps(result) + "\n")
             answers.flush()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.families.tiny import SHAPE
 from tests.tiny_model import CHATML, train_byte_level
@@ -104,115 +105,27 @@ def _save(directory: Path, backend: Any) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def make_configurations() -> dict[str, Callable[[int], Any]]:
-    """Configurations by name, given the size of a vocabulary."""
-    import transformers as t
+def make_configuration(name: str, size: int, **more: Any) -> Any:
+    """The configuration of an architecture, for a vocabulary of a size, with some other fields."""
+    from transformers import AutoConfig
 
-    def base(size: int, **further: Any) -> dict[str, Any]:
-        return {**SHAPE, "vocab_size": size, "pad_token_id": 4, **further}
-
-    llama3 = {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    latent = {
-        "q_lora_rank": 64,
-        "kv_lora_rank": 64,
-        "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 32,
-        "v_head_dim": 32,
-    }
-    routed = {
-        "first_k_dense_replace": 1,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "n_shared_experts": 1,
-    }
-    return {
-        "llama": lambda size: t.LlamaConfig(**base(size)),
-        "llama3-rope": lambda size: t.LlamaConfig(**base(size), rope_parameters=llama3),
-        "mistral": lambda size: t.MistralConfig(**base(size), head_dim=32, sliding_window=256),
-        "mixtral": lambda size: t.MixtralConfig(**base(size), num_local_experts=4, num_experts_per_tok=2),
-        "qwen2": lambda size: t.Qwen2Config(**base(size), tie_word_embeddings=True),
-        "qwen3": lambda size: t.Qwen3Config(**base(size), head_dim=32, tie_word_embeddings=True),
-        "qwen3-moe": lambda size: t.Qwen3MoeConfig(
-            **base(size),
-            head_dim=32,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=32,
-            norm_topk_prob=True,
-        ),
-        "qwen2-moe": lambda size: t.Qwen2MoeConfig(
-            **base(size, num_key_value_heads=4),
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=32,
-            shared_expert_intermediate_size=32,
-        ),
-        "lfm2-moe": lambda size: t.Lfm2MoeConfig(
-            **base(size, num_hidden_layers=3),
-            layer_types=["conv", "conv", "full_attention"],
-            num_dense_layers=1,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=32,
-        ),
-        "gpt-oss": lambda size: t.GptOssConfig(
-            **base(size), head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=32
-        ),
-        "deepseek-v2": lambda size: t.DeepseekV2Config(**base(size, num_key_value_heads=4), **latent, **routed),
-        "deepseek-v3": lambda size: t.DeepseekV3Config(
-            **base(size, num_key_value_heads=4), **latent, **routed, n_group=1, topk_group=1, norm_topk_prob=False
-        ),
-        "dots1": lambda size: t.Dots1Config(
-            **base(size, num_key_value_heads=4), **routed, n_group=1, topk_group=1, norm_topk_prob=True
-        ),
-        "olmo2": lambda size: t.Olmo2Config(**base(size)),
-        "granite": lambda size: t.GraniteConfig(
-            **base(size), embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.5
-        ),
-        "smollm3": lambda size: t.SmolLM3Config(**base(size)),
-        "phi3": lambda size: t.Phi3Config(**base(size)),
-        "gemma": lambda size: t.GemmaConfig(**base(size), head_dim=16),
-        "gemma2": lambda size: t.Gemma2Config(**base(size), head_dim=16, query_pre_attn_scalar=16, sliding_window=128),
-        "gemma3": lambda size: t.Gemma3TextConfig(
-            **base(size, num_hidden_layers=6), head_dim=16, query_pre_attn_scalar=16, sliding_window=128
-        ),
-        "cohere": lambda size: t.CohereConfig(**base(size)),
-        "gpt-neox": lambda size: t.GPTNeoXConfig(
-            **{name: value for name, value in base(size).items() if name != "num_key_value_heads"}
-        ),
-        "starcoder2": lambda size: t.Starcoder2Config(**base(size), sliding_window=None),
-        "stablelm": lambda size: t.StableLmConfig(**base(size)),
-        "olmoe": lambda size: t.OlmoeConfig(**base(size, num_key_value_heads=4), num_experts=4, num_experts_per_tok=2),
-        "seed-oss": lambda size: t.SeedOssConfig(**base(size), head_dim=16),
-        "lfm2": lambda size: t.Lfm2Config(**base(size), layer_types=["conv", "full_attention"]),
-    }
+    architectures = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text(encoding="utf-8"))
+    values = {**SHAPE, "vocab_size": size, "pad_token_id": 4, **architectures[name], **more}
+    values.pop(values.pop("without", ""), None)
+    return AutoConfig.for_model(values.pop("type"), **values)
 
 
-def make_model(config: Any, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """A random model in fp32, with norms and biases other than the initial ones.
-
-    Args:
-        config: Its configuration.
-        seed: Of the weights.
-        spread: Of the norms.
-    """
+def make_model(config: Any) -> Any:
+    """A random model in fp32, with norms and biases other than the initial ones."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.add_(spread * torch.randn_like(weight))
+                weight.add_(0.1 * torch.randn_like(weight))
             elif weight.dim() >= 2:
                 weight.mul_(3)
             else:

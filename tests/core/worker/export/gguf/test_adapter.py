@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +41,6 @@ def test_what_a_file_cannot_have_is_refused(values: dict[str, Any], said: str) -
     with pytest.raises(UserError, match=said) as refused:
         refuse_unknown(CONFIG | values)
     assert "merged" in refused.value.hint
-
-
-@pytest.mark.parametrize("is_rank_stabilized", [False, True])
-def test_scales_of_all_modules_become_one(tmp_path: Path, is_rank_stabilized: bool) -> None:
-    """llama.cpp computes alpha / rank, with the rank of each module and one alpha."""
-    other = Q.replace("q_proj", "k_proj")
-    weights = save(
-        tmp_path / "adapter.safetensors",
-        {
-            f"{Q}.lora_A.weight": (4, 6),
-            f"{Q}.lora_B.weight": (8, 4),
-            f"{other}.lora_A.weight": (2, 6),
-            f"{other}.lora_B.weight": (8, 2),
-        },
-    )
-    config = CONFIG | {
-        "use_rslora": is_rank_stabilized,
-        "rank_pattern": {"k_proj": 2},
-        "alpha_pattern": {r"layers\.0\.self_attn\.k_proj": 3},
-    }
-    alpha, pairs = read_pairs(weights, config)
-    for module, own_alpha, rank in (("q_proj", 8, 4), ("k_proj", 3, 2)):
-        pair = pairs[f"model.layers.0.self_attn.{module}"]
-        assert pair.down.dtype == pair.up.dtype == np.float32
-        wanted = own_alpha / (math.sqrt(rank) if is_rank_stabilized else rank) * rank
-        assert alpha / rank * (pair.up @ pair.down) == pytest.approx(np.full((8, 6), wanted))
-
-
-def test_an_embedding_is_looked_up_and_its_own_weights_are_left_out(tmp_path: Path) -> None:
-    module = "base_model.model.model.embed_tokens"
-    names = {f"{module}.lora_embedding_A": (4, 20), f"{module}.lora_embedding_B": (6, 4)}
-    weights = save(tmp_path / "adapter.safetensors", names | {f"{module}.base_layer.weight": (20, 6)})
-    _, pairs = read_pairs(weights, CONFIG)
-    assert pairs["model.embed_tokens"].down.shape == (20, 4)
-    assert pairs["model.embed_tokens"].up.shape == (6, 4)
 
 
 @pytest.mark.parametrize(

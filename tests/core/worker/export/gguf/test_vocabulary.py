@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from core.worker.export.gguf.vocabulary import (
     _name_by_rules,
@@ -13,46 +16,10 @@ from core.worker.export.gguf.vocabulary import (
 )
 from tests.cases import cases
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-LAST = {**BYTE_LEVEL, "use_regex": False}
-#: As in the files of Llama 3 and of Qwen 2.
-LLAMA3 = (
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-)
+RULES: list[list[Any]] = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
 
 
-def split(pattern: str) -> dict[str, Any]:
-    """A pre-tokenizer that splits by a regular expression."""
-    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [step, LAST]}
-
-
-@cases(
-    ("rules", "ignores_merges", "normalizer", "name"),
-    [
-        (BYTE_LEVEL, False, None, "gpt-2"),
-        (BYTE_LEVEL, True, None, None),
-        ({**BYTE_LEVEL, "add_prefix_space": True}, False, None, None),
-        (split(LLAMA3), True, None, "llama-bpe"),
-        (split(LLAMA3), False, None, None),
-        (split(LLAMA3.replace("{1,3}", "")), False, {"type": "NFC"}, "qwen2"),
-        (split(LLAMA3.replace("{1,3}", "")), False, {"type": "Lowercase"}, None),
-        (split("\\w+"), False, None, None),
-        (
-            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
-            False,
-            None,
-            "smollm",
-        ),
-        (
-            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, BYTE_LEVEL]},
-            False,
-            None,
-            None,
-        ),
-    ],
-)
+@cases(("rules", "ignores_merges", "normalizer", "name"), RULES)
 def test_a_pre_tokenizer_is_known_by_rules_that_are_exactly_those(
     rules: dict[str, Any], ignores_merges: bool, normalizer: dict[str, Any] | None, name: str | None
 ) -> None:

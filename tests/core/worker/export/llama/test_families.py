@@ -19,6 +19,7 @@ from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.template.families import FAMILIES, GEMMA3, PHI3, Family
 from tests.core.template.toy_tokenizers import save
 from tests.core.worker.export.llama.test_reader import Asked
+from tests.families.tiny import SHAPE
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -47,17 +48,8 @@ def tiny_llama(vocabulary: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    more = {"vocab_size": vocabulary, "num_hidden_layers": 1, "max_position_embeddings": 1024}
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | more, tie_word_embeddings=True))
 
 
 def write_family(path: Path, family: Family) -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from core.data.conversation import RowError
 from core.errors import UserError
+from core.export.result import Agreement
 from core.worker.export.verify.compare import Figures, compare
 from core.worker.export.verify.store import MOST_BYTES, MOST_PLACES, LogitsFile, Proof, ProofRow, places_kept
 from tests.progress import quiet
@@ -35,14 +36,11 @@ def test_figures_are_those_of_the_definitions() -> None:
 def test_logits_come_back_as_they_were_put_but_for_their_mean(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(5, 3, (7, 11)).astype(np.float32)
     centered = rows - rows.mean(-1, keepdims=True)
-    for half, rounding in ((False, 1e-6), (True, 1e-2)):
-        file = LogitsFile.make(tmp_path, f"half-{half}", 11, half=half)
+    for suffix, rounding in (("f32", 1e-6), ("f16", 1e-2)):
+        file = LogitsFile(tmp_path / f"trained.{suffix}", 11)
         file.append(rows[:3])
         file.append(rows[3:])
-        found = LogitsFile.find(tmp_path, f"half-{half}", 11)
-        assert found is not None
-        np.testing.assert_allclose(found.read(2, 4), centered[2:6], atol=rounding)
-    assert LogitsFile.find(tmp_path, "nobody", 11) is None
+        np.testing.assert_allclose(file.read(2, 4), centered[2:6], atol=rounding)
 
 
 def test_the_logits_of_a_large_vocabulary_are_bounded() -> None:
@@ -84,7 +82,7 @@ def make_proof(directory: Path, greedy: list[list[int]]) -> Proof:
         ProofRow([], [], "", [], [4, 0, 1], [0, 2]),
     ]
     proof = Proof(directory, rows, greedy, 5, "eval", "", "fp32")
-    trained = LogitsFile.make(directory, "trained", 5)
+    trained = LogitsFile(directory / "trained.f32", 5)
     for row in rows:
         if row.positions:
             trained.append(np.stack([COUNTING[row.input_ids[place]] for place in row.positions]))
@@ -94,12 +92,12 @@ def make_proof(directory: Path, greedy: list[list[int]]) -> Proof:
 
 def test_an_equal_file_is_equal_in_all(tmp_path: Path) -> None:
     proof = make_proof(tmp_path, [[3, 4, 0], [2], []])
-    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet).to_dict(proof, "r")
-    assert (found["prompts"], found["prompts_equal"]) == (2, 2)
-    assert (found["answers"], found["answers_equal"]) == (2, 2)
-    equal = {"mean_kl": 0.0, "top1": 1.0, "max_delta": 0.0, "error": 0.0}
-    assert found["figures"]["trained"] == pytest.approx(equal, abs=1e-6)
-    assert (found["rows"], found["data"], found["learned"]) == (3, "eval", {})
+    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet)
+    assert (found.prompts, found.prompts_equal) == (2, 2)
+    agreement = Agreement(**found.to_dict(proof, "r"))
+    figures = (agreement.mean_kl, agreement.top1, agreement.max_delta, agreement.error)
+    assert figures == pytest.approx((0.0, 1.0, 0.0, 0.0), abs=1e-6)
+    assert agreement == Agreement(3, True, *figures[:3], 2, "r", greedy_rows=2, data="eval", error=figures[3])
 
 
 def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
@@ -108,6 +106,8 @@ def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
     found = compare(proof, reader, quiet)
     assert (found.prompts, found.prompts_equal) == (2, 1), "a template that refuses makes no prompt"
     assert (found.answers, found.answers_equal) == (2, 0), "the last token differs; and the prompt of the other"
+    fields = found.to_dict(proof, "r")
+    assert (fields["prompts_equal"], fields["greedy_equal"], fields["greedy_rows"]) == (False, 0, 2)
 
 
 def test_each_place_is_compared_with_its_own(tmp_path: Path) -> None:

@@ -59,7 +59,6 @@ def test_held_out_rows_come_before_those_of_the_training(tmp_path: Path, tiny_mo
 
 
 def test_plain_text_tokens_and_preference_pairs_are_compared_too(tmp_path: Path, tiny_model_dir: Path) -> None:
-    import dataclasses
 
     lines = {
         "text": {"text": "the ticket of area 7"},
@@ -78,13 +77,13 @@ def test_plain_text_tokens_and_preference_pairs_are_compared_too(tmp_path: Path,
         trained = find_trained(run)
         assert trained.adapter is not None
         result = compare_plain(proof, tiny_model_dir, trained.adapter, quiet)
-        assert result["figures"]["trained"]["max_delta"] < 1e-4
-        assert result["prompts_equal"] == result["prompts"] == (0 if name == "tokens" else 1)
-        assert result["answers_equal"] == result["answers"] == (1 if name == "dpo" else 0)
+        assert result["max_delta"] < 1e-4
+        assert result["prompts_equal"]
+        assert bool(proof.rows[0].prompt_ids) == (name != "tokens")
+        assert (result["greedy_equal"], result["greedy_rows"]) == ((1, 1) if name == "dpo" else (None, 0))
     assert found["text"][0].text == "the ticket of area 7"
     assert found["tokens"][0].positions == [1, 2]
     assert found["dpo"][1], "the prompt of a pair is answered"
-    assert dataclasses.asdict(found["tokens"][0])["prompt_ids"] == []
 
 
 def test_weights_that_were_trained_are_measured(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -101,29 +100,12 @@ def test_weights_that_were_trained_are_measured(tmp_path: Path, tiny_model_dir: 
     proof = measure(run, tmp_path / "proof", 2)
     assert proof.logits("base") is None
     same = compare_plain(proof, run.model_path, None, quiet)
-    assert same["figures"]["trained"]["max_delta"] < 1e-4
+    assert same["max_delta"] < 1e-4
     other = compare_plain(proof, tiny_model_dir, None, quiet)
-    assert other["figures"]["trained"]["max_delta"] > 0.01
+    assert other["max_delta"] > 0.01
     (run.model_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"transformers cannot load .*model: "):
         compare_plain(proof, run.model_path, None, quiet)
-
-
-def test_another_base_than_that_of_the_training_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
-    run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
-    checkpoint = run.checkpoints_path / "step-00000001"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": {}, "base_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="has changed since"):
-        measure(run, tmp_path / "proof")
-
-
-def test_rows_that_are_gone_are_named(tmp_path: Path, tiny_model_dir: Path) -> None:
-    data = write_rows(tmp_path / "rows.jsonl", 3)
-    run = make_trained_run(tiny_model_dir, data)
-    data.unlink()
-    with pytest.raises(UserError, match=r"rows\.jsonl"):
-        measure(run, tmp_path / "proof")
 
 
 def test_what_does_not_fit_in_fp32_is_measured_as_it_was_trained(

@@ -89,16 +89,6 @@ def test_gated_of_large_values_and_other_layouts(activation: Activation) -> None
         torch.testing.assert_close(made, plain)
 
 
-def test_gated_overwrites_the_outer_gradient_if_asked_for_the_product() -> None:
-    gating: Gating = KernelGating(ACTIVATIONS[0])
-    gate, up, outer = torch.randn(3, 7), torch.randn(3, 7), torch.randn(3, 7)
-    before = outer.clone()
-    gating.gradients(outer, gate, up)
-    assert torch.equal(outer, before)
-    to_gate, _, _ = gating.gradients_and_product(outer, gate, up)
-    assert to_gate.data_ptr() == outer.data_ptr()
-
-
 @pytest.mark.parametrize(("head", "turned"), long_but([(10, 6)], [(80, 80), (10, 6), (128, 128), (2, 2)]))
 @pytest.mark.parametrize("angles", [None, torch.float32], ids=str)
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
