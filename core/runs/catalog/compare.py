@@ -258,18 +258,14 @@ def _answers(records: Sequence[RunRecord]) -> tuple[ComparedAnswers, ...]:
         for question in questions_of(record.history.samples):
             last = question.answers[-1]
             right = {"right": True, "wrong": False}.get(last.verdict)
-            asked.setdefault((question.prompt, question.expected), {})[place] = (last.text, last.step, right)
+            told = last.text[:TEXT_LIMIT], last.step, right
+            asked.setdefault((question.prompt, question.expected), {})[place] = told
     ordered = sorted(asked.items(), key=lambda item: -len(item[1]))[:MOST_QUESTIONS]
-    return tuple(
-        ComparedAnswers(
-            prompt[:TEXT_LIMIT],
-            None if expected is None else expected[:TEXT_LIMIT],
-            tuple(given[place][0][:TEXT_LIMIT] if place in given else None for place in range(len(records))),
-            tuple(given[place][1] if place in given else None for place in range(len(records))),
-            tuple(given[place][2] if place in given else None for place in range(len(records))),
-        )
-        for (prompt, expected), given in ordered
-    )
+    found = []
+    for (prompt, expected), given in ordered:
+        columns = zip(*(given.get(place, (None, None, None)) for place in range(len(records))), strict=True)
+        found.append(ComparedAnswers(prompt[:TEXT_LIMIT], expected and expected[:TEXT_LIMIT], *columns))
+    return tuple(found)
 
 
 def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -59,6 +60,24 @@ def boot_id() -> str:
 def is_same_process(pid: int | None, identity: str | None) -> bool:
     """True if the process that was recorded as ``pid`` with ``identity`` is still alive."""
     return pid is not None and identity is not None and start_identity(pid) == identity
+
+
+def send_signal(pid: int, identity: str | None, number: signal.Signals) -> bool:
+    """Send a signal to the process that was recorded as ``pid`` with ``identity``; False if it is gone.
+
+    Raises:
+        OSError: If the process cannot be signaled.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        # A pidfd refers to the same process in the check and in the signal.
+        handle = os.pidfd_open(pid)
+        try:
+            if is_same_process(pid, identity):
+                signal.pidfd_send_signal(handle, number)
+                return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def own_identity() -> tuple[int, str | None]:
