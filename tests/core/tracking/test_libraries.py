@@ -123,13 +123,3 @@ def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -
     assert desk.track(place)[0] == 0
     assert [item[0] for item in scalars(place)["train/loss"]] == list(range(1, 7))
     assert Position.read(place.position_path).state == "done"
-
-
-def test_a_file_that_was_removed_is_made_anew(desk: Desk) -> None:
-    desk.write(steps(1, 3))
-    desk.set_state("finished")
-    place = TrackerFiles(desk.run, "tensorboard")
-    assert desk.track(place)[0] == 0
-    TensorBoard(place, "", "", {}).path.unlink()
-    assert desk.track(place)[0] == 0
-    assert [item[0] for item in scalars(place)["train/loss"]] == [1, 2, 3]
