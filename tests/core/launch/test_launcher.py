@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from core import paths
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
@@ -20,7 +22,7 @@ from core.launch.launcher import kill
 from core.runs.record import files as lock
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import RunState, hostname, start_identity
-from core.runs.record.store import Run, complete_checkpoints, create_run
+from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
 from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
 from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, wait_for, write_events
@@ -53,17 +55,6 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launcher._children.clear()
 
 
-#: A program that starts the fake worker of the run in its first argument.
-STARTER = f"""
-import os, pathlib, sys
-from core.errors import UserError
-from core.launch import launcher
-from core.runs.record.store import Run
-run = Run(pathlib.Path(sys.argv[1]))
-launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
-"""
-
-
 def is_training(state: RunState) -> bool:
     return state.state == "training"
 
@@ -93,7 +84,14 @@ def test_a_worker_inherits_only_its_lock(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
-    program = f"{STARTER}launcher.launch(run)\nos.kill(os.getpid(), 9)\n"
+    program = f"""
+import os, pathlib, sys
+from core.launch import launcher
+from core.runs.record.store import Run
+launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
+launcher.launch(Run(pathlib.Path(sys.argv[1])))
+os.kill(os.getpid(), 9)
+"""
     command = [sys.executable, "-c", program, str(run.path)]
     starter = subprocess.run(command, cwd=FAKE.parents[3], check=False, timeout=60)
     assert starter.returncode == -signal.SIGKILL
@@ -158,7 +156,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
         launcher.continue_run(run)
     with pytest.raises(UserError, match="already has a worker"):
         lock.hold_worker_lock(run)  # as one that is started by hand does
-    assert len((run.path / "starts").read_text().splitlines()) == 1
+    assert len((paths.home() / "starts").read_text().splitlines()) == 1
 
 
 def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,16 +168,19 @@ def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: p
         os.close(descriptor)
 
 
-def test_continuing_keeps_the_step_while_it_is_queued(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunState(state="stopped", reason="x", pid=1, pid_started="y", step=3, total_steps=9, host="elsewhere").write(
-        run.state_path
-    )
+def test_an_ended_run_continues_with_resume_and_keeps_its_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = Mock(return_value=["/bin/true"])
+    monkeypatch.setattr(launcher, "worker_command", command)
     add_checkpoint(run)
-    monkeypatch.setattr(launcher, "worker_command", lambda *_, **__: ["/bin/true"])
-    launcher.continue_run(run)
-    recorded = there(RunState.read(run.state_path))
-    assert (recorded.state, recorded.step, recorded.total_steps, recorded.pid) == ("queued", 3, 9, None)
-    assert recorded.host == hostname()
+    # The last one is lost: its process is gone.
+    for state, host in (("stopped", "elsewhere"), ("failed", "elsewhere"), ("training", hostname())):
+        ended = RunState(state=state, reason="x", pid=1, pid_started="y", step=3, total_steps=9, host=host)
+        ended.write(run.state_path)
+        launcher.continue_run(run)
+        command.assert_called_with(run, resume=True)
+        queued = there(RunState.read(run.state_path))
+        told = (queued.state, queued.step, queued.total_steps, queued.pid, queued.host)
+        assert told == ("queued", 3, 9, None, hostname())
 
 
 def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
@@ -190,7 +191,7 @@ def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
         with pytest.raises(UserError, match=message):
             launcher.continue_run(run)
         assert run.state_path.read_bytes() == before
-        assert not (run.path / "starts").exists()
+        assert not (paths.home() / "starts").exists()
 
 
 def test_a_run_on_another_machine_is_not_continued(run: Run) -> None:
@@ -340,7 +341,7 @@ def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
     assert kill(hung, 20).state == "stopped"
     end = EventTail(hung.events_path).read_all()[-1]
     assert isinstance(end, StoppedEvent)
-    assert (end.step, end.reason) == (4, "stopped by SIGKILL after step 4")
+    assert (end.step, end.reason, end.hint) == (4, "stopped by SIGKILL after step 4", way_on(hung))
 
 
 def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -> None:

@@ -22,7 +22,7 @@ from tests.core.launch.fake_slurm import FakeSlurm
 from tests.waiting import wait_for
 
 #: Stands in for Python: makes a run, and does as the file ``do`` says where it is a worker.
-_PYTHON = Path(__file__).with_name("slurm") / "python"
+_PYTHON = Path(__file__).with_name("fake_python")
 #: A worker that trains until a signal, and then saves once the file ``let`` exists.
 _TRAINS = """
 if [ "$4" = --resume ]; then exit 0; fi

@@ -40,7 +40,7 @@ def wait_for_states(wanted: dict[int, str]) -> None:
 
 def starts(home: Path) -> list[str]:
     path = home / "starts"
-    return [line.rpartition("-")[2] for line in path.read_text().split()] if path.exists() else []
+    return [line.split()[0].rpartition("-")[2] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_three_runs_come_in_order_and_the_runner_ends(home: Path) -> None:

@@ -70,6 +70,7 @@ def serve(live: Run) -> Iterator[Serve]:
 
     yield start
     for server in servers:
+        server.shutdown()
         server.server_close()
 
 
@@ -265,6 +266,7 @@ def test_a_peer_that_never_comes_to_an_answer_is_left(
 @cases("path", ["\ud800/x", "/" + "x" * 300, "relative", None])
 def test_a_socket_that_no_path_leads_to_cannot_be_reached(live: Run, path: str | None) -> None:
     if path is None:
-        socket.socket(socket.AF_UNIX).bind(str(live.socket_path))  # nobody listens
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(live.socket_path))  # nobody listens
     change_state(live, socket=path)
     assert "control socket cannot be reached" in message_of(lambda: ControlClient(live).request("pause"))

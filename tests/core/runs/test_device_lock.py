@@ -37,13 +37,6 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 @contextmanager
 def holder(how: str, run: str, *names: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Another process that takes devices, and its output."""
@@ -202,7 +195,6 @@ def test_a_line_in_the_file_that_is_no_live_holder_is_not_told(line: bytes) -> N
 
 
 def test_machines_that_share_a_home_do_not_wait_for_each_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.mkdir()
     (home / "devices").mkdir()
     former = (home / "devices/cpu.lock").open("w")  # of an earlier version, which had one folder
     fcntl.flock(former, fcntl.LOCK_EX)
@@ -224,7 +216,6 @@ def test_a_name_that_a_full_disk_has_cut_short_does_not_take_the_next_one_with_i
 
 
 def test_a_lock_that_cannot_be_made_keeps_nobody_from_training(home: Path) -> None:
-    home.mkdir()
     (home / "devices").write_text("no directory")
     assert devices.take_alone(["cpu"], "first") == devices.Hold()
     assert devices.take_beside(["cpu"], "first") == devices.Hold()

@@ -20,11 +20,12 @@ from core.runs.record.timings import RECENT_STEPS, Timings
 from tests.cases import cases
 from tests.core.runs.helpers import step_event, there
 
-from .record import RECORDED
-
 #: Largest error of the time left, as a share of the real time left or of the whole run: in the last minute a second
 #: does not matter.
 SHARE_OF_LEFT, SHARE_OF_WHOLE = 0.15, 0.05
+#: Configurations and events of runs, without events and texts that do not matter for the time, and without paths of the
+#: machine.
+RECORDED = Path(__file__).with_name("recorded")
 #: Runs recorded on a machine with two cores, at a steady pace. In ``disturbed``, other programs took the cores for a
 #: third of the time.
 STEADY = sorted({path.name for path in RECORDED.iterdir()} - {"disturbed"})
@@ -292,7 +293,7 @@ def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> Non
 
 
 def test_no_path_of_a_machine_is_recorded() -> None:
-    for path in Path(RECORDED).rglob("*"):
+    for path in RECORDED.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()

@@ -97,8 +97,11 @@ def test_of_a_single_evaluation_the_training_loss_tells_the_gain(tmp_path: Path)
 
 
 def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> None:
-    found = result(fold(step(1), measured(1, 0.7, reward_accuracy=0.9, reward_margin=1.5)), tmp_path, "stopped")
+    rewards = {"reward_accuracy": 0.9, "reward_margin": 1.5}
+    preference = EvalEvent(step=1, loss=0.7, perplexity=None, seconds=1.0, **rewards)
+    found = result(fold(step(1), preference), tmp_path, "stopped")
     assert names(found) == ["reward accuracy", "reward margin", "eval loss"]
+    assert found.measures[-1].note == ""
 
 
 def test_what_a_stopped_run_keeps_and_loses(tmp_path: Path) -> None:

@@ -257,9 +257,9 @@ def test_full_memory_tells(dead: states.RunState, tmp_path: Path, used: int | No
 
 
 def test_the_memory_of_the_machine_counts_beside_a_card(dead: states.RunState, tmp_path: Path) -> None:
-    path = write_figures(tmp_path / "events.jsonl", 1, "cuda")
+    card, path = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}, tmp_path / "events.jsonl"
     for used, told in ((990, True), (500, False)):
-        path.write_text(encode_event(HardwareEvent(devices=[], host_memory_used=used, host_memory_total=1000)))
+        path.write_text(encode_event(HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)))
         states._memory_death.cache_clear()
         assert (states.memory_death(dead, path) is not None) is told
 
