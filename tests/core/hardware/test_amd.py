@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 from core.hardware.amd import AmdSource, find_cards, uuid_of
 from core.hardware.sampler import GpuReader
@@ -90,20 +91,11 @@ def test_only_cards_of_amd_that_are_fit_to_train_on_count(tmp_path: Path) -> Non
     assert AmdSource(tmp_path / "nothing").read() == []
 
 
-class Nvidia:
-    """A source with a card of NVIDIA's, or without one."""
-
-    def __init__(self, devices: list[Device], reason: str = "") -> None:
-        self.devices, self.reason = devices, reason
-
-    def read(self, only: str | None = None) -> list[Device]:
-        return self.devices
-
-
 def test_nvidias_cards_come_first(tmp_path: Path) -> None:
     make_card(tmp_path, CARD)
     card = Device(index=0, kind="cuda", name="RTX")
-    assert GpuReader([Nvidia([card]), AmdSource(tmp_path)]).read() == [card]
-    reader = GpuReader([Nvidia([], "There is no driver."), AmdSource(tmp_path)])
+    nvidia = SimpleNamespace(read=lambda _only: [card], reason="")
+    assert GpuReader([nvidia, AmdSource(tmp_path)]).read() == [card]
+    reader = GpuReader([SimpleNamespace(read=lambda _only: [], reason="There is no driver."), AmdSource(tmp_path)])
     assert [device.kind for device in reader.read()] == ["rocm"]
     assert reader.reason == "There is no driver."

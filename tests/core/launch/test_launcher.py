@@ -265,15 +265,9 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
     foreign = tmp_path / "core"
     foreign.mkdir()
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
-    done = subprocess.run(
-        [sys.executable, "-c", "import core.runs.record.files, core; print(core.__file__)"],
-        cwd=os.sep,
-        env=launcher.worker_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    program, environment = "import core.runs.record.files, core; print(core.__file__)", launcher.worker_environment()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=os.sep, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"
 
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from core.config.schema import Config
 from core.queue import store
-from core.queue.estimate import Estimator, total_of
+from core.queue.estimate import Estimator
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
@@ -123,23 +122,6 @@ def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> Non
     row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
     assert (row.entry.name, row.by) == ("b", "pace")
     assert row.seconds == pytest.approx(100.0)
-
-
-def test_rows_are_counted_for_epochs_at_the_pace_of_an_earlier_run(home: Path, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
-    config = config_for(data={"train": str(data)}, train={"batch_size": 8})
-    estimator = Estimator()
-    assert isinstance(estimator.estimate(config), NoEstimate), "no earlier run"
-    run = create_run(config, "before")
-    write_events(run, *(step(number, float(number)) for number in range(1, 6)))
-    found = Estimator().estimate(config)
-    assert isinstance(found, Estimate)
-    assert (found.steps, found.watt_hours, found.by) == (10, None, "pace")
-    assert found.seconds == pytest.approx(100.0)
-    total = total_of([found, NoEstimate("it has no rows")])
-    assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)
-    assert (total.by, total.reason) == ("pace", "it has no rows")
 
 
 def test_the_next_run_begins_when_all_before_it_have_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,14 +113,8 @@ def test_a_run_that_was_made_here_is_taken(run: Run) -> None:
 def test_a_worker_that_is_started_by_hand_refuses_it_too(run: Run, mine: Path) -> None:
     end(run)
     (run.path / CHAIN_NAME).symlink_to(mine)
-    ended = subprocess.run(
-        [sys.executable, "-m", "core.worker", str(run.path), "--resume"],
-        env=finding_core(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command, environment = [sys.executable, "-m", "core.worker", str(run.path), "--resume"], finding_core(os.environ)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 4
     assert "chain.jsonl is not written to: it is a link" in ended.stdout + ended.stderr
     assert mine.read_text() == MINE
