@@ -2,7 +2,7 @@
 
 ``FAKE_WORKER`` selects its behavior: ``train`` until SIGTERM, ``report`` its surroundings and finish, ``crash`` before
 it writes anything, ``fail`` properly, ``deaf`` (trains and ignores SIGTERM), ``wait`` for the file ``go`` in the home
-and finish. It writes a line into ``starts`` of the home, and one into ``overlaps`` where another worker has the device.
+and finish, with a note in ``overlaps`` where another worker has the device. Each start is a line in ``starts``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,6 @@ def main() -> int:
         return 5
     with (paths.home() / "starts").open("a") as file:
         file.write(f"{run.id} {' '.join(sys.argv[2:])}\n")
-    device = os.open(paths.home() / "device", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        (paths.home() / "overlaps").write_text(run.id)
     if mode == "report":
         (run.path / "report.json").write_text(json.dumps(surroundings()))
     pid, identity = own_identity()
@@ -51,6 +46,11 @@ def main() -> int:
         replace(state, **end).write(run.state_path)  # type: ignore[arg-type]
         return 0
     if mode == "wait":
+        device = os.open(paths.home() / "device", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (paths.home() / "overlaps").write_text(run.id)
         state.write(run.state_path)
         while not (paths.home() / "go").exists():
             time.sleep(0.01)
