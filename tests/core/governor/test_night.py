@@ -173,7 +173,6 @@ def test_a_deadline_is_taken_up_again_when_what_was_in_the_way_is_gone() -> None
     run.run(200)
     run.slower = 1.4
     run.run(150)
-    assert run.told[-1].nearest_deadline is not None
     run.slower = 1.0
     run.run()
     assert [notice[1] for notice in run.news()] == ["night_deadline", "night_deadline_again"]

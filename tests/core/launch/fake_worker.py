@@ -1,7 +1,7 @@
 """A worker without torch, for tests of the processes around it: ``fake_worker.py RUN [--resume]``.
 
 ``FAKE_WORKER`` selects its behavior: ``train`` until SIGTERM, ``report`` its surroundings and finish, ``crash`` before
-it writes anything, ``fail`` properly, ``deaf`` (trains and ignores SIGTERM), ``wait`` for the file ``go`` in the home
+it writes anything, ``deaf`` (trains and ignores SIGTERM), ``wait`` for the file ``go`` in the home
 and finish, with a note in ``overlaps`` where another worker has the device. Each start is a line in ``starts``.
 """
 
@@ -41,9 +41,8 @@ def main() -> int:
     state = RunState(
         state="training", pid=pid, pid_started=identity, host=hostname(), step=3, total_steps=9, updated=time.time()
     )
-    if mode in ("report", "fail"):
-        end = {"state": "failed", "reason": "the disk is full"} if mode == "fail" else {"state": "finished"}
-        replace(state, **end).write(run.state_path)  # type: ignore[arg-type]
+    if mode == "report":
+        replace(state, state="finished").write(run.state_path)
         return 0
     if mode == "wait":
         device = os.open(paths.home() / "device", os.O_RDWR | os.O_CREAT)

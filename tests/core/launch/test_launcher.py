@@ -136,13 +136,6 @@ def test_an_immediate_death_is_reported_with_the_log(run: Run, monkeypatch: pyte
     assert "no such weights" in launcher.failure_reason(run)
 
 
-def test_a_recorded_failure_is_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_WORKER", "fail")
-    launcher.launch(run)
-    with pytest.raises(UserError, match="the disk is full"):
-        launcher.wait_until(run, is_training, 30)
-
-
 def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     assert not is_locked(run)
     with pytest.raises(UserError, match=r"still queued after 0\.1 s"):

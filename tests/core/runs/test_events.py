@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -130,7 +131,7 @@ def test_texts_and_lists_have_an_end() -> None:
     sample = events.SampleEvent(t=1.0, step=1, prompt="p" * 60_000, text="\ud800" * 60_000, source="s" * 60_000)
     line = encode_event(sample)
     assert len(line) < events.LINE_LIMIT
-    cut = {"prompt": "p" * 49_999 + "…", "text": "\ud800" * 49_999 + "…", "source": "s" * 3999 + "…"}
+    cut: dict[str, Any] = {"prompt": "p" * 49_999 + "…", "text": "\ud800" * 49_999 + "…", "source": "s" * 3999 + "…"}
     raw = json.dumps({"type": "sample", **dataclasses.asdict(sample)})
     for found in (decode_event(line), decode_event(raw)):
         assert found == dataclasses.replace(sample, **cut)

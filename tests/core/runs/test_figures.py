@@ -32,8 +32,8 @@ def step(moment: float, number: int, **changes: Any) -> events.StepEvent:
     return step_event(number, t=moment, **changes)
 
 
-def evaluation(moment: float, number: int, loss: float) -> events.EvalEvent:
-    return events.EvalEvent(t=moment, step=number, loss=loss, perplexity=None, seconds=1.0, exact_match=0.5)
+def evaluation(moment: float, number: int, loss: float, exact: float = 0.5) -> events.EvalEvent:
+    return events.EvalEvent(t=moment, step=number, loss=loss, perplexity=None, seconds=1.0, exact_match=exact)
 
 
 #: A run that was killed after step 3, and went on from step 2.
@@ -162,22 +162,18 @@ def test_facts_of_ended_runs_are_kept_and_labels_are_not(ended: Run, monkeypatch
     assert ended.id not in (paths.cache_dir() / "run-facts.json").read_text(encoding="utf-8")
 
 
-def phase(moment: float, name: str, done: int | None = None) -> events.PhaseEvent:
-    return events.PhaseEvent(t=moment, name=name, detail="", done=done, total=None)
-
-
 CONTINUED: Sequence[events.Event] = (
-    phase(1000.0, "importing"),
-    phase(1004.0, "importing", 1),
-    phase(1005.0, "training"),
+    *(
+        events.PhaseEvent(t=t, name=name)
+        for t, name in ((1000.0, "importing"), (1004.0, "importing"), (1005.0, "training"))
+    ),
     step(1010.0, 1, loss=4.0),
-    events.EvalEvent(t=1012.0, step=1, loss=4.0, perplexity=1.0, seconds=1.0, exact_match=0.0),
+    evaluation(1012.0, 1, 4.0, 0.0),
     step(1050.0, 2, loss=2.0, paused_seconds=30.0),
     # It was killed, and continued the next day.
-    phase(90_000.0, "importing"),
-    phase(90_005.0, "training"),
+    *(events.PhaseEvent(t=90_000.0, name="importing"), events.PhaseEvent(t=90_005.0, name="training")),
     step(90_010.0, 3, loss=4.0 / 3),
-    events.EvalEvent(t=90_012.0, step=3, loss=1.5, perplexity=1.0, seconds=1.0, exact_match=0.35),
+    evaluation(90_012.0, 3, 1.5, 0.35),
     events.StoppedEvent(t=90_013.0, reason="stopped on request after step 3", step=3, hint="Go on with it."),
 )
 

@@ -207,9 +207,9 @@ def test_odd_names_are_listed_and_found(home: Path) -> None:
         assert not set(show_all(run)) & set("\x1b\x07")
         assert run.created is None or run.created.timestamp()
         assert find_run(str(run.path)) == run
-    for name in ("/" + "a" * 5000, "x/" + "b" * 300 + "/c"):
+    for text in ("/" + "a" * 5000, "x/" + "b" * 300 + "/c"):
         with pytest.raises(UserError, match="There is no run called"):
-            find_run(name)
+            find_run(text)
 
 
 @cases("text", ["a = " + "[" * 50_000, "[method]\nrank = 0x" + "f" * 50_000, "\x00", "[model]\nbase = 5"])

@@ -31,7 +31,7 @@ def evaluation(number: int, loss: float, exact: float | None = None, json: float
 
 
 def result(history: RunHistory, directory: Path, state: str = "finished", **fields: Any) -> RunResult:
-    usual = {"step": history.step, "total_steps": 30, "reason": ALL_DONE if state == "finished" else ""}
+    usual: dict[str, Any] = {"step": history.step, "total_steps": 30, "reason": ALL_DONE if state == "finished" else ""}
     return result_of(Run(directory), RunState(state=state, **usual | fields), history)
 
 
@@ -97,8 +97,7 @@ def test_of_a_single_evaluation_the_training_loss_tells_the_gain(tmp_path: Path)
 
 
 def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> None:
-    rewards = {"reward_accuracy": 0.9, "reward_margin": 1.5}
-    preference = EvalEvent(step=1, loss=0.7, perplexity=None, seconds=1.0, **rewards)
+    preference = EvalEvent(step=1, loss=0.7, perplexity=None, seconds=1.0, reward_accuracy=0.9, reward_margin=1.5)
     found = result(fold(step(1), preference), tmp_path, "stopped")
     assert names(found) == ["reward accuracy", "reward margin", "eval loss"]
     assert found.measures[-1].note == ""

@@ -15,10 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.atomic import write_atomic
-from core.commands.common import find_live_run
 from core.errors import UserError
-from core.launch.launcher import continue_run
-from core.runs.control.client import ControlClient
 from core.runs.record import events, store
 from core.runs.record import store as sockets
 from core.runs.record.state import RunState
@@ -252,28 +249,10 @@ def test_where_no_directory_can_be_made_the_reason_is_told(tmp_path: Path, monke
         sockets.private_socket_path(tmp_path / "run" / "s")
 
 
-@cases("state", ["stopped", "failed"])
-@cases("saved", [True, False])
-def test_continue_needs_a_checkpoint(home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = store.create_run(config_for(home), "tickets")
-    RunState(state=state, step=3, total_steps=9).write(run.state_path)
-    if saved:
-        add_checkpoint(run)
-    said = store.way_on(run)
-    assert ("continue" in said) is saved
-    assert ("start it again" in said) is not saved
-    for ask in (lambda: find_live_run(run.id, "pause"), lambda: ControlClient(run).request("ping")):
-        with pytest.raises(UserError) as caught:
-            ask()
-        assert caught.value.hint == said
-    started: list[store.Run] = []
-    monkeypatch.setattr("core.launch.launcher._spawn", lambda run, **_: started.append(run))
-    if saved:
-        continue_run(run)
-        assert started == [run]
-    else:
-        with pytest.raises(UserError, match="has no complete checkpoint"):
-            continue_run(run)
+def test_a_run_is_continued_from_a_checkpoint_and_started_again_without_one(run: store.Run) -> None:
+    assert store.way_on(run) == f"It saved no checkpoint; {store.start_again(run)}."
+    add_checkpoint(run)
+    assert store.way_on(run) == f"'localtune-tui continue {run.id}' goes on from its last checkpoint."
 
 
 def test_the_command_can_be_pasted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
