@@ -163,15 +163,15 @@ def test_facts_of_ended_runs_are_kept_and_labels_are_not(ended: Run, monkeypatch
 
 
 CONTINUED: Sequence[events.Event] = (
-    *(
-        events.PhaseEvent(t=t, name=name)
-        for t, name in ((1000.0, "importing"), (1004.0, "importing"), (1005.0, "training"))
-    ),
+    events.PhaseEvent(t=1000.0, name="importing"),
+    events.PhaseEvent(t=1004.0, name="importing", done=1),
+    events.PhaseEvent(t=1005.0, name="training"),
     step(1010.0, 1, loss=4.0),
     evaluation(1012.0, 1, 4.0, 0.0),
     step(1050.0, 2, loss=2.0, paused_seconds=30.0),
     # It was killed, and continued the next day.
-    *(events.PhaseEvent(t=90_000.0, name="importing"), events.PhaseEvent(t=90_005.0, name="training")),
+    events.PhaseEvent(t=90_000.0, name="importing"),
+    events.PhaseEvent(t=90_005.0, name="training"),
     step(90_010.0, 3, loss=4.0 / 3),
     evaluation(90_012.0, 3, 1.5, 0.35),
     events.StoppedEvent(t=90_013.0, reason="stopped on request after step 3", step=3, hint="Go on with it."),
