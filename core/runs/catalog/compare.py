@@ -13,6 +13,7 @@ from typing import Any, Literal
 from core.config.compare import differing
 from core.errors import UserError
 from core.runs.catalog.answers import questions_of
+from core.runs.catalog.result import shown_value
 from core.runs.catalog.rows import RunCatalog, RunFigures, RunRow
 from core.runs.catalog.trained import newest_manifest
 from core.runs.record.events import StepEvent
@@ -22,6 +23,7 @@ from core.runs.record.series import METRICS, Series
 from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.text import one_line, sanitize
+from core.units import format_bytes, format_count, format_duration, format_fixed, format_number, format_rate
 
 #: Most runs that are compared at once: there are as many colors and glyphs for curves.
 MOST_RUNS = 6
@@ -176,8 +178,6 @@ def _is_number(value: object) -> bool:
 
 
 def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.units import format_bytes, format_count, format_duration, format_fixed, format_number, format_rate
-
     def of_figures(name: str) -> list[Any]:
         return [getattr(record.figures, name) for record in records]
 
@@ -205,8 +205,6 @@ def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
 
 
 def _options(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.runs.catalog.result import shown_value
-
     found = differing([record.values for record in records])
     return tuple(
         Fact(name, tuple(values), tuple(shown_value(name, value) for value in values))
@@ -216,8 +214,6 @@ def _options(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
 
 
 def _data(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.units import format_count
-
     def of_event(name: str) -> list[Any]:
         return [getattr(record.history.data, name, None) for record in records]
 
@@ -280,8 +276,6 @@ def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
 
 
 def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
-    from core.units import format_number
-
     losses = [(record.figures.best_loss, place) for place, record in enumerate(records)]
     known = sorted((loss, place) for loss, place in losses if loss is not None)
     if len(known) < 2:

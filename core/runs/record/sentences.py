@@ -173,12 +173,12 @@ def data(event: events.DataEvent) -> str:
 def evaluation(event: events.EvalEvent) -> str:
     """Sentence of an evaluation, ``eval loss 0.455, exact match 0.83 (60 rows)``."""
     line = f"eval loss {format_number(event.loss)}"
-    if event.exact_match is not None:
-        line += f", exact match {format_fixed(event.exact_match, 2)}"
-    if event.valid_json is not None:
-        line += f", valid JSON {format_fixed(event.valid_json, 2)}"
-    if event.reward_accuracy is not None:
-        line += f", reward accuracy {format_fixed(event.reward_accuracy, 2)}"
+    shares = {
+        "exact match": event.exact_match,
+        "valid JSON": event.valid_json,
+        "reward accuracy": event.reward_accuracy,
+    }
+    line += "".join(f", {name} {format_fixed(share, 2)}" for name, share in shares.items() if share is not None)
     if event.reward_margin is not None:
         line += f", margin {format_number(event.reward_margin)}"
     if event.rows is not None:
