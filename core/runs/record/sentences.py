@@ -14,7 +14,7 @@ from core.runs.record.state import Rank, RunState, StepProgress, rank_words
 from core.runs.record.timings import Timings
 from core.small_files import parse_json
 from core.text import one_line
-from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
+from core.units import counted, exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
 
 _DATE_PREFIX = "YYYYMMDD-"
 _STAMP_PREFIX = re.compile(r"\d{8}-\d{6}-(?=.)", re.ASCII)
@@ -161,7 +161,7 @@ def phase(event: events.PhaseEvent) -> str:
 
 def data(event: events.DataEvent) -> str:
     """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % learned``."""
-    line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
+    line = f"{event.used} of {counted(event.rows, 'row')} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
@@ -182,7 +182,7 @@ def evaluation(event: events.EvalEvent) -> str:
     if event.reward_margin is not None:
         line += f", margin {format_number(event.reward_margin)}"
     if event.rows is not None:
-        line += f" ({event.rows} {'row' if event.rows == 1 else 'rows'})"
+        line += f" ({counted(event.rows, 'row')})"
     return line + (f", probe loss {format_number(event.probe_loss)}" if event.probe_loss is not None else "")
 
 

@@ -27,7 +27,7 @@ from core.runs.record.events import TIME_LIMIT, HardwareEvent
 from core.runs.record.tail import last_events
 from core.small_files import open_regular, read_json, read_small
 from core.text import one_line
-from core.units import format_bytes, format_duration
+from core.units import counted, format_bytes, format_duration
 
 
 def start_identity(pid: int) -> str | None:
@@ -544,7 +544,7 @@ def rank_words(ranks: Sequence[Rank]) -> str:
         hosts.setdefault(rank.host, []).append(rank.device or "?")
     where = ", ".join(f"{host or '?'} ({', '.join(devices)})" for host, devices in hosts.items())
     machines = f" on {len(hosts)} machines" if len(hosts) > 1 else ""
-    return f"{len(ranks)} {'process' if len(ranks) == 1 else 'processes'}{machines}: {where}"
+    return f"{counted(len(ranks), 'process', 'processes')}{machines}: {where}"
 
 
 def sign_words(rank: Rank, now: float) -> str:
