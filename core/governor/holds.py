@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import linear_regression
 
 from core.governor.limits import FLOOR
 
@@ -98,15 +99,10 @@ class HeatingRate:
 
     def _slope(self) -> float | None:
         """The least-squares slope of the newest readings, °C a second; None while there are too few."""
-        count = len(self._readings)
-        if count < SLOPE_READINGS:
+        moments, values = zip(*self._readings, strict=True)
+        if len(moments) < SLOPE_READINGS or moments[0] == moments[-1]:
             return None
-        middle = sum(moment for moment, _ in self._readings) / count
-        mean = sum(value for _, value in self._readings) / count
-        spread = sum((moment - middle) ** 2 for moment, _ in self._readings)
-        if spread <= 0:
-            return None
-        return sum((moment - middle) * (value - mean) for moment, value in self._readings) / spread
+        return linear_regression(moments, values).slope
 
 
 class WarmMean:

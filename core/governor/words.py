@@ -5,17 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from core.governor import policy
 from core.governor.plan import day_time, energy
-from core.governor.policy import (
-    DISK,
-    HOST_MEMORY,
-    MEMORY_TEMPERATURE,
-    PLAN,
-    POWER,
-    QUIET_HOURS,
-    QUIET_POWER,
-    TEMPERATURE,
-)
 from core.text import one_line
 from core.units import format_fixed, format_number
 
@@ -24,12 +15,12 @@ if TYPE_CHECKING:
 
 #: The unit of each cause's value, and the cause's name.
 _UNITS = {
-    TEMPERATURE: (" °C", "the device"),
-    MEMORY_TEMPERATURE: (" °C", "the memory of the card"),
-    POWER: (" W", "power"),
-    QUIET_POWER: (" W", "power in quiet hours"),
-    HOST_MEMORY: (" %", "the machine's memory"),
-    DISK: (" GB", "room on the disk"),
+    policy.TEMPERATURE: (" °C", "the device"),
+    policy.MEMORY_TEMPERATURE: (" °C", "the memory of the card"),
+    policy.POWER: (" W", "power"),
+    policy.QUIET_POWER: (" W", "power in quiet hours"),
+    policy.HOST_MEMORY: (" %", "the machine's memory"),
+    policy.DISK: (" GB", "room on the disk"),
 }
 
 
@@ -38,7 +29,7 @@ def quantity(cause: str, value: float) -> str:
     unit, _ = _UNITS.get(cause, ("", ""))
     if not unit:
         return format_number(value)
-    return format_fixed(value, 1 if cause == DISK and value < 100 else 0) + unit
+    return format_fixed(value, 1 if cause == policy.DISK and value < 100 else 0) + unit
 
 
 def describe(
@@ -54,11 +45,11 @@ def describe(
     if action == "power_limit":
         if value is None:
             return "the card's own power limit again"
-        return f"the card's power limit is {quantity(POWER, value)} now"
+        return f"the card's power limit is {quantity(policy.POWER, value)} now"
     if action == "pause":
         return f"paused: {why}"
     if action == "resume":
-        return "goes on: the quiet hours are over" if cause == QUIET_HOURS else f"goes on: {why}"
+        return "goes on: the quiet hours are over" if cause == policy.QUIET_HOURS else f"goes on: {why}"
     if action == "checkpoint":
         return f"writes a checkpoint: {why}"
     if action == "stop":
@@ -73,7 +64,7 @@ def stopped_by(cause: str, value: float | None, limit: float | None) -> str:
 
 def _slowed(cause: str, limit: float | None, duty: float | None) -> str:
     share = f" to {duty:.0%}".replace("%", " %") if duty is not None and 0 <= duty <= 1 else ""
-    if cause == PLAN:
+    if cause == policy.PLAN:
         return f"slowed{share} by the plan for the night"
     held = f" to hold {quantity(cause, limit)}" if limit is not None else f" for {one_line(cause, 40)}"
     return f"slowed{share}{held}"
@@ -81,12 +72,12 @@ def _slowed(cause: str, limit: float | None, duty: float | None) -> str:
 
 def reason(cause: str, value: float | None, limit: float | None) -> str:
     """The reason of an action: ``the device is at 86 °C (limit 83 °C)``."""
-    if cause == QUIET_HOURS:
+    if cause == policy.QUIET_HOURS:
         return "these are quiet hours"
     _, name = _UNITS.get(cause, ("", one_line(cause, 80)))
     if value is None:
         return name
-    bound = "least" if cause == DISK else "limit"
+    bound = "least" if cause == policy.DISK else "limit"
     end = "" if limit is None else f" ({bound} {quantity(cause, limit)})"
     return f"{name} {'is at' if cause in _UNITS else 'is'} {quantity(cause, value)}{end}"
 

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,18 +87,9 @@ def choose(cards: Sequence[Identity], environment: Mapping[str, str], gpu: str |
 
 
 def _ask(environment: Mapping[str, str], gpu: str | None) -> Card | None:
-    try:
-        nvml = Nvml()
-    except NvmlUnavailableError:
-        return None
-    try:
+    with suppress(NvmlUnavailableError), closing(Nvml()) as nvml:
         chosen = choose(nvml.identities(), environment, gpu)
-        if chosen is None:
-            return None
-        device = nvml.device(chosen)
-        if device.problem:
-            return None
-        capability = nvml.compute_capability(chosen.index)
-        return Card(device.name, device.memory_total, capability, chosen.index, chosen.uuid, device.available)
-    finally:
-        nvml.close()
+        if chosen is not None and not (device := nvml.device(chosen)).problem:
+            capability = nvml.compute_capability(chosen.index)
+            return Card(device.name, device.memory_total, capability, chosen.index, chosen.uuid, device.available)
+    return None

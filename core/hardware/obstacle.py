@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,19 +83,12 @@ def look(timeout: float = 5.0, root: Path = Path("/")) -> Sight:
 
 def _ask() -> Sight:
     try:
-        nvml = Nvml()
+        with closing(Nvml()) as nvml:
+            cards = tuple(nvml.identities())
+            capabilities = tuple(nvml.compute_capability(card.index) for card in cards)
+            return Sight(cards, capabilities, nvml.driver_version or "", parse_cuda(nvml.cuda_version))
     except NvmlUnavailableError as error:
         return Sight(failure=error.reason, remedy=error.hint, absent=error.absent)
-    try:
-        cards = tuple(nvml.identities())
-        return Sight(
-            cards=cards,
-            capabilities=tuple(nvml.compute_capability(card.index) for card in cards),
-            driver=nvml.driver_version or "",
-            cuda=parse_cuda(nvml.cuda_version),
-        )
-    finally:
-        nvml.close()
 
 
 def parse_cuda(text: str | None) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from core.redact import is_secret_name
 from core.runs.control.devices import ALONE_VARIABLE
 from core.runs.record.events import ControlEvent, StoppedEvent
 from core.runs.record.files import LOCK_VARIABLE, append_events, refuse_unsafe_files, try_lock
-from core.runs.record.state import RunState, hostname, in_words, is_same_process
+from core.runs.record.state import RunState, hostname, in_words, send_signal
 from core.runs.record.store import Run, complete_checkpoints, create_run, start_again, way_on
 from core.small_files import open_regular
 from core.text import one_line
@@ -134,10 +134,7 @@ def refuse_continuation(run: Run, state: RunState) -> None:
             f"Stop it first with 'localtune-tui stop {run.id}'.",
         )
     if not complete_checkpoints(run):
-        raise UserError(
-            f"Run {run.id} has no complete checkpoint to go on from.",
-            f"To have one, {start_again(run)}.",
-        )
+        raise UserError(f"Run {run.id} has no complete checkpoint to go on from.", f"To have one, {start_again(run)}.")
 
 
 def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, *, interval: float = 0.05) -> RunState:
@@ -236,25 +233,12 @@ def terminate(run: Run, *, force: bool = False) -> bool:
         return False
     if state.host and state.host != hostname():
         raise UserError(f"Run {run.id} runs on {state.host}, not on this machine.", f"Stop it on {state.host}.")
-    number = signal.SIGKILL if force else signal.SIGTERM
     try:
-        # A pidfd refers to the same process in the check and in the signal.
-        handle = os.pidfd_open(state.pid)
-    except ProcessLookupError:
-        return False
-    except OSError as error:
-        raise UserError(f"Process {state.pid} cannot be signaled: {error.strerror}.", "End it by hand.") from error
-    try:
-        if not is_same_process(state.pid, state.pid_started):
-            return False
-        signal.pidfd_send_signal(handle, number)
-    except ProcessLookupError:
-        return False
+        return send_signal(state.pid, state.pid_started, signal.SIGKILL if force else signal.SIGTERM)
     except PermissionError as error:
         raise UserError(f"Process {state.pid} belongs to another user.", "Stop it as that user.") from error
-    finally:
-        os.close(handle)
-    return True
+    except OSError as error:
+        raise UserError(f"Process {state.pid} cannot be signaled: {error.strerror}.", "End it by hand.") from error
 
 
 def terminate_when_begun(run: Run, timeout: float) -> bool:

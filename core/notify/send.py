@@ -163,10 +163,7 @@ def notify(notice: Notice) -> None:
             return
         arguments = json.dumps([notice.state, notice.reason, notice.run])
         child = start_detached(
-            [sys.executable, "-m", "core.notify", arguments],
-            log=2,
-            cwd=paths.home(),
-            environment=os.environ,
+            [sys.executable, "-m", "core.notify", arguments], log=2, cwd=paths.home(), environment=os.environ
         )
     except (UserError, OSError) as error:
         sys.stderr.write(f"notice not sent: {one_line(str(error), 400)}\n")

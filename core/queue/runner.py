@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -147,12 +146,8 @@ class QueueRunner:
 
     def install_signals(self) -> None:
         """End on SIGTERM and SIGINT; ignore SIGHUP."""
-
-        def ask(_number: int, _frame: FrameType | None) -> None:
-            self.stop()
-
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGINT, ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def run(self) -> bool:

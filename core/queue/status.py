@@ -21,7 +21,7 @@ from core.helper import start_detached
 from core.launch.launcher import worker_environment
 from core.lock_file import try_lock_file
 from core.queue.store import read_queue
-from core.runs.record.state import is_same_process, own_identity
+from core.runs.record.state import is_same_process, own_identity, send_signal
 from core.small_files import read_json
 from core.text import one_line
 
@@ -177,21 +177,12 @@ def stop_runner(timeout: float = PATIENCE) -> bool:
     if status is None:
         return False
     try:
-        handle = os.pidfd_open(status.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        if not is_same_process(status.pid, status.pid_started):
+        if not send_signal(status.pid, status.pid_started, signal.SIGTERM):
             return False
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-    except ProcessLookupError:
-        return False
     except PermissionError as error:
         raise UserError(
             f"The runner, process {status.pid}, belongs to another user.", "Stop it as that user."
         ) from error
-    finally:
-        os.close(handle)
     deadline = time.monotonic() + timeout
     while is_same_process(status.pid, status.pid_started):
         if time.monotonic() >= deadline:

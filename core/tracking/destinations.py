@@ -5,12 +5,12 @@ A library is imported only when its destination is opened, in the tracker's own 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -164,10 +164,8 @@ class Wandb(Destination):
 
     _run: Any
 
-    @contextlib.contextmanager
-    def _root(self) -> Iterator[Path]:
-        with directory_beneath(self.place.run.path, f"{FOLDER}/{self.place.name}/wandb", make=True) as root:
-            yield root
+    def _root(self) -> AbstractContextManager[Path]:
+        return directory_beneath(self.place.run.path, f"{FOLDER}/{self.place.name}/wandb", make=True)
 
     def _directories(self) -> list[str]:
         with self._root() as root:

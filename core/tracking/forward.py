@@ -16,6 +16,7 @@ from core.tracking.destinations import Destination
 from core.tracking.position import Position, TrackerFiles
 
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
+_STEPPED = (StepEvent, EvalEvent, ProbeEvent)
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows", "probe_loss")
 _DEVICE = ("temperature_c", "memory_temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
 #: Valid device names; a tracker makes a series of each name.
@@ -53,11 +54,7 @@ def figures(event: Event) -> dict[str, float]:
 
 def step_of(event: Event, before: int) -> int:
     """The optimizer step of an event: its own, else the latest."""
-    return (
-        event.step
-        if isinstance(event, (StepEvent, EvalEvent, ProbeEvent)) and 0 <= event.step < INTEGER_LIMIT
-        else before
-    )
+    return event.step if isinstance(event, _STEPPED) and 0 <= event.step < INTEGER_LIMIT else before
 
 
 def told_configuration(config: Config) -> dict[str, Any]:

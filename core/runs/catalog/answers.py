@@ -138,9 +138,7 @@ def word_diff(before: str, after: str) -> WordDiff:
     if kept is None or _is_little(words, new_words, [words[old] for old, _ in kept]):
         return WordDiff("rewritten")
     return WordDiff(
-        "changed",
-        _left_over(places, {old for old, _ in kept}),
-        _left_over(new_places, {new for _, new in kept}),
+        "changed", _left_over(places, {old for old, _ in kept}), _left_over(new_places, {new for _, new in kept})
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from core.config.compare import differing
 from core.errors import UserError
 from core.runs.catalog.answers import questions_of
+from core.runs.catalog.result import shown_value
 from core.runs.catalog.rows import RunCatalog, RunFigures, RunRow
 from core.runs.catalog.trained import newest_manifest
 from core.runs.record.events import StepEvent
@@ -22,6 +23,7 @@ from core.runs.record.series import METRICS, Series
 from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.text import one_line, sanitize
+from core.units import format_bytes, format_count, format_duration, format_fixed, format_number, format_rate
 
 #: Most runs that are compared at once: there are as many colors and glyphs for curves.
 MOST_RUNS = 6
@@ -176,8 +178,6 @@ def _is_number(value: object) -> bool:
 
 
 def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.units import format_bytes, format_count, format_duration, format_fixed, format_number, format_rate
-
     def of_figures(name: str) -> list[Any]:
         return [getattr(record.figures, name) for record in records]
 
@@ -205,8 +205,6 @@ def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
 
 
 def _options(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.runs.catalog.result import shown_value
-
     found = differing([record.values for record in records])
     return tuple(
         Fact(name, tuple(values), tuple(shown_value(name, value) for value in values))
@@ -216,8 +214,6 @@ def _options(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
 
 
 def _data(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.units import format_count
-
     def of_event(name: str) -> list[Any]:
         return [getattr(record.history.data, name, None) for record in records]
 
@@ -258,18 +254,14 @@ def _answers(records: Sequence[RunRecord]) -> tuple[ComparedAnswers, ...]:
         for question in questions_of(record.history.samples):
             last = question.answers[-1]
             right = {"right": True, "wrong": False}.get(last.verdict)
-            asked.setdefault((question.prompt, question.expected), {})[place] = (last.text, last.step, right)
+            told = last.text[:TEXT_LIMIT], last.step, right
+            asked.setdefault((question.prompt, question.expected), {})[place] = told
     ordered = sorted(asked.items(), key=lambda item: -len(item[1]))[:MOST_QUESTIONS]
-    return tuple(
-        ComparedAnswers(
-            prompt[:TEXT_LIMIT],
-            None if expected is None else expected[:TEXT_LIMIT],
-            tuple(given[place][0][:TEXT_LIMIT] if place in given else None for place in range(len(records))),
-            tuple(given[place][1] if place in given else None for place in range(len(records))),
-            tuple(given[place][2] if place in given else None for place in range(len(records))),
-        )
-        for (prompt, expected), given in ordered
-    )
+    found = []
+    for (prompt, expected), given in ordered:
+        columns = zip(*(given.get(place, (None, None, None)) for place in range(len(records))), strict=True)
+        found.append(ComparedAnswers(prompt[:TEXT_LIMIT], expected and expected[:TEXT_LIMIT], *columns))
+    return tuple(found)
 
 
 def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
@@ -284,8 +276,6 @@ def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
 
 
 def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
-    from core.units import format_number
-
     losses = [(record.figures.best_loss, place) for place, record in enumerate(records)]
     known = sorted((loss, place) for loss, place in losses if loss is not None)
     if len(known) < 2:

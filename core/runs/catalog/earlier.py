@@ -31,44 +31,8 @@ LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
-class LikeRun:
-    """A run and the options it was started with, ``section.key`` to value."""
-
-    run: Run
-    values: Mapping[str, Any]
-
-
-def newest_like(name: str, model: str) -> LikeRun | None:
-    """The newest run with a configuration's name, else the newest with its model; None if there is neither.
-
-    Args:
-        name: Name of a run of the configuration, as for :func:`~core.runs.record.store.create_run`.
-        model: ``model.base`` as a run resolves it.
-    """
-    alike: LikeRun | None = None
-    for run in itertools.islice(list_runs(), LOOKED_AT):
-        is_named_so = is_named(run.id, name)
-        if not is_named_so and alike is not None:
-            continue
-        values = run.values()
-        if not values:
-            continue
-        if is_named_so:
-            return LikeRun(run, values)
-        if values.get("model.base") == model:
-            alike = LikeRun(run, values)
-    return alike
-
-
-def is_named(identity: str, name: str) -> bool:
-    """True if :func:`~core.runs.record.store.create_run` makes the run's id from a name."""
-    slug = slug_of(identity)
-    return slug != identity and re.fullmatch(rf"{re.escape(make_slug(name))}(-\d+)?", slug) is not None
-
-
-@dataclass(frozen=True)
 class Origin:
-    """The run that a new configuration was copied from."""
+    """An earlier run that a configuration comes from, or whose values it may take."""
 
     run: Run
     values: Mapping[str, Any]
@@ -82,6 +46,32 @@ class Origin:
     def covers(self, document: ConfigDocument) -> bool:
         """True if a configuration still trains on the run's data, so that it takes the run's name."""
         return document.path is None and document.get("data.train") == self.values.get("data.train")
+
+
+def newest_like(name: str, model: str) -> Origin | None:
+    """The newest run with a configuration's name, else the newest with its model; None if there is neither.
+
+    Args:
+        name: Name of a run of the configuration, as for :func:`~core.runs.record.store.create_run`.
+        model: ``model.base`` as a run resolves it.
+    """
+    alike: Origin | None = None
+    for run in itertools.islice(list_runs(), LOOKED_AT):
+        is_named_so = is_named(run.id, name)
+        if not is_named_so and alike is not None:
+            continue
+        found = Origin.of(run)
+        if is_named_so and found.values:
+            return found
+        if found.values.get("model.base") == model:
+            alike = found
+    return alike
+
+
+def is_named(identity: str, name: str) -> bool:
+    """True if :func:`~core.runs.record.store.create_run` makes the run's id from a name."""
+    slug = slug_of(identity)
+    return slug != identity and re.fullmatch(rf"{re.escape(make_slug(name))}(-\d+)?", slug) is not None
 
 
 def begin_from(run: Run) -> ConfigDocument:

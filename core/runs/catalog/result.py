@@ -327,10 +327,7 @@ def read_outcome(run: Run) -> RunOutcome | None:
     step = last_step(run)
     measured = last_evaluation(run)
     return RunOutcome(
-        run,
-        state,
-        step.loss if step is not None else None,
-        measured.exact_match if measured is not None else None,
+        run, state, step.loss if step is not None else None, measured.exact_match if measured is not None else None
     )
 
 

@@ -23,7 +23,7 @@ from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.runs.catalog.removal import directory_size
 from core.runs.outlook.energy import NO_TARIFF, Tariff
-from core.runs.outlook.time_left import Eta, Schedule, estimate
+from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
 from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
 from core.runs.record.state import Rank, RunState, StepProgress, read_ranks
@@ -55,8 +55,6 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 Stamp = tuple[int, ...]
 #: Most names of data files that are shown.
 MOST_FILES = 4
-#: Greatest plausible value of an option.
-_GREATEST = 1e9
 
 
 class RunCache(Generic[T]):
@@ -229,9 +227,9 @@ class _Facts:
         return cls(
             _base(values),
             _model_label(values),
-            learning_rate=_positive(values.get("train.learning_rate")),
-            rank=_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
-            batch_size=_count(values.get("train.batch_size")),
+            learning_rate=positive_number(values.get("train.learning_rate")),
+            rank=positive_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
+            batch_size=positive_count(values.get("train.batch_size")),
             method=one_line(method, 20) if isinstance(method, str) else "",
             data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
             per_kwh=tariff.per_kwh,
@@ -347,14 +345,6 @@ def read_model(run: Run) -> str:
     return _model_label(run.values())
 
 
-def _positive(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and 0 < value < _GREATEST else None
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 < value < 1 << 31 else None
-
-
 def _base(values: Mapping[str, Any]) -> str | None:
     base = values.get("model.base")
     return base if isinstance(base, str) else None
@@ -371,12 +361,11 @@ def file_names(value: object) -> list[str]:
 
 
 def _model_label(values: Mapping[str, Any]) -> str:
-    base, kind, rank = _base(values), values.get("method.name"), values.get("method.rank")
+    base, kind, rank = _base(values), values.get("method.name"), positive_count(values.get("method.rank"))
     if base is None:
         return ""
     name = _name_of(base)
-    is_known = isinstance(kind, str) and type(rank) is int and 0 < rank < 1 << 31
-    return f"{name} · {one_line(str(kind), 20)} r{rank}" if is_known else name
+    return f"{name} · {one_line(kind, 20)} r{rank}" if isinstance(kind, str) and rank is not None else name
 
 
 @dataclass(frozen=True, kw_only=True)

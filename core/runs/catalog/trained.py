@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.paths import user_path
 from core.runs.catalog.removal import directory_size
+from core.runs.catalog.rows import modified
 from core.runs.record.events import FinishedEvent
 from core.runs.record.history import RunHistory
 from core.runs.record.state import in_words
 from core.runs.record.store import Run, complete_checkpoints, find_run, start_again
 from core.runs.record.tail import last_events
-from core.small_files import open_regular, read_json
+from core.small_files import hash_file, read_json
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -110,7 +110,7 @@ def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
     result = history.end.result_step if history.end is not None and history.end.adapter else None
     found = []
     for path in reversed(paths):
-        step = int(path.name.removeprefix("step-"))
+        step = _step_of(path)
         named = (("best", step == best), ("newest", path == paths[-1]), ("result", step == result))
         found.append(
             KeptCheckpoint(
@@ -119,7 +119,7 @@ def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
                 directory_size(path),
                 losses.get(step),
                 tuple(name for name, is_so in named if is_so),
-                _written(path),
+                modified(path) / 1e9,
             )
         )
     return found
@@ -131,13 +131,6 @@ def _best_step(run: Run, history: RunHistory) -> int | None:
     if isinstance(best, dict) and type(best.get("step")) is int:
         return int(best["step"])
     return min(history.evals, key=lambda event: event.loss).step if history.evals else None
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 #: Suffix of the name of a run whose result ``eval.gate`` refuses.
@@ -398,19 +391,13 @@ def matches_manifest(checkpoint: Path, part: str) -> bool:
         expected = {name: facts for name, facts in files.items() if name.startswith(part)}
         if any(".." in Path(name).parts for name in expected):
             return False
-        return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
+        return bool(expected) and all(
+            (checkpoint / name).stat().st_size == facts["bytes"]
+            and hash_file(checkpoint / name) == str(facts["sha256"])
+            for name, facts in expected.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _is_file(path: Path, facts: dict[str, Any]) -> bool:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size != facts["bytes"]:
-            return False
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == str(facts["sha256"])
 
 
 def python_code(result: Path, *, is_model: bool) -> str:

@@ -149,14 +149,12 @@ class ControlClient:
                 if self._closed:
                     raise self._was_closed()
                 self._open.add(connection)
-        except ValueError as error:  # a lone surrogate in the path
+        except BaseException as error:
             connection.close()
-            raise self._unreachable(OSError(None, "its path is none")) from error
-        except OSError as error:
-            connection.close()
-            raise self._unreachable(error) from error
-        except BaseException:
-            connection.close()
+            if isinstance(error, ValueError):  # a lone surrogate in the path
+                raise self._unreachable(OSError(None, "its path is none")) from error
+            if isinstance(error, OSError):
+                raise self._unreachable(error) from error
             raise
         return connection
 

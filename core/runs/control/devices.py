@@ -16,7 +16,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,15 +290,10 @@ def runs_on_cpu() -> list[str]:
 
 
 def _processes(uuid: str) -> set[int]:
-    try:
-        nvml = Nvml()
-    except NvmlUnavailableError:
-        return set()
-    try:
+    with suppress(NvmlUnavailableError), closing(Nvml()) as nvml:
         indices = [card.index for card in nvml.identities() if uuid in (card.uuid, *card.instances)]
         return {process.pid for index in indices for process in nvml.processes(index)}
-    finally:
-        nvml.close()
+    return set()
 
 
 def _runs_of(pids: Collection[int] | None, *, on_cpu: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.strategy import Chosen
 from core.runs.outlook.energy import expected_energy
-from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by
+from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by, positive_number
 from core.runs.record.history import RunHistory, read_history
 from core.runs.record.store import Run, list_runs
 from core.units import exact_number, format_duration
@@ -148,8 +148,6 @@ def _pace(run: Run, config: Config) -> RunPace | None:
 _SECONDS_PER_HOUR = 3600
 #: The unit of each option that ends a run.
 _UNITS = {"train.max_hours": "h", "train.max_energy_wh": "Wh"}
-#: Above every valid limit.
-_MOST = 1e12
 #: Significant digits of an estimated step.
 _DIGITS = 2
 
@@ -224,7 +222,7 @@ def cut_rest(
         Seconds until it ends, and its early end; None if it does all its steps.
     """
     found: tuple[float, EarlyEnd | None] = seconds, None
-    hours, energy = (_positive(values.get(name)) for name in _UNITS)
+    hours, energy = (positive_number(values.get(name)) for name in _UNITS)
     worked, used = history.working_seconds, history.energy_wh
     rates = [("train.max_hours", hours, worked / _SECONDS_PER_HOUR, 1 / _SECONDS_PER_HOUR)]
     if used and worked:
@@ -242,13 +240,6 @@ def tell_early_end(end: EarlyEnd) -> str:
     if end.step is None:
         return f"may end before its last step, after {limit} by {end.option}"
     return f"ends after {limit} by {end.option}, at about step {end.step:,} of {end.steps:,}"
-
-
-def _positive(value: object) -> float | None:
-    """Limit of an unchecked configuration; None for a missing or invalid one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if 0 < value < _MOST else None
 
 
 def _about(step: float) -> int:

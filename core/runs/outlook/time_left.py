@@ -73,19 +73,19 @@ class Schedule:
         """
         from core.config.schema import EvalSection
 
-        share = _number(values.get("data.eval_share"))
+        share = positive_number(values.get("data.eval_share"))
         measures = bool(values.get("data.eval")) or bool(share)
         answers = measures and values.get("eval.exact_match") is True
-        samples = _count(values.get("eval.samples", EvalSection().samples)) or 0
+        samples = positive_count(values.get("eval.samples", EvalSection().samples)) or 0
         prompts = bool(values.get("eval.prompts"))
         return cls(
             measures=measures,
             answers=answers,
             prompts=prompts,
             samples=max(samples, 1) if prompts else samples if measures and not answers else 0,
-            eval_steps=_count(values.get("eval.every_steps")),
-            eval_epochs=_number(values.get("eval.every_epochs")),
-            checkpoint_steps=_count(values.get("checkpoint.every_steps")),
+            eval_steps=positive_count(values.get("eval.every_steps")),
+            eval_epochs=positive_number(values.get("eval.every_epochs")),
+            checkpoint_steps=positive_count(values.get("checkpoint.every_steps")),
             for_file=values.get("method.train_for") is not None,
         )
 
@@ -93,9 +93,9 @@ class Schedule:
         """The schedule with changes to the live run."""
         found = self
         if "eval.every_steps" in settings:
-            found = replace(found, eval_steps=_count(settings["eval.every_steps"]), eval_epochs=None)
+            found = replace(found, eval_steps=positive_count(settings["eval.every_steps"]), eval_epochs=None)
         if "checkpoint.every_steps" in settings:
-            found = replace(found, checkpoint_steps=_count(settings["checkpoint.every_steps"]))
+            found = replace(found, checkpoint_steps=positive_count(settings["checkpoint.every_steps"]))
         return found
 
     def steps_left(self, step: int, total: int) -> float:
@@ -123,11 +123,13 @@ class Schedule:
         return checkpoints_by(step, self.checkpoint_steps, total)
 
 
-def _count(value: object) -> int | None:
+def positive_count(value: object) -> int | None:
+    """A count from an unchecked configuration; None if it is missing or invalid."""
     return value if type(value) is int and 0 < value < 1 << 62 else None
 
 
-def _number(value: object) -> float | None:
+def positive_number(value: object) -> float | None:
+    """A number from an unchecked configuration; None if it is missing or invalid."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     # Compared before the conversion: an integer may be larger than any float.

@@ -17,30 +17,7 @@ from typing import Any
 
 from core.config.live import CHANGEABLE
 from core.hardware.snapshot import Device, Host
-from core.runs.record import sentences
-from core.runs.record.events import (
-    LINE_LIMIT,
-    CheckpointEvent,
-    ControlEvent,
-    DataEvent,
-    EvalEvent,
-    Event,
-    FailedEvent,
-    FinishedEvent,
-    GovernorEvent,
-    HardwareEvent,
-    MemoryEvent,
-    NightEvent,
-    NoticeEvent,
-    PhaseEvent,
-    ProbeEvent,
-    RanksEvent,
-    RollbackEvent,
-    SampleEvent,
-    StepEvent,
-    StoppedEvent,
-    decode_step,
-)
+from core.runs.record import events, sentences
 from core.runs.record.series import Series
 from core.runs.record.state import Rank, RunState
 from core.runs.record.store import Run
@@ -53,7 +30,7 @@ class Samples:
     """The answers of a run in the order of their steps: the first and the newest."""
 
     def __init__(self) -> None:
-        self.kept: deque[SampleEvent] = deque()
+        self.kept: deque[events.SampleEvent] = deque()
         self._characters = 0
         self._first = 0
         self._is_of_start = False
@@ -62,7 +39,7 @@ class Samples:
         """A worker has started: its answers replace earlier answers of the same steps."""
         self._is_of_start = False
 
-    def add(self, event: SampleEvent) -> None:
+    def add(self, event: events.SampleEvent) -> None:
         """Add an answer; the answers of a step come together."""
         if self.kept and (not self._is_of_start or self.kept[-1].step > event.step):
             self.rewind(event.step)
@@ -85,7 +62,7 @@ class Samples:
         self._first = min(self._first, len(self.kept))
 
 
-def _sample_characters(event: SampleEvent) -> int:
+def _sample_characters(event: events.SampleEvent) -> int:
     return len(event.prompt) + len(event.text) + len(event.expected or "")
 
 
@@ -167,15 +144,15 @@ class RunHistory:
     """Options of the newest start that differ from the configuration, ``section.key`` to value."""
     ranks: tuple[Rank, ...] = field(default=(), init=False)
     """The processes of the newest start; empty where there is only one."""
-    end: FinishedEvent | None = field(default=None, init=False)
+    end: events.FinishedEvent | None = field(default=None, init=False)
     """End of the run (also a StoppedEvent or FailedEvent); None while it has not ended, or has been continued."""
     updated: float | None = field(default=None, init=False)
     """Time of the last event that has one, in Unix seconds."""
 
     # Data and results.
-    data: DataEvent | None = field(default=None, init=False)
-    last_step: StepEvent | None = field(default=None, init=False)
-    checkpoints: list[CheckpointEvent] = field(default_factory=list, init=False)
+    data: events.DataEvent | None = field(default=None, init=False)
+    last_step: events.StepEvent | None = field(default=None, init=False)
+    checkpoints: list[events.CheckpointEvent] = field(default_factory=list, init=False)
     timings: Timings = field(default_factory=Timings, init=False)
     """Timings of its steps, evaluations and checkpoints."""
     totals: RunTotals = field(default_factory=RunTotals, init=False)
@@ -204,17 +181,17 @@ class RunHistory:
     devices: list[Device] = field(default_factory=list, init=False)
     host: Host | None = field(default=None, init=False)
     """The machine around the devices; None in runs of earlier versions."""
-    memory: dict[str, MemoryEvent] = field(default_factory=dict, init=False)
+    memory: dict[str, events.MemoryEvent] = field(default_factory=dict, init=False)
     """Newest figures of each device's memory, merged from all reports."""
-    governor: GovernorEvent | None = field(default=None, init=False)
+    governor: events.GovernorEvent | None = field(default=None, init=False)
     """Last action of the governor."""
-    slowed: GovernorEvent | None = field(default=None, init=False)
+    slowed: events.GovernorEvent | None = field(default=None, init=False)
     """The newest action that slowed the run; None at full speed, and during a pause."""
-    night: NightEvent | None = field(default=None, init=False)
+    night: events.NightEvent | None = field(default=None, init=False)
     """The newest promise of the plan for the night."""
 
     # Messages.
-    notices: list[NoticeEvent] = field(default_factory=list, init=False)
+    notices: list[events.NoticeEvent] = field(default_factory=list, init=False)
     marks: list[Mark] = field(default_factory=list, init=False)
     log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=LOG_LINES), init=False)
     log_count: int = field(default=0, init=False)
@@ -229,7 +206,7 @@ class RunHistory:
     _worked_seconds: float = field(default=0.0, init=False)
 
     @property
-    def samples(self) -> deque[SampleEvent]:
+    def samples(self) -> deque[events.SampleEvent]:
         """Answers to the sample questions: the first and the newest."""
         return self._samples.kept
 
@@ -239,7 +216,7 @@ class RunHistory:
         return self.last_step.step if self.last_step else 0
 
     @property
-    def evals(self) -> list[EvalEvent]:
+    def evals(self) -> list[events.EvalEvent]:
         """Evaluations, without replayed ones; of very many, the newest."""
         return self.totals.evals
 
@@ -300,11 +277,11 @@ class RunHistory:
         fresh = min(self.log_count - count, len(self.log))
         return list(islice(self.log, len(self.log) - fresh, None)) if fresh > 0 else []
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Apply one event."""
         self.timings.apply(event)
         self.totals.apply(event)
-        starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
+        starting = isinstance(event, events.PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
             # The time between a killed worker and the next one belongs to no phase.
             passed = sound(event.t - self.updated)
@@ -317,7 +294,7 @@ class RunHistory:
         if handler := _HANDLERS.get(type(event)):
             handler(self, event)
 
-    def _is_new_start(self, event: PhaseEvent) -> bool:
+    def _is_new_start(self, event: events.PhaseEvent) -> bool:
         """True if a worker has started: the first phase comes again, or the first event after an end is a phase."""
         if self.phase is None:
             return not self.phases or self.end is not None
@@ -333,7 +310,7 @@ class RunHistory:
         if self.starts > 1:
             self._write(moment, "info", f"continued after step {self.step}" if self.step else "started again")
 
-    def _apply_phase(self, event: PhaseEvent) -> None:
+    def _apply_phase(self, event: events.PhaseEvent) -> None:
         if event.name not in self.phase_seconds and len(self.phase_seconds) >= NAMES:
             return
         known = self.phases.get(event.name)
@@ -345,11 +322,11 @@ class RunHistory:
             self.phase_seconds.setdefault(event.name, 0.0)
         self.phase.detail, self.phase.done, self.phase.total = sentences.safe(event.detail), event.done, event.total
 
-    def _apply_data(self, event: DataEvent) -> None:
+    def _apply_data(self, event: events.DataEvent) -> None:
         self.data = event
         self._write(event.t, "info", sentences.data(event))
 
-    def _apply_memory(self, event: MemoryEvent) -> None:
+    def _apply_memory(self, event: events.MemoryEvent) -> None:
         if event.device not in self.memory and len(self.memory) >= NAMES:
             return
         if (before := self.memory.get(event.device)) is not None:
@@ -358,7 +335,7 @@ class RunHistory:
             )
         self.memory[event.device] = event
 
-    def _apply_step(self, event: StepEvent) -> None:
+    def _apply_step(self, event: events.StepEvent) -> None:
         if self.last_step is not None and event.step <= self.last_step.step:
             self._rewind(event.step)
         was_finite = self.last_step is None or math.isfinite(self.last_step.loss)
@@ -387,7 +364,7 @@ class RunHistory:
             truncate(items, step)
         self._samples.rewind(step)
 
-    def _apply_eval(self, event: EvalEvent) -> None:
+    def _apply_eval(self, event: events.EvalEvent) -> None:
         self.eval_loss.append(event.step, event.loss)
         if event.exact_match is not None:
             self.exact_match.append(event.step, event.exact_match)
@@ -395,14 +372,11 @@ class RunHistory:
             self.probe_loss.append(event.step, event.probe_loss)
         self._write(event.t, "info", sentences.evaluation(event))
 
-    def _apply_probe(self, event: ProbeEvent) -> None:
+    def _apply_probe(self, event: events.ProbeEvent) -> None:
         self.probe_loss.append(event.step, event.loss)
         self._write(event.t, "info", sentences.probe(event))
 
-    def _apply_sample(self, event: SampleEvent) -> None:
-        self._samples.add(event)
-
-    def _apply_hardware(self, event: HardwareEvent) -> None:
+    def _apply_hardware(self, event: events.HardwareEvent) -> None:
         self.devices = Device.all_from(event.devices)
         self.host = Host.from_dict(event.host)
         self._sample_device(self.devices[0] if self.devices else None)
@@ -420,16 +394,16 @@ class RunHistory:
             if value is not None or len(series):
                 series.gather(self.step, math.nan if value is None else value)
 
-    def _apply_ranks(self, event: RanksEvent) -> None:
+    def _apply_ranks(self, event: events.RanksEvent) -> None:
         self.ranks = Rank.all_from(event.ranks)
         self._write(event.t, "info", sentences.ranks(self.ranks, event.strategy))
 
-    def _apply_checkpoint(self, event: CheckpointEvent) -> None:
+    def _apply_checkpoint(self, event: events.CheckpointEvent) -> None:
         truncate(self.checkpoints, event.step)
         append_bounded(self.checkpoints, event)
         self._write(event.t, "info", sentences.checkpoint(event))
 
-    def _apply_governor(self, event: GovernorEvent) -> None:
+    def _apply_governor(self, event: events.GovernorEvent) -> None:
         self.governor = event
         if event.action in ("slow", "full", "pause"):
             self.slowed = event if event.action == "slow" else None
@@ -437,18 +411,18 @@ class RunHistory:
         append_bounded(self.marks, Mark(self.step, "governor", line.removeprefix("governor: ")))
         self._write(event.t, "warning" if event.action in ("pause", "checkpoint", "stop") else "info", line)
 
-    def _apply_night(self, event: NightEvent) -> None:
+    def _apply_night(self, event: events.NightEvent) -> None:
         self.night = event
         self._write(event.t, "info", sentences.night(event))
 
-    def _apply_rollback(self, event: RollbackEvent) -> None:
+    def _apply_rollback(self, event: events.RollbackEvent) -> None:
         # The undone steps go at once: their marks would follow the mark of the rollback.
         self._rewind(event.step + 1)
         line = sentences.rollback(event)
         append_bounded(self.marks, Mark(event.step, "rollback", line))
         self._write(event.t, "warning", line)
 
-    def _apply_notice(self, event: NoticeEvent) -> None:
+    def _apply_notice(self, event: events.NoticeEvent) -> None:
         append_bounded(self.notices, event)
         line = sentences.notice(event)
         if event.level in ("warning", "error"):
@@ -456,7 +430,7 @@ class RunHistory:
             append_bounded(self.marks, Mark(self.step, kind, line))
         self._write(event.t, event.level if event.level in ("warning", "error") else "info", line)
 
-    def _apply_control(self, event: ControlEvent) -> None:
+    def _apply_control(self, event: events.ControlEvent) -> None:
         if event.command == "set" and not event.result.startswith("refused"):
             self.settings |= {
                 name: value for name, value in sentences.decode_changes(event.result).items() if name in CHANGEABLE
@@ -466,7 +440,7 @@ class RunHistory:
             append_bounded(self.marks, Mark(self.step, _HALTS[event.command], line))
         self._write(event.t, "info", line)
 
-    def _apply_end(self, event: FinishedEvent) -> None:
+    def _apply_end(self, event: events.FinishedEvent) -> None:
         self.end, self.phase = event, None
         level = {"failed": "error", "stopped": "warning"}.get(event.type, "info")
         self._write(event.t, level, sentences.end(event))
@@ -477,52 +451,52 @@ class RunHistory:
 
 
 #: Handlers by kind of event.
-_HANDLERS: Mapping[type[Event], Callable[[RunHistory, Any], None]] = {
-    PhaseEvent: RunHistory._apply_phase,
-    DataEvent: RunHistory._apply_data,
-    MemoryEvent: RunHistory._apply_memory,
-    StepEvent: RunHistory._apply_step,
-    EvalEvent: RunHistory._apply_eval,
-    ProbeEvent: RunHistory._apply_probe,
-    SampleEvent: RunHistory._apply_sample,
-    HardwareEvent: RunHistory._apply_hardware,
-    RanksEvent: RunHistory._apply_ranks,
-    CheckpointEvent: RunHistory._apply_checkpoint,
-    GovernorEvent: RunHistory._apply_governor,
-    NightEvent: RunHistory._apply_night,
-    RollbackEvent: RunHistory._apply_rollback,
-    NoticeEvent: RunHistory._apply_notice,
-    ControlEvent: RunHistory._apply_control,
-    FinishedEvent: RunHistory._apply_end,
-    StoppedEvent: RunHistory._apply_end,
-    FailedEvent: RunHistory._apply_end,
+_HANDLERS: Mapping[type[events.Event], Callable[[RunHistory, Any], None]] = {
+    events.PhaseEvent: RunHistory._apply_phase,
+    events.DataEvent: RunHistory._apply_data,
+    events.MemoryEvent: RunHistory._apply_memory,
+    events.StepEvent: RunHistory._apply_step,
+    events.EvalEvent: RunHistory._apply_eval,
+    events.ProbeEvent: RunHistory._apply_probe,
+    events.SampleEvent: lambda history, event: history._samples.add(event),
+    events.HardwareEvent: RunHistory._apply_hardware,
+    events.RanksEvent: RunHistory._apply_ranks,
+    events.CheckpointEvent: RunHistory._apply_checkpoint,
+    events.GovernorEvent: RunHistory._apply_governor,
+    events.NightEvent: RunHistory._apply_night,
+    events.RollbackEvent: RunHistory._apply_rollback,
+    events.NoticeEvent: RunHistory._apply_notice,
+    events.ControlEvent: RunHistory._apply_control,
+    events.FinishedEvent: RunHistory._apply_end,
+    events.StoppedEvent: RunHistory._apply_end,
+    events.FailedEvent: RunHistory._apply_end,
 }
 
 
 def read_history(run: Run) -> RunHistory:
     """The history of a run from its file; empty if there is no file yet."""
     history, tail = RunHistory(), EventTail(run.events_path)
-    for events in tail.batches():
-        for event in events:
+    for batch in tail.batches():
+        for event in batch:
             history.apply(event)
     history.skipped = tail.skipped
     return history
 
 
-def last_evaluation(run: Run) -> EvalEvent | None:
+def last_evaluation(run: Run) -> events.EvalEvent | None:
     """The last evaluation that a run has reported, searched from the end of its file; None if there is none.
 
     At most the last 4 MB are searched.
     """
-    return next(last_events(run.events_path, EvalEvent, _EVAL_LIMIT), None)
+    return next(last_events(run.events_path, events.EvalEvent, _EVAL_LIMIT), None)
 
 
-def last_step(run: Run) -> StepEvent | None:
+def last_step(run: Run) -> events.StepEvent | None:
     """The last step that a run has reported, searched from the end of its file; None if there is none.
 
     At most the last 16 MB are searched.
     """
-    return next(last_events(run.events_path, StepEvent, _TAIL_LIMIT), None)
+    return next(last_events(run.events_path, events.StepEvent, _TAIL_LIMIT), None)
 
 
 def is_long(run: Run) -> bool:
@@ -557,13 +531,13 @@ def read_glimpse(run: Run) -> RunHistory | None:
     if (evaluated := last_evaluation(run)) is not None:
         history.evals.append(evaluated)
     history.end = next(
-        (event for event in last_events(run.events_path, Event) if isinstance(event, FinishedEvent)), None
+        (event for event in last_events(run.events_path, events.Event) if isinstance(event, events.FinishedEvent)), None
     )
     return history
 
 
-def _step_near(file: FileIO, place: int) -> StepEvent | None:
+def _step_near(file: FileIO, place: int) -> events.StepEvent | None:
     """The first step that begins in the piece of the file at an offset; None without one."""
-    lines = os.pread(file.fileno(), min(PLACE_BYTES, LINE_LIMIT), place).split(b"\n")
+    lines = os.pread(file.fileno(), min(PLACE_BYTES, events.LINE_LIMIT), place).split(b"\n")
     # The first piece is the rest of a line, the last one the beginning of another.
-    return next((step for line in lines[1:-1] if (step := decode_step(line)) is not None), None)
+    return next((step for line in lines[1:-1] if (step := events.decode_step(line)) is not None), None)

@@ -9,25 +9,12 @@ from typing import Any
 
 from core.governor import words
 from core.governor.policy import DISK
-from core.runs.record.events import (
-    CheckpointEvent,
-    ControlEvent,
-    DataEvent,
-    EvalEvent,
-    Event,
-    FinishedEvent,
-    GovernorEvent,
-    NightEvent,
-    NoticeEvent,
-    PhaseEvent,
-    ProbeEvent,
-    RollbackEvent,
-)
+from core.runs.record import events
 from core.runs.record.state import Rank, RunState, StepProgress, rank_words
 from core.runs.record.timings import Timings
 from core.small_files import parse_json
 from core.text import one_line
-from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
+from core.units import counted, exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
 
 _DATE_PREFIX = "YYYYMMDD-"
 _STAMP_PREFIX = re.compile(r"\d{8}-\d{6}-(?=.)", re.ASCII)
@@ -165,16 +152,16 @@ def phase_name(name: str) -> str:
     return PHASES.get(name) or safe(name.replace("_", " "))
 
 
-def phase(event: PhaseEvent) -> str:
+def phase(event: events.PhaseEvent) -> str:
     """Sentence of a phase, ``loading the model: SmolLM2``; empty for phases that report their own result."""
     if event.name in _SILENT:
         return ""
     return phase_name(event.name) + (f": {safe(event.detail)}" if event.detail else "")
 
 
-def data(event: DataEvent) -> str:
+def data(event: events.DataEvent) -> str:
     """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % learned``."""
-    line = f"{event.used} of {event.rows} {'row' if event.rows == 1 else 'rows'} used"
+    line = f"{event.used} of {counted(event.rows, 'row')} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:
         line += f" (dropped: {', '.join(dropped)})"
@@ -183,23 +170,23 @@ def data(event: DataEvent) -> str:
     return line + (f", {supervised / event.tokens:.0%} learned" if 0 <= supervised <= event.tokens > 0 else "")
 
 
-def evaluation(event: EvalEvent) -> str:
+def evaluation(event: events.EvalEvent) -> str:
     """Sentence of an evaluation, ``eval loss 0.455, exact match 0.83 (60 rows)``."""
     line = f"eval loss {format_number(event.loss)}"
-    if event.exact_match is not None:
-        line += f", exact match {format_fixed(event.exact_match, 2)}"
-    if event.valid_json is not None:
-        line += f", valid JSON {format_fixed(event.valid_json, 2)}"
-    if event.reward_accuracy is not None:
-        line += f", reward accuracy {format_fixed(event.reward_accuracy, 2)}"
+    shares = {
+        "exact match": event.exact_match,
+        "valid JSON": event.valid_json,
+        "reward accuracy": event.reward_accuracy,
+    }
+    line += "".join(f", {name} {format_fixed(share, 2)}" for name, share in shares.items() if share is not None)
     if event.reward_margin is not None:
         line += f", margin {format_number(event.reward_margin)}"
     if event.rows is not None:
-        line += f" ({event.rows} {'row' if event.rows == 1 else 'rows'})"
+        line += f" ({counted(event.rows, 'row')})"
     return line + (f", probe loss {format_number(event.probe_loss)}" if event.probe_loss is not None else "")
 
 
-def probe(event: ProbeEvent) -> str:
+def probe(event: events.ProbeEvent) -> str:
     """Sentence of the probe before the first step, ``probe loss 2.31 before the first step``."""
     return f"probe loss {format_number(event.loss)} before the first step"
 
@@ -209,17 +196,17 @@ def ranks(found: Sequence[Rank], strategy: str) -> str:
     return safe(rank_words(found) + (f"; {strategy}" if strategy else ""))
 
 
-def checkpoint(event: CheckpointEvent) -> str:
+def checkpoint(event: events.CheckpointEvent) -> str:
     """Sentence of a checkpoint, ``checkpoint step-30 (1.2 s, 39 MB)``."""
     return f"checkpoint step-{event.step} ({format_fixed(event.seconds, 1)} s, {size(event.bytes)})"
 
 
-def governor(event: GovernorEvent) -> str:
+def governor(event: events.GovernorEvent) -> str:
     """Sentence of a governor action, ``governor: slowed to 60 % to hold 80 °C``."""
     return safe(f"governor: {words.describe(event.action, event.cause, event.value, event.limit, event.duty)}")
 
 
-def night(event: NightEvent) -> str:
+def night(event: events.NightEvent) -> str:
     """Sentence of a promise, ``night: done by 08:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far; 08:45 in
     place of 07:00, which cannot be met``."""
     line = words.promised(
@@ -229,7 +216,7 @@ def night(event: NightEvent) -> str:
     return safe(f"night: {line}" + (f"; {replaced}" if replaced else ""))
 
 
-def rollback(event: RollbackEvent) -> str:
+def rollback(event: events.RollbackEvent) -> str:
     """Sentence of a rollback, ``back to step-30, without steps 41 to 43: loss 7.13 where about 1.2 was expected; their
     rows: faq.jsonl lines 3 and 9``."""
     steps = f"step {event.first}" if event.first == event.last else f"steps {event.first} to {event.last}"
@@ -239,7 +226,7 @@ def rollback(event: RollbackEvent) -> str:
     return safe(line + (f"; rows: {event.rows}" if event.rows else ""))
 
 
-def notice(event: NoticeEvent) -> str:
+def notice(event: events.NoticeEvent) -> str:
     """Sentence of a notice: the message, then the hint."""
     return safe(_joined(event.message, event.hint))
 
@@ -249,7 +236,7 @@ def sender(name: str) -> str:
     return "on request" if name == "socket" else f"by {name}"
 
 
-def control(event: ControlEvent) -> str:
+def control(event: events.ControlEvent) -> str:
     """Sentence of a command, ``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause on request
     refused: …``.
     """
@@ -270,7 +257,7 @@ def control(event: ControlEvent) -> str:
     return safe(f"{done} {who}" + (f": {result}" if result not in ("", "ok") else ""))
 
 
-def end(event: FinishedEvent) -> str:
+def end(event: events.FinishedEvent) -> str:
     """Sentence of an end, ``finished at step 120, adapter in adapter/. Talk to it: …``, ``failed at step 3: …``."""
     reason = safe(event.reason) if event.reason != ALL_DONE else ""
     line = reason if reason.startswith(event.type) else f"{event.type} at step {event.step}"
@@ -399,12 +386,12 @@ def long_progress(state: RunState, timings: Timings, now: float) -> StepProgress
     return step_progress(state, timings, now)
 
 
-def needed_for(event: Event) -> str:
+def needed_for(event: events.Event) -> str:
     """Why an event of a live run needs the user, as a sentence or clause; empty if it does not.
 
     A full disk needs the user, and so does an error that has paused the run. Pauses for heat and quiet hours end by
     themselves.
     """
-    if isinstance(event, GovernorEvent) and (event.action, event.cause) == ("pause", DISK):
+    if isinstance(event, events.GovernorEvent) and (event.action, event.cause) == ("pause", DISK):
         return words.reason(event.cause, event.value, event.limit)
-    return event.message if isinstance(event, NoticeEvent) and event.level == "error" else ""
+    return event.message if isinstance(event, events.NoticeEvent) and event.level == "error" else ""

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from core.runs.record.events import TIME_LIMIT, HardwareEvent
 from core.runs.record.tail import last_events
 from core.small_files import open_regular, read_json, read_small
 from core.text import one_line
-from core.units import format_bytes, format_duration
+from core.units import counted, format_bytes, format_duration
 
 
 def start_identity(pid: int) -> str | None:
@@ -59,6 +60,24 @@ def boot_id() -> str:
 def is_same_process(pid: int | None, identity: str | None) -> bool:
     """True if the process that was recorded as ``pid`` with ``identity`` is still alive."""
     return pid is not None and identity is not None and start_identity(pid) == identity
+
+
+def send_signal(pid: int, identity: str | None, number: signal.Signals) -> bool:
+    """Send a signal to the process that was recorded as ``pid`` with ``identity``; False if it is gone.
+
+    Raises:
+        OSError: If the process cannot be signaled.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        # A pidfd refers to the same process in the check and in the signal.
+        handle = os.pidfd_open(pid)
+        try:
+            if is_same_process(pid, identity):
+                signal.pidfd_send_signal(handle, number)
+                return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def own_identity() -> tuple[int, str | None]:
@@ -525,7 +544,7 @@ def rank_words(ranks: Sequence[Rank]) -> str:
         hosts.setdefault(rank.host, []).append(rank.device or "?")
     where = ", ".join(f"{host or '?'} ({', '.join(devices)})" for host, devices in hosts.items())
     machines = f" on {len(hosts)} machines" if len(hosts) > 1 else ""
-    return f"{len(ranks)} {'process' if len(ranks) == 1 else 'processes'}{machines}: {where}"
+    return f"{counted(len(ranks), 'process', 'processes')}{machines}: {where}"
 
 
 def sign_words(rank: Rank, now: float) -> str:

@@ -102,7 +102,8 @@ class EventTail:
         self._inode: int | None = None
         self._rest = b""
         self._overlong = False
-        self._is_behind = False
+        self.is_behind = False
+        """True if the last read did not reach the end of the file."""
 
     def poll(self, limit: int = CHUNK_BYTES) -> list[Event]:
         """Events written since the last call, from at most ``limit`` bytes; empty if there are none.
@@ -122,10 +123,10 @@ class EventTail:
                 file.seek(self._offset)
                 data = file.read(limit) or b""
         except OSError:
-            self._is_behind = False
+            self.is_behind = False
             return []
         self._offset += len(data)
-        self._is_behind = self._offset < status.st_size
+        self.is_behind = self._offset < status.st_size
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         if self._overlong and lines:
@@ -136,11 +137,6 @@ class EventTail:
             self.skipped += not self._overlong
             self._rest, self._overlong = b"", True
         return self._decode(lines)
-
-    @property
-    def is_behind(self) -> bool:
-        """True if the last read did not reach the end of the file."""
-        return self._is_behind
 
     @property
     def offset(self) -> int:
@@ -164,17 +160,19 @@ class EventTail:
         for line in lines:
             if not line.strip():
                 continue
-            if len(line) > LINE_LIMIT:
-                self.skipped += 1
-                continue
             try:
-                event = decode_event(line)
+                event = _decode_whole(line)
             except MalformedEventError:
                 self.skipped += 1
-                continue
-            if event is not None:
-                found.append(event)
+            else:
+                found += [event] if event is not None else []
         return found
+
+
+def _decode_whole(line: bytes) -> Event | None:
+    if len(line) > LINE_LIMIT:
+        raise MalformedEventError("too long")
+    return decode_event(line)
 
 
 def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[E]:
@@ -187,10 +185,10 @@ def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[
     """
     sign = f'"{kind.type}"'.encode() if kind.type else b""
     for line in _last_lines(path, limit):
-        if sign not in line or not line.strip() or len(line) > LINE_LIMIT:
+        if sign not in line:
             continue
         try:
-            event = decode_event(line)
+            event = _decode_whole(line)
         except MalformedEventError:
             continue
         if isinstance(event, kind) and (not kind.type or event.type == kind.type):

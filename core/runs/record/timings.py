@@ -9,21 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from core.runs.record.events import (
-    CheckpointEvent,
-    ControlEvent,
-    DataEvent,
-    EvalEvent,
-    Event,
-    FinishedEvent,
-    GovernorEvent,
-    HardwareEvent,
-    MemoryEvent,
-    NoticeEvent,
-    PhaseEvent,
-    RollbackEvent,
-    StepEvent,
-)
+from core.runs.record import events
 
 T = TypeVar("T")
 #: Least number of newest events kept of a kind; there may be twice as many.
@@ -114,15 +100,15 @@ class WorkingTime:
         """True if there was an event with a time."""
         return self._last is not None
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Apply an event that is no step; for a step, :meth:`advance` and :meth:`settle`."""
-        self.advance(event.t, event.name if isinstance(event, PhaseEvent) else "")
-        if isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
+        self.advance(event.t, event.name if isinstance(event, events.PhaseEvent) else "")
+        if isinstance(event, events.GovernorEvent) and event.action in ("pause", "resume"):
             self._pause("governor", is_on=event.action == "pause")
-        elif isinstance(event, ControlEvent) and event.command in ("pause", "park", "resume"):
+        elif isinstance(event, events.ControlEvent) and event.command in ("pause", "park", "resume"):
             if not event.result.startswith("refused"):
                 self._pause("user", is_on=event.command != "resume")
-        elif isinstance(event, FinishedEvent):
+        elif isinstance(event, events.FinishedEvent):
             self._is_over = True
 
     def advance(self, time: float, phase: str = "") -> None:
@@ -159,16 +145,16 @@ class RunTotals:
     def __init__(self) -> None:
         self.steps = StepTotals()
         self.work = WorkingTime()
-        self.evals: list[EvalEvent] = []
+        self.evals: list[events.EvalEvent] = []
         self.energy_wh: float | None = None
         """Energy over all starts; None if no device reports it."""
         self._energy_before = 0.0
         self._starts = 0
-        self._dropped_best: EvalEvent | None = None
+        self._dropped_best: events.EvalEvent | None = None
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Apply one event."""
-        if isinstance(event, StepEvent):
+        if isinstance(event, events.StepEvent):
             self.work.advance(event.t)
             self.work.settle(event.paused_seconds)
             if self.steps.steps and event.step <= self.steps.steps[-1]:
@@ -179,15 +165,15 @@ class RunTotals:
         if self.work.starts != self._starts:
             # A worker counts its own energy.
             self._starts, self._energy_before = self.work.starts, self.energy_wh or 0.0
-        if isinstance(event, HardwareEvent):
+        if isinstance(event, events.HardwareEvent):
             if event.energy_wh is not None and math.isfinite(event.energy_wh):
                 self.energy_wh = self._energy_before + event.energy_wh
-        elif isinstance(event, EvalEvent):
+        elif isinstance(event, events.EvalEvent):
             truncate(self.evals, event.step)
             if len(self.evals) >= 2 * KEPT:
                 self._dropped_best = _least([self._dropped_best, *self.evals[: 1 - KEPT]])
             append_bounded(self.evals, event)
-        elif isinstance(event, RollbackEvent):
+        elif isinstance(event, events.RollbackEvent):
             self._rewind(event.step + 1)
 
     def _rewind(self, step: int) -> None:
@@ -201,12 +187,12 @@ class RunTotals:
         return self.steps.tokens[-1] if self.steps.tokens else None
 
     @property
-    def best(self) -> EvalEvent | None:
+    def best(self) -> events.EvalEvent | None:
         """Evaluation with the least finite loss; None without one."""
         return _least([self._dropped_best, *self.evals])
 
 
-def _least(evals: Iterable[EvalEvent | None]) -> EvalEvent | None:
+def _least(evals: Iterable[events.EvalEvent | None]) -> events.EvalEvent | None:
     known = [event for event in evals if event is not None and math.isfinite(event.loss)]
     return min(known, key=lambda event: event.loss, default=None)
 
@@ -232,13 +218,12 @@ RECENT = 4
 OUTLIER = 3.0
 #: Relative spread of the tokens per step from which the pace is counted per token.
 VARIED = 0.08
-#: Longest plausible duration of one thing, in seconds, and plausible numbers of steps in an epoch.
-_LONGEST = 3e7
+#: Plausible numbers of steps in an epoch.
 _FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
 EVALUATING, PARTS = "evaluating", ("loss", "answers", "probe", "samples")
 #: Events that may come during any activity.
-_BESIDE = (HardwareEvent, MemoryEvent, NoticeEvent)
+_BESIDE = (events.HardwareEvent, events.MemoryEvent, events.NoticeEvent)
 
 
 @dataclass(frozen=True)
@@ -271,14 +256,14 @@ class EvaluationTiming:
     measured: bool = False
     """True if it has given a result."""
 
-    def progress(self, event: PhaseEvent) -> None:
+    def progress(self, event: events.PhaseEvent) -> None:
         """Take in a report of progress."""
         if event.detail not in PARTS or event.total is None or event.done is None:
             return
         if event.detail != self.part:
             began = self.part_began or self.began
             if self.part:
-                self.seconds[self.part] = _sound(self.at - began)
+                self.seconds[self.part] = sound(self.at - began)
                 began = self.at
             self.part, self.part_began = event.detail, began
         self.done, self.total, self.at = event.done, event.total, event.t
@@ -286,21 +271,21 @@ class EvaluationTiming:
     def part_seconds(self, part: str) -> float | None:
         """Seconds of a part that is over; None for others."""
         if part == self.part and self.done == self.total > 0:
-            return _sound(self.at - (self.part_began or self.began))
+            return sound(self.at - (self.part_began or self.began))
         return self.seconds.get(part)
 
     def close(self, moment: float) -> float:
         """End it; returns its seconds without pauses."""
         if self.part:
-            self.seconds[self.part] = _sound(moment - (self.part_began or self.began))
-        return _sound(moment - self.began - self.paused)
+            self.seconds[self.part] = sound(moment - (self.part_began or self.began))
+        return sound(moment - self.began - self.paused)
 
 
 class Timings:
     """The timings of a run; feed it every event in order. Earlier starts of the run still count."""
 
     def __init__(self) -> None:
-        self.data: DataEvent | None = None
+        self.data: events.DataEvent | None = None
         self.step = 0
         """Last completed optimizer step."""
         self.steps_done = 0
@@ -406,32 +391,32 @@ class Timings:
 
     # Events.
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Take in one event."""
         if math.isnan(event.t):
             return
-        if isinstance(event, PhaseEvent):
+        if isinstance(event, events.PhaseEvent):
             self._apply_phase(event)
-        elif isinstance(event, StepEvent):
+        elif isinstance(event, events.StepEvent):
             self._apply_step(event)
-        elif isinstance(event, EvalEvent):
+        elif isinstance(event, events.EvalEvent):
             self._apply_eval(event)
-        elif isinstance(event, CheckpointEvent):
+        elif isinstance(event, events.CheckpointEvent):
             self._apply_checkpoint(event)
-        elif isinstance(event, ControlEvent):
+        elif isinstance(event, events.ControlEvent):
             self._apply_control(event)
-        elif isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
+        elif isinstance(event, events.GovernorEvent) and event.action in ("pause", "resume"):
             self._apply_pause("governor", event.t, is_on=event.action == "pause")
-        elif isinstance(event, DataEvent):
+        elif isinstance(event, events.DataEvent):
             self.data = event
-        elif isinstance(event, FinishedEvent):
+        elif isinstance(event, events.FinishedEvent):
             self._close_evaluation(event.t)
             self.phase, self.anchor, self.paused_since = "", None, None
             self._pausers.clear()
-        if not isinstance(event, (*_BESIDE, StepEvent)):
+        if not isinstance(event, (*_BESIDE, events.StepEvent)):
             self._last_step_at = None
 
-    def _apply_phase(self, event: PhaseEvent) -> None:
+    def _apply_phase(self, event: events.PhaseEvent) -> None:
         is_evaluating = event.name == EVALUATING
         if event.name == self.phase and (is_evaluating or event.detail == self.detail):
             if self.evaluation is not None:
@@ -459,8 +444,8 @@ class Timings:
             self._evaluations.append((seconds, current.seconds))
             self._measured_step = current.step
 
-    def _apply_step(self, event: StepEvent) -> None:
-        seconds = _sound(event.seconds)
+    def _apply_step(self, event: events.StepEvent) -> None:
+        seconds = sound(event.seconds)
         between = event.t - self._last_step_at - seconds if self._last_step_at is not None else None
         between = min(max(between, 0.0), seconds) if between is not None else None
         timing = StepTiming(event.tokens, seconds, between)
@@ -478,23 +463,23 @@ class Timings:
             self.saved_step = None
         self._last_step_at = self.anchor = event.t
 
-    def _apply_eval(self, event: EvalEvent) -> None:
+    def _apply_eval(self, event: events.EvalEvent) -> None:
         if self.evaluation is None:  # older runs, and runs of other writers, have no phase event
-            self._evaluations.append((_sound(event.seconds), {}))
+            self._evaluations.append((sound(event.seconds), {}))
             self._measured_step = event.step
             self.evaluated_step, self.anchor = event.step, event.t
         else:
             self.evaluation.measured = True
 
-    def _apply_checkpoint(self, event: CheckpointEvent) -> None:
-        self._checkpoints.append(_sound(event.seconds))
+    def _apply_checkpoint(self, event: events.CheckpointEvent) -> None:
+        self._checkpoints.append(sound(event.seconds))
         self.saved_step = event.step
         if self.evaluation is not None:
-            self.evaluation.paused += _sound(event.seconds)
+            self.evaluation.paused += sound(event.seconds)
         else:
             self.anchor = event.t
 
-    def _apply_control(self, event: ControlEvent) -> None:
+    def _apply_control(self, event: events.ControlEvent) -> None:
         if event.command in ("pause", "park", "resume") and event.result == "ok":
             self._apply_pause("user", event.t, is_on=event.command != "resume")
         elif event.command == "skip_evaluation" and event.result == "ok" and self.evaluation is not None:
@@ -510,7 +495,7 @@ class Timings:
         self._pausers.discard(who)
         if self._pausers or self.paused_since is None:
             return
-        paused = _sound(moment - self.paused_since)
+        paused = sound(moment - self.paused_since)
         self.paused_since = None
         if self.evaluation is not None:
             self.evaluation.paused += paused
@@ -529,8 +514,3 @@ def _median(values: Iterable[float]) -> float:
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def _sound(seconds: float) -> float:
-    """A plausible duration: not negative (a clock may have been set back), and less than a year."""
-    return seconds if 0 < seconds < _LONGEST else 0.0

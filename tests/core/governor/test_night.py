@@ -13,8 +13,8 @@ from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
 from core.governor.limits import Limits
 from core.governor.night import Course, Night, Promise, impossible, unmet
-from core.governor.words import news, promised
-from tests.cases import cases
+from core.governor.words import news
+from tests.core.runs.helpers import there
 
 EVENING = datetime(2026, 11, 26, 21, 0).timestamp()
 #: Of one step.
@@ -173,8 +173,6 @@ def test_a_deadline_is_taken_up_again_when_what_was_in_the_way_is_gone() -> None
     run.run(200)
     run.slower = 1.4
     run.run(150)
-    while_slow = run.told[-1].nearest_deadline
-    assert while_slow is not None
     run.slower = 1.0
     run.run()
     assert [notice[1] for notice in run.news()] == ["night_deadline", "night_deadline_again"]
@@ -228,16 +226,12 @@ def test_a_new_deadline_that_cannot_be_met_is_refused_with_the_nearest_that_can(
     assert refused.option == "night.deadline"
     end = clock(60 * math.ceil((run.now + left) / 60))
     assert refused.sentence == f"01:00 cannot be met: at full speed it ends at {end}."
-    nearest = re.fullmatch(r"Set (\d\d:\d\d) or later\.", refused.hint)
-    assert nearest is not None
+    nearest = there(re.fullmatch(r"Set (\d\d:\d\d) or later\.", refused.hint))
     offered = parse_time(nearest[1])
     assert 0 < next_time(offered, run.now) - (run.now + left) < 0.03 * left + 300
     assert not list(unmet(Limits(deadline=offered), run.course, run.now, run.joules))
-
-
-def test_a_deadline_that_no_time_of_day_can_name() -> None:
-    run = Overnight(Limits(deadline=parse_time("07:00")), steps=20000)
-    run.run(60)
+    run.steps = 20_000
+    run.run(1)
     (refused,) = unmet(Limits(deadline=parse_time("07:00")), run.course, run.now, run.joules)
     assert refused.hint == "No time within a day can be met: take the deadline away."
 
@@ -250,10 +244,7 @@ def test_a_new_energy_that_will_not_do_is_refused_with_the_least_that_will() -> 
     assert refused.sentence.startswith("0.50 kWh cannot be met: it takes 1.")
     offered = float(refused.hint.removeprefix("Set ").removesuffix(" kWh or more."))
     assert not list(unmet(Limits(energy_kwh=offered), run.course, run.now, run.joules))
-
-
-def test_speed_alone_refuses_no_energy_but_one_that_is_used_already() -> None:
-    run = Overnight(Limits(), steps=3000)
+    # Speed alone refuses none but one that is used already.
     run.course = Course()
     run.run(60)
     assert not list(unmet(Limits(energy_kwh=0.5), run.course, run.now, run.joules))
@@ -284,27 +275,17 @@ def test_other_wishes_are_promised_anew() -> None:
 def test_a_deadline_within_pauses_is_impossible() -> None:
     late = datetime(2026, 11, 26, 23, 30).timestamp()
     limits = Limits(deadline=parse_time("06:00"), quiet=parse_span("23:00-07:00"))
-    problem = impossible(limits, late)
-    assert problem is not None
+    problem = there(impossible(limits, late))
     assert "07:00" in problem[1]
     assert impossible(limits, EVENING) is None, "two hours are left before them"
     assert impossible(Limits(deadline=420, quiet=limits.quiet, quiet_power_w=100.0), late) is None
 
 
-def test_a_promise_in_words() -> None:
-    seven = next_time(parse_time("07:00"), datetime.now().timestamp())
-    assert promised(seven, 0.8, seven, 0.8, 0.31).startswith("done by ")
-    assert promised(seven, 0.8, seven - 900, 0.7, 0.31).endswith("06:45, 0.70 kWh), 0.31 kWh so far")
-    assert "kWh" not in promised(seven, None, seven, None, None)
-
-
-@cases("text", ["24:00", "7", "07:60", "", "seven", "07:00-08:00"])
-def test_no_time_of_day(text: str) -> None:
-    with pytest.raises(UserError):
-        parse_time(text)
-
-
-@cases("text", ["23:00", "23:00-25:00", "07:00-07:00", "-"])
-def test_no_span_of_the_day(text: str) -> None:
-    with pytest.raises(UserError):
-        parse_span(text)
+def test_no_time_and_no_span_of_the_day() -> None:
+    for read, texts in (
+        (parse_time, ("24:00", "7", "07:60", "", "seven", "07:00-08:00")),
+        (parse_span, ("23:00", "23:00-25:00", "07:00-07:00", "-")),
+    ):
+        for text in texts:
+            with pytest.raises(UserError):
+                read(text)

@@ -92,9 +92,7 @@ def test_without_a_meter_it_is_done_soonest() -> None:
     hours=st.floats(0.2, 5),
     slack=st.floats(1.1, 6),
 )
-def test_no_duty_cycle_that_is_in_time_is_cheaper(
-    idle: float, busy: float, bend: float, hours: float, slack: float
-) -> None:
+def test_no_other_duty_cycle_is_cheaper(idle: float, busy: float, bend: float, hours: float, slack: float) -> None:
     """Replace a duty cycle off the plan's grid by the next one on it."""
     found_curve = curve(idle, busy, bend)
     tokens, deadline = 1000 * hours * HOUR, slack * hours * HOUR

@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 #: A Radeon RX 7900 XTX.
-CARD: dict[str, Any] = {
-    "vendor": "0x1002",
-    "device": "0x744c",
-    "unique_id": "d6c8e5a2f0914b37",
-    "gpu_busy_percent": "97",
-    "mem_info_vram_total": str(24 * 2**30),
-    "mem_info_vram_used": str(18 * 2**30),
-    "current_link_speed": "16.0 GT/s PCIe",
-    "current_link_width": "16",
-    "max_link_speed": "32.0 GT/s PCIe",
-    "max_link_width": "16",
-    "pp_dpm_sclk": "0: 500Mhz\n1: 2371Mhz *\n2: 2526Mhz",
-    "pp_dpm_mclk": "0: 96Mhz\n1: 1249Mhz *",
-    "hwmon/hwmon4/temp1_label": "edge",
-    "hwmon/hwmon4/temp1_input": "61000",
-    "hwmon/hwmon4/temp1_crit": "100000",
-    "hwmon/hwmon4/temp2_label": "junction",
-    "hwmon/hwmon4/temp2_input": "83000",
-    "hwmon/hwmon4/temp2_crit": "110000",
-    "hwmon/hwmon4/temp2_emergency": "115000",
-    "hwmon/hwmon4/temp3_label": "mem",
-    "hwmon/hwmon4/temp3_input": "78000",
-    "hwmon/hwmon4/temp3_crit": "108000",
-    "hwmon/hwmon4/power1_average": "301000000",
-    "hwmon/hwmon4/power1_cap": "339000000",
-    "hwmon/hwmon4/power1_cap_min": "305000000",
-    "hwmon/hwmon4/power1_cap_max": "389000000",
-    "hwmon/hwmon4/pwm1": "102",
-    "hwmon/hwmon4/fan1_input": "1210",
-    "drm/renderD128/dev": "226:128",
-}
+CARD: dict[str, Any] = json.loads(Path(__file__).with_name("amd_files.json").read_text())
 PLACE = "0000:03:00.0"
 
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,8 @@ def ask_driver(fake_driver: Path) -> Ask:
     """Run a program in a process of its own that has the fake driver; its last line of output, as JSON."""
 
     def ask(program: str, mode: str = "", scenario: Path | None = None) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=with_driver(fake_driver, mode, scenario),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command, environment = [sys.executable, "-c", program], with_driver(fake_driver, mode, scenario)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -114,21 +107,10 @@ class Scene:
 
 @pytest.fixture
 def scene(fake_driver: Path, tmp_path: Path) -> Iterator[Scene]:
-    """A sampler on a driver whose state can be changed."""
-    with open_scene(fake_driver, tmp_path / "driver.txt") as made:
-        yield made
-
-
-@contextmanager
-def open_scene(directory: Path, path: Path) -> Iterator[Scene]:
-    """A sampler in a process of its own."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _SAMPLER],
-        env=with_driver(directory, "", path),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    """A sampler in a process of its own, on a driver whose state can be changed."""
+    command, path, pipe = [sys.executable, "-c", _SAMPLER], tmp_path / "driver.txt", subprocess.PIPE
+    environment = with_driver(fake_driver, "", path)
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         try:
             yield Scene(process, path)
         finally:

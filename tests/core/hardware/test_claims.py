@@ -33,9 +33,7 @@ LINES = [["systemd"], ["ollama", "serve"], ["steam.sh", "-silent"], ["python3", 
         (["systemd now"], None),
     ],
 )
-def test_a_program_is_named_by_itself_or_by_the_beginning_of_its_command_line(
-    names: list[str], found: str | None
-) -> None:
+def test_a_program_is_named_by_the_beginning_of_its_command_line(names: list[str], found: str | None) -> None:
     assert running_program(names, LINES) == found
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections import namedtuple
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ from core.hardware import cpu
 from core.hardware.cpu import Cpu, Rapl, cpu_name, memory, process_rss
 from core.hardware.sampler import HostReader
 from tests.cases import cases
+from tests.core.runs.helpers import there
 
 Sensor = namedtuple("Sensor", "label current high critical")
 Times = namedtuple("Times", "user nice system idle iowait guest guest_nice")
@@ -19,12 +21,9 @@ Times = namedtuple("Times", "user nice system idle iowait guest guest_nice")
 
 def test_the_machine_reports_its_memory_and_name() -> None:
     device = Cpu().device()
-    assert (device.index, device.kind, device.name) == (0, "cpu", cpu_name())
+    assert (device.index, device.kind, device.name, device.utilization) == (0, "cpu", cpu_name(), None)
     assert device.name
-    assert device.memory_used
-    assert device.memory_total
-    assert device.memory_used < device.memory_total <= psutil.virtual_memory().total
-    assert device.utilization is None
+    assert 0 < (device.memory_used or 0) < (device.memory_total or 0) <= psutil.virtual_memory().total
 
 
 def test_utilization_is_the_share_of_busy_time_between_readings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +57,8 @@ def test_the_temperature_is_that_of_the_processor(
 
 
 def test_sensors_that_fail_are_sensors_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(psutil, "sensors_temperatures", fail)
-    monkeypatch.setattr(psutil, "cpu_freq", fail)
+    for name in ("sensors_temperatures", "cpu_freq"):
+        monkeypatch.setattr(psutil, name, Mock(side_effect=OSError(5, "Input/output error")))
     device = Cpu().device()
     assert (device.temperature_c, device.clock) == (None, None)
 
@@ -79,27 +75,17 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     assert memory(tmp_path) == (3_000_000, 8_000_000)
 
 
-@cases(
-    ("flags", "bf16", "avx2"),
-    [
-        ("fpu avx512f avx512_bf16", True, False),
-        ("fpu avx avx2_not amx_bf16", True, False),
-        ("fpu avx2 sse", False, True),
-    ],
-)
-def test_instructions_are_read_from_the_processors_flags(
-    flags: str, bf16: bool, avx2: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(cpu, "Path", lambda _: tmp_path / "cpuinfo")
-    assert (cpu.has_bf16(), cpu.has_avx2()) == (bf16, avx2)
-    (tmp_path / "cpuinfo").unlink()
+def test_instructions_are_read_from_the_processors_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu, "Path", lambda _: info)
     assert not cpu.has_bf16()
+    for flags, bf16, avx2 in (("avx512_bf16", True, False), ("avx2_not amx_bf16", True, False), ("avx2", False, True)):
+        info.write_text(f"flags : fpu {flags} sse\n")
+        assert (cpu.has_bf16(), cpu.has_avx2()) == (bf16, avx2)
 
 
 def test_resident_memory_of_a_process() -> None:
-    rss = process_rss(os.getpid())
-    assert rss is not None
+    rss = there(process_rss(os.getpid()))
     assert rss > 1_000_000
     with subprocess.Popen(["true"]) as child:
         child.wait()
@@ -156,14 +142,9 @@ def test_the_cpu_and_the_machine_report_it(tmp_path: Path, private_home: Path) -
     reader = HostReader(rapl)
     cpu, host = reader.read()
     assert cpu.energy_j is not None
-    assert host.cpu_power_w == cpu.power_w
-    assert (host.ram_used, host.ram_total) == (cpu.memory_used, cpu.memory_total)
-    assert host.load is not None
-    assert host.load >= 0
+    assert (host.cpu_power_w, host.ram_used, host.ram_total) == (cpu.power_w, cpu.memory_used, cpu.memory_total)
+    assert None not in (host.load, host.swap_total)
     assert host.disk_free
-    assert host.swap_total is not None
-    # The home does not exist yet: the disk of its nearest parent counts.
-    assert not (private_home / "nothing").exists()
     assert host.cores == []
     assert all(0 <= share <= 100 for share in reader.read()[1].cores)
 
@@ -177,31 +158,14 @@ def here(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("flag", [True, False])
-def test_flags_tell_while_nothing_was_measured(flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_tell_until_a_clear_measurement_decides(flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_bf16", lambda: flag)
     assert cpu.prefers_bf16() is flag
     assert not cpu.is_bf16_measured()
-
-
-@pytest.mark.usefixtures("here")
-@cases(
-    ("flag", "ratio", "faster"),
-    [
-        (True, 2.1, True),
-        (True, 0.9, True),
-        (True, 0.2, False),
-        (False, 0.2, False),
-        (False, 1.2, False),
-        (False, 2.0, True),
-    ],
-)
-def test_a_clear_measurement_decides_and_is_kept(
-    flag: bool, ratio: float, faster: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu, "has_bf16", lambda: flag)
-    assert cpu.keep_bf16_measurement(ratio) is faster
-    assert cpu.is_bf16_measured()
-    assert cpu.prefers_bf16() is faster
+    for ratio, faster in ((2.1, True), (0.2, False), (0.9, True) if flag else (1.2, False)):
+        assert cpu.keep_bf16_measurement(ratio) is faster
+        assert cpu.is_bf16_measured()
+        assert cpu.prefers_bf16() is faster
 
 
 @pytest.mark.usefixtures("here")
@@ -214,17 +178,11 @@ def test_it_is_kept_for_one_cpu_with_its_limits(monkeypatch: pytest.MonkeyPatch)
     assert not cpu.prefers_bf16()
     monkeypatch.delenv("ATEN_CPU_CAPABILITY")
     assert cpu.prefers_bf16()
-
-
-@pytest.mark.usefixtures("here")
-@cases("content", ["", "[1]", '{"A CPU": "yes"}', "{" * 10_000])
-def test_a_torn_or_foreign_file_counts_as_none(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
-    cpu.keep_bf16_measurement(0.1)
-    cpu._path().write_text(content, encoding="utf-8")
-    assert cpu.prefers_bf16()
-    cpu.keep_bf16_measurement(0.1)
-    assert not cpu.prefers_bf16()
+    for content in ("", "[1]", '{"A CPU": "yes"}', "{" * 10_000):
+        cpu._path().write_text(content, encoding="utf-8")
+        assert cpu.prefers_bf16(), "a torn or foreign file counts as none"
+        assert not cpu.keep_bf16_measurement(0.1)
+        assert not cpu.prefers_bf16()
 
 
 @pytest.mark.usefixtures("here")

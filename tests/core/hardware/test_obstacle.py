@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -15,6 +16,7 @@ from core.hardware.drivers import Build, driver_sentence, driver_suffices, insta
 from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, process_cards
 from core.hardware.visible import Identity
 from tests.cases import cases
+from tests.core.runs.helpers import there
 
 from .conftest import Ask
 
@@ -59,8 +61,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
 def test_cause_and_remedy_are_told(
     sight: Sight, build: Build | None, variables: dict[str, str], error: str, cause: str, remedy: str
 ) -> None:
-    found = find_obstacle(sight, build, environment=variables, torch_error=error)
-    assert found is not None
+    found = there(find_obstacle(sight, build, environment=variables, torch_error=error))
     assert cause in found.message
     assert remedy in found.hint
     assert found.message.endswith(".")
@@ -130,9 +131,7 @@ def test_the_system_is_looked_at(tmp_path: Path) -> None:
         ((11, 8), (8, 6), ""),
     ],
 )
-def test_the_command_suits_driver_and_card(
-    driver_cuda: tuple[int, int], capability: tuple[int, int] | None, words: str
-) -> None:
+def test_the_command_suits_driver(driver_cuda: tuple[int, int], capability: tuple[int, int] | None, words: str) -> None:
     found = install_command(driver_cuda, capability)
     assert words in found
     assert bool(words) is bool(found)
@@ -172,45 +171,30 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_torch_is_asked_once_about_a_card_that_it_uses(fresh: Any) -> None:
-    asked: list[str | None] = []
-
-    def ask(card: str | None) -> str:
-        asked.append(card)
-        return ""
-
+    ask = Mock(return_value="")
     assert [torch_check.obstacle_here(None, ask) for _ in range(3)] == [None] * 3
-    assert asked == [UUIDS[0]]
     # Another process finds the answer in the home; another card or driver has none.
     fresh.setattr(torch_check, "_failures", {})
     assert torch_check.obstacle_here(None, ask) is None
-    assert asked == [UUIDS[0]]
+    assert ask.mock_calls == [call(UUIDS[0])]
     torch_check.obstacle_here("1", ask)
     fresh.setattr(torch_check, "look", lambda: replace(SIGHT, driver="590.1"))
     torch_check.obstacle_here(None, ask)
-    assert asked == [UUIDS[0], UUIDS[1], UUIDS[0]]
+    assert ask.mock_calls == [call(UUIDS[0]), call(UUIDS[1]), call(UUIDS[0])]
 
 
 def test_a_failure_of_torch_is_told_and_not_written_down(fresh: Any, tmp_path: Path) -> None:
-    asked: list[str | None] = []
-
-    def ask(card: str | None) -> str:
-        asked.append(card)
-        return "CUDA unknown error"
-
+    ask = Mock(return_value="CUDA unknown error")
     found = [torch_check.obstacle_here(None, ask) for _ in range(2)]
     assert all("CUDA unknown error" in str(error) for error in found)
-    assert len(asked) == 1
+    assert ask.call_count == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_card_no_process_is_started(fresh: Any) -> None:
-    def ask(card: str | None) -> str:
-        raise AssertionError("there is nothing to ask about")
-
+    # Without a usable card, there is nothing to ask about.
     fresh.setattr(torch_check, "look", lambda: NO_LIBRARY)
     assert torch_check.obstacle_here(None, ask) is None
     fresh.setattr(torch_check, "look", lambda: OLD)
     assert "550.54.14" in str(torch_check.obstacle_here(None, ask))
+    assert ask.call_count == 1
 
 
 def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,15 +230,9 @@ def cards(sight: Sight = THREE, hardware: dict[str, Any] | None = None, **distri
 )
 def test_each_process_has_a_card(distributed: dict[str, Any], found: list[str | None]) -> None:
     assert cards(**distributed) == found
-
-
-def test_one_process_has_the_card_of_hardware_gpu() -> None:
     assert cards(hardware={"gpu": "1"}) == ["GPU-b"]
-
-
-@pytest.mark.parametrize("hardware", [{"device": "cpu"}, {"device": "auto"}])
-def test_on_a_cpu_no_process_has_one(hardware: dict[str, Any]) -> None:
-    assert cards(Sight(), hardware, processes=3) == [None] * 3
+    for device in ("cpu", "auto"):
+        assert cards(Sight(), {"device": device}, processes=3) == [None] * 3
 
 
 @cases(
@@ -271,12 +249,9 @@ def test_too_few_cards_are_a_sentence(sight: Sight, distributed: dict[str, Any],
     assert words in caught.value.message
 
 
-@cases(
-    ("release", "expected"),
-    [("6.6.87.2-microsoft-standard-WSL2\n", True), ("4.4.0-19041-Microsoft\n", True), ("6.8.0-45-generic\n", False)],
-)
-def test_the_kernel_tells_it(tmp_path: Path, release: str, expected: bool) -> None:
+def test_the_kernel_tells_wsl(tmp_path: Path) -> None:
+    assert not is_wsl(tmp_path)
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
-    assert is_wsl(tmp_path) is False
-    (tmp_path / "proc/sys/kernel/osrelease").write_text(release)
-    assert is_wsl(tmp_path) is expected
+    for release in ("6.6.87.2-microsoft-standard-WSL2", "4.4.0-19041-Microsoft", "6.8.0-45-generic"):
+        (tmp_path / "proc/sys/kernel/osrelease").write_text(f"{release}\n")
+        assert is_wsl(tmp_path) is ("icrosoft" in release)

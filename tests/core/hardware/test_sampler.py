@@ -9,7 +9,7 @@ import pytest
 from core.hardware.sampler import EnergyMeter, Reading, Sampler, Watched, read_device, snapshot
 from core.hardware.snapshot import Device
 from tests.core.hardware.conftest import Ask
-from tests.core.runs.helpers import wait_for
+from tests.core.runs.helpers import there, wait_for
 
 
 def gpu(power: float | None, index: int = 0, joules: float | None = None, age: float | None = None) -> Device:
@@ -38,41 +38,29 @@ def test_energy_is_integrated_from_power_where_it_does_not() -> None:
     # A gap of an hour is unknown, not an hour at full power.
     meter.add(Reading(3620.0, [gpu(300), gpu(360, 1)]))
     assert meter.watt_hours == pytest.approx(6800 / 3600)
-
-
-def test_energy_is_unknown_where_nothing_reports_it() -> None:
     meter = EnergyMeter()
     for moment in (0.0, 1.0):
         meter.add(Reading(moment, [gpu(None)]))
-    assert meter.watt_hours is None
+    assert meter.watt_hours is None, "nothing reports it"
 
 
 def test_a_sampler_goes_on_by_itself_until_closed() -> None:
     sampler = Sampler(0.01)
     assert sampler.latest() == [] or sampler.age() is not None
     wait_for(lambda: sampler.latest())
-    device = sampler.latest()[0]
-    assert device.memory_total
     first = sampler._reading
     wait_for(lambda: sampler._reading is not first)
-    age = sampler.age()
-    assert age is not None
-    assert age < 20
+    assert 0 <= (sampler.age() or 0) < 20
     sampler.close()
-    # The reading under way may still come in.
-    time.sleep(0)
     assert sampler.latest()
-
-
-def test_a_refresh_is_newer_than_its_call() -> None:
     sampler = Sampler(1000.0)
     for _ in range(5):
         asked = time.monotonic()
         assert sampler.refresh(20.0)
-        reading = sampler._reading
-        assert reading is not None
-        assert reading.moment >= asked
+        assert sampler._reading is not None
+        assert sampler._reading.moment >= asked, "a refresh is newer than its call"
     sampler.close()
+    assert all(0 < (device.memory_used or 0) <= (device.memory_total or 0) for device in snapshot(timeout=20.0))
 
 
 def test_a_sensor_that_fails_leaves_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,17 +89,6 @@ def test_a_machine_that_cannot_be_read_makes_no_cards_values_old(ask_driver: Ask
     ages, is_fresh, host, reason = ask_driver(program)
     assert (ages, is_fresh, host) == ([None, None], True, None)
     assert "broken" in reason
-
-
-def test_a_snapshot_has_a_device_and_returns_soon() -> None:
-    started = time.monotonic()
-    devices = snapshot(timeout=20.0)
-    assert devices
-    assert time.monotonic() - started < 20
-    for device in devices:
-        assert device.memory_total
-        assert device.memory_used is not None
-        assert 0 < device.memory_used <= device.memory_total
 
 
 def test_a_driver_that_hangs_holds_nobody_up(ask_driver: Ask) -> None:
@@ -148,8 +125,7 @@ def test_gpus_come_before_the_cpu_and_their_energy_is_counted(ask_driver: Ask) -
 
 def test_the_device_of_a_run_is_the_one_that_it_is_given() -> None:
     for wanted in ("cpu", "auto"):
-        device = read_device(wanted)
-        assert device is not None
+        device = there(read_device(wanted))
         assert device.kind == "cpu"
     assert read_device("cuda") is None, "nothing trains on the CPU in the place of a card that is not there"
     assert read_device("auto", gpu="7") is None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host, Xid
 from core.runs.record.events import HardwareEvent, decode_event, encode_event
+from tests.core.runs.event_strategies import JSON
 from tests.examples import examples
 
 FULL = Device(
@@ -30,11 +31,6 @@ FULL = Device(
     age_s=4.0,
 )
 MACHINE = Host(load=1.5, cores=[3.0, 100.0], ram_used=5, ram_total=9, swap_used=0, swap_total=0, cpu_power_w=65.5)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 def test_devices_and_machine_survive_their_event() -> None:

@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from core import paths
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
@@ -20,10 +22,10 @@ from core.launch.launcher import kill
 from core.runs.record import files as lock
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import RunState, hostname, start_identity
-from core.runs.record.store import Run, complete_checkpoints, create_run
+from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
 from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
-from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, wait_for, write_events
+from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, wait_for, write_events
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 
@@ -53,38 +55,8 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launcher._children.clear()
 
 
-#: A program that starts the fake worker of the run in its first argument.
-STARTER = f"""
-import os, pathlib, sys
-from core.errors import UserError
-from core.launch import launcher
-from core.runs.record.store import Run
-run = Run(pathlib.Path(sys.argv[1]))
-launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
-"""
-
-
 def is_training(state: RunState) -> bool:
     return state.state == "training"
-
-
-def train(run: Run) -> None:
-    launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
-
-
-def kill_worker(run: Run) -> None:
-    state = RunState.read(run.state_path)
-    assert state is not None
-    assert state.pid is not None
-    os.kill(state.pid, signal.SIGKILL)
-    wait_for(lambda: run.state().state == "lost")
-
-
-def test_the_worker_is_the_training_module_of_this_interpreter(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert launcher.worker_command(run) == [sys.executable, "-m", "core.worker", str(run.path)]
-    assert launcher.worker_command(run, resume=True)[-1] == "--resume"
 
 
 @pytest.mark.anew
@@ -112,7 +84,14 @@ def test_a_worker_inherits_only_its_lock(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
-    program = f"{STARTER}launcher.launch(run)\nos.kill(os.getpid(), 9)\n"
+    program = f"""
+import os, pathlib, sys
+from core.launch import launcher
+from core.runs.record.store import Run
+launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
+launcher.launch(Run(pathlib.Path(sys.argv[1])))
+os.kill(os.getpid(), 9)
+"""
     command = [sys.executable, "-c", program, str(run.path)]
     starter = subprocess.run(command, cwd=FAKE.parents[3], check=False, timeout=60)
     assert starter.returncode == -signal.SIGKILL
@@ -157,19 +136,10 @@ def test_an_immediate_death_is_reported_with_the_log(run: Run, monkeypatch: pyte
     assert "no such weights" in launcher.failure_reason(run)
 
 
-def test_a_recorded_failure_is_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_WORKER", "fail")
-    launcher.launch(run)
-    with pytest.raises(UserError, match="the disk is full"):
-        launcher.wait_until(run, is_training, 30)
-
-
-def test_waiting_ends_when_the_time_is_up(run: Run) -> None:
+def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
+    assert not is_locked(run)
     with pytest.raises(UserError, match=r"still queued after 0\.1 s"):
         launcher.wait_until(run, is_training, 0.1)
-
-
-def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     launcher.launch(run)
     # At once, before the first has written anything.
     with pytest.raises(UserError, match="already has a worker"):
@@ -177,51 +147,9 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     launcher.wait_until(run, is_training, 30)
     with pytest.raises(UserError, match="already has a worker"):
         launcher.continue_run(run)
-    assert len((run.path / "starts").read_text().splitlines()) == 1
-
-
-def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
-    program = f"""{STARTER}
-sys.stdin.readline()
-try: launcher.launch(run); print('started')
-except UserError as error: print('refused')
-"""
-    command, pipe = [sys.executable, "-c", program, str(run.path)], subprocess.PIPE
-    racers = [subprocess.Popen(command, cwd=FAKE.parents[3], stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
-    try:
-        for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        outcomes = [racer.communicate(timeout=60)[0].strip() for racer in racers]
-        launcher.wait_until(run, is_training, 30)
-    finally:
-        launcher.terminate(run, force=True)
-    assert sorted(outcomes) == ["refused"] * 3 + ["started"]
-    assert len((run.path / "starts").read_text().splitlines()) == 1
-
-
-def test_a_worker_started_by_hand_is_refused_too(run: Run) -> None:
-    train(run)
-    done = subprocess.run(
-        [sys.executable, str(FAKE), str(run.path)],
-        env={**os.environ, "PYTHONPATH": str(FAKE.parents[3])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 5
-    assert "already has a worker" in done.stderr
-
-
-def test_the_lock_goes_with_the_worker(run: Run) -> None:
-    assert not is_locked(run)
-    launcher.launch(run)
-    assert is_locked(run)
-    launcher.wait_until(run, is_training, 30)
-    kill_worker(run)
-    assert not is_locked(run)
+    with pytest.raises(UserError, match="already has a worker"):
+        lock.hold_worker_lock(run)  # as one that is started by hand does
+    assert len((paths.home() / "starts").read_text().splitlines()) == 1
 
 
 def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,26 +161,19 @@ def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: p
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("state", ["stopped", "failed", "lost"])
-def test_an_ended_run_continues_with_resume(run: Run, state: str) -> None:
-    RunState(state=state, reason="x", step=3, total_steps=9, host=hostname()).write(run.state_path)
+def test_an_ended_run_continues_with_resume_and_keeps_its_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = Mock(return_value=["/bin/true"])
+    monkeypatch.setattr(launcher, "worker_command", command)
     add_checkpoint(run)
-    launcher.continue_run(run)
-    launcher.wait_until(run, is_training, 30)
-    assert (run.path / "starts").read_text().split()[1] == "--resume"
-
-
-def test_continuing_keeps_the_step_while_it_is_queued(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunState(state="stopped", reason="x", pid=1, pid_started="y", step=3, total_steps=9, host="elsewhere").write(
-        run.state_path
-    )
-    add_checkpoint(run)
-    monkeypatch.setattr(launcher, "worker_command", lambda *_, **__: ["/bin/true"])
-    launcher.continue_run(run)
-    recorded = RunState.read(run.state_path)
-    assert recorded is not None
-    assert (recorded.state, recorded.step, recorded.total_steps, recorded.pid) == ("queued", 3, 9, None)
-    assert recorded.host == hostname()
+    # The last one is lost: its process is gone.
+    for state, host in (("stopped", "elsewhere"), ("failed", "elsewhere"), ("training", hostname())):
+        ended = RunState(state=state, reason="x", pid=1, pid_started="y", step=3, total_steps=9, host=host)
+        ended.write(run.state_path)
+        launcher.continue_run(run)
+        command.assert_called_with(run, resume=True)
+        queued = there(RunState.read(run.state_path))
+        told = (queued.state, queued.step, queued.total_steps, queued.pid, queued.host)
+        assert told == ("queued", 3, 9, None, hostname())
 
 
 def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
@@ -263,7 +184,7 @@ def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
         with pytest.raises(UserError, match=message):
             launcher.continue_run(run)
         assert run.state_path.read_bytes() == before
-        assert not (run.path / "starts").exists()
+        assert not (paths.home() / "starts").exists()
 
 
 def test_a_run_on_another_machine_is_not_continued(run: Run) -> None:
@@ -280,11 +201,7 @@ def test_checkpoints_count_only_with_their_manifest_and_by_number(run: Run) -> N
         add_checkpoint(run, step)
     for name in ("step-00000110", "step-x"):
         (run.checkpoints_path / name).mkdir()
-    assert [path.name for path in complete_checkpoints(run)] == [
-        "step-00000020",
-        "step-00000090",
-        "step-00000100",
-    ]
+    assert [path.name for path in complete_checkpoints(run)] == ["step-00000020", "step-00000090", "step-00000100"]
 
 
 def test_a_signal_never_reaches_a_process_that_only_has_the_same_pid(run: Run) -> None:
@@ -303,13 +220,16 @@ def test_a_signal_never_reaches_a_process_that_only_has_the_same_pid(run: Run) -
             bystander.kill()
 
 
-def test_a_deaf_worker_is_killed_by_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deaf_worker_is_killed_by_force(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "deaf")
-    train(run)
+    run = launcher.start_run(config_for(home), "My tickets!")
+    assert run.id.endswith("-my-tickets")
+    assert launcher.wait_until(run, is_training, 30).step == 3
     assert launcher.terminate(run)
     assert run.state().state == "training"
     assert launcher.terminate(run, force=True)
     wait_for(lambda: run.state().state == "lost")
+    assert not is_locked(run), "the lock goes with the worker"
     with pytest.raises(UserError, match="lost"):
         launcher.wait_until(run, is_training, 1)
 
@@ -320,12 +240,6 @@ def test_a_process_that_cannot_be_started_is_a_failed_run(run: Run, monkeypatch:
         launcher.launch(run)
     assert run.state().state == "failed"
     assert not is_locked(run)
-
-
-def test_start_run_makes_and_launches(home: Path) -> None:
-    run = launcher.start_run(config_for(home), "My tickets!")
-    assert run.id.endswith("-my-tickets")
-    assert launcher.wait_until(run, is_training, 30).step == 3
 
 
 def test_the_log_of_an_earlier_worker_is_not_the_reason(run: Run) -> None:
@@ -344,15 +258,9 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
     foreign = tmp_path / "core"
     foreign.mkdir()
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
-    done = subprocess.run(
-        [sys.executable, "-c", "import core.runs.record.files, core; print(core.__file__)"],
-        cwd=os.sep,
-        env=launcher.worker_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    program, environment = "import core.runs.record.files, core; print(core.__file__)", launcher.worker_environment()
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=os.sep, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"
 
 
@@ -420,7 +328,7 @@ def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
     assert kill(hung, 20).state == "stopped"
     end = EventTail(hung.events_path).read_all()[-1]
     assert isinstance(end, StoppedEvent)
-    assert (end.step, end.reason) == (4, "stopped by SIGKILL after step 4")
+    assert (end.step, end.reason, end.hint) == (4, "stopped by SIGKILL after step 4", way_on(hung))
 
 
 def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -> None:
@@ -428,12 +336,3 @@ def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -
     hung.events_path.write_text(encode_event(end))
     assert kill(hung, 20).state == "finished"
     assert EventTail(hung.events_path).read_all() == [end]
-
-
-def test_the_end_is_written_into_no_other_file(hung: Run, tmp_path: Path) -> None:
-    other = tmp_path / "profile"
-    other.write_text("export A=1\n")
-    hung.events_path.symlink_to(other)
-    with pytest.raises(UserError, match=r"events.jsonl cannot be written"):
-        kill(hung, 20)
-    assert other.read_text() == "export A=1\n"

@@ -102,12 +102,6 @@ def test_the_command_runs_in_the_background(file: Path, tmp_path: Path, monkeypa
     assert json.loads(out.read_text())[0] == ["finished"]
 
 
-def test_invalid_settings_do_not_end_a_run(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    file.write_text("bell = 3")
-    notify(Notice("finished"))
-    assert "notice not sent" in capfd.readouterr().err
-
-
 def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, out = tmp_path / "notify-send", tmp_path / "out"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {out}\n')
@@ -123,17 +117,6 @@ def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, m
     assert not out.exists()
 
 
-@pytest.mark.usefixtures("file")
-def test_all_is_off_without_a_file() -> None:
-    assert load_notify_settings() == NotifySettings()
-    assert not load_notify_settings().sends
-
-
-def test_settings_are_read(file: Path) -> None:
-    file.write_text('command = ["say", "{state}"]\nbell = true\ndesktop = true\n')
-    assert load_notify_settings() == NotifySettings(("say", "{state}"), True, True)
-
-
 @cases(
     "command",
     [
@@ -145,8 +128,10 @@ def test_settings_are_read(file: Path) -> None:
     ],
 )
 def test_an_argument_of_its_own_may_stand_for_a_value(file: Path, command: str) -> None:
-    file.write_text(f"command = {command}")
-    assert load_notify_settings().command == tuple(json.loads(command))
+    file.unlink(missing_ok=True)
+    assert load_notify_settings() == NotifySettings(), "all is off without a file"
+    file.write_text(f"command = {command}\nbell = true\ndesktop = true")
+    assert load_notify_settings() == NotifySettings(tuple(json.loads(command)), True, True)
 
 
 @cases(
@@ -176,9 +161,11 @@ def test_an_argument_of_its_own_may_stand_for_a_value(file: Path, command: str) 
         ("[", "notify.toml"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_one_sentence(file: Path, text: str, said: str) -> None:
+def test_invalid_values_are_one_sentence(file: Path, capfd: pytest.CaptureFixture[str], text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=r"notify\.toml") as error:
         load_notify_settings()
     assert said in error.value.message
     assert "\n" not in str(error.value)
+    notify(Notice("finished"))
+    assert "notice not sent" in capfd.readouterr().err, "invalid settings do not end a run"

@@ -17,12 +17,9 @@ from tests.core.queue.helpers import FakeWorkers
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(private_home: Path) -> Path:
     """A home of its own, not made yet."""
-    home = tmp_path / "home"
-    monkeypatch.setenv("LOCALTUNE_HOME", str(home))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return home
+    return private_home
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from core.queue.runner import QueueRunner
 from core.runs.record.files import try_lock
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
-from tests.core.runs.helpers import live_state
+from tests.core.runs.helpers import live_state, there
 
 
 def config_for(**sections: dict[str, Any]) -> Config:
@@ -79,16 +79,14 @@ class FakeWorkers:
 
     def end(self, run: Run, state: str = "finished", **changes: Any) -> None:
         """The process writes its end, and is gone."""
-        recorded = RunState.read(run.state_path)
-        assert recorded is not None
+        recorded = there(RunState.read(run.state_path))
         gone = replace(recorded, state=state, pid=2, pid_started="gone/1", updated=time.time(), **changes)
         gone.write(run.state_path)
         self.unlock(run)
 
     def vanish(self, run: Run, boot: str | None = None) -> None:
         """The process is gone without a word; in another boot of the machine where one is named."""
-        recorded = RunState.read(run.state_path)
-        assert recorded is not None
+        recorded = there(RunState.read(run.state_path))
         identity = recorded.pid_started or "x/1"
         started = f"{boot or identity.partition('/')[0]}/1"
         replace(recorded, pid=2, pid_started=started).write(run.state_path)

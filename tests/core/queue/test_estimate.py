@@ -71,8 +71,14 @@ def test_a_measured_pace_comes_before_the_plan(config: Config, monkeypatch: pyte
     assert known.seconds == pytest.approx(100.0)
     assert isinstance(other, Estimate)
     assert other.by == "plan"
-    total = total_of([known, other])
-    assert (total.by, total.by_plan, total.unknown) == ("mixed", 1, 0)
+    assert (known.steps, known.watt_hours) == (10, None)
+    total = total_of([known, other, NoEstimate("it has no rows")])
+    assert (total.by, total.by_plan, total.unknown, total.without_energy) == ("mixed", 1, 1, 2)
+    assert (total.seconds, total.watt_hours, total.reason) == (
+        known.seconds + other.seconds,
+        other.watt_hours,
+        "it has no rows",
+    )
     assert total_of([other]).by == "plan"
     assert total_of([]).by is None
 

@@ -13,9 +13,10 @@ import pytest
 
 from core.errors import UserError
 from core.helper import finding_core
-from core.queue import status, store
+from core.queue import status
 from core.queue.status import read_status, start_runner, stop_runner, try_runner_lock
 from tests.core.queue.helpers import add, states
+from tests.core.runs.helpers import there
 from tests.waiting import wait_for
 
 QUICK = [sys.executable, "-m", "tests.core.queue.quick_runner"]
@@ -39,13 +40,14 @@ def wait_for_states(wanted: dict[int, str]) -> None:
 
 def starts(home: Path) -> list[str]:
     path = home / "starts"
-    return [line.rpartition("-")[2] for line in path.read_text().split()] if path.exists() else []
+    return [line.split()[0].rpartition("-")[2] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_three_runs_come_in_order_and_the_runner_ends(home: Path) -> None:
+    assert start_runner()[1], "one with nothing to do begins, and ends at once"
+    wait_for(lambda: read_status() is None, 20, "the end of the runner")
     add("a", "b", "c")
-    _, is_new = start_runner()
-    assert is_new
+    assert start_runner()[1]
     assert start_runner()[1] is False
     wait_for_states({1: "running", 2: "waiting", 3: "waiting"})
     wait_for(lambda: (found := read_status()) is not None and "follows" in found.doing, 20, "the runner to follow it")
@@ -114,18 +116,10 @@ def test_two_runners_at_once_are_one(home: Path) -> None:
     assert starts(home) == ["a", "b"]
 
 
-def test_a_runner_with_nothing_to_do_ends_at_once(home: Path) -> None:
-    _, is_new = start_runner()
-    assert is_new
-    assert store.read_queue().entries == ()
-    wait_for(lambda: read_status() is None, 20, "the end of the runner")
-
-
 def test_a_runner_on_another_machine_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "_SECOND", 0.1)
     add("a")
-    lock = try_runner_lock()  # as another machine has it
-    assert lock is not None
+    lock = there(try_runner_lock())  # as another machine has it
     with pytest.raises(UserError, match="on another machine"):
         start_runner()
     assert states() == {1: "waiting"}
@@ -141,10 +135,3 @@ def test_a_runner_that_does_not_begin_is_told_with_its_log(home: Path, monkeypat
     with pytest.raises(UserError, match="has not begun") as error:
         start_runner()
     assert "no such thing" in Path(error.value.hint.removeprefix("Its log is ").rstrip(".")).read_text()
-
-
-def test_the_lock_is_of_one_process(home: Path) -> None:
-    lock = try_runner_lock()
-    assert lock is not None
-    assert try_runner_lock() is None
-    os.close(lock)

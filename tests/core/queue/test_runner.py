@@ -60,9 +60,11 @@ def begin_next(fakes: FakeWorkers) -> None:
 
 
 def test_runs_start_in_order_one_at_a_time(fakes: FakeWorkers) -> None:
-    add("a", "b")
+    add("a", "b", train={"learning_rate": 7e-4})
     begin_next(fakes)
     assert states() == {1: "running", 2: "waiting"}
+    assert run_of(1).config() == config_for(train={"learning_rate": 7e-4})
+    assert run_of(1).config_path.read_text() == store.config_path(1).read_text()
     assert make_runner().tick() == Pace().follow
     fakes.end(run_of(1))
     begin_next(fakes)
@@ -75,44 +77,26 @@ def test_runs_start_in_order_one_at_a_time(fakes: FakeWorkers) -> None:
     assert [run.rpartition("-")[2] for run, _ in fakes.launched] == ["a", "b"]
 
 
-def test_the_run_is_of_the_configuration_of_the_entry(fakes: FakeWorkers) -> None:
-    add("a", train={"learning_rate": 7e-4})
-    begin_next(fakes)
-    assert run_of(1).config() == config_for(train={"learning_rate": 7e-4})
-    assert run_of(1).config_path.read_text() == store.config_path(1).read_text()
-
-
-@pytest.mark.parametrize(
-    ("state", "changes", "became", "reason"),
-    [
-        ("failed", {"reason": "the disk is full"}, "failed", "the disk is full"),
-        ("stopped", {"reason": "the disk is full"}, "done", "the disk is full"),
-        ("finished", {"reason": "the disk is full"}, "done", "the disk is full"),
-        ("finished", {"refused": "loss 2 is above 1"}, "done", "refused by eval.gate: loss 2 is above 1"),
-    ],
-)
-def test_any_end_starts_the_next_run(
-    fakes: FakeWorkers, state: str, changes: dict[str, str], became: str, reason: str
-) -> None:
-    add("a", "b")
-    begin_next(fakes)
-    fakes.end(run_of(1), state, **changes)
-    begin_next(fakes)
-    entry = store.read_queue().entry(1)
-    assert (entry.state, entry.outcome, entry.reason) == (became, state, reason)
-    assert states()[2] == "running"
-
-
-def test_a_process_that_is_killed_is_told_and_not_started_again(fakes: FakeWorkers) -> None:
+def test_any_end_starts_the_next_run(fakes: FakeWorkers) -> None:
     told: list[QueueEntry] = []
-    add("a", "b")
+    add(*"abcde")
+    full = {"reason": "the disk is full"}
+    ends = [("failed", full), ("stopped", full), ("finished", full), ("finished", {"refused": "loss 2 is above 1"})]
+    for entry_id, (state, changes) in enumerate(ends, 1):
+        begin_next(fakes)
+        fakes.end(run_of(entry_id), state, **changes)
     begin_next(fakes)
-    fakes.vanish(run_of(1))
+    fakes.vanish(run_of(5))
     make_runner(ended=told.append).tick()
-    assert states()[1] == "failed"
-    assert "wrote no end" in store.read_queue().entry(1).reason
-    assert [entry.id for entry in told] == [1]
-    assert store.read_queue().entry(1).outcome == "lost"
+    assert [(entry.state, entry.outcome, entry.reason) for entry in store.read_queue().entries[:4]] == [
+        *(("failed", "failed", "the disk is full"), ("done", "stopped", "the disk is full")),
+        *(("done", "finished", "the disk is full"), ("done", "finished", "refused by eval.gate: loss 2 is above 1")),
+    ]
+    assert len(fakes.launched) == 5
+    # A process that was killed reports nothing itself.
+    (killed,) = told
+    assert (killed.id, killed.state, store.read_queue().entry(5).outcome) == (5, "failed", "lost")
+    assert "wrote no end" in killed.reason
 
 
 def test_a_run_that_a_reboot_has_ended_goes_on_from_its_checkpoint_once(fakes: FakeWorkers) -> None:
@@ -155,27 +139,18 @@ def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, mo
     assert fakes.launched == [(run.id, False), (run.id, True)]
 
 
-def test_a_run_of_somebody_else_is_waited_for(fakes: FakeWorkers) -> None:
+def test_a_run_of_somebody_else_and_memory_are_waited_for(fakes: FakeWorkers) -> None:
     other = create_run(config_for(), "other")
     state = live_state("paused", updated=0.0)
     state.write(other.state_path)
     said: list[str] = []
     add("a")
-    runner = make_runner(told=said.append, pace=Pace(soonest=1, latest=3))
+    lacking = ["9 GB of GPU memory", None]
+    runner = make_runner(told=said.append, pace=Pace(soonest=1, latest=3), room=lambda _: lacking.pop(0))
     assert [runner.tick() for _ in range(4)] == [1, 2, 3, 3]
-    assert said == [f"waits for {other.id}, which is stalled"]
     replace(state, state="finished").write(other.state_path)
     runner.tick()
-    assert states() == {1: "starting"}
-
-
-def test_memory_is_waited_for_and_told(fakes: FakeWorkers) -> None:
-    add("a")
-    lacking = ["9 GB of GPU memory", None]
-    said: list[str] = []
-    runner = make_runner(told=said.append, room=lambda _: lacking.pop(0))
-    runner.tick()
-    assert said == ["waits for 9 GB of GPU memory"]
+    assert said == [f"waits for {other.id}, which is stalled", "waits for 9 GB of GPU memory"]
     runner.tick()
     assert states() == {1: "starting"}
 
@@ -293,14 +268,6 @@ def test_an_entry_that_is_held_as_it_is_skipped_is_not_told_to_have_ended(home: 
     assert [entry.id for entry in ended] == [1]
 
 
-def test_two_runs_of_one_second_and_one_name_have_two_directories(fakes: FakeWorkers) -> None:
-    add("a", "a", "a")
-    for entry_id in (1, 2, 3):
-        begin_next(fakes)
-        fakes.end(run_of(entry_id))
-    assert len({run for run, _ in fakes.launched}) == 3
-
-
 def test_a_worker_that_holds_the_lock_is_adopted(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     runner = make_runner()
@@ -363,18 +330,14 @@ def planned(needed: int, machine: Machine) -> Plan:
 
 @cases(
     ("free", "needed", "waits"),
-    [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False)],
-    ids=["it fits", "others use the card", "it never fits"],
+    [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False), (None, 9 * GB, False)],
+    ids=["it fits", "others use the card", "it never fits", "unknown"],
 )
-def test_a_run_waits_only_for_what_others_may_give_back(free: int, needed: int, waits: bool) -> None:
+def test_a_run_waits_only_for_what_others_may_give_back(free: int | None, needed: int, waits: bool) -> None:
     reason = judge(Machine("cuda", free), 24 * GB, lambda machine: planned(needed, machine))
     assert (reason is not None) is waits
-    if reason is not None:
+    if waits:
         assert reason == "9.0 GB of GPU memory, of which 8.0 GB are free while other programs use it"
-
-
-def test_unknown_memory_is_not_waited_for() -> None:
-    assert judge(Machine("cuda"), 24 * GB, lambda machine: planned(9 * GB, machine)) is None
 
 
 def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,22 +349,12 @@ def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch
     assert lack_of_room(config_for(hardware={"device": "cuda"})) is None
 
 
-@cases(
-    ("state", "parked", "has_device"),
-    [
-        ("training", "", True),
-        ("paused", "", True),
-        ("paused", PARKED_BY_HAND, False),
-        ("paused", "ollama runner is running", True),
-        ("finished", "", False),
-    ],
-)
-def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, parked: str, has_device: bool
-) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(home: Path) -> None:
     run = create_run(config_for(), "other")
-    live_state(state, parked=parked).write(run.state_path)
-    found: Run | None = live_run()
-    assert (found == run) is has_device
-    assert live_run(besides=run.id) is None
+    for state, parked in (("training", ""), ("paused", ""), ("paused", "ollama runner is running")):
+        live_state(state, parked=parked).write(run.state_path)
+        assert live_run() == run
+        assert live_run(besides=run.id) is None
+    for state, parked in (("paused", PARKED_BY_HAND), ("finished", "")):
+        live_state(state, parked=parked).write(run.state_path)
+        assert live_run() is None

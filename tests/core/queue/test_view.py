@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from core.config.schema import Config
 from core.queue import store
-from core.queue.estimate import Estimator, total_of
+from core.queue.estimate import Estimator
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
@@ -50,9 +49,17 @@ def test_a_duration_by_the_plan_is_told_from_one_at_a_measured_pace(home: Path) 
     add("a", train={"max_steps": 6})
     add("b", train={"max_steps": 3}, method={"rank": 32})
     add("c")
-    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
-    assert [row.to_dict()["expected_by"] for row in view.rows] == ["pace", "plan", None]
+    add("d", train={"max_steps": 2})
+    reader = QueueReader(Known())
+    assert reader.read(NOW, known_only=True).rows[0].seconds is None
+    view = reader.view(store.read_queue(), RUNNER, NOW)
+    assert [row.to_dict()["expected_by"] for row in view.rows] == ["pace", "plan", None, "pace"]
     assert view.has_plans
+    # After one that is not known, nothing is.
+    assert [(row.begins, row.ends) for row in view.rows[1:]] == [(NOW + 60, NOW + 90), (NOW + 90, None), (None, None)]
+    assert view.ends is None
+    assert [row.seconds for row in reader.read(NOW, known_only=True).rows] == [60, 30, None, 20]
+    assert {row.begins for row in reader.view(store.read_queue(), None, NOW).rows} == {None}, "nobody starts them"
     store.change(lambda queue: queue.removed(2))
     assert not QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).has_plans
 
@@ -67,29 +74,6 @@ def test_a_run_that_a_limit_ends_early_gives_the_device_on_earlier(home: Path) -
     end = {"option": "train.max_hours", "limit": 1.0, "step": 360, "steps": 720}
     assert [row.to_dict()["early_end"] for row in view.rows] == [end, None]
     assert view.early_ends == ["train.max_hours"]
-
-
-def test_the_list_can_be_read_before_anything_is_estimated(home: Path) -> None:
-    add("a", train={"max_steps": 6})
-    reader = QueueReader(Known())
-    assert reader.read(NOW, known_only=True).rows[0].seconds is None
-    assert reader.read(NOW).rows[0].seconds == 60
-    assert reader.read(NOW, known_only=True).rows[0].seconds == 60
-
-
-def test_what_is_not_known_makes_what_follows_unknown(home: Path) -> None:
-    add("a", train={"max_steps": 6})
-    add("b")
-    add("c", train={"max_steps": 2})
-    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
-    assert [(row.begins, row.ends) for row in view.rows] == [(NOW, NOW + 60), (NOW + 60, None), (None, None)]
-    assert view.ends is None
-
-
-def test_without_a_runner_nothing_is_expected_to_begin(home: Path) -> None:
-    add("a", train={"max_steps": 6})
-    (row,) = QueueReader(Known()).view(store.read_queue(), None, NOW).rows
-    assert (row.begins, row.ends, row.seconds) == (None, None, 60)
 
 
 def step(number: int, moment: float) -> StepEvent:
@@ -138,23 +122,6 @@ def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> Non
     row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
     assert (row.entry.name, row.by) == ("b", "pace")
     assert row.seconds == pytest.approx(100.0)
-
-
-def test_rows_are_counted_for_epochs_at_the_pace_of_an_earlier_run(home: Path, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
-    config = config_for(data={"train": str(data)}, train={"batch_size": 8})
-    estimator = Estimator()
-    assert isinstance(estimator.estimate(config), NoEstimate), "no earlier run"
-    run = create_run(config, "before")
-    write_events(run, *(step(number, float(number)) for number in range(1, 6)))
-    found = Estimator().estimate(config)
-    assert isinstance(found, Estimate)
-    assert (found.steps, found.watt_hours, found.by) == (10, None, "pace")
-    assert found.seconds == pytest.approx(100.0)
-    total = total_of([found, NoEstimate("it has no rows")])
-    assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)
-    assert (total.by, total.reason) == ("pace", "it has no rows")
 
 
 def test_the_next_run_begins_when_all_before_it_have_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -51,35 +52,12 @@ JSON = st.recursive(
 
 #: JSON that no worker writes, as the text that stands in a line.
 HOSTILE_VALUES = [
-    *("1e308", "-1e308", "1e999", "-1e999", "5e-324", "-5e-324", "-0.0", "0.5", "NaN", "Infinity", "-Infinity"),
-    *('"NaN"', '"Infinity"', '"-Infinity"', '"1"', "true", "false", "null", "0", "-1", "1", "2", "3", "1e15", "1e18"),
-    *(str(2**63), str(-(2**63)), str(2**63 + 1), str(2**62), "9" * 400, "-" + "9" * 400, "9" * 5000, "253402300800"),
-    *(
-        '""',
-        r'"\ud800"',
-        r'"\u0000"',
-        r'"\u001b]0;x\u0007"',
-        '"[/red][@click=app.quit]x[/]"',
-        '"importing"',
-        '"training"',
-    ),
-    *('"evaluating"', '"warning"', '"../../x"', '"/etc"', '"cpu"', f'"{"x" * 5000}"', f'"{"w" * 300}.w = 1"'),
-    *('"train.learning_rate = 1e999, eval.every_steps = 99999999999999999999"', '"refused: no"', '"set"', '"generate"'),
-    *(
-        "[]",
-        "{}",
-        "[[[[]]]]",
-        "[" * 300 + "]" * 300,
-        '{"a":' * 300 + "1" + "}" * 300,
-        '{"a": {"b": [1, {}]}}',
-        "[1, null]",
-    ),
-    *('{"x": 1, "y": -5}', f'{{"x": {"9" * 400}}}', f'{{"{"k" * 5000}": 1}}', "[{}, {}]", '[{"index": true}]'),
-    '[{"index": 0, "kind": "cpu", "name": "c", "memory_used": 9e9, "memory_total": 0, "temperature_c": 1e308}]',
+    *Path(__file__).with_name("hostile_values.txt").read_text(encoding="utf-8").splitlines(),
+    *("9" * 400, "-" + "9" * 400, "9" * 5000, f'"{"x" * 5000}"', f'"{"w" * 300}.w = 1"', "[" * 300 + "]" * 300),
+    *('{"a":' * 300 + "1" + "}" * 300, f'{{"x": {"9" * 400}}}', f'{{"{"k" * 5000}": 1}}'),
     f'[{{"index": {"9" * 400}, "kind": "cuda", "name": "n"}}]',
     f'[{{"index": 1, "kind": "cuda", "name": "\\u009b[/x]", "memory_used": {2**63}, "memory_total": 1, "clock": 1e300,'
     f' "temperature_c": -1e300, "power_w": {"9" * 400}, "fan": "NaN", "throttle_reasons": [{{}}, [[]], "a", 5]}}]',
-    f'[{{"index": 0, "kind": "cpu", "name": "c", "memory_used": {2**62}, "memory_total": 5, "utilization": NaN}}]',
 ]
 _USUAL = {
     "int": ["1", "2", "3", "7"],

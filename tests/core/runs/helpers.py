@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.config.schema import Config, DataSection
 from core.runs.record.events import Event, StepEvent, encode_event
@@ -14,10 +14,18 @@ from core.runs.record.state import RunState, hostname, own_identity
 from core.runs.record.store import Run
 from tests import waiting
 
+T = TypeVar("T")
+
 _STEP = StepEvent(
     t=0.0, step=0, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=40, seconds=2.0,
     tokens_per_second=50.0,
 )  # fmt: skip
+
+
+def there(value: T | None) -> T:
+    """The value, which is not None."""
+    assert value is not None
+    return value
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -11,30 +11,11 @@ import pytest
 
 from core.config.document import dump_config
 from core.errors import UserError
-from core.runs.catalog.compare import (
-    MOST_RUNS,
-    RunComparison,
-    RunRecord,
-    compare_runs,
-    read_record,
-    text_lines,
-    to_csv,
-    to_curves_csv,
-    to_json,
-    to_markdown,
-)
-from core.runs.record.events import (
-    DataEvent,
-    EvalEvent,
-    Event,
-    HardwareEvent,
-    PhaseEvent,
-    SampleEvent,
-)
+from core.runs.catalog import compare
+from core.runs.record.events import DataEvent, EvalEvent, Event, HardwareEvent, PhaseEvent, SampleEvent
 from core.runs.record.series import METRICS
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
-from tests.cases import cases
 from tests.core.runs.helpers import add_checkpoint, config_for, step_event, write_events
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
@@ -60,7 +41,7 @@ def sample(prompt: str, text: str, number: int, *, right: bool | None = None) ->
 
 
 @pytest.fixture
-def pair(home: Path) -> list[RunRecord]:
+def pair(home: Path) -> list[compare.RunRecord]:
     """Two runs; the second has half the learning rate, longer steps, and a lower loss."""
     data = {"dropped": {}, "tokens": 1000, "supervised_tokens": 300, "longest": 50, "held_out_rows": 10}
     first = make(
@@ -84,36 +65,32 @@ def pair(home: Path) -> list[RunRecord]:
         learning_rate=1e-4, batch_size=4,
     )  # fmt: skip
     write_labels(second.path, Labels(name="half the rate"))
-    return [read_record(first), read_record(second)]
+    return [compare.read_record(first), compare.read_record(second)]
 
 
 @pytest.fixture
-def compared(pair: list[RunRecord]) -> RunComparison:
-    return compare_runs(pair)
+def compared(pair: list[compare.RunRecord]) -> compare.RunComparison:
+    return compare.compare_runs(pair)
 
 
-def test_it_says_which_was_better_and_what_differs(compared: RunComparison) -> None:
+def test_it_says_which_was_better_and_what_differs(compared: compare.RunComparison) -> None:
     assert compared.verdict.startswith("B was better on held-out rows: eval loss 0.400 at step 3, A 0.500.")
     assert "train.learning_rate" in compared.verdict
     figures = {fact.name: fact for fact in compared.figures}
     assert (figures["best eval loss"].values, figures["best eval loss"].best) == ((0.5, 0.4), (1,))
     assert (figures["speed"].words, figures["speed"].best) == (("50 tok/s", "300 tok/s"), (1,))
     assert (figures["energy"].words, figures["energy"].best) == (("3.0 Wh", "–"), ())
-    # Equal values are not marked.
-    assert figures["exact match"].best == ()
+    assert figures["exact match"].best == (), "equal values are not marked"
     options = {fact.name: fact.words for fact in compared.options}
     assert options == {"train.batch_size": ("8", "4"), "train.learning_rate": ("2e-4", "1e-4")}
     data = {fact.name: fact.values for fact in compared.data}
     assert data == {"rows": (100, 200), "rows used": (90, 180)}
-
-
-def test_the_last_answers_stand_side_by_side(compared: RunComparison) -> None:
     asked, alone = compared.answers
     assert (asked.prompt, asked.texts, asked.steps, asked.right) == ("Is it?", ("no", "yes"), (3, 3), (False, True))
     assert (alone.prompt, alone.texts) == ("Only here", ("a", None))
 
 
-def test_curves_over_steps_tokens_and_time(pair: list[RunRecord]) -> None:
+def test_curves_over_steps_tokens_and_time(pair: list[compare.RunRecord]) -> None:
     first, second = pair
     assert list(first.curve("loss").steps) == [1, 2, 3]
     assert list(second.curve("loss", "tokens").steps) == [300, 600, 900]
@@ -123,82 +100,67 @@ def test_curves_over_steps_tokens_and_time(pair: list[RunRecord]) -> None:
     assert all(len(first.curve(name, "time")) == len(first.curve(name)) for name in METRICS)
 
 
-def test_losses_on_other_rows_say_nothing(home: Path, pair: list[RunRecord]) -> None:
+def test_losses_on_other_rows_say_nothing(home: Path, pair: list[compare.RunRecord]) -> None:
     other = config_for(home).model_copy()
     other = other.model_copy(update={"data": other.data.model_copy(update={"eval": "/data/other.jsonl"})})
     pair[1].run.config_path.write_text(dump_config(other), encoding="utf-8")
-    compared = compare_runs([pair[0], read_record(pair[1].run)])
+    compared = compare.compare_runs([pair[0], compare.read_record(pair[1].run)])
     assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
 
 
-def save(record: RunRecord, **manifest: str) -> None:
+def save(record: compare.RunRecord, **manifest: str) -> None:
     """A checkpoint of a run."""
     (add_checkpoint(record.run) / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_run_without_an_evaluation_does_not_make_rows_differ(home: Path, pair: list[RunRecord]) -> None:
-    for record in pair:
-        save(record, held_out_sha256="c" * 64)
-    begun = create_run(config_for(home), "begun")
-    compared = compare_runs([read_record(run) for run in (pair[0].run, pair[1].run, begun)])
-    assert compared.verdict.startswith("B was better on held-out rows")
-
-
-def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
+def test_the_rows_are_told_apart_by_their_hash(home: Path, pair: list[compare.RunRecord]) -> None:
     for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
         save(record, data_sha256=digest, held_out_sha256="c" * 64)
-    compared = compare_runs([read_record(record.run) for record in pair])
+    begun = create_run(config_for(home), "begun")
+    compared = compare.compare_runs([compare.read_record(run) for run in (pair[0].run, pair[1].run, begun)])
+    assert compared.verdict.startswith("B was better on held-out rows"), "one without an evaluation has no rows"
+    compared = compare.compare_runs([compare.read_record(record.run) for record in pair])
     data = {fact.name: fact.words for fact in compared.data}
     assert data["SHA-256 of the rows"] == ("a" * 11, "b" * 11)
     assert "SHA-256 of those held out" not in data
 
 
-@cases("count", [0, 1, MOST_RUNS + 1])
-def test_other_numbers_of_runs_are_refused(pair: list[RunRecord], count: int) -> None:
-    with pytest.raises(UserError, match="Name two to 6"):
-        compare_runs((pair * MOST_RUNS)[:count])
-
-
-def test_runs_without_anything_are_compared(home: Path) -> None:
-    empty = [read_record(create_run(config_for(home), name)) for name in ("a", "b")]
+def test_runs_without_anything_are_compared_and_other_numbers_of_runs_refused(home: Path) -> None:
+    empty = [compare.read_record(create_run(config_for(home), name)) for name in ("a", "b")]
+    for count in (0, 1, compare.MOST_RUNS + 1):
+        with pytest.raises(UserError, match="Name two to 6"):
+            compare.compare_runs((empty * compare.MOST_RUNS)[:count])
     (empty[0].run.config_path).write_text("= nonsense")
-    compared = compare_runs([read_record(record.run) for record in empty])
+    compared = compare.compare_runs([compare.read_record(record.run) for record in empty])
     assert "Fewer than two of these runs have an evaluation" in compared.verdict
-    assert to_markdown(compared)
-    assert text_lines(compared)
+    assert compare.to_markdown(compared)
+    assert compare.text_lines(compared)
 
 
-def test_the_csv_is_read_back(compared: RunComparison) -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(compared))))
+def test_csv_and_json_have_plain_values(compared: compare.RunComparison) -> None:
+    found = json.loads(json.dumps(compare.to_json(compared)))
+    assert {"name": "speed", "unit": "tokens/s", "values": [50.0, 300.0], "best": [1]} in found["figures"]
+    assert [run["letter"] for run in found["runs"]] == ["A", "B"]
+    rows = list(csv.DictReader(io.StringIO(compare.to_csv(compared))))
     assert [row["name"] for row in rows] == ["", "half the rate"]
     assert [float(row["best eval loss"]) for row in rows] == [0.5, 0.4]
     assert [row["energy (Wh)"] for row in rows] == ["3.0", ""]
     assert [row["train.batch_size"] for row in rows] == ["8", "4"]
-    curves = list(csv.DictReader(io.StringIO(to_curves_csv(compared))))
+    curves = list(csv.DictReader(io.StringIO(compare.to_curves_csv(compared))))
     second = [row for row in curves if row["run"].endswith("second") and row["metric"] == "loss"]
-    assert [(int(row["step"]), int(row["tokens"]), float(row["seconds"])) for row in second] == [
-        (1, 300, 1.0),
-        (2, 600, 2.0),
-        (3, 900, 3.0),
-    ]
+    told = [(row["step"], int(row["tokens"]), float(row["seconds"])) for row in second]
+    assert told == [("1", 300, 1.0), ("2", 600, 2.0), ("3", 900, 3.0)]
 
 
-def test_reports_are_safe_whatever_runs_are_called(pair: list[RunRecord]) -> None:
+def test_reports_are_safe_whatever_runs_are_called(pair: list[compare.RunRecord]) -> None:
     write_labels(pair[0].run.path, Labels(name="=cmd|'/C calc'!A1", note="| a | <b> " + HOSTILE))
-    compared = compare_runs([read_record(record.run) for record in pair])
-    rows = list(csv.reader(io.StringIO(to_csv(compared))))
+    compared = compare.compare_runs([compare.read_record(record.run) for record in pair])
+    rows = list(csv.reader(io.StringIO(compare.to_csv(compared))))
     assert rows[1][1].startswith("'=cmd")
-    report = to_markdown(compared)
+    report = compare.to_markdown(compared)
     assert "<b>" not in report
     # Each line of a table has the cells of its head.
     tables = [line for line in report.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in tables} == {4}
-    for text in (report, to_csv(compared), "\n".join(text_lines(compared))):
+    for text in (report, compare.to_csv(compared), "\n".join(compare.text_lines(compared))):
         assert not FORBIDDEN & set(text)
-
-
-def test_the_object_for_scripts_has_plain_values(compared: RunComparison) -> None:
-    found = json.loads(json.dumps(to_json(compared)))
-    figures = {fact["name"]: fact for fact in found["figures"]}
-    assert figures["speed"] == {"name": "speed", "unit": "tokens/s", "values": [50.0, 300.0], "best": [1]}
-    assert [run["letter"] for run in found["runs"]] == ["A", "B"]

@@ -18,24 +18,12 @@ from core.errors import UserError
 from core.hardware.obstacle import Sight
 from core.hardware.visible import Identity
 from core.helper import finding_core
-from core.runs.control import devices as beside
-from core.runs.control.devices import (
-    Hold,
-    lock_path,
-    model_bytes,
-    occupant,
-    refuse_crowding,
-    run_devices,
-    runs_on_card,
-    runs_on_cpu,
-    take_alone,
-    take_beside,
-)
+from core.runs.control import devices
 from core.runs.record.state import RunState, own_identity
 from core.runs.record.store import make_run
 from tests.cases import cases
 from tests.core.queue.helpers import config_for
-from tests.core.runs.helpers import live_state
+from tests.core.runs.helpers import live_state, there
 from tests.waiting import wait_for
 
 #: Takes devices, prints the result, and holds them until its input ends.
@@ -49,17 +37,10 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own."""
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 @contextmanager
-def holder(how: str, run: str, *devices: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def holder(how: str, run: str, *names: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Another process that takes devices, and its output."""
-    command = [sys.executable, "-c", HOLDER, how, run, *devices]
+    command = [sys.executable, "-c", HOLDER, how, run, *names]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=finding_core(os.environ)
     )
@@ -77,10 +58,9 @@ def live(run_id: str) -> None:
 
 
 @contextmanager
-def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
+def holding(how: Callable[[list[str], str], devices.Hold | None], run: str, *names: str) -> Iterator[tuple[str, ...]]:
     """Devices taken by this process for a run; yields the other runs there."""
-    held = how(list(devices), run)
-    assert held is not None
+    held = there(how(list(names), run))
     try:
         yield held.beside
     finally:
@@ -91,51 +71,51 @@ def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone()
     live("first")
     with holder("alone", "first", "GPU-1") as (said, process):
         assert said == "held"
-        assert take_alone(["GPU-1"], "second") is None
-        assert occupant(["GPU-1"]) == "first"
-        assert occupant(["GPU-2"]) is None
+        assert devices.take_alone(["GPU-1"], "second") is None
+        assert devices.occupant(["GPU-1"]) == "first"
+        assert devices.occupant(["GPU-2"]) is None
         process.kill()
         process.wait()
-        with holding(take_alone, "second", "GPU-1"):
+        with holding(devices.take_alone, "second", "GPU-1"):
             pass
-    assert occupant(["GPU-1"]) is None
+    assert devices.occupant(["GPU-1"]) is None
 
 
 def test_all_devices_are_taken_or_none() -> None:
     with holder("alone", "first", "GPU-2"):
-        assert take_alone(["GPU-1", "GPU-2"], "second") is None
-        assert occupant(["GPU-1"]) is None
+        assert devices.take_alone(["GPU-1", "GPU-2"], "second") is None
+        assert devices.occupant(["GPU-1"]) is None
 
 
 def test_runs_by_hand_share_a_device_and_one_that_wants_it_alone_waits_for_all_of_them() -> None:
     live("first")
     with holder("beside", "first", "cpu") as (said, process):
         assert said == "held"
-        second = take_beside(["cpu"], "second")
+        second = devices.take_beside(["cpu"], "second")
         assert second.beside == ("first",)
         process.kill()
         process.wait()
-        assert take_alone(["cpu"], "third") is None
+        assert devices.take_alone(["cpu"], "third") is None
         second.release()
-        with holding(take_alone, "third", "cpu"):
+        with holding(devices.take_alone, "third", "cpu"):
             pass
 
 
 def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() -> None:
     live("first")
     with holder("alone", "first", "cpu") as (_, process):
-        second = take_beside(["cpu"], "second")
+        second = devices.take_beside(["cpu"], "second")
         assert second.beside == ("first",)
         process.kill()
         process.wait()
         wait_for(lambda: takers("cpu") == 1, 20, "the lock to be taken over")
-        assert take_alone(["cpu"], "third") is None
+        assert devices.take_alone(["cpu"], "third") is None
         second.release()
 
 
 def takers(device: str) -> int:
     """Number of processes that hold the lock of a device, by the kernel."""
-    number = lock_path(device).stat().st_ino
+    number = devices.lock_path(device).stat().st_ino
     lines = Path("/proc/locks").read_text().splitlines()
     return sum(f":{number} " in line and "->" not in line for line in lines)
 
@@ -149,13 +129,13 @@ def test_a_third_run_is_told_of_all_that_are_on_the_device(home: Path) -> None:
             assert said == "held first second"
         second.kill()
         second.wait()
-        assert take_beside(["cpu"], "fourth").beside == ("first",)
+        assert devices.take_beside(["cpu"], "fourth").beside == ("first",)
         RunState(state="finished").write(home / "runs/first/state.json")
-        assert occupant(["cpu"], "fourth") == "another run"
+        assert devices.occupant(["cpu"], "fourth") == "another run"
 
 
 def test_a_run_that_waits_for_the_end_of_another_is_on_the_device_too() -> None:
-    with holding(take_alone, "first", "cpu"), holder("beside", "second", "cpu") as (said, _):
+    with holding(devices.take_alone, "first", "cpu"), holder("beside", "second", "cpu") as (said, _):
         assert said == "held first"
         with holder("beside", "third", "cpu") as (said, _):
             assert said == "held first second"
@@ -163,25 +143,25 @@ def test_a_run_that_waits_for_the_end_of_another_is_on_the_device_too() -> None:
 
 def test_a_parked_run_has_given_its_device_back(home: Path) -> None:
     live("first")
-    with holding(take_beside, "first", "cpu"), holding(take_beside, "second", "cpu"):
+    with holding(devices.take_beside, "first", "cpu"), holding(devices.take_beside, "second", "cpu"):
         RunState(state="paused", parked="on request").write(home / "runs/first/state.json")
-        with holding(take_beside, "third", "cpu") as beside:
+        with holding(devices.take_beside, "third", "cpu") as beside:
             assert beside == ("second",)
 
 
 def test_several_processes_of_a_run_are_one_holder_on_all_its_devices() -> None:
-    with holding(take_beside, "first", "0", "1"), holding(take_beside, "first", "1") as beside:
+    with holding(devices.take_beside, "first", "0", "1"), holding(devices.take_beside, "first", "1") as beside:
         assert beside == ()
-        with holding(take_beside, "second", "0", "1") as beside:
+        with holding(devices.take_beside, "second", "0", "1") as beside:
             assert beside == ("first",)
 
 
 def test_a_run_that_had_the_device_in_the_past_is_not_told_though_its_process_is_alive() -> None:
-    with holding(take_alone, "first", "cpu"):
+    with holding(devices.take_alone, "first", "cpu"):
         pass
-    with holding(take_alone, "second", "cpu"):
-        assert occupant(["cpu"]) == "second"
-        assert "first" not in lock_path("cpu").read_text()
+    with holding(devices.take_alone, "second", "cpu"):
+        assert devices.occupant(["cpu"]) == "second"
+        assert "first" not in devices.lock_path("cpu").read_text()
 
 
 @cases(
@@ -204,50 +184,46 @@ def test_a_run_that_had_the_device_in_the_past_is_not_told_though_its_process_is
 )
 def test_a_line_in_the_file_that_is_no_live_holder_is_not_told(line: bytes) -> None:
     pid, identity = own_identity()
-    with holding(take_beside, "gone", "cpu"):
-        lock_path("cpu").write_bytes(line.replace(b"PID", str(pid).encode()).replace(b"SINCE", str(identity).encode()))
-        assert occupant(["cpu"]) == "another run"
-        with holding(take_beside, "second", "cpu") as beside:
+    with holding(devices.take_beside, "gone", "cpu"):
+        devices.lock_path("cpu").write_bytes(
+            line.replace(b"PID", str(pid).encode()).replace(b"SINCE", str(identity).encode())
+        )
+        assert devices.occupant(["cpu"]) == "another run"
+        with holding(devices.take_beside, "second", "cpu") as beside:
             assert beside == ()
-            assert occupant(["cpu"]) == "second"
+            assert devices.occupant(["cpu"]) == "second"
 
 
 def test_machines_that_share_a_home_do_not_wait_for_each_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.mkdir()
     (home / "devices").mkdir()
     former = (home / "devices/cpu.lock").open("w")  # of an earlier version, which had one folder
     fcntl.flock(former, fcntl.LOCK_EX)
-    with holding(take_alone, "first", "cpu"):
-        assert take_alone(["cpu"], "second") is None
+    with holding(devices.take_alone, "first", "cpu"):
+        assert devices.take_alone(["cpu"], "second") is None
         for name in ("tower", "../tower", "..", "", "tower/\0"):
             monkeypatch.setattr("socket.gethostname", lambda name=name: name)
-            assert lock_path("cpu").parent.parent == home / "devices"
-            with holding(take_alone, "second", "cpu"):
-                assert lock_path("cpu").is_file()
+            assert devices.lock_path("cpu").parent.parent == home / "devices"
+            with holding(devices.take_alone, "second", "cpu"):
+                assert devices.lock_path("cpu").is_file()
     former.close()
 
 
 def test_a_name_that_a_full_disk_has_cut_short_does_not_take_the_next_one_with_it() -> None:
-    with holding(take_beside, "first", "cpu"):
-        lock_path("cpu").write_bytes(lock_path("cpu").read_bytes() + b'{"run": "half')
-        with holding(take_beside, "second", "cpu"), holding(take_beside, "third", "cpu") as beside:
+    with holding(devices.take_beside, "first", "cpu"):
+        devices.lock_path("cpu").write_bytes(devices.lock_path("cpu").read_bytes() + b'{"run": "half')
+        with holding(devices.take_beside, "second", "cpu"), holding(devices.take_beside, "third", "cpu") as beside:
             assert beside == ("first", "second")
 
 
 def test_a_lock_that_cannot_be_made_keeps_nobody_from_training(home: Path) -> None:
-    home.mkdir()
     (home / "devices").write_text("no directory")
-    assert take_alone(["cpu"], "first") == Hold()
-    assert take_beside(["cpu"], "first") == Hold()
-    assert occupant(["cpu"]) is None
-
-
-def test_the_name_of_an_instance_of_a_card_makes_no_directory() -> None:
-    assert lock_path("MIG-GPU-1/2/0").parent == lock_path("cpu").parent
+    assert devices.take_alone(["cpu"], "first") == devices.Hold()
+    assert devices.take_beside(["cpu"], "first") == devices.Hold()
+    assert devices.occupant(["cpu"]) is None
 
 
 @cases(
-    ("sections", "environment", "devices"),
+    ("sections", "environment", "found"),
     [
         ({}, {}, ["GPU-a"]),
         ({}, {"CUDA_VISIBLE_DEVICES": "1"}, ["MIG-b"]),
@@ -256,41 +232,25 @@ def test_the_name_of_an_instance_of_a_card_makes_no_directory() -> None:
         ({"distributed": {"gpus": "all"}}, {}, ["GPU-a", "MIG-b", "2"]),
         ({"distributed": {"gpus": ["2", "0"]}}, {}, ["2", "GPU-a"]),
         ({"distributed": {"processes": 2}}, {}, ["GPU-a", "MIG-b"]),
+        ({"distributed": {"processes": 2}, "hardware": {"device": "cpu"}}, {}, ["cpu"]),
     ],
 )
-def test_the_devices_of_a_run(sections: dict[str, Any], environment: dict[str, str], devices: list[str]) -> None:
+def test_the_devices_of_a_run(sections: dict[str, Any], environment: dict[str, str], found: list[str]) -> None:
     sight = Sight(cards=(Identity(0, "GPU-a"), Identity(1, "GPU-b", ("MIG-b",)), Identity(2)))
     config = config_for(**{"hardware": {"device": "auto"}} | sections)
-    assert run_devices(config, sight, environment) == devices
-
-
-def test_a_run_on_the_cpu_has_one_device_however_many_processes_it_has() -> None:
-    assert run_devices(config_for()) == ["cpu"]
-    assert run_devices(config_for(distributed={"processes": 2})) == ["cpu"]
+    assert devices.run_devices(config, sight, environment) == found
+    assert devices.lock_path("MIG-GPU-1/2/0").parent == devices.lock_path("cpu").parent, "a name makes no directory"
 
 
 GB = 10**9
 
 
-@cases(
-    ("needed", "free", "runs", "words"),
-    [
-        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same device, where 3.0 GB are"),
-        (2 * GB, 3 * GB, ["x"], ""),
-        (16 * GB, 3 * GB, [], ""),
-    ],
-)
-def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
-    if not words:
-        refuse_crowding(needed, free, lambda: runs)
-        return
-    with pytest.raises(UserError, match=words):
-        refuse_crowding(needed, free, lambda: runs)
-
-
-def test_a_quantized_model_is_smaller() -> None:
-    assert model_bytes(16 * GB, "lora") == 16 * GB
-    assert model_bytes(16 * GB, "qlora") < 6 * GB
+def test_a_model_that_does_not_fit_beside_a_run_is_told() -> None:
+    devices.refuse_crowding(2 * GB, 3 * GB, lambda: ["x"])
+    devices.refuse_crowding(devices.model_bytes(16 * GB, "qlora"), 6 * GB, lambda: ["x"])
+    devices.refuse_crowding(16 * GB, 3 * GB, list)
+    with pytest.raises(UserError, match=r"Run the-run trains on the same device, where 3\.0 GB are"):
+        devices.refuse_crowding(devices.model_bytes(16 * GB, "lora"), 3 * GB, lambda: ["the-run"])
 
 
 @cases(("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])])
@@ -301,10 +261,10 @@ def test_runs_on_a_card(monkeypatch: pytest.MonkeyPatch, processes: set[int], ws
         return SimpleNamespace(id=name, state=lambda: state, config=lambda: config)
 
     runs = [run("a", 11), run("b", 12), run("c", 13, "cpu"), run("d", 11, over=True), run("e", 11, host="there")]
-    monkeypatch.setattr(beside, "list_runs", lambda: runs)
-    monkeypatch.setattr(beside, "hostname", lambda: "here")
-    monkeypatch.setattr(beside, "is_wsl", lambda: wsl)
-    monkeypatch.setattr(beside, "_processes", lambda _: processes)
-    assert runs_on_card("GPU-1") == expected
+    monkeypatch.setattr(devices, "list_runs", lambda: runs)
+    monkeypatch.setattr(devices, "hostname", lambda: "here")
+    monkeypatch.setattr(devices, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(devices, "_processes", lambda _: processes)
+    assert devices.runs_on_card("GPU-1") == expected
     # A run whose device is chosen by itself may be on either.
-    assert runs_on_cpu() == ["a", "b", "c"]
+    assert devices.runs_on_cpu() == ["a", "b", "c"]

@@ -12,20 +12,10 @@ from core.config.schema import Config, DataSection, ModelSection
 from core.errors import UserError
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel
-from core.runs.catalog.earlier import (
-    ModelCatalog,
-    Origin,
-    begin_from,
-    belongs,
-    newest_like,
-    read_run,
-    run_name,
-    search_places,
-    used_bases,
-)
+from core.runs.catalog import earlier
 from core.runs.record.store import Run, create_run
-from tests.cases import cases
 from tests.core.models.spoiling import copy_model
+from tests.core.runs.helpers import there
 
 
 def make(home: Path, identity: str, model: str, epochs: float = 1.0) -> Run:
@@ -40,24 +30,13 @@ def test_the_name_goes_before_the_model_and_the_newest_before_others(home: Path)
     named = make(home, "20260102-000000-tickets-2", "m", 2.0)
     make(home, "20260103-000000-other", "m", 3.0)
     alike = make(home, "20260104-000000-tickets-too", "m", 4.0)
-    found = newest_like("Tickets", "m")
-    assert found is not None
-    assert found.run == named
-    assert found.values["train.epochs"] == 2.0
-    by_model = newest_like("nothing", "m")
-    assert by_model is not None
-    assert by_model.run == alike
-    assert newest_like("nothing", "n") is None
-
-
-def test_what_cannot_be_read_is_passed_over(home: Path) -> None:
-    assert newest_like("tickets", "m") is None
-    good = make(home, "20260101-000000-tickets", "m")
-    broken = make(home, "20260102-000000-tickets", "m")
-    broken.config_path.write_text("= 3")
-    found = newest_like("tickets", "m")
-    assert found is not None
-    assert found.run == good
+    found = there(earlier.newest_like("Tickets", "m"))
+    assert (found.run, found.values["train.epochs"]) == (named, 2.0)
+    assert earlier.newest_like("nothing", "m") == earlier.Origin(alike, alike.values())
+    assert earlier.newest_like("nothing", "n") is None
+    alike.config_path.write_text("= 3")
+    assert earlier.newest_like("nothing", "m") != found, "what cannot be read is passed over"
+    assert earlier.newest_like("nothing", "m") is not None
 
 
 @pytest.fixture
@@ -70,55 +49,45 @@ def run(private_home: Path, tmp_path: Path) -> Run:
 
 
 def test_only_what_differs_from_the_defaults_is_written(run: Run, tmp_path: Path) -> None:
-    document = begin_from(run)
+    document = earlier.begin_from(run)
     assert document.path is None
     assert document.get("data.train") == str(tmp_path / "faq.csv")
     assert document.get("train.learning_rate") == 5e-4
     assert document.get("method.name") is None
     assert "[lora]" not in document.dumps()
     assert document.validate() == run.config()
-
-
-def test_one_of_another_version_is_opened_as_it_is(run: Run) -> None:
     text = run.config_path.read_text() + "\n[later]\nkey = 1\n"
     run.config_path.write_text(text)
-    assert begin_from(run).dumps() == text
-
-
-def test_one_that_cannot_be_read_is_an_error(run: Run) -> None:
+    assert earlier.begin_from(run).dumps() == text, "one of another version is opened as it is"
     run.config_path.write_text("= 3")
     with pytest.raises(UserError, match=r"run\.toml is not valid TOML"):
-        begin_from(run)
+        earlier.begin_from(run)
 
 
 def test_the_name_goes_with_the_data(run: Run) -> None:
-    origin, document = Origin.of(run), begin_from(run)
-    assert run_name(document, origin) == "faq"
-    assert belongs(run, document, origin)
+    origin, document = earlier.Origin.of(run), earlier.begin_from(run)
+    assert earlier.run_name(document, origin) == "faq"
+    assert earlier.belongs(run, document, origin)
     document.set("train.learning_rate", 1e-3)
-    assert belongs(run, document, origin)
+    assert earlier.belongs(run, document, origin)
     document.set("data.train", "/elsewhere/alpaca.jsonl")
-    assert run_name(document, origin) == "alpaca"
-    assert not belongs(run, document, origin)
-    assert belongs(run, ConfigDocument("", Path("/any/faq.toml")))
-    assert not belongs(run, ConfigDocument("", Path("/any/faq-x.toml")))
-    assert belongs(run, ConfigDocument())
+    assert earlier.run_name(document, origin) == "alpaca"
+    assert not earlier.belongs(run, document, origin)
+    assert earlier.belongs(run, ConfigDocument("", Path("/any/faq.toml")))
+    assert not earlier.belongs(run, ConfigDocument("", Path("/any/faq-x.toml")))
+    assert earlier.belongs(run, ConfigDocument())
 
 
-@cases("path", ["", "/nowhere", "/a\0b", "relative"])
-def test_a_directory_that_is_no_run(path: str) -> None:
-    assert read_run(path) is None
-
-
-def test_the_directory_of_a_run(run: Run) -> None:
-    assert read_run(str(run.path)) == run
+def test_the_directory_of_a_run_is_told_from_others(run: Run) -> None:
+    assert earlier.read_run(str(run.path)) == run
+    assert [earlier.read_run(path) for path in ("", "/nowhere", "/a\0b", "relative")] == [None] * 4
 
 
 def test_models_are_searched_beside_models_used_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    assert search_places(work) == [work, Path.home() / "models"]
+    assert earlier.search_places(work) == [work, Path.home() / "models"]
     for place in ("of-runs", "of-configs"):
         (tmp_path / place / "model").mkdir(parents=True)
     config = Config(data=DataSection(train="rows"), model=ModelSection(base=str(tmp_path / "of-runs" / "model")))
@@ -130,8 +99,8 @@ def test_models_are_searched_beside_models_used_earlier(tmp_path: Path, monkeypa
     broken = tmp_path / "broken.toml"
     broken.write_text("[")
     remember_config(broken)
-    assert used_bases() == [tmp_path / "of-runs" / "model", tmp_path / "of-configs" / "model"]
-    assert search_places(tmp_path / "elsewhere") == [
+    assert earlier.used_bases() == [tmp_path / "of-runs" / "model", tmp_path / "of-configs" / "model"]
+    assert earlier.search_places(tmp_path / "elsewhere") == [
         work,
         tmp_path / "elsewhere",
         Path.home() / "models",
@@ -149,7 +118,7 @@ def test_an_unchanged_model_is_read_once(tiny_model_dir: Path, tmp_path: Path, m
         return ModelFacts(family="x")
 
     monkeypatch.setattr("core.models.sandboxed.inspect_model", inspect)
-    catalog = ModelCatalog()
+    catalog = earlier.ModelCatalog()
     found = FoundModel("model", str(model), model, "directory", "")
     assert catalog.read(found) is catalog.read(found)
     assert len(read) == 1
@@ -159,8 +128,5 @@ def test_an_unchanged_model_is_read_once(tiny_model_dir: Path, tmp_path: Path, m
     (model / "dangling").symlink_to(tmp_path / "none")
     catalog.read(found)
     assert len(read) == 3
-
-
-def test_a_model_that_is_gone_meanwhile_is_told(tmp_path: Path) -> None:
     gone = FoundModel("gone", str(tmp_path / "gone"), tmp_path / "gone", "directory", "")
-    assert "cannot be read" in ModelCatalog().read(gone).flaw
+    assert "cannot be read" in catalog.read(gone).flaw

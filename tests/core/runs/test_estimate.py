@@ -32,20 +32,12 @@ from core.runs.outlook.estimate import (
     tell_early_end,
 )
 from core.runs.outlook.forecast import rough_seconds
-from core.runs.record.events import (
-    CheckpointEvent,
-    EvalEvent,
-    Event,
-    GovernorEvent,
-    HardwareEvent,
-    PhaseEvent,
-    StepEvent,
-)
+from core.runs.record import events
 from core.runs.record.history import RunHistory, read_history
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
-from tests.core.runs.helpers import step_event, write_events
+from tests.core.runs.helpers import step_event, there, write_events
 from tests.measured_here import bounded_here
 
 __all__ = ["bounded_here"]
@@ -74,15 +66,6 @@ def never() -> PlannedRun:
     raise AssertionError("planned where it is not needed")
 
 
-@pytest.mark.parametrize("count", [8, 80_000])
-def test_a_measured_pace_is_kept_whatever_the_number_of_rows(count: int) -> None:
-    pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8)
-    found = guess(config_of(), pace=pace, count=count)
-    assert (found.by, found.steps) == ("pace", count // 8)
-    assert found.seconds == pytest.approx(2.0 * count / 8)
-    assert estimate_words(found).basis == "at the pace of earlier"
-
-
 def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_the_energy() -> None:
     config, rows = config_of(), rows_of_tokens([500] * 300, 150_000)
     plan = planned(config, rows=rows)
@@ -101,10 +84,6 @@ def test_what_the_plan_assumes_is_told() -> None:
     assert found.watt_hours is None, "no watts are known of this card"
     what = "rows of 1000 tokens and the speed of a common card assumed"
     assert estimate_words(found).basis == f"by the plan (no run of this kind yet; {what})"
-
-
-def test_a_card_that_is_not_here_is_called_so() -> None:
-    config = config_of()
     rows = rows_of_tokens([500] * 10, 5000)
     elsewhere = Machine("cuda", 24_000_000_000, elsewhere=True)
     found = guess(config, planned(config, elsewhere, rows), count=8)
@@ -130,7 +109,9 @@ def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
     found = guess(config_of(train=limits), pace=pace, count=24_000)
     assert found.seconds == pytest.approx(seconds)
     assert found.watt_hours == pytest.approx(watt_hours)
-    assert found.steps == 3000
+    assert (found.by, found.run, found.steps) == ("pace", "earlier", 3000)
+    other = guess(config_of(train={"batch_size": 16}), pace=pace, count=24_000)
+    assert (other.steps, other.seconds) == (1500, 54_000), "a row takes as long as one of the earlier run"
     assert (found.early_end.step if found.early_end is not None else None) == step
     assert estimate_words(found).basis == "at the pace of earlier"
     assert said in ("" if found.early_end is None else tell_early_end(found.early_end))
@@ -171,41 +152,34 @@ def test_a_cpu_has_an_estimate_only_where_it_has_been_measured() -> None:
     assert (measured.by, measured.watt_hours, measured.assumed) == ("plan", None, ())
 
 
-@pytest.mark.parametrize("pace", [None, RunPace("earlier", 50.0, 2.0, None)])
-def test_without_a_number_of_steps_nothing_is_planned(pace: RunPace | None) -> None:
-    assert expected(config_of(), pace, never) == NoEstimate("the number of its rows is not known")
-
-
-def test_a_plan_that_cannot_be_made_says_why() -> None:
+def test_without_a_number_of_steps_nothing_is_planned_and_a_plan_that_cannot_be_made_says_why() -> None:
+    for pace in (None, RunPace("earlier", 50.0, 2.0, None)):
+        assert expected(config_of(), pace, never) == NoEstimate("the number of its rows is not known")
     assert expected(config_of(), None, lambda: NoEstimate("it is too hot"), count=8) == NoEstimate("it is too hot")
 
 
-def step(number: int, **changes: Any) -> StepEvent:
+def step(number: int, **changes: Any) -> events.StepEvent:
     return step_event(number, t=float(number), epoch=0.0, **changes)
 
 
-def record(config: Config, events: Iterable[Event] = tuple(map(step, range(1, 6)))) -> str:
+def record(config: Config, told: Iterable[events.Event] = tuple(map(step, range(1, 6)))) -> str:
     """A recorded run, of five steps unless events are given."""
     run = create_run(config, "earlier")
-    write_events(run, *events)
+    write_events(run, *told)
     return run.id
 
 
 def pace_of(config: Config) -> RunPace:
-    pace = PaceBook().pace(config)
-    assert pace is not None
-    return pace
+    return there(PaceBook().pace(config))
 
 
 def at_pace(config: Config, pace: RunPace, rows: Rows | None = None, count: int | None = None) -> Estimate:
-    found = estimate(config, rows, pace, count)
-    assert found is not None
-    return found
+    return there(estimate(config, rows, pace, count))
 
 
 def test_the_newest_run_alike_gives_the_pace(private_home: Path) -> None:
     record(config_of(), [step(number, seconds=50.0) for number in range(1, 6)])
-    energy = HardwareEvent(t=6.0, devices=[], energy_wh=2.0)
+    energy = events.HardwareEvent(t=6.0, devices=[], energy_wh=2.0)
     newest = record(config_of(), [*(step(number) for number in range(1, 6)), energy])
     pace = pace_of(config_of(train={"epochs": 7}))
     assert pace.run == newest
@@ -254,27 +228,11 @@ def test_a_book_lists_and_reads_runs_once(private_home: Path, monkeypatch: pytes
     monkeypatch.setattr(pace_module, "read_history", reading)
     monkeypatch.setattr(pace_module, "list_runs", lambda: pytest.fail("the runs are listed again"))
     for _ in range(3):
-        pace = book.pace(config_of(train={"epochs": 2}))
-        assert pace is not None
+        pace = there(book.pace(config_of(train={"epochs": 2})))
         assert pace.run == wanted
     assert read == [wanted]
     monkeypatch.setattr(pace_module, "list_runs", list_runs)
     assert pace_of(config_of()).run == newer
-
-
-@cases(
-    ("train", "count", "steps", "seconds", "watt_hours"),
-    [
-        ({"batch_size": 8, "epochs": 2.0}, 100, 26, 52.0, 5.2),
-        ({"batch_size": 16, "epochs": 1.0}, 100, 7, 28.0, 2.8),
-        ({"batch_size": 8, "max_steps": 30}, None, 30, 60.0, 6.0),
-    ],
-)
-def test_counted_rows(train: dict[str, Any], count: int | None, steps: int, seconds: float, watt_hours: float) -> None:
-    pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8, watt_hours_per_second=0.1)
-    found = at_pace(config_of(train=train), pace, count=count)
-    assert (found.run, found.steps) == ("earlier", steps)
-    assert (found.seconds, found.watt_hours) == pytest.approx((seconds, watt_hours))
 
 
 def test_rows_that_are_held_out_take_no_time() -> None:
@@ -297,11 +255,10 @@ def test_a_guess_has_the_right_order_of_magnitude() -> None:
 
 
 def test_rests_of_the_governor_are_told_from_work(private_home: Path) -> None:
-    def duty(action: str, share: float) -> Event:
-        return GovernorEvent(t=2.5, action=action, cause="plan", duty=share)
+    def duty(action: str, share: float) -> events.Event:
+        return events.GovernorEvent(t=2.5, action=action, cause="plan", duty=share)
 
-    events: list[Event] = [step(1), step(2), duty("slow", 0.5), step(3, seconds=4.0), duty("full", 1.0), step(4)]
-    record(config_of(), events)
+    record(config_of(), [step(1), step(2), duty("slow", 0.5), step(3, seconds=4.0), duty("full", 1.0), step(4)])
     pace = pace_of(config_of())
     assert pace.work_share == pytest.approx(8 / 10)
     found = at_pace(config_of(train={"max_steps": 8}), pace)
@@ -309,10 +266,11 @@ def test_rests_of_the_governor_are_told_from_work(private_home: Path) -> None:
     assert found.work_share == pace.work_share
 
 
-def evaluation(moment: float, at: int, seconds: float) -> list[Event]:
+def evaluation(moment: float, at: int, seconds: float) -> list[events.Event]:
     """An evaluation of so many seconds."""
-    measured = EvalEvent(t=moment + seconds, step=at, loss=1.0, perplexity=2.7, seconds=seconds)
-    return [PhaseEvent(t=moment, name="evaluating"), measured, PhaseEvent(t=moment + seconds, name="training")]
+    measured = events.EvalEvent(t=moment + seconds, step=at, loss=1.0, perplexity=2.7, seconds=seconds)
+    begun, after = (events.PhaseEvent(t=t, name=name) for t, name in ((moment, "evaluating"), (measured.t, "training")))
+    return [begun, measured, after]
 
 
 HELD_OUT: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}}
@@ -333,7 +291,7 @@ EVALUATED: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}, "eva
     ],
 )
 def test_equal_evaluations_take_as_long(private_home: Path, sections: dict[str, Any], evaluations: int) -> None:
-    saved = CheckpointEvent(t=20.0, step=4, path="checkpoints/step-00000004", bytes=1, seconds=0.4)
+    saved = events.CheckpointEvent(t=20.0, step=4, path="checkpoints/step-00000004", bytes=1, seconds=0.4)
     record(config_of(**EVALUATED), [*map(step, range(1, 5)), *evaluation(10.0, 4, 7.0), saved])
     config = config_of(**sections)
     pace = pace_of(config)

@@ -5,40 +5,30 @@ from __future__ import annotations
 import gzip
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import tomli
 
 from core.runs.outlook.time_left import Eta, Schedule, estimate, eta_words, evaluation_seconds_left
 from core.runs.record import events
 from core.runs.record.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
 from core.runs.record.sentences import pending_words, progress_words, step_progress
 from core.runs.record.state import RunState, StepProgress
+from core.runs.record.store import Run
 from core.runs.record.timings import RECENT_STEPS, Timings
 from tests.cases import cases
-from tests.core.runs.helpers import step_event
-
-from .record import RECORDED
+from tests.core.runs.helpers import step_event, there
 
 #: Largest error of the time left, as a share of the real time left or of the whole run: in the last minute a second
 #: does not matter.
 SHARE_OF_LEFT, SHARE_OF_WHOLE = 0.15, 0.05
+#: Configurations and events of runs, without events and texts that do not matter for the time, and without paths of the
+#: machine.
+RECORDED = Path(__file__).with_name("recorded")
 #: Runs recorded on a machine with two cores, at a steady pace. In ``disturbed``, other programs took the cores for a
 #: third of the time.
-STEADY = (
-    "adapters",
-    "answers-at-the-ends",
-    "continued",
-    "evaluation-before-steps",
-    "evaluations-and-samples",
-    "fast-steps",
-    "full",
-    "large-batches",
-    "varied-lengths",
-)
+STEADY = sorted({path.name for path in RECORDED.iterdir()} - {"disturbed"})
 
 
 def step(number: int, at: float, seconds: float = 1.0, tokens: int = 100) -> StepEvent:
@@ -53,17 +43,14 @@ def fold(*items: Event) -> Timings:
 
 
 def left_of(timings: Timings, schedule: Schedule, total: int, now: float) -> Eta:
-    eta = estimate(timings, schedule, total, now)
-    assert eta is not None
-    return eta
+    return there(estimate(timings, schedule, total, now))
 
 
 def steady(count: int, seconds: float = 2.0, begin: float = 0.0) -> list[Event]:
     return [step(number, begin + number * seconds, seconds) for number in range(1, count + 1)]
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """The estimated and the real time left."""
 
     step: int
@@ -73,14 +60,13 @@ class Moment:
 
     @property
     def is_right(self) -> bool:
-        if self.eta is None:
-            return False
-        return abs(self.eta.seconds - self.left) <= max(SHARE_OF_LEFT * self.left, SHARE_OF_WHOLE * self.whole)
+        most = max(SHARE_OF_LEFT * self.left, SHARE_OF_WHOLE * self.whole)
+        return self.eta is not None and abs(self.eta.seconds - self.left) <= most
 
 
 def values_of(name: str) -> dict[str, Any]:
     """The configuration of a recorded run."""
-    return flat(tomli.loads((RECORDED / name / "run.toml").read_text(encoding="utf-8")))
+    return Run(RECORDED / name).values()
 
 
 def recorded(name: str) -> Iterator[Event]:
@@ -123,10 +109,6 @@ def away(items: list[Event]) -> Iterator[tuple[float, float]]:
             yield event.t, next(later.t for later in items[index:] if is_at_work(later))
 
 
-def flat(tables: dict[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
-
-
 @cases("name", STEADY)
 def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> None:
     told = list(moments(name))
@@ -138,10 +120,8 @@ def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> 
 def test_the_time_left_follows_the_pace_and_is_right_again_when_others_have_gone() -> None:
     """Two other programs took the cores, and the disk, from step 12 to 26; nobody can foresee that, or its end."""
     told = list(moments("disturbed"))
-    before, amid = ([m for m in told if m.eta is not None and m.step == at][-1].eta for at in (11, 15))
-    assert before is not None
-    assert amid is not None
-    assert amid.seconds > before.seconds, "it goes up where the run has become slower, although steps were done"
+    before, amid = ([m.eta.seconds for m in told if m.eta is not None and m.step == at][-1] for at in (11, 15))
+    assert amid > before, "it goes up where the run has become slower, although steps were done"
     recovered = [moment for moment in told if moment.step >= 26 + RECENT_STEPS]
     assert len(recovered) > 10
     assert all(moment.is_right for moment in recovered)
@@ -166,10 +146,6 @@ def test_an_evaluation_before_the_first_step_is_no_part_of_the_steps() -> None:
     assert [step for step, _, _ in told] == list(range(1, 11))
     assert all(steps <= (10 - step) * 1.2 * slowest for step, steps, _ in told)
     assert all(evaluation < measured for *_, evaluation in told), "one is left, of a model that stops sooner"
-
-
-def test_all_recorded_runs_are_looked_at() -> None:
-    assert {path.name for path in RECORDED.iterdir()} == {*STEADY, "disturbed"}
 
 
 def test_the_end_is_in_the_time_left_and_evaluations_at_their_own_time() -> None:
@@ -317,19 +293,18 @@ def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> Non
 
 
 def test_no_path_of_a_machine_is_recorded() -> None:
-    for path in Path(RECORDED).rglob("*"):
+    for path in RECORDED.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
             assert "/work/" not in text
 
 
-@cases("value", [10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None])
-def test_a_schedule_of_impossible_values_has_nothing_planned(value: object) -> None:
+def test_a_schedule_of_impossible_values_has_nothing_planned() -> None:
     names = ("data.eval_share", "eval.every_steps", "eval.every_epochs", "checkpoint.every_steps", "eval.samples")
-    schedule = Schedule.of(dict.fromkeys(names, value))
-    assert schedule.evaluations_by(100, 10) == 0
-    assert schedule.checkpoints_by(100, 100) == 10
+    for value in (10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None):
+        schedule = Schedule.of(dict.fromkeys(names, value))
+        assert (schedule.evaluations_by(100, 10), schedule.checkpoints_by(100, 100)) == (0, 10)
 
 
 def test_steps_for_a_file_are_known_to_take_longer_before_they_begin() -> None:

@@ -57,9 +57,7 @@ def test_the_smallest_card_of_the_run_is_planned_for(sections: dict[str, Any], n
     config = configured(**sections)
     assert this_machine(config).device == name
     assert cards_here(config) == cards
-
-
-def test_a_card_of_another_machine_counts_as_many_times_as_it_is_said() -> None:
+    # A card of another machine counts as many times as it is said.
     config = configured(distributed={"processes": 4})
     assert this_machine(config, 24_000_000_000).limit_bytes == 24_000_000_000
     assert cards_here(config) == Cards(4)
@@ -101,16 +99,13 @@ def test_a_deadline_that_an_earlier_run_shows_to_be_too_early() -> None:
     )
     assert not list(unmet(night(deadline="08:50"), measured(10.6), EVENING))
     assert not list(unmet(night(deadline="07:00"), measured(10.6), None)), "nobody knows when it begins"
+    assert not list(unmet(night(deadline="07:00"), measured(10.6, work_share=0.7), EVENING)), "it rested"
 
 
-def test_rests_of_the_earlier_run_are_no_reason() -> None:
-    assert not list(unmet(night(deadline="07:00"), measured(10.6, work_share=0.7), EVENING))
-
-
-@pytest.mark.parametrize(("power", "count"), [(None, 1), (150.0, 0)])
-def test_quiet_hours_are_waited_through_unless_it_trains_quietly(power: float | None, count: int) -> None:
-    config = night(deadline="07:00", quiet_hours="23:00-06:00", quiet_power_w=power)
-    assert len(list(unmet(config, measured(4.0), EVENING))) == count
+def test_quiet_hours_are_waited_through_unless_it_trains_quietly() -> None:
+    for power, count in ((None, 1), (150.0, 0)):
+        config = night(deadline="07:00", quiet_hours="23:00-06:00", quiet_power_w=power)
+        assert len(list(unmet(config, measured(4.0), EVENING))) == count
 
 
 def test_the_memory_plan_only_warns_and_says_what_it_is() -> None:
@@ -121,8 +116,7 @@ def test_the_memory_plan_only_warns_and_says_what_it_is() -> None:
 
 
 @cases(
-    ("limit", "power", "count"),
-    [(0.5, None, 1), (0.75, None, 0), (0.85, None, 0), (0.6, 200.0, 0), (0.5, 200.0, 1)],
+    ("limit", "power", "count"), [(0.5, None, 1), (0.75, None, 0), (0.85, None, 0), (0.6, 200.0, 0), (0.5, 200.0, 1)]
 )
 def test_an_energy_that_no_duty_cycle_can_do_with(limit: float, power: float | None, count: int) -> None:
     config = night(energy_kwh=limit, hardware={"power_limit_w": power})
@@ -134,12 +128,10 @@ def test_an_energy_that_no_duty_cycle_can_do_with(limit: float, power: float | N
         )
 
 
-@cases("found", [None, NoEstimate("no rows"), measured(4.0)])
-def test_what_is_not_known_refuses_nothing(found: Estimate | NoEstimate | None) -> None:
-    assert not list(unmet(night(energy_kwh=0.1), found, EVENING))
-
-
-def test_a_time_that_is_none_is_left_to_the_rules() -> None:
+def test_what_is_not_known_refuses_nothing() -> None:
+    for found in (None, NoEstimate("no rows"), measured(4.0)):
+        assert not list(unmet(night(energy_kwh=0.1), found, EVENING))
+    # A time that is none is left to the rules.
     assert not list(unmet(night(deadline="25:00"), measured(90.0), EVENING))
     assert wants_plan(night(deadline="25:00"))
     assert not wants_plan(night(quiet_hours="23:00-07:00"))
@@ -160,17 +152,10 @@ def test_energy_and_its_cost(price: float | None, energy: float | None, words: l
     assert energy_words(energy, Tariff(price, "EUR")) == words
 
 
-def test_a_cost_without_a_currency_is_a_number() -> None:
-    assert Tariff(2).words(1500.0) == "3.00"
-    assert Tariff(2, "\x1b[31mkronor and more").words(1500.0) == "3.00 \ufffd[31mkr…"
-
-
-@cases("price", [None, "0.3", True, -1, math.inf, math.nan, [1]])
-def test_no_price_is_no_cost(price: object) -> None:
-    assert Tariff.of({"hardware.tariff": price}).words(5.0) == ""
-
-
 def test_the_price_is_that_of_the_configuration() -> None:
+    assert Tariff(2, "\x1b[31mkronor and more").words(1500.0) == "3.00 \ufffd[31mkr…"
+    for price in (None, "0.3", True, -1, math.inf, math.nan, [1]):
+        assert Tariff.of({"hardware.tariff": price}).words(5.0) == ""
     assert Tariff.of({"hardware.tariff": 1, "hardware.currency": "kr"}) == Tariff(1.0, "kr")
     assert Tariff.of({"hardware.tariff": 0.3, "hardware.currency": 5}) == Tariff(0.3, "")
     assert Tariff.of({}) == Tariff()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,23 +12,11 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.runs.catalog import removal
-from core.runs.catalog.removal import (
-    directory_size,
-    find_trashed,
-    free_bytes,
-    list_trash,
-    refuse_removal,
-    remove_run,
-    remove_trashed,
-    restore_run,
-    sweep_trash,
-    trash_run,
-)
 from core.runs.record.files import try_lock
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
-from tests.core.runs.helpers import config_for, live_state
+from tests.core.runs.helpers import config_for, live_state, there
 
 
 @pytest.fixture
@@ -44,38 +33,33 @@ def test_links_are_deleted_and_not_followed(ended: Run, tmp_path: Path) -> None:
     (outside / "dear.bin").write_bytes(b"0" * 5000)
     (ended.path / "linked").symlink_to(outside)
     (ended.path / "file").symlink_to(outside / "dear.bin")
-    assert directory_size(ended.path) < 4000
-    remove_run(ended)
+    assert removal.directory_size(ended.path) < 4000
+    before = removal.directory_size(ended.path)
+    os.link(ended.path / "checkpoints" / "step-00000001" / "weights", ended.path / "again")
+    assert removal.directory_size(ended.path) == before > 1000, "a file with two names counts once"
+    removal.remove_run(ended)
     assert (outside / "dear.bin").stat().st_size == 5000
     assert not list(ended.path.parent.iterdir())
     assert list_runs() == []
 
 
-def test_a_file_with_two_names_counts_once(ended: Run) -> None:
-    before = directory_size(ended.path)
-    os.link(ended.path / "checkpoints" / "step-00000001" / "weights", ended.path / "again")
-    assert directory_size(ended.path) == before
-    assert before > 1000
-    assert directory_size(ended.path / "none") == 0
-
-
 @cases("state", ["training", "paused", "queued"])
 def test_a_live_run_is_refused(ended: Run, state: str) -> None:
     live_state(state).write(ended.state_path)
-    with pytest.raises(UserError, match="a live run is not deleted"):
-        remove_run(ended)
-    assert ended.config_path.exists()
+    for action in (removal.remove_run, removal.trash_run):
+        with pytest.raises(UserError, match="a live run is not deleted"):
+            action(ended)
+    assert list_runs() == [ended]
 
 
 def test_a_run_with_a_worker_is_refused(ended: Run) -> None:
-    lock = try_lock(ended)
-    assert lock is not None
+    lock = there(try_lock(ended))
     try:
         with pytest.raises(UserError, match="has a worker"):
-            remove_run(ended)
+            removal.remove_run(ended)
     finally:
         os.close(lock)
-    remove_run(ended)
+    removal.remove_run(ended)
 
 
 def test_only_runs_of_this_home_are_deleted(ended: Run, tmp_path: Path) -> None:
@@ -83,23 +67,23 @@ def test_only_runs_of_this_home_are_deleted(ended: Run, tmp_path: Path) -> None:
     project.mkdir()
     (project / "run.toml").write_text("")
     with pytest.raises(UserError, match="is not among the runs"):
-        remove_run(Run(project))
+        removal.remove_run(Run(project))
     link = ended.path.parent / "20260101-000000-linked"
     link.symlink_to(project)
     with pytest.raises(UserError, match="is a link to"):
-        refuse_removal(Run(link))
+        removal.refuse_removal(Run(link))
     assert (project / "run.toml").exists()
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise PermissionError(13, "Permission denied")
+def refuse(*_: object, number: int = errno.EACCES, **__: object) -> None:
+    raise OSError(number, os.strerror(number))
 
 
 def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
         with pytest.raises(UserError) as raised:
-            remove_run(ended)
+            removal.remove_run(ended)
     left = next(ended.path.parent.glob(".deleted-*"))
     assert "is deleted only in part" in str(raised.value)
     assert "Permission denied" in str(raised.value)
@@ -114,7 +98,7 @@ def test_an_interrupted_deletion_is_finished_by_a_later_one(ended: Run) -> None:
         left.mkdir()
         (left / "file").write_text("")
     os.utime(old, (1.0, 1.0))
-    remove_run(ended)
+    removal.remove_run(ended)
     assert not old.exists()
     assert new.exists()
 
@@ -123,9 +107,12 @@ def test_nothing_is_changed_where_the_runs_cannot_be_written(ended: Run, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
         with pytest.raises(UserError, match="cannot be deleted: Permission denied"):
-            remove_run(ended)
+            removal.remove_run(ended)
+        patch.setattr(os, "rename", partial(refuse, number=errno.EXDEV))
+        with pytest.raises(UserError, match="rm --now"):
+            removal.trash_run(ended)
     assert [run.id for run in list_runs()] == [ended.id]
-    assert not list(ended.path.parent.glob(".deleted-*"))
+    assert not [*ended.path.parent.glob(".deleted-*"), *paths.trash_dir().iterdir()]
 
 
 @pytest.fixture
@@ -136,28 +123,32 @@ def finished(run: Run) -> Run:
 
 def test_a_run_goes_to_the_trash_and_comes_back(finished: Run) -> None:
     files = {path.name: path.read_bytes() for path in finished.path.iterdir()}
-    item = trash_run(finished)
+    item = removal.trash_run(finished)
     assert list_runs() == []
-    assert list_trash() == [item]
-    assert (item.id, find_trashed("tickets"), item.size > 0, item.deleted > 0) == (finished.id, item, True, True)
+    assert removal.list_trash() == [item]
+    assert (item.id, removal.find_trashed("tickets")) == (finished.id, item)
+    assert min(item.size, item.deleted) > 0
     assert paths.trash_dir().stat().st_mode & 0o777 == 0o700
-    assert restore_run(item) == finished
-    assert list_trash() == []
+    for name in ("nothing", ""):
+        with pytest.raises(UserError, match="There is no run called"):
+            removal.find_trashed(name)
+    assert removal.restore_run(item) == finished
+    assert removal.list_trash() == []
     assert {path.name: path.read_bytes() for path in finished.path.iterdir() if path.name in files} == files
     assert list(paths.trash_dir().iterdir()) == []
 
 
 def test_one_id_twice_in_the_trash_is_two_runs(finished: Run, home: Path) -> None:
-    first = trash_run(finished)
+    first = removal.trash_run(finished)
     again = create_run(config_for(home), "tickets")
     RunState(state="failed").write(again.state_path)
     again.path.rename(finished.path)
-    second = trash_run(finished)
-    assert {item.path for item in list_trash()} == {first.path, second.path}
-    assert restore_run(find_trashed(finished.id)).state().state == "failed"
+    second = removal.trash_run(finished)
+    assert {item.path for item in removal.list_trash()} == {first.path, second.path}
+    assert removal.restore_run(removal.find_trashed(finished.id)).state().state == "failed"
     with pytest.raises(UserError, match="There is a run"):
-        restore_run(first)
-    assert list_trash() == [first]
+        removal.restore_run(first)
+    assert removal.list_trash() == [first]
 
 
 def test_the_trash_is_emptied_for_good(finished: Run) -> None:
@@ -165,42 +156,12 @@ def test_the_trash_is_emptied_for_good(finished: Run) -> None:
     outside.mkdir()
     (outside / "file").write_text("stays")
     (finished.path / "link").symlink_to(outside)
-    remove_trashed(trash_run(finished))
-    assert list_trash() == []
+    removal.remove_trashed(removal.trash_run(finished))
+    assert removal.list_trash() == []
     assert (outside / "file").read_text() == "stays"
     # The remains of an interrupted deletion are neither listed nor kept.
     left = paths.trash_dir() / ".deleted-20260101-000000"
     (left / "half").mkdir(parents=True)
-    assert list_trash() == []
-    sweep_trash()
+    assert removal.list_trash() == []
+    removal.sweep_trash()
     assert not left.exists()
-
-
-def test_a_live_run_is_not_moved(run: Run) -> None:
-    live_state().write(run.state_path)
-    with pytest.raises(UserError, match="Stop it first"):
-        trash_run(run)
-    assert list_runs() == [run]
-    assert list(paths.trash_dir().iterdir()) == []
-
-
-def test_another_disk_is_said(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_source: object, _target: object) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(UserError, match="rm --now"):
-        trash_run(finished)
-    assert list_runs() == [finished]
-
-
-@pytest.mark.parametrize("name", ["nothing", ""])
-def test_an_unknown_name(finished: Run, name: str) -> None:
-    trash_run(finished)
-    with pytest.raises(UserError, match="There is no run called"):
-        find_trashed(name)
-
-
-def test_free_bytes_are_told_before_there_is_a_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "not" / "yet"))
-    assert (free_bytes() or 0) > 0

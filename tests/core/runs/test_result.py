@@ -18,6 +18,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.helpers import step_event as step
+from tests.core.runs.helpers import there
 from tests.core.runs.test_history import fold, phase
 from tests.tui.scripted_run import ScriptedRun
 
@@ -30,12 +31,8 @@ def evaluation(number: int, loss: float, exact: float | None = None, json: float
 
 
 def result(history: RunHistory, directory: Path, state: str = "finished", **fields: Any) -> RunResult:
-    values: dict[str, Any] = {
-        "step": history.step,
-        "total_steps": 30,
-        "reason": ALL_DONE if state == "finished" else "",
-    } | fields
-    return result_of(Run(directory), RunState(state=state, **values), history)
+    usual: dict[str, Any] = {"step": history.step, "total_steps": 30, "reason": ALL_DONE if state == "finished" else ""}
+    return result_of(Run(directory), RunState(state=state, **usual | fields), history)
 
 
 def names(found: RunResult) -> list[str]:
@@ -72,9 +69,8 @@ def test_a_finished_run_is_compared_with_the_untouched_model(finished: list[Even
 
 
 def test_the_adapter_of_the_best_step_is_compared_as_it_is(finished: list[Event], tmp_path: Path) -> None:
-    best = FinishedEvent(
-        t=240.0, reason="all steps done; the adapter is that of step 15, the best one", step=30, best=15
-    )
+    reason = "all steps done; the adapter is that of step 15, the best one"
+    best = FinishedEvent(t=240.0, reason=reason, step=30, best=15)
     found = result(fold(*finished[:-1], best), tmp_path, reason=best.reason)
     assert found.measures[0].after == 0.2
     assert found.after == "step 15"
@@ -91,32 +87,18 @@ def test_without_an_evaluation_the_training_loss_is_compared(tmp_path: Path) -> 
     assert result(diverged, tmp_path).measures in ((), (Measure("training loss", 1.0, 1.0),))
 
 
-def test_a_single_evaluation_has_nothing_before_it(tmp_path: Path) -> None:
-    found = result(fold(step(1), evaluation(1, 0.5, 0.1)), tmp_path, "stopped")
-    assert [(measure.name, measure.before) for measure in found.measures] == [
-        ("exact match", None),
-        ("eval loss", None),
-    ]
-    assert found.after == "step 1"
-
-
 def test_of_a_single_evaluation_the_training_loss_tells_the_gain(tmp_path: Path) -> None:
     steps = [step(number, loss=5.0 if number == 1 else 1.0) for number in range(1, 31)]
-    found = result(fold(*steps, evaluation(30, 0.5, 0.1)), tmp_path, "finished")
-    assert [(measure.name, measure.before) for measure in found.measures] == [
-        ("exact match", None),
-        ("eval loss", None),
-        ("training loss", 5.0),
-    ]
+    history = fold(*steps, evaluation(30, 0.5, 0.1))
+    for state, more in (("finished", [("training loss", 5.0)]), ("stopped", [])):
+        found = [(measure.name, measure.before) for measure in result(history, tmp_path, state).measures]
+        assert found == [("exact match", None), ("eval loss", None), *more]
+    assert result(history, tmp_path, "stopped").after == "step 30"
 
 
 def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> None:
-    def preference(number: int, accuracy: float, margin: float) -> EvalEvent:
-        return EvalEvent(
-            t=200.0, step=number, loss=0.7, perplexity=None, seconds=1.0, reward_accuracy=accuracy, reward_margin=margin
-        )
-
-    found = result(fold(preference(0, 0.5, 0.0), step(1), preference(1, 0.9, 1.5)), tmp_path)
+    preference = EvalEvent(step=1, loss=0.7, perplexity=None, seconds=1.0, reward_accuracy=0.9, reward_margin=1.5)
+    found = result(fold(step(1), preference), tmp_path, "stopped")
     assert names(found) == ["reward accuracy", "reward margin", "eval loss"]
     assert found.measures[-1].note == ""
 
@@ -124,8 +106,8 @@ def test_rewards_are_compared_where_there_is_no_perplexity(tmp_path: Path) -> No
 def test_what_a_stopped_run_keeps_and_loses(tmp_path: Path) -> None:
     saved = events.CheckpointEvent(t=150.0, step=10, path="checkpoints/step-00000010", bytes=9, seconds=1.0)
     steps = [step(number) for number in range(1, 16)]
-    stopped = fold(*steps[:10], saved, *steps[10:], StoppedEvent(reason="stopped on request after step 15", step=15))
-    found = result(stopped, tmp_path, "stopped", reason="stopped on request after step 15")
+    stopped = fold(*steps[:10], saved, *steps[10:], StoppedEvent(reason="stopped on request", step=15))
+    found = result(stopped, tmp_path, "stopped")
     assert (found.saved_step, found.lost_steps, found.step, found.total_steps) == (10, 5, 15, 30)
     assert (found.path, found.bytes) == (None, None)
 
@@ -139,16 +121,10 @@ def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -
 @cases(("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")])
 def test_the_probe_is_compared_with_the_untouched_model(tmp_path: Path, after: float, note: str) -> None:
     probe = events.ProbeEvent(t=150.0, step=0, loss=2.0, seconds=1.0)
-    measured = [
-        EvalEvent(t=200.0 + number, step=number, loss=0.5, perplexity=1.6, seconds=1.0, probe_loss=loss)
-        for number, loss in ((15, 2.05), (30, after))
-    ]
-    found = result(fold(probe, step(1), measured[0], step(16), measured[1]), tmp_path)
+    first, last = measured(15, 0.5, probe_loss=2.05), measured(30, 0.5, probe_loss=after)
+    found = result(fold(probe, step(1), first, step(16), last), tmp_path)
     assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", (2.0, 2.05, after), f"since step 0: {note}")
-    single = result(fold(step(1), measured[1]), tmp_path)
-    assert [one for one in single.measures if one.name == "probe loss"] == [
-        Measure("probe loss", None, after, "loss", (after,), "")
-    ]
+    assert Measure("probe loss", None, after, "loss", (after,), "") in result(fold(step(1), last), tmp_path).measures
 
 
 def test_a_refused_result_is_told_by_the_state_or_the_last_event(tmp_path: Path) -> None:
@@ -177,7 +153,10 @@ def verdict(*bars: str, step: int = 20, events: list[Event] = EVENTS) -> str:
 
 def test_the_result_passes_where_it_reaches_all_bars() -> None:
     assert verdict("loss <= 0.9*before", "exact_match >= 0.7", "probe_loss <= before + 0.5") == ""
-    assert verdict() == ""
+    assert verdict("exact_match >= 0.8", "probe_loss <= before + 0.1", step=10) == verdict() == ""
+    # A step that was measured again counts as the last time.
+    assert verdict("loss <= 0.5", events=[*EVENTS, measured(20, 0.2)]) == ""
+    assert verdict("loss <= 0.5", events=[*EVENTS, measured(20, 0.9)]) != ""
 
 
 def test_each_bar_that_is_missed_is_told_with_its_numbers() -> None:
@@ -189,10 +168,6 @@ def test_each_bar_that_is_missed_is_told_with_its_numbers() -> None:
     )
 
 
-def test_the_step_of_the_result_counts() -> None:
-    assert verdict("exact_match >= 0.8", "probe_loss <= before + 0.1", step=10) == ""
-
-
 def test_what_was_not_measured_reaches_nothing() -> None:
     assert verdict("loss <= 9", step=30) == "loss was not measured (loss <= 9)"
     assert verdict("valid_json >= 0") == "valid_json was not measured (valid_json >= 0)"
@@ -202,16 +177,9 @@ def test_what_was_not_measured_reaches_nothing() -> None:
     assert verdict("loss >= 0", events=broken).startswith("loss is NaN")
 
 
-@pytest.mark.parametrize("again", [0.2, 0.9])
-def test_a_step_that_was_measured_again_counts_as_the_last_time(again: float) -> None:
-    found = verdict("loss <= 0.5", events=[*EVENTS, measured(20, again)])
-    assert bool(found) is (again > 0.5)
-
-
 def told(script: ScriptedRun, after: float) -> str:
     """The end of a run as it is told some seconds later."""
-    outcome = read_outcome(script.run)
-    assert outcome is not None
+    outcome = there(read_outcome(script.run))
     return outcome.tell(outcome.ended + after)
 
 
@@ -226,19 +194,14 @@ def test_a_finished_run_tells_loss_and_exact_match_or_that_it_is_refused(private
     assert told(script, 0.0).endswith(": its result is refused by eval.gate: loss is 1.20 and should be <= 1.00.")
 
 
-@pytest.mark.parametrize(
-    ("state", "reason", "end"),
-    [
-        ("failed", "there is no file x.\x1b[31m", "failed at step 20 of 120 just now while you were away: there is no"),
-        ("stopped", "stopped on request after step 20", "was stopped at step 20 of 120 just now while you were away:"),
-    ],
-)
-def test_another_end_says_so(private_home: Path, state: str, reason: str, end: str) -> None:
+def test_another_end_says_so(private_home: Path) -> None:
     script = ScriptedRun(private_home, "a")
     script.begin()
     script.steps(1, 20)
-    script.end(state, reason)
-    assert told(script, 0.0).startswith(f"a {end}")
+    script.end("stopped", "stopped on request after step 20")
+    assert told(script, 0.0).startswith("a was stopped at step 20 of 120 just now while you were away:")
+    script.end("failed", "there is no file x.\x1b[31m")
+    assert told(script, 0.0).startswith("a failed at step 20 of 120 just now while you were away: there is no file x.")
     assert "\x1b" not in told(script, 0.0)
 
 
@@ -252,15 +215,7 @@ def test_a_lost_run_says_why(private_home: Path) -> None:
     assert not ended_since(script.run, ended)
 
 
-@cases(
-    ("identity", "brief", "slug"),
-    [
-        ("20261124-203633-faq-2", "203633-faq-2", "faq-2"),
-        ("20261124-203633-", "20261124-203633-", "20261124-203633-"),
-        ("renamed", "renamed", "renamed"),
-        ("", "", ""),
-    ],
-)
-def test_names_of_runs(identity: str, brief: str, slug: str) -> None:
-    assert brief_id(identity) == brief
-    assert slug_of(identity) == slug
+def test_names_of_runs() -> None:
+    assert (brief_id("20261124-203633-faq-2"), slug_of("20261124-203633-faq-2")) == ("203633-faq-2", "faq-2")
+    for odd in ("20261124-203633-", "renamed", ""):
+        assert brief_id(odd) == slug_of(odd) == odd

@@ -17,21 +17,14 @@ from core.errors import UserError
 from core.helper import finding_core
 from core.launch import launcher
 from core.runs.record import chain as chain_module
+from core.runs.record import files
 from core.runs.record.chain import CHAIN_NAME, Chain, chain_head, seal_events
 from core.runs.record.events import NoticeEvent
-from core.runs.record.files import (
-    append_events,
-    append_while_open,
-    closing_record,
-    confirm_checkpoints,
-    refuse_moved_checkpoints,
-    refuse_unsafe_files,
-)
 from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from tests.cases import cases
-from tests.core.runs.helpers import add_checkpoint, config_for
+from tests.core.runs.helpers import add_checkpoint
 
 MINE = '{"editor": "mine"}\n{"keep": "this"}'
 
@@ -76,13 +69,13 @@ def test_an_unsafe_file_is_refused_and_named(tmp_path: Path, run: Run, mine: Pat
     for path in (run.config_path, run.state_path):
         (own.path / path.name).write_bytes(path.read_bytes())
     end(own)
-    refuse_unsafe_files(own)
+    files.refuse_unsafe_files(own)
     path = own.path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     make, reason = ODD[kind]
     make(path, mine)
     before = RunState.read(own.state_path)
-    for action in (refuse_unsafe_files, launcher.continue_run, launcher.launch):
+    for action in (files.refuse_unsafe_files, launcher.continue_run, launcher.launch):
         with pytest.raises(UserError, match=reason) as caught:
             action(own)
         assert str(path) in caught.value.message
@@ -92,20 +85,12 @@ def test_an_unsafe_file_is_refused_and_named(tmp_path: Path, run: Run, mine: Pat
 
 
 def test_one_directory_of_a_run_may_be_looked_at_alone(run: Run, mine: Path) -> None:
-    refuse_unsafe_files(run, "tracking")
+    files.refuse_unsafe_files(run, "tracking")
     (run.path / "elsewhere").symlink_to(mine)
-    refuse_unsafe_files(run, "tracking")
+    files.refuse_unsafe_files(run, "tracking")
     (run.path / "tracking").symlink_to(mine.parent)
     with pytest.raises(UserError, match="tracking is not written to: it is a link"):
-        refuse_unsafe_files(run, "tracking")
-
-
-@cases("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere")])
-def test_checkpoints_that_are_no_directory_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    own = own_run(tmp_path)
-    make(own.checkpoints_path)
-    with pytest.raises(UserError, match=r"checkpoints is (not written to: it is a named pipe|a link to /nowhere)"):
-        refuse_unsafe_files(own)
+        files.refuse_unsafe_files(run, "tracking")
 
 
 def test_a_run_that_was_made_here_is_taken(run: Run) -> None:
@@ -117,51 +102,37 @@ def test_a_run_that_was_made_here_is_taken(run: Run) -> None:
         (data / "offline-run-1" / "logs" / "debug.log").touch()
         (data / "latest-run").symlink_to("offline-run-1")
         (data / "debug.log").symlink_to("offline-run-1/logs/debug.log")
-        refuse_unsafe_files(run)
-        refuse_unsafe_files(run, "tracking")
+        files.refuse_unsafe_files(run)
+        files.refuse_unsafe_files(run, "tracking")
         (data / "out").symlink_to("../../../run.toml")
         for below in ("", "tracking"):
             with pytest.raises(UserError, match="out is not written to: it is a link"):
-                refuse_unsafe_files(run, below)
+                files.refuse_unsafe_files(run, below)
 
 
 def test_a_worker_that_is_started_by_hand_refuses_it_too(run: Run, mine: Path) -> None:
     end(run)
     (run.path / CHAIN_NAME).symlink_to(mine)
-    ended = subprocess.run(
-        [sys.executable, "-m", "core.worker", str(run.path), "--resume"],
-        env=finding_core(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command, environment = [sys.executable, "-m", "core.worker", str(run.path), "--resume"], finding_core(os.environ)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 4
     assert "chain.jsonl is not written to: it is a link" in ended.stdout + ended.stderr
     assert mine.read_text() == MINE
-    state = RunState.read(run.state_path)
-    assert state is not None
-    assert state.state == "failed"
-    assert "chain.jsonl is not written to: it is a link" in state.reason
+    assert run.state().state == "failed"
+    assert "chain.jsonl is not written to: it is a link" in run.state().reason
 
 
 @cases("kind", ODD)
-def test_the_chain_cuts_and_appends_to_its_own_file_alone(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
-    directory = own_run(tmp_path).path
-    run.events_path.touch()
-    ODD[kind][0](directory / CHAIN_NAME, mine)
-    with pytest.raises(OSError, match=ODD[kind][1]):
-        Chain(directory, run.events_path).append("start", {})
-    assert mine.read_text() == MINE
-    assert not (mine.parent / CHAIN_NAME).exists()
-
-
-@cases("kind", ODD)
-def test_events_are_appended_to_no_other_file(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
+def test_events_and_chain_are_appended_to_own_files_alone(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
     own = own_run(tmp_path)
-    ODD[kind][0](own.events_path, mine)
+    run.events_path.touch()
+    for path in (own.events_path, own.path / CHAIN_NAME):
+        ODD[kind][0](path, mine)
+    with pytest.raises(OSError, match=ODD[kind][1]):
+        Chain(own.path, run.events_path).append("start", {})
+    assert not (mine.parent / CHAIN_NAME).exists()
     with pytest.raises(UserError, match=ODD[kind][1]):
-        append_events(own, NoticeEvent(level="info", code="x", message="y"))
+        files.append_events(own, NoticeEvent(level="info", code="x", message="y"))
     assert mine.read_text() == MINE
 
 
@@ -221,51 +192,54 @@ def test_checkpoints_that_were_moved_are_used_once_the_user_has_said_so(tmp_path
         launcher.continue_run(run)
     assert caught.value.hint == f"If you have moved them there: localtune-tui continue {run.id} --checkpoints {target}"
     with pytest.raises(UserError, match="not to /tmp"):
-        confirm_checkpoints(run, Path("/tmp"))
+        files.confirm_checkpoints(run, Path("/tmp"))
     (tmp_path / "other-name").symlink_to(target)
-    confirm_checkpoints(run, tmp_path / "other-name")
-    refuse_unsafe_files(run)
+    files.confirm_checkpoints(run, tmp_path / "other-name")
+    files.refuse_unsafe_files(run)
     assert (paths.moved_dir() / f"{run.id}.json").stat().st_mode & 0o777 == 0o600
     # Files there belong to the run.
     (target / "step-00000009").symlink_to(tmp_path)
     with pytest.raises(UserError, match="step-00000009 is not written to: it is a link"):
-        refuse_unsafe_files(run)
+        files.refuse_unsafe_files(run)
 
 
 def test_what_was_confirmed_is_one_directory_for_one_run(tmp_path: Path, run: Run) -> None:
     end(run)
     target = move(run, tmp_path / "disk")
-    confirm_checkpoints(run, target)
+    files.confirm_checkpoints(run, target)
     # A run from elsewhere with the same id and link, in another place.
     other = Run(tmp_path / run.id)
     other.path.mkdir()
     other.checkpoints_path.symlink_to(target)
     with pytest.raises(UserError, match="is a link to"):
-        refuse_moved_checkpoints(other)
+        files.refuse_moved_checkpoints(other)
     # The target of the link is a link to another directory now.
     (tmp_path / "elsewhere").mkdir()
     target.rename(tmp_path / "disk" / "real")
     target.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"is a link to .*elsewhere"):
-        refuse_moved_checkpoints(run)
+        files.refuse_moved_checkpoints(run)
 
 
-@cases("content", ["", "[]", "{}", '{"run": 5}', "[" * 100_000, '{"run": "x", "checkpoints": "/"}', "\ud800"])
-def test_a_damaged_record_confirms_nothing(tmp_path: Path, run: Run, content: str) -> None:
-    own = own_run(tmp_path)
-    own.checkpoints_path.symlink_to("/")
-    record = paths.make_private_dir(paths.moved_dir()) / f"{own.id}.json"
-    record.write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match="is a link to /, "):
-        refuse_moved_checkpoints(own)
+def test_a_damaged_record_confirms_nothing(tmp_path: Path, run: Run) -> None:
+    run.checkpoints_path.symlink_to("/")
+    record = paths.make_private_dir(paths.moved_dir()) / f"{run.id}.json"
+    for content in ("", "[]", "{}", '{"run": 5}', "[" * 100_000, '{"run": "x", "checkpoints": "/"}', "\ud800"):
+        record.write_bytes(content.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match="is a link to /, "):
+            files.refuse_moved_checkpoints(run)
+    run.checkpoints_path.unlink()
+    os.mkfifo(run.checkpoints_path)
+    with pytest.raises(UserError, match="checkpoints is not written to: it is a named pipe"):
+        files.refuse_unsafe_files(run)
 
 
 def test_checkpoints_that_are_no_link_or_lead_nowhere_are_not_confirmed(tmp_path: Path, run: Run) -> None:
     with pytest.raises(UserError, match="is no link"):
-        confirm_checkpoints(run, tmp_path)
+        files.confirm_checkpoints(run, tmp_path)
     run.checkpoints_path.symlink_to(tmp_path / "unmounted")
     with pytest.raises(UserError, match=r"There is no directory .*unmounted"):
-        confirm_checkpoints(run, tmp_path / "unmounted")
+        files.confirm_checkpoints(run, tmp_path / "unmounted")
 
 
 NOTICE = NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")
@@ -285,32 +259,27 @@ def told(run: Run) -> int:
 
 def test_a_line_that_a_kill_cut_short_is_ended_first(run: Run) -> None:
     run.events_path.write_bytes(b'{"type": "not')
-    append_events(run, NOTICE, NOTICE)
+    files.append_events(run, NOTICE, NOTICE)
     assert run.events_path.read_bytes().startswith(b'{"type": "not\n{')
     assert told(run) == 2
 
 
-@cases(("state", "added"), [("training", True), ("paused", True), ("finished", False)])
-def test_nothing_comes_after_the_recorded_end(home: Path, state: str, added: bool) -> None:
-    run = create_run(config_for(home), "mine")
-    RunState(state=state).write(run.state_path)
-    assert append_while_open(run, NOTICE) is added
-    assert told(run) == added
-
-
-def test_nothing_comes_into_a_record_that_is_being_closed(run: Run, record: int) -> None:
+def test_nothing_comes_into_a_record_that_is_being_closed_or_after_the_end(run: Run, record: int) -> None:
     RunState(state="training").write(run.state_path)
-    with closing_record(record):
-        assert not append_while_open(run, NOTICE)
+    with files.closing_record(record):
+        assert not files.append_while_open(run, NOTICE)
     assert told(run) == 0
-    assert append_while_open(run, NOTICE)
+    for state, added in (("training", True), ("paused", True), ("finished", False)):
+        RunState(state=state).write(run.state_path)
+        assert files.append_while_open(run, NOTICE) is added
+    assert told(run) == 2
 
 
 def test_a_process_that_was_forked_meanwhile_keeps_no_record_closed(run: Run, record: int) -> None:
-    with closing_record(record):
+    with files.closing_record(record):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[record])
     try:
-        assert append_while_open(run, NOTICE)
+        assert files.append_while_open(run, NOTICE)
     finally:
         child.communicate(b"\n")
 
@@ -319,6 +288,6 @@ def test_an_end_is_recorded_without_locks(run: Run) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     os.close(writing)
-    with closing_record(writing):
-        append_events(run, NOTICE)
+    with files.closing_record(writing):
+        files.append_events(run, NOTICE)
     assert told(run) == 1

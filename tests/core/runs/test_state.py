@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -19,59 +18,41 @@ from hypothesis import strategies as st
 
 from core.atomic import write_atomic
 from core.runs.record import events
-from core.runs.record import state as state_module
+from core.runs.record import state as states
 from core.runs.record.events import HardwareEvent, PhaseEvent, encode_event
 from core.runs.record.history import RunHistory
-from core.runs.record.state import (
-    ACTIVE_STATES,
-    END_STATES,
-    Rank,
-    RunState,
-    StepProgress,
-    hostname,
-    infer_state,
-    is_same_process,
-    own_identity,
-    rank_words,
-    ranks_path,
-    read_ranks,
-    sign_words,
-    silent_words,
-    start_identity,
-    write_ranks,
-)
-from core.runs.record.store import Run
 from core.text import one_line
 from tests.cases import cases
+from tests.core.queue.helpers import fill
 from tests.core.runs.event_strategies import JSON
 from tests.core.runs.helpers import live_state as live
+from tests.core.runs.helpers import there
+from tests.small_disk import small_disk
 
 
 def test_a_state_comes_back_as_written(tmp_path: Path) -> None:
     state = live(step=3, total_steps=9, reason="ä", socket="/run/x.sock")
     state.write(tmp_path / "state.json")
-    assert RunState.read(tmp_path / "state.json") == state
+    assert states.RunState.read(tmp_path / "state.json") == state
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["state.json"]
 
 
-def read(path: Path) -> RunState:
-    state = RunState.read(path)
-    assert state is not None
-    return state
+def read(path: Path) -> states.RunState:
+    return there(states.RunState.read(path))
 
 
 @given(
-    st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(RunState)]), JSON, min_size=1)
+    st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(states.RunState)]), JSON, min_size=1)
     | JSON.filter(lambda value: not isinstance(value, dict))
 )
 def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "state.json")
         path.write_text(json.dumps(value))
-        state = RunState.read(path)
+        state = states.RunState.read(path)
     if state is not None:
-        inferred = infer_state(state)
+        inferred = states.infer_state(state)
         assert isinstance(inferred.state, str)
         assert isinstance(inferred.is_over, bool)
 
@@ -81,8 +62,10 @@ def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
 )
 def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
-    assert RunState.read(tmp_path / "state.json") is None
-    assert RunState.read(tmp_path / "missing") is None
+    assert states.RunState.read(tmp_path / "state.json") is None
+    assert states.RunState.read(tmp_path / "missing") is None
+    (tmp_path / "state.json").write_text('{"state": "training", "from_the_future": 1}')
+    assert states.RunState.read(tmp_path / "state.json") == states.RunState(state="training")
 
 
 def test_its_texts_are_safe_to_show(tmp_path: Path) -> None:
@@ -93,61 +76,46 @@ def test_its_texts_are_safe_to_show(tmp_path: Path) -> None:
         assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 or letter == "\u202e" for letter in text)
 
 
-def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text('{"state": "training", "from_the_future": 1}')
-    assert RunState.read(tmp_path / "state.json") == RunState(state="training")
-
-
-@cases("state", sorted(ACTIVE_STATES | END_STATES))
+@cases("state", sorted(states.ACTIVE_STATES | states.END_STATES))
 def test_a_live_process_keeps_its_state_and_an_end_stays_without_a_process(state: str) -> None:
-    recorded = live(state=state) if state in ACTIVE_STATES else live(state=state, pid=2**22 + 1, updated=0.0)
-    assert infer_state(recorded) == recorded
-    assert recorded.is_over is (state in END_STATES)
+    recorded = live(state=state) if state in states.ACTIVE_STATES else live(state=state, pid=2**22 + 1, updated=0.0)
+    assert states.infer_state(recorded) == recorded
+    assert recorded.is_over is (state in states.END_STATES)
 
 
 def test_a_process_that_is_gone_means_lost() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        state = live(pid=child.pid, pid_started=start_identity(child.pid))
-        assert infer_state(state).state == "training"
+        state = live(pid=child.pid, pid_started=states.start_identity(child.pid))
+        assert states.infer_state(state).state == "training"
         child.kill()
         # Not yet waited for: it is a zombie.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert infer_state(state).state == "lost"
-    inferred = infer_state(state)
+        assert states.infer_state(state).state == "lost"
+    inferred = states.infer_state(state)
     assert inferred.state == "lost"
     assert inferred.is_over
     assert str(child.pid) in inferred.reason
-
-
-def test_a_reused_pid_means_lost() -> None:
-    assert infer_state(live(pid_started="another-boot/123")).state == "lost"
-    assert infer_state(live(pid_started=None)).state == "lost"
-
-
-def test_an_old_heartbeat_means_stalled_and_is_not_over() -> None:
-    inferred = infer_state(live(updated=time.time() - state_module.STALE_SECONDS - 5))
-    assert inferred.state == "stalled"
-    assert not inferred.is_over
-    assert infer_state(live(), now=math.inf).state == "stalled"
+    for reused in ("another-boot/123", None):
+        assert states.infer_state(live(pid_started=reused)).state == "lost"
 
 
 def test_a_queued_run_that_nobody_starts_is_lost_after_a_while() -> None:
-    queued = RunState(state="queued", host=hostname(), updated=1000.0)
-    assert infer_state(queued, now=1001.0).state == "queued"
-    assert infer_state(queued, now=1000.0 + state_module.QUEUED_SECONDS).state == "lost"
-    assert infer_state(dataclasses.replace(queued, state="training"), now=1001.0).state == "lost"
+    queued = states.RunState(state="queued", host=states.hostname(), updated=1000.0)
+    assert states.infer_state(queued, now=1001.0).state == "queued"
+    assert states.infer_state(queued, now=1000.0 + states.QUEUED_SECONDS).state == "lost"
+    assert states.infer_state(dataclasses.replace(queued, state="training"), now=1001.0).state == "lost"
 
 
 def test_the_identity_of_a_process_tells_it_from_all_others() -> None:
-    pid, identity = own_identity()
+    pid, identity = states.own_identity()
     assert pid == os.getpid()
     assert identity
-    assert is_same_process(pid, identity)
-    assert not is_same_process(pid, identity + "1")
-    assert not is_same_process(None, identity)
-    assert start_identity(2**22 + 1) is None
+    assert states.is_same_process(pid, identity)
+    assert not states.is_same_process(pid, identity + "1")
+    assert not states.is_same_process(None, identity)
+    assert states.start_identity(2**22 + 1) is None
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert start_identity(child.pid) not in (None, identity)
+        assert states.start_identity(child.pid) not in (None, identity)
         child.kill()
 
 
@@ -156,7 +124,7 @@ def test_a_command_name_with_parentheses_is_read_right(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\nread line\n")
     program.chmod(0o755)
     with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
-        identity = start_identity(child.pid)
+        identity = states.start_identity(child.pid)
         stat = Path(f"/proc/{child.pid}/stat").read_text()
         child.kill()
     assert identity is not None
@@ -164,21 +132,23 @@ def test_a_command_name_with_parentheses_is_read_right(tmp_path: Path) -> None:
 
 
 def test_a_heartbeat_in_the_future_means_stalled() -> None:
-    ahead = infer_state(live(updated=time.time() + 2 * 86400))
+    assert states.infer_state(live(), now=math.inf).state == "stalled"
+    ahead = states.infer_state(live(updated=time.time() + 2 * 86400))
     assert (ahead.state, ahead.is_over) == ("stalled", False)
     assert ahead.reason == "its last sign of life lies 2d 00h in the future, as if the clock had been set back"
+    assert states.infer_state(live(updated=time.time() - 3 * 86400 - 60)).reason == "no sign of life for 3d 00h"
     # Clocks of two machines differ a little.
-    assert infer_state(live(updated=time.time() + 5)).state == "training"
-    queued = RunState(state="queued", host=hostname(), updated=time.time() + 86400)
-    assert infer_state(queued).state == "lost"
+    assert states.infer_state(live(updated=time.time() + 5)).state == "training"
+    queued = states.RunState(state="queued", host=states.hostname(), updated=time.time() + 86400)
+    assert states.infer_state(queued).state == "lost"
 
 
 @pytest.mark.parametrize("days", [-2, 1])
 def test_a_clock_that_was_set_neither_hides_a_hang_nor_makes_one(days: int) -> None:
     jumped = time.time() + days * 86400
     alive = live(updated=jumped, beat=time.monotonic() - 1, step_started=jumped - 3)
-    assert infer_state(alive) == alive
-    hung = infer_state(dataclasses.replace(alive, beat=time.monotonic() - 45))
+    assert states.infer_state(alive) == alive
+    hung = states.infer_state(dataclasses.replace(alive, beat=time.monotonic() - 45))
     assert hung.state == "stalled"
     assert re.fullmatch(r"no sign of life for 4\d s; step 1 has been running for 4\d s", hung.reason)
 
@@ -196,37 +166,20 @@ def test_a_clock_that_was_set_neither_hides_a_hang_nor_makes_one(days: int) -> N
 def test_when_the_wall_clock_counts_for_a_heartbeat(host: str, age: float, beat: float | None, state: str) -> None:
     recorded = live(updated=time.time() - age, beat=None if beat is None else time.monotonic() - beat)
     elsewhere = dataclasses.replace(recorded, host=host, pid=2**22 + 1)
-    assert infer_state(elsewhere if host else recorded).state == state
+    assert states.infer_state(elsewhere if host else recorded).state == state
 
 
-def test_a_long_silence_is_told_in_days() -> None:
-    assert infer_state(live(updated=time.time() - 3 * 86400 - 60)).reason == "no sign of life for 3d 00h"
-
-
-def fill(directory: Path) -> None:
-    """Leave no room for another file."""
-    with contextlib.suppress(OSError), (directory / "ballast").open("wb", buffering=0) as file:
-        while file.write(b"x" * 4096):
-            pass
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="not run: only root can mount a small disk")
-@pytest.mark.parametrize("reason", ["no space", "a long reason " * 100])
+@cases("reason", ["no space", "a long reason " * 100])
 def test_an_end_is_written_on_a_full_disk(tmp_path: Path, reason: str) -> None:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=False)
-    if mounted.returncode:
-        pytest.skip("not run: nothing can be mounted here")
-    try:
-        path = tmp_path / "state.json"
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        path = disk / "state.json"
         live(reason="r" * 700).write(path)
-        fill(tmp_path)
+        fill(disk / "ballast")
         with pytest.raises(OSError, match="No space left"):
-            write_atomic(tmp_path / "other", b"x" * 5000)
+            write_atomic(disk / "other", b"x" * 5000)
         failed = live(state="failed", reason=reason, step=7)
         failed.write(path)
-        assert RunState.read(path) == dataclasses.replace(failed, reason=one_line(reason))
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        assert states.RunState.read(path) == dataclasses.replace(failed, reason=one_line(reason))
 
 
 def no_second_file(*_: object, **__: object) -> None:
@@ -237,7 +190,7 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "state.json"
     before = live(step=3)
     before.write(path)
-    monkeypatch.setattr(state_module, "write_atomic", no_second_file)
+    monkeypatch.setattr(states, "write_atomic", no_second_file)
     live(step=4).write(path)
     assert read(path).step == 4
     kept = read(path)
@@ -260,14 +213,14 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
         ({}, (), None),
         ({"pending": ["stop", "pause", "dance", 3]}, ("pause", "stop"), None),
         ({"pending": "pause", "progress": 3}, (), None),
-        ({"progress": {"what": "x\x1b", "done": 1, "total": 8}}, (), StepProgress("x�", 1, 8)),
+        ({"progress": {"what": "x\x1b", "done": 1, "total": 8}}, (), states.StepProgress("x�", 1, 8)),
         ({"progress": {"what": "answers", "done": 9, "total": 8}}, (), None),
         ({"progress": {"what": "answers", "done": 9}}, (), None),
-        ({"progress": {"what": "checkpoint", "done": 0, "total": 0}}, (), StepProgress("checkpoint")),
+        ({"progress": {"what": "checkpoint", "done": 0, "total": 0}}, (), states.StepProgress("checkpoint")),
     ],
 )
 def test_what_a_step_is_at_is_read_or_left_out(
-    tmp_path: Path, told: dict[str, object], pending: tuple[str, ...], progress: StepProgress | None
+    tmp_path: Path, told: dict[str, object], pending: tuple[str, ...], progress: states.StepProgress | None
 ) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"state": "training", **told}))
     state = read(tmp_path / "state.json")
@@ -275,14 +228,16 @@ def test_what_a_step_is_at_is_read_or_left_out(
 
 
 @pytest.fixture
-def dead(monkeypatch: pytest.MonkeyPatch) -> RunState:
+def dead(monkeypatch: pytest.MonkeyPatch) -> states.RunState:
     """The state of a worker of this boot that is gone; the kernel has said nothing."""
-    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", Path("/nowhere"))
-    monkeypatch.setattr(state_module, "_LOGS", ())
-    state_module._memory_death.cache_clear()
+    monkeypatch.setattr(states, "_KERNEL_MESSAGES", Path("/nowhere"))
+    monkeypatch.setattr(states, "_LOGS", ())
+    states._memory_death.cache_clear()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    _, identity = own_identity()
-    return RunState(state="training", pid=int(gone.stdout), pid_started=identity, host=hostname(), updated=1.0)
+    _, identity = states.own_identity()
+    return states.RunState(
+        state="training", pid=int(gone.stdout), pid_started=identity, host=states.hostname(), updated=1.0
+    )
 
 
 def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
@@ -295,28 +250,26 @@ def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
 
 @cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
                                                     (990, "cuda", False)])  # fmt: skip
-def test_full_memory_makes_it_likely(dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
-    state_module._memory_death.cache_clear()
-    reason = state_module.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
+def test_full_memory_tells(dead: states.RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
+    states._memory_death.cache_clear()
+    reason = states.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
 
 
-def test_the_memory_of_the_machine_counts_beside_a_card(dead: RunState, tmp_path: Path) -> None:
-    card = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}
-    events = tmp_path / "events.jsonl"
+def test_the_memory_of_the_machine_counts_beside_a_card(dead: states.RunState, tmp_path: Path) -> None:
+    card, path = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}, tmp_path / "events.jsonl"
     for used, told in ((990, True), (500, False)):
-        event = HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)
-        events.write_text(encode_event(event))
-        state_module._memory_death.cache_clear()
-        assert (state_module.memory_death(dead, events) is not None) is told
+        path.write_text(encode_event(HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)))
+        states._memory_death.cache_clear()
+        assert (states.memory_death(dead, path) is not None) is told
 
 
-def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_path: Path) -> None:
-    assert state_module.memory_death(dead, tmp_path / "none") is None
+def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: states.RunState, tmp_path: Path) -> None:
+    assert states.memory_death(dead, tmp_path / "none") is None
     full = write_figures(tmp_path / "events.jsonl", 999)
     earlier = dataclasses.replace(dead, pid_started="another-boot/17")
-    assert state_module.memory_death(earlier, full) is None
-    assert state_module.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
+    assert states.memory_death(earlier, full) is None
+    assert states.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
 
 
 @cases(
@@ -328,23 +281,23 @@ def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_pa
     ],
 )
 def test_the_kernel_names_whom_it_killed_and_why(
-    dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, where: str | None
+    dead: states.RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, where: str | None
 ) -> None:
-    state_module._memory_death.cache_clear()
+    states._memory_death.cache_clear()
     log = tmp_path / "kern.log"
     assert dead.pid is not None
     log.write_text(f"Nov 24 22:00:00 host kernel: [ 1.0] {message.format(pid=dead.pid, other=dead.pid * 10)}\n")
-    monkeypatch.setattr(state_module, "_LOGS", (tmp_path / "none", log))
-    reason = state_module.memory_death(dead, tmp_path / "none")
-    expected = where and f"killed by the kernel, as {where} ran out of memory; {state_module.MEMORY_ADVICE}"
+    monkeypatch.setattr(states, "_LOGS", (tmp_path / "none", log))
+    reason = states.memory_death(dead, tmp_path / "none")
+    expected = where and f"killed by the kernel, as {where} ran out of memory; {states.MEMORY_ADVICE}"
     assert reason == expected
     # A message before the last heartbeat is about another process with this pid.
     os.utime(log, (0, 0))
-    state_module._memory_death.cache_clear()
-    assert state_module.memory_death(dead, tmp_path / "none") is None
+    states._memory_death.cache_clear()
+    assert states.memory_death(dead, tmp_path / "none") is None
 
 
-def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_messages_hide_no_others(dead: states.RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = tmp_path / "kmsg"
     messages.touch()
     killed = f"Out of memory: Killed process {dead.pid} (python)\n".encode()
@@ -356,11 +309,11 @@ def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, mon
             raise message
         return message
 
-    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", messages)
+    monkeypatch.setattr(states, "_KERNEL_MESSAGES", messages)
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", read)
-        reason = state_module.memory_death(dead, tmp_path / "none")
-    assert reason == f"killed by the kernel, as the machine ran out of memory; {state_module.MEMORY_ADVICE}"
+        reason = states.memory_death(dead, tmp_path / "none")
+    assert reason == f"killed by the kernel, as the machine ran out of memory; {states.MEMORY_ADVICE}"
 
 
 @cases(
@@ -371,45 +324,43 @@ def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, mon
 def test_the_counter_of_both_versions_is_read(tmp_path: Path, text: str, kills: int | None) -> None:
     path = tmp_path / "memory.events"
     path.write_text(text)
-    assert state_module.read_kills(path) == kills
-    assert state_module.read_kills(tmp_path / "none") is None
+    assert states.read_kills(path) == kills
+    assert states.read_kills(tmp_path / "none") is None
     path.unlink()
     os.mkfifo(path)
-    assert state_module.read_kills(path) is None, "a pipe is not waited for"
+    assert states.read_kills(path) is None, "a pipe is not waited for"
 
 
-def test_a_counter_that_went_up_since_the_start_tells(dead: RunState, tmp_path: Path) -> None:
+def test_a_counter_that_went_up_since_the_start_tells(dead: states.RunState, tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     path.write_text("oom_kill 4\n")
     started = dataclasses.replace(dead, memory_events=str(path), memory_kills=3)
-    reason = state_module.memory_death(started, tmp_path / "none")
-    assert reason is not None
+    reason = there(states.memory_death(started, tmp_path / "none"))
     assert reason.startswith("killed by the kernel, as its control group")
-    assert state_module.memory_death(dataclasses.replace(started, memory_kills=4), tmp_path / "none") is None
+    assert states.memory_death(dataclasses.replace(started, memory_kills=4), tmp_path / "none") is None
 
 
 RANKS = (
-    Rank(rank=0, host="head", pid=11, device="cuda:0", heard=100.0),
-    Rank(rank=1, host="head", pid=12, device="cuda:1", heard=99.0, is_waiting=True),
-    Rank(rank=2, host="tower", pid=7, device="cuda:0", heard=86.0),
+    states.Rank(rank=0, host="head", pid=11, device="cuda:0", heard=100.0),
+    states.Rank(rank=1, host="head", pid=12, device="cuda:1", heard=99.0, is_waiting=True),
+    states.Rank(rank=2, host="tower", pid=7, device="cuda:0", heard=86.0),
 )
 
 
 def test_the_list_of_processes_comes_back_as_written(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    assert read_ranks(run.path) == ()
-    write_ranks(run.path, RANKS)
-    assert read_ranks(run.path) == RANKS
+    assert states.read_ranks(tmp_path) == ()
+    states.write_ranks(tmp_path, RANKS)
+    assert states.read_ranks(tmp_path) == RANKS
 
 
 def test_words_for_processes_and_their_signs_of_life() -> None:
-    assert rank_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
-    assert rank_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
-    assert [sign_words(rank, 100.4) for rank in RANKS] == ["0s ago", "1s ago", "14s ago"]
-    assert sign_words(Rank(rank=0), 100.0) == "–"
-    assert silent_words(RANKS, 90.0) == ""
-    assert silent_words(RANKS, 100.0) == "no sign of life for 14s: 2 on tower"
-    assert silent_words([Rank(rank=0)], 100.0) == ""
+    assert states.rank_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
+    assert states.rank_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
+    assert [states.sign_words(rank, 100.4) for rank in RANKS] == ["0s ago", "1s ago", "14s ago"]
+    assert states.sign_words(states.Rank(rank=0), 100.0) == "–"
+    assert states.silent_words(RANKS, 90.0) == ""
+    assert states.silent_words(RANKS, 100.0) == "no sign of life for 14s: 2 on tower"
+    assert states.silent_words([states.Rank(rank=0)], 100.0) == ""
 
 
 @cases(
@@ -417,16 +368,16 @@ def test_words_for_processes_and_their_signs_of_life() -> None:
     [b"", b"{", b"[]", b'{"ranks": 1}', b'{"ranks": [1, null, {"rank": -1}, {"rank": true}]}', b"[" * 100_000],
 )
 def test_a_file_of_anything_else_has_no_processes(tmp_path: Path, content: bytes) -> None:
-    ranks_path(tmp_path).write_bytes(content)
-    assert read_ranks(tmp_path) == ()
+    states.ranks_path(tmp_path).write_bytes(content)
+    assert states.read_ranks(tmp_path) == ()
 
 
 @given(JSON)
 def test_foreign_values_are_left_out(value: object) -> None:
-    found = Rank.from_dict({"rank": 3, **dict.fromkeys(("host", "pid", "device", "heard", "is_waiting"), value)})
-    assert found is not None
+    fields = dict.fromkeys(("host", "pid", "device", "heard", "is_waiting"), value)
+    (found,) = states.Rank.all_from([{"rank": 3, **fields}])
     json.dumps(found.to_dict(), allow_nan=False)
-    assert sign_words(found, 1.0)
+    assert states.sign_words(found, 1.0)
 
 
 def test_the_record_names_the_processes_of_the_newest_start() -> None:

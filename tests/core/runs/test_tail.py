@@ -4,19 +4,18 @@ import io
 import os
 import tempfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs.catalog.rows import read_totals
 from core.runs.record import tail as tail_module
 from core.runs.record.events import Event, FinishedEvent, NoticeEvent, StepEvent, encode_event
 from core.runs.record.tail import EventTail, Line, last_events, read_lines
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
-from tests.core.runs.helpers import step_event as step
 
 GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
 UNKNOWN = b'{"t": 1, "type": "from-the-future"}'
@@ -111,47 +110,35 @@ def test_a_file_reads_backwards_alike(pieces: list[Event | bytes], chunk: int, l
             assert repr(found) == repr([event for event in whole if type(event) is kind])
 
 
-def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(encode_event(notice("before")).encode())
-    os.truncate(path, 1 << 30)
-    tail = EventTail(path)
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """The test may take some megabytes."""
     tracemalloc.start()
     try:
-        assert tail.read_all() == [notice("before")]
-        assert list(last_events(path, Event, 16 << 20)) == []
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
-    assert (tail.skipped, tail.is_behind) == (1, False)
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_a_hole_of_a_terabyte_is_passed_over_at_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(encode_event(notice("before")).encode())
     os.truncate(path, 1 << 40)
     tail = EventTail(path)
+    assert not tail.is_behind
     polls = 0
     while tail.is_behind or not polls:
         tail.poll()
         polls += 1
         assert polls < 20
+    assert list(last_events(path, Event, 16 << 20)) == []
     with path.open("ab") as file:
         file.write(b"its end\n" + encode_event(notice("after")).encode())
     assert tail.read_all() == [notice("after")]
     assert tail.skipped == 1
     assert EventTail(path).read_all() == [notice("before"), notice("after")]
-
-
-def test_it_tells_whether_there_is_more(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    tail = EventTail(path)
-    assert (tail.poll(), tail.is_behind) == ([], False)
-    path.write_text(encode_event(notice("one")) * 20)
-    tail.poll(limit=100)
-    assert tail.is_behind
-    tail.read_all()
-    assert not tail.is_behind
 
 
 def read(path: Path, limit: int, begin: int = 0) -> list[Line]:
@@ -178,6 +165,7 @@ def test_any_lines_in_any_blocks(pieces: list[bytes], limit: int, block: int, is
             assert read(path, limit, found[0].end) == found[1:]
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_a_hole_costs_neither_memory_nor_time(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     before, after = b"first\n", b"end of the hole\nlast\n"
@@ -185,35 +173,7 @@ def test_a_hole_costs_neither_memory_nor_time(tmp_path: Path) -> None:
         file.write(before)
         file.seek(1 << 40)
         file.write(after)
-    tracemalloc.start()
-    try:
-        found = read(path, 1000)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    finally:
-        tracemalloc.stop()
+    found = read(path, 1000)
     assert [line.data for line in found] == [b"first", bytes(1000), b"last"]
     assert [line.is_cut for line in found] == [False, True, False]
     assert [line.end for line in found] == [6, (1 << 40) + 16, (1 << 40) + len(after)]
-
-
-def test_figures_of_a_record_with_a_hole_are_those_of_the_rest(tmp_path: Path) -> None:
-    from core.runs.record.events import encode_event
-
-    path = tmp_path / "events.jsonl"
-    path.write_text("".join(encode_event(step(number)) for number in (1, 2)))
-    size = path.stat().st_size
-    os.truncate(path, 1 << 40)
-    with path.open("r+b") as file:
-        file.seek(0, os.SEEK_END)
-        file.write(b"\n" + encode_event(step(3)).encode())
-    tracemalloc.start()
-    try:
-        found = read_totals(path)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
-    with path.open("r+b") as file:
-        file.truncate(size)
-        file.seek(size)
-        file.write(encode_event(step(3)).encode())
-    assert found.tokens == read_totals(path).tokens != 0

@@ -9,35 +9,21 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
-from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.config.schema import Config
 from core.errors import UserError
-from core.runs.catalog.trained import (
-    checkpoint_steps,
-    find_run_at,
-    find_trained,
-    matches_manifest,
-    python_code,
-    result_step,
-    split_step,
-    stand_in_step,
-)
+from core.runs.catalog import trained as catalog
 from core.runs.record.events import BEST_CHOSEN, FinishedEvent, encode_event
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 
-def make_run(method: Literal["lora", "full"] = "lora") -> Run:
-    config = Config(
-        model=ModelSection(base="/models/base"),
-        data=DataSection(train="/data/rows.jsonl"),
-        method=MethodSection(name=method),
-    )
-    run = create_run(config, "tickets")
+def make_run(method: str = "lora") -> Run:
+    sections = {"model": {"base": "/models/base"}, "data": {"train": "/data/rows.jsonl"}, "method": {"name": method}}
+    run = create_run(Config.model_validate(sections), "tickets")
     RunState(state="stopped", updated=time.time()).write(run.state_path)
     return run
 
@@ -72,62 +58,52 @@ def refuse(run: Run, *, judged: int, last: int) -> None:
 
 
 def test_a_run_is_named_with_a_step(tmp_path: Path) -> None:
-    assert split_step("tickets@120") == ("tickets", 120)
-    assert split_step("tickets") == ("tickets", None)
-    assert split_step("@120") == ("@120", None)
-    assert split_step("me@home") == ("me@home", None)
+    assert catalog.split_step("tickets@120") == ("tickets", 120)
+    assert catalog.split_step("tickets") == ("tickets", None)
+    assert catalog.split_step("@120") == ("@120", None)
+    assert catalog.split_step("me@home") == ("me@home", None)
     directory = tmp_path / "runs@7"
     directory.mkdir()
-    assert split_step(str(directory)) == (str(directory), None)
+    assert catalog.split_step(str(directory)) == (str(directory), None)
     run = make_run()
-    assert find_run_at("tickets@20") == (run, 20)
+    assert catalog.find_run_at("tickets@20") == (run, 20)
     with pytest.raises(UserError, match="no run called nothing"):
-        find_run_at("nothing@20")
+        catalog.find_run_at("nothing@20")
 
 
 def test_the_newest_whole_checkpoint_stands_in_for_a_result() -> None:
     run = make_run()
     with pytest.raises(UserError, match="neither an adapter nor a whole checkpoint"):
-        find_trained(run)
+        catalog.find_trained(run)
     for step in (20, 40):
         add_checkpoint(run, step)
-    trained = find_trained(run)
+    trained = catalog.find_trained(run)
     assert (trained.step, trained.name, trained.label) == (40, "step-40", f"{run.id}, step-40")
     assert trained.adapter == run.checkpoints_path / "step-00000040" / "adapter"
     assert (trained.base, trained.base_sha256) == ("/models/base", "ab")
-    assert find_trained(run, 20).step == 20
-    assert checkpoint_steps(run) == [20, 40]
+    assert catalog.find_trained(run, 20).step == 20
+    assert catalog.checkpoint_steps(run) == [20, 40]
     (trained.adapter / "adapter_model.safetensors").write_bytes(b"torn")
-    assert find_trained(run).step == 20
+    assert catalog.find_trained(run).step == 20
     with pytest.raises(UserError, match=r"step 40 of run .* is damaged"):
-        find_trained(run, 40)
+        catalog.find_trained(run, 40)
     with pytest.raises(UserError, match="no checkpoint of step 30") as refused:
-        find_trained(run, 30)
+        catalog.find_trained(run, 30)
     assert refused.value.hint == "It has those of 20, 40."
-
-
-def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
-    run = make_run()
-    add_checkpoint(run, 20)
-    assert find_trained(run).warning == ""
-    RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
-    for trained in (find_trained(run), find_trained(run, 20)):
-        assert trained.label == f"{run.id}, step-20 (result refused by eval.gate)"
-        assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
 
 
 @cases("method", ["lora", "full"])
 @cases("judged", [20, 30])
-def test_the_judged_checkpoint_stands_in_for_a_refused_result(method: Literal["lora", "full"], judged: int) -> None:
+def test_the_judged_checkpoint_stands_in_for_a_refused_result(method: str, judged: int) -> None:
     run, part = make_run(method), "adapter" if method == "lora" else "weights"
     paths = {step: add_checkpoint(run, step, part) for step in (10, 20, 30)}
     refuse(run, judged=judged, last=30)
-    trained = find_trained(run)
-    assert (trained.step, trained.judged, stand_in_step(run), result_step(run)) == (judged,) * 4
+    trained = catalog.find_trained(run)
+    assert (trained.step, trained.judged, catalog.stand_in_step(run), catalog.result_step(run)) == (judged,) * 4
     assert (trained.adapter or trained.weights or Path()).is_relative_to(paths[judged])
     assert (trained.name, trained.label) == (f"step-{judged}", f"{run.id}, step-{judged} (result refused by eval.gate)")
     assert trained.warning == "The result of this run was refused by eval.gate: loss is 2 and should be <= 1."
-    assert find_trained(run, judged) == trained
+    assert catalog.find_trained(run, judged) == trained
 
 
 def test_another_step_than_the_judged_one_says_whose_figures_the_refusal_has() -> None:
@@ -136,7 +112,7 @@ def test_another_step_than_the_judged_one_says_whose_figures_the_refusal_has() -
         add_checkpoint(run, step)
     refuse(run, judged=20, last=30)
     for step in (10, 30):
-        trained = find_trained(run, step)
+        trained = catalog.find_trained(run, step)
         assert (trained.step, trained.name) == (step, f"step-{step}")
         assert trained.label == f"{run.id}, step-{step} (the result, step 20, is refused by eval.gate)"
         assert trained.warning.startswith("The result of this run, that of step 20, was refused by eval.gate: loss")
@@ -148,95 +124,74 @@ def test_no_other_checkpoint_takes_the_place_of_the_judged_one() -> None:
     refuse(run, judged=20, last=30)
     (paths[20] / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"step 20 of run .* is damaged") as damaged:
-        find_trained(run)
+        catalog.find_trained(run)
     assert damaged.value.hint == "It is what eval.gate has refused; name another one."
     shutil.rmtree(paths[20])
-    assert stand_in_step(run) is None
+    assert catalog.stand_in_step(run) is None
     with pytest.raises(UserError, match=r"no checkpoint of step 20, which eval\.gate has refused") as gone:
-        find_trained(run)
+        catalog.find_trained(run)
     assert gone.value.hint == "It has those of 10, 30."
-    assert find_trained(run, 30).step == 30
+    assert catalog.find_trained(run, 30).step == 30
     with pytest.raises(UserError, match=r"no checkpoint of step 40\."):
-        find_trained(run, 40)
-
-
-def test_a_result_that_is_there_has_passed_whatever_the_state_says() -> None:
-    run = make_run()
-    add_checkpoint(run, 20)
-    add_checkpoint(run, 30)
-    refuse(run, judged=20, last=30)
-    write_adapter(run)
-    assert (find_trained(run).adapter, find_trained(run).warning) == (run.adapter_path, "")
+        catalog.find_trained(run, 40)
 
 
 def test_a_result_comes_before_checkpoints() -> None:
     run = make_run()
     add_checkpoint(run, 20)
     write_adapter(run, "chat_template.jinja")
-    trained = find_trained(run)
-    assert (trained.step, trained.name, trained.label) == (None, "adapter", run.id)
+    refuse(run, judged=20, last=30)  # a result that is there has passed, whatever the state says
+    trained = catalog.find_trained(run)
+    assert (trained.step, trained.name, trained.label, trained.warning) == (None, "adapter", run.id, "")
     assert trained.adapter == run.adapter_path
     assert trained.template == str(run.adapter_path / "chat_template.jinja")
-    assert find_trained(run, 20).name == "step-20"
+    assert catalog.find_trained(run, 20).name == "step-20"
 
 
 def test_trained_weights_replace_those_of_the_base() -> None:
     run = make_run("full")
     weights = add_checkpoint(run, 20, "weights") / "weights" / "trained.safetensors"
-    trained = find_trained(run)
+    trained = catalog.find_trained(run)
     assert (trained.base, trained.weights, trained.adapter) == ("/models/base", weights, None)
     run.model_path.mkdir()
     (run.model_path / "config.json").write_text("{}")
-    trained = find_trained(run)
+    trained = catalog.find_trained(run)
     assert (trained.base, trained.weights, trained.name) == (str(run.model_path), None, "model")
     assert trained.base_sha256 is None, "the result is not the model that was hashed"
 
 
-@pytest.mark.parametrize("name", ["adapter/z", "adapter/../../../z"])
+@cases("name", ["adapter/z", "adapter/../../../z"])
 def test_a_manifest_that_names_a_pipe_or_files_elsewhere_is_no_checkpoint(name: str) -> None:
     checkpoint = add_checkpoint(make_run(), 20)
-    assert matches_manifest(checkpoint, "adapter/")
+    assert catalog.matches_manifest(checkpoint, "adapter/")
     os.mkfifo(checkpoint / name)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    assert not matches_manifest(checkpoint, "adapter/")
+    assert not catalog.matches_manifest(checkpoint, "adapter/")
 
 
-def strings(code: str) -> set[str]:
-    return {
-        node.value
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+def strings(code: str) -> set[object]:
+    return {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant) and node.value}
 
 
 def test_an_adapter_is_loaded_on_the_base_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/base"}))
-    code = python_code(tmp_path, is_model=False)
+    code = catalog.python_code(tmp_path, is_model=False)
     assert strings(code) == {"/models/base", str(tmp_path)}
     assert "PeftModel.from_pretrained(model, adapter)" in code
     assert "AutoTokenizer.from_pretrained(base)" in code, "a checkpoint has no tokenizer of its own"
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert "AutoTokenizer.from_pretrained(adapter)" in python_code(tmp_path, is_model=False)
-
-
-def test_a_whole_model_needs_no_base(tmp_path: Path) -> None:
-    code = python_code(tmp_path, is_model=True)
-    assert strings(code) == {str(tmp_path)}
-    assert "peft" not in code
-
-
-@cases("content", ["", "{", '{"base_model_name_or_path": 3}', "[]"])
-def test_a_damaged_adapter_is_no_error(tmp_path: Path, content: str) -> None:
-    (tmp_path / "adapter_config.json").write_text(content)
-    assert "the base model" in strings(python_code(tmp_path, is_model=False))
+    assert "AutoTokenizer.from_pretrained(adapter)" in catalog.python_code(tmp_path, is_model=False)
+    for content in ("", "{", '{"base_model_name_or_path": 3}', "[]"):
+        (tmp_path / "adapter_config.json").write_text(content)
+        assert "the base model" in strings(catalog.python_code(tmp_path, is_model=False))
 
 
 @cases("name", ['a"b', "a\\b", "a\nb", "ä日", "a'b"])
 def test_any_path_is_python(name: str) -> None:
     path = Path("/runs") / name
-    assert str(path) in strings(python_code(path, is_model=True))
+    assert strings(catalog.python_code(path, is_model=True)) == {str(path)}
 
 
 def test_the_code_loads_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -246,5 +201,5 @@ def test_the_code_loads_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
     found: dict[str, object] = {}
-    exec(python_code(tmp_path / "adapter", is_model=False), found)  # noqa: S102
+    exec(catalog.python_code(tmp_path / "adapter", is_model=False), found)  # noqa: S102
     assert type(found["model"]).__name__.startswith("PeftModel")

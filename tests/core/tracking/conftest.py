@@ -18,15 +18,7 @@ import pytest
 from core.config.choices import Tracker
 from core.config.schema import Config, DataSection, TrackingSection
 from core.launch.launcher import worker_environment
-from core.runs.record.events import (
-    EvalEvent,
-    Event,
-    FinishedEvent,
-    HardwareEvent,
-    MemoryEvent,
-    SampleEvent,
-    encode_event,
-)
+from core.runs.record import events
 from core.runs.record.store import Run, create_run
 from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
@@ -59,9 +51,8 @@ def act(moment):
     if what == "die":
         os._exit(9)
 
-class Settings:
-    def __init__(self, **values):
-        note("settings", values)
+def Settings(**values):
+    pass
 
 class Run:
     step = 0
@@ -87,17 +78,19 @@ act("import")
 """
 
 
-def steps(first: int, last: int) -> list[Event]:
+def steps(first: int, last: int) -> list[events.Event]:
     """Steps with an evaluation, a sample, memory and hardware between them; times are whole seconds."""
-    found: list[Event] = []
+    found: list[events.Event] = []
     for number in range(first, last + 1):
         found.append(step_event(number, t=float(number), epoch=number / 10, loss=2.0 / number, seconds=0.5))
         if number % 5 == 0:
-            found.append(EvalEvent(t=number + 0.5, step=number, loss=1.5, perplexity=4.5, seconds=1.0))
-            found.append(SampleEvent(t=number + 0.5, step=number, prompt="secret prompt", text="x", source="base"))
-            found.append(MemoryEvent(t=number + 0.5, device="cuda:0", peak_bytes=1 << 30))
-            device: dict[str, Any] = {"index": 0, "kind": "cuda", "temperature_c": 61.0, "power_w": None}
-            found.append(HardwareEvent(t=number + 0.5, devices=[device], energy_wh=0.25))
+            t, device = number + 0.5, {"index": 0, "kind": "cuda", "temperature_c": 61.0, "power_w": None}
+            found += [
+                events.EvalEvent(t=t, step=number, loss=1.5, perplexity=4.5, seconds=1.0),
+                events.SampleEvent(t=t, step=number, prompt="secret prompt", text="x", source="base"),
+                events.MemoryEvent(t=t, device="cuda:0", peak_bytes=1 << 30),
+                events.HardwareEvent(t=t, devices=[device], energy_wh=0.25),
+            ]
     return found
 
 
@@ -123,10 +116,10 @@ class Desk:
     is_fake: bool = False
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, told: list[events.Event]) -> None:
         """Append events, as a worker does."""
         with self.run.events_path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(encode_event, events)))
+            file.write("".join(map(events.encode_event, told)))
 
     def set_state(self, state: str) -> None:
         """Set the run's state; this process is its worker."""
@@ -134,7 +127,7 @@ class Desk:
 
     def finish(self, last: int) -> None:
         """The end of a run."""
-        self.write([FinishedEvent(reason="all steps done", step=last)])
+        self.write([events.FinishedEvent(reason="all steps done", step=last)])
         self.set_state("finished")
 
     def recorded(self, last: int, tool: Tracker, *, is_fake: bool = True, online: bool = False) -> TrackerFiles:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
 
 import pytest
 
@@ -70,12 +69,8 @@ def test_an_event_file_is_cut_to_its_confirmed_size_or_begins_anew(run: Run) -> 
 
 
 def test_an_event_file_gets_its_header_once(run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Writer:
-        def __init__(self, file: IO[bytes]) -> None:
-            self.write = file.write
-
     event = SimpleNamespace(SerializeToString=lambda: b"header.")
-    library = SimpleNamespace(RecordWriter=Writer, Event=lambda **_: event)
+    library = SimpleNamespace(RecordWriter=lambda file: SimpleNamespace(write=file.write), Event=lambda **_: event)
     monkeypatch.setattr("core.tracking.destinations.importlib.import_module", lambda _: library)
     found = tensorboard(run)
     found.place.make()

@@ -69,12 +69,6 @@ def test_trackio_has_every_step_once(desk: Desk) -> None:
     assert [step for step, text in logged if "train/loss" in str(text)] == [1, 2, 3, 4, 5, 6]
 
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None,
-    reason="not run: TensorBoard is not installed (pip install 'localtune-tui[tensorboard]')",
-)
-
-
 def scalars(place: TrackerFiles) -> dict[str, list[tuple[int, float, float]]]:
     """Tag to (step, time, value), in the order of the file."""
     accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
@@ -86,6 +80,7 @@ def scalars(place: TrackerFiles) -> dict[str, list[tuple[int, float, float]]]:
 
 
 def test_its_own_reader_finds_every_figure_once(desk: Desk) -> None:
+    installed("tensorboard")
     desk.write(steps(1, 10))
     nan = next(event for event in steps(11, 11) if isinstance(event, StepEvent))
     desk.write([StepEvent(**{**vars(nan), "loss": math.nan})])
@@ -108,6 +103,7 @@ def test_its_own_reader_finds_every_figure_once(desk: Desk) -> None:
 
 
 def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -> None:
+    installed("tensorboard")
     desk.write(steps(1, 3))
     desk.set_state("finished")
     place = TrackerFiles(desk.run, "tensorboard")
@@ -123,13 +119,3 @@ def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -
     assert desk.track(place)[0] == 0
     assert [item[0] for item in scalars(place)["train/loss"]] == list(range(1, 7))
     assert Position.read(place.position_path).state == "done"
-
-
-def test_a_file_that_was_removed_is_made_anew(desk: Desk) -> None:
-    desk.write(steps(1, 3))
-    desk.set_state("finished")
-    place = TrackerFiles(desk.run, "tensorboard")
-    assert desk.track(place)[0] == 0
-    TensorBoard(place, "", "", {}).path.unlink()
-    assert desk.track(place)[0] == 0
-    assert [item[0] for item in scalars(place)["train/loss"]] == [1, 2, 3]

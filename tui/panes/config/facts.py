@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.models.advice import Advice
     from core.models.architecture.architecture import Architecture
-    from core.runs.catalog.earlier import LikeRun, ModelCatalog
+    from core.runs.catalog.earlier import ModelCatalog, Origin
     from core.runs.outlook.estimate import Estimate, PaceBook
     from tui.widgets.charts.plan_bar import PlanView
 
@@ -41,7 +41,7 @@ class FactsFinder:
     def __init__(self) -> None:
         self.facts = Facts(missing_trackers=find_missing_trackers(), has_deepspeed=deepspeed.is_installed())
         self.card: Card | None = None
-        self.last_run: LikeRun | None = None
+        self.last_run: Origin | None = None
         self.advice: tuple[Advice, ...] = ()
         """The advice for the base model."""
         self._base: BaseFinding | None = None
@@ -230,7 +230,7 @@ def _read_paces() -> PaceBook:
 
 def _look(
     base: str, name: str, directory: Path
-) -> tuple[Architecture | None, tuple[Advice, ...], int | None, LikeRun | None]:
+) -> tuple[Architecture | None, tuple[Advice, ...], int | None, Origin | None]:
     from core import paths
     from core.hub_uri import absolute
     from core.models.advice import advice_for

@@ -23,7 +23,7 @@ from tui.widgets.forms.ask_bar import AskBar
 
 if TYPE_CHECKING:
     from core.importers.convert import Imported
-    from core.runs.catalog.earlier import LikeRun
+    from core.runs.catalog.earlier import Origin
 
 _SUFFIXES = (".toml",)
 #: Choice of a file that is not in the list.
@@ -154,7 +154,7 @@ def _about(path: Path) -> str:
 
 
 async def show_difference(
-    app: App[object], editor: ConfigEditor, last: LikeRun | None, questions: FileQuestions
+    app: App[object], editor: ConfigEditor, last: Origin | None, questions: FileQuestions
 ) -> None:
     """Ask for another version of the configuration, and show the difference.
 
