@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.commands.common import write_file
 from core.commands.import_ import KINDS
@@ -15,20 +16,17 @@ from core.importers.convert import TOOLS
 from tests.cases import cases
 from tests.core.commands.conftest import Call
 from tests.core.data.sample_files import json_lines, pairs, write
-from tests.core.importers.test_axolotl import QLORA as AXOLOTL
-from tests.core.importers.test_llama_factory import QLORA as LLAMA_FACTORY
-from tests.core.importers.test_llama_factory import registry
-from tests.core.importers.test_unsloth import USUAL as UNSLOTH
+from tests.core.importers.test_tables import SETTINGS, prepare
 
 ROOT = Path(__file__).parents[3]
-SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}
+SAMPLES = {tool: yaml.safe_dump(SETTINGS[f"{tool} as usual"]["base"], sort_keys=False) for tool in KINDS}
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with data for each of the samples."""
     monkeypatch.chdir(tmp_path)
-    registry(tmp_path)
+    prepare(tmp_path, "llama-factory as usual")
     write(tmp_path / "rows.jsonl", json_lines(pairs(20)))
     for kind, text in SAMPLES.items():
         write(tmp_path / f"{kind}.yml", text)
@@ -88,7 +86,7 @@ def test_nothing_is_written_over(call: Call, place: Path) -> None:
     call.ok("import", "axolotl.yml", "--out", "ours.toml", "--force")
     assert out.read_text().startswith("# Imported")
     assert call("import", "axolotl.yml", "--out", "axolotl.yml", "--force").code == 1
-    assert (place / "axolotl.yml").read_text() == AXOLOTL
+    assert (place / "axolotl.yml").read_text() == SAMPLES["axolotl"]
     for target, part in ((".", "is a directory"), ("nowhere/x.toml", "cannot be written")):
         call.refused(part, "import", "axolotl.yml", "--out", target)
     assert not [name for name in os.listdir(place) if name.startswith(".")]

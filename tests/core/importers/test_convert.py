@@ -18,10 +18,12 @@ from core.importers.convert import TOOLS, import_config
 from core.importers.redact import REDACTED, cleaned, is_secret_name, redact
 from core.importers.tool import Choice, Copy, Tool, Unsupported
 from core.importers.translation import is_one_of
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
 from tests.examples import examples
+
+TABLES = tables(__file__)
 
 EVERY = list(TOOLS.values())
 MINIMAL = {
@@ -40,16 +42,7 @@ def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
     assert first in imported.reason or "training" in imported.reason
 
 
-@cases(
-    ("text", "part"),
-    [
-        ("learning_rate: 1e-4\nseed: 3\n", "no key by which"),
-        ("base_model: x\nsequence_len: 5\ncutoff_len: 5\nmodel_name_or_path: x\n", "keys of"),
-        ("compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n", "a configuration of accelerate"),
-        ("model: x\ntrain_dataset: y\nmodel_class: llm\n", "second generation"),
-        ("zero_optimization: {}\ntrain_micro_batch_size_per_gpu: auto\n", "DeepSpeed"),
-    ],
-)
+@cases(("text", "part"), TABLES["files_of_which_it_cannot_be_told"])
 def test_files_of_which_it_cannot_be_told(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(UserError, match=part) as caught:
         carry(tmp_path, text)
@@ -68,19 +61,7 @@ def test_it_may_be_said(tmp_path: Path) -> None:
     assert setting(imported, "train.learning_rate") == 1e-4
 
 
-@cases(
-    ("kind", "line", "guess"),
-    [
-        ("axolotl", "lora_rr: 8", "lora_r"),
-        ("axolotl", "microbatch_size: 8", "micro_batch_size"),
-        ("llama-factory", "lora_rnk: 8", "lora_rank"),
-        ("llama-factory", "datset: x", "dataset"),
-        ("unsloth", "lora: {lora_rr: 8}", "lora.lora_r"),
-        ("unsloth", "trainng: 8", "training"),
-        ("axolotl", "qqqqq: 8", ""),
-        ("axolotl", "qqqqq:", ""),
-    ],
-)
+@cases(("kind", "line", "guess"), TABLES["a_key_that_the_tool_does_not_have"])
 def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str, guess: str) -> None:
     imported = carry(tmp_path, MINIMAL[kind] + line + "\n")
     (unknown,) = imported.unknown
@@ -91,23 +72,11 @@ def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str,
     assert not guess or f"Did you mean {guess}?" in said.reason
 
 
-def test_wrong_kinds_of_values_name_file_line_and_key(tmp_path: Path) -> None:
-    for kind, line, part in (
-        ("axolotl", "lora_r: many", "lora_r must be a whole number, not many"),
-        ("axolotl", "num_epochs: [1]", "num_epochs must be a number, not [1]"),
-        ("axolotl", "learning_rate: .nan", "learning_rate must be a number"),
-        ("axolotl", "peft_use_dora: 3", "peft_use_dora must be true or false, not 3"),
-        ("axolotl", "datasets: {path: x}", "datasets must be a list of datasets"),
-        ("axolotl", "datasets: [x]", "datasets has an entry that is no table"),
-        ("axolotl", "optimizer: [x]", "optimizer must be a name"),
-        ("llama-factory", "lora_rank: 8.5", "lora_rank must be a whole number, not 8.5"),
-        ("llama-factory", "dataset: {a: 1}", "dataset must be a text or a list of texts"),
-        ("unsloth", "lora: 3", "lora must be a table of keys, not 3"),
-        ("unsloth", "lora: {lora_r: x}", "lora.lora_r must be a whole number, not x"),
-    ):
-        with pytest.raises(UserError) as caught:
-            carry(tmp_path, MINIMAL[kind] + line + "\n")
-        assert caught.value.message.startswith(f"{tmp_path}/theirs.yml, line 3: {part}"), caught.value.message
+@cases(("kind", "text", "line", "part"), TABLES["what_a_tool_refuses_is_refused"])
+def test_what_a_tool_refuses_is_refused(tmp_path: Path, kind: str, text: str, line: int, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        carry(tmp_path, f"{MINIMAL[kind]}{text}\n")
+    assert caught.value.message.startswith(f"{tmp_path}/theirs.yml, line {line}: {part}")
 
 
 def test_what_is_out_of_our_range_keeps_the_default(tmp_path: Path) -> None:
