@@ -13,9 +13,11 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
 from core.presets.library import presets
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.models.architecture import published
 from tests.families.published_models import published_config
+
+TABLES = tables(__file__)
 
 GIB = 1 << 30
 
@@ -39,28 +41,7 @@ def facts(billions: float | None, card: float | None, positions: int | None = 13
     )
 
 
-@cases(
-    ("billions", "card", "aim", "name"),
-    [
-        (0.13, None, "balanced", "cpu-small"),
-        (0.13, None, "quick-look", "cpu-small-quick-look"),
-        (None, None, "balanced", "cpu-small"),
-        (None, 23.99, "balanced", "24gb-7b"),
-        (None, 7.99, "balanced", "8gb-7b"),
-        (3.2, 8.0, "balanced", "8gb-small"),
-        (8.0, 7.99, "balanced", "8gb-7b"),
-        (8.0, 11.99, "long-context", "12gb-7b-long-context"),
-        (8.0, 15.99, "quick-look", "12gb-7b-quick-look"),
-        # With error correction, as on a data center's card.
-        (8.0, 22.5, "balanced", "24gb-7b"),
-        (8.0, 23.99, "best-quality", "24gb-7b-best-quality"),
-        # Too large for 16 bits on that card.
-        (9.2, 23.99, "best-quality", "16gb-7b-best-quality"),
-        (14.7, 23.99, "balanced", "24gb-13b"),
-        (32.8, 23.99, "balanced", "24gb-30b"),
-        (32.8, 79.6, "balanced", "24gb-30b"),
-    ],
-)
+@cases(("billions", "card", "aim", "name"), TABLES["the_preset_for_a_model_and_a_card"])
 def test_the_preset_for_a_model_and_a_card(billions: float | None, card: float | None, aim: Aim, name: str) -> None:
     choice = choose_preset(facts(billions, card), aim)
     assert choice.preset.name == name
