@@ -181,9 +181,3 @@ def test_the_advice_for_the_model_is_taken_and_told_with_its_source(cli: Command
     assert by_option["chat.top_k"]["taken"]
     assert by_option["chat.top_k"]["source"] == source
     assert not by_option[None]["taken"]
-
-
-def test_of_a_model_that_nobody_advises_on_nothing_is_said(cli: CommandLine, work: Path) -> None:
-    answer = json.loads(cli("init", "--model", "llama", "rows.jsonl", "--out", "-", "--json").out)
-    assert answer["advice"] == []
-    assert "for you to decide" not in answer["toml"]

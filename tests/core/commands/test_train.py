@@ -56,17 +56,14 @@ def test_a_failed_run_gives_its_reason_and_code_4(cli: CommandLine) -> None:
 
 
 def test_overrides_and_allowed_codes_go_into_the_run(cli: CommandLine) -> None:
-    config = str(cli.config())
-    unknown = cli("train", config, "--allow", "anything")
+    unknown = cli("train", str(cli.config()), "--allow", "anything")
     assert (unknown.code, "eval_leak" in unknown.err, list_runs()) == (2, True, [])
-    cli.script(steps=1)
-    arguments = ("--allow", "eval_leak", "--allow", "format_ambiguous", "--set", "data.allow=eval_leak")
-    cli.ok("train", config, *arguments, "--set", "method.rank=4", "--set", "train.seed=7")
-    made = find_run("latest").config()
+    allowed = ("--allow", "eval_leak", "--allow", "format_ambiguous", "--set", "data.allow=eval_leak")
+    made = cli.train("first", *allowed, "--set", "method.rank=4", "--set", "train.seed=7").config()
     assert made.data.allow == ["eval_leak", "format_ambiguous"]
     assert (made.method.rank, made.train.seed) == (4, 7)
-    cli.ok("train", config, "--set", "data.allow=eval_leak, stop_untrained")
-    assert find_run("latest").config().data.allow == ["eval_leak", "stop_untrained"]
+    made = cli.train("second", "--set", "data.allow=eval_leak, stop_untrained").config()
+    assert made.data.allow == ["eval_leak", "stop_untrained"]
 
 
 def test_a_run_that_vanishes_is_lost(cli: CommandLine) -> None:
