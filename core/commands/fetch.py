@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
@@ -47,16 +47,11 @@ def run(args: argparse.Namespace) -> int:
 
         plan = fetch_job(entry, confirm).run(lambda progress: line.show(_progress_words(progress)))
     if args.json:
-        emit(_as_json(entry, plan, proposed))
+        values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
+        emit({"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0})
         return 0
-    for text in _render(entry, plan, proposed):
-        say(text)
+    say(*_render(entry, plan, proposed))
     return 0
-
-
-def _as_json(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
-    values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
-    return {"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0}
 
 
 def _size_words(plan: FetchPlan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,7 @@ class Imported:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as ``import --json`` prints it."""
-        lists = {"carried": self.carried, "changed": self.changed, "unsupported": self.unsupported}
-        return {
-            "kind": self.kind,
-            "reason": self.reason,
-            "toml": self.toml,
-            **{name: [entry.to_dict() for entry in entries] for name, entries in lists.items()},
-            "remarks": self.remarks,
-        }
+        return {name: value for name, value in asdict(self).items() if name not in ("title", "unknown")}
 
 
 def import_config(path: Path, kind: str | None = None, home: Path | None = None) -> Imported:
