@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -237,32 +237,11 @@ class Format:
     name: str
 
 
-_PACKERS: dict[str, Callable[[Array], Packed]] = {
-    "fp8": fp8_blocks,
-    "fp8_whole": fp8_whole,
-    "fbgemm": fp8_rows,
-    "mxfp8": mxfp8,
-    "ct_fp8": fp8_rows,
-    "ct_fp8_blocks": partial(fp8_blocks, size=48, end="weight_scale"),
-    "ct_int8": int8_rows,
-    "ct_w4a16": partial(pack_quantized, bits=4, size=32),
-    "ct_w4a16_asymmetric": partial(pack_quantized, bits=4, size=32, symmetric=False),
-    "ct_w4a16_actorder": partial(pack_quantized, bits=4, size=32, symmetric=False, shuffled=True),
-    "ct_w8a16": partial(pack_quantized, bits=8, size=0),
-    "ct_nvfp4": partial(nvfp4, by_modelopt=False),
-    "ct_mxfp8": partial(mxfp8, end="weight_scale"),
-    "ct_mxfp4": mxfp4,
-    "modelopt_fp8": partial(fp8_whole, end="weight_scale", activation="input_scale"),
-    "nvfp4": partial(nvfp4, by_modelopt=True),
-    "gptq": partial(gptq, bits=4, size=32, offset=1),
-    "gptq_actorder": partial(gptq, bits=8, size=32, offset=1, shuffled=True),
-    "gptq_v2": partial(gptq, bits=4, size=64, offset=0),
-    "awq": partial(awq, size=32),
-    "bnb_fp4": partial(bitsandbytes_4bit, kind="fp4"),
-    "bnb_nf4": partial(bitsandbytes_4bit, kind="nf4"),
-    "bnb_int8": bitsandbytes_8bit,
-}
-FORMATS = {key: Format(_PACKERS[key], **values) for key, values in tables(__file__).items()}
+def _read(name: str, settings: dict[str, Any], pack: str, arguments: Mapping[str, Any] | None = None) -> Format:
+    return Format(partial(globals()[pack], **(arguments or {})), settings, name)
+
+
+FORMATS = {key: _read(**entry) for key, entry in tables(__file__).items()}
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
 from core import __version__
 from core.commands import COMMANDS, common, load_command
 from core.errors import UserError
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.test_import_hygiene import HEAVY
 from tui.__main__ import main
+
+TABLES = tables(__file__)
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,18 +96,7 @@ def test_the_app_needs_a_terminal() -> None:
     assert "needs a terminal" in result.stderr
 
 
-@cases(
-    ("words", "said"),
-    [
-        (["wach"], "Did you mean 'localtune-tui watch'?"),
-        (["trian", "x.toml", "--json"], "Did you mean 'localtune-tui train'?"),
-        (["--no-mouse", "train", "x.toml"], "A command comes first: 'localtune-tui train …'."),
-        (["none.toml"], "neither a command nor a configuration file"),
-        (["train"], "CONFIG"),
-        (["watch", "--jsn", "x"], "--jsn"),
-        (["--run"], "--run"),
-    ],
-)
+@cases(("words", "said"), TABLES["wrong_usage_exits_with_2"])
 def test_wrong_usage_exits_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _refused(words) == 2
     told = capsys.readouterr()
@@ -120,37 +112,25 @@ def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_errors_are_safe_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> int:
-        raise UserError("bad \x1b]52;c;x\x07 name", "two\nlines")
-
-    assert common.invoke(fail) == 1
-    err = capsys.readouterr().err
-    assert "\x1b" not in err
-    assert err.count("\n") == 1
-
-
-def test_a_mistake_of_ours_shows_no_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@cases(
+    ("error", "code", "said"),
+    [
+        (UserError("bad \x1b]52;c;x\x07 name", "two\nlines"), 1, "bad \ufffd]52;c;x\ufffd name two"),
+        (RuntimeError("unexpected"), 1, "RuntimeError: unexpected"),
+        (KeyboardInterrupt(), 130, "\n"),
+    ],
+)
+def test_an_exception_ends_a_command_in_a_line_that_is_safe_for_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
 ) -> None:
-    def fail() -> int:
-        raise RuntimeError("unexpected")
-
-    monkeypatch.delenv("LOCALTUNE_DEBUG", raising=False)
-    assert common.invoke(fail) == 1
-    err = capsys.readouterr().err
-    assert "RuntimeError: unexpected" in err
-    assert "Traceback" not in err
-    monkeypatch.setenv("LOCALTUNE_DEBUG", "1")
-    common.invoke(fail)
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_ctrl_c_exits_with_130() -> None:
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
-    assert common.invoke(interrupted) == 130
+    for debug in ("", "1"):
+        monkeypatch.setenv("LOCALTUNE_DEBUG", debug)
+        assert common.invoke(Mock(side_effect=error)) == code
+        err = capsys.readouterr().err
+        assert said in err
+        assert "\x1b" not in err
+        assert ("Traceback" in err) == (debug == "1" and isinstance(error, RuntimeError))
+        assert err.count("\n") == 1 or "Traceback" in err
 
 
 class Opened:

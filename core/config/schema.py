@@ -54,7 +54,7 @@ def manual() -> Mapping[str, Entry]:
     """The manual: option name to its entry."""
     sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
     return {
-        f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})
+        f"{section}.{key}": Entry(**{part: cast(Any, " ".join(text.split())) for part, text in parts.items()})
         for section, keys in sections.items()
         for key, parts in keys.items()
     }

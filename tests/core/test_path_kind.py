@@ -57,11 +57,7 @@ def test_nothing_blocks_and_nothing_raises(tmp_path: Path) -> None:
 @cases(
     ("name", "wanted", "said"),
     [
-        (
-            "faq.csv",
-            "config",
-            "is a data file, not a configuration. 'localtune-tui {path}' opens it, 'localtune-tui init",
-        ),
+        ("faq.csv", "config", "a data file, not a configuration. 'localtune-tui {path}' opens it, 'localtune-tui init"),
         ("my.toml", "data", "is a configuration, not data. 'localtune-tui {path}' opens it, 'localtune-tui train"),
         ("axolotl.yml", "config", "is YAML, not a configuration. 'localtune-tui import {path}'"),
         ("model.gguf", "data", "is a model (GGUF), not data. 'localtune-tui chat {path}'"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,12 +304,12 @@ def test_a_letter_of_the_bar_is_the_part_that_fills_most_of_it() -> None:
 def test_lines_are_wrapped_beside_what_leads_them(
     cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    monkeypatch.setattr("core.commands.plan._columns", lambda: columns)
-    path = config_file(cli, base)
-    lines = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
+    words = ("plan", config_file(cli, base), "--gpu-memory", "8GB")
+    whole = cli(*words).out.splitlines()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+    lines = cli(*words).out.splitlines()
     assert max(map(len, lines)) <= columns
-    monkeypatch.undo()
-    whole = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
     assert " ".join(" ".join(lines[:4]).split()).startswith(whole[0]), "piped output has whole lines"
 
 

@@ -17,9 +17,11 @@ from core.commands.starting import starts_all_the_same
 from core.launch import launcher
 from core.runs.outlook.forecast import Unmet
 from core.runs.record.store import Run, find_run, list_runs
-from tests.cases import cases
+from tests.cases import cases, tables
 
 from .conftest import CommandLine, record_run, wait_for
+
+TABLES = tables(__file__)
 
 
 def test_train_follows_to_the_end_and_sums_up(cli: CommandLine) -> None:
@@ -82,15 +84,7 @@ def test_detach_prints_the_id_and_returns(cli: CommandLine) -> None:
     wait_for(lambda: run.state().state == "training", "training")
 
 
-@cases(
-    ("content", "said"),
-    [
-        (None, "is no file|There is no|does not exist|no such"),
-        ("", "empty"),
-        ('{"promt": "a", "complettion": "b"}\n', "columns are promt"),
-        ("not json\n", "."),
-    ],
-)
+@cases(("content", "said"), TABLES["bad_data_is_refused_before_anything_starts"])
 def test_bad_data_is_refused_before_anything_starts(cli: CommandLine, content: str | None, said: str) -> None:
     config = cli.config()
     data = cli.home / "data.jsonl"

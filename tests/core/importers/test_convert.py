@@ -55,12 +55,6 @@ def test_a_configuration_of_ours_needs_no_import(tmp_path: Path) -> None:
         import_config(tmp_path / "ours.toml")
 
 
-def test_it_may_be_said(tmp_path: Path) -> None:
-    imported = carry(tmp_path, "learning_rate: 1e-4\n", "llama-factory")
-    assert (imported.kind, imported.reason) == ("llama-factory", "Given by --from.")
-    assert setting(imported, "train.learning_rate") == 1e-4
-
-
 @cases(("kind", "line", "guess"), TABLES["a_key_that_the_tool_does_not_have"])
 def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str, guess: str) -> None:
     imported = carry(tmp_path, MINIMAL[kind] + line + "\n")
@@ -88,13 +82,6 @@ def test_what_is_out_of_our_range_keeps_the_default(tmp_path: Path) -> None:
         assert (where, said.to) == ("unsupported", None)
         assert "must be" in said.reason
     loaded(tmp_path, imported)
-
-
-def test_lines_are_decided_or_copied(tmp_path: Path) -> None:
-    imported = carry(tmp_path, MINIMAL["llama-factory"] + "lora_rank: 32\n")
-    lines = imported.toml.splitlines()
-    assert "rank = 32" in lines
-    assert "alpha = 64.0  # Not given: LLaMA-Factory's default is twice the rank." in lines
 
 
 def test_paths_start_where_the_tool_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,16 +251,7 @@ def test_values_that_look_like_secrets_whatever_they_are_called() -> None:
 
 
 def test_nothing_of_them_is_written_or_reported(tmp_path: Path) -> None:
-    text = (
-        f"base_model: https://user:{TOKEN}@host.org/m\n"
-        "datasets:\n"
-        f"  - path: {TOKEN}.jsonl\n    type: {TOKEN}\n    name: {TOKEN}\n"
-        f"  - path: a.jsonl\n    type: alpaca\n    field: {TOKEN}\n"
-        f"sequence_len: 128\nwandb_project: {TOKEN}\nhub_token: short\nhf_tokn: {TOKEN}\n{TOKEN}: 1\n"
-        f"trl: {{vllm: {{api_key: short2}}}}\nlora_target_modules: [{TOKEN}]\nchat_template: {TOKEN}\n"
-        f"chat_template_jinja: {TOKEN}\noptimizer: {TOKEN}\n"
-    )
-    imported = carry(tmp_path, text)
+    imported = carry(tmp_path, yaml.safe_dump(TABLES["a_file_full_of_secrets"]).replace("TOKEN", TOKEN))
     everything = str(imported.to_dict()) + str(imported.unknown) + imported.reason
     assert TOKEN not in everything
     assert "short" not in everything

@@ -90,17 +90,7 @@ def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
     assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason
 
 
-@cases(
-    ("text", "words"),
-    [
-        ("{", "line 1 is not JSON"),
-        ("[1]", "must have a table of keys"),
-        ('{"a": NaN}', "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("{" + " " * (1 << 17) + "}", "it is larger than 128 KiB"),
-        (json.dumps({f"a{number}": 1 for number in range(500)}), "more than 400 settings"),
-    ],
-)
+@cases(("text", "words"), TABLES["hostile_files_are_refused_in_a_sentence"])
 def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", text)
@@ -149,14 +139,7 @@ def test_files_of_fsdp_may_be_json_or_yaml(tmp_path: Path) -> None:
         assert setting(result, "distributed.offload") == "all"
 
 
-@cases(
-    ("text", "key", "stage", "optimizer"),
-    [
-        (f"{AXOLOTL}optimizer: adamw_bnb_8bit\n", "optimizer", 2, "adamw"),
-        (f"{FACTORY}optim: paged_lion_8bit\n", "optim", 3, "adamw"),
-        (f"{FACTORY}optim: paged_adamw_8bit\n", "optim", 0, "paged_adamw_8bit"),
-    ],
-)
+@cases(("text", "key", "stage", "optimizer"), TABLES["deepspeed_has_adamw_alone"])
 def test_deepspeed_has_adamw_alone(tmp_path: Path, text: str, key: str, stage: int, optimizer: str) -> None:
     result = named(tmp_path, f"{text}deepspeed: ds.json\n", zero(stage))
     assert setting(result, "train.optimizer") == optimizer

@@ -118,16 +118,7 @@ def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, a
 
 
 @pytest.mark.long
-@cases(
-    ("name", "gib", "preset", "away"),
-    [
-        ("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB"),
-        ("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB"),
-        ("gpt-oss-20b", 12, "12gb-7b", "9.9 GB"),
-        ("gpt-oss-20b", 16, "16gb-13b", "9.9 GB"),
-        ("gpt-oss-20b", 24, "24gb-30b", ""),
-    ],
-)
+@cases(("name", "gib", "preset", "away"), TABLES["so_are_others_and_with_other_ranks"])
 def test_so_are_others_and_with_other_ranks(name: str, gib: int, preset: str, away: str) -> None:
     """Each is another measurement, which takes seconds."""
     see_chosen(name, gib, preset, away)

@@ -11,8 +11,10 @@ from core.config.schema import options
 from core.errors import UserError
 from core.presets.library import find_preset, presets
 from core.presets.switch import Chosen, apply_switch, chosen_in, note_chosen, note_preset, plan_switch, preset_in
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.config.strategies import CHANGES
+
+TABLES = tables(__file__)
 
 MINE = '# mine\n[model]\nbase = "m" # my model\n[data]\ntrain = "rows.jsonl"\n'
 NAMES = st.sampled_from(sorted(presets()))
@@ -78,28 +80,12 @@ def test_another_length_than_the_presets() -> None:
     assert document.get("train.max_length") == 2048
 
 
-@cases(
-    ("text", "noted"),
-    [
-        ("", "# preset: x\n"),
-        ("#:schema a.json\n# b\n", "#:schema a.json\n# preset: x\n# b\n"),
-        ("# a\n#preset:   y  \n[data]\n", "# a\n# preset: x\n[data]\n"),
-        ('[data]\n# preset: y\ntrain = "a"\n', '# preset: x\n[data]\n# preset: y\ntrain = "a"\n'),
-    ],
-)
+@cases(("text", "noted"), TABLES["the_note_is_in_the_head"])
 def test_the_note_is_in_the_head(text: str, noted: str) -> None:
     assert note_preset(text, "x") == noted
 
 
-@cases(
-    ("text", "noted"),
-    [
-        ("", "# chosen: preset x, data.eval_share = 0.1\n"),
-        ("# preset: x\n[data]\n", "# preset: x\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
-        ("#:schema a.json", "#:schema a.json\n# chosen: preset x, data.eval_share = 0.1"),
-        ("# a\n# chosen: preset y\n[data]\n", "# a\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
-    ],
-)
+@cases(("text", "noted"), TABLES["what_was_chosen_is_noted_below_the_preset"])
 def test_what_was_chosen_is_noted_below_the_preset(text: str, noted: str) -> None:
     assert note_chosen(text, Chosen("x", {"data.eval_share": 0.1})) == noted
 
