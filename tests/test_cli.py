@@ -189,16 +189,12 @@ def test_the_app_opens_what_was_asked_for(
 
 @cases(
     ("name", "content", "said"),
-    [
-        ("model.gguf", b"GGUF", "is a model (GGUF), not a configuration. 'localtune-tui chat"),
-        ("axolotl.yml", b"base_model: x\n", "'localtune-tui import"),
-        ("notes.md", b"# Notes\n", "is neither a configuration nor data"),
-    ],
+    TABLES["files_that_the_app_cannot_open"],
 )
 def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, said: str
 ) -> None:
-    (tmp_path / name).write_bytes(content)
+    (tmp_path / name).write_text(content)
     assert main([str(tmp_path / name)]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err.count("\n")) == ("", 1)

@@ -35,14 +35,6 @@ GIB = 1 << 30
 # Checks and their order.
 
 
-def test_the_checks_are_there_once_those_that_decide_first() -> None:
-    order = [subject.number for subject in SUBJECTS]
-    assert sorted(order) == list(range(1, 22))
-    assert order[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert order[-1] == 19
-    assert len({subject.name for subject in SUBJECTS}) == 21
-
-
 def test_checks_that_share_a_process_follow_one_another() -> None:
     shared = [subject.shares for subject in SUBJECTS]
     begun = [

@@ -21,7 +21,7 @@ from core.commands import COMMANDS
 from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.runs.record.state import RunState
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.commands.conftest import ROOT, Result
 from tests.examples import examples
 from tui import __main__ as program
@@ -31,36 +31,16 @@ ROW = '{"prompt": "a", "completion": "b"}\n'
 #: Seconds that any command line may take.
 LONGEST = 20.0
 VALUES = {
-    "nothing": "",
-    "a space": " ",
+    **tables(__file__)["values"],
     "long": "a" * 5000,
     "a long path": "a/b/" * 2000,
-    "an escape": "\x1b]0;pwn\x07",
-    "a C1 control": "\x9b31m",
-    "bidi": "\u202eabc\u2066",
-    "lines": "a\nb\r\n\u2028",
     "not UTF-8": os.fsdecode(b"\xff=\xe9"),
     "a file that is not UTF-8": NOT_UTF8,
-    "a dash": "-",
-    "the root": "/",
-    "nobody's home": "~nosuchuser/x",
-    "nan": "nan",
-    "below 0": "-1",
-    "infinite": "1e999",
     "digits": "9" * 5000,
     "huge": "9" * 400,
     "hexadecimal": "train.max_steps=0x" + "f" * 100_000,
     "an option that is not UTF-8": f"data.train={NOT_UTF8}",
     "a table": "data.columns={" * 3000,
-    "an unknown option": "=x",
-    "a directory": "dir",
-    "a pipe": "fifo",
-    "a socket": "sock",
-    "a link to itself": "loop",
-    "null": "/dev/null",
-    "zero": "/dev/zero",
-    "memory": "/proc/self/mem",
-    "itself": ".",
 }
 #: Values for the positional arguments that are not under test.
 MEANT = {
@@ -229,15 +209,6 @@ def test_an_error_of_usage_shows_what_was_typed_without_what_a_terminal_acts_on(
     assert err.endswith("error: unrecognized arguments: \ufffd]0;pwn\ufffd⏎b\n")
     assert carry_out(["a" * 5000], capsys).err.count("\n") <= 3
     assert place.is_dir()
-
-
-@cases("value", ["nan", "-1", "0", "inf", "1e400", "soon"])
-@cases("command", ["pause", "resume", "checkpoint", "stop"])
-@pytest.mark.usefixtures("place")
-def test_a_time_to_wait_is_one(command: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = carry_out([command, "latest", f"--timeout={value}"], capsys)
-    assert result.code == 2
-    assert "--timeout: must be a number above 0" in result.err
 
 
 def test_a_file_whose_name_is_not_utf8_is_looked_at(surroundings: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -371,16 +371,12 @@ def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: 
 
 @cases(
     ("build", "cuda", "status", "words"),
-    [
-        (Build("2.15.0", "13.2"), (13, 0), "ok", "runs from driver 580.65.06 on"),
-        (Build("2.11.0", "12.8"), (12, 2), "ok", "CUDA 12 from driver 525.60.13"),
-        (Build("2.15.0", "13.2"), (12, 4), "fail", "driver 550.54.14 runs CUDA up to 12.4"),
-        (Build("2.13.0+cpu"), (13, 0), "fail", "built for the CPU only"),
-    ],
+    TABLES["builds_of_torch"],
 )
-def test_the_driver_is_compared_with_torch(build: Build, cuda: tuple[int, int], status: str, words: str) -> None:
-    (finding,) = gpu.check_cuda(gpu.DriverReport([], 1, cuda, "550.54.14", (8, 9)), build)
+def test_the_driver_is_compared_with_torch(build: list[str], cuda: list[int], status: str, words: str) -> None:
+    torch, report = Build(*build), gpu.DriverReport([], 1, (cuda[0], cuda[1]), "550.54.14", (8, 9))
+    (finding,) = gpu.check_cuda(report, torch)
     assert finding.status == status
     assert words in finding.what
     assert ("pip" in finding.hint) is (status == "fail")
-    assert gpu.check_cuda(gpu.DriverReport([]), build) == gpu.check_cuda(gpu.DriverReport([], 1, cuda), None) == []
+    assert gpu.check_cuda(gpu.DriverReport([]), torch) == gpu.check_cuda(report, None) == []

@@ -12,10 +12,8 @@ from tests.cases import cases, tables
 
 TABLES = tables(__file__)
 
-CONTRADICTIONS = TABLES["contradictions"]
 
-
-@cases(("line", "said"), CONTRADICTIONS)
+@cases(("line", "said"), TABLES["contradictions"])
 def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, *words = shlex.split(line)
     with pytest.raises(SystemExit) as caught:

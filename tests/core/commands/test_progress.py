@@ -9,7 +9,7 @@ from core.runs.record.events import EvalEvent, SampleEvent
 from core.runs.record.history import RunPhase
 from core.runs.record.sentences import evaluation
 from core.runs.record.state import StepProgress
-from tests.cases import cases
+from tests.cases import cases, tables
 
 from .conftest import a_step
 
@@ -40,16 +40,7 @@ def test_an_answer_is_told_with_what_became_of_it() -> None:
 
 @cases(
     ("phase", "progress", "words"),
-    [
-        (RunPhase("evaluating", "loss", 18, 80), StepProgress("evaluation", 18, 80), "evaluating: loss 18/80  12s"),
-        (RunPhase("evaluating", "answers", 32, 80), StepProgress("answers", 32, 80), "evaluating: answers 32/80  12s"),
-        (RunPhase("evaluating", "loss", 80, 80), StepProgress("samples", 1, 3), "evaluating: samples 1/3  12s"),
-        (RunPhase("evaluating", "", 18, 80), None, "evaluating 18/80  12s"),
-        (RunPhase("saving", "checkpoint"), None, "saving: checkpoint  12s"),
-        (RunPhase("importing"), None, "importing  12s"),
-    ],
+    tables(__file__)["phases"],
 )
-def test_a_phase_is_told_with_the_part_that_it_is_at_once(
-    phase: RunPhase, progress: StepProgress | None, words: str
-) -> None:
-    assert phase_words(phase, progress, 12.0) == words
+def test_a_phase_is_told_with_the_part_that_it_is_at_once(phase: list[Any], progress: list[Any], words: str) -> None:
+    assert phase_words(RunPhase(*phase), StepProgress(*progress) if progress else None, 12.0) == words

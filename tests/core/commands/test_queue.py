@@ -167,16 +167,7 @@ def test_what_runs_take_is_told_with_its_basis(found: list[list[Any] | str], sai
     assert tell_total(len(estimates), total_of(estimates)).endswith(said)
 
 
-@cases(
-    ("over", "said"),
-    [
-        ("method.rank", "names no option with values"),
-        ("method.rank=8,8", "a value twice"),
-        ("method.rank=8,zero", "method.rank"),
-        ("method.rnk=8,16", "method.rank"),
-        ("train.learning_rate=1e-4,0.0001", "the same run as another variant"),
-    ],
-)
+@cases(("over", "said"), TABLES["a_sweep_that_makes_no_sense_adds_nothing"])
 def test_a_sweep_that_makes_no_sense_adds_nothing(cli: CommandLine, config: Path, over: str, said: str) -> None:
     cli.refused(said, "queue", "sweep", str(config), "--over", over, "--yes")
     assert store.read_queue().entries == ()

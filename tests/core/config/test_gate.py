@@ -29,18 +29,10 @@ def test_a_bar_is_a_share_of_before_and_a_number(text: str, share: float, offset
 
 @cases(("text", "said"), TABLES["what_is_no_bar_is_refused_with_the_place"])
 def test_what_is_no_bar_is_refused_with_the_place(text: str, said: str) -> None:
-    if text == "loss < = 1":
-        said = "cannot be read from '= 1' on"
     with pytest.raises(UserError) as refused:
         parse_bar(text)
-    assert said in refused.value.message
+    assert said in str(refused.value)
     assert refused.value.hint
-
-
-def test_a_mistyped_figure_gets_the_nearest_one() -> None:
-    with pytest.raises(UserError) as refused:
-        parse_bar("exactmatch >= 0.8")
-    assert refused.value.hint == "Did you mean exact_match?"
 
 
 @given(

@@ -59,23 +59,10 @@ def test_no_entry_fails_or_takes_long(text: str) -> None:
         assert is_target("a.a_a.aaaa_aaaaaaaaaa.aaaaaaaaaaaaaa1", entry) in (True, False)
 
 
-@cases("name", ["model.layers.0.mlp.gate", "model.layers.3.linear_attn.in_proj_a", "layers.1.router"])
-def test_routers_and_small_gates_always_stay(name: str) -> None:
-    assert stays_16bit(name)
-
-
-def test_layers_stay_that_are_named() -> None:
-    keep = ["layers.0.*", "re:.*down_proj"]
-    assert stays_16bit("model.layers.0.self_attn.q_proj", keep)
-    assert stays_16bit("model.layers.7.mlp.down_proj", keep)
-    assert not stays_16bit("model.layers.10.self_attn.q_proj", keep)
-    assert not stays_16bit("model.layers.0.mlp.gate_proj")
-
-
-@cases("keep", [None, "auto", []])
-def test_none_are_named_before_auto_has_decided(keep: str | list[str] | None) -> None:
-    assert kept_patterns(keep) == ()
-    assert not stays_16bit("model.layers.0.mlp.up_proj", keep)
+@cases(("name", "keep", "stays"), TABLES["layers_that_stay_in_16_bit"])
+def test_routers_and_layers_that_are_named_stay_in_16_bit(name: str, keep: str | list[str] | None, stays: bool) -> None:
+    assert stays_16bit(name, keep) is stays
+    assert bool(kept_patterns(keep)) == isinstance(keep, list)
 
 
 QWEN3_30B = ((1536, 2048), (2048, 768))

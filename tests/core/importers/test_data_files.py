@@ -119,18 +119,10 @@ def test_a_number_of_steps_counts_alone(hundred: Path) -> None:
 
 @cases(
     ("text", "parts"),
-    [
-        ("", [Part("")]),
-        ("train", [Part("train")]),
-        ("train+test", [Part("train"), Part("test")]),
-        ("train[:10%]", [Part("train", 0, 10, True)]),
-        ("train[5%:10%] + test[3:]", [Part("train", 5, 10, True), Part("test", 3)]),
-        ("train[-100:]", [Part("train", -100)]),
-        ("train[:]", [Part("train")]),
-    ],
+    TABLES["parts_of_splits"],
 )
-def test_what_is_read(text: str, parts: list[Part]) -> None:
-    assert read_splits(text) == parts
+def test_what_is_read(text: str, parts: list[list[Any]]) -> None:
+    assert read_splits(text) == [Part(*part) for part in parts]
 
 
 @cases("text", ["train[", "train[5]", "train[:5%:2]", "train[a:b]", "train]", "train[5%:10]"])

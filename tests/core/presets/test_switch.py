@@ -27,6 +27,7 @@ def take(document: ConfigDocument, name: str, *, keep_own: bool = True) -> None:
 def test_a_preset_is_written_and_named() -> None:
     document = ConfigDocument(MINE)
     assert preset_in(document) is None
+    assert preset_in(ConfigDocument("# preset: 99gb\n")) is None
     take(document, "24gb-7b")
     assert document.dumps().startswith("# preset: 24gb-7b\n# mine\n")
     assert '"m" # my model' in document.dumps()
@@ -61,10 +62,10 @@ def test_values_of_the_preset_before_go_with_it() -> None:
 
 def test_all_can_be_replaced() -> None:
     document = ConfigDocument(MINE + "[train]\nmax_steps = 7\nlearning_rate = 1.0\nseed = 5\n")
-    take(document, "24gb-7b", keep_own=False)
-    assert document.get("train.max_steps") is None
-    assert document.get("train.learning_rate") == 2e-4
-    assert document.get("train.seed") == 5
+    preset = find_preset("24gb-7b")
+    apply_switch(document, plan_switch(document, preset, max_length=2048, keep_own=False))
+    wanted = {"max_steps": None, "learning_rate": 2e-4, "seed": 5, "max_length": 2048}
+    assert {name: document.get(f"train.{name}") for name in wanted} == wanted
     assert document.get("model.base") == "m"
 
 
@@ -72,12 +73,6 @@ def test_writing_a_default_down_is_no_change_that_is_felt() -> None:
     switch = plan_switch(ConfigDocument(MINE), find_preset("24gb-7b"))
     assert "method.name" in {change.option for change in switch.changes}
     assert "method.name" not in {change.option for change in switch.felt}
-
-
-def test_another_length_than_the_presets() -> None:
-    document = ConfigDocument(MINE)
-    apply_switch(document, plan_switch(document, find_preset("24gb-7b"), max_length=2048))
-    assert document.get("train.max_length") == 2048
 
 
 @cases(("text", "noted"), TABLES["the_note_is_in_the_head"])
@@ -96,10 +91,6 @@ def test_what_was_chosen_is_read_as_it_was_noted(changes: list[tuple[str, object
     document = ConfigDocument(note_chosen(MINE, chosen))
     assert chosen_in(document) == chosen
     assert document.dumps().endswith(MINE)
-
-
-def test_a_preset_that_there_is_not_is_none() -> None:
-    assert preset_in(ConfigDocument("# preset: 99gb\n")) is None
 
 
 def test_a_section_that_is_none_leaves_the_text_as_it_was() -> None:

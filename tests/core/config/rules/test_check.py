@@ -116,18 +116,6 @@ def test_a_document_raises_errors_with_their_place(tmp_path: Path) -> None:
     assert document.remarks() == []
 
 
-def test_a_remark_is_placed_at_the_option_that_the_file_writes(tmp_path: Path) -> None:
-    path = tmp_path / "my.toml"
-    path.write_text('[data]\ntrain = "a"\n[method]\nrank = 512\n')
-    document = ConfigDocument.load(path)
-    (remark,) = document.remarks()
-    assert remark.options[0] == "method.alpha"
-    assert str(document.complaint(remark)).startswith(f"{path}, line 4: method.alpha is 32 at rank 512")
-    document.apply(["method.rank=256"])
-    (remark,) = document.remarks()
-    assert str(document.complaint(remark)).startswith("--set method.rank: method.alpha is 32 at rank 256")
-
-
 @cases("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])
 def test_with_as_many_checkpoints_as_are_advised_there_is_room(free: int) -> None:
     facts = _on_disk(free)
