@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, fields, note, report_error, say
 from core.errors import UserError
@@ -83,11 +83,16 @@ def run(args: argparse.Namespace) -> int:
             return conversation.hold()
         answer = conversation.ask(prompt, quiet=args.json)
         if args.json:
-            told = ("tokens", "tokens_per_second", "first_token_seconds", "finish", "prompt_tokens", "context_limit")
-            emit({"answer": answer.text, "source": answer.source, **fields(answer, *told)})
+            emit(describe(answer))
         return 0
     finally:
         session.close()
+
+
+def describe(answer: Answer) -> dict[str, Any]:
+    """An answer, for ``--json``."""
+    told = ("source", "tokens", "tokens_per_second", "first_token_seconds", "finish", "prompt_tokens", "context_limit")
+    return {"answer": answer.text, **fields(answer, *told)}
 
 
 def find_target_at(name: str) -> tuple[Run, int] | tuple[Run | Path | str, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
@@ -47,11 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
         plan = fetch_job(entry, confirm).run(lambda progress: line.show(_progress_words(progress)))
     if args.json:
-        values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
-        emit({"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0})
+        emit(describe(entry, plan, proposed))
         return 0
     say(*_render(entry, plan, proposed))
     return 0
+
+
+def describe(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
+    """A fetched entry, for ``--json``."""
+    values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
+    return {"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0}
 
 
 def _size_words(plan: FetchPlan) -> str:

@@ -346,14 +346,14 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "schema": sorted(json.loads(printed("schema"))),
         "pause, resume, stop": keys_of(describe(run, "pause", run.state())),
         "demo": keys_of(summarize_demo(followed) | {"phases": ""}),
-        "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
+        "chat": keys_of(chat_command.describe(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
         "queue add": keys_of(queue_command.describe_added(an_entry(), total_of([]), runner=False)),
         "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
         "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
         "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),
-        "fetch": keys_of(fetch_command._as_json(parse_entry("hf://datasets/a/b"), fetched, [])),
+        "fetch": keys_of(fetch_command.describe(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
 
 
