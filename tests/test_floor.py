@@ -12,12 +12,10 @@ from packaging.version import Version
 from core.commands.checks.security import HOLES
 from tests.cases import cases, tables
 
-TABLES = tables(__file__)
-
 ROOT = Path(__file__).parents[1]
 #: Package, first version without the hole, and the number of its advisory; beside those that ``doctor`` looks for.
 #: Not here: holes in what is never called (CVE-2026-4538, torch's ``pt2`` archives), and in what runs the tests alone.
-ADVISORIES: tuple[tuple[str, str, str], ...] = TABLES["advisories"]
+ADVISORIES: tuple[tuple[str, str, str], ...] = tables(__file__)["advisories"]
 
 
 def normal(name: str) -> str:

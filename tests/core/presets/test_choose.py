@@ -108,23 +108,9 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@cases(
-    ("name", "gib", "preset", "away"),
-    [("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"), ("Qwen3-30B-A3B", 24, "24gb-30b", "")],
-)
+@cases(("name", "gib", "preset", "away"), TABLES["mixtures"])
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
     """A mixture whose experts do not fit on the card gets the preset for smaller models."""
-    see_chosen(name, gib, preset, away)
-
-
-@pytest.mark.long
-@cases(("name", "gib", "preset", "away"), TABLES["so_are_others_and_with_other_ranks"])
-def test_so_are_others_and_with_other_ranks(name: str, gib: int, preset: str, away: str) -> None:
-    """Each is another measurement, which takes seconds."""
-    see_chosen(name, gib, preset, away)
-
-
-def see_chosen(name: str, gib: int, preset: str, away: str) -> None:
     mixture = read_architecture(published_config(name), name)
     choice = choose_preset(Facts(model=mixture, device_bytes=gib * GIB))
     assert choice.preset.name == preset
