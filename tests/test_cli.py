@@ -187,10 +187,7 @@ def test_the_app_opens_what_was_asked_for(
     assert Opened.all.pop()[-1] == "false", "in one thread, unless the user says otherwise"
 
 
-@cases(
-    ("name", "content", "said"),
-    TABLES["files_that_the_app_cannot_open"],
-)
+@cases(("name", "content", "said"), TABLES["files_that_the_app_cannot_open"])
 def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, said: str
 ) -> None:

@@ -27,10 +27,7 @@ def test_entries_are_taken_apart(text: str, entry: HubEntry) -> None:
     assert parse_entry(Path(text)) == entry
 
 
-@cases(
-    "text",
-    TABLES["no_entries"],
-)
+@cases("text", TABLES["no_entries"])
 def test_what_is_no_entry_is_a_sentence(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_entry(text)

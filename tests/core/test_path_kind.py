@@ -39,10 +39,7 @@ def test_nothing_blocks_and_nothing_raises(tmp_path: Path) -> None:
         assert path_kind(tmp_path / name) == "missing"
 
 
-@cases(
-    ("name", "wanted", "said"),
-    TABLES["sentences"],
-)
+@cases(("name", "wanted", "said"), TABLES["sentences"])
 def test_the_sentence_names_the_command(
     tmp_path: Path, name: str, wanted: Literal["data", "config"], said: str
 ) -> None:

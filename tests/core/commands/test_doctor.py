@@ -369,10 +369,7 @@ def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: 
         assert system.check_home().hint == f"chmod 700 {tmp_path}"
 
 
-@cases(
-    ("build", "cuda", "status", "words"),
-    TABLES["builds_of_torch"],
-)
+@cases(("build", "cuda", "status", "words"), TABLES["builds_of_torch"])
 def test_the_driver_is_compared_with_torch(build: list[str], cuda: list[int], status: str, words: str) -> None:
     torch, report = Build(*build), gpu.DriverReport([], 1, (cuda[0], cuda[1]), "550.54.14", (8, 9))
     (finding,) = gpu.check_cuda(report, torch)

@@ -38,9 +38,6 @@ def test_an_answer_is_told_with_what_became_of_it() -> None:
     assert words(expected="word " * 40, exact_match=False) == 'step-3 to "Is it?⏎Really?": yes'
 
 
-@cases(
-    ("phase", "progress", "words"),
-    tables(__file__)["phases"],
-)
+@cases(("phase", "progress", "words"), tables(__file__)["phases"])
 def test_a_phase_is_told_with_the_part_that_it_is_at_once(phase: list[Any], progress: list[Any], words: str) -> None:
     assert phase_words(RunPhase(*phase), StepProgress(*progress) if progress else None, 12.0) == words

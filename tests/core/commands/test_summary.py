@@ -14,15 +14,12 @@ from tests.cases import cases
 from .conftest import a_step
 
 
-@cases(
-    ("adapter", "told"),
-    [("adapter", "adapter"), ("checkpoints/step-1/adapter", "checkpoints/step-1/adapter"), ("/etc", None),
-     ("../other/adapter", None), ("a/../../b", None), ("a\0b", None), ("", None), (None, None)],
-)  # fmt: skip
-def test_an_adapter_is_in_its_run(tmp_path: Path, adapter: str | None, told: str | None) -> None:
+@cases("adapter", ["adapter", "checkpoints/step-1/adapter", "/etc", "../other/adapter", "a/../../b", "a\0b", "", None])
+def test_an_adapter_is_in_its_run(tmp_path: Path, adapter: str | None) -> None:
     followed = Followed(Run(tmp_path), RunState(state="finished"))
     followed.apply(FinishedEvent(reason="", step=1, adapter=adapter))
-    assert summarize(followed)["adapter"] == (told and str(tmp_path / told))
+    told = str(tmp_path / adapter) if adapter and adapter.endswith("adapter") and ".." not in adapter else None
+    assert summarize(followed)["adapter"] == told
 
 
 def test_the_end_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:

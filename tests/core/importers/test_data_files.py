@@ -117,10 +117,7 @@ def test_a_number_of_steps_counts_alone(hundred: Path) -> None:
     assert not imported.remarks
 
 
-@cases(
-    ("text", "parts"),
-    TABLES["parts_of_splits"],
-)
+@cases(("text", "parts"), TABLES["parts_of_splits"])
 def test_what_is_read(text: str, parts: list[list[Any]]) -> None:
     assert read_splits(text) == [Part(*part) for part in parts]
 
