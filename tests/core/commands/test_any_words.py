@@ -168,24 +168,15 @@ def test_any_value_of_any_argument_is_taken_or_refused_in_a_line(
     assert (place / "r.jsonl").read_text() == ROW * 3
 
 
-BEFORE = [[], ["good.toml"], ["--run"], ["runs"], ["nosuchcommand", "--bogus"]]
-
-
+@pytest.mark.parametrize("values", [FEW, pytest.param(OTHERS, marks=pytest.mark.long)], ids=["few", "others"])
 @pytest.mark.usefixtures("place")
-def test_words_that_no_parser_knows_are_refused_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for before in BEFORE:
-        check_unknown(before, FEW, capsys)
-    for name in COMMANDS:
-        check_unknown([name], FEW[:3], capsys)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("before", [*BEFORE, *([name] for name in COMMANDS)])
-@pytest.mark.usefixtures("place")
-def test_more_words_that_no_parser_knows_are_refused_in_a_line(
-    before: list[str], capsys: pytest.CaptureFixture[str]
+def test_words_that_no_parser_knows_are_refused_in_a_line(
+    values: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_unknown(before, VALUES, capsys)
+    for before in ([], ["good.toml"], ["--run"], ["runs"], ["nosuchcommand", "--bogus"]):
+        check_unknown(before, values, capsys)
+    for name in COMMANDS:
+        check_unknown([name], FEW[:3] if values is FEW else values + FEW[3:], capsys)
 
 
 HOSTILE = st.text(st.characters(), max_size=30) | st.binary(max_size=20).map(os.fsdecode)
