@@ -98,7 +98,7 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
         reason, hint = unused
         return Finding("torch", "fail", f"{what} cannot use the card: {reason}", hint)
     if not devices:
-        vector, threads = facts.get("cpu_capability"), facts.get("threads")
+        vector, threads = facts.get("cpu_capability"), facts.get("threads", 0)
         on = f"{counted(threads, 'thread')}{f', {vector}' if vector else ''}"
         hint = "Small models train well there; for 7B and more, use a machine with a 24 GB card."
         return Finding("torch", "warn", f"{what} sees no GPU; training runs on the CPU, {on}", hint)

@@ -156,10 +156,11 @@ def test_what_runs_take_is_told_with_its_basis(found: list[list[Any] | str], sai
     """Estimates are watt-hours, run, basis, and true where a limit ends the run early; a text is no estimate."""
     estimates: list[Estimate | NoEstimate] = []
     for row in found:
-        is_cut = isinstance(row, list) and len(row) > 3
-        estimates.append(
-            NoEstimate(row) if isinstance(row, str) else Estimate(60.0, 5, *row[:3], early_end=CUT if is_cut else None)
-        )
+        if isinstance(row, str):
+            estimates.append(NoEstimate(row))
+        else:
+            watt_hours, run, by, *cut = row
+            estimates.append(Estimate(60.0, 5, watt_hours, run, by, early_end=CUT if cut else None))
     assert tell_total(len(estimates), total_of(estimates)).endswith(said)
 
 
