@@ -7,13 +7,11 @@ lives, the draft belongs to it; afterwards, or once it has been released, any ot
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +84,7 @@ def write_draft(draft: Draft, *, release: bool = False) -> None:
         UserError: If the directory cannot be made.
         OSError: If it cannot be written, or is too large; an earlier version is untouched.
     """
-    pid, started = _identity() if not release else (None, None)
+    pid, started = own_identity() if not release else (None, None)
     content = {
         "kind": draft.kind,
         "subject": draft.subject,
@@ -131,15 +129,6 @@ def remove_draft(identity: str) -> None:
 
 def _path(identity: str) -> Path:
     return paths.drafts_dir() / f"{identity}.json"
-
-
-@cache
-def _identity_of(_pid: int) -> tuple[int, str | None]:
-    return own_identity()
-
-
-def _identity() -> tuple[int, str | None]:
-    return _identity_of(os.getpid())
 
 
 def _read(path: Path) -> Draft | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
+import yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +68,16 @@ def cases(
         return cast(F, run_all)
 
     return decorate
+
+
+def tables(module: str) -> dict[str, Any]:
+    """Tables of a module of tests: the YAML file of its name beside it.
+
+    Args:
+        module: ``__file__`` of the module.
+    """
+    found: dict[str, Any] = yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def _labeled(arguments: Sequence[str], row: Any, label: str | Callable[[Any], object]) -> tuple[str, dict[str, Any]]:

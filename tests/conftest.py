@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import itertools
 import os
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomli
 from hypothesis import HealthCheck, settings
 
+from core.errors import UserError
 from core.models.architecture import measuring
 from tests import examples, flaky, longest_first, measured_here
 from tests.forking import Forks
@@ -35,58 +38,8 @@ settings.register_profile("steady", settings.get_profile(examples.SEARCH), deran
 settings.register_profile(examples.QUICK, settings.get_profile("steady"), max_examples=15)
 settings.load_profile("steady")
 
-#: Folders and modules whose tests train, start processes, drive the app or go through many cases; 'make check' leaves
-#: them out. A single test of another module has ``@pytest.mark.slow``.
-SLOW = (
-    "tests/e2e",
-    "tests/faults",
-    "tests/snapshots",
-    "tests/tui",
-    "tests/contracts/test_continues.py",
-    "tests/families/test_families.py",
-    "tests/core/worker",
-    "tests/core/commands",
-    "tests/core/launch",
-    "tests/core/tracking",
-    "tests/core/hub/test_fetch.py",
-    "tests/core/hub/test_hostile_hub.py",
-    "tests/core/sandbox",
-    "tests/core/serve",
-    "tests/core/export/test_job.py",
-    "tests/core/selftest/test_job.py",
-    "tests/core/export/ollama/test_template.py",
-    "tests/core/data/files/test_packed.py",
-    "tests/core/data/files/test_reader.py",
-    "tests/core/analysis/test_job.py",
-    "tests/core/config/test_absurd_values.py",
-    "tests/core/export/gguf/test_write.py",
-    "tests/core/chat/test_exported.py",
-    "tests/core/export/test_verify.py",
-    "tests/core/template/test_jinja_sandbox.py",
-    "tests/core/template/test_sandboxed.py",
-    "tests/core/runs/test_foreign_runs.py",
-    "tests/core/importers/test_tables.py",
-    "tests/test_cli.py",
-    "tests/test_flaky.py",
-    "tests/test_fuzz.py",
-    "tests/test_import_hygiene.py",
-)
-#: Modules of slow folders that are fast all the same.
-QUICK = (
-    "tests/faults/test_matrix.py",
-    "tests/core/commands/test_parser.py",
-    "tests/core/worker/data/test_batches.py",
-    "tests/core/serve/test_same_tokens.py",
-    "tests/core/worker/optim/test_optim.py",
-    "tests/tui/test_keys.py",
-    "tests/tui/test_driver.py",
-    "tests/tui/widgets/charts",
-    "tests/tui/widgets/forms/test_path_input.py",
-    "tests/tui/panes/config/test_history.py",
-    "tests/tui/datasets/test_marks.py",
-)
-
-
+#: The beginnings of paths of slow tests, and of quick ones among these.
+SLOW, QUICK = map(tuple, tomli.loads(Path(__file__).with_name("slow.toml").read_text(encoding="utf-8")).values())
 #: A module with this line has long tests only.
 LONG = re.compile(r"^pytestmark = pytest\.mark\.long$", re.MULTILINE)
 
@@ -230,35 +183,37 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+@contextlib.contextmanager
+def _kept_home(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Inside, the home is one for what is fetched once and kept: ``LOCALTUNE_TEST_CACHE`` (default: pytest's cache
+    directory). The test is skipped where it cannot be had."""
+    default = request.config.rootpath / ".pytest_cache" / "localtune"
+    home = os.environ.get("LOCALTUNE_TEST_CACHE") or str(default)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", home)
+        try:
+            yield Path(home)
+        except UserError as error:
+            pytest.skip(f"not at hand: {error}")
+
+
 @pytest.fixture(scope="session")
 def starter_model_dir(request: pytest.FixtureRequest) -> Path:
-    """The starter model, converted once and kept in ``LOCALTUNE_TEST_CACHE`` (default: pytest's cache directory)."""
-    from core.errors import UserError
+    """The starter model, converted once and kept."""
     from core.worker.model.starter import prepare_starter
 
-    default = request.config.rootpath / ".pytest_cache" / "localtune"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", os.environ.get("LOCALTUNE_TEST_CACHE") or str(default))
-        try:
-            return prepare_starter(lambda _detail, _done, _total: None)
-        except UserError as error:
-            pytest.skip(f"the starter model is not at hand: {error}")
+    with _kept_home(request):
+        return prepare_starter(lambda _detail, _done, _total: None)
 
 
 @pytest.fixture(scope="session")
 def converter_home(request: pytest.FixtureRequest) -> Path:
     """A home with llama.cpp's converter, fetched once and kept where the starter model is."""
-    from core.errors import UserError
     from core.export.gguf.tools import fetch_converter
 
-    home = os.environ.get("LOCALTUNE_TEST_CACHE") or str(request.config.rootpath / ".pytest_cache" / "localtune")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALTUNE_HOME", home)
-        try:
-            fetch_converter(lambda _detail, _done, _total: None)
-        except UserError as error:
-            pytest.skip(f"llama.cpp's converter is not at hand: {error}")
-    return Path(home)
+    with _kept_home(request) as home:
+        fetch_converter(lambda _detail, _done, _total: None)
+    return home
 
 
 @pytest.fixture

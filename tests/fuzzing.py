@@ -29,9 +29,13 @@ from core.runs.record.store import Run
 from core.template.preview import SAMPLE
 from core.template.sandboxed import RowMasks, preview
 from core.template.settings import MaskSettings
+from tests.cases import tables
 from tests.conftest import CHATML
 from tests.core.data.sample_files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
 
+SEEDS = {
+    name: (seed if isinstance(seed, str) else json.dumps(seed)).encode() for name, seed in tables(__file__).items()
+}
 #: Integers at the overflow limits of file formats.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**48, 2**63 - 1, 2**64 - 1)
 #: Texts with a meaning in one format or another.
@@ -142,48 +146,19 @@ def readers(directory: Path, model: Path, gguf: Path | None = None) -> list[Read
         gguf: A complete GGUF file; without one headers of GGUF are left out.
     """
     write(directory / "rows.jsonl", json_lines(pairs(3)))
-    found = [
-        *_texts(),
-        *_packed(directory),
-        *_models(directory, model),
-        *_runs(directory),
-    ]
+    found = [*_texts(), *_packed(directory), *_models(directory, model), *_runs(directory)]
     if gguf is not None:
         found.append(Reader("gguf", (gguf.read_bytes(),), read_model, ".gguf"))
     return found
 
 
 def _texts() -> Iterator[Reader]:
-    axolotl = (
-        "base_model: x/y\nadapter: qlora\nload_in_4bit: true\nlora_r: 8\nlearning_rate: 2e-4\n"
-        "val_set_size: 0.1\nsequence_len: 512\nspecial_tokens: {pad_token: <pad>}\n"
-        "datasets:\n  - &d {path: rows.jsonl, type: alpaca}\n  - {<<: *d, split: a}\n"
-    )
-    factory = (
-        "model_name_or_path: x/y\nstage: sft\nfinetuning_type: lora\ndataset: a\ntemplate: qwen\ncutoff_len: 512\n"
-    )
-    registry = {
-        "a": {"file_name": "rows.jsonl", "columns": {"prompt": "q", "response": "a"}},
-        "b": {"hf_hub_url": "x/y"},
-    }
-    toml = 'model.base = "x"\n[data]\ntrain = ["a.jsonl", "b.jsonl"]\n[train]\nlearning_rate = 1e-4 # mine\n'
-    listing = {
-        "id": "o/n",
-        "sha": "a" * 40,
-        "siblings": [{"rfilename": "train.jsonl", "size": 10, "blobId": "b" * 40, "lfs": None}],
-        "cardData": {"configs": [{"config_name": "d", "data_files": "*.jsonl"}]},
-    }
-    yield Reader("yaml of other tools", (axolotl.encode(), factory.encode()), import_config, ".yml")
-    yield Reader("yaml registries", (axolotl.encode(),), lambda path: resolve_source(str(path)), ".yml")
-    yield Reader("json registries", (json.dumps(registry).encode(),), load_registry, ".json")
-    yield Reader("configurations", (toml.encode(),), lambda path: ConfigDocument.load(path).validate(), ".toml")
-    yield Reader("answers of a hub", (json.dumps(listing).encode(),), lambda path: read_listing(path.read_bytes(), "h"))
-    templates = (
-        CHATML,
-        "{% set ns = namespace(a=[]) %}{% for m in messages %}{% set ns.a = ns.a + [m.content | trim] %}{% endfor %}"
-        "{{ ns.a | join('x') }}{% macro f(x) %}{{ x * 3 }}{% endmacro %}{{ f('a') }}{{ messages | tojson }}",
-    )
-    yield Reader("templates", tuple(text.encode() for text in templates), _preview, ".jinja")
+    yield Reader("yaml of other tools", (SEEDS["axolotl"], SEEDS["factory"]), import_config, ".yml")
+    yield Reader("yaml registries", (SEEDS["axolotl"],), lambda path: resolve_source(str(path)), ".yml")
+    yield Reader("json registries", (SEEDS["registry"],), load_registry, ".json")
+    yield Reader("configurations", (SEEDS["toml"],), lambda path: ConfigDocument.load(path).validate(), ".toml")
+    yield Reader("answers of a hub", (SEEDS["listing"],), lambda path: read_listing(path.read_bytes(), "h"))
+    yield Reader("templates", (CHATML.encode(), SEEDS["template"]), _preview, ".jinja")
 
 
 def _preview(path: Path) -> object:
@@ -246,14 +221,6 @@ def _models(directory: Path, model: Path) -> Iterator[Reader]:
 
 
 def _runs(directory: Path) -> Iterator[Reader]:
-    events = [
-        {"t": 1.0, "type": "step", "step": n, "epoch": 0.1, "loss": 1.0, "lr": 1e-4, "grad_norm": 1.0, "tokens": 10,
-         "supervised_tokens": 5, "seconds": 1.0, "tokens_per_second": 10.0, "paused_seconds": 0.0}
-        for n in range(1, 4)
-    ] + [{"t": 5.0, "type": "checkpoint", "step": 3, "path": "x", "bytes": 10, "seconds": 1.0}]  # fmt: skip
-    lines = json_lines(events).encode()
-    state = {"state": "training", "reason": "", "pid": 1, "pid_started": 1.0, "host": "h", "step": 3, "total_steps": 9,
-             "updated": 1.0, "socket": "s"}  # fmt: skip
     run = Run(directory / "20260101-000000-fuzzed")
     run.path.mkdir(exist_ok=True)
 
@@ -261,8 +228,8 @@ def _runs(directory: Path) -> Iterator[Reader]:
         shutil.copyfile(path, run.events_path)
         return read_history(run)
 
-    yield Reader("events", (lines,), history, ".jsonl")
-    yield Reader("states", (json.dumps(state).encode(),), RunState.read, ".json")
+    yield Reader("events", (SEEDS["events"],), history, ".jsonl")
+    yield Reader("states", (SEEDS["state"],), RunState.read, ".json")
 
 
 def outcome(reader: Reader, data: bytes, path: Path) -> str:

@@ -6,23 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_WHOLE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-
 
 def add_architecture(writer: Any, config: Any) -> None:
     """Add the sizes of the model to the metadata, as llama.cpp names them.
@@ -85,10 +68,9 @@ def tensor_name(name: str) -> str:
     Raises:
         KeyError: If a Llama has none of that name.
     """
-    if name in _WHOLE:
-        return _WHOLE[name]
-    parts = name.removesuffix(".weight").split(".")
-    return f"blk.{parts[2]}.{_NAMES['.'.join(parts[3:])]}.weight"
+    import gguf
+
+    return f"{gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99)[name.removesuffix('.weight')]}.weight"
 
 
 def tensor_values(name: str, tensor: Any, config: Any) -> Any:

@@ -15,22 +15,13 @@ import sys
 import time
 from pathlib import Path
 
+import tomli
 from cosmic_ray.commands.init import _all_work_items
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_item import MutationSpec, TestOutcome
 
 #: Modules, and the tests that run for each of their mutants, in this order.
-SUBJECTS = {
-    "core/template/mask.py": "tests/core/template/test_mask.py tests/core/template",
-    "core/template/answer_turns.py": "tests/core/template/test_mask.py tests/core/template",
-    "core/worker/checkpoint/checkpoint.py": "tests/core/worker/checkpoint tests/faults/test_checkpoint_writing.py",
-    "core/worker/steps.py": "tests/core/worker/steps tests/core/worker/oom tests/e2e/test_out_of_memory.py",
-    "core/memory/planner.py": "tests/core/memory tests/core/commands/test_plan.py",
-    "core/config/rules/*.py": "tests/core/config",
-    "core/runs/record/store.py": "tests/core/runs/test_store.py tests/core/runs",
-    "core/queue/book.py": "tests/core/queue",
-    "core/data/formats/detect.py": "tests/core/data/formats tests/core/data",
-}
+SUBJECTS: dict[str, str] = tomli.loads(Path(__file__).with_name("mutants.toml").read_text(encoding="utf-8"))
 #: Changes to annotations, which nothing runs.
 _LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr",)
 #: Seconds after which tests that have not ended have noticed.

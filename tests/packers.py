@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.cases import tables
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Packed = tuple[dict[str, torch.Tensor], Array]
@@ -234,95 +237,11 @@ class Format:
     name: str
 
 
-def _compressed(layout: str, **weights: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, "strategy": "group", **weights}}
-    return {"quant_method": "compressed-tensors", "format": layout, "config_groups": {"group_0": group}}
+def _read(name: str, settings: dict[str, Any], pack: str, arguments: Mapping[str, Any] | None = None) -> Format:
+    return Format(partial(globals()[pack], **(arguments or {})), settings, name)
 
 
-def _packed(bits: int, size: int, **more: Any) -> Format:
-    settings = _compressed("pack-quantized", num_bits=bits, group_size=size or None)
-    return Format(
-        lambda weight: pack_quantized(weight, bits, size, **more), settings, "compressed-tensors pack-quantized"
-    )
-
-
-FORMATS = {
-    "fp8": Format(fp8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
-    "fp8_whole": Format(fp8_whole, {"quant_method": "fp8", "weight_block_size": None}, "FP8"),
-    "fbgemm": Format(fp8_rows, {"quant_method": "fbgemm_fp8"}, "FBGEMM FP8"),
-    "mxfp8": Format(mxfp8, {"quant_method": "mxfp8"}, "MXFP8"),
-    "ct_fp8": Format(
-        fp8_rows,
-        _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
-        "compressed-tensors float-quantized",
-    ),
-    "ct_fp8_blocks": Format(
-        lambda weight: fp8_blocks(weight, 48, "weight_scale"),
-        _compressed("float-quantized", num_bits=8, type="float", strategy="block", block_structure=[48, 48]),
-        "compressed-tensors float-quantized",
-    ),
-    "ct_int8": Format(
-        int8_rows,
-        _compressed("int-quantized", num_bits=8, strategy="channel"),
-        "compressed-tensors int-quantized",
-    ),
-    "ct_w4a16": _packed(4, 32),
-    "ct_w4a16_asymmetric": _packed(4, 32, symmetric=False),
-    "ct_w4a16_actorder": _packed(4, 32, symmetric=False, shuffled=True),
-    "ct_w8a16": _packed(8, 0),
-    "ct_nvfp4": Format(
-        lambda weight: nvfp4(weight, by_modelopt=False),
-        _compressed("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16),
-        "compressed-tensors nvfp4-pack-quantized",
-    ),
-    "ct_mxfp8": Format(
-        lambda weight: mxfp8(weight, "weight_scale"),
-        _compressed("mxfp8-quantized", num_bits=8, type="float", group_size=32),
-        "compressed-tensors mxfp8-quantized",
-    ),
-    "ct_mxfp4": Format(
-        mxfp4,
-        _compressed("mxfp4-pack-quantized", num_bits=4, type="float", group_size=32),
-        "compressed-tensors mxfp4-pack-quantized",
-    ),
-    "modelopt_fp8": Format(
-        lambda weight: fp8_whole(weight, "weight_scale", "input_scale"),
-        {"quant_method": "modelopt", "quant_algo": "FP8"},
-        "ModelOpt FP8",
-    ),
-    "nvfp4": Format(
-        lambda weight: nvfp4(weight, by_modelopt=True),
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-        "ModelOpt NVFP4",
-    ),
-    "gptq": Format(
-        lambda weight: gptq(weight, 4, 32, offset=1), {"quant_method": "gptq", "bits": 4, "group_size": 32}, "GPTQ"
-    ),
-    "gptq_actorder": Format(
-        lambda weight: gptq(weight, 8, 32, offset=1, shuffled=True),
-        {"quant_method": "gptq", "bits": 8, "group_size": 32, "desc_act": True},
-        "GPTQ",
-    ),
-    "gptq_v2": Format(
-        lambda weight: gptq(weight, 4, 64, offset=0),
-        {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq_v2"},
-        "GPTQ",
-    ),
-    "awq": Format(
-        lambda weight: awq(weight, 32), {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, "AWQ"
-    ),
-    "bnb_fp4": Format(
-        lambda weight: bitsandbytes_4bit(weight, "fp4"),
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-        "bitsandbytes 4-bit (FP4)",
-    ),
-    "bnb_nf4": Format(
-        lambda weight: bitsandbytes_4bit(weight, "nf4"),
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        "bitsandbytes NF4",
-    ),
-    "bnb_int8": Format(bitsandbytes_8bit, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-}
+FORMATS = {key: _read(**entry) for key, entry in tables(__file__).items()}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 
-#: A plain family, one whose layers carry a state, and one with experts.
-FEW_FAMILIES = ("llama", "qwen3_5", "gpt_oss")
-
 
 def long_but(kept: Collection[Any], rows: Iterable[Any]) -> list[Any]:
     """Rows for :func:`pytest.mark.parametrize`, all but a few of them marked as long.

@@ -9,44 +9,31 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
 from core import __version__
 from core.commands import COMMANDS, common, load_command
 from core.errors import UserError
-from tests.cases import cases
+from tests.cases import cases, tables
+from tests.test_import_hygiene import HEAVY
 from tui.__main__ import main
 
+TABLES = tables(__file__)
+
 ROOT = Path(__file__).parents[1]
-HEAVY = {
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "numpy",
-    "peft",
-    "pydantic",
-    "rich",
-    "safetensors",
-    "textual",
-    "tomlkit",
-    "torch",
-    "transformers",
-}
 
 
-def _run(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) | ({"LOCALTUNE_HOME": str(home)} if home else {})
-    return subprocess.run(
-        [sys.executable, "-m", "tui", *words],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def _start(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program in a process of its own, from the root of the tree."""
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    return subprocess.run(command, cwd=ROOT, text=True, timeout=60, check=False, **(streams | options))
+
+
+def _run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return _start([sys.executable, "-m", "tui", *words], **options)
 
 
 def _loaded(lines: Iterable[Sequence[str]]) -> dict[str, set[str]]:
@@ -63,15 +50,7 @@ def _loaded(lines: Iterable[Sequence[str]]) -> dict[str, set[str]]:
         "    loaded = now\n"
         "print(json.dumps(found), file=sys.stderr)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, json.dumps([list(words) for words in lines])],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    result = _start([sys.executable, "-c", program, json.dumps([list(words) for words in lines])])
     found: dict[str, list[str]] = json.loads(result.stderr.splitlines()[-1])
     return {line: set(packages) for line, packages in found.items()}
 
@@ -79,14 +58,16 @@ def _loaded(lines: Iterable[Sequence[str]]) -> dict[str, set[str]]:
 def test_help_and_version_load_nothing_heavy() -> None:
     loaded = _loaded([["--version"], ["--help"], *([name, "--help"] for name in COMMANDS), []])
     assert "argparse" in loaded["--version"]
-    assert {line: heavy for line, packages in loaded.items() if (heavy := packages & HEAVY)} == {}
+    slow = HEAVY | {"pydantic", "rich", "textual", "tomlkit"}
+    assert {line: found for line, packages in loaded.items() if (found := packages & slow)} == {}
 
 
 def test_commands_load_no_training_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     loaded = _loaded([["runs"], ["watch", "latest"], ["stop", "latest"]])
-    heavy = {"torch", "transformers", "peft", "bitsandbytes", "datasets", "numpy", "textual", "rich"}
-    assert {line: found for line, packages in loaded.items() if (found := packages & heavy)} == {}
+    assert {
+        line: found for line, packages in loaded.items() if (found := packages & (HEAVY | {"textual", "rich"}))
+    } == {}
 
 
 def _refused(words: list[str]) -> int:
@@ -99,13 +80,6 @@ def _refused(words: list[str]) -> int:
 def test_version() -> None:
     result = _run("--version")
     assert (result.returncode, result.stdout) == (0, f"localtune-tui {__version__}\n")
-
-
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _refused(["--help"]) == 0
-    shown = capsys.readouterr().out
-    for name in COMMANDS:
-        assert f"\n  {name} " in shown
 
 
 @cases("name", COMMANDS)
@@ -122,18 +96,7 @@ def test_the_app_needs_a_terminal() -> None:
     assert "needs a terminal" in result.stderr
 
 
-@cases(
-    ("words", "said"),
-    [
-        (["wach"], "Did you mean 'localtune-tui watch'?"),
-        (["trian", "x.toml", "--json"], "Did you mean 'localtune-tui train'?"),
-        (["--no-mouse", "train", "x.toml"], "A command comes first: 'localtune-tui train …'."),
-        (["none.toml"], "neither a command nor a configuration file"),
-        (["train"], "CONFIG"),
-        (["watch", "--jsn", "x"], "--jsn"),
-        (["--run"], "--run"),
-    ],
-)
+@cases(("words", "said"), TABLES["wrong_usage_exits_with_2"])
 def test_wrong_usage_exits_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _refused(words) == 2
     told = capsys.readouterr()
@@ -143,151 +106,96 @@ def test_wrong_usage_exits_with_2(words: list[str], said: str, capsys: pytest.Ca
 
 
 def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
-    result = _run("watch", "latest", home=tmp_path)
+    result = _run("watch", "latest", env=os.environ | {"LOCALTUNE_HOME": str(tmp_path)})
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("localtune-tui: There are no runs yet. ")
     assert result.stderr.count("\n") == 1
 
 
-def test_errors_are_safe_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> int:
-        raise UserError("bad \x1b]52;c;x\x07 name", "two\nlines")
-
-    assert common.invoke(fail) == 1
-    err = capsys.readouterr().err
-    assert "\x1b" not in err
-    assert err.count("\n") == 1
-
-
-def test_a_mistake_of_ours_shows_no_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> int:
-        raise RuntimeError("unexpected")
-
-    monkeypatch.delenv("LOCALTUNE_DEBUG", raising=False)
-    assert common.invoke(fail) == 1
-    err = capsys.readouterr().err
-    assert "RuntimeError: unexpected" in err
-    assert "Traceback" not in err
-    monkeypatch.setenv("LOCALTUNE_DEBUG", "1")
-    common.invoke(fail)
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_ctrl_c_exits_with_130() -> None:
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
-    assert common.invoke(interrupted) == 130
-
-
-def test_json_never_has_a_bare_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    common.emit({"loss": float("nan"), "high": [float("inf")], "text": "é"})
-    assert capsys.readouterr().out == '{"loss": "NaN", "high": ["Infinity"], "text": "é"}\n'
-
-
-def test_the_app_opens_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[object, ...]] = []
-    mice: list[bool] = []
-
-    class Recorded:
-        def __init__(
-            self, config_path: Path | None, run: str | None = None, demo: bool = False, data: Path | None = None
-        ) -> None:
-            opened.append((config_path, run, demo, data))
-
-        def run(self, *, mouse: bool) -> None:
-            mice.append(mouse)
-
-        def last_words(self) -> str:
-            return ""
-
-    monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
-    monkeypatch.setattr("tui.ending.end_process", int)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    config = tmp_path / "a.toml"
-    config.write_text("")
-    assert [main(words) for words in ([], [str(config)], ["--run", "latest"], ["--demo"])] == [0, 0, 0, 0]
-    assert mice == [True] * 4
-    assert (main(["--no-mouse"]), mice.pop(), opened.pop()) == (0, False, (None, None, False, None))
-    assert opened == [
-        (None, None, False, None),
-        (config, None, False, None),
-        (None, "latest", False, None),
-        (None, None, True, None),
-    ]
-    opened.clear()
-    rows, run = tmp_path / "faq.csv", tmp_path / "runs" / "20260101-101010-faq"
-    rows.write_text("question,answer\na,b\n")
-    run.mkdir(parents=True)
-    (run / "run.toml").write_text("")
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    assert [main([word]) for word in (str(rows), str(tmp_path), str(run), run.name)] == [0, 0, 0, 0]
-    assert opened == [
-        (None, None, False, rows),
-        (None, None, False, tmp_path),
-        (None, str(run), False, None),
-        (None, run.name, False, None),
-    ]
-
-
 @cases(
-    ("name", "content", "said"),
+    ("error", "code", "said"),
     [
-        ("model.gguf", b"GGUF", "is a model (GGUF), not a configuration. 'localtune-tui chat"),
-        ("axolotl.yml", b"base_model: x\n", "'localtune-tui import"),
-        ("notes.md", b"# Notes\n", "is neither a configuration nor data"),
+        (UserError("bad \x1b]52;c;x\x07 name", "two\nlines"), 1, "bad \ufffd]52;c;x\ufffd name two"),
+        (RuntimeError("unexpected"), 1, "RuntimeError: unexpected"),
+        (KeyboardInterrupt(), 130, "\n"),
     ],
 )
-def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, said: str
+def test_an_exception_ends_a_command_in_a_line_that_is_safe_for_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert main([str(tmp_path / name)]) == 1
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert said in told.err
+    for debug in ("", "1"):
+        monkeypatch.setenv("LOCALTUNE_DEBUG", debug)
+        assert common.invoke(Mock(side_effect=error)) == code
+        err = capsys.readouterr().err
+        assert said in err
+        assert "\x1b" not in err
+        assert ("Traceback" in err) == (debug == "1" and isinstance(error, RuntimeError))
+        assert err.count("\n") == 1 or "Traceback" in err
 
 
-def test_a_dumb_terminal_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+class Opened:
+    """Stands in for the app: what each was opened with, with a mouse or without, and how it tokenizes."""
+
+    all: ClassVar[list[tuple[object, ...]]] = []
+
+    def __init__(
+        self, config_path: Path | None, run: str | None = None, demo: bool = False, data: Path | None = None
+    ) -> None:
+        self.asked = (config_path, run, demo, data)
+
+    def run(self, *, mouse: bool) -> None:
+        self.all.append((*self.asked, mouse, os.environ.get("TOKENIZERS_PARALLELISM")))
+
+    def last_words(self) -> str:
+        return ""
+
+
+def test_the_app_opens_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tui.app.LocaltuneApp", Opened)
+    monkeypatch.setattr("tui.ending.end_process", int)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "dumb")
     assert main([]) == 2
     assert "TERM=dumb" in capsys.readouterr().err
-
-
-@cases(("before", "during"), [(None, "false"), ("true", "true")])
-def test_the_app_tokenizes_in_one_thread_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, before: str | None, during: str
-) -> None:
-    seen: list[str | None] = []
-
-    class Recorded:
-        def __init__(self, *_: object, **__: object) -> None:
-            seen.append(os.environ.get("TOKENIZERS_PARALLELISM"))
-
-        def run(self, *, mouse: bool) -> None:
-            pass
-
-        def last_words(self) -> str:
-            return ""
-
-    monkeypatch.setattr("tui.app.LocaltuneApp", Recorded)
-    monkeypatch.setattr("tui.ending.end_process", int)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     # Set first, so that it is restored afterwards whatever the app does to it.
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", before or "")
-    if before is None:
-        monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    config, rows, run = tmp_path / "a.toml", tmp_path / "faq.csv", tmp_path / "runs" / "20260101-101010-faq"
+    config.write_text("")
+    rows.write_text("question,answer\na,b\n")
+    run.mkdir(parents=True)
+    (run / "run.toml").write_text("")
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    for words, *opened in (
+        ([], None, None, False, None, True),
+        ([str(config)], config, None, False, None, True),
+        (["--run", "latest"], None, "latest", False, None, True),
+        (["--demo"], None, None, True, None, True),
+        (["--no-mouse"], None, None, False, None, False),
+        ([str(rows)], None, None, False, rows, True),
+        ([str(tmp_path)], None, None, False, tmp_path, True),
+        ([str(run)], None, str(run), False, None, True),
+        ([run.name], None, run.name, False, None, True),
+    ):
+        assert main(words) == 0
+        assert Opened.all.pop() == (*opened, "true"), words
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
     assert main([]) == 0
-    assert seen == [during]
+    assert Opened.all.pop()[-1] == "false", "in one thread, unless the user says otherwise"
+
+
+@cases(("name", "content", "said"), TABLES["files_that_the_app_cannot_open"])
+def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert main([str(tmp_path / name)]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert said in told.err
 
 
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
@@ -295,10 +203,7 @@ WORDS = [["runs", "--json"], ["runs"], ["train", "missing.toml"], []]
 
 
 def _check_closed_streams(words: list[str], closed: str) -> None:
-    command = shlex.join([sys.executable, "-m", "tui", *words])
-    result = subprocess.run(
-        ["/bin/sh", "-c", f"{command} {closed}"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    result = _start(["/bin/sh", "-c", f"{shlex.join([sys.executable, '-m', 'tui', *words])} {closed}"], stdin=None)
     assert result.returncode == (0 if words[:1] == ["runs"] else 1 if words else 2)
     assert "Traceback" not in result.stderr
     assert "mistake" not in result.stderr
@@ -315,21 +220,3 @@ def test_closed_standard_streams(words: list[str], closed: str) -> None:
 @cases("closed", CLOSED)
 def test_any_command_with_any_closed_standard_stream(words: list[str], closed: str) -> None:
     _check_closed_streams(words, closed)
-
-
-def test_a_full_disk_behind_standard_output() -> None:
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "tui", "runs", "--json"],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert result.returncode == 1
-    assert result.stderr == (
-        "localtune-tui: The output cannot be written: No space left on device. Make room, or send it elsewhere.\n"
-    )

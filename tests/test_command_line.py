@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 
 from core.commands import COMMANDS
-from core.commands.command_line import app_parser, command_parser, example_lines
-from core.commands.examples import EXAMPLES
+from core.commands.command_line import app_parser, command_parser, example_lines, examples
 from tests.cases import cases
 
 
 def test_every_command_has_examples() -> None:
-    assert set(EXAMPLES) == {"", *COMMANDS}
-    assert all(EXAMPLES.values())
+    assert set(examples()) == {"", *COMMANDS}
+    assert all(examples().values())
 
 
-@cases(("name", "line"), [(name, line) for name in EXAMPLES for line in example_lines(name)], ids=lambda value: value)
+@cases(("name", "line"), [(name, line) for name in examples() for line in example_lines(name)], ids=lambda value: value)
 def test_every_example_parses(name: str, line: str) -> None:
     program, *words = shlex.split(line)
     assert program == "localtune-tui"
@@ -28,7 +27,7 @@ def test_every_example_parses(name: str, line: str) -> None:
         app_parser().parse_args(words)
 
 
-@cases("name", EXAMPLES)
+@cases("name", examples())
 def test_examples_are_in_the_help_and_fit_a_terminal(name: str) -> None:
     shown = (command_parser(name) if name else app_parser()).format_help()
     lines = shown[shown.index("examples:") :].splitlines()

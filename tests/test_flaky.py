@@ -22,10 +22,7 @@ BROKEN = "def test_broken(): assert False\n"
 
 
 @pytest.mark.long
-@cases(
-    "flaky, broken, code",
-    [(3, False, 0), (4, False, 1), (1, True, 1)],
-)
+@cases("flaky, broken, code", [(3, False, 0), (4, False, 1), (1, True, 1)])
 def test_a_failed_test_runs_once_more_after_all_others(tmp_path: Path, flaky: int, broken: bool, code: int) -> None:
     text = "import pathlib\n" + "".join(FLAKY.format(number=number) for number in range(flaky)) + BROKEN * broken
     (tmp_path / "test_some.py").write_text(text)

@@ -10,27 +10,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from core.commands.checks.security import HOLES
-from tests.cases import cases
+from tests.cases import cases, tables
 
 ROOT = Path(__file__).parents[1]
 #: Package, first version without the hole, and the number of its advisory; beside those that ``doctor`` looks for.
 #: Not here: holes in what is never called (CVE-2026-4538, torch's ``pt2`` archives), and in what runs the tests alone.
-ADVISORIES: tuple[tuple[str, str, str], ...] = (
-    *((name, fixed, number) for name, fixed, number, _ in HOLES),
-    ("aiohttp", "3.13.3", "CVE-2025-69223"),
-    ("filelock", "3.20.3", "CVE-2026-22701"),
-    ("h11", "0.16.0", "CVE-2025-43859"),
-    ("idna", "3.7", "CVE-2024-3651"),
-    ("protobuf", "6.33.5", "CVE-2026-0994"),
-    ("pyarrow", "23.0.1", "CVE-2026-25087"),
-    ("pydantic", "2.4.0", "CVE-2024-3772"),
-    ("pyyaml", "5.4", "CVE-2020-14343"),
-    ("setuptools", "78.1.1", "CVE-2025-47273"),
-    ("starlette", "1.0.1", "CVE-2026-48710"),
-    ("starlette", "1.3.1", "CVE-2026-54283"),
-    ("torch", "2.6.0", "CVE-2025-32434"),
-    ("tqdm", "4.66.3", "CVE-2024-34062"),
-)
+ADVISORIES: tuple[tuple[str, str, str], ...] = tables(__file__)["advisories"]
 
 
 def normal(name: str) -> str:

@@ -25,8 +25,10 @@ def gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path
     return write_gguf(tiny_model_dir, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def check_all(count: int, tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
-    """Whatever is in a file, it is read or refused."""
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
+def test_whatever_is_in_a_file_it_is_read_or_refused(
+    count: int, tmp_path: Path, tiny_model_dir: Path, gguf: Path
+) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for reader in readers(tmp_path, tiny_model_dir, gguf):
         rng = random.Random(reader.name)
@@ -36,15 +38,6 @@ def check_all(count: int, tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> N
         for _ in range(max(count // reader.cost, 2)):
             check(reader, mutate(rng.choice(reader.seeds), rng), path)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MOST_GROWTH
-
-
-def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
-    check_all(FEW, tmp_path, tiny_model_dir, gguf)
-
-
-@pytest.mark.long
-def test_whatever_is_in_many_files_they_are_read_or_refused(tmp_path: Path, tiny_model_dir: Path, gguf: Path) -> None:
-    check_all(MANY, tmp_path, tiny_model_dir, gguf)
 
 
 def check(reader: Reader, data: bytes, path: Path) -> None:

@@ -13,17 +13,8 @@ import tui
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "safetensors",
-    "gguf",
-    "trl",
-    "huggingface_hub",
+    *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "numpy", "safetensors", "gguf"),
+    *("trl", "huggingface_hub"),
 }
 INTERFACE = {"textual", "rich", "tui", "themes"}
 

@@ -45,12 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(cost.to_dict())
         return 0
-    say(sentence(cost))
-    for text in ("", *facts(cost), "", TABLE, HEAD.rstrip()):
-        say(text)
-    for layer in layer_lines(cost):
-        say(f"{layer.text}  {'#' * round(_BAR * layer.share)}".rstrip())
+    say(sentence(cost), "", *facts(cost), "", TABLE, HEAD.rstrip())
+    say(*(f"{layer.text}  {'#' * round(_BAR * layer.share)}".rstrip() for layer in layer_lines(cost)))
     if todo := advice(cost):
-        say("")
-        say(todo)
+        say("", todo)
     return 0

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, note, report_error, say
+from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, fields, note, report_error, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer, ChatSession
-    from core.config.schema import ChatSection
     from core.runs.record.store import Run
 
 #: The most characters of a prompt that is piped in.
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and args.json:
         note(f"{PROGRAM} chat: error: --json needs --prompt.")
         return EXIT_USAGE
-    from core.chat.request import BASE, TUNED
+    from core.chat.request import BASE, TUNED, GenerationSettings
     from core.chat.session import open_session
     from core.commands.live_line import LiveLine
     from core.config.schema import ChatSection
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     target, step = find_target_at(args.target)
     run = target if isinstance(target, Run) else None
     defaults = run.config().chat if run is not None else ChatSection()
-    settings = _settings(args, defaults)
+    settings = GenerationSettings.of(defaults, **{name: getattr(args, name) for name in _FLAGS})
     system = defaults.system if args.system is None else args.system
     session = open_session(target, step, llama=args.reader == "llama")
     if args.base and not session.has_tuned and run is not None:
@@ -84,10 +83,16 @@ def run(args: argparse.Namespace) -> int:
             return conversation.hold()
         answer = conversation.ask(prompt, quiet=args.json)
         if args.json:
-            emit(_fields(answer))
+            emit(describe(answer))
         return 0
     finally:
         session.close()
+
+
+def describe(answer: Answer) -> dict[str, Any]:
+    """An answer, for ``--json``."""
+    told = ("source", "tokens", "tokens_per_second", "first_token_seconds", "finish", "prompt_tokens", "context_limit")
+    return {"answer": answer.text, **fields(answer, *told)}
 
 
 def find_target_at(name: str) -> tuple[Run, int] | tuple[Run | Path | str, None]:
@@ -339,22 +344,3 @@ def _read_prompt(args: argparse.Namespace) -> str | None:
     if prompt is not None and not prompt.strip():
         raise UserError("The prompt is empty.", "Write it after --prompt, or pipe it in.")
     return prompt
-
-
-def _settings(args: argparse.Namespace, defaults: ChatSection) -> GenerationSettings:
-    from core.chat.request import GenerationSettings
-
-    return GenerationSettings.of(defaults, **{name: getattr(args, name) for name in _FLAGS})
-
-
-def _fields(answer: Answer) -> dict[str, Any]:
-    return {
-        "answer": answer.text,
-        "source": answer.source,
-        "tokens": answer.tokens,
-        "tokens_per_second": answer.tokens_per_second,
-        "first_token_seconds": answer.first_token_seconds,
-        "finish": answer.finish,
-        "prompt_tokens": answer.prompt_tokens,
-        "context_limit": answer.context_limit,
-    }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tomli
 
 from core import __version__
 from core.commands import COMMANDS, GROUPS, load_command
 from core.commands.common import PROGRAM
-from core.commands.examples import EXAMPLES
 from core.commands.parser import ArgumentParser, HelpFormatter
 
 #: Columns of a terminal that is not wide.
@@ -69,9 +73,15 @@ def whole_parser() -> ArgumentParser:
     return parser
 
 
+@functools.cache
+def examples() -> Mapping[str, Sequence[tuple[str, str]]]:
+    """By command, the command lines for the end of its ``--help`` with their meanings."""
+    return tomli.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
+
+
 def example_lines(name: str) -> list[str]:
     """The examples of a command as they are typed; of the app for an empty name."""
-    return [f"{PROGRAM} {line}".rstrip() for line, _ in EXAMPLES[name]]
+    return [f"{PROGRAM} {line}".rstrip() for line, _ in examples()[name]]
 
 
 def _listing() -> str:
@@ -86,7 +96,7 @@ def _listing() -> str:
 
 def _examples(name: str) -> str:
     """The examples of a command with their meanings as comments, in a column if they fit, else above each line."""
-    meanings = [f"  # {meaning}" if meaning else "" for _, meaning in EXAMPLES[name]]
+    meanings = [f"  # {meaning}" if meaning else "" for _, meaning in examples()[name]]
     pairs = list(zip([f"  {line}" for line in example_lines(name)], meanings, strict=True))
     width = max((len(line) for line, meaning in pairs if meaning), default=0)
     if all(width + len(meaning) < _COLUMNS for meaning in meanings):

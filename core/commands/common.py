@@ -75,16 +75,16 @@ def flush() -> None:
         sys.stdout.flush()
 
 
-def say(text: str) -> None:
-    """Print a line of the result on standard output, safe for the terminal."""
-    put(sanitize(text) + "\n")
+def say(*lines: str) -> None:
+    """Print lines of the result on standard output, safe for the terminal."""
+    put("".join(f"{sanitize(line)}\n" for line in lines))
     flush()
 
 
-def note(text: str) -> None:
-    """Print a line about the progress on standard error, safe for the terminal."""
+def note(*lines: str) -> None:
+    """Print lines about the progress on standard error, safe for the terminal."""
     flush()
-    sys.stderr.write(sanitize(text) + "\n")
+    sys.stderr.write("".join(f"{sanitize(line)}\n" for line in lines))
     sys.stderr.flush()
 
 
@@ -140,6 +140,11 @@ def emit(value: Any) -> None:
     from core.runs.record.events import as_json
 
     say(escape_json(json.dumps(as_json(value), ensure_ascii=False, allow_nan=False)))
+
+
+def fields(value: object, *names: str) -> dict[str, Any]:
+    """Attributes of an object by name, for :func:`emit`."""
+    return {name: getattr(value, name) for name in names}
 
 
 def escape_json(text: str) -> str:

@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(to_json(comparison))
     elif not wanted:
-        for line in text_lines(comparison):
-            say(line)
+        say(*text_lines(comparison))
     return 0
 
 
@@ -58,8 +57,7 @@ def _write(path: Path, text: str) -> None:
     from core.paths import user_path
 
     if str(path) == "-":
-        for line in text.splitlines():
-            say(line)
+        say(*text.splitlines())
         return
     target = user_path(path)
     try:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 
 from core.commands.common import add_json_flag, emit, put
 
 SHELLS = ("bash", "zsh", "fish")
+_SHELLS = Path(__file__).with_name("shells")
 
 #: By the name of an argument's value in the help: the function in ``shells/`` that completes it.
 _BY_METAVAR = {
@@ -28,42 +29,17 @@ _BY_METAVAR = {
 }
 #: The same by command and argument, where the name of the value is ambiguous.
 _BY_ARGUMENT = {
-    ("compare", "markdown"): "any_file",
-    ("compare", "csv"): "any_file",
-    ("compare", "curves"): "any_file",
-    ("continue", "checkpoints"): "any_file",
-    ("data", "template"): "template_file",
-    ("export", "out"): "any_file",
-    ("eval", "prompts"): "any_file",
-    ("eval", "out"): "any_file",
-    ("eval", "include"): "any_file",
-    ("import", "file"): "yaml_file",
-    ("import", "out"): "config_file",
-    ("init", "out"): "config_file",
-    ("init", "preset"): "presets",
-    ("queue", "preset"): "presets",
-    ("schema", "out"): "any_file",
-    ("serve", "uds"): "any_file",
-    ("slurm", "output"): "any_file",
-    ("train", "preset"): "presets",
-    ("train", "slurm"): "any_file",
-    ("trash", "runs"): "trash",
-}
-#: Text behind the script. For bash, an option's value follows its name without a space; fish has no files by itself.
-_AFTER = {
-    "bash": """
-_localtune_tui() {
-  _shtab_localtune_tui "$@"
-  [[ ${#COMPREPLY[@]} == 1 && "${COMPREPLY[0]}" == *= ]] && compopt -o nospace
-  return 0
-}
-complete -o bashdefault -F _localtune_tui localtune-tui
-""",
-    "zsh": "",
-    "fish": """
-complete -c localtune-tui -n '_shtab_localtune_tui_using; and test $_shtab_localtune_tui_npos -eq 0' \\
-  -ka '(_localtune_tui_opened_file)'
-""",
+    argument: function
+    for function, arguments in {
+        "any_file": "compare.markdown compare.csv compare.curves continue.checkpoints export.out eval.prompts eval.out "
+        "eval.include schema.out serve.uds slurm.output train.slurm",
+        "template_file": "data.template",
+        "yaml_file": "import.file",
+        "config_file": "import.out init.out",
+        "presets": "init.preset queue.preset train.preset",
+        "trash": "trash.runs",
+    }.items()
+    for argument in arguments.split()
 }
 
 
@@ -95,13 +71,15 @@ def completion_script(shell: str) -> str:
             function = f"_localtune_tui_{name}"
             # shtab reads this attribute, which argparse does not declare.
             vars(action)["complete"] = {"bash": function, "zsh": function, "fish": f"({function})"}
-    functions = files("core.commands").joinpath("shells").joinpath(f"functions.{shell}").read_text(encoding="utf-8")
+    functions = (_SHELLS / f"functions.{shell}").read_text("utf-8")
     lists = "\n".join(_assignment(shell, f"_localtune_tui_{name}", words) for name, words in _word_lists().items())
     script: str = shtab.complete(parser, shell, preamble=f"{lists}\n\n{functions}")
     if shell == "zsh":
         # shtab writes an argument that may be repeated so that zsh completes it once.
         script = script.replace('"(*)::', '"*:').replace('"(*):', '"*:')
-    return f"{script.rstrip()}\n{_AFTER[shell]}"
+    # In bash, an option's value follows its name without a space; fish has no files by itself.
+    after = "" if shell == "zsh" else (_SHELLS / f"after.{shell}").read_text("utf-8")
+    return f"{script.rstrip()}\n{after}"
 
 
 def arguments_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.Action]]:
@@ -119,7 +97,7 @@ def completer(command: str, action: argparse.Action) -> str | None:
     """The function in ``shells/`` for the values of an argument; None for free text, and for a list of choices."""
     if action.choices is not None:
         return None
-    return _BY_ARGUMENT.get((command, action.dest)) or _BY_METAVAR.get(str(action.metavar))
+    return _BY_ARGUMENT.get(f"{command}.{action.dest}") or _BY_METAVAR.get(str(action.metavar))
 
 
 def _word_lists() -> Mapping[str, Sequence[str]]:

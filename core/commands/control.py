@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_json_flag, add_run_argument, describe_state, emit, find_live_run, say
+from core.commands.common import add_json_flag, add_run_argument, describe_state, emit, fields, find_live_run, say
 from core.commands.parser import seconds
 from core.errors import UserError
 
@@ -68,14 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(target: Run, command: str, state: RunState) -> dict[str, Any]:
     """The result of a command, for ``--json``."""
-    return {
-        "run": target.id,
-        "command": command,
-        "state": state.state,
-        "step": state.step,
-        "total_steps": state.total_steps,
-        "parked": state.parked,
-    }
+    return {"run": target.id, "command": command, **fields(state, "state", "step", "total_steps", "parked")}
 
 
 def _newest_checkpoint(target: Run) -> str:

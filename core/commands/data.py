@@ -65,12 +65,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(as_json(analysis, sample))
         return 0
-    for line in render(analysis, request):
-        say(line)
+    say(*render(analysis, request))
     if sample is not None:
-        say("")
-        for line in render_sample(sample, color=_has_color()):
-            say(line)
+        no_color = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "", None)
+        has_color = sys.stdout.isatty() and not no_color
+        say("", *render_sample(sample, color=has_color))
     return 0
 
 
@@ -301,7 +300,3 @@ def _end(supervised: bool | None, color: bool) -> str:
     if color:
         return "\x1b[0m"
     return "]]" if supervised else ""
-
-
-def _has_color() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "", None)

@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
     import sample_data
     from core.commands.follow import Interrupts, follow, leave
     from core.commands.progress import Progress
-    from core.commands.train import check_data, start
+    from core.commands.train import check_data
     from core.config.document import load_config
+    from core.launch.launcher import start_run
 
     config = load_config(sample_data.path("tickets.toml"), args.set)
     live = None if args.set else find_live_sample(config)
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return leave(live) if followed is None else _report(followed, as_json=args.json)
     check_data(config)
     with Interrupts() as interrupts:
-        started = start(config, "tickets")
+        started = start_run(config, "tickets")
         note(f"run {started.id}: the starter model learns to turn support tickets into JSON")
         followed = follow(started, Progress(), stop_on_interrupt=True, interrupts=interrupts)
     return leave(started) if followed is None else _report(followed, as_json=args.json)
@@ -94,8 +95,7 @@ def _report(followed: Followed, *, as_json: bool) -> int:
     if as_json:
         emit(result)
     else:
-        for line in _lines(followed, result):
-            say(line)
+        say(*_lines(followed, result))
     return exit_code(followed.state)
 
 

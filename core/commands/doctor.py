@@ -29,10 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
     else:
-        for line in render(findings, shutil.get_terminal_size((100, 24)).columns):
-            say(line)
-        say("")
-        say(_summary(failed, warned))
+        say(*render(findings, shutil.get_terminal_size((100, 24)).columns), "", _summary(failed, warned))
     return EXIT_ERROR if failed else 0
 
 

@@ -7,7 +7,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, print_table, say
+from core.commands.common import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    PROGRAM,
+    add_json_flag,
+    emit,
+    fields,
+    note,
+    print_table,
+    say,
+)
 from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
@@ -140,8 +150,7 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
     if as_json:
         emit(summary(record, table, str(path) if path is not None else None))
         return
-    for text in summary_lines(record, table):
-        say(text)
+    say(*summary_lines(record, table))
     note(f"kept in {path}")
 
 
@@ -156,8 +165,7 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
     return {
         "id": record.id,
         "path": path,
-        "state": record.state,
-        "prompts": record.prompts,
+        **fields(record, "state", "prompts"),
         "items": len(record.items),
         "targets": list(record.targets),
         **table.to_dict(),

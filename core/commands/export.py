@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(result.to_dict())
     else:
-        for sentence in result_lines(result):
-            say(sentence)
+        say(*result_lines(result))
     return 0
 
 

@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
         plan = fetch_job(entry, confirm).run(lambda progress: line.show(_progress_words(progress)))
     if args.json:
-        emit(_as_json(entry, plan, proposed))
+        emit(describe(entry, plan, proposed))
         return 0
-    for text in _render(entry, plan, proposed):
-        say(text)
+    say(*_render(entry, plan, proposed))
     return 0
 
 
-def _as_json(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
+def describe(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
+    """A fetched entry, for ``--json``."""
     values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
     return {"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0}
 

@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if out is None:
             put(imported.toml)
-        for line in render(imported, shutil.get_terminal_size((100, 24)).columns):
-            note(line)
+        note(*render(imported, shutil.get_terminal_size((100, 24)).columns))
         if out is not None:
             note(f"Written to {out}. '{PROGRAM} data --config {out}' looks at its data.")
     for unknown in imported.unknown:

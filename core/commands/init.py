@@ -15,6 +15,7 @@ from core.commands.common import (
     add_json_flag,
     card_memory,
     emit,
+    fields,
     note,
     put,
     refuse_existing,
@@ -70,8 +71,7 @@ def _init(args: argparse.Namespace) -> int:
     if args.json:
         emit(_as_json(made, out))
     elif out is None:
-        for line in (made.choice.why, *map(str, made.advised)):
-            note(line)
+        note(made.choice.why, *map(str, made.advised))
         put(made.text)
     else:
         _tell(made, out)
@@ -137,8 +137,7 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     facts = gather_facts(document.validate())
     if memory is not None:
         facts = replace(facts, device="cuda", device_bytes=memory, bf16=None)
-    for remark in document.remarks(facts):
-        note(f"{remark.level}: {remark.sentence} {remark.hint}")
+    note(*(f"{remark.level}: {remark.sentence} {remark.hint}" for remark in document.remarks(facts)))
     return _Made(text, choice, held_out, advised)
 
 
@@ -167,8 +166,7 @@ def _tell(made: _Made, out: Path) -> None:
     say(f"Written to {out} with the preset {made.choice.why}")
     if made.held_out is not None:
         note(f"{made.held_out} (data.eval_share), to measure on; --eval names other rows.")
-    for item in made.advised:
-        note(str(item))
+    note(*map(str, made.advised))
     note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
 
 
@@ -222,12 +220,15 @@ def _list(*, as_json: bool) -> int:
     from core.presets.library import presets
 
     if as_json:
-        names = ("name", "about", "aim", "memory_gb", "parameters", "values")
-        emit([{name: getattr(preset, name) for name in names} for preset in presets().values()])
+        emit(
+            [
+                fields(preset, "name", "about", "aim", "memory_gb", "parameters", "values")
+                for preset in presets().values()
+            ]
+        )
         return 0
     width = max(map(len, presets()))
-    for preset in presets().values():
-        say(f"{preset.name:<{width}}  {preset.about}")
+    say(*(f"{preset.name:<{width}}  {preset.about}" for preset in presets().values()))
     return 0
 
 

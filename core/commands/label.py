@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit([describe(target, labels) for target, labels in zip(chosen, after, strict=True)])
     else:
-        for target, labels in zip(chosen, after, strict=True):
-            say(f"{target.id}  {words(labels)}".rstrip())
+        say(*(f"{target.id}  {words(labels)}".rstrip() for target, labels in zip(chosen, after, strict=True)))
     return 0
 
 

@@ -20,18 +20,10 @@ def run(args: argparse.Namespace) -> int:
     settings = load_notify_settings()
     problems = send(Notice("test", "This is a test of localtune-tui's notices."), settings) if settings.sends else []
     if args.json:
-        emit(
-            {
-                "settings": str(notify_path()),
-                "command": list(settings.command),
-                "bell": settings.bell,
-                "desktop": settings.desktop,
-                "problems": problems,
-            }
-        )
+        told = {"command": list(settings.command), "bell": settings.bell, "desktop": settings.desktop}
+        emit({"settings": str(notify_path()), **told, "problems": problems})
     elif problems:
-        for problem in problems:
-            note(problem)
+        note(*problems)
     elif settings.sends:
         say("The notice is sent.")
     else:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_config, add_json_flag, card_memory, emit, note, say, tell_measuring
+from core.commands.common import add_config, add_json_flag, card_memory, emit, fields, note, say, tell_measuring
 from core.commands.plan_text import render
 from core.errors import UserError
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from core.config.derived import torchrun_line
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.sandboxed import load_architecture, read_model
@@ -92,21 +93,10 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         emit(as_json(found, remarks, wishes))
         return 0
-    for line in render(found, _columns(), _torchrun(config, found)):
-        say(line)
+    # Without a terminal every line is whole.
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say(*render(found, columns, torchrun_line(config) if found.chosen is not None else ""))
     return 0
-
-
-def _torchrun(config: Config, found: Forecast) -> str:
-    """The line of torchrun for a run of several processes; empty for one process."""
-    from core.config.derived import torchrun_line
-
-    return torchrun_line(config) if found.chosen is not None else ""
-
-
-def _columns() -> int | None:
-    """Columns of the terminal that is written to; None where it is none, which gets every line whole."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
@@ -269,24 +259,23 @@ def as_json(
     return {
         "model": str(found.base),
         "family": found.architecture.family,
-        **_fields(plan, "parameters", "trainable"),
+        **fields(plan, "parameters", "trainable"),
         "targets": dict(plan.targets),
-        **_fields(plan, "device", "total_bytes", "reclaimable_bytes", "limit_bytes", "fits"),
+        **fields(plan, "device", "total_bytes", "reclaimable_bytes", "limit_bytes", "fits"),
         "parts": plan.by_name(),
         "explanations": {part.name: part.what for part in plan.parts},
         "peak": plan.phase,
         "gradient_checkpointing": plan.checkpointing,
-        "kept_layers": plan.kept_layers,
-        "layers": plan.layers,
+        **fields(plan, "kept_layers", "layers"),
         "token_budget": plan.token_budget if plan.token_budget < WHOLE else None,
         "reason": plan.reason,
         "activation_offload": plan.offload,
-        **_fields(plan, "host_bytes", "states_host_bytes", "experts_host_bytes", "host_free_bytes"),
-        "micro_batch": _fields(plan.micro_batch, "rows", "length", "supervised"),
+        **fields(plan, "host_bytes", "states_host_bytes", "experts_host_bytes", "host_free_bytes"),
+        "micro_batch": fields(plan.micro_batch, "rows", "length", "supervised"),
         "advice": [
-            _fields(advice, "changes", "text", "cost", "saves_bytes", "total_bytes", "fits") for advice in found.advice
+            fields(advice, "changes", "text", "cost", "saves_bytes", "total_bytes", "fits") for advice in found.advice
         ],
-        **_fields(plan, "checkpoint_bytes", "disk_bytes", "disk_free_bytes", "disk_fits"),
+        **fields(plan, "checkpoint_bytes", "disk_bytes", "disk_free_bytes", "disk_fits"),
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
@@ -300,18 +289,11 @@ def as_json(
 def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
     sharing = chosen.sharing
     return {
-        **_fields(sharing.cards, "number", "here", "machines"),
-        "strategy": chosen.strategy,
-        "reason": chosen.reason,
+        **fields(sharing.cards, "number", "here", "machines"),
+        **fields(chosen, "strategy", "reason"),
         "zero_stage": sharing.stage if chosen.strategy == "deepspeed" else None,
         "offload": sharing.offload if sharing.shares else None,
-        "rows": chosen.rows,
-        "fits": chosen.fits,
-        "host_bytes": chosen.host_bytes,
+        **fields(chosen, "rows", "fits", "host_bytes"),
         "host_fits": chosen.plan.host_fits,
         "wire_bytes": chosen.plan.wire_bytes,
     }
-
-
-def _fields(value: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}

@@ -43,11 +43,11 @@ def log_words(line: LogLine) -> str:
     return line.text if line.level == "info" else f"{line.level}: {line.text}"
 
 
-class Progress:
+class Progress(ProgressLine):
     """The progress display of a followed run; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
-        self._line = ProgressLine()
+        super().__init__()
         self._stalled = False
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
@@ -62,15 +62,11 @@ class Progress:
             self._stalled = not self._stalled
             self.message(f"warning: {state.reason}" if self._stalled else "it shows signs of life again")
         if not state.is_over:
-            self._line.show(present(followed))
-
-    def message(self, text: str) -> None:
-        """Print a line above the live one."""
-        self._line.message(text)
+            self.show(present(followed))
 
     def close(self) -> None:
         """Clear the live line."""
-        self._line.clear()
+        self.clear()
 
 
 def present(followed: Followed) -> str:

@@ -113,8 +113,7 @@ def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the action."""
-    do: Callable[[argparse.Namespace], int] = args.do
-    return do(args)
+    return int(args.do(args))
 
 
 def _add(args: argparse.Namespace) -> int:
@@ -303,6 +302,5 @@ def _at_boot(args: argparse.Namespace) -> int:
         return EXIT_ERROR
     write_unit()
     say(f"{path} is written. To have it started at boot, without a login:")
-    for line in unit_commands():
-        say(f"  {line}")
+    say(*(f"  {line}" for line in unit_commands()))
     return 0

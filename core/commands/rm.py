@@ -14,6 +14,7 @@ from core.commands.common import (
     describe_state,
     do_for_each,
     emit,
+    find_runs,
     note,
     say,
 )
@@ -86,11 +87,11 @@ def _choose(names: list[str], *, failed: bool) -> list[Run]:
     Raises:
         UserError: If none is named, or a name is that of no run.
     """
-    from core.runs.record.store import find_run, list_runs
+    from core.runs.record.store import list_runs
 
     if not names and not failed:
         raise UserError("No run is named.", f"'{PROGRAM} runs' lists them; --failed means all that have failed.")
-    found = [find_run(name) for name in names]
+    found = find_runs(names)
     if failed:
         found += [known for known in list_runs() if known.state().state == "failed"]
     return list({target.path.resolve(): target for target in found}.values())

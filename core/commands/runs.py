@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import PROGRAM, add_json_flag, emit, note, print_table
+from core.commands.common import PROGRAM, add_json_flag, emit, fields, note, print_table
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS
 
 if TYPE_CHECKING:
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 
 #: Figures of a run in the list, as the fields of :class:`~core.runs.catalog.rows.RunFigures`.
 _FIGURES = (
-    "eval_loss",
-    "exact_match",
-    "best_loss",
-    "best_step",
-    "tokens",
-    "tokens_per_second",
-    "energy_wh",
-    "working_seconds",
-    "size",
+    *("eval_loss", "exact_match", "best_loss", "best_step", "tokens", "tokens_per_second", "energy_wh"),
+    *("working_seconds", "size"),
 )
 #: Number of unread records from which on reading them is announced.
 _MANY = 50
@@ -111,10 +104,10 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         ``energy_wh``, ``working_seconds`` and ``size`` (bytes), and with its tariff ``cost`` and ``currency``. None
         where something is unknown.
     """
-    measured = {name: getattr(figures, name, None) for name in _FIGURES}
+    measured = fields(figures, *_FIGURES) if figures is not None else dict.fromkeys(_FIGURES)
     return {
         "id": row.run.id,
-        **{name: getattr(row, name) for name in ("state", "reason", "step", "total_steps", "loss")},
+        **fields(row, "state", "reason", "step", "total_steps", "loss"),
         "model": row.base,
         "started": row.started or None,
         "updated": row.updated or None,
@@ -124,9 +117,9 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         "exports": list(exports),
         "refused": row.refused,
         "method": row.method or None,
-        **{name: getattr(row, name) for name in ("rank", "learning_rate", "batch_size")},
+        **fields(row, "rank", "learning_rate", "batch_size"),
         "data": list(row.data),
-        **{name: getattr(row.labels, name) for name in ("name", "tags", "note", "archived")},
+        **fields(row.labels, "name", "tags", "note", "archived"),
         **measured,
         "cost": row.tariff.cost(measured["energy_wh"]),
         "currency": row.tariff.currency,

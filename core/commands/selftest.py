@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(device_line(report.device))
         say("")
-        for text in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
-            say(text)
+        say(*table(report.checks, shutil.get_terminal_size((100, 24)).columns))
         say("")
         say(report.summary())
     if isinstance(written, UserError):

@@ -102,11 +102,8 @@ def run(args: argparse.Namespace) -> int:
         from core.runs.catalog.rows import live_runs
 
         now = time.time()
-        put(
-            exposition(
-                [read_status(target, now) for target in live_runs() if args.run is None or _is(target, args.run)]
-            )
-        )
+        asked = (target for target in live_runs() if args.run is None or _is(target, args.run))
+        put(exposition([read_status(target, now) for target in asked]))
         return 0
     target = _find(args.run)
     if target is None:

@@ -63,22 +63,11 @@ def _say_what_is_lost(target: Run) -> None:
 
 
 def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
-    """Ask a run to stop by itself.
+    """Ask a run to stop by itself: the worker over its socket, and by a signal if it does not answer.
 
     Raises:
         UserError: If it does not stop within the time given.
     """
-    from core.launch import launcher
-
-    _send(target, timeout, now=now)
-    try:
-        return launcher.wait_until(target, lambda state: state.is_over, timeout)
-    except UserError as error:
-        raise UserError(error.message, f"'{PROGRAM} stop --force {target.id}' kills its process.") from error
-
-
-def _send(target: Run, timeout: float, *, now: bool) -> None:
-    """Ask the worker over its socket; if it does not answer, ask it by a signal."""
     from core.launch import launcher
     from core.runs.control.client import ControlClient
 
@@ -86,7 +75,10 @@ def _send(target: Run, timeout: float, *, now: bool) -> None:
         with ControlClient(target, timeout=timeout) as client:
             client.request("stop", **({"now": True} if now else {}))
     except UserError as error:
-        if target.state().is_over:
-            return
-        note(f"{PROGRAM}: {error.message} It gets a signal instead.")
-        launcher.terminate_when_begun(target, timeout)
+        if not target.state().is_over:
+            note(f"{PROGRAM}: {error.message} It gets a signal instead.")
+            launcher.terminate_when_begun(target, timeout)
+    try:
+        return launcher.wait_until(target, lambda state: state.is_over, timeout)
+    except UserError as error:
+        raise UserError(error.message, f"'{PROGRAM} stop --force {target.id}' kills its process.") from error

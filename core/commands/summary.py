@@ -27,7 +27,7 @@ def summarize(followed: Followed) -> dict[str, Any]:
         ``eval.gate`` refuses, the missed bars as ``refused``, and ``hint``.
     """
     run, state, history = followed.run, followed.state, followed.history
-    last = history.last_step
+    last, adapter = history.last_step, result_path(run, history.end)
     summary: dict[str, Any] = {
         "run": run.id,
         "state": state.state,
@@ -37,7 +37,7 @@ def summarize(followed: Followed) -> dict[str, Any]:
         "tokens_per_second": history.tokens_per_second,
         "peak_rss_bytes": followed.peak_rss_bytes,
         "processes": max(len(history.ranks), 1),
-        "adapter": adapter_of(followed),
+        "adapter": os.fspath(adapter) if adapter is not None else None,
     }
     if state.state != "finished":
         end = history.end if state.state != "lost" else None
@@ -48,20 +48,13 @@ def summarize(followed: Followed) -> dict[str, Any]:
     return summary
 
 
-def adapter_of(followed: Followed) -> str | None:
-    """The path of an ended run's adapter; None where it has none."""
-    path = result_path(followed.run, followed.history.end)
-    return None if path is None else os.fspath(path)
-
-
 def report(followed: Followed, *, as_json: bool) -> int:
     """Print the summary of an ended run, and return the exit code."""
     summary = summarize(followed)
     if as_json:
         emit(summary)
     else:
-        for line in summary_lines(followed, summary):
-            say(line)
+        say(*summary_lines(followed, summary))
     return exit_code(followed.state)
 
 
@@ -125,8 +118,6 @@ def _tracker_lines(run: Run) -> list[str]:
 
 
 def _hint(run: Run) -> str:
-    if complete_checkpoints(run):
-        return way_on(run)
-    if not run.log_path.exists():
+    if complete_checkpoints(run) or not run.log_path.exists():
         return way_on(run)
     return f"It saved no checkpoint; the whole log is {run.log_path}."

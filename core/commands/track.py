@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit({"run": target.id, "trackers": results})
     else:
-        for result in results:
-            say(_line(result))
+        say(*map(_line, results))
     return EXIT_ERROR if any(result["state"] == "failed" for result in results) else 0
 
 

@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     deadline or an energy cannot be met and the user does not agree to that."""
     from core.commands.follow import Interrupts
     from core.commands.live_line import busy
+    from core.launch.launcher import start_run
 
     if args.slurm is not None:
         more = [*(["--preset", args.preset] if args.preset else []), *(f"--allow={code}" for code in args.allow)]
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
-        started = start(config, args.name or path.stem)
+        started = start_run(config, args.name or path.stem)
         if args.detach:
             report_detached(started, as_json=args.json)
             return 0
@@ -242,17 +243,6 @@ def check_data(config: Config) -> None:
             refuse_untrainable(source.recognize(file), source.name, config.train.objective)
 
 
-def start(config: Config, name: str) -> Run:
-    """Start a run in a process of its own.
-
-    Raises:
-        UserError: If the run directory cannot be written or the process cannot be started.
-    """
-    from core.launch.launcher import start_run
-
-    return start_run(config, name)
-
-
 def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
     """Make the directory of a run that other programs start, and print its path.
 
@@ -267,8 +257,10 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
         emit({"run": made.id, "directory": str(made.path)})
         return
     say(str(made.path))
-    note(f"Start its processes within a minute: {torchrun_line(config, str(made.path))}")
-    note("Several machines: the same on each, with --nnodes, its own --node-rank and the first one's --master-addr.")
+    note(
+        f"Start its processes within a minute: {torchrun_line(config, str(made.path))}",
+        "Several machines: the same on each, with --nnodes, its own --node-rank and the first one's --master-addr.",
+    )
 
 
 def report_detached(started: Run, *, as_json: bool) -> None:

@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(audit.to_dict())
     else:
-        for sentence in result_lines(audit):
-            say(sentence)
+        say(*result_lines(audit))
     if audit.verdict != "unproven":
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:

@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if followed is None:
         return leave(target)
     if not args.json:
-        for line in summary_lines(followed, summarize(followed)):
-            say(line)
+        say(*summary_lines(followed, summarize(followed)))
     return exit_code(followed.state)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,21 +92,17 @@ def diff_texts(before: str, after: str) -> list[DiffLine]:
 
 def diff_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[DiffLine]:
     """A diff of two configurations by option, under the names of their sections; empty where they are equal."""
-    return list(_diff_values(before, after))
-
-
-def _diff_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[DiffLine]:
     changed = differences(after, before)
-    section = ""
-    for option in options():
-        if option.name not in changed:
-            continue
-        if option.section != section:
-            section = option.section
-            yield DiffLine("head", f"[{section}]")
-        for kind, value in (("removed", changed[option.name]), ("added", _said(option, after))):
-            if value is not None:
-                yield DiffLine("added" if kind == "added" else "removed", f"{option.key} = {shown(value)}")
+    named = [option for option in options() if option.name in changed]
+    found = []
+    for section, below in itertools.groupby(named, key=lambda option: option.section):
+        found.append(DiffLine("head", f"[{section}]"))
+        for option in below:
+            values: dict[Kind, Any] = {"removed": changed[option.name], "added": _said(option, after)}
+            found += [
+                DiffLine(kind, f"{option.key} = {shown(value)}") for kind, value in values.items() if value is not None
+            ]
+    return found
 
 
 def _said(option: Option, values: Mapping[str, Any]) -> Any:

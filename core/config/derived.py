@@ -122,16 +122,13 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
         )
     },
     "memory.optimizer_in_backward": (_METHOD, tuple(sorted(WEIGHT_METHODS))),
-    "memory.keep_dequantized": (_METHOD, ("qlora",)),
-    "memory.offload_experts": (_METHOD, ("qlora",)),
-    "model.keep_16bit": (_METHOD, ("qlora",)),
+    **dict.fromkeys(("memory.keep_dequantized", "memory.offload_experts", "model.keep_16bit"), (_METHOD, ("qlora",))),
     "method.neftune_alpha": (_OBJECTIVE, ("sft",)),
     "distributed.zero_stage": (_STRATEGY, ("deepspeed",)),
     "distributed.offload": (_STRATEGY, ("auto", "fsdp2", "deepspeed")),
     "train.beta": (_OBJECTIVE, ("dpo", "orpo", "kto")),
     "train.dpo_loss": (_OBJECTIVE, ("dpo",)),
-    "train.desirable_weight": (_OBJECTIVE, ("kto",)),
-    "train.undesirable_weight": (_OBJECTIVE, ("kto",)),
+    **dict.fromkeys(("train.desirable_weight", "train.undesirable_weight"), (_OBJECTIVE, ("kto",))),
 }
 
 

@@ -112,10 +112,9 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
             found[name] = (f"{name} is missing.", missing.help if missing else "")
         elif option is not None:
             found[name] = (f"{name} must be {describe_type(option)}, not {shown(item['input'])}.", option.help)
-        elif isinstance(item["input"], list):
-            found[name] = (f"{name} must be a section with keys, and is a list.", f"Write [{name}].")
         else:
-            found[name] = (f"{name} must be a section with keys, not {shown(item['input'])}.", f"Write [{name}].")
+            given = "and is a list" if isinstance(item["input"], list) else f"not {shown(item['input'])}"
+            found[name] = (f"{name} must be a section with keys, {given}.", f"Write [{name}].")
     return found
 
 

@@ -41,7 +41,6 @@ def json_schema() -> dict[str, Any]:
 def _option(option: Option | None, written: dict[str, Any]) -> dict[str, Any]:
     if option is None:
         raise AssertionError("every property of a section is an option")
-    written.pop("description", None)
     return {"description": describe(option), **written}
 
 
@@ -65,7 +64,7 @@ def _clean(node: Any) -> Any:
         # A property may be called "title"; names of properties are kept.
         key: {name: _clean(inner) for name, inner in value.items()} if key == "properties" else _clean(value)
         for key, value in node.items()
-        if key not in ("title", "unit", "audience")
+        if key != "title"
     }
     if cleaned.get("minLength") == 1 and "pattern" in cleaned:
         del cleaned["minLength"]

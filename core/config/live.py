@@ -17,15 +17,9 @@ from core.errors import UserError
 TRAINING = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
 #: Limits of the governor.
 GOVERNED = (
-    "hardware.temperature_limit_c",
-    "hardware.memory_temperature_limit_c",
-    "hardware.power_limit_w",
-    "hardware.host_memory_limit_percent",
-    "hardware.disk_free_min_gb",
-    "night.deadline",
-    "night.energy_kwh",
-    "night.quiet_hours",
-    "night.quiet_power_w",
+    *("hardware.temperature_limit_c", "hardware.memory_temperature_limit_c", "hardware.power_limit_w"),
+    *("hardware.host_memory_limit_percent", "hardware.disk_free_min_gb"),
+    *("night.deadline", "night.energy_kwh", "night.quiet_hours", "night.quiet_power_w"),
 )
 #: All options that may be changed.
 CHANGEABLE = (*TRAINING, *GOVERNED)

@@ -1,8 +1,8 @@
-"""The options of the configuration, each declared once: its type, range, default, unit and help.
+"""The options of the configuration, each declared once: its type, range and default.
 
 The app's form, ``--set section.key=value``, the validation messages, the JSON Schema and the reference page all read
-these declarations; the long help of each option is in ``manual.toml``. An option that the engine does not implement is
-not declared.
+these declarations; unit, audience and help of each option are in ``manual.toml``. An option that the engine does not
+implement is not declared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from pydantic.fields import FieldInfo
 from core.config.choices import ColumnRole, FileType, Objective, Overlong, RefusalCode, Supervise, Tracker
 
 MANUAL = Path(__file__).with_name("manual.toml")
+#: Audience of an option. ``basic``: listed by the app at once; ``expert``: listed with all options; ``file``: seldom
+#: needed, listed where it is set, and found by its name.
+Audience = Literal["basic", "expert", "file"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,22 @@ class Entry:
     """The manual entry of one option, beyond its declaration; each part on one line.
 
     Args:
+        help: The option in a sentence.
+        unit: Unit of its value; empty without one.
+        audience: Its audience.
         about: Its effect, when to change it, usual values; a few sentences.
         memory: Its cost in memory or on disk, in a phrase; empty where it is negligible.
         time: Its cost in time, likewise.
         source: The paper or specification that it comes from; empty where there is none.
     """
 
+    help: str
+    unit: str = ""
+    audience: Audience = "expert"
     about: str = ""
     memory: str = ""
     time: str = ""
     source: str = ""
-
-
-NOTHING_SAID = Entry()
 
 
 @functools.cache
@@ -48,7 +54,7 @@ def manual() -> Mapping[str, Entry]:
     """The manual: option name to its entry."""
     sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
     return {
-        f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})
+        f"{section}.{key}": Entry(**{part: cast(Any, " ".join(text.split())) for part, text in parts.items()})
         for section, keys in sections.items()
         for key, parts in keys.items()
     }
@@ -79,23 +85,6 @@ VariableValue = (
 WEIGHT_METHODS = frozenset({"full", "freeze"})
 
 
-#: Audience of an option. ``basic``: listed by the app at once; ``expert``: listed with all options; ``file``: seldom
-#: needed, listed where it is set, and found by its name.
-Audience = Literal["basic", "expert", "file"]
-
-
-def _option(
-    default: Any,
-    help: str,  # noqa: A002
-    *,
-    unit: str = "",
-    audience: Audience = "expert",
-    **constraints: Any,
-) -> Any:
-    """Declare one option."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "audience": audience}, **constraints)
-
-
 class Section(BaseModel):
     """A section of the configuration file. Unknown keys and values of another type are errors: no text is read as a
     number, and true is not 1."""
@@ -106,380 +95,153 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model."""
 
-    base: Text = _option(
-        "smollm2-135m-instruct",
-        "Model to tune: a directory, a GGUF file or the name of a prepared model.",
-        audience="basic",
-    )
-    keep_16bit: Literal["auto"] | list[Text] | None = _option(
-        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for the most sensitive; absent: none."
-    )
+    base: Text = "smollm2-135m-instruct"
+    keep_16bit: Literal["auto"] | list[Text] | None = None
 
 
 class DataSection(Section):
     """Training rows and held-out rows."""
 
-    train: Paths = _option(
-        ...,
-        "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.",
-        audience="basic",
-    )
-    eval: Paths | None = _option(
-        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", audience="basic"
-    )
-    eval_share: float = _option(
-        0.0,
-        "Share of the training rows to hold out and measure on; rows that are alike stay together.",
-        ge=0,
-        le=0.5,
-        audience="basic",
-    )
+    train: Paths
+    eval: Paths | None = None
+    eval_share: float = Field(0.0, ge=0, le=0.5)
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
-    ] = _option("auto", "Format of a row; auto decides by the columns and shows the evidence.")
-    columns: dict[ColumnRole, Column] | None = _option(
-        None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
-    )
-    weights: list[Weight] | None = _option(
-        None, "How often the rows of each entry of data.train are used in an epoch: 0.5 is half of them, 2 is twice."
-    )
-    supervise: Supervise = _option(
-        "assistant",
-        "Learned part of a conversation: the assistant's turns, its last one, or the whole text; "
-        "a message's train flag overrides it.",
-    )
-    special_tokens: Literal["drop", "keep"] = _option(
-        "drop",
-        "Rows whose messages write special tokens such as <|im_end|>: drop them, or keep them and let them act so.",
-    )
-    overlong: Overlong = _option(
-        "drop", "Rows longer than train.max_length: dropped, cut at the end, or refused; always counted."
-    )
-    allow: RefusalCode | list[RefusalCode] | None = _option(
-        None, "Findings of the data check that a run may start with; absent: it is refused."
-    )
+    ] = "auto"
+    columns: dict[ColumnRole, Column] | None = None
+    weights: list[Weight] | None = None
+    supervise: Supervise = "assistant"
+    special_tokens: Literal["drop", "keep"] = "drop"
+    overlong: Overlong = "drop"
+    allow: RefusalCode | list[RefusalCode] | None = None
 
 
 class TemplateSection(Section):
     """Chat template: a conversation as text."""
 
-    name: Literal["chatml", "qwen", "llama3", "mistral", "gemma", "phi3", "zephyr", "alpaca", "vicuna"] | None = (
-        _option(None, "A chat template by name, for a model that has none; alpaca and vicuna suit every tokenizer.")
-    )
-    file: Text | None = _option(None, "A Jinja chat template that replaces the model's own.")
-    variables: dict[Variable, VariableValue] | None = _option(
-        None, "Values of the chat template's variables, as {enable_thinking = false}; absent: the template's own."
-    )
+    name: Literal["chatml", "qwen", "llama3", "mistral", "gemma", "phi3", "zephyr", "alpaca", "vicuna"] | None = None
+    file: Text | None = None
+    variables: dict[Variable, VariableValue] | None = None
 
 
 class MethodSection(Section):
     """The trained parameters."""
 
-    name: Literal["qlora", "lora", "full", "freeze"] = _option(
-        "qlora",
-        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: some layers.",
-        audience="basic",
-    )
-    trainable_layers: int = _option(2, "How many layers freeze trains.", unit="layers", ge=1, le=1000)
-    trainable_end: Literal["last", "first"] = _option("last", "Which layers freeze trains: the last or the first ones.")
-    rank: int = _option(
-        16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, audience="basic"
-    )
-    alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
-    dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
-    target_modules: Literal["all-linear"] | list[Text] = _option(
-        "all-linear", "Layers that get adapters: all-linear, or a list of module names and patterns."
-    )
-    target_experts: Literal["auto", "on", "off"] = _option(
-        "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
-    )
-    init: Literal["default", "pissa", "loftq"] = _option(
-        "default", "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error."
-    )
-    dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
-    rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
-    loraplus_ratio: float | None = _option(
-        None,
-        "Learning rate of the adapters' second matrices by that of the first (LoRA+); absent: the same.",
-        ge=1,
-        le=256,
-    )
-    neftune_alpha: float | None = _option(
-        None, "Noise on the embeddings in training (NEFTune), against learning by heart; absent: none.", gt=0, le=100
-    )
-    train_for: FileType | None = _option(
-        None,
-        "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none.",
-        audience="file",
-    )
+    name: Literal["qlora", "lora", "full", "freeze"] = "qlora"
+    trainable_layers: int = Field(2, ge=1, le=1000)
+    trainable_end: Literal["last", "first"] = "last"
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0, le=8192)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[Text] = "all-linear"
+    target_experts: Literal["auto", "on", "off"] = "auto"
+    init: Literal["default", "pissa", "loftq"] = "default"
+    dora: bool = False
+    rslora: bool = False
+    loraplus_ratio: float | None = Field(None, ge=1, le=256)
+    neftune_alpha: float | None = Field(None, gt=0, le=100)
+    train_for: FileType | None = None
 
 
 class TrainSection(Section):
     """The optimization."""
 
-    objective: Objective = _option(
-        "sft",
-        "What is learned: answers as they are (sft), which of two is better (dpo, orpo), or which are good (kto).",
-        audience="basic",
-    )
-    beta: float = _option(
-        0.1,
-        "How strongly dpo and kto are bound to the model's beginnings; the weight of the comparison in orpo.",
-        gt=0,
-        le=100,
-    )
-    dpo_loss: Literal["sigmoid", "ipo", "hinge"] = _option("sigmoid", "Which loss of the two answers' difference.")
-    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100, audience="file")
-    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100, audience="file")
-    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, audience="basic")
-    max_steps: int | None = _option(
-        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, audience="basic"
-    )
-    max_hours: float | None = _option(
-        None, "End the run, with its result, after so many hours of work.", unit="hours", gt=0, le=10_000
-    )
-    max_energy_wh: float | None = _option(
-        None, "End the run, with its result, after so much energy of the device.", unit="Wh", gt=0, le=10_000_000
-    )
-    on_loss_spike: Literal["warn", "skip", "rollback", "stop"] = _option(
-        "warn",
-        "At a loss spike: warn; skip the step's update; go back and leave its rows out; stop at the last good step.",
-    )
-    loss_spike: float = _option(
-        8.0,
-        "How far above the last losses a step's loss is a spike, in deviations; 0: they are not compared.",
-        ge=0,
-        le=1000,
-    )
-    loss_spike_patience: int = _option(
-        3,
-        "Spiking steps in a row after which the run goes back or stops; with skip, the most that are skipped.",
-        unit="steps",
-        ge=1,
-        le=1000,
-        audience="file",
-    )
-    loss_limit: float | None = _option(
-        None,
-        "Loss above which a step is a spike, whatever was before; absent: no limit.",
-        gt=0,
-        le=1_000_000,
-        audience="file",
-    )
-    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, audience="basic")
-    micro_batch_size: int | None = _option(
-        None,
-        "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.",
-        unit="rows",
-        ge=1,
-        le=65536,
-    )
-    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, audience="basic")
-    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, audience="basic")
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = _option(
-        "adamw", "adamw is right for most runs; the others hold less memory, and lion_8bit wants a lower learning rate."
-    )
-    scheduler: Literal["cosine", "linear", "constant"] = _option("cosine", "How the learning rate falls after warm-up.")
-    warmup: float = _option(0.05, "Warm-up: a share of all steps below 1, a number of steps from 1.", ge=0, le=100_000)
-    weight_decay: float = _option(0.0, "Decoupled weight decay.", ge=0, le=1)
-    max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 leaves them.", ge=0)
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = _option(
-        "auto", "Arithmetic of forward and backward; auto: bf16 where the device does it well."
-    )
-    packing: bool = _option(
-        False, "Lay the rows of a micro-batch one behind another, without padding, and keep them apart in attention."
-    )
-    share_prefix: bool = _option(
-        True, "Compute a common beginning of rows in a micro-batch once, such as a system prompt.", audience="file"
-    )
-    fused_layers: bool = _option(
-        True,
-        "Run adapters, norms, rotary embedding and short attention as single functions; false: as the model's own.",
-        audience="file",
-    )
-    compile: bool = _option(
-        False, "Have torch compile the model's layers: minutes at the start for less time in each step."
-    )
-    deterministic: Literal["auto", "strict", "fast"] = _option(
-        "auto",
-        "Resume bit for bit (strict) or to rounding (fast, faster on a GPU); auto: strict on a CPU, fast on a GPU.",
-    )
-    seed: int = _option(42, "Seed of data order, initialization and dropout.", ge=0, le=2**31 - 1)
+    objective: Objective = "sft"
+    beta: float = Field(0.1, gt=0, le=100)
+    dpo_loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    desirable_weight: float = Field(1.0, gt=0, le=100)
+    undesirable_weight: float = Field(1.0, gt=0, le=100)
+    epochs: float = Field(1.0, gt=0, le=1000)
+    max_steps: int | None = Field(None, ge=1, le=_MOST)
+    max_hours: float | None = Field(None, gt=0, le=10_000)
+    max_energy_wh: float | None = Field(None, gt=0, le=10_000_000)
+    on_loss_spike: Literal["warn", "skip", "rollback", "stop"] = "warn"
+    loss_spike: float = Field(8.0, ge=0, le=1000)
+    loss_spike_patience: int = Field(3, ge=1, le=1000)
+    loss_limit: float | None = Field(None, gt=0, le=1_000_000)
+    batch_size: int = Field(8, ge=1, le=65536)
+    micro_batch_size: int | None = Field(None, ge=1, le=65536)
+    max_length: int = Field(2048, ge=8, le=1_048_576)
+    learning_rate: float = Field(2e-4, gt=0, le=1)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = "adamw"
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, le=100_000)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, ge=0)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    packing: bool = False
+    share_prefix: bool = True
+    fused_layers: bool = True
+    compile: bool = False
+    deterministic: Literal["auto", "strict", "fast"] = "auto"
+    seed: int = Field(42, ge=0, le=2**31 - 1)
 
 
 class MemorySection(Section):
     """Savings of memory."""
 
-    gradient_checkpointing: Literal["auto", "on", "off"] = _option(
-        "auto", "Recompute activations in backward to save memory; auto: where the run would not fit otherwise."
-    )
-    activation_offload: Literal["auto", "on", "off"] = _option(
-        "auto",
-        "Keep the inputs of recomputed layers in the machine's memory; auto: where a run would not fit on a GPU.",
-    )
-    offload_experts: Literal["auto", "on", "off"] = _option(
-        "auto",
-        "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
-    )
-    optimizer_in_backward: Literal["auto", "on", "off"] = _option(
-        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full.", audience="file"
-    )
-    keep_dequantized: Literal["auto", "on", "off"] = _option(
-        "auto",
-        "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory.",
-        audience="file",
-    )
-    liger: Literal["auto", "off"] = _option(
-        "auto",
-        "No effect on a new run; off: continue a run whose loss Liger's kernel summed in an earlier version.",
-        audience="file",
-    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    activation_offload: Literal["auto", "on", "off"] = "auto"
+    offload_experts: Literal["auto", "on", "off"] = "auto"
+    optimizer_in_backward: Literal["auto", "on", "off"] = "auto"
+    keep_dequantized: Literal["auto", "on", "off"] = "auto"
+    liger: Literal["auto", "off"] = "auto"
 
 
 class EvalSection(Section):
     """Measuring on held-out rows."""
 
-    every_steps: int | None = _option(
-        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, audience="basic"
-    )
-    every_epochs: float | None = _option(
-        None,
-        "Evaluate every so many epochs instead of steps: 0.5 is twice in a pass over the rows.",
-        unit="epochs",
-        gt=0,
-        le=1000,
-    )
-    baseline: bool = _option(False, "Measure the untouched model too, before the first step.")
-    exact_match: bool = _option(
-        False, "Let the model answer the held-out prompts and count the answers that match; slower than the loss alone."
-    )
-    prompts: Text | None = _option(
-        None, "A file of prompts that are answered at each evaluation: one a line, or JSONL with messages or prompt."
-    )
-    samples: int = _option(
-        3, "Held-out questions that are answered at each evaluation where eval.prompts names no others.", ge=0, le=100
-    )
-    patience: int | None = _option(
-        None,
-        "End the run after so many evaluations in a row without a lower held-out loss; absent: never.",
-        unit="evaluations",
-        ge=1,
-        le=_MOST,
-    )
-    min_delta: float = _option(
-        0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100, audience="file"
-    )
-    max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
-    probe: bool = _option(
-        True, "Measure a small general probe too, before, at each evaluation and at the end: it shows forgetting."
-    )
-    gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
-        None, "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none."
-    )
+    every_steps: int | None = Field(None, ge=1, le=_MOST)
+    every_epochs: float | None = Field(None, gt=0, le=1000)
+    baseline: bool = False
+    exact_match: bool = False
+    prompts: Text | None = None
+    samples: int = Field(3, ge=0, le=100)
+    patience: int | None = Field(None, ge=1, le=_MOST)
+    min_delta: float = Field(0.0, ge=0, le=100)
+    max_rows: int = Field(200, ge=1, le=_MOST)
+    probe: bool = True
+    gate: Text | Annotated[list[Text], Field(min_length=1)] | None = None
 
 
 class CheckpointSection(Section):
     """Saving, so that a run can go on after anything."""
 
-    every_steps: int | None = _option(
-        None,
-        "Save every so many steps; absent: ten times in a run, and at the end.",
-        unit="steps",
-        ge=1,
-        le=_MOST,
-        audience="basic",
-    )
-    keep: int = _option(3, "Newest checkpoints kept, beside the best one and the last good one.", ge=1, le=1000)
-    final: Literal["last", "best"] = _option(
-        "last", "The final adapter: that of the last step, or of the lowest held-out loss."
-    )
+    every_steps: int | None = Field(None, ge=1, le=_MOST)
+    keep: int = Field(3, ge=1, le=1000)
+    final: Literal["last", "best"] = "last"
 
 
 class HardwareSection(Section):
     """Device, its limits and its cost."""
 
-    device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
-    gpu: Text | None = _option(
-        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first visible one."
-    )
-    tariff: float | None = _option(
-        None,
-        "Price of a kilowatt-hour, so that a run shows the cost of its energy; absent: no cost.",
-        ge=0,
-        le=1_000_000,
-    )
-    currency: Text | None = _option(None, "Currency of hardware.tariff, as it is shown: EUR; absent: none is named.")
-    temperature_limit_c: float | None = _option(
-        None,
-        "Temperature of the device that is held, by resting between micro-batches; absent: none.",
-        unit="°C",
-        ge=40,
-        le=110,
-    )
-    memory_temperature_limit_c: float | None = _option(
-        None, "The same for the memory of the card, where its temperature is reported.", unit="°C", ge=40, le=120
-    )
-    power_limit_w: float | None = _option(
-        None, "Average power of the device that is held; absent: none.", unit="W", ge=10, le=2000
-    )
-    host_memory_limit_percent: float | None = _option(
-        None,
-        "Memory of the machine in use from which on a checkpoint is written, and a minute later the run stopped.",
-        unit="%",
-        ge=10,
-        le=100,
-        audience="file",
-    )
-    disk_free_min_gb: float | None = _option(
-        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000, audience="file"
-    )
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    gpu: Text | None = None
+    tariff: float | None = Field(None, ge=0, le=1_000_000)
+    currency: Text | None = None
+    temperature_limit_c: float | None = Field(None, ge=40, le=110)
+    memory_temperature_limit_c: float | None = Field(None, ge=40, le=120)
+    power_limit_w: float | None = Field(None, ge=10, le=2000)
+    host_memory_limit_percent: float | None = Field(None, ge=10, le=100)
+    disk_free_min_gb: float | None = Field(None, ge=0, le=1_000_000)
 
 
 class NightSection(Section):
     """Deadline, energy and quiet hours."""
 
-    deadline: Text | None = _option(
-        None, 'Time of day by which the run is to be done, as "07:00"; the cheapest way there is planned.'
-    )
-    energy_kwh: float | None = _option(
-        None,
-        "Energy of the device for the run; planned for, with an early warning where it is too little.",
-        unit="kWh",
-        gt=0,
-        le=100_000,
-    )
-    quiet_hours: Text | None = _option(
-        None, 'Span of every day in which it is to be quiet, as "23:00-07:00"; training pauses, or see quiet_power_w.'
-    )
-    quiet_power_w: float | None = _option(
-        None,
-        "Average power in the quiet hours, so low that the fans are quiet; absent: training pauses.",
-        unit="W",
-        ge=10,
-        le=2000,
-    )
+    deadline: Text | None = None
+    energy_kwh: float | None = Field(None, gt=0, le=100_000)
+    quiet_hours: Text | None = None
+    quiet_power_w: float | None = Field(None, ge=10, le=2000)
 
 
 class ParkingSection(Section):
     """Causes for giving the device back to others; the run goes on by itself when they are over."""
 
-    programs: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
-        None, "Programs that the run gives the device back to while they run: a name or a list; absent: none."
-    )
-    memory_gb: float | None = _option(
-        None, "Memory of the card held by others from which the run gives it back; absent: none.", unit="GB", gt=0
-    )
-    hours: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
-        None, 'Spans of every day in which the device is not the run\'s: "18:00-23:00", or a list; absent: none.'
-    )
-    calm: float = _option(
-        30.0,
-        "Time without any of these after which the run takes the device back.",
-        unit="s",
-        ge=0,
-        le=86_400,
-        audience="file",
-    )
+    programs: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    memory_gb: float | None = Field(None, gt=0)
+    hours: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    calm: float = Field(30.0, ge=0, le=86_400)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -499,47 +261,16 @@ def _listed(value: str | list[str] | None) -> tuple[str, ...]:
 class DistributedSection(Section):
     """More than one card, on one machine or several."""
 
-    strategy: Literal["auto", "none", "replicate", "fsdp2", "deepspeed"] = _option(
-        "auto", "How the cards share the work; auto: replicate where the model fits on each card, else fsdp2."
-    )
-    gpus: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
-        None, 'Cards of the run, by number or UUID: ["0", "1"], or "all"; absent: one card, that of hardware.gpu.'
-    )
-    processes: int | None = _option(
-        None, "Processes on each machine, one for each card; absent: as many as distributed.gpus names.", ge=1, le=64
-    )
-    zero_stage: int = _option(
-        2,
-        "DeepSpeed's stage: 1 shares optimizer states, 2 gradients as well, 3 weights as well.",
-        ge=1,
-        le=3,
-        audience="file",
-    )
-    offload: Literal["none", "optimizer", "all"] = _option(
-        "none", "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts."
-    )
-    hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
-        None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several.", audience="file"
-    )
-    address: Text | None = _option(
-        None, "Address of the first machine, for the line of torchrun that plan prints.", audience="file"
-    )
-    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535, audience="file")
-    timeout: float = _option(
-        600.0,
-        "Time after which a process that does not answer is taken for lost.",
-        unit="s",
-        ge=5,
-        le=86_400,
-        audience="file",
-    )
-    restarts: int = _option(
-        3,
-        "How often the run starts again from its last checkpoint after it lost a process.",
-        ge=0,
-        le=1000,
-        audience="file",
-    )
+    strategy: Literal["auto", "none", "replicate", "fsdp2", "deepspeed"] = "auto"
+    gpus: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = None
+    processes: int | None = Field(None, ge=1, le=64)
+    zero_stage: int = Field(2, ge=1, le=3)
+    offload: Literal["none", "optimizer", "all"] = "none"
+    hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = None
+    address: Text | None = None
+    port: int = Field(29_500, ge=1024, le=65_535)
+    timeout: float = Field(600.0, ge=5, le=86_400)
+    restarts: int = Field(3, ge=0, le=1000)
 
     @property
     def named_gpus(self) -> tuple[str, ...]:
@@ -555,14 +286,10 @@ class DistributedSection(Section):
 class TrackingSection(Section):
     """Trackers besides the run directory."""
 
-    tools: Tracker | list[Tracker] | None = _option(
-        None, "Trackers of the metrics: wandb, tensorboard, trackio, or a list; absent: none."
-    )
-    project: Text = _option("localtune", "Project that the run belongs to in a tracker.")
-    name: Text | None = _option(None, "Name of the run in a tracker; absent: its id.")
-    wandb_mode: Literal["offline", "online"] = _option(
-        "offline", "Whether Weights & Biases keeps the run in its directory or sends it to its server."
-    )
+    tools: Tracker | list[Tracker] | None = None
+    project: Text = "localtune"
+    name: Text | None = None
+    wandb_mode: Literal["offline", "online"] = "offline"
 
     @property
     def asked(self) -> frozenset[Tracker]:
@@ -573,17 +300,15 @@ class TrackingSection(Section):
 class ChatSection(Section):
     """Talking to the model."""
 
-    system: Prose = _option("", "System prompt; empty: the template's own alone.")
-    max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
-    temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
-    top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
-    top_k: int = _option(0, "Number of likeliest tokens that are sampled from; 0: all.", ge=0, le=1_000_000)
-    min_p: float = _option(0.0, "Least probability of a sampled token, as a share of the likeliest one's.", ge=0, lt=1)
-    repetition_penalty: float = _option(1.0, "Penalty on tokens that were there already; 1: none.", gt=0, le=10)
-    seed: int | None = _option(None, "Seed of the draws; absent: another one each time.", ge=0, le=4_294_967_295)
-    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = _option(
-        None, "Text that ends an answer, or a list of them; absent: the chat template's own end."
-    )
+    system: Prose = ""
+    max_new_tokens: int = Field(256, ge=1, le=32768)
+    temperature: float = Field(0.0, ge=0, le=5)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=1_000_000)
+    min_p: float = Field(0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    seed: int | None = Field(None, ge=0, le=4_294_967_295)
+    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = None
 
 
 class Config(Section):
@@ -612,6 +337,8 @@ class Option:
     section: str
     key: str
     type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list", "numbers", "table"]
+    manual: Entry
+    """The help, short and long: effect, cost and source."""
     help: str
     unit: str
     audience: Audience
@@ -628,8 +355,6 @@ class Option:
     """True if the maximum itself is excluded."""
     closed: bool = False
     """True if a list accepts only the choices."""
-    manual: Entry = NOTHING_SAID
-    """The long help: effect, cost and source."""
 
     @functools.cached_property
     def name(self) -> str:
@@ -694,14 +419,15 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
             value = getattr(constraint, name, None)
             if isinstance(value, (int, float)):
                 bounds[name] = value
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    entry = manual()[f"{section}.{key}"]
     return Option(
         section=section,
         key=key,
         type=kind,
-        help=field.description or "",
-        unit=str(extra.get("unit", "")),
-        audience=cast(Audience, extra.get("audience", "expert")),
+        manual=entry,
+        help=entry.help,
+        unit=entry.unit,
+        audience=entry.audience,
         required=field.is_required(),
         optional=optional,
         default=None if field.is_required() else field.default,
@@ -711,7 +437,6 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         above="gt" in bounds,
         below="lt" in bounds,
         closed=_is_closed(field.annotation),
-        manual=manual().get(f"{section}.{key}", NOTHING_SAID),
     )
 
 

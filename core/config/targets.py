@@ -80,17 +80,8 @@ def is_target(name: str, entry: str) -> bool:
 #: AFMoE, ``router.classifier`` LongCat, ``gate.wg`` Hunyuan, ``feed_forward.gate`` LFM2, ``mlp.gate`` and
 #: ``shared_expert_gate`` Qwen, ``in_proj_a`` and ``in_proj_b`` the gated delta net.
 ALWAYS = (
-    "router",
-    "router.proj",
-    "router.layer",
-    "router.gate",
-    "router.classifier",
-    "gate.wg",
-    "mlp.gate",
-    "feed_forward.gate",
-    "shared_expert_gate",
-    "linear_attn.in_proj_a",
-    "linear_attn.in_proj_b",
+    *("router", "router.proj", "router.layer", "router.gate", "router.classifier", "gate.wg", "mlp.gate"),
+    *("feed_forward.gate", "shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b"),
 )
 
 #: Layers of Mamba, in both its versions, whose weights its fused kernels take as arguments.

@@ -11,6 +11,8 @@ from core.config.schema import Option
 from core.errors import UserError
 from core.text import one_line
 
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+
 
 def parse_value(option: Option, raw: str) -> Any:
     """A value typed by a person, converted to the option's type.
@@ -23,16 +25,7 @@ def parse_value(option: Option, raw: str) -> Any:
         return None
     try:
         if option.type == "boolean":
-            return {
-                "true": True,
-                "yes": True,
-                "on": True,
-                "1": True,
-                "false": False,
-                "no": False,
-                "off": False,
-                "0": False,
-            }[text.lower()]
+            return _BOOLEANS[text.lower()]
         if option.type == "integer":
             return int(text.replace("_", ""))
         if option.type == "number":

@@ -11,7 +11,7 @@ from core.importers import trainer
 from core.importers.axolotl_data import datasets
 from core.importers.data_files import INSTEAD, every, per_epoch
 from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
-from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, shared, table, unsupported
+from core.importers.tool import REASONS, SHARED, Joint, joint, read_tool, shared
 from core.importers.translation import OFF, Translation
 
 _TITLE = "Axolotl"
@@ -138,23 +138,12 @@ def _expert_adapters(work: Translation) -> None:
         work.take(key, option, "on", "" if is_both else "Experts have adapters on both of their matrices.")
 
 
-_START = Choice(
-    "method.init",
-    same={True: "default", "true": "default", "pissa": "pissa", "loftq": "loftq"},
-    near={
-        f"pissa_niter_{count}": ("pissa", "Its decomposition is exact for small layers, else of 4 iterations.")
-        for count in (1, 2, 4, 8, 16, 32)
-    },
-    otherwise="default",
-)
-
-
 def _start(work: Translation) -> None:
     """Convert the initialization; LoftQ compensates for 4-bit quantization and is ignored on an unquantized base."""
     key = "peft_init_lora_weights"
     if work.values.get(key) == "loftq" and work.value("method.name") != "qlora":
         work.drop(key, "It compensates for rounding to 4 bits, and nothing is rounded: adapters start without effect.")
-    _START.apply(work, key)
+    SHARED["start"].apply(work, key)
 
 
 def _noise(work: Translation) -> None:
@@ -162,7 +151,7 @@ def _noise(work: Translation) -> None:
     old, new = "noisy_embedding_alpha", "neftune_noise_alpha"
     if work.has(old) and work.has(new):
         work.refuse(old, f"is the old name of {new}, which is given too", "Remove it.")
-    trainer.NEFTUNE.apply(work, old)
+    SHARED["neftune"].apply(work, old)
 
 
 def _supervise(work: Translation) -> None:
@@ -294,11 +283,6 @@ def _precision(work: Translation) -> None:
     work.keep(*keys)
 
 
-_CHECKPOINTING = Choice(
-    "memory.gradient_checkpointing", same={True: "on", False: "off", "true": "on", "false": "off"}, otherwise="auto"
-)
-
-
 def _activations(work: Translation) -> None:
     """Convert ``activation_offloading``, and the values of ``gradient_checkpointing`` that mean the same."""
     key, checkpointing = "activation_offloading", "gradient_checkpointing"
@@ -319,7 +303,7 @@ def _activations(work: Translation) -> None:
         trainer.offload_activations(work, checkpointing, no_disk if work.is_(checkpointing, "offload_disk") else "")
     elif "memory.activation_offload" in work.settings and work.is_(checkpointing, False, "false"):
         work.drop(checkpointing, f"{key} recomputes activations here.")
-    _CHECKPOINTING.apply(work, checkpointing)
+    SHARED["checkpointing"].apply(work, checkpointing)
 
 
 def _plugins(work: Translation) -> None:
@@ -331,7 +315,7 @@ def _plugins(work: Translation) -> None:
     names = work.texts(key) or []
     of_liger = [name for name in names if name.rpartition(".")[2] == "LigerPlugin"]
     if of_liger and len(of_liger) == len(names):
-        work.change(key, "memory.liger", "auto", trainer.LIGER_LOSS)
+        work.change(key, "memory.liger", "auto", SHARED["liger"].near["true"][1])
     work.drop(key, REASONS["kernels"], "memory.liger" if of_liger else None, "auto")
 
 
@@ -371,24 +355,15 @@ def _trackers(work: Translation) -> None:
     trainer.put_trackers(work, tools)
 
 
-_CARRIED: dict[str, Rule] = {
+_CARRIED: dict[str, Joint] = {
     **shared(trainer.model_base, "base_model revision_of_model model_revision"),
     **joint(_data, "datasets test_datasets pretraining_dataset chat_template chat_template_jinja val_set_size"),
     "chat_template_kwargs": _template_variables,
     **joint(_preferences, "rl rl_beta dpo_beta dpo_loss_type orpo_alpha kto_desirable_weight kto_undesirable_weight"),
     **joint(_method, "adapter load_in_4bit load_in_8bit gptq"),
     **joint(_adapters, "lora_r lora_alpha lora_target_modules lora_target_linear lora_target_parameters"),
-    "lora_dropout": Copy("method.dropout", "number", 0.0),
-    "peft_use_dora": Copy("method.dora", "boolean"),
-    "peft_use_rslora": Copy("method.rslora", "boolean"),
     "peft_init_lora_weights": _start,
-    "loraplus_lr_ratio": trainer.LORAPLUS,
-    "neftune_noise_alpha": trainer.NEFTUNE,
     "noisy_embedding_alpha": _noise,
-    "sequence_len": Copy("train.max_length", "integer", 512),
-    "excess_length_strategy": Choice(
-        "data.overlong", {"drop": "drop", "truncate": "truncate", "raise": "refuse"}, otherwise="drop", absent="drop"
-    ),
     "train_on_inputs": _supervise,
     **joint(_batch, "micro_batch_size gradient_accumulation_steps batch_size"),
     **shared(trainer.epochs, "num_epochs max_steps", 1.0),
@@ -399,28 +374,19 @@ _CARRIED: dict[str, Rule] = {
     **joint(_samples, "generate_samples num_generation_samples eval_table_size"),
     **joint(_packing, "sample_packing eval_sample_packing batch_flattening"),
     **joint(_compiling, "torch_compile torch_compile_backend torch_compile_mode torch_compile_options"),
-    "learning_rate": Copy("train.learning_rate", "number"),
     **shared(trainer.schedule, "lr_scheduler warmup_ratio warmup_steps", None, 0.03),
-    "optimizer": trainer.OPTIMIZERS,
-    "weight_decay": Copy("train.weight_decay", "number", 0.0),
-    "max_grad_norm": Copy("train.max_grad_norm", "number", 1.0),
     **joint(_precision, "bf16 fp16 bfloat16 float16 float32"),
-    "seed": Copy("train.seed", "integer", 42),
     **joint(_activations, "gradient_checkpointing activation_offloading"),
     "deepspeed": deepspeed,
     **shared(fsdp, "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type"),
     "ddp_timeout": ddp_timeout,
     "plugins": _plugins,
-    "liger_fused_linear_cross_entropy": trainer.LIGER,
     **joint(_saves, "save_steps saves_per_epoch save_strategy"),
-    "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **joint(
         _trackers,
         "wandb_project wandb_name wandb_mode use_wandb use_tensorboard use_trackio trackio_project_name "
         "trackio_run_name",
     ),
-    "gradio_temperature": Copy("chat.temperature", "number"),
-    "gradio_max_new_tokens": Copy("chat.max_new_tokens", "integer"),
 }
 
 
@@ -437,13 +403,4 @@ def _places(values: Mapping[str, Any]) -> Iterable[str]:
     return [name for name in names if isinstance(name, str) and len(name) < 400]
 
 
-AXOLOTL = Tool(
-    kind="axolotl",
-    title=_TITLE,
-    table=table(_CARRIED, unsupported("axolotl")),
-    signs=(
-        *("base_model", "datasets", "sequence_len", "adapter", "micro_batch_size", "num_epochs", "lora_r"),
-        *("lora_target_linear", "val_set_size", "sample_packing", "wandb_project"),
-    ),
-    places=_places,
-)
+AXOLOTL = read_tool("axolotl", _CARRIED, _places)

@@ -24,18 +24,13 @@ from core.importers.data_files import (
     write_file,
 )
 from core.importers.redact import shown
-from core.importers.tool import REASONS, Choice
+from core.importers.tool import DATA, REASONS, Choice
 from core.importers.translation import Translation, file_name
 
 # Keys of an entry that apply only to a dataset of the Hub.
 _OF_HUB = ("name", "revision")
 # Keys of an entry that have no counterpart and do not change the rows.
-_LEFT = {
-    *("trust_remote_code", "preprocess_shards", "strict", "conversation", "field_human", "field_model", "input_format"),
-    *("input_transform", "logprobs_field", "temperature", "skip", "field_chosen", "field_rejected", "step_separator"),
-    *("max_completion_length", "train_on_last_step_only", "length", "sequence_length", "min_input_id"),
-    *("max_input_id", "seed"),
-}
+_LEFT = set(DATA["axolotl_dataset"]["left"].split())
 _TEXT_COLUMN = "text_column"
 _ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
 # Nearest template of an instruction type, by the part of the type after the colon.

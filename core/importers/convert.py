@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from core.importers.axolotl import AXOLOTL
 from core.importers.data_files import count_rows
 from core.importers.llama_factory import LLAMA_FACTORY
 from core.importers.redact import cleaned, redact_name, shown
-from core.importers.tool import Tool, carry_over
+from core.importers.tool import DATA, Tool, carry_over
 from core.importers.translation import Entry, Places, Translation, Unknown, file_name
 from core.importers.unsloth import UNSLOTH
 from core.text import one_line
@@ -32,16 +32,6 @@ TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, U
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: Longest value and widest line of the report, in characters.
 _LONGEST_VALUE, _WIDEST = 32, 120
-
-# Files often found beside configurations: some of their keys, and a noun for them.
-_OTHERS: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"compute_environment", "distributed_type", "num_processes"}), "a configuration of accelerate"),
-    (
-        frozenset({"train_dataset", "model_class", "peft_config", "dist_config", "kernel_config", "quant_config"}),
-        "a configuration of LLaMA-Factory's second generation, which is not read; the first has model_name_or_path",
-    ),
-    (frozenset({"zero_optimization", "train_micro_batch_size_per_gpu"}), "a configuration of DeepSpeed"),
-)
 
 
 @dataclass(frozen=True)
@@ -72,14 +62,7 @@ class Imported:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as ``import --json`` prints it."""
-        lists = {"carried": self.carried, "changed": self.changed, "unsupported": self.unsupported}
-        return {
-            "kind": self.kind,
-            "reason": self.reason,
-            "toml": self.toml,
-            **{name: [entry.to_dict() for entry in entries] for name, entries in lists.items()},
-            "remarks": self.remarks,
-        }
+        return {name: value for name, value in asdict(self).items() if name not in ("title", "unknown")}
 
 
 def import_config(path: Path, kind: str | None = None, home: Path | None = None) -> Imported:
@@ -171,9 +154,9 @@ def _own_keys(tool: Tool, keys: set[str], values: Mapping[str, Any]) -> list[str
 
 
 def _other_kind(keys: set[str], own: Mapping[str, list[str]]) -> str | None:
-    for signs, noun in _OTHERS:
-        if len(signs & keys) >= 2 and all(len(found) < 4 for found in own.values()):
-            return noun
+    for other in DATA["others"]:
+        if len(keys.intersection(other["keys"].split())) >= 2 and all(len(found) < 4 for found in own.values()):
+            return str(other["noun"])
     return None
 
 

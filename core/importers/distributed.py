@@ -10,7 +10,7 @@ from typing import Any
 from core.config.schema import find_option
 from core.errors import UserError
 from core.importers.redact import cleaned, shown
-from core.importers.trainer import OPTIMIZERS
+from core.importers.tool import DATA, SHARED
 from core.importers.translation import EMPTY, OFF, SAME, Translation, is_one_of
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
@@ -31,30 +31,16 @@ _LISTED = "Its keys are listed one by one."
 _ZERO = "zero_optimization"
 _DEEPSPEED_DEFAULT = "DeepSpeed runs with its own default; optimizer, schedule and logs come from the configuration."
 #: Prefixes of DeepSpeed settings that match our behavior or repeat the configuration.
-_DEEPSPEED_SAME = (
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "bfloat16"),
-    *("fp16.enabled", "fp16.auto_cast", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
-    *(f"{_ZERO}.{name}gather_{bits}bit_weights_on_model_save" for name, bits in (("stage3_", 16), ("", 16))),
-    f"{_ZERO}.stage3_gather_fp16_weights_on_model_save",
-)
+_DEEPSPEED_SAME = tuple(DATA["deepspeed"]["same"].split())
 
 _FSDP_DEFAULT = "FSDP2 runs with its own default, and checkpoints are whole."
 _REPLICATED = f"Nothing is sharded: every card has the whole model. {_GPUS}"
-_RESHARDED = "Layers are freed after the forward pass, and gathered again for the backward pass."
 #: Strategies of FSDP1, by name and number: our strategy, and a sentence on the difference.
 _SHARDING: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("full_shard", "1"), ("fsdp2", "")),
-    **dict.fromkeys(("shard_grad_op", "2"), ("fsdp2", _RESHARDED)),
-    **dict.fromkeys(
-        ("hybrid_shard", "4", "hybrid_shard_zero2", "5"), ("fsdp2", "It is sharded over all cards of all machines.")
-    ),
-    **dict.fromkeys(("no_shard", "3"), ("replicate", "")),
+    name: (ours, differs) for names, ours, differs in DATA["fsdp"]["sharding"] for name in names.split()
 }
 #: Settings that FSDP2 does not need.
-_NEEDLESS = {
-    *("cpu_ram_efficient_loading", "sync_module_states", "use_orig_params", "backward_prefetch", "forward_prefetch"),
-    *("limit_all_gathers", "transformer_layer_cls_to_wrap"),
-}
+_NEEDLESS = DATA["fsdp"]["needless"].split()
 
 
 def file_names(values: Mapping[str, Any]) -> list[str]:
@@ -139,13 +125,14 @@ def _stage(work: Translation, named: Mapping[str, Any]) -> int:
 
 def _adamw_only(work: Translation) -> None:
     """Replace any other optimizer by AdamW, the only one that DeepSpeed shards here."""
+    rule = SHARED["optimizer"]
     for key in ("optimizer", "optim"):
         word = work.values.get(key)
         if not isinstance(word, str):
             continue
         word = word.strip().lower()
-        if OPTIMIZERS.same.get(word, OPTIMIZERS.near.get(word, (OPTIMIZERS.otherwise,))[0]) != "adamw":
-            work.change(key, OPTIMIZERS.option, "adamw", "DeepSpeed shards only the states of AdamW here, in 32 bits.")
+        if rule.same.get(word, rule.near.get(word, (rule.otherwise,))[0]) != "adamw":
+            work.change(key, rule.option, "adamw", "DeepSpeed shards only the states of AdamW here, in 32 bits.")
 
 
 def _offload(work: Translation, named: Mapping[str, Any], stage: int) -> None:
@@ -265,7 +252,7 @@ def _setting(work: Translation, key: str, name: str, value: Any) -> None:
     ):
         work.keep(key)
     else:
-        work.drop(key, _RESHARDED if name == "reshard_after_forward" else _FSDP_DEFAULT)
+        work.drop(key, _SHARDING["2"][1] if name == "reshard_after_forward" else _FSDP_DEFAULT)
 
 
 def _version(work: Translation, key: str, word: str) -> None:

@@ -26,7 +26,7 @@ from core.importers.data_files import (
 )
 from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
 from core.importers.redact import shown
-from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, shared, table, unsupported
+from core.importers.tool import REASONS, SHARED, Joint, joint, read_tool, shared
 from core.importers.translation import OFF, Translation, is_one_of
 from core.models.find import hub_cache_dir
 
@@ -170,19 +170,6 @@ def _as_share(part: object) -> float | None:
 
 _TITLE = "LLaMA-Factory"
 _TRACKERS: dict[str, Tracker] = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
-#: Templates with a built-in counterpart; most others are the models' own.
-_TEMPLATES = Choice(
-    "template.name",
-    same={
-        "gemma2": "gemma",
-        "phi": "phi3",
-        **{name: name for name in ("chatml", "llama3", "gemma", "zephyr", "vicuna", "alpaca")},
-    },
-    near={
-        "mistral": ("mistral", "Blanks around [INST] differ by a little."),
-        "qwen": ("qwen", "Its default system prompt does not name its maker here."),
-    },
-)
 
 
 def _stage(work: Translation) -> None:
@@ -209,7 +196,7 @@ def _stage(work: Translation) -> None:
 def _thinking(work: Translation) -> None:
     """Convert ``enable_thinking``; true is the default of templates with reasoning."""
     key = "enable_thinking"
-    if work.boolean(key) or work.values.get("template") in (*_TEMPLATES.same, *_TEMPLATES.near):
+    if work.boolean(key) or work.values.get("template") in (*SHARED["template"].same, *SHARED["template"].near):
         work.keep(key)
     elif work.has(key):
         reason = "Only where the model's chat template reads it; else remove it."
@@ -366,7 +353,7 @@ def _compiling(work: Translation) -> None:
 def _adafactor(work: Translation) -> None:
     """Convert ``adafactor``, an old key that overrides ``optim``."""
     if work.boolean("adafactor"):
-        work.carry("adafactor", trainer.OPTIMIZERS.option, "adafactor")
+        work.carry("adafactor", "train.optimizer", "adafactor")
         work.drop("optim", "adafactor is given too, and counts.")
     work.keep("adafactor")
 
@@ -383,11 +370,6 @@ def _precision(work: Translation) -> None:
             trainer.precision(work, key, value, "Adapters stay in 32 bits; the arithmetic is bf16." if is_pure else "")
 
 
-_CHECKPOINTING = Choice(
-    "memory.gradient_checkpointing", same={True: "off", False: "on", "true": "off", "false": "on"}, otherwise="auto"
-)
-
-
 def _activations(work: Translation) -> None:
     """Convert gradient checkpointing; ``use_unsloth_gc`` offloads its inputs."""
     disabled = "disable_gradient_checkpointing"
@@ -400,8 +382,8 @@ def _activations(work: Translation) -> None:
         elif key == "use_unsloth_gc":
             trainer.offload_activations(work, key)
         else:
-            work.carry(key, _CHECKPOINTING.option, "on")
-    _CHECKPOINTING.apply(work, disabled)
+            work.carry(key, "memory.gradient_checkpointing", "on")
+    SHARED["no_checkpointing"].apply(work, disabled)
 
 
 def _saves(work: Translation) -> None:
@@ -449,28 +431,18 @@ def _chat(work: Translation) -> None:
     work.keep(key)
 
 
-_CARRIED: dict[str, Rule] = {
+_CARRIED: dict[str, Joint] = {
     **shared(trainer.model_base, "model_name_or_path model_revision"),
     **joint(datasets, "dataset eval_dataset dataset_dir val_size mix_strategy interleave_probs max_samples"),
     **joint(_stage, "stage pref_loss pref_beta kto_chosen_weight kto_rejected_weight"),
-    "template": _TEMPLATES,
     "enable_thinking": _thinking,
     **joint(
         _method, "finetuning_type freeze_trainable_layers freeze_trainable_modules quantization_bit quantization_method"
     ),
     **joint(_adapters, "lora_rank lora_alpha lora_target"),
-    "lora_dropout": Copy("method.dropout", "number", 0.0),
-    "use_rslora": Copy("method.rslora", "boolean"),
-    "use_dora": Copy("method.dora", "boolean"),
-    "pissa_init": Choice(
-        "method.init", same={True: "pissa", "true": "pissa", False: "default", "false": "default"}, otherwise="default"
-    ),
-    "loraplus_lr_ratio": trainer.LORAPLUS,
-    "neftune_noise_alpha": trainer.NEFTUNE,
     **shared(trainer.cut_length, "cutoff_len", 2048),
     **joint(_supervise, "train_on_prompt mask_history"),
     **joint(_batch, "per_device_train_batch_size gradient_accumulation_steps"),
-    "learning_rate": Copy("train.learning_rate", "number", 5e-5),
     **shared(trainer.epochs, "num_train_epochs max_steps", 3.0),
     # After the rules for the length of a step and of the run.
     **joint(_evaluation, "eval_strategy evaluation_strategy eval_steps eval_on_start"),
@@ -479,32 +451,18 @@ _CARRIED: dict[str, Rule] = {
     **joint(_packing, "packing neat_packing"),
     **joint(_compiling, "torch_compile torch_compile_backend torch_compile_mode torchdynamo"),
     **shared(trainer.schedule, "lr_scheduler_type warmup_ratio warmup_steps", "linear", 0.0),
-    "optim": trainer.OPTIMIZERS,
     "adafactor": _adafactor,
-    "weight_decay": Copy("train.weight_decay", "number", 0.0),
-    "max_grad_norm": Copy("train.max_grad_norm", "number", 1.0),
     **joint(_precision, "pure_bf16 bf16 fp16"),
-    "seed": Copy("train.seed", "integer", 42),
-    "full_determinism": Choice(
-        "train.deterministic", same={True: "strict", "true": "strict", False: None, "false": None}, otherwise="auto"
-    ),
     **joint(
         _activations, "disable_gradient_checkpointing use_unsloth_gc gradient_checkpointing activation_checkpointing"
     ),
-    **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), trainer.LIGER),
     "deepspeed": deepspeed,
     **shared(fsdp, "fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap"),
     "ddp_timeout": ddp_timeout,
     **joint(_saves, "save_steps save_strategy"),
-    "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
     **joint(_device, "use_cpu no_cuda"),
     **joint(_trackers, "report_to run_name project"),
     "do_sample": _chat,
-    "temperature": Copy("chat.temperature", "number"),
-    "top_p": Copy("chat.top_p", "number"),
-    "top_k": Copy("chat.top_k", "integer", unset=(-1,)),
-    "repetition_penalty": Copy("chat.repetition_penalty", "number"),
-    "max_new_tokens": Copy("chat.max_new_tokens", "integer"),
 }
 
 
@@ -515,13 +473,4 @@ def _places(values: Mapping[str, Any]) -> Iterable[str]:
     return [*names, *([model] if isinstance(model, str) else []), *file_names(values)]
 
 
-LLAMA_FACTORY = Tool(
-    kind="llama-factory",
-    title=_TITLE,
-    table=table(_CARRIED, unsupported("llama-factory")),
-    signs=(
-        *("model_name_or_path", "finetuning_type", "cutoff_len", "lora_rank", "lora_target", "dataset", "stage"),
-        *("per_device_train_batch_size", "num_train_epochs", "dataset_dir", "template"),
-    ),
-    places=_places,
-)
+LLAMA_FACTORY = read_tool("llama-factory", _CARRIED, _places)

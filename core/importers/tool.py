@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli
 
-from core.config.schema import find_option
+from core.config.schema import find_option, options
 from core.importers.redact import shown
 from core.importers.translation import OFF, SAME, Kind, Translation, is_one_of
 
-_FILE: dict[str, Any] = tomli.loads(Path(__file__).with_name("unsupported.toml").read_text(encoding="utf-8"))
+_UNSUPPORTED, DATA = (
+    tomli.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("unsupported.toml", "rules.toml")
+)
 #: Reasons for unsupported keys, by name.
-REASONS: dict[str, str] = _FILE["reasons"]
+REASONS: dict[str, str] = _UNSUPPORTED["reasons"]
+_KINDS: dict[str, Any] = {option.name: option.type for option in options()}
 
 
 @dataclass(frozen=True)
@@ -177,11 +181,17 @@ def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, 
     return dict.fromkeys(names, convert)
 
 
-def unsupported(kind: str) -> dict[str, Unsupported]:
-    """Rules for the unsupported keys of a tool, read from ``unsupported.toml``."""
-    keys, same = _FILE[kind]["keys"], _FILE[kind]["same"]
-    named = table(*(dict.fromkeys(names.split(), REASONS[reason]) for reason, names in keys.items()))
-    return {key: Unsupported(reason, tuple(same.get(key, OFF))) for key, reason in named.items()}
+def read_tool(kind: str, carried: Mapping[str, Joint], places: Callable[[Mapping[str, Any]], Iterable[str]]) -> Tool:
+    """A tool of ``rules.toml`` and ``unsupported.toml``; ``carried`` has the rules of keys that functions convert."""
+    entry, keys, same = DATA[kind], _UNSUPPORTED[kind]["keys"], _UNSUPPORTED[kind]["same"]
+    reasons = table(*(dict.fromkeys(names.split(), REASONS[reason]) for reason, names in keys.items()))
+    rules: dict[str, Rule] = table(
+        carried,
+        {key: _read_rule(**parts) for key, parts in entry["rules"].items()},
+        {key: Unsupported(reason, tuple(same.get(key, OFF))) for key, reason in reasons.items()},
+    )
+    sections = frozenset(entry.get("sections", "").split())
+    return Tool(kind, entry["title"], rules, tuple(entry["signs"].split()), places, sections)
 
 
 def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
@@ -198,9 +208,31 @@ def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
     return found
 
 
+def _read_rule(like: str = "", **parts: Any) -> Any:
+    """A rule of the file: a copy, a choice, or a shared one with other parts."""
+    if like:
+        return replace(SHARED[like], **parts)
+    if "same" not in parts:
+        return Copy(kind=_KINDS[parts["option"]], **parts)
+    same = {theirs: ours or None for ours, names in parts.pop("same").items() for theirs in _values(names)}
+    near = {theirs: (ours, differs) for names, ours, differs in parts.pop("near", []) for theirs in _values(names)}
+    return Choice(same=same, near=near, **parts)
+
+
+def _values(names: str) -> Iterator[str | bool]:
+    for name in names.split():
+        yield name
+        if name in ("true", "false"):
+            yield name == "true"
+
+
 def _write_default(work: Translation, key: str, rule: Copy | Choice) -> None:
     """Write the default of the tool, if ours differs and no other key has set the option."""
     declared = find_option(rule.option)
     ours = declared.default if declared is not None else None
     if rule.absent not in (None, ours) and rule.option not in work.settings:
         work.change(key, rule.option, rule.absent, f"Not given: {work.title}'s default is {rule.absent}.")
+
+
+#: Rules for keys of several tools, or with values of other names, by name.
+SHARED: dict[str, Any] = {name: _read_rule(**parts) for name, parts in DATA["shared"].items()}

@@ -12,54 +12,9 @@ from core.config.schema import WEIGHT_METHODS, ModelSection, TrainSection
 from core.config.targets import EXPRESSION, expression_problem
 from core.hub_uri import DEFAULT_REVISION, is_hub_id
 from core.importers.data_files import INSTEAD, count_entries, per_epoch
-from core.importers.tool import REASONS, Choice, Copy
+from core.importers.tool import REASONS, SHARED
 from core.importers.translation import OFF, SAME, Translation, is_one_of
 from core.models.find import find_model
-
-#: ``optim`` of transformers.
-OPTIMIZERS = Choice(
-    "train.optimizer",
-    same={
-        **dict.fromkeys(["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"], "adamw"),
-        **dict.fromkeys(["adamw_8bit", "adamw_bnb_8bit"], "adamw_8bit"),
-        **{name: name for name in ("paged_adamw_8bit", "adafactor", "lion_8bit")},
-    },
-    near={
-        **dict.fromkeys(["paged_adamw", "paged_adamw_32bit"], ("adamw", "The same update; its states are not paged.")),
-        **dict.fromkeys(
-            ["adamw_apex_fused", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused"],
-            ("adamw", "The AdamW of torch."),
-        ),
-        "adamw_torch_8bit": ("adamw_8bit", "The 8-bit AdamW of bitsandbytes instead of torchao's."),
-        "paged_lion_8bit": ("lion_8bit", "The same update; its state is not paged."),
-        **dict.fromkeys(
-            ["lion", "lion_32bit", "paged_lion", "paged_lion_32bit", "lion_pytorch"],
-            ("lion_8bit", "The same update; its state is kept in 8 bits."),
-        ),
-    },
-    otherwise="adamw",
-)
-#: ``lr_scheduler_type`` of transformers.
-SCHEDULES = Choice(
-    "train.scheduler",
-    same={"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"},
-    near={
-        "polynomial": ("linear", "Linear decay has no power."),
-        "cosine_with_restarts": ("cosine", "One cosine without restarts."),
-        "cosine_with_min_lr": ("cosine", "The learning rate falls to 0, not to a minimum."),
-    },
-    otherwise="cosine",
-)
-LORAPLUS = Copy("method.loraplus_ratio", "number", unset=(0,))
-NEFTUNE = Copy("method.neftune_alpha", "number", unset=(0,))
-
-LIGER_LOSS = "Of Liger's kernels only the loss is used, on a GPU where liger-kernel is installed."
-LIGER = Choice(
-    "memory.liger",
-    same={False: "off", "false": "off"},
-    near=dict.fromkeys((True, "true"), ("auto", LIGER_LOSS)),
-    otherwise="auto",
-)
 
 #: Reason for evaluation keys without evaluation rows.
 NOTHING_HELD_OUT = "Nothing is held out, so there is nothing to evaluate."
@@ -266,7 +221,7 @@ def schedule(work: Translation, name: str, ratio: str, steps: str, default: str 
         default: Default schedule of the tool, if it differs from ours.
         warmup: Default warmup of the tool.
     """
-    dataclasses.replace(SCHEDULES, absent=default).apply(work, name)
+    dataclasses.replace(SHARED["schedule"], absent=default).apply(work, name)
     if work.is_(name, "constant"):
         reason = f"{name}: constant has no warmup; constant_with_warmup has."
         work.change(ratio if work.has(ratio) and not work.has(steps) else steps, "train.warmup", 0.0, reason)

@@ -108,10 +108,6 @@ class Entry:
     to: str | None
     reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The entry as the command prints it."""
-        return {"key": self.key, "value": self.value, "to": self.to, "reason": self.reason}
-
 
 @dataclass(frozen=True)
 class Unknown:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from core.importers import trainer
 from core.importers.data_files import PLACEHOLDER, every, put_sources, write_dataset, write_file
-from core.importers.tool import Choice, Copy, Rule, Tool, joint, shared, table, unsupported
+from core.importers.tool import SHARED, Joint, joint, read_tool, shared
 from core.importers.translation import Translation
 
 
@@ -87,19 +86,12 @@ def _packing(work: Translation) -> None:
     work.keep(key)
 
 
-_CHECKPOINTING = Choice(
-    "memory.gradient_checkpointing",
-    same={"true": "on", True: "on", "none": "off", "false": "off", False: "off"},
-    otherwise="auto",
-)
-
-
 def _activations(work: Translation) -> None:
     """Convert gradient checkpointing; ``unsloth`` offloads the layer inputs to host memory."""
     key = "training.gradient_checkpointing"
     if work.is_(key, "unsloth"):
         trainer.offload_activations(work, key)
-    _CHECKPOINTING.apply(work, key)
+    SHARED["checkpointing_or_none"].apply(work, key)
 
 
 def _trackers(work: Translation) -> None:
@@ -114,41 +106,22 @@ def _trackers(work: Translation) -> None:
     trainer.put_trackers(work, tools)
 
 
-_CARRIED: dict[str, Rule] = {
+_CARRIED: dict[str, Joint] = {
     **shared(trainer.model_base, "model"),
     **joint(_data, "data.dataset data.local_dataset"),
-    "data.format_type": Choice(
-        "data.format",
-        same={"auto": "auto", "alpaca": "alpaca", "sharegpt": "sharegpt", "raw": "text"},
-        near={"chatml": ("messages", "Conversations with role and content; the template is the model's own.")},
-        otherwise="auto",
-    ),
     **joint(_method, "training.training_type training.load_in_4bit"),
     **shared(trainer.cut_length, "training.max_seq_length", 2048),
     **shared(trainer.epochs, "training.num_epochs training.max_steps", 3.0),
-    "training.learning_rate": Copy("train.learning_rate", "number", 2e-4),
     **shared(trainer.joined_batch, "training.batch_size training.gradient_accumulation_steps", (2, 4)),
     **shared(trainer.schedule, "training.lr_scheduler_type training.warmup_ratio training.warmup_steps", "linear", 5.0),
     **shared(every, "training.save_steps", "checkpoint.every_steps"),
     "training.eval_steps": _evaluation,
     "training.packing": _packing,
-    "training.weight_decay": Copy("train.weight_decay", "number", 0.01),
-    "training.random_seed": Copy("train.seed", "integer", 3407),
-    "training.optim": dataclasses.replace(trainer.OPTIMIZERS, absent="adamw_8bit"),
     "training.train_on_completions": _supervise,
     "training.gradient_checkpointing": _activations,
-    "lora.lora_r": Copy("method.rank", "integer", 64),
-    "lora.lora_alpha": Copy("method.alpha", "number", 16.0),
-    "lora.lora_dropout": Copy("method.dropout", "number"),
     "lora.target_modules": _targets,
-    "lora.use_rslora": Copy("method.rslora", "boolean"),
-    "lora.use_dora": Copy("method.dora", "boolean"),
     "lora.use_loftq": _loftq,
     **joint(_trackers, "logging.enable_wandb logging.wandb_project logging.enable_tensorboard"),
-    "inference.temperature": Copy("chat.temperature", "number"),
-    "inference.top_p": Copy("chat.top_p", "number"),
-    "inference.top_k": Copy("chat.top_k", "integer", unset=(-1,)),
-    "inference.min_p": Copy("chat.min_p", "number"),
 }
 
 
@@ -159,11 +132,4 @@ def _places(values: Mapping[str, Any]) -> Iterable[str]:
     return [name for name in [*files, values.get("model")] if isinstance(name, str)]
 
 
-UNSLOTH = Tool(
-    kind="unsloth",
-    title="Unsloth",
-    table=table(_CARRIED, unsupported("unsloth")),
-    signs=("training", "lora", "data", "logging", "inference", "model"),
-    places=_places,
-    sections=frozenset({"data", "training", "lora", "logging", "inference"}),
-)
+UNSLOTH = read_tool("unsloth", _CARRIED, _places)

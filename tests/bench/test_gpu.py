@@ -12,7 +12,7 @@ import pytest
 
 from bench import gpu
 from bench.gpu_checks.ballast import piece
-from bench.gpu_checks.models import EIGHT, ONE, WINDOWED, tiny
+from bench.gpu_checks.models import ONE, tiny
 from bench.gpu_checks.profiles import (
     CLASSES,
     RTX_4090,
@@ -23,22 +23,16 @@ from bench.gpu_checks.profiles import (
     memory_rate,
     scaled,
 )
-from bench.gpu_checks.report import LINES, file_name, report, settled, summary
-from bench.gpu_checks.subjects import SHORTEST, SUBJECTS, Found, Subject, allowed_seconds, chosen, not_run, numbers
-from tests.cases import cases
+from bench.gpu_checks.report import report, settled
+from bench.gpu_checks.subjects import SHORTEST, SUBJECTS, Found, Subject, allowed_seconds, chosen, not_run
+from tests.cases import cases, tables
+
+TABLES = tables(__file__)
 
 GIB = 1 << 30
 
 
 # Checks and their order.
-
-
-def test_the_checks_are_there_once_those_that_decide_first() -> None:
-    order = [subject.number for subject in SUBJECTS]
-    assert sorted(order) == list(range(1, 22))
-    assert order[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert order[-1] == 19
-    assert len({subject.name for subject in SUBJECTS}) == 21
 
 
 def test_checks_that_share_a_process_follow_one_another() -> None:
@@ -49,23 +43,11 @@ def test_checks_that_share_a_process_follow_one_another() -> None:
     assert len(begun) == len(set(begun))
 
 
-def test_some_checks_are_chosen_by_number_in_the_order_of_all() -> None:
-    assert [subject.number for subject in chosen(numbers("19, 6,7"))] == [6, 7, 19]
-    assert len(chosen()) == 21
-    with pytest.raises(ValueError, match="no check 22"):
-        chosen([6, 22])
-
-
 @cases("arguments", [["--only", "22"], ["--only", "six"], ["--memory", "much"]])
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.parse(arguments)
     assert arguments[1] in capsys.readouterr().err
-
-
-def test_memory_is_left_as_asked() -> None:
-    assert gpu.parse([]).leave == 24 * GIB
-    assert gpu.parse(["--memory", "24GB"]).leave == 24_000_000_000
 
 
 def test_a_check_has_its_own_deadline_or_what_is_left() -> None:
@@ -137,42 +119,10 @@ def test_ballast_comes_in_pieces_until_so_much_is_left() -> None:
 # Models.
 
 
-def test_models_have_the_sizes_that_they_are_called_by() -> None:
-    assert EIGHT.bytes == pytest.approx(2 * 8.03e9, rel=1e-3)
-    assert ONE.bytes == pytest.approx(2 * 1.236e9, rel=1e-3)
-    assert len(EIGHT.adapted) * 2 == 448
-    assert EIGHT.config["model_type"] == "llama"
-    assert WINDOWED.config["sliding_window"] == 512
-    assert tiny(WINDOWED).window == 16
-
-
 # Profiles.
 
 
-@cases(
-    ("kernel", "name"),
-    [
-        ("nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NTN", "GEMM"),
-        ("ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_64x3_tn", "GEMM"),
-        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16>", "GEMM"),
-        ("void kgemm_4bit_inference_naive<__nv_bfloat16, 128, 16>", "GEMM"),
-        ("aten::addmm_", "GEMM"),
-        ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>(float*, unsigned char*)", "dequantize"),
-        ("bitsandbytes::dequantize_4bit", "dequantize"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128>>(Flash_fwd_params)", "attention"),
-        ("void pytorch_flash::flash_fwd_splitkv_kernel<>", "attention"),
-        ("fmha_cutlassB_bf16_aligned_128x64_k128_sm80(AttentionBackwardKernel)", "attention"),
-        ("_norm_forward", "norm"),
-        ("_norm_backward", "norm"),
-        ("_gated_forward", "elementwise"),
-        ("_rotary", "elementwise"),
-        ("void at::native::elementwise_kernel<128, 4>(int)", "elementwise"),
-        ("Memcpy HtoD (Pinned -> Device)", "elementwise"),
-        ("void (anonymous namespace)::softmax_warp_forward<float>", "CE"),
-        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
-        ("void kOptimizerStatic8bit2StateBlockwise<float, 0, 256, 1>", "optimizer"),
-    ],
-)
+@cases(("kernel", "name"), TABLES["kernels_are_told_apart_by_their_names"])
 def test_kernels_are_told_apart_by_their_names(kernel: str, name: str) -> None:
     assert classify(kernel) == name
 
@@ -183,6 +133,8 @@ def test_what_no_kernel_took_is_idle() -> None:
     assert spent["GEMM"] == 0.5
     assert spent["idle"] == pytest.approx(0.2)
     assert by_class([("some_gemm", 2.0)], 1.0)["idle"] == 0.0
+    kernels = [("void ns::flash_bwd<int>(Params)", 0.1), ("flash_fwd(Params)", 0.3), ("gemm", 1.0)]
+    assert attention_kernels(kernels) == ["flash_fwd", "ns::flash_bwd"], "shortly, the longest first"
 
 
 def test_a_profile_is_scaled_by_the_rates_of_the_cards() -> None:
@@ -192,15 +144,6 @@ def test_a_profile_is_scaled_by_the_rates_of_the_cards() -> None:
     assert there["attention"] == pytest.approx(0.335)
     assert there["idle"] == 0.1
     assert scaled(spent, RTX_4090) == pytest.approx(spent)
-
-
-def test_the_memory_rate_of_a_card_without_a_sheet_is_what_was_measured() -> None:
-    assert memory_rate("NVIDIA GeForce RTX 3090", 0.8e12) == 0.8e12
-
-
-def test_attention_kernels_are_named_shortly_the_longest_first() -> None:
-    kernels = [("void ns::flash_bwd<int>(Params)", 0.1), ("flash_fwd(Params)", 0.3), ("gemm", 1.0)]
-    assert attention_kernels(kernels) == ["flash_fwd", "ns::flash_bwd"]
 
 
 # The report.
@@ -225,25 +168,12 @@ def test_the_report_is_json_in_the_order_of_the_numbers() -> None:
     assert last["seconds"] == pytest.approx(12.345, abs=0.01)
 
 
-def test_the_files_name_has_device_and_date() -> None:
-    assert file_name("NVIDIA H100 80GB HBM3", "2026-01-31") == "gpu-nvidia-h100-80gb-hbm3-2026-01-31.json"
-    assert file_name("", "2026-01-31") == "gpu-device-2026-01-31.json"
-
-
 def test_settled_figures_become_lines_of_the_table() -> None:
     lines = settled(FOUND, "RTX 4090", "2026-01-31")
     assert len(lines) == 2
     assert "| 3,100 | RTX 4090, 2026-01-31 | `python bench/gpu.py --only 6` |" in lines[0]
     assert "+31%" in lines[1]
     assert settled(not_run(SUBJECTS, "No time."), "RTX 4090", "2026-01-31") == []
-
-
-def test_every_line_of_the_table_is_of_a_check() -> None:
-    assert {line.number for line in LINES} <= {subject.number for subject in SUBJECTS}
-
-
-def test_outcomes_are_told_in_a_line_each() -> None:
-    assert summary(FOUND)[1] == " 6 recomputation: pass, 12 s. Fast."
 
 
 # The checks themselves.

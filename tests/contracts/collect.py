@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import tomli
 
@@ -80,29 +80,7 @@ HOME = Path(__file__).with_name("run_at_4b94b32") / "home"
 #: Values for the fields of events that have to have one, by annotation.
 _SOME: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "dict[str, int]": {}, "list[dict[str, Any]]": []}
 #: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with the configuration it began with.
-_CONFIGS: dict[str, dict[str, dict[str, object]]] = {
-    "as little as can be": {"data": {"train": "/data/rows.jsonl"}},
-    "lists and tables": {
-        "model": {"base": "/models/base"},
-        "data": {"train": ["/data/a.jsonl", "hf://datasets/owner/name@" + "0" * 40 + "#train"], "format": "auto"},
-        "method": {"name": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"], "rslora": True},
-        "train": {"max_steps": 100, "learning_rate": 3e-4, "warmup": 0.1, "optimizer": "adamw_8bit", "seed": 7},
-    },
-    "what is as always, written out": {
-        "data": {"train": "/data/rows.jsonl", "format": "auto"},
-        "method": {"name": "qlora"},
-        "train": {"seed": 42},
-    },
-    "all weights": {"data": {"train": "/data/rows.jsonl"}, "method": {"name": "full"}, "train": {"precision": "bf16"}},
-    "preferences": {"data": {"train": "/data/pairs.jsonl"}, "train": {"objective": "dpo", "beta": 0.2}},
-    "sections that are left out of it": {
-        "data": {"train": "/data/rows.jsonl"},
-        "memory": {"gradient_checkpointing": "on"},
-        "eval": {"every_steps": 5},
-        "checkpoint": {"keep": 7},
-        "chat": {"system": "Be short."},
-    },
-}
+_CONFIGS: dict[str, Any] = tomli.loads(Path(__file__).with_name("configurations.toml").read_text(encoding="utf-8"))
 
 
 def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
@@ -368,14 +346,14 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "schema": sorted(json.loads(printed("schema"))),
         "pause, resume, stop": keys_of(describe(run, "pause", run.state())),
         "demo": keys_of(summarize_demo(followed) | {"phases": ""}),
-        "chat": keys_of(chat_command._fields(Answer("", 1, 1.0, 1.0, "base"))),
+        "chat": keys_of(chat_command.describe(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
         "queue add": keys_of(queue_command.describe_added(an_entry(), total_of([]), runner=False)),
         "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
         "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
         "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),
-        "fetch": keys_of(fetch_command._as_json(parse_entry("hf://datasets/a/b"), fetched, [])),
+        "fetch": keys_of(fetch_command.describe(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
 
 

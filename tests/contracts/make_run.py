@@ -31,49 +31,13 @@ from tests.waiting import wait_for
 
 MODEL = "tiny-llama"
 REPOSITORY, COMMIT = "contracts/tickets", "4b94b32" + "0" * 33
-DATASET = f"hf://datasets/{REPOSITORY}@{COMMIT}"
 TOTAL_STEPS = 14
 #: Steps before the run is stopped, at least; between two checkpoints, so that stopping makes one.
 STEPS_BEFORE = 6
 #: Options changed in the live run, before its first step.
 OVERRIDES: Message = {"train.learning_rate": 4e-3}
-CONFIG = f"""\
-[model]
-base = "{MODEL}"
-
-[data]
-train = "{DATASET}/train.jsonl"
-eval = "{DATASET}/eval.jsonl"
-
-[method]
-name = "lora"
-rank = 2
-alpha = 4
-dropout = 0.1
-target_modules = ["q_proj", "v_proj"]
-
-[train]
-max_steps = {TOTAL_STEPS}
-batch_size = 4
-max_length = 128
-learning_rate = 5e-3
-precision = "fp32"
-seed = 7
-
-[eval]
-every_steps = 4
-samples = 1
-
-[checkpoint]
-every_steps = 5
-keep = 1
-
-[hardware]
-device = "cpu"
-
-[chat]
-max_new_tokens = 8
-"""
+#: Names model and dataset, and the number of steps.
+CONFIG = Path(__file__).with_name("run.toml")
 #: Beginnings of variables that would decide where things are, or with which instructions a processor adds up.
 _NOT_PASSED = ("LOCALTUNE_", "XDG_", "PYTHON", "ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "TORCH_")
 _WORDS = ("the", "ticket", "area", "urgency", "normal", "high", "low", "ref", "null")
@@ -135,8 +99,7 @@ def begin(code: Path, home: Path) -> Path:
     write_tiny_model(home / "models" / MODEL)
     write_dataset(home)
     with tempfile.TemporaryDirectory() as directory:
-        config = Path(directory) / "contracts.toml"
-        config.write_text(CONFIG, encoding="utf-8")
+        config = shutil.copy(CONFIG, Path(directory) / "contracts.toml")
         identity = json.loads(_command(code, home, "train", str(config), "--detach", "--json"))["run"]
     run = home / "runs" / str(identity)
     # Asked before there is anything to do, so that it is carried out before the first step.

@@ -82,11 +82,6 @@ def test_what_is_written_is_made_durable_before_it_is_renamed(tmp_path: Path, mo
     assert calls[3:] == ["fsync", "fsync"]
 
 
-def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_atomic(tmp_path / "missing" / "file", "x")
-
-
 @pytest.mark.parametrize("link", [False, True])
 def test_a_pipe_or_a_directory_is_never_replaced(link: bool, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

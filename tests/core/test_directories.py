@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from core.directories import disk_error, new_directory, require_space, whole_directory
 from core.errors import UserError
+from tests.cases import cases
 
 
 def write(target: Path, name: str, text: str, error: Exception | None = None) -> None:
@@ -29,6 +29,8 @@ def test_a_failed_write_leaves_nothing_and_the_former_content(tmp_path: Path) ->
         write(target, "b", "half", OSError(28, "No space left on device"))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert (target / "inner" / "a").read_text() == "one"
+    modes = {path.stat().st_mode & 0o777 for path in (target, target / "inner" / "a")}
+    assert modes == {0o700, 0o600}, "it is private"
 
 
 @pytest.mark.parametrize("left", [".adapter.999.tmp", ".adapter.x.partial"])
@@ -59,12 +61,6 @@ def test_a_link_in_the_way_is_removed_and_what_it_leads_to_stays(tmp_path: Path,
     assert [path.name for path in directory.iterdir()] == ["adapter"]
 
 
-def test_it_is_private(tmp_path: Path) -> None:
-    write(tmp_path / "model", "a", "one")
-    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "model" / "a").stat().st_mode & 0o777 == 0o600
-
-
 def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
     require_space(tmp_path, 1, "a checkpoint")
     with pytest.raises(UserError, match=r"has .* free, and a checkpoint needs") as caught:
@@ -72,29 +68,23 @@ def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
     assert caught.value.hint == "Lower checkpoint.keep."
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    assert "is full" in disk_error(tmp_path, OSError(28, "No space left on device")).message
-    assert "cannot be written: Read-only" in disk_error(tmp_path, OSError(30, "Read-only file system")).message
-
-
-def test_a_directory_that_is_not_there_is_said_and_not_its_permissions(tmp_path: Path) -> None:
-    missing = tmp_path / "exports"
-    with pytest.raises(FileNotFoundError) as caught:
-        tempfile.mkdtemp(dir=missing)
-    told = disk_error(missing, caught.value)
-    assert told.message == f"There is no directory {missing}."
-    assert told.hint == "Make it, or name another place."
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_a_file_that_has_gone_is_said_and_not_the_permissions_of_its_directory(tmp_path: Path, named: bool) -> None:
-    gone = tmp_path / "model.tmp"
-    told = disk_error(
-        tmp_path, FileNotFoundError(errno.ENOENT, "No such file or directory", str(gone) if named else None)
-    )
-    what = str(gone) if named else "a file that it needs"
-    assert told.message == f"{tmp_path} cannot be written: {what} is not there."
-    assert told.hint == "If something has removed it meanwhile, do it again."
+@cases(
+    ("name", "error", "said"),
+    [
+        ("", OSError(errno.ENOSPC, "No space left on device"), "The disk that holds {place} is full."),
+        ("", OSError(errno.EROFS, "Read-only file system"), "{place} cannot be written: Read-only file system."),
+        ("none", OSError(errno.ENOENT, ""), "There is no directory {place}. Make it, or name another place."),
+        (
+            "",
+            OSError(errno.ENOENT, "", "a.tmp"),
+            "a.tmp is not there. If something has removed it meanwhile, do it",
+        ),
+        ("", OSError(errno.ENOENT, ""), "{place} cannot be written: a file that it needs is not there."),
+    ],
+)
+def test_a_failed_write_is_said_with_its_reason(tmp_path: Path, name: str, error: OSError, said: str) -> None:
+    place = tmp_path / name
+    assert said.format(place=place) in str(disk_error(place, error))
 
 
 def make_new(target: Path, error: Exception | None = None) -> None:

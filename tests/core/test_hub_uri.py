@@ -11,27 +11,14 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.hub_uri import HubEntry, absolute, is_hub_entry, is_safe_name, make_entry, parse_entry, why_unsafe
-from tests.cases import cases
+from tests.cases import cases, tables
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TABLES = tables(__file__)
 
 
 @cases(
     ("text", "entry"),
-    [
-        ("hf://datasets/me/set", HubEntry("dataset", "me/set")),
-        ("hf:/datasets/me/set", HubEntry("dataset", "me/set")),
-        ("hf://datasets/me/set/", HubEntry("dataset", "me/set")),
-        ("hf://me/model", HubEntry("model", "me/model")),
-        ("hf://models/me/model@v1", HubEntry("model", "me/model", "v1")),
-        (f"hf://datasets/me/set@{COMMIT}/a/b.jsonl", HubEntry("dataset", "me/set", COMMIT, "a/b.jsonl")),
-        ("hf://datasets/me/set@refs/convert/parquet/en", HubEntry("dataset", "me/set", "refs/convert/parquet", "en")),
-        ("hf://datasets/me/set@refs/pr/12", HubEntry("dataset", "me/set", "refs/pr/12")),
-        ("hf://datasets/me/set@feature%2Fx/a", HubEntry("dataset", "me/set", "feature/x", "a")),
-        ("hf://datasets/me/set/data/train-*.parquet", HubEntry("dataset", "me/set", "", "data/train-*.parquet")),
-        ("hf://datasets/me/set#en/train", HubEntry("dataset", "me/set", "", "", "en/train")),
-        ("hf://datasets/me/set/a@b/c#test", HubEntry("dataset", "me/set", "", "a@b/c", "test")),
-    ],
+    [(text, HubEntry(*parts)) for text, parts in TABLES["entries"]],
 )
 def test_entries_are_taken_apart(text: str, entry: HubEntry) -> None:
     assert is_hub_entry(text)
@@ -40,16 +27,7 @@ def test_entries_are_taken_apart(text: str, entry: HubEntry) -> None:
     assert parse_entry(Path(text)) == entry
 
 
-@cases(
-    "text",
-    [
-        *("hf://", "hf://datasets", "hf://datasets/", "hf://datasets/set", "hf://datasets//x", "hf://datasets/a b/c"),
-        *("hf://datasets/me/set@", "hf://datasets/me/set@..", "hf://datasets/me/set@a..b", "hf://datasets/me/set@/x"),
-        *("hf://datasets/me/set/../x", "hf://datasets/me/set//x", "hf://datasets/me/set/a\x00", "hf://datasets/me/.."),
-        *("hf://datasets/me/set#", "hf://datasets/me/set#a/b/c", "hf://me/model#train", "hf://datasets/me--x/set"),
-        "hf://datasets/me/set@a\x1b[31m",
-    ],
-)
+@cases("text", TABLES["no_entries"])
 def test_what_is_no_entry_is_a_sentence(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_entry(text)

@@ -11,25 +11,10 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.path_kind import _CONFIG_LINE, path_kind, refuse_kind
-from tests.cases import cases
+from tests.cases import cases, tables
 
-FILES = {
-    "faq.csv": (b"question,answer\n", "data"),
-    "rows.jsonl": (b'{"text": "a"}\n', "data"),
-    "rows": (b'{"text": "a"}\n', "data"),
-    "list": (b'[{"text": "a"}]', "data"),
-    "table": (b"PAR1....", "data"),
-    "novel.txt": (b"[model]\nhe said", "data"),
-    "rows.jsonl.gz": (b"\x1f\x8b", "data"),
-    "my.toml": (b"", "config"),
-    "mine": (b"# mine\n\n[train]\nepochs = 2\n", "config"),
-    "dotted": (b"model.base = 'x'\n", "config"),
-    "axolotl.yml": (b"base_model: x\n", "yaml"),
-    "model.gguf": (b"", "gguf"),
-    "blob": (b"GGUF\x03\x00", "gguf"),
-    "notes.md": (b"# Notes\n", "other"),
-    "empty": (b"", "other"),
-}
+TABLES = tables(__file__)
+FILES = {name: (text.encode("latin-1"), kind) for name, (text, kind) in TABLES["files"].items()}
 
 
 @cases(("name", "content", "kind"), [(name, *rest) for name, rest in FILES.items()])
@@ -54,19 +39,7 @@ def test_nothing_blocks_and_nothing_raises(tmp_path: Path) -> None:
         assert path_kind(tmp_path / name) == "missing"
 
 
-@cases(
-    ("name", "wanted", "said"),
-    [
-        (
-            "faq.csv",
-            "config",
-            "is a data file, not a configuration. 'localtune-tui {path}' opens it, 'localtune-tui init",
-        ),
-        ("my.toml", "data", "is a configuration, not data. 'localtune-tui {path}' opens it, 'localtune-tui train"),
-        ("axolotl.yml", "config", "is YAML, not a configuration. 'localtune-tui import {path}'"),
-        ("model.gguf", "data", "is a model (GGUF), not data. 'localtune-tui chat {path}'"),
-    ],
-)
+@cases(("name", "wanted", "said"), TABLES["sentences"])
 def test_the_sentence_names_the_command(
     tmp_path: Path, name: str, wanted: Literal["data", "config"], said: str
 ) -> None:

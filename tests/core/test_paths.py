@@ -18,26 +18,20 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
 
 
-def test_the_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert paths.home() == Path("/home/me/.local/share/localtune")
+    assert paths.config_dir() == Path("/home/me/.config/localtune")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/me")
     assert paths.home() == Path("/data/localtune")
+    assert paths.config_dir() == Path("/etc/me/localtune")
     monkeypatch.setenv("LOCALTUNE_HOME", "~/tuning")
     assert paths.home() == Path("/home/me/tuning")
     assert paths.runs_dir() == Path("/home/me/tuning/runs")
     assert paths.models_dir() == Path("/home/me/tuning/models")
-
-
-def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCALTUNE_HOME", "here")
     assert paths.home() == tmp_path / "here"
-
-
-def test_the_configuration_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert paths.config_dir() == Path("/home/me/.config/localtune")
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/me")
-    assert paths.config_dir() == Path("/etc/me/localtune")
 
 
 def test_new_directories_are_private_and_old_ones_left_alone(tmp_path: Path) -> None:
@@ -87,8 +81,6 @@ def test_a_path_as_users_write_it_never_raises(monkeypatch: pytest.MonkeyPatch, 
 
 @cases("user_home", ["", "somewhere", "~"])
 def test_a_home_of_the_user_that_is_no_place_is_a_sentence(user_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCALTUNE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", user_home)
     for place in (paths.home, paths.config_dir):
         with pytest.raises(UserError, match="HOME is"):

@@ -12,7 +12,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cases import cases
+from tests.cases import cases, tables
+
+TABLES = tables(__file__)
 
 CORE = Path(__file__).resolve().parents[2] / "core"
 #: Parts of core that handle files of runs.
@@ -22,74 +24,13 @@ _BY_PATH = frozenset({"truncate", "rmtree", "copytree", "copyfile", "copy", "cop
 _METHODS = frozenset({"write_text", "write_bytes", "touch"})
 
 #: Writes outside runs, or safe for the stated reason: ``file`` or ``file: function``.
-WRITERS = {
-    "audit/job.py: _work_directory": "removes the private copy of an audit",
-    "chat/answer_rows.py: _append": "a file of the user's, which may be a link",
-    "chat/answer_rows.py: remember_file": "a file of the home",
-    "chat/engine.py": "a log of the home",
-    "evaluation/lm_eval.py: HarnessRun._keep": "a new file in a folder that make_folder has looked at",
-    "evaluation/record.py: RecordFile.write": "replaces a name in a folder that make_folder has looked at",
-    "evaluation/report.py": "a file that the user names",
-    "queue/status.py": "files of the home's queue",
-    "queue/store.py": "files of the home's queue",
-    "queue/unit.py": "a systemd unit of the user's",
-    "runs/control/devices.py: _open_lock": "a lock of the home",
-    "runs/catalog/trained.py: held_checkpoint": "opened for reading, for a shared lock",
-    "runs/catalog/trained.py: is_held": "opened for reading, for a shared lock",
-    "runs/record/state.py: _kernel_messages": "reads the kernel's messages",
-    "runs/record/state.py: write_ranks": "replaces a name in the run's own directory",
-    "runs/catalog/removal.py": "deletes runs; rmtree follows no links, and the run's parent is the home's",
-    "runs/record/files.py: confirm_checkpoints": "a record of the home",
-    "runs/record/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links",
-    "runs/record/store.py: write_labels": "replaces a name in the run's own directory",
-    "runs/record/store.py": "a run that is being made",
-    "runs/catalog/rows.py: RunCache.save": "a file of the home's cache",
-    "worker/audit": "the private copy of an audit",
-    "worker/checkpoint/checkpoint.py: save_checkpoint": "a new directory; refuse_moved_checkpoints comes first",
-    "worker/checkpoint/checkpoint.py: save_tensors": "a file in that directory",
-    "worker/checkpoint/checkpointer.py: Checkpointer._save_result.write": "a new directory of whole_directory",
-    "worker/export": "a new directory, of exports or temporary",
-    "worker/model": "new directories, of prepared models or temporary; streams go into a checkpoint's new directory",
-    "worker/process/command_server.py: private_streams": "the null device",
-    "worker/process/recorder.py: Recorder.__init__": "the null device, for a process that keeps no record",
-    "worker/selftest": "runs that the self-test makes",
-    "worker/setup/strategy.py: settle_kept_layers": "replaces a name in the run's own directory",
-    "worker/setup/preparation.py: prepare": "replaces a name in the run's own directory",
-}  # fmt: skip
+WRITERS = TABLES["writers"]  # fmt: skip
 
 #: Unlimited reads of files that no foreign run brings.
-READERS = {
-    "chat/engine.py: _last_line": "a log of the home, from near its end",
-    "evaluation/probe": "a file of this program",
-    "runs/record/state.py: _counter_files": "a file of the kernel",
-    "runs/record/state.py: boot_id": "a file of the kernel",
-    "runs/record/state.py: start_identity": "a file of the kernel",
-    "worker/audit/compare.py": "files of a checkpoint whose sizes its manifest has, in a private copy",
-    "worker/export": "files of an export or a tokenizer that this program has made or checked",
-    "worker/generate": "no file",
-    "worker/model/expert_offload.py": "no file",
-    "worker/setup/provenance.py": "a file of the kernel",
-    "worker/process/openmp.py": "files of the kernel",
-    "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
-    "worker/selftest": "runs that the self-test makes",
-    "worker/setup/compilation.py": "a file of the system; the rest is no file",
-}
+READERS = TABLES["readers"]
 
 #: JSON that is parsed otherwise.
-PARSERS = {
-    "chat/answer_rows.py: _check_first": "a row of the user's",
-    "chat/prompts.py": "a row of the user's",
-    "chat/request.py": "a request, with limits of its own",
-    "evaluation": "rows of the user's, answers of a model, and results of another program",
-    "runs/record/events.py: decode_event": "events may have NaN; each field is checked for its limits",
-    "runs/control/protocol.py: decode_message": "messages, with limits of their own",
-    "worker/audit": "requests and answers of its own processes, and files of a private copy",
-    "worker/distributed/ranks.py": "messages of the run's own processes",
-    "worker/export": "files of an export or a tokenizer that this program has made or checked",
-    "worker/measure": "a request of its parent",
-    "worker/selftest": "requests of its parent, and runs that it makes",
-    "worker/supervise": "reports of the run's own processes, each field checked",
-}
+PARSERS = TABLES["parsers"]
 
 
 def _mode(call: ast.Call, at: int) -> str:
@@ -179,28 +120,7 @@ def test_files_of_runs_are_opened_read_and_parsed_one_way(kind: str, listed: dic
     assert not idle, f"these exceptions are of nothing: {sorted(idle)}"
 
 
-@cases(
-    ("source", "kind"),
-    [
-        ("os.truncate(path, 3)", "writer"),
-        ("path.open('ab')", "writer"),
-        ("self._path.open(mode='r+b')", "writer"),
-        ("open(path, 'w', encoding='utf-8')", "writer"),
-        ("os.open(path, flags)", "writer"),
-        ("shutil.rmtree(path, ignore_errors=True)", "writer"),
-        ("(directory / 'a').write_text('x')", "writer"),
-        ("with path.open('rb') as file:\n    for line in file: pass", "reader"),
-        ("with open_regular(path) as f, x as y:\n    found = [line for line in enumerate(f)]", "reader"),
-        ("for line in BufferedReader(open_regular(path)): pass", "reader"),
-        ("file.readline()", "reader"),
-        ("path.read_text()", "reader"),
-        ("json.loads(line)", "parser"),
-        ("os.ftruncate(file, 0)", None),
-        ("path.open('rb').read(100)", None),
-        ("file.readline(LIMIT)", None),
-        ("for line in read_lines(file, LIMIT): pass", None),
-    ],
-)
+@cases(("source", "kind"), TABLES["it_finds_what_it_is_for"])
 def test_it_finds_what_it_is_for(source: str, kind: str | None) -> None:
     found = [item[0] for item in findings(textwrap.dedent(source))]
     assert found == ([] if kind is None else [kind])

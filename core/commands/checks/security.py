@@ -60,11 +60,8 @@ def check_walls() -> Finding:
 def walls_finding(found: Walls) -> Finding:
     """The finding for the walls around a process."""
     if not found.files and not found.calls:
-        return Finding(
-            "sandbox",
-            "ok",
-            "readers of foreign files reach no other files (Landlock), no network and no programs (seccomp)",
-        )
+        what = "readers of foreign files reach no other files (Landlock), no network and no programs (seccomp)"
+        return Finding("sandbox", "ok", what)
     said = [f"{_WALLS[name][0]}: {reason}" for name, reason in asdict(found).items() if reason]
     held = [words for name, words in _WALLS.items() if not getattr(found, name)]
     beside = f", and by {held[0][0]}" if held else ""
@@ -81,12 +78,9 @@ def check_hub(environment: Mapping[str, str] = os.environ) -> Finding:
     """Check for network access: the package kernels, and hub libraries that are not set to be offline."""
     offline = [name for name in _OFFLINE if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     if importlib.util.find_spec("kernels") is not None:
-        return Finding(
-            "hub",
-            "warn",
-            "The package kernels is installed: with it, importing bitsandbytes fetches native code from a hub.",
-            "Runs here do not load it; 'pip uninstall kernels' keeps other programs from doing so.",
-        )
+        what = "The package kernels is installed: with it, importing bitsandbytes fetches native code from a hub."
+        hint = "Runs here do not load it; 'pip uninstall kernels' keeps other programs from doing so."
+        return Finding("hub", "warn", what, hint)
     if offline:
         return Finding("hub", "ok", f"nothing is fetched from a hub ({', '.join(offline)} set)")
     return Finding("hub", "ok", "runs are offline; HF_HUB_OFFLINE is not set for other programs")

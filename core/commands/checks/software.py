@@ -22,7 +22,7 @@ from core.hardware.torch_check import PROBE
 from core.jobs.job import call
 from core.launch.launcher import worker_environment
 from core.text import one_line
-from core.units import format_bytes
+from core.units import counted, format_bytes
 
 DISTRIBUTION = "localtune-tui"
 _OLDEST_PYTHON = (3, 11)
@@ -98,14 +98,10 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
         reason, hint = unused
         return Finding("torch", "fail", f"{what} cannot use the card: {reason}", hint)
     if not devices:
-        vector, threads = facts.get("cpu_capability"), facts.get("threads")
-        return Finding(
-            "torch",
-            "warn",
-            f"{what} sees no GPU; training runs on the CPU, {threads} thread{'' if threads == 1 else 's'}"
-            + (f", {vector}" if vector else ""),
-            "Small models train well there; for 7B and more, use a machine with a 24 GB card.",
-        )
+        vector, threads = facts.get("cpu_capability"), facts.get("threads", 0)
+        on = f"{counted(threads, 'thread')}{f', {vector}' if vector else ''}"
+        hint = "Small models train well there; for 7B and more, use a machine with a 24 GB card."
+        return Finding("torch", "warn", f"{what} sees no GPU; training runs on the CPU, {on}", hint)
     names = ", ".join(f"{item['name']} ({item['capability']}, {format_bytes(item['memory'])})" for item in devices)
     slow = [item["name"] for item in devices if not item["bf16"]]
     if slow:

@@ -34,9 +34,8 @@ def check_memory() -> Finding:
     if free < _MEMORY_NEEDED:
         return Finding("memory", "fail", what, "Even the starter model needs 3 GB: end what you do not need.")
     if free < _MEMORY_COMFORT:
-        return Finding(
-            "memory", "warn", what, "Enough for small models; loading a 7B model passes through about 12 GB."
-        )
+        hint = "Enough for small models; loading a 7B model passes through about 12 GB."
+        return Finding("memory", "warn", what, hint)
     return Finding("memory", "ok", what)
 
 
@@ -102,23 +101,16 @@ def check_logout(root: Path = Path("/")) -> Finding:
     scope = _read(root / "proc/self/cgroup")
     if "session-" not in scope and "user@" in scope and _lingers(root):
         return Finding(name, "ok", "this shell runs under the user manager, which lingers; runs outlive the session")
-    return Finding(
-        name,
-        "warn",
-        "logind ends everything of a session at logout (KillUserProcesses=yes), runs too",
-        "Run 'loginctl enable-linger' once, then start with 'systemd-run --user --scope localtune-tui'.",
-    )
+    what = "logind ends everything of a session at logout (KillUserProcesses=yes), runs too"
+    hint = "Run 'loginctl enable-linger' once, then start with 'systemd-run --user --scope localtune-tui'."
+    return Finding(name, "warn", what, hint)
 
 
 def kill_user_processes(root: Path = Path("/")) -> bool:
     """True if logind kills a user's processes at logout, by its answer, its configuration files or its default."""
     if root == Path("/"):
-        answer = output(
-            [
-                *("busctl", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1"),
-                *("org.freedesktop.login1.Manager", "KillUserProcesses"),
-            ]
-        )
+        names = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
+        answer = output(["busctl", "get-property", *names, "KillUserProcesses"])
         if answer.startswith("b "):
             return answer == "b true"
     value = "yes"
@@ -162,18 +154,15 @@ def check_wsl(root: Path = Path("/")) -> list[Finding]:
         return [
             Finding("wsl", "fail", "This is WSL 1, which reaches no GPU.", "In Windows: wsl --set-version <name> 2")
         ]
-    found = []
     home = paths.home()
     if re.match(r"/mnt/[a-z]/", f"{home}/"):
         hint = "Set LOCALTUNE_HOME to a directory of Linux, such as ~/localtune."
-        found.append(Finding("wsl", "warn", f"WSL 2, and {home} is on a Windows disk, which is slow.", hint))
-    elif not (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
+        return [Finding("wsl", "warn", f"WSL 2, and {home} is on a Windows disk, which is slow.", hint)]
+    if not (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
         hint = "Install the NVIDIA driver in Windows, not in Linux, and run 'wsl --update'."
-        found.append(Finding("wsl", "warn", "WSL 2 without the CUDA library of the Windows driver", hint))
-    else:
-        what = "WSL 2 with Windows' CUDA library; it has half of the memory unless .wslconfig gives it more"
-        found.append(Finding("wsl", "ok", what))
-    return found
+        return [Finding("wsl", "warn", "WSL 2 without the CUDA library of the Windows driver", hint)]
+    what = "WSL 2 with Windows' CUDA library; it has half of the memory unless .wslconfig gives it more"
+    return [Finding("wsl", "ok", what)]
 
 
 def _read(path: Path) -> str:

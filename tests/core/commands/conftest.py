@@ -18,7 +18,7 @@ import pytest
 from core.config.document import load_config
 from core.launch import launcher
 from core.runs.record.events import StepEvent, encode_event
-from core.runs.record.store import Run, create_run, list_runs
+from core.runs.record.store import Run, create_run, find_run, list_runs
 from tests import waiting
 from tests.forking import Forks
 from tui.__main__ import main
@@ -120,6 +120,12 @@ class CommandLine(Call):
             '[data]\ntrain = "data.jsonl"\n' + "\n".join(f"{key} = {value}" for key, value in lines.items())
         )
         return path
+
+    def train(self, name: str = "", *words: str, **behavior: Any) -> Run:
+        """Train a run of one step, or as the script says, to its end, whatever that is."""
+        self.script(**{"steps": 1, **behavior})
+        self("train", str(self.config()), *(["--name", name] if name else []), *words)
+        return find_run("latest")
 
     def start(self, **behavior: Any) -> Run:
         """Start a run and wait until it trains."""

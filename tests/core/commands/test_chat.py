@@ -16,52 +16,38 @@ import pytest
 from core.chat.transcripts import list_transcripts
 from core.commands.chat import find_target, find_target_at
 from core.errors import UserError
-from core.runs.record.store import Run, find_run
 
 from .conftest import CommandLine
 
 
-def _make_run(cli: CommandLine, name: str) -> Run:
-    cli.script(steps=1)
-    assert cli("train", str(cli.config()), "--name", name).code == 0
-    return find_run("latest")
-
-
-def test_a_run_is_found_by_id_part_path_and_latest(cli: CommandLine) -> None:
-    run = _make_run(cli, "tickets")
-    for name in (run.id, "tickets", str(run.path), "latest"):
+def test_a_target_is_a_run_its_step_or_a_model(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cli.train("qwen-tickets")
+    for name in (run.id, "tickets", "qwen", str(run.path), "latest"):
         assert find_target(name) == run
-
-
-def test_a_model_is_a_path_or_a_name(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _make_run(cli, "tickets")
-    model = tmp_path / "models" / "mine"
-    model.mkdir(parents=True)
-    assert find_target(str(model)) == model
-    monkeypatch.chdir(model.parent)
-    assert find_target("mine") == Path("mine")
-    assert find_target("smollm2-135m-instruct") == "smollm2-135m-instruct"
-
-
-def test_a_prepared_model_goes_before_a_part_of_an_id(cli: CommandLine) -> None:
-    run = _make_run(cli, "qwen-tickets")
-    assert find_target("qwen") == run
     (cli.home / "models" / "qwen").mkdir(parents=True)
-    assert find_target("qwen") == "qwen"
+    assert find_target("qwen") == "qwen", "a prepared model goes before a part of an id"
     assert find_target(run.id) == run
-
-
-def test_a_step_of_a_run_is_a_checkpoint(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _make_run(cli, "tickets")
-    assert find_target_at("tickets@30") == (run, 30)
-    assert find_target_at("latest") == (run, None)
-    assert find_target_at("tickets@thirty") == ("tickets@thirty", None)
+    model = tmp_path / "models" / "mine@3"
+    model.mkdir(parents=True)
+    monkeypatch.chdir(model.parent)
+    assert find_target(str(model)) == model
+    assert find_target("smollm2-135m-instruct") == "smollm2-135m-instruct"
+    for name, target, step in (
+        ("tickets@30", run, 30),
+        ("latest", run, None),
+        ("tickets@thirty", "tickets@thirty", None),
+        ("mine@3", Path("mine@3"), None),
+    ):
+        assert find_target_at(name) == (target, step)
     with pytest.raises(UserError, match="no run nothing, so it has no step 3"):
         find_target_at("nothing@3")
-    (tmp_path / "model@3").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert find_target_at("model@3") == (Path("model@3"), None)
     cli.refused("has no checkpoint of step 30", "chat", "tickets@30", "--prompt", "hello")
+    cli.refused("adapter", "chat", run.id, "--prompt", "hello", "--json")
+    cli.train("two-tickets")
+    with pytest.raises(UserError, match="2 runs"):
+        find_target("tickets")
 
 
 def test_one_answer_with_sampling_of_the_command_line_is_kept_with_the_run(cli: CommandLine) -> None:
@@ -86,13 +72,6 @@ def test_one_answer_with_sampling_of_the_command_line_is_kept_with_the_run(cli: 
     assert "warning: The conversation is not kept with the run: " in unkept.err
 
 
-def test_a_part_of_two_ids_is_refused(cli: CommandLine) -> None:
-    _make_run(cli, "one-tickets")
-    _make_run(cli, "two-tickets")
-    with pytest.raises(UserError, match="2 runs"):
-        find_target("tickets")
-
-
 def test_a_missing_or_empty_prompt_is_refused(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.refused("--prompt", "chat", "latest", "--json", code=2)
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
@@ -106,11 +85,6 @@ def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.Mo
     assert result.out.startswith("2 system hello a ")
     assert "\x1b" not in result.out
     assert result.err.startswith("base · 7 tokens")
-
-
-def test_a_run_without_anything_to_talk_to(cli: CommandLine) -> None:
-    run = _make_run(cli, "tickets")
-    cli.refused("adapter", "chat", run.id, "--prompt", "hello", "--json")
 
 
 class _Terminal:

@@ -17,29 +17,14 @@ import pytest
 from core.commands import COMMANDS
 from core.commands.command_line import whole_parser
 from core.commands.completion import SHELLS, arguments_of, completer, completion_script
-from tests.cases import cases
+from tests.cases import cases, tables
 
 from .conftest import CommandLine
 
+TABLES = tables(__file__)
+
 #: Arguments with free text or a number, by command.
-FREE = {
-    "bits": "rows",
-    "chat": "max_new_tokens min_p prompt repetition_penalty seed stop system temperature top_k top_p",
-    "data": "columns row",
-    "eval": "check limit max_new_tokens tasks",
-    "export": "rows",
-    "fetch": "entry",
-    "init": "gpu_memory",
-    "label": "name note tag untag",
-    "plan": "cards gpu_memory length",
-    "queue": "id name over position random seed sweep",
-    "runs": "filter",
-    "serve": "allow_host host key port queue",
-    "slurm": "account cards_per_node name nodes partition time",
-    "status": "width",
-    "train": "account name nodes partition processes time",
-    "verify": "head seed spans",
-}
+FREE = TABLES["free"]
 RUN, ODD = "20260101-101010-faq", "20260102-101010-$(touch hacked) x"
 Completer = Callable[[str], list[str]]
 
@@ -145,25 +130,7 @@ class Zsh:
         os.waitpid(self.pid, 0)
 
 
-CASES = [
-    ("localtune-tui tr", ["train", "track"], ["runs"]),
-    ("localtune-tui fa", ["faq.csv", "faq.toml"], ["fetch"]),
-    ("localtune-tui train ", ["faq.toml"], ["faq.csv", "notes.md"]),
-    ("localtune-tui data ", ["faq.csv"], ["faq.toml", "notes.md"]),
-    ("localtune-tui import ", ["axolotl.yml"], ["faq.csv"]),
-    ("localtune-tui train --", ["--set", "--preset", "--detach"], ["--model"]),
-    ("localtune-tui train faq.toml --set train.learn", ["train.learning_rate="], []),
-    ("localtune-tui train faq.toml --preset cpu", ["cpu-small"], ["auto"]),
-    ("localtune-tui watch ", ["latest", RUN], [ODD]),
-    ("localtune-tui rm latest 2026", [RUN], ["latest2"]),
-    ("localtune-tui --run 2026", [RUN], []),
-    ("localtune-tui trash ", ["list", "restore", "empty"], []),
-    ("localtune-tui trash restore old", ["old-run"], [RUN]),
-    ("localtune-tui compare latest 2026", [RUN], []),
-    ("localtune-tui chat ", [RUN, "tiny"], ["faq.csv"]),
-    ("localtune-tui set latest eval", ["eval.every_steps="], []),
-    ("localtune-tui completion ", list(SHELLS), []),
-]
+CASES = TABLES["cases"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])

@@ -6,8 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 import sample_data
 from tests.core.commands.conftest import Call
 
@@ -37,10 +35,6 @@ def test_people_get_lines_without_control_characters(call: Call, tmp_path: Path)
     ended = call.ok("data", str(hostile))
     assert "hostile.jsonl" in ended.out
     assert not any(character in ended.out for character in "\x1b\x07\x9b")
-
-
-def test_a_file_that_is_not_there_is_one_sentence(call: Call, tmp_path: Path) -> None:
-    call.refused("nowhere.jsonl", "data", str(tmp_path / "nowhere.jsonl"))
 
 
 #: Shows the reasoning of the last turn only.
@@ -123,18 +117,6 @@ def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(call: Call, tmp_
     call.refused("--model", "data", TICKETS, "--template", str(template), "--json")
 
 
-@pytest.mark.long
-def test_a_template_without_an_end_is_a_reason(call: Call, tiny_model_dir: Path, tmp_path: Path) -> None:
-    template = tmp_path / "endless.jinja"
-    loop = "{% for _ in range(99999) %}"
-    template.write_text(loop * 4 + "{{ messages }}" + "{% endfor %}" * 4)
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    told = call.ok("data", str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json").json
-    assert told["dropped"] == {"template_error": 1}
-    assert "far more steps than a conversation needs" in told["problems"][0]["detail"]
-
-
 def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_them_apart(
     call: Call, tmp_path: Path
 ) -> None:
@@ -151,15 +133,6 @@ def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_the
     assert "lines 3, 7 (rows 2, 4)\n" in shown["blank.jsonl"]
     told = call.ok("data", str(array), "--json").json
     assert [(problem["rows"], problem["lines"]) for problem in told["problems"]] == [([2, 4], [None, None])]
-
-
-def test_a_first_token_is_learned_nowhere(call: Call, tmp_path: Path, tiny_model_dir: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("plain words to go on with\n")
-    told = call.ok("data", str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").json
-    learned = sum(token["supervised"] for token in told["tokens"])
-    assert not told["tokens"][0]["supervised"]
-    assert learned == told["lengths"]["supervised"] == len(told["tokens"]) - 1
 
 
 def test_pictures_and_columns_that_are_not_read_are_told(call: Call, tmp_path: Path) -> None:

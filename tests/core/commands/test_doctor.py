@@ -19,26 +19,17 @@ from core.commands.checks import Finding, gpu, security, software, system, termi
 from core.hardware.drivers import Build
 from core.hardware.snapshot import Device, GpuProcess
 from core.runs.record import store as sockets
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
 from tests.forking import Forks
+
+TABLES = tables(__file__)
 
 __all__ = ["ask_driver", "fake_driver"]
 
 Examine = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[3]
-HEALTHY: dict[str, Any] = {
-    "errors": {},
-    "torch": "2.13.0",
-    "cuda_build": "13.0",
-    "hip_build": None,
-    "devices": [{"name": "RTX 4090", "capability": "8.9", "memory": 25_000_000_000, "bf16": True}],
-    "threads": 8,
-    "cpu_capability": "AVX512",
-    "bitsandbytes": "0.50.2",
-    "nf4_error": 0.05,
-    "nf4_device": "cuda",
-}
+HEALTHY: dict[str, Any] = TABLES["healthy"]
 V100 = {"name": "V100", "capability": "7.0", "memory": 1, "bf16": False}
 
 
@@ -104,39 +95,14 @@ def statuses(findings: list[Finding]) -> dict[str, str]:
     return {finding.name: finding.status for finding in findings}
 
 
-@cases(
-    ("change", "expected"),
-    [
-        ({}, "torch ok, quantization ok"),
-        ({"devices": [], "cuda_build": None}, "torch warn, quantization ok"),
-        ({"devices": [V100]}, "torch warn, quantization ok"),
-        ({"nf4_error": 1.5}, "torch ok, quantization fail"),
-        ({"nf4_error": None}, "torch ok, quantization fail"),
-        ({"errors": {"bitsandbytes": "OSError: no libcudart\x1b"}}, "torch ok, bitsandbytes fail"),
-        ({"errors": {"torch": "ImportError: x"}}, "torch fail"),
-        ({"architectures": ["sm_75", "sm_90"]}, "torch fail, quantization ok"),
-        ({"architectures": ["sm_80", "sm_86"]}, "torch ok, quantization ok"),
-        ({"architectures": ["sm_75", "compute_80"]}, "torch ok, quantization ok"),
-        ({"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"}, "torch warn, quantization ok"),
-        ({"cuda_error": "no kernel image is available"}, "torch fail, quantization ok"),
-    ],
-)
+@cases(("change", "expected"), TABLES["a_probe_has_findings_for_torch_and_quantization"])
 def test_a_probe_has_findings_for_torch_and_quantization(change: dict[str, Any], expected: str) -> None:
     findings = software.describe_probe({**HEALTHY, **change})
     assert ", ".join(f"{finding.name} {finding.status}" for finding in findings) == expected
     assert not any("\x1b" in finding.what for finding in findings)
 
 
-@cases(
-    ("change", "cuda", "variables", "words"),
-    [
-        ({"cuda_build": None}, (13, 0), {}, "it was built without CUDA"),
-        ({}, (12, 4), {}, "it was built for CUDA 13.0, and the driver serves CUDA 12.4 at most"),
-        ({"cuda_error": "CUDA unknown error\x1b"}, (13, 0), {}, "CUDA unknown error"),
-        ({}, None, {}, "no reason is given"),
-        ({}, (13, 0), {"CUDA_VISIBLE_DEVICES": "-1"}, "CUDA_VISIBLE_DEVICES is '-1', which hides it"),
-    ],
-)
+@cases(("change", "cuda", "variables", "words"), TABLES["a_card_that_torch_does_not_use_is_explained"])
 def test_a_card_that_torch_does_not_use_is_explained(
     monkeypatch: pytest.MonkeyPatch,
     change: dict[str, Any],
@@ -224,17 +190,7 @@ def test_linux_under_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert statuses(system.check_wsl(under_windows(tmp_path, new))) == {"wsl": "ok"}
 
 
-@cases(
-    ("features", "delay", "colors", "words"),
-    [
-        ("256,RGB,title", "10", "truecolor", []),
-        ("256,title", "10", "truecolor", ["16 million colors are cut down", "terminal-features ',*:RGB'"]),
-        ("256,title", "10", "", []),
-        ("256,RGB", "500", "truecolor", ["the escape key takes 500 ms", "escape-time 10"]),
-        ("256", "500", "24bit", ["256 and the escape key", "RGB''; 'set -sg"]),
-        ("", "", "truecolor", []),
-    ],
-)
+@cases(("features", "delay", "colors", "words"), TABLES["tmux"])
 def test_tmux(features: str, delay: str, colors: str, words: list[str]) -> None:
     answers = {"display-message": features, "show-options": delay}
     found = terminal.check_tmux({"COLORTERM": colors}, lambda command: answers[command[1]])
@@ -305,15 +261,7 @@ def test_cards_are_described_with_who_holds_their_memory(ask_driver: Ask) -> Non
     assert "the power limit, from 150 to 480 W" in found["gpu 0 power"]["what"]
 
 
-@cases(
-    ("mode", "seconds", "words"),
-    [
-        ("lost", "20", "fallen off the bus"),
-        ("mismatch", "20", "different versions"),
-        ("none", "20", "sees no GPU"),
-        ("hang", "0.3", "has not answered for 0.3 s"),
-    ],
-)
+@cases(("mode", "seconds", "words"), TABLES["broken_drivers_fail_with_advice"])
 def test_broken_drivers_fail_with_advice(ask_driver: Ask, mode: str, seconds: str, words: str) -> None:
     found = ask_driver(GPU_PROGRAM.replace("TIMEOUT", seconds), mode)
     failed = [item for item in found if item["status"] == "fail"]
@@ -356,16 +304,7 @@ def logind(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-@cases(
-    ("files", "kills"),
-    [
-        ({}, True),
-        ({ETC: "[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n"}, False),
-        ({ETC: KEEPS, f"usr/lib/{DROP_IN}": KILLS}, True),
-        ({f"usr/lib/{DROP_IN}": KILLS, f"etc/{DROP_IN}": KEEPS}, False),
-        ({ETC: "not a file of sections"}, True),
-    ],
-)
+@cases(("files", "kills"), TABLES["logind_is_read_as_systemd_reads_it"])
 def test_logind_is_read_as_systemd_reads_it(tmp_path: Path, files: dict[str, str], kills: bool) -> None:
     assert system.kill_user_processes(logind(tmp_path, files)) is kills
 
@@ -381,17 +320,7 @@ def test_a_logout_that_ends_runs_is_a_warning(tmp_path: Path, monkeypatch: pytes
     assert system.check_logout(root).status == "ok"
 
 
-@cases(
-    ("environment", "status", "words"),
-    [
-        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "ok", "16 million"),
-        ({"TERM": "tmux-256color", "TMUX": "/tmp/none"}, "ok", "inside tmux"),
-        ({"TERM": "screen", "TMUX": "/tmp/none"}, "warn", "few colors"),
-        ({"TERM": "dumb"}, "warn", "no full-screen app"),
-        ({}, "warn", "TERM=unset"),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, "ok", "colors off"),
-    ],
-)
+@cases(("environment", "status", "words"), TABLES["terminals"])
 def test_terminals(environment: dict[str, str], status: str, words: str) -> None:
     finding = terminal.check_terminal(environment)[1]
     assert (finding.name, finding.status) == ("terminal", status)
@@ -440,18 +369,11 @@ def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: 
         assert system.check_home().hint == f"chmod 700 {tmp_path}"
 
 
-@cases(
-    ("build", "cuda", "status", "words"),
-    [
-        (Build("2.15.0", "13.2"), (13, 0), "ok", "runs from driver 580.65.06 on"),
-        (Build("2.11.0", "12.8"), (12, 2), "ok", "CUDA 12 from driver 525.60.13"),
-        (Build("2.15.0", "13.2"), (12, 4), "fail", "driver 550.54.14 runs CUDA up to 12.4"),
-        (Build("2.13.0+cpu"), (13, 0), "fail", "built for the CPU only"),
-    ],
-)
-def test_the_driver_is_compared_with_torch(build: Build, cuda: tuple[int, int], status: str, words: str) -> None:
-    (finding,) = gpu.check_cuda(gpu.DriverReport([], 1, cuda, "550.54.14", (8, 9)), build)
+@cases(("build", "cuda", "status", "words"), TABLES["builds_of_torch"])
+def test_the_driver_is_compared_with_torch(build: list[str], cuda: list[int], status: str, words: str) -> None:
+    torch, report = Build(*build), gpu.DriverReport([], 1, (cuda[0], cuda[1]), "550.54.14", (8, 9))
+    (finding,) = gpu.check_cuda(report, torch)
     assert finding.status == status
     assert words in finding.what
     assert ("pip" in finding.hint) is (status == "fail")
-    assert gpu.check_cuda(gpu.DriverReport([]), build) == gpu.check_cuda(gpu.DriverReport([], 1, cuda), None) == []
+    assert gpu.check_cuda(gpu.DriverReport([]), torch) == gpu.check_cuda(report, None) == []

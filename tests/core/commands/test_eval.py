@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cases import cases
+from tests.cases import cases, tables
 
 from .conftest import CommandLine
 
+TABLES = tables(__file__)
 
-@cases(
-    ("words", "said"),
-    [
-        (["x", "--tasks", "a"], "go with --with lm-eval"),
-        (["x", "--include", "d"], "go with --with lm-eval"),
-        (["x", "--with", "lm-eval"], "--tasks is needed"),
-        (["x", "y", "--with", "lm-eval", "--tasks", "a"], "one model at a time"),
-        (["x", "--with", "lm-eval", "--tasks", "a", "--prompts", "p"], "do not go with --with"),
-        (["x", "--with", "lm-eval", "--tasks", "a", "--limit", "0"], "--limit must be at least 1"),
-    ],
-)
+
+@cases(("words", "said"), TABLES["wrong_usage_is_said"])
 def test_wrong_usage_is_said(cli: CommandLine, words: list[str], said: str) -> None:
     cli.refused(said, "eval", *words, code=2)
 

@@ -68,16 +68,6 @@ def test_the_other_commands_say_that_it_must_be_fetched_and_read_it_then(
     assert len(hub.asked) == asked
 
 
-def test_a_model_that_is_not_here_is_said_before_a_run_is_started(call: Call, hub: FakeHub, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_bytes(rows(1))
-    config = tmp_path / "run.toml"
-    config.write_text('model.base = "org/tiny"\ndata.train = "rows.jsonl"\n')
-    ended = call.refused("'localtune-tui fetch hf://org/tiny' downloads it.", "train", str(config), lines=call.ANY)
-    assert "The model org/tiny is not on this machine" in ended.err
-    assert not paths.runs_dir().exists()
-
-
 @cases("entry", ["rows.jsonl", "hf://datasets/set", "hf://datasets/me/none"])
 def test_what_cannot_be_fetched_is_one_line(call: Call, hub: FakeHub, entry: str) -> None:
     ended = call.refused("localtune-tui: ", "fetch", entry, lines=call.ANY)

@@ -4,10 +4,8 @@ are rendered by other processes, are in the tests of these.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
-import pty
 import shutil
 import threading
 from pathlib import Path
@@ -24,7 +22,7 @@ from core.template import jinja_sandbox
 from tests.cases import cases
 from tests.hostile_templates import ENDLESS_OPERATIONS, SLOW
 
-from .conftest import CommandLine
+from .conftest import CommandLine, wait_for
 
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
 ENDLESS = ENDLESS_OPERATIONS["=="]
@@ -104,30 +102,23 @@ def test_an_operation_without_an_end_costs_the_row(
     assert cli("init", "--model", model, "--data", rows, "--out", str(tmp_path / "new.toml")).code == 0
 
 
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_busy_command_says_with_what_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_line, "BUSY_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
-    leader, follower = pty.openpty()
-    drawn = threading.Event()
-    draw = live_line.LiveLine.draw
-
-    def draw_and_tell(line: live_line.LiveLine, text: str) -> None:
-        draw(line, text)
-        drawn.set()
-
-    monkeypatch.setattr(live_line.LiveLine, "draw", draw_and_tell)
-    with open(follower, "w", encoding="utf-8") as terminal:
-        monkeypatch.setattr("sys.stderr", terminal)
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", terminal)
         with busy("reading the first rows"):
-            assert drawn.wait(30)
-        monkeypatch.undo()
-    shown = bytearray()
-    with os.fdopen(leader, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # its other end is closed
-        while piece := screen.read(1000):
-            shown += piece
-    assert shown.decode().count("reading the first rows …") == 1
-    assert shown.endswith(b"\r\x1b[K"), "and takes the line away"
-
+            wait_for(terminal.getvalue, "the line")
+    assert terminal.getvalue().count("reading the first rows …") == 1
+    assert terminal.getvalue().endswith("\r\x1b[K"), "and takes the line away"
     # Elsewhere it says nothing.
     with busy("reading the first rows"):
         assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

@@ -6,29 +6,29 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.commands.common import write_file
 from core.commands.import_ import KINDS
 from core.config.document import load_config
 from core.errors import UserError
 from core.importers.convert import TOOLS
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.commands.conftest import Call
 from tests.core.data.sample_files import json_lines, pairs, write
-from tests.core.importers.test_axolotl import QLORA as AXOLOTL
-from tests.core.importers.test_llama_factory import QLORA as LLAMA_FACTORY
-from tests.core.importers.test_llama_factory import registry
-from tests.core.importers.test_unsloth import USUAL as UNSLOTH
+from tests.core.importers.test_tables import SETTINGS, prepare
+
+TABLES = tables(__file__)
 
 ROOT = Path(__file__).parents[3]
-SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}
+SAMPLES = {tool: yaml.safe_dump(SETTINGS[f"{tool} as usual"]["base"], sort_keys=False) for tool in KINDS}
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with data for each of the samples."""
     monkeypatch.chdir(tmp_path)
-    registry(tmp_path)
+    prepare(tmp_path, "llama-factory as usual")
     write(tmp_path / "rows.jsonl", json_lines(pairs(20)))
     for kind, text in SAMPLES.items():
         write(tmp_path / f"{kind}.yml", text)
@@ -88,7 +88,7 @@ def test_nothing_is_written_over(call: Call, place: Path) -> None:
     call.ok("import", "axolotl.yml", "--out", "ours.toml", "--force")
     assert out.read_text().startswith("# Imported")
     assert call("import", "axolotl.yml", "--out", "axolotl.yml", "--force").code == 1
-    assert (place / "axolotl.yml").read_text() == AXOLOTL
+    assert (place / "axolotl.yml").read_text() == SAMPLES["axolotl"]
     for target, part in ((".", "is a directory"), ("nowhere/x.toml", "cannot be written")):
         call.refused(part, "import", "axolotl.yml", "--out", target)
     assert not [name for name in os.listdir(place) if name.startswith(".")]
@@ -102,15 +102,7 @@ def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["ours.toml"]
 
 
-@cases(
-    ("text", "part"),
-    [
-        ("learning_rate: 1e-4\n", "--from"),
-        ("base_model: x\nsequence_len: many\n", "line 2: sequence_len must be a whole number, not many"),
-        ("a: [\n", "is not YAML"),
-        ("adapter: qlora\nbase_model: x\n", "load_in_4bit"),
-    ],
-)
+@cases(("text", "part"), TABLES["what_cannot_be_carried_over_is_one_sentence"])
 def test_what_cannot_be_carried_over_is_one_sentence(call: Call, place: Path, text: str, part: str) -> None:
     write(place / "x.yml", text)
     call.refused(part, "import", "x.yml", "--out", "o.toml")
@@ -122,6 +114,7 @@ def test_whose_it_is_may_be_said(call: Call, place: Path) -> None:
     write(place / "x.yml", "learning_rate: 1e-4\n")
     ended = call.ok("import", "x.yml", "--from", "llama-factory")
     assert "learning_rate = 0.0001" in ended.out
+    assert call("import", "x.yml", "--from", "llama-factory", "--json").json["reason"] == "Given by --from."
     assert call("import", "x.yml", "--from", "nobody").code == 2
 
 

@@ -13,10 +13,12 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.presets.library import find_preset, presets
 from core.runs.record.store import find_run
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.families.published_models import published_config
 
 from .conftest import CommandLine
+
+TABLES = tables(__file__)
 
 CONFIG = (
     '{{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, '
@@ -106,17 +108,7 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     assert config.data.train == [str(work / "rows.jsonl"), str(work / "held-out.jsonl")]
 
 
-@cases(
-    ("words", "said"),
-    [
-        ([], "There is no data to train on"),
-        (["--data", "none.jsonl"], "none.jsonl"),
-        (["--data", "rows.jsonl", "--model", "none"], "The model none is not on this machine"),
-        (["--data", "rows.jsonl", "--model", "org/none"], "'localtune-tui fetch hf://org/none' downloads it."),
-        (["--data", "rows.jsonl", "--model", "smolxyz"], "Did you mean smollm2-135m-instruct?"),
-        (["--data", "rows.jsonl", "--out", "none/a.toml"], "cannot be written"),
-    ],
-)
+@cases(("words", "said"), TABLES["what_cannot_be_is_one_sentence"])
 def test_what_cannot_be_is_one_sentence(cli: CommandLine, work: Path, words: list[str], said: str) -> None:
     before = sorted(os.listdir(work))
     cli.refused(said, "init", *words)
@@ -181,9 +173,3 @@ def test_the_advice_for_the_model_is_taken_and_told_with_its_source(cli: Command
     assert by_option["chat.top_k"]["taken"]
     assert by_option["chat.top_k"]["source"] == source
     assert not by_option[None]["taken"]
-
-
-def test_of_a_model_that_nobody_advises_on_nothing_is_said(cli: CommandLine, work: Path) -> None:
-    answer = json.loads(cli("init", "--model", "llama", "rows.jsonl", "--out", "-", "--json").out)
-    assert answer["advice"] == []
-    assert "for you to decide" not in answer["toml"]

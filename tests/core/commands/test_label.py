@@ -64,10 +64,8 @@ def test_hostile_labels_are_safe_to_show(cli: CommandLine, runs: list[Run]) -> N
 
 
 def test_the_list_is_sorted_and_has_units(cli: CommandLine) -> None:
-    cli.script(steps=2)
-    cli("train", str(cli.config()), "--name", "short")
-    cli.script(steps=4, demo=True)
-    cli("train", str(cli.config()), "--name", "long")
+    cli.train("short", steps=2)
+    cli.train("long", steps=4, demo=True)
     for flags, wanted in (([], ["long", "short"]), (["--reverse"], ["short", "long"])):
         rows = cli("runs", "--sort", "step", *flags, "--json").json
         assert [row["id"].rpartition("-")[2] for row in rows] == wanted

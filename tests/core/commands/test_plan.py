@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.commands.conftest import CommandLine, record_run
 from tests.core.models.architecture import published
+
+TABLES = tables(__file__)
 
 FIELDS = {"total_bytes", "parts", "limit_bytes", "fits", "advice", "disk_bytes", "disk_free_bytes", "notes", "estimate"}
 
@@ -126,9 +131,12 @@ def test_for_people_every_part_has_a_line_and_a_letter(cli: CommandLine, base: P
     assert stacked.isascii()
     for name, end in (("advice", ""), ("disk", ""), ("micro-batch", "activations recomputed and offloaded")):
         assert any(line.startswith(name) and line.endswith(end) for line in lines), name
-    first = cli("plan", "--model", str(base), "--gpu-memory", "24GB").out.splitlines()[0]
-    assert first.startswith("The run fits in 24.0 GB: it takes ")
-    assert first.endswith(" to spare.")
+    words = ("plan", "--model", str(base), "--gpu-memory", "12GB")
+    plan, shown = cli(*words, "--json").json, cli(*words).out
+    assert re.match(r"The run fits in 12\.0 GB: it takes .* to spare\.\n", shown)
+    assert 0 < plan["kept_layers"] < plan["layers"] == 32
+    assert f"activations of {32 - plan['kept_layers']} of 32 layers recomputed" in shown
+    assert plan["reason"] in shown
 
 
 def test_cards_are_planned_one_by_one(cli: CommandLine, base: Path) -> None:
@@ -165,13 +173,6 @@ def test_cards_of_a_configuration_are_planned_as_it_shares_them(cli: CommandLine
     assert line.format(1, "127.0.0.1") in shown
     hosts = ("--set", "distributed.hosts=tower", "--set", "distributed.address=10.0.0.1")
     cli.refused(line.format(2, "10.0.0.1"), *words, *hosts)
-
-
-def test_too_small_cards_share_the_weights_out(cli: CommandLine, base: Path) -> None:
-    plan = cli("plan", "--model", str(base), "--gpu-memory", "7.5GB", "--cards", "2", "--json").json
-    assert plan["cards"]["strategy"] == "fsdp2"
-    assert "a card would need" in plan["cards"]["reason"]
-    assert plan["parts"]["gathered"] > 0
 
 
 def test_rows_are_measured_where_there_is_a_tokenizer_and_unused_ones_are_told(
@@ -233,20 +234,7 @@ def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) ->
     assert cli("plan", path, *month, "--gpu-memory", "24GB", "--json").json["unmet"] == [], "it runs elsewhere"
 
 
-@cases(
-    ("changes", "words"),
-    [
-        (("--gpu-memory", "lots"), "--gpu-memory lots is no size"),
-        (("--gpu-memory", "0"), "is no size"),
-        (("--set", "model.base=not/here"), "is not on this machine"),
-        (("--set", "model.base=not/here"), "'localtune-tui fetch hf://not/here' downloads it."),
-        (("--set", "model.base=smolxyz"), "Did you mean smollm2-135m-instruct?"),
-        (("--set", "method.target_modules=query"), "matches no layer"),
-        (("--set", "method.rnak=4"), "Did you mean method.rank?"),
-        (("--lengths", "always"), "no tokenizer.json"),
-        (("--set", "hardware.device=cuda"), "no GPU is found"),
-    ],
-)
+@cases(("changes", "words"), TABLES["bad_input_is_one_clear_line_and_exits_with_1"])
 def test_bad_input_is_one_clear_line_and_exits_with_1(
     cli: CommandLine, base: Path, changes: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,15 +254,7 @@ def test_missing_data_is_planned_with_rows_of_the_greatest_length(cli: CommandLi
     assert any("1024 tokens" in note for note in plan["notes"])
 
 
-@cases(
-    ("flags", "length", "trainable"),
-    [
-        ((), 2048, 41_943_040),
-        (("--method", "lora", "--length", "512"), 512, 41_943_040),
-        (("--method", "qlora", "--set", "method.rank=8", "--set", "train.batch_size=1"), 2048, 20_971_520),
-        (("--method", "full", "--length", "100"), 104, 8_030_261_248),
-    ],
-)
+@cases(("flags", "length", "trainable"), TABLES["a_model_is_planned_without_a_configuration"])
 def test_a_model_is_planned_without_a_configuration(
     cli: CommandLine, base: Path, flags: tuple[str, ...], length: int, trainable: int
 ) -> None:
@@ -284,56 +264,7 @@ def test_a_model_is_planned_without_a_configuration(
     assert not list(cli.home.rglob("*.toml"))
 
 
-@cases(
-    ("model", "memory", "budget", "kept", "layers"),
-    [
-        (published.LLAMA_3_8B, "80GB", 8192, 32, 32),
-        (published.LLAMA_3_8B, "24GB", 4096, 32, 32),
-        (published.LLAMA_2_13B, "48GB", 4096, 40, 40),
-        (published.LLAMA_2_13B, "24GB", 2048, 40, 40),
-        (published.LLAMA_2_13B, "20GB", 2048, 32, 40),
-        (published.LLAMA_2_13B, "16GB", 2048, 18, 40),
-        (published.LLAMA_3_8B, "12GB", 2048, 15, 32),
-        (published.LLAMA_3_8B, "8.5GB", 2048, 0, 32),
-    ],
-)
-def test_the_table_of_8b_and_13b_shapes(
-    cli: CommandLine, tmp_path: Path, model: dict[str, Any], memory: str, budget: int, kept: int, layers: int
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(model))
-    plan = cli("plan", "--model", str(tmp_path), "--gpu-memory", memory, "--json").json
-    assert (plan["token_budget"], plan["layers"]) == (budget, layers)
-    assert plan["kept_layers"] == pytest.approx(kept, abs=3)
-    assert plan["gradient_checkpointing"] is (plan["kept_layers"] < layers)
-    assert plan["fits"]
-    assert plan["reason"].startswith("Activations ")
-    shown = cli("plan", "--model", str(tmp_path), "--gpu-memory", memory).out
-    assert plan["reason"] in shown
-    if 0 < plan["kept_layers"] < layers:
-        assert f"activations of {layers - plan['kept_layers']} of {layers} layers recomputed" in shown
-
-
-@cases(
-    ("words", "told"),
-    [
-        ((), "There is nothing to plan for. Name a configuration, or a model with --model DIR."),
-        (("x.toml", "--model", "m"), "Both a configuration and --model are given."),
-        (("x.toml", "--method", "lora"), "--method goes with --model."),
-        (("x.toml", "--length", "5"), "--length goes with --model."),
-        (("--model", "/nowhere/at/all"), "is not on this machine"),
-        (("--model", "BASE", "--length", "many"), "--length many is no number of tokens"),
-        (("--model", "BASE", "--length", "0"), "--length 0 is no number of tokens"),
-        (("--model", "BASE", "--length", "9999999"), "is no number of tokens from 8 to 1,048,576."),
-        (("--model", "BASE", "--lengths", "always"), "data.train is not set"),
-        (("--model", "BASE", "--set", "method.rnak=4"), "Did you mean method.rank?"),
-        (("--model", "BASE", "--gpu-memory", "much"), "--gpu-memory much is no size."),
-        (("--model", "BASE", "--cards", "two"), "--cards two is no number of cards from 1 to 64."),
-        (("--model", "BASE", "--cards", "9" * 5000), "is no number of cards"),
-        (("--model", "BASE", "--length", "9" * 5000), "is no number of tokens"),
-        (("--model", "BASE", "--cards", "0"), "--cards 0 is no number of cards"),
-        (("--model", "BASE", "--cards", "2", "--set", "distributed.strategy=none"), "to have more than one process"),
-    ],
-)
+@cases(("words", "told"), TABLES["bad_input_without_a_configuration_is_one_clear_line"])
 def test_bad_input_without_a_configuration_is_one_clear_line(
     cli: CommandLine, base: Path, words: tuple[str, ...], told: str
 ) -> None:
@@ -373,12 +304,12 @@ def test_a_letter_of_the_bar_is_the_part_that_fills_most_of_it() -> None:
 def test_lines_are_wrapped_beside_what_leads_them(
     cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    monkeypatch.setattr("core.commands.plan._columns", lambda: columns)
-    path = config_file(cli, base)
-    lines = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
+    words = ("plan", config_file(cli, base), "--gpu-memory", "8GB")
+    whole = cli(*words).out.splitlines()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
+    lines = cli(*words).out.splitlines()
     assert max(map(len, lines)) <= columns
-    monkeypatch.undo()
-    whole = cli("plan", path, "--gpu-memory", "8GB").out.splitlines()
     assert " ".join(" ".join(lines[:4]).split()).startswith(whole[0]), "piped output has whole lines"
 
 

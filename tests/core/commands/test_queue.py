@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,13 @@ from core.runs.outlook.estimate import EarlyEnd, Estimate, NoEstimate
 from core.runs.record.events import EvalEvent, encode_event
 from core.runs.record.store import create_run
 from core.units import format_duration
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 
 from .conftest import CommandLine, a_step, record_run
 
+TABLES = tables(__file__)
 CUT = EarlyEnd("train.max_hours", 6.0, 1200, 3000)
 CARD = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000, power_limit_w=450.0)
 
@@ -124,7 +126,9 @@ def on_a_card(config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return config
 
 
-def test_the_first_runs_of_a_model_are_estimated_by_the_plan(cli: CommandLine, on_a_card: Path) -> None:
+def test_the_first_runs_of_a_model_are_estimated_by_the_plan(
+    cli: CommandLine, on_a_card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     added = cli("queue", "add", str(on_a_card), "--json")
     alone = added.json["seconds_expected"]
     assert added.json["watt_hours_expected"] == pytest.approx(alone * 450 / 3600)
@@ -141,61 +145,26 @@ def test_the_first_runs_of_a_model_are_estimated_by_the_plan(cli: CommandLine, o
     shown = cli("queue")
     assert f"takes ~{format_duration(3 * alone)}*" in shown.out
     assert "* how long it takes is by the plan, as no run of this kind is here yet" in shown.err
-
-
-def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
-    cli: CommandLine, on_a_card: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [replace(CARD, power_limit_w=None)])
     added = cli("queue", "add", str(on_a_card), "--json")
-    assert added.json["seconds_expected"] > 0
-    assert added.json["watt_hours_expected"] is None
+    assert (added.json["seconds_expected"] > 0, added.json["watt_hours_expected"]) == (True, None)
     assert "energy not known, as the device tells no power limit." in added.err
 
 
-@cases(
-    ("found", "said"),
-    [
-        ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
-        ([Estimate(60.0, 5, None, "r")], "about 1m 00s, energy not known, as earlier runs have no reading."),
-        ([Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")], "1m 00s (1 of them not known), about 2 Wh at least."),
-        (
-            [Estimate(60.0, 5, 2.0, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
-            "(1 of them by the plan: no run of their kind yet), at most about 5 Wh by the power limit.",
-        ),
-        (
-            [Estimate(60.0, 5, None, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
-            "at most about 3 Wh by the power limit, 1 of them not known.",
-        ),
-        ([Estimate(60.0, 5, None, "r"), Estimate(60.0, 5, None, "", "plan")], "of their kind yet), energy not known."),
-        (
-            [Estimate(60.0, 5, 2.0, "r", early_end=CUT)],
-            "about 2 Wh; it ends after 6 h by train.max_hours, at about step 1,200 of 3,000.",
-        ),
-        (
-            [Estimate(60.0, 5, 2.0, "r", early_end=CUT), Estimate(60.0, 5, 2.0, "r")],
-            "about 4 Wh; 1 of them ends before its last step by train.max_hours.",
-        ),
-        (
-            [NoEstimate("it is lost")],
-            "is not known, as no earlier run has this model, method and device, and it is lost.",
-        ),
-    ],
-)
-def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | NoEstimate], said: str) -> None:
-    assert tell_total(len(found), total_of(found)).endswith(said)
+@cases(("found", "said"), TABLES["what_runs_take"])
+def test_what_runs_take_is_told_with_its_basis(found: list[list[Any] | str], said: str) -> None:
+    """Estimates are watt-hours, run, basis, and true where a limit ends the run early; a text is no estimate."""
+    estimates: list[Estimate | NoEstimate] = []
+    for row in found:
+        if isinstance(row, str):
+            estimates.append(NoEstimate(row))
+        else:
+            watt_hours, run, by, *cut = row
+            estimates.append(Estimate(60.0, 5, watt_hours, run, by, early_end=CUT if cut else None))
+    assert tell_total(len(estimates), total_of(estimates)).endswith(said)
 
 
-@cases(
-    ("over", "said"),
-    [
-        ("method.rank", "names no option with values"),
-        ("method.rank=8,8", "a value twice"),
-        ("method.rank=8,zero", "method.rank"),
-        ("method.rnk=8,16", "method.rank"),
-        ("train.learning_rate=1e-4,0.0001", "the same run as another variant"),
-    ],
-)
+@cases(("over", "said"), TABLES["a_sweep_that_makes_no_sense_adds_nothing"])
 def test_a_sweep_that_makes_no_sense_adds_nothing(cli: CommandLine, config: Path, over: str, said: str) -> None:
     cli.refused(said, "queue", "sweep", str(config), "--over", over, "--yes")
     assert store.read_queue().entries == ()

@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from core import paths
 from core.commands.command_line import command_parser
-from core.errors import UserError
 from core.selftest import job
 from core.selftest.report import SUBJECTS
 from tests.cases import cases
+
+from .conftest import Call
 
 
 @pytest.fixture(autouse=True)
@@ -23,35 +25,26 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def run(*words: str) -> int:
-    args = command_parser("selftest").parse_args(list(words))
-    code: int = args.run_command(args)
-    return code
-
-
-def test_a_table_progress_beside_it_and_a_report(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("Card 9000\n")
-    assert [line[6:].split("  ")[0] for line in out.splitlines() if line.startswith("pass")] == [
-        subject.title for subject in SUBJECTS
-    ]
-    assert "Passed: all 7 of 7 checks" in out
-    assert "fast paths …" in err
-    assert "\x1b" not in err
-    assert str(paths.selftest_dir() / "report.txt") in err
+def test_a_table_progress_beside_it_and_a_report(call: Call) -> None:
+    told = call.ok("selftest")
+    assert told.out.startswith("Card 9000\n")
+    passed = [line[6:].split("  ")[0] for line in told.out.splitlines() if line.startswith("pass")]
+    assert passed == [subject.title for subject in SUBJECTS]
+    assert "Passed: all 7 of 7 checks" in told.out
+    assert "fast paths …" in told.err
+    assert "\x1b" not in told.err
+    assert str(paths.selftest_dir() / "report.txt") in told.err
 
 
 def test_a_failure_is_the_exit_code_and_the_fields_are_those_promised(
-    scripted: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    scripted: pytest.MonkeyPatch, call: Call, tmp_path: Path
 ) -> None:
     scripted.setenv("SCRIPTED_PLAN", json.dumps({"memory": "signal", "driver": "not applicable"}))
     report = tmp_path / "mine.txt"
-    assert run("--json", "--report", str(report)) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["device", "checks", "passed"]
-    assert found["passed"] is False
-    assert found["device"]["name"] == "Card 9000"
+    told = call("selftest", "--json", "--report", str(report))
+    found = told.json
+    assert (told.code, list(found)) == (1, ["device", "checks", "passed"])
+    assert (found["passed"], found["device"]["name"]) == (False, "Card 9000")
     assert {check["name"]: check["result"] for check in found["checks"]} == {
         subject.name: {"memory": "fail", "driver": "not applicable"}.get(subject.name, "pass") for subject in SUBJECTS
     }
@@ -64,31 +57,24 @@ def test_a_failure_is_the_exit_code_and_the_fields_are_those_promised(
 
 @cases(("name", "said"), [("no/report.txt", "No such file or directory"), (".", "is not a file")])
 def test_a_place_for_the_report_that_cannot_be_is_refused_at_once(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, said: str
+    call: Call, tmp_path: Path, name: str, said: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
-        run("--report", f"{tmp_path}/{name}")
-    assert "driver" not in capsys.readouterr().err
+    assert "driver" not in call.refused(said, "selftest", "--report", f"{tmp_path}/{name}").err
     assert not paths.selftest_dir().exists()
     assert os.listdir(tmp_path) == []
 
 
 @cases("words", [[], ["--json"]])
-def test_what_was_found_is_told_where_the_report_cannot_be_written(
-    capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
+def test_what_was_found_is_told_where_the_report_cannot_be_written(call: Call, words: list[str]) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir(exist_ok=True)
-    with pytest.raises(UserError, match="cannot be written"):
-        run(*words)
-    out = capsys.readouterr().out
-    assert json.loads(out)["passed"] if words else "Passed: all 7 of 7 checks" in out
+    told = call("selftest", *words)
+    assert (told.code, "cannot be written" in told.err) == (1, True)
+    assert told.json["passed"] if words else "Passed: all 7 of 7 checks" in told.out
 
 
 def test_the_report_is_written_where_the_output_cannot_be(scripted: pytest.MonkeyPatch) -> None:
-    def gone(_: object) -> None:
-        raise BrokenPipeError
-
-    scripted.setattr("core.commands.selftest.emit", gone)
+    scripted.setattr("core.commands.selftest.emit", Mock(side_effect=BrokenPipeError))
+    args = command_parser("selftest").parse_args(["--json"])
     with pytest.raises(BrokenPipeError):
-        run("--json")
+        args.run_command(args)
     assert (paths.selftest_dir() / "report.txt").is_file()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -18,9 +20,10 @@ from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 from tests.core.commands.conftest import ROOT, CommandLine
 
 
-def start(*words: str, **variables: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def serving(*words: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """The command, in a process of its own."""
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "tui", "serve", *words],
         cwd=ROOT,
         env=os.environ | variables,
@@ -28,7 +31,11 @@ def start(*words: str, **variables: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def lines(process: subprocess.Popen[str], count: int) -> dict[str, str]:
@@ -41,8 +48,7 @@ def test_it_prints_what_a_program_needs_and_ends_by_ctrl_c() -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
     add_checkpoint(run, 40)
-    process = start(run.id, f"{run.id}@40", "--port", "0")
-    try:
+    with serving(run.id, f"{run.id}@40", "--port", "0") as process:
         told = lines(process, 3)
         url = told["base"].removeprefix("URL").strip()
         assert told["models"] == f"{run.id}, base, {run.id}@40"
@@ -51,8 +57,6 @@ def test_it_prints_what_a_program_needs_and_ends_by_ctrl_c() -> None:
         assert httpx2.get(f"{url}/models", headers={"Authorization": "Bearer x"}).status_code == 401
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert (process.returncode, out) == (0, "")
     assert err.split("\n") == ["Ctrl-C ends it.", "The server has ended.", ""]
 
@@ -61,20 +65,16 @@ def test_a_key_of_the_user_is_not_printed_and_a_foreign_address_is_warned_of() -
     run = make_run("finished")
     add_adapter(run.adapter_path)
     everywhere = "0.0.0.0"  # noqa: S104 - the warning is tested
-    process = start(run.id, "--port", "0", "--host", everywhere, **{KEY_VARIABLE: "known-to-the-user"})
-    try:
+    with serving(run.id, "--port", "0", "--host", everywhere, **{KEY_VARIABLE: "known-to-the-user"}) as process:
         told = lines(process, 3)
         url = told["base"].removeprefix("URL").strip()
         assert told["key"] == "as given"
         headers = {"Authorization": "Bearer known-to-the-user"}
-        assert httpx2.get(f"{url}/models", headers=headers).status_code == 200
         # Addresses in numbers are known, whichever of the machine they are; names are not.
-        assert httpx2.get(f"{url}/models", headers=headers | {"Host": "192.168.7.7"}).status_code == 200
-        assert httpx2.get(f"{url}/models", headers=headers | {"Host": "evil.example"}).status_code == 421
+        for host, code in (({}, 200), ({"Host": "192.168.7.7"}, 200), ({"Host": "evil.example"}, 421)):
+            assert httpx2.get(f"{url}/models", headers=headers | host).status_code == code
         process.terminate()
         _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert "warning: 0.0.0.0 can be reached from other machines" in err
     assert "known-to-the-user" not in err
 
@@ -97,16 +97,8 @@ def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine, mo
 def test_json_has_what_is_promised(tmp_path: Path) -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
-    process = start(str(run.path), "--uds", str(tmp_path / "s"), "--json")
-    try:
+    with serving(str(run.path), "--uds", str(tmp_path / "s"), "--json") as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
-        assert told == {
-            "url": "http://localhost/v1",
-            "key": told["key"],
-            "models": [run.id, "base"],
-            "pid": process.pid,
-        }
-    finally:
-        process.kill()
-        process.communicate()
+        promised = {"url": "http://localhost/v1", "models": [run.id, "base"], "pid": process.pid}
+        assert told == promised | {"key": told["key"]}

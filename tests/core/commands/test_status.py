@@ -59,11 +59,16 @@ def write_state(run: Run, state: str, **fields: Any) -> None:
     RunState(state=state, updated=time.time(), **{**whole, **fields}).write(run.state_path)
 
 
-def test_a_line_for_a_status_bar(cli: CommandLine, live: Run) -> None:
+def test_a_line_for_a_status_bar_and_its_figures_as_json(cli: CommandLine, live: Run) -> None:
     line = cli("status", "--width", "200").out
     identity = live.id.partition("-")[2]
     assert line.startswith(f"training 34/120 28%  {identity}  loss 0.0588  eval 0.455  318 tok/s  ETA ")
     assert line.endswith("71 °C  18.2 GB of 24.0 GB  1.9 Wh\n")
+    status = cli("status", "--json").json
+    assert (status["run"], status["state"], status["step"], status["total_steps"]) == (live.id, "training", 34, 120)
+    assert (status["eval_loss"], status["tokens_per_second"], status["energy_wh"]) == (0.455, 318.0, 1.94)
+    assert 0 < status["remaining_seconds"] < 1000
+    assert status["devices"][0]["temperature_c"] == 71.4
     write_labels(live.path, Labels(name="more data"))
     assert "  more data  " in cli("status", "latest", "--width", "200").out
 
@@ -78,14 +83,6 @@ def test_the_line_is_never_wider_and_no_part_is_cut(live: Run, width: int) -> No
         assert set(line.split("  ")) <= set(whole)
         assert line.startswith("training 34/120 28%")
     assert ("ETA" in line) == (width >= 40)
-
-
-def test_figures_of_a_run_as_json(cli: CommandLine, live: Run) -> None:
-    status = cli("status", "--json").json
-    assert (status["run"], status["state"], status["step"], status["total_steps"]) == (live.id, "training", 34, 120)
-    assert (status["eval_loss"], status["tokens_per_second"], status["energy_wh"]) == (0.455, 318.0, 1.94)
-    assert 0 < status["remaining_seconds"] < 1000
-    assert status["devices"][0]["temperature_c"] == 71.4
 
 
 def test_the_processes_of_a_run_and_one_that_is_silent(cli: CommandLine, live: Run) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import tomli
 from hypothesis import strategies as st
 
-from core.config.choices import COMPARED, LEARNED
-from core.config.schema import Option, options
+from core.config.document import ConfigDocument
+from core.config.rules.check import check_rules
+from core.config.schema import Config, Option, options
 
 MINIMAL = '[data]\ntrain = "rows.jsonl"\n'
 EVERY = list(options())
@@ -50,85 +52,13 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
 
 
 def coherent(changes: list[tuple[str, Any]]) -> bool:
-    """True if options obey the rules between them."""
-    values = dict(changes)
-    train = values.get("data.train", "rows.jsonl")
-    held_out = "data.eval" in values or values.get("data.eval_share")
-    entries = 1 if isinstance(train, str) else len(train)
-    method, begins = values.get("method.name", "qlora"), values.get("method.init", "default")
-    objective, held = values.get("train.objective", "sft"), values.get("data.format", "auto")
-    return not (
-        ("data.weights" in values and len(values["data.weights"]) != entries)
-        or ("data.eval" in values and values.get("data.eval_share"))
-        or ("template.name" in values and ("template.file" in values or "template.variables" in values))
-        or ("eval.every_steps" in values and "eval.every_epochs" in values)
-        or ("night.quiet_power_w" in values and "night.quiet_hours" not in values)
-        or (not held_out and ("eval.patience" in values or values.get("checkpoint.final") == "best"))
-        or ("eval.gate" in values and not (held_out and values.get("eval.probe", True)))
-        or set(values.get("tracking.project", "")) & set("/\\#?%:")
-        or (values.get("train.precision") == "fp16" and values.get("hardware.device") == "cpu")
-        or (held != "auto" and LEARNED.get(objective) != (held if held in COMPARED else None))
-        or (objective != "sft" and (values.get("data.supervise") == "all" or "method.neftune_alpha" in values))
-        or (values.get("train.packing") and not values.get("train.fused_layers", True))
-        or (values.get("train.packing") and "method.neftune_alpha" in values)
-        or ("method.train_for" in values and {"train.max_hours", "train.max_energy_wh"} & values.keys())
-        or (
-            values.get("train.on_loss_spike") == "skip"
-            and method in ("full", "freeze")
-            and values.get("memory.optimizer_in_backward", "auto") != "off"
-        )
-        or (begins == "loftq" and method != "qlora")
-        or (begins != "default" and values.get("method.dora"))
-        or (
-            values.get("method.target_experts") == "on"
-            and method not in ("full", "freeze")
-            and (begins != "default" or values.get("method.dora"))
-        )
-        or (method in ("full", "freeze") and values.get("train.precision") == "fp16")
-        or (
-            method in ("full", "freeze")
-            and values.get("train.micro_batch_size", 65536) < values.get("train.batch_size", 8)
-        )
-        or (values.get("memory.activation_offload") == "on" and values.get("memory.gradient_checkpointing") == "off")
-        or (objective in ("dpo", "kto") and begins == "loftq")
-        or not _are_processes(values)
-        or (values.get("method.train_for") is not None and not _can_train_for_file(values))
-    )
-
-
-def _are_processes(values: dict[str, Any]) -> bool:
-    gpus = values.get("distributed.gpus", [])
-    named = [gpus] if isinstance(gpus, str) else gpus
-    processes = values.get("distributed.processes", 1)
-    several = processes > 1 or len(named) > 1 or "all" in named
-    return not (
-        (several and values.get("distributed.strategy") == "none")
-        or "distributed.hosts" in values
-        or ("hardware.gpu" in values and (named or processes > 1))
-        or (named and "all" not in named and processes > len(named))
-        or (several and values.get("memory.optimizer_in_backward") == "on")
-        or (values.get("distributed.strategy") == "fsdp2" and _needs_whole_weights(values))
-    )
-
-
-def _needs_whole_weights(values: dict[str, Any]) -> bool:
-    trains_weights = values.get("method.name", "qlora") in ("full", "freeze")
-    return (
-        "method.train_for" in values
-        or (values.get("train.objective") in ("dpo", "kto") and not trains_weights)
-        or (values.get("train.optimizer", "adamw") != "adamw" and trains_weights)
-    )
-
-
-def _can_train_for_file(values: dict[str, Any]) -> bool:
-    return (
-        values.get("method.name", "qlora") in ("qlora", "lora")
-        and not (values.get("method.dora") or values.get("method.dropout") or values.get("train.compile"))
-        and values.get("method.init") != "pissa"
-        and values.get("method.target_modules", "all-linear") == "all-linear"
-        and values.get("train.objective", "sft") in ("sft", "orpo")
-        and values.get("train.fused_layers", True)
-    )
+    """True if options, each with a value that it takes, break no rule between them."""
+    document = ConfigDocument(MINIMAL)
+    for name, value in changes:
+        document.set(name, value)
+    # Fails for a value that its option does not take.
+    config = Config.model_validate(tomli.loads(document.dumps()))
+    return all(remark.level != "error" for remark in check_rules(config))
 
 
 _CHANGE = st.sampled_from(EVERY).flatmap(lambda option: st.tuples(st.just(option.name), value_of(option)))

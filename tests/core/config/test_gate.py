@@ -11,73 +11,39 @@ from hypothesis import strategies as st
 
 from core.config.gate import FIGURES, Comparison, parse_bar, read_bars
 from core.errors import UserError
-from tests.cases import cases
+from tests.cases import cases, tables
+
+TABLES = tables(__file__)
 
 NUMBERS = st.floats(0, 1e6).map(lambda value: round(value, 6))
 COMPARISONS = st.sampled_from(get_args(Comparison))
 BLANKS = st.sampled_from(["", " ", "  ", "\t"])
 
 
-@cases(
-    ("text", "share", "offset", "needs_before"),
-    [
-        ("loss <= 0.5", 0, 0.5, False),
-        ("loss<=.5", 0, 0.5, False),
-        ("loss <= 0.9*before", 0.9, 0, True),
-        ("loss <= before * 0.9", 0.9, 0, True),
-        ("probe_loss <= before + 0.1", 1, 0.1, True),
-        ("loss < 0.5 * before - 1e-2", 0.5, -0.01, True),
-        ("reward_margin >= -0.5", 0, -0.5, False),
-        ("loss <= before - 0.1 + 2*0.2", 1, 0.3, True),
-        ("loss <= -before", -1, 0, True),
-        ("exact_match >= before - before + 0.8", 0, 0.8, True),
-    ],
-)
+@cases(("text", "share", "offset", "needs_before"), TABLES["a_bar_is_a_share_of_before_and_a_number"])
 def test_a_bar_is_a_share_of_before_and_a_number(text: str, share: float, offset: float, needs_before: bool) -> None:
     bar = parse_bar(text)
     assert [bar.share, bar.offset] == pytest.approx([share, offset])
     assert bar.needs_before is needs_before
 
 
-@cases(
-    ("text", "said"),
-    [
-        ("", "is empty"),
-        ("lose <= 1", "begins with 'lose', which is no figure"),
-        ("1 <= loss", "begins with '1'"),
-        ("loss", "has no <=, >=, < or > behind loss"),
-        ("loss == 1", "has no <=, >=, < or > behind loss"),
-        ("loss <=", "ends where a number should be"),
-        ("loss <= 0.9 before", "has 'before' where + or - should be"),
-        ("loss <= 0.9 *", "ends where a number should be"),
-        ("loss <= befor", "has 'befor' where a number or before should be"),
-        ("loss <= before*before", "multiplies before by itself"),
-        ("loss <= 1 % 2", "cannot be read from '% 2' on"),
-        ("loss <= __import__('os')", "cannot be read from '('os')' on"),
-        ("loss <= 1e308*1e308", "too large"),
-        ("loss <= " + "1+" * 200 + "1", "has more than 200 characters"),
-        ("loss < = 1", "has '=' where"),
-    ],
-)
+@cases(("text", "said"), TABLES["what_is_no_bar_is_refused_with_the_place"])
 def test_what_is_no_bar_is_refused_with_the_place(text: str, said: str) -> None:
-    if text == "loss < = 1":
-        said = "cannot be read from '= 1' on"
     with pytest.raises(UserError) as refused:
         parse_bar(text)
-    assert said in refused.value.message
+    assert said in str(refused.value)
     assert refused.value.hint
 
 
-def test_a_mistyped_figure_gets_the_nearest_one() -> None:
-    with pytest.raises(UserError) as refused:
-        parse_bar("exactmatch >= 0.8")
-    assert refused.value.hint == "Did you mean exact_match?"
-
-
 @given(
-    figure=st.sampled_from(FIGURES), comparison=COMPARISONS, share=NUMBERS, offset=NUMBERS, before=NUMBERS,
-    after=NUMBERS, blank=BLANKS,
-)  # fmt: skip
+    figure=st.sampled_from(FIGURES),
+    comparison=COMPARISONS,
+    share=NUMBERS,
+    offset=NUMBERS,
+    before=NUMBERS,
+    after=NUMBERS,
+    blank=BLANKS,
+)
 def test_a_bar_means_what_it_says(
     figure: str, comparison: str, share: float, offset: float, before: float, after: float, blank: str
 ) -> None:

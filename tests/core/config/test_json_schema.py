@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-import sample_data
 from core.config.document import ConfigDocument
 from core.config.json_schema import DIALECT, json_schema
 from core.config.schema import Option, sections
-from core.presets.library import Preset, apply_preset, presets
 from tests.cases import cases
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 from tests.examples import examples
@@ -70,17 +68,6 @@ def test_blanks_may_end_an_answer_and_are_no_name() -> None:
     assert accepts(MINIMAL + '\n[chat]\nstop = "\\t "\n')
     assert not accepts(MINIMAL + '\n[chat]\nstop = ""\n')
     assert not accepts(MINIMAL + '\n[tracking]\nname = "\\t "\n')
-
-
-def test_the_sample_configuration_passes() -> None:
-    assert accepts(sample_data.path("tickets.toml").read_text(encoding="utf-8"))
-
-
-@cases("preset", presets().values(), ids=lambda preset: preset.name)
-def test_the_schema_accepts_every_preset(preset: Preset) -> None:
-    document = ConfigDocument(MINIMAL)
-    apply_preset(document, preset)
-    assert accepts(document.dumps())
 
 
 @settings(max_examples=examples(40))

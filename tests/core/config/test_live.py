@@ -9,7 +9,9 @@ import pytest
 from core.config.live import changed_options, read_changes
 from core.config.schema import Config, DataSection
 from core.errors import UserError
-from tests.cases import cases
+from tests.cases import cases, tables
+
+TABLES = tables(__file__)
 
 CONFIG = Config(data=DataSection(train="rows.jsonl"))
 
@@ -24,17 +26,7 @@ def test_changes_are_read_as_typed_or_as_they_are() -> None:
     assert CONFIG.checkpoint.every_steps is None
 
 
-@cases(
-    ("asked", "sentence"),
-    [
-        ({}, "Nothing was named to set."),
-        ({"train.batch_size": 8}, "train.batch_size cannot be changed while a run is on."),
-        ({"no.such": 8}, "no.such cannot be changed while a run is on."),
-        ({"train.learning_rate": "nan"}, "train.learning_rate must be a number above 0, at most 1, not nan."),
-        ({"train.learning_rate": ""}, "train.learning_rate must be a number, not ''."),
-        ({"train.learning_rate": 1e-4, "eval.every_steps": 0}, "eval.every_steps must be a whole number from 1 to "),
-    ],
-)
+@cases(("asked", "sentence"), TABLES["what_cannot_be_changed_or_meant_is_said"])
 def test_what_cannot_be_changed_or_meant_is_said(asked: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as error:
         read_changes(CONFIG, asked)

@@ -23,17 +23,14 @@ from core.config.targets import (
     stays_16bit,
     without_adapters,
 )
-from tests.cases import cases
+from tests.cases import cases, tables
+
+TABLES = tables(__file__)
 
 NAME = "model.layers.12.self_attn.q_proj"
 
 
-@cases(("entry", "found"), [
-    ("q_proj", True), ("self_attn.q_proj", True), (NAME, True), ("proj", False), ("attn.q_proj", False),
-    ("*_proj", True), ("self_attn.*", True), ("layers.1?.*", True), ("layers.?.*", False),
-    ("layers.1[0-9].self_attn.[qv]_proj", True), ("*attn*", True), ("Q_PROJ*", False), (r"re:.*\.(q|v)_proj", True),
-    ("re:q_proj", False), (r"re:model\.layers\.\d{2}\..*", True), ("re:(q", False),
-])  # fmt: skip
+@cases(("entry", "found"), TABLES["what_an_entry_stands_for"])
 def test_what_an_entry_stands_for(entry: str, found: bool) -> None:
     assert is_target(NAME, entry) is found
 
@@ -45,10 +42,7 @@ def test_what_is_a_pattern() -> None:
     assert is_pattern("re:q_proj")
 
 
-@cases(
-    "expression",
-    ["(q", "*q", "(a+)+x", r"(\w+\.?)*X", "(?:a|a){2,}", "a*a*a*a*a*a*x", "a{99999999999}", "(" * 2000 + ")" * 2000],
-)
+@cases("expression", TABLES["expressions_that_cannot_be_used_say_so_and_match_nothing"])
 def test_expressions_that_cannot_be_used_say_so_and_match_nothing(expression: str) -> None:
     assert expression_problem(EXPRESSION + expression)
     assert not is_target(NAME, EXPRESSION + expression)
@@ -65,23 +59,10 @@ def test_no_entry_fails_or_takes_long(text: str) -> None:
         assert is_target("a.a_a.aaaa_aaaaaaaaaa.aaaaaaaaaaaaaa1", entry) in (True, False)
 
 
-@cases("name", ["model.layers.0.mlp.gate", "model.layers.3.linear_attn.in_proj_a", "layers.1.router"])
-def test_routers_and_small_gates_always_stay(name: str) -> None:
-    assert stays_16bit(name)
-
-
-def test_layers_stay_that_are_named() -> None:
-    keep = ["layers.0.*", "re:.*down_proj"]
-    assert stays_16bit("model.layers.0.self_attn.q_proj", keep)
-    assert stays_16bit("model.layers.7.mlp.down_proj", keep)
-    assert not stays_16bit("model.layers.10.self_attn.q_proj", keep)
-    assert not stays_16bit("model.layers.0.mlp.gate_proj")
-
-
-@cases("keep", [None, "auto", []])
-def test_none_are_named_before_auto_has_decided(keep: str | list[str] | None) -> None:
-    assert kept_patterns(keep) == ()
-    assert not stays_16bit("model.layers.0.mlp.up_proj", keep)
+@cases(("name", "keep", "stays"), TABLES["layers_that_stay_in_16_bit"])
+def test_routers_and_layers_that_are_named_stay_in_16_bit(name: str, keep: str | list[str] | None, stays: bool) -> None:
+    assert stays_16bit(name, keep) is stays
+    assert bool(kept_patterns(keep)) == isinstance(keep, list)
 
 
 QWEN3_30B = ((1536, 2048), (2048, 768))
@@ -89,24 +70,7 @@ MIXTRAL = ((28672, 4096), (4096, 14336))
 EXPERTS = "model.layers.3.mlp.experts"
 
 
-@cases(
-    ("options", "matrices", "wanted"),
-    [
-        ({}, QWEN3_30B, False),
-        ({}, MIXTRAL, True),
-        ({"target_experts": "on"}, QWEN3_30B, True),
-        ({"target_experts": "off"}, MIXTRAL, False),
-        ({"rank": 4}, QWEN3_30B, True),
-        ({"rank": 64}, MIXTRAL, False),
-        ({"dora": True}, MIXTRAL, False),
-        ({"init": "pissa"}, MIXTRAL, False),
-        ({"target_modules": ["q_proj", "v_proj"]}, MIXTRAL, False),
-        ({"target_modules": ["q_proj", "v_proj"], "target_experts": "on"}, MIXTRAL, True),
-        ({"target_modules": ["q_proj", "gate_proj", "down_proj"]}, MIXTRAL, True),
-        ({"target_modules": ["re:model\\.layers\\.[0-2]\\..*"]}, MIXTRAL, False),
-        ({"target_modules": ["re:model\\.layers\\.[0-3]\\..*"]}, MIXTRAL, True),
-    ],
-)
+@cases(("options", "matrices", "wanted"), TABLES["experts_get_adapters_where_these_stay_small"])
 def test_experts_get_adapters_where_these_stay_small(options: dict[str, Any], matrices: Any, wanted: bool) -> None:
     assert adapts_experts(MethodSection(**options), EXPERTS, matrices) is wanted
 

@@ -18,10 +18,12 @@ from core.importers.convert import TOOLS, import_config
 from core.importers.redact import REDACTED, cleaned, is_secret_name, redact
 from core.importers.tool import Choice, Copy, Tool, Unsupported
 from core.importers.translation import is_one_of
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
 from tests.examples import examples
+
+TABLES = tables(__file__)
 
 EVERY = list(TOOLS.values())
 MINIMAL = {
@@ -40,16 +42,7 @@ def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
     assert first in imported.reason or "training" in imported.reason
 
 
-@cases(
-    ("text", "part"),
-    [
-        ("learning_rate: 1e-4\nseed: 3\n", "no key by which"),
-        ("base_model: x\nsequence_len: 5\ncutoff_len: 5\nmodel_name_or_path: x\n", "keys of"),
-        ("compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n", "a configuration of accelerate"),
-        ("model: x\ntrain_dataset: y\nmodel_class: llm\n", "second generation"),
-        ("zero_optimization: {}\ntrain_micro_batch_size_per_gpu: auto\n", "DeepSpeed"),
-    ],
-)
+@cases(("text", "part"), TABLES["files_of_which_it_cannot_be_told"])
 def test_files_of_which_it_cannot_be_told(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(UserError, match=part) as caught:
         carry(tmp_path, text)
@@ -62,25 +55,7 @@ def test_a_configuration_of_ours_needs_no_import(tmp_path: Path) -> None:
         import_config(tmp_path / "ours.toml")
 
 
-def test_it_may_be_said(tmp_path: Path) -> None:
-    imported = carry(tmp_path, "learning_rate: 1e-4\n", "llama-factory")
-    assert (imported.kind, imported.reason) == ("llama-factory", "Given by --from.")
-    assert setting(imported, "train.learning_rate") == 1e-4
-
-
-@cases(
-    ("kind", "line", "guess"),
-    [
-        ("axolotl", "lora_rr: 8", "lora_r"),
-        ("axolotl", "microbatch_size: 8", "micro_batch_size"),
-        ("llama-factory", "lora_rnk: 8", "lora_rank"),
-        ("llama-factory", "datset: x", "dataset"),
-        ("unsloth", "lora: {lora_rr: 8}", "lora.lora_r"),
-        ("unsloth", "trainng: 8", "training"),
-        ("axolotl", "qqqqq: 8", ""),
-        ("axolotl", "qqqqq:", ""),
-    ],
-)
+@cases(("kind", "line", "guess"), TABLES["a_key_that_the_tool_does_not_have"])
 def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str, guess: str) -> None:
     imported = carry(tmp_path, MINIMAL[kind] + line + "\n")
     (unknown,) = imported.unknown
@@ -91,23 +66,11 @@ def test_a_key_that_the_tool_does_not_have(tmp_path: Path, kind: str, line: str,
     assert not guess or f"Did you mean {guess}?" in said.reason
 
 
-def test_wrong_kinds_of_values_name_file_line_and_key(tmp_path: Path) -> None:
-    for kind, line, part in (
-        ("axolotl", "lora_r: many", "lora_r must be a whole number, not many"),
-        ("axolotl", "num_epochs: [1]", "num_epochs must be a number, not [1]"),
-        ("axolotl", "learning_rate: .nan", "learning_rate must be a number"),
-        ("axolotl", "peft_use_dora: 3", "peft_use_dora must be true or false, not 3"),
-        ("axolotl", "datasets: {path: x}", "datasets must be a list of datasets"),
-        ("axolotl", "datasets: [x]", "datasets has an entry that is no table"),
-        ("axolotl", "optimizer: [x]", "optimizer must be a name"),
-        ("llama-factory", "lora_rank: 8.5", "lora_rank must be a whole number, not 8.5"),
-        ("llama-factory", "dataset: {a: 1}", "dataset must be a text or a list of texts"),
-        ("unsloth", "lora: 3", "lora must be a table of keys, not 3"),
-        ("unsloth", "lora: {lora_r: x}", "lora.lora_r must be a whole number, not x"),
-    ):
-        with pytest.raises(UserError) as caught:
-            carry(tmp_path, MINIMAL[kind] + line + "\n")
-        assert caught.value.message.startswith(f"{tmp_path}/theirs.yml, line 3: {part}"), caught.value.message
+@cases(("kind", "text", "line", "part"), TABLES["what_a_tool_refuses_is_refused"])
+def test_what_a_tool_refuses_is_refused(tmp_path: Path, kind: str, text: str, line: int, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        carry(tmp_path, f"{MINIMAL[kind]}{text}\n")
+    assert caught.value.message.startswith(f"{tmp_path}/theirs.yml, line {line}: {part}")
 
 
 def test_what_is_out_of_our_range_keeps_the_default(tmp_path: Path) -> None:
@@ -119,13 +82,6 @@ def test_what_is_out_of_our_range_keeps_the_default(tmp_path: Path) -> None:
         assert (where, said.to) == ("unsupported", None)
         assert "must be" in said.reason
     loaded(tmp_path, imported)
-
-
-def test_lines_are_decided_or_copied(tmp_path: Path) -> None:
-    imported = carry(tmp_path, MINIMAL["llama-factory"] + "lora_rank: 32\n")
-    lines = imported.toml.splitlines()
-    assert "rank = 32" in lines
-    assert "alpha = 64.0  # Not given: LLaMA-Factory's default is twice the rank." in lines
 
 
 def test_paths_start_where_the_tool_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,16 +251,7 @@ def test_values_that_look_like_secrets_whatever_they_are_called() -> None:
 
 
 def test_nothing_of_them_is_written_or_reported(tmp_path: Path) -> None:
-    text = (
-        f"base_model: https://user:{TOKEN}@host.org/m\n"
-        "datasets:\n"
-        f"  - path: {TOKEN}.jsonl\n    type: {TOKEN}\n    name: {TOKEN}\n"
-        f"  - path: a.jsonl\n    type: alpaca\n    field: {TOKEN}\n"
-        f"sequence_len: 128\nwandb_project: {TOKEN}\nhub_token: short\nhf_tokn: {TOKEN}\n{TOKEN}: 1\n"
-        f"trl: {{vllm: {{api_key: short2}}}}\nlora_target_modules: [{TOKEN}]\nchat_template: {TOKEN}\n"
-        f"chat_template_jinja: {TOKEN}\noptimizer: {TOKEN}\n"
-    )
-    imported = carry(tmp_path, text)
+    imported = carry(tmp_path, yaml.safe_dump(TABLES["a_file_full_of_secrets"]).replace("TOKEN", TOKEN))
     everything = str(imported.to_dict()) + str(imported.unknown) + imported.reason
     assert TOKEN not in everything
     assert "short" not in everything

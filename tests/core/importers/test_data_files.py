@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from core import paths
 from core.analysis.division import held_out_rows, repeats
 from core.data.registries.resolve import training_sources
-from core.hub.store import NotFetchedError, Record
+from core.hub.store import Record
 from core.importers import data_files
 from core.importers.data_files import Part, read_splits
 from core.importers.redact import holds_secret
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, questions, setting
-from tests.core.importers.test_axolotl import BASE
 from tests.core.importers.test_axolotl import BASE as AXOLOTL
-from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 
+TABLES = tables(__file__)
+
+LLAMA_FACTORY = "model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 64\n"
 ENTRY = "datasets: [{path: a.jsonl, type: alpaca}]\nmicro_batch_size: 4\n"
 
 
@@ -116,20 +117,9 @@ def test_a_number_of_steps_counts_alone(hundred: Path) -> None:
     assert not imported.remarks
 
 
-@cases(
-    ("text", "parts"),
-    [
-        ("", [Part("")]),
-        ("train", [Part("train")]),
-        ("train+test", [Part("train"), Part("test")]),
-        ("train[:10%]", [Part("train", 0, 10, True)]),
-        ("train[5%:10%] + test[3:]", [Part("train", 5, 10, True), Part("test", 3)]),
-        ("train[-100:]", [Part("train", -100)]),
-        ("train[:]", [Part("train")]),
-    ],
-)
-def test_what_is_read(text: str, parts: list[Part]) -> None:
-    assert read_splits(text) == parts
+@cases(("text", "parts"), TABLES["parts_of_splits"])
+def test_what_is_read(text: str, parts: list[list[Any]]) -> None:
+    assert read_splits(text) == [Part(*part) for part in parts]
 
 
 @cases("text", ["train[", "train[5]", "train[:5%:2]", "train[a:b]", "train]", "train[5%:10]"])
@@ -138,18 +128,7 @@ def test_what_is_none(text: str) -> None:
         read_splits(text)
 
 
-@cases(
-    ("text", "rows", "share"),
-    [
-        ("t[:10%]", None, 0.1),
-        ("t[90%:]", None, 0.1),
-        ("t[-10%:]", None, 0.1),
-        ("t[:30]", 120, 0.25),
-        ("t[:300]", 120, 1.0),
-        ("t[-30:]", 120, 0.25),
-        ("t[:30]", None, None),
-    ],
-)
+@cases(("text", "rows", "share"), TABLES["a_part_of_a_split_is_a_share_of_its_rows"])
 def test_a_part_of_a_split_is_a_share_of_its_rows(text: str, rows: int | None, share: float | None) -> None:
     (part,) = read_splits(text)
     assert part.share(rows) == share
@@ -182,42 +161,9 @@ def fetched(repository: str, files: dict[str, list[dict[str, Any]]]) -> None:
 ROWS = [{"instruction": f"q{number}", "input": "", "output": f"a{number}"} for number in range(20)]
 
 
-@cases(
-    ("text", "value"),
-    [
-        ("{path: org/name, type: alpaca}", "hf://datasets/org/name#train"),
-        ("{path: org/name, type: alpaca, split: test}", "hf://datasets/org/name#test"),
-        ("{path: org/name, type: alpaca, name: en, split: test}", "hf://datasets/org/name#en/test"),
-        ("{path: org/name, type: alpaca, revision: v1.0}", "hf://datasets/org/name@v1.0#train"),
-        (f"{{path: org/name, type: alpaca, revision: {COMMIT}}}", f"hf://datasets/org/name@{COMMIT}#train"),
-        ("{path: org/name, type: alpaca, data_dir: sub}", "hf://datasets/org/name/sub#train"),
-        ("{path: org/name, type: alpaca, data_files: a.jsonl}", "hf://datasets/org/name/a.jsonl"),
-        (
-            "{path: org/name, type: alpaca, data_files: [a.jsonl, b.jsonl]}",
-            ["hf://datasets/org/name/a.jsonl", "hf://datasets/org/name/b.jsonl"],
-        ),
-        (
-            "{path: org/name, type: alpaca, split: train+test}",
-            ["hf://datasets/org/name#train", "hf://datasets/org/name#test"],
-        ),
-        ("{path: org/name, type: alpaca, split: 'train[:10%]'}", "hf://datasets/org/name#train"),
-    ],
-)
-def test_entries_of_axolotl(tmp_path: Path, text: str, value: str | list[str]) -> None:
-    imported = carry(tmp_path, f"{BASE}datasets: [{text}]\n")
-    assert setting(imported, "data.train") == value
-    where, said = entry(imported, "datasets")
-    assert where == "changed"
-    assert "localtune-tui fetch" in said.reason
-    if isinstance(value, str):
-        assert comment(imported, "data.train") == f"'localtune-tui fetch {value}' downloads it."
-    with pytest.raises(NotFetchedError):
-        training_sources(loaded(tmp_path, imported).data)
-
-
 def test_what_has_been_fetched_is_read_and_counted(tmp_path: Path) -> None:
     fetched("org/name", {"train.jsonl": ROWS, "test.jsonl": ROWS[:5]})
-    text = f"{BASE}datasets: [{{path: org/name, type: alpaca, split: 'train[:5]'}}]\nevals_per_epoch: 1\n"
+    text = f"{AXOLOTL}datasets: [{{path: org/name, type: alpaca, split: 'train[:5]'}}]\nevals_per_epoch: 1\n"
     held = "test_datasets: [{path: org/name, type: alpaca, split: test}]\nmicro_batch_size: 1\n"
     imported = carry(tmp_path, text + held)
     assert comment(imported, "data.train") == "A dataset of the Hub, which is on this machine."
@@ -231,7 +177,7 @@ def test_what_has_been_fetched_is_read_and_counted(tmp_path: Path) -> None:
 
 def test_a_directory_of_that_name_goes_before(tmp_path: Path) -> None:
     write(tmp_path / "org" / "name" / "train.jsonl", json_lines(ROWS))
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/name, type: alpaca, revision: v1}}]\n")
+    imported = carry(tmp_path, f"{AXOLOTL}datasets: [{{path: org/name, type: alpaca, revision: v1}}]\n")
     assert setting(imported, "data.train") == "org/name"
     assert entry(imported, "datasets[1].revision")[0] == "unsupported"
 
@@ -240,7 +186,7 @@ def test_types_that_say_more_than_columns_are_read_from_the_file(tmp_path: Path)
     """The entries of the YAML file are read as the file says, and the others by ``data.columns``."""
     write(tmp_path / "a.jsonl", json_lines(ROWS))
     fetched("org/quiz", {"train.jsonl": [{"question": "q", "category": "c", "answer": "a"}]})
-    text = f"{BASE}datasets: [{{path: a.jsonl, type: alpaca}}, {{path: org/quiz, type: jeopardy}}]\n"
+    text = f"{AXOLOTL}datasets: [{{path: a.jsonl, type: alpaca}}, {{path: org/quiz, type: jeopardy}}]\n"
     imported = carry(tmp_path, text)
     assert setting(imported, "data.train") == ["a.jsonl", "theirs.yml#2"]
     assert setting(imported, "data.columns") == {"user": "instruction", "context": "input", "assistant": "output"}
@@ -252,29 +198,15 @@ def test_types_that_say_more_than_columns_are_read_from_the_file(tmp_path: Path)
     assert [message.content for message in _first(quiz).messages] == ["q\nc", "what is a"]
 
 
-def test_the_command_is_named_for_entries_of_the_file_too(tmp_path: Path) -> None:
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/quiz, type: jeopardy}}]\n")
-    assert setting(imported, "data.train") == "theirs.yml#1"
-    assert "'localtune-tui fetch hf://datasets/org/quiz#train' downloads it." in comment(imported, "data.train")
-
-
 def test_entries_of_other_places_are_not_named_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our reader begins at the file, Axolotl where it is run."""
     quiz = json_lines([{"question": "q", "category": "c", "answer": "a"}])
     write(tmp_path / "run" / "data" / "quiz.jsonl", quiz)
     (tmp_path / "run" / "configs").mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    imported = carry(tmp_path / "run" / "configs", f"{BASE}datasets: [{{path: data/quiz.jsonl, type: jeopardy}}]\n")
+    imported = carry(tmp_path / "run" / "configs", f"{AXOLOTL}datasets: [{{path: data/quiz.jsonl, type: jeopardy}}]\n")
     assert setting(imported, "data.train") == str(tmp_path / "run" / "data" / "quiz.jsonl")
     assert "data.columns cannot express" in entry(imported, "datasets[1]")[1].reason
-
-
-def test_rows_to_measure_on_are_never_those_of_another_entry(tmp_path: Path) -> None:
-    held = "test_datasets: [{path: org/b, type: jeopardy}]\n"
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/a, type: jeopardy}}]\n{held}")
-    assert setting(imported, "data.train") == "theirs.yml#1"
-    assert setting(imported, "data.eval") == "hf://datasets/org/b#train"
-    assert entry(imported, "test_datasets[1]")[0] == "unsupported"
 
 
 def test_models_are_fetched_by_a_command(tmp_path: Path) -> None:
@@ -318,7 +250,7 @@ def test_datasets_without_a_registry_are_read_as_there(tmp_path: Path) -> None:
 
 def test_parts_of_what_is_not_written_have_no_weights(tmp_path: Path) -> None:
     secret = "{path: 'https://u:hf_abcdefghijklmnopqrstuvwxyz@h/x', type: alpaca}"
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: a/b, type: alpaca, split: 'train[:5%]'}}, {secret}]\n")
+    imported = carry(tmp_path, f"{AXOLOTL}datasets: [{{path: a/b, type: alpaca, split: 'train[:5%]'}}, {secret}]\n")
     assert setting(imported, "data.train") == "train.jsonl"
     assert setting(imported, "data.weights") is None
     assert entry(imported, "datasets[1].split")[0] == "unsupported"

@@ -12,24 +12,18 @@ import pytest
 from core.errors import UserError
 from core.importers.convert import Imported, import_config
 from core.importers.distributed import flat, read_settings
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import carry, comment, entries, entry, rows, setting
+
+TABLES = tables(__file__)
 
 AXOLOTL = (
     "base_model: org/model\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nadapter: lora\nlora_r: 8\n"
     "sequence_len: 512\n"
 )
 FACTORY = "model_name_or_path: org/model\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 512\ndataset: mine\n"
-AUTO = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-    "bf16": {"enabled": "auto"},
-    "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
-}
+AUTO = TABLES["auto"]
 
 
 def zero(stage: int, **more: Any) -> dict[str, Any]:
@@ -63,18 +57,7 @@ def test_a_file_of_deepspeed_beside_the_configuration(tmp_path: Path, text: str,
     assert not result.unknown
 
 
-@cases(
-    ("stage", "optimizer", "param", "ours", "lists"),
-    [
-        (2, "cpu", None, "optimizer", ("carried", "")),
-        (3, "cpu", "cpu", "all", ("carried", "carried")),
-        (3, None, "cpu", "all", ("", "changed")),
-        (3, "none", "none", None, ("carried", "carried")),
-        (3, "nvme", "nvme", "all", ("changed", "changed")),
-        (2, "cpu", "cpu", "optimizer", ("carried", "unsupported")),
-        (0, "cpu", None, None, ("unsupported", "")),
-    ],
-)
+@cases(("stage", "optimizer", "param", "ours", "lists"), TABLES["what_deepspeed_offloads"])
 def test_what_deepspeed_offloads(
     tmp_path: Path, stage: int, optimizer: str | None, param: str | None, ours: str | None, lists: tuple[str, str]
 ) -> None:
@@ -87,16 +70,7 @@ def test_what_deepspeed_offloads(
             assert entry(result, f"deepspeed.zero_optimization.{name}.device")[0] == where
 
 
-@cases(
-    "settings",
-    [
-        {"optimizer": {"type": "AdamW"}},
-        {"scheduler": {"type": "WarmupLR"}},
-        {"wall_clock_breakdown": True},
-        {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
-        {"some_new_thing": {"a": 1}},
-    ],
-)
+@cases("settings", TABLES["other_settings_are_reported"])
 def test_other_settings_are_reported(tmp_path: Path, settings: dict[str, Any]) -> None:
     result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", settings)
     (found,) = [one for one in result.unsupported if one.key.startswith("deepspeed.")]
@@ -116,17 +90,7 @@ def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
     assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason
 
 
-@cases(
-    ("text", "words"),
-    [
-        ("{", "line 1 is not JSON"),
-        ("[1]", "must have a table of keys"),
-        ('{"a": NaN}', "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("{" + " " * (1 << 17) + "}", "it is larger than 128 KiB"),
-        (json.dumps({f"a{number}": 1 for number in range(500)}), "more than 400 settings"),
-    ],
-)
+@cases(("text", "words"), TABLES["hostile_files_are_refused_in_a_sentence"])
 def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", text)
@@ -155,21 +119,7 @@ def test_secrets_in_settings_are_redacted(tmp_path: Path) -> None:
 
 def test_every_setting_of_fsdp_has_a_line(tmp_path: Path) -> None:
     rows(tmp_path / "rows.jsonl")
-    settings = {
-        "offload_params": True,
-        "cpu_ram_efficient_loading": True,
-        "sync_module_states": True,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
-        "state_dict_type": "FULL_STATE_DICT",
-        "sharding_strategy": "FULL_SHARD",
-        "reshard_after_forward": False,
-        "activation_checkpointing": True,
-        "use_orig_params": False,
-        "xla": True,
-        "version": 2,
-        "mixed": None,
-    }
+    settings = TABLES["settings_of_fsdp"]
     lines = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in settings.items())
     result = carry(
         tmp_path, f"{AXOLOTL}fsdp_version: 2\nfsdp_final_state_dict_type: FULL_STATE_DICT\nfsdp_config:\n{lines}"
@@ -189,14 +139,7 @@ def test_files_of_fsdp_may_be_json_or_yaml(tmp_path: Path) -> None:
         assert setting(result, "distributed.offload") == "all"
 
 
-@cases(
-    ("text", "key", "stage", "optimizer"),
-    [
-        (f"{AXOLOTL}optimizer: adamw_bnb_8bit\n", "optimizer", 2, "adamw"),
-        (f"{FACTORY}optim: paged_lion_8bit\n", "optim", 3, "adamw"),
-        (f"{FACTORY}optim: paged_adamw_8bit\n", "optim", 0, "paged_adamw_8bit"),
-    ],
-)
+@cases(("text", "key", "stage", "optimizer"), TABLES["deepspeed_has_adamw_alone"])
 def test_deepspeed_has_adamw_alone(tmp_path: Path, text: str, key: str, stage: int, optimizer: str) -> None:
     result = named(tmp_path, f"{text}deepspeed: ds.json\n", zero(stage))
     assert setting(result, "train.optimizer") == optimizer

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.importers.convert import TOOLS, Imported, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import write
 from tests.core.importers.helpers import (
     assert_all_accounted,
@@ -28,6 +28,8 @@ from tests.core.importers.helpers import (
     questions,
     setting,
 )
+
+TABLES = tables(__file__)
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
@@ -77,15 +79,22 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
     return found
 
 
-def settled(directory: Path, section: str, given: dict[str, Any]) -> Imported:
-    """Import the file of a section with these settings; the result loads, and every key has one entry."""
+def prepare(directory: Path, section: str) -> dict[str, Any]:
+    """Write the data of a section; the section."""
     values = SETTINGS[section]
     for name, count in values.get("rows", {}).items():
         write(directory / name, questions(count))
     if "registry" in values:
         write(directory / "data" / "dataset_info.json", json.dumps(values["registry"]))
+    return values
+
+
+def settled(directory: Path, section: str, given: dict[str, Any]) -> Imported:
+    """Import the file of a section with these settings; the result loads, and every key has one entry."""
+    values = prepare(directory, section)
     text = yaml.safe_dump(values["base"] | given)
     imported = carry(directory, text, values["tool"])
+    assert not imported.unknown
     assert_all_accounted(imported, keys_of(text, TOOLS[values["tool"]].sections))
     loaded(directory, imported)
     return imported
@@ -106,19 +115,7 @@ def test_settings_become_options(tmp_path: Path, section: str, case: dict[str, A
         assert bool(words) == bool(comment(imported, name)), name
 
 
-@cases(
-    ("tool", "given"),
-    [
-        ("axolotl", {"sample_packing": False, "eval_sample_packing": True}),
-        ("axolotl", {"sample_packing": True, "rl": "dpo"}),
-        ("axolotl", {"sample_packing": True, "neftune_noise_alpha": 5}),
-        ("axolotl", {"sample_packing": True, "noisy_embedding_alpha": 5}),
-        ("axolotl", {"batch_flattening": True, "rl": "dpo"}),
-        ("llama-factory", {"packing": True, "neftune_noise_alpha": 5}),
-        ("llama-factory", {"packing": True, "stage": "dpo"}),
-        ("llama-factory", {"packing": False}),
-    ],
-)
+@cases(("tool", "given"), TABLES["rows_that_are_not_packed"])
 def test_rows_that_are_not_packed(tmp_path: Path, tool: str, given: dict[str, Any]) -> None:
     """The file itself would refuse packing with noise, and with preferences."""
     imported = settled(tmp_path, f"{tool} with rows held out", given)

@@ -13,9 +13,11 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.presets.choose import choose_preset
 from core.presets.library import presets
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.models.architecture import published
 from tests.families.published_models import published_config
+
+TABLES = tables(__file__)
 
 GIB = 1 << 30
 
@@ -39,28 +41,7 @@ def facts(billions: float | None, card: float | None, positions: int | None = 13
     )
 
 
-@cases(
-    ("billions", "card", "aim", "name"),
-    [
-        (0.13, None, "balanced", "cpu-small"),
-        (0.13, None, "quick-look", "cpu-small-quick-look"),
-        (None, None, "balanced", "cpu-small"),
-        (None, 23.99, "balanced", "24gb-7b"),
-        (None, 7.99, "balanced", "8gb-7b"),
-        (3.2, 8.0, "balanced", "8gb-small"),
-        (8.0, 7.99, "balanced", "8gb-7b"),
-        (8.0, 11.99, "long-context", "12gb-7b-long-context"),
-        (8.0, 15.99, "quick-look", "12gb-7b-quick-look"),
-        # With error correction, as on a data center's card.
-        (8.0, 22.5, "balanced", "24gb-7b"),
-        (8.0, 23.99, "best-quality", "24gb-7b-best-quality"),
-        # Too large for 16 bits on that card.
-        (9.2, 23.99, "best-quality", "16gb-7b-best-quality"),
-        (14.7, 23.99, "balanced", "24gb-13b"),
-        (32.8, 23.99, "balanced", "24gb-30b"),
-        (32.8, 79.6, "balanced", "24gb-30b"),
-    ],
-)
+@cases(("billions", "card", "aim", "name"), TABLES["the_preset_for_a_model_and_a_card"])
 def test_the_preset_for_a_model_and_a_card(billions: float | None, card: float | None, aim: Aim, name: str) -> None:
     choice = choose_preset(facts(billions, card), aim)
     assert choice.preset.name == name
@@ -127,32 +108,9 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@cases(
-    ("name", "gib", "preset", "away"),
-    [("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"), ("Qwen3-30B-A3B", 24, "24gb-30b", "")],
-)
+@cases(("name", "gib", "preset", "away"), TABLES["mixtures"])
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
     """A mixture whose experts do not fit on the card gets the preset for smaller models."""
-    see_chosen(name, gib, preset, away)
-
-
-@pytest.mark.long
-@cases(
-    ("name", "gib", "preset", "away"),
-    [
-        ("Qwen3-30B-A3B", 12, "12gb-7b", "15.0 GB"),
-        ("Qwen3-30B-A3B", 16, "16gb-13b", "15.0 GB"),
-        ("gpt-oss-20b", 12, "12gb-7b", "9.9 GB"),
-        ("gpt-oss-20b", 16, "16gb-13b", "9.9 GB"),
-        ("gpt-oss-20b", 24, "24gb-30b", ""),
-    ],
-)
-def test_so_are_others_and_with_other_ranks(name: str, gib: int, preset: str, away: str) -> None:
-    """Each is another measurement, which takes seconds."""
-    see_chosen(name, gib, preset, away)
-
-
-def see_chosen(name: str, gib: int, preset: str, away: str) -> None:
     mixture = read_architecture(published_config(name), name)
     choice = choose_preset(Facts(model=mixture, device_bytes=gib * GIB))
     assert choice.preset.name == preset

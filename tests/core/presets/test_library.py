@@ -88,22 +88,19 @@ def test_every_card_and_every_size_is_served() -> None:
     assert {path.stem for path in DIRECTORY.glob("*.toml")} == set(presets())
 
 
-def test_more_memory_asks_for_no_less() -> None:
+def test_presets_are_as_their_cards_and_aims_say() -> None:
     """Of two balanced presets for the same size, the one for the larger card takes rows that are at least as long."""
     balanced = [preset for preset in EVERY if preset.aim == "balanced" and preset.memory_gb]
     for less, more in itertools.combinations(balanced, 2):
         if less.memory_gb < more.memory_gb and less.parameters[0] == more.parameters[0]:
             assert less.values["train.max_length"] <= more.values["train.max_length"]
             assert less.values["method.rank"] <= more.values["method.rank"]
-
-
-def test_quick_looks_end_and_long_contexts_are_longer() -> None:
     for preset in EVERY:
         if preset.aim == "quick-look":
             assert preset.values["train.max_steps"] <= 60
         if preset.aim == "long-context":
-            balanced = find_preset(preset.name.removesuffix("-long-context"))
-            assert preset.values["train.max_length"] >= 2 * balanced.values["train.max_length"]
+            plain = find_preset(preset.name.removesuffix("-long-context"))
+            assert preset.values["train.max_length"] >= 2 * plain.values["train.max_length"]
 
 
 def test_what_the_user_wrote_stays_where_that_is_asked() -> None:

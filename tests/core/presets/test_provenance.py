@@ -18,8 +18,10 @@ from core.presets.provenance import Provenance, find_provenance
 from core.presets.switch import Chosen, apply_switch, note_chosen, plan_switch
 from core.runs.catalog.earlier import Origin, begin_from
 from core.runs.record.store import Run
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.config.strategies import CHANGES
+
+TABLES = tables(__file__)
 
 DEFAULTS = {option.name: option.default for option in options()}
 
@@ -134,16 +136,7 @@ def test_values_of_an_import_or_of_a_run_that_is_gone_are_not_taken_for_the_user
     assert (group.source, group.name) == ("user", "20261124-143600-faq")
 
 
-@cases(
-    "line",
-    [
-        "# chosen: preset cpu-small, data.eval_share = ",
-        "# chosen: preset cpu-small, = 3, ]",
-        "# chosen: preset cpu-small, data = 3",
-        "# chosen: " + "preset " * 900,
-        "# chosen: preset cpu-small, a = " + "[" * 4000,
-    ],
-)
+@cases("line", TABLES["a_comment_that_somebody_else_wrote_is_no_error"])
 def test_a_comment_that_somebody_else_wrote_is_no_error(line: str) -> None:
     document = ConfigDocument(f'{line}\n[data]\ntrain = "rows.jsonl"\n[train]\nepochs = 2.0\n')
     assert groups(document)["user"] == ["train.epochs"]

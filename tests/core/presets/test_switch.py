@@ -11,8 +11,10 @@ from core.config.schema import options
 from core.errors import UserError
 from core.presets.library import find_preset, presets
 from core.presets.switch import Chosen, apply_switch, chosen_in, note_chosen, note_preset, plan_switch, preset_in
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.config.strategies import CHANGES
+
+TABLES = tables(__file__)
 
 MINE = '# mine\n[model]\nbase = "m" # my model\n[data]\ntrain = "rows.jsonl"\n'
 NAMES = st.sampled_from(sorted(presets()))
@@ -25,6 +27,7 @@ def take(document: ConfigDocument, name: str, *, keep_own: bool = True) -> None:
 def test_a_preset_is_written_and_named() -> None:
     document = ConfigDocument(MINE)
     assert preset_in(document) is None
+    assert preset_in(ConfigDocument("# preset: 99gb\n")) is None
     take(document, "24gb-7b")
     assert document.dumps().startswith("# preset: 24gb-7b\n# mine\n")
     assert '"m" # my model' in document.dumps()
@@ -59,10 +62,10 @@ def test_values_of_the_preset_before_go_with_it() -> None:
 
 def test_all_can_be_replaced() -> None:
     document = ConfigDocument(MINE + "[train]\nmax_steps = 7\nlearning_rate = 1.0\nseed = 5\n")
-    take(document, "24gb-7b", keep_own=False)
-    assert document.get("train.max_steps") is None
-    assert document.get("train.learning_rate") == 2e-4
-    assert document.get("train.seed") == 5
+    preset = find_preset("24gb-7b")
+    apply_switch(document, plan_switch(document, preset, max_length=2048, keep_own=False))
+    wanted = {"max_steps": None, "learning_rate": 2e-4, "seed": 5, "max_length": 2048}
+    assert {name: document.get(f"train.{name}") for name in wanted} == wanted
     assert document.get("model.base") == "m"
 
 
@@ -72,34 +75,12 @@ def test_writing_a_default_down_is_no_change_that_is_felt() -> None:
     assert "method.name" not in {change.option for change in switch.felt}
 
 
-def test_another_length_than_the_presets() -> None:
-    document = ConfigDocument(MINE)
-    apply_switch(document, plan_switch(document, find_preset("24gb-7b"), max_length=2048))
-    assert document.get("train.max_length") == 2048
-
-
-@cases(
-    ("text", "noted"),
-    [
-        ("", "# preset: x\n"),
-        ("#:schema a.json\n# b\n", "#:schema a.json\n# preset: x\n# b\n"),
-        ("# a\n#preset:   y  \n[data]\n", "# a\n# preset: x\n[data]\n"),
-        ('[data]\n# preset: y\ntrain = "a"\n', '# preset: x\n[data]\n# preset: y\ntrain = "a"\n'),
-    ],
-)
+@cases(("text", "noted"), TABLES["the_note_is_in_the_head"])
 def test_the_note_is_in_the_head(text: str, noted: str) -> None:
     assert note_preset(text, "x") == noted
 
 
-@cases(
-    ("text", "noted"),
-    [
-        ("", "# chosen: preset x, data.eval_share = 0.1\n"),
-        ("# preset: x\n[data]\n", "# preset: x\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
-        ("#:schema a.json", "#:schema a.json\n# chosen: preset x, data.eval_share = 0.1"),
-        ("# a\n# chosen: preset y\n[data]\n", "# a\n# chosen: preset x, data.eval_share = 0.1\n[data]\n"),
-    ],
-)
+@cases(("text", "noted"), TABLES["what_was_chosen_is_noted_below_the_preset"])
 def test_what_was_chosen_is_noted_below_the_preset(text: str, noted: str) -> None:
     assert note_chosen(text, Chosen("x", {"data.eval_share": 0.1})) == noted
 
@@ -110,10 +91,6 @@ def test_what_was_chosen_is_read_as_it_was_noted(changes: list[tuple[str, object
     document = ConfigDocument(note_chosen(MINE, chosen))
     assert chosen_in(document) == chosen
     assert document.dumps().endswith(MINE)
-
-
-def test_a_preset_that_there_is_not_is_none() -> None:
-    assert preset_in(ConfigDocument("# preset: 99gb\n")) is None
 
 
 def test_a_section_that_is_none_leaves_the_text_as_it_was() -> None:
