@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def rights_for(request: AnalysisRequest) -> Rights:
-    """Rights to read the rows of a request: its files, and the cache of indexes and unpacked text.
+    """Rights to read the rows of a request: its files, and the cache of unpacked text.
 
     The helpers that unpack packed files have the same rights.
 

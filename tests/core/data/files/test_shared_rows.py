@@ -3,19 +3,25 @@ from __future__ import annotations
 import gzip
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from core.data.files import text_rows
+from core.data.files import spool, text_rows
+from core.data.files.rows import Progress, RowFile
 from core.data.files.shared_rows import open_shared
-from core.data.files.spool import SpooledBytes
 from core.errors import UserError
+from core.helper import Helper
 from tests.core.data.sample_files import json_lines, pairs, values, write
 from tests.waiting import wait_for
 
 ROWS = 120_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of several chunks, so that its first rows are not all of them."""
+    return write(tmp_path / "a.jsonl", json_lines(pairs(ROWS)))
 
 
 @pytest.fixture
@@ -35,54 +41,48 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def large(path: Path) -> Path:
-    """A file of several chunks, so that its first rows are not all of them."""
-    return write(path, json_lines(pairs(ROWS)))
+class Hold:
+    """Progress of an index that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.is_under_way, self.may_go_on = threading.Event(), threading.Event()
+
+    def __call__(self, done: int, total: int) -> None:
+        self.is_under_way.set()
+        assert self.may_go_on.wait(30)
 
 
-def in_thread(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
+def indexing(file: RowFile, progress: Progress | None = None) -> threading.Thread:
+    """A thread that indexes a file; with a :class:`Hold` it is under way."""
+    thread = threading.Thread(target=file.index, args=(progress,), daemon=True)
     thread.start()
+    assert not isinstance(progress, Hold) or progress.is_under_way.wait(30)
     return thread
 
 
-def test_two_who_want_all_rows_read_the_file_once(tmp_path: Path, scanned: list[int]) -> None:
-    path = large(tmp_path / "a.jsonl")
-    told: list[list[tuple[int, int]]] = [[], []]
+def test_two_who_want_all_rows_read_the_file_once(path: Path, scanned: list[int]) -> None:
+    told: list[tuple[int, int]] = []
     with open_shared(path) as one, open_shared(path) as other:
         before = one.count_known
         assert before < ROWS
-        threads = [
-            in_thread(lambda file=file, place=place: file.index(lambda *seen: told[place].append(seen)))  # type: ignore[misc]
-            for place, file in enumerate((one, other))
-        ]
-        for thread in threads:
+        for thread in [indexing(file, lambda *seen: told.append(seen)) for file in (one, other)]:
             thread.join(30)
         assert one.count_known == other.count_known == ROWS
         assert (one.complete, other.complete) == (True, True)
         assert values(one.rows(ROWS - 2, 9)) == values(other.rows(ROWS - 2, 9)) == pairs(2, ROWS - 2)
     assert sum(scanned) == path.stat().st_size
-    assert any(told)
+    assert told
 
 
-def test_who_waits_hears_of_the_progress_and_goes_on_where_the_first_is_closed(
-    tmp_path: Path, scanned: list[int]
-) -> None:
-    path = large(tmp_path / "a.jsonl")
+def test_who_waits_hears_of_the_progress_and_goes_on_where_the_first_is_closed(path: Path, scanned: list[int]) -> None:
     one, other = open_shared(path), open_shared(path)
-    is_under_way, may_go_on, told = threading.Event(), threading.Event(), threading.Event()
-
-    def hold(_done: int, _total: int) -> None:
-        is_under_way.set()
-        assert may_go_on.wait(30)
-
-    first = in_thread(lambda: one.index(hold))
-    assert is_under_way.wait(30)
-    second = in_thread(lambda: other.index(lambda *_: told.set()))
+    hold, told = Hold(), threading.Event()
+    first = indexing(one, hold)
+    second = indexing(other, lambda *_: told.set())
     wait_for(lambda: other._shared.listeners[1:], 30, "the second to wait")  # type: ignore[attr-defined]
     one.close()
     assert not told.is_set()
-    may_go_on.set()
+    hold.may_go_on.set()
     first.join(30)
     second.join(30)
     assert told.is_set()
@@ -94,23 +94,16 @@ def test_who_waits_hears_of_the_progress_and_goes_on_where_the_first_is_closed(
     other.close()
 
 
-def test_who_waits_can_be_closed(tmp_path: Path) -> None:
-    path = large(tmp_path / "a.jsonl")
-    is_under_way, may_go_on = threading.Event(), threading.Event()
-
-    def hold(_done: int, _total: int) -> None:
-        is_under_way.set()
-        assert may_go_on.wait(30)
-
+def test_who_waits_can_be_closed(path: Path) -> None:
+    hold = Hold()
     with open_shared(path) as one, open_shared(path) as other:
-        first = in_thread(lambda: one.index(hold))
-        assert is_under_way.wait(30)
-        second = in_thread(other.index)
+        first = indexing(one, hold)
+        second = indexing(other)
         other.close()
         second.join(30)
         assert not second.is_alive()
         assert first.is_alive()
-        may_go_on.set()
+        hold.may_go_on.set()
         first.join(30)
         assert one.count_known == ROWS
 
@@ -153,14 +146,8 @@ def test_a_directory_with_another_shard_is_opened_anew(tmp_path: Path) -> None:
 
 
 def test_a_packed_file_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Path] = []
-    original = SpooledBytes.__init__
-
-    def count(self: SpooledBytes, source: object) -> None:
-        original(self, source)  # type: ignore[arg-type]
-        started.append(tmp_path)
-
-    monkeypatch.setattr(SpooledBytes, "__init__", count)
+    started: list[str] = []
+    monkeypatch.setattr(spool, "Helper", lambda *given, **more: started.append(given[0]) or Helper(*given, **more))
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(json_lines(pairs(900)).encode()))
     with open_shared(path) as one, open_shared(path) as other:
         one.index()
@@ -179,15 +166,3 @@ def test_what_cannot_be_opened_is_said_to_everyone(tmp_path: Path) -> None:
     write(empty, json_lines(pairs(1)))
     with open_shared(empty) as now:
         assert now.count_known == 1
-
-
-def test_the_index_is_kept_for_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_home: Path
-) -> None:
-    monkeypatch.setattr(text_rows, "SMALLEST", 100)
-    path = large(tmp_path / "a.jsonl")
-    os.utime(path, (1_000_000_000, 1_000_000_000))
-    with open_shared(path) as one, open_shared(path) as other:
-        other.index()
-        one.index()
-    assert len(list((private_home / "cache" / "index").iterdir())) == 1
