@@ -106,7 +106,6 @@ def test_what_its_function_refuses_is_told(pool: SandboxPool) -> None:
         (readers.text, (LARGEST,), "The file needs more than 2 GB of memory"),
         (readers.die, (signal.SIGXCPU,), "The file takes more than 10 s, which none should."),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_ends_its_process_is_a_sentence_and_the_next_call_works(
     pool: SandboxPool, function: Callable[..., object], args: tuple[object, ...], part: str
@@ -155,12 +154,6 @@ def test_calls_of_one_name_share_a_process_and_take_turns(new_pool: SandboxPool)
     assert call(new_pool, readers.process) != found[0]
 
 
-def test_a_process_is_ready_for_the_first_call(new_pool: SandboxPool) -> None:
-    new_pool.warm("json")
-    first = call(new_pool, readers.process, keep="tokens")
-    assert call(new_pool, readers.process, keep="tokens") == first
-
-
 def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> None:
     idle = call(new_pool, readers.process)
     pids: list[object] = [idle]
@@ -190,31 +183,21 @@ def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest
     assert call(pool, readers.process) == os.getpid()
 
 
-def test_it_ends_with_the_one_who_asked_in_the_middle_of_a_library(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from core.sandbox.pool import sandboxed\n"
-        "from core.sandbox.rights import Rights; from tests.core.sandbox.readers import start_child\n"
-        "rights = Rights(writes=(sys.argv[2],), starts_helpers=True)\n"
-        "sandboxed(start_child, 'It', seconds=600, rights=rights)(Path(sys.argv[1]))\n"
-    )
-    written = tmp_path / "pids"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(written), str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()}
-    ) as asker:
-        wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
-        pids = [int(pid) for pid in written.read_text().split()]
-        assert len(pids) > 1
-        assert not any(map(is_over, pids))
-        asker.kill()
-    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
-
-
-def test_no_room_for_a_process_is_a_sentence(new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@cases(
+    ("owner", "name", "error"),
+    [
+        (subprocess, "Popen", BlockingIOError(11, "Resource temporarily unavailable")),
+        (os, "pipe", OSError(24, "Too many open files")),
+    ],
+)
+def test_no_room_for_a_process_is_a_sentence(
+    new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: OSError
+) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(UserError, match="A helper process cannot be started"):
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(UserError, match=f"A helper process cannot be started: {error.strerror}"):
         call(new_pool, readers.process)
 
 
@@ -242,17 +225,10 @@ def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_
         assert asker.stdout.readline() == "It takes more than 0.2 s, which none should.\n"
         wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
         pids = [int(pid) for pid in written.read_text().split()]
+        assert len(pids) > 1
+        assert not any(map(is_over, pids))
         asker.kill()
     wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
-
-
-def test_no_descriptor_for_a_process_is_a_sentence(new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> tuple[int, int]:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(os, "pipe", refuse)
-    with pytest.raises(UserError, match="A helper process cannot be started: Too many open files"):
-        call(new_pool, readers.process)
 
 
 def test_a_directory_that_has_been_removed_is_not_the_one_of_an_earlier_call(

@@ -28,7 +28,7 @@ def prompts(preview: Preview) -> str:
     return "".join(token.text for row in preview.rows for token in row.tokens if token.prompt)
 
 
-@cases("family", FAMILIES, ids=lambda family: family.name)
+@cases("family", FAMILIES)
 def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
     tokenizer = family.tokenizer()
     preview = preview_template(family.template, SAMPLE, tokenizer)
@@ -42,7 +42,7 @@ def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
         assert preview.learned == 0
 
 
-@cases("family", [SMOLLM2, LLAMA3, GEMMA3], ids=lambda family: family.name)
+@cases("family", [SMOLLM2, LLAMA3, GEMMA3])
 def test_the_generation_prompt_stands_before_each_answer(family: Family) -> None:
     preview = preview_template(family.template, SAMPLE, family.tokenizer())
     assert preview.generation_prompt
