@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.hub.listing import MOST_BYTES, MOST_FILES, is_size, read_listing
+from core.hub.listing import MOST_FILES, is_size, read_listing
 from core.hub_uri import is_commit
 from tests.cases import cases
 
@@ -84,9 +84,3 @@ def test_any_answer_is_read_or_a_sentence(raw: bytes) -> None:
         return
     assert is_commit(listing.commit)
     assert all(isinstance(name, str) and is_size(file.size) for name, file in listing.files.items())
-
-
-def test_sizes_are_whole_numbers_that_a_disk_could_hold() -> None:
-    assert is_size(0)
-    assert is_size(MOST_BYTES)
-    assert not any(map(is_size, (MOST_BYTES + 1, -1, True, 1.0, "1", None)))
