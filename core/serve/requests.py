@@ -50,9 +50,7 @@ def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
 
 _Number: TypeAlias = Annotated[float, Strict(), Field(allow_inf_nan=False)] | None
 _Limit: TypeAlias = Annotated[StrictInt, Field(ge=1)] | None
-_OneAnswer: TypeAlias = Annotated[
-    Any, _unless(lambda n: n not in (None, 1), "there is one answer to a request.")
-]
+_OneAnswer: TypeAlias = Annotated[Any, _unless(lambda n: n not in (None, 1), "there is one answer to a request.")]
 _Penalty: TypeAlias = Annotated[_Number, _unless(bool, "use repetition_penalty.")]
 _TextOnly: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "only text is read and written.")]
 _Functions: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "pass tools instead.")]

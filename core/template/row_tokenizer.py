@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from array import array
 from collections.abc import Iterable, Sequence, Sized
@@ -359,7 +360,7 @@ class RowTokenizer:
         ids = self.encode(row.text[:start])
         begun = len(ids)
         ids.extend(self._tokenizer.encode_continuation(row.text[start:end]))
-        starts = self._starts(RowText(row.text[:start], spans[:-1]))
+        starts = [len(self.encode(row.text[:begin])) for begin, _ in spans[:-1]]
         own = self._mark(RowText(row.text[:end], spans), ids, [*starts, begun])
         if not later:
             return [own]
@@ -386,10 +387,6 @@ class RowTokenizer:
             supervised[start : stop + 1] = bytes(stop + 1 - start)
         return MaskedRow(ids, supervised)
 
-    def _starts(self, row: RowText) -> list[int]:
-        """Token positions of the starts of answers that are at token boundaries."""
-        return [len(self.encode(row.text[:start])) for start, _ in row.spans]
-
     def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> MaskedRow:
         supervised = bytearray(b"\x01" * len(ids) if row.inverted else len(ids))
         for (_, end), start in zip(row.spans, starts, strict=True):
@@ -399,31 +396,21 @@ class RowTokenizer:
 
     def _stop_after(self, text: str, ids: array[int], start: int) -> int:
         """Position of the token that ends an answer; ``text`` is the text of the row up to the end of the answer."""
-        stop = self._first_stop(ids, start)
-        if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
+        stop = len(ids)
+        for token in self._stop_ids:
+            with contextlib.suppress(ValueError):
+                stop = ids.index(token, start, stop)
+        before = ids[: stop + 1]
+        # There must be as many stop tokens up to there as stop texts.
+        counts = not self._count_stops or sum(map(before.count, set(self._stop_ids))) == len(self.stops.findall(text))
+        if stop == len(ids) or not counts:
             raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
         return stop
-
-    def _first_stop(self, ids: array[int], start: int) -> int | None:
-        found = None
-        for stop in self._stop_ids:
-            try:
-                place = ids.index(stop, start) if found is None else ids.index(stop, start, found)
-            except ValueError:
-                continue
-            found = place
-        return found
-
-    def _agrees(self, text: str, ids: array[int], stop: int) -> bool:
-        """True if there are as many stop tokens up to a position as stop texts."""
-        stops = frozenset(self._stop_ids)
-        return sum(token in stops for token in ids[: stop + 1]) == len(self.stops.findall(text))
 
 
 def stop_text(tokenizer: ModelTokenizer, token: int) -> str:
     """Text of a stop token; empty if the tokenizer does not encode it as that token."""
-    added = tokenizer.added_tokens.get(token)
-    text = tokenizer.token_text(token) if added is None else added.content
+    text = tokenizer.token_text(token)
     return text if text and tokenizer.encode([text])[0] == [token] else ""
 
 

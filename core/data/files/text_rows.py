@@ -98,18 +98,6 @@ def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> R
     return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 class TextRows(RowFile):
     """The rows of an open file, plain or packed. Takes ownership of the source's descriptor.
 

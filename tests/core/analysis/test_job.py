@@ -46,7 +46,7 @@ def is_over(process: psutil.Process) -> bool:
         return True
 
 
-def family_of(pid: int) -> list[psutil.Process]:
+def family_of(pid: int | None) -> list[psutil.Process]:
     """A process and those that it has started."""
     leader = psutil.Process(pid)
     return [leader, *leader.children(recursive=True)]

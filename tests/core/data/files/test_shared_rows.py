@@ -4,6 +4,7 @@ import gzip
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,7 +148,12 @@ def test_a_directory_with_another_shard_is_opened_anew(tmp_path: Path) -> None:
 
 def test_a_packed_file_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(spool, "Helper", lambda *given, **more: started.append(given[0]) or Helper(*given, **more))
+
+    def start(module: str, *given: str, **more: Any) -> Helper:
+        started.append(module)
+        return Helper(module, *given, **more)
+
+    monkeypatch.setattr(spool, "Helper", start)
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(json_lines(pairs(900)).encode()))
     with open_shared(path) as one, open_shared(path) as other:
         one.index()
