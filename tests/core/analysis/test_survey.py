@@ -116,7 +116,7 @@ def test_leaks_exact_and_near(tmp_path: Path) -> None:
     train = [
         row(prose(10)),
         row(prose(1).upper()),
-        row(changed(prose(2), 3, 1)),
+        row(changed(prose(2), 4)),
         row(prose(11)),
         row(changed(prose(3), 0, 30)),
     ]

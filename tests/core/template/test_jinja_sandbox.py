@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.data.conversation import RowError
@@ -24,6 +25,7 @@ from tests.conftest import CHATML
 from tests.hostile_templates import BOMBS, ENDLESS_OPERATIONS, HOSTILE, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
 from tests.short_list import long_but
 
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 MESSAGES = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello!"}]
 REASONS = {"loops": "", "operations": "far larger than a conversation"}
 
@@ -200,24 +202,7 @@ def test_a_refusal_that_a_test_of_jinja_swallows_comes_again() -> None:
         ChatTemplate(swallowed + "{{ ns.x == ns.y }}").render(MESSAGES)
 
 
-#: Expressions whose value must be the same with a budget and without.
-EXPRESSIONS = """
-1 < 2 < 3; 1 < 3 < 2; 1 in [1] in [[1]]; 'a' in 'abc'; 'x' not in 'abc'; 'a' in {'a': 1}; 2 in [1, 2]
-[1, [2]] == [1, [2]]; (1, 2) < (1, 3); none == false; 1 == true; missing == missing; missing in [1]
-{'a': {'b': [1]}} != {'a': {'b': [1]}}; {(1, 2): 3}[(1, 2)]; {'a': 1}.get('b', [1]); 'abc'[1]; [1, 2][-1]
-[3, 1, 2] | sort | join; ['b', 'A'] | unique | list; [1, 1.0, true] | unique | list; [3, 1] | max; [] | min
-[{'a': 2}, {'a': 1}] | groupby('a') | map(attribute='grouper') | list; {'b': 1, 'a': 2} | dictsort
-[1, 2, 3] | select('odd') | list; ['a', none] | reject('none') | list; missing | map('upper') | list
-none | default('x', true); [1, 2, 3] | reverse | list; 'abc' | reverse; (1, 2) | last; 'a' is eq 'a'
-3 is divisibleby 3; 4 is even; 'A' is upper; 2 is in [1, 2]; 7 // 2; 7 % 4; -7 / 2; 2 ** 10; 3 - 5
-1700000000 | string; [12345678901] | sum; '%d' % 1700000000; '{}'.format(1700000000); 2.567 | round(2)
-dict(created=1700000000).created; namespace(n=2000000).n; 'a,b' | replace(',', '-'); '%s-%s' % ('a', 'b')
-'a b' | title | trim | wordcount; '<b>x</b>' | striptags; [1, 2] | batch(1) | list; 'x'.join(['a', 'b'])
-'abcabc'.rfind('abc'); ' a '.strip(); 'a-b'.split('-', 1); '1' | int + 1; 5 | float; [[1], [2]] | sum(start=[])
-"""
-
-
-@cases("expression", re.split(r";|\n", EXPRESSIONS.strip()))
+@cases("expression", SNIPPETS["expressions"])
 def test_expressions_mean_what_they_mean_without_a_budget(expression: str) -> None:
     source = "{{ " + expression + " }}"
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

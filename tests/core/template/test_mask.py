@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -25,6 +26,8 @@ from tests.core.template import families
 from tests.core.template.families import MARKED, REASONING_MARKED, Family, answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
+
+CASES = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 
@@ -449,26 +452,11 @@ def template(condition: str) -> str:
 {{%- if add_generation_prompt %}}{{{{ {_OPENS} if {condition} else {_CLOSES} }}}}{{% endif %}}"""
 
 
-@cases(
-    ("condition", "on", "switch"),
-    [
-        ("enable_thinking is not defined or enable_thinking", False, ("enable_thinking", False)),
-        ("enable_thinking", True, ("enable_thinking", True)),
-        ("thinking", True, ("thinking", True)),
-        ("reasoning | default(true)", False, ("reasoning", False)),
-        ("thinking_mode != 'disabled'", False, ("thinking_mode", "disabled")),
-        ("thinking_mode == 'enabled'", True, ("thinking_mode", "enabled")),
-        ("reasoning_effort | default('') != 'none'", False, ("reasoning_effort", "none")),
-        ("reasoning_effort | default('none') != 'none'", True, ("reasoning_effort", "high")),
-        ("thinking_budget is not defined or thinking_budget > 0", False, ("thinking_budget", 0)),
-        # The switch has the value already, there is no switch, or no other model has it.
-        ("enable_thinking", False, None),
-        ("true", False, None),
-        ("my_own_thinking | default(true)", False, None),
-    ],
-)
-def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(condition: str, on: bool, switch: object) -> None:
-    assert thinking_switch(ChatTemplate(template(condition)), on=on) == switch
+@cases(("condition", "on", "switch"), CASES["switches"])
+def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(
+    condition: str, on: bool, switch: list[Any] | None
+) -> None:
+    assert thinking_switch(ChatTemplate(template(condition)), on=on) == (switch and tuple(switch))
 
 
 def test_a_refusal_names_the_switch() -> None:

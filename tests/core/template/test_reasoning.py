@@ -34,6 +34,7 @@ from tests.core.template.test_mask import (
 )
 from tests.examples import examples
 
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 CASES = yaml.safe_load(Path(__file__).with_name("learned.yaml").read_text(encoding="utf-8"))
 
 
@@ -120,20 +121,7 @@ def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> N
     assert '"name": "add"' in answer
 
 
-@cases(
-    ("prompt", "opening", "closed"),
-    [
-        ("x<think>\n", "<think>", False),
-        ("x<think>\n\n</think>\n\n", "<think>", True),
-        ("x</think>", "", True),
-        ("<|turn>model\n<|channel>thought\n<channel|>", "<|channel>thought", True),
-        ("<|START_THINKING|>", "<|START_THINKING|>", False),
-        ("<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|>", True),
-        ("[/INST][THINK]", "[THINK]", False),
-        ("<seed:think></seed:think>", "<seed:think>", True),
-        *((prompt, None, False) for prompt in ("", "<|im_start|>assistant\n", "<think> so", "a < b >")),
-    ],
-)
+@cases(("prompt", "opening", "closed"), SNIPPETS["blocks"])
 def test_blocks_at_the_end_of_a_prompt_are_known(prompt: str, opening: str | None, closed: bool) -> None:
     block = prompt_block(prompt, 0)
     if opening is None:

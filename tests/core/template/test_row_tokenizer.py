@@ -6,8 +6,10 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -21,6 +23,8 @@ from tests.cases import cases
 from tests.core.template.toy_tokenizers import CORPUS, KINDS, make_backend
 from tests.examples import examples
 from tests.short_list import long_but
+
+CASES = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 
 SPECIALS = ("<s>", "</s>", "<|end|>")
 PIECES = ["a", "b c", " ", "\n", "\n\n", "<|end", "|>", "é", "the answer", ":"]
@@ -211,41 +215,7 @@ def _with(change: dict[str, object]) -> ModelTokenizer:
     return ModelTokenizer(Tokenizer.from_str(json.dumps(state)), special_tokens={})
 
 
-def _step(expression: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, object]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
-
-
-def _token(content: str, **flags: bool) -> list[dict[str, object]]:
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    return [{"id": 5, "content": content, **plain, **flags}]
-
-
-@cases(
-    "change",
-    [
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
-        # Unmatched spaces stay with the text before them.
-        {"pre_tokenizer": _step(r"\p{L}+|\p{N}")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\p{N}")},
-        # A space goes to the word before it; a whole line is one piece; one expression looks back.
-        {"pre_tokenizer": _step(r"\p{L}+ ?|\s+")},
-        {"pre_tokenizer": _step(r"[^\n]+|\s+")},
-        {"pre_tokenizer": _step(r"(?<=a)\s+|\s+")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="MergedWithPrevious")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="Isolated", invert=True)},
-        {"normalizer": {"type": "NFKC"}},
-        {"normalizer": {"type": "Lowercase"}},
-        {"model.dropout": 0.1},
-        {"added_tokens": _token("<|end|>", rstrip=True)},
-        {"added_tokens": _token("<|end|>", lstrip=True)},
-        {"added_tokens": _token("<|end|>", single_word=True)},
-        {"added_tokens": _token("New York")},
-        {"added_tokens": _token("mask ")},
-        {"added_tokens": _token(" ")},
-    ],
-)
+@cases("change", CASES["whole texts"])
 def test_tokenizers_with_other_rules_get_whole_texts(change: dict[str, object]) -> None:
     assert cuts_at_spaces(_with({}))
     tokenizer = _with(change)
