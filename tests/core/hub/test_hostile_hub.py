@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,20 +64,6 @@ def test_a_commit_that_is_none_is_never_a_path(
     assert "names no commit" in said(answer)
     assert snapshot(victim.parent) == before
     assert hub.files_asked() == []
-
-
-def test_the_command_says_it_in_a_line(hub: FakeHub, victim: Path) -> None:
-    hub.datasets["me/set"] = Repository({"settings.json": rows(1)}, commit=f"{victim}")
-    before = snapshot(victim)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tui", "fetch", "hf://datasets/me/set"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    _asking, sentence = ended.stderr.splitlines()
-    assert sentence.isprintable()
-    assert sentence.startswith("localtune-tui: 127.0.0.1:")
-    assert snapshot(victim) == before
 
 
 def test_another_commit_than_the_one_asked_for_is_refused(hub: FakeHub, fetcher: Fetcher) -> None:

@@ -77,7 +77,7 @@ def both(source: str, messages: Sequence[Message], *, tools: Any = None, prompt:
 
 
 @cases("conversation", range(len(CONVERSATIONS)))
-@cases("tools", [None, TOOLS], ids=["no tools", "tools"])
+@cases("tools", [None, TOOLS])
 def test_real_templates_give_the_same_text(conversation: int, tools: Any) -> None:
     sources = [family.template for family in FAMILIES] + [family.marked for family in FAMILIES]
     sources += [named.source for named in NAMED_TEMPLATES.values()]

@@ -83,7 +83,6 @@ def test_a_bomb_is_a_sentence_and_costs_this_process_nothing(
         "{% break %}",
         "{% if",
     ],
-    ids=["filters", "elif", "brackets", "calls", "not", "loops", "ifs", "digits", "macros", "break", "syntax"],
 )
 def test_what_cannot_be_compiled_is_a_sentence(source: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -180,7 +179,6 @@ def test_a_row_of_a_million_characters_is_shown_by_its_beginning(tiny_model_dir:
         ),
         ("tokenizer_config.json", {"chat_template": [{"name": {"a": 1}, "template": "x"}, {"name": "b"}, 3]}),
     ],
-    ids=["stops", "numbers", "names"],
 )
 def test_odd_values_beside_a_tokenizer_are_passed_over(
     tmp_path: Path, tiny_model_dir: Path, name: str, change: dict[str, object]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+
+import yaml
 
 from core.data.conversation import RowError
 from core.template.mask import Masker
@@ -26,17 +29,8 @@ def ending_text_only(family: Family, eos: str) -> Family:
     return dataclasses.replace(family, stops=(eos,), eos=eos)
 
 
-CASES = [
-    (families.LLAMA3, "<|end_of_text|>", ["<|eot_id|>", "<|eom_id|>"]),
-    (families.GEMMA3, "<eos>", ["<end_of_turn>"]),
-    (families.PHI3, "<|endoftext|>", ["<|end|>"]),
-    (families.QWEN25, "<|endoftext|>", ["<|im_end|>"]),
-    (families.GPT_OSS, "<|return|>", ["<|call|>"]),
-    (families.GPT_OSS, "<|endoftext|>", ["<|return|>", "<|call|>"]),
-    (families.GLM, "<|endoftext|>", ["<|user|>", "<|observation|>"]),
-    (families.GEMMA4, "<eos>", ["<turn|>", "<|tool_response>"]),
-    (families.DEEPSEEK, "<｜end▁of▁sentence｜>", []),
-]
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
+CASES = [(getattr(families, name), eos, found) for name, eos, found in SNIPPETS["stops"]]
 
 
 @cases(("family", "eos", "found"), CASES)
