@@ -77,7 +77,7 @@ def test_a_dataset_is_fetched_once_and_read_without_the_network(hub: FakeHub) ->
     assert max(progress.done or 0 for progress in seen) == plan.bytes
     # Neither the card nor any code was asked for, nor anything that reports.
     assert sorted(hub.files_asked()) == sorted(name for name in repository.files if "train" in name)
-    assert [path for path in hub.paths() if "/resolve/" not in path] == ["/api/datasets/me/set"]
+    assert [path for path in hub.paths() if not path.startswith("/datasets/")] == ["/api/datasets/me/set"]
     assert not any("authorization" in asked.headers for asked in hub.asked)
     assert {asked.headers["user-agent"].partition("/")[0] for asked in hub.asked} == {"localtune-tui"}
 
