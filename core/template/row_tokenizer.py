@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from array import array
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -274,11 +274,11 @@ class RowTokenizer:
         A row that cannot be exact as one sequence becomes several; the sequence of the last answer comes first.
         """
         laid_out = [self._lay_out(row) for row in rows]
-        self._prepare(laid_out)
+        known = self._prepare(laid_out)
         found: list[list[MaskedRow] | RowError] = []
         for row, pieces in zip(rows, laid_out, strict=True):
             try:
-                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces))
+                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces, known))
             except RowError as error:
                 found.append(error)
         return found
@@ -286,10 +286,10 @@ class RowTokenizer:
     def encode(self, text: str) -> array[int]:
         """Tokens of one text."""
         pieces = self._lay_out(RowText(text, ()))
-        self._prepare([pieces])
+        known = self._prepare([pieces])
         ids = array("i")
         for piece, _ in pieces:
-            ids.extend([piece] if isinstance(piece, int) else self._cache[piece])
+            ids.extend([piece] if isinstance(piece, int) else known[piece])
         return ids
 
     def _lay_out(self, row: RowText) -> list[_Piece]:
@@ -310,10 +310,11 @@ class RowTokenizer:
             position = end
         return pieces
 
-    def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> None:
-        """Tokenize all segments that are not cached in one call."""
+    def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> dict[str, array[int]]:
+        """Tokens of all segments; those that are not cached are tokenized in one call."""
         if len(self._cache) > _CACHE_ENTRIES:
-            self._cache.clear()
+            # Not cleared: rows before, which are not assembled yet, still have it.
+            self._cache = {}
         wanted: dict[str, None] = {}
         for pieces in laid_out:
             for piece, offsets in pieces:
@@ -326,8 +327,9 @@ class RowTokenizer:
                         wanted[head] = None
         texts = list(wanted)
         self._cache.update(zip(texts, self._words.encode(texts), strict=True))
+        return self._cache
 
-    def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[MaskedRow]:
+    def _assemble(self, row: RowText, pieces: Sequence[_Piece], known: Mapping[str, array[int]]) -> list[MaskedRow]:
         ids = array("i")
         starts: list[int] = []
         for piece, offsets in pieces:
@@ -339,14 +341,14 @@ class RowTokenizer:
                         return self._split(row, len(starts))
                     starts += [len(ids) - (offset == 0) for offset in offsets]
                 continue
-            tokens = self._cache[piece]
+            tokens = known[piece]
             for offset in offsets:
                 if offset == 0:
                     starts.append(len(ids))
                 elif offset == len(piece):
                     starts.append(len(ids) + len(tokens))
                 else:
-                    head = self._cache[piece[:offset]]
+                    head = known[piece[:offset]]
                     if tokens[: len(head)] != head:
                         return self._split(row, len(starts))
                     starts.append(len(ids) + len(head))
@@ -366,8 +368,7 @@ class RowTokenizer:
             return [own]
         following = RowText(row.text, later)
         pieces = self._lay_out(following)
-        self._prepare([pieces])
-        return [*self._assemble(following, pieces), own]
+        return [*self._assemble(following, pieces, self._prepare([pieces])), own]
 
     def _whole(self, row: RowText) -> MaskedRow:
         """A row supervised as a whole; its marked answers begin at token boundaries, as when generated."""

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from core.data.conversation import Example, Message, RowError, Segment, make_conversation, make_segments
 from core.errors import UserError
+from core.template import row_tokenizer
 from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
@@ -184,6 +185,12 @@ def test_an_answer_that_merges_with_its_prompt_gets_a_row_as_generated_and_later
     assert before == prompt_ids(families.QWEN25, messages[:3])
     assert both[0] in before
     assert tokenizer.decode(answer) == "no<|im_end|>"
+
+
+def test_a_row_of_two_parts_leaves_the_segments_of_the_rows_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tokenizer, "_CACHE_ENTRIES", 0)
+    rows = Masker(families.QWEN25.tokenizer()).mask([talk("hello", "\nyes", "again", "no"), talk("a", "b")])
+    assert [len(row.rows) for row in rows if isinstance(row, MaskedRow)] == [2, 1]
 
 
 def test_only_the_last_turn_or_the_whole_text_may_be_learned() -> None:
