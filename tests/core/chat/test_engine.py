@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import threading
@@ -35,13 +34,9 @@ def make_engine() -> Iterator[Callable[[str], ChatEngine]]:
         engine.close()
 
 
-def is_alive(pid: int | None) -> bool:
-    assert pid is not None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def is_gone(engine: ChatEngine) -> bool:
+    assert engine.pid is not None
+    return has_ended(engine.pid)
 
 
 def test_loading_passes_the_model_on_and_reports_progress_safely(make_engine: Callable[[str], ChatEngine]) -> None:
@@ -111,7 +106,7 @@ def test_an_engine_that_does_not_hear_a_cancel_is_ended(
     assert not engine.is_hung
     if leaves:
         answers.close()
-        wait_for(lambda: engine.is_hung and not is_alive(engine.pid), 10, "the engine to end")
+        wait_for(lambda: engine.is_hung and is_gone(engine), 10, "the engine to end")
     else:
         engine.cancel()
         with pytest.raises(UserError, match=r"did not end within 0.05 s of being cancelled") as caught:
@@ -157,7 +152,7 @@ def test_closing_ends_the_process(
     engine = make_engine(mode)
     assert engine.ping()
     engine.close()
-    assert not is_alive(engine.pid)
+    assert is_gone(engine)
     with pytest.raises(UserError, match="closed"):
         engine.start()
     engine.close()

@@ -22,7 +22,7 @@ from tests.cases import cases
 from tests.core.sandbox import readers
 from tests.core.sandbox.readers import Found
 from tests.short_list import long_but
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,6 @@ def call(
     rights: Rights = NO_RIGHTS,
 ) -> object:
     return pool.call(function, "The file", seconds, keep, "Try another.", rights, *args)
-
-
-def is_over(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_results_come_back_as_they_are(pool: SandboxPool) -> None:
@@ -175,7 +168,7 @@ def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> N
     assert not thread.is_alive()
     assert [str(error) for error in errors] == ["The file is no longer read: the program ends."]
     # The kernel ends readers, which are children of those processes.
-    wait_for(lambda: all(is_over(int(str(pid))) for pid in pids), 10, "the processes to end")
+    wait_for(lambda: all(has_ended(int(str(pid))) for pid in pids), 10, "the processes to end")
 
 
 def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,9 +219,9 @@ def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_
         wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
         pids = [int(pid) for pid in written.read_text().split()]
         assert len(pids) > 1
-        assert not any(map(is_over, pids))
+        assert not any(map(has_ended, pids))
         asker.kill()
-    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
+    wait_for(lambda: all(map(has_ended, pids)), 10, "the sandbox and its child to end")
 
 
 def test_a_directory_that_has_been_removed_is_not_the_one_of_an_earlier_call(
