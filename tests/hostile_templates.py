@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
+from typing import Any
 
-from tests.cases import tables
+import yaml
 
 #: Two lists, and two tuples, of 2^60 parts each: sixty small ones, each of which holds the one before twice.
 LISTS = (
@@ -21,7 +22,7 @@ _BIG = (
 )
 
 
-def again(expression: str, times: int = 49_000) -> str:
+def _again(expression: str, times: int = 49_000) -> str:
     """A template that computes something from a large list, text or table again and again."""
     return f"{_BIG}{{% for i in range({times}) %}}{{% set q = {expression} %}}{{% endfor %}}"
 
@@ -34,12 +35,20 @@ def _loop(statements: int) -> str:
 #: Ten seconds, and more than a minute, on a machine of 2024.
 SLOW, LONG_BODY = _loop(200), _loop(1500)
 
-_TABLES = tables(__file__)
-_PARTS = {"LISTS": LISTS, "TUPLES": TUPLES, "BIG": _BIG}
-#: Operations that each look at a whole value, which the kernel would have to end if they began.
-ENDLESS_OPERATIONS: dict[str, str] = {
-    name: re.sub("^(?:LISTS|TUPLES|BIG)", lambda found: _PARTS[found[0]], template)
-    for name, template in _TABLES["endless"].items()
-}
-#: Operations that each take a moment, and nobody waits for all of them.
-REPEATED_OPERATIONS = {expression: again(expression) for expression in _TABLES["repeated"]}
+
+_TEXT = "{% set big = 'x' * 1000000 %}"
+_NESTED = "{% set ns = namespace(x=[big]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+_STANDS_FOR = {"LISTS ": LISTS, "TUPLES ": TUPLES, "BIG ": _BIG, "TEXT ": _TEXT, "NESTED ": _NESTED}
+#: Tables of the file.
+HOSTILE: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+def _written_out(text: str) -> str:
+    for word, meaning in (*_STANDS_FOR.items(), ("LITERALS", "literal " * 1000)):
+        text = text.replace(word, meaning)
+    return text
+
+
+BOMBS = list(map(_written_out, HOSTILE["bombs"]))
+ENDLESS_OPERATIONS = {name: _written_out(text) for name, text in HOSTILE["endless"].items()}
+REPEATED_OPERATIONS = {expression: _again(expression) for expression in HOSTILE["repeated"]}

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from core import paths
 from core.analysis.result import Analysis, AnalysisRequest
 from core.errors import UserError
 from core.jobs.job import Job, JobDiedError, JobProgress
@@ -35,9 +34,8 @@ def analyze(request: AnalysisRequest, progress: Callable[[JobProgress], None] | 
 
 
 def _analysis(request: AnalysisRequest, job: AnalysisJob) -> Analysis:
-    values = {"directory": str(paths.home()), "analysis": request.to_dict()}
     try:
-        return Analysis.from_dict(job.call(PROGRAM, values, job.report))
+        return Analysis.from_dict(job.call(PROGRAM, {"analysis": request.to_dict()}, job.report))
     except JobDiedError as error:
         if error.status != -signal.SIGXCPU:
             raise

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 #: Most bars of the histogram.
 BUCKETS = 24
 
+#: Round widths of a bar, to be multiplied by a power of ten; the smallest with few enough bars is taken.
 _NICE = (1, 2, 4, 5, 8)
 
 
@@ -110,21 +112,12 @@ def percentile(ordered: Sequence[int], share: float) -> int:
 
 
 def _histogram(ordered: Sequence[int]) -> tuple[Bucket, ...]:
-    width = _bucket_width(ordered[-1])
+    widths = (step * 10**power for power in itertools.count() for step in _NICE)
+    width = next(width for width in widths if ordered[-1] // width < BUCKETS)
     counts = [0] * (ordered[-1] // width + 1)
     for length in ordered:
         counts[length // width] += 1
     return tuple(Bucket(place * width, (place + 1) * width, count) for place, count in enumerate(counts))
-
-
-def _bucket_width(longest: int) -> int:
-    """Smallest round bar width with at most :data:`BUCKETS` bars."""
-    scale = 1
-    while True:
-        for step in _NICE:
-            if longest // (step * scale) < BUCKETS:
-                return step * scale
-        scale *= 10
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def rights_for(request: AnalysisRequest) -> Rights:
-    """Rights to read the rows of a request: its files, and the cache of indexes and unpacked text.
+    """Rights to read the rows of a request: its files, and the cache of unpacked text.
 
     The helpers that unpack packed files have the same rights.
 
@@ -81,7 +81,7 @@ def count_rows(entries: Iterable[str]) -> RowCount:
     seen: set[str] = set()
     for entry in entries:
         for source in resolve_source(entry):
-            with source.open_shared() as file:
+            with source.open() as file:
                 file.index()
                 known = file.count_known
                 count += known if source.limit is None else min(known, source.limit)

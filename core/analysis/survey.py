@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -40,7 +41,7 @@ class ForkedProcessError(Exception):
         status: Its exit status, negative for a signal; None if unknown.
     """
 
-    def __init__(self, status: int | None = None) -> None:
+    def __init__(self, status: int | None) -> None:
         super().__init__()
         self.status = status
 
@@ -83,7 +84,8 @@ def forked_map(
                 # Only a few ahead: results must not pile up behind a slow item.
                 while idle and begun < min(len(items), number + 2 * processes + 1):
                     connection = idle.pop()
-                    _send(connection, items[begun], team[connection])
+                    with contextlib.suppress(OSError):  # of a dead process, which the wait for its result shows
+                        connection.send(items[begun])
                     busy[connection] = begun
                     begun += 1
                 for ready in wait(list(busy)):
@@ -98,27 +100,16 @@ def forked_map(
             connection.close()
 
 
-def _send(connection: Connection, item: object, process: ForkProcess) -> None:
-    try:
-        connection.send(item)
-    except OSError as error:
-        raise _death(process) from error
-
-
 def _receive(connection: Connection, process: ForkProcess) -> Any:
     try:
         result, error = connection.recv()
     except (EOFError, OSError) as gone:
-        raise _death(process) from gone
+        # Its end of the pipe closes a moment before it exits.
+        process.join(1)
+        raise ForkedProcessError(process.exitcode) from gone
     if error is not None:
         raise error
     return result
-
-
-def _death(process: ForkProcess) -> ForkedProcessError:
-    # Its end of the pipe closes a moment before it exits.
-    process.join(1)
-    return ForkedProcessError(process.exitcode)
 
 
 def _serve(connection: Connection, work: Callable[[ItemT], object], prepare: Callable[[], None]) -> None:

@@ -104,7 +104,8 @@ class ChatEngine:
         """The answers that the process has not ended yet, even if nobody waits for them."""
         self._patience: dict[str, threading.Timer] = {}
         """By cancelled answer, the timer that ends the process."""
-        self._is_hung = False
+        self.is_hung = False
+        """True if the process was ended because it ignored a cancellation."""
         self._helper: Helper | None = None
         self._closed = False
         self.log_path: Path | None = None
@@ -228,7 +229,7 @@ class ChatEngine:
         with self._guard:
             if target not in self._unfinished or self._helper is None:
                 return
-            self._is_hung = True
+            self.is_hung = True
             helper = self._helper
         helper.end()
 
@@ -246,11 +247,6 @@ class ChatEngine:
         with self._calmed:
             self._calmed.wait_for(lambda: not self._patience, CANCEL_SECONDS + CLOSE_SECONDS)
 
-    @property
-    def is_hung(self) -> bool:
-        """True if the process was ended because it ignored a cancellation."""
-        return self._is_hung
-
     def anew(self) -> ChatEngine:
         """Another engine of the same kind, in its own process, with no model."""
         return ChatEngine(self._command, self._files)
@@ -259,7 +255,7 @@ class ChatEngine:
     def is_open(self) -> bool:
         """True if it takes requests: it has not been closed, and its process has not ended by itself."""
         is_gone = self._helper is not None and self._helper.process.poll() is not None
-        return not self._closed and not self._is_hung and not is_gone
+        return not self._closed and not self.is_hung and not is_gone
 
     def ping(self, timeout: float = 5.0) -> bool:
         """Send a ping; True if the engine answers."""
@@ -370,7 +366,7 @@ class ChatEngine:
         """The error for an engine that has ended."""
         if self._closed:
             return UserError("The chat has been closed.")
-        if self._is_hung:
+        if self.is_hung:
             return UserError(
                 f"The answer did not end within {CANCEL_SECONDS:g} s of being cancelled, so its process was ended.",
                 "Ask again, which loads the model anew; if it happens again, take another chat template.",

@@ -130,6 +130,7 @@ class LiveSession:
 
     def __init__(self, run: Run, ways: Ways = by_command) -> None:
         self._run, self._ways = run, ways
+        self.description = f"{run.id}, in training"
         self.has_tuned = run.trains_adapter
         self._client = ControlClient(run, ways=ways)
         self._cancelled = threading.Event()
@@ -137,11 +138,6 @@ class LiveSession:
         #: Checkpoints and other runs answer from an engine beside the worker.
         self._beside: EngineSession | None = None
         self._exports = ExportReaders()
-
-    @property
-    def description(self) -> str:
-        """The run and its step."""
-        return f"{self._run.id}, in training"
 
     def prepare(self, progress: Progress) -> None:
         """Check that the worker answers."""
@@ -234,7 +230,8 @@ class EngineSession:
 
     def __init__(self, spec: ModelSpec, description: str, engine: ChatEngine | None = None) -> None:
         self.spec = spec
-        self._description = description
+        self.description = description
+        self.has_tuned = spec.adapter is not None
         self._engine = engine or ChatEngine()
         self._loading = threading.Lock()
         self._loaded = False
@@ -242,16 +239,6 @@ class EngineSession:
         self._added: dict[Source, None] = {}
         """The adapters beside the session's own, least recently used first."""
         self._exports = ExportReaders()
-
-    @property
-    def description(self) -> str:
-        """The run or the model."""
-        return self._description
-
-    @property
-    def has_tuned(self) -> bool:
-        """True if an adapter is loaded with the base."""
-        return self.spec.adapter is not None
 
     def prepare(self, progress: Progress) -> None:
         """Start the engine and load the model; returns at once if that has been done."""
@@ -344,7 +331,10 @@ def open_session(
     elif isinstance(target, Path) and os.path.isfile(target / "run.toml"):
         target = Run(target.absolute())
     if not isinstance(target, Run):
-        return _base_session(target)
+        path = user_path(target)
+        # The engine has another working directory, so a relative path would mean another file there.
+        base = str(path.absolute()) if os.path.exists(path) or isinstance(target, Path) else str(target)
+        return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
     if step is None and not target.state().is_over:
         return LiveSession(target, ways)
     return session_of(find_trained(target, step))
@@ -359,13 +349,6 @@ def names_model(name: str) -> bool:
     if step is not None and "/" not in reference:
         return False
     return name == ModelSection().base or "/" in name or find_model(name) is not None
-
-
-def _base_session(target: Path | str) -> EngineSession:
-    path = user_path(target)
-    # The engine has another working directory, so a relative path would mean another file there.
-    base = str(path.absolute()) if os.path.exists(path) or isinstance(target, Path) else str(target)
-    return EngineSession(ModelSpec(base=base), one_line(path.name or str(target), 80))
 
 
 def session_of(trained: TrainedModel) -> EngineSession:

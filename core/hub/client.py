@@ -76,12 +76,9 @@ class HubClient:
 
     def __init__(self) -> None:
         self._endpoint = hub_endpoint()
-        self._token: str | None = None
-
-    @property
-    def host(self) -> str:
+        self.host = hub_host()
         """Host name of the hub."""
-        return hub_host()
+        self._token: str | None = None
 
     def list_files(self, entry: HubEntry) -> Listing:
         """List the files of a repository.

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from core.errors import UserError
 from core.hub_uri import is_commit
@@ -52,7 +52,7 @@ class Listing:
     card: Mapping[str, Any]
 
 
-def is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
     """True if a value is a valid file size in bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_BYTES
 
@@ -103,7 +103,7 @@ def _read_file(item: object, host: str) -> RemoteFile:
     if large is not None and not isinstance(large, dict):
         raise UserError(f"{host} does not say how {shown} is kept.", NOT_A_HUB)
     size = item.get("size") if large is None else large.get("size")
-    if not isinstance(size, int) or not is_size(size):
+    if not is_size(size):
         raise UserError(f"{host} does not say how large {shown} is.", NOT_A_HUB)
     sha256 = _hash(None if large is None else large.get("sha256"), _SHA256)
     blob = _hash(item.get("blobId"), _SHA1)

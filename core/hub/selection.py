@@ -76,12 +76,12 @@ class Subset:
 
     Args:
         name: Name of the subset.
-        is_default: Whether it is the default.
+        default: Whether it is the default.
         splits: File patterns of each split by name.
     """
 
     name: str
-    is_default: bool
+    default: bool
     splits: Mapping[str, Sequence[str]]
 
 
@@ -192,7 +192,7 @@ def _by_path(entry: HubEntry, names: Sequence[str]) -> Selection:
 def _by_card(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -> Selection:
     subset, split = _named_subset(entry, subsets)
     if subset is None:
-        defaults = [item for item in subsets if item.is_default] or [item for item in subsets if item.name == "default"]
+        defaults = [item for item in subsets if item.default] or [item for item in subsets if item.name == "default"]
         subset = next(iter(defaults or (subsets if len(subsets) == 1 else ())), None)
     if subset is None:
         known = _listed(item.name for item in subsets)

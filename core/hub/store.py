@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -96,16 +96,7 @@ class Record:
 
     def to_json(self) -> str:
         """JSON for ``localtune.json``."""
-        subsets = [
-            {
-                "name": item.name,
-                "default": item.is_default,
-                "splits": {key: list(item.splits[key]) for key in item.splits},
-            }
-            for item in self.subsets
-        ]
-        values = {"source": "hub", "repository": self.repository, "commit": self.commit, "files": dict(self.files)}
-        return json.dumps({**values, "subsets": subsets, "have": sorted(self.have)}, indent=1) + "\n"
+        return json.dumps({"source": "hub", **asdict(self), "have": sorted(self.have)}, indent=1) + "\n"
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:

@@ -150,7 +150,10 @@ class Bodies:
                         raise too_large()
                     if deadline in self._arriving:
                         self._arriving[deadline] = len(body)
-                        self._make_room()
+                        while sum(self._arriving.values()) > self._limit:
+                            oldest = next(iter(self._arriving))
+                            del self._arriving[oldest]
+                            oldest.reschedule(asyncio.get_running_loop().time())
                     is_whole = not message.get("more_body", False)
         except TimeoutError:
             if deadline not in self._arriving:
@@ -161,12 +164,6 @@ class Bodies:
         finally:
             self._arriving.pop(deadline, None)
         return bytes(body)
-
-    def _make_room(self) -> None:
-        while sum(self._arriving.values()) > self._limit:
-            oldest = next(iter(self._arriving))
-            del self._arriving[oldest]
-            oldest.reschedule(asyncio.get_running_loop().time())
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import secrets
@@ -49,7 +48,7 @@ class ServeOptions:
         if not self.targets or not all(target.strip() for target in self.targets):
             raise UserError("No run and no model is named to be served.", "Name one, or take 'latest'.")
         if not self.key:
-            object.__setattr__(self, "key", new_key())
+            object.__setattr__(self, "key", secrets.token_urlsafe(32))
         if len(self.key) < _SHORTEST_KEY or not self.key.isascii() or not self.key.isprintable() or " " in self.key:
             raise UserError(
                 f"The key must have at least {_SHORTEST_KEY} characters, all of them ASCII, without spaces.",
@@ -91,11 +90,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def new_key() -> str:
-    """A random key: 32 bytes."""
-    return secrets.token_urlsafe(32)
 
 
 #: Connections that wait to be accepted.
@@ -184,12 +178,6 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
         except OSError:
             return
-
-
-def remove_socket(path: Path) -> None:
-    """Remove the socket's file at the end."""
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 _PACKAGES = ("starlette", "uvicorn", "llguidance")

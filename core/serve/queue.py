@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -60,10 +61,8 @@ class QueuedAnswer:
 
     def tell(self, event: Event) -> None:
         """Add an event, from any thread."""
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended, and nobody reads
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:
-            return  # the loop is closed: the server has ended, and nobody reads
 
 
 class RequestQueue:
@@ -111,17 +110,15 @@ class RequestQueue:
         future = self._thread.submit(self._generate, answer)
         self._futures[answer] = future
 
-        def done(_: Future[None]) -> None:
-            try:
-                loop.call_soon_threadsafe(self._done, answer, give_back)
-            except RuntimeError:
-                return  # the loop is closed
+        def done() -> None:
+            self._futures.pop(answer, None)
+            give_back()
 
-        future.add_done_callback(done)
+        def tell(_: Future[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(done)
 
-    def _done(self, answer: QueuedAnswer, give_back: Callable[[], None]) -> None:
-        self._futures.pop(answer, None)
-        give_back()
+        future.add_done_callback(tell)
 
     def cancel(self, answer: QueuedAnswer) -> None:
         """Cancel an answer, or take it from the queue; for a finished answer, nothing happens."""
@@ -153,15 +150,12 @@ class RequestQueue:
         try:
             if not answer.is_cancelled.is_set():
                 self._answer(answer)
-        except QuestionError as error:
-            answer.tell(Failure(refusal_of(error)))
-        except UserError as error:
-            answer.model.holder.note_failure()
-            answer.tell(Failure(refusal_of(error)))
         except Exception as error:  # costs this answer, not the server
-            answer.model.holder.note_failure()
-            answer.tell(Failure(unexpected(error)))
-            traceback.print_exc()
+            if not isinstance(error, QuestionError):
+                answer.model.holder.note_failure()
+            answer.tell(Failure(refusal_of(error) if isinstance(error, UserError) else unexpected(error)))
+            if not isinstance(error, UserError):
+                traceback.print_exc()
         finally:
             with self._guard:
                 self._current = None
@@ -182,17 +176,8 @@ class RequestQueue:
             return
         if end is None or end.get("finish") == "cancelled":
             raise UserError("The model broke off its answer.", "Ask again.")
-        answer.tell(_end_of(end))
-
-
-def _end_of(message: dict[str, Any]) -> End:
-    return End(
-        finish=str(message.get("finish", "stop")),
-        prompt_tokens=_count(message.get("prompt_tokens")),
-        tokens=_count(message.get("tokens")),
-        source=str(message.get("source", "")),
-    )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+        prompt_tokens, tokens = (
+            count if isinstance(count := end.get(name), int) and not isinstance(count, bool) else 0
+            for name in ("prompt_tokens", "tokens")
+        )
+        answer.tell(End(str(end.get("finish", "stop")), prompt_tokens, tokens, str(end.get("source", ""))))

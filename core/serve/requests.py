@@ -48,20 +48,12 @@ def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _is_given(value: Any) -> bool:
-    return value is not None
-
-
-def _is_several(value: Any) -> bool:
-    return value not in (None, 1)
-
-
 _Number: TypeAlias = Annotated[float, Strict(), Field(allow_inf_nan=False)] | None
 _Limit: TypeAlias = Annotated[StrictInt, Field(ge=1)] | None
-_OneAnswer: TypeAlias = Annotated[Any, _unless(_is_several, "there is one answer to a request.")]
+_OneAnswer: TypeAlias = Annotated[Any, _unless(lambda n: n not in (None, 1), "there is one answer to a request.")]
 _Penalty: TypeAlias = Annotated[_Number, _unless(bool, "use repetition_penalty.")]
-_TextOnly: TypeAlias = Annotated[Any, _unless(_is_given, "only text is read and written.")]
-_Functions: TypeAlias = Annotated[Any, _unless(_is_given, "pass tools instead.")]
+_TextOnly: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "only text is read and written.")]
+_Functions: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "pass tools instead.")]
 _NO_PROBABILITIES = "probabilities are not returned."
 
 

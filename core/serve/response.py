@@ -6,8 +6,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
 from core.serve.models import ServedModel
@@ -128,13 +128,6 @@ _STREAM_HEADERS = [
 _COMMENT = b":\n\n"
 
 
-class Writer(Protocol):
-    """Writes lines of a stream."""
-
-    def __call__(self, *lines: bytes) -> Awaitable[None]:
-        """Write them, as soon as the client has read the lines before."""
-
-
 class ClientGone(Exception):  # noqa: N818 - nothing is wrong with that
     """Raised when the client has closed the connection."""
 
@@ -226,15 +219,14 @@ class CompletionResponse:
         if isinstance(event, Failure):
             await write(_line(event.error.body))
         else:
-            await self._end(event, held, write)
+            await write(*self._end(event, held))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _end(self, end: End, held: str, write: Writer) -> None:
+    def _end(self, end: End, held: str) -> list[bytes]:
         text, calls = parse_tool_calls(held, self._asked.tools) if held else ("", [])
         lines = [self._completion.piece(text)] if text else []
         lines += [self._completion.calls(calls)] if calls else []
-        lines += self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
-        await write(*lines)
+        return lines + self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
 
 
 async def _until_gone(receive: Receive) -> None:

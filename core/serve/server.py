@@ -6,6 +6,7 @@ Room is kept for connections that have shown the key; a connection that owes som
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import signal
 import socket
@@ -22,7 +23,7 @@ from core.directories import Progress
 from core.serve.app import HEAD_BYTES, make_app
 from core.serve.asgi import BODY_SECONDS, KEY_SHOWN, MEANS_NOTHING
 from core.serve.models import Models, open_models
-from core.serve.options import BACKLOG, ServeOptions, ServerAddress, address_of, open_listener, remove_socket
+from core.serve.options import BACKLOG, ServeOptions, ServerAddress, address_of, open_listener
 from core.serve.queue import RequestQueue
 
 #: Seconds for a head to arrive on a connection that has not shown the key.
@@ -171,26 +172,10 @@ class Watch:
 
     Args:
         strangers: The connections that have not shown the key.
-        head_seconds: Time for a head on such a connection.
-        idle_seconds: Time for a head on the others.
-        body_seconds: Time for a body, read or not; longer than its reader's limit, which answers first.
-        read_seconds: Time for a client to read.
     """
 
-    def __init__(
-        self,
-        strangers: Strangers,
-        *,
-        head_seconds: float = HEAD_SECONDS,
-        idle_seconds: float = IDLE_SECONDS,
-        body_seconds: float = BODY_SECONDS + 2,
-        read_seconds: float = READ_SECONDS,
-    ) -> None:
+    def __init__(self, strangers: Strangers) -> None:
         self._strangers = strangers
-        self._head_seconds = head_seconds
-        self._idle_seconds = idle_seconds
-        self._body_seconds = body_seconds
-        self._read_seconds = read_seconds
         self._owing: dict[Connection, tuple[object, float]] = {}
         self._stuck: dict[Connection, tuple[int, float]] = {}
 
@@ -220,7 +205,7 @@ class Watch:
                 before, since = self._stuck.get(connection, (unsent, now))
                 stuck[connection] = (unsent, since if unsent >= before else now)
         self._stuck = stuck
-        late += [connection for connection, (_, since) in stuck.items() if now - since > self._read_seconds]
+        late += [connection for connection, (_, since) in stuck.items() if now - since > READ_SECONDS]
         late += [connection for connection in connections if connection.has_gone(now)]
         for connection in late:
             connection.transport.abort()
@@ -232,8 +217,9 @@ class Watch:
 
     def _limit(self, connection: Connection) -> float:
         if connection.conn.their_state is h11.SEND_BODY:
-            return self._body_seconds
-        return self._head_seconds if connection in self._strangers else self._idle_seconds
+            # Longer than the limit of the body's reader, which answers first.
+            return BODY_SECONDS + 2
+        return HEAD_SECONDS if connection in self._strangers else IDLE_SECONDS
 
 
 #: Most connections at a time, if the system allows as many files.
@@ -293,7 +279,8 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
     finally:
         listener.close()
         if options.uds is not None:
-            remove_socket(options.uds)
+            with contextlib.suppress(OSError):
+                options.uds.unlink()
         # The engines first: an answer that is being generated ends with them.
         models.close()
         queue.close()

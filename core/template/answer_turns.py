@@ -8,6 +8,7 @@ is either read exactly or refused with a reason.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
@@ -242,8 +243,10 @@ def _go_on(
     """
     if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
-    if (tail := _after_marked_message(render, shown, prompt, answered)) is not None:
-        return tail
+    # It may differ only before the last message, which is located by rendering it with another content.
+    if (texts := _marked(render, shown, prompt, answered)) is not None:
+        with contextlib.suppress(RowError):
+            return _after_last_message(*texts, FOLLOW_UP)
     block = _block_of(render, shown, prompt, look_back=_PROMPT_END)
     tail = None if block is None else _after_same_text(render, shown, prompt[: block.start], answered)
     if block is not None and tail is not None:
@@ -263,26 +266,12 @@ def _go_on(
         )
     if (tail := _after_header(render, shown, prompt, answered, stops)) is not None:
         return tail
-    same = _common(prompt, answered)
+    same = same_length(prompt, answered)
     raise RowError(
         "template_rewrites",
         f"The chat template's prompt goes on with {_excerpt(prompt[same:])} where the finished answer has "
         f"{_excerpt(answered[same:])}, so the answer does not follow the prompt.",
     )
-
-
-def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str | None:
-    """Continuation of the prompt, if it differs from the rendered conversation only before the last message, else None.
-
-    The last message is located in both by rendering it with another content.
-    """
-    texts = _marked(render, shown, prompt, answered)
-    if texts is None:
-        return None
-    try:
-        return _after_last_message(*texts, FOLLOW_UP)
-    except RowError:
-        return None
 
 
 def _after_header(
@@ -347,7 +336,7 @@ def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, l
     before = render(shown[:-1], False)
     if before == prompt:
         return prompt_block(prompt, max(0, len(prompt) - look_back))
-    return prompt_block(prompt, _common(before, prompt), worded=True)
+    return prompt_block(prompt, same_length(before, prompt), worded=True)
 
 
 def _place_of_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> int | None:
@@ -385,7 +374,7 @@ def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: st
 
 def _end_of_same(prompt: str, text: str) -> int | None:
     """Position in a text after the last character of a prompt, if the two differ only in spaces, else None."""
-    place = after = _common(prompt, text)
+    place = after = same_length(prompt, text)
     end = len(text[:after].rstrip())
     while True:
         while place < len(prompt) and prompt[place].isspace():
@@ -412,7 +401,7 @@ def _spaces_before_content(render: Render, shown: Sequence[dict[str, Any]], prom
     return text[end:place] if not text[end:place].strip() else None
 
 
-def _common(first: str, second: str) -> int:
+def same_length(first: str, second: str) -> int:
     """Length of the common prefix of two texts."""
     low, high = 0, min(len(first), len(second))
     while low < high:

@@ -101,7 +101,6 @@ def readable_calls(render: Render, messages: Messages) -> Messages:
     Mistral's templates need.
     """
     forms: list[Callable[[Messages], Messages]] = [
-        lambda given: given,
         _with_json_arguments,
         _with_short_ids,
         lambda given: _with_short_ids(_with_json_arguments(given)),
@@ -109,7 +108,7 @@ def readable_calls(render: Render, messages: Messages) -> Messages:
     try:
         text = render(messages, False)
     except RowError as error:
-        for form in forms[1:]:
+        for form in forms:
             with contextlib.suppress(RowError):
                 changed = form(messages)
                 render(changed, False)
@@ -126,17 +125,16 @@ def readable_calls(render: Render, messages: Messages) -> Messages:
 
 
 def _with_json_arguments(messages: Messages) -> Messages:
-    return [_json_arguments(message) if "tool_calls" in message else message for message in messages]
-
-
-def _json_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    calls = []
-    for call in message["tool_calls"]:
-        function = dict(call["function"])
-        if not isinstance(function["arguments"], str):
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": function})
-    return {**message, "tool_calls": calls}
+    changed: Messages = []
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            function = dict(call["function"])
+            if not isinstance(function["arguments"], str):
+                function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+            calls.append({**call, "function": function})
+        changed.append({**message, "tool_calls": calls} if "tool_calls" in message else message)
+    return changed
 
 
 def _with_short_ids(messages: Messages) -> Messages:
@@ -297,7 +295,8 @@ class Masker:
         self.ended = 0
         """Number of answers so far with an end-of-text token appended."""
         self._ending = stop_text(tokenizer, eos) if end_answers and eos in self.stop_ids and eos is not None else ""
-        self._reasons: dict[str, str] = {}
+        # The thinking switch is searched once per message.
+        self._remedied = functools.lru_cache(_REASONS)(self._with_switch)
         self._shapes = Shapes(template, self._rows.stops) if template is not None else None
         self._prompts = PromptCheck(template) if template is not None else None
 
@@ -424,15 +423,12 @@ class Masker:
             raise RowError("template_rewrites", "The chat template rewrites a turn that is not to be learned.")
         return [RowText(text, tuple(turn.span for turn in spared), inverted=True, last=last.span)]
 
+    def _with_switch(self, code: str, message: str) -> str:
+        return message if self.template is None else with_switch(RowError(code, message), self.template).message
+
     def _explained(self, error: RowError) -> RowError:
-        """The error, with the thinking switch that helps, which is searched once per message."""
-        if self.template is None:
-            return error
-        if error.message not in self._reasons:
-            if len(self._reasons) >= _REASONS:
-                self._reasons.clear()
-            self._reasons[error.message] = with_switch(error, self.template).message
-        message = self._reasons[error.message]
+        """The error, with the thinking switch that helps."""
+        message = self._remedied(error.code, error.message)
         # The original error also has the position in the template.
         return error if message == error.message else RowError(error.code, message)
 

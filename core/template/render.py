@@ -289,26 +289,17 @@ def with_variables(source: str, variables: Mapping[str, VariableValue]) -> str:
     """
     if not variables:
         return source
-    check_variables(source, variables)
-    lines = [
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
-        for name, value in variables.items()
-    ]
-    return "".join(lines) + _after_block(source)
-
-
-def check_variables(source: str, variables: Mapping[str, VariableValue]) -> None:
-    """Check that a chat template reads all variables.
-
-    Raises:
-        UserError: If it does not read a variable.
-    """
-    for name in variables:
+    text = ""
+    for name, value in variables.items():
         if not reads_variable(source, name):
             raise UserError(
                 f"template.variables sets {name}, which the chat template does not read.",
                 "Remove it, or take a template that reads it.",
             )
+        # A Jinja literal has the same escapes as JSON.
+        literal = json.dumps(value, ensure_ascii=False)
+        text += f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}"
+    return text + _after_block(source)
 
 
 def reads_variable(source: str, name: str) -> bool:
@@ -326,8 +317,3 @@ def one_template(default: str | None, tools: str | None) -> str | None:
 def _after_block(source: str) -> str:
     """Text of a template for use after a block, where Jinja drops the first line break: a leading one is doubled."""
     return f"\n{source}" if source.startswith("\n") else source
-
-
-def _literal(value: VariableValue) -> str:
-    """A value as a Jinja literal, which has the same escapes as JSON."""
-    return json.dumps(value, ensure_ascii=False)

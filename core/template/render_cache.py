@@ -304,10 +304,7 @@ class _RowShape:
         return RowText("".join(pieces), tuple(zip(positions[::2], positions[1::2], strict=True)))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    rows: tuple[_RowShape, ...]
-    assumptions: tuple[Assumption, ...]
+_Shape = tuple[tuple[_RowShape, ...], tuple[Assumption, ...]]
 
 
 class Shapes:
@@ -340,9 +337,9 @@ class Shapes:
             if len(self._known) >= _SHAPES:
                 self._known.clear()
             self._known[key] = self._trace(*key)
-        shape = self._known[key]
-        if shape is None:
+        if (shape := self._known[key]) is None:
             return None
+        rows, assumptions = shape
         contents = [turn.content for turn in turns]
         if any(REASONING_END in contents[index] for index in wanted):
             # Reasoning in an answer may not fit its prompt.
@@ -350,9 +347,9 @@ class Shapes:
         # A template may leave out a blank message, which only a real rendering shows.
         if not all(content and not content.isspace() for content in contents):
             return None
-        if not all(holds(assumption, contents) for assumption in shape.assumptions):
+        if not all(holds(assumption, contents) for assumption in assumptions):
             return None
-        return [row.fill(contents) for row in shape.rows]
+        return [row.fill(contents) for row in rows]
 
     def _trace(self, roles: tuple[str, ...], wanted: tuple[int, ...]) -> _Shape | None:
         assumptions: set[Assumption] = set()
@@ -365,7 +362,7 @@ class Shapes:
             turns = [read_turn(render, messages, index, self._stops, opaque=True) for index in wanted]
         except (InspectedError, RowError):
             return None
-        return _Shape(tuple(_shape(row) for row in group_turns(turns)), tuple(sorted(assumptions, key=repr)))
+        return tuple(_shape(row) for row in group_turns(turns)), tuple(sorted(assumptions, key=repr))
 
 
 def _shape(row: RowText) -> _RowShape:

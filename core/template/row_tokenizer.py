@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from array import array
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -273,11 +274,11 @@ class RowTokenizer:
         A row that cannot be exact as one sequence becomes several; the sequence of the last answer comes first.
         """
         laid_out = [self._lay_out(row) for row in rows]
-        self._prepare(laid_out)
+        known = self._prepare(laid_out)
         found: list[list[MaskedRow] | RowError] = []
         for row, pieces in zip(rows, laid_out, strict=True):
             try:
-                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces))
+                found.append([self._whole(row)] if row.last is not None else self._assemble(row, pieces, known))
             except RowError as error:
                 found.append(error)
         return found
@@ -285,10 +286,10 @@ class RowTokenizer:
     def encode(self, text: str) -> array[int]:
         """Tokens of one text."""
         pieces = self._lay_out(RowText(text, ()))
-        self._prepare([pieces])
+        known = self._prepare([pieces])
         ids = array("i")
         for piece, _ in pieces:
-            ids.extend([piece] if isinstance(piece, int) else self._cache[piece])
+            ids.extend([piece] if isinstance(piece, int) else known[piece])
         return ids
 
     def _lay_out(self, row: RowText) -> list[_Piece]:
@@ -309,10 +310,11 @@ class RowTokenizer:
             position = end
         return pieces
 
-    def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> None:
-        """Tokenize all segments that are not cached in one call."""
+    def _prepare(self, laid_out: Sequence[Sequence[_Piece]]) -> dict[str, array[int]]:
+        """Tokens of all segments; those that are not cached are tokenized in one call."""
         if len(self._cache) > _CACHE_ENTRIES:
-            self._cache.clear()
+            # Not cleared: rows before, which are not assembled yet, still have it.
+            self._cache = {}
         wanted: dict[str, None] = {}
         for pieces in laid_out:
             for piece, offsets in pieces:
@@ -325,8 +327,9 @@ class RowTokenizer:
                         wanted[head] = None
         texts = list(wanted)
         self._cache.update(zip(texts, self._words.encode(texts), strict=True))
+        return self._cache
 
-    def _assemble(self, row: RowText, pieces: Sequence[_Piece]) -> list[MaskedRow]:
+    def _assemble(self, row: RowText, pieces: Sequence[_Piece], known: Mapping[str, array[int]]) -> list[MaskedRow]:
         ids = array("i")
         starts: list[int] = []
         for piece, offsets in pieces:
@@ -338,14 +341,14 @@ class RowTokenizer:
                         return self._split(row, len(starts))
                     starts += [len(ids) - (offset == 0) for offset in offsets]
                 continue
-            tokens = self._cache[piece]
+            tokens = known[piece]
             for offset in offsets:
                 if offset == 0:
                     starts.append(len(ids))
                 elif offset == len(piece):
                     starts.append(len(ids) + len(tokens))
                 else:
-                    head = self._cache[piece[:offset]]
+                    head = known[piece[:offset]]
                     if tokens[: len(head)] != head:
                         return self._split(row, len(starts))
                     starts.append(len(ids) + len(head))
@@ -359,14 +362,13 @@ class RowTokenizer:
         ids = self.encode(row.text[:start])
         begun = len(ids)
         ids.extend(self._tokenizer.encode_continuation(row.text[start:end]))
-        starts = self._starts(RowText(row.text[:start], spans[:-1]))
+        starts = [len(self.encode(row.text[:begin])) for begin, _ in spans[:-1]]
         own = self._mark(RowText(row.text[:end], spans), ids, [*starts, begun])
         if not later:
             return [own]
         following = RowText(row.text, later)
         pieces = self._lay_out(following)
-        self._prepare([pieces])
-        return [*self._assemble(following, pieces), own]
+        return [*self._assemble(following, pieces, self._prepare([pieces])), own]
 
     def _whole(self, row: RowText) -> MaskedRow:
         """A row supervised as a whole; its marked answers begin at token boundaries, as when generated."""
@@ -386,10 +388,6 @@ class RowTokenizer:
             supervised[start : stop + 1] = bytes(stop + 1 - start)
         return MaskedRow(ids, supervised)
 
-    def _starts(self, row: RowText) -> list[int]:
-        """Token positions of the starts of answers that are at token boundaries."""
-        return [len(self.encode(row.text[:start])) for start, _ in row.spans]
-
     def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> MaskedRow:
         supervised = bytearray(b"\x01" * len(ids) if row.inverted else len(ids))
         for (_, end), start in zip(row.spans, starts, strict=True):
@@ -399,31 +397,21 @@ class RowTokenizer:
 
     def _stop_after(self, text: str, ids: array[int], start: int) -> int:
         """Position of the token that ends an answer; ``text`` is the text of the row up to the end of the answer."""
-        stop = self._first_stop(ids, start)
-        if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
+        stop = len(ids)
+        for token in self._stop_ids:
+            with contextlib.suppress(ValueError):
+                stop = ids.index(token, start, stop)
+        before = ids[: stop + 1]
+        # There must be as many stop tokens up to there as stop texts.
+        counts = not self._count_stops or sum(map(before.count, set(self._stop_ids))) == len(self.stops.findall(text))
+        if stop == len(ids) or not counts:
             raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
         return stop
-
-    def _first_stop(self, ids: array[int], start: int) -> int | None:
-        found = None
-        for stop in self._stop_ids:
-            try:
-                place = ids.index(stop, start) if found is None else ids.index(stop, start, found)
-            except ValueError:
-                continue
-            found = place
-        return found
-
-    def _agrees(self, text: str, ids: array[int], stop: int) -> bool:
-        """True if there are as many stop tokens up to a position as stop texts."""
-        stops = frozenset(self._stop_ids)
-        return sum(token in stops for token in ids[: stop + 1]) == len(self.stops.findall(text))
 
 
 def stop_text(tokenizer: ModelTokenizer, token: int) -> str:
     """Text of a stop token; empty if the tokenizer does not encode it as that token."""
-    added = tokenizer.added_tokens.get(token)
-    text = tokenizer.token_text(token) if added is None else added.content
+    text = tokenizer.token_text(token)
     return text if text and tokenizer.encode([text])[0] == [token] else ""
 
 

@@ -6,9 +6,10 @@ a process with limits, which caches loaded tokenizers until their files change. 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -251,14 +252,9 @@ def _masker(settings: MaskSettings, stamps: _Stamps) -> Masker:
 
 def _stamps(model: str) -> _Stamps:
     """Stamps of a tokenizer's files, to detect changes."""
-    return tuple(sorted(_stamped(Path(model))))
-
-
-def _stamped(directory: Path) -> Iterator[tuple[str, int, int]]:
-    for pattern in _FILES:
-        for path in directory.glob(pattern):
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            yield str(path), status.st_mtime_ns, status.st_size
+    found = []
+    for path in (path for pattern in _FILES for path in Path(model).glob(pattern)):
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.append((str(path), status.st_mtime_ns, status.st_size))
+    return tuple(sorted(found))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.data.conversation import RowError
+from core.template.answer_turns import same_length
 from core.template.builtin import stop_texts
 from core.template.render import ChatTemplate
 from core.template.tokenizer import ModelTokenizer
@@ -35,7 +36,7 @@ class _Ends:
         self._added = {token.content: number for number, token in tokenizer.added_tokens.items() if token.content}
         self._longest_first = sorted((token for token in self._added if token.strip()), key=len, reverse=True)
         self._special = {token.content for token in tokenizer.added_tokens.values() if token.special}
-        self._stops = {text for text in (_text(tokenizer, number) for number in known) if text}
+        self._stops = {text for text in map(tokenizer.token_text, known) if text}
 
     def missing(self) -> list[int]:
         found: list[str] = []
@@ -67,7 +68,7 @@ class _Ends:
             return None
         after = text.rpartition(_ANSWER)[2]
         longer = self._render(_USER, _says(_ANSWER), {"role": "user", "content": _NEXT}, _says(_NEXT)) or ""
-        shared = _same_start(after, longer.partition(_ANSWER)[2])
+        shared = after[: same_length(after, longer.partition(_ANSWER)[2])]
         token = self._first_token(shared) or self._first_token(after)
         if token is not None and shared.count(token) > 1:
             # It ends parts of the turn as well as the text, so take the last token.
@@ -78,7 +79,7 @@ class _Ends:
         reasoned = self._render(_USER, {**_says(_ANSWER), "reasoning_content": _THOUGHT})
         for other in (reasoned, self._called(_ANSWER, 1)):
             following = (other or "").rpartition(_QUESTION)[2]
-            turn = following[len(_same_start(text.rpartition(_QUESTION)[2], following)) :]
+            turn = following[same_length(text.rpartition(_QUESTION)[2], following) :]
             if token in turn[: max(turn.find(_ANSWER), turn.rfind(_call_name(0)), 0)]:
                 return None
         return token
@@ -145,11 +146,6 @@ class _Ends:
         return next((token for token in self._longest_first if text.startswith(token)), None)
 
 
-def _text(tokenizer: ModelTokenizer, token: int) -> str:
-    added = tokenizer.added_tokens.get(token)
-    return tokenizer.token_text(token) if added is None else added.content
-
-
 def _says(content: str) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
@@ -181,12 +177,3 @@ _TOOLS: list[dict[str, Any]] = [
     }
     for number in range(2)
 ]
-
-
-def _same_start(first: str, second: str) -> str:
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return first[:length]

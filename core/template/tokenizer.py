@@ -160,8 +160,9 @@ class ModelTokenizer:
         Tokens that strip adjacent spaces, or that overlap with another token, are excluded. Empty if the tokenizer
         treats the beginning of a text differently from its middle.
         """
-        if self._is_first_different:
+        if "first" in _values(self.state["pre_tokenizer"], "prepend_scheme"):
             return {}
+        normalizes = self.state["normalizer"] is not None
         others = [token.content for token in self.added_tokens.values()]
         return {
             token.content: number
@@ -169,7 +170,7 @@ class ModelTokenizer:
             if token.special
             and token.content
             and token.content in text
-            and not (token.lstrip or token.rstrip or token.single_word or (token.normalized and self._normalizes))
+            and not (token.lstrip or token.rstrip or token.single_word or (token.normalized and normalizes))
             and not any(_takes_part_of(other, token.content) for other in others)
         }
 
@@ -181,24 +182,12 @@ class ModelTokenizer:
 
     @functools.cached_property
     def _decoders(self) -> frozenset[str]:
-        return frozenset(_types(self.state["decoder"]))
-
-    @functools.cached_property
-    def _normalizes(self) -> bool:
-        return self.state["normalizer"] is not None
+        return frozenset(map(str, _values(self.state["decoder"], "type")))
 
     @functools.cached_property
     def _adds_prefix(self) -> bool:
         lead, text, both = self.encode(["\n", "a", "\na"])
         return both != lead + text
-
-    @functools.cached_property
-    def _is_first_different(self) -> bool:
-        return "first" in _values(self.state["pre_tokenizer"], "prepend_scheme")
-
-
-def _types(state: Any) -> Iterable[str]:
-    yield from (str(value) for value in _values(state, "type"))
 
 
 def _values(state: Any, key: str) -> Iterable[Any]:
@@ -298,12 +287,8 @@ def _token_text(value: Any) -> str | None:
 
 
 def _special_tokens(settings: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in SPECIAL_NAMES:
-        text = _token_text(settings.get(name, older.get(name)))
-        if text is not None:
-            found[name] = text
-    return found
+    found = {name: _token_text(settings.get(name, older.get(name))) for name in SPECIAL_NAMES}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _add_tokens(backend: Tokenizer, settings: Mapping[str, Any]) -> None:

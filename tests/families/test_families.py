@@ -132,7 +132,7 @@ def test_learned_is_what_must_be_generated_with_the_templates_of_its_models(trai
         for thinking in (None, "on", "off") if model.switch else (None,):
             example = sample(model, thinking)
             found = learned_turns(mask(model.told(thinking), example))
-            assert sorted(found) == sorted(expected(model, thinking, example)), (model.family.name, thinking)
+            assert sorted(found) == sorted(expected(model, thinking, example)), (model, thinking)
     also = {"reasoning": any(model.reasoning for model in models), "tools": any(model.tools for model in models)}
     with_them = [what for what, is_there in also.items() if is_there]
     tried("mask", f"yes, with {' and '.join(with_them)}" if with_them else "yes")

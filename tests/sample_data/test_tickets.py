@@ -50,9 +50,9 @@ def likeness(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
     return len(one & other) / max(min(len(one), len(other)), 1)
 
 
-def test_there_are_enough_rows() -> None:
-    assert len(TRAIN) == 400
-    assert len(EVAL) == 80
+def test_there_are_enough_rows_and_none_occurs_twice() -> None:
+    assert (len(TRAIN), len(EVAL)) == (400, 80)
+    assert len({text for text, _ in TRAIN + EVAL}) == 480
 
 
 @pytest.mark.parametrize("name", ["tickets_train.jsonl", "tickets_eval.jsonl"])
@@ -82,29 +82,11 @@ def test_rows_are_shuffled() -> None:
     assert runs < 0.35 * len(TRAIN)
 
 
-def test_no_text_occurs_twice() -> None:
-    texts = [text for text, _ in TRAIN + EVAL]
-    assert len(set(texts)) == len(texts)
-
-
-def test_no_evaluation_text_is_in_the_training_file() -> None:
-    training_file = sample_data.path("tickets_train.jsonl").read_text(encoding="utf-8")
-    training = {" ".join(words(text)) for text, _ in TRAIN}
-    for text, _ in EVAL:
-        assert json.dumps(text, ensure_ascii=False).strip('"') not in training_file
-        assert " ".join(words(text)) not in training
-
-
 def test_no_evaluation_text_is_nearly_one_of_training() -> None:
     training = [shingles(text) for text, _ in TRAIN]
+    assert all(shingles(text) for text, _ in EVAL)
     nearest = [max(likeness(shingles(text), other) for other in training) for text, _ in EVAL]
     assert max(nearest) < 0.34
-
-
-def test_the_likeness_would_find_a_near_copy() -> None:
-    text = max((text for text, _ in TRAIN), key=len)
-    copy = f"Dear all, {text.replace(text.split()[3], 'something')} Bye"
-    assert likeness(shingles(copy), shingles(text)) > 0.5
 
 
 def test_training_texts_vary_in_length_case_and_opening() -> None:
@@ -134,19 +116,15 @@ def test_the_format_is_recognized() -> None:
     assert choose(read_rows(sample_data.path("tickets_eval.jsonl")), "messages").format == "messages"
 
 
-def test_the_configuration_is_valid_and_names_the_sample() -> None:
-    config = load_config(sample_data.path("tickets.toml"))
+@pytest.mark.parametrize("path", [sample_data.path("tickets.toml"), Path("sample_data/tickets.toml")])
+def test_the_configuration_is_valid_and_names_the_sample(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sample_data.path("tickets.toml").parent.parent)
+    config = load_config(path)
     assert config.data.train == str(sample_data.path("tickets_train.jsonl"))
     assert config.data.eval == str(sample_data.path("tickets_eval.jsonl"))
     assert config.eval.baseline
     assert config.eval.exact_match
     assert config.eval.max_rows >= len(EVAL)
-
-
-def test_the_data_is_found_when_the_configuration_is_named_relatively(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(sample_data.path("tickets.toml").parent.parent)
-    config = load_config(Path("sample_data/tickets.toml"))
-    assert config.data.train == str(sample_data.path("tickets_train.jsonl"))
 
 
 def test_every_file_is_there() -> None:

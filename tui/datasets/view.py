@@ -113,7 +113,7 @@ class DatasetView:
         self.path = path
         # Without the reading: if that is wrong, the file is still opened, and its rows shown raw.
         self._source = Reading().source(path)
-        self.file = self._source.open_shared()
+        self.file = self._source.open()
         self.failure: UserError | None = None
         """The error with which reading failed: the file has changed, or its disk is gone."""
         self.marks = RowMarks()

@@ -53,28 +53,13 @@ class FileChangedError(UserError):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Identity of a file, to detect that it was replaced or changed."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """The identity in a ``stat`` result."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@dataclass(frozen=True)
 class Source:
     """An open, regular file of a supported kind. The caller of :func:`open_source` closes ``descriptor``.
 
     Args:
         path: Path of the file.
         descriptor: File descriptor, open for reading.
-        identity: Identity when opened.
+        status: Its status when opened.
         packing: Packing to undo before rows can be read: empty, ``gzip``, ``zstd``, ``parquet``, ``arrow``,
             ``columns``, or a compression and a content such as ``gzip+parquet``. The layout of ``gzip+json`` is known
             only after decompression.
@@ -84,7 +69,7 @@ class Source:
 
     path: Path
     descriptor: int
-    identity: Identity
+    status: os.stat_result
     packing: str
     suffix: str
     layout: Layout | None
@@ -92,7 +77,7 @@ class Source:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return self.identity.size
+        return self.status.st_size
 
     @property
     def is_table(self) -> bool:
@@ -111,14 +96,15 @@ class Source:
             FileChangedError: If it is gone, replaced or changed.
         """
         try:
-            now = Identity.of(self.path.stat())
+            now = self.path.stat()
         except OSError:
             raise self.changed("is gone") from None
-        if now == self.identity:
-            return
-        if (now.device, now.inode) != (self.identity.device, self.identity.inode):
+        if not os.path.samestat(now, self.status):
             raise self.changed("has been replaced")
-        raise self.changed("has become shorter" if now.size < self.identity.size else "has changed")
+        if now.st_size < self.size:
+            raise self.changed("has become shorter")
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.status.st_mtime_ns):
+            raise self.changed("has changed")
 
     def changed(self, change: str) -> FileChangedError:
         """The error for a file that was replaced or changed."""
@@ -150,7 +136,7 @@ def open_source(path: Path) -> Source:
     except UserError:
         os.close(descriptor)
         raise
-    return Source(path, descriptor, Identity.of(status), packing, suffix, layout)
+    return Source(path, descriptor, status, packing, suffix, layout)
 
 
 def cannot_open(error: OSError | ValueError, shown: str) -> UserError:

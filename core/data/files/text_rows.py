@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import hashlib
 import io
 import json
-import struct
 import threading
-import time
-from array import array
-from pathlib import Path
 
-from core.atomic import write_atomic
 from core.data.files.layout import Layout
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
-from core.data.files.source import Identity, Source
+from core.data.files.source import Source
 from core.data.files.spool import PlainBytes, SpooledBytes
 from core.errors import UserError
-from core.paths import home, make_private_dir
 from core.text import one_line
 from core.units import format_bytes
 
@@ -35,17 +27,7 @@ _FIRST_BYTES = 8 << 20
 _BLOCK = 256 << 10
 #: Most rows of a file; the index takes 20 bytes of memory per row.
 MOST_ROWS = 50_000_000
-#: Smallest file whose index is cached, in bytes; smaller files take no time to index.
-SMALLEST = 16 << 20
-#: Most cached indexes; the oldest are deleted.
-KEPT = 64
 
-_MAGIC = b"LTROWS1\n"
-# Device, inode, size, modified, first offset, rows, kind, delimiter, nested.
-_HEADER = struct.Struct("<8sQQQQQQ8s1s?")
-_DIGEST = hashlib.blake2b().digest_size
-# A file changed twice within a tick of the clock looks unchanged, so no index of such a young file is cached.
-_SETTLED_SECONDS = 2.0
 
 _csv_limit = threading.Lock()
 
@@ -116,80 +98,6 @@ def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> R
     return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
 
 
-def load_index(source: Source, layout: Layout) -> Spans | None:
-    """Cached index of a file; None without a valid one."""
-    if source.size < SMALLEST:
-        return None
-    path = _path_of(source)
-    try:
-        with path.open("rb") as file:
-            found = file.read(_HEADER.size)
-            if len(found) != _HEADER.size:
-                return None
-            count = _HEADER.unpack(found)[6]
-            if found != _header(source.identity, layout, count) or path.stat().st_size != _size(count):
-                return None
-            spans, digest = Spans(), hashlib.blake2b(found)
-            for column in (spans.starts, spans.ends, spans.lines):
-                column.fromfile(file, count)
-                digest.update(memoryview(column))
-            if file.read(_DIGEST) != digest.digest() or not count or spans.ends[-1] > source.size:
-                return None
-    except (OSError, EOFError, struct.error):
-        return None
-    return spans
-
-
-def save_index(source: Source, layout: Layout, spans: Spans) -> None:
-    """Cache the index of a large file; errors are ignored."""
-    age = time.time() - source.identity.modified_ns / 1e9
-    if source.size < SMALLEST or age < _SETTLED_SECONDS:
-        return
-    header = _header(source.identity, layout, len(spans))
-    digest = hashlib.blake2b(header)
-    parts = [header]
-    for column in (spans.starts, spans.ends, spans.lines):
-        digest.update(memoryview(column))
-        parts.append(column.tobytes())
-    # On a full or read-only disk the file is simply indexed again.
-    with contextlib.suppress(OSError, UserError):
-        path = _path_of(source)
-        make_private_dir(path.parent)
-        write_atomic(path, b"".join([*parts, digest.digest()]), durable=False)
-        _forget_old(path.parent)
-
-
-def _path_of(source: Source) -> Path:
-    name = hashlib.sha256(str(source.path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return home() / "cache" / "index" / f"{name}.rows"
-
-
-def _header(identity: Identity, layout: Layout, count: int) -> bytes:
-    return _HEADER.pack(
-        _MAGIC,
-        identity.device & (2**64 - 1),
-        identity.inode,
-        identity.size,
-        identity.modified_ns & (2**64 - 1),
-        layout.start,
-        count,
-        layout.kind.encode(),
-        layout.delimiter.encode(),
-        layout.nested,
-    )
-
-
-def _size(count: int) -> int:
-    columns = (array("Q"), array("Q"), array("I"))
-    return _HEADER.size + count * sum(column.itemsize for column in columns) + _DIGEST
-
-
-def _forget_old(directory: Path) -> None:
-    aged = sorted(directory.glob("*.rows"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in aged[KEPT:]:
-        path.unlink(missing_ok=True)
-
-
 class TextRows(RowFile):
     """The rows of an open file, plain or packed. Takes ownership of the source's descriptor.
 
@@ -214,10 +122,8 @@ class TextRows(RowFile):
         self._offset = self._layout.start
         self._rest = b""
         self.columns: list[str] = []
-        kept = load_index(source, self._layout) if source.layout is not None else None
-        self._spans = Spans() if kept is None else kept
-        self._complete = kept is not None
-        self._keeps = kept is None and source.layout is not None
+        self._spans = Spans()
+        self._complete = False
         self._scanner = _make_scanner(self._layout, self._spans)
         try:
             while not self._complete and len(self._spans) < _FIRST_ROWS and self._offset < _FIRST_BYTES:
@@ -273,12 +179,8 @@ class TextRows(RowFile):
                 done, total = self.advance()
                 if progress is not None:
                     progress(done, total)
-            if self._closed.is_set():
-                return
-            self._refuse_no_rows()
-            if self._keeps:
-                self._keeps = False
-                save_index(self._source, self._layout, self._spans)
+            if not self._closed.is_set():
+                self._refuse_no_rows()
 
     def rows(self, start: int, count: int) -> list[Row]:
         """See :class:`~core.data.files.rows.RowFile`."""

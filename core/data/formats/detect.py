@@ -69,7 +69,12 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
         raise _unknown_columns(readable[0], source)
     winner = max(votes, key=lambda name: votes[name])
     if winner == "text" and (asked := next(filter(None, map(question_beside_text, readable)), "")):
-        raise _unclear_text(asked, source)
+        raise UnknownColumnsError(
+            f"{source} has {asked} beside text, and nothing says whether the text is the answer.",
+            f'If it is, set data.columns = {{user = "{asked}", assistant = "text"}} '
+            f"(--columns user={asked},assistant=text); to learn the text alone, "
+            f'data.columns = {{text = "text"}} (--columns text=text).',
+        )
     return Detection(winner, f"{_share(votes[winner], len(readable))} {FORMATS[winner]}.")
 
 
@@ -88,7 +93,15 @@ def choose(
         UserError: As :func:`detect`, or if no row is of the wanted format or has the mapped columns.
     """
     if columns is not None:
-        return _choose_by_columns(rows, wanted, source, columns)
+        if wanted not in ("auto", *_ALIKE.get(columns.format, (columns.format,))):
+            shown = one_line(wanted, 60)
+            raise UserError(
+                f"data.columns describes rows of the format {columns.format}, and data.format says {shown}.",
+                "Remove one of the two.",
+            )
+        if (missing := missing_columns(columns, _readable(rows, source), source)) is not None:
+            raise missing
+        return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns)
     if wanted == "auto":
         return detect(rows, source)
     readable = _readable(rows, source)
@@ -156,18 +169,6 @@ def to_example(data: Mapping[str, Any], format: Format) -> Example:  # noqa: A00
     return READERS[format](data)
 
 
-def _choose_by_columns(rows: Iterable[Row], wanted: str, source: str, columns: ColumnMap) -> Detection:
-    allowed = ("auto", *_ALIKE.get(columns.format, (columns.format,)))
-    if wanted not in allowed:
-        raise UserError(
-            f"data.columns describes rows of the format {columns.format}, and data.format says {one_line(wanted, 60)}.",
-            "Remove one of the two.",
-        )
-    if (error := missing_columns(columns, _readable(rows, source), source)) is not None:
-        raise error
-    return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns)
-
-
 def _readable(rows: Iterable[Row], source: str) -> list[Mapping[str, Any]]:
     readable: list[Mapping[str, Any]] = []
     first_error: Row | None = None
@@ -185,14 +186,6 @@ def _readable(rows: Iterable[Row], source: str) -> list[Mapping[str, Any]]:
     raise UserError(
         f"{source} has no row that can be read: {first_error.place}: {one_line(first_error.error, 300)}",
         "Each row must be one JSON object, or one record of a CSV with a header.",
-    )
-
-
-def _unclear_text(asked: str, source: str) -> UnknownColumnsError:
-    return UnknownColumnsError(
-        f"{source} has {asked} beside text, and nothing says whether the text is the answer.",
-        f'If it is, set data.columns = {{user = "{asked}", assistant = "text"}} (--columns user={asked},assistant=text)'
-        f'; to learn the text alone, data.columns = {{text = "text"}} (--columns text=text).',
     )
 
 
@@ -243,18 +236,13 @@ def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "aut
         return (
             f"{votes[detection.format]} of the first {len(readable)} rows are {detection.format}, {count} are {name}."
         )
-    for data in readable:
-        if second := _second_reading(data, detection.format):
-            return f"The rows have the columns of {detection.format} and those of {second}."
-    return ""
-
-
-def _second_reading(data: Mapping[str, Any], chosen: Format) -> str:
-    """Format of a second conversation in a row, in columns of its own; empty if there is none."""
-    if chosen not in ("messages", "sharegpt") or not FITS[chosen](data):
-        return ""
+    # A second conversation in a row, in columns of its own.
     structured: tuple[Format, ...] = ("alpaca", "prompt_completion")
-    return next((name for name in structured if FITS[name](data)), "")
+    for data in readable if detection.format in ("messages", "sharegpt") else ():
+        for second in structured:
+            if FITS[detection.format](data) and FITS[second](data):
+                return f"The rows have the columns of {detection.format} and those of {second}."
+    return ""
 
 
 def _same(one: Format, other: Format) -> bool:

@@ -48,18 +48,19 @@ def resolve_source(reference: str, wanted: str = "auto", columns: Mapping[Any, s
         return _read_yaml(path, "")
     file, mark, entry = reference.rpartition("#")
     if mark and not os.path.exists(path) and os.path.isfile(file):
-        registry = Path(file)
-        if registry.suffix.lower() in YAML_SUFFIXES:
-            return _read_yaml(registry, entry)
-        if registry.suffix.lower() == ".json":
-            return [read_llama_factory(registry, entry)]
+        if Path(file).suffix.lower() in YAML_SUFFIXES:
+            return _read_yaml(Path(file), entry)
+        if Path(file).suffix.lower() == ".json":
+            return [read_llama_factory(Path(file), entry)]
         raise UserError(
             f"{one_line(reference)}: a name behind # stands for an entry of dataset_info.json, of an Axolotl YAML, or "
             "for a split of a directory.",
             f"Name the file alone: {one_line(file)}.",
         )
     if path.name == "dataset_info.json" and os.path.isfile(path):
-        names = ", ".join(list(_names(path))[:12])
+        registry = load_registry(path)
+        listed = list(registry)[:12] if isinstance(registry, dict) else []
+        names = ", ".join(one_line(str(name), 40) for name in listed)
         raise UserError(f"{one_line(reference)} is a registry of datasets: {names}.", "Name one, behind a #.")
     refuse_kind(path, "data")
     return [DataSource(reference, path, wanted, ColumnMap(columns) if columns is not None else None)]
@@ -143,11 +144,6 @@ def _read_yaml(path: Path, entry: str) -> list[DataSource]:
     """Datasets of a YAML file: a list of LLaMA-Factory's second generation, or an Axolotl configuration."""
     values = load_registry(path)
     return read_dataset_list(path, values, entry) if is_dataset_list(values) else read_axolotl(path, entry, values)
-
-
-def _names(path: Path) -> Iterator[str]:
-    registry = load_registry(path)
-    yield from (one_line(str(name), 40) for name in registry) if isinstance(registry, dict) else ()
 
 
 #: Seconds between checks for a stop of the run.

@@ -17,7 +17,6 @@ from typing import Any
 from core import paths
 from core.data.files.reader import all_rows, open_files, open_rows
 from core.data.files.rows import Row, RowFile
-from core.data.files.shared_rows import open_shared
 from core.data.formats.detect import SAMPLE, Detection, choose
 from core.data.formats.mapping import ColumnMap
 from core.errors import UserError
@@ -60,10 +59,6 @@ class DataSource:
     def open(self) -> RowFile:
         """Open the source for paging; see :func:`~core.data.files.reader.open_rows`."""
         return open_files(self.path, self.files) if self.files else open_rows(self.path)
-
-    def open_shared(self) -> RowFile:
-        """Open the source, shared within this process; see :mod:`core.data.files.shared_rows`."""
-        return open_shared(self.path, self.files)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.read_rows`."""

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,12 @@ def is_over(process: psutil.Process) -> bool:
         return True
 
 
+def family_of(pid: int | None) -> list[psutil.Process]:
+    """A process and those that it has started."""
+    leader = psutil.Process(pid)
+    return [leader, *leader.children(recursive=True)]
+
+
 class Watched:
     """A job with something to be done to it once its processes are at work."""
 
@@ -55,15 +60,10 @@ class Watched:
         self.family: list[psutil.Process] = []
         self._act = act
 
-    @property
-    def leader(self) -> psutil.Process:
-        return self.family[0]
-
     def progress(self, told: JobProgress) -> None:
         if self.family or told.activity != "reading" or not told.done:
             return
-        leader = psutil.Process(self.job.pid)
-        self.family = [leader, *leader.children(recursive=True)]
+        self.family = family_of(self.job.pid)
         self._act(self)
 
     def end(self) -> None:
@@ -89,9 +89,10 @@ def test_closing_in_the_middle_leaves_no_process(many: Path) -> None:
 
 
 @needs_two_cores
-def test_an_analysis_that_is_killed_is_a_sentence(many: Path) -> None:
-    with pytest.raises(UserError, match="was ended by SIGKILL") as caught:
-        Watched(many, lambda found: found.leader.kill()).end()
+@cases(("member", "words"), [(0, "was ended by SIGKILL"), (1, "out of memory")])
+def test_one_of_its_processes_that_is_killed_is_a_sentence(many: Path, member: int, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        Watched(many, lambda found: found.family[member].kill()).end()
     assert caught.value.hint
 
 
@@ -106,13 +107,6 @@ def test_one_that_the_kernel_ends_for_its_time_is_about_the_template(
 
 
 @needs_two_cores
-def test_one_of_its_processes_that_is_killed_is_a_sentence(many: Path) -> None:
-    with pytest.raises(UserError, match="out of memory") as caught:
-        Watched(many, lambda found: found.family[1].kill()).end()
-    assert caught.value.hint
-
-
-@needs_two_cores
 def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
     script = (
         "import sys; from core.analysis.result import AnalysisRequest; from core.analysis.job import analysis_job\n"
@@ -123,8 +117,7 @@ def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", script, str(many)], stdout=subprocess.PIPE, text=True) as asker:
         assert asker.stdout is not None
-        leader = psutil.Process(int(asker.stdout.readline()))
-        family = [leader, *leader.children(recursive=True)]
+        family = family_of(int(asker.stdout.readline()))
         asker.send_signal(signal.SIGKILL)
     assert len(family) >= 2
     wait_for(lambda: all(map(is_over, family)), 60, "the analysis to notice that nobody listens")
@@ -158,8 +151,7 @@ def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, 
 
     def told(progress: JobProgress) -> None:
         if progress.activity == "indexing" and not family:
-            leader = psutil.Process(job.pid)
-            family.extend([leader, *leader.children(recursive=True)])
+            family.extend(family_of(job.pid))
             job.close()
 
     with pytest.raises(JobCancelledError):
@@ -168,20 +160,6 @@ def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, 
     assert len(family) >= 2
     wait_for(lambda: all(map(is_over, family)), 30, "the helper to end")
     assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []
-
-
-def test_several_at_once_do_not_meet(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{count}.jsonl", json_lines(pairs(count))) for count in (3, 5)]
-    found: dict[Path, int] = {}
-    threads = [
-        threading.Thread(target=lambda path=path: found.update({path: analyze(AnalysisRequest((str(path),))).rows}))
-        for path in paths
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [found[path] for path in paths] == [3, 5]
 
 
 LARGE = 8 << 20
@@ -269,9 +247,9 @@ def run(request: AnalysisRequest, before: str = "") -> subprocess.CompletedProce
     )
 
 
-def answer_of(request: AnalysisRequest) -> dict[str, Any]:
-    """The last line of the process for a request."""
-    ended = run(request)
+def answer_of(rows: Path, model: Path, template: str) -> dict[str, Any]:
+    """The last line of the process that looks at rows."""
+    ended = run(AnalysisRequest((str(rows),), masks=MaskSettings(str(model), template)))
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return answer
 
@@ -283,17 +261,17 @@ def rows(tmp_path: Path) -> Path:
 
 def test_a_template_that_takes_for_ever_is_a_sentence(rows: Path, tiny_model_dir: Path) -> None:
     bomb = CHATML + "{% if messages[0].content == 'q5' %}" + SLOW + "{% endif %}"
-    answer = answer_of(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
+    answer = answer_of(rows, tiny_model_dir, bomb)
     assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
     assert answer["hint"]
 
 
 @pytest.mark.long
 def test_so_is_one_that_takes_for_ever_before_the_first_row(rows: Path, tiny_model_dir: Path) -> None:
-    masks = MaskSettings(str(tiny_model_dir), SLOW)
-    answer = answer_of(AnalysisRequest((str(rows),), masks=masks))
+    answer = answer_of(rows, tiny_model_dir, SLOW)
     assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
     endless = "from core.template.settings import MaskSettings\nMaskSettings.masker = lambda self: sum(range(10**14))\n"
+    masks = MaskSettings(str(tiny_model_dir), SLOW)
     ended = run(AnalysisRequest((str(rows),), masks=masks), "core.sandbox.limits._GRACE = 0\n" + endless)
     assert ended.returncode == -signal.SIGXCPU, "only the kernel ends what does not return to Python"
 
@@ -303,7 +281,7 @@ def test_rows_on_which_a_template_fills_the_memory_are_dropped(rows: Path, tiny_
         CHATML + "{% if messages[0].content == 'q5' %}"
         "{% set l = (['a' * 1048576] * 3000) | map('reverse') | list %}{{ l | length }}{% endif %}"
     )
-    answer = answer_of(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
+    answer = answer_of(rows, tiny_model_dir, bomb)
     if "error" in answer:
         # On a busy machine it takes its time before it takes the memory.
         assert "takes more than 1 s" in answer["error"]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from core.analysis.preflight import Preflight
 from core.config.choices import RefusalCode
 from core.data.conversation import Example, Message
 from core.errors import UserError
+from tests.cases import cases
 
 
 class Notices(list[tuple[str, str, str]]):
@@ -25,37 +28,28 @@ def refusal(preflight: Preflight, *arguments: object, check: str) -> UserError:
     return caught.value
 
 
-def test_what_is_refused_names_the_key_and_the_code() -> None:
-    cases: dict[str, tuple[tuple[object, ...], str]] = {
-        "format_ambiguous": (("rows.jsonl", "The rows have two sets of columns."), "check_format"),
-        "template_missing": (("some-base",), "check_template"),
-        "nothing_supervised": ((40, 5, "rows.jsonl, line 3: No token of the row is learned."), "check_supervised"),
-        "stop_untrained": ((40, 19), "check_stop"),
-        "eval_leak": (([chat("q")], [chat("Q "), chat("other")]), "check_leak"),
-    }
-    keys = {
-        "format_ambiguous": "data.format",
-        "template_missing": "template.name",
-        "nothing_supervised": "data.supervise",
-        "stop_untrained": "train.max_length",
-        "eval_leak": "data.eval",
-    }
-    for code, (arguments, check) in cases.items():
-        error = refusal(Preflight(), *arguments, check=check)
-        assert keys[code] in error.hint
-        assert f"--allow {code}" in error.hint
-        assert error.message.endswith(".")
-
-        notices = Notices()
-        wanted: list[RefusalCode] = [code]  # type: ignore[list-item]
-        getattr(Preflight(wanted, notices), check)(*arguments)
-        ((told, message, _),) = notices
-        assert (told, message) == (code, error.message)
-
-
-def test_one_code_allows_nothing_else() -> None:
-    preflight = Preflight(["eval_leak"])
-    assert "stop" in refusal(preflight, 10, 0, check="check_stop").message
+@cases(
+    ("code", "key", "check", "arguments"),
+    [
+        ("format_ambiguous", "data.format", "check_format", ("rows.jsonl", "The rows have two sets of columns.")),
+        ("template_missing", "template.name", "check_template", ("some-base",)),
+        ("nothing_supervised", "data.supervise", "check_supervised", (40, 5, "rows.jsonl, line 3: No token.")),
+        ("stop_untrained", "train.max_length", "check_stop", (40, 19)),
+        ("eval_leak", "data.eval", "check_leak", ([chat("q")], [chat("Q "), chat("other")])),
+    ],
+)
+def test_what_is_refused_names_the_key_and_the_code(
+    code: RefusalCode, key: str, check: str, arguments: tuple[object, ...]
+) -> None:
+    others = [other for other in get_args(RefusalCode) if other != code]
+    error = refusal(Preflight(others), *arguments, check=check)
+    assert key in error.hint
+    assert f"--allow {code}" in error.hint
+    assert error.message.endswith(".")
+    notices = Notices()
+    getattr(Preflight([code], notices), check)(*arguments)
+    ((told, message, _),) = notices
+    assert (told, message) == (code, error.message)
 
 
 def test_what_is_within_the_shares_goes_on() -> None:

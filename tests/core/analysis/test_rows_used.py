@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -93,34 +94,10 @@ def line(row: Any) -> str:
     return row if isinstance(row, str) else json.dumps(row)
 
 
-CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
+CASES = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
 #: Rows of messages by their defect.
 MESSY: dict[str, Any] = {
-    "": chat("How do I reset it?"),
-    "again": chat("the same"),
-    "blank": "   ",
-    "not_json": "{broken",
-    "not_an_object": [1],
-    "wrong_keys": {"other": 1},
-    "no_messages": {"messages": []},
-    "bad_role": {"messages": [{"role": "narrator", "content": "x"}, {"role": "assistant", "content": "y"}]},
-    "role_order": {"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]},
-    "no_answer": {"messages": [{"role": "user", "content": "x"}]},
-    "empty_answer": chat("x", "  "),
-    "bad_content": chat("half \ud800 a character"),
-    "content that is no text": {"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "y"}]},
-    "bad_tool_call": chat("x", "y", tool_calls=[{"function": 1}]),
-    "a call the template leaves out": {
-        "messages": [
-            {"role": "user", "content": "x"},
-            {"role": "assistant", "content": "", "tool_calls": [CALL]},
-            {"role": "tool", "content": "seen"},
-            {"role": "assistant", "content": "done"},
-        ]
-    },
-    "special_in_content": chat("what is <|im_start|>?"),
-    "stop in an answer": chat("x", "never <|im_end|> say"),
-    "nothing learned": chat("x", "y", train=False),
+    **CASES["messy"],
     "long question": chat("z" * 300),
     "long answer": chat("x", "z" * 300),
 }
@@ -137,55 +114,19 @@ def test_messages_with_everything_wrong(both: Both, tmp_path: Path) -> None:
     assert found["used"] == 2
 
 
-@cases(
-    ("overlong", "supervise", "special"),
-    [("drop", "last", "drop"), ("truncate", "assistant", "drop"), ("truncate", "all", "keep")],
-)
-def test_options_change_both_alike(both: Both, tmp_path: Path, overlong: str, supervise: str, special: str) -> None:
-    path = write(tmp_path / "a.jsonl", "".join(line(row) + "\n" for row in MESSY.values()))
-    plain = agreed(both(config(path)))
-    found = agreed(both(config(path, overlong=overlong, supervise=supervise, special_tokens=special)))
-    if (overlong, supervise) != ("drop", "last"):
-        assert found["used"] > plain["used"]
-
-
-TOKENS = [
-    {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
-    {"input_ids": [5, 340]},
-    {"input_ids": [5, EMBEDDED]},
-    {"input_ids": []},
-    {"input_ids": [5, -1]},
-    {"input_ids": [5, 6], "labels": [5]},
-    {"input_ids": [5, 6], "labels": [5, -100]},
-    {"input_ids": [5] * 200},
-    {"input_ids": [5] * 200, "labels": [-100] * 199 + [5]},
-]
-SHAREGPT = [
-    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-    {"conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "a"}]},
-    {"conversations": [{"from": "human", "value": "q"}]},
-    {"conversations": "none"},
-    {"conversations": [{"from": "human", "value": "q" * 300}, {"from": "gpt", "value": "a"}]},
-]
-ALPACA = [
-    {"instruction": "do", "input": "this", "output": "done", "history": [["a", "b"]]},
-    {"instruction": "do", "output": ""},
-    {"instruction": None, "output": "x"},
-    {"instruction": "", "input": "", "output": "x"},
-    {"output": "x"},
-]
-TEXTS = ["plain words\n", "\n", " \t \n", "z" * 400 + "\n", "more\r\n"]
+LONG_TOKENS = [{"input_ids": [5] * 200}, {"input_ids": [5] * 200, "labels": [-100] * 199 + [5]}]
+LONG_CHAT = {"conversations": [{"from": "human", "value": "q" * 300}, {"from": "gpt", "value": "a"}]}
 
 
 @cases("overlong", ["drop", "truncate"])
 @cases(
     ("name", "content"),
     [
-        ("tokens.jsonl", json_lines(TOKENS)),
-        ("sharegpt.jsonl", json_lines(SHAREGPT)),
-        ("alpaca.json", json.dumps(ALPACA)),
+        ("tokens.jsonl", json_lines([*CASES["tokens"], *LONG_TOKENS])),
+        ("sharegpt.jsonl", json_lines([*CASES["sharegpt"], LONG_CHAT])),
+        ("alpaca.json", json.dumps(CASES["alpaca"])),
         ("pairs.csv", 'prompt,completion\nq,a\n"a, b",c\nq\nq,a,b\n,\nq,"' + "z" * 400 + '"\n'),
-        ("text.txt", "".join(TEXTS)),
+        ("text.txt", "plain words\n\n \t \n" + "z" * 400 + "\nmore\r\n"),
         ("cut.json", '[{"prompt": "q", "completion": "a"}, {"prompt": "q", "compl'),
     ],
 )
@@ -196,7 +137,8 @@ def test_every_format_is_counted_alike(both: Both, tmp_path: Path, name: str, co
 
 
 def test_the_vocabulary_is_the_models_and_not_the_tokenizers(both: Both, tmp_path: Path) -> None:
-    found = agreed(both(config(write(tmp_path / "a.jsonl", json_lines([{"input_ids": [5, 340]}, TOKENS[2]])))))
+    path = write(tmp_path / "a.jsonl", json_lines([{"input_ids": [5, EMBEDDED - 1]}, {"input_ids": [5, EMBEDDED]}]))
+    found = agreed(both(config(path)))
     assert found == {"rows": 2, "used": 1, "dropped": {"bad_tokens": 1}}
 
 

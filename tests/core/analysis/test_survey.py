@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 
-from core.analysis.division import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
+from core.analysis.division import find_near, find_same, find_shared
 from core.analysis.job import analyze
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis, AnalysisRequest
@@ -23,10 +23,11 @@ from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.template.settings import MaskSettings
 from tests.cases import cases
-from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
+from tests.core.analysis.test_division import changed, prints, prose
+from tests.core.data.sample_files import json_lines, write, write_parquet
 from tests.examples import examples
 
-WORDS = [f"word{number}" for number in range(500)]
+CASES = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
 
 
 def row(question: str, answer: str = "An answer of its own.") -> dict[str, Any]:
@@ -44,18 +45,6 @@ def problem_of(analysis: Analysis, code: str) -> Problem:
     problem = analysis.problem(code)
     assert problem is not None
     return problem
-
-
-def prose(seed: int, count: int = 60) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=count))
-
-
-def altered(text: str, words: int, seed: int = 0) -> str:
-    """The text with some words in a row replaced."""
-    found = text.split()
-    start = random.Random(seed).randrange(len(found) - words)
-    found[start : start + words] = [f"other{number}" for number in range(words)]
-    return " ".join(found)
 
 
 def look(*train: Path, **options: Any) -> Analysis:
@@ -84,8 +73,8 @@ def test_copies_are_those_that_say_the_same_whatever_case_and_spaces(tmp_path: P
 
 def test_almost_the_same_is_a_few_words_and_not_half(tmp_path: Path) -> None:
     texts = [prose(seed) for seed in range(40)]
-    few = [altered(text, 1, seed) for seed, text in enumerate(texts)]
-    half = [altered(text, 30, seed) for seed, text in enumerate(texts)]
+    few = [changed(text, seed, 1) for seed, text in enumerate(texts)]
+    half = [changed(text, seed, 30) for seed, text in enumerate(texts)]
     found = look(write(tmp_path / "a.jsonl", json_lines(row(text) for text in [*texts, *half, *few])))
     near = set(rows_of(found, "near_duplicate"))
     assert not near & set(range(80))
@@ -127,9 +116,9 @@ def test_leaks_exact_and_near(tmp_path: Path) -> None:
     train = [
         row(prose(10)),
         row(prose(1).upper()),
-        row(altered(prose(2), 1, 3)),
+        row(changed(prose(2), 4)),
         row(prose(11)),
-        row(altered(prose(3), 30)),
+        row(changed(prose(3), 0, 30)),
     ]
     files = [write(tmp_path / name, json_lines(rows)) for name, rows in (("t.jsonl", train), ("e.jsonl", held_out))]
     found = look(files[0], eval=(str(files[1]),))
@@ -165,25 +154,6 @@ def test_leaks_among_many_rows_and_processes(tmp_path: Path) -> None:
 # Files of every kind.
 
 TEXTS = [row(prose(seed), "" if seed % 10 == 3 else f"answer {seed}") for seed in range(30)]
-
-
-@cases("kind", ["gz", "zst", "parquet", "arrow", "columns"])
-def test_packed_files_are_counted_as_plain_ones(tmp_path: Path, kind: str) -> None:
-    text = json_lines(TEXTS)
-    plain = look(write(tmp_path / "plain.jsonl", text))
-    path = {
-        "gz": lambda: write(tmp_path / "a.jsonl.gz", gzip.compress(text.encode())),
-        "zst": lambda: write_zstd(tmp_path / "a.jsonl.zst", text.encode()),
-        "parquet": lambda: write_parquet(tmp_path / "a.parquet", TEXTS),
-        "arrow": lambda: write_arrow(tmp_path / "a.arrow", TEXTS, stream=True),
-        "columns": lambda: write(tmp_path / "a.json", json.dumps({"messages": [item["messages"] for item in TEXTS]})),
-    }[kind]()
-    found = look(path)
-    assert (found.rows, found.used, found.dropped) == (plain.rows, plain.used, plain.dropped) == (
-        30, 27, {"empty_answer": 3},
-    )  # fmt: skip
-    assert rows_of(found, "empty_answer") == rows_of(plain, "empty_answer") == [3, 13, 23]
-    assert found.turns == plain.turns
 
 
 def test_shards_are_one_dataset_with_places_in_their_files(tmp_path: Path) -> None:
@@ -244,18 +214,10 @@ def test_an_answer_cut_before_its_last_token_only(tmp_path: Path, tiny_model_dir
 # Comparing.
 
 
-def fingerprints(examples: list[Example]) -> Fingerprints:
-    found = Fingerprints()
-    for number, example in enumerate(examples):
-        text = normalized(example)
-        found.extend([number], digest(example, text), signature(example, text))
-    return found
-
-
 def test_rows_of_tokens_are_compared_too() -> None:
     ids = random.Random(1).choices(range(1000), k=200)
     rows = [make_tokens(ids), make_tokens([*ids[:-1], 7]), make_tokens(ids[::-1]), make_tokens(ids)]
-    found = fingerprints(rows)
+    found = prints(rows)
     same = find_same(found)
     assert same == {3: 0}
     assert find_near(found, same) == {1: 0}
@@ -265,8 +227,8 @@ def test_rows_of_tokens_are_compared_too() -> None:
 @given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 8), max_size=30))
 def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int], held_out: list[int]) -> None:
     texts = [f"Row  number {number}" for number in range(9)]
-    rows = fingerprints([Example(text=texts[number].upper() if number % 2 else texts[number]) for number in train])
-    others = fingerprints([Example(text=texts[number].lower()) for number in held_out])
+    rows = prints([Example(text=texts[number].upper() if number % 2 else texts[number]) for number in train])
+    others = prints([Example(text=texts[number].lower()) for number in held_out])
     first = {place: train.index(number) for place, number in enumerate(train) if train.index(number) != place}
     assert find_same(rows) == first
     leaked, near = find_shared(rows, others)
@@ -278,37 +240,15 @@ def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int],
 # Answers.
 
 
-@cases(
-    ("rows", "code", "part"),
-    [
-        ([{"instruction": "a b", "output": "c d", "expected": "c"}] * 2, "test_answers", "expected"),
-        ([{"question": "a b", "answer": "c d", "solution": "c"}] * 2, "test_answers", "solution"),
-        ([{"prompt": "a b", "completion": "c d", "answer": "c"}] * 2, "test_answers", "answer"),
-        ([{**row("a b"), "gold": "c"}] * 2, "test_answers", "gold"),
-        ([{"prompt": "Which?", "completion": "spam"}] * 2, "label_only", "spam"),
-        (
-            [{"prompt": "Read: it rains in the hills today. What?", "completion": "it rains in the hills today."}] * 2,
-            "answer_in_prompt",
-            "it rains",
-        ),
-    ],
-)
-def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any]], code: str, part: str) -> None:
-    problem = problem_of(look(write(tmp_path / "a.jsonl", json_lines(rows))), code)
+@cases(("data", "code", "part"), CASES["answers"])
+def test_answers_that_may_be_no_answers(tmp_path: Path, data: dict[str, Any], code: str, part: str) -> None:
+    problem = problem_of(look(write(tmp_path / "a.jsonl", json_lines([data, data]))), code)
     assert (problem.count, [place.index for place in problem.places]) == (2, [0, 1])
     assert part in problem.detail
     assert problem.hint
 
 
-@cases(
-    "data",
-    [
-        {"question": "a b", "answer": "c d"},
-        {"problem": "a b", "solution": "c d"},
-        {"source": "a b", "target": "c d"},
-        {"prompt": "in the hills", "completion": "the hills"},
-    ],
-)
+@cases("data", CASES["fine"])
 def test_columns_that_are_read_and_quotes_of_a_few_words_are_no_problem(tmp_path: Path, data: dict[str, Any]) -> None:
     assert not look(write(tmp_path / "a.jsonl", json_lines([data]))).problems
 
@@ -364,53 +304,25 @@ def test_columns_that_are_not_read_are_named_for_each_file(tmp_path: Path) -> No
     assert details == [f"{texts}: category", f"{tables}: meta"]
 
 
-@cases(
-    ("text", "noted"),
-    [
-        ("<image>\nWho is this?", True),
-        ("Play <audio>.", True),
-        ("Write <video><source></video>.", False),
-        ("Which <images> are there?", False),
-    ],
-)
+@cases(("text", "noted"), [("<image>\nWho is this?", True), ("Write <video><source></video>.", False)])
 def test_placeholders_without_a_column_are_noted(tmp_path: Path, text: str, noted: bool) -> None:
     found = look(write(tmp_path / "a.jsonl", json_lines([row(text)])))
     assert found.used == 1
     assert (found.problem("placeholder") is not None) == noted
 
 
-def write_lines(path: Path, rows: list[dict[str, Any] | str]) -> Path:
-    path.write_text("".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in rows))
-    return path
-
-
-CLEAN: list[dict[str, Any] | str] = [
-    row("How do I reset the router in the hall?", "Hold the button for ten seconds."),
-    row("Which paper does the printer take?", "Plain A4, from the lower tray."),
-    row("When is the canteen open on Fridays?", "From eleven until two."),
-]
-
-
 def test_clean_rows_have_no_problems(tmp_path: Path) -> None:
-    analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "clean.jsonl", CLEAN)),)))
+    analysis = analyze(AnalysisRequest((str(write(tmp_path / "clean.jsonl", json_lines(CASES["clean"]))),)))
     assert (analysis.rows, analysis.used, analysis.dropped) == (3, 3, {})
     assert not analysis.problems
     assert analysis.lengths is None
+    with pytest.raises(UserError, match="nowhere"):
+        analyze(AnalysisRequest((str(tmp_path / "nowhere.jsonl"),)))
 
 
-@cases(
-    ("code", "bad"),
-    [
-        ("email", row("Write to jane.doe@posteo.de please.", "I have done so, she will call.")),
-        ("control_characters", row("A bell \x07 in the text.", "It rings when it is printed.")),
-        (
-            "encoding_damage",
-            row("The caf\u00c3\u00a9 is closed and the men\u00c3\u00bc gone.", "A pity for all of us."),
-        ),
-    ],
-)
-def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, code: str, bad: dict[str, Any]) -> None:
-    analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "rows.jsonl", [*CLEAN, bad])),)))
+@cases(("data", "code"), CASES["bad"])
+def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, data: dict[str, Any], code: str) -> None:
+    analysis = look(write(tmp_path / "rows.jsonl", json_lines([*CASES["clean"], data])))
     assert rows_of(analysis, code) == [3]
     assert problem_of(analysis, code).count == 1
 
@@ -418,18 +330,11 @@ def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, code: st
 def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
 
-    data = write_lines(tmp_path / "clean.jsonl", CLEAN)
+    data = write(tmp_path / "clean.jsonl", json_lines(CASES["clean"]))
     analysis = analyze(AnalysisRequest((str(data),), masks=MaskSettings(str(tiny_model_dir))))
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    lengths = sorted(
-        len(
-            tokenizer(tokenizer.apply_chat_template(item["messages"], tokenize=False), add_special_tokens=False)[
-                "input_ids"
-            ]
-        )
-        for item in CLEAN
-        if isinstance(item, dict)
-    )
+    texts = [tokenizer.apply_chat_template(item["messages"], tokenize=False) for item in CASES["clean"]]
+    lengths = sorted(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     assert analysis.lengths is not None
     assert (analysis.lengths.min, analysis.lengths.max) == (lengths[0], lengths[-1])
     assert 0 < analysis.lengths.supervised_share < 1
@@ -437,39 +342,14 @@ def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_d
     assert limited.dropped["overlong"] == sum(length > lengths[0] for length in lengths)
 
 
-def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere"):
-        analyze(AnalysisRequest((str(tmp_path / "nowhere.jsonl"),)))
-
-
-@cases(
-    ("text", "script"),
-    [
-        ("", "none"),
-        ("12 + 34 = ?", "none"),
-        ("— “” …", "none"),
-        ("Plain words.", "Latin"),
-        ("1" * 5000 + "then words", "Latin"),
-        ("Über Österreich", "Latin"),
-        ("Привет, мир", "Cyrillic"),
-        ("Привет, world of words", "Latin"),
-        ("Γειά σου Κόσμε", "Greek"),
-        ("你好，世界", "Han"),
-        ("日本語のテキストです", "Japanese"),
-        ("안녕하세요", "Hangul"),
-        ("مرحبا بالعالم", "Arabic"),
-        ("नमस्ते दुनिया", "Devanagari"),
-        ("half \ud800 of a character", "Latin"),
-        ("я" + "a" * 10, "Latin"),
-        ("a" + "я" * 10, "Cyrillic"),
-    ],
-)
+@cases(("text", "script"), CASES["scripts"])
 def test_the_script_of_most_letters(text: str, script: str) -> None:
     assert main_script(text) == script
 
 
-def test_only_the_beginning_of_a_long_text_counts() -> None:
-    assert main_script("я" * 4 * SAMPLE + "a" * 100_000) == "Cyrillic"
+def test_the_script_of_a_long_text() -> None:
+    assert main_script("1" * 5000 + "then words") == "Latin"
+    assert main_script("я" * 4 * SAMPLE + "a" * 100_000) == "Cyrillic", "only the beginning counts"
 
 
 @given(st.text(max_size=300))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,23 +15,13 @@ from tests.cases import cases
 ROW = [{"role": "user", "content": "hé\n"}, {"role": "assistant", "content": "a\x1b[2J"}]
 
 
-def rows(path: Path) -> list[object]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
 def test_answers_are_appended_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "good.jsonl"
     append_row(path, ROW)
-    append_row(path, ROW)
-    assert rows(path) == [{"messages": ROW}] * 2
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_last_line_without_its_end_stays_a_row(tmp_path: Path) -> None:
-    path = tmp_path / "good.jsonl"
-    path.write_text(json.dumps({"messages": []}))
+    path.write_bytes(path.read_bytes().rstrip())  # a last line without its end stays a row
     append_row(path, ROW)
-    assert rows(path) == [{"messages": []}, {"messages": ROW}]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [{"messages": ROW}] * 2
 
 
 @cases(
@@ -78,7 +67,6 @@ try:
 except UserError as error:
     print(error.message)
 """
-    assert resource.RLIMIT_FSIZE is not None
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "cannot be written" in said
     assert path.read_bytes() == before

@@ -38,21 +38,14 @@ def test_the_run_its_checkpoints_with_their_loss_and_others_on_the_base() -> Non
     ]
 
 
-def test_a_checkpoint_in_the_place_of_a_refused_result_says_so() -> None:
-    run = make_run("finished")
-    add_checkpoint(run, 20)
-    replace(run.state(), refused="loss is 2 and should be <= 1").write(run.state_path)
-    assert find_candidates(run)[0].about == "newest checkpoint, step 20 (result refused by eval.gate)"
-
-
 def test_the_judged_checkpoint_answers_in_the_place_of_a_refused_result() -> None:
-    run = make_run("finished")
+    run, refused = make_run("finished"), "loss is 2 and should be <= 1"
+    replace(run.state(), refused=refused).write(run.state_path)
     for step in (20, 40):
         add_checkpoint(run, step)
-    refused = "loss is 2 and should be <= 1"
+        assert find_candidates(run)[0].about == f"newest checkpoint, step {step} (result refused by eval.gate)"
     reason = f"all steps done; the result is that of step 20, {BEST_CHOSEN}"
     run.events_path.write_text(encode_event(FinishedEvent(step=40, best=20, reason=reason, refused=refused)))
-    replace(run.state(), refused=refused).write(run.state_path)
     assert find_candidates(run)[0].about == "checkpoint, step 20 (result refused by eval.gate)"
     shutil.rmtree(run.checkpoints_path / "step-00000020")
     assert find_candidates(run)[0].about == "checkpoint that is gone (result refused by eval.gate)"

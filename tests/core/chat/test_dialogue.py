@@ -110,12 +110,6 @@ def test_data_of_any_shape_is_a_dialogue(data: object) -> None:
     assert Dialogue.from_data(data).to_data() is not None
 
 
-def test_a_system_prompt_of_blanks_is_none() -> None:
-    dialogue = Dialogue()
-    dialogue.ask("one", ("base",))
-    assert [message["role"] for message in dialogue.messages("base", " \n")] == ["user"]
-
-
 def test_dialogue_gives_each_source_its_own_answers() -> None:
     dialogue = Dialogue()
     first = dialogue.ask("one", ("tuned", "base"))
@@ -126,6 +120,7 @@ def test_dialogue_gives_each_source_its_own_answers() -> None:
     dialogue.ask("three", ("base",))
     contents = [message["content"] for message in dialogue.messages("base", "system")]
     assert contents == ["system", "one", "base one", "two", "tuned two", "three"]
+    assert dialogue.messages("base", " \n")[0]["role"] == "user", "a system prompt of blanks is none"
 
 
 def test_speakers_and_stats() -> None:

@@ -46,6 +46,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, gguf_file: Path) -> Iterato
     engine.close()
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def _spec(path: Path) -> Any:
     exported = find_exported(path, asked=True)
     assert exported is not None
@@ -77,10 +82,7 @@ def test_only_what_was_exported_is_read_by_llama_cpp(tmp_path: Path, gguf_file: 
     assert find_exported(directory) is None
 
 
-def test_a_prompt_set_is_put_to_an_exported_file(
-    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_prompt_set_is_put_to_an_exported_file(tmp_path: Path, gguf_file: Path, tiny_model_dir: Path) -> None:
     run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows"), eval_data=write_rows(tmp_path / "eval"))
     export = make_export(tmp_path / "export", gguf_file, run.id)
     evaluation = EvaluationRequest((str(export / "tiny.gguf"),), limit=2, max_new_tokens=4).prepare()
@@ -102,13 +104,10 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     check_refused(path, "is an adapter alone")
 
 
-def test_a_session_streams_the_answer_of_the_file(
-    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_streams_the_answer_of_the_file(tmp_path: Path, gguf_file: Path, tiny_model_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     session = open_session(make_export(tmp_path / "export", gguf_file))
     try:
         *pieces, answer = session.generate(ASK, "base", GenerationSettings(12))
@@ -127,9 +126,8 @@ def test_a_session_streams_the_answer_of_the_file(
 
 
 def test_an_export_answers_beside_the_run_that_it_is_from(
-    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gguf_file: Path, tiny_model_dir: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))
     paths.exports_dir().mkdir()
     directory = make_export(paths.exports_dir() / "tickets-gguf-f32", gguf_file, run.id)
@@ -217,10 +215,7 @@ def test_tokens_are_told(reader: ChatEngine, tiny_model_dir: Path) -> None:
     assert (asked["text"], asked["tokens"]) == (prompt, tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
-def test_answers_with_escapes_are_harmless(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_answers_with_escapes_are_harmless(tmp_path: Path, tiny_model_dir: Path) -> None:
     # Every token of several characters is an escape that clears the screen; bytes stay, so that prompts have tokens.
     path = write_tiny_gguf(
         tmp_path / "evil.gguf",
@@ -245,9 +240,8 @@ def test_answers_with_escapes_are_harmless(
 
 
 def test_another_template_than_that_of_the_training_is_told(
-    tmp_path: Path, tiny_model_dir: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model_dir: Path, gguf_file: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))
     directory = make_export(tmp_path / "export", gguf_file, run.id)
     told: list[str] = []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from core.chat import prompts
 from core.chat.prompts import PROMPT_LIMIT, read_prompts
 from core.errors import UserError
 from tests.cases import cases
+
+REFUSED = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))["prompt"]
 
 
 def user(text: str) -> dict[str, str]:
@@ -36,20 +39,7 @@ def test_json_lines_have_messages_or_a_prompt(tmp_path: Path) -> None:
     assert read_prompts(path, "S") == [turns, [{"role": "system", "content": "S"}, user("one\ntwo")]]
 
 
-@cases(
-    ("line", "words"),
-    [
-        ("{", "line 2: It is not JSON."),
-        ("[1]", "line 2: It is no JSON object."),
-        ('{"prompt": 1}', "neither"),
-        ('{"prompt": "a", "messages": []}', "neither"),
-        ('{"messages": []}', "at least one message"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "at least one message"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "role"),
-        ('{"messages": [{"role": "system", "content": "a"}]}', "must be the user's"),
-        ('{"prompt": "\\ud800"}', "half a character"),
-    ],
-)
+@cases(("line", "words"), REFUSED)
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from core import paths
-from core.chat import engine as engine_module
 from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest
 from core.chat.session import Answer, EngineSession, GenerationSettings, LiveSession, Token, adapter_spec, open_session
@@ -48,6 +47,13 @@ def make_run(
     return run
 
 
+def finished_run(**given: Any) -> Run:
+    """A run with an adapter."""
+    run = make_run("finished", **given)
+    add_adapter(run.adapter_path)
+    return run
+
+
 def add_adapter(directory: Path, content: bytes = b"weights") -> None:
     directory.mkdir(parents=True)
     (directory / "adapter_model.safetensors").write_bytes(content)
@@ -76,31 +82,19 @@ def spec_of(target: Run | Path | str) -> ModelSpec:
 
 
 def test_a_finished_run_answers_with_its_adapter() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     add_checkpoint(run, 40)
     spec = spec_of(run)
     assert (spec.base, spec.adapter) == ("/models/base", str(run.adapter_path))
     assert (spec.method, spec.source_name, spec.template) == ("qlora", "adapter", None)
     session = open_session(run)
     assert (session.description, session.has_tuned) == (run.id, True)
-
-
-def test_the_template_of_the_training_is_used() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
     (run.adapter_path / "chat_template.jinja").write_text("{{ messages }}")
     assert spec_of(run).template == str(run.adapter_path / "chat_template.jinja")
 
 
-def test_a_checkpoint_is_answered_with_the_template_that_the_configuration_names() -> None:
-    run = make_run("stopped", template=TemplateSection(name="chatml"))
-    add_checkpoint(run, 20)
-    assert spec_of(run).template == "chatml"
-
-
 def test_a_stopped_run_answers_as_its_newest_whole_checkpoint() -> None:
-    run = make_run("stopped")
+    run = make_run("stopped", template=TemplateSection(name="chatml"))
     for step in (20, 100, 120, 140, 160):
         add_checkpoint(run, step)
     name = "adapter/adapter_model.safetensors"
@@ -109,13 +103,12 @@ def test_a_stopped_run_answers_as_its_newest_whole_checkpoint() -> None:
     (run.checkpoints_path / "step-00000120" / "manifest.json").unlink()
     spec = spec_of(run)
     assert spec.adapter == str(run.checkpoints_path / "step-00000100" / "adapter")
-    assert spec.source_name == "step-100"
+    assert (spec.source_name, spec.template) == ("step-100", "chatml")
     assert open_session(run).description == f"{run.id}, step-100"
 
 
 def test_the_base_that_was_trained_on_is_known_from_the_checkpoint() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     assert spec_of(run).base_sha256 is None
     for step, name in ((20, "older"), (40, "newer")):
         path = add_checkpoint(run, step) / "manifest.json"
@@ -135,8 +128,7 @@ def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
 
 
 def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     for name in (run.id, "latest", "tickets", str(run.path)):
         assert spec_of(name).adapter == str(run.adapter_path)
     assert spec_of(run.path).adapter == str(run.adapter_path)
@@ -144,18 +136,14 @@ def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llama").mkdir()
     assert spec_of("llama") == spec_of(Path("llama")) == ModelSpec(base=str(tmp_path / "llama"))
-    assert spec_of("smollm2-135m-instruct").base == "smollm2-135m-instruct"
+    session = open_session("smollm2-135m-instruct")
+    assert (session.has_tuned, session.description) == (False, "smollm2-135m-instruct")
     assert spec_of("org/model").base == "org/model"
     prepared = paths.make_private_dir(paths.models_dir() / "mine")
     (prepared / "config.json").write_text("{}")
     assert spec_of("mine").base == "mine"
     with pytest.raises(UserError, match="no run called elsewhere"):
         open_session("elsewhere")
-
-
-def test_a_base_alone_has_no_choice_of_source() -> None:
-    session = open_session("smollm2-135m-instruct")
-    assert (session.has_tuned, session.description) == (False, "smollm2-135m-instruct")
 
 
 def engine_session(mode: str) -> EngineSession:
@@ -174,28 +162,6 @@ def test_an_engine_session_loads_once_and_answers_safely() -> None:
             Token(" two\ufffd[2J"),
             Answer("One two\ufffd[2J", 2, 0.5, 4.0, "adapter", "stop"),
         ]
-    finally:
-        session.close()
-
-
-def test_an_engine_session_goes_on_in_another_process_after_a_hung_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.05)
-    (tmp_path / "first").touch()
-    session = engine_session(f"hung {tmp_path / 'first'}")
-    told: list[str] = []
-    try:
-        answers = session.generate(ASK, "tuned", GenerationSettings())
-        next(answers)
-        session.cancel()
-        with pytest.raises(UserError, match="of being cancelled"):
-            list(answers)
-        session.prepare(lambda detail, _done, _total: told.append(detail))
-        assert told, "the model is loaded anew"
-        *_, answer = session.generate(ASK, "tuned", GenerationSettings())
-        assert isinstance(answer, Answer)
-        assert answer.finish == "stop"
     finally:
         session.close()
 
@@ -296,62 +262,54 @@ def test_a_run_that_has_ended_meanwhile_says_so() -> None:
     session.close()
 
 
-def test_another_adapter_is_loaded_onto_the_base_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    path = add_checkpoint(run, 20) / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_sha256": "sha256:1"}))
+@pytest.fixture
+def on_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Run, EngineSession, list[AdapterSpec | str]]]:
+    """A run with an adapter, a session on it, and the adapters that are added, or removed by their names."""
+    run = finished_run()
     session = open_session(run)
     assert isinstance(session, EngineSession)
     session._engine = ChatEngine([sys.executable, FAKE, "answer"])
-    added: list[AdapterSpec] = []
-    monkeypatch.setattr(session._engine, "add", added.append)
+    told: list[AdapterSpec | str] = []
+    monkeypatch.setattr(session._engine, "add", told.append)
+    monkeypatch.setattr(session._engine, "remove", told.append)
+    yield run, session, told
+    session.close()
+
+
+def test_another_adapter_is_loaded_onto_the_base_once(on_base: tuple[Run, EngineSession, list[Any]]) -> None:
+    run, session, told = on_base
+    path = add_checkpoint(run, 20) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_sha256": "sha256:1"}))
     source = f"{run.id}@20"
-    try:
-        for _ in range(2):
-            assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
-    finally:
-        session.close()
-    adapter = str(run.checkpoints_path / "step-00000020" / "adapter")
-    assert added == [AdapterSpec(source, adapter, source, None, "sha256:1")]
+    for _ in range(2):
+        assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
+    assert told == [AdapterSpec(source, str(path.with_name("adapter")), source, None, "sha256:1")]
 
 
-def test_the_adapter_asked_longest_ago_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+def test_the_adapter_asked_longest_ago_makes_room_for_another(on_base: tuple[Run, EngineSession, list[Any]]) -> None:
+    run, session, told = on_base
     sources = [f"{run.id}@{step}" for step in range(1, ADAPTER_LIMIT + 1)]
     for step in range(1, ADAPTER_LIMIT + 1):
         add_checkpoint(run, step)
-    session = open_session(run)
-    assert isinstance(session, EngineSession)
-    session._engine = ChatEngine([sys.executable, FAKE, "answer"])
-    told: list[str] = []
-    monkeypatch.setattr(session._engine, "add", lambda spec: told.append(f"+{spec.name}"))
-    monkeypatch.setattr(session._engine, "remove", lambda name: told.append(f"-{name}"))
-    try:
-        # The result of the run is an adapter as well. The first one is asked again before there are too many.
-        for source in (*sources[:-1], sources[0], sources[-1]):
-            assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
-    finally:
-        session.close()
-    assert told == [*(f"+{source}" for source in sources[:-1]), f"-{sources[1]}", f"+{sources[-1]}"]
+    # The result of the run is an adapter as well. The first one is asked again before there are too many.
+    for source in (*sources[:-1], sources[0], sources[-1]):
+        assert isinstance(list(session.generate(ASK, source, GenerationSettings()))[-1], Answer)
+    names = [each if isinstance(each, str) else f"+{each.name}" for each in told]
+    assert names == [*(f"+{source}" for source in sources[:-1]), sources[1], f"+{sources[-1]}"]
 
 
 def test_who_shares_no_base_is_refused_in_a_sentence() -> None:
     base = ModelSpec("/models/base", method="lora")
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     with pytest.raises(UserError, match="was trained on its base in 4 bits, and it is loaded in 16 bits") as caught:
         adapter_spec(find_trained(run), run.id, base)
     assert f"localtune-tui chat {run.id}" in caught.value.hint
-    kept = make_run("finished", keep_16bit=["layers.0.*"])
-    add_adapter(kept.adapter_path)
+    kept = finished_run(keep_16bit=["layers.0.*"])
     assert spec_of(kept).keep_16bit == ("layers.0.*",)
     with pytest.raises(UserError, match=r"other layers in 16 bit \(model\.keep_16bit\)"):
         adapter_spec(find_trained(kept), kept.id, ModelSpec("/models/base", method="qlora"))
     assert adapter_spec(find_trained(kept), kept.id, spec_of(kept)).name == kept.id
-    for_file = make_run("finished", method=MethodSection(name="lora", train_for="q4_0"))
-    add_adapter(for_file.adapter_path)
+    for_file = finished_run(method=MethodSection(name="lora", train_for="q4_0"))
     with pytest.raises(UserError, match="with the weights of a Q4_0 file, and shares none with others"):
         adapter_spec(find_trained(for_file), for_file.id, base)
     assert spec_of(for_file).file == TrainedFile("Q4_0", None)
@@ -366,8 +324,7 @@ def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
     live: tuple[LiveSession, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, worker = live
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     asked: list[str] = []
 
     def stream(self: EngineSession, request: ChatRequest) -> Iterator[dict[str, str]]:
@@ -384,8 +341,7 @@ def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
 
 
 def test_a_checkpoint_is_named_by_its_step() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
+    run = finished_run()
     add_checkpoint(run, 20)
     for reference in (f"{run.id}@20", f"{run.path}@20"):
         session = open_session(reference)

@@ -12,8 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import pytest
 
+from core.data.files.reader import read_rows
 from core.data.files.rows import Row
+from core.errors import UserError
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -53,6 +56,14 @@ def write_zstd(path: Path, content: bytes) -> Path:
     with pa.CompressedOutputStream(str(path), "zstd") as stream:
         stream.write(content)
     return path
+
+
+def refusal(path: Path) -> UserError:
+    """The error of reading a dataset."""
+    with pytest.raises(UserError) as caught:
+        list(read_rows(path))
+    assert caught.value.hint
+    return caught.value
 
 
 def values(found: Iterable[Row]) -> list[dict[str, Any] | None]:

@@ -38,9 +38,7 @@ class Repository:
     """Contents whose hashes are announced instead of the real ones."""
 
     def __post_init__(self) -> None:
-        self.commit = (
-            self.commit or hashlib.sha1(repr(sorted(self.files.items())).encode(), usedforsecurity=False).hexdigest()
-        )
+        self.commit = self.commit or _sha1(repr(sorted(self.files.items())).encode())
 
     def described(self, name: str) -> Any:
         """The API's answer about it."""
@@ -48,14 +46,13 @@ class Repository:
 
     def siblings(self) -> list[dict[str, Any]]:
         """The files in the API's answer."""
-        return [self._sibling(name, self.claimed.get(name, content)) for name, content in self.files.items()]
-
-    def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
-        blob = _sha1(f"blob {len(content)}\0".encode() + content)
-        found: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
-        if name in self.large:
-            digest = hashlib.sha256(content).hexdigest()
-            found["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+        found: list[dict[str, Any]] = []
+        for name, content in {**self.files, **self.claimed}.items():
+            blob = _sha1(f"blob {len(content)}\0".encode() + content)
+            found.append({"rfilename": name, "size": len(content), "blobId": blob})
+            if name in self.large:
+                digest = hashlib.sha256(content).hexdigest()
+                found[-1]["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
         return found
 
 
@@ -81,7 +78,6 @@ class Asked:
     """A request as it came in."""
 
     server: str
-    method: str
     path: str
     headers: dict[str, str]
 
@@ -144,11 +140,8 @@ class FakeHub:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Nobody reads it."""
 
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
             def do_GET(self) -> None:
-                hub.asked.append(Asked(name, self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+                hub.asked.append(Asked(name, self.path, {k.lower(): v for k, v in self.headers.items()}))
                 try:
                     hub._answer(name, self)
                 except (BrokenPipeError, ConnectionResetError):
@@ -198,7 +191,7 @@ class FakeHub:
             _send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
         elif name in repository.large:
             place = f"{self.store}/{kind}/{'/'.join(parts[:2])}/{name}"
-            _send(handler, 302, b"", {"Location": place, "X-Repo-Commit": repository.commit})
+            _send(handler, 302, b"", {"Location": place})
         else:
             self._send_file(handler, name, repository.files[name])
 
@@ -243,8 +236,7 @@ def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: di
         handler.send_header(name, value)
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
-    if handler.command != "HEAD":
-        handler.wfile.write(body)
+    handler.wfile.write(body)
 
 
 def _send_reply(handler: BaseHTTPRequestHandler, reply: Reply) -> None:

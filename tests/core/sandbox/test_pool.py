@@ -22,7 +22,7 @@ from tests.cases import cases
 from tests.core.sandbox import readers
 from tests.core.sandbox.readers import Found
 from tests.short_list import long_but
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,6 @@ def call(
     rights: Rights = NO_RIGHTS,
 ) -> object:
     return pool.call(function, "The file", seconds, keep, "Try another.", rights, *args)
-
-
-def is_over(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_results_come_back_as_they_are(pool: SandboxPool) -> None:
@@ -106,7 +99,6 @@ def test_what_its_function_refuses_is_told(pool: SandboxPool) -> None:
         (readers.text, (LARGEST,), "The file needs more than 2 GB of memory"),
         (readers.die, (signal.SIGXCPU,), "The file takes more than 10 s, which none should."),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_ends_its_process_is_a_sentence_and_the_next_call_works(
     pool: SandboxPool, function: Callable[..., object], args: tuple[object, ...], part: str
@@ -155,12 +147,6 @@ def test_calls_of_one_name_share_a_process_and_take_turns(new_pool: SandboxPool)
     assert call(new_pool, readers.process) != found[0]
 
 
-def test_a_process_is_ready_for_the_first_call(new_pool: SandboxPool) -> None:
-    new_pool.warm("json")
-    first = call(new_pool, readers.process, keep="tokens")
-    assert call(new_pool, readers.process, keep="tokens") == first
-
-
 def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> None:
     idle = call(new_pool, readers.process)
     pids: list[object] = [idle]
@@ -182,7 +168,7 @@ def test_closing_ends_processes_and_what_they_are_at(new_pool: SandboxPool) -> N
     assert not thread.is_alive()
     assert [str(error) for error in errors] == ["The file is no longer read: the program ends."]
     # The kernel ends readers, which are children of those processes.
-    wait_for(lambda: all(is_over(int(str(pid))) for pid in pids), 10, "the processes to end")
+    wait_for(lambda: all(has_ended(int(str(pid))) for pid in pids), 10, "the processes to end")
 
 
 def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,31 +176,21 @@ def test_a_bounded_process_calls_directly(pool: SandboxPool, monkeypatch: pytest
     assert call(pool, readers.process) == os.getpid()
 
 
-def test_it_ends_with_the_one_who_asked_in_the_middle_of_a_library(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from core.sandbox.pool import sandboxed\n"
-        "from core.sandbox.rights import Rights; from tests.core.sandbox.readers import start_child\n"
-        "rights = Rights(writes=(sys.argv[2],), starts_helpers=True)\n"
-        "sandboxed(start_child, 'It', seconds=600, rights=rights)(Path(sys.argv[1]))\n"
-    )
-    written = tmp_path / "pids"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(written), str(tmp_path)], env={**os.environ, "PYTHONPATH": os.getcwd()}
-    ) as asker:
-        wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
-        pids = [int(pid) for pid in written.read_text().split()]
-        assert len(pids) > 1
-        assert not any(map(is_over, pids))
-        asker.kill()
-    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
-
-
-def test_no_room_for_a_process_is_a_sentence(new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@cases(
+    ("owner", "name", "error"),
+    [
+        (subprocess, "Popen", BlockingIOError(11, "Resource temporarily unavailable")),
+        (os, "pipe", OSError(24, "Too many open files")),
+    ],
+)
+def test_no_room_for_a_process_is_a_sentence(
+    new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: OSError
+) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(UserError, match="A helper process cannot be started"):
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(UserError, match=f"A helper process cannot be started: {error.strerror}"):
         call(new_pool, readers.process)
 
 
@@ -242,17 +218,10 @@ def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_
         assert asker.stdout.readline() == "It takes more than 0.2 s, which none should.\n"
         wait_for(lambda: written.exists() and written.read_text().endswith("\n"), 60, "the call to begin")
         pids = [int(pid) for pid in written.read_text().split()]
+        assert len(pids) > 1
+        assert not any(map(has_ended, pids))
         asker.kill()
-    wait_for(lambda: all(map(is_over, pids)), 10, "the sandbox and its child to end")
-
-
-def test_no_descriptor_for_a_process_is_a_sentence(new_pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> tuple[int, int]:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(os, "pipe", refuse)
-    with pytest.raises(UserError, match="A helper process cannot be started: Too many open files"):
-        call(new_pool, readers.process)
+    wait_for(lambda: all(map(has_ended, pids)), 10, "the sandbox and its child to end")
 
 
 def test_a_directory_that_has_been_removed_is_not_the_one_of_an_earlier_call(

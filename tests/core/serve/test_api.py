@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
+import yaml
 
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 
+FIELDS = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))["fields"]
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
@@ -92,43 +95,7 @@ def test_calls_of_tools_are_told_apart_from_text(played: RunningServer) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == f"I add. {call}"
 
 
-@cases(
-    ("changes", "param"),
-    [
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"functions": [{"name": "add"}]}, "functions"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function"}]}, "messages"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 1.5}, "max_tokens"),
-        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
-        ({"seed": "x"}, "seed"),
-        ({"stream": "yes"}, "stream"),
-        ({"stop": [1]}, "stop"),
-        ({"stream": True, "stream_options": []}, "stream_options"),
-        ({"messages": []}, "messages"),
-        ({"messages": "hello"}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
-        ({"messages": [*ask("say x"), {"role": "assistant", "content": "y"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nope"}}}},
-            "response_format.json_schema.schema",
-        ),
-        ({"model": 3}, "model"),
-    ],
-)
+@cases(("changes", "param"), FIELDS)
 def test_what_is_not_offered_or_makes_no_sense_is_refused_in_a_sentence(
     played: RunningServer, changes: dict[str, object], param: str
 ) -> None:

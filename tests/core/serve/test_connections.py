@@ -181,11 +181,28 @@ def count(sock: Any, question: int) -> int:
     return int.from_bytes(fcntl.ioctl(sock.fileno(), question, bytes(4)), sys.byteorder)
 
 
+def asking(content: str, key: str = KEY, **fields: Any) -> bytes:
+    """A whole question."""
+    body = question(content, **fields)
+    return request(ASKS, "POST", f"Content-Length: {len(body)}", TELLS_JSON, key=key) + body
+
+
+async def test_a_client_that_does_not_read_is_closed_in_time() -> None:
+    async with serving() as served:
+        _, writer = await served.connect(asking("long 20000", stream=True))
+        unsent = lambda: [each for each in served.connections if each.transport.get_write_buffer_size()]  # noqa: E731
+        await until(unsent, "bytes that are not read")
+        for seconds in (0.0, 59.0):
+            served.look(seconds)
+        assert not any(each.transport.is_closing() for each in served.connections)
+        served.look(61.0)
+        await until(lambda: not served.connections, "the connection to be closed")
+        writer.close()
+
+
 async def test_whoever_waits_for_an_answer_may_wait() -> None:
     async with serving() as served:
-        body = question("hang")
-        sent = request(ASKS, "POST", f"Content-Length: {len(body)}", TELLS_JSON) + body
-        waiting = [await served.connect(sent) for _ in range(3)]
+        waiting = [await served.connect(asking("hang")) for _ in range(3)]
         await until(lambda: sum(each.owed is None for each in served.connections) == 3, "the requests")
         for seconds in (0.0, 31.0, 3600.0):
             served.look(seconds)
@@ -306,8 +323,7 @@ def events(answer: bytes) -> list[bytes]:
 
 
 def test_pipelined_requests_before_the_end_are_all_answered(played: RunningServer) -> None:
-    one = question("say one")
-    ask = request(ASKS, "POST", f"Content-Length: {len(one)}", TELLS_JSON, key=played.key) + one
+    ask = asking("say one", played.key)
     with connect(played) as connection:
         connection.sendall(ask + request(key=played.key) + ask + PART)
         connection.shutdown(socket.SHUT_WR)

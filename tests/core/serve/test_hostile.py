@@ -11,14 +11,11 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
-from core.serve.server import Connection, Strangers, Watch
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question
 from tests.waiting import wait_for
@@ -118,39 +115,6 @@ def test_a_client_that_does_not_read_holds_up_nobody(played: RunningServer) -> N
             connection.sendall(head(played, Content_Length=str(len(body))) + body)
         answer = played.client(timeout=30).completions.create(model="tiny", prompt="say not held up")
         assert answer.choices[0].text == "not held up"
-
-
-async def test_connections_that_say_nothing_or_do_not_read_are_closed() -> None:
-    ended = asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        while not ended.is_set():
-            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
-            await asyncio.sleep(0)
-
-    strangers = Strangers(8)
-    protocol: Any = partial(Connection, strangers=strangers)
-    server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None))
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = asyncio.create_task(server._serve([listener]))
-    watch = Watch(strangers, head_seconds=5, read_seconds=10)
-    connections: set[Any] = server.server_state.connections
-    silent = await asyncio.open_connection(*listener.getsockname())
-    deaf = await asyncio.open_connection(*listener.getsockname(), limit=1024)
-    deaf[1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    while len(connections) < 2 or not any(each.transport.get_write_buffer_size() for each in connections):
-        await asyncio.sleep(0.01)
-    for now, left in ((100.0, 2), (104.0, 2), (106.0, 1), (109.0, 1), (111.0, 0)):
-        watch.look(list(connections), now)
-        while len(connections) > left:
-            await asyncio.sleep(0.01)
-        assert len(connections) == left, now
-    ended.set()
-    server.should_exit = True
-    await running
-    for _, writer in (silent, deaf):
-        writer.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+import yaml
 
 from core.errors import UserError
-from core.serve.app import HEAD_BYTES, host_name
+from core.serve.app import HEAD_BYTES
 from core.serve.asgi import BODY_LIMIT
 from core.serve.options import ServeOptions, open_listener
 from tests.cases import cases
@@ -22,32 +23,19 @@ from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, exchange, head, post, question
 from tests.waiting import wait_for
 
+HOSTS = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
+
 
 def message(body: bytes) -> str:
     return str(json.loads(body)["error"]["message"])
 
 
-@cases("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:8000", "127.0.0.1:9000", "[::1]", "localhost:"])
+@cases("host", HOSTS["known"])
 def test_names_of_this_machine_are_known(played: RunningServer, host: str) -> None:
     assert post(played, question("say x"), Host=host)[0] == 200
 
 
-@cases(
-    "host",
-    [
-        *(
-            "evil.example",
-            "127.0.0.1.evil.example",
-            "evil.example:8765",
-            "192.168.1.5",
-            "",
-            "localhost.",
-            "a@localhost",
-        ),
-        *("[::1].evil.com", "localhost:80@evil", "[::1]evil", "[::1]:80.evil.com", "localhost:evil.com", "[localhost]"),
-        *("localhost:80:90", "localhost/", "localhost?x", "localhost#x", "::1", "[::1", "localhost, evil.com"),
-    ],
-)
+@cases("host", HOSTS["unknown"])
 def test_other_names_are_refused(played: RunningServer, host: str) -> None:
     status, _, body = post(played, question("say x"), Host=host)
     assert (status, "--allow-host" in message(body)) == (421, True)
@@ -110,7 +98,6 @@ def test_a_page_gets_no_permission(played: RunningServer) -> None:
         (b'{"model": "run-1", "messages": [' + b'{"role": "user", "content": "x"},' * 2 + b"NaN]}", 400),
         (b'{"a": "' + b"x" * BODY_LIMIT + b'"}', 413),
     ],
-    ids=["empty", "cut", "list", "null", "no-utf8", "deep", "immense", "nan", "huge"],
 )
 def test_bodies_that_are_no_request_are_refused(played: RunningServer, body: bytes, status: int) -> None:
     found, _, answer = post(played, body)
@@ -135,13 +122,6 @@ def test_what_is_no_http_ends_the_connection(played: RunningServer, sent: bytes)
     assert post(played, question("say x"))[0] == 200
 
 
-def test_a_head_that_is_too_large_is_refused(played: RunningServer) -> None:
-    with connect(played) as connection:
-        connection.sendall(head(played, X_Long="x" * 100_000))
-        # By the parser, or by the middleware where all of it came at once.
-        assert connection.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 431")
-
-
 @cases(
     "changes",
     [
@@ -151,7 +131,6 @@ def test_a_head_that_is_too_large_is_refused(played: RunningServer) -> None:
         {"Authorization": "Bearer " + "k" * 60_000},
         {"Host": "h" * 60_000},
     ],
-    ids=["value", "many", "names", "key", "host"],
 )
 @cases("path", ["/health", "/v1/models"])
 def test_a_head_that_is_too_large_is_refused_in_one_piece_too(
@@ -163,6 +142,10 @@ def test_a_head_that_is_too_large_is_refused_in_one_piece_too(
 
 
 def test_a_target_counts_as_a_part_of_the_head(played: RunningServer) -> None:
+    with connect(played) as connection:
+        connection.sendall(head(played, X_Long="x" * 100_000))
+        # By the parser, or by the middleware where all of it came at once.
+        assert connection.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 431")
     assert exchange(played, head(played, "/v1/models?" + "q" * HEAD_BYTES, "GET"))[0] == 431
     assert exchange(played, head(played, "/" + "p" * HEAD_BYTES, "GET"))[0] == 431
     assert exchange(played, head(played, "/v1/models?" + "q" * (HEAD_BYTES - 500), "GET"))[0] == 200
@@ -230,21 +213,3 @@ def test_an_address_that_cannot_be_had_is_a_sentence(played: RunningServer) -> N
         open_listener(ServeOptions(("x",), host="no such host"))
     with pytest.raises(UserError, match="is no port"):
         ServeOptions(("x",), port=70000)
-
-
-@cases(
-    ("host", "name"),
-    [
-        *(
-            ("A:1", "a"),
-            ("[::1]:80", "::1"),
-            ("[::1]", "::1"),
-            (" x ", "x"),
-            ("x:", "x"),
-            ("[FE80::1%25eth0]", "fe80::1%25eth0"),
-        ),
-        *(("", ""), ("[", ""), ("[]", ""), ("x:1a", ""), ("x:\u0661", ""), ("[::1]x", ""), ("x y", ""), ("a\\b", "")),
-    ],
-)
-def test_the_name_of_a_host(host: str, name: str) -> None:
-    assert host_name(host) == name

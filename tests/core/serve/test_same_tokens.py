@@ -52,7 +52,7 @@ def trained_ids(family: Family, example: Example) -> list[int]:
     return list(row.input_ids[: row.supervised.index(1)])
 
 
-@cases("family", FAMILIES, ids=lambda family: str(family.name))
+@cases("family", FAMILIES)
 @cases("first", [0, 1], ids=["with a system prompt", "without"])
 def test_a_conversation_is_served_as_it_is_trained_and_asked(family: Family, first: int) -> None:
     turns = TALK[first:]
@@ -66,7 +66,7 @@ def test_a_conversation_is_served_as_it_is_trained_and_asked(family: Family, fir
     assert trained[: len(served)] == served
 
 
-@cases("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
+@cases("family", [family for family in FAMILIES if family.tools])
 def test_a_conversation_with_tools(family: Family) -> None:
     sent = [turn.fields() for turn in WITH_TOOLS[:-1]]
     # As clients send them: arguments are a text.

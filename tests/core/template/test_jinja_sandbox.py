@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.data.conversation import RowError
@@ -21,98 +22,21 @@ from core.template.render import ChatTemplate
 from core.template.render_cache import TracedTemplate, placeholder
 from tests.cases import cases
 from tests.conftest import CHATML
-from tests.hostile_templates import ENDLESS_OPERATIONS, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
+from tests.hostile_templates import BOMBS, ENDLESS_OPERATIONS, HOSTILE, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
+from tests.short_list import long_but
 
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 MESSAGES = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello!"}]
+REASONS = {"loops": "", "operations": "far larger than a conversation"}
 
 
-@cases(
-    "source",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
-        "{% endfor %}",
-        "{% for a in 'x' * 1000 %}{% for b in 'x' * 1000 %}{% for c in 'x' * 1000 %}{% endfor %}{% endfor %}"
-        "{% endfor %}",
-        "{% macro two(n) %}{% if n %}{{ two(n - 1) }}{{ two(n - 1) }}{% endif %}{% endmacro %}{{ two(60) }}",
-        "{% for a in [[1, 2], [3, 4]] recursive %}{{ loop([[1, 2], [3, 4]]) }}{{ loop([[1, 2]]) }}{% endfor %}",
-        "{% for a in range(9000) | map('string') %}{% for b in range(9000) | select %}{% endfor %}{% endfor %}",
-        "{% for a in range(9000) %}{% for b in range(9000) if b > 5 %}{{ loop.index }}{% endfor %}{% endfor %}",
-    ],
-)
-def test_loops_without_an_end_are_refused(source: str) -> None:
-    with pytest.raises(RowError) as caught:
+@cases(("source", "words"), [(source, why) for name, why in REASONS.items() for source in HOSTILE[name]])
+def test_loops_without_an_end_and_operations_that_take_all_memory_are_refused(source: str, words: str) -> None:
+    with pytest.raises(RowError, match=words) as caught:
         ChatTemplate(source).render(MESSAGES)
     assert caught.value.code == "template_error"
 
 
-@cases(
-    "source",
-    [
-        "{{ 'x' * 10 ** 10 }}",
-        "{{ ([1] * 10 ** 10) | length }}",
-        "{{ 10 ** 9999999999 }}",
-        "{{ 10 ** 64 ** 64 ** 64 ** 64 }}",
-        "{{ 'x'.ljust(10 ** 10) }}",
-        "{{ 'x' | center(10 ** 10) }}",
-        "{{ 'x' | indent(width=10 ** 10) }}",
-        "{{ lipsum(n=10 ** 10) }}",
-        "{{ [1] | slice(10 ** 10) | list }}",
-    ],
-)
-def test_one_operation_that_takes_all_memory_is_refused(source: str) -> None:
-    with pytest.raises(RowError, match="far larger than a conversation"):
-        ChatTemplate(source).render(MESSAGES)
-
-
-BIG = "{% set big = 'x' * 1000000 %}"
-NESTED = "{% set ns = namespace(x=[big]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
-BOMBS = [
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '%s%s' % (ns.x, ns.x) %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '%s%s' | format(ns.x, ns.x) %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = '{0}{0}'.format(ns.x) %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x.join([ns.x, ns.x]) %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
-    "{% set ns = namespace(x='xy') %}{% for i in range(60) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}"
-    "{% set ns.x = x %}{% endfor %}",
-    "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    BIG + NESTED + "{{ ns.x }}",
-    BIG + NESTED + "{{ ns.x | tojson }}",
-    "{% macro two(x, n) %}{{ two(x ~ x, n - 1) if n else x }}{% endmacro %}{{ two('xy', 60) }}",
-    "{{ 'a' * 10**9 }}",
-    "{{ range(10**9) | list }}",
-    "{{ 'a' | center(10**9) }}",
-    "{{ '%1000000000d' % 1 }}",
-    "{{ '%*d' % (1000000000, 1) }}",
-    "{{ '%.1000000000f' % 1.5 }}",
-    "{{ '%1000000000d' | format(1) }}",
-    "{{ '{:>1000000000}'.format('a') }}",
-    "{{ ('%999999d' * 1000) % ((1,) * 1000) }}",
-    "{{ ([1] * 1000) | tojson(indent=1000000) }}",
-    "{{ 1.5 | round(1000000000, 'floor') }}",
-    BIG + "{{ ('{0}' * 100000).format(big) }}",
-    BIG + "{{ big.replace('x', big) }}",
-    BIG + "{{ big | replace('', big) }}",
-    BIG + "{{ big.join(big) }}",
-    BIG + "{{ big | join(big) }}",
-    BIG + "{{ big.translate({120: big}) }}",
-    BIG + "{{ big | indent(big, first=true) }}{{ ('\n' * 1000000) | indent(1000000, blank=true) }}",
-    BIG + "{{ ('\t' * 1000000).expandtabs(1000000) }}",
-    BIG + "{{ big | wordwrap(1, true, big) }}",
-    BIG + "{{ [big] * 100000 }}",
-    BIG + "{{ ([big] * 100000) | string }}",
-    BIG + "{{ ([[1] * 1000000] * 1000000) | sum(start=[]) | length }}",
-    BIG + "{% for i in range(90000) %}{{ big }}{% endfor %}",
-    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big[1:]] %}{% endfor %}",
-    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big ~ i] %}{% endfor %}",
-    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big.upper()] %}{% endfor %}",
-    BIG + "{% set ns = namespace(x=[]) %}{% for i in range(9000) %}{% set ns.x = [ns.x, big | upper] %}{% endfor %}",
-    "{% for i in range(90000) %}" + "literal " * 1000 + "{% endfor %}",
-    "{% set x %}{% for i in range(90000) %}" + "literal " * 1000 + "{% endfor %}{% endset %}",
-]
 _TRY = """
 import json, resource, sys
 from core.data.conversation import RowError
@@ -138,17 +62,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 """
 
 
-def test_what_would_fill_the_memory_is_refused_in_little_of_it() -> None:
-    see_refused(BOMBS)
+#: Counting the parts of a list of many small ones takes seconds.
+SMALL_ONES = [bomb.replace("x=[big]", "x=[1]") for bomb in BOMBS if "x=[big]" in bomb]
 
 
-@pytest.mark.long
-def test_so_is_a_list_of_many_small_ones() -> None:
-    """Counting them takes seconds."""
-    see_refused([bomb.replace("[big]", "[1]") for bomb in BOMBS if NESTED in bomb])
-
-
-def see_refused(bombs: list[str]) -> None:
+@pytest.mark.parametrize("bombs", long_but([BOMBS], [BOMBS, SMALL_ONES]), ids=["all", "many small ones"])
+def test_what_would_fill_the_memory_is_refused_in_little_of_it(bombs: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _TRY], input=json.dumps(bombs), capture_output=True, text=True, timeout=120, check=False
     )
@@ -201,19 +120,9 @@ def test_each_rendering_has_its_own_steps() -> None:
     assert [template.render(MESSAGES) for _ in range(3)] == ["done"] * 3
 
 
-@cases("source", ENDLESS_OPERATIONS.values(), ids=list(ENDLESS_OPERATIONS))
-def test_an_operation_that_would_never_end_is_not_begun(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "STEPS", 20_000)
-    see_refused_soon(source)
-
-
-@cases("source", REPEATED_OPERATIONS.values(), ids=list(REPEATED_OPERATIONS))
+@cases("source", [*ENDLESS_OPERATIONS.values(), *REPEATED_OPERATIONS.values()])
 def test_an_operation_costs_what_it_looks_at(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja_sandbox, "STEPS", 20_000)
-    see_refused_soon(source)
-
-
-def see_refused_soon(source: str) -> None:
     began = time.thread_time()
     with pytest.raises(RowError) as caught:
         ChatTemplate(source).render(MESSAGES)
@@ -293,24 +202,7 @@ def test_a_refusal_that_a_test_of_jinja_swallows_comes_again() -> None:
         ChatTemplate(swallowed + "{{ ns.x == ns.y }}").render(MESSAGES)
 
 
-#: Expressions whose value must be the same with a budget and without.
-EXPRESSIONS = """
-1 < 2 < 3; 1 < 3 < 2; 1 in [1] in [[1]]; 'a' in 'abc'; 'x' not in 'abc'; 'a' in {'a': 1}; 2 in [1, 2]
-[1, [2]] == [1, [2]]; (1, 2) < (1, 3); none == false; 1 == true; missing == missing; missing in [1]
-{'a': {'b': [1]}} != {'a': {'b': [1]}}; {(1, 2): 3}[(1, 2)]; {'a': 1}.get('b', [1]); 'abc'[1]; [1, 2][-1]
-[3, 1, 2] | sort | join; ['b', 'A'] | unique | list; [1, 1.0, true] | unique | list; [3, 1] | max; [] | min
-[{'a': 2}, {'a': 1}] | groupby('a') | map(attribute='grouper') | list; {'b': 1, 'a': 2} | dictsort
-[1, 2, 3] | select('odd') | list; ['a', none] | reject('none') | list; missing | map('upper') | list
-none | default('x', true); [1, 2, 3] | reverse | list; 'abc' | reverse; (1, 2) | last; 'a' is eq 'a'
-3 is divisibleby 3; 4 is even; 'A' is upper; 2 is in [1, 2]; 7 // 2; 7 % 4; -7 / 2; 2 ** 10; 3 - 5
-1700000000 | string; [12345678901] | sum; '%d' % 1700000000; '{}'.format(1700000000); 2.567 | round(2)
-dict(created=1700000000).created; namespace(n=2000000).n; 'a,b' | replace(',', '-'); '%s-%s' % ('a', 'b')
-'a b' | title | trim | wordcount; '<b>x</b>' | striptags; [1, 2] | batch(1) | list; 'x'.join(['a', 'b'])
-'abcabc'.rfind('abc'); ' a '.strip(); 'a-b'.split('-', 1); '1' | int + 1; 5 | float; [[1], [2]] | sum(start=[])
-"""
-
-
-@cases("expression", re.split(r";|\n", EXPRESSIONS.strip()))
+@cases("expression", SNIPPETS["expressions"])
 def test_expressions_mean_what_they_mean_without_a_budget(expression: str) -> None:
     source = "{{ " + expression + " }}"
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

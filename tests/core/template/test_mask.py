@@ -4,52 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from core.data.conversation import Example, Message, RowError, Segment, make_conversation, make_segments
 from core.errors import UserError
-from core.template.builtin import NAMED_TEMPLATES
+from core.template import row_tokenizer
 from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer, load_tokenizer
 from tests.cases import cases
-from tests.conftest import CHATML
-from tests.core.template.families import (
-    DEEPSEEK,
-    DEEPSEEK_R1,
-    GEMMA3,
-    GLM,
-    GLM47_FLASH,
-    GPT_OSS,
-    LLAMA3,
-    MARKED,
-    MISTRAL,
-    MISTRAL_SMALL,
-    NO_THINKING,
-    OLMO3_THINK,
-    PHI3,
-    QWEN3,
-    QWEN25,
-    QWEN35,
-    REASONING_MARKED,
-    SMOLLM2,
-    Family,
-    answer_ids,
-    prompt_ids,
-    reference,
-)
+from tests.core.template import families
+from tests.core.template.families import MARKED, REASONING_MARKED, Family, answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
+
+CASES = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 
@@ -112,6 +91,18 @@ def learned_turns(row: MaskedRow) -> list[tuple[list[int], list[int]]]:
     return sorted((span for part in row.rows for span in spans(part)), key=lambda span: len(span[0]))
 
 
+def said(family: Family, example: Example, **options: Any) -> list[str]:
+    """Learned text of an example, by turn."""
+    decode = family.tokenizer().decode
+    return [decode(answer) for _, answer in learned_turns(mask(family, example, **options))]
+
+
+def shown(family: Family, example: Example) -> list[str]:
+    """Text before each learned turn."""
+    decode = family.tokenizer().decode
+    return [decode(before) for before, _ in learned_turns(mask(family, example))]
+
+
 def expected_turns(family: Family, example: Example) -> list[tuple[list[int], list[int]]]:
     messages = [message.fields() for message in example.messages]
     found = []
@@ -138,7 +129,7 @@ def conversations(draw: st.DrawFn) -> Example:
     return talk(*contents, system=draw(st.just("") | CONTENT))
 
 
-@cases("family", [*MARKED, *REASONING_MARKED], ids=lambda family: family.name)
+@cases("family", [*MARKED, *REASONING_MARKED])
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
@@ -148,84 +139,17 @@ def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, ex
         assert len(row.rows) == 1
 
 
-@cases("family", [family for family in MARKED if family.one_row], ids=lambda family: family.name)
+@cases("family", [family for family in MARKED if family.one_row])
 @settings(max_examples=examples(30), deadline=None)
 @given(example=conversations())
 def test_a_row_is_the_conversation_as_transformers_tokenizes_it(family: Family, example: Example) -> None:
     row = mask(family, example)
     whole = reference(family).apply_chat_template([turn.fields() for turn in example.messages], return_dict=True)
     ids = list(row.input_ids)
-    assert (ids[:-1] if family is GLM else ids) == list(whole["input_ids"])
+    assert (ids[:-1] if family is families.GLM else ids) == list(whole["input_ids"])
 
 
-@cases("family", [family for family in MARKED if family.tools], ids=lambda family: family.name)
-def test_tool_calls_are_learned_and_the_answers_of_tools_are_not(family: Family) -> None:
-    example = with_tools()
-    assert learned_turns(mask(family, example)) == expected_turns(family, example)
-    call = family.tokenizer().decode(learned_turns(mask(family, example))[0][1])
-    assert "add" in call
-    assert call.endswith(tuple(family.stops))
-
-
-@pytest.mark.parametrize("family", [family for family in MARKED if family.reasoning], ids=lambda family: family.name)
-def test_reasoning_is_learned_in_the_turn_it_belongs_to_and_absent_from_later_prompts(family: Family) -> None:
-    first = Message("assistant", "one", reasoning="I count up.")
-    second = Message("assistant", "two", reasoning="I go on counting.")
-    example = Example(messages=(Message("user", "count"), first, Message("user", "go on"), second))
-    turns = learned_turns(mask(family, example))
-    assert turns == expected_turns(family, example)
-    decode = family.tokenizer().decode
-    assert "I count up." in decode(turns[0][1])
-    assert "I count up." not in decode(turns[1][0])
-    assert "I go on counting." in decode(turns[1][1])
-
-
-@cases("family", MARKED, ids=lambda family: family.name)
-def test_a_row_ends_its_answers_with_a_stop_that_is_learned(family: Family) -> None:
-    row = mask(family, talk("a", "b", "c", "d"))
-    stops = set(family.tokenizer().stop_ids)
-    for _, answer in learned_turns(row):
-        assert answer[-1] in stops
-        assert not stops & set(answer[:-1])
-
-
-def test_reasoning_that_the_prompt_begins_is_gone_on_with() -> None:
-    example = talk("q", "<think>\nfirst\n</think>\n\none", "r", "<think>\nsecond\n</think>\n\ntwo")
-    row = mask(DEEPSEEK_R1, example)
-    decode = DEEPSEEK_R1.tokenizer().decode
-    first, second = learned_turns(row)
-    assert decode(first[0]) == "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n"
-    assert decode(first[1]) == "first\n</think>\n\none<｜end▁of▁sentence｜>"
-    assert decode(second[0]) == (
-        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜>\n\none<｜end▁of▁sentence｜><｜User｜>r<｜Assistant｜><think>\n"
-    )
-    assert decode(second[1]) == "second\n</think>\n\ntwo<｜end▁of▁sentence｜>"
-    assert refusal(DEEPSEEK_R1, talk("q", "no thoughts")).code == "no_reasoning"
-
-
-def test_reasoning_that_the_template_always_leaves_out_is_learned_all_the_same() -> None:
-    hides = DEEPSEEK_R1.edited("<think>\\n' }}", "' }}")
-    decode = hides.tokenizer().decode
-    first, second = learned_turns(mask(hides, talk("q", "<think>\nx\n</think>\n\none", "r", "two", reasoning="y")))
-    assert decode(first[1]) == "<think>\nx\n</think>\n\none<｜end▁of▁sentence｜>"
-    assert "<think>" not in decode(second[0])
-    assert decode(second[1]) == "<think>\ny\n</think>\n\ntwo<｜end▁of▁sentence｜>"
-
-
-def test_reasoning_in_a_field_that_the_template_does_not_know_is_written_into_the_answer() -> None:
-    row = mask(SMOLLM2, talk("q", "one", reasoning="why not"))
-    ((_, answer),) = spans(row)
-    assert SMOLLM2.tokenizer().decode(answer) == "<think>\nwhy not\n</think>\n\none<|im_end|>"
-    row = mask(DEEPSEEK_R1, talk("q", "one", reasoning="why not"))
-    ((_, answer),) = spans(row)
-    assert DEEPSEEK_R1.tokenizer().decode(answer) == "why not\n</think>\n\none<｜end▁of▁sentence｜>"
-
-
-def test_a_prompt_that_ends_the_reasoning_refuses_an_answer_that_has_some() -> None:
-    assert refusal(NO_THINKING, talk("q", "<think>\nhm\n</think>\n\none")).code == "template_rewrites"
-
-
-@cases("family", [SMOLLM2, LLAMA3, PHI3, MISTRAL, GEMMA3], ids=lambda family: family.name)
+@cases("family", [families.SMOLLM2, families.LLAMA3, families.PHI3, families.MISTRAL, families.GEMMA3])
 @cases("answer", ["\nyes", "\n\n yes", " yes", "yes \n", "\tyes\n\n", "  "])
 def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_tokens(
     family: Family, answer: str
@@ -245,75 +169,59 @@ def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_to
 
 def test_an_answer_that_merges_with_its_prompt_gets_a_row_as_generated_and_later_turns_one_as_shown() -> None:
     example = talk("hello", "\nyes", "again", "no")
-    row = mask(QWEN25, example)
+    row = mask(families.QWEN25, example)
     shown, generated = row.rows
-    tokenizer = QWEN25.tokenizer()
+    tokenizer = families.QWEN25.tokenizer()
     newline, both = tokenizer.encode(["\n", "\n\n"])
     assert len(newline) == len(both) == 1
     messages = [message.fields() for message in example.messages]
     assert spans(generated) == [
-        (prompt_ids(QWEN25, messages[:1]), [*tokenizer.encode(["\nyes"])[0], *tokenizer.encode(["<|im_end|>"])[0]])
+        (
+            prompt_ids(families.QWEN25, messages[:1]),
+            [*tokenizer.encode(["\nyes"])[0], *tokenizer.encode(["<|im_end|>"])[0]],
+        )
     ]
     ((before, answer),) = spans(shown)
-    assert before == prompt_ids(QWEN25, messages[:3])
+    assert before == prompt_ids(families.QWEN25, messages[:3])
     assert both[0] in before
     assert tokenizer.decode(answer) == "no<|im_end|>"
 
 
+def test_a_row_of_two_parts_leaves_the_segments_of_the_rows_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tokenizer, "_CACHE_ENTRIES", 0)
+    rows = Masker(families.QWEN25.tokenizer()).mask([talk("hello", "\nyes", "again", "no"), talk("a", "b")])
+    assert [len(row.rows) for row in rows if isinstance(row, MaskedRow)] == [2, 1]
+
+
 def test_only_the_last_turn_or_the_whole_text_may_be_learned() -> None:
     example = talk("a", "b", "c", "d", system="s")
-    decode = SMOLLM2.tokenizer().decode
-    last = mask(SMOLLM2, example, supervise="last")
-    assert [decode(answer) for _, answer in spans(last)] == ["d<|im_end|>"]
-    everything = mask(SMOLLM2, example, supervise="all")
+    assert said(families.SMOLLM2, example, supervise="last") == ["d<|im_end|>"]
+    everything = mask(families.SMOLLM2, example, supervise="all")
     assert everything.supervised == bytearray(b"\x00" + b"\x01" * (len(everything) - 1))
-    assert list(everything.input_ids) == list(mask(SMOLLM2, example).input_ids)
+    assert list(everything.input_ids) == list(mask(families.SMOLLM2, example).input_ids)
 
 
 def test_messages_say_for_themselves_whether_they_are_learned() -> None:
     turns = talk("a", "b", "c", "d").messages
     first_only = Example(messages=(*turns[:3], dataclasses.replace(turns[3], train=False)))
-    decode = SMOLLM2.tokenizer().decode
-    assert [decode(answer) for _, answer in spans(mask(SMOLLM2, first_only))] == ["b<|im_end|>"]
+    assert said(families.SMOLLM2, first_only) == ["b<|im_end|>"]
     both = Example(messages=(turns[0], dataclasses.replace(turns[1], train=True), *turns[2:]))
-    found = spans(mask(SMOLLM2, both, supervise="last"))
-    assert [decode(answer) for _, answer in found] == ["b<|im_end|>", "d<|im_end|>"]
-    spared = mask(SMOLLM2, first_only, supervise="all")
+    assert said(families.SMOLLM2, both, supervise="last") == ["b<|im_end|>", "d<|im_end|>"]
+    spared = mask(families.SMOLLM2, first_only, supervise="all")
     unlearned = [token for token, learned in zip(spared.input_ids, spared.supervised, strict=True) if not learned]
-    assert decode(unlearned) == "<|im_start|>d<|im_end|>"
+    assert families.SMOLLM2.tokenizer().decode(unlearned) == "<|im_start|>d<|im_end|>"
     none = Example(messages=tuple(dataclasses.replace(turn, train=False) for turn in turns))
-    assert refusal(SMOLLM2, none).code == "nothing_supervised"
-
-
-@cases("supervise", ["assistant", "last", "all"])
-def test_a_template_without_a_stop_is_refused(supervise: Any) -> None:
-    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b"), supervise=supervise).code == (
-        "no_stop_token"
-    )
-
-
-def test_a_stop_that_is_not_one_token_is_refused() -> None:
-    without = dataclasses.replace(SMOLLM2, specials=("<|endoftext|>",), stops=("<|endoftext|>",))
-    assert refusal(without, talk("a", "b")).code == "no_stop_token"
+    assert refusal(families.SMOLLM2, none).code == "nothing_supervised"
 
 
 def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
-    error = refusal(QWEN25.edited("message.tool_calls or []", "[]"), with_tools())
+    error = refusal(families.QWEN25.edited("message.tool_calls or []", "[]"), with_tools())
     assert (error.code, "tool call" in error.message) == ("template_drops", True)
-    changes = SMOLLM2.edited("message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}")
-    assert refusal(changes, talk("a", "longer")).code == "template_drops"
-
-
-def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
-    other = SMOLLM2.edited("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
-    assert refusal(other, talk("a", "b")).code == "template_rewrites"
 
 
 def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderings() -> None:
-    timed = "{{ '<|im_start|>system\\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\\n' }}" + SMOLLM2.template
-    tokenizer = dataclasses.replace(SMOLLM2, marked=timed).tokenizer()
+    timed = "{{ '<|im_start|>system\\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\\n' }}" + families.SMOLLM2.template
+    tokenizer = dataclasses.replace(families.SMOLLM2, marked=timed).tokenizer()
     rows = Masker(tokenizer).mask([talk("a", "b", "c", "d"), talk("a", "b", "c", "", tool_calls=()), talk("a", "b")])
     assert isinstance(rows[0], MaskedRow)
     assert isinstance(rows[2], MaskedRow)
@@ -322,7 +230,7 @@ def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderi
     assert rows[0].input_ids[:start] == rows[2].input_ids[:start]
 
 
-@cases("family", MARKED, ids=lambda family: family.name)
+@cases("family", MARKED)
 @cases("place", [0, 1])
 def test_a_row_that_writes_a_special_token_is_refused(family: Family, place: int) -> None:
     contents = ["hello", "there"]
@@ -336,11 +244,11 @@ def test_a_row_that_writes_a_special_token_is_refused(family: Family, place: int
 class TestSpecialTokensInMessages:
     def test_it_may_be_kept_and_acts_as_at_inference(self) -> None:
         example = talk("say <|im_end|> twice", "no")
-        row = mask(SMOLLM2, example, allow_special=True)
-        assert learned_turns(row) == expected_turns(SMOLLM2, example)
+        row = mask(families.SMOLLM2, example, allow_special=True)
+        assert learned_turns(row) == expected_turns(families.SMOLLM2, example)
 
     def test_an_answer_can_never_hold_what_would_end_it(self) -> None:
-        assert refusal(SMOLLM2, talk("a", "b<|im_end|>c"), allow_special=True).code == "special_in_content"
+        assert refusal(families.SMOLLM2, talk("a", "b<|im_end|>c"), allow_special=True).code == "special_in_content"
 
     def test_tools_and_calls_are_looked_through(self) -> None:
         example = with_tools()
@@ -350,27 +258,23 @@ class TestSpecialTokensInMessages:
             dataclasses.replace(example.messages[1], tool_calls=(call,)),
             *example.messages[2:],
         )
-        assert refusal(QWEN25, dataclasses.replace(example, messages=turns)).code == "special_in_content"
+        assert refusal(families.QWEN25, dataclasses.replace(example, messages=turns)).code == "special_in_content"
         tools = ({"type": "function", "function": {"name": "add", "description": "<|im_end|>"}},)
-        assert refusal(QWEN25, dataclasses.replace(example, tools=tools)).code == "special_in_content"
-
-    def test_markup_that_is_no_special_token_is_ordinary_text(self) -> None:
-        row = mask(SMOLLM2, talk("<b>bold</b> <|im_middle|>", "<think>fine</think>"))
-        assert SMOLLM2.tokenizer().decode(spans(row)[0][1]) == "<think>fine</think><|im_end|>"
+        assert refusal(families.QWEN25, dataclasses.replace(example, tools=tools)).code == "special_in_content"
 
 
 class TestOtherRows:
     def test_plain_text_is_learned_whole_and_ended_once(self) -> None:
-        row = mask(SMOLLM2, Example(text="just text"))
-        assert SMOLLM2.tokenizer().decode(list(row.input_ids)) == "just text<|im_end|>"
+        row = mask(families.SMOLLM2, Example(text="just text"))
+        assert families.SMOLLM2.tokenizer().decode(list(row.input_ids)) == "just text<|im_end|>"
         assert list(row.supervised) == [0] + [1] * (len(row) - 1)
-        written = mask(SMOLLM2, Example(text="<|im_start|>user\nhi<|im_end|>"))
-        assert SMOLLM2.tokenizer().decode(list(written.input_ids)) == "<|im_start|>user\nhi<|im_end|>"
+        written = mask(families.SMOLLM2, Example(text="<|im_start|>user\nhi<|im_end|>"))
+        assert families.SMOLLM2.tokenizer().decode(list(written.input_ids)) == "<|im_start|>user\nhi<|im_end|>"
 
     def test_plain_text_begins_as_the_tokenizer_begins_it(self) -> None:
         from tokenizers import Tokenizer, processors
 
-        backend = Tokenizer.from_str(LLAMA3.tokenizer().backend.to_str())
+        backend = Tokenizer.from_str(families.LLAMA3.tokenizer().backend.to_str())
         bos = backend.token_to_id("<|begin_of_text|>")
         backend.post_processor = processors.TemplateProcessing(
             single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
@@ -383,42 +287,38 @@ class TestOtherRows:
         assert all(row.supervised[1:])
 
     def test_tokens_are_taken_as_they_are(self) -> None:
-        row = mask(SMOLLM2, Example(ids=array("i", [5, 6, 7]), labels=array("i", [-100, 6, -100])))
+        row = mask(families.SMOLLM2, Example(ids=array("i", [5, 6, 7]), labels=array("i", [-100, 6, -100])))
         assert (list(row.input_ids), list(row.supervised)) == ([5, 6, 7], [0, 1, 0])
-        assert refusal(SMOLLM2, Example(ids=array("i", [5, 10**6]))).code == "bad_tokens"
+        assert refusal(families.SMOLLM2, Example(ids=array("i", [5, 10**6]))).code == "bad_tokens"
         assert (
-            refusal(SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code == "nothing_supervised"
+            refusal(families.SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code
+            == "nothing_supervised"
         )
 
     def test_of_a_preference_pair_both_answers_are_learned_beside_one_another(self) -> None:
         asked = talk("a", "b", "c").messages
         better, worse = (Message("assistant", "good"),), (Message("assistant", "bad by far"),)
-        row = mask(SMOLLM2, Example(messages=asked, chosen=better, rejected=worse), max_length=5)
-        answers = [SMOLLM2.tokenizer().decode(spans(part)[-1][1]) for part in row.sequences]
+        row = mask(families.SMOLLM2, Example(messages=asked, chosen=better, rejected=worse), max_length=5)
+        answers = [families.SMOLLM2.tokenizer().decode(spans(part)[-1][1]) for part in row.sequences]
         assert answers == ["good<|im_end|>", "bad by far<|im_end|>"]
         assert row.rejected is not None
         assert row.longest == len(row.rejected) > len(row)
         assert [part.cut for part in row.sequences] == [5, 5]
         failed = refusal(
-            SMOLLM2, Example(messages=asked, chosen=better, rejected=(Message("assistant", "<|im_end|>"),))
+            families.SMOLLM2, Example(messages=asked, chosen=better, rejected=(Message("assistant", "<|im_end|>"),))
         )
         assert failed.code == "special_in_content"
         assert failed.message.startswith("Of the worse answer: Message 4 holds")
 
     def test_rows_come_in_the_order_of_the_examples(self) -> None:
         examples = [talk("a", "b"), Example(text="plain"), talk("a", "<|im_end|>"), talk("c", "d", "e", "f")]
-        rows = Masker(QWEN3.tokenizer()).mask(examples)
+        rows = Masker(families.QWEN3.tokenizer()).mask(examples)
         assert [type(row).__name__ for row in rows] == ["MaskedRow", "MaskedRow", "RowError", "MaskedRow"]
-        assert rows == [Masker(QWEN3.tokenizer()).mask([example])[0] for example in examples[:2]] + rows[2:]
-
-    def test_the_greatest_length_marks_where_a_row_is_cut(self) -> None:
-        row = mask(SMOLLM2, talk("a", "b"), max_length=5)
-        assert row.cut == 5 < len(row)
-        assert mask(SMOLLM2, talk("a", "b"), max_length=len(row)).cut is None
+        assert rows == [Masker(families.QWEN3.tokenizer()).mask([example])[0] for example in examples[:2]] + rows[2:]
 
 
 def test_a_model_without_a_template_is_refused_in_one_sentence() -> None:
-    tokenizer = dataclasses.replace(SMOLLM2).tokenizer()
+    tokenizer = dataclasses.replace(families.SMOLLM2).tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template") as caught:
         Masker(tokenizer).mask([talk("a", "b")])
@@ -426,7 +326,7 @@ def test_a_model_without_a_template_is_refused_in_one_sentence() -> None:
     assert isinstance(Masker(tokenizer).mask([Example(text="plain")])[0], MaskedRow)
 
 
-@cases("family", [DEEPSEEK, GPT_OSS, GLM], ids=lambda family: family.name)
+@cases("family", [families.DEEPSEEK, families.GPT_OSS, families.GLM])
 def test_an_empty_system_message_and_one_of_spaces_are_rendered_as_they_are(family: Family) -> None:
     for system in ("", " ", "\n"):
         turns = (Message("system", system), Message("user", "q"), Message("assistant", "a"))
@@ -434,37 +334,32 @@ def test_an_empty_system_message_and_one_of_spaces_are_rendered_as_they_are(fami
         assert learned_turns(mask(family, example)) == expected_turns(family, example)
 
 
-def test_contents_are_never_read_as_template_code() -> None:
-    text = "{{ bos_token }}{% if x %}"
-    row = mask(SMOLLM2, talk(text, json.dumps({"a": "{{ 7 * 7 }}"})))
-    assert SMOLLM2.tokenizer().decode(spans(row)[0][1]) == '{"a": "{{ 7 * 7 }}"}<|im_end|>'
-
-
-def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
-    text = QWEN25.edited("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
-    row = mask(text, with_tools())
-    assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
-
-
-def test_arguments_that_a_template_writes_out_as_they_are_are_json() -> None:
-    plain = QWEN25.edited("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
-    answer = learned_turns(mask(plain, with_tools()))[0][1]
-    assert '"arguments": {"a": 1, "b": 2}}' in QWEN25.tokenizer().decode(answer)
+@cases(
+    ("written", "arguments"),
+    [
+        # A template that wants text, and another that writes objects as they are.
+        ("'```' + call.function.arguments + '```'", '```{"a": 1, "b": 2}```'),
+        ("call.function.arguments", '"arguments": {"a": 1, "b": 2}}'),
+    ],
+)
+def test_arguments_of_tool_calls_are_json_in_any_template(written: str, arguments: str) -> None:
+    edited = families.QWEN25.edited("call.function.arguments | tojson", written)
+    assert arguments in said(edited, with_tools())[0]
 
 
 def test_a_template_that_leaves_out_one_of_two_calls_of_a_tool_is_refused() -> None:
     first, second = ({"function": {"name": "add", "arguments": {"a": value}}} for value in (14, 15))
     example = Example(messages=(Message("user", "add"), Message("assistant", "", tool_calls=(first, second))))
-    error = refusal(GPT_OSS, example)
+    error = refusal(families.GPT_OSS, example)
     assert (error.code, "an argument of a tool call" in error.message) == ("template_drops", True)
-    assert "14" in QWEN25.tokenizer().decode(learned_turns(mask(QWEN25, example))[0][1])
+    assert "14" in said(families.QWEN25, example)[0]
 
 
 @cases("value", ['é "q" \\', "a\nb", True, None, 1.5, [1, {"x": ["<&>"]}], {"deep": {"er": "ü"}}, "", " padded "])
 def test_arguments_of_every_kind_are_found_in_what_templates_write(value: Any) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": value}}}
     example = Example(messages=(Message("user", "add"), Message("assistant", "", tool_calls=(call,))))
-    for family in (QWEN25, LLAMA3, GPT_OSS, GLM):
+    for family in (families.QWEN25, families.LLAMA3, families.GPT_OSS, families.GLM):
         assert learned_turns(mask(family, example)) == expected_turns(family, example)
 
 
@@ -481,25 +376,23 @@ def _asked_twice(ids: tuple[str | None, str | None], named: bool) -> Example:
 @cases("named", [True, False])
 def test_calls_get_ids_of_the_length_that_a_template_takes(ids: tuple[str | None, str | None], named: bool) -> None:
     example = _asked_twice(ids, named)
-    text = MISTRAL_SMALL.tokenizer().decode(learned_turns(mask(MISTRAL_SMALL, example))[-1][0])
+    text = shown(families.MISTRAL_SMALL, example)[-1]
     called = re.findall(r"\[CALL_ID\](\w{9})\[ARGS\]", text)
     assert len(set(called)) == 2
     assert re.findall(r"\[TOOL_RESULTS\](\w+)\[TOOL_CONTENT\]got \d", text) == called
     # The same every time, so that a continued run has the same rows as before.
-    again = learned_turns(mask(MISTRAL_SMALL, _asked_twice(ids, named)))
-    assert again == learned_turns(mask(MISTRAL_SMALL, example))
+    again = learned_turns(mask(families.MISTRAL_SMALL, _asked_twice(ids, named)))
+    assert again == learned_turns(mask(families.MISTRAL_SMALL, example))
 
 
 def test_ids_that_a_template_takes_stay() -> None:
-    text = MISTRAL_SMALL.tokenizer().decode(
-        learned_turns(mask(MISTRAL_SMALL, _asked_twice(("abcdefghi", "123456789"), True)))[-1][0]
-    )
+    text = shown(families.MISTRAL_SMALL, _asked_twice(("abcdefghi", "123456789"), True))[-1]
     assert "[CALL_ID]abcdefghi[ARGS]" in text
     assert "[TOOL_RESULTS]123456789[TOOL_CONTENT]got 2" in text
 
 
 def test_a_template_that_refuses_calls_for_another_reason_says_that() -> None:
-    error = refusal(MISTRAL_SMALL.edited("9 in ids!", "no calls!").edited("!= 9", "!= 10"), with_tools())
+    error = refusal(families.MISTRAL_SMALL.edited("9 in ids!", "no calls!").edited("!= 9", "!= 10"), with_tools())
     assert error.message == "The chat template refuses the conversation: no calls."
 
 
@@ -538,12 +431,6 @@ def test_what_is_rendered_nowhere(source: str, turns: tuple[Message, ...], tools
     assert found.endswith(missing) if missing else not found
 
 
-@cases("name", [*NAMED_TEMPLATES, "chatml of the tests"])
-def test_named_templates_show_all(name: str) -> None:
-    source = CHATML if name not in NAMED_TEMPLATES else NAMED_TEMPLATES[name].source
-    assert left_out(source, SYSTEM, USER, ANSWER, USER, ANSWER) == ""
-
-
 def test_rows_of_the_same_roles_are_looked_at_once() -> None:
     renderings = []
 
@@ -572,31 +459,16 @@ def template(condition: str) -> str:
 {{%- if add_generation_prompt %}}{{{{ {_OPENS} if {condition} else {_CLOSES} }}}}{{% endif %}}"""
 
 
-@cases(
-    ("condition", "on", "switch"),
-    [
-        ("enable_thinking is not defined or enable_thinking", False, ("enable_thinking", False)),
-        ("enable_thinking", True, ("enable_thinking", True)),
-        ("thinking", True, ("thinking", True)),
-        ("reasoning | default(true)", False, ("reasoning", False)),
-        ("thinking_mode != 'disabled'", False, ("thinking_mode", "disabled")),
-        ("thinking_mode == 'enabled'", True, ("thinking_mode", "enabled")),
-        ("reasoning_effort | default('') != 'none'", False, ("reasoning_effort", "none")),
-        ("reasoning_effort | default('none') != 'none'", True, ("reasoning_effort", "high")),
-        ("thinking_budget is not defined or thinking_budget > 0", False, ("thinking_budget", 0)),
-        # The switch has the value already, there is no switch, or no other model has it.
-        ("enable_thinking", False, None),
-        ("true", False, None),
-        ("my_own_thinking | default(true)", False, None),
-    ],
-)
-def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(condition: str, on: bool, switch: object) -> None:
-    assert thinking_switch(ChatTemplate(template(condition)), on=on) == switch
+@cases(("condition", "on", "switch"), CASES["switches"])
+def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(
+    condition: str, on: bool, switch: list[Any] | None
+) -> None:
+    assert thinking_switch(ChatTemplate(template(condition)), on=on) == (switch and tuple(switch))
 
 
 def test_a_refusal_names_the_switch() -> None:
     example = talk("q", "yes", reasoning="hm")
-    for model in (QWEN35, GLM47_FLASH):
+    for model in (families.QWEN35, families.GLM47_FLASH):
         off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
         # The template sets it, so a variable cannot change it.
         assert refusal(off, example).message.endswith("that the answer begins with.")
@@ -605,26 +477,20 @@ def test_a_refusal_names_the_switch() -> None:
         assert error.message.endswith(
             "With template.variables = {enable_thinking = true} it begins with the reasoning."
         )
-    needs = dataclasses.replace(SMOLLM2, marked=template("thinking_mode != 'disabled'"))
+    needs = dataclasses.replace(families.SMOLLM2, marked=template("thinking_mode != 'disabled'"))
     error = refusal(needs, talk("q", "yes"))
     assert error.code == "no_reasoning"
     assert error.message.endswith('With template.variables = {thinking_mode = "disabled"} it begins with the answer.')
 
 
 def test_a_refusal_without_a_switch_says_no_more() -> None:
-    error = refusal(OLMO3_THINK, talk("q", "yes"))
+    error = refusal(families.OLMO3_THINK, talk("q", "yes"))
     assert (error.code, "template.variables" in error.message) == ("no_reasoning", False)
     assert thinking_switch(ChatTemplate("{{ raise_exception('no') }}{{ thinking }}"), on=False) is None
-    assert thinking_switch(ChatTemplate(QWEN3.template), on=False) is None
+    assert thinking_switch(ChatTemplate(families.QWEN3.template), on=False) is None
 
 
 _PARTS = st.lists(st.tuples(st.text(alphabet="the ticket<|im_end|>\n", max_size=12), st.booleans()), max_size=5)
-
-
-def masked(directory: Path, example: Example) -> MaskedRow:
-    (row,) = Masker(load_tokenizer(directory)).mask([example])
-    assert isinstance(row, MaskedRow)
-    return row
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -650,16 +516,3 @@ def test_each_segment_is_tokenized_by_itself(tiny_model_dir: Path, parts: list[t
     assert isinstance(row, MaskedRow)
     wanted[0] = (wanted[0][0], False)
     assert list(zip(row.input_ids, map(bool, row.supervised), strict=True)) == wanted
-
-
-def test_the_worker_makes_the_same_of_it(tiny_model_dir: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    from core.worker.data.encode import Encoder, TokenizedRow
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model_dir)
-    example = make_segments([Segment("a <|im_start|>", False), Segment("b<|im_end|>", True)])
-    (encoded,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
-    assert isinstance(encoded, TokenizedRow)
-    row = masked(tiny_model_dir, example)
-    assert encoded.input_ids.tolist() == list(row.input_ids)
-    assert encoded.supervised.tolist() == [bool(learned) for learned in row.supervised]

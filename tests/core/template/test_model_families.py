@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
 from tests.cases import cases
-from tests.core.template.families import MODEL_FAMILIES, ModelFamily, Thinking, answer_ids, prompt_ids
+from tests.core.template.families import MODEL_FAMILIES, Family, Thinking, answer_ids, prompt_ids
 from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
 
 CASES = [
-    pytest.param(model, thinking, id=f"{model.family.name}{'' if thinking is None else f' {thinking}'}")
+    pytest.param(model, thinking, id=f"{model} {thinking or ''}")
     for models in MODEL_FAMILIES.values()
     for model in models
     for thinking in ((None, "on", "off") if model.switch else (None,))
@@ -25,13 +25,13 @@ _WORDS = st.lists(st.sampled_from(["one", "two", "add", "so", "1", "é", "a b"])
 
 
 @st.composite
-def dialogues(draw: st.DrawFn, model: ModelFamily, thinking: Thinking) -> Example:
+def dialogues(draw: st.DrawFn, model: Family, thinking: Thinking) -> Example:
     """A conversation that a model of the family may have: with a system prompt, tools used once or several times in a
     turn, several at once, and reasoning before any answer or call."""
     reasons = bool(model.reasoning) and thinking != "off"
-    needed = model.family.name in NEEDS and thinking != "off"
+    needed = model.name in NEEDS and thinking != "off"
     uses = model.tools and draw(st.booleans())
-    turns = [Message("system", draw(CONTENT))] if draw(st.booleans()) or model.family.name == "olmo3" else []
+    turns = [Message("system", draw(CONTENT))] if draw(st.booleans()) or model.name == "olmo3" else []
 
     def says(content: str, **more: Any) -> Message:
         reasoning = draw(_WORDS) if reasons and (needed or draw(st.booleans())) else ""
@@ -42,7 +42,7 @@ def dialogues(draw: st.DrawFn, model: ModelFamily, thinking: Thinking) -> Exampl
         turns.append(Message("user", draw(CONTENT)))
         for _ in range(draw(st.integers(0, 2)) if uses else 0):
             calls = []
-            for _ in range(draw(st.integers(1, 1 if model.family.name in SINGLE else 2))):
+            for _ in range(draw(st.integers(1, 1 if model.name in SINGLE else 2))):
                 number += 1
                 arguments = {"a": draw(st.integers(0, 99)), "b": draw(st.integers(0, 99))}
                 function = {"name": "add", "arguments": arguments}
@@ -58,7 +58,7 @@ SINGLE = ("llama3", "gpt-oss")
 NEEDS = ("olmo3-think", "gemma4-thinking")
 
 
-def sample(model: ModelFamily, thinking: Thinking) -> Example:
+def sample(model: Family, thinking: Thinking) -> Example:
     """A conversation with all that a family takes: reasoning before whatever is said, a tool asked twice."""
     reasons = bool(model.reasoning) and thinking != "off"
     turns = [Message("system", "Be brief."), Message("user", "What is 1 + 2, and one more?")]
@@ -72,7 +72,7 @@ def sample(model: ModelFamily, thinking: Thinking) -> Example:
     return Example(messages=tuple(turns), tools=TOOLS if model.tools else ())
 
 
-def passed(model: ModelFamily, message: Message) -> dict[str, Any]:
+def passed(model: Family, message: Message) -> dict[str, Any]:
     """A message as the family's template reads it."""
     fields = message.fields()
     reasoning = fields.pop("reasoning_content", "")
@@ -86,7 +86,7 @@ def passed(model: ModelFamily, message: Message) -> dict[str, Any]:
     return {**fields, model.reasoning: reasoning}
 
 
-def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
+def expected(model: Family, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
     """Prompt before each answer and the tokens to generate after it, from transformers and the marks."""
     family = model.told(thinking)
     messages = [passed(model, message) for message in example.messages]
@@ -107,7 +107,7 @@ def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[t
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_learned_is_what_must_be_generated_after_the_prompt(
-    model: ModelFamily, thinking: Thinking, data: st.DataObject
+    model: Family, thinking: Thinking, data: st.DataObject
 ) -> None:
     example = data.draw(dialogues(model, thinking))
     found = learned_turns(mask(model.told(thinking), example))
@@ -142,17 +142,10 @@ def test_a_word_of_the_system_prompt_has_the_last_word_on_thinking(word: str) ->
     thinking: Thinking = "on" if word == "/no_think" else "off"
     found = learned_turns(mask(model.told(thinking), Example(messages=turns)))
     assert found == expected(model, thinking, Example(messages=turns))
-    prompt = model.family.tokenizer().decode(found[0][0])
+    prompt = model.tokenizer().decode(found[0][0])
     assert prompt.endswith("</think>\n") == (word == "/no_think")
     reasoned = Example(messages=(*turns[:2], Message("assistant", "one", reasoning="I count up.")))
     if word == "/no_think":
         assert "ends the reasoning" in refusal(model.told(thinking), reasoned).message
     else:
         assert learned_turns(mask(model.told(thinking), reasoned)) == expected(model, thinking, reasoned)
-
-
-def test_calls_that_a_template_leaves_out_are_refused() -> None:
-    for name in ("granite", "smollm3"):
-        (model,) = MODEL_FAMILIES[name]
-        error = refusal(model.family, with_tools())
-        assert (error.code, "leaves out a tool call" in error.message) == ("template_drops", True)

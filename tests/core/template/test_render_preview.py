@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +20,7 @@ from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
 from tests.examples import examples
 
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 TOKENIZER = SMOLLM2.tokenizer()
 
 
@@ -28,7 +32,7 @@ def prompts(preview: Preview) -> str:
     return "".join(token.text for row in preview.rows for token in row.tokens if token.prompt)
 
 
-@cases("family", FAMILIES, ids=lambda family: family.name)
+@cases("family", FAMILIES)
 def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
     tokenizer = family.tokenizer()
     preview = preview_template(family.template, SAMPLE, tokenizer)
@@ -42,7 +46,7 @@ def test_what_is_learned_is_what_the_masker_learns(family: Family) -> None:
         assert preview.learned == 0
 
 
-@cases("family", [SMOLLM2, LLAMA3, GEMMA3], ids=lambda family: family.name)
+@cases("family", [SMOLLM2, LLAMA3, GEMMA3])
 def test_the_generation_prompt_stands_before_each_answer(family: Family) -> None:
     preview = preview_template(family.template, SAMPLE, family.tokenizer())
     assert preview.generation_prompt
@@ -68,19 +72,7 @@ def test_options_of_the_configuration_count() -> None:
     assert last.learned == sum(token.learned for token in last.rows[0].tokens) < last.tokens
 
 
-@cases(
-    ("source", "line", "words"),
-    [
-        ("a\n{% for m in messages %}\n{{ m.content", 3, "not valid in line 3"),
-        ("a\n{% for m in messages %}\n{{ m.content.x.y }}{% endfor %}", 3, "has no attribute 'x'"),
-        ("{% macro f(x) %}\n\n{{ x + 1 }}{% endmacro %}\n\n{{ f('a') }}", 3, "can only concatenate"),
-        ("\n\n{{ raise_exception('not like this') }}", 3, "not like this"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", None, "token that stops the model"),
-        ("{% for m in messages %}{{ '\\ud800' + m.content }}<|im_end|>{% endfor %}", None, "half a character"),
-        ("{% for m in messages %}\ud800{{ m.content }}<|im_end|>{% endfor %}", None, "half a character"),
-        ("", None, "token that stops the model"),
-    ],
-)
+@cases(("source", "line", "words"), SNIPPETS["wrong"])
 @cases("has_tokenizer", [True, False])
 def test_what_is_wrong_is_said_with_its_line(source: str, line: int | None, words: str, has_tokenizer: bool) -> None:
     preview = preview_template(source, SAMPLE, TOKENIZER if has_tokenizer else None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -20,6 +22,9 @@ from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
 from tests.core.template.toy_tokenizers import CORPUS, KINDS, make_backend
 from tests.examples import examples
+from tests.short_list import long_but
+
+CASES = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
 
 SPECIALS = ("<s>", "</s>", "<|end|>")
 PIECES = ["a", "b c", " ", "\n", "\n\n", "<|end", "|>", "é", "the answer", ":"]
@@ -88,11 +93,6 @@ def test_any_of_finds_the_longest_of_many_texts(texts: list[str], text: str) -> 
     assert [found.group() for found in any_of(texts).finditer(text)] == [
         found.group() for found in plain.finditer(text)
     ]
-
-
-def test_any_of_thousands_is_fast_to_make_and_splits_with_what_it_finds() -> None:
-    pattern = any_of(f"<unused{number}>" for number in range(6000))
-    assert pattern.split("a<unused17>b<unused5999><unused>") == ["a", "<unused17>", "b", "<unused5999>", "<unused>"]
 
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -165,24 +165,13 @@ def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]
 _COMMON = (*range(0x400), *range(0x1100, 0x1180), 0x1680, 0x180E, *range(0x1FF0, 0x2070), *range(0x3000, 0x3010))
 
 
+@pytest.mark.parametrize("codes", long_but([_COMMON], [_COMMON, range(0x3100)]), ids=["common", "all"])
 @cases("kind", _KINDS)
-def test_characters_beside_a_space(kind: str) -> None:
-    see_beside_spaces(kind, _COMMON)
-
-
-@pytest.mark.long
-@cases("kind", _KINDS)
-def test_every_character_beside_a_space(kind: str) -> None:
-    see_beside_spaces(kind, range(0x3100))
-
-
-def see_beside_spaces(kind: str, codes: Iterable[int]) -> None:
-    """See that characters have the tokens of their text wherever spaces stand."""
+def test_characters_have_the_tokens_of_their_text_beside_a_space(kind: str, codes: Sequence[int]) -> None:
     tokenizer = _tokenizer(kind)
     by_words = WordTokenizer(tokenizer)
-    characters = [chr(code) for code in codes]
     for form in ("a{} b", "a {}b", "a{0} {0}", "7 {}7", ".{} ."):
-        texts = [form.format(character) for character in characters]
+        texts = [form.format(chr(code)) for code in codes]
         assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
 
 
@@ -226,41 +215,7 @@ def _with(change: dict[str, object]) -> ModelTokenizer:
     return ModelTokenizer(Tokenizer.from_str(json.dumps(state)), special_tokens={})
 
 
-def _step(expression: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, object]:
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
-
-
-def _token(content: str, **flags: bool) -> list[dict[str, object]]:
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    return [{"id": 5, "content": content, **plain, **flags}]
-
-
-@cases(
-    "change",
-    [
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
-        # Unmatched spaces stay with the text before them.
-        {"pre_tokenizer": _step(r"\p{L}+|\p{N}")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\p{N}")},
-        # A space goes to the word before it; a whole line is one piece; one expression looks back.
-        {"pre_tokenizer": _step(r"\p{L}+ ?|\s+")},
-        {"pre_tokenizer": _step(r"[^\n]+|\s+")},
-        {"pre_tokenizer": _step(r"(?<=a)\s+|\s+")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="MergedWithPrevious")},
-        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="Isolated", invert=True)},
-        {"normalizer": {"type": "NFKC"}},
-        {"normalizer": {"type": "Lowercase"}},
-        {"model.dropout": 0.1},
-        {"added_tokens": _token("<|end|>", rstrip=True)},
-        {"added_tokens": _token("<|end|>", lstrip=True)},
-        {"added_tokens": _token("<|end|>", single_word=True)},
-        {"added_tokens": _token("New York")},
-        {"added_tokens": _token("mask ")},
-        {"added_tokens": _token(" ")},
-    ],
-)
+@cases("change", CASES["whole texts"])
 def test_tokenizers_with_other_rules_get_whole_texts(change: dict[str, object]) -> None:
     assert cuts_at_spaces(_with({}))
     tokenizer = _with(change)

@@ -20,43 +20,17 @@ from core.data.conversation import Example, Message
 from core.errors import UserError
 from core.sandbox import pool
 from core.sandbox.pool import SandboxError
-from core.template.preview import MOST_SHOWN, PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
-from core.template.row_tokenizer import MaskedRow
+from core.template.preview import MOST_SHOWN, PAIR, SAMPLE, Preview, Refusal, RowLength
 from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
 from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.examples import examples
-from tests.hostile_templates import SLOW
+from tests.hostile_templates import HOSTILE, SLOW
+from tests.short_list import long_but
 
 #: CPU seconds of a call here, and of a call that would never end.
 SECONDS, FEW_SECONDS = 2, 1
-
-#: Programs that take memory or time without end by ways that no meter of single functions has in its list.
-BOMBS = {
-    "lists of reversed texts": "{% set l = (['a' * 1048576] * 3000) | map('reverse') | list %}",
-    "a namespace that grows": (
-        "{% set ns = namespace(x=[]) %}{% set s = 'a' * 1000000 %}"
-        "{% for i in range(20000) %}{% set ns.x = ns.x + [s | reverse] %}{% endfor %}"
-    ),
-    "partitions that are kept": (
-        "{% set s = 'a' * 500000 + 'b' + 'c' * 500000 %}{% set ns = namespace(x=[]) %}"
-        "{% for i in range(9000) %}{% set ns.x = ns.x + [s.partition('b')] %}{% endfor %}"
-    ),
-    "huge numbers": "{% set l = (['f' * 1048576] * 5000) | map('int', 0, 16) | list %}",
-    "searching a list again and again": (
-        "{% set l = [1] * 1000000 %}{% for i in range(99000) %}{% if 2 in l %}{% endif %}{% endfor %}"
-    ),
-    "sorting again and again": (
-        "{% set l = range(90000) | list %}{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}"
-    ),
-    "a macro with a million arguments": "{% macro m() %}{{ varargs | length }}{% endmacro %}"
-    "{% for i in range(90000) %}{{ m(*([1] * 1000000)) }}{% endfor %}",
-    "comparing long texts": (
-        "{% set a = 'a' * 1000000 + 'b' %}{% set b = 'a' * 1000000 + 'c' %}"
-        "{% for i in range(99000) %}{% for j in range(9) %}{% if a == b %}{% endif %}{% endfor %}{% endfor %}"
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -78,24 +52,14 @@ def said(source: str, settings: MaskSettings | None) -> str:
         return error.message
 
 
-@cases("name", ["lists of reversed texts", "huge numbers", "sorting again and again"])
+@pytest.mark.parametrize("name", long_but(["lists of reversed texts", "huge numbers"], HOSTILE["programs"]))
 def test_a_bomb_is_a_sentence_and_costs_this_process_nothing(
     name: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see_told_and_without_cost(BOMBS[name], tiny_model_dir, monkeypatch)
-
-
-@pytest.mark.long
-@cases("source", BOMBS.values(), ids=list(BOMBS))
-def test_so_is_every_bomb(source: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    see_told_and_without_cost(source, tiny_model_dir, monkeypatch)
-
-
-def see_told_and_without_cost(source: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "SECONDS", FEW_SECONDS)
     settings = MaskSettings(str(tiny_model_dir))
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
-    sentence = said(source, settings)
+    sentence = said(HOSTILE["programs"][name], settings)
     assert sentence.startswith("The chat template")
     assert "\n" not in sentence
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -119,7 +83,6 @@ def see_told_and_without_cost(source: str, tiny_model_dir: Path, monkeypatch: py
         "{% break %}",
         "{% if",
     ],
-    ids=["filters", "elif", "brackets", "calls", "not", "loops", "ifs", "digits", "macros", "break", "syntax"],
 )
 def test_what_cannot_be_compiled_is_a_sentence(source: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -216,7 +179,6 @@ def test_a_row_of_a_million_characters_is_shown_by_its_beginning(tiny_model_dir:
         ),
         ("tokenizer_config.json", {"chat_template": [{"name": {"a": 1}, "template": "x"}, {"name": "b"}, 3]}),
     ],
-    ids=["stops", "numbers", "names"],
 )
 def test_odd_values_beside_a_tokenizer_are_passed_over(
     tmp_path: Path, tiny_model_dir: Path, name: str, change: dict[str, object]
@@ -321,13 +283,3 @@ def test_any_text_as_a_template_is_shown_or_refused(source: str) -> None:
         assert isinstance(preview(source, SAMPLE, None), Preview)
     except UserError as error:
         refused(error)
-
-
-def test_a_row_is_what_the_masker_makes_of_it(tiny_model_dir: Path) -> None:
-    rows = RowMasks(MaskSettings(str(tiny_model_dir))).row(SAMPLE)
-    assert isinstance(rows, tuple)
-    masked = MaskSettings(str(tiny_model_dir)).masker().mask([SAMPLE])[0]
-    assert isinstance(rows[0], PreviewRow)
-    assert isinstance(masked, MaskedRow)
-    learned = [bool(flag) for row in masked.rows for flag in row.supervised]
-    assert [token.learned for row in rows for token in row.tokens] == learned

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from core.data.conversation import Message, RowError
+import yaml
+
+from core.data.conversation import RowError
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK, GEMMA3, GEMMA4, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
+from tests.core.template import families
+from tests.core.template.families import Family
 from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, talk, with_tools
-from tests.core.template.toy_tokenizers import id_of, make_backend
 
 
 def stops_of(family: Family) -> list[str]:
@@ -26,20 +29,11 @@ def ending_text_only(family: Family, eos: str) -> Family:
     return dataclasses.replace(family, stops=(eos,), eos=eos)
 
 
-CASES = [
-    (LLAMA3, "<|end_of_text|>", ["<|eot_id|>", "<|eom_id|>"]),
-    (GEMMA3, "<eos>", ["<end_of_turn>"]),
-    (PHI3, "<|endoftext|>", ["<|end|>"]),
-    (QWEN25, "<|endoftext|>", ["<|im_end|>"]),
-    (GPT_OSS, "<|return|>", ["<|call|>"]),
-    (GPT_OSS, "<|endoftext|>", ["<|return|>", "<|call|>"]),
-    (GLM, "<|endoftext|>", ["<|user|>", "<|observation|>"]),
-    (GEMMA4, "<eos>", ["<turn|>", "<|tool_response>"]),
-    (DEEPSEEK, "<｜end▁of▁sentence｜>", []),
-]
+SNIPPETS = yaml.safe_load(Path(__file__).with_name("snippets.yaml").read_text(encoding="utf-8"))
+CASES = [(getattr(families, name), eos, found) for name, eos, found in SNIPPETS["stops"]]
 
 
-@cases(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+@cases(("family", "eos", "found"), CASES)
 def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of_text_only(
     family: Family, eos: str, found: list[str]
 ) -> None:
@@ -49,7 +43,7 @@ def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of
         assert learned_turns(mask(bare, example)) == expected_turns(family, example)
 
 
-@cases(("family", "eos", "found"), CASES, ids=lambda value: getattr(value, "name", None))
+@cases(("family", "eos", "found"), CASES)
 def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: str, found: list[str]) -> None:
     assert stops_of(family) == list(family.stops)
 
@@ -57,15 +51,14 @@ def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: st
 @cases(
     "family",
     [
-        SMOLLM2.edited("<|im_end|>", ""),
-        GEMMA3.edited("<end_of_turn>", ""),
-        LLAMA3.edited("<|eot_id|>", ""),
-        PHI3.edited("<|end|>", ""),
-        DEEPSEEK.edited("<｜end▁of▁sentence｜>", ""),
-        SMOLLM2.edited("<|im_end|>", "[END]"),
-        dataclasses.replace(SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
+        families.SMOLLM2.edited("<|im_end|>", ""),
+        families.GEMMA3.edited("<end_of_turn>", ""),
+        families.LLAMA3.edited("<|eot_id|>", ""),
+        families.PHI3.edited("<|end|>", ""),
+        families.DEEPSEEK.edited("<｜end▁of▁sentence｜>", ""),
+        families.SMOLLM2.edited("<|im_end|>", "[END]"),
+        dataclasses.replace(families.SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
     ],
-    ids=lambda family: family.name,
 )
 def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -> None:
     for supervise in ("assistant", "last", "all"):
@@ -75,13 +68,13 @@ def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -
 
 
 def test_a_token_that_also_stands_between_reasoning_and_answer_does_not_end_answers() -> None:
-    family = GPT_OSS.edited("<|return|>", "<|end|>")
+    family = families.GPT_OSS.edited("<|return|>", "<|end|>")
     assert "<|end|>" not in stops_of(family)
     assert refusal(family, talk("a", "b")).code == "no_stop_token"
 
 
 def test_a_token_after_each_call_does_not_end_the_turn() -> None:
-    calling = dataclasses.replace(QWEN25, specials=(*QWEN25.specials, "<|called|>"))
+    calling = dataclasses.replace(families.QWEN25, specials=(*families.QWEN25.specials, "<|called|>"))
     family = calling.edited("\\n</tool_call>", "<|called|>").edited(
         "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- '' if message.tool_calls else '<|im_end|>\\n' }}"
     )
@@ -90,8 +83,11 @@ def test_a_token_after_each_call_does_not_end_the_turn() -> None:
 
 
 def test_a_tokenizer_that_names_no_stop_is_refused_unless_the_template_has_one() -> None:
-    tokenizer = SMOLLM2.tokenizer()
-    for template, refused in ((SMOLLM2.template, False), (SMOLLM2.template.replace("<|im_end|>", ""), True)):
+    tokenizer = families.SMOLLM2.tokenizer()
+    for template, refused in (
+        (families.SMOLLM2.template, False),
+        (families.SMOLLM2.template.replace("<|im_end|>", ""), True),
+    ):
         bare = ModelTokenizer(tokenizer.backend, special_tokens={}, chat_template=template)
         assert bare.eos_id is None
         row = Masker(bare).mask([talk("a", "b")])[0]
@@ -101,22 +97,9 @@ def test_a_tokenizer_that_names_no_stop_is_refused_unless_the_template_has_one()
 
 
 def test_a_template_that_cannot_be_rendered_adds_none() -> None:
-    tokenizer = SMOLLM2.tokenizer()
+    tokenizer = families.SMOLLM2.tokenizer()
     for source in ("{{ raise_exception('no') }}", "{% if %}", "{{ messages[7].content.x }}"):
         assert stop_token_ids(tokenizer, ChatTemplate(source)) == list(tokenizer.stop_ids)
-
-
-def test_the_stop_of_a_turn_with_calls_may_be_another_one() -> None:
-    example = with_tools()
-    last = dataclasses.replace(example, messages=example.messages[:2])
-    for family, stop in (
-        (LLAMA3, "<|eom_id|>"),
-        (GPT_OSS, "<|call|>"),
-        (GLM, "<|observation|>"),
-        (GEMMA4, "<|tool_response>"),
-    ):
-        ((_, answer),) = learned_turns(mask(family, last))
-        assert answer[-1] == id_of(family.tokenizer().backend, stop)
 
 
 def test_a_turn_that_says_something_and_calls_is_ended_by_the_next_one() -> None:
@@ -124,22 +107,13 @@ def test_a_turn_that_says_something_and_calls_is_ended_by_the_next_one() -> None
     turns = list(example.messages)
     turns[1] = dataclasses.replace(turns[1], content="Let me add.")
     spoken = dataclasses.replace(example, messages=tuple(turns))
-    assert learned_turns(mask(GLM, spoken)) == expected_turns(GLM, spoken)
-
-
-def test_stops_that_one_tokenizer_lacks_are_those_of_the_other() -> None:
-    backend = make_backend("words", ("<s>", "</s>"))
-    tokenizer = ModelTokenizer(backend, special_tokens={"eos_token": "</s>"}, stop_ids=[id_of(backend, "</s>")])
-    masker = Masker(tokenizer, ChatTemplate(SMOLLM2.template))
-    (row,) = masker.mask([talk("a", "b")])
-    assert getattr(row, "code", "") == "no_stop_token"
-    assert Message("assistant", "b").content in row.message  # type: ignore[union-attr]
+    assert learned_turns(mask(families.GLM, spoken)) == expected_turns(families.GLM, spoken)
 
 
 def test_answers_that_nothing_ends_may_be_ended_with_the_end_of_text() -> None:
     source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     source += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    tokenizer = SMOLLM2.tokenizer()
+    tokenizer = families.SMOLLM2.tokenizer()
     masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True)
     (row,) = masker.mask([talk("a", "b", "c", "d")])
     assert isinstance(row, MaskedRow)
@@ -158,7 +132,7 @@ def test_answers_that_nothing_ends_may_be_ended_with_the_end_of_text() -> None:
 
 def test_without_a_token_that_stops_the_model_nothing_can_end_them() -> None:
     source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    tokenizer = SMOLLM2.tokenizer()
+    tokenizer = families.SMOLLM2.tokenizer()
     masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True, stop_ids=[])
     (refused,) = masker.mask([talk("a", "b")])
     assert isinstance(refused, RowError)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from core.template.tool_call_parser import MARKERS, ToolCall, parse_tool_calls, 
 from tests.cases import cases
 from tests.core.template.families import FAMILIES, Family, answer_ids
 
+CASES = yaml.safe_load(Path(__file__).with_name("calls.yaml").read_text(encoding="utf-8"))
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 NAMES = {"add", "look_up"}
 JSON = st.recursive(
@@ -30,7 +33,7 @@ def written(family: Family, arguments: dict[str, Any]) -> str:
     return str(family.tokenizer().backend.decode(ids, skip_special_tokens=True))
 
 
-@cases("family", [family for family in FAMILIES if family.tools], ids=lambda family: str(family.name))
+@cases("family", [family for family in FAMILIES if family.tools])
 @cases("arguments", [{"a": 1, "b": 2}, {"a": ["x", {"y": None}], "text": 'é "q"\n<end>'}, {}])
 def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, Any]) -> None:
     text = written(family, arguments)
@@ -44,54 +47,12 @@ def test_what_a_family_writes_is_read_back(family: Family, arguments: dict[str, 
     assert tool_call_start(text) < len(text), "no part of a call is streamed as text"
 
 
-ADD, BOTH = [ToolCall("add", {"a": 1})], [ToolCall("add", {"a": 1}), ToolCall("look_up", {"q": "x"})]
+@cases(("text", "content", "calls"), CASES["read"])
+def test_published_formats_are_read(text: str, content: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    assert parse_tool_calls(text, NAMES) == (content, [ToolCall(*call) for call in calls])
 
 
-@cases(
-    ("text", "content", "calls"),
-    [
-        ('Let me see.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "Let me see.", ADD),
-        (
-            '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>\n'
-            '<tool_call>{"name": "look_up", "arguments": {"q": "x"}}</tool_call>',
-            "",
-            BOTH,
-        ),
-        ('<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}', "", ADD),
-        ("<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "", ADD),
-        ('<function=add>{"a": 1}</function>', "", ADD),
-        ("<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>", "", ADD),
-        ('{"name": "add", "parameters": {"a": 1}}', "", ADD),
-        ('{"name": "add", "parameters": {"a": 1}}; {"name": "look_up", "parameters": {"q": "x"}}', "", BOTH),
-        ('<|python_tag|>{"name": "add", "parameters": {"a": 1}}', "", ADD),
-        (' [{"name": "add", "arguments": {"a": 1}}, {"name": "look_up", "arguments": {"q": "x"}}]', "", BOTH),
-        ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]', "", ADD),
-        ('[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]look_up[ARGS]{"q": "x"}', "", BOTH),
-        ('<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]', "", ADD),
-        ('Thought.assistantcommentary to=functions.add json{"a": 1}', "Thought.", ADD),
-    ],
-)
-def test_published_formats_are_read(text: str, content: str, calls: list[ToolCall]) -> None:
-    assert parse_tool_calls(text, NAMES) == (content, calls)
-
-
-@cases(
-    "text",
-    [
-        "The sum is 3.",
-        "",
-        '{"area": "billing", "ref": null}',
-        '{"name": "Anna", "arguments": {}}',
-        '[{"name": "add"}, 3]',
-        '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>',
-        "<tool_call>\n{broken\n</tool_call>",
-        '{"name": "add", "arguments": {"a": 1}} and more',
-        '[TOOL_CALLS]add[ARGS]{"a": 1} and more',
-        "to=functions.add json{broken",
-        "[" * 100_000,
-        '{"name":' * 50_000,
-    ],
-)
+@cases("text", [*CASES["text"], "[" * 100_000, '{"name":' * 50_000])
 def test_what_is_no_call_stays_text(text: str) -> None:
     assert parse_tool_calls(text, NAMES) == (text, [])
 

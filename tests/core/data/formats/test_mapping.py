@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,8 @@ from tests.core.data.registries.test_axolotl import axolotl
 from tests.core.data.registries.test_resolve import entry
 from tests.examples import examples
 
+CASES = yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
+
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
@@ -38,17 +41,7 @@ def test_a_missing_column_is_named() -> None:
         row_example(Row(0, 1, {"q": "x"}), "prompt_completion", columns)
 
 
-@cases(
-    ("columns", "part"),
-    [
-        ({}, "no column to learn from"),
-        ({"user": "q"}, "no column to learn from"),
-        ({"assistant": "a"}, "an answer and nothing that is asked"),
-        ({"chosen": "a", "user": "q"}, "only one of chosen and rejected"),
-        ({"role": "r", "user": "q", "assistant": "a"}, "no column of messages"),
-        ({"usr": "q", "assistant": "a"}, "no part usr"),
-    ],
-)
+@cases(("columns", "part"), CASES["no row"])
 def test_columns_that_make_no_row(columns: dict[Any, str], part: str) -> None:
     with pytest.raises(UserError) as caught:
         ColumnMap(columns)
@@ -97,30 +90,13 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
     assert not refusal or refusal.endswith(".")
 
 
-@cases(
-    "data",
-    [
-        {"messages": [USER, ANSWER], "tools": []},
-        {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        {"instruction": "q", "input": "c", "output": "a", "system": "s", "history": [["q0", "a0"]]},
-        {"question": "q", "answer": "a", "id": 3},
-        {"text": "t", "labels": "x"},
-        {"input_ids": [1, 2], "labels": [-100, 2]},
-        {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": "q", "completion": "a", "label": True},
-        {"messages": [USER, ANSWER], "label": False},
-    ],
-)
+@cases("data", CASES["parts"])
 def test_the_parts_that_a_format_reads_are_the_columns_for_the_same_example(data: dict[str, Any]) -> None:
     row = Row(0, 1, data)
     found = detect([row])
     columns = ColumnMap(find_parts(data, found.format))  # type: ignore[arg-type]
     assert row_example(row, columns.format, columns) == found.example(row)
-
-
-def test_parts_of_a_row_that_has_none() -> None:
-    for name in FORMATS:
-        assert find_parts({"a": 1, "b": None}, name) == {}
+    assert not any(find_parts({"a": 1, "b": None}, name) for name in FORMATS)
 
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -139,40 +115,7 @@ def unread(detection: Detection, data: dict[str, Any]) -> list[str]:
     return UnreadColumns(detection).of(data)
 
 
-#: Rows of every format, with columns that are read and columns that are not.
-ROWS: list[tuple[dict[str, Any], list[str]]] = [
-    ({"messages": [USER, ANSWER], "system": "s", "tools": [TOOL], "id": 7, "prompt": "q"}, ["id", "prompt"]),
-    ({"conversation": "a title", "dialog": [USER, ANSWER], "score": 0.5}, ["conversation", "score"]),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "lang": "en"}, ["lang"]),
-    (
-        {"instruction": "q", "input": "i", "context": "c", "output": "a", "system": "s", "history": [["x", "y"]]},
-        ["context"],
-    ),
-    ({"instruction": "q", "context": "c", "response": "a", "tools": [TOOL], "category": "x"}, ["category", "tools"]),
-    ({"question": "q", "answer": "a", "prompt": "p", "system_prompt": "s", "functions": [TOOL]}, ["question"]),
-    ({"prompt": "q", "completion": "a", "system": "s", "system_prompt": "t", "label": 1}, ["label", "system_prompt"]),
-    ({"text": "t", "category": "c", "label": 3, "system": "s"}, ["category", "label", "system"]),
-    ({"segments": [{"text": "t", "label": True}], "add_special_tokens": True, "system": "s"}, ["system"]),
-    (
-        {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 0], "labels": [1, -100, 3], "token_type_ids": [0, 0, 0]},
-        ["token_type_ids"],
-    ),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "system": "s", "score_chosen": 4.0}, ["score_chosen"]),
-    ({"instruction": "q", "input": "i", "chosen": "a", "rejected": "b", "prompt": "p"}, ["prompt"]),
-    (
-        {"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}], "tools": [TOOL]},
-        ["prompt"],
-    ),
-    (
-        {"chosen_messages": [ANSWER], "rejected_messages": [{**ANSWER, "content": "b"}], "messages": [USER], "n": 1},
-        ["n"],
-    ),
-    ({"prompt": "q", "completion": "a", "label": True, "kto_tag": False, "tools": [TOOL]}, ["kto_tag"]),
-    ({"messages": [USER, ANSWER], "label": "x", "kto_tag": False, "output": "a"}, ["label", "output"]),
-]
-
-
-@cases(("data", "names"), ROWS)
+@cases(("data", "names"), CASES["unread"])
 def test_columns_that_are_not_read_are_named(data: dict[str, Any], names: list[str]) -> None:
     """And they alone could be left out without another result."""
     detection = detect([Row(0, 1, data)])
@@ -184,20 +127,7 @@ def test_columns_that_are_not_read_are_named(data: dict[str, Any], names: list[s
         assert (example_of(detection, without) == whole) == (column in names), column
 
 
-@cases(
-    ("columns", "data", "names"),
-    [
-        ({"user": "q", "context": "c", "assistant": "a"}, {"q": "x", "c": "y", "a": "z", "user": "me"}, ["user"]),
-        ({"user": "q", "assistant": "a", "text": "t"}, {"q": "x", "a": "z", "t": "lost"}, ["t"]),
-        (
-            {"messages": "talk", "role": "who", "content": "said", "user_role": "U", "assistant_role": "A"},
-            {"talk": [{"who": "U", "said": "x"}, {"who": "A", "said": "y"}], "who": "me", "U": 1},
-            ["U", "who"],
-        ),
-        ({"text": "body"}, {"body": "words", "text": "other words"}, ["text"]),
-        ({"input_ids": "ids"}, {"ids": [1, 2], "attention_mask": [1, 1]}, ["attention_mask"]),
-    ],
-)
+@cases(("columns", "data", "names"), CASES["beside named"])
 def test_columns_beside_those_that_are_named(columns: dict[Any, str], data: dict[str, Any], names: list[str]) -> None:
     detection = choose([Row(0, 1, data)], "auto", "x", ColumnMap(columns))
     assert sorted(unread(detection, data)) == names
@@ -214,17 +144,8 @@ def test_columns_beside_those_of_registries(tmp_path: Path) -> None:
 
 
 def test_columns_that_hold_nothing_are_not_named() -> None:
-    data: dict[str, Any] = {
-        "text": "t",
-        "a": None,
-        "b": "",
-        "c": " \n",
-        "d": [],
-        "e": {},
-        "f": 0,
-        "g": False,
-        "h": [None],
-    }
+    values: list[Any] = [None, "", " \n", [], {}, 0, False, [None]]
+    data = {"text": "t", **dict(zip("abcdefgh", values, strict=True))}
     assert unread(detect([Row(0, 1, data)]), data) == ["f", "g", "h"]
 
 
@@ -256,15 +177,7 @@ def test_names_in_words(names: list[str], words: str) -> None:
     assert found.isprintable()
 
 
-@cases(
-    ("rows", "asked"),
-    [
-        ([{"prompt": "q", "text": "a"}], "prompt"),
-        ([{"question": "q", "text": "a", "id": 1}], "question"),
-        ([{"instruction": "q", "text": "a"}, {"text": "b"}], "instruction"),
-        ([{"prompt": "", "text": "a"}, {"prompt": [USER], "text": "a"}], "prompt"),
-    ],
-)
+@cases(("rows", "asked"), CASES["question beside a text"])
 def test_a_question_beside_a_text_is_asked_about(rows: list[dict[str, Any]], asked: str) -> None:
     """Neither the answers alone are learned nor is the text taken for the answer."""
     found = [Row(number, number + 1, data) for number, data in enumerate(rows)]
@@ -279,27 +192,6 @@ def test_a_question_beside_a_text_is_asked_about(rows: list[dict[str, Any]], ask
     assert choose(found, "text", "x").format == "text"
 
 
-@cases(
-    "data",
-    [
-        {"text": "t", "category": "c"},
-        {"text": "t", "label": 1},
-        {"text": "t", "source": "web", "user": "me", "title": "T"},
-        {"text": "t", "prompt": None},
-        {"text": "t", "prompt": " "},
-    ],
-)
-def test_a_text_beside_other_columns_stays_a_text(data: dict[str, Any]) -> None:
-    assert detect([Row(0, 1, data)]).format == "text"
-
-
-@cases(
-    ("data", "format_"),
-    [
-        ({"prompt": "q", "completion": "a", "text": "qa"}, "prompt_completion"),
-        ({"instruction": "q", "input": "", "output": "a", "text": "qa"}, "alpaca"),
-        ({"messages": [USER, ANSWER], "prompt": "q", "text": "qa"}, "messages"),
-    ],
-)
-def test_a_text_that_is_the_whole_of_other_columns_asks_nothing(data: dict[str, Any], format_: str) -> None:
+@cases(("data", "format_"), CASES["detected"])
+def test_a_text_beside_columns_that_ask_nothing(data: dict[str, Any], format_: str) -> None:
     assert detect([Row(0, 1, data)]).format == format_

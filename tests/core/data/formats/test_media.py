@@ -18,7 +18,7 @@ from core.data.files.reader import read_rows
 from core.data.files.rows import Row
 from core.data.formats.detect import detect, row_example
 from core.data.formats.mapping import ColumnMap
-from core.data.formats.media import find_placeholders, is_filled
+from core.data.formats.media import is_filled
 from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
@@ -103,25 +103,7 @@ def test_entries_of_llama_factory_name_the_columns_of_pictures(tmp_path: Path) -
     assert reasons(entry(tmp_path, plain, {"q": "Who?", "a": "Rain.", "videos": ["a"]})) == ["has_media"]
 
 
-@cases(
-    ("kind", "row"),
-    [
-        ({"type": "chat_template"}, {"messages": TALK, "images": ["a.png"]}),
-        ({"type": "chat_template"}, {"messages": asked("What?", images=["iVBOR"])}),
-        ({"type": "chat_template"}, {"messages": asked([{"type": "image", "base64": "iVBOR"}])}),
-        (
-            {"type": "chat_template", "field_messages": "talk", "message_property_mappings": {"content": "said"}},
-            {"talk": [{"role": "user", "said": [{"type": "audio", "path": "a"}]}, {"role": "assistant", "said": "x"}]},
-        ),
-        ({"type": "alpaca"}, {"instruction": "Look.", "input": "", "output": "A cat.", "image": "a.png"}),
-        ({"type": "completion", "field": "body"}, {"body": "words", "videos": ["a.mp4"]}),
-        ({"type": "pygmalion"}, {"conversations": [{"role": "human", "value": "a"}], "audio": "a.wav"}),
-        (
-            {"type": {"field_instruction": "q", "field_output": "a", "format": "Q: {instruction}"}},
-            {"q": "Look.", "a": "A cat.", "image": "a.png"},
-        ),
-    ],
-)
+@cases(("kind", "row"), CASES["axolotl"])
 def test_entries_of_axolotl(kind: dict[str, Any], row: dict[str, Any], tmp_path: Path) -> None:
     assert reasons(axolotl(tmp_path, kind, row)) == ["has_media"]
 
@@ -173,15 +155,3 @@ def test_a_value_nested_as_deeply_as_can_be_read_is_looked_at() -> None:
     assert is_filled("[" * 5000)
     while isinstance(value, list):
         value = value[0]  # taken apart here, as the interpreter would recurse
-
-
-@cases(
-    ("text", "kinds"),
-    [
-        ("<image><audio><image>", ["image", "audio"]),
-        ("<image>a</image> and <video>", ["video"]),
-        ("<Image> <image /> < image > <images>", []),
-    ],
-)
-def test_placeholders_of_a_text(text: str, kinds: list[str]) -> None:
-    assert find_placeholders(text) == kinds

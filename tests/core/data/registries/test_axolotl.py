@@ -22,6 +22,8 @@ from tests.core.data.conversations import spoken
 from tests.core.data.registries.test_resolve import examples
 from tests.core.data.sample_files import json_lines, write
 
+CASES = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
+
 
 def axolotl(directory: Path, entry: dict[str, Any], *rows: dict[str, Any]) -> DataSource:
     """An entry of an Axolotl configuration beside ``rows.jsonl``."""
@@ -90,17 +92,7 @@ def test_inverted_speakers_are_said_too() -> None:
     assert (columns.columns["user_role"], columns.columns["assistant_role"]) == ("gpt", "human")
 
 
-@cases(
-    "keys",
-    [
-        {"message_field_training": "learn"},
-        {"drop_system_message": True},
-        {"split_thinking": True},
-        {"field_thinking": "why"},
-        {"message_property_mappings": {"tool_calls": "calls"}},
-        {"roles": {"user": ["a,b"]}},
-    ],
-)
+@cases("keys", CASES["no columns"])
 def test_what_columns_cannot_say_of_a_chat(keys: dict[str, Any]) -> None:
     assert plain_columns({"type": "chat_template", **keys}, "here") is None
 
@@ -111,41 +103,3 @@ def test_types_that_are_refused_say_why_and_what_else(tmp_path: Path, kind: str)
     with pytest.raises(UserError, match=r"which (writes sentences|is for reward|holds preference)") as caught:
         axolotl(tmp_path, {"type": name})
     assert caught.value.hint
-
-
-@cases(
-    ("entry", "part", "hint"),
-    [
-        ({"type": "sharegpt"}, "the type sharegpt", "chat_template"),
-        ({"type": "sharegpt.load_role"}, "the type sharegpt", "chat_template"),
-        ({"type": "chatml.intel"}, "the type chatml.intel, which holds preference pairs", "data.columns"),
-        ({"type": "nothing"}, "the type nothing, which is not read", "input_output"),
-        ({"type": 3}, "is no name", "alpaca"),
-        ({"type": "alpaca", "feild": "x"}, "the unknown key feild", "Did you mean field?"),
-        ({"type": {"formt": "x"}}, "the unknown key formt", "Did you mean format?"),
-        ({"type": {"format": 3}}, "type.format is no text", "Fix"),
-        ({"type": "chat_template", "train_on_eos": "none"}, "train_on_eos: none", "always learned"),
-        ({"type": "chat_template", "train_on_eot": "all"}, "train_on_eot: all", "always learned"),
-        ({"type": "chat_template", "roles_to_train": ["user"]}, "roles_to_train", "data.supervise"),
-        ({"type": "chat_template", "roles_to_train": []}, "nothing is learned", "Remove"),
-        ({"type": "chat_template", "roles": {"narrator": ["x"]}}, "roles may name", ""),
-        ({"type": "chat_template", "chat_template": "chatml"}, "chat_template: chatml", 'template.name = "chatml"'),
-        ({"type": "chat_template", "chat_template": "jinja"}, "chat_template: jinja", "template.file"),
-        ({"type": "chat_template", "chat_template_jinja": "x"}, "chat_template_jinja: x", "template.file"),
-        ({"type": "chat_template", "message_property_mappings": {"images": "i"}}, "has images", "properties"),
-        ({"type": "chat_template", "message_property_mappings": ["role"]}, "no table", ""),
-        ({"type": "chat_template", "message_field_training_detail": "x"}, "training_detail", "whole messages"),
-        ({"type": "chat_template", "template_thinking_key": "odd"}, "template_thinking_key: odd", "Remove"),
-        ({"type": "chat_template", "split_thinking": "yes"}, "split_thinking is not", ""),
-        ({"type": "chat_template", "field_messages": 3}, "field_messages is no name", ""),
-        ({"type": "alpaca", "shards": 4}, "shards: 4", "a file of their own"),
-        ({"type": "alpaca", "split": "train[:10%]"}, "a part of one", ""),
-        ({"type": "alpaca", "data_files": [3]}, "data_files", ""),
-    ],
-)
-def test_entries_that_are_refused(tmp_path: Path, entry: dict[str, Any], part: str, hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        axolotl(tmp_path, entry)
-    assert part in caught.value.message
-    assert caught.value.hint
-    assert hint in caught.value.hint

@@ -27,6 +27,8 @@ from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.core.data.sample_files import json_lines, pairs, write
 
+CASES = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -65,35 +67,6 @@ def test_labeled_rows_are_for_kto(tmp_path: Path) -> None:
     refuse_untrainable(source.detect(source.rows()), "x", "kto")
     with pytest.raises(UserError, match=r"labeled good or bad, and train\.objective is sft"):
         refuse_untrainable(source.detect(source.rows()), "x", "sft")
-
-
-@cases(
-    ("values", "part", "hint"),
-    [
-        ({"file_name": "rows.jsonl", "format": "sharegpt"}, "the unknown key format", "Did you mean formatting?"),
-        ({"file_name": "rows.jsonl", "colums": {}}, "the unknown key colums", "Did you mean columns?"),
-        ({"file_name": "rows.jsonl", "columns": {"promt": "q"}}, "the unknown key promt", "Did you mean prompt?"),
-        ({"file_name": "rows.jsonl", "formatting": "chatml"}, "the formatting chatml", "alpaca, sharegpt, openai"),
-        ({"file_name": "rows.jsonl", "columns": {"images": "i"}}, "names no column to learn from", ""),
-        ({"hf_hub_url": "a/b", "file_name": "rows.jsonl"}, "hf://datasets/a/b#train is not on this", "fetch"),
-        ({"hf_hub_url": "a/b", "split": "train[:9]"}, "is a part of one", "whole split"),
-        ({"hf_hub_url": "set"}, "names no repository of the Hub", "owner/name"),
-        ({"ms_hub_url": "a/b", "file_name": "rows.jsonl"}, "fetched from the net (ms_hub_url)", "file_name"),
-        ({"file_name": "rows.jsonl", "ranking": True}, "name no chosen and rejected", ""),
-        ({"file_name": "rows.jsonl", "num_samples": 0}, "num_samples", ""),
-        ({"file_name": "rows.jsonl", "split": "test"}, "the split test", ""),
-        ({"columns": {}}, "has no file_name", ""),
-        ({"file_name": "rows.jsonl", "columns": {"response": "a"}}, "nothing that is asked", ""),
-        ({"file_name": "rows.jsonl", "columns": {"prompt": 3}}, "columns.prompt is no text", ""),
-        ([], "is no object", ""),
-    ],
-)
-def test_entries_that_are_refused(tmp_path: Path, values: Any, part: str, hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        entry(tmp_path, values)
-    assert part in caught.value.message
-    assert caught.value.hint
-    assert hint in caught.value.hint
 
 
 def test_a_registry_itself_and_names_that_are_not_in_it(tmp_path: Path) -> None:
@@ -395,42 +368,7 @@ def test_a_dataset_of_the_hub_must_have_been_fetched(tmp_path: Path) -> None:
     assert str(caught.value.entry) == "hf://datasets/org/name#test"
 
 
-@cases(
-    ("entry", "part"),
-    [
-        ({"path": "rows.jsonl", "source": "local", "converters": "alpaca"}, "unknown key converters"),
-        ({"path": "rows.jsonl", "source": "local", "converter": "kto"}, "converter kto"),
-        ({"path": "rows.jsonl", "source": "local", "converter": ["pair"]}, "converter"),
-        ({"path": "rows.jsonl", "source": "local", "split": "test"}, "split test, and files have none"),
-        ({"path": "rows.jsonl", "source": "local", "size": 0}, "size must be a whole number"),
-        ({"path": "rows.jsonl", "source": "local", "weight": 0.5}, "weight of its own"),
-        ({"path": "org/name", "source": "ms_hub"}, "fetched from the net"),
-        ({"path": "org/name", "source": "s3"}, "the source s3"),
-        ({"path": "no name of a dataset"}, "no name of a dataset"),
-        ({"path": " ", "source": "local"}, "has an empty path"),
-    ],
-)
-def test_what_is_not_read_names_the_entry(tmp_path: Path, entry: dict[str, Any], part: str) -> None:
-    file = dataset_list(tmp_path, mine=entry)
-    with pytest.raises(UserError) as caught:
-        single_source(f"{file}#mine")
-    assert f"{file}#mine" in caught.value.message
-    assert part in caught.value.message
-    assert caught.value.hint
-
-
-@cases(
-    "values",
-    [
-        None,
-        [],
-        {},
-        {"datasets": [{"path": "x"}]},
-        {"a": {"path": "x"}, "base_model": "y"},
-        {"a": {"path": 3}},
-        {"a": {}},
-    ],
-)
+@cases("values", CASES["no list"])
 def test_other_files_are_no_lists_of_datasets(values: object) -> None:
     assert not is_dataset_list(values)
     assert is_dataset_list({"a": {"path": "x"}, "b": {"path": "y", "odd": json.loads("1")}})

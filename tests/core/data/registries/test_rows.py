@@ -13,6 +13,7 @@ from core.data.conversation import RowError
 from core.data.registries.axolotl import JOINED, PLAIN, REFUSED
 from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
+from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.conversations import viewed
 from tests.core.data.registries.test_axolotl import axolotl
@@ -21,19 +22,21 @@ from tests.core.data.registries.test_resolve import dataset_list, entry, example
 ROWS: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8")
 )
+REFUSALS = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
+#: What every entry of the rows says.
+NAMED = {
+    "dataset_info.json": {"file_name": "rows.jsonl"},
+    "LLaMA-Factory v1": {"path": "rows.jsonl", "source": "local"},
+}
 
 
-def in_registry(directory: Path, values: dict[str, Any], row: dict[str, Any]) -> DataSource:
-    return entry(directory, {"file_name": "rows.jsonl", **values}, row)
-
-
-def in_list(directory: Path, values: dict[str, Any], row: dict[str, Any]) -> DataSource:
-    file = dataset_list(directory, row, mine={"path": "rows.jsonl", "source": "local", **values})
+def in_list(directory: Path, values: Any, row: dict[str, Any]) -> DataSource:
+    file = dataset_list(directory, row, mine=values)
     return single_source(f"{file}#mine")
 
 
-SOURCES: dict[str, Callable[[Path, dict[str, Any], dict[str, Any]], DataSource]] = {
-    "dataset_info.json": in_registry,
+SOURCES: dict[str, Callable[[Path, Any, dict[str, Any]], DataSource]] = {
+    "dataset_info.json": entry,
     "LLaMA-Factory v1": in_list,
     "Axolotl": axolotl,
 }
@@ -41,7 +44,7 @@ SOURCES: dict[str, Callable[[Path, dict[str, Any], dict[str, Any]], DataSource]]
 
 @cases(("tool", "case"), [(tool, case) for tool, found in ROWS.items() for case in found])
 def test_rows_become_examples(tmp_path: Path, tool: str, case: dict[str, Any]) -> None:
-    source = SOURCES[tool](tmp_path, case["entry"], case["row"])
+    source = SOURCES[tool](tmp_path, {**NAMED.get(tool, {}), **case["entry"]}, case["row"])
     if "dropped" in case:
         with pytest.raises(RowError) as caught:
             examples(source)
@@ -49,6 +52,16 @@ def test_rows_become_examples(tmp_path: Path, tool: str, case: dict[str, Any]) -
     else:
         (example,) = examples(source)
         assert viewed(example, case["want"]) == case["want"]
+
+
+@cases(("tool", "values", "part", "hint"), [(tool, *case) for tool in SOURCES for case in REFUSALS[tool]])
+def test_entries_that_are_refused(tmp_path: Path, tool: str, values: Any, part: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SOURCES[tool](tmp_path, values, {})
+    assert part in caught.value.message
+    assert tool != "LLaMA-Factory v1" or "v1.yaml#mine" in caught.value.message
+    assert caught.value.hint
+    assert hint in caught.value.hint
 
 
 def test_every_type_of_axolotl_has_been_tried() -> None:
