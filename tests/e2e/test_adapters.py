@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from core.evaluation.record import read_record
 from core.runs.control.client import ControlClient
 from core.runs.record.events import NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from tests.families.tiny import write_family
-from tests.forking import Forks
 
-from .test_serving import serving
 from .workers import (
     Workers,
     adapter_bytes,
@@ -135,41 +130,3 @@ def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
     )
     assert "offload_experts" in notice_codes(there)
     assert "offload_experts" not in notice_codes(here)
-
-
-@pytest.mark.long
-def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
-    run = mixture.finished("auto", **sections())
-    told = [event.message for event in only(NoticeEvent, run) if event.code == "experts"]
-    assert told[0].startswith("The experts get no adapters: at rank 4 ")
-    assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
-
-
-@pytest.mark.long
-def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(
-    forks: Forks, mixture: Workers
-) -> None:
-    run = mixture.finished("asked", **sections(target_experts="on", dropout=0.0))
-
-    with serving(forks, mixture, run.id, "--port", "0") as server:
-        answers = [
-            server.client().chat.completions.create(model=name, messages=QUESTION, max_tokens=8, temperature=0)
-            for name in (run.id, mixture.model.name)
-        ]
-    assert [answer.system_fingerprint for answer in answers] == ["adapter", "base"]
-    texts = [answer.choices[0].message.content for answer in answers]
-    assert texts[0] != texts[1], "the adapters are in use"
-
-    def command(*words: str) -> Any:
-        with mixture.environment():
-            done = forks.run([sys.executable, "-m", "tui", *words, "--json"])
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    chatted = command("chat", run.id, "--prompt", QUESTION[0]["content"], "--max-new-tokens", "8", "--temperature", "0")
-    assert chatted["answer"] == texts[0]
-    told = command("eval", run.id, "--against", "base", "--limit", "3", "--max-new-tokens", "8")
-    assert (told["items"], told["state"]) == (3, "done")
-    answered = read_record(Path(told["path"])).answers
-    assert all(answer is not None for name in (run.id, "base") for answer in answered[name])
-    assert answered[run.id] != answered["base"]

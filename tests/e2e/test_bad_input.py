@@ -46,27 +46,10 @@ def _truncate_weights(model: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def _unknown_architecture(model: Path) -> None:
-    edit_json(model / "config.json", model_type="brand-new", architectures=["BrandNewForCausalLM"])
-
-
-def _file(name: str, text: str) -> Callable[[Workers], dict[str, dict[str, Any]]]:
-    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
-        path = workers.directory / name
-        path.write_text(text)
-        return {"data": {"train": str(path)}}
-
-    return spoil
-
-
-def _template(text: str | None) -> Callable[[Workers], dict[str, dict[str, Any]]]:
-    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
-        path = workers.directory / f"template-{len(text or '')}.jinja"
-        if text is not None:
-            path.write_text(text)
-        return {"template": {"file": str(path)}}
-
-    return spoil
+def _mistaken_template(workers: Workers) -> dict[str, dict[str, Any]]:
+    path = workers.directory / "mistaken.jinja"
+    path.write_text("{% for message in %}")
+    return {"template": {"file": str(path)}}
 
 
 def _options(**sections: dict[str, Any]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
@@ -77,13 +60,7 @@ CASES = {
     "no such model": Case(
         _options(model={"base": "nobody/nothing-7b"}), "nobody/nothing-7b is not on this machine", "fetch"
     ),
-    "a directory that is no model": Case(
-        lambda workers: {"model": {"base": str(workers.home)}}, "no config.json", "config.json"
-    ),
     "weights cut short": Case(_spoiled_model(_truncate_weights), "model.safetensors", "again"),
-    "an architecture that is not known": Case(
-        _spoiled_model(_unknown_architecture), "brand-new, which transformers", "Upgrade transformers"
-    ),
     "an encoder": Case(
         _spoiled_model(lambda model: edit_json(model / "config.json", model_type="roberta", architectures=None)),
         "is an encoder (roberta), not a causal language model",
@@ -94,17 +71,7 @@ CASES = {
         "model.layers.0.post_attention_layernorm.weight, model.layers.1.post_attention_layernorm.weight",
         "from the same model",
     ),
-    "a quantized base": Case(
-        _spoiled_model(lambda model: edit_json(model / "config.json", quantization_config={"quant_method": "hqq"})),
-        "saved quantized (HQQ)",
-        "before it was quantized",
-    ),
-    "a file of a model": Case(
-        lambda workers: {"model": {"base": str(workers.model / "model.safetensors")}}, "not a GGUF file", "directory"
-    ),
     "no such data": Case(_options(data={"train": "/nowhere/rows.jsonl"}), "/nowhere/rows.jsonl", ""),
-    "empty data": Case(_file("empty.jsonl", ""), "empty.jsonl", ""),
-    "unknown columns": Case(_file("odd.jsonl", '{"a": 1}\n{"a": 2}\n'), "odd.jsonl", ""),
     "all rows too long": Case(_options(train={"max_length": 8}), "No row of", "train.max_length"),
     "a row too long where that is refused": Case(
         _options(train={"max_length": 80}, data={"overlong": "refuse"}), "train.jsonl, line", "train.max_length"
@@ -112,9 +79,11 @@ CASES = {
     "no such layers": Case(
         _options(method={"target_modules": ["no_such_layer"]}), "matches no layer", "down_proj, gate_proj, k_proj"
     ),
-    "a template that is not there": Case(_template(None), "cannot be read", "path"),
-    "a template with a mistake": Case(_template("{% for message in %}"), "40 x template_error", "template.file"),
-    "fp16 on a CPU": Case(_options(train={"precision": "fp16"}), "train.precision is fp16", "bf16"),
+    "more layers than there are": Case(
+        _options(method={"name": "freeze", "dropout": 0.0, "trainable_layers": 3}), "the model has 2 layers", ""
+    ),
+    "a template that is not there": Case(_options(template={"file": "/nowhere.jinja"}), "cannot be read", "path"),
+    "a template with a mistake": Case(_mistaken_template, "40 x template_error", "template.file"),
     "cuda without cuda": Case(_options(hardware={"device": "cuda"}), "hardware.device is cuda", "auto"),
 }
 

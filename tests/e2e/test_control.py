@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ import pytest
 
 from core.errors import UserError
 from core.runs.control.client import ControlClient, WithdrawnError
-from core.runs.control.protocol import LINE_LIMIT
 from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
@@ -45,50 +41,12 @@ from .workers import (
 )
 
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
-#: Lines that no well-behaved peer sends, and whether the connection goes on after them.
-GARBAGE = (
-    b"\xff\xfe\x00 not text\n",
-    b"[1, 2]\n",
-    b"{}\n",
-    b'{"id": {}, "command": "ping"}\n',
-    b'{"id": "a", "command": "dance"}\n',
-    b'{"id": "a", "command": "set", "args": []}\n',
-    b"[" * 100_000 + b"\n",
-)
-#: Chat requests that make no sense; a run must outlive them.
-NONSENSE: tuple[dict[str, Any], ...] = (
-    {},
-    {"messages": []},
-    {"messages": "hello"},
-    {"messages": [{"role": "user"}]},
-    {"messages": [{"role": "user", "content": "half a character: \ud800"}]},
-    {"messages": QUESTION, "source": "nobody"},
-    {"messages": QUESTION, "source": []},
-    {"messages": QUESTION, "max_new_tokens": 0},
-    {"messages": QUESTION, "max_new_tokens": math.inf},
-    {"messages": QUESTION, "max_new_tokens": "many"},
-    {"messages": QUESTION, "temperature": math.nan},
-    {"messages": QUESTION, "temperature": "hot"},
-    {"messages": QUESTION, "top_p": 0},
-    {"messages": [{"role": "user", "content": "word " * 2000}]},
-)
 
 
 def ask(run: Run, **args: Any) -> tuple[list[str], dict[str, Any]]:
     """Have something generated: the pieces, and the answer."""
     *pieces, answer = ControlClient(run).generate({"messages": QUESTION, "max_new_tokens": 12, **args})
     return [piece["token"] for piece in pieces], answer
-
-
-def raw_exchange(run: Run, line: bytes) -> dict[str, Any]:
-    """Send a line as it is and read one back."""
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(30)
-        peer.connect(str(run.socket_path))
-        peer.sendall(line)
-        answer = json.loads(peer.makefile("rb").readline())
-    assert isinstance(answer, dict)
-    return answer
 
 
 def pause_at_start(run: Run) -> None:
@@ -99,28 +57,12 @@ def pause_at_start(run: Run) -> None:
     wait_until_state(run, "paused")
 
 
-def disturb_with_garbage(run: Run) -> None:
-    for line in GARBAGE:
-        answer = raw_exchange(run, line)
-        assert answer["ok"] is False
-        assert answer["error"].endswith(".")
-    assert raw_exchange(run, b"x" * (LINE_LIMIT + 1))["error"] == "The line is too long."
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(str(run.socket_path))
-        peer.sendall(b'{"id": "half a li')
-    for args in NONSENSE:
-        line = json.dumps({"id": "a", "command": "generate", "args": args}).encode() + b"\n"
-        answer = raw_exchange(run, line)
-        assert answer["ok"] is False, args
-        assert "should not happen" not in answer["error"], args
-    assert ControlClient(run).request("ping")["state"] == "paused"
-
-
 @pytest.mark.long
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
     run = workers.start("disturbed", held_at(0, 3))
     pause_at_start(run)
-    disturb_with_garbage(run)
+    with pytest.raises(UserError, match="token"):
+        list(ControlClient(run).generate({"messages": [{"role": "user", "content": "word " * 2000}]}))
     pieces, answer = ask(run, source="base", temperature=0.9, seed=1)
     assert answer["source"] == "base"
     assert "".join(pieces) == answer["text"] != ""

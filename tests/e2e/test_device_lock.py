@@ -12,12 +12,10 @@ from core.runs.control.client import ControlClient
 from core.runs.control.devices import occupant
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
-from tests.waiting import wait_for
 
 from .workers import (
     PATIENCE,
     Workers,
-    exit_code,
     finish,
     kill,
     log,
@@ -67,19 +65,6 @@ def test_a_run_of_the_queue_waits_for_one_by_hand_and_goes_on_by_itself(workers:
         assert occupant(["cpu"]) is None
 
 
-@pytest.mark.long
-def test_one_that_waits_can_be_stopped_and_loads_nothing(workers: Workers) -> None:
-    by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
-    wait_until_step(by_hand, 1)
-    queued = start_alone(workers, "queued", distributed={"processes": 2})
-    wait_until_waiting(queued)
-    with ControlClient(queued, timeout=PATIENCE) as client:
-        client.request("stop")
-    assert exit_code(queued) == 3
-    assert queued.state().state == "stopped"
-    assert not (queued.path / "worker-rank1.log").exists()
-
-
 def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Workers) -> None:
     queued = start_alone(workers, "queued", 10_000)
     wait_until_step(queued, 1)
@@ -88,25 +73,3 @@ def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Work
     assert "shared_device" not in notice_codes(queued)
     with workers.environment():
         assert occupant(["cpu"]) == queued.id
-
-
-@pytest.mark.long
-def test_a_parked_run_has_given_its_device_back_to_one_of_the_queue(workers: Workers) -> None:
-    by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
-    wait_until_step(by_hand, 1)
-    with ControlClient(by_hand, timeout=PATIENCE) as client:
-        client.request("park")
-    wait_for(lambda: by_hand.state().parked, PATIENCE, "the run to be parked")
-    queued = start_alone(workers, "queued")
-    finish(queued)
-    assert log(queued).count("== worker started anew") == 0
-
-
-@pytest.mark.long
-def test_the_processes_of_a_run_hold_its_device_together(workers: Workers) -> None:
-    run = start_alone(workers, "two", 10_000, distributed={"processes": 2})
-    wait_until_step(run, 1)
-    with workers.environment():
-        assert occupant(["cpu"]) == run.id
-        kill(run)  # the supervisor: the kernel ends its processes
-        wait_for(lambda: occupant(["cpu"]) is None, PATIENCE, "the device to be free")

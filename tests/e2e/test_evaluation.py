@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from core.config.document import dump_config
 from core.runs.control.client import ControlClient
 from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
 from core.runs.record.history import read_history
@@ -111,24 +110,6 @@ def test_it_is_measured_by_epochs_and_the_held_out_questions_are_answered(worker
     assert [event.expected for event in samples] == wanted[:2] * 5
     assert all(event.exact_match in (True, False) for event in samples)
     assert len({event.text for event in samples}) > 2, "the model has learned nothing that can be seen"
-
-
-@pytest.mark.long
-def test_prompts_of_a_file_are_answered_where_nothing_is_held_out(workers: Workers) -> None:
-    prompts = workers.directory / "prompts.txt"
-    prompts.write_text("ticket login\nticket printer refund\n")
-    run = workers.finished(
-        "prompts",
-        data={"eval": None},
-        train={"max_steps": 6},
-        eval={"every_steps": 3, "exact_match": False, "prompts": str(prompts)},
-    )
-    assert not only(EvalEvent, run)
-    assert [(event.step, event.prompt) for event in only(SampleEvent, run)] == [
-        (step, prompt) for step in (0, 3, 6) for prompt in ("ticket login", "ticket printer refund")
-    ]
-    assert ending(run).best is None
-    assert f'prompts = "{prompts}"' in dump_config(run.config())
 
 
 @pytest.mark.long

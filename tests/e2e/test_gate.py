@@ -55,15 +55,6 @@ def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Worke
     assert (measure.before, measure.after) == (before.loss, measured[-1].probe_loss)
 
 
-@pytest.mark.long
-def test_a_baseline_has_the_probe_in_it(workers: Workers) -> None:
-    run = workers.finished("baseline", **SHORT | {"eval": SHORT["eval"] | {"baseline": True, "gate": "loss < before"}})
-    assert only(ProbeEvent, run) == []
-    assert [event.step for event in only(EvalEvent, run) if event.probe_loss is not None] == [0, 4, 8]
-    assert run.adapter_path.is_dir(), "a result that passes is written"
-    assert ending(run).refused is None
-
-
 def test_a_refused_result_is_not_written_and_the_run_says_why(
     workers: Workers, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from core.config.document import load_config
 from core.runs.control.client import ControlClient
 from core.runs.record.events import (
     CheckpointEvent,
@@ -132,13 +131,6 @@ def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
     assert history.skipped == 0
     assert history.tokens == sum(event.tokens for event in only(StepEvent, reference))
     assert "Traceback" not in log(reference)
-
-
-def test_the_configuration_is_written_with_every_value(reference: Run) -> None:
-    config = load_config(reference.config_path)
-    assert config == reference.config()
-    assert config.method.dropout == 0.1
-    assert "max_grad_norm = 1.0" in reference.config_path.read_text()
 
 
 def test_the_adapter_is_one_that_peft_loads_with_tokenizer_and_template_beside_it(

@@ -26,7 +26,6 @@ from .workers import (
     exit_code,
     finish,
     held_at,
-    hooked,
     kill,
     log,
     notice_codes,
@@ -38,16 +37,6 @@ from .workers import (
 ROWS, BATCH, SEED = 128, 4, 7
 #: The step after which there are losses enough to compare with: warm-up, one to begin with, and twenty.
 ARMED = 23
-#: Makes a worker leave steps out from the beginning.
-LEAVE_OUT = """
-import json, os
-from core.worker.progress.health import LossSpikes
-begin = LossSpikes.__init__
-def with_steps(self, *args, **options):
-    begin(self, *args, **options)
-    self.left_out.update(json.loads(os.environ["TEST_LEFT_OUT"]))
-LossSpikes.__init__ = with_steps
-"""
 
 
 def write_nonsense(workers: Workers, nonsense: Iterable[int]) -> str:
@@ -111,21 +100,6 @@ def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -
     kill(killed)
     workers.complete(killed)
     assert adapter_bytes(killed) == adapter_bytes(run)
-
-
-@pytest.mark.long
-@pytest.mark.anew
-def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
-    write_nonsense(workers, (27, 28, 29))
-    variables = hooked(workers.directory / "hooks", LEAVE_OUT, TEST_LEFT_OUT="[27, 28]")
-    without = start(workers, "without", "warn", variables=variables)
-    back = start(workers, "back", "rollback")
-    finish(without)
-    finish(back)
-    assert only(RollbackEvent, back)
-    assert not only(RollbackEvent, without)
-    assert 27 not in [step.step for step in steps(without)]
-    assert adapter_bytes(back) == adapter_bytes(without)
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.runs.record.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
+from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
@@ -291,16 +291,3 @@ def test_a_second_time_the_run_ends_and_says_what_would_help(workers: Workers) -
     assert end.reason == "Memory ran out at step 1, when a part of the weights had been updated already."
     assert "train.batch_size" in end.hint
     assert steps(run) == []
-
-
-def test_the_memory_event_has_prediction_rehearsal_and_peak(calm: Run) -> None:
-    rehearsed = next(event for event in only(MemoryEvent, calm) if event.rehearsed_bytes is not None)
-    assert rehearsed.predicted_bytes is not None
-    assert {"linear_weights", "adapters", "activations", "optimizer", "runtime"} <= set(rehearsed.predicted_bytes)
-    last = only(MemoryEvent, calm)[-1]
-    assert last.peak_bytes is not None
-    assert rehearsed.rehearsed_bytes is not None
-    assert rehearsed.limit_bytes is not None
-    assert 100 << 20 < rehearsed.rehearsed_bytes <= last.peak_bytes < rehearsed.limit_bytes
-    (decision,) = notices(calm, "checkpointing")
-    assert decision.message == "Activations are kept: there is room for all of them."

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.record.events import DataEvent, FailedEvent, NoticeEvent, PhaseEvent
+from core.runs.record.events import DataEvent, NoticeEvent, PhaseEvent
 
 from .workers import Workers, failure, only, write_rows
 
@@ -29,6 +29,8 @@ class Case:
     spoil: Callable[[Workers], Sections]
     reason: str
     key: str
+    notice: str = ""
+    """What is told where it is allowed; the reason where it is empty."""
 
 
 def _rows(workers: Workers) -> list[dict[str, Any]]:
@@ -78,45 +80,39 @@ def _without_template(workers: Workers) -> Sections:
     return {"model": {"base": str(model)}}
 
 
+def _endless(workers: Workers) -> Sections:
+    template = workers.directory / "endless.jinja"
+    template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")
+    return {"template": {"file": str(template)}}
+
+
 CASES = {
     "nothing_supervised": Case(_unlearned, "6 of 40 rows have nothing to learn", "data.supervise"),
     "format_ambiguous": Case(_two_readings, "two.jsonl is read is not clear", "data.format"),
     "eval_leak": Case(_leaking, "1 of 10 held-out rows (10%) are also trained on", "data.eval"),
     "stop_untrained": Case(_cut, "The token that ends an answer is learned in", "train.max_length"),
+    "stop_untrained by an endless template": Case(
+        _endless, "learned in 0 of 40 rows", "template.name", "answers with no token"
+    ),
     "template_missing": Case(_without_template, "has no chat template", "template.name"),
 }
 #: A case of the rows and a case of the model.
 FEW = ("nothing_supervised", "template_missing")
 
 
-def refuse_then_allow(workers: Workers, code: str, sections: Sections) -> tuple[FailedEvent, NoticeEvent, DataEvent]:
-    """Start a run that is refused, and one that is allowed: how the one ended, and the notice and data of the other."""
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in CASES])
+def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, name: str) -> None:
+    case, code = CASES[name], name.partition(" ")[0]
+    sections = SHORT | case.spoil(workers)
     refused = workers.start("refused", **sections)
     last = failure(refused)
+    assert case.reason in last.reason
+    assert case.key in last.hint
     assert f"--allow {code}" in last.hint
     assert "loading_model" not in {phase.name for phase in only(PhaseEvent, refused)}
     launcher.reap()
     allowed = workers.finished("allowed", **sections | {"data": {**sections.get("data", {}), "allow": code}})
     (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == code]
-    return last, notice, only(DataEvent, allowed)[0]
-
-
-@pytest.mark.parametrize("code", [pytest.param(code, marks=() if code in FEW else pytest.mark.long) for code in CASES])
-def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, code: str) -> None:
-    case = CASES[code]
-    last, notice, told = refuse_then_allow(workers, code, SHORT | case.spoil(workers))
-    assert case.reason in last.reason
-    assert case.key in last.hint
-    assert case.reason in notice.message
+    assert (case.notice or case.reason) in notice.message
+    told = only(DataEvent, allowed)[0]
     assert told.rows == told.used + sum(told.dropped.values())
-
-
-@pytest.mark.long
-def test_a_template_that_never_stops(workers: Workers) -> None:
-    template = workers.directory / "endless.jinja"
-    template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")
-    sections = SHORT | {"template": {"file": str(template)}}
-    last, notice, told = refuse_then_allow(workers, "stop_untrained", sections)
-    assert "learned in 0 of 40 rows" in last.reason
-    assert "ends 45 answers with no token" in notice.message or "ends 40 answers with no token" in notice.message
-    assert (told.rows, told.used) == (40, 40)

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.chat.engine import ChatEngine, ModelSpec
-from core.chat.request import ChatRequest, GenerationSettings
 from core.chat.session import spec_of
 from core.config.document import ConfigDocument
-from core.errors import UserError
 from core.runs.catalog.trained import TrainedFile, find_trained
 from core.runs.record.events import EvalEvent, NoticeEvent
 from core.runs.record.store import Run
@@ -25,9 +22,7 @@ from .workers import (
     adapter_bytes,
     ending,
     finish,
-    held_at,
     kill,
-    kill_and_finish,
     notice_codes,
     only,
     steps,
@@ -67,20 +62,6 @@ def test_a_run_learns_what_it_learns_on_the_model_that_its_base_stands_for(
     assert len(losses) == STEPS
     assert losses == [event.loss for event in steps(plain)]
     assert adapter_bytes(quantized) == adapter_bytes(plain)
-
-
-@pytest.mark.long
-def test_a_killed_run_goes_on_bit_equal_and_its_result_answers(workers: Workers, tmp_path: Path) -> None:
-    twins = quantize_checkpoint(write_family("llama", tmp_path / "source"), tmp_path, "fp8")
-    undisturbed = workers.finished("undisturbed", **sections(twins.quantized, "qlora"))
-    run = workers.start("killed", held_at(4), **sections(twins.quantized, "qlora"))
-    kill_and_finish(workers, run, 4)
-    assert adapter_bytes(run) == adapter_bytes(undisturbed)
-    with ChatEngine() as engine:
-        spec = ModelSpec(str(twins.quantized), adapter=str(run.adapter_path), method="qlora", device="cpu")
-        engine.load(spec, lambda _detail, _done, _total: None)
-        asked = ChatRequest([{"role": "user", "content": "ticket"}], settings=GenerationSettings(4))
-        assert list(engine.generate(asked))[-1]["tokens"] > 0
 
 
 KEEPING: dict[str, dict[str, Any]] = {
@@ -137,8 +118,6 @@ def test_where_4_bits_are_fine_nothing_is_kept(workers: Workers) -> None:
     (notice,) = said(run)
     assert notice.message.endswith("on your rows: fine.")
     assert ConfigDocument.load(run.config_path).validate().model.keep_16bit is None
-    with pytest.raises(UserError, match="keep_16bit"):
-        ConfigDocument('[model]\nkeep_16bit = "some"\n[data]\ntrain = "a"').validate()
 
 
 #: Of them the last ten are for the file.

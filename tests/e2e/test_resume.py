@@ -14,7 +14,7 @@ import pytest
 from core.chat.session import open_session
 from core.errors import UserError
 from core.models.fingerprint import ends_fingerprint
-from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent, StepEvent
+from core.runs.record.events import CheckpointEvent, NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import hash_manifest, newest_valid
@@ -144,21 +144,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(stopped: tuple[Wor
 
 def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run]) -> None:
     workers, original = stopped
-    damaged, reconfigured, other_data = (workers.copy(original, name) for name in ("all", "config", "data"))
+    damaged, other_data = (workers.copy(original, name) for name in ("all", "data"))
     before = len(steps(original))
     for path in newest_first(damaged):
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["step"] += 1
         (path / "manifest.json").write_text(json.dumps(manifest))
-    text = reconfigured.config_path.read_text()
-    reconfigured.config_path.write_text(text.replace("learning_rate = 0.005", "learning_rate = 0.006"))
-    assert reconfigured.config_path.read_text() != text
-    for run in (damaged, reconfigured):
-        workers.resume(run)
+    workers.resume(damaged)
     assert failure(damaged).reason == f"Run {damaged.id} has no valid checkpoint to go on from."
     told = [code for code in notice_codes(damaged) if code not in ("device", "checkpointing")]
     assert told == ["checkpoint_damaged"] * 3
-    assert failure(reconfigured).reason.startswith(f"{reconfigured.config_path} has changed since step-")
     for file, what in ((workers.train_data, "The training data"), (workers.eval_data, "What is held out")):
         kept = file.read_text()
         file.write_text(kept.replace("billing", "shipping", 1))
@@ -170,7 +165,7 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
             file.write_text(kept)
         assert last.reason.startswith(f"{what} has changed since step-")
     assert "new run" in last.hint
-    for run in (damaged, reconfigured, other_data):
+    for run in (damaged, other_data):
         assert len(steps(run)) == before
         assert len(newest_first(run)) == 3
 
@@ -262,10 +257,3 @@ def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
     assert_same_result(run, reference)
     newest = json.loads((newest_first(run)[0] / "manifest.json").read_text())
     assert newest["base_sha256"].startswith("sha256:")
-
-
-def test_a_finished_run_cannot_be_continued(workers: Workers, reference: Run) -> None:
-    with pytest.raises(UserError, match="finished"):
-        workers.resume(reference)
-    assert isinstance(steps(reference)[-1], StepEvent)
-    assert only(EvalEvent, reference)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from core.audit.result import Audit
 from core.helper import finding_core
 from core.runs.control.client import ControlClient
 from core.runs.record.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
-from core.runs.record.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
+from core.runs.record.events import NoticeEvent, RollbackEvent, encode_event
 from core.runs.record.store import Run
 from core.small_files import hash_file
 from tests.forking import FAULT_VARIABLE
@@ -97,21 +96,6 @@ def test_a_run_with_commands_is_equal_in_every_byte_and_is_only_read(honest: tup
     assert_verified(audit(workers, run, spans=3), 3)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     assert list((workers.home / "audits").iterdir()) == []
-
-
-@pytest.mark.long
-def test_all_of_a_run_that_was_renamed_elsewhere_and_commented_is_equal(
-    honest: tuple[Workers, Run], tmp_path: Path
-) -> None:
-    workers, original = honest
-    run = Run(tmp_path / "the good one")
-    shutil.copytree(original.path, run.path)
-    run.config_path.write_text("# mine\n" + run.config_path.read_text())
-    (run.path / "notes.md").write_text("Mine.")
-    found = audit(workers, run, whole=True)
-    assert_verified(found, 1)
-    assert [(span.begin, span.end) for span in found.spans] == [(0, 8)]
-    assert found.complete
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -201,21 +185,6 @@ def other_torch(links: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.long
-def test_a_figure_made_nicer_is_found_though_the_chain_was_made_anew(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "nicer")
-    (measured,) = (event for event in only(EvalEvent, run) if event.step == 4)
-    edit(run, "eval", 4, f'"loss": {measured.loss}'.encode(), b'"loss": 0.25')
-    # Another version is no excuse where the weights come out as they were.
-    reseal(run, other_torch)
-    found = audit(workers, run)
-    assert (found.verdict, sentences(found)) == ("differs", [])
-    (span,) = (span for span in found.spans if span.outcome != "equal")
-    (difference,) = span.differences
-    assert (difference.what, difference.recorded) == ("loss of the evaluation after step 4 came out otherwise.", "0.25")
-
-
-@pytest.mark.long
 def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "excused")
@@ -236,15 +205,6 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     inexact = next(span for span in found.spans if span.outcome != "equal")
     assert (inexact.end, inexact.outcome) == (4, "inexact")
     assert "torch changed from 2.0 to " in inexact.reason
-
-
-@pytest.mark.long
-def test_rows_that_the_chain_alone_names_otherwise_are_found(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "rows")
-    reseal(run, lambda links: links[0]["body"]["rows"].update(sha256="0" * 64))
-    found = audit(workers, run, spans=1)
-    assert sentences(found) == ["The training rows are not those of the run."]
 
 
 @contextlib.contextmanager
@@ -273,20 +233,6 @@ def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None
         "A row was changed since the run learned it: train.jsonl line 7.",
     ]
     assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")] * 2
-
-
-@pytest.mark.long
-def test_another_base_is_named_by_its_file(honest: tuple[Workers, Run], tiny_model_dir: Path) -> None:
-    workers, run = honest
-    weights = tiny_model_dir / "model.safetensors"
-    before = weights.stat()
-    with changed(weights, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])):
-        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-        found = audit(workers, run, spans=1)
-    assert sentences(found) == [
-        f"The base is not the one of the training: model.safetensors in {tiny_model_dir} is another."
-    ]
-    assert found.spans[0].outcome == "skipped"
 
 
 def parked(run: Run) -> None:
@@ -325,29 +271,17 @@ def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) ->
             "eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0, "baseline": True},
         },
         {"method": {"name": "lora", "neftune_alpha": 5.0, "init": "pissa"}, "train": {"max_steps": 4}},
+        {"data": {}, "train": {"objective": "dpo", "learning_rate": 1e-3, "max_steps": 4}},
     ],
-    ids=["full weights, packing, stopped early", "noise, another beginning"],
+    ids=["full weights, packing, stopped early", "noise, another beginning", "preferences"],
 )
 def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[str, Any]]) -> None:
+    if "data" in sections:
+        write_pairs(workers.train_data, "dpo", 24, 1)
+        write_pairs(workers.eval_data, "dpo", 6, 2)
     run = start(workers, "kind", **sections)
     finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
-
-
-@pytest.mark.long
-def test_an_honest_run_of_preferences(workers: Workers) -> None:
-    rows, measured = (
-        write_pairs(workers.directory / name, "dpo", count, seed)
-        for name, count, seed in (("dpo.jsonl", 24, 1), ("dpo-eval.jsonl", 6, 2))
-    )
-    run = start(
-        workers,
-        "pairs",
-        data={"train": str(rows), "eval": str(measured)},
-        train={"objective": "dpo", "learning_rate": 1e-3, "max_steps": 4},
-    )
-    finish(run)
-    assert_verified(audit(workers, run, spans=2), 2)
 
 
 @pytest.mark.long

@@ -26,8 +26,8 @@ from core.launch import launcher
 from core.runs.catalog.rows import RunCatalog
 from core.runs.control.client import ControlClient
 from core.runs.record import state as oom
-from core.runs.record.events import CheckpointEvent, ControlEvent, NoticeEvent
-from core.runs.record.state import RunState, infer_state
+from core.runs.record.events import ControlEvent, NoticeEvent
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
@@ -41,11 +41,8 @@ from .workers import (
     ending,
     exit_code,
     failure,
-    finish,
     held_at,
-    hooked,
     log,
-    notice_codes,
     only,
     pid_of,
     signal_worker,
@@ -63,19 +60,6 @@ ENDLESS: dict[str, Any] = {
     "eval": {"every_steps": None},
     "checkpoint": {"every_steps": 5},
 }
-#: Makes a worker hang in its twelfth step until a file appears, and counts any step as long that takes 10 times more.
-HANG = """
-import os, time
-import core.worker.process.step_watchdog
-from core.worker.data.batches import DataOrder
-core.worker.process.step_watchdog.LONG_SECONDS = 0.0
-window = DataOrder.window
-def hang(self, step):
-    while step == 11 and not os.path.exists(os.environ["TEST_RELEASE"]):
-        time.sleep(0.01)
-    return window(self, step)
-DataOrder.window = hang
-"""
 
 
 def poison(workers: Workers, lines: set[int]) -> None:
@@ -141,12 +125,10 @@ def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Wo
     assert len(list_checkpoints(run.checkpoints_path)) <= 2
 
 
-@pytest.mark.parametrize("paused", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: bool) -> None:
+def test_a_paused_worker_whose_directory_was_removed_ends(workers: Workers) -> None:
     run = workers.start("removed", **ENDLESS)
     wait_until_step(run, 3)
-    if paused:
-        ControlClient(run).request("pause")
+    ControlClient(run).request("pause")
     pid, gone = pid_of(run), run.path.with_name("gone")
     run.path.rename(gone)
     shutil.rmtree(gone)
@@ -155,21 +137,6 @@ def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: boo
     assert ended is not None
     assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 3)
     assert not run.path.exists()
-
-
-@pytest.mark.long
-def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
-    run = workers.held("now", 6)
-    assert ControlClient(run).request("stop", now=True)["state"] == "stopping"
-    assert exit_code(run) == 3
-    end = ending(run)
-    saved = [event.step for event in only(CheckpointEvent, run)]
-    assert saved[-1] == end.step - end.step % 5
-    (control,) = [event for event in only(ControlEvent, run) if event.command == "stop"]
-    assert (control.sender, control.result) == ("socket", "at once, without a checkpoint")
-    assert end.adapter == f"checkpoints/step-{saved[-1]:08d}/adapter"
-    workers.complete(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
 
 
 @pytest.mark.long
@@ -201,31 +168,6 @@ def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
     assert only(ControlEvent, run)[-1].sender == "SIGKILL"
     workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
-
-
-def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> None:
-    release = workers.directory / "release"
-    run = workers.start(
-        "slow",
-        variables=hooked(workers.directory / "hooks", HANG, TEST_RELEASE=str(release)),
-        train={"max_steps": 13},
-        eval={"every_steps": None},
-    )
-    wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
-    state = RunState.read(run.state_path)
-    assert state is not None
-    assert (state.state, state.step, run.state().state) == ("training", 11, "training")
-    began = state.step_started
-    assert began is not None
-    assert began <= state.updated
-    silent = infer_state(state, now=state.updated + 45)
-    assert silent.state == "stalled"
-    assert silent.reason.startswith("no sign of life for 45 s; step 12 has been running for ")
-    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
-    assert notice.message.startswith("Step 12 takes long: ")
-    release.touch()
-    finish(run)
-    assert RunState.read(run.state_path) == dataclasses.replace(run.state(), step_started=None)
 
 
 def _is_removed(group: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.runs.record.events import EvalEvent, NoticeEvent
+from core.runs.record.state import RunState, infer_state
 from tests.e2e.workers import (
     PATIENCE,
     Workers,
@@ -50,8 +51,16 @@ def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path)
     # A single micro-batch per step, so that the call that hangs belongs to a step.
     run = workers.start("hung", faults, train={"max_steps": 40, "micro_batch_size": 4}, eval={"every_steps": None})
     wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
+    recorded = RunState.read(run.state_path)
+    assert recorded is not None
+    assert (recorded.state, run.state().state) == ("training", "training"), "the heart beats"
+    step = recorded.step + 1
+    assert recorded.step_started is not None
+    silent = infer_state(recorded, now=recorded.updated + 45)
+    assert silent.state == "stalled"
+    assert silent.reason.startswith(f"no sign of life for 45 s; step {step} has been running for ")
     (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
-    assert " takes long: " in notice.message
+    assert notice.message.startswith(f"Step {step} takes long: ")
     assert notice.message.endswith("It is at reading its rows.")
     assert f"stop --force {run.id}" in notice.hint
     release.touch()

@@ -184,35 +184,27 @@ def test_a_read_only_home_is_refused(workers: Workers, taken: Callable[[Path], A
         assert read_history(run).end is not None
 
 
+@contextlib.contextmanager
+def limited(run: Run) -> Iterator[None]:
+    """Inside, files of a worker may not become as large as a checkpoint: of the record, too, nothing is torn."""
+    usual = resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, (16 * PAGE, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, usual)
+
+
 @pytest.mark.long
-def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers: Workers, reference: Run) -> None:
-    """As a disk does that has met errors."""
-    run = workers.start("worn", held_at(6))
-    wait_until_step(run, 6)
+@pytest.mark.parametrize("worn", [lambda run: read_only(run.path.parents[1]), limited], ids=["read-only", "limited"])
+def test_a_disk_that_becomes_read_only_and_files_that_may_not_grow_pause_training_and_cost_nothing(
+    workers: Workers, reference: Run, worn: Callable[[Run], AbstractContextManager[None]]
+) -> None:
+    run = workers.held("worn", 6)
     client = ControlClient(run)
     step = client.request("pause")["step"]
-    with read_only(workers.home):
+    with worn(run):
         client.request("resume")
         expected = {"state": "paused", "step": step - step % 5 + 5}
         wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
     assert "checkpoint_failed" in notice_codes(run)
-    client.request("resume")
-    finish(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-
-
-@pytest.mark.long
-def test_files_that_may_not_grow_pause_training_and_cost_nothing(workers: Workers, reference: Run) -> None:
-    """A limit on the size of files, below that of a checkpoint: of the record, too, nothing is torn."""
-    run = workers.start("limited", held_at(6))
-    wait_until_step(run, 6)
-    client = ControlClient(run)
-    step = client.request("pause")["step"]
-    usual = resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, (16 * PAGE, resource.RLIM_INFINITY))
-    client.request("resume")
-    expected = {"state": "paused", "step": step - step % 5 + 5}
-    wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
-    resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, usual)
     client.request("resume")
     finish(run)
     assert adapter_bytes(run) == adapter_bytes(reference)

@@ -207,12 +207,6 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await press(pilot, "escape", "escape", until=lambda: "marked" not in screen_text(app))
 
 
-async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
-    ScriptedRun(home).train_to(3).end("finished", "all steps done")
-    async with listed("▸", notifications=True) as (_, pilot):
-        await press(pilot, "c", until="Mark two runs with space to compare them.")
-
-
 @pytest.mark.long
 async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     first, _ = two_runs(home)

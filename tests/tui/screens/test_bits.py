@@ -107,15 +107,6 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
         assert pane.document.get("model.keep_16bit") is None
 
 
-async def test_leaving_gives_the_measurement_up(measurement: Measurement, config_file: Path) -> None:
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "7 of 30" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen) and measurement.given_up.is_set())
-        assert pane_of(app, "config").document.get("model.keep_16bit") is None
-
-
 async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
     measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
     measurement.may_end.set()
@@ -126,40 +117,3 @@ async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, con
         await pilot.press("enter")
         await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
         assert pane_of(app, "config").document.get("model.keep_16bit") is None
-
-
-async def test_where_nothing_is_lost_there_are_no_bars(measurement: Measurement, config_file: Path) -> None:
-    layers = tuple(replace(layer, kl=0.00002) for layer in COST.layers)
-    measurement.result = replace(COST, whole=Figures(1.5, 0.0, 1.0), layers=layers, kept=None)
-    measurement.may_end.set()
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "0.0000" in screen_text(app))
-        assert "what that costs" in screen_text(app)
-        table = [line for line in screen_lines(app) if "+200 MB" in line]
-        assert [("0.0000" in line) for line in table] == [True] * len(COST.layers)
-        assert not any(app.glyphs.bar_full in line for line in table)
-
-
-async def test_its_key_is_among_the_hints_where_there_is_room_and_in_the_help(config_file: Path) -> None:
-    app = LocaltuneApp(config_path=config_file)
-    async with app.run_test(size=(120, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-        await pilot.press("2")
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
-        await pilot.resize_terminal(70, 24)
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" not in screen_text(app))
-        await pilot.resize_terminal(80, 24)
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: "Help · Config" in screen_text(app))
-        await pilot.press("pagedown")
-        await wait_for(pilot, lambda: "Measure what 4 bits cost" in screen_text(app))
-
-
-async def test_a_failure_is_a_sentence(measurement: Measurement, config_file: Path) -> None:
-    measurement.result = UserError("There is no model x.", "Fetch it.")
-    measurement.may_end.set()
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "It was not measured. There is no model x. Fetch it." in screen_text(app))

@@ -118,14 +118,6 @@ async def test_a_large_one_is_asked_about_twice(hub: FakeHub, monkeypatch: pytes
     assert hub.files_asked() == ["train.jsonl"]
 
 
-async def test_what_goes_wrong_is_said_in_the_dialog(hub: FakeHub) -> None:
-    async with asking("hf://datasets/me/none") as (pilot, app, _):
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "There is no dataset me/none" in screen_text(app), 60)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
-
-
 async def test_what_a_configuration_names_is_not_asked_for_unasked(hub: FakeHub) -> None:
     pane = DataPane()
     app = PaneApp(pane)

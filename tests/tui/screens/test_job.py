@@ -118,14 +118,6 @@ async def test_a_result_can_be_left(key: str) -> None:
         await wait_for(pilot, lambda: app.answers == [None])
 
 
-async def test_a_result_of_no_use_is_only_closed() -> None:
-    async with at_work(Counting(0), may_end=True) as (pilot, app):
-        await wait_for(pilot, lambda: "found 0" in screen_text(app))
-        assert "take it" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers == [None])
-
-
 async def test_leaving_gives_the_job_up() -> None:
     async with at_work(Counting()) as (pilot, app):
         await wait_for(pilot, lambda: "at " in screen_text(app))

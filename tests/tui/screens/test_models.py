@@ -90,29 +90,6 @@ def test_a_line_has_the_width_and_nothing_leaks(width: int, name: str) -> None:
         assert cell_len(model_details(listed, width).plain.split("\n")[0]) <= width
 
 
-def test_wide_lines_tell_more() -> None:
-    listed = row(facts=STARTER_FACTS, fit=Fit(GIGABYTE, 2 * GIGABYTE, True))
-    narrow, usual, wide = (model_line(listed, width, is_present=False).plain for width in (60, 74, 120))
-    assert "chat" not in narrow
-    assert "chat" in usual
-    assert "BF16" not in usual
-    assert "BF16" in wide
-    for line in (narrow, usual, wide):
-        assert "135 M" in line
-        assert "fits, 1.0 of 2.0 GB" in line
-
-
-def test_an_id_that_is_too_long_shows_its_second_part() -> None:
-    listed = row("HuggingFaceTB/SmolLM2-360M-Instruct", facts=STARTER_FACTS)
-    assert model_line(listed, 74, is_present=False).plain.strip().startswith("SmolLM2-360M-Instruct")
-    assert "HuggingFaceTB/SmolLM2-360M-Instruct" in model_line(listed, 120, is_present=False).plain
-
-
-def test_the_starter_says_where_it_comes_from() -> None:
-    starter = ModelRow(FoundModel("s", "s", Path("/x"), "starter", "first run"), STARTER_FACTS, Fit(GIGABYTE))
-    assert "the first run with it downloads it" in model_details(starter, 200).plain
-
-
 PATIENCE = 60
 DIGEST = "cd" * 32
 
@@ -364,30 +341,6 @@ async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
     assert find_model("org/tiny") == paths.models_dir() / "org--tiny"
     # The screen downloads the same files as the command.
     assert set(hub.files_asked()) == set(files_of(tiny_model_dir))
-
-
-@pytest.mark.long
-async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
-    work: Path, hub: FakeHub, tiny_model_dir: Path
-) -> None:
-    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir), revisions=("main", "v1"))
-    hub.stalls["model.safetensors"] = 1000
-    async with choosing() as (pilot, app):
-        await type_text(pilot, "hf://org/tiny@v1")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await agree(pilot)
-        await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), PATIENCE)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
-        assert app.answers == []
-        hub.stalls.clear()
-        hub.resume.set()
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await agree(pilot)
-        await wait_for(pilot, lambda: app.answers, PATIENCE)
-    assert app.answers == ["hf://org/tiny@v1"]
 
 
 async def test_what_the_configuration_names_is_offered_first(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:

@@ -15,13 +15,12 @@ from textual.pilot import Pilot
 
 from core.hardware.snapshot import Device
 from core.queue import status, store
-from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
 from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
-from tests.core.queue.helpers import add, config_for, states
+from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
+from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -169,13 +168,6 @@ async def test_a_torn_queue_is_told(home: Path) -> None:
         await wait_for(pilot, lambda: app.state.document is not None)
         await pilot.press("Q")
         await wait_for(pilot, lambda: "The queue cannot be read" in screen_text(app))
-
-
-async def test_names_of_others_do_not_reach_the_terminal(home: Path) -> None:
-    store.add([(QueueEntry(id=1, name=HOSTILE), config_for())])
-    async with queue() as (pilot, app, screen):
-        await wait_for(pilot, lambda: screen._options.option_count == 1)
-        assert not set(screen_text(app)) & set("\x1b\x07\x9b\x7f\u202e\u2066")
 
 
 async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:

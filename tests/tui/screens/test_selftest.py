@@ -86,18 +86,6 @@ async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyP
         await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
 
 
-async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
-    def refused() -> SelfTestJob:
-        paths.make_private_dir(paths.home())
-        paths.selftest_dir().write_text("in the way", encoding="utf-8")
-        return make()
-
-    scripted.setattr("tui.screens.selftest.selftest_job", refused)
-    async with asking() as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
-
-
 @pytest.mark.long
 async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()

@@ -432,22 +432,6 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
 
 
-@pytest.mark.long
-async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
-    async with chatting(
-        tmp_path, FakeSession({"tuned": [f"word{number} " for number in range(300)], "base": [""]}), size=(200, 50)
-    ) as (pilot, pane, _session):
-        for number in range(3):
-            await said(pilot, pane, f"question {number}")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            assert all(len(line) == size[0] for line in screen_lines(pilot.app))
-        await press(pilot, "escape", "G")
-        assert "word299" in screen_text(pilot.app)
-        await press(pilot, "g")
-        assert "question 0" in screen_text(pilot.app)
-
-
 async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) -> None:
     session, gate = fake(), threading.Event()
 

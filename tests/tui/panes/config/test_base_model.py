@@ -20,7 +20,6 @@ from tui.app import LocaltuneApp
 from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
 from tui.screens.models import ModelScreen
-from tui.widgets.forms.inputs import SafeInput
 
 PATIENCE = 60
 
@@ -54,14 +53,6 @@ async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Pa
             await wait_for(pilot, lambda: pane.problems.get("model.base") == says, PATIENCE)  # noqa: B023
             await wait_for(pilot, lambda: "1 problem" in screen_text(pilot.app))
             await wait_for(pilot, lambda: says in flat(screen_text(pilot.app)))  # noqa: B023
-
-
-async def test_it_is_counted_beside_other_problems(tmp_path: Path) -> None:
-    path = tmp_path / "a.toml"
-    path.write_text('model.base = "org/none"\n')
-    async with config_pane(path, size=(100, 30)) as (pilot, pane):
-        await wait_for(pilot, lambda: list(pane.problems) == ["model.base", "data.train"], PATIENCE)
-        await wait_for(pilot, lambda: "2 problems" in screen_text(pilot.app))
 
 
 @pytest.mark.long
@@ -159,12 +150,6 @@ async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> Non
         assert not pane.filter.shows_expert
 
 
-async def test_the_list_is_told_of_in_the_help_line(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path)) as (pilot, pane):
-        await go_to(pilot, pane, "model.base")
-        await wait_for(pilot, lambda: "model.base (enter lists those here)" in screen_text(pilot.app))
-
-
 # The whole app.
 
 
@@ -190,13 +175,6 @@ async def test_from_an_empty_home_to_a_chosen_model(
         await wait_for(pilot, lambda: not pane.problems, PATIENCE)
         assert pane.check() == {}
         assert list_runs() == []
-
-
-async def test_the_palette_opens_the_list_from_any_pane(home: Path) -> None:
-    async with running(size=(100, 30)) as (app, pilot):
-        await pilot.press("5")
-        await app.run_key(app.keys["config.model"])
-        await list_opened(pilot)
 
 
 async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path: Path) -> None:

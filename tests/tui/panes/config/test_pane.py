@@ -355,14 +355,6 @@ async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
             await pilot.press("escape")
 
 
-async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None:
-    async with config_pane(config_file, size=(200, 50)) as (pilot, _pane):
-        await pilot.press("x", "G")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            await wait_for(pilot, lambda: any("▸  stop" in line for line in screen_lines(pilot.app)))
-
-
 def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
     from core.errors import UserError
     from tui.files import find_editor

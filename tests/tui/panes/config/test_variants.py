@@ -10,7 +10,7 @@ from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
-from tests.tui.harness import FORBIDDEN, HOSTILE, paste, press, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, paste, press, screen_lines, screen_text, wait_for
 from tui.panes.config.editor import free_name
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
@@ -141,10 +141,3 @@ async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
             said = f"{name}isnotvalidTOML"
             await wait_for(pilot, lambda: said in "".join(flat(screen_text(pilot.app)).split()))  # noqa: B023
             assert pane.document.get("train.epochs") == 2.0
-
-
-async def test_hostile_text_in_a_comparison(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
-        pane.document.set("chat.system", HOSTILE)
-        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        assert not FORBIDDEN & set(screen_text(pilot.app))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -14,7 +13,7 @@ from core.analysis.job import AnalysisJob, analysis_job
 from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
 from core.jobs.job import Job, JobProgress
-from tests.core.data.sample_files import json_lines, write, write_parquet
+from tests.core.data.sample_files import json_lines, write
 from tests.tui.data_panes import (
     PATIENCE,
     analyzed,
@@ -188,29 +187,6 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         await pilot.press("P")
         assert pane.index == 44
         assert len(requests) == 1
-
-
-@pytest.mark.long
-async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "rows.parquet", SWAPPED)
-    entry = {"file_name": "rows.parquet", "num_samples": 5, "columns": {"prompt": "frage", "response": "antwort"}}
-    write(tmp_path / "dataset_info.json", json.dumps({"mine": entry}))
-    write(
-        tmp_path / "axolotl.yml",
-        "datasets:\n  - path: rows.parquet\n    type:\n      field_instruction: frage\n      field_output: antwort\n",
-    )
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        # A format that the entries do not have; it applies to files.
-        pane.configure(configuration(tmp_path, data__format="text"))
-        for name, rows in (("dataset_info.json#mine", 5), ("axolotl.yml", 8)):
-            await opened(pilot, pane, tmp_path / name)
-            analysis = await analyzed(pilot, pane)
-            assert (analysis.rows, analysis.used) == (rows, rows)
-            assert [turn.text for turn in pane.body.conversation.turns] == ["warum 0?", "darum 0."]
-            assert shows(pilot, f"{rows} rows")
-            await pilot.press("G")
-            assert pane.index == rows - 1
 
 
 async def test_a_failed_analysis_is_said_with_what_to_do(

@@ -23,7 +23,6 @@ from tests.tui.harness import (
     words,
 )
 from tui.panes.data.pane import DataPane
-from tui.widgets.lists.row_list import RowList
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
@@ -265,17 +264,6 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(pilot.app))
 
 
-async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", 200)
-    async with data_pane(path, size=(200, 50)) as (pilot, pane):
-        assert pane.body.has_class("-beside")
-        await pilot.press("G")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            assert "▸ 200" in screen_text(pilot.app)
-        assert not pane.body.has_class("-beside")
-
-
 @pytest.mark.long
 async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
     path = tmp_path / "million.jsonl"
@@ -292,17 +280,6 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
         await press(pilot, "G", until="1000000 is the number")
         await press(pilot, "colon", *"654321", "enter", until="0654321 is the number")
-
-
-async def test_row_list_draws_nothing_without_rows() -> None:
-    rows = RowList()
-    rows.add_class("-first-focus")
-    holder = DataPane()
-    async with PaneApp(holder).run_test(size=(60, 20)) as pilot:
-        await holder.mount(rows)
-        rows.show(None, ("text",))
-        await pilot.pause()
-        assert rows.count == 0
 
 
 async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
@@ -332,12 +309,3 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "✗ 2 rows pictures, video or sound (not used)" in report
         assert "· 1 row columns not read (note) topic → Nothing of them is learned." in report
-
-
-async def test_a_question_beside_a_text_is_asked_about(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("prompt,text\nWhere is Ulm?,In Germany.\n")
-    async with data_pane(path, size=(80, 22)) as (pilot, _pane):
-        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
-        assert "a.csv has prompt beside text, and nothing says whether the text is the answer." in text
-        assert "C says which column is the question." in text

@@ -9,12 +9,11 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.config.choices import FORMATS
 from core.config.document import parse_value
 from core.config.schema import find_option
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
-from tui.datasets.view import FORMAT_NAMES, DatasetView
+from tui.datasets.view import DatasetView
 from tui.widgets.forms.option_field import format_value
 
 
@@ -34,10 +33,6 @@ def test_packed_files_directories_and_entries(tmp_path: Path) -> None:
         assert (opened.count, opened.format_name) == (9, "prompt and completion")
         assert [cell.cells for cell in opened.cells(range(1, 2))] == [("q1", "a1")]
         opened.close()
-
-
-def test_every_format_has_a_name() -> None:
-    assert FORMAT_NAMES.keys() == FORMATS.keys()
 
 
 def test_tokens_pairs_labels_and_tools_are_shown(tmp_path: Path) -> None:

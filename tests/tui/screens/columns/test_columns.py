@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for, words
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_lines, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -251,14 +251,6 @@ async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) 
 
 
 @pytest.mark.long
-async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
-    write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
-    async with columns(directory, (100, 30)) as (pilot, screen):
-        assert screen.choice.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
-        assert "train.objective is sft" in words(pilot)
-
-
-@pytest.mark.long
 async def test_another_file_than_the_configuration_names(directory: Path) -> None:
     (directory / "other.jsonl").write_text('{"a": "q", "b": "r"}\n')
     async with make_app(directory).run_test(size=(120, 30)) as pilot:
@@ -402,21 +394,6 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
             await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
             await pilot.press("escape")
             await wait_for(pilot, lambda: not isinstance(app.screen, ColumnsScreen))
-
-
-@pytest.mark.long
-async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) -> None:
-    async with columns(directory, (100, 30)) as (pilot, screen):
-        await go_to(pilot, screen, "text")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await paste(pilot, "frgae")
-        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: screen.choice.columns == {"text": "frgae"})
-        await seen(pilot, screen)
-        assert "mine.csv has no column 'frgae'" in words(pilot)
-        assert "Did you mean frage?" in words(pilot)
 
 
 def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from tests.tui.harness import (
     words,
 )
 from tui.app import LocaltuneApp
-from tui.screens.help import HelpScreen
-from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
 from tui.screens.template.template_entries import TemplateEntry
 
@@ -93,14 +90,6 @@ def at(screen: TemplateScreen) -> TemplateEntry:
     """The template under the cursor."""
     assert screen.current is not None
     return screen.current
-
-
-def is_shown(pilot: Pilot[Any], text: str) -> bool:
-    return text in screen_text(pilot.app)
-
-
-def is_wide(pilot: Pilot[Any], width: int) -> bool:
-    return len(screen_lines(pilot.app)[0]) == width
 
 
 async def seen(pilot: Pilot[Any], screen: TemplateScreen) -> None:
@@ -171,22 +160,6 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         await pilot.press("g", "enter")
         await wait_for(pilot, lambda: value(pilot, "template.name") is None)
         assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
-
-
-@pytest.mark.long
-async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> None:
-    async with templates(directory) as (pilot, _):
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
-        assert "Help · Chat template" in screen_text(pilot.app)
-        assert "Edit the template" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, TemplateScreen))
-        await pilot.press("j", "j", "escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
-        assert value(pilot, "template.name") is None
-        assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
-        assert pane_of(pilot.app, "data").body.rows.has_focus
 
 
 @pytest.mark.long
@@ -290,22 +263,6 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
         assert "✗ Line 3: The chat template refuses the" in text
         assert screen.source_view.marked == 3
         assert any("✗ 3 " in line for line in screen_lines(pilot.app))
-
-
-@pytest.mark.long
-async def test_an_editor_that_does_nothing_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with templates(directory) as (pilot, _):
-        await pilot.press("j")
-        for editor, sentence in (
-            ("false", "nothing has changed"),
-            ("/no/such/editor", "did not work"),
-            ("true", "Nothing has changed"),
-        ):
-            monkeypatch.setenv("VISUAL", editor)
-            await pilot.press("e", "enter")
-            await wait_for(pilot, partial(is_shown, pilot, sentence))
-            assert not (directory / "chatml.jinja").exists()
-            assert value(pilot, "template.file") is None
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
@@ -439,48 +396,6 @@ async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.Monke
         assert "▸● model's own" in screen_text(pilot.app)
         prompt = "".join(s.text for s in segments if s.style and s.style.bold and not s.style.underline)
         assert "<|im_start|>assistant⏎" in prompt
-
-
-@pytest.mark.long
-async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
-        await pilot.press("2", "x")
-        form = pane_of(app, "config").form
-        for name in ("template.name", "template.file"):
-            form.go_to(form.field(name))
-            await wait_for(pilot, partial(is_shown, pilot, f"{name} (o shows it with the rows)"))
-            await pilot.press("o")
-            await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, TemplateScreen))
-        form.go_to(form.field("train.seed"))
-        await pilot.press("o")
-        await wait_for(pilot, lambda: "Such a screen is there for template.name" in screen_text(app))
-        await pilot.press("ctrl+p")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"edit the chat template")
-        await wait_for(
-            pilot, lambda: any("▸" in line and "edit the chat template" in line for line in screen_lines(app)[4:])
-        )
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-
-
-@pytest.mark.long
-async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
-    async with templates(directory, (200, 50)) as (pilot, screen):
-        assert "ChatML: <|im_start|>role" in screen_text(pilot.app)
-        await pilot.press("j", "j")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await wait_for(pilot, partial(is_wide, pilot, size[0]))
-            await pilot.pause()
-            assert at(screen).id == "qwen"
-            assert "▸  qwen" in screen_text(pilot.app)
-            assert ("generation prompt" if size[0] > 60 else "special  prompt") in screen_text(pilot.app)
 
 
 @pytest.mark.long
