@@ -20,6 +20,7 @@ from tui.app import LocaltuneApp
 from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
 from tui.screens.models import ModelScreen
+from tui.widgets.forms.inputs import SafeInput
 
 PATIENCE = 60
 
