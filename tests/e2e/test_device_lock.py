@@ -13,17 +13,8 @@ from core.runs.control.devices import occupant
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 
-from .workers import (
-    PATIENCE,
-    Workers,
-    finish,
-    kill,
-    log,
-    notice_codes,
-    steps,
-    wait_until,
-    wait_until_step,
-)
+from . import workers as e2e
+from .workers import Workers
 
 #: A run of a few steps without anything between them.
 SHORT: dict[str, dict[str, Any]] = {
@@ -45,31 +36,31 @@ def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[s
 
 def wait_until_waiting(run: Run) -> RunState:
     """Wait until a run waits for its device, and takes commands there."""
-    return wait_until(run, lambda state: "has the device" in state.parked and state.socket, "waiting")
+    return e2e.wait_until(run, lambda state: "has the device" in state.parked and state.socket, "waiting")
 
 
 @pytest.mark.long
 def test_a_run_of_the_queue_waits_for_one_by_hand_and_goes_on_by_itself(workers: Workers) -> None:
     by_hand = workers.start("hand", **SHORT, train={"max_steps": 10_000})
-    wait_until_step(by_hand, 1)
+    e2e.wait_until_step(by_hand, 1)
     queued = start_alone(workers, "queued")
     assert wait_until_waiting(queued).parked == f"{by_hand.id} has the device"
-    with ControlClient(queued, timeout=PATIENCE) as client, pytest.raises(UserError, match="has the device"):
+    with ControlClient(queued, timeout=e2e.PATIENCE) as client, pytest.raises(UserError, match="has the device"):
         client.request("resume")
-    assert not steps(queued)
-    kill(by_hand)
-    finish(queued)
-    assert len(steps(queued)) == 3
-    assert log(queued).count("== worker started anew") == 2
+    assert not e2e.steps(queued)
+    e2e.kill(by_hand)
+    e2e.finish(queued)
+    assert len(e2e.steps(queued)) == 3
+    assert e2e.log(queued).count("== worker started anew") == 2
     with workers.environment():
         assert occupant(["cpu"]) is None
 
 
 def test_one_by_hand_trains_beside_one_of_the_queue_with_a_warning(workers: Workers) -> None:
     queued = start_alone(workers, "queued", 10_000)
-    wait_until_step(queued, 1)
+    e2e.wait_until_step(queued, 1)
     by_hand = workers.finished("hand", **SHORT, train={"max_steps": 2})
-    assert notice_codes(by_hand).count("shared_device") == 1
-    assert "shared_device" not in notice_codes(queued)
+    assert e2e.notice_codes(by_hand).count("shared_device") == 1
+    assert "shared_device" not in e2e.notice_codes(queued)
     with workers.environment():
         assert occupant(["cpu"]) == queued.id

@@ -21,24 +21,8 @@ from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from tests.waiting import wait_for
 
-from .workers import (
-    PATIENCE,
-    STEPS,
-    Workers,
-    adapter_bytes,
-    exit_code,
-    finish,
-    held_at,
-    kill,
-    notice_codes,
-    only,
-    pid_of,
-    steps,
-    wait_until_listening,
-    wait_until_parked,
-    wait_until_state,
-    wait_until_step,
-)
+from . import workers as e2e
+from .workers import Workers
 
 #: Most resident memory of a parked run, in bytes: an interpreter with the configuration's library.
 MOST_PARKED = 120 << 20
@@ -46,7 +30,7 @@ MOST_PARKED = 120 << 20
 
 def request(run: Run, command: str) -> None:
     """Ask for something that is answered at the next control point."""
-    with ControlClient(run, timeout=PATIENCE) as client:
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request(command)
 
 
@@ -66,16 +50,16 @@ def running(program: Path) -> Iterator[None]:
 def test_a_run_parked_before_its_first_step_and_at_a_random_one_ends_bit_equal(
     workers: Workers, reference: Run
 ) -> None:
-    moments = [0, random.SystemRandom().randrange(2, STEPS - 4)]
+    moments = [0, random.SystemRandom().randrange(2, e2e.STEPS - 4)]
     run = workers.start("parked", workers.held_anew(*moments))
     print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
-    wait_until_listening(run)
-    worker = pid_of(run)
+    e2e.wait_until_listening(run)
+    worker = e2e.pid_of(run)
     for moment in moments:
-        wait_until_step(run, moment)
+        e2e.wait_until_step(run, moment)
         training = process_rss(worker)
         request(run, "park")
-        state = wait_until_parked(run)
+        state = e2e.wait_until_parked(run)
         assert (state.state, state.parked, state.pid) == ("paused", "on request", worker)
         resident = process_rss(worker)
         assert resident is not None
@@ -85,12 +69,12 @@ def test_a_run_parked_before_its_first_step_and_at_a_random_one_ends_bit_equal(
         with pytest.raises(UserError, match="its model is not in memory"):
             request(run, "generate")
         request(run, "resume")
-    finish(run)
-    assert pid_of(run) == worker
-    assert adapter_bytes(run) == adapter_bytes(reference)
-    assert [event.step for event in steps(run)] == list(range(1, STEPS + 1)), "no step is done twice"
-    assert [event.loss for event in steps(run)] == [event.loss for event in steps(reference)]
-    told = [(event.command, event.result) for event in only(ControlEvent, run)]
+    e2e.finish(run)
+    assert e2e.pid_of(run) == worker
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    assert [event.step for event in e2e.steps(run)] == list(range(1, e2e.STEPS + 1)), "no step is done twice"
+    assert e2e.losses(run) == e2e.losses(reference)
+    told = [(event.command, event.result) for event in e2e.only(ControlEvent, run)]
     assert told == [("park", "ok"), ("resume", "ok")] * 2
     assert read_history(run).starts == 3
 
@@ -99,20 +83,20 @@ def test_a_run_parked_before_its_first_step_and_at_a_random_one_ends_bit_equal(
 def test_a_parked_run_that_is_stopped_or_killed_goes_on_from_there(workers: Workers, reference: Run) -> None:
     run = workers.held("parked", 4)
     request(run, "park")
-    step = wait_until_parked(run).step
+    step = e2e.wait_until_parked(run).step
     request(run, "stop")
-    assert exit_code(run) == 3
+    assert e2e.exit_code(run) == 3
     ended = run.state()
     assert (ended.state, ended.step, ended.parked, ended.socket) == ("stopped", step, "", None)
-    workers.resume(run, held_at(12))
-    wait_until_step(run, 12)
+    workers.resume(run, e2e.held_at(12))
+    e2e.wait_until_step(run, 12)
     request(run, "park")
-    wait_until_parked(run)
-    kill(run)
+    e2e.wait_until_parked(run)
+    e2e.kill(run)
     assert run.state().state == "lost"
     workers.complete(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-    assert len(steps(run)) == STEPS, "nothing was lost"
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    assert len(e2e.steps(run)) == e2e.STEPS, "nothing was lost"
 
 
 def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
@@ -122,14 +106,14 @@ def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     with running(program):
         run = workers.start("guest", parking={"programs": program.name, "calm": 0})
-        state = wait_until_parked(run)
+        state = e2e.wait_until_parked(run)
         assert state.parked == f"{program.name} is running"
-        assert notice_codes(run).count("parked") == 1
+        assert e2e.notice_codes(run).count("parked") == 1
         with pytest.raises(UserError, match=f"cannot have its device back: {program.name} is running"):
             request(run, "resume")
-    finish(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-    senders = [(event.command, event.sender) for event in only(ControlEvent, run)]
+    e2e.finish(run)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    senders = [(event.command, event.sender) for event in e2e.only(ControlEvent, run)]
     assert senders == [("park", "another program"), ("resume", "the parking rules")]
 
 
@@ -139,11 +123,11 @@ def test_a_paused_run_is_paused_again_after_it_was_parked_by_itself(workers: Wor
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     run = workers.held("paused", 3, parking={"programs": program.name, "calm": 0})
     request(run, "pause")
-    wait_until_state(run, "paused")
+    e2e.wait_until_state(run, "paused")
     with running(program):
-        wait_until_parked(run)
-    wait_for(lambda: not run.state().parked and run.state().state == "paused", PATIENCE, "the pause to be on again")
+        e2e.wait_until_parked(run)
+    wait_for(lambda: not run.state().parked and run.state().state == "paused", e2e.PATIENCE, "the pause to be on again")
     before = run.state().step
     request(run, "stop")
-    assert exit_code(run) == 3
+    assert e2e.exit_code(run) == 3
     assert run.state().step == before

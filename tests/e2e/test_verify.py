@@ -27,23 +27,9 @@ from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 from . import test_distributed as team
+from . import workers as e2e
 from .test_preference import write_rows as write_pairs
-from .workers import (
-    HELD_BACK,
-    PATIENCE,
-    Workers,
-    exit_code,
-    finish,
-    held_at,
-    kill,
-    notice_codes,
-    only,
-    signal_worker,
-    stop_at,
-    wait_until_listening,
-    wait_until_parked,
-    wait_until_step,
-)
+from .workers import Workers
 
 #: A short run: every second step a checkpoint, every third an evaluation; all of them are kept.
 SHORT: dict[str, dict[str, Any]] = {
@@ -77,15 +63,15 @@ def sentences(found: Audit) -> list[str]:
 def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[tuple[Workers, Run]]:
     """A finished run in which rates and intervals were set, and a checkpoint was asked for."""
     workers = Workers(tmp_path_factory.mktemp("honest"), tiny_model_dir)
-    run = start(workers, "honest", held_at(0, 1))
-    wait_until_listening(run)
-    with ControlClient(run, timeout=PATIENCE) as client:
+    run = start(workers, "honest", e2e.held_at(0, 1))
+    e2e.wait_until_listening(run)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("pause")
         client.request("set", **{"train.learning_rate": 1e-3, "eval.every_steps": 2})
         client.request("resume")
-        wait_until_step(run, 1)
+        e2e.wait_until_step(run, 1)
         client.request("checkpoint")
-    finish(run)
+    e2e.finish(run)
     yield workers, run
     workers.close()
 
@@ -236,28 +222,28 @@ def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None
 
 
 def parked(run: Run) -> None:
-    wait_until_step(run, 7)
-    with ControlClient(run, timeout=PATIENCE) as client:
+    e2e.wait_until_step(run, 7)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("park")
-    wait_until_parked(run)
-    with ControlClient(run, timeout=PATIENCE) as client:
+    e2e.wait_until_parked(run)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("resume")
 
 
 def killed_and_stopped(workers: Workers, run: Run) -> None:
-    wait_until_step(run, 3)
-    kill(run)
-    workers.resume(run, held_at(5))
-    stop_at(run, 5)
-    workers.resume(run, held_at(7))
+    e2e.wait_until_step(run, 3)
+    e2e.kill(run)
+    workers.resume(run, e2e.held_at(5))
+    e2e.stop_at(run, 5)
+    workers.resume(run, e2e.held_at(7))
 
 
 @pytest.mark.long
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", held_at(3), train={"max_steps": 16})
+    run = start(workers, "rough", e2e.held_at(3), train={"max_steps": 16})
     killed_and_stopped(workers, run)
     parked(run)
-    finish(run)
+    e2e.finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
 
 
@@ -280,7 +266,7 @@ def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[s
         write_pairs(workers.train_data, "dpo", 24, 1)
         write_pairs(workers.eval_data, "dpo", 6, 2)
     run = start(workers, "kind", **sections)
-    finish(run)
+    e2e.finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
 
 
@@ -298,10 +284,10 @@ def test_an_audit_that_is_ended_leaves_nothing(
     environment = finding_core(os.environ) | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tui", "verify", str(run.path), "--whole"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(home.glob(begun)), PATIENCE, "the audit to begin")
+    wait_for(lambda: list(home.glob(begun)), e2e.PATIENCE, "the audit to begin")
     process.send_signal(number)
-    assert process.wait(PATIENCE) == code
-    wait_for(lambda: not list(home.iterdir()), PATIENCE, "the copies to be removed")
+    assert process.wait(e2e.PATIENCE) == code
+    wait_for(lambda: not list(home.iterdir()), e2e.PATIENCE, "the copies to be removed")
 
 
 @pytest.mark.long
@@ -309,8 +295,8 @@ def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     from . import test_out_of_memory as shortage
 
     run = shortage.start(workers, {"backward": [5, 9]}, train={"max_steps": 6})
-    finish(run)
-    assert notice_codes(run).count("memory_cut") == 2
+    e2e.finish(run)
+    assert e2e.notice_codes(run).count("memory_cut") == 2
     assert_verified(audit(workers, run, spans=3), 3)
     manifest = json.loads((run.checkpoints_path / "step-00000006/manifest.json").read_text())
     first = json.loads((run.checkpoints_path / "step-00000002/manifest.json").read_text())
@@ -325,8 +311,8 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     spikes.write_nonsense(workers, (27, 28, 29))
     # Checkpoints between the good one and the spike, of steps that are left out, and after both.
     run = spikes.start(workers, "back", "rollback", every=2, keep=99)
-    finish(run)
-    (rollback,) = only(RollbackEvent, run)
+    e2e.finish(run)
+    (rollback,) = e2e.only(RollbackEvent, run)
     assert rollback.step < 26
     whole = audit(workers, run, whole=True)
     assert_verified(whole, 2)
@@ -334,11 +320,11 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
     assert audit(workers, run, spans=0).verdict == "differs"
 
-    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=HELD_BACK)
-    wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
-    kill(killed)
+    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=e2e.HELD_BACK)
+    wait_for(lambda: e2e.only(RollbackEvent, killed), e2e.PATIENCE, "the rollback", interval=0.001)
+    e2e.kill(killed)
     workers.complete(killed)
-    assert len(only(RollbackEvent, killed)) == 2
+    assert len(e2e.only(RollbackEvent, killed)) == 2
     assert_verified(audit(workers, killed, whole=True), 2)
 
 
@@ -352,14 +338,14 @@ def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(wor
         train={"max_steps": 14},
         checkpoint={"every_steps": 4, "keep": 9},
     )
-    wait_until_step(run, 5)
-    ControlClient(run, timeout=PATIENCE).request("set", **{"train.learning_rate": 1e-3})
-    wait_until_step(run, 9)
+    e2e.wait_until_step(run, 5)
+    ControlClient(run, timeout=e2e.PATIENCE).request("set", **{"train.learning_rate": 1e-3})
+    e2e.wait_until_step(run, 9)
     os.kill(team.pids_of(run)[1], signal.SIGKILL)
     team.wait_until_done_again(run, 9)
-    assert "rank_lost" in notice_codes(run)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
+    assert "rank_lost" in e2e.notice_codes(run)
+    e2e.signal_worker(run, signal.SIGTERM)
+    assert e2e.exit_code(run) == 3
     team.set_processes(run, 1)
     workers.complete(run)
     whole = audit(workers, run, whole=True)
