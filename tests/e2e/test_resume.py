@@ -14,10 +14,11 @@ import pytest
 from core.chat.session import open_session
 from core.errors import UserError
 from core.models.fingerprint import ends_fingerprint
-from core.runs.record.events import CheckpointEvent, NoticeEvent
+from core.runs.record.events import CheckpointEvent, DataEvent, EvalEvent, NoticeEvent, StepEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import hash_manifest, newest_valid
+from tests.core.data.sample_files import write_parquet
 from tests.core.models.spoiling import copy_model
 from tests.waiting import wait_for
 
@@ -241,3 +242,30 @@ def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
     assert_same_result(run, reference)
     newest = json.loads((newest_first(run)[0] / "manifest.json").read_text())
     assert newest["base_sha256"].startswith("sha256:")
+
+
+@pytest.mark.timeout(600)
+def test_packed_mapped_mixed_and_split_data_survive_a_kill(workers: Workers, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in e2e.write_rows(tmp_path / "rows.jsonl", 30, seed=3).read_text().splitlines()]
+    asked = [{"q": row["messages"][0]["content"], "a": row["messages"][1]["content"]} for row in rows]
+    write_parquet(tmp_path / "asked.parquet", [*asked, {"q": "unanswered", "a": ""}])
+    entry = {"file_name": "rows.jsonl", "formatting": "openai", "columns": {"messages": "messages"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    data = {
+        "train": [str(tmp_path / "asked.parquet"), str(tmp_path / "dataset_info.json#mine")],
+        "columns": {"user": "q", "assistant": "a"},
+        "weights": [2, 0.5],
+        "eval": None,
+        "eval_share": 0.1,
+    }
+    run = workers.held("sources", 8, data=data, train={"max_steps": 12})
+    e2e.kill(run)
+    workers.complete(run)
+    told = e2e.only(DataEvent, run)
+    assert len(told) == 2
+    assert told[0].dropped == told[1].dropped
+    assert told[0].rows == 61 == told[0].used + sum(told[0].dropped.values())
+    # Both files hold the same conversations, and copies stay together: three of each are held out.
+    assert told[0].dropped == {"empty_answer": 1, "held_out": 6, "not_sampled": 13}
+    assert e2e.only(EvalEvent, run)[-1].rows == 6
+    assert e2e.only(StepEvent, run)[-1].step == 12

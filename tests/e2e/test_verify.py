@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -191,34 +190,6 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     inexact = next(span for span in found.spans if span.outcome != "equal")
     assert (inexact.end, inexact.outcome) == (4, "inexact")
     assert "torch changed from 2.0 to " in inexact.reason
-
-
-@contextlib.contextmanager
-def changed(path: Path, change: Callable[[bytes], bytes]) -> Iterator[None]:
-    kept = path.read_bytes()
-    path.write_bytes(change(kept))
-    assert path.read_bytes() != kept
-    try:
-        yield
-    finally:
-        path.write_bytes(kept)
-
-
-def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None:
-    workers, run = honest
-
-    def change(raw: bytes) -> bytes:
-        lines = raw.splitlines(keepends=True)
-        lines[6] = lines[6].replace(b"ticket", b"basket")
-        return b"".join(lines)
-
-    with changed(workers.train_data, change):
-        found = audit(workers, run, spans=2)
-    assert sentences(found) == [
-        f"The data file {workers.train_data} has changed since the run began.",
-        "A row was changed since the run learned it: train.jsonl line 7.",
-    ]
-    assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")] * 2
 
 
 def parked(run: Run) -> None:

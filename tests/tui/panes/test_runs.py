@@ -30,7 +30,6 @@ from tests.tui.harness import (
     view_of,
     wait_for,
 )
-from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.train import TrainPane
@@ -232,25 +231,6 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
         await pilot.resize_terminal(80, 24)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
-
-
-@pytest.mark.long
-async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
-    script_run(home).end("finished")
-    async with listed("▸") as (app, pilot):
-        await press(pilot, "d", until="L log axis")
-        await pilot.press("v", "n", *["tab"] * 4)
-        for keys, texts in (
-            ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
-            (["n", "left_square_bracket"], ("Invoice 7", "(0 ✗)[30 ✗]", "no JSON", "rewritten")),
-            (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all answers")),
-            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the one before")),
-            (["tab"], ("[Events]", "finished at step 60")),
-        ):
-            await pilot.press(*keys)
-            for text in texts:
-                await shown(pilot, text)
-        assert "step before" not in screen_text(app)
 
 
 @pytest.mark.long

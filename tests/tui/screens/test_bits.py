@@ -15,7 +15,6 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.directories import Progress
-from core.errors import UserError
 from core.quantization.result import Figures, QuantizationCost, sentence
 from tests.core.quantization.test_result import COST
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
@@ -24,28 +23,17 @@ from tui.screens.job import JobScreen
 
 
 class Measurement:
-    """A measurement that waits for permission to end.
+    """A measurement that waits for permission to end."""
 
-    Args:
-        result: Its result or error.
-    """
-
-    def __init__(self, result: QuantizationCost | UserError = COST) -> None:
-        self.result = result
+    def __init__(self) -> None:
+        self.result = COST
         self.may_end = threading.Event()
-        self.given_up = threading.Event()
         self.configs: list[Config] = []
 
     def __call__(self, config: Config, progress: Progress) -> QuantizationCost:
         self.configs.append(config)
         while not self.may_end.wait(0.02):
-            try:
-                progress("layer by layer", 7, 30)
-            except BaseException:
-                self.given_up.set()
-                raise
-        if isinstance(self.result, UserError):
-            raise self.result
+            progress("layer by layer", 7, 30)
         return self.result
 
 

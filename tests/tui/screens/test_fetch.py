@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.core.hub.conftest import hub as hub
 from tests.core.hub.conftest import rows
-from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.tui.harness import PaneApp, paste, requested, screen_text, wait_for
 from tui.files import data_paths, entry_text, path_text
 from tui.panes.config.model import ConfigModel
@@ -22,13 +23,9 @@ from tui.screens.fetch import FetchDialog
 ENTRY = "hf://datasets/me/set"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with running_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        found.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
-        yield found
+@pytest.fixture(autouse=True)
+def _dataset(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
 
 
 async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
 from core.runs.catalog.earlier import ModelCatalog
 from tests.cases import cases
-from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.core.hub.conftest import hub as hub
+from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
 from tests.tui.harness import FORBIDDEN, HOSTILE, ShellApp, screen_text, shown, wait_for
@@ -108,14 +109,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.chdir(directory)
     return directory
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with running_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        yield found
 
 
 class Chooser(ShellApp):
@@ -344,15 +337,15 @@ async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
 
 
 async def test_what_the_configuration_names_is_offered_first(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
-    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
+    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir), revisions=("main", "v1"))
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
-    async with choosing(ConfigDocument('model.base = "org/tiny"\n'), size=(100, 30)) as (pilot, app):
+    async with choosing(ConfigDocument('model.base = "hf://org/tiny@v1"\n'), size=(100, 30)) as (pilot, app):
         await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "hf://org/tiny is not on this machine." in screen_text(app))
+        await wait_for(pilot, lambda: "hf://org/tiny@v1 is not on this machine." in screen_text(app))
         await agree(pilot)
         await wait_for(pilot, lambda: app.answers, PATIENCE)
-    assert app.answers == ["org/tiny"]
+    assert app.answers == ["hf://org/tiny@v1"]
 
 
 @pytest.mark.long

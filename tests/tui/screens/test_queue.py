@@ -185,12 +185,11 @@ async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, con
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 
 
-async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is_asked_for(
+async def test_what_needs_the_user_and_the_end_ring_once_and_are_shown_by_the_terminal_where_that_is_asked_for(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    directory = tmp_path / "settings" / "localtune"
-    directory.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "localtune").mkdir()
     script = ScriptedRun(home)
     script.train_to(10)
     app = LocaltuneApp()
@@ -199,31 +198,7 @@ async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is
     app.desktop._write = rung.append
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: app.state.live_run is not None)
-        (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
-        script.end("failed", "the disk is \x1b[31mfull")
-        await wait_for(pilot, lambda: len(rung) == 2)
-    assert rung[0] == "bell"
-    assert rung[1].startswith("\x1b]9;143600-tickets has failed: the disk is")
-    assert rung[1].endswith("\x07")
-    assert "\x1b" not in rung[1][1:]
-
-
-@pytest.mark.long
-async def test_a_run_that_does_not_go_on_by_itself_calls_once(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    directory = tmp_path / "settings" / "localtune"
-    directory.mkdir(parents=True)
-    (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
-    script = ScriptedRun(home)
-    script.train_to(10)
-    app = LocaltuneApp()
-    rung: list[str] = []
-    monkeypatch.setattr(app, "bell", lambda: rung.append("bell"))
-    app.desktop._write = rung.append
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+        (tmp_path / "localtune" / "notify.toml").write_text("bell = true\ndesktop = true\n")
         script.write(GovernorEvent(action="pause", cause="temperature", value=86.0, limit=83.0))
         script.write(NoticeEvent(level="error", code="checkpoint_failed", message="The disk is \x1b[31mfull."))
         script.write_state(state="paused", reason="the checkpoint was not written")
@@ -235,7 +210,11 @@ async def test_a_run_that_does_not_go_on_by_itself_calls_once(
         script.write_state(step=11)
         view = app.state.view
         await wait_for(pilot, lambda: view is not None and view.state.step == 11)
-    assert rung[:1] + rung[2:3] == ["bell", "bell"]
-    assert rung[1].startswith("\x1b]9;143600-tickets needs you: The disk is")
-    assert rung[3].startswith("\x1b]9;143600-tickets needs you: no sign of life for ")
-    assert len(rung) == 4, "once, however long it lasts, and not for heat, which passes"
+        script.end("failed", "the disk is \x1b[31mfull")
+        await wait_for(pilot, lambda: len(rung) == 6)
+    assert rung[::2] == ["bell"] * 3, "once, however long it lasts, and not for heat, which passes"
+    told = ("needs you: The disk is", "needs you: no sign of life for ", "has failed: the disk is")
+    for text, said in zip(rung[1::2], told, strict=True):
+        assert text.startswith(f"\x1b]9;143600-tickets {said}")
+        assert text.endswith("\x07")
+        assert "\x1b" not in text[1:]

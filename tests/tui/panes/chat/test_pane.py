@@ -73,14 +73,14 @@ async def said(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
 
 @asynccontextmanager
 async def chatting(
-    tmp_path: Path, session: FakeSession | None = None, *, size: tuple[int, int] = (80, 22), live: bool = False
+    target: Path | Run | str, *sessions: FakeSession, size: tuple[int, int] = (80, 22), live: bool = False
 ) -> AsyncIterator[tuple[Pilot[None], ChatPane, FakeSession]]:
-    """The pane with a run as its target."""
-    session = session or fake()
-    pane = ChatPane(factory(session))
+    """The pane with a model or a run as its target, which is made where a directory is given."""
+    sessions = sessions or (fake(),)
+    pane = ChatPane(factory(*sessions))
     async with PaneApp(pane).run_test(size=size) as pilot:
-        pane.set_target(make_run(tmp_path), live=live)
-        yield pilot, pane, session
+        pane.set_target(make_run(target) if isinstance(target, Path) else target, live=live)
+        yield pilot, pane, sessions[0]
 
 
 async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
@@ -231,10 +231,9 @@ async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session
 
 
 async def test_copying_the_last_answer(tmp_path: Path) -> None:
-    pane = ChatPane(factory(fake()))
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path) as (pilot, pane, _):
+        app = pilot.app
+        assert isinstance(app, PaneApp)
         await pilot.pause()
         await pilot.press("ctrl+y")
         assert "no answer to copy" in screen_text(pilot.app)
@@ -293,9 +292,7 @@ async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.adapter_path.rmdir()
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run)
+    async with chatting(run) as (pilot, pane, _):
         await pilot.pause()
         text = screen_text(pilot.app)
         assert "ended before it saved anything" in text
@@ -336,9 +333,7 @@ async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
 
 async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: Path) -> None:
     first, second = fake(), fake(step=2)
-    pane = ChatPane(factory(first, second))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, first, second) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         pane.set_target(make_run(tmp_path, "20261124-150000-other"), live=True)
         await wait_for(pilot, lambda: first.closed)
@@ -353,10 +348,8 @@ async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: 
 
 async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) -> None:
     live, ended = fake(step=3), fake()
-    pane = ChatPane(factory(live, ended))
     run = make_run(tmp_path)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run, live=True)
+    async with chatting(run, live, ended, live=True) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: live.closed)
@@ -369,10 +362,8 @@ async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) 
 async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
     session = fake()
     session.gate = gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
     run = make_run(tmp_path)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run, live=True)
+    async with chatting(run, session, live=True) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         gate.release()
         await shown(pilot, "short▌")
@@ -392,10 +383,7 @@ async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
 
 
 async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target("smollm2-135m-instruct")
+    async with chatting("smollm2-135m-instruct") as (pilot, pane, session):
         await pilot.pause()
         assert "smollm2-135m-instruct · base" in screen_lines(pilot.app)[0]
         await pilot.press("ctrl+t")
@@ -406,10 +394,9 @@ async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
 
 async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
     session = FakeSession({"tuned": [*HOSTILE], "base": [HOSTILE]})
-    pane = ChatPane(factory(session))
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session, size=(80, 30)) as (pilot, pane, _):
+        app = pilot.app
+        assert isinstance(app, PaneApp)
         await pilot.press("f3")
         pane.prompt.focus()
         await paste(pilot, HOSTILE)
@@ -439,9 +426,7 @@ async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) 
         gate.wait(60)
 
     session.close = close  # type: ignore[method-assign]
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         began = time.monotonic()
     assert time.monotonic() - began < 30
@@ -551,9 +536,7 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
     monkeypatch.setattr("core.chat.candidates.find_candidates", lambda _: found)
     session = fake()
     session.script |= {found[2].source: ["of thirty"], found[3].source: ["of another"]}
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(150, 30)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, session, size=(150, 30)) as (pilot, pane, _):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         await press(pilot, "c", until="held-out loss 0.455")
@@ -576,9 +559,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
     run, other = make_run(tmp_path), make_run(tmp_path, "20261124-143700-other")
     written = tmp_path / "tickets-Q8_0.gguf"
     written.touch()
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(90, 24)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(90, 24)) as (pilot, pane, _):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
@@ -610,9 +591,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
 async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(110, 24)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(110, 24)) as (pilot, _, _):
         await wait_for(pilot, lambda: "tickets (result refused by eval.gate)" in screen_lines(pilot.app)[0])
 
 
@@ -622,10 +601,7 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
     reply = dialogue.ask("an old question", ("tuned",)).replies[0]
     reply.text, reply.state = "an old answer", "done"
     keep_transcript(run, dialogue)
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(90, 26)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(90, 26)) as (pilot, pane, session):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         await press(pilot, "o", until="Conversations of this run")

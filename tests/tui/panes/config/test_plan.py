@@ -189,16 +189,6 @@ def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private
     assert planned(made, None, 800).time == planned(made, PaceBook(), None).time == ""
 
 
-@cases(("width", "lines"), [(196, 3), (76, 4)])
-def test_the_time_stands_beside_the_verdict_where_there_is_room(width: int, lines: int) -> None:
-    time = "about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets"
-    view = PlanView([("base", 5)], 5_000_000_000, 22_900_000_000, True, (), time)
-    drawn = draw_plan(view, width).plain.split("\n")
-    assert len(drawn) == lines
-    assert time in drawn[-1]
-    assert all(len(line) <= width for line in drawn)
-
-
 async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_ends(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

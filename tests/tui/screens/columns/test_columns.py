@@ -19,7 +19,6 @@ from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_lines, screen_
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
-from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
 
 CSV = "frage;antwort;persona\nWie geht das?;So geht das.;freundlich\nUnd das?;Auch so.;knapp\nWas?;;knapp\n"
@@ -215,33 +214,6 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
         assert isinstance(pilot.app.screen, ColumnsScreen)
 
 
-@pytest.mark.long
-async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> None:
-    turns = [{"wer": "Kunde", "was": "q"}, {"wer": "Agent", "was": "a"}]
-    write(directory, [{"verlauf": turns}])
-    async with columns(directory) as (pilot, screen):
-        assert "user_role" not in screen_text(pilot.app), "keys and speakers only once there are messages"
-        await go_to(pilot, screen, "messages")
-        await pilot.press("right")
-        for part, wanted in (("role", "wer"), ("content", "was"), ("user_role", "Kunde"), ("assistant_role", "Agent")):
-            await go_to(pilot, screen, part)
-            for _ in range(4):
-                if screen.choice.columns.get(part) != wanted:  # type: ignore[call-overload]
-                    await pilot.press("right")
-                    await pilot.pause()
-        await seen(pilot, screen)
-        assert spoken(screen) == [("user", "q"), ("assistant", "a")]
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
-        assert value(pilot, "data.columns") == {
-            "messages": "verlauf",
-            "role": "wer",
-            "content": "was",
-            "user_role": "Kunde",
-            "assistant_role": "Agent",
-        }
-
-
 async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) -> None:
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
     async with columns(directory, (100, 30)) as (pilot, _):
@@ -359,27 +331,6 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
 
 
-@pytest.mark.long
-async def test_it_reads_without_color_and_tab_scrolls_the_rows(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with columns(directory) as (pilot, screen):
-        assert "▸ format" in screen_text(pilot.app)
-        await pilot.press("j", "right")
-        await seen(pilot, screen)
-        assert "▸ user" in screen_text(pilot.app)
-        await pilot.press("tab")
-        assert screen.conversation.has_focus
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "── row 3" in screen_text(pilot.app))
-        await pilot.press("tab")
-        assert screen.parts.has_focus
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
-        assert "Help · Columns" in screen_text(pilot.app)
-
-
 async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
@@ -412,5 +363,7 @@ def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:
     assert 3 <= len(sample.rows) < 12
     assert all(len(one.example) <= 120 for one in sample.columns)
     assert [one.value for one in candidates("role", {"messages": "m"}, sample)] == ["role"]
+    assert [one.value for one in candidates("user_role", {"messages": "m"}, sample)] == ["user"]
     assert preview_columns(sample, "auto", {"text": "a"}).used == len(sample.rows)
     assert preview_columns(sample, "nonsense", None).problem is not None
+    assert "train.objective is dpo" in preview_columns(sample, "auto", {"text": "a"}, "dpo").warning

@@ -191,20 +191,6 @@ async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
         await wait_for(pilot, lambda: lit(screen) == "a reply<|im_end|>")
 
 
-@pytest.mark.long
-async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
-    async with templates(directory, (60, 20)) as (pilot, screen):
-        await pilot.press("j", "tab")
-        assert screen.mask_view.has_focus
-        await pilot.press("tab")
-        assert screen.source_view.has_focus
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "27 {%- endif %}" in screen_text(pilot.app))
-        await pilot.press("g")
-        await wait_for(pilot, lambda: " 1 {%-" in screen_text(pilot.app))
-        assert at(screen).id == "chatml"
-
-
 async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,29 +370,6 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
         assert screen.current is not None
         assert "[/]i[bold]j" in screen_text(pilot.app).replace("\n", "")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-
-
-@pytest.mark.long
-async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with templates(directory) as (pilot, _):
-        segments = [s for strip in pilot.app.screen._compositor.render_strips() for s in strip]
-        underlined = "".join(s.text for s in segments if s.style and s.style.underline)
-        assert underlined == "learneda reply<|im_end|>"
-        assert "▸● model's own" in screen_text(pilot.app)
-        prompt = "".join(s.text for s in segments if s.style and s.style.bold and not s.style.underline)
-        assert "<|im_start|>assistant⏎" in prompt
-
-
-@pytest.mark.long
-async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
-    async with templates(directory) as (pilot, screen):
-        await pilot.click("#template-list", offset=(5, 2))
-        await pilot.pause()
-        assert at(screen).id == "qwen"
-        assert pilot.app.screen is screen
-        await pilot.click("#template-list", offset=(5, 2))
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "qwen")
 
 
 async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> None:
