@@ -626,21 +626,18 @@ class ChatPane(Pane):
         if reply is None:
             self._say("It has no answer to keep.", "$near")
             return
-        messages = self.dialogue.messages(reply.source, self.system, chosen)
-        self._offer_to_keep(messages, reply.as_written)
-
-    def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
-        """Ask for the edited answer and the file, and append the row."""
         from core.chat.answer_rows import remembered_file
         from tui.screens.chat import KeepAnswer
 
-        def chosen(kept: KeptAnswer | None) -> None:
+        messages = self.dialogue.messages(reply.source, self.system, chosen)
+
+        def answered(kept: KeptAnswer | None) -> None:
             if kept is not None:
                 self._append(kept, messages)
 
         file = remembered_file()
         shown = shown_path(file) if file is not None else ""
-        self.app.push_screen(KeepAnswer(messages[-1]["content"], answer, shown), chosen)
+        self.app.push_screen(KeepAnswer(messages[-1]["content"], reply.as_written, shown), answered)
 
     @work(group="chat-keep")
     async def _append(self, kept: KeptAnswer, messages: list[dict[str, str]]) -> None:
