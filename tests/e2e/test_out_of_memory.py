@@ -21,42 +21,26 @@ from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.families.tiny import write_family
 
-from .workers import Workers, ending, failure, finish, hooked, notice_codes, only, steps
+from .workers import Workers, ending, failure, finish, hooked, import_hook, notice_codes, only, steps
 
-#: OOM_PLAN maps a kind of call to the calls, from 1, that fail, or a pass to the size that is too large for it.
-INJECTOR = '''
-import importlib.machinery, json, os, sys
-PLAN = json.loads(os.environ.get("OOM_PLAN", "{}"))
-
-class Patcher:
-    """Wraps torch's functions when the recipe is imported: by then the worker has prepared its environment.
-
-    Not while it is looked for: the interpreter's import lock is held then, and other threads import too.
+#: OOM_PLAN maps a kind of call to the calls, from 1, that fail, or a pass to the size that is too large for it. By the
+#: time that the recipe is imported, the worker has prepared its environment.
+INJECTOR = import_hook(
+    "OOM_PLAN",
+    "core.worker.train",
     """
-    def find_spec(self, name, path=None, target=None):
-        if name != "core.worker.train":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        real = spec.loader.exec_module
-        def exec_module(module):
-            patch()
-            real(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-def patch():
-    import torch
+    import json, torch
+    plan = json.loads(os.environ["OOM_PLAN"])
     calls = {}
     def due(kind):
         calls[kind] = calls.get(kind, 0) + 1
-        return calls[kind] in PLAN.get(kind, [])
+        return calls[kind] in plan.get(kind, [])
     def run_out(kind):
         raise torch.OutOfMemoryError(f"CUDA out of memory. Injected in {kind}.")
-    def wrap(owner, name, kind, after=False, when=lambda *args: True):
+    def wrap(owner, name, kind, after=False):
         real = getattr(owner, name)
         def wrapped(*args, **kwargs):
-            fails = when(*args) and due(kind)
+            fails = due(kind)
             if fails and not after:
                 run_out(kind)
             result = real(*args, **kwargs)
@@ -73,7 +57,7 @@ def patch():
     attention = torch.nn.functional.scaled_dot_product_attention
     def limited(query, *args, **kwargs):
         kind = "forward" if torch.is_grad_enabled() else "evaluation"
-        rows, tokens = PLAN.get(kind + "_limit", [1 << 30, 1 << 30])
+        rows, tokens = plan.get(kind + "_limit", [1 << 30, 1 << 30])
         if query.shape[0] > rows or query.shape[-2] > tokens or due(kind):
             run_out(kind)
         return attention(query, *args, **kwargs)
@@ -81,14 +65,12 @@ def patch():
     # The engine's own attention of short rows, which is taken with gradients alone here: scores are made by it.
     scores = torch.baddbmm
     def limited_scores(mask, queries, keys, **kwargs):
-        if keys.shape[-1] > PLAN.get("forward_limit", [1 << 30, 1 << 30])[1] or due("forward"):
+        if keys.shape[-1] > plan.get("forward_limit", [1 << 30, 1 << 30])[1] or due("forward"):
             run_out("forward")
         return scores(mask, queries, keys, **kwargs)
     torch.baddbmm = limited_scores
-
-if PLAN:
-    sys.meta_path.insert(0, Patcher())
-'''
+    """,
+)
 #: Exact arithmetic and no dropout, so that nothing but the way the rows are cut can make a difference.
 SECTIONS: dict[str, dict[str, Any]] = {
     "method": {"name": "lora", "dropout": 0.0},

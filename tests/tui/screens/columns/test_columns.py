@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_lines, screen_text, wait_for, words
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -37,19 +37,18 @@ def write(directory: Path, rows: list[dict[str, Any]], more: str = "") -> None:
     (directory / "c.toml").write_text(f'[data]\ntrain = "rows.jsonl"\n{more}')
 
 
-def make_app(directory: Path) -> LocaltuneApp:
+def shows_rows(app: LocaltuneApp) -> object:
+    return app.state.document is not None and pane_of(app, "data").view is not None
+
+
+def configured(directory: Path) -> LocaltuneApp:
     return LocaltuneApp(config_path=directory / "c.toml")
 
 
 async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-    await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
-    await pilot.press("1", "C")
-    await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
-    screen = app.screen
+    await press(pilot, "1", "C", until=lambda: isinstance(pilot.app.screen, ColumnsScreen))
+    screen = pilot.app.screen
     assert isinstance(screen, ColumnsScreen)
     await seen(pilot, screen)
     return screen
@@ -60,7 +59,8 @@ async def columns(
     directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
 ) -> AsyncIterator[tuple[Pilot[Any], ColumnsScreen]]:
     """The open screen."""
-    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+    app = configured(directory)
+    async with running(app, size, notifications=notifications, until=shows_rows) as (_, pilot):
         yield pilot, await opened(pilot)
 
 
@@ -77,6 +77,12 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
             return
         await pilot.press("j")
     raise AssertionError(f"{part} is not reached:\n{screen_text(pilot.app)}")
+
+
+async def listed(pilot: Pilot[Any]) -> None:
+    """List what can be chosen for the part under the cursor."""
+    await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+    await pilot.pause()
 
 
 def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
@@ -125,9 +131,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
 async def test_picking_from_the_list_by_typing(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
+        await listed(pilot)
         text = words(pilot)
         assert "Column for user" in text
         assert "frage Wie geht das?" in text, "each column with a value of it"
@@ -186,9 +190,7 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         assert screen.parts.current == "format"
         assert "alpaca: The first row has" in words(pilot)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
+        await listed(pilot)
         assert "● auto" in words(pilot)
         assert "alpaca: The first row has instruction" in words(pilot)
         await pilot.press(*"text", "enter")
@@ -225,11 +227,7 @@ async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) 
 @pytest.mark.long
 async def test_another_file_than_the_configuration_names(directory: Path) -> None:
     (directory / "other.jsonl").write_text('{"a": "q", "b": "r"}\n')
-    async with make_app(directory).run_test(size=(120, 30)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(configured(directory), (120, 30), until=shows_rows) as (app, pilot):
         pane_of(app, "data").show(directory / "other.jsonl")
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "other.jsonl")
         screen = await opened(pilot)
@@ -253,10 +251,7 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     (directory / "c.toml").write_text("")
     (directory / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "a.json"}}))
     (directory / "a.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
-    async with make_app(directory).run_test(size=(100, 30), notifications=True) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+    async with running(configured(directory), (100, 30), notifications=True) as (app, pilot):
         await pilot.press("1", "C")
         await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
         pane_of(app, "data").show(directory / "dataset_info.json#x")
@@ -275,9 +270,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         assert "2 columns cannot be chosen" in words(pilot)
         for part, name in (("user", HOSTILE), ("assistant", "[red]"), ("system", " spaced ")):
             await go_to(pilot, screen, part)
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-            await pilot.pause()
+            await listed(pilot)
             assert not FORBIDDEN & set(screen_text(pilot.app))
             assert all(cell_len(line) == 60 for line in screen_lines(pilot.app))
             await pilot.press(*["down"] * (names.index(name) + 1), "enter")
@@ -299,9 +292,7 @@ async def test_ten_thousand_columns(directory: Path) -> None:
     write(directory, [{f"column {number}": f"value {number}" for number in range(10_000)}] * 5)
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
+        await listed(pilot)
         await pilot.press(*"n 9876", "enter")
         await wait_for(pilot, lambda: screen.choice.columns.get("user") == "column 9876")
         await pilot.press("j", "enter")
@@ -332,11 +323,7 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
 
 
 async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(configured(directory), until=shows_rows) as (app, pilot):
         await pilot.press("2", "x")
         form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):

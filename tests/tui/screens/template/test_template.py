@@ -20,6 +20,8 @@ from tests.tui.harness import (
     make_editor,
     pane_of,
     paste,
+    press,
+    running,
     screen_lines,
     screen_text,
     wait_for,
@@ -52,20 +54,16 @@ def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return tmp_path
 
 
-def make_app(directory: Path) -> LocaltuneApp:
-    return SuspendableApp(config_path=directory / "tickets.toml")
+def shows_rows(app: LocaltuneApp) -> object:
+    """The rows of the configuration are shown, where it has any."""
+    document = app.state.document
+    return document is not None and (document.get("data.train") is None or pane_of(app, "data").view is not None)
 
 
 async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     """Open the screen from the data pane, and wait for the preview of every template."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-    if app.state.document is not None and app.state.document.get("data.train") is not None:
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
-    await pilot.press("1", "T")
-    await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-    screen = app.screen
+    await press(pilot, "1", "T", until=lambda: isinstance(pilot.app.screen, TemplateScreen))
+    screen = pilot.app.screen
     assert isinstance(screen, TemplateScreen)
     await seen(pilot, screen)
     return screen
@@ -73,10 +71,15 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
 
 @asynccontextmanager
 async def templates(
-    directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
+    directory: Path,
+    size: tuple[int, int] = (80, 24),
+    *,
+    notifications: bool = False,
+    app: type[LocaltuneApp] = SuspendableApp,
 ) -> AsyncIterator[tuple[Pilot[Any], TemplateScreen]]:
     """The open screen."""
-    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+    made = app(config_path=directory / "tickets.toml")
+    async with running(made, size, notifications=notifications, until=shows_rows) as (_, pilot):
         yield pilot, await opened(pilot)
 
 
@@ -252,8 +255,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
-    async with LocaltuneApp(config_path=directory / "tickets.toml").run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
+    async with templates(directory, app=LocaltuneApp) as (pilot, _):
         await pilot.press("j", "e", "enter")
         await wait_for(pilot, lambda: "cannot be lent" in screen_text(pilot.app))
 
@@ -292,10 +294,8 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
     (directory / "mine.jinja").write_text(CHATML)
     append(directory, '\n[template]\nfile = "mine.jinja"\n')
     monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/im_start|>/im_start|>X/" "$1"'))
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
+    async with templates(directory) as (pilot, _):
         app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await opened(pilot)
         before = pane_of(app, "data").session.masks
         await pilot.press("e")
         await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
