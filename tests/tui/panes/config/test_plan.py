@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from core.runs.outlook.forecast import this_machine
 from core.runs.record.events import HardwareEvent
 from core.runs.record.store import Run, list_runs
 from tests.cases import cases
+from tests.core.models.architecture import published
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_estimate import record, step
 from tests.tui.config_panes import config_pane, type_value
@@ -30,11 +32,7 @@ from tui.panes.config.model import ConfigModel
 from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
-LLAMA = """{
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
-  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-  "max_position_embeddings": 8192, "tie_word_embeddings": false
-}"""
+LLAMA = json.dumps(published.LLAMA_3_8B)
 
 
 def document(directory: Path, model: str, text: str = "") -> ConfigDocument:
