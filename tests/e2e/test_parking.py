@@ -51,13 +51,10 @@ def running(program: Path) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.anew
-def test_a_run_parked_before_its_first_step_and_at_a_random_one_ends_bit_equal(
-    workers: Workers, reference: Run
-) -> None:
-    moments = [0, random.SystemRandom().randrange(2, e2e.STEPS - 4)]
+def test_a_run_parked_at_random_steps_ends_bit_equal(workers: Workers, reference: Run) -> None:
+    moments = sorted(random.SystemRandom().sample(range(2, e2e.STEPS - 4), 2))
     run = workers.start("parked", workers.held_anew(*moments))
     print(f"parked at {moments}")  # noqa: T201 - shown when the test fails
-    e2e.wait_until_listening(run)
     worker = e2e.pid_of(run)
     for moment in moments:
         e2e.wait_until_step(run, moment)
@@ -81,6 +78,18 @@ def test_a_run_parked_before_its_first_step_and_at_a_random_one_ends_bit_equal(
     told = [(event.command, event.result) for event in e2e.only(ControlEvent, run)]
     assert told == [("park", "ok"), ("resume", "ok")] * 2
     assert read_history(run).starts == 3
+
+
+@pytest.mark.long
+def test_a_run_parked_before_its_first_step_begins_anew(workers: Workers, reference: Run) -> None:
+    run = workers.start("early", e2e.held_at(0))
+    e2e.wait_until_listening(run)
+    request(run, "park")
+    assert e2e.wait_until_parked(run).step == 0
+    assert not run.checkpoints_path.exists() or not os.listdir(run.checkpoints_path)
+    request(run, "resume")
+    e2e.finish(run)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
 
 
 @pytest.mark.long

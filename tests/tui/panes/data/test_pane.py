@@ -24,8 +24,6 @@ from tests.tui.harness import (
 )
 from tui.panes.data.pane import DataPane
 
-SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
-
 
 def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
     with path.open("w", encoding="utf-8") as file:
@@ -43,13 +41,10 @@ def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path: 
 
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        for size in SIZES:
-            await resize(pilot, *size)
-            text = screen_text(pilot.app)
-            assert "No data yet." in text
-            for key in ("o", "b", "d"):
-                assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
+        await wait_for(pilot, lambda: "No data yet." in screen_text(pilot.app))
+        for key in ("o", "b", "d"):
+            assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
 
 
 async def test_sample_data_is_one_key_away() -> None:
@@ -65,9 +60,9 @@ async def test_sample_data_is_one_key_away() -> None:
 
 async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 300)
-    async with data_pane(path, size=SIZES[0]) as (pilot, pane):
+    async with data_pane(path, size=(60, 20)) as (pilot, pane):
         await analyzed(pilot, pane)
-        for size in SIZES:
+        for size in ((60, 20), (92, 30)):
             await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "300 rows" in lines[0]
