@@ -149,7 +149,9 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
 
 
 @pytest.mark.long
-async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession) -> None:
+async def test_what_cannot_be_meant_is_said_in_the_form_and_what_is_not_there_behind_it(
+    session: ScriptedSession,
+) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:
         for lines, said in (
@@ -165,13 +167,7 @@ async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession
             await shown(pilot, "has not been evaluated yet")
             await pilot.press("escape")
             await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
-    assert session.asked == []
-
-
-@pytest.mark.long
-async def test_what_is_not_there_is_one_sentence(session: ScriptedSession) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
+        assert session.asked == []
         for lines, said in (
             (("none.jsonl", "mine"), "none.jsonl"),
             (("prompts.jsonl", "gone"), "There is no run called gone"),

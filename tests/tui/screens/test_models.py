@@ -264,22 +264,21 @@ async def test_tab_completes_names_and_paths(work: Path, tiny_model_dir: Path) -
     assert app.answers == [work / "deep" / "down" / "below" / "own"]
 
 
-async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(work: Path) -> None:
+async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(work: Path, tiny_model_dir: Path) -> None:
+    prepared = copy_model(tiny_model_dir, paths.models_dir() / "mine")
+    (work / "mine").mkdir()
     async with choosing(size=(120, 30)) as (pilot, app):
         await pilot.press(*"smolxyz")
         await wait_for(pilot, lambda: f"no such model is here; did you mean {STARTER_NAME}?" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.answers)
-    assert app.answers == ["smolxyz"]
-
-
-async def test_a_name_that_means_another_directory_here_is_chosen_by_its_path(work: Path, tiny_model_dir: Path) -> None:
-    prepared = copy_model(tiny_model_dir, paths.models_dir() / "mine")
-    (work / "mine").mkdir()
-    async with choosing() as (pilot, app):
-        await pilot.press("m", "i", "n", "e", "enter")
-        await wait_for(pilot, lambda: app.answers)
-    assert app.answers == [prepared]
+        # A name that means another directory here is chosen by its path.
+        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
+        await read_all(pilot)
+        await pilot.press(*"mine", "enter")
+        await wait_for(pilot, lambda: len(app.answers) == 2)
+    assert app.answers == ["smolxyz", prepared]
 
 
 async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, gguf: Path) -> None:

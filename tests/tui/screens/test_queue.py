@@ -137,24 +137,15 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
         await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
 
 
-async def test_what_may_not_be_done_is_said_on_the_screen(home: Path) -> None:
-    add("a")
-    run = ScriptedRun(home)
-    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
-    async with queue() as (pilot, app, _):
-        await wait_for(pilot, lambda: "120" in screen_text(app))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
-
-
-async def test_enter_shows_the_run_of_an_entry(home: Path) -> None:
+async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
     run = ScriptedRun(home)
     run.train_to(10)
-    run.end("finished")
     add("a", "b")
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
+        await pilot.press("d")
+        await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)

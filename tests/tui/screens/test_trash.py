@@ -56,6 +56,12 @@ async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run]) -> N
         await wait_for(pilot, lambda: "Restored 20261102-000002-second." in screen_text(app))
         assert runs[1].path.is_dir()
         await wait_for(pilot, lambda: "2 runs, " in screen_text(app))
+        # One whose id is taken again stays.
+        runs[2].path.mkdir()
+        await pilot.press("k", "enter")
+        await wait_for(pilot, lambda: "There is a run 20261103-000003-third again." in screen_text(app))
+        assert [item.id for item in list_trash()] == [NAMES[2], NAMES[0]]
+        runs[2].path.rmdir()
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
 
@@ -80,11 +86,3 @@ async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
         # Keys about a run do nothing without one.
         await pilot.press("enter", "D", "E")
         assert isinstance(app.screen, TrashScreen)
-
-
-async def test_a_run_whose_id_is_taken_again_stays_and_says_why(runs: list[Run]) -> None:
-    runs[2].path.mkdir()
-    async with trash() as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "There is a run 20261103-000003-third again." in screen_text(app))
-        assert len(list_trash()) == 3

@@ -141,15 +141,10 @@ async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
         assert taken[-1] == pane_of(app, "data").view.path
 
 
-def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
-    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
-    assert view.limit is None
-    assert view.fits is None
-
-
-def test_the_plan_of_several_cards_says_that_it_is_of_one_of_them(tmp_path: Path) -> None:
+def test_gpus_that_are_not_here_are_planned_without_a_limit_and_each_by_itself(tmp_path: Path) -> None:
     text = 'hardware.device = "cuda"\ndistributed.processes = 2\n'
     view = planned(document(tmp_path, str(model(tmp_path)), text))
+    assert (view.limit, view.fits) == (None, None)
     assert view.rows.endswith(", on each of 2 cards")
     assert "all_reduce" in dict(view.parts)
 
