@@ -122,25 +122,6 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     assert read_history(run).settings == {"train.learning_rate": 2e-3, "checkpoint.every_steps": 1000}
 
 
-@pytest.mark.long
-def test_a_question_is_answered_while_the_model_is_being_measured(workers: Workers) -> None:
-    """A measurement may take minutes; a question does not wait for its end, and a stop neither."""
-    workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
-    run = workers.start(
-        "measured", eval={"baseline": True, "exact_match": True, "max_rows": 400}, chat={"max_new_tokens": 64}
-    )
-    wait_for(
-        lambda: any(event.name == "evaluating" for event in e2e.only(PhaseEvent, run)), e2e.PATIENCE, "the measurement"
-    )
-    with ControlClient(run) as client:
-        *_, answer = client.generate({"messages": QUESTION, "max_new_tokens": 4})
-    assert answer["source"] == "step-0"
-    assert not e2e.only(EvalEvent, run), "the measurement was over already"
-    e2e.signal_worker(run, signal.SIGTERM)
-    assert e2e.exit_code(run) == 3
-    assert not e2e.only(EvalEvent, run)
-
-
 class Asked:
     """A request in a thread of its own, as it is answered only when the step is over."""
 
@@ -220,15 +201,22 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     assert run.state().progress is None
 
 
-def test_the_evaluation_before_the_first_step_can_be_skipped(workers: Workers, reference: Run) -> None:
-    measured = {"baseline": True, "exact_match": True, "max_rows": 400}
+#: Minutes of measuring before the first step, where nobody ends them.
+MEASURED: dict[str, Any] = {
+    "eval": {"baseline": True, "exact_match": True, "max_rows": 400, "every_steps": None},
+    "chat": {"max_new_tokens": 64},
+}
+
+
+def test_the_evaluation_before_the_first_step_lets_a_question_in_and_can_be_skipped(
+    workers: Workers, reference: Run
+) -> None:
     workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
-    options: dict[str, Any] = {"eval": {**measured, "every_steps": None}, "chat": {"max_new_tokens": 64}}
-    run = workers.start("skipped", e2e.held_at(2, 3), **options)
-    wait_for(
-        lambda: any(event.name == "evaluating" for event in e2e.only(PhaseEvent, run)), e2e.PATIENCE, "the measurement"
-    )
+    run = workers.start("skipped", e2e.held_at(2, 3), **MEASURED)
+    e2e.wait_until_evaluating(run)
     with ControlClient(run) as client:
+        assert ask(run, max_new_tokens=4)[1]["source"] == "step-0"
+        assert not e2e.only(EvalEvent, run), "the measurement was over already"
         assert client.request("skip_evaluation") == {"step": 0}
         e2e.wait_until_step(run, 2)
         with pytest.raises(UserError, match="no evaluation to skip"):
@@ -266,8 +254,12 @@ def test_sigint_stops_a_paused_run_too(workers: Workers) -> None:
 
 
 def test_a_stop_before_training_leaves_nothing_half_written(workers: Workers) -> None:
+    workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
     # Held before its first step at the latest, should the signal come late.
-    runs = {phase: workers.start(phase.replace("_", "-"), e2e.held_at(0)) for phase in ("importing", "preparing_data")}
+    runs = {
+        phase: workers.start(phase.replace("_", "-"), e2e.held_at(0), **MEASURED)
+        for phase in ("importing", "preparing_data", "evaluating")
+    }
     for phase, run in runs.items():
 
         def entered(run: Run = run, phase: str = phase) -> bool:
@@ -280,6 +272,7 @@ def test_a_stop_before_training_leaves_nothing_half_written(workers: Workers) ->
         end = e2e.ending(run)
         assert (end.type, end.step, end.adapter) == ("stopped", 0, None)
         assert run.state().state == "stopped"
+        assert not e2e.only(EvalEvent, run)
         assert not run.adapter_path.exists()
         assert not run.checkpoints_path.exists()
         assert "Traceback" not in e2e.log(run)
@@ -287,40 +280,30 @@ def test_a_stop_before_training_leaves_nothing_half_written(workers: Workers) ->
             workers.resume(run)
 
 
-SHORT = {"max_steps": 10}
-#: A worker with a duty cycle from the beginning, which writes down how long it has rested.
+#: A worker that rests half of the time from the beginning, and writes down how long it has rested.
 RESTING = """
 import atexit, os
 from pathlib import Path
 from core.worker.process import throttle
 begin = throttle.Throttle.__init__
 def resting(self, controls, *args, **options):
-    begin(self, controls, float(os.environ["TEST_DUTY"]), *args, **options)
+    begin(self, controls, 0.5, *args, **options)
     atexit.register(lambda: Path(os.environ["TEST_RESTED"]).write_text(str(self.rested_seconds)))
 throttle.Throttle.__init__ = resting
 """
 
 
-def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
-    """A short run at a duty cycle, and the seconds that it rested."""
-    rested = workers.directory / f"rested-{duty}"
-    name = f"at-{duty}"
-    told = {"TEST_DUTY": str(duty), "TEST_RESTED": str(rested)}
-    run = workers.finished(name, e2e.hooked(workers.directory / name, RESTING, **told), train=SHORT)
-    return run, float(rested.read_text())
-
-
 @pytest.mark.long
-def test_rests_change_no_bit_of_what_is_trained(workers: Workers) -> None:
-    (full, none), (half, rested) = train_at(workers, 1.0), train_at(workers, 0.5)
-    assert none == 0.0
-    assert rested > 0.3 * sum(event.seconds for event in e2e.steps(half)), "it did rest"
-    assert e2e.adapter_bytes(half) == e2e.adapter_bytes(full)
-    assert e2e.losses(half) == e2e.losses(full)
+def test_rests_change_no_bit_of_what_is_trained(workers: Workers, reference: Run) -> None:
+    rested = workers.directory / "rested"
+    run = workers.finished("half", e2e.hooked(workers.directory / "half", RESTING, TEST_RESTED=str(rested)))
+    assert float(rested.read_text()) > 0.3 * sum(event.seconds for event in e2e.steps(run)), "it did rest"
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    assert e2e.losses(run) == e2e.losses(reference)
 
 
 def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers) -> None:
-    run = workers.held("governed", 2, train=SHORT)
+    run = workers.held("governed", 2, train={"max_steps": 10})
     with ControlClient(run) as client:
         client.request("set", **{"hardware.disk_free_min_gb": 1_000_000})
         state = e2e.wait_until_state(run, "paused")
@@ -333,10 +316,9 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
         client.request("set", **{"hardware.disk_free_min_gb": None})
         wait_for(lambda: not run.state().reason, e2e.PATIENCE, "the governor's pause to end")
         assert run.state().state == "paused", "that of the user is on"
-        for told in ("night.deadline", "hardware.temperature_limit_c"):
-            value = {"night.deadline": "25:00", "hardware.temperature_limit_c": 80}[told]
+        for told in ({"night.deadline": "25:00"}, {"hardware.temperature_limit_c": 80}):
             with pytest.raises(UserError):
-                client.request("set", **{told: value})
+                client.request("set", **told)
         client.request("set", **{"night.deadline": "07:00"})
         client.request("resume")
     e2e.finish(run)

@@ -7,8 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.unprivileged import unprivileged
 from tests.waiting import wait_for
@@ -278,49 +276,18 @@ FEW = [
 ]
 
 
-def carry_out(names: Sequence[str], base: Path) -> dict[str, Ended]:
-    """Carry cases out, two at a time."""
-
-    def work(numbered: tuple[int, str]) -> Ended:
-        number, name = numbered
-        directory = base / str(number)
-        directory.mkdir()
-        path = CASES[name].make(directory)
-        try:
-            return call(path, base / "home")
-        finally:
-            if path.is_file() and path.is_relative_to(base):
-                path.unlink()
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(work, enumerate(names)), strict=True))
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """The few cases carried out."""
-    return carry_out(FEW, tmp_path_factory.mktemp("hostile"))
-
-
-@pytest.fixture(scope="module")
-def all_ended(ended: dict[str, Ended], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Every case carried out."""
-    return ended | carry_out([name for name in CASES if name not in FEW], tmp_path_factory.mktemp("hostile"))
-
-
-@cases("name", FEW)
-def test_a_sentence_or_every_row_accounted_for(ended: dict[str, Ended], name: str) -> None:
-    assert_accounted_for(CASES[name], ended[name])
-
-
-@pytest.mark.long
-@cases("name", CASES)
-def test_a_sentence_or_every_row_of_any_file_accounted_for(all_ended: dict[str, Ended], name: str) -> None:
-    assert_accounted_for(CASES[name], all_ended[name])
-
-
-def assert_accounted_for(case: Case, end: Ended) -> None:
-    """A file ended in a sentence, or was read with each of its rows used or dropped."""
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+)
+def test_a_sentence_or_every_row_accounted_for(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    (tmp_path / "files").mkdir()
+    path = case.make(tmp_path / "files")
+    try:
+        end = call(path, tmp_path / "home")
+    finally:
+        if path.is_file() and path.is_relative_to(tmp_path):
+            path.unlink()
     assert end.peak_mb < case.peak_mb
     assert "Traceback" not in end.stderr
     assert not any(character in end.stdout + end.stderr for character in "\x1b\x07\x9b")

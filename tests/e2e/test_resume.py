@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from core.models.fingerprint import ends_fingerprint
 from core.runs.record.events import CheckpointEvent, DataEvent, EvalEvent, NoticeEvent, StepEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
-from core.worker.checkpoint.checkpoint import hash_manifest, newest_valid
+from core.worker.checkpoint.checkpoint import hash_manifest
 from tests.core.data.sample_files import write_parquet
 from tests.core.models.spoiling import copy_model
 from tests.waiting import wait_for
@@ -40,31 +39,10 @@ def assert_same_result(run: Run, reference: Run) -> None:
     assert not leftovers
 
 
-def kill_while_a_checkpoint_is_written(run: Run) -> None:
-    """Stop the worker the moment a half-written checkpoint is there, make sure that it still is, and kill."""
-    pid = e2e.pid_of(run)
-
-    def half_written() -> bool:
-        assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, e2e.log(run)
-        # An earlier worker may have left its own file behind.
-        return any(name.startswith(".step-") and f".{pid}." in name for name in os.listdir(run.checkpoints_path))
-
-    def stands_still() -> bool:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-    while True:
-        wait_for(half_written, e2e.PATIENCE, "a half-written checkpoint", interval=0)
-        os.kill(pid, signal.SIGSTOP)
-        wait_for(stands_still, 10, "the worker to stand still")
-        if half_written():
-            e2e.kill(run)
-            return
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.mark.long
 def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference: Run) -> None:
-    # However late the kill comes, checkpoints are left to be written.
+    # However late the kill comes, checkpoints are left to be written. One that is cut short is a matter of
+    # tests/faults/test_checkpoint_writing.py.
     run = workers.start("killed", e2e.held_at(25))
     moment = random.SystemRandom().randint(6, 20)
     print(f"killed from step {moment} on")  # noqa: T201 - shown when the test fails
@@ -76,13 +54,6 @@ def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference
     assert state.step >= moment
 
     workers.resume(run)
-    kill_while_a_checkpoint_is_written(run)
-    assert run.state().state == "lost"
-    found, damaged = newest_valid(run.checkpoints_path)
-    assert found is not None
-    assert damaged == []
-
-    workers.resume(run)
     e2e.wait_until_state(run, "training")
     known = len(e2e.only(CheckpointEvent, run))
     wait_for(lambda: len(e2e.only(CheckpointEvent, run)) > known, e2e.PATIENCE, "a checkpoint", interval=0.001)
@@ -90,7 +61,7 @@ def test_a_run_killed_again_and_again_ends_bit_equal(workers: Workers, reference
 
     workers.complete(run)
     assert_same_result(run, reference)
-    assert e2e.notice_codes(run).count("resumed") == 3
+    assert e2e.notice_codes(run).count("resumed") == 2
     done = [event.step for event in e2e.steps(run)]
     assert len(done) > e2e.STEPS, "steps after the last checkpoint were done twice"
     assert sorted(set(done)) == list(range(1, e2e.STEPS + 1))
