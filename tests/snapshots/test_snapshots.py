@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from core.runs.record.store import Labels, write_labels
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.start.summary import StartPlan
@@ -83,8 +83,7 @@ def test_help(snap_compare: Compare, app: LocaltuneApp) -> None:
 def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> None:
     async def ask(pilot: Pilot[Any]) -> None:
         await until("64/120")(pilot)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: "leave it running" in screen_text(pilot.app))
+        await press(pilot, "q", until="leave it running")
 
     assert snap_compare(app, run_before=ask)
 
@@ -154,12 +153,10 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
 
     async def run(pilot: Pilot[Any]) -> None:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
-        await pilot.press("1", "T")
-        await wait_for(pilot, lambda: getattr(app.screen, "templates", None) is not None)
+        await press(pilot, "1", "T", until=lambda: getattr(app.screen, "templates", None) is not None)
         screen: Any = app.screen
         await wait_for(pilot, lambda: len(screen.previews) == len(screen.templates.entries))
-        await pilot.press("j")
-        await wait_for(pilot, lambda: "chatml · 27 lines" in screen_text(app))
+        await press(pilot, "j", until="chatml · 27 lines")
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 
@@ -170,8 +167,7 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
 
     async def run(pilot: Pilot[Any]) -> None:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
-        await pilot.press("1", "C")
-        await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
+        await press(pilot, "1", "C", until="2 of the first 3 rows")
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 

@@ -55,8 +55,7 @@ async def listed(
     """The app with a run, and its Runs pane, once a text is on the screen."""
     async with running(size=size, notifications=notifications, until=has_run) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await shown(pilot, text)
+        await press(pilot, "5", until=text)
         yield app, pilot
 
 
@@ -71,8 +70,7 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
         await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
         await pilot.resize_terminal(80, 24)
         await wait_for(pilot, lambda: "loss 2" in screen_text(app))
-        await pilot.press("k")
-        await wait_for(pilot, lambda: "≠ 20261123-090000-first" in screen_text(app) and "16 → 32" in screen_text(app))
+        await press(pilot, "k", until=("≠ 20261123-090000-first", "16 → 32"))
 
 
 async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Path) -> None:
@@ -93,8 +91,7 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
     async with listed() as (app, pilot):
         assert "Queue" not in screen_text(app)
         add("tickets", "orders")
-        await wait_for(pilot, lambda: "Q queue   next tickets · 2 wait" in screen_text(app))
-        assert "no runner is on" in screen_text(app)
+        await shown(pilot, "Q queue   next tickets · 2 wait", "no runner is on")
         store.change(lambda queue: queue.with_entry(queue.entry(1).moved("held")))
         await wait_for(pilot, lambda: "Q queue   next orders · 1 waits · 1 held" in screen_text(app))
         store.change(lambda queue: replace(queue, entries=()))
@@ -149,8 +146,7 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
         await press(pilot, "escape", "a", until="5 Runs · 1 · 1 archived")
         assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
         assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
-        await press(pilot, "A", until="5 Runs · 2 · 1 archived too")
-        assert "more data" in screen_text(app)
+        await press(pilot, "A", until=("5 Runs · 2 · 1 archived too", "more data"))
         await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
 
@@ -184,14 +180,12 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
     two_runs(home)
     async with listed(notifications=True) as (app, pilot):
         await press(pilot, "space", "space", until="2 marked")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "2 runs compared" in screen_text(app) and "best eval loss" in screen_text(app))
+        await press(pilot, "c", until=("2 runs compared", "best eval loss"))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
         assert "A 090000-second" in screen_text(app)
         assert "B 090000-first" in screen_text(app)
         assert "training loss over steps" in screen_text(app)
-        await press(pilot, "x", until="training loss over tokens")
-        assert " tokens" in screen_text(app)
+        await press(pilot, "x", until=("training loss over tokens", " tokens"))
         await press(pilot, "x", "m", until="eval loss over time spent in steps")
         await press(pilot, "M", "x", "G", until="method.rank")
         await press(pilot, "tab", until=lambda: "figures" in screen_lines(app)[-2])
@@ -214,9 +208,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
     first.run.log_path.write_text("loading \x1b[31mweights\n")
     async with listed() as (app, pilot):
-        await pilot.press("j", "d")
-        await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
-        assert "◆" in screen_text(app)
+        await press(pilot, "j", "d", until=("[Curve]", "finished, step 60", "◆"))
         for part, said in (
             *(("Configuration", "what differs from the defaults"), ("Evaluations", "best")),
             *(("Checkpoints", "newest"), ("Samples", "It has no sample answers.")),

@@ -17,7 +17,7 @@ from core.config.schema import Config
 from core.directories import Progress
 from core.quantization.result import Figures, QuantizationCost, sentence
 from tests.core.quantization.test_result import COST
-from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
 
@@ -55,10 +55,8 @@ def config_file(tmp_path: Path) -> Path:
 async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
     pane_of(app, "config").load(ConfigDocument.load(path))
-    await pilot.press("2")
-    await wait_for(pilot, lambda: "mine.toml" in screen_text(app))
-    await pilot.press("B")
-    await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
+    await press(pilot, "2", until="mine.toml")
+    await press(pilot, "B", until=lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
 
 
 @asynccontextmanager
@@ -75,18 +73,14 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
 ) -> None:
     async with asking(config_file) as (pilot, app):
         assert measurement.configs == []
-        await pilot.press("enter")
-        await wait_for(
-            pilot, lambda: "layer by layer: 7 of 30" in screen_text(app) and "esc cancel" in screen_text(app)
-        )
+        await press(pilot, "enter", until=("layer by layer: 7 of 30", "esc cancel"))
         measurement.may_end.set()
         await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
         assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
         assert "0.1000" in screen_text(app)
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
         pane = pane_of(app, "config")
         await wait_for(pilot, lambda: pane.document.get("model.keep_16bit") is not None)
         assert pane.document.get("model.keep_16bit") == ["model.layers.0.*", "model.layers.2.*"]
@@ -99,9 +93,7 @@ async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, con
     measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
     measurement.may_end.set()
     async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "0.02 nats on your rows: fine." in screen_text(app))
+        await press(pilot, "enter", until="0.02 nats on your rows: fine.")
         assert "keep them" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
         assert pane_of(app, "config").document.get("model.keep_16bit") is None

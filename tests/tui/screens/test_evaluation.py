@@ -18,7 +18,7 @@ from core.evaluation.evaluation import EvaluationRequest
 from core.evaluation.record import list_records, read_record
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
-from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
@@ -51,8 +51,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedSession:
 
 async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
     """Open the form and fill in its lines."""
-    await pilot.press("f7")
-    await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+    await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
     for number, line in enumerate(lines):
         if number:
             await pilot.press("tab")
@@ -75,30 +74,23 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
         )
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert not FORBIDDEN & set(text)
-        await pilot.press("f")
-        await wait_for(pilot, lambda: "won: 11 of 12 against base" in screen_text(app))
+        await press(pilot, "f", until="won: 11 of 12 against base")
         await pilot.press("j", "j")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 3" in line for line in screen_lines(app)))
-        await pilot.press("f")
-        await wait_for(pilot, lambda: "lost: 1 of 12 against base" in screen_text(app))
+        await press(pilot, "f", until="lost: 1 of 12 against base")
         assert not FORBIDDEN & set(screen_text(app))
         scroll = app.screen.query_one(VerticalScroll)
-        await pilot.press("J")
-        await wait_for(pilot, lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
-        await pilot.press("K")
-        await wait_for(pilot, lambda: scroll.scroll_y == 0)
+        await press(pilot, "J", until=lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
+        await press(pilot, "K", until=lambda: scroll.scroll_y == 0)
         await pilot.press("f", "G")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 11" in line for line in screen_lines(app)))
         await pilot.press("s", "S")
         await wait_for(
             pilot, lambda: list(tmp_path.glob("evaluation-*.md")) and list(tmp_path.glob("evaluation-*.jsonl"))
         )
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
-        await pilot.press("f7")
-        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
-        await pilot.press("ctrl+r")
-        await wait_for(pilot, lambda: "all 12: 11 won, 1 lost against base" in screen_text(app))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationScreen))
+        await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+        await press(pilot, "ctrl+r", until="all 12: 11 won, 1 lost against base")
     (kept,) = list_records(paths.home() / "evaluations")
     assert read_record(kept).state == "done"
 
@@ -108,8 +100,7 @@ async def test_long_names_leave_the_table_in_its_lines(session: ScriptedSession)
     EvaluationRequest(names, prompts="prompts.jsonl").prepare().run()
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f7")
-        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+        await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
         await pilot.press("ctrl+r")
         ends = ("gguf-q4_k_m", "gguf-q8_0", "tickets-merged")
         await wait_for(pilot, lambda: all(end in screen_lines(app)[2] for end in ends))
@@ -135,8 +126,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
         assert "mine: answering" in screen_text(app)
         assert "esc cancel" in screen_text(app)
         await pilot.press("j", "f", "s")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationScreen))
         assert session.is_closed.is_set()
         release.set()
         await wait_for(pilot, lambda: read_record(list_records(paths.home() / "evaluations")[0]).done == 5)
@@ -163,10 +153,8 @@ async def test_what_cannot_be_meant_is_said_in_the_form_and_what_is_not_there_be
             await fill(pilot, app, *lines)
             await shown(pilot, said)
             assert isinstance(app.screen, EvaluationForm)
-            await pilot.press("ctrl+r")
-            await shown(pilot, "has not been evaluated yet")
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
+            await press(pilot, "ctrl+r", until="has not been evaluated yet")
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationForm))
         assert session.asked == []
         for lines, said in (
             (("none.jsonl", "mine"), "none.jsonl"),
@@ -175,5 +163,4 @@ async def test_what_cannot_be_meant_is_said_in_the_form_and_what_is_not_there_be
             await fill(pilot, app, *lines)
             await shown(pilot, "It was not carried through.")
             assert said in screen_text(app)
-            await pilot.press("q")
-            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+            await press(pilot, "q", until=lambda: not isinstance(app.screen, EvaluationScreen))

@@ -20,7 +20,7 @@ from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import asks, screen_text, wait_for
+from tests.tui.harness import asks, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -58,8 +58,7 @@ def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
     await wait_for(pilot, lambda: app.state.document is not None)
-    await pilot.press("Q")
-    await wait_for(pilot, lambda: isinstance(app.screen, QueueScreen))
+    await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
     screen = app.screen
     assert isinstance(screen, QueueScreen)
     await wait_for(pilot, lambda: screen._view is not None)
@@ -79,14 +78,11 @@ async def queue(
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
-        await pilot.press("a")
-        await wait_for(pilot, lambda: "Added as entry 1" in screen_text(app))
-        await wait_for(pilot, lambda: "mine" in screen_text(app))
+        await press(pilot, "a", until=("Added as entry 1", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
         assert entry.source == str(config)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: runner == ["start"])
+        await press(pilot, "s", until=lambda: runner == ["start"])
 
 
 async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: list[str]) -> None:
@@ -98,18 +94,13 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: [option.id for option in screen._options.options] == ["1", "3", "2"])
         assert screen._row is not None
         assert screen._row.entry.name == "c"
-        await pilot.press("h")
-        await wait_for(pilot, lambda: states()[3] == "held")
+        await press(pilot, "h", until=lambda: states()[3] == "held")
         await wait_for(pilot, lambda: "Entry 3 is held." in screen_text(app))
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
-        await pilot.press("h")
-        await wait_for(pilot, lambda: states()[3] == "waiting")
-        await pilot.press("d")
-        await wait_for(pilot, lambda: states()[3] == "removed")
-        await pilot.press("S")
-        await wait_for(pilot, lambda: runner == ["stop"])
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+        await press(pilot, "h", until=lambda: states()[3] == "waiting")
+        await press(pilot, "d", until=lambda: states()[3] == "removed")
+        await press(pilot, "S", until=lambda: runner == ["stop"])
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, QueueScreen))
 
 
 @pytest.mark.long
@@ -144,10 +135,8 @@ async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
-        await pilot.press("d")
-        await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+        await press(pilot, "d", until="Entry 1 is starting and cannot be removed.")
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, QueueScreen))
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)
 
 
@@ -157,8 +146,7 @@ async def test_a_torn_queue_is_told(home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: app.state.document is not None)
-        await pilot.press("Q")
-        await wait_for(pilot, lambda: "The queue cannot be read" in screen_text(app))
+        await press(pilot, "Q", until="The queue cannot be read")
 
 
 async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:
@@ -168,10 +156,8 @@ async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, con
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
-        await pilot.press("2", "r")
-        await wait_for(pilot, lambda: asks(app, "add it to the queue"))
-        await pilot.press("a")
-        await wait_for(pilot, lambda: states() == {1: "waiting"})
+        await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))
+        await press(pilot, "a", until=lambda: states() == {1: "waiting"})
         await wait_for(pilot, lambda: runner == ["start"])
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 

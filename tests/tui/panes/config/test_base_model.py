@@ -22,8 +22,6 @@ from tui.panes.config.pane import ConfigPane
 from tui.screens.models import ModelScreen
 from tui.widgets.forms.inputs import SafeInput
 
-PATIENCE = 60
-
 
 @pytest.fixture(autouse=True)
 def _no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +35,7 @@ def configuration(directory: Path, base: str, more: str = "") -> Path:
 
 async def list_opened(pilot: Pilot[Any]) -> None:
     await wait_for(pilot, lambda: isinstance(pilot.app.screen, ModelScreen))
-    await wait_for(pilot, lambda: "on this machine" in screen_text(pilot.app), PATIENCE)
+    await wait_for(pilot, lambda: "on this machine" in screen_text(pilot.app))
 
 
 async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
@@ -51,7 +49,7 @@ async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Pa
     async with PaneApp(pane).run_test(size=(120, 34)) as pilot:
         for base, says in said.items():
             await opened(pilot, pane, configuration(tmp_path, base))
-            await wait_for(pilot, lambda: pane.problems.get("model.base") == says, PATIENCE)  # noqa: B023
+            await wait_for(pilot, lambda: pane.problems.get("model.base") == says)  # noqa: B023
             await wait_for(pilot, lambda: "1 problem" in screen_text(pilot.app))
             await wait_for(pilot, lambda: says in flat(screen_text(pilot.app)))  # noqa: B023
 
@@ -61,16 +59,16 @@ async def test_a_model_that_a_run_would_refuse_is_a_problem_too(tmp_path: Path, 
     model = copy_model(tiny_model_dir, tmp_path / "model")
     edit_json(model / "config.json", model_type="bert", architectures=["BertModel"])
     async with config_pane(configuration(tmp_path, "model"), size=(100, 30)) as (pilot, pane):
-        await wait_for(pilot, lambda: "is an encoder (BertModel)" in pane.problems.get("model.base", ""), PATIENCE)
+        await wait_for(pilot, lambda: "is an encoder (BertModel)" in pane.problems.get("model.base", ""))
         # It is looked at again once the user wants to start, as it may have been mended.
         edit_json(model / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
         assert pane.check()
-        await wait_for(pilot, lambda: not pane.problems, PATIENCE)
+        await wait_for(pilot, lambda: not pane.problems)
 
 
 async def test_a_model_that_has_come_or_gone_is_seen_at_the_start(tmp_path: Path, tiny_model_dir: Path) -> None:
     async with config_pane(configuration(tmp_path, "model"), size=(100, 30)) as (pilot, pane):
-        await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
+        await wait_for(pilot, lambda: "model.base" in pane.problems)
         copied = copy_model(tiny_model_dir, tmp_path / "model")
         assert pane.check() == {}
         copied.rename(tmp_path / "elsewhere")
@@ -162,7 +160,7 @@ async def test_from_an_empty_home_to_a_chosen_model(
     path = configuration(tmp_path, "org/none")
     async with running(LocaltuneApp(path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
-        await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
+        await wait_for(pilot, lambda: "model.base" in pane.problems)
         # A start leads to the problem, and no run is made of it.
         await pilot.press("1")
         await press(pilot, "r", until=lambda: app.main.current == "config" and pane.form.has_focus)
@@ -171,9 +169,9 @@ async def test_from_an_empty_home_to_a_chosen_model(
         assert list_runs() == []
         await pilot.press("enter")
         await list_opened(pilot)
-        await wait_for(pilot, lambda: "reading …" not in screen_text(app), PATIENCE)
+        await wait_for(pilot, lambda: "reading …" not in screen_text(app))
         await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "own")
-        await wait_for(pilot, lambda: not pane.problems, PATIENCE)
+        await wait_for(pilot, lambda: not pane.problems)
         assert pane.check() == {}
         assert list_runs() == []
 

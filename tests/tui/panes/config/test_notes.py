@@ -14,7 +14,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, has_form, pane_of, press, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
@@ -169,11 +169,9 @@ async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
     pane.planner = planner
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
-        await wait_for(pilot, lambda: "✓ fits" in screen_text(pilot.app))
-        assert "→ method.rank = 8 saves memory" in screen_text(pilot.app)
+        await shown(pilot, "✓ fits", "→ method.rank = 8 saves memory")
         await type_value(pilot, pane, "method.rank", "512")
-        await wait_for(pilot, lambda: "✗ does not fit" in screen_text(pilot.app))
-        assert "┃" in screen_text(pilot.app)
+        await shown(pilot, "✗ does not fit", "┃")
         assert not any(in_main for _, in_main in seen)
         pane.query_one(PlanBar).show(None)
         await pilot.pause()
@@ -193,8 +191,7 @@ async def test_a_rough_plan_is_shown_until_the_model_is_measured(tmp_path: Path)
     pane.planner = planner
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
-        await wait_for(pilot, lambda: "roughly 3.2 GB of 2.1 GB free" in screen_text(pilot.app))
-        assert "→ measuring the model" in screen_text(pilot.app)
+        await shown(pilot, "roughly 3.2 GB of 2.1 GB free", "→ measuring the model")
         assert "fit" not in screen_text(pilot.app).split("roughly")[1].splitlines()[0]
         is_measured.set()
         await wait_for(pilot, lambda: "✓ fits" in screen_text(pilot.app))

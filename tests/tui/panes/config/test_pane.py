@@ -26,7 +26,6 @@ from tests.tui.harness import (
     resize,
     screen_lines,
     screen_text,
-    shown,
     wait_for,
 )
 
@@ -321,8 +320,7 @@ async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytes
             ("true", "Nothing"),
         ):
             monkeypatch.setenv("VISUAL", editor)
-            await pilot.press("e")
-            await shown(pilot, sentence)
+            await press(pilot, "e", until=sentence)
             assert told(pilot) == []
 
 

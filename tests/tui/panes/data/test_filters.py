@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.tui.data_panes import (
-    PATIENCE,
     analyzed,
     configuration,
     data_pane,
@@ -143,7 +142,7 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
         assert code_of(pane) == "overlong"
         document.set("train.max_length", 4096)
         pane.configure(document)
-        await wait_for(pilot, lambda: code_of(pane) == "", PATIENCE)
+        await wait_for(pilot, lambda: code_of(pane) == "")
         await wait_for(pilot, lambda: shows(pilot, "No row is “longer than train.max_length” any more"))
         assert pane.body.rows.count == 60
 

@@ -15,7 +15,6 @@ from core.config.document import ConfigDocument
 from core.jobs.job import Job, JobProgress
 from tests.core.data.sample_files import json_lines, write
 from tests.tui.data_panes import (
-    PATIENCE,
     analyzed,
     configuration,
     data_pane,
@@ -118,7 +117,7 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             before = len(requests)
             document.set(name, value)
             pane.configure(document)
-            await wait_for(pilot, lambda: len(requests) == before + 1, PATIENCE)  # noqa: B023
+            await wait_for(pilot, lambda: len(requests) == before + 1)  # noqa: B023
             await analyzed(pilot, pane)
             assert pane.view is view, "the file stays open"
         last = requests[-1]
@@ -194,11 +193,11 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])
     async with data_pane(path) as (pilot, pane):
-        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None, PATIENCE)
+        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None)
         assert pane.session.job is not None
         assert pane.session.job.pid is not None
         os.killpg(pane.session.job.pid, signal.SIGKILL)
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"), PATIENCE)
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
@@ -207,7 +206,7 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
         await press(pilot, "s", until=lambda: shows(pilot, "✗ The analysis failed: its process"))
         await pilot.press("s")
         write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
-        await press(pilot, "f5", until=lambda: len(requests) == 2, seconds=PATIENCE)
+        await press(pilot, "f5", until=lambda: len(requests) == 2)
         await analyzed(pilot, pane)
 
 
@@ -223,7 +222,6 @@ async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path
         await wait_for(
             pilot,
             lambda: pane.view is not None and pane.view.analysis is not None and pane.view.analysis.lengths,
-            PATIENCE,
         )
 
 

@@ -114,8 +114,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
         assert "by hand" in screen_lines(pilot.app)[0]
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         text = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
         assert 'columns = {user = "frage", assistant = "antwort"}' in text
         assert "# rows" in text
@@ -135,14 +134,11 @@ async def test_picking_from_the_list_by_typing(directory: Path) -> None:
         text = words(pilot)
         assert "Column for user" in text
         assert "frage Wie geht das?" in text, "each column with a value of it"
-        await pilot.press(*"PERS", "enter")
-        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "persona")
+        await press(pilot, *"PERS", "enter", until=lambda: screen.choice.columns.get("user") == "persona")
         await pilot.press("enter", "up", "enter")
         await wait_for(pilot, lambda: "user" not in screen.choice.columns or screen.choice.columns["user"] != "persona")
-        await pilot.press("enter", *"zz")
-        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pilot.app.screen is screen)
+        await press(pilot, "enter", *"zz", until="as typed")
+        await press(pilot, "escape", until=lambda: pilot.app.screen is screen)
 
 
 async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
@@ -153,16 +149,14 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
         assert screen.choice.named is None
         assert "prompt_completion: Each of the first 2 rows has prompt and completion" in words(pilot)
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
+        await press(pilot, "s", until=lambda: not isinstance(pilot.app.screen, ColumnsScreen))
         assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
         screen = await opened(pilot)
         await go_to(pilot, screen, "system")
         await pilot.press("left")
         await seen(pilot, screen)
         assert ("system", "p") in spoken(screen)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") is not None)
         assert value(pilot, "data.columns") == {"user": "question", "assistant": "answer", "system": "persona"}
 
 
@@ -176,12 +170,10 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "q")
         assert value(pilot, "data.columns") is not None, "nothing is changed before it is saved"
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert value(pilot, "data.columns") is not None
         screen = await opened(pilot)
-        await pilot.press("c", "s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is None)
+        await press(pilot, "c", "s", until=lambda: value(pilot, "data.columns") is None)
 
 
 @pytest.mark.long
@@ -193,17 +185,14 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
         await listed(pilot)
         assert "● auto" in words(pilot)
         assert "alpaca: The first row has instruction" in words(pilot)
-        await pilot.press(*"text", "enter")
-        await wait_for(pilot, lambda: screen.choice.wanted == "text")
+        await press(pilot, *"text", "enter", until=lambda: screen.choice.wanted == "text")
         await seen(pilot, screen)
         assert spoken(screen) == [("text", "the text")]
         assert screen.choice.columns == {"text": "text"}
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.format") == "text")
+        await press(pilot, "s", until=lambda: value(pilot, "data.format") == "text")
         assert value(pilot, "data.columns") is None
         screen = await opened(pilot)
-        await pilot.press("d", "s")
-        await wait_for(pilot, lambda: value(pilot, "data.format") is None)
+        await press(pilot, "d", "s", until=lambda: value(pilot, "data.format") is None)
 
 
 async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Path) -> None:
@@ -211,8 +200,7 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
     write(directory, [{"a": "q", "b": "r"}], more)
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "data.format says text" in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "✗ Not saved." in screen_text(pilot.app))
+        await press(pilot, "s", until="✗ Not saved.")
         assert isinstance(pilot.app.screen, ColumnsScreen)
 
 
@@ -220,8 +208,7 @@ async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) 
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "! data.columns has no part usr; what you save is without it." in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
 
 
 @pytest.mark.long
@@ -234,16 +221,14 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
         await seen(pilot, screen)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
+        await press(pilot, "s", until=lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
         assert app.state.document is not None
         assert (app.state.document.path, app.state.former) == (None, "c.toml")
         (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
         assert told.startswith("Columns by hand: user is a, assistant is b. other.jsonl is used for training, in a new")
         assert "r starts. u in Data brings c.toml back." in told
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(pilot, "data.train") == "mine.csv")
+        await press(pilot, "u", until=lambda: value(pilot, "data.train") == "mine.csv")
         assert app.state.document.dumps() == (directory / "c.toml").read_text()
 
 
@@ -279,8 +264,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         text = screen_text(pilot.app)
         assert not FORBIDDEN & set(text)
         assert "[red]" in text
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         assert not FORBIDDEN & set(screen_text(pilot.app))
         document = pilot.app.state.document  # type: ignore[attr-defined]
         config = ConfigDocument(document.dumps(), directory / "c.toml").validate()
@@ -293,12 +277,9 @@ async def test_ten_thousand_columns(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
         await listed(pilot)
-        await pilot.press(*"n 9876", "enter")
-        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "column 9876")
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.press(*"column 12", "pagedown", "up", "enter")
-        await wait_for(pilot, lambda: "assistant" in screen.choice.columns)
+        await press(pilot, *"n 9876", "enter", until=lambda: screen.choice.columns.get("user") == "column 9876")
+        await press(pilot, "j", "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+        await press(pilot, *"column 12", "pagedown", "up", "enter", until=lambda: "assistant" in screen.choice.columns)
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "value 9876")
 
@@ -316,8 +297,7 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
         assert [role for role, _ in spoken(screen)] == ["problem", "user", "assistant", "problem"]
         await pilot.press("escape")
         path.write_text("something else\n" * 10)
-        await pilot.press("C")
-        await wait_for(pilot, lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
+        await press(pilot, "C", until=lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
         await pilot.press("s", "c", "d", "right", "enter", "escape")
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
 
@@ -328,10 +308,8 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
         form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):
             form.go_to(form.field(name))
-            await pilot.press("o")
-            await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, ColumnsScreen))
+            await press(pilot, "o", until=lambda: isinstance(app.screen, ColumnsScreen))
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, ColumnsScreen))
 
 
 def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:

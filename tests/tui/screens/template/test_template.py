@@ -130,12 +130,10 @@ async def test_moving_through_the_list_previews_live(directory: Path) -> None:
     async with templates(directory, (120, 40)) as (pilot, screen):
         assert screen.source_view.source == CHATML
         for key, name in (("G", "vicuna"), ("k", "alpaca"), ("up", "zephyr"), ("g", ""), ("j", "chatml")):
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert screen.current is not None
             assert screen.source_view.source == (NAMED_TEMPLATES[name].source if name else CHATML), key
-        await pilot.press("G", "k")
-        await pilot.pause()
+        await press(pilot, "G", "k")
         assert "### Response:" in screen_text(pilot.app)
         assert "reply" in lit(screen)
         assert value(pilot, "template.name") is None, "nothing is chosen by looking"
@@ -146,22 +144,19 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
     append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
     async with templates(directory, notifications=True) as (pilot, screen):
         assert "in force: mine.jinja, by template.file" in screen_text(pilot.app)
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
         await pilot.press("g", *["j"] * 2)
         assert at(screen).title == "chatml"
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
         assert value(pilot, "template.file") is None
         assert "chatml is the chat template." in screen_text(pilot.app)
         await wait_for(pilot, lambda: pane_of(pilot.app, "config").form.field("template.name").value == "chatml")
         assert "chatml" not in (directory / "tickets.toml").read_text(), "the file is written when it is saved"
         await opened(pilot)
         assert "in force: chatml, by template.name" in screen_text(pilot.app)
-        await pilot.press("g", "enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") is None)
+        await press(pilot, "g", "enter", until=lambda: value(pilot, "template.name") is None)
         assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
 
 
@@ -172,8 +167,7 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
         assert "✗" in lines[0]
         assert not any("✗" in line for line in screen_lines(pilot.app) if " chatml " in line)
         place = [entry.id for entry in screen.templates.entries].index("llama3")  # type: ignore[union-attr]
-        await pilot.press(*["j"] * place)
-        await pilot.pause()
+        await press(pilot, *["j"] * place)
         text = screen_text(pilot.app)
         assert "the model has no token <|eot_id|>" in text
         assert "✗ The chat template does not end an answer with a token" in text
@@ -184,14 +178,11 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
 @pytest.mark.long
 async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
     async with templates(directory, (100, 30)) as (pilot, screen):
-        await pilot.press("n")
-        await wait_for(pilot, lambda: lit(screen) == "another\nreply<|im_end|>")
+        await press(pilot, "n", until=lambda: lit(screen) == "another\nreply<|im_end|>")
         assert "row 2 ·" in screen_text(pilot.app)
-        await pilot.press("right")
-        await wait_for(pilot, lambda: "an example, as row 3 cannot be used" in screen_text(pilot.app))
+        await press(pilot, "right", until="an example, as row 3 cannot be used")
         assert "Rome.<|im_end|>" in lit(screen)
-        await pilot.press("n", "N", "left")
-        await wait_for(pilot, lambda: lit(screen) == "a reply<|im_end|>")
+        await press(pilot, "n", "N", "left", until=lambda: lit(screen) == "a reply<|im_end|>")
 
 
 async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
@@ -201,8 +192,7 @@ async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
         "VISUAL", make_editor(directory, 'sed -i "s/user/human/; s/CHATML//" "$1"; echo "{# mine #}" >> "$1"')
     )
     async with templates(directory) as (pilot, screen):
-        await pilot.press("j", "e")
-        await pilot.pause()
+        await press(pilot, "j", "e")
         assert "save the copy as chatml.jinja" in screen_text(pilot.app)
         await pilot.press("enter")
         path = directory / "chatml.jinja"
@@ -225,8 +215,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
     script = f'cp "$1" {seen_by_editor}; echo "{{% if %}}" >> "$1"'
     monkeypatch.setenv("VISUAL", make_editor(directory, script))
     async with templates(directory) as (pilot, screen):
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: screen.current is not None and screen.current.id == "file")
+        await press(pilot, "j", "e", "enter", until=lambda: screen.current is not None and screen.current.id == "file")
         await seen(pilot, screen)
         text = words(pilot)
         number = NAMED_TEMPLATES["chatml"].source.count("\n") + 1
@@ -236,8 +225,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
         assert value(pilot, "template.file") is None
         assert "{% if %}" in (directory / "chatml.jinja").read_text()
         monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/{% if %}/{# ok #}/" "$1"'))
-        await pilot.press("e")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        await press(pilot, "e", until=lambda: value(pilot, "template.file") == "chatml.jinja")
         await seen(pilot, screen)
         assert lit(screen) == "a reply<|im_end|>"
 
@@ -256,8 +244,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
     async with templates(directory, app=LocaltuneApp) as (pilot, _):
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: "cannot be lent" in screen_text(pilot.app))
+        await press(pilot, "j", "e", "enter", until="cannot be lent")
 
 
 async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,10 +252,8 @@ async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, mon
     path = directory / "chatml.jinja"
     path.write_text(CHATML)
     async with templates(directory) as (pilot, _):
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: "exists already" in screen_text(pilot.app))
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        await press(pilot, "j", "e", "enter", until="exists already")
+        await press(pilot, "u", until=lambda: value(pilot, "template.file") == "chatml.jinja")
         assert path.read_text() == CHATML
 
 
@@ -280,13 +265,11 @@ async def test_what_cannot_be_written_is_kept_for_another_path(
     async with templates(directory, (120, 30)) as (pilot, _):
         await pilot.press("j", "e", "ctrl+u")
         await paste(pilot, "no/such/place/t.jinja")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "Your text is kept; e saves it elsewhere." in screen_text(pilot.app))
+        await press(pilot, "enter", until="Your text is kept; e saves it elsewhere.")
         monkeypatch.setenv("VISUAL", "false")
         await pilot.press("e", "ctrl+u")
         await paste(pilot, "mine")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "mine.jinja")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.file") == "mine.jinja")
         assert (directory / "mine.jinja").read_text().endswith("{# kept #}\n")
 
 
@@ -297,10 +280,8 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
     async with templates(directory) as (pilot, _):
         app = pilot.app
         before = pane_of(app, "data").session.masks
-        await pilot.press("e")
-        await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane_of(app, "data").session.masks not in (None, before))
+        await press(pilot, "e", until=lambda: "is saved and is the chat template" in words(pilot))
+        await press(pilot, "escape", until=lambda: pane_of(app, "data").session.masks not in (None, before))
         assert "im_start|>X" in pane_of(app, "data").session.masks.settings.template
 
 
@@ -310,14 +291,11 @@ async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: 
     async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "template.name and template.file are both set" in text
-        await pilot.press("j")
-        await pilot.pause()
+        await press(pilot, "j")
         assert "cannot be read" in at(screen).problem
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert isinstance(pilot.app.screen, TemplateScreen), "a file that is not there is not chosen"
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: value(pilot, "template.file") is None)
+        await press(pilot, "j", "enter", until=lambda: value(pilot, "template.file") is None)
         assert value(pilot, "template.name") == "chatml"
 
 
@@ -328,12 +306,10 @@ async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) 
     async with templates(directory) as (pilot, screen):
         text = screen_text(pilot.app)
         assert "is not on this machine" in text
-        await pilot.press("j")
-        await pilot.pause()
+        await press(pilot, "j")
         assert "<|im_start|>user⏎" in screen_text(pilot.app)
         assert lit(screen) == ""
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
 
 
 async def test_without_data_an_example_is_shown(directory: Path, tiny_model_dir: Path) -> None:
@@ -348,8 +324,7 @@ async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Pat
     path.write_text('template = "chatml"\n' + path.read_text())
     async with templates(directory) as (pilot, _):
         before = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: "The configuration is not changed" in screen_text(pilot.app))
+        await press(pilot, "j", "enter", until="The configuration is not changed")
         assert pilot.app.state.document.dumps() == before  # type: ignore[attr-defined]
 
 
@@ -363,10 +338,8 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
     async with templates(directory, (60, 20)) as (pilot, screen):
         for _ in range(4):
             assert not FORBIDDEN & set(screen_text(pilot.app))
-            await pilot.press("j")
-            await pilot.pause()
-        await pilot.press("g", "j")
-        await pilot.pause()
+            await press(pilot, "j")
+        await press(pilot, "g", "j")
         assert screen.current is not None
         assert "[/]i[bold]j" in screen_text(pilot.app).replace("\n", "")
         assert not FORBIDDEN & set(screen_text(pilot.app))
@@ -376,6 +349,5 @@ async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> Non
     (directory / "mine.jinja").write_text("{% if")
     append(directory, '\n[template]\nfile = "mine.jinja"\n')
     async with templates(directory) as (pilot, screen):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "Fix it" in words(pilot))
+        await press(pilot, "enter", until=lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen
