@@ -110,9 +110,7 @@ def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) 
 
 
 @pytest.mark.long
-def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
-    mixture: Workers, tmp_path: Path
-) -> None:
+def test_a_killed_run_with_experts_on_the_host_is_bit_equal(mixture: Workers, tmp_path: Path) -> None:
     on_host = e2e.hooked(tmp_path / "injected", ON_HOST, HOST_EXPERTS="1")
     # It goes on with its experts on the device, as a larger card would have it.
     here, there = train_twice(

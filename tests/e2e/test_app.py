@@ -67,9 +67,7 @@ def recorded_step(run: Run) -> int:
     return recorded.step if recorded else 0
 
 
-def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
-    workers: Workers, environment: dict[str, str]
-) -> None:
+def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, environment: dict[str, str]) -> None:
     config = workers.directory / "mine.toml"
     config.write_text(dump_config(workers.config(**ENDLESS)))
     size = (120, 34)
@@ -118,9 +116,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
 
 
 @pytest.mark.long
-def test_a_hostile_row_is_shown_and_none_of_its_controls_reach_the_terminal(
-    workers: Workers, environment: dict[str, str]
-) -> None:
+def test_no_controls_of_a_hostile_row_reach_the_terminal(workers: Workers, environment: dict[str, str]) -> None:
     hostile = workers.directory / "hostile.jsonl"
     turns = [{"role": "user", "content": f"visible {HOSTILE}"}, {"role": "assistant", "content": f"answer {HOSTILE}"}]
     hostile.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(3)))

@@ -208,9 +208,7 @@ MEASURED: dict[str, Any] = {
 }
 
 
-def test_the_evaluation_before_the_first_step_lets_a_question_in_and_can_be_skipped(
-    workers: Workers, reference: Run
-) -> None:
+def test_the_first_evaluation_lets_a_question_in_and_can_be_skipped(workers: Workers, reference: Run) -> None:
     workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
     run = workers.start("skipped", e2e.held_at(2, 3), **MEASURED)
     e2e.wait_until_evaluating(run)

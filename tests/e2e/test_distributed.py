@@ -172,9 +172,7 @@ def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Ru
 
 
 @pytest.mark.long
-def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
-    team: Workers, undisturbed: Run
-) -> None:
+def test_a_first_process_that_hangs_is_noticed_by_those_who_wait(team: Workers, undisturbed: Run) -> None:
     fault = team.anew({FAULT_VARIABLE: "hang_between:7"})
     run = team.finished("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
     (told,) = [notice.message for notice in e2e.only(NoticeEvent, run) if notice.code == "rank_lost"]
@@ -251,9 +249,7 @@ def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> 
 
 
 @pytest.mark.long
-def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it_is_cancelled(
-    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_tasks_of_slurm_train_as_one_run(workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = workers.config(
         method={"name": "lora"}, train={"max_steps": 5000}, eval={"every_steps": None}, checkpoint={"every_steps": 2500}
     )

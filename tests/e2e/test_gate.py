@@ -46,9 +46,7 @@ def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Worke
     assert (measure.before, measure.after) == (before.loss, measured[-1].probe_loss)
 
 
-def test_a_refused_result_is_not_written_and_the_run_says_why(
-    workers: Workers, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_result_is_not_written(workers: Workers, capsys: pytest.CaptureFixture[str]) -> None:
     gate = ["loss <= 0.01", "probe_loss <= before + 100"]
     run = workers.start("refused", **SHORT | {"eval": SHORT["eval"] | {"gate": gate}})
     assert exit_code(run) == EXIT_REFUSED, log(run)

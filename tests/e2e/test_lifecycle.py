@@ -117,9 +117,7 @@ def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
     assert "Traceback" not in log(reference)
 
 
-def test_the_adapter_is_one_that_peft_loads_with_tokenizer_and_template_beside_it(
-    reference: Run, tiny_model_dir: Path
-) -> None:
+def test_peft_loads_the_adapter_with_tokenizer_and_template(reference: Run, tiny_model_dir: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -123,9 +123,7 @@ def train_and_record(
     return set(record.read_text().splitlines())
 
 
-def test_no_internet_socket_and_no_reporting_thread_is_ever_made(
-    forks: Forks, workers: Workers, tmp_path: Path
-) -> None:
+def test_no_internet_socket_and_no_reporting_thread_is_made(forks: Forks, workers: Workers, tmp_path: Path) -> None:
     lines = train_and_record(forks, workers, tmp_path)
     # The recorder saw the worker at work: its control socket, its heartbeat.
     assert f"socket {_FAMILY_UNIX}" in lines

@@ -147,9 +147,7 @@ def test_a_run_that_meets_it_everywhere_is_the_run_that_never_did(workers: Worke
 
 
 @pytest.mark.long
-def test_a_mixture_with_adapters_on_experts_in_4_bits_is_the_run_that_never_met_it(
-    workers: Workers, tmp_path: Path
-) -> None:
+def test_a_mixture_in_4_bits_is_the_run_that_never_met_it(workers: Workers, tmp_path: Path) -> None:
     """Rows are cut, so that experts get other groups of tokens; steps and a checkpoint are done again."""
     workers.model = write_family("qwen3_moe", tmp_path / "mixture")
     method = {"name": "qlora", "target_experts": "on"}

@@ -112,9 +112,7 @@ def test_a_parked_run_that_is_stopped_or_killed_goes_on_from_there(workers: Work
     assert len(e2e.steps(run)) == e2e.STEPS, "nothing was lost"
 
 
-def test_a_run_gives_its_device_to_a_program_until_that_is_gone(
-    workers: Workers, reference: Run, tmp_path: Path
-) -> None:
+def test_a_program_gets_the_device_until_it_is_gone(workers: Workers, reference: Run, tmp_path: Path) -> None:
     program = tmp_path / f"a-game-of-chess-{os.getpid()}"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     with running(program):

@@ -52,9 +52,7 @@ def call(forks: Forks, workers: Workers, *words: str) -> tuple[int, Any, str]:
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
-def test_a_run_is_compared_with_its_base_on_what_it_holds_out(
-    forks: Forks, trained: tuple[Workers, Run], tmp_path: Path
-) -> None:
+def test_a_run_is_compared_with_its_base(forks: Forks, trained: tuple[Workers, Run], tmp_path: Path) -> None:
     workers, run = trained
     out = tmp_path / "report.md"
     code, told, said = call(forks, workers, run.id, "--against", "base", "--against", f"{run.id}@20", "--out", str(out))

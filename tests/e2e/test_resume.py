@@ -199,7 +199,7 @@ def test_a_base_changed_in_its_middle_is_refused_by_continue_and_by_chat(workers
 
 
 @pytest.mark.long
-def test_a_checkpoint_with_the_fingerprint_of_an_earlier_version_goes_on(
+def test_a_fingerprint_of_an_earlier_version_goes_on(
     stopped: tuple[Workers, Run], reference: Run, tiny_model_dir: Path
 ) -> None:
     workers, original = stopped

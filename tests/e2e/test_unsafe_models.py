@@ -88,9 +88,7 @@ def test_the_chat_engine_refuses_them_too_and_runs_nothing(model: Path, trace: P
     assert not trace.exists()
 
 
-def test_kernels_of_others_and_holes_are_refused_by_worker_and_chat(
-    workers: Workers, tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_kernels_of_others_and_holes_are_refused(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:
     kernels = Path(shutil.copytree(tiny_model_dir, tmp_path / "kernels"))
     edit_json(kernels / "config.json", _attn_implementation="kernels-community/x")
     holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))

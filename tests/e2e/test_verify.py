@@ -130,7 +130,7 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
 
 
 @pytest.mark.long
-def test_without_a_chain_the_replay_finds_what_was_changed_and_says_what_it_left_out(
+def test_without_a_chain_the_replay_finds_what_was_changed(
     honest: tuple[Workers, Run],
 ) -> None:
     workers, original = honest
@@ -247,7 +247,7 @@ def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[s
     [(signal.SIGKILL, -signal.SIGKILL, "work-*/*/*/checkpoints"), (signal.SIGINT, 130, "work-*")],
     ids=["killed in the replay", "Ctrl-C"],
 )
-def test_an_audit_that_is_ended_leaves_nothing(
+def test_an_ended_audit_leaves_nothing(
     honest: tuple[Workers, Run], number: signal.Signals, code: int, begun: str
 ) -> None:
     workers, run = honest

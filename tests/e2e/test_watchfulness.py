@@ -125,9 +125,7 @@ def test_a_paused_worker_whose_directory_was_removed_ends(workers: Workers) -> N
 
 
 @pytest.mark.long
-def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
-    workers: Workers, reference: Run
-) -> None:
+def test_a_worker_that_answers_nothing_is_killed_and_continued(workers: Workers, reference: Run) -> None:
     runtime = Path(tempfile.mkdtemp(prefix="lt-"))
     try:
         leftover = runtime / "localtune-0123456789abcdef.sock"

@@ -182,7 +182,7 @@ def limited(run: Run) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("worn", [lambda run: read_only(run.path.parents[1]), limited], ids=["read-only", "limited"])
-def test_a_disk_that_becomes_read_only_and_files_that_may_not_grow_pause_training_and_cost_nothing(
+def test_a_worn_disk_pauses_training_and_costs_nothing(
     workers: Workers, reference: Run, worn: Callable[[Run], AbstractContextManager[None]]
 ) -> None:
     run = workers.held("worn", 6)

@@ -68,9 +68,7 @@ async def asking(path: Path) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
         yield pilot, app
 
 
-async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
-    measurement: Measurement, config_file: Path
-) -> None:
+async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
     async with asking(config_file) as (pilot, app):
         assert measurement.configs == []
         await press(pilot, "enter", until=("layer by layer: 7 of 30", "esc cancel"))

@@ -59,9 +59,7 @@ async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
     await pilot.press("enter")
 
 
-async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
-    session: ScriptedSession, tmp_path: Path
-) -> None:
+async def test_prompts_are_asked_and_the_rows_scrolled_through(session: ScriptedSession, tmp_path: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
@@ -139,7 +137,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
 
 
 @pytest.mark.long
-async def test_what_cannot_be_meant_is_said_in_the_form_and_what_is_not_there_behind_it(
+async def test_what_cannot_be_meant_is_said_in_the_form(
     session: ScriptedSession,
 ) -> None:
     app = LocaltuneApp()

@@ -186,9 +186,7 @@ async def type_text(pilot: Pilot[None], text: str) -> None:
     await pilot.pause()
 
 
-async def test_models_of_every_kind_are_listed_with_what_they_would_take(
-    work: Path, tiny_model_dir: Path, gguf: Path
-) -> None:
+async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tiny_model_dir: Path, gguf: Path) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     cached("org/cached", tiny_model_dir)
     broken = cached("org/torn", tiny_model_dir, "b" * 40)
@@ -277,7 +275,7 @@ async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.M
         assert "1 model of Ollama in ~/.ollama/models cannot be read by this user." in screen_text(pilot.app)
 
 
-async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
+async def test_models_that_cannot_be_trained_are_told(
     work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = copy_model(tiny_model_dir, work / "packed")
@@ -297,7 +295,7 @@ def files_of(model: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
 
 
-async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
+async def test_a_model_of_a_hub_is_fetched_once_its_size_is_shown(
     work: Path, hub: FakeHub, tiny_model_dir: Path
 ) -> None:
     others = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
@@ -356,9 +354,7 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
     assert app.answers == []
 
 
-async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_in_sight(
-    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_reason_is_told_whole(work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(24):
         copy_model(tiny_model_dir, work / f"model-{number:02}")
     reason = " ".join(f"reason{number}" for number in range(36))

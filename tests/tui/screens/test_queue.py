@@ -104,9 +104,7 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
 
 
 @pytest.mark.long
-async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000)
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [card])
     monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
@@ -162,7 +160,7 @@ async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, con
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 
 
-async def test_what_needs_the_user_and_the_end_ring_once_and_are_shown_by_the_terminal_where_that_is_asked_for(
+async def test_what_needs_the_user_and_the_end_ring_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

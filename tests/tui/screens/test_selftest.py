@@ -88,7 +88,7 @@ async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: p
         await press(pilot, "enter", until=("The report was not written.", "pass  speed", "Passed: all 7 of 7 checks"))
 
 
-async def test_a_screenshot_is_taken_of_a_screen_that_covers_the_panes(
+async def test_a_screenshot_is_taken_of_a_screen_over_the_panes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

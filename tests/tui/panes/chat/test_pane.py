@@ -502,9 +502,7 @@ async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> N
         await press(pilot, "m", until="• two")
 
 
-async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_good_answer_becomes_a_row_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     session = fake()

@@ -91,9 +91,7 @@ def test_the_check_agrees_with_the_lookup_by_names(tmp_path: Path, tiny_model_di
     assert "saved quantized (HQQ)" in check_base(NamedBase("packed", tmp_path), "enter").sentence
 
 
-async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
-    tmp_path: Path, tiny_model_dir: Path
-) -> None:
+async def test_the_model_is_chosen_from_the_list_and_undone(tmp_path: Path, tiny_model_dir: Path) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     path = write_config(tmp_path)
     pane = ConfigPane()
@@ -152,7 +150,7 @@ async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> Non
 # The whole app.
 
 
-async def test_from_an_empty_home_to_a_chosen_model(
+async def test_a_start_leads_to_a_model(
     home: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

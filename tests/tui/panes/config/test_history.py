@@ -65,9 +65,7 @@ def edit(model: ConfigModel, name: str, value: Any) -> ConfigModel:
 
 
 @given(st.lists(_EDIT, max_size=12), st.data())
-def test_any_edits_undone_give_the_text_back_and_redone_make_it_again(
-    edits: list[tuple[str, Any]], data: st.DataObject
-) -> None:
+def test_any_edits_are_undone_and_redone_to_the_byte(edits: list[tuple[str, Any]], data: st.DataObject) -> None:
     model = ConfigModel(ConfigDocument(TEXT))
     history = EditHistory(model)
     trail = [(model, TEXT)]

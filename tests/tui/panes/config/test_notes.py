@@ -77,9 +77,7 @@ async def test_model_card_and_disk_are_looked_at(tmp_path: Path, monkeypatch: py
         await wait_for(pilot, lambda: "there are 3 rows" in batch.warning)
 
 
-async def test_the_card_is_the_one_that_the_configuration_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_card_is_that_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = {None: Card("RTX 4090", 24 << 30, (8, 9)), "1": Card("GTX 1080", 8 << 30, (6, 1)), "7": None}
     monkeypatch.setattr("core.hardware.card.find_card", lambda gpu=None, **_: cards[gpu])
     async with config_pane(write_config(tmp_path, '[data]\ntrain = "rows.jsonl"\n'), size=(120, 40)) as (pilot, pane):

@@ -285,7 +285,7 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
 
 
-async def test_the_editor_changes_the_configuration(
+async def test_an_editor_changes_the_configuration(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
@@ -299,7 +299,7 @@ async def test_the_editor_changes_the_configuration(
         assert "epochs = 4.0" in config_file.read_text()
 
 
-async def test_what_the_editor_broke_is_explained_and_kept(
+async def test_what_the_editor_broke_is_kept(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "seen"

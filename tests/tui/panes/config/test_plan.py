@@ -82,7 +82,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     assert view.bits == ""
 
 
-def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
+def test_the_bar_and_the_start_card_say_the_same(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
@@ -99,7 +99,7 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     assert find_plan(made.validate(), None, 60, PaceBook(())).needed == unknown.total
 
 
-def test_time_is_by_the_plan_where_no_run_is_known_and_every_row_is_measured(
+def test_time_is_by_the_plan_without_an_earlier_run(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24 << 30, power_limit_w=450.0)
@@ -182,7 +182,7 @@ def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private
     assert planned(made, None, 800).time == planned(made, PaceBook(), None).time == ""
 
 
-async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_ends(
+async def test_the_pane_reads_the_runs_once_and_again_when_one_ends(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mine.toml"

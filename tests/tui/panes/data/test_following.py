@@ -49,7 +49,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[AnalysisRequest]:
     return made
 
 
-async def test_format_and_columns_reach_rows_tokens_and_analysis(
+async def test_format_and_columns_reach_rows_and_analysis(
     tmp_path: Path, model: Path, requests: list[AnalysisRequest]
 ) -> None:
     path = write(tmp_path / "rows.jsonl", json_lines(SWAPPED))
@@ -142,7 +142,7 @@ def held_job(_: AnalysisRequest) -> AnalysisJob:
     return Job("the analysis", work)
 
 
-async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
+async def test_rows_on_the_screen_have_marks_before_the_analysis(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
@@ -188,7 +188,7 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         assert len(requests) == 1
 
 
-async def test_a_failed_analysis_is_said_with_what_to_do(
+async def test_a_failed_analysis_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])

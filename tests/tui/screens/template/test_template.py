@@ -185,9 +185,7 @@ async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
         await press(pilot, "n", "N", "left", until=lambda: lit(screen) == "a reply<|im_end|>")
 
 
-async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_editing_makes_a_copy_and_uses_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "VISUAL", make_editor(directory, 'sed -i "s/user/human/; s/CHATML//" "$1"; echo "{# mine #}" >> "$1"')
     )
@@ -208,9 +206,7 @@ async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
         assert lit(screen) == "a reply<|im_end|>"
 
 
-async def test_a_broken_template_says_its_line_and_nothing_is_lost(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broken_template_says_its_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen_by_editor = directory / "seen"
     script = f'cp "$1" {seen_by_editor}; echo "{{% if %}}" >> "$1"'
     monkeypatch.setenv("VISUAL", make_editor(directory, script))
@@ -258,9 +254,7 @@ async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, mon
 
 
 @pytest.mark.long
-async def test_what_cannot_be_written_is_kept_for_another_path(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_cannot_be_written_is_kept(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", make_editor(directory, 'echo "{# kept #}" >> "$1"'))
     async with templates(directory, (120, 30)) as (pilot, _):
         await pilot.press("j", "e", "ctrl+u")
