@@ -138,8 +138,11 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     async with listed(size=(120, 34)) as (app, pilot):
         await press(pilot, "n", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await press(pilot, "t", *"keep v2", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v2"))
-        await press(pilot, "N", *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, "t", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1"))
+        await press(pilot, "N", until="what to remember of it")
+        # As 'localtune-tui label' does while the question is open: a label keeps what another one has written.
+        write_labels(second.run.path, Labels("more data", ("keep", "v2")))
+        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
         # The filter knows them; the other run has none.
         await press(pilot, "slash", *"#keep", "enter", until="5 Runs · 1 of 2")
@@ -149,17 +152,6 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
         await press(pilot, "A", until=("5 Runs · 2 · 1 archived too", "more data"))
         await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
-
-
-@pytest.mark.long
-async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
-    _, second = two_runs(home)
-    async with listed(size=(120, 34)) as (_, pilot):
-        await press(pilot, "N", until="what to remember of it")
-        # As 'localtune-tui label' does while the question is open.
-        write_labels(second.run.path, Labels("more data", ("keep",)))
-        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
-        assert read_labels(second.run.path) == Labels("more data", ("keep",), "too hot")
 
 
 async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) -> None:

@@ -370,8 +370,7 @@ async def test_a_long_reason_is_told_whole(work: Path, tiny_model_dir: Path, mon
         await pilot.press(*["down"] * 30)
         for size in ((60, 20), (200, 50), (80, 24)):
             await pilot.resize_terminal(*size)
-            await shown(pilot, "reason35")
-            await shown(pilot, "Take another.")
+            await shown(pilot, "reason35", "Take another.")
             await wait_for(pilot, lambda: "▸" in line_of(pilot, "model-23 "))
             assert all(f"reason{number}" in screen_text(app) for number in range(36))
         await pilot.resize_terminal(60, 20)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -119,28 +118,7 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
-async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, _):
-        await ask(pilot, pane, "hello")
-        gate.release()
-        await shown(pilot, "short▌")
-        gate.release()
-        await shown(pilot, "short and▌")
-        assert pane.is_answering
-        await ask(pilot, pane, "second")
-        assert len(pane.dialogue.exchanges) == 1
-        assert pane.prompt.text == "second"
-        assert "still answering" in screen_text(pilot.app)
-        gate.release(10)
-        await finished(pilot, pane)
-        assert "short and tuned" in screen_text(pilot.app)
-        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
-        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 2)
-
-
-async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
+async def test_tokens_appear_while_they_come_and_esc_stops_them(tmp_path: Path) -> None:
     session = fake()
     session.gate = gate = threading.Semaphore(0)
     async with chatting(tmp_path, session) as (pilot, pane, _):
@@ -151,10 +129,21 @@ async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) 
         assert not pane.is_answering
         assert session.cancelled.is_set()
         await shown(pilot, "1 token")
-        session.gate = None
-        await said(pilot, pane, "again")
-        assert "short and tuned" in screen_text(pilot.app)
+        await ask(pilot, pane, "again")
+        gate.release(2)
+        await shown(pilot, "short and▌")
+        assert pane.is_answering
         assert session.asked[1][1][2]["content"] == "short", "what had been said is part of the conversation"
+        # Another question waits.
+        await ask(pilot, pane, "third")
+        assert len(pane.dialogue.exchanges) == 2
+        assert pane.prompt.text == "third"
+        assert "still answering" in screen_text(pilot.app)
+        gate.release(10)
+        await finished(pilot, pane)
+        assert "short and tuned" in screen_text(pilot.app)
+        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
+        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 3)
 
 
 async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
@@ -230,25 +219,27 @@ async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session
         assert [message["content"] for message in good.asked[0][1]] == ["Be brief.", "again"]
 
 
-async def test_copying_the_last_answer(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, _):
+async def test_a_conversation_is_copied_saved_and_cleared_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
         app = pilot.app
         assert isinstance(app, PaneApp)
         await pilot.pause()
-        await pilot.press("ctrl+y")
-        assert "no answer to copy" in screen_text(pilot.app)
-        await said(pilot, pane, "hello")
-        await press(pilot, "ctrl+y")
-        assert app.copied == ["short and tuned"]
-        assert "15 characters" in screen_text(pilot.app)
-        await pilot.press("escape", "ctrl+y")
-        assert len(app.copied) == 2
-
-
-async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, session):
+        await press(pilot, "ctrl+y", until="no answer to copy")
+        await press(pilot, "ctrl+s", until="no conversation to save")
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
+        await press(pilot, "ctrl+y", until="15 characters")
+        await pilot.press("escape", "ctrl+y")
+        assert app.copied == ["short and tuned"] * 2
+        await press(pilot, "ctrl+s", until="✓ saved in")
+        (file,) = (tmp_path / "here").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
         await press(pilot, "ctrl+l")
         assert "^l again brings the former one back" in screen_text(pilot.app)
         assert "hello" not in screen_text(pilot.app)
@@ -261,10 +252,19 @@ async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
         assert not session.closed
 
 
-async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
+async def test_prompts_are_pasted_broken_into_lines_and_recalled_and_pages_turned_in_them(tmp_path: Path) -> None:
     async with chatting(tmp_path) as (pilot, pane, session):
+        await said(pilot, pane, "one", "two")
+        await paste(pilot, "unsent")
+        await pilot.press("up")
+        assert pane.prompt.text == "two"
+        await pilot.press("up", "up")
+        assert pane.prompt.text == "one"
+        await pilot.press("down", "down")
+        assert pane.prompt.text == "unsent"
+        pane.prompt.clear()
         await said(pilot, pane, "first line\nsecond line\r\nthird\n")
-        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
+        assert session.asked[-1][1][-1]["content"] == "first line\nsecond line\nthird"
         for number in range(8):
             await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
@@ -274,19 +274,6 @@ async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_pa
         await pilot.press("pagedown", "enter")
         await finished(pilot, pane)
         assert session.asked[-1][1][-1]["content"] == "a\nb"
-
-
-async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, _):
-        await press(pilot, "ctrl+s", until="no conversation to save")
-        await said(pilot, pane, "hello")
-        await press(pilot, "ctrl+s", until="✓ saved in")
-    (saved,) = (tmp_path / "here").iterdir()
-    assert saved.stat().st_mode & 0o777 == 0o600
-    text = saved.read_text(encoding="utf-8")
-    assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
 
 
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
@@ -318,19 +305,6 @@ async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
         assert session.asked[1][1][0]["content"] == "Be brief."
 
 
-async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, _):
-        for text in ("one", "two"):
-            await said(pilot, pane, text)
-        await paste(pilot, "unsent")
-        await pilot.press("up")
-        assert pane.prompt.text == "two"
-        await pilot.press("up", "up")
-        assert pane.prompt.text == "one"
-        await pilot.press("down", "down")
-        assert pane.prompt.text == "unsent"
-
-
 async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: Path) -> None:
     first, second = fake(), fake(step=2)
     async with chatting(tmp_path, first, second) as (pilot, pane, _):
@@ -346,31 +320,22 @@ async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: 
         assert second.closed
 
 
-async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) -> None:
+async def test_a_run_that_ends_in_mid_answer_stops_it_and_keeps_the_conversation(tmp_path: Path) -> None:
     live, ended = fake(step=3), fake()
     run = make_run(tmp_path)
     async with chatting(run, live, ended, live=True) as (pilot, pane, _):
         await said(pilot, pane, "hello")
+        live.gate = threading.Semaphore(1)
+        await ask(pilot, pane, "more")
+        await shown(pilot, "short▌")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: live.closed)
+        assert not pane.is_answering
+        assert "■ stopped" in screen_text(pilot.app)
         assert "hello" in screen_text(pilot.app)
         assert run.id in screen_lines(pilot.app)[0]
         await said(pilot, pane, "still there?")
         assert [message["content"] for message in ended.asked[0][1]][1:3] == ["hello", "short and tuned"]
-
-
-async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = gate = threading.Semaphore(0)
-    run = make_run(tmp_path)
-    async with chatting(run, session, live=True) as (pilot, pane, _):
-        await ask(pilot, pane, "hello")
-        gate.release()
-        await shown(pilot, "short▌")
-        pane.set_target(run, live=False)
-        await wait_for(pilot, lambda: session.closed)
-        assert not pane.is_answering
-        assert "■ stopped" in screen_text(pilot.app)
 
 
 async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
@@ -433,40 +398,25 @@ async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) 
     gate.set()
 
 
-def variants(*answers: str) -> FakeSession:
-    """A session that gives another answer each time."""
-    session = fake()
-    left = list(answers)
-    real = session.generate
-
-    def generate(*args: Any) -> Iterator[Any]:
-        session.script["tuned"] = [left.pop(0) if len(left) > 1 else left[0]]
-        return real(*args)
-
-    session.generate = generate  # type: ignore[method-assign, assignment]
-    return session
-
-
 async def talked(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
     await said(pilot, pane, *questions)
     await pilot.press("escape")
 
 
 async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -> None:
-    async with chatting(tmp_path, variants("first answer", "second answer", "third answer"), size=(80, 24)) as (
-        pilot,
-        pane,
-        session,
-    ):
+    async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
+        session.script["tuned"] = ["second answer"]
         await pilot.press("a")
         await finished(pilot, pane)
         assert "second answer" in (text := screen_text(pilot.app))
-        assert "first answer" not in text
+        assert "short and tuned" not in text
         assert "hello  ‹2 of 2›" in text
-        await press(pilot, "left_square_bracket", until=("hello  ‹1 of 2›", "first answer"))
+        await press(pilot, "left_square_bracket", until=("hello  ‹1 of 2›", "short and tuned"))
+        session.script["tuned"] = ["third answer"]
         await talked(pilot, pane, "and then")
-        assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "hello", "first answer", "and then"]
+        asked = [each["content"] for each in session.asked[-1][1]]
+        assert asked == ["Be brief.", "hello", "short and tuned", "and then"]
         await press(pilot, "p", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
         await press(pilot, "right_square_bracket", until="and then")

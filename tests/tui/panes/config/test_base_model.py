@@ -93,6 +93,7 @@ def test_the_check_agrees_with_the_lookup_by_names(tmp_path: Path, tiny_model_di
 
 async def test_the_model_is_chosen_from_the_list_and_undone(tmp_path: Path, tiny_model_dir: Path) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
+    copy_model(tiny_model_dir, tmp_path / "models" / "own")
     path = write_config(tmp_path)
     pane = ConfigPane()
     app = PaneApp(pane)
@@ -110,12 +111,7 @@ async def test_the_model_is_chosen_from_the_list_and_undone(tmp_path: Path, tiny
             assert "✓ model.base is mine" in screen_text(pilot.app)
             await pilot.press("u")
             assert pane.document.dumps() == before
-
-
-async def test_a_directory_is_written_as_seen_from_the_file(tmp_path: Path, tiny_model_dir: Path) -> None:
-    copy_model(tiny_model_dir, tmp_path / "models" / "own")
-    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
-        await go_to(pilot, pane, "model.base")
+        # A directory is written as seen from the file.
         await pilot.press("enter")
         await list_opened(pilot)
         await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "models/own")
@@ -132,11 +128,7 @@ async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
         await pilot.pause()
         assert not pane.model.is_edited
         assert edits(pilot) == []
-
-
-async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
-        await go_to(pilot, pane, "model.base")
+        # What is typed behind enter is searched for.
         before = pane.document.dumps()
         pilot.app.post_message(Key("enter", None))
         for character in "dux":

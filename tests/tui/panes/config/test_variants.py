@@ -33,6 +33,12 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
         assert pane.problems == {}
         assert "b.toml · " in screen_lines(pilot.app)[0]
         assert recent_configs()[:1] == [tmp_path / "sub" / "b.toml"]
+        # Where it fails, the paths stay as they are.
+        before = pane.document.dumps()
+        await pilot.press("S", "ctrl+u")
+        await paste(pilot, str(tmp_path / "no" / "b.toml"))
+        await press(pilot, "enter", until="cannot be written")
+        assert pane.document.dumps() == before
 
 
 async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_name(tmp_path: Path) -> None:
@@ -44,15 +50,6 @@ async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_nam
         await press(pilot, "enter", until=lambda: (tmp_path / "mine.toml").is_file())
         assert pane.document.get("data.train") == "rows.jsonl"
         assert pane.document.get("data.eval") == "/elsewhere/rows.jsonl"
-
-
-async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with config_pane(path) as (pilot, pane):
-        await pilot.press("S", "ctrl+u")
-        await paste(pilot, str(tmp_path / "no" / "b.toml"))
-        await press(pilot, "enter", until="cannot be written")
-        assert pane.document.dumps() == path.read_text()
 
 
 async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
@@ -95,19 +92,7 @@ async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
         assert pane.document.get("train.epochs") == 3.0
 
 
-async def test_compare_with_the_file(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with config_pane(path, size=(80, 24)) as (pilot, pane):
-        await type_value(pilot, pane, "train.epochs", "3")
-        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        text = screen_text(pilot.app)
-        assert "- epochs = 2.0" in text
-        assert "+ epochs = 3.0" in text
-        assert "tickets.toml on the disk" in text
-        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
-
-
-async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
+async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n[chat]\nsystem = "a\\u001b[31mb"\n')
@@ -115,6 +100,10 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
         create_run(pane.document.validate(), "tickets")
         pane.look_around(anew=True)
         await wait_for(pilot, lambda: pane.known.last_run is not None)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await press(pilot, "v", "f", until=("- epochs = 2.0", "+ epochs = 3.0", "tickets.toml on the disk"))
+        assert isinstance(pilot.app.screen, DifferenceScreen)
+        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
         await type_value(pilot, pane, "method.rank", "4")
         await press(pilot, "v", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         text = screen_text(pilot.app)

@@ -45,11 +45,8 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
         await wait_for(pilot, lambda: "No data yet." in screen_text(pilot.app))
         for key in ("o", "b", "d"):
             assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
-
-
-async def test_sample_data_is_one_key_away() -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        # Sample data is one key away.
+        await resize(pilot, 100, 30)
         await press(pilot, "d", until=lambda: pane.view is not None)
         await analyzed(pilot, pane)
         text = screen_text(pilot.app)
@@ -147,7 +144,10 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await press(pilot, "escape", until="Search stopped.")
 
 
-async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
+async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write_rows(tmp_path / "sub" / "inner.jsonl", 3)
     write_rows(tmp_path / "tickets_train.jsonl", 3)
     write_rows(tmp_path / "tickets_eval.jsonl", 2)
     (tmp_path / "notes.txt").write_text("no data")
@@ -162,22 +162,11 @@ async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
         await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path == tmp_path / "tickets_eval.jsonl"
-
-
-async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    write_rows(tmp_path / "sub" / "inner.jsonl", 3)
-    write_rows(tmp_path / "rows.jsonl", 3)
-    (tmp_path / "notes.md").write_text("no data")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await press(pilot, "b", until="rows.jsonl")
-        assert "notes.md" not in screen_text(pilot.app)
+        await press(pilot, "b", until="tickets_train.jsonl")
+        assert "notes.txt" not in screen_text(pilot.app)
         await press(pilot, "j", "enter", until="inner.jsonl")
-        await press(pilot, "j", "enter", until=lambda: pane.view is not None)
-        assert pane.view is not None
-        assert pane.view.path.name == "inner.jsonl"
+        inner = tmp_path / "sub" / "inner.jsonl"
+        await press(pilot, "j", "enter", until=lambda: pane.view is not None and pane.view.path == inner)
         assert pane.body.rows.has_focus
 
 
