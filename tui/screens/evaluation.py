@@ -29,7 +29,7 @@ from core.text import one_line, sanitize
 from core.units import format_fixed
 from tui.keys import bindings
 from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
-from tui.screens.job import Ended, JobOverlay, follow, progress_bar
+from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
 from tui.widgets.text_block import TextBlock
@@ -315,10 +315,7 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
     def on_mount(self) -> None:
         """Start the evaluation, or compare the existing record."""
         self._show()
-        if isinstance(self._asked, EvaluationRecord):
-            self._compare(self._asked)
-        else:
-            self._run(self._asked)
+        follow(self, self._work)
 
     def on_resize(self) -> None:
         """Lay out the table for its width, which is known after the layout."""
@@ -333,22 +330,16 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
         if self._evaluation is not None:
             self._evaluation.cancel()
 
-    @work(thread=True, group="evaluation")
-    def _compare(self, record: EvaluationRecord) -> None:
-        # The bootstrap draws millions of numbers.
-        self.post_from_thread(Ended((record, EvaluationTable.of(record))))
-
-    @work(thread=True, group="evaluation")
-    def _run(self, request: EvaluationRequest) -> None:
-        def run(progress: Callable[[JobProgress], None]) -> Compared:
-            evaluation = self._evaluation = request.prepare()
+    def _work(self, progress: Callable[[JobProgress], None]) -> Compared:
+        # In a thread even for a record: the bootstrap draws millions of numbers.
+        record = self._asked
+        if not isinstance(record, EvaluationRecord):
+            evaluation = self._evaluation = record.prepare()
             if not self.is_running:  # it was left before there was anything to cancel
                 raise JobCancelledError
             self.post_from_thread(Prepared())
             record = evaluation.run(progress)
-            return record, EvaluationTable.of(record)
-
-        follow(self, run)
+        return record, EvaluationTable.of(record)
 
     @on(Prepared)
     def _prepared(self) -> None:

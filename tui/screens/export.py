@@ -235,11 +235,7 @@ class ExportScreen(JobOverlay["JobProgress", "ExportResult", None]):
 
         self._job = export_job(self._request)
         self._show()
-        self._make(self._job)
-
-    @work(thread=True, group="export")
-    def _make(self, job: ExportJob) -> None:
-        follow(self, job.run)
+        follow(self, self._job.run)
 
     # Display.
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Container
 from dataclasses import dataclass
 
-from textual import events, on, work
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -97,16 +97,12 @@ class FetchDialog(Dialog[bool]):
         event.prevent_default()
         if answer == "connect":
             self._show(Content(f"Asking {hub_host()} …"), Choice("escape", "leave", "cancel"))
-            self._fetch()
+            follow(self, self._job.run)
         elif answer == "go":
             self._show(Content("Starting the download …"), Choice("escape", "leave", "cancel"))
             self._answered.set()
         else:
             self.dismiss(False)
-
-    @work(thread=True)
-    def _fetch(self) -> None:
-        follow(self, self._job.run)
 
     def _confirm(self, plan: FetchPlan) -> bool:
         """Ask about a large download; called in the thread of the download."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -49,7 +49,7 @@ class Ended(Message, Generic[ResultType]):
 
 
 def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]], ResultType]) -> None:
-    """Run a job in the current thread, and post its progress and end to a screen. A canceled job posts no end.
+    """Run a job in a thread, and post its progress and end to a screen. A canceled job posts no end.
 
     Args:
         screen: The screen. Once it has been left, the next progress report cancels the job.
@@ -62,14 +62,17 @@ def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]],
             raise JobCancelledError
         screen.post_message(Progressed(progress))
 
-    try:
-        result = run(progressed)
-    except JobCancelledError:
-        return
-    except UserError as error:
-        screen.post_from_thread(Ended(error=error))
-    else:
-        screen.post_from_thread(Ended(result))
+    def work() -> None:
+        try:
+            result = run(progressed)
+        except JobCancelledError:
+            return
+        except UserError as error:
+            screen.post_from_thread(Ended(error=error))
+        else:
+            screen.post_from_thread(Ended(result))
+
+    screen.run_worker(work, thread=True, group="job")
 
 
 def progress_bar(share: float, glyphs: GlyphSet) -> Content:
@@ -197,7 +200,7 @@ class JobScreen(JobOverlay[ProgressType, ResultType, AnswerType]):
         if self._state.stage == "asked":
             self._state = replace(self._state, stage="on")
             self._show()
-            self._run()
+            follow(self, self._page.run)
         elif self._state.stage == "ended":
             self.dismiss(self._answer)
 
@@ -205,10 +208,6 @@ class JobScreen(JobOverlay[ProgressType, ResultType, AnswerType]):
         """Close the screen of a job that has ended."""
         if self._state.stage == "ended":
             self.dismiss(None)
-
-    @work(thread=True, group="job")
-    def _run(self) -> None:
-        follow(self, self._page.run)
 
     def _show(self) -> None:
         box = self.query_one(OverlayBox)
