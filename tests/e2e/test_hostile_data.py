@@ -157,16 +157,6 @@ CASES = {
         dropped={"not_json": 2},
     ),
     "nothing but brackets": Case(_file("a.json", _deep("array")), "no row that can be read"),
-    "100,000 messages in a row": Case(
-        _file(
-            "a.jsonl",
-            lambda: json_lines(
-                [{"messages": [{"role": ("user", "assistant")[n % 2], "content": "x"} for n in range(100_000)]}]
-            ),
-        ),
-        used=0,
-        dropped={"too_long": 1},
-    ),
     "a column name of megabytes of escapes": Case(
         _file("a.jsonl", json_lines([{"\x1b]52;c;" * 500_000: 1}])), "of no known format"
     ),

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
-from tests.tui.harness import pane_of, press, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.widgets.answers import AnswersView
@@ -57,8 +57,7 @@ async def latest_run(
     *texts: str, size: tuple[int, int] = (80, 24), notifications: bool = False
 ) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
     """The app with the newest run, once texts are on the screen."""
-    app = LocaltuneApp(run="latest")
-    async with app.run_test(size=size, notifications=notifications) as pilot:
+    async with running(LocaltuneApp(run="latest"), size, notifications=notifications) as (app, pilot):
         await shown(pilot, *texts)
         yield app, pilot
 

@@ -17,7 +17,7 @@ from core.config.schema import Config
 from core.directories import Progress
 from core.quantization.result import Figures, QuantizationCost, sentence
 from tests.core.quantization.test_result import COST
-from tests.tui.harness import pane_of, press, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
 
@@ -62,8 +62,7 @@ async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
 @asynccontextmanager
 async def asking(path: Path) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the question whether to measure."""
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await open_screen(pilot, app, path)
         yield pilot, app
 

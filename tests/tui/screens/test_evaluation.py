@@ -18,7 +18,7 @@ from core.evaluation.evaluation import EvaluationRequest
 from core.evaluation.record import list_records, read_record
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
-from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
@@ -60,8 +60,7 @@ async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
 
 
 async def test_prompts_are_asked_and_the_rows_scrolled_through(session: ScriptedSession, tmp_path: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: "11 won, 1 lost" in screen_text(app), 30)
         text = screen_text(app)
@@ -96,8 +95,7 @@ async def test_prompts_are_asked_and_the_rows_scrolled_through(session: Scripted
 async def test_long_names_leave_the_table_in_its_lines(session: ScriptedSession) -> None:
     names = tuple(f"20261126-151009-tickets-{kind}" for kind in ("gguf-q4_k_m", "gguf-q8_0", "merged"))
     EvaluationRequest(names, prompts="prompts.jsonl").prepare().run()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
         await pilot.press("ctrl+r")
         ends = ("gguf-q4_k_m", "gguf-q8_0", "tickets-merged")
@@ -117,8 +115,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
         return answer(question, source)
 
     session.answer = hang
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: reached.is_set() and "5 of 24" in screen_text(app))
         assert "mine: answering" in screen_text(app)
@@ -129,8 +126,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
         release.set()
         await wait_for(pilot, lambda: read_record(list_records(paths.home() / "evaluations")[0]).done == 5)
     session.answer = answer
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: "11 won, 1 lost" in screen_text(app), 30)
     assert len(list_records(paths.home() / "evaluations")) == 1
@@ -140,8 +136,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
 async def test_what_cannot_be_meant_is_said_in_the_form(
     session: ScriptedSession,
 ) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with running(size=(120, 40)) as (app, pilot):
         for lines, said in (
             (("prompts.jsonl", ""), "No model is named"),
             (("prompts.jsonl", "'mine"), "has an open quote"),

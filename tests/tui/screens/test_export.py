@@ -15,7 +15,7 @@ from core.export import job
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
-from tests.tui.harness import FORBIDDEN, press, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, press, running, screen_lines, screen_text, shown, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
@@ -52,8 +52,7 @@ async def exporting(
     run: Run, *, size: tuple[int, int] = (80, 24)
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, ExportScreen]]:
     """The screen of a run's export."""
-    app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with running(size=size) as (app, pilot):
         await pilot.pause()
         screen = ExportScreen(run)
         app.push_screen(screen)
@@ -62,8 +61,7 @@ async def exporting(
 
 async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await press(pilot, "5", until=lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
         await press(pilot, "X", until=lambda: isinstance(app.screen, ExportScreen))
         await shown(pilot, "compared with the trained model", "a file for llama.cpp", "Q8_0")

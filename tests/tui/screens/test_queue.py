@@ -20,7 +20,7 @@ from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import asks, press, screen_text, wait_for
+from tests.tui.harness import asks, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -57,7 +57,6 @@ def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
-    await wait_for(pilot, lambda: app.state.document is not None)
     await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
     screen = app.screen
     assert isinstance(screen, QueueScreen)
@@ -70,8 +69,7 @@ async def queue(
     config: Path | None = None, *, size: tuple[int, int] = (120, 40)
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, QueueScreen]]:
     """The open screen."""
-    app = LocaltuneApp(config)
-    async with app.run_test(size=size) as pilot:
+    async with running(LocaltuneApp(config), size) as (app, pilot):
         yield pilot, app, await show(pilot, app)
 
 
@@ -141,17 +139,14 @@ async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(
 async def test_a_torn_queue_is_told(home: Path) -> None:
     add("a")
     store.queue_path().write_text("{")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(size=(120, 40)) as (_, pilot):
         await press(pilot, "Q", until="The queue cannot be read")
 
 
 async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:
     script = ScriptedRun(home)
     script.train_to(10)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with running(LocaltuneApp(config), (120, 40)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
         await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))

@@ -15,7 +15,7 @@ from core import paths
 from core.selftest import job
 from core.selftest.job import SelfTestJob, selftest_job
 from core.selftest.report import SUBJECTS
-from tests.tui.harness import press, screen_lines, screen_text, wait_for
+from tests.tui.harness import press, running, screen_lines, screen_text, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
@@ -37,8 +37,7 @@ def make() -> SelfTestJob:
 @asynccontextmanager
 async def asking(size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the question whether to begin."""
-    app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with running(size=size) as (app, pilot):
         await press(pilot, "f8", until=lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
         yield pilot, app
 

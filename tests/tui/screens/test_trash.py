@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from core.runs.catalog.removal import list_trash, trash_run
 from core.runs.record.store import Run
-from tests.tui.harness import asks, pane_of, press, screen_text, wait_for
+from tests.tui.harness import asks, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.trash import TrashScreen
@@ -37,8 +37,7 @@ def runs(home: Path) -> list[Run]:
 @asynccontextmanager
 async def trash() -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the trash, opened from the Runs pane."""
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
         await press(pilot, "5", until="5 Runs · 1")
         await press(pilot, "U", until=lambda: isinstance(app.screen, TrashScreen) and "3 runs, " in screen_text(app))
