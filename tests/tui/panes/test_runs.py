@@ -103,8 +103,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     async with listed("of work", size=(120, 34)) as (app, pilot):
         assert view_of(app).run == second.run
         await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
-        assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
-        assert " kB: the record and the adapter." in screen_text(app)
+        await shown(pilot, "20261124-090000-second has failed at step 10 of 120.", " kB: the record and the adapter.")
         # The first answer, which enter gives, keeps it.
         await press(pilot, "enter", until=lambda: not asks(app, "move it to the trash"))
         assert second.run.path.exists()
@@ -174,9 +173,7 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await press(pilot, "space", "space", until="2 marked")
         await press(pilot, "c", until=("2 runs compared", "best eval loss"))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
-        assert "A 090000-second" in screen_text(app)
-        assert "B 090000-first" in screen_text(app)
-        assert "training loss over steps" in screen_text(app)
+        await shown(pilot, "A 090000-second", "B 090000-first", "training loss over steps")
         await press(pilot, "x", until=("training loss over tokens", " tokens"))
         await press(pilot, "x", "m", until="eval loss over time spent in steps")
         await press(pilot, "M", "x", "G", until="method.rank")

@@ -15,7 +15,7 @@ from core import paths
 from core.selftest import job
 from core.selftest.job import SelfTestJob, selftest_job
 from core.selftest.report import SUBJECTS
-from tests.tui.harness import press, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import press, running, screen_lines, screen_text, shown, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
@@ -49,9 +49,7 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(scripted: pyte
         assert all(subject.title in screen_text(app) for subject in SUBJECTS)
         await press(pilot, "enter", until="esc close")
         await pilot.press("pageup", "k")
-        text = screen_text(app)
-        assert "Card 9000" in text
-        assert "FAIL  training" in text
+        await shown(pilot, "Card 9000", "FAIL  training")
         await press(pilot, "pagedown", "pagedown", until="1 of 6 checks failed")
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert (paths.selftest_dir() / "report.txt").is_file()

@@ -87,9 +87,7 @@ async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
             await resize(pilot, *size)
-            text = screen_text(pilot.app)
-            assert "Nothing to talk to yet." in text
-            assert "r   Start a run" in text
+            await shown(pilot, "Nothing to talk to yet.", "r   Start a run")
         await pilot.press("i", "x")
         assert not pane.dialogue.exchanges
 
@@ -211,8 +209,7 @@ async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session
         assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
-        assert "✗ The chat engine was killed by signal 9." in screen_text(pilot.app)
-        assert "The machine may be out of memory." in screen_text(pilot.app)
+        await shown(pilot, "✗ The chat engine was killed by signal 9.", "The machine may be out of memory.")
         assert broken.closed
         await said(pilot, pane, "again")
         assert "short and tuned" in screen_text(pilot.app)
@@ -331,8 +328,7 @@ async def test_a_run_that_ends_in_mid_answer_stops_it_and_keeps_the_conversation
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: live.closed)
         assert not pane.is_answering
-        assert "■ stopped" in screen_text(pilot.app)
-        assert "hello" in screen_text(pilot.app)
+        await shown(pilot, "■ stopped", "hello")
         assert run.id in screen_lines(pilot.app)[0]
         await said(pilot, pane, "still there?")
         assert [message["content"] for message in ended.asked[0][1]][1:3] == ["hello", "short and tuned"]
@@ -445,9 +441,7 @@ async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> N
     session.script["tuned"] = ["# Head\n\n", "some **bold**\n\n", "- one\n- two"]
     async with chatting(tmp_path, session, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        text = screen_text(pilot.app)
-        assert "some bold" in text
-        assert "• one" in text
+        await shown(pilot, "some bold", "• one")
         await press(pilot, "m", until=("some **bold**", "# Head"))
         await press(pilot, "m", until="• two")
 

@@ -9,7 +9,7 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, shown, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
@@ -38,9 +38,7 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
-        text = screen_text(pilot.app)
-        assert "Imported from qlora.yml" in text
-        assert "deepspeed" in text
+        await shown(pilot, "Imported from qlora.yml", "deepspeed")
         await press(pilot, "G", until="Did you mean lora_r?")
         assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
         await press(pilot, "enter", until=lambda: not isinstance(pilot.app.screen, ReportScreen))

@@ -19,6 +19,7 @@ from tests.tui.harness import (
     resize,
     screen_lines,
     screen_text,
+    shown,
     wait_for,
     words,
 )
@@ -49,10 +50,7 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
         await resize(pilot, 100, 30)
         await press(pilot, "d", until=lambda: pane.view is not None)
         await analyzed(pilot, pane)
-        text = screen_text(pilot.app)
-        assert "tickets_train.jsonl" in text
-        assert "chat messages" in text
-        assert "no problems" in text
+        await shown(pilot, "tickets_train.jsonl", "chat messages", "no problems")
 
 
 async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
@@ -208,9 +206,7 @@ async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> 
     path = tmp_path / "rows.jsonl"
     path.write_text('{"qestion": "why?", "number": 5}\n')
     async with data_pane(path, size=(120, 24)) as (pilot, pane):
-        text = screen_text(pilot.app)
-        assert "unknown format" in text
-        assert "Did you mean question?" in text
+        await shown(pilot, "unknown format", "Did you mean question?")
         found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
         assert found == [("qestion", "why?"), ("number", "5")]
 

@@ -24,6 +24,7 @@ from tests.tui.harness import (
     running,
     screen_lines,
     screen_text,
+    shown,
     wait_for,
     words,
 )
@@ -114,12 +115,9 @@ def value(pilot: Pilot[Any], name: str) -> Any:
 
 async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
     async with templates(directory) as (pilot, screen):
+        await shown(pilot, "in force: model's own", "▸● model's own", "row 1 ·", "<|im_start|>user⏎")
+        await shown(pilot, "for message in messages")
         text = screen_text(pilot.app)
-        assert "in force: model's own" in text
-        assert "▸● model's own" in text
-        assert "row 1 ·" in text
-        assert "<|im_start|>user⏎" in text
-        assert "for message in messages" in text
         assert lit(screen) == "a reply<|im_end|>"
         assert "generation prompt" in text
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
@@ -200,9 +198,8 @@ async def test_editing_makes_a_copy_and_uses_it(directory: Path, monkeypatch: py
         assert path.read_text() == NAMED_TEMPLATES["chatml"].source + "{# mine #}\n"
         assert value(pilot, "template.name") is None
         await seen(pilot, screen)
-        text = screen_text(pilot.app)
-        assert "in force: chatml.jinja, by template.file" in text
-        assert "✓ chatml.jinja is saved and is the chat template." in text
+        await shown(pilot, "in force: chatml.jinja, by template.file")
+        await shown(pilot, "✓ chatml.jinja is saved and is the chat template.")
         assert at(screen).path == path
         assert screen.source_view.source.endswith("{# mine #}\n")
         assert lit(screen) == "a reply<|im_end|>"
@@ -236,8 +233,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
     )
     append(directory, '\n[template]\nfile = "mine.jinja"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "✗ Line 3: The chat template refuses the" in text
+        await shown(pilot, "✗ Line 3: The chat template refuses the")
         assert screen.source_view.marked == 3
         assert any("✗ 3 " in line for line in screen_lines(pilot.app))
 
@@ -275,8 +271,7 @@ async def test_what_cannot_be_written_is_kept(directory: Path, monkeypatch: pyte
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
     append(directory, '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "template.name and template.file are both set" in text
+        await shown(pilot, "template.name and template.file are both set")
         await press(pilot, "j")
         assert "cannot be read" in at(screen).problem
         await press(pilot, "enter")
@@ -290,8 +285,7 @@ async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) 
     path = directory / "tickets.toml"
     path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "is not on this machine" in text
+        await shown(pilot, "is not on this machine")
         await press(pilot, "j")
         assert "<|im_start|>user⏎" in screen_text(pilot.app)
         assert lit(screen) == ""
