@@ -148,7 +148,7 @@ def test_without_a_chain_the_replay_finds_what_was_changed(
     assert found.notes[-1].endswith(f"that its steps after {span.end} follow from the base is not proven.")
 
 
-def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object] = list) -> None:
+def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
     """Make a sound chain over a run as it is now, with links changed, as somebody can who knows how it is made."""
     path, prev, end = run.path / CHAIN_NAME, NOTHING, 0
     links = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -165,10 +165,6 @@ def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object] = list) ->
     path.write_bytes(b"".join(canonical(link) + b"\n" for link in links))
 
 
-def other_torch(links: list[dict[str, Any]]) -> None:
-    links[0]["body"]["software"]["torch"] = "2.0"
-
-
 @pytest.mark.long
 def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
@@ -180,7 +176,7 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     path.write_text(json.dumps(manifest))
 
     def change(links: list[dict[str, Any]]) -> None:
-        other_torch(links)
+        links[0]["body"]["software"]["torch"] = "2.0"
         (link,) = (link for link in links if link["kind"] == "checkpoint" and link["body"]["step"] == 4)
         link["body"]["manifest"] = manifest
 
@@ -192,28 +188,20 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     assert "torch changed from 2.0 to " in inexact.reason
 
 
-def parked(run: Run) -> None:
+@pytest.mark.long
+def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
+    run = start(workers, "rough", e2e.held_at(3), train={"max_steps": 16})
+    e2e.wait_until_step(run, 3)
+    e2e.kill(run)
+    workers.resume(run, e2e.held_at(5))
+    e2e.stop_at(run, 5)
+    workers.resume(run, e2e.held_at(7))
     e2e.wait_until_step(run, 7)
     with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("park")
     e2e.wait_until_parked(run)
     with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("resume")
-
-
-def killed_and_stopped(workers: Workers, run: Run) -> None:
-    e2e.wait_until_step(run, 3)
-    e2e.kill(run)
-    workers.resume(run, e2e.held_at(5))
-    e2e.stop_at(run, 5)
-    workers.resume(run, e2e.held_at(7))
-
-
-@pytest.mark.long
-def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", e2e.held_at(3), train={"max_steps": 16})
-    killed_and_stopped(workers, run)
-    parked(run)
     e2e.finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
 
