@@ -31,9 +31,7 @@ def measured(run: Run) -> list[tuple[int, float]]:
     return [(event.step, event.loss) for event in e2e.only(EvalEvent, run)]
 
 
-def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early(
-    workers: Workers,
-) -> None:
+def test_the_best_step_is_kept_and_a_run_that_gets_no_better_ends_early(workers: Workers) -> None:
     run = workers.finished("rising", **RISING)
     losses = measured(run)
     best = min(losses, key=lambda item: item[1])[0]

@@ -130,9 +130,7 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
 
 
 @pytest.mark.long
-def test_without_a_chain_the_replay_finds_what_was_changed(
-    honest: tuple[Workers, Run],
-) -> None:
+def test_without_a_chain_the_replay_finds_what_was_changed(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "unsealed")
     (run.path / CHAIN_NAME).unlink()

@@ -14,7 +14,7 @@ import pytest
 from core.launch.launcher import worker_environment
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
-from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps, wait_until_step
+from tests.e2e.workers import STEPS, Workers, adapter_bytes, kill, steps, wait_until_step
 
 pytestmark = pytest.mark.long
 
@@ -68,8 +68,7 @@ def test_a_jumping_clock_changes_nothing(workers: Workers, clock: Clock, referen
     wait_until_step(run, 22)
     kill(run)
     assert run.state().state == "lost"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
     done = steps(run)
     assert all(0 < event.seconds < 3600 and math.isfinite(event.tokens_per_second) for event in done)

@@ -32,15 +32,13 @@ def test_changed_rows_are_ignored_and_then_refused(workers: Workers, reference: 
         assert "has changed since step-" in end.reason or "line " in end.reason, end.reason
         assert end.step >= 5
     workers.train_data.write_bytes(rows)
-    workers.resume(run)
-    e2e.finish(run)
+    workers.complete(run)
     assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
     assert "resumed" in e2e.notice_codes(run)
 
 
 def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Workers) -> None:
-    run = workers.start("changed", e2e.held_at(6), train={"max_steps": 12}, eval={"every_steps": None})
-    e2e.wait_until_step(run, 6)
+    run = workers.held("changed", 6, train={"max_steps": 12}, eval={"every_steps": None})
     e2e.kill(run)
     text = run.config_path.read_text()
     changed = text.replace("learning_rate = 0.005", "learning_rate = 0.006").replace("rank = 4\n", "rank = 8\n")
@@ -55,5 +53,4 @@ def test_options_that_were_changed_before_a_run_goes_on_are_named(workers: Worke
     assert end.hint == "Put it back, or start a new run."
     run.config_path.write_text(text)
     os.utime(run.config_path)
-    workers.resume(run)
-    e2e.finish(run)
+    workers.complete(run)

@@ -62,9 +62,7 @@ def ping(run: Run) -> dict[str, object]:
     return ControlClient(run).request("ping")
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_refused(
-    make_on_disk: Callable[[str], Workers],
-) -> None:
+def test_a_disk_without_room_for_a_checkpoint_is_refused(make_on_disk: Callable[[str], Workers]) -> None:
     run = make_on_disk("48m").start("narrow")
     end = e2e.failure(run)
     assert " free, and a checkpoint needs " in end.reason
@@ -74,8 +72,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused(
 
 def test_a_disk_that_fills_up_pauses_training(make_on_disk: Callable[[str], Workers], reference: Run) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("filling", e2e.held_at(6))
-    e2e.wait_until_step(run, 6)
+    run = workers.held("filling", 6)
     client = ControlClient(run)
     client.request("pause")
     written = [event.step for event in e2e.only(CheckpointEvent, run)]
@@ -110,12 +107,9 @@ def test_a_disk_that_fills_up_pauses_training(make_on_disk: Callable[[str], Work
 
 
 @pytest.mark.long
-def test_an_adapter_that_cannot_be_written_can_be_continued(
-    make_on_disk: Callable[[str], Workers],
-) -> None:
+def test_an_adapter_that_cannot_be_written_can_be_continued(make_on_disk: Callable[[str], Workers]) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("late", e2e.held_at(3), train={"max_steps": 12}, checkpoint={"every_steps": 3})
-    e2e.wait_until_step(run, 3)
+    run = workers.held("late", 3, train={"max_steps": 12}, checkpoint={"every_steps": 3})
     client = ControlClient(run)
     client.request("pause")
     filler = fill(workers, leave=8 * PAGE)
@@ -137,8 +131,7 @@ def test_an_adapter_that_cannot_be_written_can_be_continued(
     assert "checkpoint_failed" in e2e.notice_codes(run)
     assert not run.adapter_path.exists()
     filler.unlink()
-    workers.resume(run)
-    e2e.finish(run)
+    workers.complete(run)
     assert e2e.adapter_bytes(run)
     assert e2e.exit_code(run) == 0
 
@@ -160,8 +153,7 @@ def sealed(directory: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("taken", [sealed, pytest.param(read_only, marks=pytest.mark.long)])
 def test_a_read_only_home_is_refused(workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]) -> None:
-    run = workers.start("whole", train={"max_steps": 2}, eval={"every_steps": None})
-    e2e.finish(run)
+    run = workers.finished("whole", train={"max_steps": 2}, eval={"every_steps": None})
     with taken(workers.home), workers.environment():
         with pytest.raises(UserError, match="is not a directory that can be written to") as refusal:
             launcher.start_run(workers.config(), "late")
