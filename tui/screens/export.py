@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
+    from core.jobs.job import JobProgress
     from core.runs.record.store import Run
 
 #: Kinds in the order of the screen, with their purpose.
