@@ -15,6 +15,7 @@ from textual.worker import get_current_worker
 
 from core.errors import UserError
 from core.export.request import ExportRequest, Kind, Quant
+from core.jobs.job import JobProgress
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.jobs.job import JobProgress
     from core.runs.record.store import Run
 
 #: Kinds in the order of the screen, with their purpose.
@@ -59,7 +59,7 @@ class Planned(Message):
         return self.plan is not None and self.error is None
 
 
-class ExportScreen(JobOverlay["JobProgress", "ExportResult", None]):
+class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
     """Export of a run: the choices, the progress, and the verified result.
 
     Args:
