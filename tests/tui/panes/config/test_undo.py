@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.config.document import ConfigDocument
 from tests.tui.config_panes import config_pane, edits, go_to, type_value, write_config
-from tests.tui.harness import has_form, pane_of, paste, press, running, screen_lines, wait_for
+from tests.tui.harness import document_of, has_form, pane_of, paste, press, running, screen_lines, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.box import ReportScreen
 
@@ -95,9 +95,7 @@ async def test_what_other_panes_choose_and_another_file_can_be_undone(home: Path
         # Another file that is opened too.
         await pilot.press("O")
         await paste(pilot, str(other))
-        await press(pilot, "enter", until=lambda: app.state.document is not None and app.state.document.path == other)
-        assert not app.state.is_dirty
-        await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.path == path)
-        assert not app.state.is_dirty
+        for key, shown in (("enter", other), ("u", path)):
+            await press(pilot, key, until=lambda: document_of(app).path == shown and not app.state.is_dirty)  # noqa: B023
         assert pane_of(app, "config").document is app.state.document
         assert isinstance(app.state.document, ConfigDocument)
