@@ -103,6 +103,7 @@ async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Pat
         await press(pilot, "v", "f", until=("- epochs = 2.0", "+ epochs = 3.0", "tickets.toml on the disk"))
         assert isinstance(pilot.app.screen, DifferenceScreen)
         await press(pilot, "escape", "u", "v", "f", until="They say the same.")
+        await pilot.press("escape")
         await type_value(pilot, pane, "method.rank", "4")
         await press(pilot, "v", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         await shown(pilot, "[method]", "- rank = 16", "+ rank = 4")
