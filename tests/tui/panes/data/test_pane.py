@@ -148,7 +148,7 @@ async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monk
     write_rows(tmp_path / "sub" / "inner.jsonl", 3)
     write_rows(tmp_path / "tickets_train.jsonl", 3)
     write_rows(tmp_path / "tickets_eval.jsonl", 2)
-    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / "notes.md").write_text("no data")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await pilot.press("o")
@@ -156,12 +156,12 @@ async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monk
         await press(pilot, "tab")
         text = screen_text(pilot.app)
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
-        assert "notes.txt" not in text
+        assert "notes.md" not in text
         await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path == tmp_path / "tickets_eval.jsonl"
         await press(pilot, "b", until="tickets_train.jsonl")
-        assert "notes.txt" not in screen_text(pilot.app)
+        assert "notes.md" not in screen_text(pilot.app)
         await press(pilot, "j", "enter", until="inner.jsonl")
         inner = tmp_path / "sub" / "inner.jsonl"
         await press(pilot, "j", "enter", until=lambda: pane.view is not None and pane.view.path == inner)
