@@ -488,10 +488,11 @@ class LocaltuneApp(App[str]):
 
     def action_self_test(self) -> None:
         """Open the self-test; a key in it begins the test."""
-        from tui.screens.selftest import selftest_screen
+        from tui.screens.job import JobScreen
+        from tui.screens.selftest import SelfTestPage
 
         if not self.desktop.is_covered:
-            self.push_screen(selftest_screen())
+            self.push_screen(JobScreen(SelfTestPage()))
 
     def action_evaluate(self) -> None:
         """Evaluate the model of the shown run on a file of prompts."""

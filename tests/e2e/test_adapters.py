@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from core.evaluation.record import read_record
 from core.runs.control.client import ControlClient
 from core.runs.record.events import NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from tests.families.tiny import write_family
-from tests.forking import Forks
 
-from .test_serving import serving
-from .workers import (
-    Workers,
-    adapter_bytes,
-    held_at,
-    hooked,
-    import_hook,
-    kill_and_finish,
-    notice_codes,
-    only,
-    steps,
-    wait_until_listening,
-)
+from . import workers as e2e
+from .workers import Workers
 
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -44,7 +29,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 #: A CPU that passes for a device without room for experts, where HOST_EXPERTS is set.
-ON_HOST = import_hook(
+ON_HOST = e2e.import_hook(
     "HOST_EXPERTS",
     "core.worker.setup.build",
     """
@@ -68,12 +53,12 @@ def train_twice(
         sections: Changed options.
     """
     undisturbed = workers.finished("undisturbed", **sections)
-    run = workers.start("killed", held_at(0, 7) | (variables or {}), **sections)
-    wait_until_listening(run)
+    run = workers.start("killed", e2e.held_at(0, 7) | (variables or {}), **sections)
+    e2e.wait_until_listening(run)
     answer = ControlClient(run).request("generate", messages=QUESTION, source="base", max_new_tokens=4)
     assert answer["source"] == "base"
-    kill_and_finish(workers, run, 7)
-    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    e2e.kill_and_finish(workers, run, 7)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(undisturbed)
     history, expected = read_history(run), read_history(undisturbed)
     assert list(history.loss.values) == list(expected.loss.values)
     assert [(event.step, event.loss) for event in history.evals] == [
@@ -95,7 +80,7 @@ def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     layers = {name.rpartition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
     assert len(layers) == (14 if way == "pissa" else 10)
     if way == "loftq":
-        told = [event.message for event in only(NoticeEvent, run) if event.code == "adapters"]
+        told = [event.message for event in e2e.only(NoticeEvent, run) if event.code == "adapters"]
         assert told[0] == "10 layers have adapters: q_proj 2, v_proj 2, gate_proj 2, up_proj 2, down_proj 2."
 
 
@@ -117,59 +102,19 @@ def sections(**method: Any) -> dict[str, dict[str, Any]]:
 @pytest.mark.long
 def test_a_killed_run_ends_bit_equal_with_adapters_on_experts(mixture: Workers) -> None:
     undisturbed, run = train_twice(mixture, **sections(target_experts="on"))
-    losses = [event.loss for event in steps(undisturbed)]
+    losses = e2e.losses(undisturbed)
     assert losses[-1] < losses[0] - 0.3
     tensors = load_file(run.adapter_path / "adapter_model.safetensors")
     assert sum("experts" in name for name in tensors) == 8
-    assert "experts" not in notice_codes(run)
+    assert "experts" not in e2e.notice_codes(run)
 
 
 @pytest.mark.long
-def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
-    mixture: Workers, tmp_path: Path
-) -> None:
-    on_host = hooked(tmp_path / "injected", ON_HOST, HOST_EXPERTS="1")
+def test_a_killed_run_with_experts_on_the_host_is_bit_equal(mixture: Workers, tmp_path: Path) -> None:
+    on_host = e2e.hooked(tmp_path / "injected", ON_HOST, HOST_EXPERTS="1")
     # It goes on with its experts on the device, as a larger card would have it.
     here, there = train_twice(
         mixture, on_host, **sections(target_experts="on") | {"eval": {"exact_match": True, "every_steps": 5}}
     )
-    assert "offload_experts" in notice_codes(there)
-    assert "offload_experts" not in notice_codes(here)
-
-
-@pytest.mark.long
-def test_a_run_says_why_its_experts_have_no_adapters(mixture: Workers) -> None:
-    run = mixture.finished("auto", **sections())
-    told = [event.message for event in only(NoticeEvent, run) if event.code == "experts"]
-    assert told[0].startswith("The experts get no adapters: at rank 4 ")
-    assert not any("experts" in name for name in load_file(run.adapter_path / "adapter_model.safetensors"))
-
-
-@pytest.mark.long
-def test_a_finished_run_with_adapters_on_experts_is_served_chatted_with_and_evaluated(
-    forks: Forks, mixture: Workers
-) -> None:
-    run = mixture.finished("asked", **sections(target_experts="on", dropout=0.0))
-
-    with serving(forks, mixture, run.id, "--port", "0") as server:
-        answers = [
-            server.client().chat.completions.create(model=name, messages=QUESTION, max_tokens=8, temperature=0)
-            for name in (run.id, mixture.model.name)
-        ]
-    assert [answer.system_fingerprint for answer in answers] == ["adapter", "base"]
-    texts = [answer.choices[0].message.content for answer in answers]
-    assert texts[0] != texts[1], "the adapters are in use"
-
-    def command(*words: str) -> Any:
-        with mixture.environment():
-            done = forks.run([sys.executable, "-m", "tui", *words, "--json"])
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    chatted = command("chat", run.id, "--prompt", QUESTION[0]["content"], "--max-new-tokens", "8", "--temperature", "0")
-    assert chatted["answer"] == texts[0]
-    told = command("eval", run.id, "--against", "base", "--limit", "3", "--max-new-tokens", "8")
-    assert (told["items"], told["state"]) == (3, "done")
-    answered = read_record(Path(told["path"])).answers
-    assert all(answer is not None for name in (run.id, "base") for answer in answered[name])
-    assert answered[run.id] != answered["base"]
+    assert "offload_experts" in e2e.notice_codes(there)
+    assert "offload_experts" not in e2e.notice_codes(here)

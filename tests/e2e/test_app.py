@@ -67,9 +67,7 @@ def recorded_step(run: Run) -> int:
     return recorded.step if recorded else 0
 
 
-def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
-    workers: Workers, environment: dict[str, str]
-) -> None:
+def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, environment: dict[str, str]) -> None:
     config = workers.directory / "mine.toml"
     config.write_text(dump_config(workers.config(**ENDLESS)))
     size = (120, 34)
@@ -118,25 +116,7 @@ def test_started_in_the_app_a_run_outlives_it_and_is_stopped_from_the_next(
 
 
 @pytest.mark.long
-def test_a_question_is_answered_by_the_model_in_training(workers: Workers, environment: dict[str, str]) -> None:
-    run = workers.start("asked", **ENDLESS)
-    wait_for(lambda: recorded_step(run) >= 2, PATIENCE, "training")
-    with Terminal.app(environment=environment, size=(120, 34)) as terminal:
-        terminal.wait_for_text(f"Attached to {run.id}")
-        terminal.press("4")
-        terminal.wait_for_text("model in training")
-        terminal.press("i")
-        terminal.press("printer login\r")
-        terminal.wait_for(lambda: re.search(r"step[- ]\d+", terminal.text) and "tok/s" in terminal.text, PATIENCE)
-        terminal.signal(signal.SIGTERM)
-        terminal.wait_for_end()
-    assert run.state().state == "training"
-
-
-@pytest.mark.long
-def test_a_hostile_row_is_shown_and_none_of_its_controls_reach_the_terminal(
-    workers: Workers, environment: dict[str, str]
-) -> None:
+def test_no_controls_of_a_hostile_row_reach_the_terminal(workers: Workers, environment: dict[str, str]) -> None:
     hostile = workers.directory / "hostile.jsonl"
     turns = [{"role": "user", "content": f"visible {HOSTILE}"}, {"role": "assistant", "content": f"answer {HOSTILE}"}]
     hostile.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(3)))

@@ -1,7 +1,8 @@
-"""Invalid input of a worker: a clear error, exit code 4, and no partial files."""
+"""Invalid input of a worker: a clear error, exit code 4, and no partial files; some of it can be overridden."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,12 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.record.events import NoticeEvent
+from core.runs.record.events import DataEvent, NoticeEvent, PhaseEvent
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.models.spoiling import drop_tensors, edit_json
 
-from .workers import Workers, exit_code, failure, only, steps
+from .workers import Workers, exit_code, failure, only, steps, write_rows
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Case:
     """Creates the invalid input, and names it in the configuration."""
     reason: str
     hint: str
+    notice: str = ""
+    """What is told where it is allowed; the reason where it is empty."""
 
 
 def _spoiled_model(change: Callable[[Path], None]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
@@ -46,27 +49,10 @@ def _truncate_weights(model: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def _unknown_architecture(model: Path) -> None:
-    edit_json(model / "config.json", model_type="brand-new", architectures=["BrandNewForCausalLM"])
-
-
-def _file(name: str, text: str) -> Callable[[Workers], dict[str, dict[str, Any]]]:
-    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
-        path = workers.directory / name
-        path.write_text(text)
-        return {"data": {"train": str(path)}}
-
-    return spoil
-
-
-def _template(text: str | None) -> Callable[[Workers], dict[str, dict[str, Any]]]:
-    def spoil(workers: Workers) -> dict[str, dict[str, Any]]:
-        path = workers.directory / f"template-{len(text or '')}.jinja"
-        if text is not None:
-            path.write_text(text)
-        return {"template": {"file": str(path)}}
-
-    return spoil
+def _mistaken_template(workers: Workers) -> dict[str, dict[str, Any]]:
+    path = workers.directory / "mistaken.jinja"
+    path.write_text("{% for message in %}")
+    return {"template": {"file": str(path)}}
 
 
 def _options(**sections: dict[str, Any]) -> Callable[[Workers], dict[str, dict[str, Any]]]:
@@ -77,13 +63,7 @@ CASES = {
     "no such model": Case(
         _options(model={"base": "nobody/nothing-7b"}), "nobody/nothing-7b is not on this machine", "fetch"
     ),
-    "a directory that is no model": Case(
-        lambda workers: {"model": {"base": str(workers.home)}}, "no config.json", "config.json"
-    ),
     "weights cut short": Case(_spoiled_model(_truncate_weights), "model.safetensors", "again"),
-    "an architecture that is not known": Case(
-        _spoiled_model(_unknown_architecture), "brand-new, which transformers", "Upgrade transformers"
-    ),
     "an encoder": Case(
         _spoiled_model(lambda model: edit_json(model / "config.json", model_type="roberta", architectures=None)),
         "is an encoder (roberta), not a causal language model",
@@ -94,17 +74,7 @@ CASES = {
         "model.layers.0.post_attention_layernorm.weight, model.layers.1.post_attention_layernorm.weight",
         "from the same model",
     ),
-    "a quantized base": Case(
-        _spoiled_model(lambda model: edit_json(model / "config.json", quantization_config={"quant_method": "hqq"})),
-        "saved quantized (HQQ)",
-        "before it was quantized",
-    ),
-    "a file of a model": Case(
-        lambda workers: {"model": {"base": str(workers.model / "model.safetensors")}}, "not a GGUF file", "directory"
-    ),
     "no such data": Case(_options(data={"train": "/nowhere/rows.jsonl"}), "/nowhere/rows.jsonl", ""),
-    "empty data": Case(_file("empty.jsonl", ""), "empty.jsonl", ""),
-    "unknown columns": Case(_file("odd.jsonl", '{"a": 1}\n{"a": 2}\n'), "odd.jsonl", ""),
     "all rows too long": Case(_options(train={"max_length": 8}), "No row of", "train.max_length"),
     "a row too long where that is refused": Case(
         _options(train={"max_length": 80}, data={"overlong": "refuse"}), "train.jsonl, line", "train.max_length"
@@ -112,9 +82,11 @@ CASES = {
     "no such layers": Case(
         _options(method={"target_modules": ["no_such_layer"]}), "matches no layer", "down_proj, gate_proj, k_proj"
     ),
-    "a template that is not there": Case(_template(None), "cannot be read", "path"),
-    "a template with a mistake": Case(_template("{% for message in %}"), "40 x template_error", "template.file"),
-    "fp16 on a CPU": Case(_options(train={"precision": "fp16"}), "train.precision is fp16", "bf16"),
+    "more layers than there are": Case(
+        _options(method={"name": "freeze", "dropout": 0.0, "trainable_layers": 3}), "the model has 2 layers", ""
+    ),
+    "a template that is not there": Case(_options(template={"file": "/nowhere.jinja"}), "cannot be read", "path"),
+    "a template with a mistake": Case(_mistaken_template, "40 x template_error", "template.file"),
     "cuda without cuda": Case(_options(hardware={"device": "cuda"}), "hardware.device is cuda", "auto"),
 }
 
@@ -156,3 +128,96 @@ def test_bad_input_is_answered_with_a_sentence(failed: dict[str, Run], name: str
     assert not run.adapter_path.exists()
     assert not run.checkpoints_path.exists()
     assert not run.socket_path.exists()
+
+
+Sections = dict[str, dict[str, Any]]
+
+#: A run of a few steps.
+SHORT: Sections = {"train": {"max_steps": 2}, "eval": {"every_steps": None, "exact_match": False}}
+
+
+def _rows(workers: Workers) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in workers.train_data.read_text().splitlines()]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _unlearned(workers: Workers) -> Sections:
+    rows = _rows(workers)
+    for row in rows[:6]:
+        row["messages"][1]["train"] = False
+    return {"data": {"train": _write(workers.directory / "unlearned.jsonl", rows)}}
+
+
+def _two_readings(workers: Workers) -> Sections:
+    rows = [{**row, "instruction": "say", "output": "it"} for row in _rows(workers)]
+    return {"data": {"train": _write(workers.directory / "two.jsonl", rows)}}
+
+
+def _leaking(workers: Workers) -> Sections:
+    rows = write_rows(workers.directory / "fresh.jsonl", 9, seed=5).read_text().splitlines()
+    leaking = workers.directory / "leaking.jsonl"
+    leaking.write_text("\n".join([*rows, workers.train_data.read_text().splitlines()[7]]) + "\n")
+    return {"data": {"eval": str(leaking)}}
+
+
+def _cut(workers: Workers) -> Sections:
+    rows = [
+        {"messages": [{"role": "user", "content": "ticket"}, {"role": "assistant", "content": f"{number} " * 60}]}
+        for number in range(30)
+    ]
+    train = _write(workers.directory / "long.jsonl", rows)
+    return {"data": {"train": train, "overlong": "truncate"}, "train": {**SHORT["train"], "max_length": 48}}
+
+
+def _without_template(workers: Workers) -> Sections:
+    model = workers.directory / "base-model"
+    shutil.copytree(workers.model, model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    return {"model": {"base": str(model)}}
+
+
+def _endless(workers: Workers) -> Sections:
+    template = workers.directory / "endless.jinja"
+    template.write_text("{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] + '\n' }}{% endfor %}")
+    return {"template": {"file": str(template)}}
+
+
+OVERRIDDEN = {
+    "nothing_supervised": Case(_unlearned, "6 of 40 rows have nothing to learn", "data.supervise"),
+    "format_ambiguous": Case(_two_readings, "two.jsonl is read is not clear", "data.format"),
+    "eval_leak": Case(_leaking, "1 of 10 held-out rows (10%) are also trained on", "data.eval"),
+    "stop_untrained": Case(_cut, "The token that ends an answer is learned in", "train.max_length"),
+    "stop_untrained by an endless template": Case(
+        _endless, "learned in 0 of 40 rows", "template.name", "answers with no token"
+    ),
+    "template_missing": Case(_without_template, "has no chat template", "template.name"),
+}
+#: A case of the rows and a case of the model.
+FEW = {"nothing_supervised", "template_missing"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in OVERRIDDEN]
+)
+def test_refused_before_the_model_is_loaded_unless_allowed(workers: Workers, name: str) -> None:
+    case, code = OVERRIDDEN[name], name.partition(" ")[0]
+    sections = SHORT | case.spoil(workers)
+    refused = workers.start("refused", **sections)
+    last = failure(refused)
+    assert case.reason in last.reason
+    assert case.hint in last.hint
+    assert f"--allow {code}" in last.hint
+    assert "loading_model" not in {phase.name for phase in only(PhaseEvent, refused)}
+    launcher.reap()
+    allowed = workers.finished("allowed", **sections | {"data": {**sections.get("data", {}), "allow": code}})
+    (notice,) = [notice for notice in only(NoticeEvent, allowed) if notice.code == code]
+    assert (case.notice or case.reason) in notice.message
+    told = only(DataEvent, allowed)[0]
+    assert told.rows == told.used + sum(told.dropped.values())

@@ -1,11 +1,8 @@
-"""Commands to a live worker over its real socket, and signals."""
+"""Commands to a live worker over its real socket, signals, and the governor's rests and pauses."""
 
 from __future__ import annotations
 
-import json
-import math
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,64 +11,19 @@ import pytest
 
 from core.errors import UserError
 from core.runs.control.client import ControlClient, WithdrawnError
-from core.runs.control.protocol import LINE_LIMIT
-from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
+from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, GovernorEvent, PhaseEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import newest_valid
+from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
-from .workers import (
-    PATIENCE,
-    STEPS,
-    Workers,
-    adapter_bytes,
-    ending,
-    exit_code,
-    finish,
-    held_at,
-    log,
-    notice_codes,
-    only,
-    signal_worker,
-    steps,
-    stop_at,
-    wait_until_listening,
-    wait_until_state,
-    wait_until_step,
-    write_rows,
-)
+from . import workers as e2e
+from .workers import Workers
 
 QUESTION = [{"role": "user", "content": "ticket login printer"}]
-#: Lines that no well-behaved peer sends, and whether the connection goes on after them.
-GARBAGE = (
-    b"\xff\xfe\x00 not text\n",
-    b"[1, 2]\n",
-    b"{}\n",
-    b'{"id": {}, "command": "ping"}\n',
-    b'{"id": "a", "command": "dance"}\n',
-    b'{"id": "a", "command": "set", "args": []}\n',
-    b"[" * 100_000 + b"\n",
-)
-#: Chat requests that make no sense; a run must outlive them.
-NONSENSE: tuple[dict[str, Any], ...] = (
-    {},
-    {"messages": []},
-    {"messages": "hello"},
-    {"messages": [{"role": "user"}]},
-    {"messages": [{"role": "user", "content": "half a character: \ud800"}]},
-    {"messages": QUESTION, "source": "nobody"},
-    {"messages": QUESTION, "source": []},
-    {"messages": QUESTION, "max_new_tokens": 0},
-    {"messages": QUESTION, "max_new_tokens": math.inf},
-    {"messages": QUESTION, "max_new_tokens": "many"},
-    {"messages": QUESTION, "temperature": math.nan},
-    {"messages": QUESTION, "temperature": "hot"},
-    {"messages": QUESTION, "top_p": 0},
-    {"messages": [{"role": "user", "content": "word " * 2000}]},
-)
 
 
 def ask(run: Run, **args: Any) -> tuple[list[str], dict[str, Any]]:
@@ -80,47 +32,20 @@ def ask(run: Run, **args: Any) -> tuple[list[str], dict[str, Any]]:
     return [piece["token"] for piece in pieces], answer
 
 
-def raw_exchange(run: Run, line: bytes) -> dict[str, Any]:
-    """Send a line as it is and read one back."""
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(30)
-        peer.connect(str(run.socket_path))
-        peer.sendall(line)
-        answer = json.loads(peer.makefile("rb").readline())
-    assert isinstance(answer, dict)
-    return answer
-
-
 def pause_at_start(run: Run) -> None:
     """Have a run wait before its first step."""
-    wait_until_listening(run)
+    e2e.wait_until_listening(run)
     assert ControlClient(run).request("ping")["step"] == 0
     assert ControlClient(run).request("pause") == {"state": "paused", "step": 0}
-    wait_until_state(run, "paused")
-
-
-def disturb_with_garbage(run: Run) -> None:
-    for line in GARBAGE:
-        answer = raw_exchange(run, line)
-        assert answer["ok"] is False
-        assert answer["error"].endswith(".")
-    assert raw_exchange(run, b"x" * (LINE_LIMIT + 1))["error"] == "The line is too long."
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(str(run.socket_path))
-        peer.sendall(b'{"id": "half a li')
-    for args in NONSENSE:
-        line = json.dumps({"id": "a", "command": "generate", "args": args}).encode() + b"\n"
-        answer = raw_exchange(run, line)
-        assert answer["ok"] is False, args
-        assert "should not happen" not in answer["error"], args
-    assert ControlClient(run).request("ping")["state"] == "paused"
+    e2e.wait_until_state(run, "paused")
 
 
 @pytest.mark.long
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
-    run = workers.start("disturbed", held_at(0, 3))
+    run = workers.start("disturbed", e2e.held_at(0, 3))
     pause_at_start(run)
-    disturb_with_garbage(run)
+    with pytest.raises(UserError, match="token"):
+        list(ControlClient(run).generate({"messages": [{"role": "user", "content": "word " * 2000}]}))
     pieces, answer = ask(run, source="base", temperature=0.9, seed=1)
     assert answer["source"] == "base"
     assert "".join(pieces) == answer["text"] != ""
@@ -136,31 +61,31 @@ def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, ref
         ControlClient(run).request("checkpoint")
     assert ControlClient(run).request("resume") == {"state": "training", "step": 0}
 
-    wait_until_step(run, 3)
+    e2e.wait_until_step(run, 3)
     tuned = ask(run, temperature=0.7, top_p=0.9)[1]["source"]
     assert ask(run, source="base")[1]["source"] == "base"
-    assert 3 <= int(tuned.removeprefix("step-")) < STEPS
+    assert 3 <= int(tuned.removeprefix("step-")) < e2e.STEPS
     saved = ControlClient(run).request("checkpoint")["step"]
     stopped_at = ControlClient(run).request("pause")["step"]
     ask(run, max_new_tokens=100)
-    assert wait_until_state(run, "paused").step == stopped_at
+    assert e2e.wait_until_state(run, "paused").step == stopped_at
     assert ControlClient(run).request("ping")["step"] == stopped_at
-    assert [event.step for event in steps(run)][-1] == stopped_at
+    assert [event.step for event in e2e.steps(run)][-1] == stopped_at
     ControlClient(run).request("resume")
-    finish(run)
+    e2e.finish(run)
 
-    told = steps(run)
+    told = e2e.steps(run)
     assert [event.step for event in told if event.paused_seconds > 0] == [1, stopped_at + 1]
-    assert saved in [event.step for event in only(CheckpointEvent, run)]
-    results = [event.result for event in only(ControlEvent, run) if event.command == "generate"]
+    assert saved in [event.step for event in e2e.only(CheckpointEvent, run)]
+    results = [event.result for event in e2e.only(ControlEvent, run) if event.command == "generate"]
     assert any("cancelled" in result for result in results)
-    assert [event.loss for event in told] == [event.loss for event in steps(reference)]
-    assert adapter_bytes(run) == adapter_bytes(reference)
-    assert "Traceback" not in log(run)
+    assert [event.loss for event in told] == e2e.losses(reference)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    assert "Traceback" not in e2e.log(run)
 
 
 def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Workers, reference: Run) -> None:
-    run = workers.start("set", held_at(0, 6))
+    run = workers.start("set", e2e.held_at(0, 6))
     pause_at_start(run)
     client = ControlClient(run)
     for args in ({}, {"train.learning_rate": [1e-3]}, {"train.learning_rate": 1e-3, "checkpoint.every_steps": -1}):
@@ -169,19 +94,19 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
     client.request("set", **{"train.learning_rate": 1e-3, "checkpoint.every_steps": 1000})
     client.request("set", **{"train.learning_rate": "2e-3"})
     client.request("resume")
-    wait_until_step(run, 6)
+    e2e.wait_until_step(run, 6)
     answer = client.generate({"messages": QUESTION, "max_new_tokens": 400})
     next(answer)
     assert client.request("stop")["state"] == "stopping"
     *_, last = answer
     assert last["finish"] == "cancelled"
-    assert exit_code(run) == 3
+    assert e2e.exit_code(run) == 3
 
-    end = ending(run)
+    end = e2e.ending(run)
     assert (end.type, end.reason) == ("stopped", f"stopped on request after step {end.step}")
     assert f"localtune-tui continue {run.id}" in end.hint
-    assert [event.step for event in only(CheckpointEvent, run)] == [end.step]
-    assert [event.command for event in only(ControlEvent, run)].count("stop") == 1
+    assert [event.step for event in e2e.only(CheckpointEvent, run)] == [end.step]
+    assert [event.command for event in e2e.only(ControlEvent, run)].count("stop") == 1
     assert run.state().state == "stopped"
     found, damaged = newest_valid(run.checkpoints_path)
     assert found is not None
@@ -191,27 +116,10 @@ def test_the_learning_rate_can_be_set_and_the_change_outlives_a_stop(workers: Wo
         client.request("ping")
 
     workers.complete(run)
-    rates = [event.lr for event in steps(run)]
-    assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in steps(reference)])
-    assert "resumed" in notice_codes(run)
+    rates = [event.lr for event in e2e.steps(run)]
+    assert rates == pytest.approx([event.lr * 2e-3 / 5e-3 for event in e2e.steps(reference)])
+    assert "resumed" in e2e.notice_codes(run)
     assert read_history(run).settings == {"train.learning_rate": 2e-3, "checkpoint.every_steps": 1000}
-
-
-@pytest.mark.long
-def test_a_question_is_answered_while_the_model_is_being_measured(workers: Workers) -> None:
-    """A measurement may take minutes; a question does not wait for its end, and a stop neither."""
-    workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)
-    run = workers.start(
-        "measured", eval={"baseline": True, "exact_match": True, "max_rows": 400}, chat={"max_new_tokens": 64}
-    )
-    wait_for(lambda: any(event.name == "evaluating" for event in only(PhaseEvent, run)), PATIENCE, "the measurement")
-    with ControlClient(run) as client:
-        *_, answer = client.generate({"messages": QUESTION, "max_new_tokens": 4})
-    assert answer["source"] == "step-0"
-    assert not only(EvalEvent, run), "the measurement was over already"
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
-    assert not only(EvalEvent, run)
 
 
 class Asked:
@@ -230,7 +138,7 @@ class Asked:
             self.answer = error
 
     def result(self) -> dict[str, Any] | UserError | None:
-        self._thread.join(PATIENCE)
+        self._thread.join(e2e.PATIENCE)
         return self.answer
 
 
@@ -241,12 +149,12 @@ def wait_until_within_step(run: Run, step: int) -> None:
         progress = run.state().progress
         return run.state().step == step - 1 and progress is not None and progress.what == "micro_batches"
 
-    wait_for(is_within, PATIENCE, f"the middle of step {step}")
+    wait_for(is_within, e2e.PATIENCE, f"the middle of step {step}")
 
 
 def wait_until_pending(run: Run, *names: str) -> None:
     """Wait for these requests, in whatever order they came, and no other to be pending."""
-    wait_for(lambda: sorted(run.state().pending) == sorted(names), PATIENCE, f"{names or 'nothing'} to be pending")
+    wait_for(lambda: sorted(run.state().pending) == sorted(names), e2e.PATIENCE, f"{names or 'nothing'} to be pending")
 
 
 def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
@@ -274,17 +182,17 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     assert run.state().step == 1
     Path(f"{release}-2").touch()
     assert [ask.result() for ask in asks] == [{"state": "paused", "step": 2}] * 2 + [{"step": 2}] * 2
-    assert wait_until_state(run, "paused").pending == ()
+    assert e2e.wait_until_state(run, "paused").pending == ()
     client.request("resume")
     wait_until_within_step(run, 3)
-    signal_worker(run, signal.SIGTERM)
+    e2e.signal_worker(run, signal.SIGTERM)
     wait_until_pending(run, "stop")
     with pytest.raises(UserError, match="asked for by SIGTERM, and cannot be taken back"):
         client.request("withdraw", what="stop")
     Path(f"{release}-3").touch()
-    assert exit_code(run) == 3
+    assert e2e.exit_code(run) == 3
 
-    told = [(event.command, event.result) for event in only(ControlEvent, run)]
+    told = [(event.command, event.result) for event in e2e.only(ControlEvent, run)]
     assert told[:3] == [("withdraw", name) for name in ("pause", "checkpoint", "stop")]
     # Asked at once by four threads: nobody decides which comes first.
     assert sorted(told[3:5]) == [("checkpoint", "ok"), ("pause", "ok")]
@@ -293,66 +201,128 @@ def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_
     assert run.state().progress is None
 
 
-def test_the_evaluation_before_the_first_step_can_be_skipped(workers: Workers, reference: Run) -> None:
-    measured = {"baseline": True, "exact_match": True, "max_rows": 400}
-    workers.eval_data = write_rows(workers.directory / "many.jsonl", 400, seed=3)
-    options: dict[str, Any] = {"eval": {**measured, "every_steps": None}, "chat": {"max_new_tokens": 64}}
-    run = workers.start("skipped", held_at(2, 3), **options)
-    wait_for(lambda: any(event.name == "evaluating" for event in only(PhaseEvent, run)), PATIENCE, "the measurement")
+#: Minutes of measuring before the first step, where nobody ends them.
+MEASURED: dict[str, Any] = {
+    "eval": {"baseline": True, "exact_match": True, "max_rows": 400, "every_steps": None},
+    "chat": {"max_new_tokens": 64},
+}
+
+
+def test_the_first_evaluation_lets_a_question_in_and_can_be_skipped(workers: Workers, reference: Run) -> None:
+    workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
+    run = workers.start("skipped", e2e.held_at(2, 3), **MEASURED)
+    e2e.wait_until_evaluating(run)
     with ControlClient(run) as client:
+        assert ask(run, max_new_tokens=4)[1]["source"] == "step-0"
+        assert not e2e.only(EvalEvent, run), "the measurement was over already"
         assert client.request("skip_evaluation") == {"step": 0}
-        wait_until_step(run, 2)
+        e2e.wait_until_step(run, 2)
         with pytest.raises(UserError, match="no evaluation to skip"):
             client.request("skip_evaluation")
         client.request("stop")
-    assert exit_code(run) == 3
-    assert not only(EvalEvent, run)
+    assert e2e.exit_code(run) == 3
+    assert not e2e.only(EvalEvent, run)
     assert "evaluation before the first step skipped on request" in [line.text for line in read_history(run).log]
-    assert [event.loss for event in steps(run)] == [event.loss for event in steps(reference)][: len(steps(run))]
+    assert e2e.losses(run) == e2e.losses(reference)[: len(e2e.steps(run))]
 
 
 def test_sighup_means_nothing_and_sigterm_stops_after_a_checkpoint(workers: Workers, reference: Run) -> None:
-    run = workers.start("term", held_at(4))
-    wait_until_step(run, 2)
-    signal_worker(run, signal.SIGHUP)
-    stop_at(run, 4)
-    state, end = run.state(), ending(run)
+    run = workers.start("term", e2e.held_at(4))
+    e2e.wait_until_step(run, 2)
+    e2e.signal_worker(run, signal.SIGHUP)
+    e2e.stop_at(run, 4)
+    state, end = run.state(), e2e.ending(run)
     assert (state.state, end.type) == ("stopped", "stopped")
     assert end.reason == state.reason == f"stopped by SIGTERM after step {end.step}"
-    assert end.step == steps(run)[-1].step == only(CheckpointEvent, run)[-1].step
-    assert [(event.command, event.sender) for event in only(ControlEvent, run)] == [("stop", "SIGTERM")]
+    assert end.step == e2e.steps(run)[-1].step == e2e.only(CheckpointEvent, run)[-1].step
+    assert [(event.command, event.sender) for event in e2e.only(ControlEvent, run)] == [("stop", "SIGTERM")]
     assert not run.socket_path.exists()
     workers.complete(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
 
 
 def test_sigint_stops_a_paused_run_too(workers: Workers) -> None:
     run = workers.held("int", 1)
     step = ControlClient(run).request("pause")["step"]
-    wait_until_state(run, "paused")
-    signal_worker(run, signal.SIGINT)
-    assert exit_code(run) == 3
-    assert ending(run).reason == f"stopped by SIGINT after step {step}"
-    assert only(CheckpointEvent, run)[-1].step == step
+    e2e.wait_until_state(run, "paused")
+    e2e.signal_worker(run, signal.SIGINT)
+    assert e2e.exit_code(run) == 3
+    assert e2e.ending(run).reason == f"stopped by SIGINT after step {step}"
+    assert e2e.only(CheckpointEvent, run)[-1].step == step
 
 
 def test_a_stop_before_training_leaves_nothing_half_written(workers: Workers) -> None:
+    workers.eval_data = e2e.write_rows(workers.directory / "many.jsonl", 400, seed=3)
     # Held before its first step at the latest, should the signal come late.
-    runs = {phase: workers.start(phase.replace("_", "-"), held_at(0)) for phase in ("importing", "preparing_data")}
+    runs = {
+        phase: workers.start(phase.replace("_", "-"), e2e.held_at(0), **MEASURED)
+        for phase in ("importing", "preparing_data", "evaluating")
+    }
     for phase, run in runs.items():
 
         def entered(run: Run = run, phase: str = phase) -> bool:
-            return any(event.name == phase for event in only(PhaseEvent, run))
+            return any(event.name == phase for event in e2e.only(PhaseEvent, run))
 
-        wait_for(entered, PATIENCE, phase)
-        signal_worker(run, signal.SIGTERM)
+        wait_for(entered, e2e.PATIENCE, phase)
+        e2e.signal_worker(run, signal.SIGTERM)
     for run in runs.values():
-        assert exit_code(run) == 3, log(run)
-        end = ending(run)
+        assert e2e.exit_code(run) == 3, e2e.log(run)
+        end = e2e.ending(run)
         assert (end.type, end.step, end.adapter) == ("stopped", 0, None)
         assert run.state().state == "stopped"
+        assert not e2e.only(EvalEvent, run)
         assert not run.adapter_path.exists()
         assert not run.checkpoints_path.exists()
-        assert "Traceback" not in log(run)
+        assert "Traceback" not in e2e.log(run)
         with pytest.raises(UserError, match="no complete checkpoint"):
             workers.resume(run)
+
+
+#: A worker that rests half of the time from the beginning, and writes down how long it has rested.
+RESTING = """
+import atexit, os
+from pathlib import Path
+from core.worker.process.governor import Throttle
+begin = Throttle.__init__
+def resting(self, controls, *args, **options):
+    begin(self, controls, 0.5, *args, **options)
+    atexit.register(lambda: Path(os.environ["TEST_RESTED"]).write_text(str(self.rested_seconds)))
+Throttle.__init__ = resting
+"""
+
+
+@pytest.mark.long
+def test_rests_change_no_bit_of_what_is_trained(workers: Workers, reference: Run) -> None:
+    rested = workers.directory / "rested"
+    run = workers.finished("half", e2e.hooked(workers.directory / "half", RESTING, TEST_RESTED=str(rested)))
+    assert float(rested.read_text()) > 0.3 * sum(event.seconds for event in e2e.steps(run)), "it did rest"
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    assert e2e.losses(run) == e2e.losses(reference)
+
+
+def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers) -> None:
+    run = workers.held("governed", 2, train={"max_steps": 10})
+    with ControlClient(run) as client:
+        client.request("set", **{"hardware.disk_free_min_gb": 1_000_000})
+        state = e2e.wait_until_state(run, "paused")
+        assert state.reason.startswith("room on the disk is at ")
+        assert state.reason.endswith("GB)")
+        with pytest.raises(UserError, match="The governor pauses the run: room on the disk") as refused:
+            client.request("resume")
+        assert refused.value.hint.endswith(f"sooner with another limit: 'localtune-tui set {run.id}'.")
+        client.request("pause")
+        client.request("set", **{"hardware.disk_free_min_gb": None})
+        wait_for(lambda: not run.state().reason, e2e.PATIENCE, "the governor's pause to end")
+        assert run.state().state == "paused", "that of the user is on"
+        for told in ({"night.deadline": "25:00"}, {"hardware.temperature_limit_c": 80}):
+            with pytest.raises(UserError):
+                client.request("set", **told)
+        client.request("set", **{"night.deadline": "07:00"})
+        client.request("resume")
+    e2e.finish(run)
+    actions = [event.action for event in e2e.only(GovernorEvent, run)]
+    assert actions == ["pause", "resume"]
+    history = read_history(run)
+    assert history.settings == {"hardware.disk_free_min_gb": None, "night.deadline": "07:00"}
+    assert [mark.kind for mark in history.marks].count("governor") == 2
+    assert history.paused_seconds > 0

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from core.config.document import ConfigDocument, dump_config
 from core.errors import UserError
@@ -24,25 +23,8 @@ from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
-from .workers import (
-    PATIENCE,
-    Workers,
-    adapter_bytes,
-    ending,
-    exit_code,
-    failure,
-    finish,
-    held_at,
-    log,
-    notice_codes,
-    only,
-    pid_of,
-    steps,
-    stop_at,
-    wait_until_parked,
-    wait_until_state,
-    wait_until_step,
-)
+from . import workers as e2e
+from .workers import Workers
 
 #: Enough that a test gets to act on a run before it is over: a step takes a few hundredths of a second.
 STEPS = 60
@@ -68,19 +50,13 @@ def team(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(team: Workers) -> Run:
-    """The run of one process that others are compared with."""
-    return team.finished("alone", **EXACT)
-
-
-@pytest.fixture(scope="module")
 def undisturbed(team: Workers) -> Run:
     """A run of two processes that nothing disturbed."""
     run = team.start("pair", {FAULT_VARIABLE: "fork_ranks:0"}, distributed=PAIR, **DROPPING)
     pause(run)
     assert_nothing_listens_but_on_loopback(run)
     go_on(run)
-    finish(run)
+    e2e.finish(run)
     return run
 
 
@@ -91,7 +67,7 @@ def pids_of(run: Run) -> list[int]:
         pids = [rank.pid for rank in read_ranks(run.path) if rank.pid is not None and start_identity(rank.pid)]
         return pids if len(pids) == 2 else []
 
-    found = wait_for(told, PATIENCE, "the processes to be told")
+    found = wait_for(told, e2e.PATIENCE, "the processes to be told")
     assert found is not None
     return found
 
@@ -105,16 +81,18 @@ def pause(run: Run) -> int:
         except UserError:
             return None  # its processes are still starting
 
-    answer = wait_for(asked, PATIENCE, f"{run.id} to take commands")
+    answer = wait_for(asked, e2e.PATIENCE, f"{run.id} to take commands")
     assert answer is not None
     # A pause lands between two steps of both, however far each is.
-    assert wait_until_state(run, "paused").step == answer["step"]
+    assert e2e.wait_until_state(run, "paused").step == answer["step"]
     return int(answer["step"])
 
 
 def wait_until_done_again(run: Run, step: int) -> None:
     """Wait until a step after the last checkpoint is done by processes that were started anew."""
-    wait_for(lambda: [done.step for done in steps(run)].count(step) == 2, PATIENCE, f"step {step} to be done again")
+    wait_for(
+        lambda: [done.step for done in e2e.steps(run)].count(step) == 2, e2e.PATIENCE, f"step {step} to be done again"
+    )
 
 
 def go_on(run: Run) -> None:
@@ -125,7 +103,7 @@ def go_on(run: Run) -> None:
 def assert_nothing_listens_but_on_loopback(run: Run) -> None:
     """All sockets of a paused run's processes are on loopback or in the file system."""
     inodes = set()
-    for pid in [pid_of(run), *pids_of(run)]:
+    for pid in [e2e.pid_of(run), *pids_of(run)]:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
@@ -146,20 +124,7 @@ def assert_nothing_listens_but_on_loopback(run: Run) -> None:
 
 def losses(run: Run) -> dict[int, float]:
     """The loss of each step, that of the last time it was done."""
-    return {event.step: event.loss for event in steps(run)}
-
-
-def assert_close(run: Run, reference: Run) -> None:
-    """Two runs learned the same, to rounding."""
-    mine, theirs = losses(run), losses(reference)
-    assert list(mine) == list(theirs) == list(range(1, STEPS + 1))
-    assert mine == pytest.approx(theirs, abs=1e-5)
-    ours, others = (load_file(each.adapter_path / "adapter_model.safetensors") for each in (run, reference))
-    assert ours.keys() == others.keys()
-    for name, weights in ours.items():
-        # Adam makes steps of the same length of gradients that are next to nothing.
-        assert (weights - others[name]).abs().max() < 1e-3, name
-        assert (weights - others[name]).norm() < 1e-3 * others[name].norm() + 1e-4, name
+    return {event.step: event.loss for event in e2e.steps(run)}
 
 
 def set_processes(run: Run, count: int) -> None:
@@ -170,11 +135,11 @@ def set_processes(run: Run, count: int) -> None:
 
 
 def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
-    assert [event.step for event in steps(undisturbed)] == list(range(1, STEPS + 1))
-    assert [event.step for event in only(EvalEvent, undisturbed)] == [30, STEPS]
-    assert [event.step for event in only(CheckpointEvent, undisturbed)] == [*range(3, STEPS + 1, 3)]
-    assert ending(undisturbed).step == STEPS
-    assert notice_codes(undisturbed).count("rank_lost") == 0
+    assert [event.step for event in e2e.steps(undisturbed)] == list(range(1, STEPS + 1))
+    assert [event.step for event in e2e.only(EvalEvent, undisturbed)] == [30, STEPS]
+    assert [event.step for event in e2e.only(CheckpointEvent, undisturbed)] == [*range(3, STEPS + 1, 3)]
+    assert e2e.ending(undisturbed).step == STEPS
+    assert e2e.notice_codes(undisturbed).count("rank_lost") == 0
     kept = sorted(path.name for path in undisturbed.path.iterdir() if not path.name.startswith("worker"))
     assert [name for name in kept if "meeting" in name] == []
     assert "Traceback" not in (undisturbed.path / "worker-rank1.log").read_text()
@@ -183,39 +148,37 @@ def test_a_run_of_two_is_recorded_as_one(undisturbed: Run) -> None:
 @pytest.mark.long
 def test_two_killed_again_and_again_end_bit_equal(team: Workers, undisturbed: Run) -> None:
     run = team.start("killed", {FAULT_VARIABLE: "fork_ranks:0;hold:10,20"}, distributed=PAIR, **DROPPING)
-    wait_until_step(run, 10)
+    e2e.wait_until_step(run, 10)
     second = pids_of(run)[1]
     os.kill(second, signal.SIGKILL)
-    wait_for(lambda: notice_codes(run).count("rank_lost") == 1, PATIENCE, "the loss of the second to be told")
+    wait_for(lambda: e2e.notice_codes(run).count("rank_lost") == 1, e2e.PATIENCE, "the loss of the second to be told")
     wait_until_done_again(run, 10)
     assert second not in pids_of(run)
     pause(run)
     go_on(run)
-    wait_until_step(run, 20)
+    e2e.wait_until_step(run, 20)
     os.kill(pids_of(run)[0], signal.SIGKILL)
-    wait_for(lambda: notice_codes(run).count("rank_lost") == 2, PATIENCE, "the loss of the first to be told")
+    wait_for(lambda: e2e.notice_codes(run).count("rank_lost") == 2, e2e.PATIENCE, "the loss of the first to be told")
     wait_until_done_again(run, 20)
     pause(run)
     go_on(run)
-    finish(run)
-    told = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
+    e2e.finish(run)
+    told = [notice.message for notice in e2e.only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert told[0].startswith("Process 1 was ended by SIGKILL")
     assert told[1].startswith("Process 0 was ended by SIGKILL")
     assert "The run goes on from step-000000" in told[0]
-    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(undisturbed)
     assert losses(run) == losses(undisturbed)
 
 
 @pytest.mark.long
-def test_a_first_process_that_hangs_while_it_lives_is_noticed_by_those_who_wait(
-    team: Workers, undisturbed: Run
-) -> None:
+def test_a_first_process_that_hangs_is_noticed_by_those_who_wait(team: Workers, undisturbed: Run) -> None:
     fault = team.anew({FAULT_VARIABLE: "hang_between:7"})
     run = team.finished("hung", fault, distributed=PAIR | {"timeout": 5.0}, **DROPPING)
-    (told,) = [notice.message for notice in only(NoticeEvent, run) if notice.code == "rank_lost"]
+    (told,) = [notice.message for notice in e2e.only(NoticeEvent, run) if notice.code == "rank_lost"]
     assert told.startswith("Process 0 hangs at loop (core.worker.train), where the others have waited for it for 1")
     assert "The run goes on from step-00000006" in told
-    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(undisturbed)
 
 
 @pytest.mark.long
@@ -225,9 +188,9 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
     sections = EXACT | {"train": {"max_steps": 12, "precision": "fp32"}, "eval": {"every_steps": 4, "samples": 1}}
     run = team.start("patient", fault, distributed=PAIR, **sections)
     pause(run)
-    list(ControlClient(run, timeout=PATIENCE).generate({"messages": QUESTION, "max_new_tokens": 2}))
+    list(ControlClient(run, timeout=e2e.PATIENCE).generate({"messages": QUESTION, "max_new_tokens": 2}))
     go_on(run)
-    finish(run)
+    e2e.finish(run)
     found: dict[str, set[str]] = {}
     for line in pulses.read_text().splitlines():
         name, pulse = line.split()
@@ -238,46 +201,23 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
 
 
 @pytest.mark.long
-def test_one_goes_on_as_two_and_two_as_one(team: Workers, alone: Run) -> None:
-    run = team.start("changing", held_at(2), distributed={"timeout": 10.0, "restarts": 0}, **EXACT)
-    stop_at(run, 2)
-    begun = ending(run).step
-
+def test_one_goes_on_as_two_which_give_the_device_back_together(team: Workers) -> None:
+    run = team.start("parked", e2e.held_at(2), train={"max_steps": 8}, eval={"exact_match": False})
+    e2e.stop_at(run, 2)
     set_processes(run, 2)
-    team.resume(run, team.held_anew(begun + 2, begun + 5))
-    wait_until_step(run, begun + 2)
-    second = pids_of(run)[1]
-    ControlClient(run).request("checkpoint")
-    wait_until_step(run, begun + 5)
-    os.kill(second, signal.SIGSTOP)
-    failed = failure(run)
-    assert failed.reason.startswith("Process 1 gave no sign of life for ")
-    assert start_identity(second) is None
-    shared = [event.step for event in steps(run) if event.step > begun]
-    assert len(shared) >= 5
-
-    set_processes(run, 1)
-    team.complete(run)
-    assert_close(run, alone)
-
-
-@pytest.mark.long
-def test_all_processes_give_the_device_back(team: Workers) -> None:
-    run = team.start(
-        "parked", distributed=PAIR, train={"max_steps": 8, "precision": "fp32"}, eval={"exact_match": False}
-    )
+    team.resume(run)
     pause(run)
     pids = pids_of(run)
     ControlClient(run).request("park")
-    wait_until_parked(run)
-    wait_for(lambda: not any(start_identity(pid) for pid in pids), PATIENCE, "its processes to be gone")
-    supervisor = pid_of(run)
+    e2e.wait_until_parked(run)
+    wait_for(lambda: not any(start_identity(pid) for pid in pids), e2e.PATIENCE, "its processes to be gone")
+    supervisor = e2e.pid_of(run)
     assert start_identity(supervisor) is not None
     ControlClient(run).request("resume")
-    finish(run)
-    assert pid_of(run) == supervisor
-    assert [event.step for event in steps(run)] == list(range(1, 9))
-    assert "rank_lost" not in notice_codes(run)
+    e2e.finish(run)
+    assert e2e.pid_of(run) == supervisor
+    assert [event.step for event in e2e.steps(run)] == list(range(1, 9))
+    assert "rank_lost" not in e2e.notice_codes(run)
 
 
 @pytest.mark.long
@@ -286,20 +226,20 @@ def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> 
     answers = []
     for name, sections in (("told-alone", {}), ("told", {"distributed": PAIR})):
         run = told[name] = team.start(name, team.held_anew(3, 6, 9), **EXACT, **sections)
-        client = ControlClient(run, timeout=PATIENCE)
-        wait_until_step(run, 3)
+        client = ControlClient(run, timeout=e2e.PATIENCE)
+        e2e.wait_until_step(run, 3)
         client.request("set", **{"train.learning_rate": 5e-4})
-        wait_until_step(run, 6)
+        e2e.wait_until_step(run, 6)
         *_, answer = client.generate({"messages": QUESTION, "max_new_tokens": 8, "temperature": 0.0})
         answers.append((answer["source"], answer["text"]))
-        wait_until_step(run, 9)
+        e2e.wait_until_step(run, 9)
         assert client.request("stop")["state"] == "stopping"
-        assert exit_code(run) == 3, log(run)
+        assert e2e.exit_code(run) == 3, e2e.log(run)
         assert run.state().state == "stopped"
-        assert only(CheckpointEvent, run)[-1].step == ending(run).step
+        assert e2e.only(CheckpointEvent, run)[-1].step == e2e.ending(run).step
     assert answers[0] == answers[1]
     assert "6" in answers[0][0]
-    alone, pair = ({event.step: event for event in steps(run)} for run in told.values())
+    alone, pair = ({event.step: event for event in e2e.steps(run)} for run in told.values())
     common = sorted(alone.keys() & pair.keys())
     assert len(common) >= 9
     assert [pair[step].lr for step in common] == [alone[step].lr for step in common]
@@ -309,9 +249,7 @@ def test_a_setting_reaches_both_and_the_run_answers_and_stops(team: Workers) -> 
 
 
 @pytest.mark.long
-def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it_is_cancelled(
-    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_tasks_of_slurm_train_as_one_run(workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = workers.config(
         method={"name": "lora"}, train={"max_steps": 5000}, eval={"every_steps": None}, checkpoint={"every_steps": 2500}
     )
@@ -325,23 +263,23 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
 
     handed_in = slurm.sbatch(job.batch_file())
     try:
-        (run,) = wait_for(list_runs, PATIENCE, "the run to be made")
-        wait_for(lambda: run.state().state == "training", PATIENCE, "the run to train")
-        wait_until_step(run, 3)
+        (run,) = wait_for(list_runs, e2e.PATIENCE, "the run to be made")
+        wait_for(lambda: run.state().state == "training", e2e.PATIENCE, "the run to train")
+        e2e.wait_until_step(run, 3)
         told = [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run.path)]
         assert told == [(0, "cpu", None), (1, "cpu", None)]
         slurm.notice()
-        wait_for(lambda: slurm.requeued, PATIENCE, "the job to be queued again")
-        saved = only(CheckpointEvent, run)[-1].step
-        wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
-        wait_until_step(run, saved + 3)
+        wait_for(lambda: slurm.requeued, e2e.PATIENCE, "the job to be queued again")
+        saved = e2e.only(CheckpointEvent, run)[-1].step
+        wait_for(lambda: run.state().state == "training", e2e.PATIENCE, "the run to go on")
+        e2e.wait_until_step(run, saved + 3)
     finally:
         slurm.end()
-        status = handed_in.wait(PATIENCE)
+        status = handed_in.wait(e2e.PATIENCE)
         beside.release()
     assert status == 3, slurm.log
     assert slurm.requeued == ["4711"]
-    first, last = only(StoppedEvent, run)
+    first, last = e2e.only(StoppedEvent, run)
     assert first.reason == f"stopped by SIGUSR1 after step {saved}"
     state = run.state()
     # Slurm signals the tasks, and the shell signals srun, in any order.
@@ -349,9 +287,9 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
     assert state.reason in [f"stopped by {name} after step {state.step}" for name in ("SIGTERM", "SIGUSR1")]
     assert last.step == state.step
     assert [path.name for path in complete_checkpoints(run)][-1] == f"step-{state.step:08d}"
-    assert [step.step for step in steps(run)] == list(range(1, state.step + 1))
+    assert [step.step for step in e2e.steps(run)] == list(range(1, state.step + 1))
     assert len(list_runs()) == 1
-    warned = [notice.message for notice in only(NoticeEvent, run) if notice.code == "shared_device"]
+    warned = [notice.message for notice in e2e.only(NoticeEvent, run) if notice.code == "shared_device"]
     assert warned == 2 * ["Run another is on the same device: both get slower, and their memory adds up."]
-    for ranks in only(RanksEvent, run):
+    for ranks in e2e.only(RanksEvent, run):
         assert len({rank["pid"] for rank in ranks.ranks}) == 2

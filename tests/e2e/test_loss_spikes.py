@@ -17,37 +17,12 @@ from core.worker.data.batches import DataOrder
 from core.worker.progress.health import ROLLBACK_LIMIT
 from tests.waiting import wait_for
 
-from .workers import (
-    HELD_BACK,
-    PATIENCE,
-    Workers,
-    adapter_bytes,
-    ending,
-    exit_code,
-    finish,
-    held_at,
-    hooked,
-    kill,
-    log,
-    notice_codes,
-    only,
-    steps,
-    wait_until_step,
-)
+from . import workers as e2e
+from .workers import Workers
 
 ROWS, BATCH, SEED = 128, 4, 7
 #: The step after which there are losses enough to compare with: warm-up, one to begin with, and twenty.
 ARMED = 23
-#: Makes a worker leave steps out from the beginning.
-LEAVE_OUT = """
-import json, os
-from core.worker.progress.health import LossSpikes
-begin = LossSpikes.__init__
-def with_steps(self, *args, **options):
-    begin(self, *args, **options)
-    self.left_out.update(json.loads(os.environ["TEST_LEFT_OUT"]))
-LossSpikes.__init__ = with_steps
-"""
 
 
 def write_nonsense(workers: Workers, nonsense: Iterable[int]) -> str:
@@ -86,60 +61,45 @@ def start(
 def test_a_run_that_went_back_is_one_that_never_saw_the_rows(workers: Workers) -> None:
     where = write_nonsense(workers, (27, 28, 29))
     run = start(workers, "back", "rollback")
-    finish(run)
-    (event,) = only(RollbackEvent, run)
+    e2e.finish(run)
+    (event,) = e2e.only(RollbackEvent, run)
     assert (event.step, event.first, event.last) == (ARMED, 27, 28)
     assert event.expected is not None
     assert event.loss > event.expected + 0.5
     assert where.partition(" ")[0] in event.rows
-    told = [notice.message for notice in only(NoticeEvent, run) if notice.code == "loss_spike"]
+    told = [notice.message for notice in e2e.only(NoticeEvent, run) if notice.code == "loss_spike"]
     assert len(told) == 2, "the third step of nonsense is one alone, and patience is 2"
     assert f"at step 27, where about {event.expected:.2f} was expected" in told[0]
     assert where in told[0]
-    done = [step.step for step in steps(run)]
+    done = [step.step for step in e2e.steps(run)]
     assert done == [*range(1, 29), *range(ARMED + 1, 27), *range(29, 33)]
     history = read_history(run)
     (mark,) = [mark for mark in history.marks if mark.kind == "rollback"]
     assert (mark.step, history.step, history.step_count) == (ARMED, 32, 30)
     assert "without steps 27 to 28" in mark.text
 
-    killed = start(workers, "killed", "rollback", variables=held_at(27))
-    wait_until_step(killed, 27)
-    kill(killed)
-    workers.resume(killed, HELD_BACK)
-    wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
-    kill(killed)
+    killed = start(workers, "killed", "rollback", variables=e2e.held_at(27))
+    e2e.wait_until_step(killed, 27)
+    e2e.kill(killed)
+    workers.resume(killed, e2e.HELD_BACK)
+    wait_for(lambda: e2e.only(RollbackEvent, killed), e2e.PATIENCE, "the rollback", interval=0.001)
+    e2e.kill(killed)
     workers.complete(killed)
-    assert adapter_bytes(killed) == adapter_bytes(run)
-
-
-@pytest.mark.long
-@pytest.mark.anew
-def test_left_out_from_the_first_gives_the_same(workers: Workers) -> None:
-    write_nonsense(workers, (27, 28, 29))
-    variables = hooked(workers.directory / "hooks", LEAVE_OUT, TEST_LEFT_OUT="[27, 28]")
-    without = start(workers, "without", "warn", variables=variables)
-    back = start(workers, "back", "rollback")
-    finish(without)
-    finish(back)
-    assert only(RollbackEvent, back)
-    assert not only(RollbackEvent, without)
-    assert 27 not in [step.step for step in steps(without)]
-    assert adapter_bytes(back) == adapter_bytes(without)
+    assert e2e.adapter_bytes(killed) == e2e.adapter_bytes(run)
 
 
 @pytest.mark.long
 def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_another_rule(workers: Workers) -> None:
     write_nonsense(workers, range(25, 33))
     run = start(workers, "often", "rollback", every=1)
-    assert exit_code(run) == 3, log(run)
-    end = ending(run)
+    assert e2e.exit_code(run) == 3, e2e.log(run)
+    end = e2e.ending(run)
     assert end.type == "stopped"
     assert "a loss spike (" in end.reason
     assert "at steps 31 to 32" in end.reason
     # The weights after step 24 have the loss of step 25, which is nonsense.
-    assert [event.step for event in only(RollbackEvent, run)] == [23] * ROLLBACK_LIMIT
-    (notice,) = [notice for notice in only(NoticeEvent, run) if notice.code == "loss_spike_stop"]
+    assert [event.step for event in e2e.only(RollbackEvent, run)] == [23] * ROLLBACK_LIMIT
+    (notice,) = [notice for notice in e2e.only(NoticeEvent, run) if notice.code == "loss_spike_stop"]
     assert f"after {ROLLBACK_LIMIT} rollbacks: the last good checkpoint is that of step 23" in notice.message
     found, damaged = newest_valid(run.checkpoints_path)
     assert found is not None
@@ -156,9 +116,9 @@ def test_a_run_that_keeps_spiking_stops_at_its_good_checkpoint_and_goes_on_by_an
 def test_a_skipped_update_changes_no_weight(workers: Workers) -> None:
     write_nonsense(workers, (27, 29))
     run = start(workers, "skipped", "skip", every=1, keep=9)
-    finish(run)
-    assert notice_codes(run).count("loss_spike") == 2
-    assert [event.step for event in only(CheckpointEvent, run)] == list(range(1, 33))
+    e2e.finish(run)
+    assert e2e.notice_codes(run).count("loss_spike") == 2
+    assert [event.step for event in e2e.only(CheckpointEvent, run)] == list(range(1, 33))
 
     def weights(step: int) -> bytes:
         return (run.checkpoints_path / checkpoint_name(step) / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -90,12 +90,22 @@ def train_and_chat(
     assert command("chat", run, "--base", "--prompt", "ticket login", "--max-new-tokens", "4")["source"] == "base"
 
 
-@pytest.mark.long
-def test_training_and_chat_work_with_the_network_cut(forks: Forks, workers: Workers) -> None:
+def without_network() -> list[str]:
+    """The beginning of a command that is run with the network cut; empty where the machine does not allow it."""
     unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("not run: this machine does not allow network namespaces (unshare -rn)")
-    train_and_chat(forks, workers, [unshare, "-rn"])
+    can_cut = unshare and not subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode
+    return [unshare, "-rn"] if unshare and can_cut else []
+
+
+@pytest.fixture
+def network_cut() -> list[str]:
+    """The beginning of a command that is run with the network cut."""
+    return without_network() or pytest.skip("not run: this machine does not allow network namespaces (unshare -rn)")
+
+
+@pytest.mark.long
+def test_training_and_chat_work_with_the_network_cut(forks: Forks, workers: Workers, network_cut: list[str]) -> None:
+    train_and_chat(forks, workers, network_cut)
 
 
 def recording(directory: Path, recorder: str = RECORDER) -> tuple[dict[str, str], Path]:
@@ -113,9 +123,7 @@ def train_and_record(
     return set(record.read_text().splitlines())
 
 
-def test_no_internet_socket_and_no_reporting_thread_is_ever_made(
-    forks: Forks, workers: Workers, tmp_path: Path
-) -> None:
+def test_no_internet_socket_and_no_reporting_thread_is_made(forks: Forks, workers: Workers, tmp_path: Path) -> None:
     lines = train_and_record(forks, workers, tmp_path)
     # The recorder saw the worker at work: its control socket, its heartbeat.
     assert f"socket {_FAMILY_UNIX}" in lines
@@ -140,10 +148,8 @@ def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     pytest.importorskip("llama_cpp_py_sync")
     assert converter.is_relative_to(private_home), "the converter was fetched before"
     shutil.copytree(reference.path, private_home / "runs" / reference.id, ignore=shutil.ignore_patterns("*.sock"))
-    unshare = shutil.which("unshare")
-    can_cut = unshare is not None and not subprocess.run([unshare, "-rn", "true"], check=False).returncode
     variables, record = recording(tmp_path)
-    command = commands_of(forks, private_home, [str(unshare), "-rn"] if can_cut else [], **variables)
+    command = commands_of(forks, private_home, without_network(), **variables)
     for kind, quant in (("gguf", "Q8_0"), ("merged", "F32")):
         out = tmp_path / kind
         options = ("--quant", quant, "--merge-from", "quantized", "--rows", "1", "--out", str(out))

@@ -13,16 +13,8 @@ import pytest
 from core.runs.record.events import EvalEvent
 from core.runs.record.store import Run
 
-from .workers import (
-    Workers,
-    adapter_bytes,
-    failure,
-    finish,
-    held_at,
-    kill_and_finish,
-    only,
-    steps,
-)
+from . import workers as e2e
+from .workers import Workers
 
 STEPS = 24
 AREAS = ("billing", "login", "printer", "network")
@@ -63,17 +55,12 @@ def start(
 
 
 @pytest.mark.parametrize(
-    ("objective", "method"),
-    [
-        ("dpo", "qlora"),
-        *(pytest.param(*way, marks=pytest.mark.long) for way in (("kto", "qlora"), ("orpo", "qlora"), ("kto", "full"))),
-    ],
+    "objective", ["dpo", *(pytest.param(each, marks=pytest.mark.long) for each in ("kto", "orpo"))]
 )
-def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objective: str, method: str) -> None:
-    precision: dict[str, Any] = {"precision": "bf16"} if method == "full" else {}
-    reference = start(workers, objective, method, **precision)
-    finish(reference)
-    done = steps(reference)
+def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objective: str) -> None:
+    reference = start(workers, objective)
+    e2e.finish(reference)
+    done = e2e.steps(reference)
     last = [step.reward_accuracy for step in done[-4:] if step.reward_accuracy is not None]
     assert len(last) == 4
     assert sum(last) / 4 > 0.85
@@ -81,7 +68,7 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
     first = done[0].reward_margin or 0.0
     # A reward of ORPO is a mean over tokens.
     assert sum(margins) / len(margins) > first + (0.01 if objective == "orpo" else 0.05)
-    baseline, *_, measured = only(EvalEvent, reference)
+    baseline, *_, measured = e2e.only(EvalEvent, reference)
     assert measured.loss < baseline.loss
     assert measured.perplexity is None
     assert measured.reward_accuracy is not None
@@ -90,14 +77,10 @@ def test_answers_come_apart_and_a_kill_changes_nothing(workers: Workers, objecti
         assert baseline.loss == pytest.approx(0.6931, abs=1e-3), "at the beginning the model is its own reference"
         assert baseline.reward_margin == pytest.approx(0.0, abs=1e-3)
 
-    run = start(workers, objective, method, held_at(14), **precision)
-    kill_and_finish(workers, run, 14)
-    if method == "qlora":
-        assert adapter_bytes(run) == adapter_bytes(reference)
-    else:
-        weights = "model.safetensors"
-        assert (run.model_path / weights).read_bytes() == (reference.model_path / weights).read_bytes()
-    told = {step.step: (step.loss, step.reward_margin) for step in steps(run)}
+    run = start(workers, objective, variables=e2e.held_at(14))
+    e2e.kill_and_finish(workers, run, 14)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
+    told = {step.step: (step.loss, step.reward_margin) for step in e2e.steps(run)}
     assert told == {step.step: (step.loss, step.reward_margin) for step in done}
 
 
@@ -106,23 +89,23 @@ def test_the_reference_of_whole_models_is_the_untouched_base(workers: Workers) -
     """Measured from the weights that a checkpoint puts back, the losses after it would begin at log 2 again."""
     options: dict[str, Any] = {"precision": "bf16", "max_steps": 12, "beta": 0.5}
     reference = start(workers, "dpo", "full", **options)
-    finish(reference)
-    done = steps(reference)
+    e2e.finish(reference)
+    done = e2e.steps(reference)
     assert done[0].loss == pytest.approx(math.log(2), abs=2e-2), "to the rounding of bf16 in sums over answers"
     assert done[0].reward_margin == pytest.approx(0.0, abs=2e-2)
     assert min(step.reward_margin or 0.0 for step in done[-4:]) > 0.3
     assert max(step.loss for step in done[-4:]) < 0.6
 
-    run = start(workers, "dpo", "full", held_at(5), **options)
-    kill_and_finish(workers, run, 5)
+    run = start(workers, "dpo", "full", e2e.held_at(5), **options)
+    e2e.kill_and_finish(workers, run, 5)
     weights = "model.safetensors"
     assert (run.model_path / weights).read_bytes() == (reference.model_path / weights).read_bytes()
-    told = {step.step: (step.loss, step.reward_margin) for step in steps(run)}
+    told = {step.step: (step.loss, step.reward_margin) for step in e2e.steps(run)}
     assert told == {step.step: (step.loss, step.reward_margin) for step in done}
 
 
 def test_rows_of_another_kind_are_refused_with_both_names(workers: Workers) -> None:
     run = workers.start("mixed", train={"objective": "dpo", "max_steps": 2})
-    reason = failure(run).reason
+    reason = e2e.failure(run).reason
     assert "rows of the format messages" in reason
     assert "train.objective is dpo" in reason

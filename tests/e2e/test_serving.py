@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from tests.forking import Forks
 from tests.waiting import wait_for
 
 from .test_offline import RECORDER, recording
+from .test_offline import network_cut as network_cut
 from .workers import PATIENCE, Workers, wait_until_step
 
 #: Recorder of every address that is bound or connected to.
@@ -92,14 +91,13 @@ def test_nothing_but_loopback_is_opened(forks: Forks, workers: Workers, referenc
 
 
 @pytest.mark.long
-def test_serving_works_with_the_network_cut(forks: Forks, workers: Workers, reference: Run, tmp_path: Path) -> None:
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("not run: this machine does not allow network namespaces (unshare -rn)")
+def test_serving_works_with_the_network_cut(
+    forks: Forks, workers: Workers, reference: Run, tmp_path: Path, network_cut: list[str]
+) -> None:
     socket = tmp_path / "serve.sock"
     home = str(reference.path.parents[1])
     with serving(
-        forks, workers, reference.id, "--uds", str(socket), prefix=(unshare, "-rn"), variables={"LOCALTUNE_HOME": home}
+        forks, workers, reference.id, "--uds", str(socket), prefix=network_cut, variables={"LOCALTUNE_HOME": home}
     ) as server:
         transport = httpx2.HTTPTransport(uds=str(socket))
         headers = {"Authorization": f"Bearer {server.key}"}

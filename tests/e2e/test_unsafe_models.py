@@ -17,7 +17,7 @@ from tests.canary import name_code, plant_code, plant_everything, plant_pickle
 from tests.core.models.spoiling import edit_json
 from tests.core.worker.model.gguf_files import write_gguf
 
-from .workers import Workers, adapter_bytes, failure, finish
+from .workers import Workers, adapter_bytes, failure
 
 
 @pytest.fixture
@@ -88,9 +88,7 @@ def test_the_chat_engine_refuses_them_too_and_runs_nothing(model: Path, trace: P
     assert not trace.exists()
 
 
-def test_kernels_of_others_and_holes_are_refused_by_worker_and_chat(
-    workers: Workers, tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_kernels_of_others_and_holes_are_refused(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:
     kernels = Path(shutil.copytree(tiny_model_dir, tmp_path / "kernels"))
     edit_json(kernels / "config.json", _attn_implementation="kernels-community/x")
     holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))
@@ -106,23 +104,3 @@ def test_kernels_of_others_and_holes_are_refused_by_worker_and_chat(
         for base, says in cases.items():
             with pytest.raises(UserError, match=re.escape(says)):
                 engine.load(ModelSpec(str(base), device="cpu"), lambda _detail, _done, _total: None)
-
-
-@pytest.mark.long
-def test_a_base_that_was_saved_as_nf4_is_trained(workers: Workers, tmp_path: Path, tiny_model_dir: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    quantized = tmp_path / "nf4"
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=settings).save_pretrained(quantized)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(quantized)
-    run = workers.start("nf4", model={"base": str(quantized)}, train={"max_steps": 2})
-    decoded = workers.start("nf4-lora", model={"base": str(quantized)}, method={"name": "lora"}, train={"max_steps": 2})
-    finish(run)
-    finish(decoded)

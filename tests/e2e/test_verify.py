@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,30 +19,16 @@ from core.audit.result import Audit
 from core.helper import finding_core
 from core.runs.control.client import ControlClient
 from core.runs.record.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
-from core.runs.record.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
+from core.runs.record.events import NoticeEvent, RollbackEvent, encode_event
 from core.runs.record.store import Run
 from core.small_files import hash_file
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 
 from . import test_distributed as team
+from . import workers as e2e
 from .test_preference import write_rows as write_pairs
-from .workers import (
-    HELD_BACK,
-    PATIENCE,
-    Workers,
-    exit_code,
-    finish,
-    held_at,
-    kill,
-    notice_codes,
-    only,
-    signal_worker,
-    stop_at,
-    wait_until_listening,
-    wait_until_parked,
-    wait_until_step,
-)
+from .workers import Workers
 
 #: A short run: every second step a checkpoint, every third an evaluation; all of them are kept.
 SHORT: dict[str, dict[str, Any]] = {
@@ -78,15 +62,15 @@ def sentences(found: Audit) -> list[str]:
 def honest(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[tuple[Workers, Run]]:
     """A finished run in which rates and intervals were set, and a checkpoint was asked for."""
     workers = Workers(tmp_path_factory.mktemp("honest"), tiny_model_dir)
-    run = start(workers, "honest", held_at(0, 1))
-    wait_until_listening(run)
-    with ControlClient(run, timeout=PATIENCE) as client:
+    run = start(workers, "honest", e2e.held_at(0, 1))
+    e2e.wait_until_listening(run)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
         client.request("pause")
         client.request("set", **{"train.learning_rate": 1e-3, "eval.every_steps": 2})
         client.request("resume")
-        wait_until_step(run, 1)
+        e2e.wait_until_step(run, 1)
         client.request("checkpoint")
-    finish(run)
+    e2e.finish(run)
     yield workers, run
     workers.close()
 
@@ -97,21 +81,6 @@ def test_a_run_with_commands_is_equal_in_every_byte_and_is_only_read(honest: tup
     assert_verified(audit(workers, run, spans=3), 3)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     assert list((workers.home / "audits").iterdir()) == []
-
-
-@pytest.mark.long
-def test_all_of_a_run_that_was_renamed_elsewhere_and_commented_is_equal(
-    honest: tuple[Workers, Run], tmp_path: Path
-) -> None:
-    workers, original = honest
-    run = Run(tmp_path / "the good one")
-    shutil.copytree(original.path, run.path)
-    run.config_path.write_text("# mine\n" + run.config_path.read_text())
-    (run.path / "notes.md").write_text("Mine.")
-    found = audit(workers, run, whole=True)
-    assert_verified(found, 1)
-    assert [(span.begin, span.end) for span in found.spans] == [(0, 8)]
-    assert found.complete
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -161,9 +130,7 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
 
 
 @pytest.mark.long
-def test_without_a_chain_the_replay_finds_what_was_changed_and_says_what_it_left_out(
-    honest: tuple[Workers, Run],
-) -> None:
+def test_without_a_chain_the_replay_finds_what_was_changed(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "unsealed")
     (run.path / CHAIN_NAME).unlink()
@@ -179,7 +146,7 @@ def test_without_a_chain_the_replay_finds_what_was_changed_and_says_what_it_left
     assert found.notes[-1].endswith(f"that its steps after {span.end} follow from the base is not proven.")
 
 
-def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object] = list) -> None:
+def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
     """Make a sound chain over a run as it is now, with links changed, as somebody can who knows how it is made."""
     path, prev, end = run.path / CHAIN_NAME, NOTHING, 0
     links = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -196,25 +163,6 @@ def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object] = list) ->
     path.write_bytes(b"".join(canonical(link) + b"\n" for link in links))
 
 
-def other_torch(links: list[dict[str, Any]]) -> None:
-    links[0]["body"]["software"]["torch"] = "2.0"
-
-
-@pytest.mark.long
-def test_a_figure_made_nicer_is_found_though_the_chain_was_made_anew(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "nicer")
-    (measured,) = (event for event in only(EvalEvent, run) if event.step == 4)
-    edit(run, "eval", 4, f'"loss": {measured.loss}'.encode(), b'"loss": 0.25')
-    # Another version is no excuse where the weights come out as they were.
-    reseal(run, other_torch)
-    found = audit(workers, run)
-    assert (found.verdict, sentences(found)) == ("differs", [])
-    (span,) = (span for span in found.spans if span.outcome != "equal")
-    (difference,) = span.differences
-    assert (difference.what, difference.recorded) == ("loss of the evaluation after step 4 came out otherwise.", "0.25")
-
-
 @pytest.mark.long
 def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
@@ -226,7 +174,7 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
     path.write_text(json.dumps(manifest))
 
     def change(links: list[dict[str, Any]]) -> None:
-        other_torch(links)
+        links[0]["body"]["software"]["torch"] = "2.0"
         (link,) = (link for link in links if link["kind"] == "checkpoint" and link["body"]["step"] == 4)
         link["body"]["manifest"] = manifest
 
@@ -239,79 +187,20 @@ def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest:
 
 
 @pytest.mark.long
-def test_rows_that_the_chain_alone_names_otherwise_are_found(honest: tuple[Workers, Run]) -> None:
-    workers, original = honest
-    run = workers.copy(original, "rows")
-    reseal(run, lambda links: links[0]["body"]["rows"].update(sha256="0" * 64))
-    found = audit(workers, run, spans=1)
-    assert sentences(found) == ["The training rows are not those of the run."]
-
-
-@contextlib.contextmanager
-def changed(path: Path, change: Callable[[bytes], bytes]) -> Iterator[None]:
-    kept = path.read_bytes()
-    path.write_bytes(change(kept))
-    assert path.read_bytes() != kept
-    try:
-        yield
-    finally:
-        path.write_bytes(kept)
-
-
-def test_a_changed_row_is_named_by_its_line(honest: tuple[Workers, Run]) -> None:
-    workers, run = honest
-
-    def change(raw: bytes) -> bytes:
-        lines = raw.splitlines(keepends=True)
-        lines[6] = lines[6].replace(b"ticket", b"basket")
-        return b"".join(lines)
-
-    with changed(workers.train_data, change):
-        found = audit(workers, run, spans=2)
-    assert sentences(found) == [
-        f"The data file {workers.train_data} has changed since the run began.",
-        "A row was changed since the run learned it: train.jsonl line 7.",
-    ]
-    assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")] * 2
-
-
-@pytest.mark.long
-def test_another_base_is_named_by_its_file(honest: tuple[Workers, Run], tiny_model_dir: Path) -> None:
-    workers, run = honest
-    weights = tiny_model_dir / "model.safetensors"
-    before = weights.stat()
-    with changed(weights, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])):
-        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-        found = audit(workers, run, spans=1)
-    assert sentences(found) == [
-        f"The base is not the one of the training: model.safetensors in {tiny_model_dir} is another."
-    ]
-    assert found.spans[0].outcome == "skipped"
-
-
-def parked(run: Run) -> None:
-    wait_until_step(run, 7)
-    with ControlClient(run, timeout=PATIENCE) as client:
-        client.request("park")
-    wait_until_parked(run)
-    with ControlClient(run, timeout=PATIENCE) as client:
-        client.request("resume")
-
-
-def killed_and_stopped(workers: Workers, run: Run) -> None:
-    wait_until_step(run, 3)
-    kill(run)
-    workers.resume(run, held_at(5))
-    stop_at(run, 5)
-    workers.resume(run, held_at(7))
-
-
-@pytest.mark.long
 def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) -> None:
-    run = start(workers, "rough", held_at(3), train={"max_steps": 16})
-    killed_and_stopped(workers, run)
-    parked(run)
-    finish(run)
+    run = start(workers, "rough", e2e.held_at(3), train={"max_steps": 16})
+    e2e.wait_until_step(run, 3)
+    e2e.kill(run)
+    workers.resume(run, e2e.held_at(5))
+    e2e.stop_at(run, 5)
+    workers.resume(run, e2e.held_at(7))
+    e2e.wait_until_step(run, 7)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
+        client.request("park")
+    e2e.wait_until_parked(run)
+    with ControlClient(run, timeout=e2e.PATIENCE) as client:
+        client.request("resume")
+    e2e.finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
 
 
@@ -325,29 +214,17 @@ def test_a_run_that_was_killed_stopped_parked_and_continued(workers: Workers) ->
             "eval": {"every_steps": 1, "patience": 2, "min_delta": 5.0, "baseline": True},
         },
         {"method": {"name": "lora", "neftune_alpha": 5.0, "init": "pissa"}, "train": {"max_steps": 4}},
+        {"data": {}, "train": {"objective": "dpo", "learning_rate": 1e-3, "max_steps": 4}},
     ],
-    ids=["full weights, packing, stopped early", "noise, another beginning"],
+    ids=["full weights, packing, stopped early", "noise, another beginning", "preferences"],
 )
 def test_honest_runs_of_other_kinds(workers: Workers, sections: dict[str, dict[str, Any]]) -> None:
+    if "data" in sections:
+        write_pairs(workers.train_data, "dpo", 24, 1)
+        write_pairs(workers.eval_data, "dpo", 6, 2)
     run = start(workers, "kind", **sections)
-    finish(run)
+    e2e.finish(run)
     assert_verified(audit(workers, run, whole=True), 1)
-
-
-@pytest.mark.long
-def test_an_honest_run_of_preferences(workers: Workers) -> None:
-    rows, measured = (
-        write_pairs(workers.directory / name, "dpo", count, seed)
-        for name, count, seed in (("dpo.jsonl", 24, 1), ("dpo-eval.jsonl", 6, 2))
-    )
-    run = start(
-        workers,
-        "pairs",
-        data={"train": str(rows), "eval": str(measured)},
-        train={"objective": "dpo", "learning_rate": 1e-3, "max_steps": 4},
-    )
-    finish(run)
-    assert_verified(audit(workers, run, spans=2), 2)
 
 
 @pytest.mark.long
@@ -356,7 +233,7 @@ def test_an_honest_run_of_preferences(workers: Workers) -> None:
     [(signal.SIGKILL, -signal.SIGKILL, "work-*/*/*/checkpoints"), (signal.SIGINT, 130, "work-*")],
     ids=["killed in the replay", "Ctrl-C"],
 )
-def test_an_audit_that_is_ended_leaves_nothing(
+def test_an_ended_audit_leaves_nothing(
     honest: tuple[Workers, Run], number: signal.Signals, code: int, begun: str
 ) -> None:
     workers, run = honest
@@ -364,10 +241,10 @@ def test_an_audit_that_is_ended_leaves_nothing(
     environment = finding_core(os.environ) | {"LOCALTUNE_HOME": str(workers.home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tui", "verify", str(run.path), "--whole"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(home.glob(begun)), PATIENCE, "the audit to begin")
+    wait_for(lambda: list(home.glob(begun)), e2e.PATIENCE, "the audit to begin")
     process.send_signal(number)
-    assert process.wait(PATIENCE) == code
-    wait_for(lambda: not list(home.iterdir()), PATIENCE, "the copies to be removed")
+    assert process.wait(e2e.PATIENCE) == code
+    wait_for(lambda: not list(home.iterdir()), e2e.PATIENCE, "the copies to be removed")
 
 
 @pytest.mark.long
@@ -375,8 +252,8 @@ def test_a_step_that_ran_out_of_memory_is_cut_again(workers: Workers) -> None:
     from . import test_out_of_memory as shortage
 
     run = shortage.start(workers, {"backward": [5, 9]}, train={"max_steps": 6})
-    finish(run)
-    assert notice_codes(run).count("memory_cut") == 2
+    e2e.finish(run)
+    assert e2e.notice_codes(run).count("memory_cut") == 2
     assert_verified(audit(workers, run, spans=3), 3)
     manifest = json.loads((run.checkpoints_path / "step-00000006/manifest.json").read_text())
     first = json.loads((run.checkpoints_path / "step-00000002/manifest.json").read_text())
@@ -391,8 +268,8 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     spikes.write_nonsense(workers, (27, 28, 29))
     # Checkpoints between the good one and the spike, of steps that are left out, and after both.
     run = spikes.start(workers, "back", "rollback", every=2, keep=99)
-    finish(run)
-    (rollback,) = only(RollbackEvent, run)
+    e2e.finish(run)
+    (rollback,) = e2e.only(RollbackEvent, run)
     assert rollback.step < 26
     whole = audit(workers, run, whole=True)
     assert_verified(whole, 2)
@@ -400,11 +277,11 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
     assert audit(workers, run, spans=0).verdict == "differs"
 
-    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=HELD_BACK)
-    wait_for(lambda: only(RollbackEvent, killed), PATIENCE, "the rollback", interval=0.001)
-    kill(killed)
+    killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=e2e.HELD_BACK)
+    wait_for(lambda: e2e.only(RollbackEvent, killed), e2e.PATIENCE, "the rollback", interval=0.001)
+    e2e.kill(killed)
     workers.complete(killed)
-    assert len(only(RollbackEvent, killed)) == 2
+    assert len(e2e.only(RollbackEvent, killed)) == 2
     assert_verified(audit(workers, killed, whole=True), 2)
 
 
@@ -418,14 +295,14 @@ def test_a_run_of_two_processes_that_lost_one_was_stopped_and_went_on_as_one(wor
         train={"max_steps": 14},
         checkpoint={"every_steps": 4, "keep": 9},
     )
-    wait_until_step(run, 5)
-    ControlClient(run, timeout=PATIENCE).request("set", **{"train.learning_rate": 1e-3})
-    wait_until_step(run, 9)
+    e2e.wait_until_step(run, 5)
+    ControlClient(run, timeout=e2e.PATIENCE).request("set", **{"train.learning_rate": 1e-3})
+    e2e.wait_until_step(run, 9)
     os.kill(team.pids_of(run)[1], signal.SIGKILL)
     team.wait_until_done_again(run, 9)
-    assert "rank_lost" in notice_codes(run)
-    signal_worker(run, signal.SIGTERM)
-    assert exit_code(run) == 3
+    assert "rank_lost" in e2e.notice_codes(run)
+    e2e.signal_worker(run, signal.SIGTERM)
+    assert e2e.exit_code(run) == 3
     team.set_processes(run, 1)
     workers.complete(run)
     whole = audit(workers, run, whole=True)

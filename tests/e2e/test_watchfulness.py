@@ -26,34 +26,16 @@ from core.launch import launcher
 from core.runs.catalog.rows import RunCatalog
 from core.runs.control.client import ControlClient
 from core.runs.record import state as oom
-from core.runs.record.events import CheckpointEvent, ControlEvent, NoticeEvent
-from core.runs.record.state import RunState, infer_state
+from core.runs.record.events import ControlEvent, NoticeEvent
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
 from core.worker.progress.health import NONFINITE_LIMIT
 from tests.waiting import wait_for
 
-from .workers import (
-    PATIENCE,
-    Workers,
-    adapter_bytes,
-    ending,
-    exit_code,
-    failure,
-    finish,
-    held_at,
-    hooked,
-    log,
-    notice_codes,
-    only,
-    pid_of,
-    signal_worker,
-    steps,
-    wait_until_listening,
-    wait_until_state,
-    wait_until_step,
-)
+from . import workers as e2e
+from .workers import Workers
 
 #: The character whose embedding is no number in :func:`poisoned_model`.
 POISON = "~"
@@ -63,19 +45,6 @@ ENDLESS: dict[str, Any] = {
     "eval": {"every_steps": None},
     "checkpoint": {"every_steps": 5},
 }
-#: Makes a worker hang in its twelfth step until a file appears, and counts any step as long that takes 10 times more.
-HANG = """
-import os, time
-import core.worker.process.step_watchdog
-from core.worker.data.batches import DataOrder
-core.worker.process.step_watchdog.LONG_SECONDS = 0.0
-window = DataOrder.window
-def hang(self, step):
-    while step == 11 and not os.path.exists(os.environ["TEST_RELEASE"]):
-        time.sleep(0.01)
-    return window(self, step)
-DataOrder.window = hang
-"""
 
 
 def poison(workers: Workers, lines: set[int]) -> None:
@@ -105,9 +74,9 @@ def test_a_loss_that_is_no_number_costs_its_update_and_names_its_rows(workers: W
     lines = {7, 19, 20, 33}
     poison(workers, lines)
     run = workers.finished("few", train={"max_steps": 20}, eval={"every_steps": 5, "exact_match": False})
-    lost = [event.step for event in steps(run) if not math.isfinite(event.loss)]
+    lost = [event.step for event in e2e.steps(run) if not math.isfinite(event.loss)]
     assert len(lost) == 2, "each epoch of ten steps has one that is poisoned"
-    notices = [event for event in only(NoticeEvent, run) if event.code == "nonfinite"]
+    notices = [event for event in e2e.only(NoticeEvent, run) if event.code == "nonfinite"]
     assert len(notices) == 2
     assert all("train.jsonl lines 7, 19, 20 and 33" in notice.message for notice in notices)
     assert f"step {lost[0]} " in notices[0].message
@@ -128,8 +97,8 @@ def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Wo
     run = workers.start(
         "many", train={"seed": seed}, eval={"every_steps": None}, checkpoint={"every_steps": 1, "keep": 2}
     )
-    end = failure(run)
-    assert [math.isfinite(event.loss) for event in steps(run)] == clean_first
+    end = e2e.failure(run)
+    assert [math.isfinite(event.loss) for event in e2e.steps(run)] == clean_first
     # The weights that the last finite loss was computed with are the last that are known to be good.
     good = 2
     assert f"the last good checkpoint is that of step {good}." in end.reason
@@ -141,91 +110,47 @@ def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Wo
     assert len(list_checkpoints(run.checkpoints_path)) <= 2
 
 
-@pytest.mark.parametrize("paused", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_worker_whose_directory_was_removed_ends(workers: Workers, paused: bool) -> None:
+def test_a_paused_worker_whose_directory_was_removed_ends(workers: Workers) -> None:
     run = workers.start("removed", **ENDLESS)
-    wait_until_step(run, 3)
-    if paused:
-        ControlClient(run).request("pause")
-    pid, gone = pid_of(run), run.path.with_name("gone")
+    e2e.wait_until_step(run, 3)
+    ControlClient(run).request("pause")
+    pid, gone = e2e.pid_of(run), run.path.with_name("gone")
     run.path.rename(gone)
     shutil.rmtree(gone)
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    ended = wait_for(lambda: os.waitid(os.P_PID, pid, flags), PATIENCE, "the worker to end")
+    ended = wait_for(lambda: os.waitid(os.P_PID, pid, flags), e2e.PATIENCE, "the worker to end")
     assert ended is not None
     assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 3)
     assert not run.path.exists()
 
 
 @pytest.mark.long
-def test_a_stop_at_once_saves_nothing_and_the_run_goes_on_from_what_there_is(workers: Workers, reference: Run) -> None:
-    run = workers.held("now", 6)
-    assert ControlClient(run).request("stop", now=True)["state"] == "stopping"
-    assert exit_code(run) == 3
-    end = ending(run)
-    saved = [event.step for event in only(CheckpointEvent, run)]
-    assert saved[-1] == end.step - end.step % 5
-    (control,) = [event for event in only(ControlEvent, run) if event.command == "stop"]
-    assert (control.sender, control.result) == ("socket", "at once, without a checkpoint")
-    assert end.adapter == f"checkpoints/step-{saved[-1]:08d}/adapter"
-    workers.complete(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-
-
-@pytest.mark.long
-def test_a_worker_that_answers_nothing_is_killed_by_force_and_can_be_continued(
-    workers: Workers, reference: Run
-) -> None:
+def test_a_worker_that_answers_nothing_is_killed_and_continued(workers: Workers, reference: Run) -> None:
     runtime = Path(tempfile.mkdtemp(prefix="lt-"))
     try:
         leftover = runtime / "localtune-0123456789abcdef.sock"
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(leftover))
-        run = workers.start("hung", variables={"XDG_RUNTIME_DIR": str(runtime), **held_at(6)})
-        wait_until_listening(run)
+        run = workers.start("hung", variables={"XDG_RUNTIME_DIR": str(runtime), **e2e.held_at(6)})
+        e2e.wait_until_listening(run)
         assert not leftover.exists()
     finally:
         shutil.rmtree(runtime)
-    wait_until_step(run, 6)
-    signal_worker(run, signal.SIGSTOP)
+    e2e.wait_until_step(run, 6)
+    e2e.signal_worker(run, signal.SIGSTOP)
     command = [sys.executable, "-m", "tui", "stop", "--force", "--json", str(run.path) + os.sep]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=e2e.PATIENCE, check=False)
     assert killed.returncode == 0, killed.stderr
-    assert f"process {pid_of(run)} of {run.id} is killed" in killed.stderr
+    assert f"process {e2e.pid_of(run)} of {run.id} is killed" in killed.stderr
     assert "is lost" in killed.stderr
     assert json.loads(killed.stdout)["state"] == "stopped"
-    assert exit_code(run) == -signal.SIGKILL
-    end = ending(run)
+    assert e2e.exit_code(run) == -signal.SIGKILL
+    end = e2e.ending(run)
     assert (end.type, end.reason) == ("stopped", f"stopped by SIGKILL after step {end.step}")
     assert run.state().reason == end.reason
-    assert only(ControlEvent, run)[-1].sender == "SIGKILL"
+    assert e2e.only(ControlEvent, run)[-1].sender == "SIGKILL"
     workers.complete(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-
-
-def test_a_step_that_hangs_is_told_while_the_heart_beats(workers: Workers) -> None:
-    release = workers.directory / "release"
-    run = workers.start(
-        "slow",
-        variables=hooked(workers.directory / "hooks", HANG, TEST_RELEASE=str(release)),
-        train={"max_steps": 13},
-        eval={"every_steps": None},
-    )
-    wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
-    state = RunState.read(run.state_path)
-    assert state is not None
-    assert (state.state, state.step, run.state().state) == ("training", 11, "training")
-    began = state.step_started
-    assert began is not None
-    assert began <= state.updated
-    silent = infer_state(state, now=state.updated + 45)
-    assert silent.state == "stalled"
-    assert silent.reason.startswith("no sign of life for 45 s; step 12 has been running for ")
-    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
-    assert notice.message.startswith("Step 12 takes long: ")
-    release.touch()
-    finish(run)
-    assert RunState.read(run.state_path) == dataclasses.replace(run.state(), step_started=None)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
 
 
 def _is_removed(group: Path) -> bool:
@@ -256,7 +181,7 @@ def memory_group() -> Iterator[Path]:
             return
         finally:
             # The kernel takes its time to let go of a process that it has killed.
-            wait_for(partial(_is_removed, group), PATIENCE, "the group to be empty")
+            wait_for(partial(_is_removed, group), e2e.PATIENCE, "the group to be empty")
     pytest.skip("not run: a control group can be made by root only, and not everywhere")
 
 
@@ -277,15 +202,15 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
             [sys.executable, "-c", program, str(memory_group), str(config)],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=e2e.PATIENCE,
             check=False,
         )
     assert started.returncode == 0, started.stderr
     run = Run(Path(started.stdout.strip()))
     workers.runs.append(run)
-    state = wait_for(lambda: found if (found := run.state()).state == "lost" else None, PATIENCE, "the kill")
+    state = wait_for(lambda: found if (found := run.state()).state == "lost" else None, e2e.PATIENCE, "the kill")
     assert state is not None
-    assert state.reason.startswith("killed by the kernel, as its control group ran out of memory; "), log(run)
+    assert state.reason.startswith("killed by the kernel, as its control group ran out of memory; "), e2e.log(run)
     assert "lower train.micro_batch_size" in RunCatalog().row(run).reason
     assert state.reason in launcher.failure_reason(run)
 
@@ -299,4 +224,4 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
     assert run.state().reason == state.reason
     oom._memory_death.cache_clear()
     assert oom.memory_death(dataclasses.replace(recorded, memory_kills=1), run.events_path) is None
-    wait_until_state(run, "lost")
+    e2e.wait_until_state(run, "lost")

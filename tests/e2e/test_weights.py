@@ -14,7 +14,7 @@ from core.chat.session import Answer, open_session
 from core.runs.record.store import Run
 from core.worker.model.model import load_model
 
-from .workers import Workers, ending, exit_code, failure, finish, held_at, kill, notice_codes, wait_until_step
+from .workers import Workers, ending, finish, held_at, kill, notice_codes, wait_until_step
 
 SETTINGS = GenerationSettings(max_new_tokens=6)
 MESSAGES = [{"role": "user", "content": "ticket printer"}]
@@ -77,39 +77,3 @@ def test_a_whole_model_comes_out_and_a_kill_changes_nothing(workers: Workers, na
         assert ask(run).source == "model"
     loaded = load_model(run.model_path, method="lora", precision="bf16", device="cpu")
     assert loaded.tokenizer.chat_template
-
-
-@pytest.mark.long
-def test_the_base_is_no_longer_there(workers: Workers) -> None:
-    run = start(workers, "full", {}, steps=2)
-    finish(run)
-    session = open_session(run)
-    assert not session.has_tuned
-    session.close()
-
-
-@pytest.mark.parametrize(
-    ("method", "train", "says"),
-    [
-        ({"name": "freeze", "trainable_layers": 3}, {}, "the model has 2 layers"),
-        pytest.param({"name": "full"}, {"precision": "fp16"}, "fp16", marks=pytest.mark.long),
-    ],
-)
-def test_what_cannot_be_trained_is_said(
-    workers: Workers, method: dict[str, Any], train: dict[str, Any], says: str
-) -> None:
-    run = workers.start("refused", method={"dropout": 0.0, **method}, train={"max_steps": 2, **train})
-    assert says in failure(run).reason
-
-
-@pytest.mark.long
-def test_a_stopped_one_can_be_talked_to(workers: Workers) -> None:
-    run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, variables=held_at(4))
-    wait_until_step(run, 4)
-    with workers.environment():
-        from core.runs.control.client import ControlClient
-
-        ControlClient(run).request("stop")
-    assert exit_code(run) == 3
-    with workers.environment():
-        assert ask(run).source.startswith("step-")

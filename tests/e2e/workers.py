@@ -318,6 +318,16 @@ def steps(run: Run) -> list[StepEvent]:
     return only(StepEvent, run)
 
 
+def losses(run: Run) -> list[float]:
+    """The loss of each step, in the order in which they were done."""
+    return [step.loss for step in steps(run)]
+
+
+def wait_until_evaluating(run: Run) -> None:
+    """Wait until a run evaluates its model."""
+    wait_for(lambda: "evaluating" in [event.name for event in only(PhaseEvent, run)], PATIENCE, "the measurement")
+
+
 def notice_codes(run: Run) -> list[str]:
     """Notices of a run."""
     return [notice.code for notice in only(NoticeEvent, run)]

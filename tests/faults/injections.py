@@ -229,12 +229,6 @@ class ForkedRank:
 
 
 FAULTS: dict[str, Callable[..., None]] = {
-    "lost_gpu": lost_gpu,
-    "hang_in_rows": hang_in_rows,
-    "hang_between": hang_between,
-    "hold": hold,
-    "hold_back": hold_back,
-    "tell_pulse": tell_pulse,
-    "wait_within": wait_within,
-    "fork_ranks": fork_ranks,
+    fault.__name__: fault
+    for fault in (lost_gpu, hang_in_rows, hang_between, hold, hold_back, tell_pulse, wait_within, fork_ranks)
 }

@@ -14,52 +14,13 @@ import pytest
 from core.launch.launcher import worker_environment
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
-from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps, wait_until_step
+from tests.e2e.workers import STEPS, Workers, adapter_bytes, kill, steps, wait_until_step
 
 pytestmark = pytest.mark.long
 
 DAY = 86_400.0
 #: A C library that is preloaded: the time of day is off by the seconds in a file.
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <math.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/time.h>
-#include <time.h>
-
-static const volatile double *offset;
-
-__attribute__((constructor)) static void begin(void) {
-    int file = open(getenv("TEST_CLOCK"), O_RDONLY);
-    if (file >= 0) offset = mmap(0, sizeof(double), PROT_READ, MAP_SHARED, file, 0);
-}
-
-int clock_gettime(clockid_t clock, struct timespec *found) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int code = real(clock, found);
-    if (!code && clock == CLOCK_REALTIME && offset) found->tv_sec += (time_t)*offset;
-    return code;
-}
-
-int gettimeofday(struct timeval *found, void *zone) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    found->tv_sec = now.tv_sec;
-    found->tv_usec = now.tv_nsec / 1000;
-    return 0;
-}
-
-time_t time(time_t *found) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (found) *found = now.tv_sec;
-    return now.tv_sec;
-}
-"""
+SHIM = Path(__file__).with_name("clock.c")
 
 
 class Clock:
@@ -72,9 +33,8 @@ class Clock:
     def __init__(self, directory: Path) -> None:
         self._file = directory / "offset"
         self.set(0.0)
-        source, library = directory / "clock.c", directory / "clock.so"
-        source.write_text(SHIM)
-        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+        library = directory / "clock.so"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
         self.variables = {"LD_PRELOAD": str(library), "TEST_CLOCK": str(self._file)}
 
     def set(self, seconds: float) -> None:
@@ -108,8 +68,7 @@ def test_a_jumping_clock_changes_nothing(workers: Workers, clock: Clock, referen
     wait_until_step(run, 22)
     kill(run)
     assert run.state().state == "lost"
-    workers.resume(run)
-    finish(run)
+    workers.complete(run)
     assert adapter_bytes(run) == adapter_bytes(reference)
     done = steps(run)
     assert all(0 < event.seconds < 3600 and math.isfinite(event.tokens_per_second) for event in done)

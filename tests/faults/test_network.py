@@ -1,4 +1,4 @@
-"""A tracker whose server refuses, and one whose server never answers: the run does not notice."""
+"""Trackers whose server refuses or never answers, and one that ends its process: the run does not notice."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def test_servers_of_trackers_that_refuse_or_hang_change_nothing_of_a_run(
     ports = {"wandb": silent.getsockname()[1], "trackio": refusing.server_port}
     for name, port in ports.items():
         (libraries / f"{name}.py").write_text(LIBRARY.format(port=port))
+    (libraries / "tensorboard.py").write_text("import os\nos._exit(3)\n")
     path = os.pathsep.join(filter(None, [str(libraries), os.environ.get("PYTHONPATH", "")]))
     first = len(launcher._trackers)
     runs: list[Run] = []
     try:
-        for tools in ([], list(ports)):
+        for tools in ([], [*ports, "tensorboard"]):
             options: dict[str, Any] = {
                 "train": {"max_steps": 8},
                 "eval": {"every_steps": None},
@@ -82,7 +83,10 @@ def test_servers_of_trackers_that_refuse_or_hang_change_nothing_of_a_run(
         refused = TrackerFiles(tracked, "trackio")
         wait_for(lambda: refused.position().state == "failed", PATIENCE, "the refusal to be known")
         assert "500" in refused.log.read_text()
+        ended = TrackerFiles(tracked, "tensorboard")
+        wait_for(lambda: ended.position().state == "failed", PATIENCE, "the end of the process to be known")
         assert TrackerFiles(tracked, "wandb").position().is_working, "it still waits, and nobody for it"
+        assert not (plain.path / "tracking").exists()
     finally:
         for process in launcher._trackers[first:]:
             process.kill()

@@ -21,22 +21,8 @@ from core.runs.record.events import CheckpointEvent, NoticeEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
-from tests.e2e.workers import (
-    PATIENCE,
-    STEPS,
-    Workers,
-    adapter_bytes,
-    exit_code,
-    failure,
-    finish,
-    held_at,
-    notice_codes,
-    only,
-    pid_of,
-    steps,
-    wait_until_state,
-    wait_until_step,
-)
+from tests.e2e import workers as e2e
+from tests.e2e.workers import Workers
 from tests.small_disk import read_only, small_disk
 from tests.unprivileged import unprivileged
 from tests.waiting import wait_for
@@ -76,58 +62,54 @@ def ping(run: Run) -> dict[str, object]:
     return ControlClient(run).request("ping")
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_refused(
-    make_on_disk: Callable[[str], Workers],
-) -> None:
+def test_a_disk_without_room_for_a_checkpoint_is_refused(make_on_disk: Callable[[str], Workers]) -> None:
     run = make_on_disk("48m").start("narrow")
-    end = failure(run)
+    end = e2e.failure(run)
     assert " free, and a checkpoint needs " in end.reason
     assert "LOCALTUNE_HOME" in end.hint
-    assert steps(run) == []
+    assert e2e.steps(run) == []
 
 
 def test_a_disk_that_fills_up_pauses_training(make_on_disk: Callable[[str], Workers], reference: Run) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("filling", held_at(6))
-    wait_until_step(run, 6)
+    run = workers.held("filling", 6)
     client = ControlClient(run)
     client.request("pause")
-    written = [event.step for event in only(CheckpointEvent, run)]
+    written = [event.step for event in e2e.only(CheckpointEvent, run)]
     filler = fill(workers, leave=1 << 20)
     client.request("resume")
-    wait_for(lambda: "checkpoint_failed" in notice_codes(run), PATIENCE, "a checkpoint to fail")
-    stopped_at = wait_until_state(run, "paused").step
+    wait_for(lambda: "checkpoint_failed" in e2e.notice_codes(run), e2e.PATIENCE, "a checkpoint to fail")
+    stopped_at = e2e.wait_until_state(run, "paused").step
     assert stopped_at == written[-1] + 5
-    (notice,) = [event for event in only(NoticeEvent, run) if event.code == "checkpoint_failed"]
+    (notice,) = [event for event in e2e.only(NoticeEvent, run) if event.code == "checkpoint_failed"]
     assert notice.level == "error"
     assert f"step {stopped_at} was not written" in notice.message
     assert "resume" in notice.hint
-    kept = [run.path / event.path for event in only(CheckpointEvent, run)][-3:]
+    kept = [run.path / event.path for event in e2e.only(CheckpointEvent, run)][-3:]
     assert [verify_checkpoint(path).step for path in kept] == written[-3:]
     assert sorted(path.name for path in run.checkpoints_path.iterdir()) == [path.name for path in kept]
 
     # Now not even the record can be written, and training goes on up to the next checkpoint all the same.
     fill(workers, leave=0)
     client.request("resume")
-    expected = {"state": "paused", "step": stopped_at + 5, "total_steps": STEPS}
-    wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "the next checkpoint to fail")
+    expected = {"state": "paused", "step": stopped_at + 5, "total_steps": e2e.STEPS}
+    wait_for(lambda: expected.items() <= ping(run).items(), e2e.PATIENCE, "the next checkpoint to fail")
     filler.unlink()
     client.request("resume")
-    finish(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
+    e2e.finish(run)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
     history = read_history(run)
     assert history.skipped <= 1
-    assert [event.step for event in steps(run)][-(STEPS - stopped_at - 5) :] == list(range(stopped_at + 6, STEPS + 1))
+    assert [event.step for event in e2e.steps(run)][-(e2e.STEPS - stopped_at - 5) :] == list(
+        range(stopped_at + 6, e2e.STEPS + 1)
+    )
     assert history.end is not None
 
 
 @pytest.mark.long
-def test_an_adapter_that_cannot_be_written_can_be_continued(
-    make_on_disk: Callable[[str], Workers],
-) -> None:
+def test_an_adapter_that_cannot_be_written_can_be_continued(make_on_disk: Callable[[str], Workers]) -> None:
     workers = make_on_disk("96m")
-    run = workers.start("late", held_at(3), train={"max_steps": 12}, checkpoint={"every_steps": 3})
-    wait_until_step(run, 3)
+    run = workers.held("late", 3, train={"max_steps": 12}, checkpoint={"every_steps": 3})
     client = ControlClient(run)
     client.request("pause")
     filler = fill(workers, leave=8 * PAGE)
@@ -141,18 +123,17 @@ def test_an_adapter_that_cannot_be_written_can_be_continued(
                 client.request("resume")
         return False
 
-    wait_for(over, PATIENCE, "the run to reach its end", interval=0.05)
-    end = failure(run)
+    wait_for(over, e2e.PATIENCE, "the run to reach its end", interval=0.05)
+    end = e2e.failure(run)
     assert end.reason.startswith("The adapter cannot be written")
     assert "No space left" in end.reason
     assert f"continue {run.id}" in end.hint
-    assert "checkpoint_failed" in notice_codes(run)
+    assert "checkpoint_failed" in e2e.notice_codes(run)
     assert not run.adapter_path.exists()
     filler.unlink()
-    workers.resume(run)
-    finish(run)
-    assert adapter_bytes(run)
-    assert exit_code(run) == 0
+    workers.complete(run)
+    assert e2e.adapter_bytes(run)
+    assert e2e.exit_code(run) == 0
 
 
 @contextlib.contextmanager
@@ -172,8 +153,7 @@ def sealed(directory: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("taken", [sealed, pytest.param(read_only, marks=pytest.mark.long)])
 def test_a_read_only_home_is_refused(workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]) -> None:
-    run = workers.start("whole", train={"max_steps": 2}, eval={"every_steps": None})
-    finish(run)
+    run = workers.finished("whole", train={"max_steps": 2}, eval={"every_steps": None})
     with taken(workers.home), workers.environment():
         with pytest.raises(UserError, match="is not a directory that can be written to") as refusal:
             launcher.start_run(workers.config(), "late")
@@ -184,38 +164,30 @@ def test_a_read_only_home_is_refused(workers: Workers, taken: Callable[[Path], A
         assert read_history(run).end is not None
 
 
+@contextlib.contextmanager
+def limited(run: Run) -> Iterator[None]:
+    """Inside, files of a worker may not become as large as a checkpoint: of the record, too, nothing is torn."""
+    usual = resource.prlimit(e2e.pid_of(run), resource.RLIMIT_FSIZE, (16 * PAGE, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(e2e.pid_of(run), resource.RLIMIT_FSIZE, usual)
+
+
 @pytest.mark.long
-def test_a_disk_that_becomes_read_only_pauses_training_and_costs_nothing(workers: Workers, reference: Run) -> None:
-    """As a disk does that has met errors."""
-    run = workers.start("worn", held_at(6))
-    wait_until_step(run, 6)
+@pytest.mark.parametrize("worn", [lambda run: read_only(run.path.parents[1]), limited], ids=["read-only", "limited"])
+def test_a_worn_disk_pauses_training_and_costs_nothing(
+    workers: Workers, reference: Run, worn: Callable[[Run], AbstractContextManager[None]]
+) -> None:
+    run = workers.held("worn", 6)
     client = ControlClient(run)
     step = client.request("pause")["step"]
-    with read_only(workers.home):
+    with worn(run):
         client.request("resume")
         expected = {"state": "paused", "step": step - step % 5 + 5}
-        wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
-    assert "checkpoint_failed" in notice_codes(run)
+        wait_for(lambda: expected.items() <= ping(run).items(), e2e.PATIENCE, "a checkpoint to fail")
+    assert "checkpoint_failed" in e2e.notice_codes(run)
     client.request("resume")
-    finish(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
-
-
-@pytest.mark.long
-def test_files_that_may_not_grow_pause_training_and_cost_nothing(workers: Workers, reference: Run) -> None:
-    """A limit on the size of files, below that of a checkpoint: of the record, too, nothing is torn."""
-    run = workers.start("limited", held_at(6))
-    wait_until_step(run, 6)
-    client = ControlClient(run)
-    step = client.request("pause")["step"]
-    usual = resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, (16 * PAGE, resource.RLIM_INFINITY))
-    client.request("resume")
-    expected = {"state": "paused", "step": step - step % 5 + 5}
-    wait_for(lambda: expected.items() <= ping(run).items(), PATIENCE, "a checkpoint to fail")
-    resource.prlimit(pid_of(run), resource.RLIMIT_FSIZE, usual)
-    client.request("resume")
-    finish(run)
-    assert adapter_bytes(run) == adapter_bytes(reference)
+    e2e.finish(run)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(reference)
     history = read_history(run)
     assert history.skipped <= 1
     assert history.end is not None

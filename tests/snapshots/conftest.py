@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ def _still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed host and time zone, idle devices, no blinking cursor."""
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
+    # On a slow machine, a snapshot would show the run stalled.
+    monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     for name in ("NO_COLOR", "TEXTUAL_THEME"):

@@ -14,7 +14,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, until
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.widgets.charts.plan_bar import PlanView
 
@@ -77,8 +77,7 @@ def test_config(snap_compare: Compare, app: LocaltuneApp, config: Path, size: st
 def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)
-        await pilot.press("P")
-        await wait_for(pilot, lambda: "● 24gb-7b" in screen_text(app))
+        await press(pilot, "P", until="● 24gb-7b")
         await pilot.press("k", "k")
         await until("24gb-small-long-context")(pilot)
 

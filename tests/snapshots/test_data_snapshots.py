@@ -15,7 +15,7 @@ from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import save
 from tests.snapshots.conftest import Compare, make_app
 from tests.tui.data_panes import row
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tui.app import LocaltuneApp
 
 SPECIALS = ("<|im_start|>", "<|im_end|>")
@@ -69,9 +69,8 @@ def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: T
         await wait_for(pilot, lambda: shell.state.document is not None and pane_of(shell, "data") is not None)
         await pilot.press(*before)
         pane = pane_of(shell, "data")
-        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-        await pilot.press(*keys)
-        await wait_for(pilot, lambda: ready(pane))
+        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None)
+        await press(pilot, *keys, until=lambda: ready(pane))
         # Every row on the screen has been counted.
         await wait_for(pilot, lambda: not any("–  " in line for line in screen_text(shell).splitlines()))
         shell.clear_notifications()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,6 @@ def fill(home: Path) -> None:
         return queue.with_entry(replace(queue.entry(7), state="skipped", reason="7.toml cannot be read"))
 
     store.change(how)
-
-
-@pytest.fixture(autouse=True)
-def _never_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat that never looks old: on a slow machine, a snapshot would show the run stalled."""
-    monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids=lambda size: f"{size[0]}x{size[1]}")

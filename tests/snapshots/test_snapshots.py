@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from textual.pilot import Pilot
 from core.runs.record.store import Labels, write_labels
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.start.summary import StartPlan
@@ -22,28 +21,21 @@ SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
 ZOOM = {"80x24": (), "200x50": ("3",)}
 
 
-def script_run(home: Path) -> ScriptedRun:
+@pytest.fixture
+def run(private_home: Path) -> ScriptedRun:
     """The run of the snapshots: 64 of 120 steps, on a clock of its own."""
-    return ScriptedRun(home, start=MOMENT)
-
-
-@pytest.fixture(autouse=True)
-def _never_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat that never looks old: on a slow machine, a snapshot would show the run stalled."""
-    monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
+    return ScriptedRun(private_home, start=MOMENT).train_to(64)
 
 
 @pytest.mark.parametrize("theme", ["localtune-dark", "localtune-light"])
 @pytest.mark.parametrize("size", SIZES)
-def test_train(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str, theme: str) -> None:
-    script_run(private_home).train_to(64)
+def test_train(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, size: str, theme: str) -> None:
     app.theme = theme
     assert snap_compare(app, terminal_size=SIZES[size], run_before=until("64/120", *ZOOM[size]))
 
 
 @pytest.mark.parametrize("size", long_but(["160x45"], ["120x30", "160x45", "200x50"]))
-def test_live_panes(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str) -> None:
-    script_run(private_home).train_to(64)
+def test_live_panes(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, size: str) -> None:
     width, height = map(int, size.split("x"))
     assert snap_compare(app, terminal_size=(width, height), run_before=until("64/120", "0" if width < 160 else "4"))
 
@@ -69,7 +61,7 @@ def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monk
 
 
 def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
-    script = script_run(private_home)
+    script = ScriptedRun(private_home, start=MOMENT)
     script.write_state(state="starting")
     script.phase("importing", 0)
     script.phase("loading_model", 3.1)
@@ -78,10 +70,8 @@ def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) 
     assert snap_compare(app, run_before=until("▸ rehearsing"))
 
 
-def test_failed(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
-    script = script_run(private_home)
-    script.train_to(64)
-    script.end("failed", "The device ran out of memory at step 65.", "Set train.max_length to 1024 or less.")
+def test_failed(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> None:
+    run.end("failed", "The device ran out of memory at step 65.", "Set train.max_length to 1024 or less.")
     app._run_name = "latest"
     assert snap_compare(app, run_before=until("failed at step 64"))
 
@@ -90,15 +80,12 @@ def test_help(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, run_before=until("Help · Train", "question_mark"))
 
 
-def test_quit(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
-    script_run(private_home).train_to(64)
-
-    async def run(pilot: Pilot[Any]) -> None:
+def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> None:
+    async def ask(pilot: Pilot[Any]) -> None:
         await until("64/120")(pilot)
-        await pilot.press("q")
-        await wait_for(pilot, lambda: "leave it running" in screen_text(pilot.app))
+        await press(pilot, "q", until="leave it running")
 
-    assert snap_compare(app, run_before=run)
+    assert snap_compare(app, run_before=ask)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +93,10 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> N
     [("s", "keep training"), ("sk", "leave it alone"), ("e", "esc leave")],
     ids=["stop", "kill", "settings"],
 )
-def test_control(snap_compare: Compare, app: LocaltuneApp, private_home: Path, keys: str, text: str) -> None:
-    script = script_run(private_home)
-    script.train_to(64)
-    script.write_state(pid=4711, host="ws1")
+def test_control(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, keys: str, text: str) -> None:
+    run.write_state(pid=4711, host="ws1")
 
-    async def run(pilot: Pilot[Any]) -> None:
+    async def ask(pilot: Pilot[Any]) -> None:
         await until("64/120")(pilot)
         for key in keys:
             await pilot.press(key)
@@ -119,7 +104,7 @@ def test_control(snap_compare: Compare, app: LocaltuneApp, private_home: Path, k
         await wait_for(pilot, lambda: text in screen_text(pilot.app))
         await settle(pilot)
 
-    assert snap_compare(app, run_before=run)
+    assert snap_compare(app, run_before=ask)
 
 
 def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
@@ -168,12 +153,10 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
 
     async def run(pilot: Pilot[Any]) -> None:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
-        await pilot.press("1", "T")
-        await wait_for(pilot, lambda: getattr(app.screen, "templates", None) is not None)
+        await press(pilot, "1", "T", until=lambda: getattr(app.screen, "templates", None) is not None)
         screen: Any = app.screen
         await wait_for(pilot, lambda: len(screen.previews) == len(screen.templates.entries))
-        await pilot.press("j")
-        await wait_for(pilot, lambda: "chatml · 27 lines" in screen_text(app))
+        await press(pilot, "j", until="chatml · 27 lines")
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 
@@ -184,8 +167,7 @@ def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, s
 
     async def run(pilot: Pilot[Any]) -> None:
         await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data").view is not None)
-        await pilot.press("1", "C")
-        await wait_for(pilot, lambda: "2 of the first 3 rows" in screen_text(app))
+        await press(pilot, "1", "C", until="2 of the first 3 rows")
 
     assert snap_compare(app, terminal_size=SIZES[size], run_before=run)
 

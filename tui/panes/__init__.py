@@ -55,6 +55,18 @@ def pane_spec(name: str) -> PaneSpec[Pane]:
     return next(spec for spec in PANES if spec.id == name)
 
 
+class _Loaded(Generic[PaneT]):
+    """Attribute of :class:`Panes`: the pane of a declaration."""
+
+    def __init__(self, spec: PaneSpec[PaneT]) -> None:
+        self._spec = spec
+
+    def __get__(self, panes: Panes, _: object) -> PaneT | None:
+        pane = panes.find(self._spec.id)
+        # Check for a pane first, as loading the class imports it.
+        return pane if pane is not None and isinstance(pane, self._spec.load()) else None
+
+
 class Panes:
     """Typed access to the loaded panes; None for a pane that is not loaded yet.
 
@@ -62,35 +74,7 @@ class Panes:
         find: Returns the pane of an id, if it is loaded.
     """
 
+    data, config, train, chat, runs = _Loaded(DATA), _Loaded(CONFIG), _Loaded(TRAIN), _Loaded(CHAT), _Loaded(RUNS)
+
     def __init__(self, find: Callable[[str], Pane | None]) -> None:
         self.find = find
-
-    def _get(self, spec: PaneSpec[PaneT]) -> PaneT | None:
-        pane = self.find(spec.id)
-        # Check for a pane first, as loading the class imports it.
-        return pane if pane is not None and isinstance(pane, spec.load()) else None
-
-    @property
-    def data(self) -> DataPane | None:
-        """The Data pane."""
-        return self._get(DATA)
-
-    @property
-    def config(self) -> ConfigPane | None:
-        """The Config pane."""
-        return self._get(CONFIG)
-
-    @property
-    def train(self) -> TrainPane | None:
-        """The Train pane."""
-        return self._get(TRAIN)
-
-    @property
-    def chat(self) -> ChatPane | None:
-        """The Chat pane."""
-        return self._get(CHAT)
-
-    @property
-    def runs(self) -> RunsPane | None:
-        """The Runs pane."""
-        return self._get(RUNS)

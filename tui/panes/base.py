@@ -26,9 +26,7 @@ _BORDER_WIDTH, _WIDEST = 6, 1000
 class Pane(Vertical):
     """Pane of the main screen; its slot draws the border."""
 
-    DEFAULT_CSS = """
-    Pane { height: 1fr; padding: 0 1; background: $background; }
-    """
+    DEFAULT_CSS = "Pane { height: 1fr; padding: 0 1; background: $background; }"
 
     HELP: ClassVar[str] = ""
     """A sentence or two for the help screen."""

@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 
 from core.errors import UserError
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from core.runs.record.store import NAME_LIMIT, NOTE_LIMIT, Labels, Run, clean_tags, clean_text
 from tui import messages
 from tui.keys import bindings
 from tui.panes.base import Pane
@@ -30,8 +31,6 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from core.runs.catalog.result import RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
-    from core.runs.record.store import Labels, Run
-
 #: Columns from which the details of a run are beside the list, and rows from which they are below it.
 BESIDE_WIDTH, BELOW_HEIGHT = 150, 17
 
@@ -438,18 +437,12 @@ class RunsPane(Pane):
 
 
 def _named(labels: Labels, text: str) -> Labels:
-    from core.runs.record.store import NAME_LIMIT, clean_text
-
     return replace(labels, name=clean_text(text, NAME_LIMIT, "name"))
 
 
 def _tagged(labels: Labels, text: str) -> Labels:
-    from core.runs.record.store import clean_tags
-
     return replace(labels, tags=clean_tags([text]))
 
 
 def _noted(labels: Labels, text: str) -> Labels:
-    from core.runs.record.store import NOTE_LIMIT, clean_text
-
     return replace(labels, note=clean_text(text, NOTE_LIMIT, "note"))

@@ -12,7 +12,7 @@ from core.quantization.job import measure
 from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer_lines, sentence
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobScreen, JobState, progress_bar
+from tui.screens.job import JobState, progress_bar
 from tui.widgets.charts.bars import bar
 
 _ABOUT = (
@@ -58,15 +58,6 @@ class BitsPage:
         if state.result is None:
             return Content.assemble(("It was not measured. ", "bold"), one_line(str(state.error), 600))
         return _measured(state.result, room, glyphs)
-
-
-def bits_screen(config: Config) -> JobScreen[JobProgress, QuantizationCost, tuple[str, ...]]:
-    """Screen of the measurement.
-
-    Args:
-        config: As for :class:`BitsPage`.
-    """
-    return JobScreen(BitsPage(config))
 
 
 def _working(progress: JobProgress, glyphs: GlyphSet) -> Content:

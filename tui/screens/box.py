@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.text import one_line, sanitize
 from tui.datasets.summary import counted
 from tui.files import save_text
-from tui.screens.overlay import Overlay, key_line
+from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList, ListBox
@@ -29,15 +29,7 @@ Way: TypeAlias = Literal["down", "up", "page_down", "page_up", "home", "end"]
 
 def scroll(box: VerticalScroll, way: Way) -> None:
     """Scroll a box at once, without animation."""
-    ways = {
-        "down": box.scroll_down,
-        "up": box.scroll_up,
-        "page_down": box.scroll_page_down,
-        "page_up": box.scroll_page_up,
-        "home": box.scroll_home,
-        "end": box.scroll_end,
-    }
-    ways[way](animate=False)
+    getattr(box, f"scroll_{way}")(animate=False)
 
 
 _KEYS: dict[str, Way] = {
@@ -105,9 +97,7 @@ class ReportScreen(Overlay[None]):
         render: Its lines for a number of columns; external text in them is sanitized here.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "dismiss(None)", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "dismiss(None)", show=False)]
 
     def __init__(self, title: str, render: Callable[[int], Sequence[str]]) -> None:
         super().__init__()
@@ -255,6 +245,26 @@ class InputForm(VerticalScroll, can_focus=False):
     def answer(self, text: str, style: str = "$limit") -> None:
         """Show an answer below the inputs; an empty text clears it."""
         self.query_one("#answer", TextBlock).show(Content.styled(sanitize(text), style))
+
+
+class FormScreen(Overlay[ScreenResultType]):
+    """Screen of a form.
+
+    Args:
+        form: The form.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
+    AUTO_FOCUS = "SafeInput"
+    TAKES_TEXT = True
+
+    def __init__(self, form: InputForm) -> None:
+        super().__init__()
+        self._form = form
+
+    def compose(self) -> ComposeResult:
+        """The form."""
+        yield self._form
 
 
 class ListScreen(Overlay[ScreenResultType]):

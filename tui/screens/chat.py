@@ -21,8 +21,8 @@ from core.chat.request import GenerationSettings, Source
 from core.errors import UserError
 from core.text import one_line, sanitize
 from core.units import exact_number
-from tui.screens.box import InputForm
-from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.screens.box import FormScreen, InputForm
+from tui.screens.overlay import Overlay, key_line
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
@@ -31,7 +31,7 @@ from tui.widgets.text_block import TextBlock
 _SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
 
 
-class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
+class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
     """Dialog of the chat settings, checked on accept; returns the system prompt and the settings, or nothing.
 
     Args:
@@ -46,12 +46,8 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         & #line-system, & #line-stop { width: 1fr; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
-    AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
-        super().__init__()
         seed = "" if settings.seed is None else str(settings.seed)
         penalty = exact_number(settings.repetition_penalty)
         rows = {
@@ -68,11 +64,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
         lines = {
             name: (label, SafeInput(value, id=f"line-{name}"), hint) for name, (label, value, hint) in rows.items()
         }
-        self._form = InputForm("Settings of the chat", lines, _SETTINGS_KEYS)
-
-    def compose(self) -> ComposeResult:
-        """The form."""
-        yield self._form
+        super().__init__(InputForm("Settings of the chat", lines, _SETTINGS_KEYS))
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:

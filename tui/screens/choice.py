@@ -9,6 +9,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.screen import ScreenResultType
 
 from core.text import one_line, sanitize
 from tui.keys import display_key
@@ -27,7 +28,35 @@ class Choice:
     detail: str = ""
 
 
-class ChoiceDialog(Overlay[str]):
+def choice_lines(choices: Sequence[Choice]) -> Content:
+    """A line for each answer, with the details in a column."""
+    width = max((len(display_key(choice.key)) for choice in choices), default=0)
+    column = max((len(choice.label) for choice in choices if choice.detail), default=0)
+    lines = []
+    for choice in choices:
+        detail = f"{' ' * (column - len(choice.label) + 2)}{choice.detail}" if choice.detail else ""
+        key = (display_key(choice.key).ljust(width), "$primary bold")
+        lines.append(Content.assemble(key, f"  {choice.label}", (detail, "$muted")))
+    return Content("\n").join(lines)
+
+
+class Dialog(Overlay[ScreenResultType]):
+    """A scrolling box with a question or an event, drawn as an alarm with the class ``-alarm``."""
+
+    DEFAULT_CSS = """
+    Dialog > VerticalScroll {
+        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
+        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+    }
+    Dialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
+    Dialog.-alarm.-tiny > VerticalScroll {
+        border: none; border-top: solid $limit; border-bottom: solid $limit;
+    }
+    Dialog #choices { margin-top: 1; }
+    """
+
+
+class ChoiceDialog(Dialog[str]):
     """A modal question; returns the value of the choice, or an empty text for ``esc``.
 
     Args:
@@ -39,24 +68,11 @@ class ChoiceDialog(Overlay[str]):
         run: The id of the live run in question: the dialog is closed when that run ends. Empty for none.
     """
 
-    DEFAULT_CSS = """
-    ChoiceDialog > VerticalScroll {
-        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-    }
-    ChoiceDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
-    ChoiceDialog.-alarm.-tiny > VerticalScroll {
-        border: none; border-top: solid $limit; border-bottom: solid $limit;
-    }
-    ChoiceDialog #choices { margin-top: 1; }
-    """
-
     def __init__(
         self,
         title: str,
         text: Content | str,
-        choices: Sequence[Choice],
-        *,
+        *choices: Choice,
         alarm: bool = False,
         is_harmless: bool = False,
         run: str = "",
@@ -64,7 +80,7 @@ class ChoiceDialog(Overlay[str]):
         super().__init__(classes="-alarm" if alarm else "")
         self._title = one_line(title, 60)
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
-        self.choices = tuple(choices)
+        self.choices = choices
         self.live_run = run
         self._is_read = is_harmless
         self._keys = AnswerKeys()
@@ -73,17 +89,7 @@ class ChoiceDialog(Overlay[str]):
         with VerticalScroll() as box:
             box.border_title = Content(self._title)
             yield TextBlock(self._text, id="text")
-            width = max((len(display_key(choice.key)) for choice in self.choices), default=0)
-            column = max((len(choice.label) for choice in self.choices if choice.detail), default=0)
-            lines = []
-            for choice in self.choices:
-                label = Content.assemble((display_key(choice.key).ljust(width), "$primary bold"), f"  {choice.label}")
-                if choice.detail:
-                    # Align the details in a column.
-                    gap = " " * (column - len(choice.label) + 2)
-                    label = Content.assemble(label, (f"{gap}{choice.detail}", "$muted"))
-                lines.append(label)
-            yield HangingBlock(Content("\n").join(lines), id="choices")
+            yield HangingBlock(choice_lines(self.choices), id="choices")
 
     def on_mount(self) -> None:
         """Accept answers once the question has been painted."""

@@ -32,10 +32,8 @@ def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
     return ChoiceDialog(
         "Cannot be met",
         one_line(" ".join(map(str, wishes)), 600),
-        [
-            Choice("escape", "", "leave it"),
-            Choice("y", YES, "start it all the same", "as near to the wish as it gets"),
-        ],
+        Choice("escape", "", "leave it"),
+        Choice("y", YES, "start it all the same", "as near to the wish as it gets"),
     )
 
 
@@ -44,11 +42,9 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
     return ChoiceDialog(
         "Leave",
         _run_sentence(view),
-        [
-            Choice("l", LEAVE, "leave it running"),
-            Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
-            Choice("escape", "", "stay"),
-        ],
+        Choice("l", LEAVE, "leave it running"),
+        Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
+        Choice("escape", "", "stay"),
     )
 
 
@@ -57,10 +53,8 @@ def starting_dialog() -> ChoiceDialog:
     return ChoiceDialog(
         "Leave",
         "A run is still being started. The app leaves by itself as soon as its worker is there.",
-        [
-            Choice("escape", "", "wait for it"),
-            Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
-        ],
+        Choice("escape", "", "wait for it"),
+        Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
     )
 
 
@@ -78,11 +72,9 @@ def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
     return ChoiceDialog(
         "Leave",
         text,
-        [
-            Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
-            Choice("d", DISCARD, "leave without saving"),
-            Choice("escape", "", "stay"),
-        ],
+        Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
+        Choice("d", DISCARD, "leave without saving"),
+        Choice("escape", "", "stay"),
     )
 
 
@@ -100,11 +92,9 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
     return ChoiceDialog(
         "Kept for you",
         text,
-        [
-            Choice("escape", "", "decide at the next start"),
-            Choice("r", RESTORE, "take the edits", "nothing is written before you save"),
-            Choice("d", DISCARD, "give the edits up", "the file is as it is"),
-        ],
+        Choice("escape", "", "decide at the next start"),
+        Choice("r", RESTORE, "take the edits", "nothing is written before you save"),
+        Choice("d", DISCARD, "give the edits up", "the file is as it is"),
     )
 
 
@@ -141,7 +131,7 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
             Choice("n", "", "keep training"),
         ]
     text = Content.assemble((one_line(view.run.id, 60), "bold"), f"{told}\n", _unsaved(view))
-    return ChoiceDialog("Stop the run", text, choices, run=view.run.id)
+    return ChoiceDialog("Stop the run", text, *choices, run=view.run.id)
 
 
 def stop_now_dialog(view: RunView) -> ChoiceDialog:
@@ -150,7 +140,8 @@ def stop_now_dialog(view: RunView) -> ChoiceDialog:
     return ChoiceDialog(
         "Stop without a checkpoint",
         text,
-        [Choice("n", "", "keep training"), Choice("y", YES, "stop it", "these steps are lost")],
+        Choice("n", "", "keep training"),
+        Choice("y", YES, "stop it", "these steps are lost"),
         alarm=True,
         run=view.run.id,
     )
@@ -172,7 +163,7 @@ def kill_dialog(view: RunView) -> ChoiceDialog:
         f" {later}",
     )
     return ChoiceDialog(
-        "Kill the process", text, [Choice("n", "", "leave it alone"), Choice("y", YES, "kill it")], alarm=True
+        "Kill the process", text, Choice("n", "", "leave it alone"), Choice("y", YES, "kill it"), alarm=True
     )
 
 
@@ -202,7 +193,7 @@ def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
         Choice("y", YES, "move it to the trash", "it can be restored, and takes its room until the trash is emptied"),
         Choice("d", FOR_GOOD, "delete it for good", "frees its room at once"),
     ]
-    return ChoiceDialog("Delete the run", text, choices, alarm=True)
+    return ChoiceDialog("Delete the run", text, *choices, alarm=True)
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:
@@ -210,11 +201,9 @@ def unanswered_dialog(error: UserError) -> ChoiceDialog:
     return ChoiceDialog(
         "Stop failed",
         error_text(error),
-        [
-            Choice("t", SIGNAL, "tell it by a signal", "it stops after a checkpoint, if it can"),
-            Choice("k", KILL, "kill its process", "asks once more"),
-            Choice("escape", "", "leave it alone"),
-        ],
+        Choice("t", SIGNAL, "tell it by a signal", "it stops after a checkpoint, if it can"),
+        Choice("k", KILL, "kill its process", "asks once more"),
+        Choice("escape", "", "leave it alone"),
         alarm=True,
     )
 
@@ -251,12 +240,12 @@ def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
         Choice("p", COPY_PATH, f"copy the path of the {'model' if is_model else 'adapter'}"),
         Choice("escape", "", "back"),
     ]
-    return ChoiceDialog("Use it elsewhere", text, choices, is_harmless=True)
+    return ChoiceDialog("Use it elsewhere", text, *choices, is_harmless=True)
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
     """The error of a user's request, with its hint."""
-    return ChoiceDialog(title, error_text(error), [Choice("enter", "", "close")], alarm=True)
+    return ChoiceDialog(title, error_text(error), Choice("enter", "", "close"), alarm=True)
 
 
 def error_text(error: UserError) -> Content:
@@ -281,8 +270,6 @@ def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
     return ChoiceDialog(
         "A run is on",
         text,
-        [
-            Choice("a", ADD, "add it to the queue", "it starts by itself, with the app or without"),
-            Choice("escape", "", "leave it"),
-        ],
+        Choice("a", ADD, "add it to the queue", "it starts by itself, with the app or without"),
+        Choice("escape", "", "leave it"),
     )

@@ -28,9 +28,8 @@ from core.paths import working_directory
 from core.text import one_line, sanitize
 from core.units import format_fixed
 from tui.keys import bindings
-from tui.screens.box import InputForm, RecordBox, save_files
-from tui.screens.job import Ended, Progressed, follow, progress_bar
-from tui.screens.overlay import INPUT_BINDINGS, Overlay
+from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
+from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
 from tui.widgets.text_block import TextBlock
@@ -169,7 +168,7 @@ _ABOUT = "Greedy answers to each prompt, scored against what is expected, and co
 SUFFIXES = (".jsonl", ".ndjson", ".txt", ".md", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
-class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
+class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
     """Form of an evaluation; returns the request, the newest kept record, or nothing.
 
     Args:
@@ -185,14 +184,10 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        *INPUT_BINDINGS,
-        Binding("ctrl+r", "show_last", "the last result", show=False, priority=True),
+        Binding("ctrl+r", "show_last", "the last result", show=False, priority=True)
     ]
-    AUTO_FOCUS = "#line-prompts"
-    TAKES_TEXT = True
 
     def __init__(self, run: Run | None) -> None:
-        super().__init__()
         self._run = run
         held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
         name, base = (run.id, BASE) if run is not None else ("", "")
@@ -206,11 +201,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         for models in ("models", "against"):
             lines[models].suggester = NameSuggester(working_directory(), (".gguf",))
         rows = {name: (name, line, "") for name, line in lines.items()}
-        self._form = InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted"))
-
-    def compose(self) -> ComposeResult:
-        """The form."""
-        yield self._form
+        super().__init__(InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted")))
 
     @on(SafeInput.Submitted)
     def _submitted(self, message: SafeInput.Submitted) -> None:
@@ -290,7 +281,7 @@ class RowWindow(Widget):
         return self.rows.lines(self.size.height, max(self.size.width, 20)) if self.rows is not None else Content("")
 
 
-class EvaluationScreen(Overlay[None]):
+class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
     """Progress of an evaluation, then its results.
 
     Args:
@@ -310,8 +301,6 @@ class EvaluationScreen(Overlay[None]):
         super().__init__()
         self._asked = asked
         self._evaluation: Evaluation | None = None
-        self._progress: JobProgress | None = None
-        self._ended: Ended[Compared] | None = None
         self._rows: EvaluationRows | None = None
 
     def compose(self) -> ComposeResult:
@@ -326,10 +315,7 @@ class EvaluationScreen(Overlay[None]):
     def on_mount(self) -> None:
         """Start the evaluation, or compare the existing record."""
         self._show()
-        if isinstance(self._asked, EvaluationRecord):
-            self._compare(self._asked)
-        else:
-            self._run(self._asked)
+        follow(self, self._work)
 
     def on_resize(self) -> None:
         """Lay out the table for its width, which is known after the layout."""
@@ -344,47 +330,31 @@ class EvaluationScreen(Overlay[None]):
         if self._evaluation is not None:
             self._evaluation.cancel()
 
-    @work(thread=True, group="evaluation")
-    def _compare(self, record: EvaluationRecord) -> None:
-        # The bootstrap draws millions of numbers.
-        self.post_from_thread(Ended((record, EvaluationTable.of(record))))
-
-    @work(thread=True, group="evaluation")
-    def _run(self, request: EvaluationRequest) -> None:
-        def run(progress: Callable[[JobProgress], None]) -> Compared:
-            evaluation = self._evaluation = request.prepare()
+    def _work(self, progress: Callable[[JobProgress], None]) -> Compared:
+        # In a thread even for a record: the bootstrap draws millions of numbers.
+        record = self._asked
+        if not isinstance(record, EvaluationRecord):
+            evaluation = self._evaluation = record.prepare()
             if not self.is_running:  # it was left before there was anything to cancel
                 raise JobCancelledError
             self.post_from_thread(Prepared())
             record = evaluation.run(progress)
-            return record, EvaluationTable.of(record)
-
-        follow(self, run)
+        return record, EvaluationTable.of(record)
 
     @on(Prepared)
     def _prepared(self) -> None:
         self._show()
 
-    @on(Progressed)
-    def _progressed(self, message: Progressed[JobProgress]) -> None:
-        self._progress = message.progress
-        self._show()
-
-    @on(Ended)
-    def _has_ended(self, message: Ended[Compared]) -> None:
-        self._ended = message
-        if message.result is not None:
-            self._rows = EvaluationRows(*message.result)
-        self._show()
-
     def _show(self) -> None:
-        rows, ended = self._rows, self._ended
+        if self._rows is None and self._state.result is not None:
+            self._rows = EvaluationRows(*self._state.result)
+        rows = self._rows
         for part in ("#head", "#rows", "VerticalScroll"):
             self.query_one(part).display = rows is not None
         box, keys = self.query_one(RecordBox), shell_of(self).keys
         if rows is None:
             self.query_one("#table", TextBlock).show(self._text())
-            leaves = "close" if ended is not None else "cancel"
+            leaves = "close" if self._state.stage == "ended" else "cancel"
             box.border_subtitle = Content(f"{keys['evaluation.back'].display} {leaves}")
             return
         width = self.query_one("#table").content_size.width
@@ -402,15 +372,13 @@ class EvaluationScreen(Overlay[None]):
 
     def _text(self) -> Content:
         """The text shown before there is a table."""
-        ended = self._ended
-        if ended is not None and ended.error is not None:
+        error = self._state.error
+        if error is not None:
             is_kept = self._evaluation is not None and self._evaluation.record.done > 0
             kept = "\n\nWhat was answered is kept: the same request goes on with it." if is_kept else ""
             head = Content.styled("It was not carried through.", "bold")
-            return Content.assemble(
-                head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
-            )
-        evaluation, progress = self._evaluation, self._progress
+            return Content.assemble(head, f" {one_line(error.message, 600)}\n{one_line(error.hint, 400)}{kept}")
+        evaluation, progress = self._evaluation, self._state.progress
         if isinstance(self._asked, EvaluationRecord):
             return Content("Comparing the answers …")
         if evaluation is None:

@@ -15,12 +15,12 @@ from textual.worker import get_current_worker
 
 from core.errors import UserError
 from core.export.request import ExportRequest, Kind, Quant
+from core.jobs.job import JobProgress
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
 from tui.screens.box import OverlayBox
-from tui.screens.job import Ended, Progressed, follow, progress_bar
-from tui.screens.overlay import Overlay
+from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.jobs.job import JobProgress
     from core.runs.record.store import Run
 
 #: Kinds in the order of the screen, with their purpose.
@@ -60,7 +59,7 @@ class Planned(Message):
         return self.plan is not None and self.error is None
 
 
-class ExportScreen(Overlay[None]):
+class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
     """Export of a run: the choices, the progress, and the verified result.
 
     Args:
@@ -84,8 +83,6 @@ class ExportScreen(Overlay[None]):
         self._field = 0
         self._planned: Planned | None = None
         self._job: ExportJob | None = None
-        self._progress: JobProgress | None = None
-        self._ended: Ended[ExportResult] | None = None
         self._is_leaving = False
 
     @property
@@ -193,7 +190,7 @@ class ExportScreen(Overlay[None]):
         if isinstance(self.focused, PathInput):
             return
         key = event.key
-        if self._ended is not None:
+        if self._state.stage == "ended":
             if key not in ("escape", "enter", "q"):
                 return
             self.dismiss()
@@ -239,32 +236,18 @@ class ExportScreen(Overlay[None]):
 
         self._job = export_job(self._request)
         self._show()
-        self._make(self._job)
-
-    @work(thread=True, group="export")
-    def _make(self, job: ExportJob) -> None:
-        follow(self, job.run)
-
-    @on(Progressed)
-    def _progressed(self, message: Progressed[JobProgress]) -> None:
-        self._progress = message.progress
-        self._show()
-
-    @on(Ended)
-    def _has_ended(self, message: Ended[ExportResult]) -> None:
-        self._ended = message
-        self.set_class(message.error is not None, "-alarm")
-        self._show()
+        follow(self, self._job.run)
 
     # Display.
 
     def _show(self) -> None:
+        self.set_class(self._state.error is not None, "-alarm")
         self.query_one("#export-text", TextBlock).show(self._text())
         self.query_one(OverlayBox).show_keys(self._keys())
 
     def _keys(self) -> str:
         """The current keys, for the border."""
-        if self._ended is not None:
+        if self._state.stage == "ended":
             return "j k scroll  esc close"
         if self._job is not None:
             return "esc cancel"
@@ -274,8 +257,8 @@ class ExportScreen(Overlay[None]):
         return f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
 
     def _text(self) -> Content:
-        if self._ended is not None:
-            return _error(self._ended.error) if self._ended.error is not None else _result(self._ended.result)
+        if self._state.stage == "ended":
+            return _error(self._state.error) if self._state.error is not None else _result(self._state.result)
         return self._fields() if self._job is None else self._working()
 
     def _fields(self) -> Content:
@@ -319,7 +302,7 @@ class ExportScreen(Overlay[None]):
         return Content(one_line(f"{what}.{proof}", 400))
 
     def _working(self) -> Content:
-        progress = self._progress
+        progress = self._state.progress
         share = progress.share if progress is not None else None
         lines = [progress_bar(share or 0.0, shell_of(self).glyphs) + (f" {share:4.0%}" if share is not None else "")]
         lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass
 
-from textual import events, on, work
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -17,10 +17,9 @@ from core.hub_uri import HubEntry
 from core.jobs.job import JobProgress
 from core.text import one_line, sanitize
 from core.units import format_bytes
-from tui.keys import display_key
+from tui.screens.choice import Choice, Dialog, choice_lines
 from tui.screens.dialogs import error_text
 from tui.screens.job import Ended, Progressed, follow, progress_bar
-from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.text_block import TextBlock
 
@@ -35,22 +34,13 @@ class Proposed(Message):
     plan: FetchPlan
 
 
-class FetchDialog(Overlay[bool]):
+class FetchDialog(Dialog[bool]):
     """Confirmation and progress of a download; returns True once it is complete.
 
     Args:
         entry: The entry to download.
         why: The reason for the download, as a sentence.
         asks_size: Always ask for confirmation of the size, however small.
-    """
-
-    DEFAULT_CSS = """
-    FetchDialog > VerticalScroll {
-        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-    }
-    FetchDialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
-    FetchDialog #fetch-keys { margin-top: 1; }
     """
 
     def __init__(self, entry: HubEntry, why: str, *, asks_size: bool = False) -> None:
@@ -67,7 +57,7 @@ class FetchDialog(Overlay[bool]):
         with VerticalScroll() as box:
             box.border_title = Content("Download")
             yield TextBlock(id="fetch-text")
-            yield TextBlock(id="fetch-keys")
+            yield TextBlock(id="choices")
 
     def on_mount(self) -> None:
         """Ask before any connection is made."""
@@ -78,22 +68,20 @@ class FetchDialog(Overlay[bool]):
             (host, "bold"),
             ", which then sees your address, what you ask for and, only if it demands one, your token.",
         )
-        self._show(text, [("y", "connect", "connect and ask how large it is"), ("escape", "leave", "leave it")])
+        self._show(
+            text, Choice("y", "connect", "connect and ask how large it is"), Choice("escape", "leave", "leave it")
+        )
 
     def on_unmount(self) -> None:
         """Cancel a running download; the partial files are kept."""
         self._job.close()
         self._answered.set()
 
-    def _show(self, text: Content, keys: Sequence[tuple[str, str, str]], *, alarm: bool = False) -> None:
+    def _show(self, text: Content, *choices: Choice, alarm: bool = False) -> None:
         self.set_class(alarm, "-alarm")
-        self._answers = {key: answer for key, answer, _ in keys}
+        self._answers = {choice.key: choice.value for choice in choices}
         self.query_one("#fetch-text", TextBlock).show(text)
-        width = max(len(display_key(key)) for key, _, _ in keys)
-        lines = [
-            Content.assemble((display_key(key).ljust(width), "$primary bold"), f"  {label}") for key, _, label in keys
-        ]
-        self.query_one("#fetch-keys", TextBlock).show(Content("\n").join(lines))
+        self.query_one("#choices", TextBlock).show(choice_lines(choices))
 
     @property
     def known_keys(self) -> Container[str]:
@@ -108,17 +96,13 @@ class FetchDialog(Overlay[bool]):
         event.stop()
         event.prevent_default()
         if answer == "connect":
-            self._show(Content(f"Asking {hub_host()} …"), [("escape", "leave", "cancel")])
-            self._fetch()
+            self._show(Content(f"Asking {hub_host()} …"), Choice("escape", "leave", "cancel"))
+            follow(self, self._job.run)
         elif answer == "go":
-            self._show(Content("Starting the download …"), [("escape", "leave", "cancel")])
+            self._show(Content("Starting the download …"), Choice("escape", "leave", "cancel"))
             self._answered.set()
         else:
             self.dismiss(False)
-
-    @work(thread=True)
-    def _fetch(self) -> None:
-        follow(self, self._job.run)
 
     def _confirm(self, plan: FetchPlan) -> bool:
         """Ask about a large download; called in the thread of the download."""
@@ -133,7 +117,7 @@ class FetchDialog(Overlay[bool]):
         files = "1 file" if plan.files == 1 else f"{plan.files} files"
         rest = "" if plan.remaining == plan.bytes else f"; {format_bytes(plan.bytes - plan.remaining)} are here already"
         text = f"{self._entry} is {files}, {format_bytes(plan.bytes)}{rest}.\n{plan.reason}"
-        self._show(Content(sanitize(text)), [("y", "go", "download it"), ("escape", "leave", "leave it")])
+        self._show(Content(sanitize(text)), Choice("y", "go", "download it"), Choice("escape", "leave", "leave it"))
 
     @on(Progressed)
     def _progressed(self, message: Progressed[JobProgress]) -> None:
@@ -142,7 +126,7 @@ class FetchDialog(Overlay[bool]):
             return  # a question is open
         stage = one_line(progress.activity, 64)
         if progress.done is None or progress.total is None or progress.share is None:
-            self._show(Content(f"{stage} …"), [("escape", "leave", "cancel")])
+            self._show(Content(f"{stage} …"), Choice("escape", "leave", "cancel"))
             return
         text = Content.assemble(
             progress_bar(progress.share, shell_of(self).glyphs),
@@ -150,11 +134,11 @@ class FetchDialog(Overlay[bool]):
             f"{format_bytes(progress.done)} of {format_bytes(progress.total)}\n",
             (stage, "$muted"),
         )
-        self._show(text, [("escape", "leave", "cancel; what has come is kept")])
+        self._show(text, Choice("escape", "leave", "cancel; what has come is kept"))
 
     @on(Ended)
     def _ended(self, message: Ended[FetchPlan]) -> None:
         if message.error is None:
             self.dismiss(True)
             return
-        self._show(error_text(message.error), [("escape", "leave", "close")], alarm=True)
+        self._show(error_text(message.error), Choice("escape", "leave", "close"), alarm=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -49,7 +49,7 @@ class Ended(Message, Generic[ResultType]):
 
 
 def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]], ResultType]) -> None:
-    """Run a job in the current thread, and post its progress and end to a screen. A canceled job posts no end.
+    """Run a job in a thread, and post its progress and end to a screen. A canceled job posts no end.
 
     Args:
         screen: The screen. Once it has been left, the next progress report cancels the job.
@@ -62,14 +62,17 @@ def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]],
             raise JobCancelledError
         screen.post_message(Progressed(progress))
 
-    try:
-        result = run(progressed)
-    except JobCancelledError:
-        return
-    except UserError as error:
-        screen.post_from_thread(Ended(error=error))
-    else:
-        screen.post_from_thread(Ended(result))
+    def work() -> None:
+        try:
+            result = run(progressed)
+        except JobCancelledError:
+            return
+        except UserError as error:
+            screen.post_from_thread(Ended(error=error))
+        else:
+            screen.post_from_thread(Ended(result))
+
+    screen.run_worker(work, thread=True, group="job")
 
 
 def progress_bar(share: float, glyphs: GlyphSet) -> Content:
@@ -98,17 +101,12 @@ class JobState(Generic[ProgressType, ResultType]):
 class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
     """A job with the texts of its screen."""
 
-    @property
-    def title(self) -> str:
-        """The title of the screen."""
-
-    @property
-    def width(self) -> int:
-        """Columns of the screen's box."""
-
-    @property
-    def takes(self) -> str:
-        """A few words for the key that accepts the result."""
+    title: str
+    """The title of the screen."""
+    width: int
+    """Columns of the screen's box."""
+    takes: str
+    """A few words for the key that accepts the result."""
 
     def run(self, tell: Callable[[ProgressType], None]) -> ResultType:
         """Run the job, in a thread.
@@ -137,7 +135,29 @@ class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
         """The screen's return value for a result; None if there is nothing to accept."""
 
 
-class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, AnswerType]):
+class JobOverlay(Overlay[AnswerType | None], Generic[ProgressType, ResultType, AnswerType]):
+    """A screen that shows the state of a job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._state: JobState[ProgressType, ResultType] = JobState()
+
+    @on(Progressed)
+    def _progressed(self, message: Progressed[ProgressType]) -> None:
+        self._state = replace(self._state, progress=message.progress)
+        self._show()
+
+    @on(Ended)
+    def _has_ended(self, message: Ended[ResultType]) -> None:
+        self._state = replace(self._state, stage="ended", result=message.result, error=message.error)
+        self._show()
+
+    def _show(self) -> None:
+        """Show the state."""
+        raise NotImplementedError
+
+
+class JobScreen(JobOverlay[ProgressType, ResultType, AnswerType]):
     """Screen of a job: enter starts it, leaving cancels it, and accepting returns the page's answer.
 
     Args:
@@ -153,7 +173,6 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
     def __init__(self, page: JobPage[ProgressType, ResultType, AnswerType]) -> None:
         super().__init__()
         self._page = page
-        self._state: JobState[ProgressType, ResultType] = JobState()
 
     def compose(self) -> ComposeResult:
         """A scrolling text; the keys are in the border, where they stay visible."""
@@ -181,7 +200,7 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
         if self._state.stage == "asked":
             self._state = replace(self._state, stage="on")
             self._show()
-            self._run()
+            follow(self, self._page.run)
         elif self._state.stage == "ended":
             self.dismiss(self._answer)
 
@@ -190,26 +209,9 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
         if self._state.stage == "ended":
             self.dismiss(None)
 
-    @work(thread=True, group="job")
-    def _run(self) -> None:
-        follow(self, self._page.run)
-
-    @on(Progressed)
-    def _progressed(self, message: Progressed[ProgressType]) -> None:
-        self._state = replace(self._state, progress=message.progress)
-        self._show()
-
-    @on(Ended)
-    def _has_ended(self, message: Ended[ResultType]) -> None:
-        self._state = replace(self._state, stage="ended", result=message.result, error=message.error)
-        self._show()
-
     def _show(self) -> None:
         box = self.query_one(OverlayBox)
         box.query_one(TextBlock).show(self._page.text(self._state, box.room, shell_of(self).glyphs))
         takes = f"enter {self._page.takes}  " if self._answer is not None else ""
-        box.show_keys(
-            {"asked": "enter begin  esc leave", "on": "esc cancel", "ended": f"{takes}j k scroll  esc close"}[
-                self._state.stage
-            ]
-        )
+        ended = f"{takes}j k scroll  esc close"
+        box.show_keys({"asked": "enter begin  esc leave", "on": "esc cancel", "ended": ended}[self._state.stage])

@@ -4,12 +4,10 @@ energy."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import ValidationError
 from textual import events, on
-from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.content import Content
 
 from core.config.facts import Facts
@@ -19,8 +17,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.text import one_line
 from core.units import exact_number, format_number
-from tui.screens.box import InputForm
-from tui.screens.overlay import INPUT_BINDINGS, Overlay
+from tui.screens.box import FormScreen, InputForm
 from tui.state import RunView
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.forms.option_field import format_value
@@ -53,7 +50,7 @@ _HINTS = {
 _KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
 
 
-class RunSettings(Overlay[None]):
+class RunSettings(FormScreen[None]):
     """Dialog of the settings, checked while typing; it stays open until the worker has applied the changes.
 
     Args:
@@ -69,12 +66,8 @@ class RunSettings(Overlay[None]):
         & #about { margin-bottom: 1; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [*INPUT_BINDINGS]
-    AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
 
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__()
         self._view, self._config, self._send = view, config, send
         self._present: dict[str, Any] = {}
         rows = {}
@@ -83,14 +76,10 @@ class RunSettings(Overlay[None]):
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
             rows[name] = (_LABELS[name], line, self._hint(name))
-        self._form = InputForm("Settings of the run", rows, _KEYS, self._about())
+        super().__init__(InputForm("Settings of the run", rows, _KEYS, self._about()))
         self._lines = self._form.lines
         self._last_line = self._lines[SETTINGS[0]]
         self._is_waiting = False
-
-    def compose(self) -> ComposeResult:
-        """The form."""
-        yield self._form
 
     def _about(self) -> Content:
         text = "What is changed holds from the next step on; checkpoints keep it."

@@ -13,7 +13,7 @@ from core.selftest.job import SelfTestProgress, selftest_job
 from core.selftest.report import LABELS, SUBJECTS, Check, Report, Result, Subject, device_line, write_report
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobScreen, JobState
+from tui.screens.job import JobState
 
 #: Styles of the results.
 _STYLES: dict[Result, str] = {"pass": "$success", "fail": "$error bold", "not applicable": "$muted"}
@@ -66,11 +66,6 @@ class SelfTestPage:
         if state.error is not None:
             return Content.assemble(("The self-test was not made. ", "bold"), one_line(str(state.error), 600))
         return _checks(state.progress or SelfTestProgress(), state.result, room)
-
-
-def selftest_screen() -> JobScreen[SelfTestProgress, Made, None]:
-    """Screen of the self-test."""
-    return JobScreen(SelfTestPage())
 
 
 def _about(room: int) -> Content:

@@ -163,7 +163,7 @@ def _question(rows: Sequence[TrashRow]) -> ChoiceDialog:
     pronoun = "It" if len(rows) == 1 else "They"
     text = Content.assemble((_amount(rows), "bold"), f". {pronoun} cannot be restored then.")
     choices = [Choice("n", "", "keep"), Choice("y", _FOR_GOOD, f"delete {what} for good")]
-    return ChoiceDialog("Delete for good", text, choices, alarm=True)
+    return ChoiceDialog("Delete for good", text, *choices, alarm=True)
 
 
 def _amount(rows: Sequence[TrashRow]) -> str:

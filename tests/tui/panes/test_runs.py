@@ -30,7 +30,6 @@ from tests.tui.harness import (
     view_of,
     wait_for,
 )
-from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.train import TrainPane
@@ -56,8 +55,7 @@ async def listed(
     """The app with a run, and its Runs pane, once a text is on the screen."""
     async with running(size=size, notifications=notifications, until=has_run) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await shown(pilot, text)
+        await press(pilot, "5", until=text)
         yield app, pilot
 
 
@@ -72,8 +70,7 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
         await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
         await pilot.resize_terminal(80, 24)
         await wait_for(pilot, lambda: "loss 2" in screen_text(app))
-        await pilot.press("k")
-        await wait_for(pilot, lambda: "≠ 20261123-090000-first" in screen_text(app) and "16 → 32" in screen_text(app))
+        await press(pilot, "k", until=("≠ 20261123-090000-first", "16 → 32"))
 
 
 async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Path) -> None:
@@ -94,8 +91,7 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
     async with listed() as (app, pilot):
         assert "Queue" not in screen_text(app)
         add("tickets", "orders")
-        await wait_for(pilot, lambda: "Q queue   next tickets · 2 wait" in screen_text(app))
-        assert "no runner is on" in screen_text(app)
+        await shown(pilot, "Q queue   next tickets · 2 wait", "no runner is on")
         store.change(lambda queue: queue.with_entry(queue.entry(1).moved("held")))
         await wait_for(pilot, lambda: "Q queue   next orders · 1 waits · 1 held" in screen_text(app))
         store.change(lambda queue: replace(queue, entries=()))
@@ -107,8 +103,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     async with listed("of work", size=(120, 34)) as (app, pilot):
         assert view_of(app).run == second.run
         await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
-        assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
-        assert " kB: the record and the adapter." in screen_text(app)
+        await shown(pilot, "20261124-090000-second has failed at step 10 of 120.", " kB: the record and the adapter.")
         # The first answer, which enter gives, keeps it.
         await press(pilot, "enter", until=lambda: not asks(app, "move it to the trash"))
         assert second.run.path.exists()
@@ -142,29 +137,20 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     async with listed(size=(120, 34)) as (app, pilot):
         await press(pilot, "n", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await press(pilot, "t", *"keep v2", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v2"))
-        await press(pilot, "N", *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, "t", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1"))
+        await press(pilot, "N", until="what to remember of it")
+        # As 'localtune-tui label' does while the question is open: a label keeps what another one has written.
+        write_labels(second.run.path, Labels("more data", ("keep", "v2")))
+        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
         # The filter knows them; the other run has none.
         await press(pilot, "slash", *"#keep", "enter", until="5 Runs · 1 of 2")
         await press(pilot, "escape", "a", until="5 Runs · 1 · 1 archived")
         assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
         assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
-        await press(pilot, "A", until="5 Runs · 2 · 1 archived too")
-        assert "more data" in screen_text(app)
+        await press(pilot, "A", until=("5 Runs · 2 · 1 archived too", "more data"))
         await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
-
-
-@pytest.mark.long
-async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
-    _, second = two_runs(home)
-    async with listed(size=(120, 34)) as (_, pilot):
-        await press(pilot, "N", until="what to remember of it")
-        # As 'localtune-tui label' does while the question is open.
-        write_labels(second.run.path, Labels("more data", ("keep",)))
-        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
-        assert read_labels(second.run.path) == Labels("more data", ("keep",), "too hot")
 
 
 async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) -> None:
@@ -185,14 +171,10 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
     two_runs(home)
     async with listed(notifications=True) as (app, pilot):
         await press(pilot, "space", "space", until="2 marked")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "2 runs compared" in screen_text(app) and "best eval loss" in screen_text(app))
+        await press(pilot, "c", until=("2 runs compared", "best eval loss"))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
-        assert "A 090000-second" in screen_text(app)
-        assert "B 090000-first" in screen_text(app)
-        assert "training loss over steps" in screen_text(app)
-        await press(pilot, "x", until="training loss over tokens")
-        assert " tokens" in screen_text(app)
+        await shown(pilot, "A 090000-second", "B 090000-first", "training loss over steps")
+        await press(pilot, "x", until=("training loss over tokens", " tokens"))
         await press(pilot, "x", "m", until="eval loss over time spent in steps")
         await press(pilot, "M", "x", "G", until="method.rank")
         await press(pilot, "tab", until=lambda: "figures" in screen_lines(app)[-2])
@@ -207,12 +189,6 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await press(pilot, "escape", "escape", until=lambda: "marked" not in screen_text(app))
 
 
-async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
-    ScriptedRun(home).train_to(3).end("finished", "all steps done")
-    async with listed("▸", notifications=True) as (_, pilot):
-        await press(pilot, "c", until="Mark two runs with space to compare them.")
-
-
 @pytest.mark.long
 async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     first, _ = two_runs(home)
@@ -221,9 +197,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
     first.run.log_path.write_text("loading \x1b[31mweights\n")
     async with listed() as (app, pilot):
-        await pilot.press("j", "d")
-        await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
-        assert "◆" in screen_text(app)
+        await press(pilot, "j", "d", until=("[Curve]", "finished, step 60", "◆"))
         for part, said in (
             *(("Configuration", "what differs from the defaults"), ("Evaluations", "best")),
             *(("Checkpoints", "newest"), ("Samples", "It has no sample answers.")),
@@ -238,25 +212,6 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
         await pilot.resize_terminal(80, 24)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
-
-
-@pytest.mark.long
-async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
-    script_run(home).end("finished")
-    async with listed("▸") as (app, pilot):
-        await press(pilot, "d", until="L log axis")
-        await pilot.press("v", "n", *["tab"] * 4)
-        for keys, texts in (
-            ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
-            (["n", "left_square_bracket"], ("Invoice 7", "(0 ✗)[30 ✗]", "no JSON", "rewritten")),
-            (["N", "right_square_bracket", "v", "v"], ("Router 12", "[60 ✓]", "wanted   the same", "v all answers")),
-            (["v", "j", "space"], ("step 0   ✗ no JSON", "v beside the one before")),
-            (["tab"], ("[Events]", "finished at step 60")),
-        ):
-            await pilot.press(*keys)
-            for text in texts:
-                await shown(pilot, text)
-        assert "step before" not in screen_text(app)
 
 
 @pytest.mark.long

@@ -15,37 +15,25 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.directories import Progress
-from core.errors import UserError
 from core.quantization.result import Figures, QuantizationCost, sentence
 from tests.core.quantization.test_result import COST
-from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
 
 
 class Measurement:
-    """A measurement that waits for permission to end.
+    """A measurement that waits for permission to end."""
 
-    Args:
-        result: Its result or error.
-    """
-
-    def __init__(self, result: QuantizationCost | UserError = COST) -> None:
-        self.result = result
+    def __init__(self) -> None:
+        self.result = COST
         self.may_end = threading.Event()
-        self.given_up = threading.Event()
         self.configs: list[Config] = []
 
     def __call__(self, config: Config, progress: Progress) -> QuantizationCost:
         self.configs.append(config)
         while not self.may_end.wait(0.02):
-            try:
-                progress("layer by layer", 7, 30)
-            except BaseException:
-                self.given_up.set()
-                raise
-        if isinstance(self.result, UserError):
-            raise self.result
+            progress("layer by layer", 7, 30)
         return self.result
 
 
@@ -67,38 +55,29 @@ def config_file(tmp_path: Path) -> Path:
 async def open_screen(pilot: Pilot[Any], app: LocaltuneApp, path: Path) -> None:
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
     pane_of(app, "config").load(ConfigDocument.load(path))
-    await pilot.press("2")
-    await wait_for(pilot, lambda: "mine.toml" in screen_text(app))
-    await pilot.press("B")
-    await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
+    await press(pilot, "2", until="mine.toml")
+    await press(pilot, "B", until=lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
 
 
 @asynccontextmanager
 async def asking(path: Path) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the question whether to measure."""
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await open_screen(pilot, app, path)
         yield pilot, app
 
 
-async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
-    measurement: Measurement, config_file: Path
-) -> None:
+async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
     async with asking(config_file) as (pilot, app):
         assert measurement.configs == []
-        await pilot.press("enter")
-        await wait_for(
-            pilot, lambda: "layer by layer: 7 of 30" in screen_text(app) and "esc cancel" in screen_text(app)
-        )
+        await press(pilot, "enter", until=("layer by layer: 7 of 30", "esc cancel"))
         measurement.may_end.set()
         await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
         assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
         assert "0.1000" in screen_text(app)
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
         pane = pane_of(app, "config")
         await wait_for(pilot, lambda: pane.document.get("model.keep_16bit") is not None)
         assert pane.document.get("model.keep_16bit") == ["model.layers.0.*", "model.layers.2.*"]
@@ -107,59 +86,11 @@ async def test_progress_then_the_sentence_and_the_layers_which_can_be_kept(
         assert pane.document.get("model.keep_16bit") is None
 
 
-async def test_leaving_gives_the_measurement_up(measurement: Measurement, config_file: Path) -> None:
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "7 of 30" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen) and measurement.given_up.is_set())
-        assert pane_of(app, "config").document.get("model.keep_16bit") is None
-
-
 async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
     measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
     measurement.may_end.set()
     async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "0.02 nats on your rows: fine." in screen_text(app))
+        await press(pilot, "enter", until="0.02 nats on your rows: fine.")
         assert "keep them" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
         assert pane_of(app, "config").document.get("model.keep_16bit") is None
-
-
-async def test_where_nothing_is_lost_there_are_no_bars(measurement: Measurement, config_file: Path) -> None:
-    layers = tuple(replace(layer, kl=0.00002) for layer in COST.layers)
-    measurement.result = replace(COST, whole=Figures(1.5, 0.0, 1.0), layers=layers, kept=None)
-    measurement.may_end.set()
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "0.0000" in screen_text(app))
-        assert "what that costs" in screen_text(app)
-        table = [line for line in screen_lines(app) if "+200 MB" in line]
-        assert [("0.0000" in line) for line in table] == [True] * len(COST.layers)
-        assert not any(app.glyphs.bar_full in line for line in table)
-
-
-async def test_its_key_is_among_the_hints_where_there_is_room_and_in_the_help(config_file: Path) -> None:
-    app = LocaltuneApp(config_path=config_file)
-    async with app.run_test(size=(120, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-        await pilot.press("2")
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
-        await pilot.resize_terminal(70, 24)
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" not in screen_text(app))
-        await pilot.resize_terminal(80, 24)
-        await wait_for(pilot, lambda: "/ search" in screen_text(app) and "B 4 bits" in screen_text(app))
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: "Help · Config" in screen_text(app))
-        await pilot.press("pagedown")
-        await wait_for(pilot, lambda: "Measure what 4 bits cost" in screen_text(app))
-
-
-async def test_a_failure_is_a_sentence(measurement: Measurement, config_file: Path) -> None:
-    measurement.result = UserError("There is no model x.", "Fetch it.")
-    measurement.may_end.set()
-    async with asking(config_file) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "It was not measured. There is no model x. Fetch it." in screen_text(app))

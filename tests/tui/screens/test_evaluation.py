@@ -18,7 +18,7 @@ from core.evaluation.evaluation import EvaluationRequest
 from core.evaluation.record import list_records, read_record
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
-from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
@@ -51,8 +51,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedSession:
 
 async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
     """Open the form and fill in its lines."""
-    await pilot.press("f7")
-    await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+    await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
     for number, line in enumerate(lines):
         if number:
             await pilot.press("tab")
@@ -60,45 +59,34 @@ async def fill(pilot: Any, app: LocaltuneApp, *lines: str) -> None:
     await pilot.press("enter")
 
 
-async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
-    session: ScriptedSession, tmp_path: Path
-) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+async def test_prompts_are_asked_and_the_rows_scrolled_through(session: ScriptedSession, tmp_path: Path) -> None:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: "11 won, 1 lost" in screen_text(app), 30)
+        await shown(pilot, "exact match", "all 12: 11 won, 1 lost against base")
         text = screen_text(app)
-        assert "exact match" in text
-        assert "all 12: 11 won, 1 lost against base" in text
         assert sum("won " in line and "question" in line for line in screen_lines(app)) >= 3, (
             "as many as there is room for"
         )
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert not FORBIDDEN & set(text)
-        await pilot.press("f")
-        await wait_for(pilot, lambda: "won: 11 of 12 against base" in screen_text(app))
+        await press(pilot, "f", until="won: 11 of 12 against base")
         await pilot.press("j", "j")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 3" in line for line in screen_lines(app)))
-        await pilot.press("f")
-        await wait_for(pilot, lambda: "lost: 1 of 12 against base" in screen_text(app))
+        await press(pilot, "f", until="lost: 1 of 12 against base")
         assert not FORBIDDEN & set(screen_text(app))
         scroll = app.screen.query_one(VerticalScroll)
-        await pilot.press("J")
-        await wait_for(pilot, lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
-        await pilot.press("K")
-        await wait_for(pilot, lambda: scroll.scroll_y == 0)
+        await press(pilot, "J", until=lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
+        await press(pilot, "K", until=lambda: scroll.scroll_y == 0)
         await pilot.press("f", "G")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 11" in line for line in screen_lines(app)))
         await pilot.press("s", "S")
         await wait_for(
             pilot, lambda: list(tmp_path.glob("evaluation-*.md")) and list(tmp_path.glob("evaluation-*.jsonl"))
         )
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
-        await pilot.press("f7")
-        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
-        await pilot.press("ctrl+r")
-        await wait_for(pilot, lambda: "all 12: 11 won, 1 lost against base" in screen_text(app))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationScreen))
+        await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+        await press(pilot, "ctrl+r", until="all 12: 11 won, 1 lost against base")
     (kept,) = list_records(paths.home() / "evaluations")
     assert read_record(kept).state == "done"
 
@@ -106,10 +94,8 @@ async def test_prompts_are_asked_and_the_rows_won_and_lost_are_scrolled_through(
 async def test_long_names_leave_the_table_in_its_lines(session: ScriptedSession) -> None:
     names = tuple(f"20261126-151009-tickets-{kind}" for kind in ("gguf-q4_k_m", "gguf-q8_0", "merged"))
     EvaluationRequest(names, prompts="prompts.jsonl").prepare().run()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("f7")
-        await wait_for(pilot, lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
+    async with running() as (app, pilot):
+        await press(pilot, "f7", until=lambda: isinstance(app.screen, EvaluationForm) and app.focused is not None)
         await pilot.press("ctrl+r")
         ends = ("gguf-q4_k_m", "gguf-q8_0", "tickets-merged")
         await wait_for(pilot, lambda: all(end in screen_lines(app)[2] for end in ends))
@@ -128,21 +114,17 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
         return answer(question, source)
 
     session.answer = hang
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: reached.is_set() and "5 of 24" in screen_text(app))
-        assert "mine: answering" in screen_text(app)
-        assert "esc cancel" in screen_text(app)
+        await shown(pilot, "mine: answering", "esc cancel")
         await pilot.press("j", "f", "s")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationScreen))
         assert session.is_closed.is_set()
         release.set()
         await wait_for(pilot, lambda: read_record(list_records(paths.home() / "evaluations")[0]).done == 5)
     session.answer = answer
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: "11 won, 1 lost" in screen_text(app), 30)
     assert len(list_records(paths.home() / "evaluations")) == 1
@@ -150,8 +132,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
 
 @pytest.mark.long
 async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with running(size=(120, 40)) as (app, pilot):
         for lines, said in (
             (("prompts.jsonl", ""), "No model is named"),
             (("prompts.jsonl", "'mine"), "has an open quote"),
@@ -161,17 +142,9 @@ async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession
             await fill(pilot, app, *lines)
             await shown(pilot, said)
             assert isinstance(app.screen, EvaluationForm)
-            await pilot.press("ctrl+r")
-            await shown(pilot, "has not been evaluated yet")
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationForm))
-    assert session.asked == []
-
-
-@pytest.mark.long
-async def test_what_is_not_there_is_one_sentence(session: ScriptedSession) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
+            await press(pilot, "ctrl+r", until="has not been evaluated yet")
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, EvaluationForm))
+        assert session.asked == []
         for lines, said in (
             (("none.jsonl", "mine"), "none.jsonl"),
             (("prompts.jsonl", "gone"), "There is no run called gone"),
@@ -179,5 +152,4 @@ async def test_what_is_not_there_is_one_sentence(session: ScriptedSession) -> No
             await fill(pilot, app, *lines)
             await shown(pilot, "It was not carried through.")
             assert said in screen_text(app)
-            await pilot.press("q")
-            await wait_for(pilot, lambda: not isinstance(app.screen, EvaluationScreen))
+            await press(pilot, "q", until=lambda: not isinstance(app.screen, EvaluationScreen))

@@ -15,7 +15,7 @@ from core.export import job
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
-from tests.tui.harness import FORBIDDEN, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, press, running, screen_lines, screen_text, shown, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
@@ -52,8 +52,7 @@ async def exporting(
     run: Run, *, size: tuple[int, int] = (80, 24)
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, ExportScreen]]:
     """The screen of a run's export."""
-    app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
+    async with running(size=size) as (app, pilot):
         await pilot.pause()
         screen = ExportScreen(run)
         app.push_screen(screen)
@@ -62,47 +61,33 @@ async def exporting(
 
 async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.press("5")
-        await wait_for(pilot, lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
-        await pilot.press("X")
-        await wait_for(pilot, lambda: isinstance(app.screen, ExportScreen))
-        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
-        assert "a file for llama.cpp" in screen_text(app)
-        assert "Q8_0" in screen_text(app)
-        await pilot.press("down", "right", "right", "right")
-        await wait_for(pilot, lambda: "Q4_K_M" in screen_text(app))
+    async with running() as (app, pilot):
+        await press(pilot, "5", until=lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
+        await press(pilot, "X", until=lambda: isinstance(app.screen, ExportScreen))
+        await shown(pilot, "compared with the trained model", "a file for llama.cpp", "Q8_0")
+        await press(pilot, "down", "right", "right", "right", until="Q4_K_M")
         assert f"{run.id}-gguf-q4_k_m" in "".join(line.strip(" │") for line in screen_lines(app))
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "esc close" in screen_text(app), 30)
+        await press(pilot, "enter", until="esc close")
         text = screen_text(app)
         for words in ("✓ verified", "tickets-Q4_K_M.gguf  105 MB", "0.0123 nats", "19 of 20", "One thing to know."):
             assert words in text
         assert not FORBIDDEN & set(text)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, ExportScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ExportScreen))
 
 
 async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
     async with exporting(run, size=(120, 40)) as (pilot, app, screen):
         await wait_for(pilot, lambda: "a file for llama.cpp" in screen_text(app))
-        await pilot.press("left", "left")
-        await wait_for(pilot, lambda: "PEFT's directory" in screen_text(app))
-        assert "as they were trained" in screen_text(app)
-        await wait_for(pilot, lambda: "about 5.0 MB" in screen_text(app))
-        await pilot.press("down", "down", "space", *"/tmp/it", "enter")
-        await wait_for(pilot, lambda: "/tmp/it" in screen_text(app))
+        await press(pilot, "left", "left", until=("PEFT's directory", "as they were trained", "about 5.0 MB"))
+        await press(pilot, "down", "down", "space", *"/tmp/it", "enter", until="/tmp/it")
         assert screen._request.out == Path("/tmp/it")
         assert "enter use it" not in screen_text(app)
-        await pilot.press("right")
-        await wait_for(pilot, lambda: "tab complete  enter use it  esc leave it as it is" in screen_text(app))
+        await press(pilot, "right", until="tab complete  enter use it  esc leave it as it is")
         await pilot.press("escape")
         assert app.screen is screen
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.screen is not screen)
+        await press(pilot, "escape", until=lambda: app.screen is not screen)
 
 
 async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
@@ -116,8 +101,7 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
         await wait_for(pilot, lambda: "is there already, and nothing is overwritten" in told())
         await pilot.press("enter")
         assert "enter export" not in screen_text(app)
-        await pilot.press("right")
-        await wait_for(pilot, lambda: "trained the weights themselves" in screen_text(app))
+        await press(pilot, "right", until="trained the weights themselves")
 
 
 async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
@@ -127,8 +111,7 @@ async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: p
         await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
         assert "compared with the trained model" not in screen_text(app)
         assert "enter export" in screen_text(app)
-        await pilot.press("down", "right", "right", "right")
-        await wait_for(pilot, lambda: "Q4_K_M is written by llama.cpp's quantizer" in screen_text(app))
+        await press(pilot, "down", "right", "right", "right", until="Q4_K_M is written by llama.cpp's quantizer")
         assert "enter export" not in screen_text(app)
 
 
@@ -136,9 +119,7 @@ async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) ->
     scripted.setenv("SCRIPTED_EXPORT", "error")
     async with exporting(make_run()) as (pilot, app, _):
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "Its mean divergence is 0.3 nats." in screen_text(app), 30)
-        assert "Choose a type with more bits." in screen_text(app)
+        await press(pilot, "enter", until=("Its mean divergence is 0.3 nats.", "Choose a type with more bits."))
         assert app.screen.has_class("-alarm")
 
 
@@ -146,14 +127,10 @@ async def test_the_second_escape_breaks_it_off(scripted: pytest.MonkeyPatch) -> 
     scripted.setenv("SCRIPTED_EXPORT", "hang")
     async with exporting(make_run()) as (pilot, app, screen):
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "25%" in screen_text(app), 30)
-        assert "merging the" in screen_text(app)
-        await pilot.press("enter", "escape")
-        await wait_for(pilot, lambda: "esc again breaks it off" in screen_text(app))
+        await press(pilot, "enter", until=("25%", "merging the"))
+        await press(pilot, "enter", "escape", until="esc again breaks it off")
         assert screen._job is not None
         pid = screen._job.pid
         assert pid is not None
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.screen is not screen)
+        await press(pilot, "escape", until=lambda: app.screen is not screen)
         await wait_for(pilot, lambda: has_ended(pid))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.core.hub.conftest import hub as hub
 from tests.core.hub.conftest import rows
-from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
-from tests.tui.harness import PaneApp, paste, requested, screen_text, wait_for
+from tests.core.hub.fake_hub import FakeHub, Repository
+from tests.tui.harness import PaneApp, paste, press, requested, screen_text, wait_for
 from tui.files import data_paths, entry_text, path_text
 from tui.panes.config.model import ConfigModel
 from tui.panes.data.pane import DataPane
@@ -22,21 +23,16 @@ from tui.screens.fetch import FetchDialog
 ENTRY = "hf://datasets/me/set"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with running_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        found.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
-        yield found
+@pytest.fixture(autouse=True)
+def _dataset(hub: FakeHub) -> None:
+    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
 
 
 async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
     """Type an entry at the prompt of the pane."""
     await pilot.press("o")
     await paste(pilot, entry)
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, FetchDialog))
+    await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, FetchDialog))
 
 
 @asynccontextmanager
@@ -58,32 +54,26 @@ async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) 
         assert hub.endpoint.removeprefix("http://") in words
         # The key that submits the prompt agrees to nothing.
         await pilot.press("enter")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, FetchDialog))
         assert "is not on this machine" in " ".join(screen_text(app).split())
         assert hub.asked == []
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, "f5", until=lambda: isinstance(app.screen, FetchDialog))
 
 
 async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
     async with asking(size=(100, 30)) as (pilot, app, pane):
-        await pilot.press("y")
-        await wait_for(pilot, lambda: pane.view is not None, 60)
+        await press(pilot, "y", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.count == 2
         assert pane.view.detection is not None
         assert "The split train is 1 of 2 data files." in pane.view.detection.reason
-        await pilot.press("t")
-        await wait_for(pilot, lambda: requested(pilot, "configuration.use_dataset"))
+        await press(pilot, "t", until=lambda: requested(pilot, "configuration.use_dataset"))
         document = ConfigDocument("", Path("/somewhere/run.toml"))
         assert path_text(document, requested(pilot, "configuration.use_dataset")[0].args[0]) == ENTRY
         # Opened again, it needs no confirmation.
         asked = len(hub.asked)
-        await pilot.press("o")
-        await wait_for(pilot, lambda: ENTRY in screen_text(app))
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "o", until=lambda: ENTRY in screen_text(app))
+        await press(pilot, "enter")
         assert not isinstance(app.screen, FetchDialog)
         assert len(hub.asked) == asked
 
@@ -92,38 +82,23 @@ async def test_a_download_can_be_cancelled_and_goes_on_later(hub: FakeHub) -> No
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(100_000))})
     hub.stalls["train.jsonl"] = 2 << 20
     async with asking() as (pilot, app, pane):
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), 60)
-        assert "downloading train.jsonl" in screen_text(app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
+        await press(pilot, "y", until=("what has come is kept", "downloading train.jsonl"))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, FetchDialog))
         assert pane.view is None
         hub.stalls.clear()
         hub.resume.set()
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: pane.view is not None, 60)
+        await press(pilot, "f5", until=lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, "y", until=lambda: pane.view is not None)
     assert any("range" in asked.headers for asked in hub.asked)
 
 
 async def test_a_large_one_is_asked_about_twice(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "LARGE", 50)
-    async with asking() as (pilot, app, pane):
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "1 file, 74 B" in screen_text(app), 60)
+    async with asking() as (pilot, _, pane):
+        await press(pilot, "y", until="1 file, 74 B")
         assert hub.files_asked() == []
-        await pilot.press("y")
-        await wait_for(pilot, lambda: pane.view is not None, 60)
+        await press(pilot, "y", until=lambda: pane.view is not None)
     assert hub.files_asked() == ["train.jsonl"]
-
-
-async def test_what_goes_wrong_is_said_in_the_dialog(hub: FakeHub) -> None:
-    async with asking("hf://datasets/me/none") as (pilot, app, _):
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "There is no dataset me/none" in screen_text(app), 60)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, FetchDialog))
 
 
 async def test_what_a_configuration_names_is_not_asked_for_unasked(hub: FakeHub) -> None:

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from core.errors import UserError
 from core.jobs.job import JobCancelledError
 from tests.cases import cases
-from tests.tui.harness import ShellApp, screen_lines, screen_text, wait_for
+from tests.tui.harness import ShellApp, press, screen_lines, screen_text, shown, wait_for
 from themes.loader import variable_defaults
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobScreen, JobState
@@ -95,8 +95,7 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
         await wait_for(pilot, lambda: "Shall it?" in screen_text(app) and "enter begin  esc leave" in screen_text(app))
         # Nothing has ended, so there is nothing to close.
         await pilot.press("q")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: re.search("at [1-9]", screen_text(app)))
+        await press(pilot, "enter", until=lambda: re.search("at [1-9]", screen_text(app)))
         assert "esc cancel" in screen_text(app)
         await pilot.press("enter", "q")
         assert app.answers == []
@@ -104,8 +103,7 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
         await wait_for(pilot, lambda: "enter take it  j k scroll  esc close" in screen_text(app))
         # The scrollbar has a column of its own.
         assert "line 0 of 53 columns" in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers == [7])
+        await press(pilot, "enter", until=lambda: app.answers == [7])
     assert app.page.is_closed
     assert not app.page.given_up.is_set()
 
@@ -114,30 +112,19 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
 async def test_a_result_can_be_left(key: str) -> None:
     async with at_work(Counting(), may_end=True) as (pilot, app):
         await wait_for(pilot, lambda: "enter take it" in screen_text(app))
-        await pilot.press(key)
-        await wait_for(pilot, lambda: app.answers == [None])
-
-
-async def test_a_result_of_no_use_is_only_closed() -> None:
-    async with at_work(Counting(0), may_end=True) as (pilot, app):
-        await wait_for(pilot, lambda: "found 0" in screen_text(app))
-        assert "take it" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers == [None])
+        await press(pilot, key, until=lambda: app.answers == [None])
 
 
 async def test_leaving_gives_the_job_up() -> None:
     async with at_work(Counting()) as (pilot, app):
         await wait_for(pilot, lambda: "at " in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.answers == [None] and app.page.given_up.is_set())
+        await press(pilot, "escape", until=lambda: app.answers == [None] and app.page.given_up.is_set())
     assert app.page.is_closed
 
 
 async def test_a_failure_is_told() -> None:
-    async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, app):
-        await wait_for(pilot, lambda: "No. Try another." in screen_text(app))
-        assert "j k scroll  esc close" in screen_text(app)
+    async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, _):
+        await shown(pilot, "No. Try another.", "j k scroll  esc close")
 
 
 async def test_the_box_scrolls_by_every_key_and_stays_within_the_terminal() -> None:

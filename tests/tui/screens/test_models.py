@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
 from core.runs.catalog.earlier import ModelCatalog
 from tests.cases import cases
-from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.core.hub.conftest import hub as hub
+from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
-from tests.tui.harness import FORBIDDEN, HOSTILE, ShellApp, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, ShellApp, press, screen_text, shown, wait_for
 from tui.screens.fetch import FetchDialog
 from tui.screens.models import ModelRow, ModelScreen, hub_line, model_details, model_line, tell_fit, verdict
 from tui.widgets.forms.inputs import SafeInput
@@ -90,30 +91,6 @@ def test_a_line_has_the_width_and_nothing_leaks(width: int, name: str) -> None:
         assert cell_len(model_details(listed, width).plain.split("\n")[0]) <= width
 
 
-def test_wide_lines_tell_more() -> None:
-    listed = row(facts=STARTER_FACTS, fit=Fit(GIGABYTE, 2 * GIGABYTE, True))
-    narrow, usual, wide = (model_line(listed, width, is_present=False).plain for width in (60, 74, 120))
-    assert "chat" not in narrow
-    assert "chat" in usual
-    assert "BF16" not in usual
-    assert "BF16" in wide
-    for line in (narrow, usual, wide):
-        assert "135 M" in line
-        assert "fits, 1.0 of 2.0 GB" in line
-
-
-def test_an_id_that_is_too_long_shows_its_second_part() -> None:
-    listed = row("HuggingFaceTB/SmolLM2-360M-Instruct", facts=STARTER_FACTS)
-    assert model_line(listed, 74, is_present=False).plain.strip().startswith("SmolLM2-360M-Instruct")
-    assert "HuggingFaceTB/SmolLM2-360M-Instruct" in model_line(listed, 120, is_present=False).plain
-
-
-def test_the_starter_says_where_it_comes_from() -> None:
-    starter = ModelRow(FoundModel("s", "s", Path("/x"), "starter", "first run"), STARTER_FACTS, Fit(GIGABYTE))
-    assert "the first run with it downloads it" in model_details(starter, 200).plain
-
-
-PATIENCE = 60
 DIGEST = "cd" * 32
 
 
@@ -131,14 +108,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.chdir(directory)
     return directory
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with running_hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
-        yield found
 
 
 class Chooser(ShellApp):
@@ -189,8 +158,8 @@ def line_of(pilot: Pilot[None], text: str) -> str:
 
 async def read_all(pilot: Pilot[None]) -> None:
     """Wait until every model has been read."""
-    await wait_for(pilot, lambda: "on this machine" in screen_text(pilot.app), PATIENCE)
-    await wait_for(pilot, lambda: "reading …" not in screen_text(pilot.app), PATIENCE)
+    await wait_for(pilot, lambda: "on this machine" in screen_text(pilot.app))
+    await wait_for(pilot, lambda: "reading …" not in screen_text(pilot.app))
 
 
 @asynccontextmanager
@@ -206,8 +175,7 @@ async def choosing(
 
 async def agree(pilot: Pilot[None]) -> None:
     """Agree to ask the hub, and then to the download."""
-    await pilot.press("y")
-    await wait_for(pilot, lambda: "download it" in screen_text(pilot.app), PATIENCE)
+    await press(pilot, "y", until="download it")
     await pilot.press("y")
 
 
@@ -218,9 +186,7 @@ async def type_text(pilot: Pilot[None], text: str) -> None:
     await pilot.pause()
 
 
-async def test_models_of_every_kind_are_listed_with_what_they_would_take(
-    work: Path, tiny_model_dir: Path, gguf: Path
-) -> None:
+async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tiny_model_dir: Path, gguf: Path) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     cached("org/cached", tiny_model_dir)
     broken = cached("org/torn", tiny_model_dir, "b" * 40)
@@ -249,9 +215,8 @@ async def test_the_present_model_is_under_the_cursor_and_enter_keeps_it(work: Pa
     copy_model(tiny_model_dir, work / "another")
     app = Chooser(ConfigDocument('model.base = "own"\n', work / "a.toml"))
     async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "▸ ● own" in screen_text(app), PATIENCE)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers)
+        await wait_for(pilot, lambda: "▸ ● own" in screen_text(app))
+        await press(pilot, "enter", until=lambda: app.answers)
     assert app.answers == [model]
 
 
@@ -259,17 +224,13 @@ async def test_typing_finds_and_esc_chooses_nothing(work: Path, tiny_model_dir: 
     for name in ("alpha", "beta", "betamax"):
         copy_model(tiny_model_dir, paths.models_dir() / name)
     async with choosing() as (pilot, app):
-        await pilot.press("B", "e", "t")
-        await wait_for(pilot, lambda: "alpha" not in screen_text(app))
+        await press(pilot, "B", "e", "t", until=lambda: "alpha" not in screen_text(app))
         assert "▸   beta " in screen_text(app)
-        await pilot.press("down")
-        await wait_for(pilot, lambda: "▸   betamax" in screen_text(app))
-        await pilot.press("up", "enter")
-        await wait_for(pilot, lambda: app.answers)
+        await press(pilot, "down", until="▸   betamax")
+        await press(pilot, "up", "enter", until=lambda: app.answers)
         app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: len(app.answers) == 2)
+        await press(pilot, "escape", until=lambda: len(app.answers) == 2)
     assert app.answers == ["beta", None]
 
 
@@ -288,28 +249,23 @@ async def test_tab_completes_names_and_paths(work: Path, tiny_model_dir: Path) -
             await pilot.press("tab")
         assert line.value == "./deep/down/below/own/"
         # A typed path is a model as well as any, wherever it is.
-        await wait_for(pilot, lambda: "fits, " in line_of(pilot, "▸"), PATIENCE)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers)
+        await wait_for(pilot, lambda: "fits, " in line_of(pilot, "▸"))
+        await press(pilot, "enter", until=lambda: app.answers)
     assert app.answers == [work / "deep" / "down" / "below" / "own"]
 
 
-async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(work: Path) -> None:
-    async with choosing(size=(120, 30)) as (pilot, app):
-        await pilot.press(*"smolxyz")
-        await wait_for(pilot, lambda: f"no such model is here; did you mean {STARTER_NAME}?" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.answers)
-    assert app.answers == ["smolxyz"]
-
-
-async def test_a_name_that_means_another_directory_here_is_chosen_by_its_path(work: Path, tiny_model_dir: Path) -> None:
+async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(work: Path, tiny_model_dir: Path) -> None:
     prepared = copy_model(tiny_model_dir, paths.models_dir() / "mine")
     (work / "mine").mkdir()
-    async with choosing() as (pilot, app):
-        await pilot.press("m", "i", "n", "e", "enter")
-        await wait_for(pilot, lambda: app.answers)
-    assert app.answers == [prepared]
+    async with choosing(size=(120, 30)) as (pilot, app):
+        await press(pilot, *"smolxyz", until=f"no such model is here; did you mean {STARTER_NAME}?")
+        await press(pilot, "enter", until=lambda: app.answers)
+        # A name that means another directory here is chosen by its path.
+        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
+        await read_all(pilot)
+        await press(pilot, *"mine", "enter", until=lambda: len(app.answers) == 2)
+    assert app.answers == ["smolxyz", prepared]
 
 
 async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, gguf: Path) -> None:
@@ -319,7 +275,7 @@ async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.M
         assert "1 model of Ollama in ~/.ollama/models cannot be read by this user." in screen_text(pilot.app)
 
 
-async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
+async def test_models_that_cannot_be_trained_are_told(
     work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = copy_model(tiny_model_dir, work / "packed")
@@ -329,8 +285,7 @@ async def test_a_model_too_large_and_one_saved_in_another_quantization_are_told(
     async with choosing(size=(120, 30)) as (pilot, _):
         assert "✗ needs " in line_of(pilot, "plain")
         assert "✗ cannot be used" in line_of(pilot, "packed")
-        await pilot.press(*"packed")
-        await wait_for(pilot, lambda: "saved quantized (HQQ), which cannot be trained here" in screen_text(pilot.app))
+        await press(pilot, *"packed", until="saved quantized (HQQ), which cannot be trained here")
 
 
 # From a hub.
@@ -340,66 +295,35 @@ def files_of(model: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
 
 
-async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
+async def test_a_model_of_a_hub_is_fetched_once_its_size_is_shown(
     work: Path, hub: FakeHub, tiny_model_dir: Path
 ) -> None:
     others = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
     hub.models["org/tiny"] = Repository({**files_of(tiny_model_dir), **others}, large={"model.safetensors"})
     async with choosing(size=(100, 30)) as (pilot, app):
-        await pilot.press(*"org/tiny")
-        await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, *"org/tiny", until=lambda: "fetch from the hub" in line_of(pilot, "▸"))
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, FetchDialog))
         # The key that chose it agrees to nothing.
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert hub.asked == []
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "hf://org/tiny is " in screen_text(app), PATIENCE)
-        assert "Configuration, tokenizer and safetensors are taken." in screen_text(app)
+        await press(pilot, "y", until=("hf://org/tiny is ", "Configuration, tokenizer and safetensors are taken."))
         assert hub.files_asked() == []
-        await pilot.press("y")
-        await wait_for(pilot, lambda: app.answers, PATIENCE)
+        await press(pilot, "y", until=lambda: app.answers)
     assert app.answers == ["org/tiny"]
     assert find_model("org/tiny") == paths.models_dir() / "org--tiny"
     # The screen downloads the same files as the command.
     assert set(hub.files_asked()) == set(files_of(tiny_model_dir))
 
 
-@pytest.mark.long
-async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
-    work: Path, hub: FakeHub, tiny_model_dir: Path
-) -> None:
-    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir), revisions=("main", "v1"))
-    hub.stalls["model.safetensors"] = 1000
-    async with choosing() as (pilot, app):
-        await type_text(pilot, "hf://org/tiny@v1")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await agree(pilot)
-        await wait_for(pilot, lambda: "what has come is kept" in screen_text(app), PATIENCE)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
-        assert app.answers == []
-        hub.stalls.clear()
-        hub.resume.set()
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
-        await agree(pilot)
-        await wait_for(pilot, lambda: app.answers, PATIENCE)
-    assert app.answers == ["hf://org/tiny@v1"]
-
-
 async def test_what_the_configuration_names_is_offered_first(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
-    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
+    hub.models["org/tiny"] = Repository(files_of(tiny_model_dir), revisions=("main", "v1"))
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
-    async with choosing(ConfigDocument('model.base = "org/tiny"\n'), size=(100, 30)) as (pilot, app):
+    async with choosing(ConfigDocument('model.base = "hf://org/tiny@v1"\n'), size=(100, 30)) as (pilot, app):
         await wait_for(pilot, lambda: "fetch from the hub" in line_of(pilot, "▸"))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "hf://org/tiny is not on this machine." in screen_text(app))
+        await press(pilot, "enter", until="hf://org/tiny@v1 is not on this machine.")
         await agree(pilot)
-        await wait_for(pilot, lambda: app.answers, PATIENCE)
-    assert app.answers == ["org/tiny"]
+        await wait_for(pilot, lambda: app.answers)
+    assert app.answers == ["hf://org/tiny@v1"]
 
 
 @pytest.mark.long
@@ -408,13 +332,11 @@ async def test_an_incomplete_copy_is_fetched_whole(work: Path, hub: FakeHub, tin
     snapshot = cached("org/tiny", tiny_model_dir)
     os.unlink(os.path.realpath(snapshot / "model.safetensors"))
     async with choosing(size=(100, 30)) as (pilot, app):
-        await pilot.press(*"tiny")
-        await wait_for(pilot, lambda: "! incomplete" in line_of(pilot, "▸"))
+        await press(pilot, *"tiny", until=lambda: "! incomplete" in line_of(pilot, "▸"))
         assert "Enter fetches it from the hub." in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "is not whole on this machine" in screen_text(app))
+        await press(pilot, "enter", until="is not whole on this machine")
         await agree(pilot)
-        await wait_for(pilot, lambda: app.answers, PATIENCE)
+        await wait_for(pilot, lambda: app.answers)
     assert app.answers == ["org/tiny"]
     assert find_model("org/tiny") == paths.models_dir() / "org--tiny"
 
@@ -423,20 +345,16 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
     async with choosing() as (pilot, app):
         for said in ("HF_HUB_OFFLINE is set, so nothing is fetched.", "127.0.0.1:9 cannot be reached"):
             await type_text(pilot, "org/none")
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: isinstance(app.screen, FetchDialog))
+            await press(pilot, "enter", until=lambda: isinstance(app.screen, FetchDialog))
             await pilot.press("y")
-            await wait_for(pilot, lambda said=said: said in screen_text(app), PATIENCE)  # type: ignore[misc]
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
+            await wait_for(pilot, lambda said=said: said in screen_text(app))  # type: ignore[misc]
+            await press(pilot, "escape", until=lambda: isinstance(app.screen, ModelScreen))
             monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
             monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert app.answers == []
 
 
-async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_in_sight(
-    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_reason_is_told_whole(work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(24):
         copy_model(tiny_model_dir, work / f"model-{number:02}")
     reason = " ".join(f"reason{number}" for number in range(36))
@@ -452,12 +370,10 @@ async def test_a_long_reason_is_told_whole_and_the_model_under_the_cursor_stays_
         await pilot.press(*["down"] * 30)
         for size in ((60, 20), (200, 50), (80, 24)):
             await pilot.resize_terminal(*size)
-            await shown(pilot, "reason35")
-            await shown(pilot, "Take another.")
+            await shown(pilot, "reason35", "Take another.")
             await wait_for(pilot, lambda: "▸" in line_of(pilot, "model-23 "))
             assert all(f"reason{number}" in screen_text(app) for number in range(36))
         await pilot.resize_terminal(60, 20)
         await wait_for(pilot, lambda: models.size.height < before)
-        await pilot.press("up")
-        await wait_for(pilot, lambda: models.size.height == before)
+        await press(pilot, "up", until=lambda: models.size.height == before)
         assert "▸" in line_of(pilot, "model-22 ")

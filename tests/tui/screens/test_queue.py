@@ -15,13 +15,12 @@ from textual.pilot import Pilot
 
 from core.hardware.snapshot import Device
 from core.queue import status, store
-from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
 from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
-from tests.core.queue.helpers import add, config_for, states
+from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import HOSTILE, asks, screen_text, wait_for
+from tests.tui.harness import asks, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -58,9 +57,7 @@ def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
-    await wait_for(pilot, lambda: app.state.document is not None)
-    await pilot.press("Q")
-    await wait_for(pilot, lambda: isinstance(app.screen, QueueScreen))
+    await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
     screen = app.screen
     assert isinstance(screen, QueueScreen)
     await wait_for(pilot, lambda: screen._view is not None)
@@ -72,22 +69,18 @@ async def queue(
     config: Path | None = None, *, size: tuple[int, int] = (120, 40)
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, QueueScreen]]:
     """The open screen."""
-    app = LocaltuneApp(config)
-    async with app.run_test(size=size) as pilot:
+    async with running(LocaltuneApp(config), size) as (app, pilot):
         yield pilot, app, await show(pilot, app)
 
 
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
-        await pilot.press("a")
-        await wait_for(pilot, lambda: "Added as entry 1" in screen_text(app))
-        await wait_for(pilot, lambda: "mine" in screen_text(app))
+        await press(pilot, "a", until=("Added as entry 1", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
         assert entry.source == str(config)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: runner == ["start"])
+        await press(pilot, "s", until=lambda: runner == ["start"])
 
 
 async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: list[str]) -> None:
@@ -99,24 +92,17 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: [option.id for option in screen._options.options] == ["1", "3", "2"])
         assert screen._row is not None
         assert screen._row.entry.name == "c"
-        await pilot.press("h")
-        await wait_for(pilot, lambda: states()[3] == "held")
+        await press(pilot, "h", until=lambda: states()[3] == "held")
         await wait_for(pilot, lambda: "Entry 3 is held." in screen_text(app))
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
-        await pilot.press("h")
-        await wait_for(pilot, lambda: states()[3] == "waiting")
-        await pilot.press("d")
-        await wait_for(pilot, lambda: states()[3] == "removed")
-        await pilot.press("S")
-        await wait_for(pilot, lambda: runner == ["stop"])
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+        await press(pilot, "h", until=lambda: states()[3] == "waiting")
+        await press(pilot, "d", until=lambda: states()[3] == "removed")
+        await press(pilot, "S", until=lambda: runner == ["stop"])
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, QueueScreen))
 
 
 @pytest.mark.long
-async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000)
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [card])
     monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
@@ -138,67 +124,42 @@ async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
         await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
 
 
-async def test_what_may_not_be_done_is_said_on_the_screen(home: Path) -> None:
-    add("a")
-    run = ScriptedRun(home)
-    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
-    async with queue() as (pilot, app, _):
-        await wait_for(pilot, lambda: "120" in screen_text(app))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: "Entry 1 is starting and cannot be removed." in screen_text(app))
-
-
-async def test_enter_shows_the_run_of_an_entry(home: Path) -> None:
+async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
     run = ScriptedRun(home)
     run.train_to(10)
-    run.end("finished")
     add("a", "b")
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
+        await press(pilot, "d", until="Entry 1 is starting and cannot be removed.")
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, QueueScreen))
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)
 
 
 async def test_a_torn_queue_is_told(home: Path) -> None:
     add("a")
     store.queue_path().write_text("{")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
-        await pilot.press("Q")
-        await wait_for(pilot, lambda: "The queue cannot be read" in screen_text(app))
-
-
-async def test_names_of_others_do_not_reach_the_terminal(home: Path) -> None:
-    store.add([(QueueEntry(id=1, name=HOSTILE), config_for())])
-    async with queue() as (pilot, app, screen):
-        await wait_for(pilot, lambda: screen._options.option_count == 1)
-        assert not set(screen_text(app)) & set("\x1b\x07\x9b\x7f\u202e\u2066")
+    async with running(size=(120, 40)) as (_, pilot):
+        await press(pilot, "Q", until="The queue cannot be read")
 
 
 async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:
     script = ScriptedRun(home)
     script.train_to(10)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with running(LocaltuneApp(config), (120, 40)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
-        await pilot.press("2", "r")
-        await wait_for(pilot, lambda: asks(app, "add it to the queue"))
-        await pilot.press("a")
-        await wait_for(pilot, lambda: states() == {1: "waiting"})
+        await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))
+        await press(pilot, "a", until=lambda: states() == {1: "waiting"})
         await wait_for(pilot, lambda: runner == ["start"])
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 
 
-async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is_asked_for(
+async def test_what_needs_the_user_and_the_end_ring_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    directory = tmp_path / "settings" / "localtune"
-    directory.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "localtune").mkdir()
     script = ScriptedRun(home)
     script.train_to(10)
     app = LocaltuneApp()
@@ -207,31 +168,7 @@ async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is
     app.desktop._write = rung.append
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: app.state.live_run is not None)
-        (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
-        script.end("failed", "the disk is \x1b[31mfull")
-        await wait_for(pilot, lambda: len(rung) == 2)
-    assert rung[0] == "bell"
-    assert rung[1].startswith("\x1b]9;143600-tickets has failed: the disk is")
-    assert rung[1].endswith("\x07")
-    assert "\x1b" not in rung[1][1:]
-
-
-@pytest.mark.long
-async def test_a_run_that_does_not_go_on_by_itself_calls_once(
-    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    directory = tmp_path / "settings" / "localtune"
-    directory.mkdir(parents=True)
-    (directory / "notify.toml").write_text("bell = true\ndesktop = true\n")
-    script = ScriptedRun(home)
-    script.train_to(10)
-    app = LocaltuneApp()
-    rung: list[str] = []
-    monkeypatch.setattr(app, "bell", lambda: rung.append("bell"))
-    app.desktop._write = rung.append
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+        (tmp_path / "localtune" / "notify.toml").write_text("bell = true\ndesktop = true\n")
         script.write(GovernorEvent(action="pause", cause="temperature", value=86.0, limit=83.0))
         script.write(NoticeEvent(level="error", code="checkpoint_failed", message="The disk is \x1b[31mfull."))
         script.write_state(state="paused", reason="the checkpoint was not written")
@@ -243,7 +180,11 @@ async def test_a_run_that_does_not_go_on_by_itself_calls_once(
         script.write_state(step=11)
         view = app.state.view
         await wait_for(pilot, lambda: view is not None and view.state.step == 11)
-    assert rung[:1] + rung[2:3] == ["bell", "bell"]
-    assert rung[1].startswith("\x1b]9;143600-tickets needs you: The disk is")
-    assert rung[3].startswith("\x1b]9;143600-tickets needs you: no sign of life for ")
-    assert len(rung) == 4, "once, however long it lasts, and not for heat, which passes"
+        script.end("failed", "the disk is \x1b[31mfull")
+        await wait_for(pilot, lambda: len(rung) == 6)
+    assert rung[::2] == ["bell"] * 3, "once, however long it lasts, and not for heat, which passes"
+    told = ("needs you: The disk is", "needs you: no sign of life for ", "has failed: the disk is")
+    for text, said in zip(rung[1::2], told, strict=True):
+        assert text.startswith(f"\x1b]9;143600-tickets {said}")
+        assert text.endswith("\x07")
+        assert "\x1b" not in text[1:]

@@ -15,7 +15,7 @@ from core import paths
 from core.selftest import job
 from core.selftest.job import SelfTestJob, selftest_job
 from core.selftest.report import SUBJECTS
-from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.tui.harness import press, running, screen_lines, screen_text, shown, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
@@ -37,10 +37,8 @@ def make() -> SelfTestJob:
 @asynccontextmanager
 async def asking(size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the question whether to begin."""
-    app = LocaltuneApp()
-    async with app.run_test(size=size) as pilot:
-        await pilot.press("f8")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
+    async with running(size=size) as (app, pilot):
+        await press(pilot, "f8", until=lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
         yield pilot, app
 
 
@@ -49,18 +47,13 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(scripted: pyte
     scripted.setattr("tui.screens.selftest.selftest_job", make)
     async with asking() as (pilot, app):
         assert all(subject.title in screen_text(app) for subject in SUBJECTS)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "esc close" in screen_text(app), 60)
+        await press(pilot, "enter", until="esc close")
         await pilot.press("pageup", "k")
-        text = screen_text(app)
-        assert "Card 9000" in text
-        assert "FAIL  training" in text
-        await pilot.press("pagedown", "pagedown")
-        await wait_for(pilot, lambda: "1 of 6 checks failed" in screen_text(app))
+        await shown(pilot, "Card 9000", "FAIL  training")
+        await press(pilot, "pagedown", "pagedown", until="1 of 6 checks failed")
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert (paths.selftest_dir() / "report.txt").is_file()
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
 
 
 async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyPatch) -> None:
@@ -73,48 +66,30 @@ async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyP
 
     scripted.setattr("tui.screens.selftest.selftest_job", remembered)
     async with asking() as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "working 1 of 2" in screen_text(app) and "pass  driver" in screen_text(app))
+        await press(pilot, "enter", until=("working 1 of 2", "pass  driver"))
         pid = made[0].pid
         assert pid is not None
         assert "esc cancel" in screen_text(app)
         await pilot.press("enter")
         assert isinstance(app.screen, JobScreen)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: has_ended(pid))
         await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
-
-
-async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
-    def refused() -> SelfTestJob:
-        paths.make_private_dir(paths.home())
-        paths.selftest_dir().write_text("in the way", encoding="utf-8")
-        return make()
-
-    scripted.setattr("tui.screens.selftest.selftest_job", refused)
-    async with asking() as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
 
 
 @pytest.mark.long
 async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
     scripted.setattr("tui.screens.selftest.selftest_job", make)
-    async with asking((120, 50)) as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "The report was not written." in screen_text(app), 60)
-        assert "pass  speed" in screen_text(app)
-        assert "Passed: all 7 of 7 checks" in screen_text(app)
+    async with asking((120, 50)) as (pilot, _):
+        await press(pilot, "enter", until=("The report was not written.", "pass  speed", "Passed: all 7 of 7 checks"))
 
 
-async def test_a_screenshot_is_taken_of_a_screen_that_covers_the_panes(
+async def test_a_screenshot_is_taken_of_a_screen_over_the_panes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     async with asking() as (pilot, _):
-        await pilot.press("f4")
-        await wait_for(pilot, lambda: list(tmp_path.glob("localtune*.svg")))
+        await press(pilot, "f4", until=lambda: list(tmp_path.glob("localtune*.svg")))
     (picture,) = tmp_path.glob("localtune*.svg")
     assert "Self-test" in picture.read_text(encoding="utf-8")

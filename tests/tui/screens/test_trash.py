@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 from core.runs.catalog.removal import list_trash, trash_run
 from core.runs.record.store import Run
-from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.harness import asks, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.trash import TrashScreen
@@ -37,13 +37,10 @@ def runs(home: Path) -> list[Run]:
 @asynccontextmanager
 async def trash() -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
     """The app with the trash, opened from the Runs pane."""
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
-        await pilot.press("U")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen) and "3 runs, " in screen_text(app))
+        await press(pilot, "5", until="5 Runs · 1")
+        await press(pilot, "U", until=lambda: isinstance(app.screen, TrashScreen) and "3 runs, " in screen_text(app))
         yield pilot, app
 
 
@@ -52,39 +49,28 @@ async def test_any_run_in_the_trash_is_restored_and_listed(runs: list[Run]) -> N
         shown = screen_text(app)
         assert shown.index("third") < shown.index("second") < shown.index("first")
         assert "free on this disk" in shown
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: "Restored 20261102-000002-second." in screen_text(app))
+        await press(pilot, "j", "enter", until="Restored 20261102-000002-second.")
         assert runs[1].path.is_dir()
         await wait_for(pilot, lambda: "2 runs, " in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        # One whose id is taken again stays.
+        runs[2].path.mkdir()
+        await press(pilot, "k", "enter", until="There is a run 20261103-000003-third again.")
+        assert [item.id for item in list_trash()] == [NAMES[2], NAMES[0]]
+        runs[2].path.rmdir()
+        await press(pilot, "escape", until="5 Runs · 2")
 
 
 async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
     async with trash() as (pilot, app):
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "delete 20261103-000003-third for good"))
-        await pilot.press("n")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrashScreen))
+        await press(pilot, "D", until=lambda: asks(app, "delete 20261103-000003-third for good"))
+        await press(pilot, "n", until=lambda: isinstance(app.screen, TrashScreen))
         assert len(list_trash()) == 3
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "delete 20261103-000003-third for good"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "freed." in screen_text(app) and "2 runs, " in screen_text(app))
+        await press(pilot, "D", until=lambda: asks(app, "delete 20261103-000003-third for good"))
+        await press(pilot, "y", until=("freed.", "2 runs, "))
         assert [item.id for item in list_trash()] == [NAMES[1], NAMES[0]]
-        await pilot.press("E")
-        await wait_for(pilot, lambda: asks(app, "delete all of them for good"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "The trash is empty" in screen_text(app))
+        await press(pilot, "E", until=lambda: asks(app, "delete all of them for good"))
+        await press(pilot, "y", until="The trash is empty")
         assert list_trash() == []
         # Keys about a run do nothing without one.
         await pilot.press("enter", "D", "E")
         assert isinstance(app.screen, TrashScreen)
-
-
-async def test_a_run_whose_id_is_taken_again_stays_and_says_why(runs: list[Run]) -> None:
-    runs[2].path.mkdir()
-    async with trash() as (pilot, app):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "There is a run 20261103-000003-third again." in screen_text(app))
-        assert len(list_trash()) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -123,7 +124,7 @@ class ChatPane(Pane):
             self._begin_anew()
         self._holder.set_target(run)
         if self.is_mounted:
-            self._close_retired()
+            self.run_worker(self._holder.close_retired, group="chat-release", thread=True)
         if not self.partner.has_adapter:
             self.sources = (BASE,)
         elif not same_run:
@@ -198,15 +199,7 @@ class ChatPane(Pane):
     async def release(self) -> None:
         """Close the session and wait until its memory is free; called before a run starts."""
         self._stop_answer()
-        await self._release().wait()
-
-    @work(thread=True, group="chat-release")
-    def _close_retired(self) -> None:
-        self._holder.close_retired()
-
-    @work(thread=True, group="chat-release")
-    def _release(self) -> None:
-        self._holder.release()
+        await self.run_worker(self._holder.release, group="chat-release", thread=True).wait()
 
     @property
     def prompt(self) -> PromptInput:
@@ -352,7 +345,8 @@ class ChatPane(Pane):
             self.shell.runs.await_answer(True)
         if self._flush is not None:
             self._flush.resume()
-        self._talk(exchange, self._holder.epoch)
+        talk = partial(hold_turn, self._holder, self.dialogue, exchange, self._holder.epoch, self.post_message)
+        self.run_worker(talk, group="chat-talk", thread=True)
 
     def _show_path(self) -> None:
         self.transcript.show(self.dialogue, self.size.width, self._pointed_at)
@@ -369,10 +363,6 @@ class ChatPane(Pane):
         else:
             waiting = "the run is still starting; the answer follows …"
         self._say(f"{waiting} {self.keys['chat.cancel'].display} cancels" if waiting else "")
-
-    @work(thread=True, group="chat-talk")
-    def _talk(self, exchange: Exchange, epoch: int) -> None:
-        hold_turn(self._holder, self.dialogue, exchange, epoch, self.post_message)
 
     @on(Loading)
     def _loading(self, message: Loading) -> None:
@@ -626,21 +616,18 @@ class ChatPane(Pane):
         if reply is None:
             self._say("It has no answer to keep.", "$near")
             return
-        messages = self.dialogue.messages(reply.source, self.system, chosen)
-        self._offer_to_keep(messages, reply.as_written)
-
-    def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
-        """Ask for the edited answer and the file, and append the row."""
         from core.chat.answer_rows import remembered_file
         from tui.screens.chat import KeepAnswer
 
-        def chosen(kept: KeptAnswer | None) -> None:
+        messages = self.dialogue.messages(reply.source, self.system, chosen)
+
+        def answered(kept: KeptAnswer | None) -> None:
             if kept is not None:
                 self._append(kept, messages)
 
         file = remembered_file()
         shown = shown_path(file) if file is not None else ""
-        self.app.push_screen(KeepAnswer(messages[-1]["content"], answer, shown), chosen)
+        self.app.push_screen(KeepAnswer(messages[-1]["content"], reply.as_written, shown), answered)
 
     @work(group="chat-keep")
     async def _append(self, kept: KeptAnswer, messages: list[dict[str, str]]) -> None:

@@ -59,10 +59,14 @@ class SessionHolder:
             if target != self._target:
                 self.chosen = None
             self._target = target
-            self._epoch += 1
-            if self._session is not None:
-                self._retired.append(self._session)
-                self._session = None
+            self._retire()
+
+    def _retire(self) -> None:
+        """End answers begun before, and close the session later; called under the guard."""
+        self._epoch += 1
+        if self._session is not None:
+            self._retired.append(self._session)
+            self._session = None
 
     def close_retired(self) -> None:
         """Close the sessions on earlier targets; blocks until their memory is free."""
@@ -84,10 +88,7 @@ class SessionHolder:
     def release(self) -> None:
         """Close every session; blocks until their memory is free. The next question opens a new session."""
         with self._guard:
-            self._epoch += 1
-            if self._session is not None:
-                self._retired.append(self._session)
-                self._session = None
+            self._retire()
         self.close_retired()
 
     @property

@@ -81,12 +81,6 @@ class EditHistory:
         self._done: list[Step] = []
         self._undone: list[Step] = []
 
-    def begin(self, model: ConfigModel) -> None:
-        """Clear the history."""
-        self.present = Moment(model, model.document.dumps())
-        self._done.clear()
-        self._undone.clear()
-
     def record(self, model: ConfigModel, label: str = "") -> bool:
         """Record an edit, if anything has changed.
 
@@ -251,7 +245,7 @@ class ConfigEditor:
         is_first = self.document.path is None and not self.document.dumps()
         model = ConfigModel(document, opened.origin, begun=document.dumps() if opened.is_begun else "")
         if is_first:
-            self.history.begin(model)
+            self.history = EditHistory(model)
         else:
             self.history.record(model, opened.label)
         self.unread_text, self._suggested = opened.unread, opened.suggested

@@ -179,7 +179,7 @@ async def show_difference(
         choices.append(Choice("p", "preset", "the preset", preset.name))
     choices.append(Choice("o", "other", "another configuration"))
     text = "What is here is compared with"
-    answer = await app.push_screen_wait(ChoiceDialog("Compare with", text, choices, is_harmless=True))
+    answer = await app.push_screen_wait(ChoiceDialog("Compare with", text, *choices, is_harmless=True))
     document, mine = editor.document, holding_values(editor.document)
     if answer == "file" and path is not None:
         before, lines = f"{path.name} on the disk", diff_texts(ConfigDocument.load(path).dumps(), document.dumps())

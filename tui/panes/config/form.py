@@ -249,21 +249,19 @@ class ConfigForm(Vertical):
     """
 
     DEFAULT_CSS = """
-    ConfigForm {
-        height: 1fr;
-        & > #config-summary { height: auto; max-height: 2; }
-        & > #config-strangers { height: auto; max-height: 3; color: $limit; }
-        & > #config-body { height: 1fr; layout: vertical; }
-        & #config-manual { display: none; }
-        & > #config-help { height: 2; color: $muted; }
-        &.-manual #config-manual { display: block; }
-        &.-beside > #config-body { layout: horizontal; }
-        &.-beside #config-form { width: 3fr; height: 100%; }
-        &.-beside #config-manual {
-            width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-        }
-        &.-beside #config-manual:focus { border-left: solid $border-focus; }
+    ConfigForm { height: 1fr; }
+    ConfigForm > #config-summary { height: auto; max-height: 2; }
+    ConfigForm > #config-strangers { height: auto; max-height: 3; color: $limit; }
+    ConfigForm > #config-body { height: 1fr; layout: vertical; }
+    ConfigForm #config-manual { display: none; }
+    ConfigForm > #config-help { height: 2; color: $muted; }
+    ConfigForm.-manual #config-manual { display: block; }
+    ConfigForm.-beside > #config-body { layout: horizontal; }
+    ConfigForm.-beside #config-form { width: 3fr; height: 100%; }
+    ConfigForm.-beside #config-manual {
+        width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
     }
+    ConfigForm.-beside #config-manual:focus { border-left: solid $border-focus; }
     """
 
     def __init__(self, editor: ConfigEditor, known: FactsFinder) -> None:

@@ -692,10 +692,11 @@ class ConfigPane(Pane):
     @_conversing
     async def action_measure_bits(self) -> None:
         """Measure the loss of 4-bit quantization on the rows of the configuration."""
-        from tui.screens.bits import bits_screen
+        from tui.screens.bits import BitsPage
+        from tui.screens.job import JobScreen
 
         config = ConfigDocument(self.document.dumps(), self.document.path).validate()
-        kept = await self.app.push_screen_wait(bits_screen(config))
+        kept = await self.app.push_screen_wait(JobScreen(BitsPage(config)))
         if kept is not None:
             self.document.set("model.keep_16bit", list(kept))
             undo = self.keys["config.undo"].display

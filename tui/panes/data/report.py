@@ -31,14 +31,8 @@ class ProblemList(OptionList):
     """List of problems; ``enter`` lists the rows with a problem."""
 
     DEFAULT_CSS = """
-    ProblemList {
-        height: auto;
-        max-height: 50%;
-        border: none;
-        padding: 0;
-        background: transparent;
-        &:focus { border: none; background: transparent; }
-    }
+    ProblemList { height: auto; max-height: 50%; border: none; padding: 0; background: transparent; }
+    ProblemList:focus { border: none; background: transparent; }
     """
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -81,12 +75,9 @@ class Report(Vertical):
     """Problems and token lengths of all rows."""
 
     DEFAULT_CSS = """
-    Report {
-        height: 1fr;
-        overflow-y: auto;
-        & #data-problems { margin: 1 0; }
-        & #data-histogram { color: $primary; }
-    }
+    Report { height: 1fr; overflow-y: auto; }
+    Report #data-problems { margin: 1 0; }
+    Report #data-histogram { color: $primary; }
     """
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from textual import on, work
 from textual.app import ComposeResult
+from textual.cache import FIFOCache
 from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.message import Message
@@ -33,7 +33,6 @@ from tui.widgets.lists.row_list import RowList
 KEPT_LENGTHS = 20_000
 
 TokenRows: TypeAlias = tuple[PreviewRow, ...] | Refusal | RowError | UserError
-_Length: TypeAlias = Measured | Refusal | RowError | UserError
 
 _CUT_LABELS = {
     "drop": "train.max_length = {limit}: longer rows are dropped",
@@ -73,58 +72,30 @@ def measure_rows(view: DatasetView, masks: RowMasks, indices: Sequence[int], *, 
         indices: The rows.
         cuts: True if overlong rows are truncated; otherwise they are dropped.
     """
-    return {index: _length_of(length, cuts) for index, length in _measured(view, masks, indices).items()}
-
-
-def _measured(view: DatasetView, masks: RowMasks, indices: Sequence[int]) -> dict[int, _Length]:
-    """The length of each row, or the error that prevents it."""
-    found: dict[int, _Length] = {}
-    examples = []
+    found: dict[int, RowLength] = {}
+    examples = {}
     for index in indices:
         try:
-            examples.append((index, view.example(index)))
-        except (RowError, UserError) as error:
-            found[index] = error
+            examples[index] = view.example(index)
+        except RowError:
+            found[index] = RowLength("✗", level="drop")
+        except UserError:
+            found[index] = RowLength("✗")
     try:
-        lengths = masks.lengths([example for _, example in examples])
-    except UserError as error:
-        found.update((index, error) for index, _ in examples)
-    else:
-        found.update((index, length) for (index, _), length in zip(examples, lengths, strict=True))
-    return found
+        lengths = masks.lengths(list(examples.values()))
+    except UserError:
+        return found | dict.fromkeys(examples, RowLength("✗"))
+    return found | {index: _length_of(length, cuts) for index, length in zip(examples, lengths, strict=True)}
 
 
-def _length_of(result: _Length, cuts: bool) -> RowLength:
-    if isinstance(result, UserError):
-        return RowLength("✗")
+def _length_of(result: Measured | Refusal | UserError, cuts: bool) -> RowLength:
     if not isinstance(result, Measured):
-        return RowLength("✗", level="drop")
+        return RowLength("✗", level="drop" if isinstance(result, Refusal) else "")
     level: Level | Literal[""] = ("warn" if cuts else "drop") if result.is_long else ""
     return RowLength(str(result.tokens), str(result.learned), level)
 
 
 # Display.
-
-
-class KnownLengths:
-    """Cache of row lengths; the oldest entries are dropped."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[int, RowLength] = OrderedDict()
-
-    def get(self, index: int) -> RowLength | None:
-        """The length of a row; None if unknown."""
-        return self._known.get(index)
-
-    def missing(self, indices: Iterable[int]) -> list[int]:
-        """The rows of a selection with unknown length."""
-        return [index for index in indices if index not in self._known]
-
-    def take(self, lengths: Mapping[int, RowLength]) -> None:
-        """Add lengths."""
-        self._known.update(lengths)
-        while len(self._known) > KEPT_LENGTHS:
-            self._known.popitem(last=False)
 
 
 def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) -> list[TokenPart]:
@@ -192,7 +163,7 @@ class DataRows(Container):
         self.mask_view = MaskView(id="data-mask")
         self._box = Vertical(id="data-row")
         self._session = session
-        self._lengths = KnownLengths()
+        self._lengths: FIFOCache[int, RowLength] = FIFOCache(KEPT_LENGTHS)
         self._wanted: Sequence[int] = ()
         self._is_counting = False
         self._landing: tuple[int, int] | None = None
@@ -269,12 +240,16 @@ class DataRows(Container):
             self.post_message(self.ProblemsSeen())
         if not self._session.has_counts:
             return rows
-        if self._lengths.missing(indices):
+        if self._missing(indices):
             self.call_later(self._want_lengths, indices)
         return [
             row if row.problem else _with_length(row, self._lengths.get(index) or RowLength())
             for index, row in zip(indices, rows, strict=False)
         ]
+
+    def _missing(self, indices: Sequence[int]) -> list[int]:
+        """The rows of a selection with unknown length."""
+        return [index for index in indices if index not in self._lengths]
 
     def _want_lengths(self, indices: Sequence[int]) -> None:
         """Count the tokens of rows; a newer request replaces this one."""
@@ -287,19 +262,20 @@ class DataRows(Container):
     async def _count_rows(self) -> None:
         session = self._session
         try:
-            while batch := self._lengths.missing(self._wanted)[:_BATCH]:
+            while batch := self._missing(self._wanted)[:_BATCH]:
                 view, masks, lengths = session.view, session.masks, self._lengths
                 if view is None or masks is None:
                     return
                 cuts = session.plan.reading.overlong == "truncate"
-                lengths.take(await asyncio.to_thread(measure_rows, view, masks, batch, cuts=cuts))
+                for index, length in (await asyncio.to_thread(measure_rows, view, masks, batch, cuts=cuts)).items():
+                    lengths.set(index, length)
                 self.rows.invalidate()
         finally:
             self._is_counting = False
 
     def _forget_lengths(self) -> None:
         # Counts in progress go to the old cache.
-        self._lengths, self._wanted = KnownLengths(), ()
+        self._lengths, self._wanted = FIFOCache(KEPT_LENGTHS), ()
 
     @on(RowList.Moved)
     def _moved(self) -> None:

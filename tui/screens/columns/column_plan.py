@@ -177,23 +177,19 @@ def candidates(role: ColumnRole, columns: Mapping[ColumnRole, str], sample: Colu
     """Candidates for a part, found in the first rows: columns, keys of messages, or names of speakers."""
     if role not in (*KEY_ROLES, *SPEAKER_ROLES):
         return sample.columns
-    turns = list(_turns(columns, sample))
-    if role in KEY_ROLES:
-        keys: dict[str, str] = {}
-        for turn in turns:
-            for key, value in turn.items():
-                if _is_writable(key):
-                    keys.setdefault(key, one_line(_text(value), _EXAMPLE_CHARACTERS))
-        return [Candidate(key, text) for key, text in list(keys.items())[:200]]
     role_keys = (columns["role"],) if "role" in columns else ROLE_KEYS
     contents = (columns["content"],) if "content" in columns else CONTENT_KEYS
-    names: dict[str, str] = {}
-    for turn in turns:
-        speaker = next((turn[k] for k in role_keys if k in turn), None)
-        if isinstance(speaker, str) and speaker.strip() and _is_writable(speaker):
+    found: dict[str, str] = {}
+    for turn in _turns(columns, sample):
+        named = dict(turn)
+        if role in SPEAKER_ROLES:
+            speaker = next((turn[k] for k in role_keys if k in turn), None)
             said = next((turn[k] for k in contents if k in turn), "")
-            names.setdefault(speaker.strip(), one_line(_text(said), _EXAMPLE_CHARACTERS))
-    return [Candidate(name, text) for name, text in list(names.items())[:200]]
+            named = {speaker.strip(): said} if isinstance(speaker, str) else {}
+        for name, value in named.items():
+            if _is_writable(name):
+                found.setdefault(name, one_line(_text(value), _EXAMPLE_CHARACTERS))
+    return [Candidate(name, text) for name, text in list(found.items())[:200]]
 
 
 def _turns(columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Iterator[Mapping[str, Any]]:

@@ -176,24 +176,22 @@ class ColumnsScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    ColumnsScreen {
-        background: $background;
-        & > #columns-box {
-            height: 100%; width: 100%; padding: 0 1; background: $background;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        }
-        & #columns-note { height: auto; max-height: 3; }
-        & #columns-body { height: 1fr; layout: vertical; }
-        & #columns-list { width: 100%; height: 1fr; max-height: 100%; }
-        & #columns-preview {
-            width: 100%; height: 1fr; border-top: solid $border; border-title-color: $muted;
-            &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-        }
-        & #columns-problem { height: auto; max-height: 4; }
-        &.-wide #columns-body { layout: horizontal; }
-        &.-wide #columns-list { width: 88; height: 100%; }
-        &.-wide #columns-preview { width: 1fr; height: 100%; border-left: solid $border; padding-left: 1; }
+    ColumnsScreen { background: $background; }
+    ColumnsScreen > #columns-box {
+        height: 100%; width: 100%; padding: 0 1; background: $background;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
     }
+    ColumnsScreen #columns-note { height: auto; max-height: 3; }
+    ColumnsScreen #columns-body { height: 1fr; layout: vertical; }
+    ColumnsScreen #columns-list { width: 100%; height: 1fr; max-height: 100%; }
+    ColumnsScreen #columns-preview {
+        width: 100%; height: 1fr; border-top: solid $border; border-title-color: $muted;
+        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+    }
+    ColumnsScreen #columns-problem { height: auto; max-height: 4; }
+    ColumnsScreen.-wide #columns-body { layout: horizontal; }
+    ColumnsScreen.-wide #columns-list { width: 88; height: 100%; }
+    ColumnsScreen.-wide #columns-preview { width: 1fr; height: 100%; border-left: solid $border; padding-left: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
     SCOPE = "columns"

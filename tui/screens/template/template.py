@@ -98,30 +98,28 @@ class TemplateScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = """
-    TemplateScreen {
-        background: $background;
-        & > #template-box {
-            height: 100%; width: 100%; padding: 0 1; background: $background;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        }
-        & #template-head { max-height: 4; }
-        & #template-note { height: auto; max-height: 3; }
-        & #template-body { height: 1fr; layout: horizontal; }
-        & #template-list { width: 18; height: 100%; max-height: 100%; }
-        & #template-parts { width: 1fr; height: 100%; layout: vertical; }
-        & .template-part {
-            height: 1fr; padding: 0 0 0 1;
-            border-top: solid $border; border-left: solid $border; border-title-color: $muted;
-            &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-        }
-        & #template-row { height: 3fr; }
-        & #template-source { height: 2fr; }
-        & #template-problem { height: auto; max-height: 5; }
-        &.-wide #template-list { width: 44; }
-        &.-wide #template-parts { layout: horizontal; }
-        &.-wide #template-row { width: 1fr; height: 100%; }
-        &.-wide #template-source { width: 1fr; height: 100%; }
+    TemplateScreen { background: $background; }
+    TemplateScreen > #template-box {
+        height: 100%; width: 100%; padding: 0 1; background: $background;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
     }
+    TemplateScreen #template-head { max-height: 4; }
+    TemplateScreen #template-note { height: auto; max-height: 3; }
+    TemplateScreen #template-body { height: 1fr; layout: horizontal; }
+    TemplateScreen #template-list { width: 18; height: 100%; max-height: 100%; }
+    TemplateScreen #template-parts { width: 1fr; height: 100%; layout: vertical; }
+    TemplateScreen .template-part {
+        height: 1fr; padding: 0 0 0 1;
+        border-top: solid $border; border-left: solid $border; border-title-color: $muted;
+        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
+    }
+    TemplateScreen #template-row { height: 3fr; }
+    TemplateScreen #template-source { height: 2fr; }
+    TemplateScreen #template-problem { height: auto; max-height: 5; }
+    TemplateScreen.-wide #template-list { width: 44; }
+    TemplateScreen.-wide #template-parts { layout: horizontal; }
+    TemplateScreen.-wide #template-row { width: 1fr; height: 100%; }
+    TemplateScreen.-wide #template-source { width: 1fr; height: 100%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
     SCOPE = "template"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -73,14 +72,14 @@ async def said(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
 
 @asynccontextmanager
 async def chatting(
-    tmp_path: Path, session: FakeSession | None = None, *, size: tuple[int, int] = (80, 22), live: bool = False
+    target: Path | Run | str, *sessions: FakeSession, size: tuple[int, int] = (80, 22), live: bool = False
 ) -> AsyncIterator[tuple[Pilot[None], ChatPane, FakeSession]]:
-    """The pane with a run as its target."""
-    session = session or fake()
-    pane = ChatPane(factory(session))
+    """The pane with a model or a run as its target, which is made where a directory is given."""
+    sessions = sessions or (fake(),)
+    pane = ChatPane(factory(*sessions))
     async with PaneApp(pane).run_test(size=size) as pilot:
-        pane.set_target(make_run(tmp_path), live=live)
-        yield pilot, pane, session
+        pane.set_target(make_run(target) if isinstance(target, Path) else target, live=live)
+        yield pilot, pane, sessions[0]
 
 
 async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
@@ -88,9 +87,7 @@ async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
             await resize(pilot, *size)
-            text = screen_text(pilot.app)
-            assert "Nothing to talk to yet." in text
-            assert "r   Start a run" in text
+            await shown(pilot, "Nothing to talk to yet.", "r   Start a run")
         await pilot.press("i", "x")
         assert not pane.dialogue.exchanges
 
@@ -119,28 +116,7 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
-async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, _):
-        await ask(pilot, pane, "hello")
-        gate.release()
-        await shown(pilot, "short▌")
-        gate.release()
-        await shown(pilot, "short and▌")
-        assert pane.is_answering
-        await ask(pilot, pane, "second")
-        assert len(pane.dialogue.exchanges) == 1
-        assert pane.prompt.text == "second"
-        assert "still answering" in screen_text(pilot.app)
-        gate.release(10)
-        await finished(pilot, pane)
-        assert "short and tuned" in screen_text(pilot.app)
-        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
-        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 2)
-
-
-async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
+async def test_tokens_appear_while_they_come_and_esc_stops_them(tmp_path: Path) -> None:
     session = fake()
     session.gate = gate = threading.Semaphore(0)
     async with chatting(tmp_path, session) as (pilot, pane, _):
@@ -151,10 +127,20 @@ async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) 
         assert not pane.is_answering
         assert session.cancelled.is_set()
         await shown(pilot, "1 token")
-        session.gate = None
-        await said(pilot, pane, "again")
-        assert "short and tuned" in screen_text(pilot.app)
+        await ask(pilot, pane, "again")
+        gate.release(2)
+        await shown(pilot, "short and▌")
         assert session.asked[1][1][2]["content"] == "short", "what had been said is part of the conversation"
+        # Another question waits.
+        await ask(pilot, pane, "third")
+        assert len(pane.dialogue.exchanges) == 2
+        assert pane.prompt.text == "third"
+        assert "still answering" in screen_text(pilot.app)
+        gate.release(10)
+        await finished(pilot, pane)
+        assert "short and tuned" in screen_text(pilot.app)
+        assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
+        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 3)
 
 
 async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
@@ -222,34 +208,34 @@ async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session
         assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
-        assert "✗ The chat engine was killed by signal 9." in screen_text(pilot.app)
-        assert "The machine may be out of memory." in screen_text(pilot.app)
+        await shown(pilot, "✗ The chat engine was killed by signal 9.", "The machine may be out of memory.")
         assert broken.closed
         await said(pilot, pane, "again")
         assert "short and tuned" in screen_text(pilot.app)
         assert [message["content"] for message in good.asked[0][1]] == ["Be brief.", "again"]
 
 
-async def test_copying_the_last_answer(tmp_path: Path) -> None:
-    pane = ChatPane(factory(fake()))
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+async def test_a_conversation_is_copied_saved_and_cleared_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
+        app = pilot.app
+        assert isinstance(app, PaneApp)
         await pilot.pause()
-        await pilot.press("ctrl+y")
-        assert "no answer to copy" in screen_text(pilot.app)
-        await said(pilot, pane, "hello")
-        await press(pilot, "ctrl+y")
-        assert app.copied == ["short and tuned"]
-        assert "15 characters" in screen_text(pilot.app)
-        await pilot.press("escape", "ctrl+y")
-        assert len(app.copied) == 2
-
-
-async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, session):
+        await press(pilot, "ctrl+y", until="no answer to copy")
+        await press(pilot, "ctrl+s", until="no conversation to save")
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
+        await press(pilot, "ctrl+y", until="15 characters")
+        await pilot.press("escape", "ctrl+y")
+        assert app.copied == ["short and tuned"] * 2
+        await press(pilot, "ctrl+s", until="✓ saved in")
+        (file,) = (tmp_path / "here").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
         await press(pilot, "ctrl+l")
         assert "^l again brings the former one back" in screen_text(pilot.app)
         assert "hello" not in screen_text(pilot.app)
@@ -262,10 +248,19 @@ async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
         assert not session.closed
 
 
-async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
+async def test_prompts_are_pasted_broken_into_lines_and_recalled_and_pages_turned_in_them(tmp_path: Path) -> None:
     async with chatting(tmp_path) as (pilot, pane, session):
+        await said(pilot, pane, "one", "two")
+        await paste(pilot, "unsent")
+        await pilot.press("up")
+        assert pane.prompt.text == "two"
+        await pilot.press("up", "up")
+        assert pane.prompt.text == "one"
+        await pilot.press("down", "down")
+        assert pane.prompt.text == "unsent"
+        pane.prompt.clear()
         await said(pilot, pane, "first line\nsecond line\r\nthird\n")
-        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
+        assert session.asked[-1][1][-1]["content"] == "first line\nsecond line\nthird"
         for number in range(8):
             await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
@@ -277,25 +272,10 @@ async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_pa
         assert session.asked[-1][1][-1]["content"] == "a\nb"
 
 
-async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, _):
-        await press(pilot, "ctrl+s", until="no conversation to save")
-        await said(pilot, pane, "hello")
-        await press(pilot, "ctrl+s", until="✓ saved in")
-    (saved,) = (tmp_path / "here").iterdir()
-    assert saved.stat().st_mode & 0o777 == 0o600
-    text = saved.read_text(encoding="utf-8")
-    assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
-
-
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.adapter_path.rmdir()
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run)
+    async with chatting(run) as (pilot, pane, _):
         await pilot.pause()
         text = screen_text(pilot.app)
         assert "ended before it saved anything" in text
@@ -321,24 +301,9 @@ async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
         assert session.asked[1][1][0]["content"] == "Be brief."
 
 
-async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, _):
-        for text in ("one", "two"):
-            await said(pilot, pane, text)
-        await paste(pilot, "unsent")
-        await pilot.press("up")
-        assert pane.prompt.text == "two"
-        await pilot.press("up", "up")
-        assert pane.prompt.text == "one"
-        await pilot.press("down", "down")
-        assert pane.prompt.text == "unsent"
-
-
 async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: Path) -> None:
     first, second = fake(), fake(step=2)
-    pane = ChatPane(factory(first, second))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, first, second) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         pane.set_target(make_run(tmp_path, "20261124-150000-other"), live=True)
         await wait_for(pilot, lambda: first.closed)
@@ -351,35 +316,21 @@ async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: 
         assert second.closed
 
 
-async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) -> None:
+async def test_a_run_that_ends_in_mid_answer_stops_it_and_keeps_the_conversation(tmp_path: Path) -> None:
     live, ended = fake(step=3), fake()
-    pane = ChatPane(factory(live, ended))
     run = make_run(tmp_path)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run, live=True)
+    async with chatting(run, live, ended, live=True) as (pilot, pane, _):
         await said(pilot, pane, "hello")
+        live.gate = threading.Semaphore(1)
+        await ask(pilot, pane, "more")
+        await shown(pilot, "short▌")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: live.closed)
-        assert "hello" in screen_text(pilot.app)
+        assert not pane.is_answering
+        await shown(pilot, "■ stopped", "hello")
         assert run.id in screen_lines(pilot.app)[0]
         await said(pilot, pane, "still there?")
         assert [message["content"] for message in ended.asked[0][1]][1:3] == ["hello", "short and tuned"]
-
-
-async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = gate = threading.Semaphore(0)
-    pane = ChatPane(factory(session))
-    run = make_run(tmp_path)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(run, live=True)
-        await ask(pilot, pane, "hello")
-        gate.release()
-        await shown(pilot, "short▌")
-        pane.set_target(run, live=False)
-        await wait_for(pilot, lambda: session.closed)
-        assert not pane.is_answering
-        assert "■ stopped" in screen_text(pilot.app)
 
 
 async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
@@ -392,10 +343,7 @@ async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
 
 
 async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target("smollm2-135m-instruct")
+    async with chatting("smollm2-135m-instruct") as (pilot, pane, session):
         await pilot.pause()
         assert "smollm2-135m-instruct · base" in screen_lines(pilot.app)[0]
         await pilot.press("ctrl+t")
@@ -406,10 +354,9 @@ async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
 
 async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
     session = FakeSession({"tuned": [*HOSTILE], "base": [HOSTILE]})
-    pane = ChatPane(factory(session))
-    app = PaneApp(pane)
-    async with app.run_test(size=(80, 30)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session, size=(80, 30)) as (pilot, pane, _):
+        app = pilot.app
+        assert isinstance(app, PaneApp)
         await pilot.press("f3")
         pane.prompt.focus()
         await paste(pilot, HOSTILE)
@@ -432,22 +379,6 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
 
 
-@pytest.mark.long
-async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
-    async with chatting(
-        tmp_path, FakeSession({"tuned": [f"word{number} " for number in range(300)], "base": [""]}), size=(200, 50)
-    ) as (pilot, pane, _session):
-        for number in range(3):
-            await said(pilot, pane, f"question {number}")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            assert all(len(line) == size[0] for line in screen_lines(pilot.app))
-        await press(pilot, "escape", "G")
-        assert "word299" in screen_text(pilot.app)
-        await press(pilot, "g")
-        assert "question 0" in screen_text(pilot.app)
-
-
 async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) -> None:
     session, gate = fake(), threading.Event()
 
@@ -455,27 +386,11 @@ async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) 
         gate.wait(60)
 
     session.close = close  # type: ignore[method-assign]
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         began = time.monotonic()
     assert time.monotonic() - began < 30
     gate.set()
-
-
-def variants(*answers: str) -> FakeSession:
-    """A session that gives another answer each time."""
-    session = fake()
-    left = list(answers)
-    real = session.generate
-
-    def generate(*args: Any) -> Iterator[Any]:
-        session.script["tuned"] = [left.pop(0) if len(left) > 1 else left[0]]
-        return real(*args)
-
-    session.generate = generate  # type: ignore[method-assign, assignment]
-    return session
 
 
 async def talked(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
@@ -484,21 +399,19 @@ async def talked(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
 
 
 async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -> None:
-    async with chatting(tmp_path, variants("first answer", "second answer", "third answer"), size=(80, 24)) as (
-        pilot,
-        pane,
-        session,
-    ):
+    async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
+        session.script["tuned"] = ["second answer"]
         await pilot.press("a")
         await finished(pilot, pane)
         assert "second answer" in (text := screen_text(pilot.app))
-        assert "first answer" not in text
+        assert "short and tuned" not in text
         assert "hello  ‹2 of 2›" in text
-        await press(pilot, "left_square_bracket", until="hello  ‹1 of 2›")
-        assert "first answer" in screen_text(pilot.app)
+        await press(pilot, "left_square_bracket", until=("hello  ‹1 of 2›", "short and tuned"))
+        session.script["tuned"] = ["third answer"]
         await talked(pilot, pane, "and then")
-        assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "hello", "first answer", "and then"]
+        asked = [each["content"] for each in session.asked[-1][1]]
+        assert asked == ["Be brief.", "hello", "short and tuned", "and then"]
         await press(pilot, "p", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
         await press(pilot, "right_square_bracket", until="and then")
@@ -527,17 +440,12 @@ async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> N
     session.script["tuned"] = ["# Head\n\n", "some **bold**\n\n", "- one\n- two"]
     async with chatting(tmp_path, session, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        text = screen_text(pilot.app)
-        assert "some bold" in text
-        assert "• one" in text
-        await press(pilot, "m", until="some **bold**")
-        assert "# Head" in screen_text(pilot.app)
+        await shown(pilot, "some bold", "• one")
+        await press(pilot, "m", until=("some **bold**", "# Head"))
         await press(pilot, "m", until="• two")
 
 
-async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_good_answer_becomes_a_row_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     session = fake()
@@ -567,9 +475,7 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
     monkeypatch.setattr("core.chat.candidates.find_candidates", lambda _: found)
     session = fake()
     session.script |= {found[2].source: ["of thirty"], found[3].source: ["of another"]}
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(150, 30)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, session, size=(150, 30)) as (pilot, pane, _):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         await press(pilot, "c", until="held-out loss 0.455")
@@ -592,9 +498,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
     run, other = make_run(tmp_path), make_run(tmp_path, "20261124-143700-other")
     written = tmp_path / "tickets-Q8_0.gguf"
     written.touch()
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(90, 24)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(90, 24)) as (pilot, pane, _):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
@@ -613,8 +517,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             ((f"{tmp_path}/gone@9",), "✗ There are no runs"),
         ):
             pane.sources = sources
-            await pilot.press("X")
-            await shown(pilot, said)
+            await press(pilot, "X", until=said)
         assert [asked.args for asked in requested(pilot, "runs.export")] == wanted
         for sources in (("base",), ("tuned",), (str(written),), ("base", f"{run.path}@30")):
             pane.sources = sources
@@ -626,9 +529,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
 async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
-    pane = ChatPane(factory(fake()))
-    async with PaneApp(pane).run_test(size=(110, 24)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(110, 24)) as (pilot, _, _):
         await wait_for(pilot, lambda: "tickets (result refused by eval.gate)" in screen_lines(pilot.app)[0])
 
 
@@ -638,10 +539,7 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
     reply = dialogue.ask("an old question", ("tuned",)).replies[0]
     reply.text, reply.state = "an old answer", "done"
     keep_transcript(run, dialogue)
-    session = fake()
-    pane = ChatPane(factory(session))
-    async with PaneApp(pane).run_test(size=(90, 26)) as pilot:
-        pane.set_target(run)
+    async with chatting(run, size=(90, 26)) as (pilot, pane, session):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
         await press(pilot, "o", until="Conversations of this run")

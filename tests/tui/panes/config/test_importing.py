@@ -9,8 +9,7 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
-from tests.tui.config_panes import config_pane, write_config
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, shown, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
@@ -39,9 +38,7 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
-        text = screen_text(pilot.app)
-        assert "Imported from qlora.yml" in text
-        assert "deepspeed" in text
+        await shown(pilot, "Imported from qlora.yml", "deepspeed")
         await press(pilot, "G", until="Did you mean lora_r?")
         assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
         await press(pilot, "enter", until=lambda: not isinstance(pilot.app.screen, ReportScreen))
@@ -78,19 +75,6 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
         await wait_for(pilot, lambda: box.outer_size.width > 90)
         await pilot.resize_terminal(90, 30)
         await wait_for(pilot, lambda: box.outer_size.width <= 90)
-
-
-async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
-        pane.document.set("train.epochs", 7.0)
-        pane.reload_values()
-        await press(pilot, "I", until="has not been saved")
-        await pilot.press("escape")
-        assert pane.document.get("train.epochs") == 7.0
-        await pilot.press("I", "y")
-        await paste(pilot, str(theirs))
-        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, ReportScreen))
-        assert pane.document.get("train.epochs") is None
 
 
 async def test_a_file_that_is_none_is_said_and_nothing_changes(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from tests.tui.harness import (
     screen_lines,
     screen_text,
     shown,
-    wait_for,
 )
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -75,8 +74,8 @@ async def test_new_configuration_shows_the_basic_options_and_what_is_needed() ->
         await pilot.press("x")
         names = {field.option.name for field in pane.form.shown}
         assert names == {option.name for option in options() if option.audience != "file"}
-        shown = f"{len(names)} of {len(list(options()))} options are shown; / finds the others"
-        await wait_for(pilot, lambda: shown in screen_text(pilot.app))
+        said = f"{len(names)} of {len(list(options()))} options are shown; / finds the others"
+        await shown(pilot, said)
         await pilot.press("x")
         assert len(pane.form.shown) == basic
 
@@ -145,8 +144,20 @@ async def test_typing_is_checked_esc_undoes_and_enter_keeps(config_file: Path) -
         assert "1 problem" in screen_lines(pilot.app)[0]
 
 
-async def test_choices_and_switches_step_without_an_input(config_file: Path) -> None:
-    async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
+async def test_paths_complete_choices_step_without_an_input_and_saving_keeps_comments(config_file: Path) -> None:
+    (config_file.parent / "held_out.jsonl").write_text('{"text": "x"}\n')
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
+        await go_to(pilot, pane, "data.eval")
+        await press(pilot, "enter", *"hel", "tab", "enter")
+        assert pane.document.get("data.eval") == "held_out.jsonl"
+        assert pane.problems == {}
+        await press(pilot, "ctrl+s", until="✓ saved to")
+        text = config_file.read_text()
+        assert text.startswith("# mine")
+        assert "# rows" in text
+        assert 'eval = "held_out.jsonl"' in text
+        assert "configuration.saved" in told(pilot)
+        assert "•edited" not in screen_lines(pilot.app)[0]
         await go_to(pilot, pane, "method.name")
         await pilot.press("space")
         assert pane.document.get("method.name") == "lora"
@@ -160,17 +171,10 @@ async def test_choices_and_switches_step_without_an_input(config_file: Path) -> 
         assert pane.document.get("method.dora") is False
 
 
-async def test_paths_complete_from_the_directory_of_the_configuration(config_file: Path) -> None:
-    (config_file.parent / "held_out.jsonl").write_text('{"text": "x"}\n')
-    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
-        await go_to(pilot, pane, "data.eval")
-        await press(pilot, "enter", *"hel", "tab", "enter")
-        assert pane.document.get("data.eval") == "held_out.jsonl"
-        assert pane.problems == {}
-
-
-async def test_a_missing_data_file_is_a_problem_before_the_start(config_file: Path) -> None:
+async def test_rows_are_counted_and_a_missing_file_is_a_problem_before_the_start(config_file: Path) -> None:
     async with config_pane(config_file) as (pilot, pane):
+        await shown(pilot, "3 rows · batch 8 · about 2 steps")
+        assert "rows.jsonl" in screen_lines(pilot.app)[1]
         assert pane.check() == {}
         (config_file.parent / "rows.jsonl").unlink()
         await go_to(pilot, pane, "train.epochs")
@@ -200,8 +204,8 @@ async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> Non
         assert "There is no option train.learning_rat." in screen_text(pilot.app)
 
 
-async def test_search_by_name_and_help(config_file: Path) -> None:
-    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
+async def test_search_by_name_and_help() -> None:
+    async with config_pane(size=(100, 30)) as (pilot, pane):
         basic = len(pane.form.shown)
         await press(pilot, "slash", *"decay")
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
@@ -214,10 +218,7 @@ async def test_search_by_name_and_help(config_file: Path) -> None:
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
         assert pane.form.has_focus
-
-
-async def test_a_search_that_gives_way_to_another_question_stays(config_file: Path) -> None:
-    async with config_pane(size=(100, 30)) as (pilot, pane):
+        # It stays where it gives way to another question.
         await press(pilot, "slash", *"decay")
         await press(pilot, "ctrl+s", until="save as")
         await press(pilot, "escape", until=lambda: pane.form.has_focus)
@@ -231,19 +232,6 @@ async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, key
         await pane.remove()
         await pilot.pause()
     assert not pane.ask_bar.is_asking
-
-
-async def test_saving_keeps_comments(config_file: Path) -> None:
-    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
-        await go_to(pilot, pane, "train.epochs")
-        await press(pilot, "enter", "ctrl+u", "3", "ctrl+s")
-        text = config_file.read_text()
-        assert "epochs = 3.0" in text
-        assert text.startswith("# mine")
-        assert "# rows" in text
-        assert "✓ saved to" in screen_text(pilot.app)
-        assert "configuration.saved" in told(pilot)
-        assert "•edited" not in screen_lines(pilot.app)[0]
 
 
 async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) -> None:
@@ -286,11 +274,19 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
 
 
-async def test_the_editor_changes_the_configuration(
+async def test_an_editor_changes_the_configuration(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
     async with config_pane(config_file, app=SuspendableApp) as (pilot, pane):
+        for editor, sentence in (
+            ("false", "nothing has changed"),
+            ("/no/such/editor", "did not work"),
+            ("true", "Nothing"),
+        ):
+            monkeypatch.setenv("VISUAL", editor)
+            await press(pilot, "e", until=sentence)
+            assert told(pilot) == []
+        monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
         await press(pilot, "e")
         assert pane.document.get("train.epochs") == 4.0
         assert told(pilot) == ["configuration.edited"]
@@ -300,7 +296,7 @@ async def test_the_editor_changes_the_configuration(
         assert "epochs = 4.0" in config_file.read_text()
 
 
-async def test_what_the_editor_broke_is_explained_and_kept(
+async def test_what_the_editor_broke_is_kept(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "seen"
@@ -313,29 +309,10 @@ async def test_what_the_editor_broke_is_explained_and_kept(
         assert "oops = = 1" in seen.read_text(), "the second try begins where the first one ended"
 
 
-async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with config_pane(config_file, app=SuspendableApp) as (pilot, _pane):
-        for editor, sentence in (
-            ("false", "nothing has changed"),
-            ("/no/such/editor", "did not work"),
-            ("true", "Nothing"),
-        ):
-            monkeypatch.setenv("VISUAL", editor)
-            await pilot.press("e")
-            await shown(pilot, sentence)
-            assert told(pilot) == []
-
-
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
     async with config_pane(config_file) as (pilot, _pane):
         await press(pilot, "e")
         assert "cannot be lent" in screen_text(pilot.app)
-
-
-async def test_summary_counts_rows_and_steps(config_file: Path) -> None:
-    async with config_pane(config_file) as (pilot, _pane):
-        await wait_for(pilot, lambda: "3 rows · batch 8 · about 2 steps" in screen_text(pilot.app))
-        assert "rows.jsonl" in screen_lines(pilot.app)[1]
 
 
 async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
@@ -353,14 +330,6 @@ async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
             await press(pilot, "enter")
             assert not FORBIDDEN & set(screen_text(pilot.app))
             await pilot.press("escape")
-
-
-async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None:
-    async with config_pane(config_file, size=(200, 50)) as (pilot, _pane):
-        await pilot.press("x", "G")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            await wait_for(pilot, lambda: any("▸  stop" in line for line in screen_lines(pilot.app)))
 
 
 def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:

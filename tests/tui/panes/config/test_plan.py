@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from core.runs.outlook.forecast import this_machine
 from core.runs.record.events import HardwareEvent
 from core.runs.record.store import Run, list_runs
 from tests.cases import cases
+from tests.core.models.architecture import published
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_estimate import record, step
 from tests.tui.config_panes import config_pane, type_value
@@ -30,11 +32,7 @@ from tui.panes.config.model import ConfigModel
 from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
-LLAMA = """{
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
-  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-  "max_position_embeddings": 8192, "tie_word_embeddings": false
-}"""
+LLAMA = json.dumps(published.LLAMA_3_8B)
 
 
 def document(directory: Path, model: str, text: str = "") -> ConfigDocument:
@@ -84,7 +82,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     assert view.bits == ""
 
 
-def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
+def test_the_bar_and_the_start_card_say_the_same(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
@@ -101,7 +99,7 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     assert find_plan(made.validate(), None, 60, PaceBook(())).needed == unknown.total
 
 
-def test_time_is_by_the_plan_where_no_run_is_known_and_every_row_is_measured(
+def test_time_is_by_the_plan_without_an_earlier_run(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24 << 30, power_limit_w=450.0)
@@ -143,15 +141,10 @@ async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
         assert taken[-1] == pane_of(app, "data").view.path
 
 
-def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
-    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
-    assert view.limit is None
-    assert view.fits is None
-
-
-def test_the_plan_of_several_cards_says_that_it_is_of_one_of_them(tmp_path: Path) -> None:
+def test_gpus_that_are_not_here_are_planned_without_a_limit_and_each_by_itself(tmp_path: Path) -> None:
     text = 'hardware.device = "cuda"\ndistributed.processes = 2\n'
     view = planned(document(tmp_path, str(model(tmp_path)), text))
+    assert (view.limit, view.fits) == (None, None)
     assert view.rows.endswith(", on each of 2 cards")
     assert "all_reduce" in dict(view.parts)
 
@@ -189,17 +182,7 @@ def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private
     assert planned(made, None, 800).time == planned(made, PaceBook(), None).time == ""
 
 
-@cases(("width", "lines"), [(196, 3), (76, 4)])
-def test_the_time_stands_beside_the_verdict_where_there_is_room(width: int, lines: int) -> None:
-    time = "about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets"
-    view = PlanView([("base", 5)], 5_000_000_000, 22_900_000_000, True, (), time)
-    drawn = draw_plan(view, width).plain.split("\n")
-    assert len(drawn) == lines
-    assert time in drawn[-1]
-    assert all(len(line) <= width for line in drawn)
-
-
-async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_ends(
+async def test_the_pane_reads_the_runs_once_and_again_when_one_ends(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mine.toml"

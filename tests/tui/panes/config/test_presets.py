@@ -8,7 +8,7 @@ import pytest
 
 from core.hardware.card import Card
 from tests.tui.config_panes import config_pane, edits, flat, go_to, type_value, write_config
-from tests.tui.harness import press, resize, screen_lines, screen_text, wait_for
+from tests.tui.harness import press, screen_lines, screen_text, wait_for
 from tui.screens.presets import PresetScreen
 
 GIB = 1 << 30
@@ -24,13 +24,9 @@ async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
     async with config_pane(write_config(tmp_path), size=(60, 20)) as (pilot, pane):
         await press(pilot, "P", until=lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
-        for size in ((60, 20), (80, 24), (200, 50)):
-            await resize(pilot, *size)
-            text = flat(screen_text(pilot.app))
-            assert "the RTX 4090 has 24 GB" in text
-            assert "method.rank 16 → 32" in text
-            assert any("▸" in line and "auto" in line and "changes" in line for line in screen_lines(pilot.app))
-        await pilot.resize_terminal(60, 20)
+        text = flat(screen_text(pilot.app))
+        assert "the RTX 4090 has 24 GB" in text
+        assert "method.rank 16 → 32" in text
         await press(pilot, "j", until="2048 → 512")
         assert any("▸   cpu-small" in line for line in screen_lines(pilot.app))
         await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PresetScreen))
@@ -41,8 +37,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
     path = write_config(tmp_path)
     before = path.read_text()
     async with config_pane(path, size=(120, 40)) as (pilot, pane):
-        await press(pilot, "P", until="auto: 24gb-7b")
-        assert "Kept, as you wrote it" in screen_text(pilot.app)
+        await press(pilot, "P", until=("auto: 24gb-7b", "Kept, as you wrote it"))
         await press(pilot, "enter", until="✓ preset 24gb-7b: 4 options changed, 1 kept")
         assert pane.document.get("train.epochs") == 2.0
         assert pane.document.get("method.rank") == 32
@@ -71,9 +66,7 @@ async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
         await press(pilot, "enter", until=lambda: pane.document.get("train.epochs") == 1.0)
 
 
-async def test_a_model_too_large_is_said_and_others_can_be_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_model_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
     async with config_pane(write_config(tmp_path), size=(100, 40)) as (pilot, pane):
         await pilot.press("P")

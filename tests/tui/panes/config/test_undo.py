@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.config.document import ConfigDocument
 from tests.tui.config_panes import config_pane, edits, go_to, type_value, write_config
-from tests.tui.harness import has_form, pane_of, paste, press, running, screen_lines, wait_for
+from tests.tui.harness import document_of, has_form, pane_of, paste, press, running, screen_lines, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.box import ReportScreen
 
@@ -42,7 +42,7 @@ async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> No
         await press(pilot, "u", until="There is nothing to undo.")
 
 
-async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: Path) -> None:
+async def test_an_import_asks_first_and_is_undone_to_the_old_file(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     theirs = tmp_path / "qlora.yml"
     theirs.write_text(
@@ -50,6 +50,9 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
     )
     async with config_pane(path, size=(120, 40)) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
+        await press(pilot, "I", until="has not been saved")
+        await pilot.press("escape")
+        assert pane.document.get("train.epochs") == 3.0
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
         await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, ReportScreen))
@@ -77,8 +80,10 @@ async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
         await press(pilot, "u", "ctrl+s", until=lambda: path.read_bytes() == before)
 
 
-async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path) -> None:
+async def test_what_other_panes_choose_and_another_file_can_be_undone(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
+    other = tmp_path / "other.toml"
+    other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
     async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
         app.configuration.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
         pane = pane_of(app, "config")
@@ -87,19 +92,10 @@ async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path)
         await press(pilot, "u", until="Undone: 2 options.")
         assert pane.document.dumps() == path.read_text()
         await wait_for(pilot, lambda: not app.state.is_dirty)
-
-
-async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    other = tmp_path / "other.toml"
-    other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
-    async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
-        app.main.show_pane("config")
+        # Another file that is opened too.
         await pilot.press("O")
         await paste(pilot, str(other))
-        await press(pilot, "enter", until=lambda: app.state.document is not None and app.state.document.path == other)
-        assert not app.state.is_dirty
-        await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.path == path)
-        assert not app.state.is_dirty
+        for key, shown in (("enter", other), ("u", path)):
+            await press(pilot, key, until=lambda: document_of(app).path == shown and not app.state.is_dirty)  # noqa: B023
         assert pane_of(app, "config").document is app.state.document
         assert isinstance(app.state.document, ConfigDocument)

@@ -10,7 +10,7 @@ from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
-from tests.tui.harness import FORBIDDEN, HOSTILE, paste, press, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, paste, press, screen_lines, screen_text, shown, wait_for
 from tui.panes.config.editor import free_name
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
@@ -33,6 +33,12 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
         assert pane.problems == {}
         assert "b.toml · " in screen_lines(pilot.app)[0]
         assert recent_configs()[:1] == [tmp_path / "sub" / "b.toml"]
+        # Where it fails, the paths stay as they are.
+        before = pane.document.dumps()
+        await pilot.press("S", "ctrl+u")
+        await paste(pilot, str(tmp_path / "no" / "b.toml"))
+        await press(pilot, "enter", until="cannot be written")
+        assert pane.document.dumps() == before
 
 
 async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_name(tmp_path: Path) -> None:
@@ -44,15 +50,6 @@ async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_nam
         await press(pilot, "enter", until=lambda: (tmp_path / "mine.toml").is_file())
         assert pane.document.get("data.train") == "rows.jsonl"
         assert pane.document.get("data.eval") == "/elsewhere/rows.jsonl"
-
-
-async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with config_pane(path) as (pilot, pane):
-        await pilot.press("S", "ctrl+u")
-        await paste(pilot, str(tmp_path / "no" / "b.toml"))
-        await press(pilot, "enter", until="cannot be written")
-        assert pane.document.dumps() == path.read_text()
 
 
 async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
@@ -86,28 +83,15 @@ async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
         await type_value(pilot, pane, "train.epochs", "3")
         await press(pilot, "O", until="has not been saved")
         await press(pilot, "y", until=lambda: isinstance(pilot.app.screen, PickScreen))
+        await shown(pilot, "other.toml", "another file")
         text = screen_text(pilot.app)
-        assert "other.toml" in text
-        assert "another file" in text
         assert text.count("tickets.toml") <= 1, "the one that is open is not offered"
         await press(pilot, "enter", until=lambda: pane.document.path == other)
         await press(pilot, "u", until=lambda: pane.document.path == path)
         assert pane.document.get("train.epochs") == 3.0
 
 
-async def test_compare_with_the_file(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with config_pane(path, size=(80, 24)) as (pilot, pane):
-        await type_value(pilot, pane, "train.epochs", "3")
-        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        text = screen_text(pilot.app)
-        assert "- epochs = 2.0" in text
-        assert "+ epochs = 3.0" in text
-        assert "tickets.toml on the disk" in text
-        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
-
-
-async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
+async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Path, home: Path) -> None:
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n[chat]\nsystem = "a\\u001b[31mb"\n')
@@ -115,12 +99,15 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
         create_run(pane.document.validate(), "tickets")
         pane.look_around(anew=True)
         await wait_for(pilot, lambda: pane.known.last_run is not None)
+        await type_value(pilot, pane, "train.epochs", "3")
+        await press(pilot, "v", "f", until=("- epochs = 2.0", "+ epochs = 3.0", "tickets.toml on the disk"))
+        assert isinstance(pilot.app.screen, DifferenceScreen)
+        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
+        await pilot.press("escape")
         await type_value(pilot, pane, "method.rank", "4")
         await press(pilot, "v", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await shown(pilot, "[method]", "- rank = 16", "+ rank = 4")
         text = screen_text(pilot.app)
-        assert "[method]" in text
-        assert "- rank = 16" in text
-        assert "+ rank = 4" in text
         assert "train =" not in text
         await pilot.press("escape", "v", "o")
         await paste(pilot, str(other))
@@ -141,10 +128,3 @@ async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
             said = f"{name}isnotvalidTOML"
             await wait_for(pilot, lambda: said in "".join(flat(screen_text(pilot.app)).split()))  # noqa: B023
             assert pane.document.get("train.epochs") == 2.0
-
-
-async def test_hostile_text_in_a_comparison(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
-        pane.document.set("chat.system", HOSTILE)
-        await press(pilot, "v", "f", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        assert not FORBIDDEN & set(screen_text(pilot.app))

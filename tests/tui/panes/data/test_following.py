@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -14,9 +13,8 @@ from core.analysis.job import AnalysisJob, analysis_job
 from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
 from core.jobs.job import Job, JobProgress
-from tests.core.data.sample_files import json_lines, write, write_parquet
+from tests.core.data.sample_files import json_lines, write
 from tests.tui.data_panes import (
-    PATIENCE,
     analyzed,
     configuration,
     data_pane,
@@ -51,7 +49,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[AnalysisRequest]:
     return made
 
 
-async def test_format_and_columns_reach_rows_tokens_and_analysis(
+async def test_format_and_columns_reach_rows_and_analysis(
     tmp_path: Path, model: Path, requests: list[AnalysisRequest]
 ) -> None:
     path = write(tmp_path / "rows.jsonl", json_lines(SWAPPED))
@@ -119,7 +117,7 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             before = len(requests)
             document.set(name, value)
             pane.configure(document)
-            await wait_for(pilot, lambda: len(requests) == before + 1, PATIENCE)  # noqa: B023
+            await wait_for(pilot, lambda: len(requests) == before + 1)  # noqa: B023
             await analyzed(pilot, pane)
             assert pane.view is view, "the file stays open"
         last = requests[-1]
@@ -144,7 +142,7 @@ def held_job(_: AnalysisRequest) -> AnalysisJob:
     return Job("the analysis", work)
 
 
-async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
+async def test_rows_on_the_screen_have_marks_before_the_analysis(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
@@ -190,39 +188,16 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         assert len(requests) == 1
 
 
-@pytest.mark.long
-async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "rows.parquet", SWAPPED)
-    entry = {"file_name": "rows.parquet", "num_samples": 5, "columns": {"prompt": "frage", "response": "antwort"}}
-    write(tmp_path / "dataset_info.json", json.dumps({"mine": entry}))
-    write(
-        tmp_path / "axolotl.yml",
-        "datasets:\n  - path: rows.parquet\n    type:\n      field_instruction: frage\n      field_output: antwort\n",
-    )
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        # A format that the entries do not have; it applies to files.
-        pane.configure(configuration(tmp_path, data__format="text"))
-        for name, rows in (("dataset_info.json#mine", 5), ("axolotl.yml", 8)):
-            await opened(pilot, pane, tmp_path / name)
-            analysis = await analyzed(pilot, pane)
-            assert (analysis.rows, analysis.used) == (rows, rows)
-            assert [turn.text for turn in pane.body.conversation.turns] == ["warum 0?", "darum 0."]
-            assert shows(pilot, f"{rows} rows")
-            await pilot.press("G")
-            assert pane.index == rows - 1
-
-
-async def test_a_failed_analysis_is_said_with_what_to_do(
+async def test_a_failed_analysis_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])
     async with data_pane(path) as (pilot, pane):
-        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None, PATIENCE)
+        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None)
         assert pane.session.job is not None
         assert pane.session.job.pid is not None
         os.killpg(pane.session.job.pid, signal.SIGKILL)
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"), PATIENCE)
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
@@ -231,7 +206,7 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
         await press(pilot, "s", until=lambda: shows(pilot, "✗ The analysis failed: its process"))
         await pilot.press("s")
         write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
-        await press(pilot, "f5", until=lambda: len(requests) == 2, seconds=PATIENCE)
+        await press(pilot, "f5", until=lambda: len(requests) == 2)
         await analyzed(pilot, pane)
 
 
@@ -247,7 +222,6 @@ async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path
         await wait_for(
             pilot,
             lambda: pane.view is not None and pane.view.analysis is not None and pane.view.analysis.lengths,
-            PATIENCE,
         )
 
 
@@ -275,19 +249,11 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         document.set("data.train", "a.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)
-
-
-async def test_a_file_that_is_missing_is_not_told_once_the_configuration_has_another(tmp_path: Path) -> None:
-    first = messy(tmp_path / "a.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, data__train="a.jsonl")
-        pane.follow(document)
-        await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)
+        # A file that is missing is told until the configuration has another.
         document.set("data.train", "nope.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: shows(pilot, "There is no file at"))
-        document.set("train.seed", 7)
+        document.set("train.seed", 8)
         pane.follow(document)
         await pilot.pause()
         assert shows(pilot, "There is no file at")

@@ -19,13 +19,11 @@ from tests.tui.harness import (
     resize,
     screen_lines,
     screen_text,
+    shown,
     wait_for,
     words,
 )
 from tui.panes.data.pane import DataPane
-from tui.widgets.lists.row_list import RowList
-
-SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
 
 def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
@@ -44,31 +42,22 @@ def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path: 
 
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        for size in SIZES:
-            await resize(pilot, *size)
-            text = screen_text(pilot.app)
-            assert "No data yet." in text
-            for key in ("o", "b", "d"):
-                assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
-
-
-async def test_sample_data_is_one_key_away() -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
+        await wait_for(pilot, lambda: "No data yet." in screen_text(pilot.app))
+        for key in ("o", "b", "d"):
+            assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
+        # Sample data is one key away.
+        await resize(pilot, 100, 30)
         await press(pilot, "d", until=lambda: pane.view is not None)
         await analyzed(pilot, pane)
-        text = screen_text(pilot.app)
-        assert "tickets_train.jsonl" in text
-        assert "chat messages" in text
-        assert "no problems" in text
+        await shown(pilot, "tickets_train.jsonl", "chat messages", "no problems")
 
 
 async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 300)
-    async with data_pane(path, size=SIZES[0]) as (pilot, pane):
+    async with data_pane(path, size=(60, 20)) as (pilot, pane):
         await analyzed(pilot, pane)
-        for size in SIZES:
+        for size in ((60, 20), (92, 30)):
             await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "300 rows" in lines[0]
@@ -153,10 +142,13 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await press(pilot, "escape", until="Search stopped.")
 
 
-async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
+async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write_rows(tmp_path / "sub" / "inner.jsonl", 3)
     write_rows(tmp_path / "tickets_train.jsonl", 3)
     write_rows(tmp_path / "tickets_eval.jsonl", 2)
-    (tmp_path / "notes.txt").write_text("no data")
+    (tmp_path / "notes.md").write_text("no data")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await pilot.press("o")
@@ -164,26 +156,15 @@ async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
         await press(pilot, "tab")
         text = screen_text(pilot.app)
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
-        assert "notes.txt" not in text
+        assert "notes.md" not in text
         await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path == tmp_path / "tickets_eval.jsonl"
-
-
-async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    write_rows(tmp_path / "sub" / "inner.jsonl", 3)
-    write_rows(tmp_path / "rows.jsonl", 3)
-    (tmp_path / "notes.md").write_text("no data")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await press(pilot, "b", until="rows.jsonl")
+        await press(pilot, "b", until="tickets_train.jsonl")
         assert "notes.md" not in screen_text(pilot.app)
         await press(pilot, "j", "enter", until="inner.jsonl")
-        await press(pilot, "j", "enter", until=lambda: pane.view is not None)
-        assert pane.view is not None
-        assert pane.view.path.name == "inner.jsonl"
+        inner = tmp_path / "sub" / "inner.jsonl"
+        await press(pilot, "j", "enter", until=lambda: pane.view is not None and pane.view.path == inner)
         assert pane.body.rows.has_focus
 
 
@@ -225,9 +206,7 @@ async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> 
     path = tmp_path / "rows.jsonl"
     path.write_text('{"qestion": "why?", "number": 5}\n')
     async with data_pane(path, size=(120, 24)) as (pilot, pane):
-        text = screen_text(pilot.app)
-        assert "unknown format" in text
-        assert "Did you mean question?" in text
+        await shown(pilot, "unknown format", "Did you mean question?")
         found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
         assert found == [("qestion", "why?"), ("number", "5")]
 
@@ -265,17 +244,6 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(pilot.app))
 
 
-async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", 200)
-    async with data_pane(path, size=(200, 50)) as (pilot, pane):
-        assert pane.body.has_class("-beside")
-        await pilot.press("G")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await resize(pilot, *size)
-            assert "▸ 200" in screen_text(pilot.app)
-        assert not pane.body.has_class("-beside")
-
-
 @pytest.mark.long
 async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
     path = tmp_path / "million.jsonl"
@@ -292,17 +260,6 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
         await press(pilot, "G", until="1000000 is the number")
         await press(pilot, "colon", *"654321", "enter", until="0654321 is the number")
-
-
-async def test_row_list_draws_nothing_without_rows() -> None:
-    rows = RowList()
-    rows.add_class("-first-focus")
-    holder = DataPane()
-    async with PaneApp(holder).run_test(size=(60, 20)) as pilot:
-        await holder.mount(rows)
-        rows.show(None, ("text",))
-        await pilot.pause()
-        assert rows.count == 0
 
 
 async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
@@ -332,12 +289,3 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "✗ 2 rows pictures, video or sound (not used)" in report
         assert "· 1 row columns not read (note) topic → Nothing of them is learned." in report
-
-
-async def test_a_question_beside_a_text_is_asked_about(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("prompt,text\nWhere is Ulm?,In Germany.\n")
-    async with data_pane(path, size=(80, 22)) as (pilot, _pane):
-        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
-        assert "a.csv has prompt beside text, and nothing says whether the text is the answer." in text
-        assert "C says which column is the question." in text

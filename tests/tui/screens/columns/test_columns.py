@@ -15,11 +15,10 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, paste, screen_lines, screen_text, wait_for, words
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
-from tui.screens.help import HelpScreen
 from tui.screens.pick import PickScreen
 
 CSV = "frage;antwort;persona\nWie geht das?;So geht das.;freundlich\nUnd das?;Auch so.;knapp\nWas?;;knapp\n"
@@ -38,19 +37,18 @@ def write(directory: Path, rows: list[dict[str, Any]], more: str = "") -> None:
     (directory / "c.toml").write_text(f'[data]\ntrain = "rows.jsonl"\n{more}')
 
 
-def make_app(directory: Path) -> LocaltuneApp:
+def shows_rows(app: LocaltuneApp) -> object:
+    return app.state.document is not None and pane_of(app, "data").view is not None
+
+
+def configured(directory: Path) -> LocaltuneApp:
     return LocaltuneApp(config_path=directory / "c.toml")
 
 
 async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-    await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
-    await pilot.press("1", "C")
-    await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
-    screen = app.screen
+    await press(pilot, "1", "C", until=lambda: isinstance(pilot.app.screen, ColumnsScreen))
+    screen = pilot.app.screen
     assert isinstance(screen, ColumnsScreen)
     await seen(pilot, screen)
     return screen
@@ -61,7 +59,8 @@ async def columns(
     directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
 ) -> AsyncIterator[tuple[Pilot[Any], ColumnsScreen]]:
     """The open screen."""
-    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+    app = configured(directory)
+    async with running(app, size, notifications=notifications, until=shows_rows) as (_, pilot):
         yield pilot, await opened(pilot)
 
 
@@ -78,6 +77,12 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
             return
         await pilot.press("j")
     raise AssertionError(f"{part} is not reached:\n{screen_text(pilot.app)}")
+
+
+async def listed(pilot: Pilot[Any]) -> None:
+    """List what can be chosen for the part under the cursor."""
+    await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+    await pilot.pause()
 
 
 def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
@@ -109,8 +114,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
         assert "by hand" in screen_lines(pilot.app)[0]
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         text = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
         assert 'columns = {user = "frage", assistant = "antwort"}' in text
         assert "# rows" in text
@@ -126,20 +130,15 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
 async def test_picking_from_the_list_by_typing(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
+        await listed(pilot)
         text = words(pilot)
         assert "Column for user" in text
         assert "frage Wie geht das?" in text, "each column with a value of it"
-        await pilot.press(*"PERS", "enter")
-        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "persona")
+        await press(pilot, *"PERS", "enter", until=lambda: screen.choice.columns.get("user") == "persona")
         await pilot.press("enter", "up", "enter")
         await wait_for(pilot, lambda: "user" not in screen.choice.columns or screen.choice.columns["user"] != "persona")
-        await pilot.press("enter", *"zz")
-        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pilot.app.screen is screen)
+        await press(pilot, "enter", *"zz", until="as typed")
+        await press(pilot, "escape", until=lambda: pilot.app.screen is screen)
 
 
 async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
@@ -150,16 +149,14 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
         assert screen.choice.named is None
         assert "prompt_completion: Each of the first 2 rows has prompt and completion" in words(pilot)
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
+        await press(pilot, "s", until=lambda: not isinstance(pilot.app.screen, ColumnsScreen))
         assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
         screen = await opened(pilot)
         await go_to(pilot, screen, "system")
         await pilot.press("left")
         await seen(pilot, screen)
         assert ("system", "p") in spoken(screen)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") is not None)
         assert value(pilot, "data.columns") == {"user": "question", "assistant": "answer", "system": "persona"}
 
 
@@ -173,12 +170,10 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "q")
         assert value(pilot, "data.columns") is not None, "nothing is changed before it is saved"
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert value(pilot, "data.columns") is not None
         screen = await opened(pilot)
-        await pilot.press("c", "s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is None)
+        await press(pilot, "c", "s", until=lambda: value(pilot, "data.columns") is None)
 
 
 @pytest.mark.long
@@ -187,22 +182,17 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         assert screen.parts.current == "format"
         assert "alpaca: The first row has" in words(pilot)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
+        await listed(pilot)
         assert "● auto" in words(pilot)
         assert "alpaca: The first row has instruction" in words(pilot)
-        await pilot.press(*"text", "enter")
-        await wait_for(pilot, lambda: screen.choice.wanted == "text")
+        await press(pilot, *"text", "enter", until=lambda: screen.choice.wanted == "text")
         await seen(pilot, screen)
         assert spoken(screen) == [("text", "the text")]
         assert screen.choice.columns == {"text": "text"}
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.format") == "text")
+        await press(pilot, "s", until=lambda: value(pilot, "data.format") == "text")
         assert value(pilot, "data.columns") is None
         screen = await opened(pilot)
-        await pilot.press("d", "s")
-        await wait_for(pilot, lambda: value(pilot, "data.format") is None)
+        await press(pilot, "d", "s", until=lambda: value(pilot, "data.format") is None)
 
 
 async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Path) -> None:
@@ -210,78 +200,35 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
     write(directory, [{"a": "q", "b": "r"}], more)
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "data.format says text" in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "✗ Not saved." in screen_text(pilot.app))
+        await press(pilot, "s", until="✗ Not saved.")
         assert isinstance(pilot.app.screen, ColumnsScreen)
-
-
-@pytest.mark.long
-async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> None:
-    turns = [{"wer": "Kunde", "was": "q"}, {"wer": "Agent", "was": "a"}]
-    write(directory, [{"verlauf": turns}])
-    async with columns(directory) as (pilot, screen):
-        assert "user_role" not in screen_text(pilot.app), "keys and speakers only once there are messages"
-        await go_to(pilot, screen, "messages")
-        await pilot.press("right")
-        for part, wanted in (("role", "wer"), ("content", "was"), ("user_role", "Kunde"), ("assistant_role", "Agent")):
-            await go_to(pilot, screen, part)
-            for _ in range(4):
-                if screen.choice.columns.get(part) != wanted:  # type: ignore[call-overload]
-                    await pilot.press("right")
-                    await pilot.pause()
-        await seen(pilot, screen)
-        assert spoken(screen) == [("user", "q"), ("assistant", "a")]
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
-        assert value(pilot, "data.columns") == {
-            "messages": "verlauf",
-            "role": "wer",
-            "content": "was",
-            "user_role": "Kunde",
-            "assistant_role": "Agent",
-        }
 
 
 async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) -> None:
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "! data.columns has no part usr; what you save is without it." in words(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
-
-
-@pytest.mark.long
-async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
-    write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
-    async with columns(directory, (100, 30)) as (pilot, screen):
-        assert screen.choice.columns == {"user": "prompt", "chosen": "chosen", "rejected": "rejected"}
-        assert "train.objective is sft" in words(pilot)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
 
 
 @pytest.mark.long
 async def test_another_file_than_the_configuration_names(directory: Path) -> None:
     (directory / "other.jsonl").write_text('{"a": "q", "b": "r"}\n')
-    async with make_app(directory).run_test(size=(120, 30)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(configured(directory), (120, 30), until=shows_rows) as (app, pilot):
         pane_of(app, "data").show(directory / "other.jsonl")
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "other.jsonl")
         screen = await opened(pilot)
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
         await seen(pilot, screen)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
+        await press(pilot, "s", until=lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
         assert app.state.document is not None
         assert (app.state.document.path, app.state.former) == (None, "c.toml")
         (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
         assert told.startswith("Columns by hand: user is a, assistant is b. other.jsonl is used for training, in a new")
         assert "r starts. u in Data brings c.toml back." in told
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(pilot, "data.train") == "mine.csv")
+        await press(pilot, "u", until=lambda: value(pilot, "data.train") == "mine.csv")
         assert app.state.document.dumps() == (directory / "c.toml").read_text()
 
 
@@ -289,10 +236,7 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     (directory / "c.toml").write_text("")
     (directory / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "a.json"}}))
     (directory / "a.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
-    async with make_app(directory).run_test(size=(100, 30), notifications=True) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
+    async with running(configured(directory), (100, 30), notifications=True) as (app, pilot):
         await pilot.press("1", "C")
         await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
         pane_of(app, "data").show(directory / "dataset_info.json#x")
@@ -311,9 +255,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         assert "2 columns cannot be chosen" in words(pilot)
         for part, name in (("user", HOSTILE), ("assistant", "[red]"), ("system", " spaced ")):
             await go_to(pilot, screen, part)
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-            await pilot.pause()
+            await listed(pilot)
             assert not FORBIDDEN & set(screen_text(pilot.app))
             assert all(cell_len(line) == 60 for line in screen_lines(pilot.app))
             await pilot.press(*["down"] * (names.index(name) + 1), "enter")
@@ -322,8 +264,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         text = screen_text(pilot.app)
         assert not FORBIDDEN & set(text)
         assert "[red]" in text
-        await pilot.press("s")
-        await wait_for(pilot, lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         assert not FORBIDDEN & set(screen_text(pilot.app))
         document = pilot.app.state.document  # type: ignore[attr-defined]
         config = ConfigDocument(document.dumps(), directory / "c.toml").validate()
@@ -335,15 +276,10 @@ async def test_ten_thousand_columns(directory: Path) -> None:
     write(directory, [{f"column {number}": f"value {number}" for number in range(10_000)}] * 5)
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.pause()
-        await pilot.press(*"n 9876", "enter")
-        await wait_for(pilot, lambda: screen.choice.columns.get("user") == "column 9876")
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await pilot.press(*"column 12", "pagedown", "up", "enter")
-        await wait_for(pilot, lambda: "assistant" in screen.choice.columns)
+        await listed(pilot)
+        await press(pilot, *"n 9876", "enter", until=lambda: screen.choice.columns.get("user") == "column 9876")
+        await press(pilot, "j", "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+        await press(pilot, *"column 12", "pagedown", "up", "enter", until=lambda: "assistant" in screen.choice.columns)
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "value 9876")
 
@@ -361,62 +297,19 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
         assert [role for role, _ in spoken(screen)] == ["problem", "user", "assistant", "problem"]
         await pilot.press("escape")
         path.write_text("something else\n" * 10)
-        await pilot.press("C")
-        await wait_for(pilot, lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
+        await press(pilot, "C", until=lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
         await pilot.press("s", "c", "d", "right", "enter", "escape")
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
 
 
-@pytest.mark.long
-async def test_it_reads_without_color_and_tab_scrolls_the_rows(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with columns(directory) as (pilot, screen):
-        assert "▸ format" in screen_text(pilot.app)
-        await pilot.press("j", "right")
-        await seen(pilot, screen)
-        assert "▸ user" in screen_text(pilot.app)
-        await pilot.press("tab")
-        assert screen.conversation.has_focus
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "── row 3" in screen_text(pilot.app))
-        await pilot.press("tab")
-        assert screen.parts.has_focus
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
-        assert "Help · Columns" in screen_text(pilot.app)
-
-
 async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
+    async with running(configured(directory), until=shows_rows) as (app, pilot):
         await pilot.press("2", "x")
         form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):
             form.go_to(form.field(name))
-            await pilot.press("o")
-            await wait_for(pilot, lambda: isinstance(app.screen, ColumnsScreen))
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, ColumnsScreen))
-
-
-@pytest.mark.long
-async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) -> None:
-    async with columns(directory, (100, 30)) as (pilot, screen):
-        await go_to(pilot, screen, "text")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        await paste(pilot, "frgae")
-        await wait_for(pilot, lambda: "as typed" in screen_text(pilot.app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: screen.choice.columns == {"text": "frgae"})
-        await seen(pilot, screen)
-        assert "mine.csv has no column 'frgae'" in words(pilot)
-        assert "Did you mean frage?" in words(pilot)
+            await press(pilot, "o", until=lambda: isinstance(app.screen, ColumnsScreen))
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, ColumnsScreen))
 
 
 def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:
@@ -435,5 +328,7 @@ def test_a_huge_row_is_sampled_in_bounds(tmp_path: Path) -> None:
     assert 3 <= len(sample.rows) < 12
     assert all(len(one.example) <= 120 for one in sample.columns)
     assert [one.value for one in candidates("role", {"messages": "m"}, sample)] == ["role"]
+    assert [one.value for one in candidates("user_role", {"messages": "m"}, sample)] == ["user"]
     assert preview_columns(sample, "auto", {"text": "a"}).used == len(sample.rows)
     assert preview_columns(sample, "nonsense", None).problem is not None
+    assert "train.objective is dpo" in preview_columns(sample, "auto", {"text": "a"}, "dpo").warning

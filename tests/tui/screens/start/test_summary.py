@@ -114,6 +114,8 @@ def test_nothing_moves_as_facts_come_in() -> None:
     assert shown == ["! less", "! one", "! 3 more warnings"]
     assert len(shown) == WARNING_LINES
     assert lines(start(), warned)["memory"].endswith("✗ does not fit")
+    rough = Found(plan=StartPlan(needed=10**9, fits=False, is_rough=True))
+    assert lines(start(), rough)["memory"] == "roughly 1.0 GB", "a bound that does not fit says nothing"
 
 
 def test_a_long_warning_takes_the_lines_that_are_free() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from tests.tui.harness import (
     make_editor,
     pane_of,
     paste,
+    press,
+    running,
     screen_lines,
     screen_text,
+    shown,
     wait_for,
     words,
 )
 from tui.app import LocaltuneApp
-from tui.screens.help import HelpScreen
-from tui.screens.pick import PickScreen
 from tui.screens.template.template import TemplateScreen
 from tui.screens.template.template_entries import TemplateEntry
 
@@ -55,20 +55,16 @@ def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return tmp_path
 
 
-def make_app(directory: Path) -> LocaltuneApp:
-    return SuspendableApp(config_path=directory / "tickets.toml")
+def shows_rows(app: LocaltuneApp) -> object:
+    """The rows of the configuration are shown, where it has any."""
+    document = app.state.document
+    return document is not None and (document.get("data.train") is None or pane_of(app, "data").view is not None)
 
 
 async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     """Open the screen from the data pane, and wait for the preview of every template."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "data") is not None)
-    if app.state.document is not None and app.state.document.get("data.train") is not None:
-        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
-    await pilot.press("1", "T")
-    await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-    screen = app.screen
+    await press(pilot, "1", "T", until=lambda: isinstance(pilot.app.screen, TemplateScreen))
+    screen = pilot.app.screen
     assert isinstance(screen, TemplateScreen)
     await seen(pilot, screen)
     return screen
@@ -76,10 +72,15 @@ async def opened(pilot: Pilot[Any]) -> TemplateScreen:
 
 @asynccontextmanager
 async def templates(
-    directory: Path, size: tuple[int, int] = (80, 24), *, notifications: bool = False
+    directory: Path,
+    size: tuple[int, int] = (80, 24),
+    *,
+    notifications: bool = False,
+    app: type[LocaltuneApp] = SuspendableApp,
 ) -> AsyncIterator[tuple[Pilot[Any], TemplateScreen]]:
     """The open screen."""
-    async with make_app(directory).run_test(size=size, notifications=notifications) as pilot:
+    made = app(config_path=directory / "tickets.toml")
+    async with running(made, size, notifications=notifications, until=shows_rows) as (_, pilot):
         yield pilot, await opened(pilot)
 
 
@@ -93,14 +94,6 @@ def at(screen: TemplateScreen) -> TemplateEntry:
     """The template under the cursor."""
     assert screen.current is not None
     return screen.current
-
-
-def is_shown(pilot: Pilot[Any], text: str) -> bool:
-    return text in screen_text(pilot.app)
-
-
-def is_wide(pilot: Pilot[Any], width: int) -> bool:
-    return len(screen_lines(pilot.app)[0]) == width
 
 
 async def seen(pilot: Pilot[Any], screen: TemplateScreen) -> None:
@@ -122,12 +115,9 @@ def value(pilot: Pilot[Any], name: str) -> Any:
 
 async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
     async with templates(directory) as (pilot, screen):
+        await shown(pilot, "in force: model's own", "▸● model's own", "row 1 ·", "<|im_start|>user⏎")
+        await shown(pilot, "for message in messages")
         text = screen_text(pilot.app)
-        assert "in force: model's own" in text
-        assert "▸● model's own" in text
-        assert "row 1 ·" in text
-        assert "<|im_start|>user⏎" in text
-        assert "for message in messages" in text
         assert lit(screen) == "a reply<|im_end|>"
         assert "generation prompt" in text
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
@@ -138,12 +128,10 @@ async def test_moving_through_the_list_previews_live(directory: Path) -> None:
     async with templates(directory, (120, 40)) as (pilot, screen):
         assert screen.source_view.source == CHATML
         for key, name in (("G", "vicuna"), ("k", "alpaca"), ("up", "zephyr"), ("g", ""), ("j", "chatml")):
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert screen.current is not None
             assert screen.source_view.source == (NAMED_TEMPLATES[name].source if name else CHATML), key
-        await pilot.press("G", "k")
-        await pilot.pause()
+        await press(pilot, "G", "k")
         assert "### Response:" in screen_text(pilot.app)
         assert "reply" in lit(screen)
         assert value(pilot, "template.name") is None, "nothing is chosen by looking"
@@ -154,39 +142,20 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
     append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
     async with templates(directory, notifications=True) as (pilot, screen):
         assert "in force: mine.jinja, by template.file" in screen_text(pilot.app)
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
         await pilot.press("g", *["j"] * 2)
         assert at(screen).title == "chatml"
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
         assert value(pilot, "template.file") is None
         assert "chatml is the chat template." in screen_text(pilot.app)
         await wait_for(pilot, lambda: pane_of(pilot.app, "config").form.field("template.name").value == "chatml")
         assert "chatml" not in (directory / "tickets.toml").read_text(), "the file is written when it is saved"
         await opened(pilot)
         assert "in force: chatml, by template.name" in screen_text(pilot.app)
-        await pilot.press("g", "enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") is None)
+        await press(pilot, "g", "enter", until=lambda: value(pilot, "template.name") is None)
         assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
-
-
-@pytest.mark.long
-async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> None:
-    async with templates(directory) as (pilot, _):
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
-        assert "Help · Chat template" in screen_text(pilot.app)
-        assert "Edit the template" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, TemplateScreen))
-        await pilot.press("j", "j", "escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, TemplateScreen))
-        assert value(pilot, "template.name") is None
-        assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
-        assert pane_of(pilot.app, "data").body.rows.has_focus
 
 
 @pytest.mark.long
@@ -196,8 +165,7 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
         assert "✗" in lines[0]
         assert not any("✗" in line for line in screen_lines(pilot.app) if " chatml " in line)
         place = [entry.id for entry in screen.templates.entries].index("llama3")  # type: ignore[union-attr]
-        await pilot.press(*["j"] * place)
-        await pilot.pause()
+        await press(pilot, *["j"] * place)
         text = screen_text(pilot.app)
         assert "the model has no token <|eot_id|>" in text
         assert "✗ The chat template does not end an answer with a token" in text
@@ -208,39 +176,21 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
 @pytest.mark.long
 async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
     async with templates(directory, (100, 30)) as (pilot, screen):
-        await pilot.press("n")
-        await wait_for(pilot, lambda: lit(screen) == "another\nreply<|im_end|>")
+        await press(pilot, "n", until=lambda: lit(screen) == "another\nreply<|im_end|>")
         assert "row 2 ·" in screen_text(pilot.app)
-        await pilot.press("right")
-        await wait_for(pilot, lambda: "an example, as row 3 cannot be used" in screen_text(pilot.app))
+        await press(pilot, "right", until="an example, as row 3 cannot be used")
         assert "Rome.<|im_end|>" in lit(screen)
-        await pilot.press("n", "N", "left")
-        await wait_for(pilot, lambda: lit(screen) == "a reply<|im_end|>")
+        await press(pilot, "n", "N", "left", until=lambda: lit(screen) == "a reply<|im_end|>")
 
 
-@pytest.mark.long
-async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
-    async with templates(directory, (60, 20)) as (pilot, screen):
-        await pilot.press("j", "tab")
-        assert screen.mask_view.has_focus
-        await pilot.press("tab")
-        assert screen.source_view.has_focus
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "27 {%- endif %}" in screen_text(pilot.app))
-        await pilot.press("g")
-        await wait_for(pilot, lambda: " 1 {%-" in screen_text(pilot.app))
-        assert at(screen).id == "chatml"
-
-
-async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_editing_makes_a_copy_and_uses_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "VISUAL", make_editor(directory, 'sed -i "s/user/human/; s/CHATML//" "$1"; echo "{# mine #}" >> "$1"')
     )
     async with templates(directory) as (pilot, screen):
-        await pilot.press("j", "e")
-        await pilot.pause()
+        data = pane_of(pilot.app, "data")
+        before = data.session.masks
+        await press(pilot, "j", "e")
         assert "save the copy as chatml.jinja" in screen_text(pilot.app)
         await pilot.press("enter")
         path = directory / "chatml.jinja"
@@ -248,23 +198,21 @@ async def test_editing_makes_a_copy_beside_the_configuration_and_uses_it(
         assert path.read_text() == NAMED_TEMPLATES["chatml"].source + "{# mine #}\n"
         assert value(pilot, "template.name") is None
         await seen(pilot, screen)
-        text = screen_text(pilot.app)
-        assert "in force: chatml.jinja, by template.file" in text
-        assert "✓ chatml.jinja is saved and is the chat template." in text
+        await shown(pilot, "in force: chatml.jinja, by template.file")
+        await shown(pilot, "✓ chatml.jinja is saved and is the chat template.")
         assert at(screen).path == path
         assert screen.source_view.source.endswith("{# mine #}\n")
         assert lit(screen) == "a reply<|im_end|>"
+        await press(pilot, "escape", until=lambda: data.session.masks not in (None, before))
+        assert "{# mine #}" in data.session.masks.settings.template
 
 
-async def test_a_broken_template_says_its_line_and_nothing_is_lost(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broken_template_says_its_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen_by_editor = directory / "seen"
     script = f'cp "$1" {seen_by_editor}; echo "{{% if %}}" >> "$1"'
     monkeypatch.setenv("VISUAL", make_editor(directory, script))
     async with templates(directory) as (pilot, screen):
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: screen.current is not None and screen.current.id == "file")
+        await press(pilot, "j", "e", "enter", until=lambda: screen.current is not None and screen.current.id == "file")
         await seen(pilot, screen)
         text = words(pilot)
         number = NAMED_TEMPLATES["chatml"].source.count("\n") + 1
@@ -274,8 +222,7 @@ async def test_a_broken_template_says_its_line_and_nothing_is_lost(
         assert value(pilot, "template.file") is None
         assert "{% if %}" in (directory / "chatml.jinja").read_text()
         monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/{% if %}/{# ok #}/" "$1"'))
-        await pilot.press("e")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        await press(pilot, "e", until=lambda: value(pilot, "template.file") == "chatml.jinja")
         await seen(pilot, screen)
         assert lit(screen) == "a reply<|im_end|>"
 
@@ -286,33 +233,14 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
     )
     append(directory, '\n[template]\nfile = "mine.jinja"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "✗ Line 3: The chat template refuses the" in text
+        await shown(pilot, "✗ Line 3: The chat template refuses the")
         assert screen.source_view.marked == 3
         assert any("✗ 3 " in line for line in screen_lines(pilot.app))
 
 
-@pytest.mark.long
-async def test_an_editor_that_does_nothing_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with templates(directory) as (pilot, _):
-        await pilot.press("j")
-        for editor, sentence in (
-            ("false", "nothing has changed"),
-            ("/no/such/editor", "did not work"),
-            ("true", "Nothing has changed"),
-        ):
-            monkeypatch.setenv("VISUAL", editor)
-            await pilot.press("e", "enter")
-            await wait_for(pilot, partial(is_shown, pilot, sentence))
-            assert not (directory / "chatml.jinja").exists()
-            assert value(pilot, "template.file") is None
-
-
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
-    async with LocaltuneApp(config_path=directory / "tickets.toml").run_test(size=(80, 24)) as pilot:
-        await opened(pilot)
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: "cannot be lent" in screen_text(pilot.app))
+    async with templates(directory, app=LocaltuneApp) as (pilot, _):
+        await press(pilot, "j", "e", "enter", until="cannot be lent")
 
 
 async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,61 +248,35 @@ async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, mon
     path = directory / "chatml.jinja"
     path.write_text(CHATML)
     async with templates(directory) as (pilot, _):
-        await pilot.press("j", "e", "enter")
-        await wait_for(pilot, lambda: "exists already" in screen_text(pilot.app))
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
+        await press(pilot, "j", "e", "enter", until="exists already")
+        await press(pilot, "u", until=lambda: value(pilot, "template.file") == "chatml.jinja")
         assert path.read_text() == CHATML
 
 
 @pytest.mark.long
-async def test_what_cannot_be_written_is_kept_for_another_path(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_cannot_be_written_is_kept(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", make_editor(directory, 'echo "{# kept #}" >> "$1"'))
     async with templates(directory, (120, 30)) as (pilot, _):
         await pilot.press("j", "e", "ctrl+u")
         await paste(pilot, "no/such/place/t.jinja")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "Your text is kept; e saves it elsewhere." in screen_text(pilot.app))
+        await press(pilot, "enter", until="Your text is kept; e saves it elsewhere.")
         monkeypatch.setenv("VISUAL", "false")
         await pilot.press("e", "ctrl+u")
         await paste(pilot, "mine")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.file") == "mine.jinja")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.file") == "mine.jinja")
         assert (directory / "mine.jinja").read_text().endswith("{# kept #}\n")
-
-
-async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (directory / "mine.jinja").write_text(CHATML)
-    append(directory, '\n[template]\nfile = "mine.jinja"\n')
-    monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/im_start|>/im_start|>X/" "$1"'))
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await opened(pilot)
-        before = pane_of(app, "data").session.masks
-        await pilot.press("e")
-        await wait_for(pilot, lambda: "is saved and is the chat template" in words(pilot))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane_of(app, "data").session.masks not in (None, before))
-        assert "im_start|>X" in pane_of(app, "data").session.masks.settings.template
 
 
 @pytest.mark.long
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
     append(directory, '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "template.name and template.file are both set" in text
-        await pilot.press("j")
-        await pilot.pause()
+        await shown(pilot, "template.name and template.file are both set")
+        await press(pilot, "j")
         assert "cannot be read" in at(screen).problem
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert isinstance(pilot.app.screen, TemplateScreen), "a file that is not there is not chosen"
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: value(pilot, "template.file") is None)
+        await press(pilot, "j", "enter", until=lambda: value(pilot, "template.file") is None)
         assert value(pilot, "template.name") == "chatml"
 
 
@@ -383,14 +285,11 @@ async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) 
     path = directory / "tickets.toml"
     path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
     async with templates(directory) as (pilot, screen):
-        text = screen_text(pilot.app)
-        assert "is not on this machine" in text
-        await pilot.press("j")
-        await pilot.pause()
+        await shown(pilot, "is not on this machine")
+        await press(pilot, "j")
         assert "<|im_start|>user⏎" in screen_text(pilot.app)
         assert lit(screen) == ""
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "chatml")
+        await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
 
 
 async def test_without_data_an_example_is_shown(directory: Path, tiny_model_dir: Path) -> None:
@@ -405,8 +304,7 @@ async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Pat
     path.write_text('template = "chatml"\n' + path.read_text())
     async with templates(directory) as (pilot, _):
         before = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: "The configuration is not changed" in screen_text(pilot.app))
+        await press(pilot, "j", "enter", until="The configuration is not changed")
         assert pilot.app.state.document.dumps() == before  # type: ignore[attr-defined]
 
 
@@ -420,84 +318,16 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
     async with templates(directory, (60, 20)) as (pilot, screen):
         for _ in range(4):
             assert not FORBIDDEN & set(screen_text(pilot.app))
-            await pilot.press("j")
-            await pilot.pause()
-        await pilot.press("g", "j")
-        await pilot.pause()
+            await press(pilot, "j")
+        await press(pilot, "g", "j")
         assert screen.current is not None
         assert "[/]i[bold]j" in screen_text(pilot.app).replace("\n", "")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-
-
-@pytest.mark.long
-async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with templates(directory) as (pilot, _):
-        segments = [s for strip in pilot.app.screen._compositor.render_strips() for s in strip]
-        underlined = "".join(s.text for s in segments if s.style and s.style.underline)
-        assert underlined == "learneda reply<|im_end|>"
-        assert "▸● model's own" in screen_text(pilot.app)
-        prompt = "".join(s.text for s in segments if s.style and s.style.bold and not s.style.underline)
-        assert "<|im_start|>assistant⏎" in prompt
-
-
-@pytest.mark.long
-async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: Path) -> None:
-    async with make_app(directory).run_test(size=(80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
-        await pilot.press("2", "x")
-        form = pane_of(app, "config").form
-        for name in ("template.name", "template.file"):
-            form.go_to(form.field(name))
-            await wait_for(pilot, partial(is_shown, pilot, f"{name} (o shows it with the rows)"))
-            await pilot.press("o")
-            await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, TemplateScreen))
-        form.go_to(form.field("train.seed"))
-        await pilot.press("o")
-        await wait_for(pilot, lambda: "Such a screen is there for template.name" in screen_text(app))
-        await pilot.press("ctrl+p")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"edit the chat template")
-        await wait_for(
-            pilot, lambda: any("▸" in line and "edit the chat template" in line for line in screen_lines(app)[4:])
-        )
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, TemplateScreen))
-
-
-@pytest.mark.long
-async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -> None:
-    async with templates(directory, (200, 50)) as (pilot, screen):
-        assert "ChatML: <|im_start|>role" in screen_text(pilot.app)
-        await pilot.press("j", "j")
-        for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await wait_for(pilot, partial(is_wide, pilot, size[0]))
-            await pilot.pause()
-            assert at(screen).id == "qwen"
-            assert "▸  qwen" in screen_text(pilot.app)
-            assert ("generation prompt" if size[0] > 60 else "special  prompt") in screen_text(pilot.app)
-
-
-@pytest.mark.long
-async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
-    async with templates(directory) as (pilot, screen):
-        await pilot.click("#template-list", offset=(5, 2))
-        await pilot.pause()
-        assert at(screen).id == "qwen"
-        assert pilot.app.screen is screen
-        await pilot.click("#template-list", offset=(5, 2))
-        await wait_for(pilot, lambda: value(pilot, "template.name") == "qwen")
 
 
 async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> None:
     (directory / "mine.jinja").write_text("{% if")
     append(directory, '\n[template]\nfile = "mine.jinja"\n')
     async with templates(directory) as (pilot, screen):
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: "Fix it" in words(pilot))
+        await press(pilot, "enter", until=lambda: "Fix it" in words(pilot))
         assert pilot.app.screen is screen
