@@ -165,14 +165,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         return head + Content(tail)
     room = room // _BAR_STEP * _BAR_STEP if room > _BAR_STEP else room
     full, empty = bar(min(share, 1.0), min(room, 60), glyphs)
-    return Content.assemble(
-        head,
-        "  ",
-        (full, "$meter-fill"),
-        (empty, "$meter-track"),
-        " ",
-        tail,
-    )
+    return Content.assemble(head, "  ", (full, "$meter-fill"), (empty, "$meter-track"), " ", tail)
 
 
 def _share_of_step(view: RunView) -> float:

@@ -151,11 +151,7 @@ def test_an_only_answer_and_the_first_one_have_the_whole_width() -> None:
 def test_it_can_stand_beside_the_first_the_wanted_and_all() -> None:
     assert lines(walk_to(ROUTER, layouts=1))[-1].startswith("step 0   ✗ no JSON  Have you")
     walk = walk_to(ROUTER, back=1, layouts=2)
-    assert lines(walk)[1:] == [
-        "steps    0 ✗  30 ✗ [45 ✗ =] 60 ✓",
-        'step 45  ✗ {"ref": 1}',
-        'wanted   {"ref": 12}',
-    ]
+    assert lines(walk)[1:] == ["steps    0 ✗  30 ✗ [45 ✗ =] 60 ✓", 'step 45  ✗ {"ref": 1}', 'wanted   {"ref": 12}']
     assert marked(walk_lines(walk, 76, 10)) == ["1", "12"]
     walk = walk_to(ROUTER, layouts=3)
     assert [line[:7] for line in lines(walk)] == ["ask    ", "wanted ", "step 0 ", "step 30", "step 45", "step 60"]

@@ -18,15 +18,7 @@ from textual.strip import Strip
 from core.runs.catalog.table import DEFAULT_SORT
 from core.runs.record.sentences import brief_id
 from core.text import one_line, steady
-from core.units import (
-    coarse_ago,
-    exact_number,
-    format_bytes,
-    format_duration,
-    format_fixed,
-    format_number,
-    format_rate,
-)
+from core.units import coarse_ago, exact_number, format_bytes, format_duration, format_fixed, format_number, format_rate
 from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
 from tui.widgets.strips import component_classes, fit

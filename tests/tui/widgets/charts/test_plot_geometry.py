@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.runs.record.series import Series
 from tests.cases import cases
-from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
+from tui.glyphs import BRAILLE
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
@@ -127,12 +126,6 @@ def test_a_new_extreme_mostly_leaves_the_axis_alone() -> None:
     assert len(scales) < 12
 
 
-def test_equal_values_still_make_an_axis() -> None:
-    for value in (1.0, 0.0, -3.0, 1e-300, 1e300):
-        scale = geometry.value_axis([value, value], 10, 4).scale
-        assert scale.low <= value <= scale.high
-
-
 @cases(
     ("last", "total", "high"),
     [(1, 120, 61), (34, 120, 120), (120, 120, 120), (1, 50, 50), (300, 5000, 801), (700, 5000, 5000)],
@@ -157,13 +150,6 @@ def test_the_step_window_holds_every_step(first: int, more: int, total: int) -> 
     assert window.low <= first
     assert first + more <= window.high
     assert window.low < window.high
-
-
-@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
-def test_every_pattern_of_dots_has_a_character(glyphs: GlyphSet) -> None:
-    patterns = 1 << (glyphs.columns * glyphs.rows)
-    assert len(glyphs.line) == len(glyphs.points) == patterns
-    assert glyphs.line[0] in " \u2800"
 
 
 def test_braille_dots_are_where_they_should_be() -> None:
@@ -201,18 +187,6 @@ def test_a_line_has_no_holes(y0: int, y1: int, run: int) -> None:
         assert right
         assert min(abs(a - b) for a in left for b in right) <= 1
         assert right == set(range(min(right), max(right) + 1))
-
-
-def test_a_nan_leaves_a_gap_in_the_line() -> None:
-    series = Series()
-    for step, value in enumerate([1.0, 1.0, math.nan, 1.0, 1.0]):
-        series.append(step, value)
-    grid = DotGrid(10, 2, BRAILLE)
-    geometry.draw_line(grid, series.smooth_bucket(20, 0, 4), Scale(0.0, 2.0))
-    filled = [bool(column) for column in _columns(grid)]
-    assert all(filled[:5])
-    assert not any(filled[6:14])
-    assert all(filled[15:])
 
 
 def test_ends_further_apart_than_a_float_reaches_make_an_axis() -> None:
