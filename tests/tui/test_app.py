@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,35 @@ from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from core.config.document import ConfigDocument
 from core.runs.control.client import ControlClient
 from tests.cases import cases
-from tests.tui.harness import asks, has_live_run, has_run, press, running, screen_text, view_of, wait_for
+from tests.tui.harness import (
+    asks,
+    has_live_run,
+    has_run,
+    pane_of,
+    press,
+    resize,
+    running,
+    screen_text,
+    view_of,
+    wait_for,
+)
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.controllers.desktop import Desktop
+from tui.files import data_paths, path_text
+from tui.keys import KeyTable
 from tui.main_screen import PaneSlot, TooSmall, companions, direction, places, room
 from tui.messages import DevicesSampled, RunAdvanced, RunAttached
-from tui.panes import TILED
+from tui.panes import PANES, TILED, Panes
+from tui.panes.config.model import ConfigModel
+from tui.panes.train import STALE_SECONDS
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
-from tui.widgets.charts.line_chart import LineChart
+from tui.state import AppState
 
 
 @pytest.fixture(autouse=True)
@@ -233,28 +253,6 @@ async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
         assert "is gone and wrote no end" in screen_text(app)
 
 
-async def test_starting_shows_phases_with_seconds(home: Path) -> None:
-    script = ScriptedRun(home, start=1000.0)
-    script.write_state(state="starting")
-    script.phase("importing", 0).phase("loading_model", 3.1)
-    script.phase("rehearsing", 2.2, detail="8×212", done=1, total=4)
-    app = LocaltuneApp()
-    app.clock = lambda: 1007.3
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "▸ rehearsing" in screen_text(app))
-        lines = [line.strip("│ ") for line in screen_text(app).splitlines()]
-        assert next(line for line in lines if line.startswith("✓ importing")).endswith("3.1s")
-        assert next(line for line in lines if line.startswith("✓ loading the model")).endswith("2.2s")
-        assert any("1/4" in line and "8×212" in line for line in lines if line.startswith("▸"))
-        assert not app.query_one(LineChart).display
-
-
-async def test_idle_quit_never_asks() -> None:
-    async with running() as (app, pilot):
-        await pilot.press("q")
-    assert app.return_value is None
-
-
 async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
@@ -307,13 +305,6 @@ async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: 
         assert not isinstance(app.screen, ChoiceDialog)
 
 
-async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) -> None:
-    ScriptedRun(home).train_to(30)
-    async with running(until=has_run) as (app, pilot):
-        await press(pilot, "p", until="Pause failed")
-        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ChoiceDialog))
-
-
 async def test_starting_without_data_says_what_is_missing() -> None:
     async with running(notifications=True) as (app, pilot):
         await pilot.press("r")
@@ -335,6 +326,8 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
         assert "Pause the run between two steps" in screen_text(app)
         await press(pilot, "G", until="keymap.toml")
+        await press(pilot, "i", "1")
+        assert isinstance(app.screen, HelpScreen), "it keeps its keys"
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
 
 
@@ -422,10 +415,7 @@ def test_the_pane_asked_for_is_in_sight_and_a_live_run_beside_it(places_: int, l
         assert len(shown) <= places_
         if live and places_ > 1:
             assert "train" in shown
-
-
-def test_the_run_keeps_its_place_beside_whatever_is_asked_for() -> None:
-    assert {companions(name, 2, live=True)[0] for name in NAMES} == {"train"}
+            assert places_ > 2 or shown[0] == "train", "the run keeps its place"
 
 
 def test_the_shape_of_the_terminal_decides_how_two_panes_share_it() -> None:
@@ -451,3 +441,111 @@ def test_four_panes_share_the_screen_by_need() -> None:
     assert found["config"].height >= 28
     assert found["train"].height >= 28
     assert found["train"].width > found["data"].width >= 80
+
+
+@pytest.mark.long
+async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> None:
+    ScriptedRun(private_home).train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: "loss" in screen_text(app) and app.desktop.panes.find("runs") is not None)
+        assert len([key for key in KeyTable().scope("app") if key.footer]) <= 6
+        for spec in PANES:
+            app.desktop.show_pane(spec.id)
+            for size in ((80, 24), (120, 34)):
+                await resize(pilot, *size)
+                pane = app.desktop.panes.find(spec.id)
+                assert pane is not None
+                hints = str(pane.border_subtitle or "").split("  ")
+                assert len(hints) <= 7, (spec.id, hints)
+            await press(pilot, "f1", until="Help")
+            await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+
+
+async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:
+    ScriptedRun(private_home).train_to(3)
+    async with running(size=(100, 30), notifications=True, until=has_live_run) as (app, pilot):
+        await pilot.press("ctrl+c", "ctrl+c")
+        told = "q leaves the app. Training goes on without it."
+        await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
+        assert [note.message for note in app._notifications].count(told) == 1
+        assert app.is_running
+
+
+async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path) -> None:
+    script = ScriptedRun(private_home).train_to(30)
+    script.write_state(updated=script.state.updated - 10 * STALE_SECONDS)
+    app = LocaltuneApp()
+    app.clock = lambda: time.time() + 10 * STALE_SECONDS
+    async with app.run_test(size=(120, 34)) as pilot:
+        await wait_for(pilot, lambda: "s old" in screen_text(app))
+        assert "stalled" in screen_text(app)
+
+
+async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:
+    async with running(size=(120, 34)) as (app, _pilot):
+        assert app.animation_level == "none"
+        assert not [widget for widget in app.main.query("*") if getattr(widget, "cursor_blink", False)]
+
+
+def test_a_pane_that_is_not_there_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tui.panes.chat.pane", None)
+    assert Panes(lambda _: None).chat is None
+
+
+def test_what_is_there_is_left_alone() -> None:
+    code = (
+        "import gc; from tui.app import spare_the_screen; kept = [[n] for n in range(1000)]; spare_the_screen();"
+        "print(gc.get_freeze_count() > 1000, gc.get_threshold())"
+    )
+    # In a process of its own: nothing there is ever freed afterwards.
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split(maxsplit=1) == ["True", "(10000, 20, 20)\n"]
+
+
+def test_the_header_of_an_app_without_screens_is_left_alone() -> None:
+    Desktop(App(), AppState(), time.time).show_header()
+
+
+async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
+    script = ScriptedRun(home).train_to(30).end("stopped", "stopped on request after step 30")
+    async with running(size=(120, 34), until="stopped on request after step 30") as (app, pilot):
+        assert "No run yet." not in screen_text(app)
+        assert app.leaving.line() is None, "a run that was only found says nothing when the app is left"
+        await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
+
+
+async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
+    script = ScriptedRun(home).train_to(30)
+    app = LocaltuneApp()
+    async with app.run_test(size=(160, 45)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
+        await press(pilot, "4", until=lambda: app.main.current == "chat")
+        prompt = pane_of(app, "chat").prompt
+        assert not prompt.has_focus
+        await press(pilot, "0", "4", "i", until=lambda: prompt.has_focus)
+        await wait_for(pilot, lambda: "leaves the prompt" in screen_text(app).splitlines()[-1])
+        await press(pilot, "escape", "0", until=lambda: not prompt.has_focus and app.main.is_tiled)
+        assert prompt.text == ""
+
+
+def test_paths_beside_the_configuration_are_relative(tmp_path: Path) -> None:
+    document = ConfigDocument("", tmp_path / "mine.toml")
+    assert path_text(document, tmp_path / "data" / "rows.jsonl") == "data/rows.jsonl"
+    assert path_text(document, tmp_path.parent / "rows.jsonl") == str(tmp_path.parent / "rows.jsonl")
+    document.set("data.train", "data/rows.jsonl")
+    assert data_paths(document, "train") == [(tmp_path / "data" / "rows.jsonl").resolve()]
+
+
+def test_steps_are_estimated_as_the_worker_counts_them(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    for text, expected in (
+        *(("epochs = 1.5\nbatch_size = 8", "about 2 steps"), ("max_steps = 7", "7 steps")),
+        *(("max_steps = -7", ""), ("epochs = -1", "")),
+    ):
+        document = ConfigDocument(f'[data]\ntrain = "rows.jsonl"\n[train]\n{text}\n', tmp_path / "mine.toml")
+        summary = ConfigModel(document).summary({rows: 8})
+        assert expected in summary
+        assert "step" in summary or not expected
+        assert "-" not in summary.rpartition("batch")[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -92,21 +91,6 @@ def test_killed_and_started_again_it_shows_the_whole_curve(
         # The curve begins at the left edge of the chart: the history is there, not only the new steps.
         plot = [line.partition("│")[2].partition("│")[2] for line in terminal.text.splitlines()]
         assert any(line[:3].strip() for line in plot)
-
-
-def test_no_terminal_is_one_line_and_a_code(environment: dict[str, str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tui"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode != 0
-    assert len(ended.stderr.strip().splitlines()) == 1
 
 
 def test_nothing_hostile_reaches_the_terminal(environment: dict[str, str], home: Path) -> None:

@@ -22,7 +22,6 @@ from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
 from tui.screens.start.card import StartCard
 from tui.session import DataPlace, Session, read_session, session_path, write_session
-from tui.widgets.status_bar import StatusBar
 
 
 async def left(pilot: Pilot[Any]) -> None:
@@ -353,18 +352,6 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 # The header.
 
 
-@pytest.mark.long
-async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
-    run = made_run(rows_file(here), "alpaca", "failed")
-    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
-        await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
-        line = app.main.query_one(StatusBar).render()
-        span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])
-        assert span.style == "$muted"
-        app.configuration.edit_run(run)
-        await wait_for(pilot, lambda: "✗ failed" in screen_text(app).splitlines()[0])
-
-
 async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) -> None:
     write_session(Session(pane="data"))
     async with opened() as (app, _):
@@ -373,20 +360,6 @@ async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) 
         app.returning.forget_if_suspect()
         app.returning.look()
     assert read_session() is None
-
-
-@pytest.mark.long
-async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> None:
-    rows_file(here)
-    (here / "other.csv").write_text("question,answer\na,b\nc,d\n")
-    write_session(Session(data=DataPlace(str(here / "other.csv"), 1), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
-        await wait_for(pilot, lambda: app.returning._is_complete)
-        data = pane_of(app, "data")
-        await wait_for(pilot, lambda: data.view is not None and data.opener.opening is None)
-        assert data.view is not None
-        assert data.view.path.name == "faq.jsonl"
-        assert app.main.current == "data"
 
 
 async def test_data_that_is_named_and_was_open_comes_back_to_its_row(here: Path) -> None:

@@ -29,7 +29,6 @@ from tests.cases import cases
 from tests.tui.harness import asks, has_live_run, press, running, screen_lines, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
-from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.run_settings import RunSettings
@@ -301,17 +300,6 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
     assert read_history(script.run).settings == {}
 
 
-async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        type_at_once(pilot, "e3e-5\t50\n")
-        changes = {"train.learning_rate": 3e-5, "eval.every_steps": 50}
-        await wait_for(pilot, lambda: commands.with_args == [("set", changes)])
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
-        assert app.main.current == "train"
-
-
 async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     async with attached() as (app, pilot):
@@ -478,18 +466,6 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
         await wait_for(pilot, lambda: "b skip" not in screen_text(app))
         await press(pilot, "b")
         assert len(worker.heard) == 1
-
-
-async def test_the_seconds_of_an_evaluation_are_its_own(home: Path) -> None:
-    now = time.time()
-    script = ScriptedRun(home, start=now - 400).begin()
-    script.phase("evaluating", 1.0, detail="loss", done=1, total=80).phase("training", 188.0, done=0)
-    script.steps(1, 4).phase("evaluating", 1.0, detail="loss", done=0, total=80)
-    assert script.now is not None
-    begun = script.now
-    async with attached(size=(120, 34)) as (app, pilot):
-        app.clock = lambda: begun + 20.0
-        await wait_for(pilot, lambda: "evaluating 0/80 20s" in screen_text(app))
 
 
 async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

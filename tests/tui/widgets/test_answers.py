@@ -59,16 +59,6 @@ def test_without_marks_there_is_no_column_for_them() -> None:
     assert answer_texts(plain) == ["ask     q", "step 0  one", "step 5  no answer"]
 
 
-@cases("width", [1, 12, 20])
-def test_a_narrow_pane_is_no_error(width: int) -> None:
-    assert answer_texts(QUESTION, width)
-
-
-def test_wide_characters_stay_in_their_columns() -> None:
-    question = Question("日本語" * 20, "はい", [SampleAnswer(0, "いいえ" * 30, "wrong", is_broken_json=False)])
-    assert all(line.cell_length <= 30 for line in question_lines(question, 30, 40))
-
-
 SKY = (
     "The sky is blue because of the sun.",
     "The sky is blue, as air scatters light. " * 5,
