@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.runs.control.protocol import ACTIONS
 from tests.cases import cases
 from tui.keys import (
     KEYS,
     SCOPES,
-    Key,
-    KeysTableError,
     KeyTable,
     conflicts,
     display_key,
     is_key,
     load_keymap,
-    read_table,
 )
 
 
-def test_ids_are_unique_and_belong_to_a_scope() -> None:
-    assert len({key.id for key in KEYS}) == len(KEYS)
+def test_the_table_has_keys_that_there_are_in_scopes_that_there_are() -> None:
     assert {key.scope for key in KEYS} <= set(SCOPES)
+    for key in KEYS:
+        assert all(map(is_key, key.keys.split(","))), key.id
+        assert key.then in ("", "text", "number"), key.id
 
 
 def test_no_key_means_two_things_in_one_place() -> None:
@@ -33,38 +30,6 @@ def test_no_key_means_two_things_in_one_place() -> None:
         for part in key.keys.split(","):
             assert (key.scope, part) not in seen, f"{part}: {key.id} and {seen[key.scope, part]}"
             seen[key.scope, part] = key.id
-
-
-def test_the_table_is_read_in_its_order() -> None:
-    text = """
-    [train]
-    pause = { keys = ["p", "/"], action = "toggle", description = "pause", palette = false, priority = true }
-    stop = { keys = "s", action = "stop", description = "stop", help = "Stop the run", show = "S", footer = true }
-    """
-    assert read_table(text.replace("/", "slash")) == (
-        Key("train.pause", "p,slash", "toggle", "pause", palette=False, priority=True),
-        Key("train.stop", "s", "stop", "stop", "Stop the run", footer=True, show="S"),
-    )
-
-
-@cases(
-    ("text", "named"),
-    [
-        ('[trian]\npause = { keys = "p", action = "a", description = "d" }', "trian"),
-        ("train = 3", "train"),
-        ('[train]\npause = "p"', "train.pause"),
-        ('[train]\npause = { action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = "nokey", action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = [1], action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = "p", description = "d" }', "train.pause has no action"),
-        ('[train]\npause = { keys = "p", action = "a" }', "train.pause has no description"),
-        ('[train]\npause = { keys = "p", action = "a", description = "d", footer = 1 }', "train.pause.footer"),
-        ('[train]\npause = { keys = "p", action = "a", description = "d", foot = true }', "train.pause.foot"),
-    ],
-)
-def test_a_wrong_table_is_refused(text: str, named: str) -> None:
-    with pytest.raises(KeysTableError, match=named):
-        read_table(text)
 
 
 @cases(

@@ -40,15 +40,6 @@ class SafeInput(Input):
     class Cancelled(Message):
         """The input has been left with ``esc``."""
 
-        def __init__(self, control: SafeInput) -> None:
-            super().__init__()
-            self._control = control
-
-        @property
-        def control(self) -> SafeInput:
-            """The input that was left."""
-            return self._control
-
     def __init__(
         self,
         value: str = "",
@@ -83,7 +74,7 @@ class SafeInput(Input):
 
     def action_cancel(self) -> None:
         """Post :class:`Cancelled` on ``esc``."""
-        self.post_message(self.Cancelled(self))
+        self.post_message(self.Cancelled())
 
 
 #: Maximum number of directory entries read; a directory of a million files must not freeze the screen.

@@ -71,12 +71,6 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match_lines = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
         self._match = -1
 
-    def on_resize(self) -> None:
-        """Wrap for the new width; the current match stays."""
-        match = self._match
-        self._wrap()
-        self._match = min(match, len(self._match_lines) - 1)
-
     def _wrap(self) -> None:
         width = self.scrollable_content_region.width
         if width == self._wrapped_for or width < 1:

@@ -132,12 +132,6 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self._wrap()
         self.refresh()
 
-    def on_resize(self) -> None:
-        """Wrap for the new width; the current match stays."""
-        match = self._match
-        self._wrap()
-        self._match = min(match, len(self._match_lines) - 1)
-
     def _renew(self) -> None:
         self._wrapped_for, self._match = 0, -1
         self._wrap()
