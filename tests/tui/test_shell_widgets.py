@@ -77,15 +77,6 @@ def test_a_nan_loss_and_rewards_are_shown(home: Path) -> None:
     assert "acc 0.88" in shown
 
 
-def test_numbers_and_progress_fit(home: Path) -> None:
-    script = ScriptedRun(home, start=0.0).train_to(64)
-    view = view_of(script)
-    for width in (20, 58, 78, 200):
-        assert run_lines.numbers(view, width).cell_length <= width
-        if width > 40:
-            assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
-
-
 def test_the_trend_points_where_the_loss_goes() -> None:
     down, flat = Series(), Series()
     for step in range(50):

@@ -114,6 +114,15 @@ def app(home: Path, directory: Path) -> Terminal:
     return Terminal([sys.executable, "-P", "-c", script], (100, 30), {**app_environment(home), "PYTHONPATH": str(ROOT)})
 
 
+def use_rows(terminal: Terminal, path: Path) -> None:
+    """Open a file of three rows in the Data pane, and train on it."""
+    terminal.press("1", until="No data yet.")
+    terminal.press("o", until="enter accepts")
+    terminal.press(str(path), until="rows.jsonl")
+    terminal.press("\r", until="· 3 rows")
+    terminal.press("t", until="rows •not saved")
+
+
 def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) -> None:
     write_config(tmp_path)
     session = home / "session.json"
@@ -124,16 +133,7 @@ def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) 
 
     with app(home, tmp_path) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("1")
-        terminal.wait_for_text("No data yet.")
-        terminal.press("o")
-        terminal.wait_for_text("enter accepts")
-        terminal.press(f"{tmp_path}/rows.jsonl")
-        terminal.wait_for_text("rows.jsonl")
-        terminal.press("\r")
-        terminal.wait_for_text("· 3 rows")
-        terminal.press("t")
-        terminal.wait_for_text("rows •not saved")
+        use_rows(terminal, tmp_path / "rows.jsonl")
         terminal.press("G")
         terminal.wait_for(lambda: row() == 2)
         terminal.signal(signal.SIGKILL)
@@ -172,18 +172,8 @@ def test_where_its_directory_is_deleted_it_goes_on_and_keeps_what_is_unsaved(hom
         terminal.wait_for_text("5 Runs")
         here.rmdir()
         for number, title in (("1", "1 Data"), ("2", "2 Config"), ("3", "3 Train")):
-            terminal.press(number)
-            terminal.wait_for_text(f"─ {title}")
-        terminal.press("1")
-        terminal.wait_for_text("─ 1 Data")
-        terminal.press("o")
-        terminal.wait_for_text("enter accepts")
-        terminal.press(f"{tmp_path}/rows.jsonl")
-        terminal.wait_for_text("rows.jsonl")
-        terminal.press("\r")
-        terminal.wait_for_text("· 3 rows")
-        terminal.press("t")
-        terminal.wait_for_text("rows •not saved")
+            terminal.press(number, until=f"─ {title}")
+        use_rows(terminal, tmp_path / "rows.jsonl")
         terminal.press("q")
         assert terminal.wait_for_end() == 0
     assert os.listdir(home / "drafts")

@@ -49,6 +49,11 @@ def key(character: str) -> Key:
     return Key(NAMES.get(character) or _character_to_key(character), None if character in NAMES else character)
 
 
+@pytest.fixture
+def ahead() -> TypedAhead:
+    return TypedAhead(KeyTable(), lambda: None)
+
+
 def admitted(text: str, scope: str, *, table: KeyTable | None = None, told: list[str] | None = None) -> str:
     """The keys of a burst that are handled: pane numbers go to their pane, and a key that asks is followed by text."""
     table = table or KeyTable()
@@ -116,8 +121,7 @@ def test_a_key_that_is_held_down_is_no_text() -> None:
     assert not told
 
 
-def test_a_key_pressed_by_itself_is_always_handled() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_a_key_pressed_by_itself_is_always_handled(ahead: TypedAhead) -> None:
     ahead.expect([key("x"), key("y"), key("z")], goes_on=False)
     assert ahead.admits(key("q"), Place(scope="train"))
 
@@ -134,8 +138,7 @@ def test_a_text_goes_on_in_the_next_read() -> None:
     assert told == ["lost"]
 
 
-def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_what_was_dropped_long_ago_takes_no_later_keys_with_it(ahead: TypedAhead) -> None:
     place = Place(scope="data")
     keys = [key(character) for character in "clear; ls"]
     ahead.expect(keys, goes_on=False)
@@ -162,8 +165,7 @@ def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str
     assert handled == expected
 
 
-def test_a_question_takes_its_own_keys_alone() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_a_question_takes_its_own_keys_alone(ahead: TypedAhead) -> None:
     keys = [key(character) for character in "mary\n"]
     ahead.expect(keys, goes_on=False)
     assert not any(ahead.admits(each, Place(own={"y", "n"})) for each in keys)
@@ -172,9 +174,8 @@ def test_a_question_takes_its_own_keys_alone() -> None:
     assert all(ahead.admits(each, Place(own={"y", "n"})) for each in keys)
 
 
-def test_a_paste_of_thousands_of_letters_is_looked_through_once() -> None:
+def test_a_paste_of_thousands_of_letters_is_looked_through_once(ahead: TypedAhead) -> None:
     keys = [key("j") for _ in range(100_000)]
-    ahead = TypedAhead(KeyTable(), lambda: None)
     ahead.expect(keys, goes_on=False)
     assert sum(ahead.admits(each, Place(scope="data")) for each in keys[:2_000]) == 2_000
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from textual.pilot import Pilot
 
@@ -21,7 +19,6 @@ from core.presets import begin
 from core.presets.library import presets
 from core.runs.record.store import Run, create_run
 from sample_data import path as sample
-from tests.cases import cases
 from tests.tui.config_panes import write_startable
 from tests.tui.controllers.test_presets import settled, value
 from tests.tui.controllers.test_returning import ended, left, notes
@@ -57,7 +54,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
 @pytest.fixture
 def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a file of each format; lengths of rows are not sampled, as there is no model."""
+    """The working directory, with two files; lengths of rows are not sampled, as there is no model."""
     monkeypatch.setattr(begin, "sample_lengths", lambda _: [40])
     monkeypatch.chdir(tmp_path)
     questions, answers = [f"What is {n} plus {n}?" for n in range(ROWS)], [f"It is {2 * n}." for n in range(ROWS)]
@@ -66,9 +63,6 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     turns = (("user", 0), ("assistant", 1))
     chats = [{"messages": [{"role": role, "content": pair[at]} for role, at in turns]} for pair in pairs]
     write_lines(tmp_path / "own_chat.jsonl", map(json.dumps, chats))
-    rows = [{"instruction": question, "input": "", "output": answer} for question, answer in pairs]
-    (tmp_path / "own_alpaca.json").write_text(json.dumps(rows))
-    pq.write_table(pa.table({"prompt": questions, "completion": answers}), tmp_path / "own.parquet")
     return tmp_path
 
 
@@ -255,31 +249,3 @@ async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(h
         assert told.startswith(f"run {demo.id[9:]}: ")
         assert told.endswith(" values · you: learning_rate 0.002")
         assert started[-1].values()["train.learning_rate"] == 0.002
-
-
-@pytest.mark.long
-@cases("name", ["own.csv", "own_chat.jsonl", "own_alpaca.json", "own.parquet"])
-@pytest.mark.parametrize("way", ["key", "run", "file", "line", "restart"])
-async def test_every_way_to_every_format(here: Path, started: Started, name: str, way: str) -> None:
-    demo, path = finished_demo(), here / name
-    first: dict[str, Callable[[], LocaltuneApp]] = {
-        "line": lambda: LocaltuneApp(data=path),
-        "file": lambda: LocaltuneApp(write_startable(here)),
-    }
-    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as (app, pilot):
-        await wait_for(pilot, lambda: value(app, "data.train") is not None)
-        if way == "run":
-            app.configuration.edit_run(demo)
-            await wait_for(pilot, lambda: value(app, "data.eval") is not None)
-        await use(pilot, path)
-        if way == "restart":
-            await left(pilot)
-        else:
-            await start(pilot, started)
-    if way == "restart":
-        async with opened(LocaltuneApp(), (80, 24)) as (again, pilot):
-            await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
-            await pilot.press("2")
-            await start(pilot, started)
-    assert started[-1].values()["data.train"] == str(path)
-    check_own(started[-1].values())

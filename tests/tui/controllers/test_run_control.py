@@ -126,17 +126,6 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
             await wait_for(pilot, lambda: "◌ stopping" in words(app))
 
 
-async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(64)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        await asked_to_stop(pilot)
-        await press(pilot, *"really")
-        assert isinstance(app.screen, ChoiceDialog)
-        assert "press y, w, k, n or esc" in screen_text(app)
-        assert commands == []
-
-
 @pytest.mark.long
 @cases(
     ("state", "steps", "told", "keys"),
@@ -213,23 +202,15 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
 
 
-@pytest.mark.long
-async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        for keys in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
-            await settings(pilot)
-            await press(pilot, *keys, until=lambda: not isinstance(app.screen, RunSettings))
-        assert commands == []
-
-
-async def test_an_invalid_value_is_not_sent_and_a_doubtful_one_is_warned_of(
+async def test_a_value_that_is_invalid_or_as_before_is_not_sent_and_a_doubtful_one_is_warned_of(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
     async with attached() as (app, pilot):
+        for left in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
+            await settings(pilot)
+            await press(pilot, *left, until=lambda: not isinstance(app.screen, RunSettings))
         for keys, told in (
             ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
             ("fast", "train.learning_rate must be a number, not 'fast'."),
@@ -300,10 +281,12 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
     assert read_history(script.run).settings == {}
 
 
-async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
+async def test_the_question_about_a_stop_says_what_it_waits_for_and_goes_with_the_run(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot)
+        await press(pilot, *"really")
+        assert "press y, w, k, n or esc" in screen_text(app)
         script.end("failed", "the card is gone")
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "failed" in words(app))

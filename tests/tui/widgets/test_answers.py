@@ -102,18 +102,6 @@ def marked(lines: list[Content]) -> list[str]:
     return [line.plain[span.start : span.end] for line in lines for span in line.spans if span.style == CHANGED]
 
 
-def test_an_answer_stands_above_that_of_the_evaluation_before() -> None:
-    walk = walk_to(ROUTER)
-    assert lines(walk) == [
-        "ask      Router 12 is dead",
-        'wanted   {"ref": 12}',
-        "steps    0 ✗  30 ✗ (45 ✗ =)[60 ✓]",
-        'step 60  ✓ {"ref": 12}',
-        'step 45  ✗ {"ref": 1}',
-    ]
-    assert marked(walk_lines(walk, 76, 10)) == ["12", "1"]
-
-
 def test_what_did_not_change_and_what_is_all_new_is_said() -> None:
     assert lines(walk_to(ROUTER, back=1))[-2:] == ['step 45  ✗ {"ref": 1}', "step 30  ✗ the same"]
     walk = walk_to(ROUTER, back=2)
@@ -146,20 +134,6 @@ def test_it_can_stand_beside_the_first_the_wanted_and_all() -> None:
     walk = walk_to(ROUTER, layouts=3)
     assert [line[:7] for line in lines(walk)] == ["ask    ", "wanted ", "step 0 ", "step 30", "step 45", "step 60"]
     assert marked(walk_lines(walk, 76, 10)) == ["12"], "each is marked against the one before it"
-
-
-def test_long_answers_stand_side_by_side_where_there_is_room() -> None:
-    walk = walk_to(BLUE)
-    narrow, wide = lines(walk, 76, 30), lines(walk, 100, 30)
-    assert [line.split()[0] for line in narrow if line.startswith("s")] == ["steps", "step", "step"]
-    head = next(line for line in wide if "│" in line)
-    assert head.split() == ["step", "30", "│", "step", "60"]
-    columns = [line.split(" │ ") for line in wide if "│" in line][1:]
-    assert (
-        " ".join(" ".join(column).strip() for column in zip(*columns, strict=True)).split() == (SKY[1] + SKY[2]).split()
-    )
-    assert marked(walk_lines(walk, 100, 30)).count("sunlight") == 5
-    assert {line.index("│") for line in wide if "│" in line} == {head.index("│")}
 
 
 def test_answers_are_never_cut_to_the_height() -> None:

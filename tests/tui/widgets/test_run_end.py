@@ -13,7 +13,7 @@ from core.runs.catalog.result import Measure, RunResult
 from tests.cases import cases
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.widgets.run_detail import _in_lines, queue_line
+from tui.widgets.run_detail import queue_line
 from tui.widgets.run_end import end_hints, end_lines, flow
 
 FINISHED = RunResult(
@@ -69,14 +69,6 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
     lost = replace(failed, state="lost", reason="", saved_step=14)
     assert lines(lost)[0].startswith("? lost after step 15 of 30")
     assert "  Kept is the checkpoint of step 14; the step after it is lost." in lines(lost)
-
-
-def test_a_run_that_ended_early_says_why() -> None:
-    early = replace(FINISHED, step=22, total_steps=40, reason="no lower held-out loss in 4 evaluations")
-    assert lines(early)[:2] == [
-        "✓ finished after step 22 of 40 · 3m 32s of work · 9.1 Wh",
-        "  no lower held-out loss in 4 evaluations.",
-    ]
 
 
 def test_one_evaluation_of_a_run_that_did_not_finish_is_no_table() -> None:
@@ -137,13 +129,3 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
 )
 def test_what_comes_next_is_told(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
     assert re.fullmatch(line, queue_line(QueueView(tuple(rows), runner), "Q").plain)
-
-
-def test_a_name_and_its_value_stay_together() -> None:
-    facts = ["eval loss 0.722 → 0.480", "exact 0.83", "model SmolLM2-135M-Instruct", "data tickets.jsonl"]
-    assert [line.plain for line in _in_lines(facts, 46)] == [
-        "eval loss 0.722 → 0.480   exact 0.83",
-        "model SmolLM2-135M-Instruct",
-        "data tickets.jsonl",
-    ]
-    assert all(line.cell_length <= 12 for line in _in_lines(facts, 12))

@@ -76,15 +76,6 @@ def test_panning_back_stands_still_and_panning_on_follows_again() -> None:
     assert Zoom().panned(-1, WHOLE, 600) == Zoom(), "where all is shown there is nothing to pan"
 
 
-def test_zooming_out_ends_with_all_steps() -> None:
-    zoom = Zoom(16.0, 300.0)
-    for _ in range(6):
-        zoom = zoom.scaled(2.0, WHOLE, 600, 290)
-    assert zoom == Zoom()
-    short = Scale(1.0, 5.0)
-    assert Zoom().scaled(0.5, short, 5) == Zoom(), "few steps are always shown whole"
-
-
 def series(values: Sequence[float]) -> Series:
     """Data of a chart: values from step 1 on."""
     found = Series()
