@@ -235,8 +235,10 @@ class Starting:
             return
 
         async def ask() -> None:
+            from core.commands.starting import unmet_now
+
             is_known = plan is not None and (plan.pace_of or plan.is_planned)
-            unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(_unmet_now, config)
+            unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(unmet_now, config)
             if await self._agrees_to(unmet):
                 go(config)
 
@@ -406,13 +408,6 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
 
     plan = find_plan(config, analysis, used, PaceBook(), "measured" if measures else "known")
     return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
-
-
-def _unmet_now(config: Config) -> Sequence[Unmet]:
-    """The unmet wishes of a run that starts before its card has a plan; blocks."""
-    from core.commands.starting import unmet_now
-
-    return unmet_now(config)
 
 
 def _unmet_in_queue(config: Config) -> Sequence[Unmet]:

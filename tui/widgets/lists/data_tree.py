@@ -55,7 +55,7 @@ class DataTree(DirectoryTree):
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         """Keep visible directories and data files."""
         for path in paths:
-            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or _is_dir(path)):
+            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or os.path.isdir(path)):
                 yield path
 
     def action_expand(self) -> None:
@@ -83,10 +83,3 @@ class DataTree(DirectoryTree):
     def action_leave(self) -> None:
         """Post :class:`Left` on ``esc``."""
         self.post_message(self.Left())
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
