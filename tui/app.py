@@ -195,7 +195,7 @@ class LocaltuneApp(App[str]):
             # Only the main thread can handle signals; elsewhere (in tests) there are none to handle.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leaving.leave)
-        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.theme_changed_signal.subscribe(self, lambda _: self.desktop.show_header())
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
         self.set_interval(self.pace, self.runs.count_down)
 
@@ -344,9 +344,6 @@ class LocaltuneApp(App[str]):
 
         with suppress(UserError):  # Its first user reports the error.
             warm()
-
-    def _theme_changed(self, _: object) -> None:
-        self.desktop.show_header()
 
     # Results of threads.
 

@@ -35,7 +35,7 @@ from tui.widgets.charts.device_panel import device_lines, host_line
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import Segment, fit, header_segments
-from tui.widgets.text_block import TextBlock, clip, hang
+from tui.widgets.text_block import TextBlock, clip, flow, hang
 
 
 def view_of(script: ScriptedRun) -> RunView:
@@ -457,6 +457,12 @@ def test_what_wraps_stays_in_the_column_of_its_text() -> None:
 def test_a_column_without_room_is_given_up() -> None:
     assert hang(Content("a-long-name-of-a-thing   some words after it"), 24).plain.count("\n") > 0
     assert not any(line.startswith("   ") for line in hang(Content("a-long-name   some words"), 16).plain.split("\n"))
+
+
+def test_pieces_flow_into_lines_and_are_never_cut_in_two() -> None:
+    pieces = [Content(text) for text in ("a one", "b two", "c three")]
+    assert [line.plain for line in flow(pieces, 13)] == ["a one   b two", "c three"]
+    assert flow([], 10) == []
 
 
 def test_what_has_no_room_ends_in_an_ellipsis() -> None:

@@ -14,7 +14,7 @@ from tests.cases import cases
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
 from tui.widgets.run_detail import queue_line
-from tui.widgets.run_end import end_hints, end_lines, flow
+from tui.widgets.run_end import end_hints, end_lines
 
 FINISHED = RunResult(
     state="finished",
@@ -75,14 +75,6 @@ def test_one_evaluation_of_a_run_that_did_not_finish_is_no_table() -> None:
     once = (Measure("eval loss", None, 0.5),)
     assert "eval loss" not in "\n".join(lines(replace(STOPPED, measures=once)))
     assert "eval loss" in "\n".join(lines(replace(FINISHED, measures=once)))
-
-
-def test_hints_are_never_cut_in_two() -> None:
-    assert [line.plain for line in flow([("a", "one"), ("b", "two"), ("c", "three")], 13)] == [
-        "a one   b two",
-        "c three",
-    ]
-    assert flow([], 10) == []
 
 
 def test_a_refused_result_says_why_and_what_can_be_done() -> None:

@@ -152,17 +152,6 @@ def test_the_step_window_holds_every_step(first: int, more: int, total: int) -> 
     assert window.low < window.high
 
 
-def test_braille_dots_are_where_they_should_be() -> None:
-    grid = DotGrid(1, 1, BRAILLE)
-    grid.set(0, 3)
-    assert BRAILLE.line[grid.bits[0][0]] == "⠁"
-    grid.set(1, 0)
-    assert BRAILLE.line[grid.bits[0][0]] == "⢁"
-    grid.set(5, 0)
-    grid.set(0, -1)
-    assert BRAILLE.line[grid.bits[0][0]] == "⢁"
-
-
 def _columns(grid: DotGrid) -> list[set[int]]:
     """The heights of the dots of each column, from the bottom."""
     found: list[set[int]] = [set() for _ in range(grid.columns)]
