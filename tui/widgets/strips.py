@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.scroll_view import ScrollView
+
+
+def style_of(widget: str) -> str:
+    """The style sheet of a widget, ``styles/NAME.tcss``, for its ``DEFAULT_CSS``."""
+    return (Path(__file__).parent / "styles" / f"{widget}.tcss").read_text(encoding="utf-8")
 
 
 def component_classes(css: str) -> set[str]:

@@ -17,20 +17,13 @@ from textual.widgets import Input, TextArea
 from core.paths import user_path, working_directory
 from core.text import one_line, sanitize
 from tui.files import entry_path
+from tui.widgets.strips import style_of
 
 
 class SafeInput(Input):
     """A compact :class:`textual.widgets.Input` that sanitizes pasted and set text, and posts ``esc``."""
 
-    DEFAULT_CSS = """
-    SafeInput {
-        height: 1;
-        border: none;
-        padding: 0;
-        background: $surface;
-        &:focus { background: $panel; border: none; }
-    }
-    """
+    DEFAULT_CSS = style_of("SafeInput")
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
 
@@ -210,20 +203,7 @@ HISTORY_LIMIT = 200
 class PromptInput(TextArea):
     """A :class:`textual.widgets.TextArea` that grows to a few lines, and sends on enter."""
 
-    DEFAULT_CSS = """
-    PromptInput {
-        height: auto;
-        max-height: 6;
-        border: none;
-        border-left: outer $border;
-        padding: 0 1;
-        background: $surface;
-        scrollbar-size-vertical: 1;
-        &:focus { border: none; border-left: outer $border-focus; background: $panel; }
-        & .text-area--cursor-line { background: transparent; }
-        & .text-area--placeholder { color: $muted; }
-    }
-    """
+    DEFAULT_CSS = style_of("PromptInput")
 
     # The parent binds ctrl+y to redo, and page keys to the few lines of the prompt. Some terminals cannot distinguish
     # alt+enter and ctrl+j from enter, hence ctrl+n.

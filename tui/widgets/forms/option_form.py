@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from core.text import one_line
 from tui.widgets.forms.option_field import OptionField
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock
 
 if TYPE_CHECKING:
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
     """A scrolling panel with the manual of an option."""
 
-    DEFAULT_CSS = """
-    OptionHelp {
-        height: auto; max-height: 50%; scrollbar-size-vertical: 1; border-top: solid $border;
-        border-title-color: $muted; border-title-style: bold; border-subtitle-color: $muted; background: transparent;
-        &:focus { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    """
+    DEFAULT_CSS = style_of("OptionHelp")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "scroll_down", show=False),
         Binding("k,up", "scroll_up", show=False),

@@ -14,7 +14,7 @@ from textual.strip import Strip
 from core.text import sanitize, steady
 from core.units import format_count
 from tui.datasets.view import Turn
-from tui.widgets.strips import SearchView, component_classes, find_matches, fit, mark_matches
+from tui.widgets.strips import SearchView, component_classes, find_matches, fit, mark_matches, style_of
 
 #: Maximum characters shown of a turn, which is still quick to wrap.
 SHOWN_CHARACTERS = 100_000
@@ -25,20 +25,7 @@ _GUTTER = 11
 class Conversation(SearchView, can_focus=True, inherit_bindings=False):
     """Turns of a conversation; the pane binds the keys."""
 
-    DEFAULT_CSS = """
-    Conversation {
-        height: 1fr;
-        background: transparent;
-        scrollbar-size-vertical: 1;
-        overflow-x: hidden;
-        & > .conversation--system { color: $role-system; text-style: bold; }
-        & > .conversation--user { color: $role-user; text-style: bold; }
-        & > .conversation--assistant { color: $role-tuned; text-style: bold; }
-        & > .conversation--other { color: $muted; }
-        & > .conversation--problem { color: $limit; }
-        & > .conversation--match { color: $near; text-style: underline; }
-    }
-    """
+    DEFAULT_CSS = style_of("Conversation")
 
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 

@@ -14,6 +14,7 @@ from textual.widgets import DirectoryTree
 
 from core.path_kind import ROW_SUFFIXES, YAML_SUFFIXES
 from core.text import one_line
+from tui.widgets.strips import style_of
 
 #: Suffixes of data files.
 DATA_SUFFIXES = (*ROW_SUFFIXES, *YAML_SUFFIXES)
@@ -26,15 +27,7 @@ class DataTree(DirectoryTree):
     ICON_NODE = "▸ "
     ICON_FILE = "  "
 
-    DEFAULT_CSS = """
-    DataTree {
-        height: 1fr;
-        background: transparent;
-        padding: 0 1;
-        scrollbar-size-vertical: 1;
-        scrollbar-size-horizontal: 0;
-    }
-    """
+    DEFAULT_CSS = style_of("DataTree")
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", "down", show=False),

@@ -14,7 +14,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.widgets.strips import component_classes
+from tui.widgets.strips import component_classes, style_of
 
 if TYPE_CHECKING:
     from core.runs.record.history import LogLine
@@ -29,13 +29,7 @@ class LogView(ScrollView, can_focus=True):
     """A log with a line per event: time of day, a sign for warnings and errors, and a text. Long lines are cut, or
     wrapped while the log is unfolded."""
 
-    DEFAULT_CSS = """
-    LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
-    LogView:focus { background: $background; }
-    LogView > .log-view--time { color: $muted; }
-    LogView > .log-view--warning { color: $near; }
-    LogView > .log-view--error { color: $limit; }
-    """
+    DEFAULT_CSS = style_of("LogView")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
     #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}

@@ -21,7 +21,7 @@ from core.text import one_line, steady
 from core.units import coarse_ago, exact_number, format_bytes, format_duration, format_fixed, format_number, format_rate
 from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
-from tui.widgets.strips import component_classes, fit
+from tui.widgets.strips import component_classes, fit, style_of
 
 if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow
@@ -133,15 +133,7 @@ class RunList(ScrollView, can_focus=True):
         clock: Returns the current time, in Unix seconds.
     """
 
-    DEFAULT_CSS = """
-    RunList { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
-    RunList > .run-list--header { color: $muted; }
-    RunList > .run-list--mark { color: $accent; text-style: bold; }
-    RunList > .run-list--cursor { background: $selected-background; text-style: bold; }
-    RunList > .run-list--ok { color: $ok; }
-    RunList > .run-list--near { color: $near; }
-    RunList > .run-list--limit { color: $limit; }
-    """
+    DEFAULT_CSS = style_of("RunList")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     @dataclass
