@@ -201,22 +201,9 @@ async def test_number_keys_are_text_in_a_text_input() -> None:
         await press(pilot, "escape", until=lambda: not isinstance(app.focused, Input))
 
 
-async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> None:
+async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path) -> None:
     ScriptedRun(home, "20261124-100000-over").end("finished")
     script = ScriptedRun(home).train_to(64)
-    async with running(size=(120, 34), notifications=True) as (app, pilot):
-        await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
-        await wait_for(pilot, lambda: app.state.view is not None)
-        assert view_of(app).run.id == script.run.id
-        await wait_for(pilot, lambda: "Attached to" in screen_text(app))
-        assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
-        text = screen_text(app)
-        for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
-            assert expected in text
-
-
-async def test_a_run_is_followed_step_by_step(home: Path) -> None:
-    script = ScriptedRun(home).train_to(30)
     order: list[type[Message]] = []
 
     def record(message: Message) -> None:
@@ -227,15 +214,19 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
         app = await ready(pilot)
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
-        script.steps(31, 40)
-        await wait_for(pilot, lambda: "40/120" in screen_text(app))
-        assert view_of(app).history.step == 40
-        script.end("failed", "CUDA out of memory at step 41.", "Make train.max_length smaller.")
-        await wait_for(pilot, lambda: "failed at step 40" in screen_text(app))
+        assert view_of(app).run.id == script.run.id
+        await wait_for(pilot, lambda: len(app._notifications) > 0)
+        assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
         text = screen_text(app)
-        assert "CUDA out of memory at step 41." in text
-        assert "Make train.max_length smaller." in text
-        assert "C continue " in text
+        for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
+            assert expected in text
+        script.steps(65, 70)
+        await wait_for(pilot, lambda: "70/120" in screen_text(app))
+        assert view_of(app).history.step == 70
+        script.end("failed", "CUDA out of memory at step 71.", "Make train.max_length smaller.")
+        await wait_for(pilot, lambda: "failed at step 70" in screen_text(app))
+        for expected in ("CUDA out of memory at step 71.", "Make train.max_length smaller.", "C continue "):
+            assert expected in screen_text(app)
     assert order[0] is RunAttached
     assert set(order[1:]) == {RunAdvanced}
 
