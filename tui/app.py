@@ -107,10 +107,10 @@ class LocaltuneApp(App[str]):
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
         self.pace = self._settings.pace
-        keymap = load_keymap(config_dir() / "keymap.toml")
-        self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
-        self.keys = KeyTable(keymap.overrides)
-        self.set_keymap(keymap.overrides)
+        overrides, problems = load_keymap(config_dir() / "keymap.toml")
+        self._complaints += [f"keymap.toml: {problem}" for problem in problems]
+        self.keys = KeyTable(overrides)
+        self.set_keymap(overrides)
         self._typed_ahead = TypedAhead(self.keys, self._tell_text_lost)
         if not self._settings.animations:
             self.animation_level = "none"

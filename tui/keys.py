@@ -200,16 +200,8 @@ class KeyTable:
         return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
 
 
-@dataclass(frozen=True)
-class KeymapFile:
-    """The valid entries of a keymap file, and its errors."""
-
-    overrides: dict[str, str]
-    problems: list[str]
-
-
-def load_keymap(path: Path) -> KeymapFile:
-    """Read the user's keymap; a missing file changes nothing, and invalid lines are skipped and reported.
+def load_keymap(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Read the user's keymap: its keys by id, and its errors; a missing file changes nothing.
 
     Args:
         path: ``keymap.toml``.
@@ -217,9 +209,9 @@ def load_keymap(path: Path) -> KeymapFile:
     try:
         data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
-        return KeymapFile({}, [])
+        return {}, []
     except (OSError, ValueError, RecursionError) as error:
-        return KeymapFile({}, [f"it cannot be read: {one_line(str(error), 120)}"])
+        return {}, [f"it cannot be read: {one_line(str(error), 120)}"]
     overrides: dict[str, str] = {}
     problems: list[str] = []
     known = {key.id for key in KEYS}
@@ -239,7 +231,7 @@ def load_keymap(path: Path) -> KeymapFile:
         problems.append(f"{display_key(key)} is both {first} and {second}")
         overrides.pop(first, None)
         overrides.pop(second, None)
-    return KeymapFile(overrides, problems)
+    return overrides, problems
 
 
 def _yield_ask(overrides: Mapping[str, str]) -> dict[str, str]:

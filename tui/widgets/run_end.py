@@ -135,11 +135,7 @@ def _kept(result: RunResult, width: int) -> list[Content]:
     if result.saved_step is None:
         text = "Nothing is kept: there was no checkpoint yet." if result.step else "No step was done."
     else:
-        text = f"Kept is the checkpoint of step {result.saved_step}"
         lost = result.lost_steps
-        text += (
-            f"; the {'step' if lost == 1 else f'{lost} steps'} after it {'is' if lost == 1 else 'are'} lost."
-            if lost
-            else "."
-        )
+        after = f"; the {lost} steps after it are lost" if lost > 1 else "; the step after it is lost" if lost else ""
+        text = f"Kept is the checkpoint of step {result.saved_step}{after}."
     return _indented(text, width)

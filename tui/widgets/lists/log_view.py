@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
@@ -123,9 +123,7 @@ class LogView(ScrollView, can_focus=True):
             style = self.get_component_rich_style(f"log-view--{line.level}")
         time_style: Style = self.get_component_rich_style("log-view--time")
         clock = line.clock if is_first else " " * len(line.clock)
+        if len(clock) + 1 + cell_len(text) > width:
+            text = set_cell_size(text, max(width - len(clock) - 2, 0)) + "…"
         strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), Segment(text, style)])
-        if strip.cell_length > width:
-            room = max(width - len(clock) - 2, 0)
-            cut = Segment(set_cell_size(text, room) + "…", style)
-            strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), cut])
         return strip.adjust_cell_length(width, self.rich_style)
