@@ -38,7 +38,7 @@ async def token_pane(
         pane,
     ):
         await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)
-        await press(pilot, "m", until=lambda: pane.body.mask_view.parts or pane.session.masker_error is not None)
+        await press(pilot, "m", until=lambda: pane.body.mask_view.parts or pane.body.mask_view._is_problem)
         yield pilot, pane
 
 
