@@ -29,7 +29,7 @@ def posted(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def following(script: ScriptedRun, posted: list[object]) -> Iterator[None]:
     """Follow a run in a thread, once it has been attached."""
     stop = threading.Event()
-    thread = threading.Thread(target=bridge.follow_run, args=(script.run, posted.append, stop))
+    thread = threading.Thread(target=bridge.follow_run, args=(script.run, posted.append, stop), daemon=True)
     thread.start()
     wait_for(lambda: posted, 10, "the run to be attached")
     yield

@@ -75,7 +75,8 @@ async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts
             card = app.screen
             assert isinstance(card, StartCard)
             assert (find_flaw(card.start.config) == "") == (name == "whole")
-            assert ("refused" in screen_text(app)) == ("tokenizer" in screen_text(app)) == (name == "torn")
+            assert ("refused" in screen_text(app)) == (name == "torn")
+            assert name == "whole" or "tokenizer" in screen_text(app)
 
 
 def has_card(app: LocaltuneApp) -> bool:
