@@ -14,7 +14,6 @@ from textual.app import App
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.pilot import Pilot
-from textual.widgets import Input
 
 from core.config.document import ConfigDocument
 from core.runs.control.client import ControlClient
@@ -189,16 +188,6 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
         for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
             await pilot.resize_terminal(width, height)
             await press(pilot, "1", until=lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
-
-
-async def test_number_keys_are_text_in_a_text_input() -> None:
-    async with running() as (app, pilot):
-        await press(pilot, "5", "slash", until=lambda: isinstance(app.focused, Input))
-        await pilot.press("1", "q")
-        assert isinstance(app.focused, Input)
-        assert app.focused.value == "1q"
-        assert shown(app) == {"runs"}
-        await press(pilot, "escape", until=lambda: not isinstance(app.focused, Input))
 
 
 async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path) -> None:
