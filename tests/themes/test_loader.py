@@ -111,8 +111,8 @@ def _lab(value: str, eyes: Sequence[Sequence[float]]) -> tuple[float, float, flo
 
 
 def _contrast(background: Color, value: str | None) -> float:
-    luminance = (sum(map(operator.mul, _LUMINANCE, _linear(color))) for color in (background, Color.parse(value or "")))
-    first, second = sorted(luminance, reverse=True)
+    colors = (background, Color.parse(value or ""))
+    second, first = sorted(float(sum(map(operator.mul, _LUMINANCE, _linear(color)))) for color in colors)
     return (first + 0.05) / (second + 0.05)
 
 

@@ -48,6 +48,7 @@ from tui.widgets.text_block import TextBlock
 FIGURES: dict[str, Any] = {"epoch": 0.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": 10, "supervised_tokens": 5}
 FIGURES |= {"seconds": 1.0, "tokens_per_second": 10.0}
 EVIL = HOSTILE + "[@click=app.quit]x[/] [/nope]"
+STALLED = RunState(state="stalled", reason=EVIL)
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ WIDGETS: dict[str, Callable[[RunView], Widget]] = {
     "status": _status,
     "end": _lines(lambda view: end_lines(result_of(view.run, view.state, view.history), [("r", "run")], 100, BRAILLE)),
     "answers": _lines(_answers),
-    "banner": _lines(lambda view: run_lines.banner(replace(view, state=RunState("stalled", reason=EVIL)), KeyTable())),
+    "banner": _lines(lambda view: run_lines.banner(replace(view, state=STALLED), KeyTable())),
     "phases": _lines(lambda view: run_lines.phases(view, 9.0, 100, BRAILLE)),
     "progress": _lines(lambda view: run_lines.progress(view, 100, BRAILLE, 9.0)),
     "numbers": _lines(lambda view: run_lines.numbers(view, 100)),

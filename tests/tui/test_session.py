@@ -97,16 +97,8 @@ def test_a_torn_or_foreign_file_is_no_session(raw: bytes) -> None:
 
 def test_what_is_of_another_type_is_left_out() -> None:
     data = {"path": "/rows.csv", "row": -3, "filter": [], "tokens": "yes"}
-    content = {
-        "time": 5,
-        "config": 7,
-        "draft": None,
-        "run": "/a\0b",
-        "option": "x" * 5000,
-        "zoomed": 1,
-        "later": {"v": 9},
-    }
-    content |= {"pane": "data", "live": True, "data": data}
+    content: dict[str, Any] = {"time": 5, "pane": "data", "live": True, "data": data}
+    content |= {"config": 7, "draft": None, "run": "/a\0b", "option": "x" * 5000, "zoomed": 1, "later": {}}
     found = parse_session(json.loads(json.dumps(content)))
     assert found == Session(pane="data", live=True, data=DataPlace("/rows.csv"))
 

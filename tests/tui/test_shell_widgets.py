@@ -137,9 +137,9 @@ def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path) -> Non
         assert told in line
         assert not told or "finished 5 min ago" in line
     view.is_leftover = True
-    line = fit(header_segments(state, view.state.updated, loss=False), 140)
-    assert "│ last run: " in line.plain
-    assert any(span.style == "$muted" for span in line.spans if "last run" in line.plain[span.start : span.end])
+    last = fit(header_segments(state, view.state.updated, loss=False), 140)
+    assert "│ last run: " in last.plain
+    assert any(span.style == "$muted" for span in last.spans if "last run" in last.plain[span.start : span.end])
 
 
 async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:

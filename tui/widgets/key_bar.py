@@ -51,8 +51,11 @@ class KeyBar(Widget):
 
     def on_mount(self) -> None:
         """Follow the focus and the bindings, because a text input has keys of its own."""
-        self.watch(self.screen, "focused", lambda: self.refresh(), init=False)
+        self.watch(self.screen, "focused", self._focus_moved, init=False)
         self.screen.bindings_updated_signal.subscribe(self, self._keys_changed)
+
+    def _focus_moved(self) -> None:
+        self.refresh()
 
     def _keys_changed(self, _: object) -> None:
         offered = self._offered(self.screen.focused)
