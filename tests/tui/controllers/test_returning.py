@@ -104,8 +104,7 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
 async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: Path) -> None:
     run = made_run(rows_file(here), train__learning_rate=5e-4)
     async with opened() as (app, pilot):
-        document = app.state.document
-        assert document is not None
+        document = document_of(app)
         assert (document.path, document.get("train.learning_rate")) == (None, 5e-4)
         assert not app.state.is_dirty
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
@@ -285,26 +284,32 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
         assert not started
 
 
+async def begin_anew(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    """Begin a new configuration from the list of them."""
+    await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
+    await pilot.press(*"a new", "enter")
+    await wait_for(pilot, lambda: document_of(app).dumps() == "")
+
+
 # The configuration of a run, opened from the list.
 
 
 async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
     async with opened(with_run=True) as (app, pilot):
-        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await pilot.press("2")
+        await begin_anew(pilot, app)
         app.configuration.set_options({"train.epochs": 7.0})
         await press(pilot, "5", until=lambda: pane_of(app, "runs").check_action("edit_config", ()))
         await pilot.press("e")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") is None)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") is None)
         assert document_of(app).get("train.learning_rate") == 5e-4
         assert app.state.origin is not None
         assert app.state.origin.run == run
         app.drafts.look()
         assert [draft.data["text"] for draft in list_drafts("config")] == ["[train]\nepochs = 7.0\n"]
         await pilot.press("u")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") == 7.0)
         app.drafts.look()
         assert len(list_drafts("config")) == 1
 
@@ -328,18 +333,15 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
     rows_file(here)
     async with opened() as (app, pilot):
         app.configuration.set_options({"data.train": here / "faq.jsonl", "train.epochs": 7.0})
-        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await pilot.press("2")
+        await begin_anew(pilot, app)
         await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         assert "faq" in screen_text(app)
         assert "not saved, " in screen_text(app)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") == 7.0)
         assert len(list_drafts("config")) == 1
-        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await begin_anew(pilot, app)
         await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         await press(pilot, "delete", until="del again discards it for good")
         await pilot.press("down", "up", "delete")

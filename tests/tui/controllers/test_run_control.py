@@ -59,8 +59,8 @@ def is_told(app: LocaltuneApp, text: str) -> bool:
     return text in words(app)
 
 
-async def asked_to_stop(pilot: Pilot[Any]) -> None:
-    await press(pilot, "s", until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
+async def asked_to_stop(pilot: Pilot[Any], key: str = "s") -> None:
+    await press(pilot, key, until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
     await pilot.pause()
 
 
@@ -403,14 +403,12 @@ async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, work
     script = in_step(home)
     async with attached(notifications=True) as (app, pilot):
         for key in ("y", "t"):
-            await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
-            await pilot.pause()
+            await asked_to_stop(pilot)
             assert ("take it back" in words(app)) == (key == "t")
             await press(pilot, key, until=lambda: not isinstance(app.screen, ChoiceDialog))
             assert ("◌ stopping" in screen_text(app)) == (key == "y")
         assert worker.heard == [("stop", {}), ("withdraw", {"what": "stop"})]
-        await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.pause()
+        await asked_to_stop(pilot)
         await pilot.press("y")
         worker.step_over.set()
         script.write_state(state="stopping")
@@ -431,8 +429,7 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
     async with attached() as (app, pilot):
-        await press(pilot, "q", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.pause()
+        await asked_to_stop(pilot, "q")
         await press(pilot, "s", until=lambda: worker.heard == [("stop", {})])
         assert app.is_running, "nobody has heard of it yet"
         script.write_state(pending=("stop",))
