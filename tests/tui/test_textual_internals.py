@@ -5,16 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 
-from rich.console import Console
-from rich.segment import Segment
-from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App
 from textual.css._style_properties import StringEnumProperty
-from textual.geometry import Region
-from textual.strip import SGR_STYLES, Strip
 from textual.widget import Widget
-
-from tui.terminal_image import _ATTRIBUTES
 
 
 def test_an_update_is_written_under_the_conditions_that_the_image_of_the_terminal_follows() -> None:
@@ -27,22 +20,6 @@ def test_an_update_is_written_under_the_conditions_that_the_image_of_the_termina
     }
     assert "self._previous_cursor_position = cursor_position" in source
     assert "renderable.render_segments(console)" in source
-
-
-def test_updates_have_the_pieces_that_are_read() -> None:
-    strip = Strip([Segment("ab")])
-    layout = LayoutUpdate([[strip]], Region(0, 0, 2, 1))
-    assert [list(row) for row in layout.strips] == [[strip]]
-    assert layout.region == Region(0, 0, 2, 1)
-    assert strip._segments == [Segment("ab")]
-    assert list(inspect.signature(ChopsUpdate.__init__).parameters) == ["self", "chops", "spans", "chop_ends"]
-    chops = ChopsUpdate([{0: strip}], [(0, 0, 2)], [[2]])
-    assert (chops.chops, chops.spans, chops.chop_ends) == ([{0: strip}], [(0, 0, 2)], [[2]])
-
-
-def test_styles_have_the_codes_that_pens_are_made_of() -> None:
-    assert len(_ATTRIBUTES) == len(SGR_STYLES) == 13
-    assert hasattr(Console(force_terminal=True), "_color_system")
 
 
 def test_panes_are_placed_as_textual_places_widgets() -> None:
