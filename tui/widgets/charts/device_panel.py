@@ -99,8 +99,8 @@ class DevicePanel(TextBlock):
         glyphs: The glyphs of the bars.
     """
 
-    def __init__(self, glyphs: GlyphSet = BRAILLE, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self, glyphs: GlyphSet = BRAILLE) -> None:
+        super().__init__()
         self._glyphs = glyphs
         self._devices: Sequence[Device] = ()
         self._stale = ""

@@ -57,9 +57,9 @@ class Frame:
                 if 0 <= x + offset < self.width:
                     self.cells[y][x + offset] = (character, style)
 
-    def is_free(self, x: int, y: int, width: int) -> bool:
-        """True if all cells are empty."""
-        return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
+    def is_free(self, x: int, y: int) -> bool:
+        """True if a cell is empty."""
+        return 0 <= x < self.width and self.cells[y][x][0] in " \u2800"
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Plot:
         if x is None:
             return
         for y in range(self.rows):
-            if self.frame.is_free(x, y, 1):
+            if self.frame.is_free(x, y):
                 self.frame.put(x, y, self.glyphs.bar_tick, "cursor")
         if self.frame.cells[self.rows][x][1] == "axis":
             self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
@@ -263,7 +263,7 @@ class Plot:
     def _put_legend(self, parts: Sequence[Cell], margin: int = 0) -> None:
         """Draw texts at the top right; curves do not touch them."""
         x = self.end - margin - sum(len(text) for text, _ in parts)
-        if not self.frame.is_free(x - 1, 0, 1):
+        if not self.frame.is_free(x - 1, 0):
             self.frame.put(x - 1, 0, " ", "label")
         for text, style in parts:
             self.frame.put(x, 0, text, style)
@@ -315,7 +315,7 @@ class Plot:
             self.frame.put(x, y, self._glyph(mark.kind), "event")
         for x, y, mark in reversed(placed):
             free = range(x + 1, self.end)
-            room = next((place for place in free if not self.frame.is_free(place, y, 1)), self.end) - x - 3
+            room = next((place for place in free if not self.frame.is_free(place, y)), self.end) - x - 3
             text = " " + one_line(mark.label, min(room, _LONGEST_LABEL))
             if mark.kind != "checkpoint" and room >= _SHORTEST_LABEL and cell_len(text) == len(text):
                 self.frame.put(x + 1, y, text, "event")

@@ -33,17 +33,8 @@ class SafeInput(Input):
     class Cancelled(Message):
         """The input has been left with ``esc``."""
 
-    def __init__(
-        self,
-        value: str = "",
-        *,
-        placeholder: str = "",
-        id: str | None = None,  # noqa: A002
-        classes: str | None = None,
-    ) -> None:
-        super().__init__(
-            one_line(value), placeholder=placeholder, id=id, classes=classes, compact=True, select_on_focus=False
-        )
+    def __init__(self, value: str = "", *, placeholder: str = "", id: str | None = None) -> None:  # noqa: A002
+        super().__init__(one_line(value), placeholder=placeholder, id=id, compact=True, select_on_focus=False)
         self.cursor_blink = False
 
     def validate_value(self, value: str) -> str:
@@ -158,9 +149,8 @@ class PathInput(SafeInput):
         suffixes: Sequence[str] = (),
         placeholder: str = "",
         id: str | None = None,  # noqa: A002
-        classes: str | None = None,
     ) -> None:
-        super().__init__(value, placeholder=placeholder, id=id, classes=classes)
+        super().__init__(value, placeholder=placeholder, id=id)
         self.base = base or working_directory()
         self.suffixes = suffixes
         self.suggester = PathSuggester(self.base, suffixes)
@@ -229,8 +219,8 @@ class PromptInput(TextArea):
 
         direction: int
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
-        super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
         self.cursor_blink = False
         self.highlight_cursor_line = False
         self.footer_keys: tuple[tuple[str, str], ...] = (("esc", "leaves the prompt"), ("enter", "sends"))

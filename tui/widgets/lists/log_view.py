@@ -34,8 +34,8 @@ class LogView(ScrollView, can_focus=True):
     #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self.following = True
         """True while the view follows the end."""
