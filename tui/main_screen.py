@@ -297,11 +297,6 @@ class MainScreen(Screen[None]):
         """True if more than one pane is visible."""
         return len(self._shown) > 1
 
-    @property
-    def is_too_small(self) -> bool:
-        """True if the terminal is too small to show anything but a notice."""
-        return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
-
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
         """Focus a pane; it fills the screen if ``zoom`` is set or only one fits."""
         self.current, self.zoomed = name, zoom
@@ -369,7 +364,7 @@ class MainScreen(Screen[None]):
                 if (name in before) != shown or not self._arranged:
                     self.app.call_later(shell_of(self).pane_shown, name, shown=shown)
                 slot.mark(is_current=name == self.current)
-            self.query_one(TooSmall).display = self.is_too_small
+            self.query_one(TooSmall).display = self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
             self._arranged = True
             self._show_keys()
 

@@ -31,18 +31,14 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._turns: tuple[Turn, ...] = ()
+        self.turns: tuple[Turn, ...] = ()
+        """The turns shown."""
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
         self._wrapped_for = 0
 
-    @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The turns shown."""
-        return self._turns
-
     def show(self, turns: Sequence[Turn]) -> None:
         """Show a conversation from the beginning."""
-        self._turns = tuple(turns)
+        self.turns = tuple(turns)
         self._wrapped_for, self._match = 0, -1
         self._wrap()
         self.scroll_to(y=0, animate=False, immediate=True)
@@ -64,7 +60,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
             return
         self._wrapped_for = width
         self._lines = []
-        for turn in self._turns:
+        for turn in self.turns:
             kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)
             lines = [line.plain.rstrip("\n") for line in Content(kept).wrap(max(width - _GUTTER, 8))] or [""]
             if len(turn.text) > SHOWN_CHARACTERS:

@@ -149,7 +149,8 @@ class RunList(ScrollView, can_focus=True):
         super().__init__()
         self._clock = clock
         self._rows: Sequence[RunRow] = ()
-        self._figures: dict[str, RunFigures] = {}
+        self.figures: dict[str, RunFigures] = {}
+        """Known figures by run id."""
         self._cursor = 0
         self._marked: dict[str, None] = {}
         self._sorted = (DEFAULT_SORT, True)
@@ -185,11 +186,6 @@ class RunList(ScrollView, can_focus=True):
             self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))
 
     @property
-    def figures(self) -> Mapping[str, RunFigures]:
-        """Known figures by run id."""
-        return self._figures
-
-    @property
     def row_count(self) -> int:
         """Number of rows in the list."""
         return len(self._rows)
@@ -218,21 +214,21 @@ class RunList(ScrollView, can_focus=True):
 
     def figures_of(self, row: RunRow) -> RunFigures | None:
         """The figures of a run, if known."""
-        return self._figures.get(row.run.id)
+        return self.figures.get(row.run.id)
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
         """Show the figures of runs."""
         for index, row in enumerate(self._rows):
             identity = row.run.id
             if identity in figures and not (row.state == "paused" and self._is_idling(identity, figures[identity])):
-                self._figures[identity] = figures[identity]
+                self.figures[identity] = figures[identity]
                 self._refresh_row(index)
         listed = {row.run.id for row in self._rows}
-        self._figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
+        self.figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
 
     def _is_idling(self, identity: str, figures: RunFigures) -> bool:
         """True if only the energy of an idle device, and the size of the record, have changed."""
-        shown = self._figures.get(identity)
+        shown = self.figures.get(identity)
         if shown is None or replace(figures, energy_wh=shown.energy_wh, size=shown.size) != shown:
             return False
         return not energy_has_moved(shown.energy_wh, figures.energy_wh)
