@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -13,20 +12,6 @@ from tests.cases import cases
 from tui.glyphs import BRAILLE
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
-
-
-@cases(
-    ("low", "high", "most", "expected"),
-    [
-        (0, 10, 6, [0, 2, 4, 6, 8, 10]),
-        (0.38, 2.4, 5, [0.5, 1.0, 1.5, 2.0]),
-        (1, 120, 4, [50, 100]),
-        (5, 5, 4, []),
-        (0, 1, 0, []),
-    ],
-)
-def test_nice_ticks(low: float, high: float, most: int, expected: list[float]) -> None:
-    assert geometry.nice_ticks(low, high, most) == pytest.approx(expected)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(1, 12))
@@ -103,14 +88,6 @@ def test_labels_of_an_axis_are_round(values: list[float], rows: int, log: bool, 
         dot = axis.scale.dot(value, rows * 4)
         assert dot is not None
         assert abs(dot - (row * 4 + 2)) <= 2
-
-
-def test_an_axis_ignores_what_is_not_finite_and_keeps_to_the_floor() -> None:
-    axis = geometry.value_axis([math.nan, 0.0, math.inf, 2.0], 10, 4)
-    assert axis.scale.log is False
-    assert -0.2 < axis.scale.low <= 0.0
-    assert 2.0 <= axis.scale.high <= 2.5
-    assert axis.ticks[0] == (0, 0.0)
 
 
 def test_a_log_axis_needs_something_positive() -> None:
