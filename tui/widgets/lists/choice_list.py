@@ -23,8 +23,8 @@ class ChoiceList(OptionList):
 
     DEFAULT_CSS = style_of("ChoiceList")
 
-    def __init__(self) -> None:
-        super().__init__(markup=False)
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, markup=False)
 
     def on_resize(self) -> None:
         """Keep the highlighted entry in sight when the list shrinks."""
