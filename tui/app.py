@@ -107,10 +107,10 @@ class LocaltuneApp(App[str]):
         self._complaints = [f"settings.toml: {problem}" for problem in self._complaints]
         self.glyphs = GLYPH_SETS[resolve_glyphs(self._settings.glyphs)]
         self.pace = self._settings.pace
-        keymap = load_keymap(config_dir() / "keymap.toml")
-        self._complaints += [f"keymap.toml: {problem}" for problem in keymap.problems]
-        self.keys = KeyTable(keymap.overrides)
-        self.set_keymap(keymap.overrides)
+        overrides, problems = load_keymap(config_dir() / "keymap.toml")
+        self._complaints += [f"keymap.toml: {problem}" for problem in problems]
+        self.keys = KeyTable(overrides)
+        self.set_keymap(overrides)
         self._typed_ahead = TypedAhead(self.keys, self._tell_text_lost)
         if not self._settings.animations:
             self.animation_level = "none"
@@ -195,7 +195,7 @@ class LocaltuneApp(App[str]):
             # Only the main thread can handle signals; elsewhere (in tests) there are none to handle.
             with suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.leaving.leave)
-        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.theme_changed_signal.subscribe(self, lambda _: self.desktop.show_header())
         self.set_interval(LOOK_SECONDS, self._keep_drafts)
         self.set_interval(self.pace, self.runs.count_down)
 
@@ -344,9 +344,6 @@ class LocaltuneApp(App[str]):
 
         with suppress(UserError):  # Its first user reports the error.
             warm()
-
-    def _theme_changed(self, _: object) -> None:
-        self.desktop.show_header()
 
     # Results of threads.
 

@@ -144,12 +144,11 @@ class TerminalDriver(LinuxDriver):
 
     def _wait_until_handled(self, until: float) -> None:
         reached, self._handled = self._handled, None
-        while (
-            reached is not None
-            and not reached.wait(_TICK)
-            and not self.exit_event.is_set()
-            and time.monotonic() < until
-        ):
+        if reached is not None:
+            self._wait(reached, until)
+
+    def _wait(self, reached: threading.Event, until: float) -> None:
+        while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
             pass
 
     def _tell(self, messages: Iterable[Message]) -> None:
@@ -171,9 +170,7 @@ class TerminalDriver(LinuxDriver):
 
         if self._app.call_later(pass_on):
             # The widget may be removed before the callback runs.
-            until = time.monotonic() + _PATIENCE
-            while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
-                pass
+            self._wait(reached, time.monotonic() + _PATIENCE)
 
 
 class OutputStream:

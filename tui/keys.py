@@ -8,8 +8,8 @@ The user's ``keymap.toml`` has a section a scope and a line a key: ``pause = "sp
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,43 +111,13 @@ def _character(name: str) -> str | None:
     return character if character and len(character) == 1 and name.isidentifier() else None
 
 
-class KeysTableError(ValueError):
-    """An error in the app's own table of keys."""
-
-
-def read_table(text: str) -> tuple[Key, ...]:
-    """The key bindings of a table, as ``keys.toml`` describes it.
-
-    Raises:
-        KeysTableError: If a scope, a field or a key is unknown, a field has another type, or one is missing.
-        tomli.TOMLDecodeError: If it is not TOML, or has an id twice.
-    """
-    data: dict[str, object] = tomli.loads(text)
-    if unknown := data.keys() - set(SCOPES):
-        raise KeysTableError(f"there is no scope {min(unknown)}")
-    return tuple(
-        _read_key(f"{scope}.{name}", entry) for scope, section in data.items() for name, entry in _table(scope, section)
-    )
-
-
-def _table(identity: str, value: object) -> Iterable[tuple[str, object]]:
-    if not isinstance(value, dict):
-        raise KeysTableError(f"{identity} must be a table")
-    return value.items()
-
-
-def _read_key(identity: str, entry: object) -> Key:
-    given: dict[str, Any] = dict(_table(identity, entry))
-    keys = _joined(given.pop("keys", ""))
-    if keys is None or not keys or not all(is_key(key) for key in keys.split(",")):
-        raise KeysTableError(f"{identity}.keys must be a key or a list of keys")
-    kinds = {field.name: bool if field.default in (True, False) else str for field in fields(Key)}
-    for name, value in given.items():
-        if name == "id" or type(value) is not kinds.get(name):
-            raise KeysTableError(f"{identity}.{name} is unknown, or has a value of another type")
-    if missing := {"action", "description"} - given.keys():
-        raise KeysTableError(f"{identity} has no {min(missing)}")
-    return Key(identity, keys, **given)
+def _read_table() -> Iterator[Key]:
+    """The key bindings of ``keys.toml``, which describes its fields."""
+    data = tomli.loads(Path(__file__).with_name("keys.toml").read_text(encoding="utf-8"))
+    for scope, section in data.items():
+        for name, entry in section.items():
+            keys = entry.pop("keys")
+            yield Key(f"{scope}.{name}", keys if isinstance(keys, str) else ",".join(keys), **entry)
 
 
 def _joined(keys: object) -> str | None:
@@ -157,7 +127,7 @@ def _joined(keys: object) -> str | None:
     return keys if isinstance(keys, str) else None
 
 
-KEYS = read_table(Path(__file__).with_name("keys.toml").read_text(encoding="utf-8"))
+KEYS = tuple(_read_table())
 
 
 def is_text(keys: str) -> bool:
@@ -230,16 +200,8 @@ class KeyTable:
         return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
 
 
-@dataclass(frozen=True)
-class KeymapFile:
-    """The valid entries of a keymap file, and its errors."""
-
-    overrides: dict[str, str]
-    problems: list[str]
-
-
-def load_keymap(path: Path) -> KeymapFile:
-    """Read the user's keymap; a missing file changes nothing, and invalid lines are skipped and reported.
+def load_keymap(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Read the user's keymap: its keys by id, and its errors; a missing file changes nothing.
 
     Args:
         path: ``keymap.toml``.
@@ -247,9 +209,9 @@ def load_keymap(path: Path) -> KeymapFile:
     try:
         data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
-        return KeymapFile({}, [])
+        return {}, []
     except (OSError, ValueError, RecursionError) as error:
-        return KeymapFile({}, [f"it cannot be read: {one_line(str(error), 120)}"])
+        return {}, [f"it cannot be read: {one_line(str(error), 120)}"]
     overrides: dict[str, str] = {}
     problems: list[str] = []
     known = {key.id for key in KEYS}
@@ -269,7 +231,7 @@ def load_keymap(path: Path) -> KeymapFile:
         problems.append(f"{display_key(key)} is both {first} and {second}")
         overrides.pop(first, None)
         overrides.pop(second, None)
-    return KeymapFile(overrides, problems)
+    return overrides, problems
 
 
 def _yield_ask(overrides: Mapping[str, str]) -> dict[str, str]:

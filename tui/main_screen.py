@@ -12,7 +12,7 @@ from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.css.query import NoMatches
-from textual.geometry import NULL_OFFSET, NULL_SPACING, Region, Size
+from textual.geometry import NULL_OFFSET, NULL_SPACING, Region, Size, clamp
 from textual.layout import ArrangeResult, Layout, WidgetPlacement
 from textual.reactive import Reactive
 from textual.screen import Screen
@@ -102,28 +102,20 @@ def places(shown: Sequence[str], size: Size, way: Direction) -> dict[str, Region
             return {first: Region(0, 0, left, height), second: Region(left, 0, width - left, height)}
         top = (height + 1) // 2
         return {first: Region(0, 0, width, top), second: Region(0, top, width, height - top)}
-    left = min(max(width * 46 // 100, _LEFT[0]), _LEFT[1])
-    top = height - _between(_CHAT_ROWS, height * 34 // 100, height * 42 // 100)
+    left = clamp(width * 46 // 100, *_LEFT)
+    top = height - clamp(_CHAT_ROWS, height * 34 // 100, height * 42 // 100)
     found = {"train": Region(left, 0, width - left, top), "chat": Region(left, top, width - left, height - top)}
     if "runs" in shown:
         found["runs"] = Region(0, 0, left, height)
     else:
-        top = height - _between(_CONFIG_ROWS, height // 2, height * 60 // 100)
+        top = height - clamp(_CONFIG_ROWS, height // 2, height * 60 // 100)
         found["data"] = Region(0, 0, left, top)
         found["config"] = Region(0, top, left, height - top)
     return found
 
 
-def _between(wanted: int, least: int, most: int) -> int:
-    return min(max(wanted, least), most)
-
-
 class TooSmall(Widget):
-    """Notice that covers the screen and names a sufficient size.
-
-    Args:
-        smallest: The minimum columns and rows.
-    """
+    """Notice that covers the screen and names a sufficient size."""
 
     DEFAULT_CSS = """
     TooSmall {
@@ -132,15 +124,11 @@ class TooSmall(Widget):
     }
     """
 
-    def __init__(self, smallest: tuple[int, int]) -> None:
-        super().__init__()
-        self._smallest = smallest
-
     def render(self) -> Content:
         """The present and the minimum size."""
         width, height = self.app.size
         return Content(
-            f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
+            f"{width}×{height} is too small.\nMake the terminal at least {SMALLEST[0]}×{SMALLEST[1]}.\n"
             "A run that is on goes on.\n"
             f"{shell_of(self).keys['app.quit'].display} leaves."
         )
@@ -276,7 +264,7 @@ class MainScreen(Screen[None]):
             for name in (*TILED, "runs"):
                 yield PaneSlot(pane_spec(name))
         yield KeyBar(id="keys")
-        yield TooSmall(SMALLEST)
+        yield TooSmall()
 
     def on_mount(self) -> None:
         """Lay out the panes, and call the app back after the first paint."""
@@ -308,11 +296,6 @@ class MainScreen(Screen[None]):
     def is_tiled(self) -> bool:
         """True if more than one pane is visible."""
         return len(self._shown) > 1
-
-    @property
-    def is_too_small(self) -> bool:
-        """True if the terminal is too small to show anything but a notice."""
-        return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
         """Focus a pane; it fills the screen if ``zoom`` is set or only one fits."""
@@ -381,7 +364,7 @@ class MainScreen(Screen[None]):
                 if (name in before) != shown or not self._arranged:
                     self.app.call_later(shell_of(self).pane_shown, name, shown=shown)
                 slot.mark(is_current=name == self.current)
-            self.query_one(TooSmall).display = self.is_too_small
+            self.query_one(TooSmall).display = self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
             self._arranged = True
             self._show_keys()
 

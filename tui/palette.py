@@ -88,12 +88,8 @@ def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) ->
     """The palette's screen, which returns the id of a key; arguments as in :func:`list_commands`."""
     commands = list_commands(keys, pane, can_run)
 
-    def find(typed: str) -> list[Pick]:
-        return picks_of(find_commands(commands, typed))
+    def picks(typed: str) -> list[Pick]:
+        found = find_commands(commands, typed)
+        return [Pick(command.key.id, name=command.text, hint=command.key.display) for command in found]
 
-    return PickScreen("Commands", picks_of(commands), find=find)
-
-
-def picks_of(commands: Sequence[Command]) -> list[Pick]:
-    """The commands as entries of a list."""
-    return [Pick(command.key.id, name=command.text, hint=command.key.display) for command in commands]
+    return PickScreen("Commands", picks(""), find=picks)

@@ -99,14 +99,14 @@ class TypedAhead:
         self._drops = self._reads_as_text(key, place)
         if not self._drops:
             self._take(self._walk, place, key, ())
-        elif len({each.key for each in (key, *islice(self._ahead, LOOKED_AT)) if _is_letter(each)}) > 1:
+        elif len({each.key for each in (key, *islice(self._ahead, LOOKED_AT)) if each.is_printable}) > 1:
             # A repeated key is held down, not text.
             self._tell()
         return not self._drops
 
     def _reads_as_text(self, key: events.Key, place: Place) -> bool:
         rest = list(islice(self._ahead, LOOKED_AT))
-        if _is_letter(key) and not self._is_known(key, place):
+        if key.is_printable and not self._is_known(key, place):
             # The rest was not meant for this place either.
             return bool(rest) or self._walk.letters > 0
         trial = replace(self._walk, commands=set(self._walk.commands))
@@ -123,11 +123,11 @@ class TypedAhead:
 
     def _take(self, walk: Walk, place: Place, key: events.Key, rest: Sequence[events.Key]) -> Place | None:
         """Add a key to a walk; returns the place of the next key, None if that takes text."""
-        walk.letters += _is_letter(key)
-        writes_words = _is_letter(key) and (key.character or "").isalpha()
+        walk.letters += key.is_printable
+        writes_words = key.is_printable and (key.character or "").isalpha()
         found = self._table.find(place.scope, key.key)
         if found is None:
-            walk.has_unknown = walk.has_unknown or (_is_letter(key) and key.key not in place.own)
+            walk.has_unknown = walk.has_unknown or (key.is_printable and key.key not in place.own)
             return place
         if found.pane:
             return Place(scope=found.pane)
@@ -143,14 +143,10 @@ class TypedAhead:
         return place
 
 
-def _is_letter(key: events.Key) -> bool:
-    return key.is_printable
-
-
 def _is_number(keys: Sequence[events.Key]) -> bool:
     """True if the keys up to the first non-printable one are a number."""
     for key in keys:
-        if not _is_letter(key):
+        if not key.is_printable:
             return True
         if key.character not in _NUMBER:
             return False

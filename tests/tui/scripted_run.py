@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import tomli
+
 from core.hardware.snapshot import Device, Host
 from core.runs.record import events
 from core.runs.record.state import RunState, hostname, own_identity
@@ -28,47 +30,8 @@ train = "/data/tickets_train.jsonl"
 name = "qlora"
 rank = 16
 """
-GPU = Device(
-    index=0,
-    kind="cuda",
-    name="NVIDIA GeForce RTX 4090",
-    temperature_c=71.0,
-    temperature_limit_c=83.0,
-    memory_used=18_200_000_000,
-    memory_total=24_000_000_000,
-    utilization=98.0,
-    power_w=312.0,
-    power_limit_w=450.0,
-    fan=54.0,
-    clock=2520.0,
-    uuid="GPU-1111",
-    memory_temperature_c=84.0,
-    temperature_slowdown_c=88.0,
-    temperature_shutdown_c=93.0,
-    temperature_margin_c=12.0,
-    power_limit_min_w=150.0,
-    power_limit_max_w=480.0,
-    memory_clock=10501.0,
-    fans=[54.0, 53.0],
-    pcie_generation=4,
-    pcie_width=16,
-    pcie_generation_max=4,
-    pcie_width_max=16,
-    pcie_tx=8e6,
-    pcie_rx=2.1e8,
-    energy_j=4.1e6,
-)
-HOST = Host(
-    load=1.62,
-    cores=[96.0, 12.0, 4.0, 31.0, 7.0, 2.0, 18.0, 5.0],
-    ram_used=12_100_000_000,
-    ram_total=64_000_000_000,
-    swap_used=0,
-    swap_total=8_000_000_000,
-    disk_free=312_000_000_000,
-    cpu_temperature_c=54.0,
-    cpu_power_w=65.0,
-)
+_MACHINE = tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+GPU, HOST = Device(**_MACHINE["gpu"]), Host(**_MACHINE["host"])
 
 
 class ScriptedRun:
@@ -147,9 +110,8 @@ class ScriptedRun:
 
     def loss_at(self, step: int) -> float:
         """A loss curve as in training: steep, then flat, and noisy."""
-        return (
-            2.0 * math.exp(-step / (self.total / 8)) + 0.38 + self._random.gauss(0, 0.05) * math.exp(-step / self.total)
-        )
+        noise = self._random.gauss(0, 0.05) * math.exp(-step / self.total)
+        return 2.0 * math.exp(-step / (self.total / 8)) + 0.38 + noise
 
     def steps(self, first: int, last: int, *, seconds: float = 1.1, **fields: Any) -> Self:
         """Write optimizer steps, ``last`` included."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from core.runs.catalog.rows import RunCatalog, read_model
+from core.runs.catalog.rows import read_model
 from core.runs.record import history as glimpse
-from core.runs.record.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.waiting import wait_for
 from tui import bridge
-from tui.messages import DevicesSampled, RunAdvanced, RunAttached, RunsListed
+from tui.messages import RunAdvanced, RunAttached
 
 
 @pytest.fixture
@@ -25,41 +25,37 @@ def posted(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return []
 
 
-def follow(script: ScriptedRun, posted: list[object]) -> tuple[threading.Thread, threading.Event]:
-    """Follow a run in a thread."""
+@contextmanager
+def following(script: ScriptedRun, posted: list[object]) -> Iterator[None]:
+    """Follow a run in a thread, once it has been attached."""
     stop = threading.Event()
-    thread = threading.Thread(target=bridge.follow_run, args=(script.run, posted.append, stop))
+    thread = threading.Thread(target=bridge.follow_run, args=(script.run, posted.append, stop), daemon=True)
     thread.start()
     wait_for(lambda: posted, 10, "the run to be attached")
-    return thread, stop
+    yield
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_the_history_comes_whole_and_then_what_is_new(home: Path, posted: list[object]) -> None:
     script = ScriptedRun(home).train_to(30)
-    thread, stop = follow(script, posted)
-    attached = posted[0]
-    assert isinstance(attached, RunAttached)
-    assert attached.history.step == 30
-    script.steps(31, 33)
-    wait_for(lambda: sum(len(m.events) for m in posted[1:] if isinstance(m, RunAdvanced)) == 3, 10, "three steps")
-    script.end("finished")
-    wait_for(
-        lambda: isinstance(posted[-1], RunAdvanced) and posted[-1].state.state == "finished", 10, "the end of the run"
-    )
-    stop.set()
-    thread.join(5)
-    assert not thread.is_alive()
+    with following(script, posted):
+        attached = posted[0]
+        assert isinstance(attached, RunAttached)
+        assert attached.history.step == 30
+        script.steps(31, 33)
+        wait_for(lambda: sum(len(m.events) for m in posted[1:] if isinstance(m, RunAdvanced)) == 3, 10, "three steps")
+        script.end("finished")
+        wait_for(lambda: isinstance(posted[-1], RunAdvanced) and posted[-1].state.state == "finished", 10, "the end")
 
 
 def test_of_a_long_record_a_glimpse_comes_first(
     home: Path, posted: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
-    script = ScriptedRun(home).train_to(60)
-    thread, stop = follow(script, posted)
-    wait_for(lambda: len(posted) > 1, 10, "the whole record")
-    stop.set()
-    thread.join(5)
+    with following(ScriptedRun(home).train_to(60), posted):
+        wait_for(lambda: len(posted) > 1, 10, "the whole record")
     first, whole = posted[:2]
     assert isinstance(first, RunAttached)
     assert isinstance(whole, RunAttached)
@@ -71,41 +67,11 @@ def test_of_a_long_record_a_glimpse_comes_first(
 
 def test_a_heartbeat_alone_is_no_news(home: Path, posted: list[object]) -> None:
     script = ScriptedRun(home).train_to(3)
-    thread, stop = follow(script, posted)
-    script.write_state()
-    script.write_state(state="paused")
-    wait_for(lambda: len(posted) > 1, 10, "the pause")
-    stop.set()
-    thread.join(5)
+    with following(script, posted):
+        script.write_state()
+        script.write_state(state="paused")
+        wait_for(lambda: len(posted) > 1, 10, "the pause")
     assert [type(message) for message in posted] == [RunAttached, RunAdvanced]
-
-
-def test_only_the_newest_sample_and_list_matter() -> None:
-    assert DevicesSampled([]).can_replace(DevicesSampled([]))
-    assert not DevicesSampled([]).can_replace(RunsListed([]))
-    assert RunsListed([]).can_replace(RunsListed([]))
-
-
-def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home, "20261123-090000-first").train_to(12).end("stopped", "asked")
-    second = ScriptedRun(home, "20261124-090000-second").train_to(5)
-    reads: list[str] = []
-
-    read = Run.values
-
-    def counted(run: Run) -> dict[str, Any]:
-        reads.append(run.id)
-        return read(run)
-
-    monkeypatch.setattr(Run, "values", counted)
-    catalog = RunCatalog()
-    rows = catalog.rows()
-    found = [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows]
-    assert found == [("second", "training", 5, 120), ("-first", "stopped", 12, 120)]
-    assert rows[0].loss is not None
-    second.steps(6, 6)
-    assert catalog.rows()[0].step == 6
-    assert len(reads) == 2
 
 
 def test_model_names_are_short_and_safe(home: Path) -> None:

@@ -18,7 +18,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, has_run, pane_of, paste, press, running, screen_text, wait_for
+from tests.tui.harness import HOSTILE, document_of, has_run, pane_of, paste, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -148,8 +148,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
     leave_behind()
     monkeypatch.chdir(tmp_path / "elsewhere")
     async with running(size=(100, 30)) as (app, pilot):
-        document = app.state.document
-        assert document is not None
+        document = document_of(app)
         assert (document.path, document.get("train.epochs")) == (None, 7.0)
         assert document.get("data.train") == str(tmp_path / "here" / "rows.jsonl")
         await wait_for(pilot, lambda: pane_of(app, "config").form.fields)
@@ -173,8 +172,7 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
         async with app.run_test(size=(100, 30)) as pilot:
             await ready(pilot)
             await pilot.pause()
-            document = app.state.document
-            assert document is not None
+            document = document_of(app)
             assert document.get("train.epochs") == expected
             assert document.path is None
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import signal
-import struct
 import sys
-import termios
 import threading
 from collections.abc import Callable
 from io import StringIO
@@ -166,22 +162,15 @@ def blind(terminal: Terminal) -> None:
     terminal._stream.feed = lambda _: None
 
 
-def resize(terminal: Terminal, columns: int, rows: int) -> None:
-    fcntl.ioctl(terminal.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    terminal.signal(signal.SIGWINCH)
-
-
 def test_no_size_ends_the_app(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        feed = terminal._stream.feed
-        blind(terminal)
+        terminal._screen.resize = lambda *_: None
         for columns, rows in ((0, 0), (1, 1), (65535, 1), (1, 65535), (65535, 65535)):
             before = len(terminal.output)
-            resize(terminal, columns, rows)
+            terminal.resize(columns, rows)
             terminal.wait_for(lambda: len(terminal.output) > before)  # noqa: B023 - within this turn of the loop
-        terminal._stream.feed = feed
-        resize(terminal, 80, 24)
+        terminal.resize(80, 24)
         assert is_well(terminal)
         terminal.press("q")
         assert terminal.wait_for_end() == 0
@@ -251,15 +240,9 @@ def test_every_sign_that_the_app_writes_has_a_replacement() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C locale is Linux's")
-def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
+def test_in_the_c_locale_all_is_ascii(home: Path, environment: dict[str, str]) -> None:
     ScriptedRun(home).begin().train_to(40)
-    environment = {
-        "LOCALTUNE_HOME": str(home),
-        "XDG_CONFIG_HOME": str(home.parent / "config"),
-        "LANG": "C",
-        "LC_ALL": "C",
-    }
-    with Terminal.app(size=(120, 34), environment=environment) as terminal:
+    with Terminal.app(size=(120, 34), environment={**environment, "LANG": "C", "LC_ALL": "C"}) as terminal:
         terminal.wait_for_text("step")
         terminal.wait_for_text("5 Runs")
         terminal.press("1", until="d sample data")

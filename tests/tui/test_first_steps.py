@@ -87,15 +87,7 @@ async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> Non
         await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
 
 
-async def test_earlier_runs_are_named(directory: Path, home: Path) -> None:
-    ScriptedRun(home).train_to(30).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
-        await press(pilot, "1", until="5   my run: tickets, finished")
-
-
-async def test_a_run_that_ends_while_the_app_is_open_is_told_so(directory: Path, home: Path) -> None:
+async def test_an_earlier_run_is_named_and_its_end_is_told(directory: Path, home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     app = LocaltuneApp()
     async with app.run_test(size=(100, 30)) as pilot:

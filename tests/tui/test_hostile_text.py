@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.harness import FORBIDDEN, HOSTILE, Stage, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
+from tui.app import LocaltuneApp
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
 from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
@@ -43,7 +45,10 @@ from tui.widgets.run_end import end_lines
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.text_block import TextBlock
 
+FIGURES: dict[str, Any] = {"epoch": 0.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": 10, "supervised_tokens": 5}
+FIGURES |= {"seconds": 1.0, "tokens_per_second": 10.0}
 EVIL = HOSTILE + "[@click=app.quit]x[/] [/nope]"
+STALLED = RunState(state="stalled", reason=EVIL)
 
 
 @pytest.fixture
@@ -60,18 +65,7 @@ def _events() -> Iterator[events.Event]:
     yield events.PhaseEvent(t=0.0, name=EVIL, detail=EVIL, done=1, total=2)
     yield events.NoticeEvent(t=1.0, level="warning", code="x", message=EVIL, hint=EVIL)
     for step in range(1, 4):
-        yield events.StepEvent(
-            t=float(step),
-            step=step,
-            epoch=0.0,
-            loss=1.0 / step,
-            lr=1e-3,
-            grad_norm=1.0,
-            tokens=10,
-            supervised_tokens=5,
-            seconds=1.0,
-            tokens_per_second=10.0,
-        )
+        yield events.StepEvent(t=float(step), step=step, loss=1.0 / step, **FIGURES)
     yield events.SampleEvent(t=4.0, step=3, prompt=EVIL, text=EVIL, source=EVIL, expected=EVIL, exact_match=False)
     yield events.GovernorEvent(t=5.0, action=EVIL, cause=EVIL)
     yield events.PhaseEvent(t=6.0, name="rehearsing", detail=EVIL)
@@ -85,10 +79,6 @@ def _chart(view: RunView) -> Widget:
     return chart
 
 
-def _devices(_: RunView) -> Widget:
-    return DevicePanel()
-
-
 def _log(view: RunView) -> Widget:
     log = LogView()
     log._lines.extend(view.history.log)
@@ -96,9 +86,8 @@ def _log(view: RunView) -> Widget:
 
 
 def _runs(view: RunView) -> Widget:
-    rows = [RunRow(view.run, "failed", "", 3, 9, 0.5, 0.0, 1.0)]
     run_list = RunList(lambda: 0.0)
-    run_list._rows = rows
+    run_list._rows = [RunRow(view.run, "failed", "", 3, 9, 0.5, 0.0, 1.0)]
     return run_list
 
 
@@ -106,10 +95,6 @@ def _status(view: RunView) -> Widget:
     status = StatusBar()
     status.show(AppState(view=view, host=EVIL), 1e9, loss=True)
     return status
-
-
-def _stalled(view: RunView) -> RunView:
-    return replace(view, state=replace(view.state, state="stalled"))
 
 
 def _answers(view: RunView) -> Content:
@@ -127,13 +112,13 @@ def _lines(make: Callable[[RunView], Content]) -> Callable[[RunView], Widget]:
 
 WIDGETS: dict[str, Callable[[RunView], Widget]] = {
     "chart": _chart,
-    "devices": _devices,
+    "devices": lambda _: DevicePanel(),
     "log": _log,
     "runs": _runs,
     "status": _status,
     "end": _lines(lambda view: end_lines(result_of(view.run, view.state, view.history), [("r", "run")], 100, BRAILLE)),
     "answers": _lines(_answers),
-    "banner": _lines(lambda view: run_lines.banner(_stalled(view), KeyTable())),
+    "banner": _lines(lambda view: run_lines.banner(replace(view, state=STALLED), KeyTable())),
     "phases": _lines(lambda view: run_lines.phases(view, 9.0, 100, BRAILLE)),
     "progress": _lines(lambda view: run_lines.progress(view, 100, BRAILLE, 9.0)),
     "numbers": _lines(lambda view: run_lines.numbers(view, 100)),
@@ -183,8 +168,6 @@ async def test_a_dialog_draws_nothing_hostile(view: RunView) -> None:
 
 
 async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
-    from tui.app import LocaltuneApp
-
     script = ScriptedRun(home).train_to(5)
     script.write(*_events())
     script.write_state(state="failed", reason=EVIL)
@@ -200,10 +183,5 @@ async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
 
 def _clickable(app: App[Any]) -> list[str]:
     """Actions that a click on the screen would run."""
-    strips = app.screen._compositor.render_strips()
-    return [
-        str(segment.style.meta["@click"])
-        for strip in strips
-        for segment in strip
-        if segment.style is not None and "@click" in segment.style.meta
-    ]
+    segments = itertools.chain.from_iterable(app.screen._compositor.render_strips())
+    return [str(item.style.meta["@click"]) for item in segments if item.style and "@click" in item.style.meta]

@@ -22,7 +22,6 @@ from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.messages import DevicesSampled
 from tui.terminal_image import TerminalImage
-from tui.widgets.status_bar import StatusBar
 
 PANES = "12345Q"
 #: Readings of a card that waits, and of a processor with nothing to do.
@@ -186,22 +185,3 @@ async def test_a_terminal_without_the_focus_is_left_alone(monkeypatch: pytest.Mo
         assert app.written == []
         app.post_message(AppFocus())
         await wait_for(pilot, lambda: "100%" in screen_lines(app)[0])
-
-
-async def test_the_age_of_a_run_is_told_in_five_minutes(home: Path) -> None:
-    script = ended(home)
-    app = WrittenApp()
-    app.clock = lambda: 1e9 + 200 + 299
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
-        view = app.state.view
-        assert view is not None
-        assert view.run == script.run
-        view.is_leftover = True
-        app.state.document.set("data.train", "/data/other.csv")  # type: ignore[union-attr]
-        found = set()
-        for seconds in range(0, 900, 30):
-            app.clock = lambda seconds=seconds: 1e9 + 200 + seconds  # type: ignore[misc]
-            app.desktop.show_header()
-            found.add(app.main.query_one(StatusBar).render().plain.partition("finished")[2].split("  ")[0].strip())
-        assert found == {"just now", "5 min ago", "10 min ago"}

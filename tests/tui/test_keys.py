@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.runs.control.protocol import ACTIONS
 from tests.cases import cases
 from tui.keys import (
     KEYS,
     SCOPES,
-    Key,
-    KeysTableError,
     KeyTable,
-    bindings,
     conflicts,
     display_key,
     is_key,
     load_keymap,
-    read_table,
 )
 
 
-def test_ids_are_unique_and_belong_to_a_scope() -> None:
-    assert len({key.id for key in KEYS}) == len(KEYS)
+def test_the_table_has_keys_that_there_are_in_scopes_that_there_are() -> None:
     assert {key.scope for key in KEYS} <= set(SCOPES)
+    for key in KEYS:
+        assert all(map(is_key, key.keys.split(","))), key.id
+        assert key.then in ("", "text", "number"), key.id
 
 
 def test_no_key_means_two_things_in_one_place() -> None:
@@ -34,51 +30,6 @@ def test_no_key_means_two_things_in_one_place() -> None:
         for part in key.keys.split(","):
             assert (key.scope, part) not in seen, f"{part}: {key.id} and {seen[key.scope, part]}"
             seen[key.scope, part] = key.id
-
-
-def test_a_letter_that_edits_in_one_pane_changes_nothing_by_itself_in_another() -> None:
-    actions = {key.id: key.action for key in KEYS if "e" in key.keys.split(",")}
-    assert set(actions.values()) <= {"open_editor", "change_settings", "edit", "edit_config"}
-
-
-def test_the_letter_that_asks_the_model_has_no_other_meaning() -> None:
-    assert {key.id for key in KEYS if "i" in key.keys.split(",")} == {"app.ask", "chat.write"}
-
-
-def test_the_table_is_read_in_its_order() -> None:
-    text = """
-    [train]
-    pause = { keys = ["p", "/"], action = "toggle", description = "pause", palette = false, priority = true }
-    stop = { keys = "s", action = "stop", description = "stop", help = "Stop the run", show = "S", footer = true }
-    """
-    assert read_table(text.replace("/", "slash")) == (
-        Key("train.pause", "p,slash", "toggle", "pause", palette=False, priority=True),
-        Key("train.stop", "s", "stop", "stop", "Stop the run", footer=True, show="S"),
-    )
-
-
-@cases(
-    ("text", "named"),
-    [
-        ('[trian]\npause = { keys = "p", action = "a", description = "d" }', "trian"),
-        ("train = 3", "train"),
-        ('[train]\npause = "p"', "train.pause"),
-        ('[train]\npause = { action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = "nokey", action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = [1], action = "a", description = "d" }', "train.pause.keys"),
-        ('[train]\npause = { keys = "p", description = "d" }', "train.pause has no action"),
-        ('[train]\npause = { keys = "p", action = "a" }', "train.pause has no description"),
-        ('[train]\npause = { keys = "p", action = "a", description = "d", footer = 1 }', "train.pause.footer"),
-        ('[train]\npause = { keys = "p", action = "a", description = "d", foot = true }', "train.pause.foot"),
-    ],
-)
-def test_a_wrong_table_is_refused(text: str, named: str) -> None:
-    with pytest.raises(KeysTableError, match=named):
-        read_table(text)
-
-
-def test_bindings_carry_their_ids() -> None:
-    assert {binding.id for binding in bindings("train")} == {key.id for key in KEYS if key.scope == "train"}
 
 
 @cases(
@@ -102,9 +53,9 @@ def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
 def test_a_keymap_rebinds(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npause = "space"\nstop = ["z", "f9"]\n', encoding="utf-8")
-    found = load_keymap(path)
-    assert found.problems == []
-    table = KeyTable(found.overrides)
+    overrides, problems = load_keymap(path)
+    assert problems == []
+    table = KeyTable(overrides)
     assert table["train.pause"].keys == "space"
     assert table["train.stop"].keys == "z,f9"
     assert table.hints(["train.pause", "train.checkpoint"]) == "space pause  c checkpoint"
@@ -119,19 +70,19 @@ def test_every_action_that_a_refusal_names_has_its_key_that_of_the_keymap() -> N
 def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npuase = "x"\nstop = 3\npause = "nokey"\n[app]\nhelp = "H"\n', encoding="utf-8")
-    found = load_keymap(path)
-    assert set(found.overrides) == {"app.help"}
-    assert len(found.problems) == 3
-    assert "train.puase" in " ".join(found.problems)
+    overrides, problems = load_keymap(path)
+    assert set(overrides) == {"app.help"}
+    assert len(problems) == 3
+    assert "train.puase" in " ".join(problems)
 
 
 @cases("text", ["[train", "\x00", '[train]\npause = "c"\n'])
 def test_an_unusable_keymap_changes_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text(text, encoding="utf-8")
-    found = load_keymap(path)
-    assert found.overrides == {}
-    assert len(found.problems) == 1
+    overrides, problems = load_keymap(path)
+    assert overrides == {}
+    assert len(problems) == 1
 
 
 def test_a_pane_key_over_a_key_of_the_app_is_a_conflict() -> None:
@@ -142,16 +93,36 @@ def test_a_pane_key_over_a_key_of_the_app_is_a_conflict() -> None:
 def test_a_character_and_its_name_are_the_same_key(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npause = "?"\n', encoding="utf-8")
-    assert load_keymap(path).overrides == {}
+    assert load_keymap(path)[0] == {}
 
 
 def test_every_key_of_the_table_can_be_given_to_another_action(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     for key in {part for entry in KEYS for part in entry.keys.split(",")}:
         path.write_text(f'[runs]\nbottom = "{key}"\n', encoding="utf-8")
-        assert not [problem for problem in load_keymap(path).problems if "is no key" in problem]
+        assert not [problem for problem in load_keymap(path)[1] if "is no key" in problem]
 
 
 def test_no_file_is_no_problem(tmp_path: Path) -> None:
-    found = load_keymap(tmp_path / "none.toml")
-    assert (found.overrides, found.problems) == ({}, [])
+    overrides, problems = load_keymap(tmp_path / "none.toml")
+    assert (overrides, problems) == ({}, [])
+
+
+#: Keys that a terminal, tmux or screen keeps for itself, or that some terminals send as another key.
+UNSAFE = {
+    *("ctrl+b", "ctrl+a", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+@", "ctrl+tab", "ctrl+z"),
+    "shift+enter",
+}
+
+
+def test_every_action_has_a_key_that_is_safe() -> None:
+    for key in KeyTable().keys:
+        safe = [name for name in key.keys.split(",") if name not in UNSAFE and not name.startswith(("alt+", "shift+"))]
+        assert safe, key.id
+
+
+def test_lists_move_and_search_by_the_usual_keys() -> None:
+    keys = KeyTable()
+    for scope in ("data", "config", "runs"):
+        bound = {name for key in keys.scope(scope) for name in key.keys.split(",")}
+        assert {"j", "k", "g", "G", "down", "up", "slash"} <= bound, scope

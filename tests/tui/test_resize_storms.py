@@ -123,10 +123,3 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
         terminal.wait_for_rest()
         press(terminal, "\x1b")
-
-
-def test_a_terminal_that_cannot_place_text_is_refused_in_a_sentence(home: Path) -> None:
-    with Terminal.app(environment={"LOCALTUNE_HOME": str(home), "TERM": "dumb"}) as terminal:
-        assert terminal.wait_for_end(60) == 2
-        assert b"TERM=dumb" in terminal.output
-        assert b"\x1b" not in terminal.output

@@ -96,18 +96,9 @@ def test_a_torn_or_foreign_file_is_no_session(raw: bytes) -> None:
 
 
 def test_what_is_of_another_type_is_left_out() -> None:
-    content = {
-        "time": 5,
-        "config": 7,
-        "draft": None,
-        "run": "/a\0b",
-        "option": "x" * 5000,
-        "pane": "data",
-        "zoomed": 1,
-        "live": True,
-        "data": {"path": "/rows.csv", "row": -3, "filter": [], "tokens": "yes"},
-        "later": {"version": 9},
-    }
+    data = {"path": "/rows.csv", "row": -3, "filter": [], "tokens": "yes"}
+    content: dict[str, Any] = {"time": 5, "pane": "data", "live": True, "data": data}
+    content |= {"config": 7, "draft": None, "run": "/a\0b", "option": "x" * 5000, "zoomed": 1, "later": {}}
     found = parse_session(json.loads(json.dumps(content)))
     assert found == Session(pane="data", live=True, data=DataPlace("/rows.csv"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,25 +13,29 @@ from textual.content import Content
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
 from core.runs.catalog.rows import RunRow
+from core.runs.outlook import time_left
 from core.runs.outlook.energy import Tariff
+from core.runs.outlook.time_left import Eta
 from core.runs.record import events
 from core.runs.record.history import LogLine, read_history
 from core.runs.record.sentences import slug_of
+from core.runs.record.series import Series
 from core.runs.record.state import Rank, RunState
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import Stage, press, screen_lines, screen_text, wait_for
-from tests.tui.scripted_run import GPU, ScriptedRun
+from tests.tui.scripted_run import GPU, HOST, ScriptedRun
 from tui import meters
-from tui.glyphs import BRAILLE
+from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
-from tui.widgets.charts.device_panel import device_lines
+from tui.widgets.charts.device_panel import device_lines, host_line
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.status_bar import Segment, fit, header_segments
+from tui.widgets.text_block import TextBlock, clip, flow, hang
 
 
 def view_of(script: ScriptedRun) -> RunView:
@@ -72,18 +77,7 @@ def test_a_nan_loss_and_rewards_are_shown(home: Path) -> None:
     assert "acc 0.88" in shown
 
 
-def test_numbers_and_progress_fit(home: Path) -> None:
-    script = ScriptedRun(home, start=0.0).train_to(64)
-    view = view_of(script)
-    for width in (20, 58, 78, 200):
-        assert run_lines.numbers(view, width).cell_length <= width
-        if width > 40:
-            assert run_lines.progress(view, width, BRAILLE, 100.0).cell_length <= width
-
-
 def test_the_trend_points_where_the_loss_goes() -> None:
-    from core.runs.record.series import Series
-
     down, flat = Series(), Series()
     for step in range(50):
         down.append(step, 5.0 - step / 20)
@@ -142,6 +136,10 @@ def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path) -> Non
         assert ("│ other run: " in line) == bool(told)
         assert told in line
         assert not told or "finished 5 min ago" in line
+    view.is_leftover = True
+    last = fit(header_segments(state, view.state.updated, loss=False), 140)
+    assert "│ last run: " in last.plain
+    assert any(span.style == "$muted" for span in last.spans if "last run" in last.plain[span.start : span.end])
 
 
 async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
@@ -296,20 +294,14 @@ def test_a_cpu_is_not_blamed_for_having_no_fan() -> None:
     assert second.split() == ["util", "70%", "2,600", "MHz"]
 
 
-def test_the_header_says_when_a_card_is_lost_or_its_values_are_old(home: Path) -> None:
-    for device, told in (
-        (GPU, "RTX 4090 71 °C ok"),
-        (replace(GPU, age_s=3.0), "RTX 4090 71 °C ok"),
-        (replace(GPU, age_s=23.0), "RTX 4090 71 °C old"),
-        (replace(GPU, temperature_c=None, memory_used=None, problem="it is gone"), "RTX 4090 cannot be read"),
-    ):
-        assert told in fit(header_segments(AppState(devices=[device]), 1e9, loss=False), 120).plain
-
-
-def test_the_header_shows_all_cards() -> None:
+def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_are_old() -> None:
     second = replace(GPU, index=1, temperature_c=82.0, memory_used=int(23.5e9))
     other = replace(second, name="NVIDIA RTX A6000", memory_total=48_000_000_000)
     for devices, told in (
+        ([GPU], "RTX 4090 71 °C ok"),
+        ([replace(GPU, age_s=3.0)], "RTX 4090 71 °C ok"),
+        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C old"),
+        ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090 cannot be read"),
         ([GPU, second], "2× RTX 4090 71·82 °C near limit  18.2·23.5/24 GB at limit"),
         ([GPU, other], "2 cards 71·82 °C near limit  41.7/72 GB"),
         ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C near limit  18.2–23.5/24 GB at limit"),
@@ -346,3 +338,149 @@ def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
     state = AppState(view=view)
     assert "4100.0 Wh  1.31 EUR" in fit(header_segments(state, 1e9, loss=True), 180).plain
     assert "Wh" not in fit(header_segments(state, 1e9, loss=False), 180).plain
+
+
+#: Times left, in seconds, just above and below a change of their digits.
+TIMES = (7300.0, 3601.0, 3599.0, 601.0, 599.0, 61.0, 59.0, 10.0, 9.0, 1.0)
+
+
+@pytest.fixture
+def views(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunView]:
+    """A run at the steps where its figures get a digit more."""
+    script = ScriptedRun(home, start=1e9, total=1200)
+    script.begin()
+    script.steps(1, 3)
+    script.evaluate(3, 0.45)
+    script.hardware()
+    view = view_of(script)
+    left = TIMES[0]
+    monkeypatch.setattr(type(view), "eta", lambda *_: Eta(left, 0.0, 0.0))
+
+    def walk() -> Iterator[RunView]:
+        nonlocal left
+        steps = (8, 9, 10, 11, 99, 100, 101, 999, 1000, 1200)
+        for seconds, step, rate in zip(TIMES, steps, (99, 999, 1000, 9999) * 3, strict=False):
+            left = seconds
+            view.state = replace(view.state, step=step)
+            last = view.history.last_step
+            assert last is not None
+            view.history.last_step = replace(last, tokens_per_second=float(rate))
+            yield view
+
+    return walk()
+
+
+def places(line: str, *marks: str) -> tuple[int, ...]:
+    """The columns of texts in a line."""
+    found = tuple(line.find(mark) for mark in marks)
+    assert -1 not in found, line
+    return found
+
+
+def test_the_progress_of_a_run_stays_in_its_columns(views: Iterator[RunView]) -> None:
+    widths = (76, 98, 150)
+    drawn = [[run_lines.progress(view, width, ASCII, 1e9).plain for width in widths] for view in views]
+    for lines in zip(*drawn, strict=True):
+        assert len({places(line, "/1200", "%", "ETA") for line in lines}) == 1, lines
+
+
+def test_the_header_stays_in_its_columns(views: Iterator[RunView]) -> None:
+    drawn = []
+    for view in views:
+        segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
+        drawn.append([fit(segments, width).plain for width in (78, 118, 198)])
+    for lines in zip(*drawn, strict=True):
+        assert len({places(line, "/1200", "ETA", "loss", "°C", "GB", "ws1") for line in lines}) == 1, lines
+
+
+def test_numbers_stay_in_their_columns(views: Iterator[RunView]) -> None:
+    lines = []
+    for view, at in zip(views, (9, 10, 99, 100, 999, 1000), strict=False):
+        view.history.evals[-1] = replace(view.history.evals[-1], step=at)
+        lines.append(run_lines.numbers(view, 110).plain)
+    assert len({places(line, "eval", "grad", "lr", "tok/s") for line in lines}) == 1, lines
+
+
+@cases("width", [60, 78, 110, 190])
+def test_a_device_stays_in_its_columns(width: int) -> None:
+    values = ((9.0, 9.0, 0.5, 9.0, 300.0), (99.0, 99.0, 9.96, 99.0, 999.0), (100.0, 100.0, 23.0, 100.0, 2520.0))
+    found: set[tuple[int, ...]] = set()
+    for heat, load, used, power, clock in values:
+        # Far from its limits, whose words have a length of their own.
+        device = replace(
+            GPU,
+            temperature_c=heat,
+            temperature_limit_c=110.0,
+            utilization=load,
+            memory_used=round(used * 1e9),
+            memory_total=80_000_000_000,
+            power_w=power,
+            clock=clock,
+            throttle_reasons=[],
+        )
+        lines: list[Content] = device_lines(device, width, BRAILLE)
+        text = "\n".join(line.plain for line in lines)
+        found.add(places(text, "°C", "VRAM", "GB", " W", *(("%",) if width > 60 else ())))
+    assert len(found) == 1, found
+
+
+def test_the_machine_stays_in_its_columns() -> None:
+    lines = [
+        host_line(replace(HOST, ram_used=round(used * 1e9), load=load), BRAILLE, 150).plain
+        for used, load in ((0.9, 0.1), (9.9, 9.9), (10.1, 10.0), (63.9, 16.0))
+    ]
+    assert len({places(line, "cores", "RAM", "swap", "disk", "CPU") for line in lines}) == 1, lines
+
+
+def test_a_time_left_has_room() -> None:
+    assert all(len(time_left._left(seconds)) <= run_lines.ETA_WIDTH for seconds in TIMES)
+
+
+def test_what_wraps_stays_in_the_column_of_its_text() -> None:
+    text = "A sentence that is longer than a line.\n\n  ^r U   Make the edit again that was undone\n  x      short"
+    assert hang(Content(text), 30).plain.split("\n") == [
+        "A sentence that is longer than",
+        "a line.",
+        "",
+        "  ^r U   Make the edit again",
+        "         that was undone",
+        "  x      short",
+    ]
+
+
+def test_a_column_without_room_is_given_up() -> None:
+    assert hang(Content("a-long-name-of-a-thing   some words after it"), 24).plain.count("\n") > 0
+    assert not any(line.startswith("   ") for line in hang(Content("a-long-name   some words"), 16).plain.split("\n"))
+
+
+def test_pieces_flow_into_lines_and_are_never_cut_in_two() -> None:
+    pieces = [Content(text) for text in ("a one", "b two", "c three")]
+    assert [line.plain for line in flow(pieces, 13)] == ["a one   b two", "c three"]
+    assert flow([], 10) == []
+
+
+def test_what_has_no_room_ends_in_an_ellipsis() -> None:
+    text = "one two three four five six"
+    assert clip(Content(text), 14, 2).plain == text
+    assert clip(Content(text), 10, 2).plain == "one two\nthree fou…"
+
+
+async def test_a_block_that_changes_again_after_a_layout_has_the_height_of_the_last_change() -> None:
+    block = TextBlock(Content("one"))
+    async with Stage(block).run_test() as pilot:
+        await wait_for(pilot, lambda: block.size.height == 1)
+        block.show(Content("one\ntwo"))
+        pilot.app.screen._refresh_layout()
+        block.show(Content("one\ntwo\nthree"))
+        await wait_for(pilot, lambda: block.size.height == 3)
+
+
+async def test_a_block_that_its_owner_has_hidden_stays_hidden_when_its_text_changes() -> None:
+    block = TextBlock(Content("one"))
+    async with Stage(block).run_test():
+        block.display = False
+        block.show(Content("two"))
+        assert not block.display
+        block.show(Content(""))
+        block.show(Content("three"))
+        assert block.display

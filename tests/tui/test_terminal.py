@@ -1,7 +1,8 @@
-"""The app in a real pseudo-terminal: it starts, and it restores the terminal whatever ends it."""
+"""The app in a real pseudo-terminal: it restores the terminal whatever ends it, and starts again where it was."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from core.runs.record.store import Run
+from tests.tui.config_panes import write_config
 from tests.tui.harness import HOSTILE
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.terminal import ROOT, Terminal
+from tests.tui.terminal import ROOT, Terminal, app_environment
 from tests.waiting import wait_for
 
 ENTER_ALTERNATE, LEAVE_ALTERNATE = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -94,21 +96,6 @@ def test_killed_and_started_again_it_shows_the_whole_curve(
         assert any(line[:3].strip() for line in plot)
 
 
-def test_no_terminal_is_one_line_and_a_code(environment: dict[str, str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tui"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode != 0
-    assert len(ended.stderr.strip().splitlines()) == 1
-
-
 def test_nothing_hostile_reaches_the_terminal(environment: dict[str, str], home: Path) -> None:
     script = ScriptedRun(home).train_to(10).phase("rehearsing", detail=HOSTILE)
     script.end("failed", f"reason {HOSTILE}", f"hint {HOSTILE}")
@@ -119,3 +106,88 @@ def test_nothing_hostile_reaches_the_terminal(environment: dict[str, str], home:
         terminal.wait_for_end()
         for sequence in (b"\x1b]52", b"\xc2\x9b", b"\x00", b"\x7f", "\u202e".encode(), "\u2066".encode()):
             assert sequence not in terminal.output
+
+
+def app(home: Path, directory: Path) -> Terminal:
+    """The app, started in a directory without any argument."""
+    script = f"import os, runpy; os.chdir({str(directory)!r}); runpy.run_module('tui', run_name='__main__')"
+    return Terminal([sys.executable, "-P", "-c", script], (100, 30), {**app_environment(home), "PYTHONPATH": str(ROOT)})
+
+
+def use_rows(terminal: Terminal, path: Path) -> None:
+    """Open a file of three rows in the Data pane, and train on it."""
+    terminal.press("1", until="No data yet.")
+    terminal.press("o", until="enter accepts")
+    terminal.press(str(path), until="rows.jsonl")
+    terminal.press("\r", until="· 3 rows")
+    terminal.press("t", until="rows •not saved")
+
+
+def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    session = home / "session.json"
+
+    def row() -> object:
+        place = json.loads(session.read_text())["data"] if session.exists() else None
+        return place["row"] if place is not None else None
+
+    with app(home, tmp_path) as terminal:
+        terminal.wait_for_text("5 Runs")
+        use_rows(terminal, tmp_path / "rows.jsonl")
+        terminal.press("G")
+        terminal.wait_for(lambda: row() == 2)
+        terminal.signal(signal.SIGKILL)
+        terminal.wait_for_end()
+    with app(home, tmp_path) as terminal:
+        terminal.wait_for_text("row 3")
+        terminal.wait_for_text("rows •not saved")
+        terminal.wait_for_text("1 Data · rows.jsonl")
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+        assert b"The configuration (rows) is kept, without a file." in terminal.output
+    assert os.listdir(home / "drafts")
+    with app(home, tmp_path) as terminal:
+        terminal.wait_for_text("row 3")
+
+
+@pytest.mark.long
+def test_two_apps_at_once_leave_one_whole_session(home: Path, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    with app(home, tmp_path) as first, app(home, tmp_path) as second:
+        for terminal, key in ((first, "2"), (second, "5")):
+            terminal.wait_for_text("5 Runs")
+            terminal.press(key)
+        wait_for(lambda: (home / "session.json").exists(), 20, "a session")
+        for terminal in (first, second):
+            terminal.press("q")
+            assert terminal.wait_for_end() == 0
+    assert json.loads((home / "session.json").read_text())["pane"] == "runs"
+
+
+def test_where_its_directory_is_deleted_it_goes_on_and_keeps_what_is_unsaved(home: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    write_config(tmp_path)
+    with app(home, here) as terminal:
+        terminal.wait_for_text("5 Runs")
+        here.rmdir()
+        for number, title in (("1", "1 Data"), ("2", "2 Config"), ("3", "3 Train")):
+            terminal.press(number, until=f"─ {title}")
+        use_rows(terminal, tmp_path / "rows.jsonl")
+        terminal.press("q")
+        assert terminal.wait_for_end() == 0
+    assert os.listdir(home / "drafts")
+
+
+def test_in_a_directory_that_was_deleted_it_says_so(home: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    script = f"""
+import os, runpy
+os.chdir({str(here)!r})
+os.rmdir({str(here)!r})
+runpy.run_module("tui", run_name="__main__")
+"""
+    with Terminal([sys.executable, "-c", script], (100, 30), app_environment(home)) as terminal:
+        assert terminal.wait_for_end() == 1
+        assert "The current directory has been deleted." in terminal.text

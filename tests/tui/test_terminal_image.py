@@ -146,14 +146,6 @@ def test_a_list_that_scrolls_is_scrolled_by_the_terminal() -> None:
             assert len(output) < 4 * WIDTH
 
 
-def test_half_of_a_wide_character_is_never_written() -> None:
-    terminal = _Screen()
-    for text in ("漢字漢字", "a漢字漢b", "漢漢漢漢", "ab字cd漢", " 漢 字 漢", "abcdefgh"):
-        lines = [Strip([Segment(text, STYLES[0])]).adjust_cell_length(WIDTH, STYLES[0])] * HEIGHT
-        terminal.write(_layout(lines))
-        assert terminal.shows(lines)
-
-
 def test_after_a_character_whose_width_is_disputed_the_column_is_set() -> None:
     terminal = _Screen()
     lines = [Strip([Segment("a\U0001f9edb", STYLES[0])]).adjust_cell_length(WIDTH, STYLES[0])] * HEIGHT

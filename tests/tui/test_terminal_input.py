@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from textual import events
@@ -21,28 +24,18 @@ from tui.terminal_input import (
 )
 
 
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Reader:
     """A parser of input with a clock of its own."""
 
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.input = TerminalInput(self.clock)
+    def __init__(self, is_alt: Callable[[events.Key], bool] = lambda _: True) -> None:
+        self.now = 0.0
+        self.input = TerminalInput(lambda: self.now, is_alt)
 
     def read(self, *pieces: bytes) -> list[Message]:
         """The events of some pieces, and of the silence after them."""
         found = [event for piece in pieces for event in self.input.feed(piece)]
         for seconds in (0.2, SEQUENCE_SECONDS, PASTE_SECONDS):
-            self.clock.now += seconds
+            self.now += seconds
             found += self.input.tick()
         return found
 
@@ -52,80 +45,21 @@ def keys(found: list[Message]) -> list[str]:
     return [event.key if isinstance(event, events.Key) else type(event).__name__ for event in found]
 
 
-SOUND = [
-    (b"a", ["a"]),
-    ("é".encode(), ["é"]),
-    (b"\x1b", ["escape"]),
-    (b"\x1b\x1b[A", ["escape", "up"]),
-    (b"\x1b[A", ["up"]),
-    (b"\x1bOP", ["f1"]),
-    (b"\x1b[[A", ["f1"]),
-    (b"\x1b[3$", ["shift+delete"]),
-    (b"\x1b[1;5D", ["ctrl+left"]),
-    (b"\x1b[97;5u", ["ctrl+a"]),
-    (b"\x1bq", ["alt+q"]),
-    ("\x1bé".encode(), ["alt+é"]),
-    (b"\x1bO", ["alt+shift+o"]),
-    (b"\x1b[I", ["AppFocus"]),
-    (b"\x1b[<0;10;10M", ["MouseDown"]),
-    (b"\x1b[200~two\nlines\x1b[201~x", ["Paste", "x"]),
-    (b"\x1b[?2026;2$y", ["TerminalSupportsSynchronizedOutput"]),
-]
-BROKEN = [
-    (b"\xe9", ["replacement_character"]),
-    (b"\xff", ["replacement_character"]),
-    (b"\xc3", ["replacement_character"]),
-    (b"\xc0\x80", ["replacement_character"] * 2),
-    (b"\xed\xa0\x80", ["replacement_character"] * 3),
-    (b"\x1b\xe9q", ["replacement_character", "q"]),
-    (b"\x1b[M \xc40", ["MouseDown"]),
-    (b"\x1b[M#\xc4qx", ["MouseUp", "x"]),
-    (b"\x1b[M \x00q", []),
-    (b"\x1b[M q", []),
-    (b"\x1b[M\x1b[A", ["up"]),
-    (b"\x1b[12q", []),
-    (b"\x1b[1", []),
-    (b"\x1b[1\x11", []),
-    (b"\x1b[1\xe9", ["replacement_character"]),
-    (b"\x1b[?62;4c", []),
-    (b"\x1b[99999999u", []),
-    (b"\x1b[1114112u", []),
-    (b"\x1b[55296u", []),
-    (b"\x1b[0;;55296u", []),
-    (b"\x1b[97:65;2u", []),
-    (b"\x1b[97;" + b"9" * 5000 + b"u", []),
-    (b"\x1b[" + b"1;" * 40 + b"q", []),
-    (b"\x1b[48;99999999;99999999;9;9t", []),
-    (b"\x1b[48;0;0;0;0t", []),
-    (b"\x1b[<0;99999999999;1M", []),
-    (b"\x1b[<0;-1;-1M", []),
-    (b"\x1b]11;rgb:ffff/q/q\x07", []),
-    (b"\x1b]11;q\x1b\\", []),
-    (b"\x1b]q\x1b[Ax", ["up", "x"]),
-    (b"\x1bPq", []),
-    (b"\x1b_q\x18x", ["x"]),
-    (b"\x1b[201~", []),
-    (b"\x1b[200~q", ["Paste"]),
-    (b"\x00", ["ctrl+@"]),
-]
+def _cases(name: str) -> list[tuple[bytes, list[str]]]:
+    return [(data.encode("latin-1"), expected) for data, expected in TABLES[name]]
+
+
+TABLES = yaml.safe_load(Path(__file__).with_name("terminal_input.yaml").read_text(encoding="utf-8"))
+SOUND = _cases("sound")
+BROKEN = [*_cases("broken"), (b"\x1b[97;" + b"9" * 5000 + b"u", []), (b"\x1b[" + b"1;" * 40 + b"q", [])]
 
 
 @cases(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
-def test_what_comes_of_bytes(data: bytes, expected: list[str]) -> None:
-    assert keys(Reader().read(data)) == expected
-
-
-@cases(("data", "expected"), [*SOUND, *BROKEN], ids=lambda value: repr(value)[:40])
-def test_the_next_key_is_none_the_worse(data: bytes, expected: list[str]) -> None:
+def test_bytes_become_keys_whole_or_in_pieces_and_the_next_key_is_heard(data: bytes, expected: list[str]) -> None:
     reader = Reader()
-    reader.read(data)
+    assert keys(reader.read(data)) == expected
     assert keys(reader.read(b"x\x1b[B")) == ["x", "down"]
-
-
-@cases(("data", "expected"), SOUND, ids=lambda value: repr(value)[:40])
-def test_a_sequence_may_come_in_pieces(data: bytes, expected: list[str]) -> None:
-    pieces = [bytes([byte]) for byte in data]
-    assert keys(Reader().read(*pieces)) == expected
+    assert keys(Reader().read(*(bytes([byte]) for byte in data))) == expected
 
 
 def test_a_mouse_of_the_old_kind_says_where_it_is_and_which_button_was_let_go() -> None:
@@ -208,31 +142,8 @@ def test_it_does_not_matter_how_bytes_are_cut(pieces: list[bytes], cuts: list[in
     assert keys(Reader().read(data)) == keys(Reader().read(*cut, data[position:]))
 
 
-@cases(
-    ("data", "expected"),
-    [
-        (b"\x1bq", ["escape", "q"]),
-        (b"\x1bQ", ["escape", "Q"]),
-        (b"\x1b?", ["escape", "question_mark"]),
-        (b"\x1b1", ["escape", "1"]),
-        (b"\x1b ", ["escape", "space"]),
-        (b"\x1b\r", ["escape", "enter"]),
-        ("\x1bé".encode(), ["escape", "é"]),
-        (b"\x1bO", ["escape", "O"]),
-        (b"\x1bP", ["escape", "P"]),
-        (b"\x1b\x1bq", ["escape", "escape", "q"]),
-        # The rest of a report may be late.
-        (b"\x1b[", ["left_square_bracket"]),
-        # Only alone is an escape before these a key of its own.
-        (b"\x1b\x7f", ["ctrl+w"]),
-        (b"\x1b[A", ["up"]),
-        # A terminal with this protocol says explicitly that it is alt.
-        (b"\x1b[113;3u", ["alt+q"]),
-    ],
-    ids=lambda value: repr(value)[:40],
-)
+@cases(("data", "expected"), _cases("without_alt"), ids=lambda value: repr(value)[:40])
 def test_escape_and_a_key_that_come_together_are_two_where_alt_means_nothing(data: bytes, expected: list[str]) -> None:
-    reader = Reader()
-    reader.input = TerminalInput(reader.clock, is_alt=lambda key: key.key == "alt+x")
+    reader = Reader(is_alt=lambda key: key.key == "alt+x")
     assert keys(reader.read(data)) == expected
     assert keys(reader.read(b"\x1bx")) == ["alt+x"]

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from textual.pilot import Pilot
 
 from core.config.files import remember_config
 from tests.cases import cases
-from tests.tui.config_panes import config_pane, go_to, write_config
+from tests.tui.config_panes import config_pane, write_config
 from tests.tui.config_panes import opened as config_opened
 from tests.tui.data_panes import data_pane, row, write_lines
 from tests.tui.harness import has_live_run, press, running, screen_text, wait_for
@@ -32,7 +31,7 @@ from tui.screens.columns.columns import ColumnsScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
 from tui.typed_ahead import Place, TypedAhead
-from tui.widgets.forms.inputs import PromptInput, SafeInput
+from tui.widgets.forms.inputs import SafeInput
 
 PANES = ("data", "config", "train", "chat", "runs")
 NAMES = {"\n": "enter", "\x13": "ctrl+s", "\x10": "ctrl+p", "\t": "tab", "↓": "down"}
@@ -48,6 +47,11 @@ TEXTS = [
 def key(character: str) -> Key:
     """A key as the terminal delivers it."""
     return Key(NAMES.get(character) or _character_to_key(character), None if character in NAMES else character)
+
+
+@pytest.fixture
+def ahead() -> TypedAhead:
+    return TypedAhead(KeyTable(), lambda: None)
 
 
 def admitted(text: str, scope: str, *, table: KeyTable | None = None, told: list[str] | None = None) -> str:
@@ -117,8 +121,7 @@ def test_a_key_that_is_held_down_is_no_text() -> None:
     assert not told
 
 
-def test_a_key_pressed_by_itself_is_always_handled() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_a_key_pressed_by_itself_is_always_handled(ahead: TypedAhead) -> None:
     ahead.expect([key("x"), key("y"), key("z")], goes_on=False)
     assert ahead.admits(key("q"), Place(scope="train"))
 
@@ -135,8 +138,7 @@ def test_a_text_goes_on_in_the_next_read() -> None:
     assert told == ["lost"]
 
 
-def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_what_was_dropped_long_ago_takes_no_later_keys_with_it(ahead: TypedAhead) -> None:
     place = Place(scope="data")
     keys = [key(character) for character in "clear; ls"]
     ahead.expect(keys, goes_on=False)
@@ -163,20 +165,7 @@ def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str
     assert handled == expected
 
 
-def test_single_letters_that_come_at_once_stop_at_the_first_that_means_nothing() -> None:
-    table = KeyTable()
-    ahead = TypedAhead(table, lambda: None)
-    nothing = next(letter for letter in ascii_lowercase if table.find("train", letter) is None)
-    handled = []
-    for number, character in enumerate(f"c{nothing}ear; r\n"):
-        each = key(character)
-        ahead.expect([each], goes_on=number > 0)
-        handled += [each.key] if ahead.admits(each, Place(scope="train")) else []
-    assert handled == ["c"]
-
-
-def test_a_question_takes_its_own_keys_alone() -> None:
-    ahead = TypedAhead(KeyTable(), lambda: None)
+def test_a_question_takes_its_own_keys_alone(ahead: TypedAhead) -> None:
     keys = [key(character) for character in "mary\n"]
     ahead.expect(keys, goes_on=False)
     assert not any(ahead.admits(each, Place(own={"y", "n"})) for each in keys)
@@ -185,9 +174,8 @@ def test_a_question_takes_its_own_keys_alone() -> None:
     assert all(ahead.admits(each, Place(own={"y", "n"})) for each in keys)
 
 
-def test_a_paste_of_thousands_of_letters_is_looked_through_once() -> None:
+def test_a_paste_of_thousands_of_letters_is_looked_through_once(ahead: TypedAhead) -> None:
     keys = [key("j") for _ in range(100_000)]
-    ahead = TypedAhead(KeyTable(), lambda: None)
     ahead.expect(keys, goes_on=False)
     assert sum(ahead.admits(each, Place(scope="data")) for each in keys[:2_000]) == 2_000
 
@@ -195,9 +183,9 @@ def test_a_paste_of_thousands_of_letters_is_looked_through_once() -> None:
 def test_a_keymap_counts(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npause = "z"\nstop = "i"\n', encoding="utf-8")
-    keymap = load_keymap(path)
-    assert keymap.problems == []
-    table = KeyTable(keymap.overrides)
+    overrides, problems = load_keymap(path)
+    assert problems == []
+    table = KeyTable(overrides)
     assert admitted("zi", "train", table=table) == "zi"
     # The letter is the user's own now; the other key for it stays.
     assert table["app.ask"].keys == "f6"
@@ -208,9 +196,9 @@ def test_a_keymap_counts(tmp_path: Path) -> None:
 def test_a_keymap_may_rebind_the_key_of_the_chat_alone(tmp_path: Path, keys: str) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text(f"[chat]\nwrite = {keys}\n", encoding="utf-8")
-    keymap = load_keymap(path)
-    assert keymap.problems == []
-    assert KeyTable(keymap.overrides)["app.ask"].keys == "i,f6"
+    overrides, problems = load_keymap(path)
+    assert problems == []
+    assert KeyTable(overrides)["app.ask"].keys == "i,f6"
 
 
 def type_at_once(pilot: Pilot[Any], text: str) -> None:
@@ -254,16 +242,6 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_com
             await press(pilot, "enter", until=lambda: pane.body.rows.has_focus)
         await pilot.press("slash")
         assert await typed(pilot) == "no such text"
-
-
-async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
-        field = await go_to(pilot, pane, "train.epochs")
-        type_at_once(pilot, "\n5\n")
-        await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
-        # The input begins with the present value, and typed text goes after it.
-        assert field.value == 25.0
-        assert pane.form.current is field
 
 
 async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_they_lead(
@@ -439,20 +417,3 @@ def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Term
     terminal.wait_for_rest()
     assert not terminal.has_ended()
     assert "leave it running" not in terminal.text
-
-
-@pytest.mark.long
-async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    record_commands(monkeypatch)
-    async with running(until=has_live_run) as (app, pilot):
-        for number in TITLES:
-            await press(pilot, number, "i", "1", "i", until=lambda: isinstance(app.focused, PromptInput))
-            assert isinstance(app.focused, PromptInput)
-            assert app.focused.text == "1i"
-            assert app.main.slot("chat").display
-            app.focused.clear()
-            await press(pilot, "escape", until=lambda: not isinstance(app.focused, PromptInput))
-        # A dialog over the panes keeps its keys.
-        await press(pilot, "question_mark", "i", "1")
-        assert len(app.screen_stack) == 2

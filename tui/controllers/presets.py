@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.text import one_line
+from core.units import counted
 from tui.controllers.desktop import Desktop
 from tui.files import data_paths
 from tui.keys import KeyTable
@@ -139,8 +140,7 @@ class PresetChooser:
         self._note(document)
         if document.dumps() == before:
             return False
-        count = len(switch.felt)
-        parts = [f"preset {switch.preset.name}", f"{count} value{'' if count == 1 else 's'}"]
+        parts = [f"preset {switch.preset.name}", counted(len(switch.felt), "value")]
         parts += [str(found.held_out)] if found.held_out is not None else []
         parts += [f"{len(advised)} as advised for {found.advised[0].advice.models}"] if advised else []
         why, undo = self._keys["config.presets"].display, self._keys["config.undo"].display

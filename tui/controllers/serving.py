@@ -32,12 +32,12 @@ class Serving:
         app: The app, for its messages and threads.
         desktop: The screens, notices and header.
         state: The state of the app, which has the server.
-        make_job: Creates the job; by default the real one.
     """
 
-    def __init__(self, app: App[str], desktop: Desktop, state: AppState, make_job: MakeServeJob | None = None) -> None:
+    def __init__(self, app: App[str], desktop: Desktop, state: AppState) -> None:
         self._app, self._desktop, self._state = app, desktop, state
-        self.make_job = make_job
+        self.make_job: MakeServeJob | None = None
+        """Creates the job; None for the real one, which is imported when it is needed."""
         self._job: ServeJob | None = None
 
     def request(self, target: Run | Path | str) -> None:

@@ -235,8 +235,10 @@ class Starting:
             return
 
         async def ask() -> None:
+            from core.commands.starting import unmet_now
+
             is_known = plan is not None and (plan.pace_of or plan.is_planned)
-            unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(_unmet_now, config)
+            unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(unmet_now, config)
             if await self._agrees_to(unmet):
                 go(config)
 
@@ -366,10 +368,14 @@ class Starting:
         if document is None:
             raise UserError("There is no configuration.", "Open one, or choose data to train on.")
         start = self._of_document(document, document.validate())
-        if not await self._agrees_to(await asyncio.to_thread(_unmet_in_queue, start.config)):
-            return "Nothing is added."
-        number = await asyncio.to_thread(_add, start.config, start.name, document.path)
-        return f"Added as entry {number}, as the configuration is now."
+        number = await self._add(start.config, start.name, document.path)
+        return f"Added as entry {number}, as the configuration is now." if number is not None else "Nothing is added."
+
+    async def _add(self, config: Config, name: str, source: Path | None) -> int | None:
+        """Add a run to the queue; returns its number, None if the user does not agree to unmet wishes."""
+        if not await self._agrees_to(await asyncio.to_thread(_unmet_in_queue, config)):
+            return None
+        return await asyncio.to_thread(_add_entry, config, name, source)
 
     def _offer_to_wait(self, view: RunView, config: Config, name: str, source: Path | None) -> None:
         """Offer to queue a run behind the live one, as two do not fit on a device."""
@@ -385,9 +391,8 @@ class Starting:
         from core.queue.status import start_runner
 
         try:
-            if not await self._agrees_to(await asyncio.to_thread(_unmet_in_queue, config)):
+            if (number := await self._add(config, name, source)) is None:
                 return
-            number = await asyncio.to_thread(_add, config, name, source)
             await asyncio.to_thread(start_runner)
         except UserError as error:
             self._desktop.fail("The run was not queued", error)
@@ -408,13 +413,6 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
     return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
 
 
-def _unmet_now(config: Config) -> Sequence[Unmet]:
-    """The unmet wishes of a run that starts before its card has a plan; blocks."""
-    from core.commands.starting import unmet_now
-
-    return unmet_now(config)
-
-
 def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
     """The unmet wishes of a run at the end of the queue; blocks.
 
@@ -428,7 +426,7 @@ def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
     return unmet_in_queue(config, Estimator()) if wants_plan(config) else ()
 
 
-def _add(config: Config, name: str, source: Path | None) -> int:
+def _add_entry(config: Config, name: str, source: Path | None) -> int:
     """Check model and data of a run, and add it to the queue; blocks.
 
     Raises:

@@ -229,7 +229,6 @@ def without_answers(view: RunView) -> str:
 #: Minimum columns of an answer for two side by side, and the gap between them.
 BESIDE = 44
 _GAP = " │ "
-_SIGNS = {"right": "✓", "wrong": "✗", "": ""}
 
 
 def walk_lines(walk: AnswerWalk, width: int, height: int) -> list[Content]:
@@ -341,7 +340,7 @@ def _course(question: Question, walk: AnswerWalk, other: str, width: int, column
     entries: list[str] = []
     here = 0
     for answer in question.answers:
-        signs = [_SIGNS[answer.verdict], "=" if answer.step in repeats else ""]
+        signs = [_MARKS[answer.verdict][0].strip(), "=" if answer.step in repeats else ""]
         text = " ".join([str(answer.step), *filter(None, signs)])
         if answer.step <= walk.step:
             here = len(entries)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
 from textual.content import Content
 
 from core.text import one_line, steady
@@ -13,6 +11,7 @@ from core.units import exact_number, format_bytes, format_duration, format_fixed
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
 from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
+from tui.widgets.text_block import flow
 
 if TYPE_CHECKING:
     from core.queue.view import EntryView, QueueView
@@ -79,9 +78,9 @@ def account_column(
     if detail.before is not None:
         lines += [Content(""), Content.styled(one_line(f"≠ {detail.before.id}", width), "$muted")]
         changes = [_pair(_short(change), f"{change.before} → {change.after}", width) for change in detail.changes]
-        room = max(height - len(lines), 1)
-        lines += changes if len(changes) <= room else [*changes[: room - 1], _more(len(changes) - room + 1)]
-        lines += [] if changes else [Content.styled("the same options", "$muted")]
+        if (more := len(changes) - max(height - len(lines), 1)) > 0:
+            changes[-more - 1 :] = [Content.styled(f"and {more + 1} more", "$muted")]
+        lines += changes or [Content.styled("the same options", "$muted")]
     return Content("\n").join(lines[:height])
 
 
@@ -98,7 +97,7 @@ def account_rows(
     lines = [
         *([Content.assemble(head, "  ", progress)] if is_short else [head, *_wrapped(progress, text_width)]),
         *_wrapped(detail.reason, text_width, "$muted")[:2],
-        *_in_lines(facts, text_width)[:2],
+        *flow((Content(one_line(fact, max(text_width, 1))) for fact in facts), text_width)[:2],
     ]
     lines = [line for line in lines if line.plain.strip()]
     if detail.before is not None:
@@ -176,21 +175,6 @@ def _short(change: OptionChange) -> str:
 def _pair(name: str, value: str, width: int) -> Content:
     label = f"{one_line(name, 16):<12} "
     return Content.assemble((label, "$muted"), one_line(value, max(width - len(label), 1)))
-
-
-def _more(count: int) -> Content:
-    return Content.styled(f"and {count} more", "$muted")
-
-
-def _in_lines(facts: Sequence[str], width: int) -> list[Content]:
-    """Facts in as few lines as possible, none of them broken."""
-    lines: list[str] = []
-    for fact in facts:
-        if lines and cell_len(lines[-1]) + 3 + cell_len(fact) <= width:
-            lines[-1] += f"   {fact}"
-        else:
-            lines.append(one_line(fact, max(width, 1)))
-    return [Content(line) for line in lines]
 
 
 def _wrapped(text: str, width: int, style: str = "") -> list[Content]:

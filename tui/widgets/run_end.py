@@ -14,6 +14,7 @@ from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS
 from tui.widgets.charts.bars import sparkline
+from tui.widgets.text_block import flow
 
 if TYPE_CHECKING:
     from core.runs.catalog.result import Measure, RunResult
@@ -38,7 +39,8 @@ def end_lines(
         glyphs: The glyphs of sparklines.
         roomy: Separate the parts by blank lines.
     """
-    parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(hints, width)]
+    keys = (Content.assemble((key, "$primary bold"), f" {text}") for key, text in hints)
+    parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(keys, width)]
     between = Content("\n\n" if roomy else "\n")
     return between.join(Content("\n").join(part) for part in parts if part)
 
@@ -64,20 +66,6 @@ def result_name(result: RunResult) -> str:
     """Kind and size of the result: ``adapter (19 MB)``."""
     size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
     return ("model" if result.is_model else "adapter") + size
-
-
-def flow(hints: Sequence[Hint], width: int) -> list[Content]:
-    """Key hints in lines, none of them broken."""
-    lines: list[list[Content]] = []
-    used = 0
-    for key, text in hints:
-        item = Content.assemble((key, "$primary bold"), f" {text}")
-        used += item.cell_length + 3
-        if not lines or used > width + 3:
-            lines.append([])
-            used = item.cell_length + 3
-        lines[-1].append(item)
-    return [Content("   ").join(line) for line in lines]
 
 
 def _head(result: RunResult, width: int) -> list[Content]:
@@ -147,11 +135,7 @@ def _kept(result: RunResult, width: int) -> list[Content]:
     if result.saved_step is None:
         text = "Nothing is kept: there was no checkpoint yet." if result.step else "No step was done."
     else:
-        text = f"Kept is the checkpoint of step {result.saved_step}"
         lost = result.lost_steps
-        text += (
-            f"; the {'step' if lost == 1 else f'{lost} steps'} after it {'is' if lost == 1 else 'are'} lost."
-            if lost
-            else "."
-        )
+        after = f"; the {lost} steps after it are lost" if lost > 1 else "; the step after it is lost" if lost else ""
+        text = f"Kept is the checkpoint of step {result.saved_step}{after}."
     return _indented(text, width)

@@ -165,14 +165,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         return head + Content(tail)
     room = room // _BAR_STEP * _BAR_STEP if room > _BAR_STEP else room
     full, empty = bar(min(share, 1.0), min(room, 60), glyphs)
-    return Content.assemble(
-        head,
-        "  ",
-        (full, "$meter-fill"),
-        (empty, "$meter-track"),
-        " ",
-        tail,
-    )
+    return Content.assemble(head, "  ", (full, "$meter-fill"), (empty, "$meter-track"), " ", tail)
 
 
 def _share_of_step(view: RunView) -> float:
@@ -262,11 +255,11 @@ def banner(view: RunView, keys: KeyTable) -> Content:
         (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
         f": {reason.rstrip('.')}." if reason else "",
     )
-    following = _next_keys(view, keys)
-    if not following:
+    if name != "stalled":
+        # The keys of a paused run are in the border.
         return line
-    hints = [Content.assemble((key, "$primary bold"), f" {what}") for key, what in following]
-    return Content("\n").join([line, Content("   ").join(hints)])
+    hint = Content.assemble((keys["train.stop"].display, "$primary bold"), " stop it or kill its process")
+    return Content("\n").join([line, hint])
 
 
 def _governed(view: RunView) -> Content:
@@ -300,10 +293,3 @@ def _headline(view: RunView) -> str:
     if view.state.state == "stopping":
         return "stopping after a checkpoint" if phase is not None and phase.name == "saving" else "stopping"
     return "no sign of life" if view.state.state == "stalled" else ""
-
-
-def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
-    # The keys of a paused run are in the border.
-    if view.state.state == "stalled":
-        return [(keys["train.stop"].display, "stop it or kill its process")]
-    return []

@@ -21,6 +21,8 @@ from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 
 #: Maximum number of cards with a value each.
 MOST_LISTED = 4
+#: Blanks between two segments.
+_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,32 @@ class Segment:
 _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
-def fit(segments: Sequence[Segment], width: int, gap: int = 2) -> Content:
+def fit(segments: Sequence[Segment], width: int) -> Content:
     """Fit the segments into a number of columns: the least important are shortened first, then left out, and brought
     back if there is room again."""
     kept: dict[int, Segment] = dict(enumerate(segments))
     by_priority = sorted(kept, key=lambda place: -segments[place].priority)
     for place in by_priority:
         short = segments[place].short
-        if _length(kept.values(), gap) > width and short is not None:
+        if _length(kept.values()) > width and short is not None:
             kept[place] = dataclasses.replace(segments[place], content=short)
     left_out: dict[int, Segment] = {}
     for place in by_priority:
-        if _length(kept.values(), gap) > width:
+        if _length(kept.values()) > width:
             left_out[place] = kept.pop(place)
     for place in reversed(left_out):
-        if _length([*kept.values(), left_out[place]], gap) <= width:
+        if _length([*kept.values(), left_out[place]]) <= width:
             kept[place] = left_out[place]
     shown = [kept[place] for place in sorted(kept)]
-    left = Content(" " * gap).join(item.content for item in shown if not item.right)
-    right = Content(" " * gap).join(item.content for item in shown if item.right)
-    space = max(width - left.cell_length - right.cell_length, gap if right.plain else 0)
+    left = Content(" " * _GAP).join(item.content for item in shown if not item.right)
+    right = Content(" " * _GAP).join(item.content for item in shown if item.right)
+    space = max(width - left.cell_length - right.cell_length, _GAP if right.plain else 0)
     return Content.assemble(left, " " * space, right)
 
 
-def _length(segments: Iterable[Segment], gap: int) -> int:
+def _length(segments: Iterable[Segment]) -> int:
     lengths = [item.content.cell_length for item in segments]
-    return sum(lengths) + gap * max(len(lengths) - 1, 0)
+    return sum(lengths) + _GAP * max(len(lengths) - 1, 0)
 
 
 def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.scroll_view import ScrollView
+
+
+def style_of(widget: str) -> str:
+    """The style sheet of a widget, ``styles/NAME.tcss``, for its ``DEFAULT_CSS``."""
+    return (Path(__file__).parent / "styles" / f"{widget}.tcss").read_text(encoding="utf-8")
 
 
 def component_classes(css: str) -> set[str]:
@@ -38,30 +44,6 @@ def find_matches(text: str, term: str) -> list[tuple[int, int]]:
         position = place + len(term)
         found.append((place, position))
     return found
-
-
-def next_match(place: int, step: int, count: int) -> int | None:
-    """Index of the next or previous match; None past either end.
-
-    From -1, no current match, it is the first or the last.
-    """
-    if place < 0 and step < 0:
-        place = count
-    place += step
-    return place if 0 <= place < count else None
-
-
-def scroll_into_view(view: ScrollView, line: int, height: int) -> None:
-    """Scroll a line that is out of view to the middle.
-
-    Args:
-        view: The view.
-        line: The index of the line.
-        height: The number of lines in view.
-    """
-    top = round(view.scroll_y)
-    if not top <= line < top + height:
-        view.scroll_to(y=max(0, line - height // 2), animate=False, immediate=True)
 
 
 def mark_matches(text: str, term: str, style: Style, match: Style) -> list[Segment]:
@@ -95,15 +77,31 @@ class SearchView(ScrollView, inherit_bindings=False):
     def move_match(self, step: int) -> bool:
         """Scroll to the next or previous match; after ``show``, to the first or last.
 
+        A match out of view is scrolled to the middle.
+
         Returns:
             False past the last match; the next step then wraps around.
         """
-        moved = next_match(self._match, step, len(self._match_lines))
-        self._match = -1 if moved is None else moved
-        if moved is not None:
-            scroll_into_view(self, self._match_lines[moved], self.size.height - self.COVERED)
+        count = len(self._match_lines)
+        place = (count if self._match < 0 and step < 0 else self._match) + step
+        is_there = 0 <= place < count
+        self._match = place if is_there else -1
+        if is_there:
+            line, top, height = self._match_lines[place], round(self.scroll_y), self.size.height - self.COVERED
+            if not top <= line < top + height:
+                self.scroll_to(y=max(0, line - height // 2), animate=False, immediate=True)
         self.refresh()
-        return moved is not None
+        return is_there
+
+    def on_resize(self) -> None:
+        """Wrap for the new width; the current match stays."""
+        match = self._match
+        self._wrap()
+        self._match = min(match, len(self._match_lines) - 1)
+
+    def _wrap(self) -> None:
+        """Wrap the text for the present width, and find its matches."""
+        raise NotImplementedError
 
     def move(self, rows: int) -> None:
         """Scroll by a number of lines."""

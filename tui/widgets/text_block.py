@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -109,6 +109,17 @@ class ClippedBlock(TextBlock):
 
     def render(self) -> Content:
         return clip(self._content, self.size.width, self.size.height)
+
+
+def flow(pieces: Iterable[Content], width: int) -> list[Content]:
+    """Pieces in as few lines as possible, none of them broken."""
+    lines: list[Content] = []
+    for piece in pieces:
+        if lines and lines[-1].cell_length + 3 + piece.cell_length <= width:
+            lines[-1] = Content.assemble(lines[-1], "   ", piece)
+        else:
+            lines.append(piece)
+    return lines
 
 
 def side_by_side(columns: Sequence[Sequence[Content]], width: int, gap: Content) -> list[Content]:

@@ -12,6 +12,7 @@ from textual.content import Content
 from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.text import one_line, sanitize
 from tui.widgets.markdown_text import MarkdownText
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock, relayout
 
 #: Minimum columns of an answer beside others.
@@ -37,17 +38,7 @@ class GrowingText(TextBlock):
 class ChatMessage(Horizontal):
     """A message of a speaker; its text is never read as markup."""
 
-    DEFAULT_CSS = """
-    ChatMessage {
-        height: auto;
-        width: 1fr;
-        & > .chat-speaker { width: 10; height: auto; text-style: bold; }
-        & > .chat-text { width: 1fr; height: auto; }
-        &.-user > .chat-speaker { color: $role-user; }
-        &.-tuned > .chat-speaker { color: $role-tuned; }
-        &.-base > .chat-speaker { color: $role-base; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatMessage")
 
     def __init__(self, role: str, speaker: str, text: str = "") -> None:
         super().__init__(classes=f"-{role}")
@@ -133,15 +124,7 @@ class ReplyMessage(ChatMessage):
 class ExchangeView(Vertical):
     """A question with its answers, stacked or, with the class ``-wide``, side by side."""
 
-    DEFAULT_CSS = """
-    ExchangeView {
-        height: auto;
-        margin-bottom: 1;
-        & > .chat-replies { height: auto; layout: vertical; }
-        &.-wide > .chat-replies { layout: grid; }
-        &.-wide ReplyMessage.-second { border-left: solid $border; padding-left: 1; margin-left: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("ExchangeView")
 
     def __init__(self, exchange: Exchange, *, width: int, markdown: bool = True) -> None:
         super().__init__()

@@ -127,32 +127,3 @@ async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_p
         await settled(pilot, app)
         assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (None, 0.5)
         await wait_for(pilot, lambda: not pane.known.advice)
-
-
-@pytest.mark.long
-async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, home: Path) -> None:
-    for name, config in (("gemma-3-4b-it", "Gemma-3-4B"), ("LFM2-1.2B", "LFM2-1.2B"), ("mine", "Llama-3.2-1B")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
-    (tmp_path / "rows.jsonl").write_text('{"text": "row"}\n' * 3)
-    path = tmp_path / "mine.toml"
-    text = '[model]\nbase = "gemma-3-4b-it"\n\n[data]\ntrain = "rows.jsonl"\n\n'
-    path.write_text(text + "[chat]\ntemperature = 1.0\ntop_p = 0.8\ntop_k = 64\n")
-    async with opened(LocaltuneApp(path), (120, 40)) as (app, pilot):
-        app.main.show_pane("config")
-        pane = pane_of(app, "config")
-        await type_value(pilot, pane, "model.base", "LFM2-1.2B")
-        await wait_for(pilot, lambda: value(app, "chat.temperature") == 0.3, 30)
-        assert (value(app, "chat.top_k"), value(app, "chat.min_p")) == (None, 0.15)
-        assert value(app, "chat.top_p") == 0.8, "the user's own stays"
-        assert "As advised for LFM2-1.2B: chat.temperature" in " ".join(screen_text(app).replace("│", " ").split())
-
-        await press(pilot, "u", until=lambda: value(app, "chat.temperature") == 1.0, seconds=30)
-        assert (value(app, "model.base"), value(app, "chat.top_k")) == ("LFM2-1.2B", 64), "undone by itself"
-        await press(pilot, "u", until=lambda: value(app, "model.base") == "gemma-3-4b-it", seconds=30)
-        assert value(app, "chat.top_k") == 64
-
-        await type_value(pilot, pane, "model.base", "mine")
-        await wait_for(pilot, lambda: value(app, "chat.temperature") is None, 30)
-        assert (value(app, "chat.top_k"), value(app, "chat.top_p")) == (None, 0.8)
-        assert "Advised for the former base, and gone: chat" in " ".join(screen_text(app).replace("│", " ").split())

@@ -22,7 +22,6 @@ from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
 from tui.screens.start.card import StartCard
 from tui.session import DataPlace, Session, read_session, session_path, write_session
-from tui.widgets.status_bar import StatusBar
 
 
 async def left(pilot: Pilot[Any]) -> None:
@@ -105,8 +104,7 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
 async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: Path) -> None:
     run = made_run(rows_file(here), train__learning_rate=5e-4)
     async with opened() as (app, pilot):
-        document = app.state.document
-        assert document is not None
+        document = document_of(app)
         assert (document.path, document.get("train.learning_rate")) == (None, 5e-4)
         assert not app.state.is_dirty
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
@@ -286,26 +284,32 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
         assert not started
 
 
+async def begin_anew(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    """Begin a new configuration from the list of them."""
+    await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
+    await pilot.press(*"a new", "enter")
+    await wait_for(pilot, lambda: document_of(app).dumps() == "")
+
+
 # The configuration of a run, opened from the list.
 
 
 async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
     async with opened(with_run=True) as (app, pilot):
-        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await pilot.press("2")
+        await begin_anew(pilot, app)
         app.configuration.set_options({"train.epochs": 7.0})
         await press(pilot, "5", until=lambda: pane_of(app, "runs").check_action("edit_config", ()))
         await pilot.press("e")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") is None)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") is None)
         assert document_of(app).get("train.learning_rate") == 5e-4
         assert app.state.origin is not None
         assert app.state.origin.run == run
         app.drafts.look()
         assert [draft.data["text"] for draft in list_drafts("config")] == ["[train]\nepochs = 7.0\n"]
         await pilot.press("u")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") == 7.0)
         app.drafts.look()
         assert len(list_drafts("config")) == 1
 
@@ -329,18 +333,15 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
     rows_file(here)
     async with opened() as (app, pilot):
         app.configuration.set_options({"data.train": here / "faq.jsonl", "train.epochs": 7.0})
-        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await pilot.press("2")
+        await begin_anew(pilot, app)
         await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         assert "faq" in screen_text(app)
         assert "not saved, " in screen_text(app)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
+        await wait_for(pilot, lambda: document_of(app).get("train.epochs") == 7.0)
         assert len(list_drafts("config")) == 1
-        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
-        await pilot.press(*"a new", "enter")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
+        await begin_anew(pilot, app)
         await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         await press(pilot, "delete", until="del again discards it for good")
         await pilot.press("down", "up", "delete")
@@ -353,18 +354,6 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 # The header.
 
 
-@pytest.mark.long
-async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
-    run = made_run(rows_file(here), "alpaca", "failed")
-    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
-        await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
-        line = app.main.query_one(StatusBar).render()
-        span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])
-        assert span.style == "$muted"
-        app.configuration.edit_run(run)
-        await wait_for(pilot, lambda: "✗ failed" in screen_text(app).splitlines()[0])
-
-
 async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) -> None:
     write_session(Session(pane="data"))
     async with opened() as (app, _):
@@ -373,20 +362,6 @@ async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) 
         app.returning.forget_if_suspect()
         app.returning.look()
     assert read_session() is None
-
-
-@pytest.mark.long
-async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> None:
-    rows_file(here)
-    (here / "other.csv").write_text("question,answer\na,b\nc,d\n")
-    write_session(Session(data=DataPlace(str(here / "other.csv"), 1), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
-        await wait_for(pilot, lambda: app.returning._is_complete)
-        data = pane_of(app, "data")
-        await wait_for(pilot, lambda: data.view is not None and data.opener.opening is None)
-        assert data.view is not None
-        assert data.view.path.name == "faq.jsonl"
-        assert app.main.current == "data"
 
 
 async def test_data_that_is_named_and_was_open_comes_back_to_its_row(here: Path) -> None:

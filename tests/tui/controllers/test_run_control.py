@@ -29,7 +29,6 @@ from tests.cases import cases
 from tests.tui.harness import asks, has_live_run, press, running, screen_lines, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
-from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.run_settings import RunSettings
@@ -60,8 +59,8 @@ def is_told(app: LocaltuneApp, text: str) -> bool:
     return text in words(app)
 
 
-async def asked_to_stop(pilot: Pilot[Any]) -> None:
-    await press(pilot, "s", until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
+async def asked_to_stop(pilot: Pilot[Any], key: str = "s") -> None:
+    await press(pilot, key, until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
     await pilot.pause()
 
 
@@ -125,17 +124,6 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
         await wait_for(pilot, lambda: commands.with_args == sent)
         if keys == ["w", "y"]:
             await wait_for(pilot, lambda: "◌ stopping" in words(app))
-
-
-async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(64)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        await asked_to_stop(pilot)
-        await press(pilot, *"really")
-        assert isinstance(app.screen, ChoiceDialog)
-        assert "press y, w, k, n or esc" in screen_text(app)
-        assert commands == []
 
 
 @pytest.mark.long
@@ -214,23 +202,15 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
 
 
-@pytest.mark.long
-async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        for keys in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
-            await settings(pilot)
-            await press(pilot, *keys, until=lambda: not isinstance(app.screen, RunSettings))
-        assert commands == []
-
-
-async def test_an_invalid_value_is_not_sent_and_a_doubtful_one_is_warned_of(
+async def test_a_value_that_is_invalid_or_as_before_is_not_sent_and_a_doubtful_one_is_warned_of(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
     async with attached() as (app, pilot):
+        for left in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
+            await settings(pilot)
+            await press(pilot, *left, until=lambda: not isinstance(app.screen, RunSettings))
         for keys, told in (
             ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
             ("fast", "train.learning_rate must be a number, not 'fast'."),
@@ -301,21 +281,12 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
     assert read_history(script.run).settings == {}
 
 
-async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        type_at_once(pilot, "e3e-5\t50\n")
-        changes = {"train.learning_rate": 3e-5, "eval.every_steps": 50}
-        await wait_for(pilot, lambda: commands.with_args == [("set", changes)])
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
-        assert app.main.current == "train"
-
-
-async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
+async def test_the_question_about_a_stop_says_what_it_waits_for_and_goes_with_the_run(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot)
+        await press(pilot, *"really")
+        assert "press y, w, k, n or esc" in screen_text(app)
         script.end("failed", "the card is gone")
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "failed" in words(app))
@@ -432,14 +403,12 @@ async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, work
     script = in_step(home)
     async with attached(notifications=True) as (app, pilot):
         for key in ("y", "t"):
-            await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
-            await pilot.pause()
+            await asked_to_stop(pilot)
             assert ("take it back" in words(app)) == (key == "t")
             await press(pilot, key, until=lambda: not isinstance(app.screen, ChoiceDialog))
             assert ("◌ stopping" in screen_text(app)) == (key == "y")
         assert worker.heard == [("stop", {}), ("withdraw", {"what": "stop"})]
-        await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.pause()
+        await asked_to_stop(pilot)
         await pilot.press("y")
         worker.step_over.set()
         script.write_state(state="stopping")
@@ -460,8 +429,7 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
     async with attached() as (app, pilot):
-        await press(pilot, "q", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.pause()
+        await asked_to_stop(pilot, "q")
         await press(pilot, "s", until=lambda: worker.heard == [("stop", {})])
         assert app.is_running, "nobody has heard of it yet"
         script.write_state(pending=("stop",))
@@ -478,18 +446,6 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
         await wait_for(pilot, lambda: "b skip" not in screen_text(app))
         await press(pilot, "b")
         assert len(worker.heard) == 1
-
-
-async def test_the_seconds_of_an_evaluation_are_its_own(home: Path) -> None:
-    now = time.time()
-    script = ScriptedRun(home, start=now - 400).begin()
-    script.phase("evaluating", 1.0, detail="loss", done=1, total=80).phase("training", 188.0, done=0)
-    script.steps(1, 4).phase("evaluating", 1.0, detail="loss", done=0, total=80)
-    assert script.now is not None
-    begun = script.now
-    async with attached(size=(120, 34)) as (app, pilot):
-        app.clock = lambda: begun + 20.0
-        await wait_for(pilot, lambda: "evaluating 0/80 20s" in screen_text(app))
 
 
 async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.serve.job import serve_job
+from core.serve.options import ServerAddress
 from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -46,13 +47,18 @@ async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
         yield pilot
 
 
-def listed(app: LocaltuneApp) -> int:
-    """The status of the server's answer to the shown key."""
+def address_of(app: LocaltuneApp) -> ServerAddress:
+    """The address of the server."""
     view = app.state.serving
     assert view is not None
     assert view.address is not None
-    headers = {"Authorization": f"Bearer {view.address.key}"}
-    return httpx2.get(f"{view.address.url}/models", headers=headers).status_code
+    return view.address
+
+
+def listed(app: LocaltuneApp) -> int:
+    """The status of the server's answer to the shown key."""
+    address = address_of(app)
+    return httpx2.get(f"{address.url}/models", headers={"Authorization": f"Bearer {address.key}"}).status_code
 
 
 async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +67,7 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
     monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
     async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is served to programs on this machine" in screen_text(app))
-        view = app.state.serving
-        assert view is not None
-        assert view.address is not None
-        address = view.address
+        view, address = app.state.serving, address_of(app)
         shown = screen_text(app).replace("│", " ")
         assert address.url in shown
         assert address.key in shown
@@ -89,11 +92,9 @@ async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
     ended_run(home)
     async with serving(app) as pilot:
         await wait_for(pilot, lambda: app.state.serving is not None and app.state.serving.address is not None)
-        view = app.state.serving
-        assert view is not None
-        assert view.address is not None
+        address = address_of(app)
     with pytest.raises(httpx2.ConnectError):
-        httpx2.get(view.address.url)
+        httpx2.get(address.url)
 
 
 async def test_a_run_without_a_result_is_refused_in_a_sentence(home: Path, app: LocaltuneApp) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from array import array
 from pathlib import Path
 
@@ -78,16 +79,12 @@ def test_a_filter_keeps_the_ways_out_of_it_in_view() -> None:
 
 
 async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
-    lines = [
-        "{broken",
-        "[1]",
-        '{"messages": []}',
-        '{"messages": [{"role": "user", "content": "a"}]}',
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
-        '{"messages": [{"role": "boss", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-        '{"other": 1}',
+    messages = [
+        [{"role": role, "content": text} for role, text in spoken]
+        for spoken in ([], [("user", "a")], [("user", "a"), ("assistant", "")], [("boss", "a"), ("assistant", "b")])
     ]
+    messages.append([{"role": "assistant", "content": "a"}] * 2)
+    lines = ["{broken", "[1]", '{"other": 1}', *(json.dumps({"messages": turns}) for turns in messages)]
     good = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}'
     path = write_lines(tmp_path / "a.jsonl", [*(good % number for number in range(9)), *lines])
     async with data_pane(path, size=(80, 24)) as (pilot, pane):

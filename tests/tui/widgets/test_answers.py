@@ -59,16 +59,6 @@ def test_without_marks_there_is_no_column_for_them() -> None:
     assert answer_texts(plain) == ["ask     q", "step 0  one", "step 5  no answer"]
 
 
-@cases("width", [1, 12, 20])
-def test_a_narrow_pane_is_no_error(width: int) -> None:
-    assert answer_texts(QUESTION, width)
-
-
-def test_wide_characters_stay_in_their_columns() -> None:
-    question = Question("日本語" * 20, "はい", [SampleAnswer(0, "いいえ" * 30, "wrong", is_broken_json=False)])
-    assert all(line.cell_length <= 30 for line in question_lines(question, 30, 40))
-
-
 SKY = (
     "The sky is blue because of the sun.",
     "The sky is blue, as air scatters light. " * 5,
@@ -112,18 +102,6 @@ def marked(lines: list[Content]) -> list[str]:
     return [line.plain[span.start : span.end] for line in lines for span in line.spans if span.style == CHANGED]
 
 
-def test_an_answer_stands_above_that_of_the_evaluation_before() -> None:
-    walk = walk_to(ROUTER)
-    assert lines(walk) == [
-        "ask      Router 12 is dead",
-        'wanted   {"ref": 12}',
-        "steps    0 ✗  30 ✗ (45 ✗ =)[60 ✓]",
-        'step 60  ✓ {"ref": 12}',
-        'step 45  ✗ {"ref": 1}',
-    ]
-    assert marked(walk_lines(walk, 76, 10)) == ["12", "1"]
-
-
 def test_what_did_not_change_and_what_is_all_new_is_said() -> None:
     assert lines(walk_to(ROUTER, back=1))[-2:] == ['step 45  ✗ {"ref": 1}', "step 30  ✗ the same"]
     walk = walk_to(ROUTER, back=2)
@@ -151,29 +129,11 @@ def test_an_only_answer_and_the_first_one_have_the_whole_width() -> None:
 def test_it_can_stand_beside_the_first_the_wanted_and_all() -> None:
     assert lines(walk_to(ROUTER, layouts=1))[-1].startswith("step 0   ✗ no JSON  Have you")
     walk = walk_to(ROUTER, back=1, layouts=2)
-    assert lines(walk)[1:] == [
-        "steps    0 ✗  30 ✗ [45 ✗ =] 60 ✓",
-        'step 45  ✗ {"ref": 1}',
-        'wanted   {"ref": 12}',
-    ]
+    assert lines(walk)[1:] == ["steps    0 ✗  30 ✗ [45 ✗ =] 60 ✓", 'step 45  ✗ {"ref": 1}', 'wanted   {"ref": 12}']
     assert marked(walk_lines(walk, 76, 10)) == ["1", "12"]
     walk = walk_to(ROUTER, layouts=3)
     assert [line[:7] for line in lines(walk)] == ["ask    ", "wanted ", "step 0 ", "step 30", "step 45", "step 60"]
     assert marked(walk_lines(walk, 76, 10)) == ["12"], "each is marked against the one before it"
-
-
-def test_long_answers_stand_side_by_side_where_there_is_room() -> None:
-    walk = walk_to(BLUE)
-    narrow, wide = lines(walk, 76, 30), lines(walk, 100, 30)
-    assert [line.split()[0] for line in narrow if line.startswith("s")] == ["steps", "step", "step"]
-    head = next(line for line in wide if "│" in line)
-    assert head.split() == ["step", "30", "│", "step", "60"]
-    columns = [line.split(" │ ") for line in wide if "│" in line][1:]
-    assert (
-        " ".join(" ".join(column).strip() for column in zip(*columns, strict=True)).split() == (SKY[1] + SKY[2]).split()
-    )
-    assert marked(walk_lines(walk, 100, 30)).count("sunlight") == 5
-    assert {line.index("│") for line in wide if "│" in line} == {head.index("│")}
 
 
 def test_answers_are_never_cut_to_the_height() -> None:

@@ -10,12 +10,11 @@ from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
 from core.runs.catalog.result import Measure, RunResult
-from core.runs.outlook.energy import Tariff
 from tests.cases import cases
-from tui.glyphs import ASCII, BRAILLE
+from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.widgets.run_detail import _in_lines, queue_line
-from tui.widgets.run_end import end_hints, end_lines, flow
+from tui.widgets.run_detail import queue_line
+from tui.widgets.run_end import end_hints, end_lines
 
 FINISHED = RunResult(
     state="finished",
@@ -47,36 +46,11 @@ def lines(result: RunResult, width: int = 78, *, answers: bool = True) -> list[s
     return [line.rstrip() for line in end_lines(result, hints, width, BRAILLE).plain.split("\n")]
 
 
-def test_a_finish_says_what_was_gained_and_what_to_do_next() -> None:
-    shown = lines(FINISHED)
-    assert shown[0] == "✓ finished · 30 steps in 3m 32s · 9.1 Wh"
-    priced = lines(replace(FINISHED, tariff=Tariff(0.5, "EUR"), energy_wh=900.0))
-    assert priced[0] == "✓ finished · 30 steps in 3m 32s · 900.0 Wh · 0.45 EUR"
-    assert shown[1].split() == ["before", "after"]
-    assert shown[2].split() == ["exact", "match", "0.00", "→", "0.35", "▁▃▅█"]
-    assert shown[3].split() == ["valid", "JSON", "0.00", "→", "1.00"], "two values need no curve"
-    assert shown[4].split()[:6] == ["eval", "loss", "4.11", "→", "0.100", "█▁▁"]
-    assert shown[4].endswith("perplexity 60.9 → 1.11")
-    assert shown[5:] == [
-        "i ask it   a answers   r start 203633-faq again   e again with changes",
-        "^y copy path of adapter (19 MB)   X export   x use it elsewhere",
-    ]
-    assert {line.index("→") for line in shown[2:4]} == {shown[4].index("→")}
-
-
 @cases("width", [40, 58, 78, 198])
 def test_lines_are_no_wider_than_the_pane(width: int) -> None:
     for result in (FINISHED, STOPPED, replace(FINISHED, reason="no lower held-out loss in 4 evaluations " * 4)):
         # The first line is wrapped by its widget where it has to be.
         assert max(map(len, lines(result, width)[1:])) <= max(width, 42)
-
-
-def test_a_stopped_run_says_what_is_kept_and_how_to_go_on() -> None:
-    shown = lines(STOPPED)
-    assert shown[0] == "■ stopped on request after step 15 of 30 · 3m 32s of work · 9.1 Wh"
-    assert "  Kept is the checkpoint of step 10; the 5 steps after it are lost." in shown
-    assert shown[-3].startswith("C continue from there   i ask it   a answers")
-    assert "step 10" in shown[1]
 
 
 def test_a_failed_run_says_why_and_what_to_do() -> None:
@@ -97,31 +71,10 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
     assert "  Kept is the checkpoint of step 14; the step after it is lost." in lines(lost)
 
 
-def test_a_run_that_ended_early_says_why() -> None:
-    early = replace(FINISHED, step=22, total_steps=40, reason="no lower held-out loss in 4 evaluations")
-    assert lines(early)[:2] == [
-        "✓ finished after step 22 of 40 · 3m 32s of work · 9.1 Wh",
-        "  no lower held-out loss in 4 evaluations.",
-    ]
-
-
 def test_one_evaluation_of_a_run_that_did_not_finish_is_no_table() -> None:
     once = (Measure("eval loss", None, 0.5),)
     assert "eval loss" not in "\n".join(lines(replace(STOPPED, measures=once)))
     assert "eval loss" in "\n".join(lines(replace(FINISHED, measures=once)))
-
-
-def test_ascii_stays_ascii_but_for_the_words() -> None:
-    text = end_lines(FINISHED, [], 100, ASCII).plain
-    assert not set("▁▂▃▄▅▆▇█") & set(text)
-
-
-def test_hints_are_never_cut_in_two() -> None:
-    assert [line.plain for line in flow([("a", "one"), ("b", "two"), ("c", "three")], 13)] == [
-        "a one   b two",
-        "c three",
-    ]
-    assert flow([], 10) == []
 
 
 def test_a_refused_result_says_why_and_what_can_be_done() -> None:
@@ -168,13 +121,3 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
 )
 def test_what_comes_next_is_told(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
     assert re.fullmatch(line, queue_line(QueueView(tuple(rows), runner), "Q").plain)
-
-
-def test_a_name_and_its_value_stay_together() -> None:
-    facts = ["eval loss 0.722 → 0.480", "exact 0.83", "model SmolLM2-135M-Instruct", "data tickets.jsonl"]
-    assert [line.plain for line in _in_lines(facts, 46)] == [
-        "eval loss 0.722 → 0.480   exact 0.83",
-        "model SmolLM2-135M-Instruct",
-        "data tickets.jsonl",
-    ]
-    assert all(line.cell_length <= 12 for line in _in_lines(facts, 12))

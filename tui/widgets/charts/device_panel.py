@@ -99,8 +99,8 @@ class DevicePanel(TextBlock):
         glyphs: The glyphs of the bars.
     """
 
-    def __init__(self, glyphs: GlyphSet = BRAILLE, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self, glyphs: GlyphSet = BRAILLE) -> None:
+        super().__init__()
         self._glyphs = glyphs
         self._devices: Sequence[Device] = ()
         self._stale = ""
@@ -126,12 +126,9 @@ class DevicePanel(TextBlock):
         if len(self._devices) > MOST:
             lines.append(Content.styled(f"{len(self._devices) - MOST} more devices", "$muted"))
         if lines and self._around.host is not None and self._around.is_detailed and width >= WIDE:
-            lines.append(host_line(self._around.host, self._glyphs, width, has_cpu=_has_cpu(self._devices)))
+            has_cpu = any(device.kind == "cpu" for device in self._devices)
+            lines.append(host_line(self._around.host, self._glyphs, width, has_cpu=has_cpu))
         self.show(Content("\n").join(_with_age(lines, self._stale, width)))
-
-
-def _has_cpu(devices: Sequence[Device]) -> bool:
-    return any(device.kind == "cpu" for device in devices)
 
 
 def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:

@@ -26,7 +26,7 @@ from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import ChartData, Measured
 from tui.widgets.charts.plot import Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
-from tui.widgets.strips import component_classes
+from tui.widgets.strips import component_classes, style_of
 
 #: Minimum number of steps shown.
 FEWEST = 8.0
@@ -132,25 +132,7 @@ _LEAST_RANGE = 0.02
 class LineChart(Widget):
     """A line chart over steps, with zoom and cursor."""
 
-    DEFAULT_CSS = """
-    LineChart { width: 100%; height: 1fr; min-height: 4; }
-    LineChart > .line-chart--smooth { color: $chart-smooth; }
-    LineChart > .line-chart--raw { color: $chart-raw; }
-    LineChart > .line-chart--eval { color: $chart-eval; text-style: bold; }
-    LineChart > .line-chart--probe { color: $chart-event; }
-    LineChart > .line-chart--second { color: $curve-2; }
-    LineChart > .line-chart--cursor { color: $foreground; }
-    LineChart > .line-chart--readout { color: $foreground; text-style: bold; }
-    LineChart > .line-chart--event { color: $chart-event; }
-    LineChart > .line-chart--axis { color: $chart-axis; }
-    LineChart > .line-chart--label { color: $muted; }
-    LineChart > .line-chart--curve-1 { color: $curve-1; }
-    LineChart > .line-chart--curve-2 { color: $curve-2; }
-    LineChart > .line-chart--curve-3 { color: $curve-3; }
-    LineChart > .line-chart--curve-4 { color: $curve-4; }
-    LineChart > .line-chart--curve-5 { color: $curve-5; }
-    LineChart > .line-chart--curve-6 { color: $curve-6; }
-    """
+    DEFAULT_CSS = style_of("LineChart")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     log_axis: reactive[bool] = reactive(False, init=False)

@@ -57,9 +57,9 @@ class Frame:
                 if 0 <= x + offset < self.width:
                     self.cells[y][x + offset] = (character, style)
 
-    def is_free(self, x: int, y: int, width: int) -> bool:
-        """True if all cells are empty."""
-        return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
+    def is_free(self, x: int, y: int) -> bool:
+        """True if a cell is empty."""
+        return 0 <= x < self.width and self.cells[y][x][0] in " \u2800"
 
 
 @dataclass
@@ -150,21 +150,22 @@ class Plot:
             geometry.draw_line(raw, shown.series.bucket(raw.columns, *self._steps), self.scale)
         self.smooth = self._line(shown)
         geometry.draw_line(line, self.smooth, self.scale)
-        for y in range(self.rows):
-            for x in range(self.width):
-                if pattern := line.bits[y][x]:
-                    self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], "smooth")
-                elif pattern := raw.bits[y][x]:
-                    self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
+        self._put_dots(raw, self.glyphs.points, "raw")
+        self._put_dots(line, self.glyphs.line, "smooth")
+
+    def _put_dots(self, grid: DotGrid, characters: str, style: str) -> None:
+        """Draw the dots of a grid, a character for each pattern."""
+        for y, bits in enumerate(grid.bits):
+            for x, pattern in enumerate(bits):
+                if pattern:
+                    self.frame.cells[y][self.left + x] = (characters[pattern], style)
 
     def second(self, shown: Measured, scale: Scale) -> None:
         """Draw the series of the right axis as a dotted line."""
         grid = DotGrid(self.width, self.rows, self.glyphs)
         geometry.draw_line(grid, self._line(shown), scale)
-        for y, bits in enumerate(grid.bits):
-            for x, pattern in enumerate(bits):
-                if dots := pattern & self.glyphs.sparse:
-                    self.frame.cells[y][self.left + x] = (self.glyphs.points[dots], "second")
+        grid.bits = [[pattern & self.glyphs.sparse for pattern in bits] for bits in grid.bits]
+        self._put_dots(grid, self.glyphs.points, "second")
 
     def _line(self, shown: Measured) -> list[Bucket]:
         width = self.width * self.glyphs.columns
@@ -188,7 +189,7 @@ class Plot:
         if x is None:
             return
         for y in range(self.rows):
-            if self.frame.is_free(x, y, 1):
+            if self.frame.is_free(x, y):
                 self.frame.put(x, y, self.glyphs.bar_tick, "cursor")
         if self.frame.cells[self.rows][x][1] == "axis":
             self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
@@ -211,10 +212,7 @@ class Plot:
             read = curve.series.smooth_bucket if curve.is_smoothed else curve.series.bucket
             buckets = read(grid.columns, first, last)
             geometry.draw_line(grid, buckets, self.scale)
-            for y, bits in enumerate(grid.bits):
-                for x, pattern in enumerate(bits):
-                    if pattern:
-                        self.frame.cells[y][self.left + x] = (self.glyphs.line[pattern], f"curve-{curve.color}")
+            self._put_dots(grid, self.glyphs.line, f"curve-{curve.color}")
             letters += self._letters(curve, buckets, place * _LETTERS_APART // max(len(curves), 1))
         for x, y, curve in letters:
             self.frame.put(x, y, curve.letter, f"curve-{curve.color}")
@@ -241,11 +239,7 @@ class Plot:
             if not len(curve.series):
                 name = f"{name} –" if name else "–"
             parts += [(f"{curve.letter} " if name else curve.letter, f"curve-{curve.color}"), (f"{name}  ", "label")]
-        x = self.end - sum(len(text) for text, _ in parts)
-        self._keep_off(x)
-        for text, style in parts:
-            self.frame.put(x, 0, text, style)
-            x += len(text)
+        self._put_legend(parts)
 
     def evaluations(self, series: Series, mark: str, style: str) -> None:
         """Draw a mark for each evaluation."""
@@ -264,16 +258,16 @@ class Plot:
         marks = self._mark_legend(data.marks)
         if sum(len(text) for text, _ in [*marks, *parts]) <= self.width * _LEGEND_SHARE:
             parts = [*marks, *parts]
-        x = self.end - sum(len(text) for text, _ in parts) - 1
-        self._keep_off(x)
+        self._put_legend(parts, margin=1)
+
+    def _put_legend(self, parts: Sequence[Cell], margin: int = 0) -> None:
+        """Draw texts at the top right; curves do not touch them."""
+        x = self.end - margin - sum(len(text) for text, _ in parts)
+        if not self.frame.is_free(x - 1, 0):
+            self.frame.put(x - 1, 0, " ", "label")
         for text, style in parts:
             self.frame.put(x, 0, text, style)
             x += len(text)
-
-    def _keep_off(self, x: int) -> None:
-        """Keep curves from touching the legend."""
-        if not self.frame.is_free(x - 1, 0, 1):
-            self.frame.put(x - 1, 0, " ", "label")
 
     def _series_legend(self, data: ChartData) -> list[Cell]:
         ascii_only, shown, second = self.glyphs.name == "ascii", data.main, data.second
@@ -321,7 +315,7 @@ class Plot:
             self.frame.put(x, y, self._glyph(mark.kind), "event")
         for x, y, mark in reversed(placed):
             free = range(x + 1, self.end)
-            room = next((place for place in free if not self.frame.is_free(place, y, 1)), self.end) - x - 3
+            room = next((place for place in free if not self.frame.is_free(place, y)), self.end) - x - 3
             text = " " + one_line(mark.label, min(room, _LONGEST_LABEL))
             if mark.kind != "checkpoint" and room >= _SHORTEST_LABEL and cell_len(text) == len(text):
                 self.frame.put(x + 1, y, text, "event")

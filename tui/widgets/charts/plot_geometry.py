@@ -252,13 +252,6 @@ class DotGrid:
         """Number of dots down."""
         return self.height * self.glyphs.rows
 
-    def set(self, x: int, y: int) -> None:
-        """Set a dot; ``y`` counts from the bottom, and dots outside are ignored."""
-        if 0 <= x < self.columns and 0 <= y < self.rows:
-            column, across = divmod(x, self.glyphs.columns)
-            row, down = divmod(self.rows - 1 - y, self.glyphs.rows)
-            self.bits[row][column] |= 1 << (down * self.glyphs.columns + across)
-
     def span(self, x: int, low: int, high: int) -> None:
         """Set all dots of a column from ``low`` to ``high``."""
         if not 0 <= x < self.columns:

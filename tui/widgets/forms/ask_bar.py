@@ -19,6 +19,7 @@ from textual.widgets import Input, Static, TextArea
 from core.text import one_line
 from tui.keys import display_key
 from tui.widgets.forms.inputs import PathInput, SafeInput
+from tui.widgets.strips import style_of
 
 #: Seconds after a wrong key during which no key is an answer, because the user is typing.
 QUIET_SECONDS = 0.5
@@ -113,16 +114,7 @@ def takes_text(widget: Widget | None) -> bool:
 class AskBar(Vertical):
     """A bar that is hidden until a question is asked; afterwards the focus returns to the previous widget."""
 
-    DEFAULT_CSS = """
-    AskBar {
-        height: auto;
-        display: none;
-        &.-asking { display: block; }
-        & > Horizontal { height: auto; }
-        & .ask-label { width: auto; padding-right: 1; color: $accent; text-style: bold; }
-        & .ask-candidates { height: auto; max-height: 3; color: $muted; }
-    }
-    """
+    DEFAULT_CSS = style_of("AskBar")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

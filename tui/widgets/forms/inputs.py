@@ -17,20 +17,13 @@ from textual.widgets import Input, TextArea
 from core.paths import user_path, working_directory
 from core.text import one_line, sanitize
 from tui.files import entry_path
+from tui.widgets.strips import style_of
 
 
 class SafeInput(Input):
     """A compact :class:`textual.widgets.Input` that sanitizes pasted and set text, and posts ``esc``."""
 
-    DEFAULT_CSS = """
-    SafeInput {
-        height: 1;
-        border: none;
-        padding: 0;
-        background: $surface;
-        &:focus { background: $panel; border: none; }
-    }
-    """
+    DEFAULT_CSS = style_of("SafeInput")
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
 
@@ -40,26 +33,8 @@ class SafeInput(Input):
     class Cancelled(Message):
         """The input has been left with ``esc``."""
 
-        def __init__(self, control: SafeInput) -> None:
-            super().__init__()
-            self._control = control
-
-        @property
-        def control(self) -> SafeInput:
-            """The input that was left."""
-            return self._control
-
-    def __init__(
-        self,
-        value: str = "",
-        *,
-        placeholder: str = "",
-        id: str | None = None,  # noqa: A002
-        classes: str | None = None,
-    ) -> None:
-        super().__init__(
-            one_line(value), placeholder=placeholder, id=id, classes=classes, compact=True, select_on_focus=False
-        )
+    def __init__(self, value: str = "", *, placeholder: str = "", id: str | None = None) -> None:  # noqa: A002
+        super().__init__(one_line(value), placeholder=placeholder, id=id, compact=True, select_on_focus=False)
         self.cursor_blink = False
 
     def validate_value(self, value: str) -> str:
@@ -83,7 +58,7 @@ class SafeInput(Input):
 
     def action_cancel(self) -> None:
         """Post :class:`Cancelled` on ``esc``."""
-        self.post_message(self.Cancelled(self))
+        self.post_message(self.Cancelled())
 
 
 #: Maximum number of directory entries read; a directory of a million files must not freeze the screen.
@@ -174,9 +149,8 @@ class PathInput(SafeInput):
         suffixes: Sequence[str] = (),
         placeholder: str = "",
         id: str | None = None,  # noqa: A002
-        classes: str | None = None,
     ) -> None:
-        super().__init__(value, placeholder=placeholder, id=id, classes=classes)
+        super().__init__(value, placeholder=placeholder, id=id)
         self.base = base or working_directory()
         self.suffixes = suffixes
         self.suggester = PathSuggester(self.base, suffixes)
@@ -219,20 +193,7 @@ HISTORY_LIMIT = 200
 class PromptInput(TextArea):
     """A :class:`textual.widgets.TextArea` that grows to a few lines, and sends on enter."""
 
-    DEFAULT_CSS = """
-    PromptInput {
-        height: auto;
-        max-height: 6;
-        border: none;
-        border-left: outer $border;
-        padding: 0 1;
-        background: $surface;
-        scrollbar-size-vertical: 1;
-        &:focus { border: none; border-left: outer $border-focus; background: $panel; }
-        & .text-area--cursor-line { background: transparent; }
-        & .text-area--placeholder { color: $muted; }
-    }
-    """
+    DEFAULT_CSS = style_of("PromptInput")
 
     # The parent binds ctrl+y to redo, and page keys to the few lines of the prompt. Some terminals cannot distinguish
     # alt+enter and ctrl+j from enter, hence ctrl+n.
@@ -258,8 +219,8 @@ class PromptInput(TextArea):
 
         direction: int
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
-        super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
         self.cursor_blink = False
         self.highlight_cursor_line = False
         self.footer_keys: tuple[tuple[str, str], ...] = (("esc", "leaves the prompt"), ("enter", "sends"))

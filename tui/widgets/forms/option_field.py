@@ -19,7 +19,7 @@ from textual.widget import Widget
 from core.text import one_line
 from core.units import exact_number
 from tui.widgets.forms.inputs import PathInput, SafeInput
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import relayout
 
 if TYPE_CHECKING:
@@ -68,15 +68,7 @@ class OptionField(Widget):
         suffixes: Suffixes of the offered files if the value is a path; None for other values.
     """
 
-    DEFAULT_CSS = """
-    OptionField {
-        width: 1fr;
-        height: auto;
-        layout: horizontal;
-        &.-cursor { background: $selected-background; }
-        & > SafeInput { width: 24; height: 1; background: $panel; }
-    }
-    """
+    DEFAULT_CSS = style_of("OptionField")
 
     value: reactive[Any] = reactive(None)
     """The value in the file; None for the default."""

@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from core.text import one_line
 from tui.widgets.forms.option_field import OptionField
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock
 
 if TYPE_CHECKING:
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
     """A scrolling panel with the manual of an option."""
 
-    DEFAULT_CSS = """
-    OptionHelp {
-        height: auto; max-height: 50%; scrollbar-size-vertical: 1; border-top: solid $border;
-        border-title-color: $muted; border-title-style: bold; border-subtitle-color: $muted; background: transparent;
-        &:focus { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    """
+    DEFAULT_CSS = style_of("OptionHelp")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j,down", "scroll_down", show=False),
         Binding("k,up", "scroll_up", show=False),
@@ -119,7 +114,8 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.fields: list[OptionField] = []
-        self._visible: list[OptionField] = []
+        self.shown: list[OptionField] = []
+        """The visible fields."""
         self._highlighted: OptionField | None = None
 
     async def build(self, fields: Sequence[OptionField]) -> None:
@@ -140,21 +136,16 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         present = self.current
         for field in self.fields:
             field.display = keep(field)
-        self._visible = [field for field in self.fields if field.display]
-        shown = {field.option.section for field in self._visible}
+        self.shown = [field for field in self.fields if field.display]
+        shown = {field.option.section for field in self.shown}
         for title in self.query(SectionTitle):
             title.display = title.section in shown
-        self.cursor = self._visible.index(present) if present in self._visible else 0
+        self.cursor = self.shown.index(present) if present in self.shown else 0
 
     @property
     def current(self) -> OptionField | None:
         """The field under the cursor."""
-        return self._visible[self.cursor] if 0 <= self.cursor < len(self._visible) else None
-
-    @property
-    def shown(self) -> Sequence[OptionField]:
-        """The visible fields."""
-        return self._visible
+        return self.shown[self.cursor] if 0 <= self.cursor < len(self.shown) else None
 
     def field(self, name: str) -> OptionField | None:
         """The field of ``section.key``, visible or not."""
@@ -162,8 +153,8 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     def go_to(self, field: OptionField) -> None:
         """Put the cursor on a visible field."""
-        if field in self._visible:
-            self.cursor = self._visible.index(field)
+        if field in self.shown:
+            self.cursor = self.shown.index(field)
 
     def move(self, rows: int) -> None:
         """Move the cursor by a number of fields."""
@@ -175,7 +166,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     def validate_cursor(self, cursor: int) -> int:
         """Clamp the cursor to the visible fields."""
-        return max(0, min(cursor, len(self._visible) - 1))
+        return max(0, min(cursor, len(self.shown) - 1))
 
     def watch_has_focus(self, _has_focus: bool) -> None:
         """Restyle only the form: no field's style depends on the focus, and there are many fields."""

@@ -14,25 +14,14 @@ from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.text import one_line
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 
 class ChoiceList(OptionList):
     """An :class:`OptionList` without a frame, in which the first click only highlights an entry."""
 
-    DEFAULT_CSS = """
-    ChoiceList {
-        padding: 0; border: none; background: transparent; text-wrap: nowrap; text-overflow: ellipsis;
-        &:focus { border: none; background: transparent; }
-        & > .option-list--option-highlighted {
-            background: $selected-background; color: $foreground; text-style: none;
-        }
-        &:focus > .option-list--option-highlighted {
-            background: $selected-background; color: $foreground; text-style: bold;
-        }
-        & > .option-list--option-disabled { color: $primary; text-style: bold; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChoiceList")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)
@@ -59,8 +48,8 @@ class ChoiceList(OptionList):
 class PointedList(ChoiceList):
     """A list with a pointer before the highlighted entry, which marks it on terminals without color."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self._prompts: list[Content] = []
         self._notes: Container[int] = ()
         self._pointed_at: int | None = None
@@ -104,15 +93,7 @@ class ListBox(Vertical):
         read: Reads the list again, after a key.
     """
 
-    DEFAULT_CSS = """
-    ListBox {
-        width: 110; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; background: $surface;
-        & #about { margin-bottom: 1; }
-        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
-        & #answer { height: 2; margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("ListBox")
 
     def __init__(self, title: str, read: Callable[[], object]) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from textual.strip import Strip
 from core.text import sanitize, steady
 from core.units import format_count
 from tui.datasets.view import Turn
-from tui.widgets.strips import SearchView, component_classes, find_matches, fit, mark_matches
+from tui.widgets.strips import SearchView, component_classes, find_matches, fit, mark_matches, style_of
 
 #: Maximum characters shown of a turn, which is still quick to wrap.
 SHOWN_CHARACTERS = 100_000
@@ -25,37 +25,20 @@ _GUTTER = 11
 class Conversation(SearchView, can_focus=True, inherit_bindings=False):
     """Turns of a conversation; the pane binds the keys."""
 
-    DEFAULT_CSS = """
-    Conversation {
-        height: 1fr;
-        background: transparent;
-        scrollbar-size-vertical: 1;
-        overflow-x: hidden;
-        & > .conversation--system { color: $role-system; text-style: bold; }
-        & > .conversation--user { color: $role-user; text-style: bold; }
-        & > .conversation--assistant { color: $role-tuned; text-style: bold; }
-        & > .conversation--other { color: $muted; }
-        & > .conversation--problem { color: $limit; }
-        & > .conversation--match { color: $near; text-style: underline; }
-    }
-    """
+    DEFAULT_CSS = style_of("Conversation")
 
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._turns: tuple[Turn, ...] = ()
+        self.turns: tuple[Turn, ...] = ()
+        """The turns shown."""
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
         self._wrapped_for = 0
 
-    @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The turns shown."""
-        return self._turns
-
     def show(self, turns: Sequence[Turn]) -> None:
         """Show a conversation from the beginning."""
-        self._turns = tuple(turns)
+        self.turns = tuple(turns)
         self._wrapped_for, self._match = 0, -1
         self._wrap()
         self.scroll_to(y=0, animate=False, immediate=True)
@@ -71,19 +54,13 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match_lines = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
         self._match = -1
 
-    def on_resize(self) -> None:
-        """Wrap for the new width; the current match stays."""
-        match = self._match
-        self._wrap()
-        self._match = min(match, len(self._match_lines) - 1)
-
     def _wrap(self) -> None:
         width = self.scrollable_content_region.width
         if width == self._wrapped_for or width < 1:
             return
         self._wrapped_for = width
         self._lines = []
-        for turn in self._turns:
+        for turn in self.turns:
             kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)
             lines = [line.plain.rstrip("\n") for line in Content(kept).wrap(max(width - _GUTTER, 8))] or [""]
             if len(turn.text) > SHOWN_CHARACTERS:

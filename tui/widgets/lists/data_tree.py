@@ -14,6 +14,7 @@ from textual.widgets import DirectoryTree
 
 from core.path_kind import ROW_SUFFIXES, YAML_SUFFIXES
 from core.text import one_line
+from tui.widgets.strips import style_of
 
 #: Suffixes of data files.
 DATA_SUFFIXES = (*ROW_SUFFIXES, *YAML_SUFFIXES)
@@ -26,15 +27,7 @@ class DataTree(DirectoryTree):
     ICON_NODE = "▸ "
     ICON_FILE = "  "
 
-    DEFAULT_CSS = """
-    DataTree {
-        height: 1fr;
-        background: transparent;
-        padding: 0 1;
-        scrollbar-size-vertical: 1;
-        scrollbar-size-horizontal: 0;
-    }
-    """
+    DEFAULT_CSS = style_of("DataTree")
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", "down", show=False),
@@ -55,7 +48,7 @@ class DataTree(DirectoryTree):
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         """Keep visible directories and data files."""
         for path in paths:
-            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or _is_dir(path)):
+            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or os.path.isdir(path)):
                 yield path
 
     def action_expand(self) -> None:
@@ -83,10 +76,3 @@ class DataTree(DirectoryTree):
     def action_leave(self) -> None:
         """Post :class:`Left` on ``esc``."""
         self.post_message(self.Left())
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
@@ -14,7 +14,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.widgets.strips import component_classes
+from tui.widgets.strips import component_classes, style_of
 
 if TYPE_CHECKING:
     from core.runs.record.history import LogLine
@@ -29,19 +29,13 @@ class LogView(ScrollView, can_focus=True):
     """A log with a line per event: time of day, a sign for warnings and errors, and a text. Long lines are cut, or
     wrapped while the log is unfolded."""
 
-    DEFAULT_CSS = """
-    LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
-    LogView:focus { background: $background; }
-    LogView > .log-view--time { color: $muted; }
-    LogView > .log-view--warning { color: $near; }
-    LogView > .log-view--error { color: $limit; }
-    """
+    DEFAULT_CSS = style_of("LogView")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
     #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self.following = True
         """True while the view follows the end."""
@@ -129,9 +123,7 @@ class LogView(ScrollView, can_focus=True):
             style = self.get_component_rich_style(f"log-view--{line.level}")
         time_style: Style = self.get_component_rich_style("log-view--time")
         clock = line.clock if is_first else " " * len(line.clock)
+        if len(clock) + 1 + cell_len(text) > width:
+            text = set_cell_size(text, max(width - len(clock) - 2, 0)) + "…"
         strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), Segment(text, style)])
-        if strip.cell_length > width:
-            room = max(width - len(clock) - 2, 0)
-            cut = Segment(set_cell_size(text, room) + "…", style)
-            strip = Strip([Segment(clock, time_style), Segment(" ", self.rich_style), cut])
         return strip.adjust_cell_length(width, self.rich_style)

@@ -20,7 +20,7 @@ from textual.strip import Strip
 
 from core.text import sanitize, steady
 from core.units import format_count
-from tui.widgets.strips import SearchView, component_classes, find_matches, fit
+from tui.widgets.strips import SearchView, component_classes, find_matches, fit, style_of
 
 #: Maximum number of tokens shown of a row, which is still quick to wrap.
 SHOWN_TOKENS = 10_000
@@ -80,26 +80,7 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
 
     COVERED = 1
 
-    DEFAULT_CSS = """
-    MaskView {
-        height: 1fr;
-        background: transparent;
-        scrollbar-size-vertical: 1;
-        overflow-x: hidden;
-        & > .mask-view--learned { color: $supervised; text-style: bold underline; }
-        & > .mask-view--learned-special { color: $supervised; text-style: bold underline reverse; }
-        & > .mask-view--ignored { color: $muted; }
-        & > .mask-view--ignored-special { color: $muted; text-style: reverse; }
-        & > .mask-view--prompt { color: $primary; text-style: bold; }
-        & > .mask-view--prompt-special { color: $primary; text-style: bold reverse; }
-        & > .mask-view--cut { color: $near; text-style: bold; }
-        & > .mask-view--match { color: $near; text-style: reverse; }
-        & > .mask-view--match-here { color: $accent; text-style: bold reverse; }
-        & > .mask-view--note { color: $muted; }
-        & > .mask-view--label { color: $foreground; text-style: bold; }
-        & > .mask-view--problem { color: $limit; }
-    }
-    """
+    DEFAULT_CSS = style_of("MaskView")
 
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
@@ -131,12 +112,6 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self._wrapped_for = 0
         self._wrap()
         self.refresh()
-
-    def on_resize(self) -> None:
-        """Wrap for the new width; the current match stays."""
-        match = self._match
-        self._wrap()
-        self._match = min(match, len(self._match_lines) - 1)
 
     def _renew(self) -> None:
         self._wrapped_for, self._match = 0, -1

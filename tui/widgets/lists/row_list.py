@@ -17,7 +17,7 @@ from textual.strip import Strip
 
 from core.text import steady
 from tui.datasets.view import RowCells
-from tui.widgets.strips import component_classes, fit, mark_matches
+from tui.widgets.strips import component_classes, fit, mark_matches, style_of
 
 #: Marks of readable rows with a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
@@ -36,21 +36,7 @@ RowSource = Callable[[int, int], Sequence[RowCells]]
 class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     """A virtual list with a cursor and a fixed header; the pane binds the keys."""
 
-    DEFAULT_CSS = """
-    RowList {
-        height: 1fr;
-        background: transparent;
-        scrollbar-size-vertical: 1;
-        overflow-x: hidden;
-        & > .row-list--header { color: $muted; text-style: bold; }
-        & > .row-list--number { color: $muted; }
-        & > .row-list--cursor { background: $selected-background; }
-        & > .row-list--problem { color: $limit; }
-        & > .row-list--warning { color: $near; }
-        & > .row-list--match { color: $near; text-style: underline; }
-        &:focus > .row-list--cursor { text-style: bold; }
-    }
-    """
+    DEFAULT_CSS = style_of("RowList")
 
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 

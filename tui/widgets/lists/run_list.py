@@ -18,22 +18,17 @@ from textual.strip import Strip
 from core.runs.catalog.table import DEFAULT_SORT
 from core.runs.record.sentences import brief_id
 from core.text import one_line, steady
-from core.units import (
-    coarse_ago,
-    exact_number,
-    format_bytes,
-    format_duration,
-    format_fixed,
-    format_number,
-    format_rate,
-)
+from core.units import coarse_ago, exact_number, format_bytes, format_duration, format_fixed, format_number, format_rate
 from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
-from tui.widgets.strips import component_classes, fit
+from tui.widgets.strips import component_classes, fit, style_of
 
 if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.store import Labels
+
+    #: The text of a run with its figures, once they are known, at a Unix time.
+    _Cell = Callable[[RunRow, RunFigures | None, float], str]
 
 _HEADER_ROWS = 1
 #: Blanks after a column.
@@ -44,7 +39,7 @@ _GAP = 2
 class _Column:
     title: str
     width: int
-    cell: Callable[[RunRow, RunFigures | None, float], str]
+    cell: _Cell
     right: bool = False
     priority: int = 0
     """Low numbers get room first, 0 always."""
@@ -59,101 +54,65 @@ class _Column:
         return (self.least or self.width) + _GAP
 
 
-def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+def _state(row: RunRow, _now: float) -> str:
     return f"{STATE_GLYPHS.get(row.state, '?')} {'refused' if row.refused else row.word or row.state}"
 
 
-def _name(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    """The display name, or else the id."""
-    return steady(row.labels.name) if row.labels.name else one_line(row.run.id, 64)
-
-
-def _model(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return steady(row.base_name)
-
-
-def _method(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return row.method_words
-
-
-def _data(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return steady(", ".join(row.data))
-
-
-def _steps(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+def _steps(row: RunRow, _now: float) -> str:
     return f"{row.step}/{row.total_steps}" if row.total_steps else str(row.step or "–")
 
 
-def _loss(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return format_number(row.loss)
-
-
-def _age(row: RunRow, _figures: RunFigures | None, now: float) -> str:
+def _age(row: RunRow, now: float) -> str:
     """The time since the start, in a single unit."""
     return coarse_ago(now - row.started).removesuffix(" ago") if row.started else "–"
 
 
-def _took(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    """The time of work, without pauses."""
-    return format_duration(figures.working_seconds) if figures is not None else ""
-
-
-def _best(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    return format_number(figures.best_loss) if figures is not None else ""
-
-
-def _speed(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    if figures is None:
-        return ""
-    return "–" if figures.tokens_per_second is None else format_rate(figures.tokens_per_second).removesuffix(" tok/s")
-
-
-def _energy(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    if figures is None:
-        return ""
-    return "–" if figures.energy_wh is None else f"{format_number(figures.energy_wh)} Wh"
-
-
-def _cost(row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    return (row.tariff.words(figures.energy_wh) or "–") if figures is not None else ""
-
-
-def _exact(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    return format_fixed(figures.exact_match, 2) if figures is not None else ""
-
-
-def _size(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    return format_bytes(figures.size) if figures is not None else ""
-
-
-def _options(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
+def _options(row: RunRow, _now: float) -> str:
     """Learning rate and batch size: ``5e-4·4``."""
     rate = exact_number(float(f"{row.learning_rate:.3g}")) if row.learning_rate is not None else ""
     return "·".join(part for part in (rate, str(row.batch_size or "")) if part)
 
 
-def _note(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    return steady(label_words(row.labels))
+def _speed(_row: RunRow, figures: RunFigures) -> str:
+    return "–" if figures.tokens_per_second is None else format_rate(figures.tokens_per_second).removesuffix(" tok/s")
+
+
+def _energy(_row: RunRow, figures: RunFigures) -> str:
+    return "–" if figures.energy_wh is None else f"{format_number(figures.energy_wh)} Wh"
+
+
+def _known(words: Callable[[RunRow, RunFigures], str]) -> _Cell:
+    """The cell of a figure; empty until the figures are known."""
+    return lambda row, figures, _now: words(row, figures) if figures is not None else ""
+
+
+def _listed(words: Callable[[RunRow, float], str]) -> _Cell:
+    """The cell of a value that the list itself has, at a Unix time."""
+    return lambda row, _figures, now: words(row, now)
 
 
 _COLUMNS = (
-    _Column("state", 10, _state, sort="state"),
-    _Column("run", 24, _name, sort="name"),
-    _Column("model", 16, _model, priority=7, sort="model", least=10),
-    _Column("method", 10, _method, priority=6, sort="method"),
-    _Column("data", 14, _data, priority=9, sort="data", least=9),
-    _Column("lr·batch", 9, _options, right=True, priority=13),
-    _Column("step", 11, _steps, right=True, sort="step"),
-    _Column("loss", 7, _loss, right=True, priority=2, sort="loss"),
-    _Column("best", 7, _best, right=True, priority=1, sort="best"),
-    _Column("exact", 5, _exact, right=True, priority=10),
-    _Column("tok/s", 7, _speed, right=True, priority=3, sort="speed"),
-    _Column("energy", 8, _energy, right=True, priority=4, sort="energy"),
-    _Column("cost", 10, _cost, right=True, priority=4),
-    _Column("took", 7, _took, right=True, priority=11, sort="took"),
-    _Column("size", 7, _size, right=True, priority=12, sort="size"),
-    _Column("age", 8, _age, right=True, priority=5, sort="started"),
-    _Column("note", 16, _note, priority=8, least=8),
+    _Column("state", 10, _listed(_state), sort="state"),
+    # The display name, or else the id.
+    _Column("run", 24, _listed(lambda row, _: steady(row.labels.name) or one_line(row.run.id, 64)), sort="name"),
+    _Column("model", 16, _listed(lambda row, _: steady(row.base_name)), priority=7, sort="model", least=10),
+    _Column("method", 10, _listed(lambda row, _: row.method_words), priority=6, sort="method"),
+    _Column("data", 14, _listed(lambda row, _: steady(", ".join(row.data))), priority=9, sort="data", least=9),
+    _Column("lr·batch", 9, _listed(_options), right=True, priority=13),
+    _Column("step", 11, _listed(_steps), right=True, sort="step"),
+    _Column("loss", 7, _listed(lambda row, _: format_number(row.loss)), right=True, priority=2, sort="loss"),
+    _Column("best", 7, _known(lambda _, known: format_number(known.best_loss)), right=True, priority=1, sort="best"),
+    _Column("exact", 5, _known(lambda _, known: format_fixed(known.exact_match, 2)), right=True, priority=10),
+    _Column("tok/s", 7, _known(_speed), right=True, priority=3, sort="speed"),
+    _Column("energy", 8, _known(_energy), right=True, priority=4, sort="energy"),
+    _Column("cost", 10, _known(lambda row, known: row.tariff.words(known.energy_wh) or "–"), right=True, priority=4),
+    # Of work, without pauses.
+    _Column(
+        "took", 7, _known(lambda _, known: format_duration(known.working_seconds)), right=True, priority=11, sort="took"
+    ),
+    _Column("size", 7, _known(lambda _, known: format_bytes(known.size)), right=True, priority=12, sort="size"),
+    _Column("age", 8, _listed(_age), right=True, priority=5, sort="started"),
+    _Column("note", 16, _listed(lambda row, _: steady(label_words(row.labels))), priority=8, least=8),
 )
 #: Priority of the energy if its cost is known, which is the more useful figure.
 _ENERGY_BESIDE_COST = 10
@@ -174,15 +133,7 @@ class RunList(ScrollView, can_focus=True):
         clock: Returns the current time, in Unix seconds.
     """
 
-    DEFAULT_CSS = """
-    RunList { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
-    RunList > .run-list--header { color: $muted; }
-    RunList > .run-list--mark { color: $accent; text-style: bold; }
-    RunList > .run-list--cursor { background: $selected-background; text-style: bold; }
-    RunList > .run-list--ok { color: $ok; }
-    RunList > .run-list--near { color: $near; }
-    RunList > .run-list--limit { color: $limit; }
-    """
+    DEFAULT_CSS = style_of("RunList")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     @dataclass
@@ -198,7 +149,8 @@ class RunList(ScrollView, can_focus=True):
         super().__init__()
         self._clock = clock
         self._rows: Sequence[RunRow] = ()
-        self._figures: dict[str, RunFigures] = {}
+        self.figures: dict[str, RunFigures] = {}
+        """Known figures by run id."""
         self._cursor = 0
         self._marked: dict[str, None] = {}
         self._sorted = (DEFAULT_SORT, True)
@@ -234,11 +186,6 @@ class RunList(ScrollView, can_focus=True):
             self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))
 
     @property
-    def figures(self) -> Mapping[str, RunFigures]:
-        """Known figures by run id."""
-        return self._figures
-
-    @property
     def row_count(self) -> int:
         """Number of rows in the list."""
         return len(self._rows)
@@ -267,21 +214,21 @@ class RunList(ScrollView, can_focus=True):
 
     def figures_of(self, row: RunRow) -> RunFigures | None:
         """The figures of a run, if known."""
-        return self._figures.get(row.run.id)
+        return self.figures.get(row.run.id)
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
         """Show the figures of runs."""
         for index, row in enumerate(self._rows):
             identity = row.run.id
             if identity in figures and not (row.state == "paused" and self._is_idling(identity, figures[identity])):
-                self._figures[identity] = figures[identity]
+                self.figures[identity] = figures[identity]
                 self._refresh_row(index)
         listed = {row.run.id for row in self._rows}
-        self._figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
+        self.figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
 
     def _is_idling(self, identity: str, figures: RunFigures) -> bool:
         """True if only the energy of an idle device, and the size of the record, have changed."""
-        shown = self._figures.get(identity)
+        shown = self.figures.get(identity)
         if shown is None or replace(figures, energy_wh=shown.energy_wh, size=shown.size) != shown:
             return False
         return not energy_has_moved(shown.energy_wh, figures.energy_wh)
@@ -299,7 +246,7 @@ class RunList(ScrollView, can_focus=True):
             same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
             self._cursor = same if same is not None else min(self._cursor, max(len(rows) - 1, 0))
         ages, now = self._ages, self._clock()
-        self._ages = [_age(row, None, now) for row in rows]
+        self._ages = [_age(row, now) for row in rows]
         if [row.run.id for row in before] != [row.run.id for row in rows]:
             self.virtual_size = Size(self.size.width, len(rows) + _HEADER_ROWS)
             self.refresh()

@@ -5,29 +5,13 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.runs.record.series import Series
 from tests.cases import cases
-from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
+from tui.glyphs import BRAILLE
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
-
-
-@cases(
-    ("low", "high", "most", "expected"),
-    [
-        (0, 10, 6, [0, 2, 4, 6, 8, 10]),
-        (0.38, 2.4, 5, [0.5, 1.0, 1.5, 2.0]),
-        (1, 120, 4, [50, 100]),
-        (5, 5, 4, []),
-        (0, 1, 0, []),
-    ],
-)
-def test_nice_ticks(low: float, high: float, most: int, expected: list[float]) -> None:
-    assert geometry.nice_ticks(low, high, most) == pytest.approx(expected)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(1, 12))
@@ -106,14 +90,6 @@ def test_labels_of_an_axis_are_round(values: list[float], rows: int, log: bool, 
         assert abs(dot - (row * 4 + 2)) <= 2
 
 
-def test_an_axis_ignores_what_is_not_finite_and_keeps_to_the_floor() -> None:
-    axis = geometry.value_axis([math.nan, 0.0, math.inf, 2.0], 10, 4)
-    assert axis.scale.log is False
-    assert -0.2 < axis.scale.low <= 0.0
-    assert 2.0 <= axis.scale.high <= 2.5
-    assert axis.ticks[0] == (0, 0.0)
-
-
 def test_a_log_axis_needs_something_positive() -> None:
     assert geometry.value_axis([-1.0, 0.0], 10, 4, log=True).scale.log is False
     scale = geometry.value_axis([0.0, 0.01, 10.0], 10, 4, log=True).scale
@@ -125,12 +101,6 @@ def test_a_log_axis_needs_something_positive() -> None:
 def test_a_new_extreme_mostly_leaves_the_axis_alone() -> None:
     scales = {geometry.value_axis([2.4, 0.9 - step * 0.001], 12, 4).scale for step in range(400)}
     assert len(scales) < 12
-
-
-def test_equal_values_still_make_an_axis() -> None:
-    for value in (1.0, 0.0, -3.0, 1e-300, 1e300):
-        scale = geometry.value_axis([value, value], 10, 4).scale
-        assert scale.low <= value <= scale.high
 
 
 @cases(
@@ -159,24 +129,6 @@ def test_the_step_window_holds_every_step(first: int, more: int, total: int) -> 
     assert window.low < window.high
 
 
-@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
-def test_every_pattern_of_dots_has_a_character(glyphs: GlyphSet) -> None:
-    patterns = 1 << (glyphs.columns * glyphs.rows)
-    assert len(glyphs.line) == len(glyphs.points) == patterns
-    assert glyphs.line[0] in " \u2800"
-
-
-def test_braille_dots_are_where_they_should_be() -> None:
-    grid = DotGrid(1, 1, BRAILLE)
-    grid.set(0, 3)
-    assert BRAILLE.line[grid.bits[0][0]] == "⠁"
-    grid.set(1, 0)
-    assert BRAILLE.line[grid.bits[0][0]] == "⢁"
-    grid.set(5, 0)
-    grid.set(0, -1)
-    assert BRAILLE.line[grid.bits[0][0]] == "⢁"
-
-
 def _columns(grid: DotGrid) -> list[set[int]]:
     """The heights of the dots of each column, from the bottom."""
     found: list[set[int]] = [set() for _ in range(grid.columns)]
@@ -201,18 +153,6 @@ def test_a_line_has_no_holes(y0: int, y1: int, run: int) -> None:
         assert right
         assert min(abs(a - b) for a in left for b in right) <= 1
         assert right == set(range(min(right), max(right) + 1))
-
-
-def test_a_nan_leaves_a_gap_in_the_line() -> None:
-    series = Series()
-    for step, value in enumerate([1.0, 1.0, math.nan, 1.0, 1.0]):
-        series.append(step, value)
-    grid = DotGrid(10, 2, BRAILLE)
-    geometry.draw_line(grid, series.smooth_bucket(20, 0, 4), Scale(0.0, 2.0))
-    filled = [bool(column) for column in _columns(grid)]
-    assert all(filled[:5])
-    assert not any(filled[6:14])
-    assert all(filled[15:])
 
 
 def test_ends_further_apart_than_a_float_reaches_make_an_axis() -> None:

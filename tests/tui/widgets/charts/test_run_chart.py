@@ -11,10 +11,9 @@ import pytest
 
 from core.runs.record import events
 from core.runs.record.history import read_history
-from tests.cases import cases
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.widgets.charts.test_line_chart import draw, series
-from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
+from tui.glyphs import ASCII, BRAILLE
 from tui.state import RunView
 from tui.widgets.charts.chart_data import ChartData, ChartMark, Measured
 from tui.widgets.charts.line_chart import LineChart, Zoom
@@ -102,27 +101,7 @@ def test_each_curve_has_its_own_kind_of_axis_and_temperatures_a_linear_one(view:
     assert (second.name, second.log) == ("loss", True)
 
 
-@cases("glyphs", [pytest.param(glyphs, id=glyphs.name) for glyphs in (BRAILLE, BLOCK, ASCII)])
-async def test_two_curves_have_an_axis_each_with_their_units(view: RunView, glyphs: GlyphSet) -> None:
-    chart = RunChart()
-    for _ in range(4):
-        chart.turn(view.history, 1)
-    for _ in range(5):
-        chart.turn_second(view.history, 1)
-    lines = await draw(chart.data(view), (90, 16), glyphs)
-    assert "temperature " in lines[0]
-    assert "power (right) " in lines[0]
-    assert lines[-2].lstrip().startswith("°C")
-    assert lines[-2].rstrip().endswith("W")
-    assert all(mark in lines[-2] for mark in (glyphs.corner, glyphs.corner_right))
-    left = [line[:3].strip() for line in lines]
-    right = [line.rpartition(glyphs.tick_right)[2].strip() for line in lines]
-    assert {"50", "60", "70"} <= set(left)
-    assert {"310", "312", "314"} <= set(right)
-    assert all(len(line) == 90 for line in lines)
-
-
-async def test_the_second_curve_is_dotted_and_the_first_one_whole() -> None:
+def test_the_second_curve_is_dotted_and_the_first_one_whole() -> None:
     flat = series([1.0] * 60)
     data = ChartData(flat, total_steps=60, second=Measured(series([5.0 + step for step in range(60)]), "power", "W"))
     frame = LineChart()
@@ -135,38 +114,31 @@ async def test_the_second_curve_is_dotted_and_the_first_one_whole() -> None:
     assert not any(style == "raw" for _, style in cells), "three lines in one place cannot be told apart"
 
 
-async def test_a_value_that_is_missing_leaves_a_gap() -> None:
-    values = [70.0] * 20 + [math.nan] * 20 + [70.0] * 20
-    chart = LineChart()
-    chart.data = ChartData(series([1.0] * 60), total_steps=60, measured=Measured(series(values), "temperature", "°C"))
-    frame = chart._draw(80, 14)
-    drawn = {
-        x for row in frame.cells for x, (_, style) in enumerate(row) if style == "smooth" and row is not frame.cells[0]
-    }
-    assert drawn
-    assert not drawn & set(range(34, 52))
-    chart.cursor = 30
-    assert "temperature – °C" in "".join(cell[0] for cell in chart._draw(80, 14).cells[0])
-
-
-async def test_marks_have_a_glyph_and_a_word_for_each_kind() -> None:
+def test_marks_have_a_glyph_and_a_word_for_each_kind() -> None:
     kinds = [kind for kind in KINDS if KINDS[kind] and kind != "going_on"]
     marks = [ChartMark(5 + 6 * place, f"what {kind} did", kind) for place, kind in enumerate(kinds)]
     for glyphs in (BRAILLE, ASCII):
         assert len({glyphs.marks.get(kind, glyphs.event_mark) for kind in kinds}) == len(kinds)
-        lines = await draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (220, 20), glyphs)
+        lines = draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (220, 20), glyphs)
         for kind in kinds:
             glyph = glyphs.marks.get(kind, glyphs.event_mark)
             assert f"{glyph} {KINDS[kind]}" in lines[0]
             assert glyph in (lines[-2] if kind == "checkpoint" else lines[1])
-    assert "‖ what paused did" in (await draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (220, 20)))[1]
+    assert "‖ what paused did" in draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (220, 20))[1]
 
 
-async def test_the_weightiest_mark_of_a_place_is_seen_and_what_is_hidden_has_no_legend() -> None:
+def test_the_weightiest_mark_of_a_place_is_seen_and_what_is_hidden_has_no_legend() -> None:
     marks = [ChartMark(9, "paused on request", "paused"), ChartMark(9, "resumed on request", "going_on")]
-    lines = await draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (120, 20))
+    lines = draw(ChartData(series([1.0] * 60), marks=marks, total_steps=60), (120, 20))
     assert "‖ paused on request" in lines[1]
     assert "▷" not in "".join(lines)
+
+
+def test_a_value_that_is_missing_is_read_out_as_a_dash() -> None:
+    chart = LineChart()
+    measured = Measured(series([70.0] * 20 + [math.nan] * 20), "temperature", "°C")
+    chart.data, chart.cursor = ChartData(series([1.0] * 40), total_steps=40, measured=measured), 30
+    assert "temperature – °C" in "".join(cell[0] for cell in chart._draw(80, 14).cells[0])
 
 
 def test_the_cursor_reads_out_what_is_there(view: RunView) -> None:

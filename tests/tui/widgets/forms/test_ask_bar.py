@@ -24,7 +24,7 @@ class Asking(Vertical):
         self.typed: list[str] = []
 
     def compose(self) -> ComposeResult:
-        yield SafeInput(id="before", classes="-first-focus")
+        yield SafeInput(id="before").add_class("-first-focus")
         yield AskBar()
 
     @property

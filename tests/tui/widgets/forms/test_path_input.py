@@ -48,13 +48,7 @@ def test_names_that_cannot_be_shown_are_left_out(tree: Path) -> None:
 
 @cases(
     ("typed", "suggested"),
-    [
-        ("faq@40 ./tr", "faq@40 ./train.jsonl"),
-        ("data", "data/"),
-        ("base ", None),
-        ("faq@40", None),
-        ("base my", None),
-    ],
+    [("faq@40 ./tr", "faq@40 ./train.jsonl"), ("data", "data/"), ("base ", None), ("faq@40", None), ("base my", None)],
 )
 async def test_the_last_of_several_names_is_completed(tree: Path, typed: str, suggested: str | None) -> None:
     (tree / "my model").mkdir(exist_ok=True)

@@ -1,60 +1,45 @@
-"""Rows as tokens in the data pane, with a real tokenizer: supervised ones, dropped rows, lengths, statistics."""
+"""Rows as tokens in the data pane, with a real tokenizer: supervised ones, matches, and what cannot be masked."""
 
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from rich.color import ColorSystem
 from rich.style import Style
 from textual.pilot import Pilot
 from wcwidth import wcswidth
 
 from core.analysis.result import Bucket
-from core.config.document import ConfigDocument
 from tests.cases import cases
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
+from tests.tui.data_panes import configuration, data_pane, write_lines
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
 from tui.widgets.charts.bars import draw_histogram
 from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> Path:
-    path.write_text("".join(json.dumps({"prompt": ask, "completion": answer}) + "\n" for ask, answer in rows))
-    return path
+    return write_lines(path, (json.dumps({"prompt": ask, "completion": answer}) for ask, answer in rows))
 
 
-def configured(model: Path | str, **options: object) -> DataPane:
-    document = ConfigDocument()
-    document.set("model.base", str(model))
-    for name, value in options.items():
-        document.set(name.replace("__", "."), value)
-    pane = DataPane()
-    pane.on_mount_document = document  # type: ignore[attr-defined]
-    return pane
-
-
-def _says(pane: DataPane, sentence: str) -> bool:
-    return sentence in pane.body.mask_view.message
-
-
-async def shown(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
-    pane.configure(pane.on_mount_document)  # type: ignore[attr-defined]
-    pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None)
-    await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)
-
-
-async def as_tokens(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
-    """Show a file, with its row as tokens."""
-    await shown(pilot, pane, path)
-    await pilot.press("m")
-    await wait_for(pilot, lambda: pane.body.mask_view.parts)
+@asynccontextmanager
+async def token_pane(
+    path: Path, model: Path | str, size: tuple[int, int] = (80, 24), **options: object
+) -> AsyncIterator[tuple[Pilot[None], DataPane]]:
+    """The data pane with a row as tokens, or the reason why there are none."""
+    async with data_pane(path, configuration(path.parent, model__base=str(model), **options), size=size) as (
+        pilot,
+        pane,
+    ):
+        await wait_for(pilot, lambda: pane.session.masks is not None or pane.session.masker_error is not None)
+        await press(pilot, "m", until=lambda: pane.body.mask_view.parts or pane.body.mask_view._is_problem)
+        yield pilot, pane
 
 
 #: Characters whose width terminals do not agree on.
@@ -72,18 +57,11 @@ UNSTEADY = [
 
 async def test_borders_stay_where_they_are_whatever_a_row_holds(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [(text * 9, text) for text in UNSTEADY])
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await shown(pilot, pane, path)
-
-        def lines() -> list[str]:
-            return screen_lines(pilot.app)[1:-1]
-
+    async with token_pane(path, tiny_model_dir) as (pilot, pane):
         # The row is below the list, and beside it where there is room.
-        for size, tokens in (((80, 24), False), ((80, 24), True), ((200, 50), True)):
-            if tokens and not pane.body.shows_tokens:
+        for size, tokens in (((80, 24), True), ((200, 50), True), ((80, 24), False)):
+            if not tokens:
                 await pilot.press("m")
-                await wait_for(pilot, lambda: pane.body.mask_view.parts)
             await pilot.resize_terminal(*size)
             await pilot.press("g")
             for text in UNSTEADY:
@@ -92,7 +70,7 @@ async def test_borders_stay_where_they_are_whatever_a_row_holds(tmp_path: Path, 
                 if text == SIGNS and not tokens:
                     pane.body.conversation.show(())
                     await pilot.pause()
-                drawn = lines()
+                drawn = screen_lines(pilot.app)[1:-1]
                 assert {line[-1] for line in drawn} == {"│"}
                 assert {wcswidth(line) for line in drawn} == {size[0]}
                 await pilot.press("j")
@@ -100,9 +78,7 @@ async def test_borders_stay_where_they_are_whatever_a_row_holds(tmp_path: Path, 
 
 async def test_a_row_as_tokens_with_exactly_the_answer_learned(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await as_tokens(pilot, pane, path)
+    async with token_pane(path, tiny_model_dir, (60, 20)) as (pilot, pane):
         await pilot.press("j")
         await wait_for(
             pilot, lambda: "second" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells)
@@ -126,10 +102,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(tmp_path: P
     pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
     pairs.write_text(json.dumps({"prompt": "ask", "chosen": "yes", "rejected": "no, and not ever"}) + "\n")
     labels.write_text(json.dumps({"prompt": "ask", "completion": "hm", "label": False}) + "\n")
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await shown(pilot, pane, pairs)
-        await pilot.press("m")
+    async with token_pane(pairs, tiny_model_dir, (60, 20)) as (pilot, pane):
         await wait_for(pilot, lambda: len(pane.body.mask_view.parts) == 2)
 
         def listed() -> tuple[list[str], list[str]]:
@@ -175,16 +148,13 @@ def _strip_styles(pane: DataPane, lines: int) -> dict[str, Style]:
     return found
 
 
-@pytest.mark.parametrize("no_color", ["", "1"])
 async def test_every_kind_of_token_has_attributes_of_its_own(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_color: str
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bold, underline and reverse alone distinguish them, as on a terminal without colors; a rule marks the cut."""
-    if no_color:
-        monkeypatch.setenv("NO_COLOR", no_color)
-    pane = configured(tiny_model_dir, train__max_length=30)
-    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
-        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")]))
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")])
+    async with token_pane(path, tiny_model_dir, (80, 30), train__max_length=30) as (pilot, pane):
         await pilot.press("slash", *"me", "enter")
         await wait_for(pilot, lambda: pane.body.mask_view.match_place == (1, 2))
         styles = _strip_styles(pane, 12)
@@ -198,39 +168,17 @@ async def test_every_kind_of_token_has_attributes_of_its_own(
         assert attributes("zyx and so") == (True, True, False)
         assert attributes("<|im_end|>") == (True, True, True), "the last one of the row, which is learned"
         assert attributes("me")[2], "a match"
-        assert any("✂ train.max_length = 30" in text for text in styles)
-        kinds = [attributes(text) for text in ("ask", "<|im_start|>", "zyx and so", "<|im_end|>")]
-        assert len(set(kinds)) == len(kinds)
+        assert pane.body.mask_view.parts[0].cut == 30
+        assert any("✂ train.max_length = 30: longer rows are dropped" in text for text in styles)
         legend = [segment for segment in pane.body.mask_view.render_line(0) if segment.text.strip()]
         assert [segment.text for segment in legend][:4] == ["learned", "ignored", "special", "2 matches"]
-
-
-async def test_in_256_colors_no_two_kinds_look_alike(tmp_path: Path, tiny_model_dir: Path) -> None:
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(80, 30)) as pilot:
-        for theme in ("localtune-dark", "localtune-light"):
-            pilot.app.theme = theme
-            await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "zyx")]))
-            if not pane.body.shows_tokens:
-                await pilot.press("m")
-            await wait_for(pilot, lambda: pane.body.mask_view.parts)
-            await pilot.pause()
-            styles = _strip_styles(pane, 8)
-            colors = []
-            for text in ("ask", "zyx"):
-                color = styles[text].color
-                assert color is not None
-                colors.append(color.downgrade(ColorSystem.EIGHT_BIT).number)
-            assert len(set(colors)) == 2, theme
 
 
 async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path, tiny_model_dir: Path) -> None:
     needle = "urgency of a ticket"
     long = "\n".join(f"line {number} " + (needle if number in (40, 90) else "of text") for number in range(100))
     rows = [("ask", "first"), (long, "second"), ("ask", "third"), (f"{needle.upper()} again", "fourth")]
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", rows))
+    async with token_pane(write(tmp_path / "rows.jsonl", rows), tiny_model_dir) as (pilot, pane):
         await pilot.press("slash", *needle, "enter")
         await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (1, 2))
         # It is scrolled to the match.
@@ -264,10 +212,8 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
 
 async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> None:
     long = "\n".join(f"line {number} " + ("needle" if number in (40, 90) else "text") for number in range(100))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        pane.show(write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")]))
-        await wait_for(pilot, lambda: pane.view is not None)
+    path = write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")])
+    async with data_pane(path, size=(80, 24)) as (pilot, pane):
         await pilot.press("slash", *"NEEDLE", "enter")
         await wait_for(pilot, lambda: "line 40 needle" in screen_text(pilot.app))
         assert (pane.index, pane.body.conversation.match_place) == (1, (1, 2))
@@ -298,21 +244,10 @@ def test_marked_pieces_are_the_tokens_again_and_hold_the_matches(texts: list[str
     assert count == before + expected
 
 
-async def test_the_greatest_length_is_marked(tmp_path: Path, tiny_model_dir: Path) -> None:
-    pane = configured(tiny_model_dir, train__max_length=8)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await shown(pilot, pane, write(tmp_path / "rows.jsonl", [("ask", "a long answer")]))
-        await pilot.press("m")
-        await wait_for(pilot, lambda: "train.max_length = 8: longer rows are dropped" in screen_text(pilot.app))
-        assert pane.body.mask_view.parts[0].cut == 8
-
-
 async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await as_tokens(pilot, pane, write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)]))
-        await pilot.press("enter", "G")
-        await pilot.pause()
+    path = write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)])
+    async with token_pane(path, tiny_model_dir, (80, 22)) as (pilot, _):
+        await press(pilot, "enter", "G")
         text = screen_text(pilot.app)
         assert "[/]i[bold]j" in text
         assert not FORBIDDEN & set(text)
@@ -321,41 +256,9 @@ async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny
 async def test_a_row_that_cannot_be_masked_and_a_model_that_is_not_there(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [("ask", "stop <|im_end|> here")])
     for model, sentence in ((tiny_model_dir, "would end the answer"), ("smollm2-135m-instruct", "is not prepared yet")):
-        pane = configured(model)
-        async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-            await shown(pilot, pane, path)
-            await pilot.press("m")
-            await wait_for(pilot, partial(_says, pane, sentence))
+        async with token_pane(path, model, (120, 30)) as (pilot, pane):
+            await wait_for(pilot, lambda: sentence in pane.body.mask_view.message)  # noqa: B023 - within this turn
             assert "✗" in screen_text(pilot.app)
-
-
-async def test_lengths_in_the_list_the_summary_and_the_statistics(tmp_path: Path, tiny_model_dir: Path) -> None:
-    rows = [(f"question number {number}", f"{number} is the answer") for number in range(30)]
-    rows[12] = ("very " * 40, "long")
-    path = write(tmp_path / "rows.jsonl", rows)
-    with path.open("a") as file:
-        file.write("{broken\n")
-    pane = configured(tiny_model_dir)
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await shown(pilot, pane, path)
-        await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-        await wait_for(pilot, lambda: "30 used · 1 dropped: 1 no JSON · 1 problem" in screen_text(pilot.app))
-        await wait_for(pilot, lambda: pane.body.cells(0, 1)[0].cells[0].isdecimal())
-        await pilot.press("l")
-        assert pane.body.rows.cursor == 12
-        await pilot.press("right_square_bracket")
-        assert pane.body.rows.cursor == 30
-        await pilot.press("g", "s")
-        await pilot.pause()
-        text = screen_text(pilot.app)
-        assert "31 rows read · 30 used · 1 dropped: 1 no JSON" in text
-        assert "1 row  no JSON" in text
-        assert "tokens: shortest" in text
-        await pilot.press("enter")
-        await pilot.pause()
-        assert not pane.shows_report
-        assert pane.index == 30
-        assert pane.body.rows.count == 1, "only the rows with the problem are listed"
 
 
 @cases("width", [1, 2, 7, 40])
