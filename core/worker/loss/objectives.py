@@ -415,6 +415,7 @@ class KtoObjective(_Preference):
     """
 
     sequences_per_row = 1
+    _reference: Reference
     _loaded: LoadedModel
     _autocast: Autocast
 

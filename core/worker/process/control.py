@@ -197,7 +197,9 @@ class Controls:
         for name, senders in asked_by.items():
             if name in names and senders.pop("socket", None) is not None and name not in command.taken_back:
                 command.taken_back += (name,)
-        answers = [partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken]
+        answers: list[Callable[[], None]] = [
+            partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken
+        ]
         answers.append(partial(command.answer, withdrawn=list(command.taken_back)))
         if command.taken_back and len(self._waiting) < WAITING_LIMIT:
             self._append(command)

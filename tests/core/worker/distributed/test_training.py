@@ -43,7 +43,7 @@ def write_rows(path: Path, kind: str) -> Path:
         for number in range(24):
             row: dict[str, Any] = {"prompt": f"ticket {number} " + "please " * (number % 7)}
             good, bad = f"the area is {number % 3}", "it is not known, perhaps " + "so " * (number % 4)
-            kinds = {
+            kinds: dict[str, dict[str, Any]] = {
                 "pairs": {"chosen": good, "rejected": bad},
                 "labels": {"completion": good if number % 2 else bad, "label": bool(number % 2)},
                 "rows": {"completion": good},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
         prompt = random.integers(5, 250, random.integers(3, 20))
         better, worse = (row(prompt, int(length)) for length in random.integers(1, 25, 2))
         rejected = worse if objective in ("dpo", "orpo") else None
-        rows.append(replace(better, rejected=rejected, label=number % 3 != 0 if objective == "kto" else None))
+        label = number % 3 != 0 if objective == "kto" else None
+        rows.append(TokenizedRow(better.input_ids, better.supervised, rejected=rejected, label=label))
     return rows
 
 

@@ -273,16 +273,17 @@ def test_signals_ask_for_a_stop_and_the_terminal_going_means_nothing() -> None:
 
 
 def test_sockets_that_killed_workers_left_are_removed_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bound(name: str) -> socket.socket:
+    def bound(path: Path) -> socket.socket:
         made = socket.socket(socket.AF_UNIX)
-        made.bind(str(runtime / name))
+        made.bind(str(path))
         return made
 
     with tempfile.TemporaryDirectory() as directory:
         runtime = Path(directory)
         monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        bound("localtune-1.sock").close()
-        with bound("bus.sock"), bound("localtune-3.sock") as full, socket.socket(socket.AF_UNIX) as waiting:
+        bound(runtime / "localtune-1.sock").close()
+        full = bound(runtime / "localtune-3.sock")
+        with full, bound(runtime / "bus.sock"), socket.socket(socket.AF_UNIX) as waiting:
             full.listen(0)
             waiting.connect(str(runtime / "localtune-3.sock"))
             (runtime / "localtune-4.sock").touch()

@@ -7,6 +7,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,14 @@ def test_a_request_ends_a_rest_at_once() -> None:
     throttle = Throttle(controls, 0.1)
     throttle.rest()
     time.sleep(0.02)  # the work
-    for ask in (lambda: controls.put(Command(Request("1", "pause"), print)), lambda: controls.request_stop("SIGTERM")):
+    pause = Command(Request("1", "pause"), print)
+    for ask in (partial(controls.put, pause), partial(controls.request_stop, "SIGTERM")):
         throttle._owed = 600.0  # of steps before
         resting = threading.Thread(target=throttle.rest)
         resting.start()
         ask()
-        wait_for(lambda thread=resting: not thread.is_alive(), 10, "the rest to end")
+        resting.join(PATIENCE)
+        assert not resting.is_alive()
     assert controls.waiting_count == 1, "it is carried out at the control point"
 
 
@@ -168,7 +171,7 @@ class Bench:
             controls=self.controls,
             throttle=self.throttle,
             tell=self.events.append,
-            notice=lambda _, code, message, hint="": self.notices.append((code, f"{message} {hint}")),
+            notice=lambda _, code, message, hint: self.notices.append((code, f"{message} {hint}")),
             directory=directory,
             is_paused=lambda: self.paused,
             lever=lever,

@@ -22,6 +22,7 @@ from core.worker.progress.health import (
     Action,
     FiniteCheck,
     LossSpikes,
+    Spike,
 )
 from tests.cases import cases
 
@@ -104,6 +105,10 @@ class Watched:
         self.spikes = LossSpikes(action, **options, notice=lambda *told: self.notices.append(told), places=FAQ_LINES)  # type: ignore[arg-type]
         self.step = 0
 
+    def due(self) -> Spike | None:
+        """A method, which mypy does not take for unchanged."""
+        return self.spikes.due
+
     def feed(self, losses: Sequence[float], tokens: int | Sequence[int] = 80) -> list[bool]:
         counts = [tokens] * len(losses) if isinstance(tokens, int) else tokens
         accepted = []
@@ -133,7 +138,7 @@ def test_a_spike_is_told_with_its_step_loss_expectation_and_rows() -> None:
     assert "7.13 at step 61, where about 1.18 was expected (5" in message
     assert "faq.jsonl line 61" in message
     assert "train.on_loss_spike" in hint
-    assert watched.spikes.due is None
+    assert watched.due() is None
 
 
 @cases("path", RECORDED, ids=lambda path: path.parent.name)
@@ -222,7 +227,7 @@ def test_skip_leaves_updates_out_until_it_is_no_matter_of_a_few_rows() -> None:
     assert watched.feed(noise(3)) == [True] * 3
     assert watched.feed(noise(6, level=9.0)) == [False, False, True, True, True, True]
     assert [code for code, *_ in watched.notices] == ["loss_spike", "loss_spike", "loss_spike_stays"]
-    assert watched.spikes.due is None
+    assert watched.due() is None
     assert watched.spikes.is_trusted
 
 
@@ -231,10 +236,10 @@ def test_only_spikes_in_a_row_are_acted_on(action: Action) -> None:
     watched = calm(action, patience=3)
     assert watched.spikes.needs_checkpoint
     watched.feed([9.0, 9.5, 1.2, 9.0, 8.0])
-    assert watched.spikes.due is None
+    assert watched.due() is None
     assert not watched.spikes.is_trusted
     assert watched.feed([8.5]) == [True]
-    spike = watched.spikes.due
+    spike = watched.due()
     assert spike is not None
     assert (spike.first, spike.last, spike.loss, spike.rows) == (64, 66, 9.0, (63, 64, 65))
     assert "9.00 at steps 64 to 66" in spike.sentence or "9 at steps 64 to 66" in spike.sentence
@@ -247,12 +252,12 @@ def test_skipped_steps_stay_skipped_and_rollbacks_are_limited() -> None:
     for number in range(ROLLBACK_LIMIT):
         assert watched.spikes.may_go_back
         watched.feed([9.0])
-        spike = watched.spikes.due
+        spike = watched.due()
         assert spike is not None
         watched.spikes.leave_out(spike)
         watched.spikes.restore(json.loads(json.dumps(before)))
         assert len(watched.spikes.left_out) == number + 1
-        assert watched.spikes.due is None
+        assert watched.due() is None
     assert not watched.spikes.may_go_back
 
 
@@ -274,9 +279,9 @@ def test_a_fixed_limit_holds_from_the_first_step_and_alone() -> None:
     watched.feed([6.0, 4.9, 6.0])
     ((_, message, _), _) = watched.notices
     assert "6 at step 1; train.loss_limit is 5" in message or "6.00 at step 1; train.loss_limit is 5" in message
-    assert watched.spikes.due is None
+    assert watched.due() is None
     watched.feed([7.0])
-    assert watched.spikes.due is not None
+    assert watched.due() is not None
     alone = Watched(threshold=0.0)
     alone.feed([*noise(CALM), 99.0])
     assert alone.notices == []
