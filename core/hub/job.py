@@ -68,8 +68,8 @@ class FetchPlan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FetchPlan:
         """From a message of the process; texts are made safe to show."""
-        told = ((field.name, data[field.name]) for field in fields(cls))
-        return cls(**{name: one_line(value) if isinstance(value, str) else value for name, value in told})
+        told = (data[field.name] for field in fields(cls))
+        return cls(*(one_line(value) if isinstance(value, str) else value for value in told))
 
 
 FetchJob = Job[JobProgress, FetchPlan]
