@@ -68,8 +68,9 @@ class FetchPlan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FetchPlan:
         """From a message of the process; texts are made safe to show."""
-        told = (data[field.name] for field in fields(cls))
-        return cls(*(one_line(value) if isinstance(value, str) else value for value in told))
+        values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        values |= {name: one_line(value) for name, value in values.items() if isinstance(value, str)}
+        return cls(**values)
 
 
 FetchJob = Job[JobProgress, FetchPlan]
