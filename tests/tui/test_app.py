@@ -309,6 +309,8 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         for spec in PANES:
             await press(pilot, str(spec.number), "question_mark", until=f"Help · {spec.title}")
             await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
+            hints = str(pane_of(app, spec.id).border_subtitle or "").split("  ")
+            assert len(hints) <= 7, (spec.id, hints)
 
 
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:

@@ -22,6 +22,7 @@ def test_the_table_has_keys_that_there_are_in_scopes_that_there_are() -> None:
     for key in KEYS:
         assert all(map(is_key, key.keys.split(","))), key.id
         assert key.then in ("", "text", "number"), key.id
+    assert len([key for key in KEYS if key.scope == "app" and key.footer]) <= 6
 
 
 def test_no_key_means_two_things_in_one_place() -> None:
