@@ -118,6 +118,11 @@ def test_what_the_caches_of_the_families_are_good_for() -> None:
     assert not cache_use(make_hybrid("minimax")).tokens
 
 
+def test_rows_that_may_not_be_padded_are_batched_by_length() -> None:
+    assert _batches([5, 7, 5, 7, 6], 4, padded=False) == [[1, 3], [4], [0, 2]]
+    assert _batches([5, 7, 5], 4) == [[1, 0, 2]]
+
+
 def test_models_that_attend_are_not_tried(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
