@@ -83,15 +83,19 @@ def test_a_worker_inherits_only_its_lock(run: Run, monkeypatch: pytest.MonkeyPat
     assert run.log_path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
-    program = f"""
+#: A process that may start the worker of a run.
+STARTER = f"""
 import os, pathlib, sys
+from core.errors import UserError
 from core.launch import launcher
 from core.runs.record.store import Run
+run = Run(pathlib.Path(sys.argv[1]))
 launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
-launcher.launch(Run(pathlib.Path(sys.argv[1])))
-os.kill(os.getpid(), 9)
 """
+
+
+def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
+    program = f"{STARTER}launcher.launch(run)\nos.kill(os.getpid(), 9)\n"
     command = [sys.executable, "-c", program, str(run.path)]
     starter = subprocess.run(command, cwd=FAKE.parents[3], check=False, timeout=60)
     assert starter.returncode == -signal.SIGKILL
@@ -149,6 +153,27 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
         launcher.continue_run(run)
     with pytest.raises(UserError, match="already has a worker"):
         lock.hold_worker_lock(run)  # as one that is started by hand does
+    assert len((paths.home() / "starts").read_text().splitlines()) == 1
+
+
+def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
+    program = f"""{STARTER}
+sys.stdin.readline()
+try: launcher.launch(run); print('started')
+except UserError as error: print('refused')
+"""
+    command, pipe = [sys.executable, "-c", program, str(run.path)], subprocess.PIPE
+    racers = [subprocess.Popen(command, cwd=FAKE.parents[3], stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    try:
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        outcomes = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+        launcher.wait_until(run, is_training, 30)
+    finally:
+        launcher.terminate(run, force=True)
+    assert sorted(outcomes) == ["refused"] * 3 + ["started"]
     assert len((paths.home() / "starts").read_text().splitlines()) == 1
 
 
