@@ -197,7 +197,8 @@ def test_a_failure_of_torch_is_told_and_not_written_down(fresh: Any, tmp_path: P
     assert ask.call_count == 1
 
 
-def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anew
+def test_the_process_says_what_torch_says() -> None:
     import torch
 
     said = torch_check._ask_torch(None)
