@@ -26,7 +26,7 @@ PANES = {"1": "Data", "2": "Config", "3": "Train", "4": "Chat", "5": "Runs"}
 
 
 def held(pid: int) -> dict[str, float]:
-    """What a process holds, in MB."""
+    """Resident memory of a process, in MB."""
     found = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(":")

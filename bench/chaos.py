@@ -58,7 +58,7 @@ _SILENT = "before its first word"
 
 
 def recipe(steps: int, ranks: int = 1) -> dict[str, dict[str, Any]]:
-    """What the run does: evaluations with answers and checkpoints come often, so that kills find them."""
+    """Configuration of the run: frequent evaluations with answers and checkpoints, so that kills hit them."""
     sections: dict[str, dict[str, Any]] = {
         "train": {"max_steps": steps, "learning_rate": 1e-3},
         "eval": {"every_steps": 10, "exact_match": True},
@@ -72,13 +72,13 @@ def recipe(steps: int, ranks: int = 1) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Fall:
-    """One kill, as its files show it afterwards."""
+    """Kill, as the files show it afterwards."""
 
     phase: str
     lost_steps: int
     """Steps done that no checkpoint has."""
     left_partial: bool
-    """Whether a checkpoint was left half-written."""
+    """True if a checkpoint was left half-written."""
     ready_seconds: float | None
     """From its start to its first new step; None if it did not get there."""
 
@@ -139,7 +139,7 @@ class Launches:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process that the launcher has started is gone."""
+        """True if the process started by the launcher is gone."""
         assert self._newest is not None
         return self._newest.poll() is not None
 
@@ -332,7 +332,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """True if a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -361,7 +361,7 @@ def optimizer_hash(run: Run) -> str:
 
 
 def same(run: Run, undisturbed: Run) -> dict[str, bool]:
-    """What of two runs is equal, byte for byte."""
+    """Files of two runs that are equal, byte for byte."""
     losses = [list(read_history(found).loss.values) for found in (run, undisturbed)]
     return {
         "adapter": adapter_bytes(run) == adapter_bytes(undisturbed),

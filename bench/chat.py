@@ -40,7 +40,7 @@ _WAYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One answer."""
+    """Time an answer."""
 
     first_token_seconds: float
     tokens_per_second: float
@@ -204,7 +204,7 @@ class Bench:
         )
 
     def _timed(self, answer: Callable[[int], object], before: Callable[[], object] = lambda: None) -> Timing:
-        """One token, then all of them."""
+        """Generate a token, then all of them."""
         clock = time.process_time if self._options.cpu_time else time.monotonic
         seconds = []
         for tokens in (1, self._options.tokens):

@@ -52,7 +52,7 @@ def steps(run: Path) -> list[tuple[float, int]]:
 
 
 def measure(run: Path, seconds: float, tokens: int | None) -> Turn:
-    """One turn: with questions whose answers have so many tokens at most, or without."""
+    """Turn with questions of a bounded answer length, or without questions."""
     from core.chat.request import GenerationSettings
     from core.chat.session import Answer, open_session
 

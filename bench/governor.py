@@ -42,7 +42,7 @@ BEFORE, AFTER, SETTLING = 900, 900, 120
 
 @dataclass(frozen=True)
 class Held:
-    """One card, disturbed once."""
+    """Card with one disturbance."""
 
     resistance: float
     tau: float
@@ -106,7 +106,7 @@ def off_limit(warm: float, duty: float) -> float:
 
 
 def nanoseconds_of_a_rest(duty: float, calls: int = 200_000) -> float:
-    """One call at full duty: the median of ten rounds."""
+    """Nanoseconds of a call at full duty: the median of ten rounds."""
     throttle = Throttle(Controls(), duty)
     rounds = []
     for _ in range(10):

@@ -34,7 +34,7 @@ from tests.waiting import wait_for
 
 @dataclass
 class Parked:
-    """What parking came to: megabytes and seconds."""
+    """Cost of parking: megabytes and seconds."""
 
     training_mb: list[float] = field(default_factory=list)
     parked_mb: list[float] = field(default_factory=list)
@@ -63,7 +63,7 @@ def request(run: Run, command: str) -> None:
 
 
 def is_parked(state: RunState) -> bool:
-    """Whether a run waits without its device, and takes commands."""
+    """True if a run waits without its device, and takes commands."""
     return bool(state.parked) and state.socket is not None
 
 

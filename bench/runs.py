@@ -153,7 +153,7 @@ def make_home(runs: int, steps: int) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One turn of a program."""
+    """Run of a program."""
 
     seconds: float
     cpu_seconds: float
@@ -161,7 +161,7 @@ class Measured:
 
 
 def measure(program: str) -> Measured:
-    """What a program tells of itself, and the peak of its process."""
+    """Report of a program, and the peak memory of its process."""
     peak = "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)"
     code = f"import time\n{program}\n{peak}"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)

@@ -57,7 +57,7 @@ EMBEDDINGS: GgmlType = "Q8_0"
 
 @dataclass(frozen=True)
 class Moment:
-    """What training has changed by a step."""
+    """Changes of the weights up to a step."""
 
     step: int
     parameters: list[torch.Tensor]
@@ -121,7 +121,7 @@ class Trial:
         return statistics.median(seconds)
 
     def moment(self) -> Moment:
-        """What has been trained so far."""
+        """Weights trained so far."""
         parameters = [parameter.detach().clone() for parameter in trainable_parameters(self.model)]
         return Moment(self.parts.state.step, parameters, copy.deepcopy(self.parts.update.state_dict()))
 

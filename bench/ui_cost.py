@@ -70,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Watching:
-    """What the app took while it was looked at."""
+    """Cost of the app during the observation."""
 
     core_share: float
     """Processor time over wall time."""

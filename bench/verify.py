@@ -107,19 +107,19 @@ class Drawn:
     way: str
     sections: Sections
     options: list[str]
-    """What was drawn beside the kind."""
+    """Random parameters of the disturbance."""
 
 
 @dataclass
 class Found:
-    """What came of all runs."""
+    """Results of all runs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
     options: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
-    """What the records of the runs show, and what was executed again."""
+    """Findings in the records of the runs, and the replayed part."""
     seconds: list[float] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -143,7 +143,7 @@ class Found:
 
 
 def shown(run: Run) -> Counter[str]:
-    """What the record of a run shows, so that a disturbance that came too late does not count."""
+    """Findings in the record of a run; a disturbance that came too late does not count."""
     told = events(run)
     done = [event.step for event in only(StepEvent, told)]
     commands = Counter(f"{event.command} carried out" for event in only(ControlEvent, told))
@@ -194,7 +194,7 @@ def with_option(sections: Sections, section: str, name: str, value: Any) -> Sect
 
 
 def fits(workers: Workers, sections: Sections) -> bool:
-    """Whether the options go together."""
+    """True if the options go together."""
     config = workers.config(**sections)
     return not any(remark.level == "error" for remark in check_rules(config))
 

@@ -108,7 +108,7 @@ def same_draws() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forks() -> Iterator[Forks]:
-    """What a worker's processes are forked from, in all tests that are not marked ``anew``."""
+    """Fork server of the worker's processes, in all tests that are not marked ``anew``."""
     made = Forks()
     with made.replacing():
         yield made

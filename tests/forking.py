@@ -261,12 +261,12 @@ def _hooks(environment: Mapping[str, str]) -> list[str]:
 
 
 def _has_only_hooks(environment: Mapping[str, str]) -> bool:
-    """Whether an environment names no modules or libraries that would have to be there as a process begins."""
+    """True if an environment names no modules or libraries that a process needs at its start."""
     return environment.get("LD_PRELOAD") == _BEGUN_WITH and all(map(_is_hook, _hooks(environment)))
 
 
 def _is_hook(directory: str) -> bool:
-    """Whether a directory holds a ``sitecustomize`` and nothing else."""
+    """True if a directory holds a ``sitecustomize`` and nothing else."""
     try:
         return "sitecustomize.py" in (held := os.listdir(directory)) and _HOOK.issuperset(held)
     except OSError:
@@ -392,7 +392,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _cut_network() -> None:
-    """What ``unshare --map-root-user --net`` does."""
+    """Do the same as ``unshare --map-root-user --net``."""
     user, group = os.geteuid(), os.getegid()
     if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK | _NEW_USERS):
         raise OSError(ctypes.get_errno(), "no network of its own")

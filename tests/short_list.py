@@ -1,4 +1,4 @@
-"""What ``make test`` runs of a table that ``make test-long`` goes through to its end."""
+"""Rows that ``make test`` runs of a table; ``make test-long`` runs all."""
 
 from __future__ import annotations
 

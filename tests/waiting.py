@@ -37,7 +37,7 @@ def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or only left for its parent to look at (a zombie)."""
+    """True if a process is gone, or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

@@ -48,7 +48,7 @@ print(json.dumps({"plan": card.uuid if card else None, "run": used}))
 
 
 def told_by(program: str, *arguments: str, **environment: str) -> Any:
-    """What a program of its own process tells in its last line."""
+    """Last line of a program run in its own process."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={**os.environ, **environment},
@@ -159,7 +159,7 @@ def check_20(stand: Stand) -> Found:
 
 
 def same_card(planned: str | None, used: str | None) -> bool:
-    """Whether two UUIDs are of one card, with or without its prefix; or of none both."""
+    """True if two UUIDs name the same card, with or without the prefix, or both name none."""
     if planned is None or used is None:
         return planned is used
     return planned.removeprefix("GPU-") == used.removeprefix("GPU-")

@@ -40,7 +40,7 @@ class ModelShape:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` has."""
+        """Content of ``config.json``."""
         kind = "llama" if self.window is None else "mistral"
         return {
             "model_type": kind,

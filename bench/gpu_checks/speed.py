@@ -45,7 +45,7 @@ class Way:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         how = "recomputed" if self.recomputed else "kept"
         some = f"{self.kept:.0%} of the layers kept" if self.kept else how
         return f"{self.rows} {'row' if self.rows == 1 else 'rows'}, {some}"

@@ -193,7 +193,7 @@ def check_12(stand: Stand) -> Found:
 
 
 def room_beside_states(config: Config, lengths: list[int]) -> tuple[int, int]:
-    """What the plan says must be resident, with a little more; and the bytes that may page."""
+    """Resident bytes of the plan, with a margin; and the bytes that may page."""
     from core.hardware import cpu
     from core.memory.plan import Machine
     from core.memory.planner import make_plan

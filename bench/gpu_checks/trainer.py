@@ -49,7 +49,7 @@ class Stand:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether torch computes on a card."""
+        """True if torch computes on a card."""
         return self.device.get("kind") == "cuda"
 
     @property
@@ -165,7 +165,7 @@ class Trainer:
         self.recipe = FinetuneRecipe(config, self._recorder, controls, self.parts)
 
     def step(self) -> StepEvent:
-        """One optimizer step."""
+        """Take an optimizer step."""
         self.recipe.step()
         return [event for event in self._tail.read_all() if isinstance(event, StepEvent)][-1]
 

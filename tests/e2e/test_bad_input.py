@@ -30,7 +30,7 @@ class Case:
     reason: str
     hint: str
     notice: str = ""
-    """What is told where it is allowed; the reason where it is empty."""
+    """Output where it is allowed; the reason where it is empty."""
 
 
 def _spoiled_model(change: Callable[[Path], None]) -> Callable[[Workers], dict[str, dict[str, Any]]]:

@@ -25,7 +25,7 @@ def seen(value: str | None, cards: tuple[Identity, ...] = EIGHT, **others: str) 
 
 
 def test_cards_are_numbered_as_cuda_does() -> None:
-    """What torch reads otherwise, or not at all; the rest is compared with torch below."""
+    """Values that torch reads differently, or not at all; the others are compared with torch below."""
     assert seen(None) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert seen("NoDevFiles") == seen("9" * 6000) == []
     assert seen("1gpu2,2ampere") == [1, 2]
