@@ -52,20 +52,20 @@ def rate(pattern: str, texts: list[str]) -> float:
     return 1000 * sum(len(re.findall(pattern, text, re.IGNORECASE)) for text in texts) / max(words, 1)
 
 
+def passages_of(*folders: str) -> list[Passage]:
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [found for path in paths for found in passages(path)]
+
+
 @pytest.fixture(scope="module")
 def code() -> list[Passage]:
-    return [
-        found
-        for folder in ("core", "tui")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for found in passages(path)
-    ]
+    return passages_of("core", "tui")
 
 
 def test_no_docstring_begins_with_a_vague_word(code: list[Passage]) -> None:
     vague = [
         f"{found.path.relative_to(ROOT)}:{found.line}: {found.text.strip().splitlines()[0]}"
-        for found in code
+        for found in (*code, *passages_of("bench", "tests"))
         if found.is_docstring and found.text.split(maxsplit=1)[:1] and found.text.split(maxsplit=1)[0] in VAGUE
     ]
     assert vague == []
