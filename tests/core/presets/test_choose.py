@@ -30,7 +30,7 @@ def model(billions: float, positions: int | None = 131072) -> Architecture:
     found = read_architecture(shape, "m")
     (layer,) = found.layers
     depth = max(round((billions * 1e9 - found.embeddings) / layer.parameters), 1)
-    return replace(found, layers=(replace(layer, count=depth),), positions=positions)
+    return replace(read_architecture({**shape, "num_hidden_layers": depth}, "m"), positions=positions)
 
 
 def facts(billions: float | None, card: float | None, positions: int | None = 131072) -> Facts:
@@ -101,7 +101,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     gemma = read_architecture({**published.GEMMA_2_9B, "max_position_embeddings": 8192}, "gemma")
     choice = choose_preset(Facts(model=gemma, device_bytes=16 * GIB), card_name="the card")
     assert choice.preset.name == "12gb-7b"
-    assert "16gb-7b would need 19.1 GB" in choice.why
+    assert "16gb-7b would need 29.3 GB" in choice.why
     long = choose_preset(Facts(model=gemma, device_bytes=24 * GIB), "long-context")
     assert long.preset.name == "12gb-7b-long-context"
 
