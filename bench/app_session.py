@@ -111,7 +111,7 @@ def session(tree: Path, size: tuple[int, int], *, growing: bool = False, busy: b
         }
         try:
             with Terminal.app(str(config), size=size, environment=environment) as terminal:
-                terminal.wait_for(lambda: "rows.toml" in terminal.text, 60)
+                terminal.wait_for(lambda: "quit" in terminal.text, 60)
                 opened = Session(terminal)
                 # All panes are loaded once the rows are counted.
                 terminal.press("1")
