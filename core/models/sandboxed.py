@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.models.architecture.architecture import Architecture, Unmeasured
+from core.models.architecture.measuring import measure_architecture
+from core.models.description import check_quantization
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
-from core.models.quantization_config import check_quantization
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
 from core.text import one_line
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`. Blocks, for seconds if its
-    family has to be measured.
+    """Load an architecture; see :func:`core.models.architecture.measuring.load_architecture`. Blocks, for seconds if
+    its family has to be measured.
 
     Raises:
         UserError: As that function, or if reading takes more memory or time than any model's should.
@@ -35,7 +35,8 @@ def load_architecture(path: Path) -> Architecture:
 
 
 def read_model(path: Path) -> Architecture | Unmeasured:
-    """Read an architecture without measuring anything; see :func:`core.models.architecture.load.read_model`; blocks.
+    """Read an architecture without measuring anything; see
+    :func:`core.models.architecture.architecture.read_model`; blocks.
 
     Raises:
         UserError: As :func:`load_architecture`.
@@ -135,12 +136,12 @@ def _check_gguf(path: Path) -> None:
 
 
 def _read(path: Path) -> Architecture | Unmeasured:
-    from core.models.architecture.load import read_model as read
+    from core.models.architecture.architecture import read_model as read
 
     return read(path)
 
 
 def _complete(architecture: Architecture, path: Path) -> Architecture:
-    from core.models.architecture.load import complete
+    from core.models.architecture.architecture import complete
 
     return complete(architecture, path)

@@ -13,7 +13,7 @@ from core.config.targets import stays_16bit
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.memory.weights import weight_parts
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from tests.core.template.families import MODEL_FAMILIES
 from tests.core.template.test_mask import learned_turns, mask
 from tests.core.template.test_model_families import expected, sample

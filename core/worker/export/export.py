@@ -25,12 +25,10 @@ from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
 from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.jobs.process import Answers
-from core.models.adapters import check_adapter
-from core.models.description import read_description
+from core.models.check import check_adapter
+from core.models.description import is_composite, read_description, read_quantization
 from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
-from core.models.quantization_config import read_quantization
-from core.models.text_part import is_composite
 from core.runs.catalog.trained import TrainedModel, held_checkpoint
 from core.runs.record.sentences import slug_of
 from core.runs.record.store import make_slug

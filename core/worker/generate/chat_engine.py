@@ -192,7 +192,7 @@ def _load_trained(
     Raises:
         UserError: If they do not belong together, cannot be loaded, or do not fit.
     """
-    from core.models.adapters import check_adapter
+    from core.models.check import check_adapter
     from core.models.fingerprint import BaseFingerprint
     from core.worker.model.full_weights import put_weights
     from core.worker.model.model import load_model
@@ -232,8 +232,7 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     Raises:
         UserError: If it does not.
     """
-    from core.models.quantized_weights import read_decoded
-    from core.models.tensors import weight_files
+    from core.models.tensors import read_decoded, weight_files
     from core.runs.control.devices import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes, runs_on
     from core.worker.model.device import choose_device

@@ -23,9 +23,8 @@ from transformers import AutoTokenizer
 from core.config.schema import WEIGHT_METHODS
 from core.config.targets import ALWAYS
 from core.errors import UserError, is_panic
-from core.models.description import read_description
-from core.models.quantization_config import read_quantization
-from core.models.quantized_weights import read_decoded
+from core.models.description import read_description, read_quantization
+from core.models.tensors import read_decoded
 from core.runs.catalog.trained import TrainedFile
 from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.activation_offload import ActivationOffload

@@ -9,13 +9,10 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from core.errors import UserError
-from core.models.check import check_model_config
-from core.models.description import read_description
+from core.models.check import check_model_config, shapes_are_known
+from core.models.description import check_quantization, read_description, split_names
 from core.models.installed import check_known, newer_version, transformers_version
-from core.models.quantization_config import check_quantization
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import shapes_are_known
-from core.models.text_part import split_names
+from core.models.tensors import read_decoded
 from core.worker.model.completeness import check_size, first_line
 from core.worker.model.text_part import CausalLM, causal_lm
 

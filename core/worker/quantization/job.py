@@ -13,9 +13,8 @@ from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.jobs.process import Answers
 from core.memory.batching import TOKEN_BUDGETS
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import by_layer
-from core.models.tensors import Tensor
+from core.models.check import by_layer
+from core.models.tensors import Tensor, read_decoded
 from core.units import format_bytes
 from core.worker.generate.room import free_bytes, runs_on
 from core.worker.model.device import choose_device

@@ -20,7 +20,7 @@ from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import chunk_positions
-from core.models.quantization_config import read_quantization
+from core.models.description import read_quantization
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count

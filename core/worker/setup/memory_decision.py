@@ -25,7 +25,8 @@ from core.memory.planner import make_least_plan, make_plan
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import Chosen, chosen_strategy
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import load_architecture, locate_model
+from core.models.architecture.measuring import load_architecture
+from core.models.find import locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from core.errors import UserError
-from core.models.adapters import check_adapter
-from core.models.check import check_model_config, check_model_directory
+from core.models.check import check_adapter, check_model_config, check_model_directory
 from core.models.description import PICKLES, WEIGHTS_INDEX, read_record, refuse_foreign
 from tests.cases import cases
 from tests.core.models.spoiling import (

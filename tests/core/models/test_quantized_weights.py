@@ -11,12 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.models.check import check_model_directory
+from core.models.description import check_quantization, find_counterpart, read_quantization, saved_quantization
 from core.models.inspection import inspect_model
-from core.models.quantization_config import check_quantization, find_counterpart, read_quantization, saved_quantization
-from core.models.quantized_weights import decoded, read_decoded
-from core.models.tensors import Tensor
+from core.models.tensors import Tensor, decoded, read_decoded
 from core.text import one_line
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json

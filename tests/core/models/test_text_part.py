@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.models.text_part import is_tied, text_name
+from core.models.description import is_tied, text_name
 from tests.cases import cases
 
 NAMES = {

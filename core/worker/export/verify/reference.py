@@ -29,8 +29,8 @@ from core.export.stages import (
     MEASURING_TRAINED,
 )
 from core.hardware.cpu import memory
-from core.models.adapters import check_adapter
-from core.models.quantized_weights import read_decoded
+from core.models.check import check_adapter
+from core.models.tensors import read_decoded
 from core.runs.catalog.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.template.settings import mask_settings

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from core.errors import UserError
-from core.models.architecture.families import UnknownFamilyError, known_families, read_architecture
-from core.models.architecture.load import load_architecture, locate_model
+from core.models.architecture.architecture import UnknownFamilyError, known_families, read_architecture
+from core.models.architecture.measuring import load_architecture
+from core.models.find import locate_model
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.families.tiny import write_family

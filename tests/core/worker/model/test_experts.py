@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM, core_model_loading
 
 from core.config.schema import MethodSection
 from core.memory.sizes import NF4_TABLES, quantized_bytes
-from core.models.description import read_description
-from core.models.text_part import auto_class
+from core.models.description import auto_class, read_description
 from core.worker.fused.experts import grouped_product
 from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from core.errors import UserError
 from core.models.check import check_model_directory
-from core.models.text_part import split_names
+from core.models.description import split_names
 from core.worker.export.layout import read_layout
 from core.worker.model.model import load_model
 from core.worker.model.support import check_base, load_config, vocabulary_size

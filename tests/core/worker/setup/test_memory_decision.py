@@ -31,8 +31,8 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes
-from core.models.architecture.families import read_architecture
-from core.models.architecture.load import load_architecture
+from core.models.architecture.architecture import read_architecture
+from core.models.architecture.measuring import load_architecture
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.file_weights import FileWeights
