@@ -444,6 +444,7 @@ def _loader(model: Path) -> str:
 
 def _base_of(adapter: Path) -> str:
     """The base model that an adapter was trained on, as its configuration names it."""
+    from core.models.check import ADAPTER_CONFIG
     from core.models.description import read_description
 
     try:

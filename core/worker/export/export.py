@@ -41,8 +41,7 @@ from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
 from core.worker.model.model import load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base
+from core.worker.model.support import ready_base
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -171,8 +170,7 @@ class Export:
             UserError: If it is missing, unsupported or changed.
         """
         trained = self._trained
-        base = resolve_base(trained.base, self._progress)
-        check_base(base)
+        base = ready_base(trained.base, self._progress)
         if trained.adapter is not None:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":

@@ -72,7 +72,7 @@ class ChatEngine:
         from core.runs.catalog.trained import TrainedFile
         from core.worker.generate.sources import Sources
         from core.worker.model.model import answer_with_file
-        from core.worker.model.starter import resolve_base
+        from core.worker.model.support import ready_base
         from core.worker.process.openmp import SpinControl
 
         if self._spin_control is None:
@@ -81,7 +81,7 @@ class ChatEngine:
 
         # The previous model is freed first: two may not fit.
         self._sources = None
-        base = resolve_base(str(args["base"]), report)
+        base = ready_base(str(args["base"]), report)
         template = named_or_file(args.get("template"))
         loaded, fingerprint = _load_trained(base, args, report)
         adapter, file, weights_of_file = args.get("adapter"), args.get("file"), None
@@ -196,11 +196,9 @@ def _load_trained(
     from core.models.fingerprint import BaseFingerprint
     from core.worker.model.full_weights import put_weights
     from core.worker.model.model import load_model
-    from core.worker.model.support import check_base
 
     method, device = str(args.get("method", "lora")), str(args.get("device", "auto"))
     adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
-    check_base(base)
     if adapter:
         check_adapter(Path(adapter), base)
     # Computed during the loading, which reads the same files.

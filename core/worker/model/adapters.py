@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from core.config.schema import MethodSection
 from core.config.targets import MAMBA_FUSED, has_patterns, is_read_by_kernels, is_target
 from core.errors import UserError
+from core.models.check import ADAPTER_WEIGHTS
 from core.models.description import KEY_MAPPING, split_names, text_name
 from core.text import one_line
 from core.worker.model.completeness import first_line, tell

@@ -8,12 +8,14 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
+from core.directories import Progress
 from core.errors import UserError
 from core.models.check import check_model_config, shapes_are_known
 from core.models.description import check_quantization, read_description, split_names
 from core.models.installed import check_known, newer_version, transformers_version
 from core.models.tensors import read_decoded
 from core.worker.model.completeness import check_size, first_line
+from core.worker.model.starter import resolve_base
 from core.worker.model.text_part import CausalLM, causal_lm
 
 
@@ -74,6 +76,21 @@ def vocabulary_size(base: Path) -> int:
         UserError: As :func:`load_config`.
     """
     return int(load_config(base).get_text_config().vocab_size)
+
+
+def ready_base(name: str, progress: Progress) -> Path:
+    """The directory of a base model that can be loaded, prepared if necessary.
+
+    Args:
+        name: As ``model.base``.
+        progress: As for :func:`core.worker.model.starter.resolve_base`.
+
+    Raises:
+        UserError: As that function and :func:`check_base`.
+    """
+    base = resolve_base(name, progress)
+    check_base(base)
+    return base
 
 
 def check_base(base: Path) -> None:

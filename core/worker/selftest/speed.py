@@ -101,8 +101,7 @@ def measure(bench: Bench) -> Rates:
     environment.prepare()
     import torch
 
-    from core.worker.model.device import choose_device
-    from core.worker.model.model import choose_dtype
+    from core.worker.model.device import choose_device, choose_dtype
 
     device = choose_device(bench.sizes.device)
     dtype = choose_dtype("auto", device)

@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from core import deepspeed
 from core.atomic import write_atomic
 from core.config.document import dump_config
@@ -25,12 +23,11 @@ from core.worker.data.dataset import Dataset
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.strategy import Strategy
-from core.worker.model.starter import resolve_base
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
 from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample, choose_sample
-from core.worker.setup.memory_decision import MemoryDecision, plan_strategy, spare_bytes
+from core.worker.setup.memory_decision import MemoryDecision, Planner, plan_strategy, spare_bytes
 from core.worker.setup.preparation import Prepared
 
 
@@ -49,13 +46,13 @@ def check_strategy(config: Config, ranks: Ranks) -> None:
         raise UserError(*deepspeed.MISSING)
 
 
-def settle_strategy(config: Config, device: torch.device, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
+def settle_strategy(config: Config, planner: Planner, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
     """The configuration with ``auto`` resolved: fsdp2 if the plan finds the device of any process too small for the
     whole model, else replicate.
 
     Args:
         config: Of the run.
-        device: Where this process runs; the model is not loaded yet.
+        planner: Plans its memory; the model is not loaded yet.
         dataset: Training rows; the plan uses their lengths.
         recorder: Receives the choice and its reason.
         ranks: The processes.
@@ -65,7 +62,7 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
     """
     if ranks.is_single or config.distributed.strategy != "auto":
         return config
-    chosen = plan_strategy(config, device, dataset, ranks.count)
+    chosen = plan_strategy(config, planner, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
     # Other processes may take much longer to prepare their rows.
     (shares,) = ranks.any([too_small], patient=True)
@@ -162,24 +159,10 @@ def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
     return found
 
 
-def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> None:
-    """Let rank 0 prepare a base that is not ready yet, while the others wait.
-
-    Raises:
-        RankLostError: If another process does not answer.
-        UserError: If there is no such model.
-    """
-    if ranks.is_single:
-        return
-    if ranks.is_first:
-        resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    ranks.meet()
-
-
 def agree_kept_layers(
     config: Config,
     prepared: Prepared,
-    device: torch.device,
+    planner: Planner,
     recorder: Recorder,
     check_stop: Callable[[], None],
     ranks: Ranks,
@@ -191,7 +174,7 @@ def agree_kept_layers(
         UserError: If the base cannot be measured.
     """
     if ranks.is_first:
-        config = settle_kept_layers(config, prepared, device, recorder, check_stop)
+        config = settle_kept_layers(config, prepared, planner, recorder, check_stop)
     # Machines differ in the time they need for the rows.
     ranks.meet()
     if ranks.is_first:
@@ -202,7 +185,7 @@ def agree_kept_layers(
 
 
 def settle_kept_layers(
-    config: Config, prepared: Prepared, device: torch.device, recorder: Recorder, check_stop: Callable[[], None]
+    config: Config, prepared: Prepared, planner: Planner, recorder: Recorder, check_stop: Callable[[], None]
 ) -> Config:
     """The configuration with the layers that stay in 16 bit, if they are to be found out. It is written into the run,
     so that every later load of its base gets the same layers.
@@ -210,7 +193,7 @@ def settle_kept_layers(
     Args:
         config: Of the run.
         prepared: Its inputs.
-        device: Where it runs.
+        planner: Plans its memory.
         recorder: Of the run.
         check_stop: Called often; may raise to stop.
 
@@ -219,8 +202,8 @@ def settle_kept_layers(
     """
     if config.model.keep_16bit != "auto" or config.method.name != "qlora":
         return config
-    budget = TOKEN_BUDGETS[device.type]
-    spare = spare_bytes(config, device, prepared.dataset, budget)
+    budget = TOKEN_BUDGETS[planner.device.type]
+    spare = spare_bytes(config, planner, prepared.dataset, budget)
     patterns: tuple[str, ...] = ()
     if spare is None:
         recorder.warn(

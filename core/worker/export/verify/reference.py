@@ -40,11 +40,10 @@ from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.generate.room import runs_on
-from core.worker.model.device import choose_device
+from core.worker.model.device import DTYPES, choose_device
 from core.worker.model.full_weights import put_weights
-from core.worker.model.model import DTYPES, LoadedModel, answer_with_file, load_model, load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base, load_generation_config, vocabulary_size
+from core.worker.model.model import LoadedModel, answer_with_file, load_model, load_tokenizer
+from core.worker.model.support import load_generation_config, ready_base, vocabulary_size
 
 #: Characters of plain text whose tokens are compared.
 _TEXT_CHARACTERS = 4000
@@ -172,9 +171,8 @@ def measure_reference(
         UserError: If the base is missing, the rows cannot be read, or disk or memory are short.
     """
     config = trained.config
-    base = resolve_base(trained.base, progress)
+    base = ready_base(trained.base, progress)
     method = config.method.name
-    check_base(base)
     if trained.adapter is not None:
         check_adapter(trained.adapter, base)
     tokenizer = load_tokenizer(base)

@@ -8,8 +8,8 @@ import torch
 from core.config.schema import Config
 from core.notify import Notice
 from core.runs.record.events import GovernorEvent
-from core.worker.setup import device as settled
-from core.worker.setup.device import with_usable_optimizer
+from core.worker.setup import build as settled
+from core.worker.setup.build import with_usable_optimizer
 from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 

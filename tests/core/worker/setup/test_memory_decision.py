@@ -54,6 +54,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
 from core.worker.setup.memory_decision import (
+    Planner,
     decide_experts,
     decide_memory,
     decide_offload,
@@ -356,6 +357,10 @@ def test_sizes_of_optimizer_states_match_the_optimizers(kind: str) -> None:
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
+def planner_of(config: Config, device: str) -> Planner:
+    return Planner(config.model.base, torch.device(device))
+
+
 def state_of(tokens: int = 100) -> tuple[Dataset, TrainState]:
     ids, learned = np.full(tokens, 3, dtype=np.int32), np.ones(tokens, dtype=np.bool_)
     dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
@@ -366,18 +371,18 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(model_of: ModelO
     config = config_of(model_of("llama"))
     dataset, state = state_of()
     cut = replace(state, checkpointing=True, token_budget=104)
-    parts, cut_parts = (predict_memory(config, "cpu", dataset, each) for each in (state, cut))
+    planner = planner_of(config, "cpu")
+    parts, cut_parts = (predict_memory(config, planner, dataset, each) for each in (state, cut))
     assert parts is not None
     assert cut_parts is not None
     assert parts["runtime"] > 0
     assert cut_parts["activations"] < 0.5 * parts["activations"]
     needed = sum(size for name, size in parts.items() if name != "weights_file")
-    cpu = torch.device("cpu")
     limits = [("auto", needed, False), ("auto", needed // 2, True), ("off", 1, False), ("on", 1 << 50, True)]
     for choice, limit, wanted in limits:
         monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
         chosen = changed(config, memory={"gradient_checkpointing": choice})
-        decided = decide_memory(chosen, cpu, dataset, state.token_budget)
+        decided = decide_memory(chosen, planner, dataset, state.token_budget)
         reason = decided.checkpointing_reason
         assert decided.checkpointing is wanted
         # Where even that does not fit, the micro-batches are as small as they are made.
@@ -405,10 +410,8 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
 ) -> None:
     config = changed(config_of(model_of("deep"), checkpointing=True), memory={"activation_offload": choice})
     dataset, state = state_of(tokens=1024)
-    cuda = torch.device("cuda")
-    here = prediction._plan(
-        config, prediction._machine(cuda), dataset, state.token_budget, checkpointing=True, offload=False
-    )
+    cuda = planner_of(config, "cuda")
+    here = cuda.plan(config, dataset, state.token_budget, limited=False, checkpointing=True, offload=False)
     assert here is not None
     needed = here.needed_bytes
     monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
@@ -419,7 +422,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     assert bool(reason) is bool(said)
     assert decide_offload(config, cuda, dataset, state.token_budget, recomputing=False) == (False, "")
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
-    decided, reason = decide_offload(config, torch.device("cpu"), dataset, state.token_budget, recomputing=True)
+    decided, reason = decide_offload(config, planner_of(config, "cpu"), dataset, state.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
     by_need = changed(config, memory={"gradient_checkpointing": "auto"})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
@@ -435,9 +438,9 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     """Of a mixture whose experts are most of it; decided before it is loaded."""
     config = changed(config_of(write_many_experts(tmp_path), checkpointing=True), memory={"offload_experts": choice})
     dataset, state = state_of()
-    card = torch.device("cuda")
+    card = planner_of(config, "cuda")
     here = with_experts(config, there=False)
-    plan = prediction._plan(here, prediction._machine(card), dataset, state.token_budget, offload=True)
+    plan = card.plan(here, dataset, state.token_budget, limited=False, offload=True)
     assert plan is not None
     # A little less than needed with the smallest micro-batches.
     least = plan.needed_bytes - sum(plan.by_name().get(name, 0) for name in ("activations", "layer", "loss"))
@@ -445,9 +448,9 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))
     decided, reason = decide_experts(config, card, dataset, state.token_budget)
     assert (decided, reason.startswith(said), bool(reason)) == (wanted, True, bool(said))
-    assert decide_experts(config, torch.device("cpu"), dataset, state.token_budget) == (False, "")
+    assert decide_experts(config, planner_of(config, "cpu"), dataset, state.token_budget) == (False, "")
     settled = with_experts(config, there=decided)
-    found = prediction._plan(settled, prediction._with_limit(card), dataset, state.token_budget)
+    found = card.plan(settled, dataset, state.token_budget)
     assert found is not None
     assert (found.experts_host_bytes > 0) is wanted
 
@@ -461,4 +464,5 @@ def write_many_experts(tmp_path: Path) -> Path:
 
 def test_a_model_that_cannot_be_planned_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
-    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), make_state()) is None
+    config = config_of(tmp_path)
+    assert predict_memory(config, planner_of(config, "cpu"), Dataset(), make_state()) is None
