@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,24 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 
 
-def check_model_directory(directory: Path) -> Path:
-    """Check that a directory holds a complete causal language model in the transformers format.
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model directory that has passed its checks.
 
-    Returns:
-        The directory.
+    Args:
+        config: The content of its ``config.json``.
+        tensors: The tensors of its files, decoded where they can be.
+        is_compared: Whether all large weights were compared with ``config.json``; for other models errors show when
+            they are built.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    is_compared: bool
+
+
+def check_model_directory(directory: Path) -> CheckedModel:
+    """Check that a directory holds a complete causal language model in the transformers format.
 
     Raises:
         UserError: If configuration, tokenizer or weights are missing, damaged or do not belong together, if the weights
@@ -183,10 +197,10 @@ def check_model_directory(directory: Path) -> Path:
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
     tensors = read_decoded(directory, config).tensors
-    check_shapes(config, tensors, directory)
+    is_compared = check_shapes(config, tensors, directory)
     check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
     check_known(config, directory)
-    return directory
+    return CheckedModel(config, tensors, is_compared)
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
@@ -246,7 +260,7 @@ def embedding_rows(tensors: Mapping[str, Tensor]) -> int | None:
     return found[1].shape[0] if found is not None else None
 
 
-def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> bool:
     """Check that the weights have the layers and shapes that ``config.json`` describes.
 
     Families that :mod:`core.models.architecture.architecture` does not know are checked as far as possible: the rest
@@ -256,6 +270,9 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
         config: The content of ``config.json``.
         tensors: As the headers describe them, decoded where they can be.
         directory: Name of the model in messages.
+
+    Returns:
+        True if all large weights were compared.
 
     Raises:
         UserError: At the first difference.
@@ -274,7 +291,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
     _check_experts(tensors, directory)
     architecture = _known_architecture(config, directory)
     if architecture is None:
-        return
+        return False
     tensors = of_text_part(config, tensors)
     if (found := _embedding(tensors)) is not None:
         _compare(found[0], found[1], (architecture.vocabulary, architecture.hidden), directory)
@@ -289,11 +306,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
             f"{directory} has no output head in its weights, so it cannot write ({', '.join(_HEADS)}).",
             "Use the version with the language model head, not the one for embeddings.",
         )
-
-
-def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
-    """True if :func:`check_shapes` compares all large weights; other errors show when the model is loaded."""
-    return _known_architecture(config, directory) is not None
+    return True
 
 
 def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:

@@ -41,7 +41,7 @@ from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
 from core.worker.model.model import load_tokenizer
-from core.worker.model.support import ready_base
+from core.worker.model.support import resolve_base
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -170,7 +170,7 @@ class Export:
             UserError: If it is missing, unsupported or changed.
         """
         trained = self._trained
-        base = ready_base(trained.base, self._progress)
+        base = resolve_base(trained.base, self._progress)
         if trained.adapter is not None:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":

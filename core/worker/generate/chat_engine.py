@@ -72,7 +72,7 @@ class ChatEngine:
         from core.runs.catalog.trained import TrainedFile
         from core.worker.generate.sources import Sources
         from core.worker.model.model import answer_with_file
-        from core.worker.model.support import ready_base
+        from core.worker.model.support import resolve_base
         from core.worker.process.openmp import SpinControl
 
         if self._spin_control is None:
@@ -81,7 +81,7 @@ class ChatEngine:
 
         # The previous model is freed first: two may not fit.
         self._sources = None
-        base = ready_base(str(args["base"]), report)
+        base = resolve_base(str(args["base"]), report)
         template = named_or_file(args.get("template"))
         loaded, fingerprint = _load_trained(base, args, report)
         adapter, file, weights_of_file = args.get("adapter"), args.get("file"), None

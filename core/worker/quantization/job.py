@@ -19,7 +19,7 @@ from core.units import format_bytes
 from core.worker.generate.room import free_bytes, runs_on
 from core.worker.model.device import choose_device, choose_dtype
 from core.worker.model.model import load_tokenizer
-from core.worker.model.support import ready_base
+from core.worker.model.support import resolve_base
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 from core.worker.process import environment
 from core.worker.process.openmp import SpinControl
@@ -44,7 +44,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     if config.hardware.device != "cpu":
         environment.choose_gpu(config.hardware.gpu)
     SpinControl().start()
-    base = ready_base(config.model.base, answers.progress)
+    base = resolve_base(config.model.base, answers.progress)
     tokenizer = load_tokenizer(base)
     device = choose_device(config.hardware.device)
     refuse_beside_run(base, device, choose_dtype(config.train.precision, device))

@@ -70,7 +70,7 @@ from core.worker.setup.memory_decision import (
     with_experts,
 )
 from core.worker.setup.objective import make_evaluations, make_goal
-from core.worker.setup.preparation import prepare, prepare_base
+from core.worker.setup.preparation import prepare
 from core.worker.setup.provenance import start_facts
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
@@ -78,6 +78,7 @@ from core.worker.setup.strategy import (
     agree_memory,
     check_strategy,
     make_strategy,
+    prepare_base,
     settle_options,
     settle_strategy,
 )

@@ -28,11 +28,10 @@ from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
-from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import encode_probe
 from core.worker.evaluate.samples import Questions, choose_questions
 from core.worker.model.model import load_tokenizer
-from core.worker.model.support import load_generation_config, ready_base, vocabulary_size
+from core.worker.model.support import load_generation_config, vocabulary_size
 from core.worker.process.recorder import Recorder
 
 #: Formats that no template renders.
@@ -63,29 +62,6 @@ class Prepared:
     """Rows of the general probe; empty if it is off."""
     questions: Questions
     """The questions of each evaluation."""
-
-
-def prepare_base(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> Path:
-    """The directory of the base model, made ready by rank 0 while the others wait.
-
-    Args:
-        config: Of the run.
-        recorder: Receives progress.
-        check_stop: Called often; may raise to stop.
-        ranks: The processes.
-
-    Raises:
-        RankLostError: If another process does not answer.
-        UserError: If there is no such model, or it cannot be trained.
-    """
-    check_stop()
-    report = recorder.reporter("preparing_model", check_stop)
-    if not ranks.is_first:
-        ranks.meet()
-    base = ready_base(config.model.base, report)
-    if ranks.is_first:
-        ranks.meet()
-    return base
 
 
 def prepare(

@@ -23,6 +23,7 @@ from core.worker.data.dataset import Dataset
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.strategy import Strategy
+from core.worker.model.support import resolve_base
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
 from core.worker.quantization.measure import Settings, measure_cost
@@ -157,6 +158,29 @@ def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
     used, total = memory()
     (found,) = ranks.any([size * ranks.count > _FOR_COPIES * (total - used)])
     return found
+
+
+def prepare_base(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> Path:
+    """The directory of the base model, made ready by rank 0 while the others wait.
+
+    Args:
+        config: Of the run.
+        recorder: Receives progress.
+        check_stop: Called often; may raise to stop.
+        ranks: The processes.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If there is no such model, or it cannot be trained.
+    """
+    check_stop()
+    report = recorder.reporter("preparing_model", check_stop)
+    if not ranks.is_first:
+        ranks.meet()
+    base = resolve_base(config.model.base, report)
+    if ranks.is_first:
+        ranks.meet()
+    return base
 
 
 def agree_kept_layers(

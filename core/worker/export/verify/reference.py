@@ -43,7 +43,7 @@ from core.worker.generate.room import runs_on
 from core.worker.model.device import DTYPES, choose_device
 from core.worker.model.full_weights import put_weights
 from core.worker.model.model import LoadedModel, answer_with_file, load_model, load_tokenizer
-from core.worker.model.support import load_generation_config, ready_base, vocabulary_size
+from core.worker.model.support import load_generation_config, resolve_base, vocabulary_size
 
 #: Characters of plain text whose tokens are compared.
 _TEXT_CHARACTERS = 4000
@@ -171,7 +171,7 @@ def measure_reference(
         UserError: If the base is missing, the rows cannot be read, or disk or memory are short.
     """
     config = trained.config
-    base = ready_base(trained.base, progress)
+    base = resolve_base(trained.base, progress)
     method = config.method.name
     if trained.adapter is not None:
         check_adapter(trained.adapter, base)

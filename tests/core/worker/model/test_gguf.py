@@ -21,7 +21,7 @@ from core.models.description import RECORD_NAME, read_record
 from core.models.find import gguf_identity
 from core.worker.model import gguf
 from core.worker.model.spill import Spill, SpilledTensors, parameters_spilled
-from core.worker.model.starter import resolve_base
+from core.worker.model.support import resolve_base
 from tests.cases import cases
 from tests.progress import quiet
 

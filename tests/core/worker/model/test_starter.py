@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model import starter
-from core.worker.model.starter import cache_dir, prepare_starter, resolve_base
+from core.worker.model.starter import cache_dir, prepare_starter
+from core.worker.model.support import resolve_base
 from tests.families.tiny import write_family
 from tests.progress import quiet
 
