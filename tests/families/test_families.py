@@ -64,10 +64,7 @@ def test_weights_are_those_of_the_plan_to_the_byte(trained: Trained, tried: Trie
     architecture = load_architecture(trained.base)
     for method in ("lora", "qlora"):
         found = trained.call(looks.weights, method, "bf16")
-        changes = {"method": {"name": method}, "train": {"precision": "bf16"}}
-        config = trained.config
-        for section, values in changes.items():
-            config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+        config = trained.config.with_options(method={"name": method}, train={"precision": "bf16"})
         parts = weight_parts(architecture, arithmetic(config, Machine("cpu")), copied=0)
         assert architecture.parameters == found.parameters
         assert sum(part.bytes for part in parts if part.name in WEIGHTS) == found.bytes, method

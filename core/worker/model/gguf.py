@@ -47,6 +47,7 @@ _AGAIN = "Take the file again from where the model is from."
 
 def convert_gguf(
     gguf: Path,
+    header: GgufHeader,
     target: Path,
     progress: Progress,
     record: dict[str, Any],
@@ -58,6 +59,7 @@ def convert_gguf(
 
     Args:
         gguf: The file.
+        header: Its header, checked.
         target: The directory to make; an existing one is replaced.
         progress: Called with each stage; it may raise to cancel.
         record: Content of ``localtune.json``, together with the sizes of the files.
@@ -66,7 +68,6 @@ def convert_gguf(
     Raises:
         UserError: If the file is damaged or of an unsupported architecture, or the disk is full.
     """
-    header = check_gguf(gguf)
     paths.make_private_dir(target.parent)
     try:
         with whole_directory(target) as directory:
@@ -100,14 +101,13 @@ def convert_once(gguf: Path, progress: Progress) -> Path:
     """
     if (earlier := find_converted(gguf)) is not None:
         return _rechecked(gguf, earlier, progress)
-    check_gguf(gguf)
-    identity = gguf_identity(gguf)
+    header, identity = check_gguf(gguf), gguf_identity(gguf)
     digest = hash_file(gguf, progress, "checking the GGUF file")
     target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
     with exclusive_lock(target, progress):
         if read_record(target) is not None:
             return _rechecked(gguf, target, progress)  # the same bytes under another path or date
-        return convert_gguf(gguf, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
+        return convert_gguf(gguf, header, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
 
 
 def _rechecked(gguf: Path, converted: Path, progress: Progress) -> Path:

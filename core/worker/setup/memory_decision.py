@@ -160,8 +160,7 @@ def decide_experts(config: Config, planner: Planner, dataset: Dataset, token_bud
 
 def with_experts(config: Config, *, there: bool) -> Config:
     """The configuration with the decision about experts: in host memory or on the device."""
-    memory = config.memory.model_copy(update={"offload_experts": "on" if there else "off"})
-    return config.model_copy(update={"memory": memory})
+    return config.with_options(memory={"offload_experts": "on" if there else "off"})
 
 
 def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:

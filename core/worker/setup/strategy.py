@@ -70,8 +70,7 @@ def settle_strategy(config: Config, planner: Planner, dataset: Dataset, recorder
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
         recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
-    strategy = "fsdp2" if shares else "replicate"
-    return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
+    return config.with_options(distributed={"strategy": "fsdp2" if shares else "replicate"})
 
 
 def make_strategy(config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool]) -> Strategy:
@@ -112,8 +111,7 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
     if strategy.fetches_modules and config.method.name == "qlora" and config.memory.gradient_checkpointing != "on":
         message = "Activations are recomputed: 4-bit weights that DeepSpeed brings together stay with them otherwise."
         recorder.notice("info", "checkpointing", message, "memory.gradient_checkpointing = on says the same.")
-        memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
-        config = config.model_copy(update={"memory": memory})
+        config = config.with_options(memory={"gradient_checkpointing": "on"})
     if config.train.compile:
         # The option itself stays: checkpoints are compared with the run's configuration file.
         message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
@@ -202,8 +200,7 @@ def agree_kept_layers(
     if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})
         return config
-    kept = ranks.broadcast()["keep_16bit"]
-    return config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": kept})})
+    return config.with_options(model={"keep_16bit": ranks.broadcast()["keep_16bit"]})
 
 
 def settle_kept_layers(
@@ -250,8 +247,7 @@ def settle_kept_layers(
         patterns = cost.kept.patterns if cost.kept is not None else ()
         hint = f"Kept: {', '.join(patterns)}." if patterns else "All layers are in 4 bits."
         recorder.notice("info", "quantization", sentence(cost), hint)
-    model = config.model.model_copy(update={"keep_16bit": list(patterns) or None})
-    settled = config.model_copy(update={"model": model})
+    settled = config.with_options(model={"keep_16bit": list(patterns) or None})
     try:
         write_atomic(recorder.run.config_path, dump_config(settled))
     except OSError as error:

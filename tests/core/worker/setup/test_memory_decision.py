@@ -208,13 +208,6 @@ def assert_planned(
     return plan
 
 
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    """The configuration with some options changed, without validation."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    )
-
-
 @pytest.mark.parametrize(("family", "settings", "supervised", "fused"), long_but(FEW_SETTINGS, ALL_SETTINGS), ids=str)
 def test_the_plan_is_what_torch_allocates(
     family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: ModelOf
@@ -236,7 +229,7 @@ def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing:
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: ModelOf) -> None:
-    config = changed(config_of(model_of("llama")), memory={"keep_dequantized": "on"})
+    config = config_of(model_of("llama")).with_options(memory={"keep_dequantized": "on"})
     loaded = prepare(config)
     fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
     assert_planned(config, loaded)
@@ -248,7 +241,7 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Model
 )
 def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, keep: Literal["on", "off"]) -> None:
     trained = {"name": method, "train_for": "q4_0"}
-    config = changed(config_of(model_of("llama")), method=trained, memory={"keep_dequantized": keep})
+    config = config_of(model_of("llama")).with_options(method=trained, memory={"keep_dequantized": keep})
     loaded = prepare(config)
     weights = FileWeights(loaded.model, fuse(loaded.model, TRAINED).lora, "Q4_0")
     weights.use(True, loaded.dtype if keep == "on" else None)
@@ -381,7 +374,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(model_of: ModelO
     limits = [("auto", needed, False), ("auto", needed // 2, True), ("off", 1, False), ("on", 1 << 50, True)]
     for choice, limit, wanted in limits:
         monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
-        chosen = changed(config, memory={"gradient_checkpointing": choice})
+        chosen = config.with_options(memory={"gradient_checkpointing": choice})
         decided = decide_memory(chosen, planner, dataset, state.token_budget)
         reason = decided.checkpointing_reason
         assert decided.checkpointing is wanted
@@ -408,7 +401,7 @@ def test_expandable_segments_are_read_from_the_environment(environment: dict[str
 def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     choice: str, short: int, room: int, wanted: bool, said: str, model_of: ModelOf, monkeypatch: Patch
 ) -> None:
-    config = changed(config_of(model_of("deep"), checkpointing=True), memory={"activation_offload": choice})
+    config = config_of(model_of("deep"), checkpointing=True).with_options(memory={"activation_offload": choice})
     dataset, state = state_of(tokens=1024)
     cuda = planner_of(config, "cuda")
     here = cuda.plan(config, dataset, state.token_budget, limited=False, checkpointing=True, offload=False)
@@ -424,7 +417,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
     decided, reason = decide_offload(config, planner_of(config, "cpu"), dataset, state.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
-    by_need = changed(config, memory={"gradient_checkpointing": "auto"})
+    by_need = config.with_options(memory={"gradient_checkpointing": "auto"})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
     decision = decide_memory(by_need, cuda, dataset, state.token_budget)
     assert decision.checkpointing is (choice == "on")
@@ -436,7 +429,9 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Of a mixture whose experts are most of it; decided before it is loaded."""
-    config = changed(config_of(write_many_experts(tmp_path), checkpointing=True), memory={"offload_experts": choice})
+    config = config_of(write_many_experts(tmp_path), checkpointing=True).with_options(
+        memory={"offload_experts": choice}
+    )
     dataset, state = state_of()
     card = planner_of(config, "cuda")
     here = with_experts(config, there=False)
