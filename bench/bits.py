@@ -22,7 +22,7 @@ import sample_data
 from core.config.document import load_config
 from core.hardware.cpu import cpu_name
 from core.memory.planner import make_plan
-from core.models.architecture.load import locate_model
+from core.models.find import locate_model
 from core.models.sandboxed import load_architecture
 from core.paths import home
 from core.quantization.job import measure

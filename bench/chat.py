@@ -52,7 +52,7 @@ def main() -> None:
     from core.worker.process import environment
 
     environment.prepare()
-    from core.worker.model.starter import resolve_base
+    from core.worker.model.support import resolve_base
 
     base = resolve_base(options.base, lambda *_: None)
     bench = Bench(base, options)

@@ -21,8 +21,7 @@ from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.strategy import Chosen, chosen_strategy
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import Architecture, read_architecture
 from core.units import format_bytes
 
 PAGE = ROOT / "docs" / "several-cards.md"

@@ -20,7 +20,7 @@ from core.memory.calibration import read_calibration
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.units import parse_bytes
 
 THREE = ModelShape("3b", 128256, 3072, 8192, 28, 24, 8, tied=True)

@@ -32,7 +32,7 @@ from core.memory.batching import TOKEN_BUDGETS
 from core.memory.plan import Machine, Plan, Way
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.units import parse_bytes
 from core.worker.data.batches import collate, split_window
 from core.worker.data.encode import TokenizedRow

@@ -93,7 +93,7 @@ def measured_way(stand: Stand, made: Trainer, way: Way) -> dict[str, Any]:
 def peaks(made: Trainer) -> dict[str, Any]:
     """Peaks of a card since they were reset, and the plan's prediction for what the training does now."""
     stats = torch.cuda.memory_stats()
-    parts = predict_memory(made.config, "cuda", made.parts.dataset, made.parts.state)
+    parts = predict_memory(made.config, made.parts.meter.planner, made.parts.dataset, made.parts.state)
     return {
         "peak_bytes": int(stats["allocated_bytes.all.peak"]),
         "reserved_bytes": int(stats["reserved_bytes.all.peak"]),

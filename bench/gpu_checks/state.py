@@ -198,7 +198,8 @@ def room_beside_states(config: Config, lengths: list[int]) -> tuple[int, int]:
     from core.memory.plan import Machine
     from core.memory.planner import make_plan
     from core.memory.rows import rows_of_tokens
-    from core.models.architecture.load import load_architecture, locate_model
+    from core.models.architecture.measuring import load_architecture
+    from core.models.find import locate_model
 
     used, total = cpu.memory()
     machine = Machine("cuda", limit_bytes=24 << 30, host_bytes=total - used)

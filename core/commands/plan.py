@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from core.config.derived import torchrun_line
     from core.memory.planner import make_plan
-    from core.models.architecture.load import locate_model
+    from core.models.find import locate_model
     from core.models.sandboxed import load_architecture, read_model
     from core.runs.outlook.forecast import forecast, this_machine
 
@@ -178,7 +178,7 @@ def _number(flag: str, text: str, noun: str, low: int, high: int, example: int) 
 
 def _warn(base: Path) -> None:
     """Warn about a model that a run would refuse; a directory with only its ``config.json`` is enough here."""
-    from core.models.quantization_config import check_quantization
+    from core.models.description import check_quantization
     from core.models.sandboxed import check_model_config, check_model_directory
 
     if not base.is_dir() or not (base / "config.json").is_file():

@@ -377,16 +377,15 @@ class ConfigDocument:
                 return None
             return entry(value) if isinstance(value, str) else [entry(item) for item in value]
 
-        data = config.data.model_copy(update={"train": every(config.data.train), "eval": every(config.data.eval)})
-        update: dict[str, Any] = {"data": data}
+        update: dict[str, Any] = {"data": {"train": every(config.data.train), "eval": every(config.data.eval)}}
         if config.eval.prompts:
-            update["eval"] = config.eval.model_copy(update={"prompts": absolute(config.eval.prompts, base)})
+            update["eval"] = {"prompts": absolute(config.eval.prompts, base)}
         if config.template.file:
-            update["template"] = config.template.model_copy(update={"file": absolute(config.template.file, base)})
+            update["template"] = {"file": absolute(config.template.file, base)}
         # A model may be a hub name; only an existing path is made absolute.
         if os.path.exists(absolute(config.model.base, base)):
-            update["model"] = config.model.model_copy(update={"base": absolute(config.model.base, base)})
-        return config.model_copy(update=update)
+            update["model"] = {"base": absolute(config.model.base, base)}
+        return config.with_options(**update)
 
 
 def load_config(path: Path, assignments: Iterable[str] = ()) -> Config:

@@ -12,7 +12,7 @@ from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import locate_model
+from core.models.find import locate_model
 from core.models.sandboxed import load_architecture
 
 

@@ -329,6 +329,12 @@ class Config(Section):
     tracking: TrackingSection = TrackingSection()
     chat: ChatSection = ChatSection()
 
+    def with_options(self, **sections: Mapping[str, Any]) -> Config:
+        """The configuration with some options changed, by section; their values are not validated."""
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        )
+
 
 @dataclass(frozen=True)
 class Option:

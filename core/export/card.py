@@ -18,9 +18,8 @@ from core.export.request import Kind, Quant
 from core.export.result import Agreement
 from core.hub_uri import is_hub_entry, is_hub_id
 from core.models.architecture.gguf_header import read_gguf_header
-from core.models.description import read_description, read_record
+from core.models.description import auto_class, read_description, read_record
 from core.models.find import model_entry, model_path
-from core.models.text_part import auto_class
 from core.paths import user_path
 from core.runs.catalog.result import result_of
 from core.runs.catalog.trained import TrainedModel, newest_manifest

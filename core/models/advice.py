@@ -12,9 +12,8 @@ from pathlib import Path
 import tomli
 
 from core.errors import UserError
-from core.models.description import read_description
+from core.models.description import read_description, text_model_type
 from core.models.find import find_model
-from core.models.text_part import text_model_type
 
 FILE = Path(__file__).with_name("advice.toml")
 #: Values as TOML has them.

@@ -1,4 +1,4 @@
-"""Model directory checks: whether a model can be loaded without running foreign code; no heavy imports.
+"""Model and adapter directory checks: whether they can be loaded without running foreign code; no heavy imports.
 
 Nothing is loaded for it: descriptions are JSON, and so are the headers of safetensors.
 """
@@ -6,18 +6,31 @@ Nothing is loaded for it: descriptions are JSON, and so are the headers of safet
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.adapters import CONFIG as ADAPTER_CONFIG
-from core.models.adapters import not_a_model, wanted_base
-from core.models.description import TOKENIZER_LIMIT, TOKENIZERS, read_description, refuse_foreign, text_part, unreadable
+from core.models.architecture.architecture import Architecture, read_architecture
+from core.models.description import (
+    PICKLES,
+    TOKENIZER_LIMIT,
+    TOKENIZERS,
+    as_files_are_tied,
+    is_composite,
+    read_description,
+    read_quantization,
+    refuse_foreign,
+    split_names,
+    text_part,
+    unreadable,
+    walk,
+)
 from core.models.installed import check_known
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import check_shapes, embedding_rows, of_text_part
 from core.models.tables import TABLES
+from core.models.tensors import Tensor, read_decoded, read_header
 from core.text import one_line
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -157,11 +170,24 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 
 
-def check_model_directory(directory: Path) -> Path:
-    """Check that a directory holds a complete causal language model in the transformers format.
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model directory that has passed its checks.
 
-    Returns:
-        The directory.
+    Args:
+        config: The content of its ``config.json``.
+        tensors: The tensors of its files, decoded where they can be.
+        is_compared: Whether all large weights were compared with ``config.json``; for other models errors show when
+            they are built.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    is_compared: bool
+
+
+def check_model_directory(directory: Path) -> CheckedModel:
+    """Check that a directory holds a complete causal language model in the transformers format.
 
     Raises:
         UserError: If configuration, tokenizer or weights are missing, damaged or do not belong together, if the weights
@@ -171,10 +197,11 @@ def check_model_directory(directory: Path) -> Path:
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
     tensors = read_decoded(directory, config).tensors
-    check_shapes(config, tensors, directory)
-    check_tokens(config, embedding_rows(of_text_part(config, tensors)), directory)
+    is_compared = check_shapes(config, tensors, directory)
+    embedding = _embedding(of_text_part(config, tensors))
+    check_tokens(config, embedding[1].shape[0] if embedding is not None else None, directory)
     check_known(config, directory)
-    return directory
+    return CheckedModel(config, tensors, is_compared)
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
@@ -213,3 +240,265 @@ def check_model_config(directory: Path) -> dict[str, Any]:
         refuse_foreign(read_description(directory / name) or {}, directory / name)
     check_architecture(config, directory)
     return config
+
+
+#: Name suffixes of input embeddings, in the families that transformers knows.
+_EMBEDDINGS = tuple(TABLES["embeddings"])
+_HEADS = ("lm_head.weight", "embed_out.weight")
+#: Layer number in the name of a tensor or a module, and the name within the layer.
+LAYER_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.(.+)")
+_EXPERT = re.compile(r"(.+\.experts)\.(\d{1,9})\.(.+)")
+#: Numbers of layers up to this are accepted whatever the weights have, as they cost little.
+_FEW_LAYERS = 256
+#: Keys of the number of layers in configurations.
+_DEPTHS = frozenset(TABLES["depths"])
+_TAKE_BOTH = "Take config.json and weights from the same model."
+
+
+def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> bool:
+    """Check that the weights have the layers and shapes that ``config.json`` describes.
+
+    Families that :mod:`core.models.architecture.architecture` does not know are checked as far as possible: the rest
+    shows when the model is loaded.
+
+    Args:
+        config: The content of ``config.json``.
+        tensors: As the headers describe them, decoded where they can be.
+        directory: Name of the model in messages.
+
+    Returns:
+        True if all large weights were compared.
+
+    Raises:
+        UserError: At the first difference.
+    """
+    if not tensors:
+        raise UserError(f"{directory} has weights without a single tensor.", "Copy or fetch them again.")
+    config = dict(as_files_are_tied(config, tensors))
+    for place, key, value in walk(config):
+        # A layer has at least one tensor. Excess layers would be built one by one until memory runs out.
+        if key in _DEPTHS and type(value) is int and value > max(len(tensors), _FEW_LAYERS):
+            raise UserError(
+                f"{directory}: the weights have {len(tensors):,} tensors in all, and config.json says that "
+                f"{one_line(place, 60)} is {one_line(str(value), 20)}.",
+                _TAKE_BOTH,
+            )
+    _check_experts(tensors, directory)
+    architecture = _known_architecture(config, directory)
+    if architecture is None:
+        return False
+    tensors = of_text_part(config, tensors)
+    if (found := _embedding(tensors)) is not None:
+        _compare(found[0], found[1], (architecture.vocabulary, architecture.hidden), directory)
+    layers = by_layer(tensors)
+    if layers and len(layers) != architecture.depth:
+        raise UserError(
+            f"{directory}: the weights have {len(layers)} layers and config.json says {architecture.depth}.", _TAKE_BOTH
+        )
+    _check_linears(architecture, layers, directory)
+    if not architecture.tied and found is not None and not any(name.endswith(_HEADS) for name in tensors):
+        raise UserError(
+            f"{directory} has no output head in its weights, so it cannot write ({', '.join(_HEADS)}).",
+            "Use the version with the language model head, not the one for embeddings.",
+        )
+    return True
+
+
+def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture | None:
+    quantization = read_quantization(directory, config)
+    if quantization is not None and not quantization.is_decoded:
+        return None  # packed weights have other shapes
+    try:
+        return read_architecture(config, str(directory / "config.json"))
+    except UserError:
+        return None  # unsupported families are not an error here
+
+
+def of_text_part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a language model by the names in its own class; for a composite model, its text part."""
+    if not is_composite(config):
+        return tensors
+    return {own: tensors[name] for name, own in split_names(tensors).text.items()}
+
+
+def _check_experts(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Check that experts are numbered without gaps: they are stacked in order, whatever their numbers."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for name in tensors:
+        if (match := _EXPERT.fullmatch(name)) is not None:
+            numbers.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (before, after), found in numbers.items():
+        missing = next((number for number in range(len(found)) if number not in found), None)
+        if missing is not None:
+            raise UserError(
+                f"{directory} lacks {one_line(f'{before}.{missing}.{after}', 120)} in its weights.",
+                "Copy or fetch them again.",
+            )
+
+
+def _check_linears(architecture: Architecture, layers: Mapping[int, Mapping[str, Tensor]], directory: Path) -> None:
+    shapes = {linear.name: (linear.outputs, linear.inputs) for kind in architecture.layers for linear in kind.linears}
+    alike = len(architecture.layers) == 1
+    named = {name for layer in layers.values() for name in layer}
+    for number, layer in sorted(layers.items()):
+        for name, shape in shapes.items():
+            tensor = layer.get(f"{name}.weight")
+            if tensor is not None:
+                # GPT-2 stores its matrices transposed.
+                if tensor.shape != shape[::-1]:
+                    _compare(f"layer {number}, {name}.weight", tensor, shape, directory)
+            elif alike and f"{name}.weight" in named:
+                raise UserError(
+                    f"{directory} lacks the weights of layer {number}, {name}.", "Copy or fetch them again."
+                )
+
+
+def _compare(name: str, tensor: Tensor, expected: tuple[int, ...], directory: Path) -> None:
+    if tensor.shape != expected:
+        raise UserError(
+            f"{directory}: the weights do not match config.json: {one_line(name, 120)} is {tensor}, and should be "
+            f"{' x '.join(map(str, expected))}.",
+            _TAKE_BOTH,
+        )
+
+
+def _embedding(tensors: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
+    for name, tensor in tensors.items():
+        if name.endswith(_EMBEDDINGS) and len(tensor.shape) == 2 and "vision" not in name and "per_layer" not in name:
+            return name, tensor
+    return None
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Tensors by layer, and by their name within it."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (match := LAYER_NAME.search(name)) is not None:
+            layers.setdefault(int(match[1]), {})[match[2]] = tensor
+    return layers
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+#: Ranks up to this are accepted whatever the factors have, as they cost little: a default that patterns override.
+_ANY_RANK = 256
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def wanted_base(config: Mapping[str, Any]) -> str | None:
+    """Base model that an adapter was trained on, as in its ``adapter_config.json``."""
+    name = config.get("base_model_name_or_path")
+    return one_line(name, 200) if isinstance(name, str) and name else None
+
+
+def not_a_model(directory: Path, config: Mapping[str, Any]) -> UserError:
+    """The error for an adapter in place of a model."""
+    base = wanted_base(config)
+    return UserError(
+        f"{directory} holds an adapter{f' for {base}' if base else ''}, not a model.",
+        f"Give {base or 'the model that the adapter was trained on'}.",
+    )
+
+
+def check_adapter(adapter: Path, base: Path) -> None:
+    """Check that an adapter is complete, not a pickle, needs no foreign code, and fits a base by its shapes.
+
+    Names do not decide: a base may be moved and renamed.
+
+    Args:
+        adapter: Its directory.
+        base: Directory of the base model.
+
+    Raises:
+        UserError: If not.
+    """
+    config = read_description(adapter / ADAPTER_CONFIG)
+    if config is None:
+        raise UserError(
+            f"{adapter} has no {ADAPTER_CONFIG}, so it is no adapter.", "Give a directory in PEFT's format."
+        )
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        if adapter.is_dir() and any(path.suffix in PICKLES for path in adapter.iterdir()):
+            raise UserError(
+                f"{adapter} has its weights as pickles only, which run code when they are loaded.",
+                f"Use a version of the adapter that has {ADAPTER_WEIGHTS}.",
+            )
+        raise UserError(f"{adapter} has no {ADAPTER_WEIGHTS}.", "Copy it there.")
+    refuse_foreign(config, adapter / ADAPTER_CONFIG)
+    if config.get("peft_type") not in (None, "LORA"):
+        kind = one_line(str(config.get("peft_type")), 40)
+        raise UserError(f"{adapter} holds an adapter of a kind that is not known here ({kind}).", "Use a LoRA adapter.")
+    for key in ("layer_replication", "megatron_config"):
+        if config.get(key):
+            raise UserError(
+                f"{adapter / ADAPTER_CONFIG} has {key}, which builds another model than the base.",
+                "Use another adapter.",
+            )
+    factors = read_header(adapter / ADAPTER_WEIGHTS)
+    _check_ranks(config, factors, adapter)
+    model = read_description(base / "config.json") or {}
+    quantization = read_quantization(base, model)
+    if quantization is not None and not quantization.is_decoded:
+        return  # packed weights do not show their shapes
+    if is_composite(model):
+        inner = {name.removeprefix(_PREFIX): factor for name, factor in factors.items()}
+        factors = {_PREFIX + own: inner[name] for name, own in split_names(inner).text.items()}
+    weights = of_text_part(model, read_decoded(base, model).tensors)
+    _check_factors(factors, weights, adapter, base, wanted_base(config))
+
+
+def _check_ranks(config: Mapping[str, Any], factors: Mapping[str, Tensor], adapter: Path) -> None:
+    """Check the ranks against the factors: PEFT allocates by rank before the factors are read.
+
+    Raises:
+        UserError: If there are no factors, or a rank is none or larger than any factor has.
+    """
+    found = [
+        factor.shape[0] if match[2] == "A" else factor.shape[-1]
+        for name, factor in factors.items()
+        if (match := _FACTOR.fullmatch(name)) and factor.shape
+    ]
+    if not any("lora_" in name for name in factors):
+        raise UserError(f"{adapter / ADAPTER_WEIGHTS} has no LoRA factors.", "Use another version of the adapter.")
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else ())]
+    for rank in ranks:
+        if type(rank) is not int or not 0 < rank <= max([_ANY_RANK, *found]):
+            raise UserError(
+                f"{adapter / ADAPTER_CONFIG} says that a rank is {one_line(str(rank), 20)}, and the factors in "
+                f"{ADAPTER_WEIGHTS} have {max(found, default=0)} at most.",
+                "Take both from the same adapter.",
+            )
+
+
+def _check_factors(
+    factors: Mapping[str, Tensor], weights: Mapping[str, Tensor], adapter: Path, base: Path, wanted: str | None
+) -> None:
+    trained_on = f" It was trained on {wanted}." if wanted else ""
+    hint = f"Choose the base that the adapter was trained on.{trained_on}"
+    matched = 0
+    layers = by_layer(weights)
+    for name, factor in factors.items():
+        match = _FACTOR.fullmatch(name)
+        # By layer, as the prefix before it may be omitted on disk.
+        place = LAYER_NAME.search(match[1]) if match is not None else None
+        weight = layers.get(int(place[1]), {}).get(f"{place[2]}.weight") if place is not None else None
+        if match is None or weight is None or len(weight.shape) != 2 or len(factor.shape) != 2:
+            continue
+        matched += 1
+        features = factor.shape[1] if match[2] == "A" else factor.shape[0]
+        # GPT-2 stores its matrices transposed.
+        expected = {weight.shape[1], weight.shape[0]} if ".h." in name else {weight.shape[1 if match[2] == "A" else 0]}
+        if features not in expected:
+            side = "inputs" if match[2] == "A" else "outputs"
+            raise UserError(
+                f"The adapter in {adapter} is for another base than {base}: "
+                f"{one_line(match[1], 120)} is {weight} there, and the adapter has {features} {side}.",
+                hint,
+            )
+    named = [match[1] for name in factors if (match := _FACTOR.fullmatch(name)) and LAYER_NAME.search(match[1])]
+    if named and not matched:
+        raise UserError(
+            f"The adapter in {adapter} is for another base than {base}, which has no {one_line(named[0], 120)}.", hint
+        )

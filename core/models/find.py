@@ -140,6 +140,26 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
     return UserError(f"The model {shown} is not on this machine: there is no {where}.", hint)
 
 
+def locate_model(name: str, relative_to: Path | None = None) -> Path:
+    """The path of a model on this machine.
+
+    Args:
+        name: A directory, a GGUF file, a prepared model's name, or a hub id that is in the local Hugging Face cache.
+        relative_to: Base of a relative path; the working directory by default.
+
+    Raises:
+        UserError: If it is not on this machine.
+    """
+    if os.path.exists(path := model_path(name, relative_to)):
+        return path
+    if (found := find_model(name, relative_to)) is not None:
+        return found
+    raise UserError(
+        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be planned.",
+        f"{missing_model(name, relative_to).hint} For a plan, a directory with its config.json is enough.",
+    )
+
+
 def close_name(name: str) -> str | None:
     """The model on this machine that a mistyped name most likely means."""
     known = [STARTER_NAME, *(base for base, _ in prepared_models()), *cached_models()]

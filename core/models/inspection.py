@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import Architecture, Unmeasured, read_architecture, read_model
 from core.models.architecture.gguf_header import GgufHeader, check_gguf, read_gguf_header
-from core.models.architecture.load import read_model
-from core.models.architecture.measuring import Unmeasured
 from core.models.check import check_model_config, check_model_directory
-from core.models.description import PICKLES, TOKENIZERS, WEIGHTS, read_description
-from core.models.quantization_config import check_quantization, saved_quantization
-from core.models.quantized_weights import read_decoded
+from core.models.description import (
+    PICKLES,
+    TOKENIZERS,
+    WEIGHTS,
+    check_quantization,
+    read_description,
+    saved_quantization,
+)
 from core.models.tables import TABLES
-from core.models.tensors import weight_files
+from core.models.tensors import read_decoded, weight_files
 from core.text import one_line
 
 #: Values of ``general.architecture`` that transformers reads from GGUF files, and that generate text.
@@ -47,7 +49,7 @@ class ModelFacts:
         architecture: Its architecture, for memory plans.
         unmeasured: The model to measure, if the tables do not know its family.
         quantization: Quantization of the saved weights, see
-            :func:`core.models.quantization_config.saved_quantization`.
+            :func:`core.models.description.saved_quantization`.
         is_incomplete: Whether files are missing, as after an interrupted download.
         flaw: The reason why it cannot be trained, in a sentence; empty if none is known.
         hint: The remedy.

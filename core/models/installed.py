@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.description import text_part
+from core.models.description import text_model_type, text_part
 from core.models.tables import TABLES
-from core.models.text_part import text_model_type
 from core.text import one_line
 
 #: Files with the table of configuration classes by ``model_type``, and an entry of it in either form.

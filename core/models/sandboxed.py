@@ -1,77 +1,72 @@
-"""Models read and checked in the sandbox, for the app and the commands: descriptions and headers are untrusted."""
+"""Models read and checked in the sandbox, for the app and the commands: descriptions and headers are untrusted.
+
+Each function blocks, and raises the ``UserError`` of the function that it calls, or one if reading takes more memory or
+time than any model's should.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from core.errors import UserError
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.models import check, inspection
+from core.models.architecture import architecture, gguf_header
+from core.models.architecture.architecture import Architecture, Unmeasured
+from core.models.architecture.measuring import measure_architecture
+from core.models.description import check_quantization
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
-from core.models.quantization_config import check_quantization
+from core.models.inspection import ModelFacts
+from core.models.installed import check_known
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
 from core.text import one_line
 
-if TYPE_CHECKING:
-    from core.models.inspection import ModelFacts
+_T = TypeVar("_T")
+
+
+def _in_sandbox(function: Callable[[Path], _T], path: Path) -> _T:
+    return sandboxed(function, _named(path), rights=reading(path))(path)
+
+
+def _named(path: Path) -> str:
+    return f"The model in {one_line(str(path))}"
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`. Blocks, for seconds if its
-    family has to be measured.
-
-    Raises:
-        UserError: As that function, or if reading takes more memory or time than any model's should.
-    """
+    """As :func:`core.models.architecture.measuring.load_architecture`; takes seconds if its family is measured."""
     found = read_model(path)
     if not isinstance(found, Unmeasured):
         return found
-    call = sandboxed(_complete, f"The model in {one_line(str(path))}", rights=reading(path))
-    return call(measure_architecture(found), path)
+    return sandboxed(architecture.complete, _named(path), rights=reading(path))(measure_architecture(found), path)
 
 
 def read_model(path: Path) -> Architecture | Unmeasured:
-    """Read an architecture without measuring anything; see :func:`core.models.architecture.load.read_model`; blocks.
-
-    Raises:
-        UserError: As :func:`load_architecture`.
-    """
-    return sandboxed(_read, f"The model in {one_line(str(path))}", rights=reading(path))(path)
+    """As :func:`core.models.architecture.architecture.read_model`, which measures nothing."""
+    return _in_sandbox(architecture.read_model, path)
 
 
 def check_model_directory(directory: Path) -> None:
-    """Check a model directory; see :func:`core.models.check.check_model_directory`; blocks.
-
-    Raises:
-        UserError: As that function, or if reading takes more memory or time than any model's should.
-    """
-    sandboxed(_check_directory, f"The model in {one_line(str(directory))}", rights=reading(directory))(directory)
+    """As :func:`core.models.check.check_model_directory`."""
+    _in_sandbox(_check_directory, directory)
 
 
 def check_model_config(directory: Path) -> dict[str, Any]:
-    """Check a model's description; see :func:`core.models.check.check_model_config`; blocks.
-
-    Raises:
-        UserError: As :func:`check_model_directory`.
-    """
-    return sandboxed(_check_config, f"The model in {one_line(str(directory))}", rights=reading(directory))(directory)
+    """As :func:`core.models.check.check_model_config`; the installed transformers must know the architecture too."""
+    return _in_sandbox(_check_config, directory)
 
 
 def check_base(name: str, relative_to: Path | None = None) -> None:
-    """Refuse a base model that is missing or, by its description or its header, cannot be trained; blocks.
+    """Refuse a base model that is missing or, by its description or its header, cannot be trained.
 
     A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
 
     Args:
         name: As ``model.base``.
         relative_to: The directory that a relative path starts from; the working directory by default.
-
-    Raises:
-        UserError: If so.
     """
     path = model_path(name, relative_to)
     if os.path.isfile(path):
@@ -83,64 +78,35 @@ def check_base(name: str, relative_to: Path | None = None) -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Check a GGUF file by its header; see :func:`core.models.architecture.gguf_header.check_gguf`; blocks.
-
-    Raises:
-        UserError: As :func:`check_model_directory`.
-    """
-    sandboxed(_check_gguf, f"The model in {one_line(str(path))}", rights=reading(path))(path)
+    """As :func:`core.models.architecture.gguf_header.check_gguf`."""
+    _in_sandbox(_check_gguf, path)
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Inspect a model; see :func:`core.models.inspection.inspect_model`. Blocks for seconds if its family has to be
-    measured. A model that cannot be read or built has a flaw.
-    """
-    from core.models.inspection import ModelFacts
-    from core.models.inspection import inspect_model as inspect
-
+    """As :func:`core.models.inspection.inspect_model`; takes seconds if its family is measured. A model that cannot be
+    read or built has a flaw."""
     try:
-        facts = sandboxed(inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
+        facts = _in_sandbox(inspection.inspect_model, path)
+        if facts.unmeasured is None or facts.flaw:
+            return facts
     except UserError as error:
         return ModelFacts().flawed(error)
-    if facts.unmeasured is None or facts.flaw:
-        return facts
     try:
-        architecture = load_architecture(path)
+        found = load_architecture(path)
     except UserError as error:
         return facts.flawed(error)
-    return replace(
-        facts, architecture=architecture, parameters=architecture.parameters, positions=architecture.positions
-    )
+    return replace(facts, architecture=found, parameters=found.parameters, positions=found.positions)
 
 
 def _check_directory(directory: Path) -> None:
-    from core.models.check import check_model_directory as check
-
-    check(directory)
+    check.check_model_directory(directory)
 
 
 def _check_config(directory: Path) -> dict[str, Any]:
-    from core.models.check import check_model_config as check
-    from core.models.installed import check_known
-
-    config = check(directory)
+    config = check.check_model_config(directory)
     check_known(config, directory)
     return config
 
 
 def _check_gguf(path: Path) -> None:
-    from core.models.architecture.gguf_header import check_gguf as check
-
-    check(path)
-
-
-def _read(path: Path) -> Architecture | Unmeasured:
-    from core.models.architecture.load import read_model as read
-
-    return read(path)
-
-
-def _complete(architecture: Architecture, path: Path) -> Architecture:
-    from core.models.architecture.load import complete
-
-    return complete(architecture, path)
+    gguf_header.check_gguf(path)

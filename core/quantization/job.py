@@ -18,7 +18,7 @@ from core.directories import Progress
 from core.errors import UserError
 from core.export.process import run_process
 from core.memory.planner import make_least_plan
-from core.models.architecture.load import locate_model
+from core.models.find import locate_model
 from core.models.sandboxed import load_architecture
 from core.quantization.result import FINE, ROWS, QuantizationCost, is_enough, kept_sentence, most_costly, sentence
 from core.runs.outlook.forecast import machine_for

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
-from core.models.architecture.load import locate_model
+from core.models.find import locate_model
 from core.models.sandboxed import load_architecture
 from core.runs.outlook.estimate import (
     Basis,

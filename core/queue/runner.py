@@ -59,7 +59,7 @@ def lack_of_room(config: Config) -> str | None:
     if config.hardware.device == "cpu":
         return None
     from core.memory.strategy import chosen_strategy
-    from core.models.architecture.load import locate_model
+    from core.models.find import locate_model
     from core.models.sandboxed import load_architecture
     from core.runs.outlook.forecast import cards_here, this_machine
 

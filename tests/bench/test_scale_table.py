@@ -6,7 +6,7 @@ import pytest
 
 from bench.gpu_checks.models import EIGHT
 from bench.scale_table import ARRANGEMENTS, GIGABIT, LENGTH, MODELS, ONE, PAGE, ROWS, page, plan_step
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]

@@ -213,8 +213,7 @@ def gradients(base: Path, method: dict[str, Any], train: dict[str, Any]) -> Pass
         packing = choose_packing(config, loaded, rows, fused, check)
     except UserError as error:
         refused = error.message
-        plainly = config.model_copy(update={"train": config.train.model_copy(update={"packing": False})})
-        packing = choose_packing(plainly, loaded, rows, fused, check)
+        packing = choose_packing(config.with_options(train={"packing": False}), loaded, rows, fused, check)
     sums = SupervisedLoss(loaded.model, packing)
     # Rows within the windows of the tiny models lie one behind another; longer ones are padded where there are windows.
     loss = sums(*collate(short, 0, loaded.device)) + sums(*collate(long, 0, loaded.device))

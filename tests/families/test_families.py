@@ -13,7 +13,7 @@ from core.config.targets import stays_16bit
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.memory.weights import weight_parts
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from tests.core.template.families import MODEL_FAMILIES
 from tests.core.template.test_mask import learned_turns, mask
 from tests.core.template.test_model_families import expected, sample
@@ -64,10 +64,7 @@ def test_weights_are_those_of_the_plan_to_the_byte(trained: Trained, tried: Trie
     architecture = load_architecture(trained.base)
     for method in ("lora", "qlora"):
         found = trained.call(looks.weights, method, "bf16")
-        changes = {"method": {"name": method}, "train": {"precision": "bf16"}}
-        config = trained.config
-        for section, values in changes.items():
-            config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+        config = trained.config.with_options(method={"name": method}, train={"precision": "bf16"})
         parts = weight_parts(architecture, arithmetic(config, Machine("cpu")), copied=0)
         assert architecture.parameters == found.parameters
         assert sum(part.bytes for part in parts if part.name in WEIGHTS) == found.bytes, method

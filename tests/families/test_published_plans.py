@@ -14,7 +14,7 @@ from core.config.schema import Config
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.presets.choose import fits_card
 from tests.cases import cases
 from tests.families.fits import CARDS, README, SERIES, readme_table, rows

@@ -15,9 +15,8 @@ from core.errors import UserError
 from core.export.gguf.tools import known_architectures
 from core.export.request import CONVERTED, Quant
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import load_architecture
-from core.models.description import read_description, text_part
-from core.models.quantization_config import read_quantization
+from core.models.architecture.measuring import load_architecture
+from core.models.description import read_description, read_quantization, text_part
 from core.models.sandboxed import check_model_directory
 from core.models.tensors import Tensor, read_weights
 from core.text import one_line

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.jobs.job import JobProgress, call
-from core.models.architecture.architecture import Architecture
+from core.models.architecture.architecture import Architecture, Unmeasured, complete, read_model
 from core.models.installed import version_of
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
@@ -171,19 +171,6 @@ class Passes:
         return next((one for one in self.regimes if one.longest is not None and row <= one.longest), self.regimes[-1])
 
 
-@dataclass(frozen=True)
-class Unmeasured:
-    """Model of a family that the tables do not know.
-
-    Args:
-        description: Content of its ``config.json``.
-        where: Name of the model in messages.
-    """
-
-    description: str
-    where: str
-
-
 class GivenUpError(Exception):
     """A measurement that is no longer wanted."""
 
@@ -208,6 +195,19 @@ def telling(told: Told | None = None, is_wanted: Callable[[], bool] = lambda: Tr
         yield
     finally:
         _told.reset(token)
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Load the architecture of a model; blocks for seconds if its family has to be measured.
+
+    Args:
+        path: A directory with ``config.json``, or a GGUF file.
+
+    Raises:
+        UserError: If it is not a model, or its shape cannot be determined.
+    """
+    found = read_model(path)
+    return complete(measure_architecture(found), path) if isinstance(found, Unmeasured) else found
 
 
 def measure_architecture(model: Unmeasured) -> Architecture:

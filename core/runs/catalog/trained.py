@@ -434,8 +434,7 @@ def python_code(result: Path, *, is_model: bool) -> str:
 
 def _loader(model: Path) -> str:
     """The class of transformers by which a model is loaded with all its parts."""
-    from core.models.description import read_description
-    from core.models.text_part import auto_class
+    from core.models.description import auto_class, read_description
 
     try:
         return auto_class(read_description(model / "config.json") or {})
@@ -445,11 +444,11 @@ def _loader(model: Path) -> str:
 
 def _base_of(adapter: Path) -> str:
     """The base model that an adapter was trained on, as its configuration names it."""
-    from core.models.adapters import CONFIG
+    from core.models.check import ADAPTER_CONFIG
     from core.models.description import read_description
 
     try:
-        name = (read_description(adapter / CONFIG) or {}).get("base_model_name_or_path")
+        name = (read_description(adapter / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
     except (UserError, ValueError):  # a path may have a zero byte
         name = None
     return name if isinstance(name, str) and name else "the base model"

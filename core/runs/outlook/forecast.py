@@ -27,7 +27,7 @@ from core.memory.planner import Source
 from core.memory.rows import Rows, rows_of_lengths
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import locate_model
+from core.models.find import locate_model
 from core.models.sandboxed import load_architecture
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
 

@@ -14,7 +14,7 @@ from core.directories import Progress
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.text import one_line
-from core.worker.model.starter import resolve_base
+from core.worker.model.support import resolve_base
 
 
 @dataclass

@@ -32,7 +32,7 @@ from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.follower import carry_out_orders
-from core.worker.model.starter import resolve_base
+from core.worker.model.support import resolve_base
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from core.directories import remove_tree, whole_directory
 from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
-from core.models.text_part import split_names
+from core.models.description import split_names
 from core.paths import DIRECTORY_MODE
 from core.runs.catalog.trained import is_held
 from core.small_files import hash_file, read_json

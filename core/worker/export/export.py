@@ -25,12 +25,10 @@ from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
 from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.jobs.process import Answers
-from core.models.adapters import check_adapter
-from core.models.description import read_description
+from core.models.check import check_adapter
+from core.models.description import is_composite, read_description, read_quantization
 from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
-from core.models.quantization_config import read_quantization
-from core.models.text_part import is_composite
 from core.runs.catalog.trained import TrainedModel, held_checkpoint
 from core.runs.record.sentences import slug_of
 from core.runs.record.store import make_slug
@@ -43,8 +41,7 @@ from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
 from core.worker.model.model import load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base
+from core.worker.model.support import resolve_base
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -174,7 +171,6 @@ class Export:
         """
         trained = self._trained
         base = resolve_base(trained.base, self._progress)
-        check_base(base)
         if trained.adapter is not None:
             check_adapter(trained.adapter, base)
         if self._request.kind == "card":

@@ -19,8 +19,8 @@ from transformers.core_model_loading import (
 )
 
 from core.errors import UserError
+from core.models.description import split_names
 from core.models.tensors import Tensor
-from core.models.text_part import split_names
 from core.text import one_line
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config

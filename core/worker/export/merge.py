@@ -39,10 +39,9 @@ from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.model.adapters import PREFIX as _PREFIX
 from core.worker.model.adapters import TRAINED, names_in_memory
 from core.worker.model.completeness import first_line, tell
-from core.worker.model.device import choose_device
+from core.worker.model.device import choose_device, choose_dtype
 from core.worker.model.expert_adapters import adapted_matrices
 from core.worker.model.experts import expert_count, experts_of
-from core.worker.model.model import choose_dtype
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
 from core.worker.model.safetensors_io import DTYPES, TensorSpec, stream_tensors, tensor_names
 

@@ -12,7 +12,7 @@ from core import paths
 from core.directories import Progress
 from core.export.request import MergeFrom, Quant
 from core.export.result import Agreement
-from core.models.quantization_config import read_quantization
+from core.models.description import read_quantization
 from core.runs.catalog.trained import TrainedModel
 from core.units import format_number
 from core.worker.export.beside import Conversation, copy_tokenizer, write_configs

@@ -72,7 +72,7 @@ class ChatEngine:
         from core.runs.catalog.trained import TrainedFile
         from core.worker.generate.sources import Sources
         from core.worker.model.model import answer_with_file
-        from core.worker.model.starter import resolve_base
+        from core.worker.model.support import resolve_base
         from core.worker.process.openmp import SpinControl
 
         if self._spin_control is None:
@@ -192,15 +192,13 @@ def _load_trained(
     Raises:
         UserError: If they do not belong together, cannot be loaded, or do not fit.
     """
-    from core.models.adapters import check_adapter
+    from core.models.check import check_adapter
     from core.models.fingerprint import BaseFingerprint
     from core.worker.model.full_weights import put_weights
     from core.worker.model.model import load_model
-    from core.worker.model.support import check_base
 
     method, device = str(args.get("method", "lora")), str(args.get("device", "auto"))
     adapter, weights, recorded = args.get("adapter"), args.get("weights"), args.get("base_sha256")
-    check_base(base)
     if adapter:
         check_adapter(Path(adapter), base)
     # Computed during the loading, which reads the same files.
@@ -232,8 +230,7 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     Raises:
         UserError: If it does not.
     """
-    from core.models.quantized_weights import read_decoded
-    from core.models.tensors import weight_files
+    from core.models.tensors import read_decoded, weight_files
     from core.runs.control.devices import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes, runs_on
     from core.worker.model.device import choose_device

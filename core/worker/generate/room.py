@@ -11,7 +11,7 @@ import torch
 from core.errors import UserError
 from core.hardware.cpu import free_memory
 from core.memory.sizes import answer_bytes
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.runs.control.devices import runs_on_card, runs_on_cpu
 from core.units import format_bytes
 from core.worker.generate.decoding import PREFILL_TOKENS

@@ -19,7 +19,7 @@ from core.chat.engine import ADAPTER_LIMIT
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
 from core.hardware.cpu import memory
-from core.models.adapters import check_adapter
+from core.models.check import check_adapter
 from core.models.fingerprint import BaseFingerprint
 from core.text import one_line
 from core.worker.fused.file_weights import FileWeights

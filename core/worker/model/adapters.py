@@ -33,8 +33,8 @@ from safetensors import SafetensorError, safe_open
 from core.config.schema import MethodSection
 from core.config.targets import MAMBA_FUSED, has_patterns, is_read_by_kernels, is_target
 from core.errors import UserError
-from core.models.adapters import WEIGHTS
-from core.models.text_part import KEY_MAPPING, split_names, text_name
+from core.models.check import ADAPTER_WEIGHTS
+from core.models.description import KEY_MAPPING, split_names, text_name
 from core.text import one_line
 from core.worker.model.completeness import first_line, tell
 from core.worker.model.decode.checkpoint import Checkpoint
@@ -545,7 +545,7 @@ def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> An
     read = adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
     if is_text_part(base):
         # Adapters on towers, which earlier versions wrote; the text part has no place for them.
-        with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
+        with safe_open(str(adapter / ADAPTER_WEIGHTS), framework="pt") as file:
             others = split_names(key.removeprefix(PREFIX) for key in file.keys()).others  # noqa: SIM118
         towers = {_module(key) for key in others}
         read.unexpected_keys[:] = [key for key in read.unexpected_keys if _module(key) not in towers]

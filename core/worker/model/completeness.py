@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.description import text_part
+from core.models.description import is_composite, split_names, text_part
 from core.models.tensors import Tensor
-from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
 #: Names in an error message, and the most layers that predict further tokens.

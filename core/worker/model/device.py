@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.hardware import cpu
 from core.hardware.card import choose
@@ -24,7 +25,7 @@ from core.hardware.visible import hides_all
 from core.units import format_bytes
 from core.worker.process.probe import cuda_error
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def torch_build() -> Build:
@@ -62,6 +63,32 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
+def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
+    """The dtype of the arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+
+    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs by measurement), else fp16 on a GPU
+    and fp32 on a CPU. Trained base weights are never fp16, whose range is too narrow for them.
+
+    Raises:
+        UserError: If the device does not support the precision.
+    """
+    if device.type == "cuda":
+        native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+        if precision == "bf16" and not native_bf16:
+            name = torch.cuda.get_device_name(device)
+            raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
+        if method in WEIGHT_METHODS and (precision == "fp16" or (precision == "auto" and not native_bf16)):
+            what = "train.precision is fp16" if precision == "fp16" else "This card has no bf16"
+            hint = "Set train.precision = fp32." if not native_bf16 else "Set it to auto or bf16."
+            raise UserError(f"{what}, and method.name = {method} cannot train weights in fp16.", hint)
+        return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
+    if precision == "fp16":
+        raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
+    if precision != "auto":
+        return DTYPES[precision]
+    return torch.bfloat16 if prefers_bf16() else torch.float32
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """A card that torch computes on, with facts from torch and NVML.
@@ -95,7 +122,7 @@ def describe_device(build: Build, dtype: torch.dtype, card: CardFacts | None, *,
         threads: Threads of the CPU.
         reason: The reason for the CPU, in words; empty where that is obvious.
     """
-    arithmetic = _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    arithmetic = next(name for name, each in DTYPES.items() if each is dtype)
     if card is None:
         why = f"; {reason}" if reason else ""
         count = f"{threads} thread{'' if threads == 1 else 's'}"

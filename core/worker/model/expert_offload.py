@@ -23,7 +23,7 @@ import torch
 from core.errors import UserError
 from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, Arithmetic
 from core.memory.weights import experts_on_host, weight_parts
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.units import format_bytes
 from core.worker.model.activation_offload import CudaLanes
 from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,11 +19,12 @@ from typing import Any
 
 from core import paths
 from core.atomic import write_atomic
-from core.directories import Progress, disk_error, require_space, whole_directory
+from core.directories import Progress, disk_error, exclusive_lock, require_space, whole_directory
 from core.errors import UserError, is_panic
 from core.hardware import cpu
 from core.models.architecture.gguf_header import GgufHeader, check_gguf
 from core.models.description import RECORD_NAME, read_record
+from core.models.find import converted_stem, find_converted, gguf_identity
 from core.text import one_line
 from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, reading_in_turn, tell
@@ -37,6 +39,7 @@ BYTES_PER_WEIGHT = 2
 BYTES_AT_WORK, BYTES_AT_WORK_STACKED = 10, 16
 #: The largest safetensors file; some versions of its writer hold a whole file in memory.
 SHARD = "4GB"
+_CHUNK = 1 << 20
 #: Tensors without weights: factors of the rotary embedding, which transformers derives from the configuration.
 _COMPUTED = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
 _AGAIN = "Take the file again from where the model is from."
@@ -44,6 +47,7 @@ _AGAIN = "Take the file again from where the model is from."
 
 def convert_gguf(
     gguf: Path,
+    header: GgufHeader,
     target: Path,
     progress: Progress,
     record: dict[str, Any],
@@ -55,6 +59,7 @@ def convert_gguf(
 
     Args:
         gguf: The file.
+        header: Its header, checked.
         target: The directory to make; an existing one is replaced.
         progress: Called with each stage; it may raise to cancel.
         record: Content of ``localtune.json``, together with the sizes of the files.
@@ -63,7 +68,6 @@ def convert_gguf(
     Raises:
         UserError: If the file is damaged or of an unsupported architecture, or the disk is full.
     """
-    header = check_gguf(gguf)
     paths.make_private_dir(target.parent)
     try:
         with whole_directory(target) as directory:
@@ -85,16 +89,30 @@ def convert_gguf(
     return target
 
 
-def recheck(gguf: Path, converted: Path, progress: Progress) -> Path:
-    """Check the file of a conversion by an earlier version, which did not compare the weights; once.
+def convert_once(gguf: Path, progress: Progress) -> Path:
+    """The directory of a GGUF file's conversion, made if there is none.
 
     Args:
         gguf: The file.
-        converted: The directory of the conversion.
         progress: Called with each stage; it may raise to cancel.
 
-    Returns:
-        The directory.
+    Raises:
+        UserError: As :func:`convert_gguf`.
+    """
+    if (earlier := find_converted(gguf)) is not None:
+        return _rechecked(gguf, earlier, progress)
+    header, identity = check_gguf(gguf), gguf_identity(gguf)
+    digest = hash_file(gguf, progress, "checking the GGUF file")
+    target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
+    with exclusive_lock(target, progress):
+        if read_record(target) is not None:
+            return _rechecked(gguf, target, progress)  # the same bytes under another path or date
+        return convert_gguf(gguf, header, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
+
+
+def _rechecked(gguf: Path, converted: Path, progress: Progress) -> Path:
+    """The directory of a conversion. If an earlier version made it, which did not compare the weights, the file is
+    checked once.
 
     Raises:
         UserError: If the file lacks weights, or has unexpected ones.
@@ -109,6 +127,18 @@ def recheck(gguf: Path, converted: Path, progress: Progress) -> Path:
             _describe(source, gguf, header)
     write_atomic(converted / RECORD_NAME, json.dumps({**record, CHECKED: True}, indent=1) + "\n")
     return converted
+
+
+def hash_file(path: Path, progress: Progress, detail: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if done % (16 * _CHUNK) == 0:
+                progress(detail, done, total)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -20,27 +20,23 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from core.config.schema import WEIGHT_METHODS
 from core.config.targets import ALWAYS
 from core.errors import UserError, is_panic
-from core.models.description import read_description
-from core.models.quantization_config import read_quantization
-from core.models.quantized_weights import read_decoded
+from core.models.description import read_description, read_quantization
+from core.models.tensors import read_decoded
 from core.runs.catalog.trained import TrainedFile
 from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import TRAINED, load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, first_line, tell, unconverted
 from core.worker.model.decode.checkpoint import weights_source
-from core.worker.model.device import choose_device, prefers_bf16
+from core.worker.model.device import DTYPES, choose_device, choose_dtype
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
 from core.worker.model.quantizer import four_bit_config, install, weights_on_host
 from core.worker.model.support import why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -61,32 +57,6 @@ class LoadedModel:
     def pad_id(self) -> int:
         """The padding token."""
         return self.tokenizer.pad_token_id or 0
-
-
-def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
-    """The dtype of the arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
-
-    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs by measurement), else fp16 on a GPU
-    and fp32 on a CPU. Trained base weights are never fp16, whose range is too narrow for them.
-
-    Raises:
-        UserError: If the device does not support the precision.
-    """
-    if device.type == "cuda":
-        native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
-        if precision == "bf16" and not native_bf16:
-            name = torch.cuda.get_device_name(device)
-            raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
-        if method in WEIGHT_METHODS and (precision == "fp16" or (precision == "auto" and not native_bf16)):
-            what = "train.precision is fp16" if precision == "fp16" else "This card has no bf16"
-            hint = "Set train.precision = fp32." if not native_bf16 else "Set it to auto or bf16."
-            raise UserError(f"{what}, and method.name = {method} cannot train weights in fp16.", hint)
-        return DTYPES[precision] if precision != "auto" else (torch.bfloat16 if native_bf16 else torch.float16)
-    if precision == "fp16":
-        raise UserError("train.precision is fp16, which trains badly on a CPU.", "Set it to auto, bf16 or fp32.")
-    if precision != "auto":
-        return DTYPES[precision]
-    return torch.bfloat16 if prefers_bf16() else torch.float32
 
 
 def load_tokenizer(base: Path) -> Any:

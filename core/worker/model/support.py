@@ -1,22 +1,23 @@
-"""Support by the installed transformers: checks that a base is a causal language model before it is loaded."""
+"""The base model of a run: made ready, and checked to be a causal language model that transformers loads."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
+from core.directories import Progress
 from core.errors import UserError
-from core.models.check import check_model_config
-from core.models.description import read_description
-from core.models.installed import check_known, newer_version, transformers_version
-from core.models.quantization_config import check_quantization
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import shapes_are_known
-from core.models.text_part import split_names
+from core.models.check import CheckedModel, check_model_directory
+from core.models.description import check_quantization, read_description, split_names
+from core.models.find import STARTER_NAME, find_model, missing_model, model_path
+from core.models.installed import newer_version, transformers_version
 from core.worker.model.completeness import check_size, first_line
+from core.worker.model.gguf import convert_once
+from core.worker.model.starter import prepare_starter
 from core.worker.model.text_part import CausalLM, causal_lm
 
 
@@ -79,43 +80,54 @@ def vocabulary_size(base: Path) -> int:
     return int(load_config(base).get_text_config().vocab_size)
 
 
-def check_base(base: Path) -> None:
-    """Check that a base has a known architecture, is as large as its files, and that its weights can be read.
+def resolve_base(name: str, progress: Progress) -> Path:
+    """The directory of a base model that can be loaded, prepared if necessary.
 
     Args:
-        base: A directory that has passed :func:`core.models.check.check_model_directory`.
+        name: As for :func:`core.models.find.find_model`; a GGUF file is converted once, and the starter model prepared.
+            Only the starter model uses the network.
+        progress: As for :func:`core.worker.model.starter.prepare_starter`.
 
     Raises:
-        UserError: If not.
+        UserError: If there is no such model, it is incomplete, contains code or has its weights as pickles, or
+            transformers cannot build it.
     """
-    config = check_model_config(base)
-    check_known(config, base)
+    path = model_path(name)
+    # os.path instead of Path, whose methods raise where a parent directory may not be entered.
+    if os.path.isfile(path):
+        base = convert_once(path, progress)
+    elif name == STARTER_NAME and not os.path.isdir(path):
+        base = prepare_starter(progress)
+    elif (found := find_model(name)) is not None:
+        base = found
+    else:
+        raise missing_model(name)
+    model = check_model_directory(base)
     try:
-        found = causal_lm(base)
+        causal = causal_lm(base)
     except UserError:
         raise
     except Exception as error:  # any error of an architecture's code on senseless numbers
         raise _unreadable(base, error) from error
-    check_quantization(base, config)
-    if not shapes_are_known(config, base):
-        _check_size(base, config, found)
+    check_quantization(base, model.config)
+    if not model.is_compared:
+        _check_size(base, model, causal)
+    return base
 
 
 def _unreadable(base: Path, error: Exception) -> UserError:
     return UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base))
 
 
-def _check_size(base: Path, config: dict[str, Any], found: CausalLM) -> None:
+def _check_size(base: Path, checked: CheckedModel, causal: CausalLM) -> None:
     """Check that an architecture whose shapes are not compared beforehand is not larger than its files.
 
     Raises:
         UserError: If it is, or if transformers cannot use its configuration.
     """
     try:
-        model = found.build()
+        model = causal.build()
     except Exception as error:  # as above
         raise _unreadable(base, error) from error
-    tensors = read_decoded(base, config).tensors
-    if found.whole is not None:
-        tensors = {name: tensors[name] for name in split_names(tensors).text}
-    check_size(model, base, sum(tensor.elements for tensor in tensors.values()))
+    names = checked.tensors if causal.whole is None else split_names(checked.tensors).text
+    check_size(model, base, sum(checked.tensors[name].elements for name in names))

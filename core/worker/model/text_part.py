@@ -24,9 +24,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from core.errors import UserError
-from core.models.description import read_description
+from core.models.description import KEY_MAPPING, as_files_are_tied, is_composite, is_tied, read_description, text_name
 from core.models.tensors import read_weights
-from core.models.text_part import KEY_MAPPING, as_files_are_tied, is_composite, is_tied, text_name
 from core.text import one_line
 
 #: Lists of layers, by name, in the configurations of saved quantizations.

@@ -13,15 +13,13 @@ from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.jobs.process import Answers
 from core.memory.batching import TOKEN_BUDGETS
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import by_layer
-from core.models.tensors import Tensor
+from core.models.check import by_layer
+from core.models.tensors import Tensor, read_decoded
 from core.units import format_bytes
 from core.worker.generate.room import free_bytes, runs_on
-from core.worker.model.device import choose_device
-from core.worker.model.model import choose_dtype, load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base
+from core.worker.model.device import choose_device, choose_dtype
+from core.worker.model.model import load_tokenizer
+from core.worker.model.support import resolve_base
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 from core.worker.process import environment
 from core.worker.process.openmp import SpinControl
@@ -47,7 +45,6 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         environment.choose_gpu(config.hardware.gpu)
     SpinControl().start()
     base = resolve_base(config.model.base, answers.progress)
-    check_base(base)
     tokenizer = load_tokenizer(base)
     device = choose_device(config.hardware.device)
     refuse_beside_run(base, device, choose_dtype(config.train.precision, device))

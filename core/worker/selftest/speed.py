@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.memory.calibration import read_calibration
-from core.models.architecture.load import load_architecture, locate_model
+from core.models.architecture.measuring import load_architecture
+from core.models.find import locate_model
 from core.units import format_rate
 from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.memory import keep
@@ -100,8 +101,7 @@ def measure(bench: Bench) -> Rates:
     environment.prepare()
     import torch
 
-    from core.worker.model.device import choose_device
-    from core.worker.model.model import choose_dtype
+    from core.worker.model.device import choose_device, choose_dtype
 
     device = choose_device(bench.sizes.device)
     dtype = choose_dtype("auto", device)

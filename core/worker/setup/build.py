@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 
 from core.config.derived import updates_in_backward
 from core.config.schema import Config
 from core.data.registries.resolve import DataHashes
+from core.governor.policy import DISK
+from core.governor.words import reason
+from core.hardware import power
+from core.hardware.drivers import is_wsl
+from core.hardware.obstacle import find_card_not_given, look
+from core.hardware.sampler import CPU_ONLY
 from core.models.fingerprint import BaseFingerprint
+from core.notify import Notice, notify
+from core.runs.record.events import Event, GovernorEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
 from core.worker.checkpoint.rollback import Rollback
@@ -22,23 +31,42 @@ from core.worker.distributed.strategy import Strategy, make_update
 from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
+from core.worker.model.device import (
+    choose_device,
+    choose_dtype,
+    describe_device,
+    differs_from_plan,
+    keep_to_memory,
+    read_card,
+    reason_for_cpu,
+    torch_build,
+)
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import ignore, keep_freed_memory
 from core.worker.optim.optim import LearningRate, warmup_steps
+from core.worker.optim.paged import unpaged_where_needed
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
+from core.worker.process.determinism import (
+    BIT_FOR_BIT,
+    TO_ROUNDING,
+    Determinism,
+    apply_determinism,
+    choose_determinism,
+    fix_workspace,
+    seed_unused,
+)
+from core.worker.process.governor import Governor, Throttle
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import FiniteCheck, LossSpikes
 from core.worker.progress.state import BestStep, Intervals, Limits, TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
-from core.worker.setup.device import make_governor, settle_determinism, settle_device, with_usable_optimizer
 from core.worker.setup.memory_decision import (
     MemoryDecision,
     MemoryMeter,
+    Planner,
     decide_experts,
     decide_memory,
-    measure_ahead,
     with_experts,
 )
 from core.worker.setup.objective import make_evaluations, make_goal
@@ -49,8 +77,8 @@ from core.worker.setup.strategy import (
     agree_kept_layers,
     agree_memory,
     check_strategy,
-    first_goes_ahead,
     make_strategy,
+    prepare_base,
     settle_options,
     settle_strategy,
 )
@@ -142,17 +170,18 @@ def build(
     governor = make_governor(config, recorder, controls, device)
     deterministic = settle_determinism(config, device, recorder)
     check_strategy(config, ranks)
-    if ranks.is_first:
-        measure_ahead(config, device)
 
-    # Rows, and the options that follow from them.
-    first_goes_ahead(config, recorder, controls.check_stop, ranks)
-    prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
+    # Base and rows, and the options that follow from them.
+    base = prepare_base(config, recorder, controls.check_stop, ranks)
+    planner = Planner(config.model.base, device)
+    if ranks.is_first:
+        planner.measure_ahead(config)
+    prepared = prepare(config, base, recorder, controls.check_stop, recorder.run.created)
     dataset = prepared.dataset
-    config = settle_strategy(config, device, dataset, recorder, ranks)
+    config = settle_strategy(config, planner, dataset, recorder, ranks)
     strategy = make_strategy(config, ranks, recorder, holds=lambda: governor.pause is not None)
     config = settle_options(config, strategy, recorder)
-    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, ranks)
+    config = agree_kept_layers(config, prepared, planner, recorder, controls.check_stop, ranks)
     controls.check_stop()
 
     # The model, and the memory for it.
@@ -163,12 +192,12 @@ def build(
     )
     hashes = DataHashes(config.data) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
-    host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
+    host_experts, why_experts = decide_experts(config, planner, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     loaded = model.loaded
     model.tell_experts(why_experts, recorder)
     used = with_experts(with_usable_optimizer(config, loaded.device, recorder), there=host_experts)
-    memory = agree_memory(decide_memory(used, loaded.device, dataset, token_budget), strategy)
+    memory = agree_memory(decide_memory(used, planner, dataset, token_budget), strategy)
     if memory.dequantized:
         model.keep_dequantized(recorder)
 
@@ -258,7 +287,7 @@ def build(
         intervals=Intervals(config, state, order.steps_per_epoch),
         evaluations=evaluations,
         memory=memory,
-        meter=MemoryMeter(used, loaded.device, dataset, state, model.fused, recorder),
+        meter=MemoryMeter(used, planner, dataset, state, model.fused, recorder),
         checkpointer=checkpointer,
         rollback=rollback,
         control_point=control_point,
@@ -268,3 +297,102 @@ def build(
         hashes=hashes,
         strategy=strategy,
     )
+
+
+def settle_device(config: Config, recorder: Recorder) -> torch.device:
+    """Choose the device, report it, and point the meters at it.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: If torch cannot use the card, or the device cannot do as asked.
+    """
+    # Deterministic matrix products need it before the first one on a GPU.
+    fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
+    wanted = config.hardware.device
+    device = choose_device(wanted)
+    dtype = choose_dtype(config.train.precision, device, config.method.name)
+    sight, build = look(), torch_build()
+    if device.type != "cuda":
+        reason = reason_for_cpu(wanted, sight)
+        sentence = describe_device(build, dtype, None, threads=torch.get_num_threads(), reason=reason)
+        level = "warning" if reason and reason == find_card_not_given(sight) else "info"
+        recorder.notice(level, "device", sentence)
+        recorder.sampler.watch(CPU_ONLY)
+        return device
+    card = read_card(device, sight)
+    recorder.notice("info", "device", describe_device(build, dtype, card, threads=torch.get_num_threads()))
+    if differs := differs_from_plan(card, sight):
+        recorder.warn("device_differs", differs, "Name the card in hardware.gpu, by its UUID.")
+    if card.uuid:
+        recorder.sampler.watch(card.uuid)
+    keep_to_memory(device, wsl=sight.wsl)
+    return device
+
+
+def settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:
+    """Determinism of the run: applied, and recorded if it costs bits."""
+    deterministic = choose_determinism(config.train.deterministic, device.type)
+    apply_determinism(deterministic, device.type)
+    if deterministic == "fast":
+        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
+    return deterministic
+
+
+def with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder) -> Config:
+    """The configuration with an optimizer that works on this machine. A replacement is recorded.
+
+    Args:
+        config: Of the run.
+        device: That of the training.
+        recorder: Of the run.
+    """
+    wanted = config.train.optimizer
+    optimizer = unpaged_where_needed(wanted, wsl=is_wsl() and device.type == "cuda")
+    if optimizer == wanted:
+        return config
+    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
+    recorder.warn("unpaged", message, "It computes the same.")
+    return config.with_options(train={"optimizer": optimizer})
+
+
+def _tell(recorder: Recorder, event: Event) -> None:
+    """Write an event of the governor. A pause for lack of disk space also notifies the user, since somebody has to make
+    room; pauses for heat end by themselves."""
+    recorder.event(event)
+    if isinstance(event, GovernorEvent) and event.action == "pause" and event.cause == DISK:
+        notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
+
+
+def make_governor(config: Config, recorder: Recorder, controls: Controls, device: torch.device) -> Governor:
+    """The governor of a run. Limits that this device cannot keep are refused before minutes are spent on the rows.
+
+    Args:
+        config: Of the run.
+        recorder: Reads the meters and writes the events.
+        controls: Stops the run.
+        device: That of the training.
+
+    Raises:
+        UserError: If a limit cannot be kept here.
+    """
+    throttle = Throttle(controls)
+    if device.type == "cuda":
+        # A GPU is still computing when the call returns.
+        throttle.synchronize = lambda: torch.cuda.synchronize(device)
+    recorder.rested = lambda: throttle.rested_seconds
+    governor = Governor(
+        config,
+        meters=recorder.sampler,
+        controls=controls,
+        throttle=throttle,
+        tell=lambda event: _tell(recorder, event),
+        notice=recorder.notice,
+        directory=recorder.run.path,
+        is_paused=lambda: recorder.state.state == "paused",
+        lever=power if device.type == "cuda" else None,
+    )
+    governor.check()
+    return governor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ from core.memory.planner import make_least_plan, make_plan
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import Chosen, chosen_strategy
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.load import load_architecture, locate_model
+from core.models.architecture.measuring import load_architecture
+from core.models.find import locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
@@ -56,46 +58,80 @@ class MemoryDecision:
     """True if more memory would allow larger micro-batches."""
 
 
-def measure_ahead(config: Config, device: torch.device) -> None:
-    """Start measuring the model for the plan while the rows are read, unless it is cached. The first plan waits for the
-    result.
+@dataclass(frozen=True)
+class Planner:
+    """Memory plans of a run. The files of its base are read once.
 
     Args:
-        config: Of the run.
+        base: As ``model.base``, ready to be loaded.
         device: Where it runs.
     """
 
-    def measure() -> None:
-        # The first plan raises the error again.
+    base: str
+    device: torch.device
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The base's.
+
+        Raises:
+            UserError: If it cannot be planned.
+        """
+        return load_architecture(locate_model(self.base))
+
+    def measure_ahead(self, config: Config) -> None:
+        """Start measuring the model while the rows are read, unless it is cached. The first plan waits for the
+        result."""
+
+        def measure() -> None:
+            # The first plan raises the error again.
+            with contextlib.suppress(UserError):
+                make_plan(self.architecture, config, _machine(self.device))
+
+        threading.Thread(target=measure, name="measuring", daemon=True).start()
+
+    def plan(
+        self, config: Config, dataset: Dataset, token_budget: int, *, limited: bool = True, **settled: Any
+    ) -> Plan | None:
+        """The plan of a run; None if it cannot be made.
+
+        Args:
+            config: Of the run.
+            dataset: The training rows.
+            token_budget: The most tokens of a micro-batch.
+            limited: Plan for the memory that is available now.
+            settled: Options of :func:`core.memory.planner.make_plan`.
+        """
+        machine = _with_limit(self.device) if limited else _machine(self.device)
         with contextlib.suppress(UserError):
-            make_plan(_architecture(config), config, _machine(device))
+            rows = _rows(config, dataset)
+            return make_plan(self.architecture, config, machine, rows, token_budget=token_budget, **settled)
+        return None
 
-    threading.Thread(target=measure, name="measuring", daemon=True).start()
 
-
-def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
+def decide_memory(config: Config, planner: Planner, dataset: Dataset, token_budget: int) -> MemoryDecision:
     """Memory decisions once the model is loaded: by the configuration, and for ``auto`` by the plan with the memory
     free by then.
 
     Args:
         config: Of the run.
-        device: Where it runs.
+        planner: Plans its memory.
         dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
-    wanted, plan = config.memory.gradient_checkpointing, _plan(config, _with_limit(device), dataset, token_budget)
+    wanted, plan = config.memory.gradient_checkpointing, planner.plan(config, dataset, token_budget)
     if plan is None:
         recomputing, kept, budget, cut = wanted == "on", 0, token_budget, False
     else:
         recomputing, kept, budget = plan.checkpointing, plan.kept_layers, plan.token_budget
         cut = budget < token_budget
-    why = _reason(config, device, plan, cut=cut)
-    offload, why_offload = decide_offload(config, device, dataset, budget, recomputing and not kept)
+    why = _reason(config, planner.device, plan, cut=cut)
+    offload, why_offload = decide_offload(config, planner, dataset, budget, recomputing and not kept)
     dequantized = plan is not None and plan.dequantized
     return MemoryDecision(budget, recomputing, kept if recomputing else 0, why, offload, why_offload, dequantized, cut)
 
 
-def decide_experts(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
+def decide_experts(config: Config, planner: Planner, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
     """Decide whether the 4-bit experts of a mixture live in host memory, before the model is loaded. Returns the
     decision and its reason, which is empty if there is nothing to say.
 
@@ -103,29 +139,28 @@ def decide_experts(config: Config, device: torch.device, dataset: Dataset, token
 
     Args:
         config: Of the run.
-        device: Where it runs.
+        planner: Plans its memory.
         dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     wanted = config.memory.offload_experts
-    if device.type != "cuda" or wanted == "off":
+    if planner.device.type != "cuda" or wanted == "off":
         return False, ""
-    plan = _plan(config, _with_limit(device), dataset, token_budget)
+    plan = planner.plan(config, dataset, token_budget)
     if plan is None:
         return wanted == "on", ""
     if not plan.experts_host_bytes:
         return False, ""
     if wanted == "on":
         return True, "Experts are kept in the machine's memory: memory.offload_experts = on."
-    here = _plan(with_experts(config, there=False), _with_limit(device), dataset, token_budget)
+    here = planner.plan(with_experts(config, there=False), dataset, token_budget)
     needed = "" if here is None else f" {format_bytes(here.needed_bytes)} of {format_bytes(here.limit_bytes)}"
     return True, f"Experts are kept in the machine's memory: with them on the GPU the run would take{needed}."
 
 
 def with_experts(config: Config, *, there: bool) -> Config:
     """The configuration with the decision about experts: in host memory or on the device."""
-    memory = config.memory.model_copy(update={"offload_experts": "on" if there else "off"})
-    return config.model_copy(update={"memory": memory})
+    return config.with_options(memory={"offload_experts": "on" if there else "off"})
 
 
 def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:
@@ -149,7 +184,7 @@ class MemoryMeter:
 
     Args:
         config: Of the run.
-        device: Where it runs.
+        planner: Plans its memory.
         dataset: The training rows.
         state: Of the training.
         fused: Fused layers, whose copies of weights count.
@@ -157,7 +192,7 @@ class MemoryMeter:
     """
 
     config: Config
-    device: torch.device
+    planner: Planner
     dataset: Dataset
     state: TrainState
     fused: Fused
@@ -165,8 +200,8 @@ class MemoryMeter:
 
     def reset_peak(self) -> None:
         """Reset the peak of a GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.planner.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.planner.device)
 
     def record(self, *, rehearsed: bool = False) -> None:
         """Record the peak.
@@ -174,10 +209,10 @@ class MemoryMeter:
         Args:
             rehearsed: The rehearsal has just ended, so the peak is its own.
         """
-        device, predicted = self.device, None
+        device, predicted = self.planner.device, None
         if rehearsed:
             kept = self.fused.keeps_weights
-            predicted = predict_memory(self.config, device.type, self.dataset, self.state, dequantized=kept)
+            predicted = predict_memory(self.config, self.planner, self.dataset, self.state, dequantized=kept)
         if device.type == "cuda":
             peak, (free, total) = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)
             limit = min(total, free + torch.cuda.memory_reserved(device))
@@ -194,13 +229,13 @@ class MemoryMeter:
 
 
 def predict_memory(
-    config: Config, device: str, dataset: Dataset, state: TrainState, *, dequantized: bool = False
+    config: Config, planner: Planner, dataset: Dataset, state: TrainState, *, dequantized: bool = False
 ) -> dict[str, int] | None:
     """Planned memory of a run with its current micro-batches and checkpointing.
 
     Args:
         config: Of the run.
-        device: ``cpu`` or ``cuda``.
+        planner: Plans its memory.
         dataset: The training rows.
         state: Current token budget and checkpointing.
         dequantized: 16-bit copies of 4-bit weights are kept.
@@ -208,11 +243,11 @@ def predict_memory(
     Returns:
         Bytes by part; None if this model cannot be planned, which is no reason not to train it.
     """
-    plan = _plan(
+    plan = planner.plan(
         config,
-        _machine(torch.device(device)),
         dataset,
         state.token_budget,
+        limited=False,
         checkpointing=state.checkpointing,
         kept_layers=state.kept_layers,
         offload=state.offloading,
@@ -222,31 +257,30 @@ def predict_memory(
 
 
 def decide_offload(
-    config: Config, device: torch.device, dataset: Dataset, token_budget: int, recomputing: bool
+    config: Config, planner: Planner, dataset: Dataset, token_budget: int, recomputing: bool
 ) -> tuple[bool, str]:
     """Decide whether the inputs of recomputed layers are offloaded to host memory from the start. Returns the decision
     and its reason, which is empty if there is nothing to say.
 
     Args:
         config: Of the run.
-        device: Where it runs.
+        planner: Plans its memory.
         dataset: The training rows.
         token_budget: Tokens of a micro-batch.
         recomputing: Activations are recomputed.
     """
     wanted = config.memory.activation_offload
-    if device.type != "cuda":
+    if planner.device.type != "cuda":
         ignored = "memory.activation_offload is on, and on a CPU all activations are in the machine's memory anyway."
         return False, ignored if wanted == "on" else ""
     if wanted != "auto" or not recomputing:
         asked = wanted == "on" and recomputing
         return asked, "Layers' inputs are moved off the GPU: memory.activation_offload = on." if asked else ""
-    machine = _with_limit(device)
-    here = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=False)
-    there = _plan(config, machine, dataset, token_budget, checkpointing=True, offload=True)
+    here = planner.plan(config, dataset, token_budget, checkpointing=True, offload=False)
+    there = planner.plan(config, dataset, token_budget, checkpointing=True, offload=True)
     if here is None or there is None or here.fits or not there.offload:
         return False, ""
-    needed, free = format_bytes(here.needed_bytes), format_bytes(machine.limit_bytes)
+    needed, free = format_bytes(here.needed_bytes), format_bytes(here.limit_bytes)
     stay = f"Layers' inputs stay on the GPU, where the run would take {needed} of {free}"
     if is_wsl():
         return False, f"{stay}: {NO_PINNED_MEMORY}."
@@ -256,49 +290,37 @@ def decide_offload(
     return True, f"Layers' inputs are moved off the GPU: with them there the run would take {needed} of {free}."
 
 
-def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> int | None:
+def spare_bytes(config: Config, planner: Planner, dataset: Dataset, token_budget: int) -> int | None:
     """Memory beyond the minimum plan of the run, in bytes, available for quality before speed; None if it cannot be
     planned.
 
     Args:
         config: Of the run.
-        device: Where it runs; the model is not loaded yet.
+        planner: Plans its memory; the model is not loaded yet.
         dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     with contextlib.suppress(UserError):
-        machine, rows = _with_limit(device), _rows(config, dataset)
-        plan = make_least_plan(_architecture(config), config, machine, rows, token_budget=token_budget)
+        machine, rows = _with_limit(planner.device), _rows(config, dataset)
+        plan = make_least_plan(planner.architecture, config, machine, rows, token_budget=token_budget)
         return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
     return None
 
 
-def plan_strategy(config: Config, device: torch.device, dataset: Dataset, processes: int) -> Chosen | None:
+def plan_strategy(config: Config, planner: Planner, dataset: Dataset, processes: int) -> Chosen | None:
     """Strategy of a run of several processes, by the free memory of this process's device; None if it cannot be
     planned.
 
     Args:
         config: Of the run.
-        device: Where this process runs; the model is not loaded yet.
+        planner: Plans its memory; the model is not loaded yet.
         dataset: The training rows.
         processes: Number of processes on all machines.
     """
     with contextlib.suppress(UserError):
-        machine, rows = _with_limit(device), _rows(config, dataset)
-        return chosen_strategy(_architecture(config), config, machine, rows, cards=Cards(processes))
+        machine, rows = _with_limit(planner.device), _rows(config, dataset)
+        return chosen_strategy(planner.architecture, config, machine, rows, cards=Cards(processes))
     return None
-
-
-def _plan(config: Config, machine: Machine, dataset: Dataset, token_budget: int, **settled: Any) -> Plan | None:
-    """The plan of a run; None if it cannot be made. ``settled`` are options of :func:`make_plan`."""
-    with contextlib.suppress(UserError):
-        rows = _rows(config, dataset)
-        return make_plan(_architecture(config), config, machine, rows, token_budget=token_budget, **settled)
-    return None
-
-
-def _architecture(config: Config) -> Architecture:
-    return load_architecture(locate_model(config.model.base))
 
 
 def _rows(config: Config, dataset: Dataset) -> Rows:

@@ -31,8 +31,7 @@ from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.evaluate.evaluate import encode_probe
 from core.worker.evaluate.samples import Questions, choose_questions
 from core.worker.model.model import load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base, load_generation_config, vocabulary_size
+from core.worker.model.support import load_generation_config, vocabulary_size
 from core.worker.process.recorder import Recorder
 
 #: Formats that no template renders.
@@ -65,22 +64,22 @@ class Prepared:
     """The questions of each evaluation."""
 
 
-def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
-    """Make the base ready, read and tokenize the rows, and refuse anything that would waste the run.
+def prepare(
+    config: Config, base: Path, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None
+) -> Prepared:
+    """Read and tokenize the rows, and refuse anything that would waste the run.
 
     Args:
         config: The configuration, paths absolute.
+        base: Directory of the base model.
         recorder: Receives progress, dropped rows and problems that are allowed.
         check_stop: Called often; may raise to stop.
         now: Date for templates that insert one. A resumed run keeps its first date, so its rows stay the same. None for
             today.
 
     Raises:
-        UserError: If there is no such model, or the rows cannot be used or would waste the run.
+        UserError: If the rows cannot be used or would waste the run.
     """
-    check_stop()
-    base = resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    check_base(base)
     recorder.phase("preparing_data")
     tokenizer = load_tokenizer(base)
     preflight = Preflight(

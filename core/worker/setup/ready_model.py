@@ -86,7 +86,7 @@ def make_ready(
     found: Checkpoint | None,
     strategy: Strategy,
     *,
-    host_experts: bool = False,
+    host_experts: bool,
 ) -> ReadyModel:
     """Load the model and make it ready for training.
 

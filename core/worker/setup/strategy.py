@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from core import deepspeed
 from core.atomic import write_atomic
 from core.config.document import dump_config
@@ -25,12 +23,12 @@ from core.worker.data.dataset import Dataset
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.strategy import Strategy
-from core.worker.model.starter import resolve_base
+from core.worker.model.support import resolve_base
 from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
 from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample, choose_sample
-from core.worker.setup.memory_decision import MemoryDecision, plan_strategy, spare_bytes
+from core.worker.setup.memory_decision import MemoryDecision, Planner, plan_strategy, spare_bytes
 from core.worker.setup.preparation import Prepared
 
 
@@ -49,13 +47,13 @@ def check_strategy(config: Config, ranks: Ranks) -> None:
         raise UserError(*deepspeed.MISSING)
 
 
-def settle_strategy(config: Config, device: torch.device, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
+def settle_strategy(config: Config, planner: Planner, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
     """The configuration with ``auto`` resolved: fsdp2 if the plan finds the device of any process too small for the
     whole model, else replicate.
 
     Args:
         config: Of the run.
-        device: Where this process runs; the model is not loaded yet.
+        planner: Plans its memory; the model is not loaded yet.
         dataset: Training rows; the plan uses their lengths.
         recorder: Receives the choice and its reason.
         ranks: The processes.
@@ -65,20 +63,17 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
     """
     if ranks.is_single or config.distributed.strategy != "auto":
         return config
-    chosen = plan_strategy(config, device, dataset, ranks.count)
+    chosen = plan_strategy(config, planner, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
     # Other processes may take much longer to prepare their rows.
     (shares,) = ranks.any([too_small], patient=True)
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
         recorder.notice("info", "strategy", f"Strategy {reason}", "Name another in distributed.strategy.")
-    strategy = "fsdp2" if shares else "replicate"
-    return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
+    return config.with_options(distributed={"strategy": "fsdp2" if shares else "replicate"})
 
 
-def make_strategy(
-    config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool] = lambda: False
-) -> Strategy:
+def make_strategy(config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool]) -> Strategy:
     """The strategy of a run, after it was checked and settled.
 
     Args:
@@ -116,8 +111,7 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
     if strategy.fetches_modules and config.method.name == "qlora" and config.memory.gradient_checkpointing != "on":
         message = "Activations are recomputed: 4-bit weights that DeepSpeed brings together stay with them otherwise."
         recorder.notice("info", "checkpointing", message, "memory.gradient_checkpointing = on says the same.")
-        memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
-        config = config.model_copy(update={"memory": memory})
+        config = config.with_options(memory={"gradient_checkpointing": "on"})
     if config.train.compile:
         # The option itself stays: checkpoints are compared with the run's configuration file.
         message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
@@ -162,24 +156,33 @@ def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
     return found
 
 
-def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> None:
-    """Let rank 0 prepare a base that is not ready yet, while the others wait.
+def prepare_base(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> Path:
+    """The directory of the base model, made ready by rank 0 while the others wait.
+
+    Args:
+        config: Of the run.
+        recorder: Receives progress.
+        check_stop: Called often; may raise to stop.
+        ranks: The processes.
 
     Raises:
         RankLostError: If another process does not answer.
-        UserError: If there is no such model.
+        UserError: If there is no such model, or it cannot be trained.
     """
-    if ranks.is_single:
-        return
+    check_stop()
+    report = recorder.reporter("preparing_model", check_stop)
+    if not ranks.is_first:
+        ranks.meet()
+    base = resolve_base(config.model.base, report)
     if ranks.is_first:
-        resolve_base(config.model.base, recorder.reporter("preparing_model", check_stop))
-    ranks.meet()
+        ranks.meet()
+    return base
 
 
 def agree_kept_layers(
     config: Config,
     prepared: Prepared,
-    device: torch.device,
+    planner: Planner,
     recorder: Recorder,
     check_stop: Callable[[], None],
     ranks: Ranks,
@@ -191,18 +194,17 @@ def agree_kept_layers(
         UserError: If the base cannot be measured.
     """
     if ranks.is_first:
-        config = settle_kept_layers(config, prepared, device, recorder, check_stop)
+        config = settle_kept_layers(config, prepared, planner, recorder, check_stop)
     # Machines differ in the time they need for the rows.
     ranks.meet()
     if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})
         return config
-    kept = ranks.broadcast()["keep_16bit"]
-    return config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": kept})})
+    return config.with_options(model={"keep_16bit": ranks.broadcast()["keep_16bit"]})
 
 
 def settle_kept_layers(
-    config: Config, prepared: Prepared, device: torch.device, recorder: Recorder, check_stop: Callable[[], None]
+    config: Config, prepared: Prepared, planner: Planner, recorder: Recorder, check_stop: Callable[[], None]
 ) -> Config:
     """The configuration with the layers that stay in 16 bit, if they are to be found out. It is written into the run,
     so that every later load of its base gets the same layers.
@@ -210,7 +212,7 @@ def settle_kept_layers(
     Args:
         config: Of the run.
         prepared: Its inputs.
-        device: Where it runs.
+        planner: Plans its memory.
         recorder: Of the run.
         check_stop: Called often; may raise to stop.
 
@@ -219,8 +221,8 @@ def settle_kept_layers(
     """
     if config.model.keep_16bit != "auto" or config.method.name != "qlora":
         return config
-    budget = TOKEN_BUDGETS[device.type]
-    spare = spare_bytes(config, device, prepared.dataset, budget)
+    budget = TOKEN_BUDGETS[planner.device.type]
+    spare = spare_bytes(config, planner, prepared.dataset, budget)
     patterns: tuple[str, ...] = ()
     if spare is None:
         recorder.warn(
@@ -245,8 +247,7 @@ def settle_kept_layers(
         patterns = cost.kept.patterns if cost.kept is not None else ()
         hint = f"Kept: {', '.join(patterns)}." if patterns else "All layers are in 4 bits."
         recorder.notice("info", "quantization", sentence(cost), hint)
-    model = config.model.model_copy(update={"keep_16bit": list(patterns) or None})
-    settled = config.model_copy(update={"model": model})
+    settled = config.with_options(model={"keep_16bit": list(patterns) or None})
     try:
         write_atomic(recorder.run.config_path, dump_config(settled))
     except OSError as error:

@@ -19,7 +19,7 @@ from core.hardware.snapshot import Device
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture import measuring
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.cases import cases, tables
 from tests.core.commands.conftest import CommandLine, record_run
 from tests.core.models.architecture import published

@@ -227,11 +227,6 @@ def test_what_the_command_line_has_set_is_not_blamed_on_the_file(tmp_path: Path)
         assert caught.value.message.startswith(f"{place}: {place[6:]} must be ")
 
 
-def test_a_long_value_is_cut_in_a_message() -> None:
-    (sentence,) = ConfigDocument(f'{MINIMAL}[train]\nseed = "{"x" * 5000}"\n').problems().values()
-    assert len(sentence) < 200
-
-
 @cases(("typed", "written"), TABLES["a_number_is_written_as_it_was_typed"])
 def test_a_number_is_written_as_it_was_typed(typed: str, written: str) -> None:
     document = ConfigDocument("[train]\nlearning_rate = 1e-4 # mine\nepochs = 1.0\n")

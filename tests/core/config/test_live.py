@@ -52,10 +52,6 @@ def test_each_option_is_told_from_what_to_what() -> None:
     ]
 
 
-def test_equal_configurations_have_no_changed_option() -> None:
-    assert list(changed_options(BEFORE, BEFORE)) == []
-
-
 def test_a_long_value_is_cut_and_kept_on_a_line() -> None:
     (option,) = changed_options({}, {"chat": {"system": "Be short.\n" * 400}})
     assert "\n" not in str(option)

@@ -15,8 +15,6 @@ from core.config.targets import (
     adapts_experts,
     adapts_linear,
     expression_problem,
-    has_patterns,
-    is_pattern,
     is_target,
     kept_patterns,
     names_experts,
@@ -33,13 +31,6 @@ NAME = "model.layers.12.self_attn.q_proj"
 @cases(("entry", "found"), TABLES["what_an_entry_stands_for"])
 def test_what_an_entry_stands_for(entry: str, found: bool) -> None:
     assert is_target(NAME, entry) is found
-
-
-def test_what_is_a_pattern() -> None:
-    assert has_patterns(["q_proj", "v_*"])
-    assert not has_patterns(["q_proj", "mlp.up_proj"])
-    assert not has_patterns("all-linear")
-    assert is_pattern("re:q_proj")
 
 
 @cases("expression", TABLES["expressions_that_cannot_be_used_say_so_and_match_nothing"])

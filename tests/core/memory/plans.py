@@ -8,7 +8,7 @@ from core.config.schema import Config
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 
 GIB = 1 << 30
 

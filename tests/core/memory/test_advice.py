@@ -16,7 +16,7 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.models.architecture import measuring
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.models.architecture.measuring import Growth, LayerGrowth, Passes, Regime, to_json
 from tests.cases import cases
 from tests.core.memory.plans import config_of

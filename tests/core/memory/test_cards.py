@@ -24,7 +24,7 @@ from core.memory.plan import Machine, Part
 from core.memory.planner import arithmetic, make_plan
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.memory.weights import weight_parts
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.cases import cases
 from tests.core.memory.plans import config_of
 from tests.core.models.architecture import published

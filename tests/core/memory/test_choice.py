@@ -28,7 +28,7 @@ from core.memory.choice import FILLED_SHARE, choose_way
 from core.memory.plan import Machine, Plan, Way
 from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_lengths, rows_of_tokens
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.cases import cases
 from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published

@@ -17,7 +17,7 @@ from core.memory.rows import Rows
 from core.memory.sizes import HOST_SLAB, optimizer_bytes, quantized_bytes, quantized_experts_bytes
 from core.memory.step_time import touched_experts
 from core.memory.weights import weight_parts
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.models.inspection import STARTER_FACTS
 from tests.cases import cases
 from tests.core.memory.plans import GIB, config_of, plan_of

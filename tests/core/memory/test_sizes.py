@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from core.memory.sizes import answer_bytes, kv_bytes, optimizer_bytes, states_host_bytes
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.worker.generate.room import _sliding_layers
 from tests.cases import cases
 

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from core.errors import UserError
-from core.models.adapters import check_adapter
-from core.models.check import check_model_config, check_model_directory
+from core.models.check import check_adapter, check_model_config, check_model_directory
 from core.models.description import PICKLES, WEIGHTS_INDEX, read_record, refuse_foreign
 from tests.cases import cases
 from tests.core.models.spoiling import (
@@ -39,9 +38,9 @@ def test_a_whole_model_is_accepted_in_one_file_and_in_shards(model: Path) -> Non
     """Pickles and code beside safetensors do not matter."""
     (model / "pytorch_model.bin").write_bytes(b"whatever")
     (model / "modeling_evil.py").write_text("raise SystemExit")
-    assert check_model_directory(model) == model
+    check_model_directory(model)
     split_weights(model)
-    assert check_model_directory(model) == model
+    check_model_directory(model)
 
 
 def test_a_hub_cache_of_links_is_accepted(model: Path, tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_hub_cache_of_links_is_accepted(model: Path, tmp_path: Path) -> None:
     snapshot.mkdir()
     for path in model.iterdir():
         (snapshot / path.name).symlink_to(path)
-    assert check_model_directory(snapshot) == snapshot
+    check_model_directory(snapshot)
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="not a file that is there"):
         check_model_directory(snapshot)

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models import installed
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.models.installed import (
     KERNELS,
     check_known,

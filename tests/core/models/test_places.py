@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core import paths
+from core.errors import UserError
 from core.hub_uri import HubEntry, parse_entry
 from core.models import places
 from core.models.find import (
@@ -18,6 +19,7 @@ from core.models.find import (
     find_model,
     gguf_identity,
     is_model_here,
+    locate_model,
     missing_model,
 )
 from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
@@ -313,13 +315,27 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     assert find_model(str(gguf)) is None
 
 
-@cases("name", ["~0", "~nobody-by-this-name/x", "~a\x00b/c", "a\x00b", "hf://", "hf://x", "/", "a/b/c"])
+@cases(
+    "name",
+    [
+        "~0",
+        "~nobody-by-this-name/x",
+        "~a\x00b/c",
+        "a\x00b",
+        "hf://",
+        "hf://x",
+        "a/b/c",
+        "/no\x1b]52;c;x\x07",
+        "a" * 5000,
+    ],
+)
 def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> None:
-    found = find_model(name)
-    assert found is None or name == "/"
-    error = missing_model(name)
-    assert error.hint
-    assert "\x00" not in error.message
+    assert find_model(name) is None
+    with pytest.raises(UserError, match="is not on this machine, so its memory cannot be planned") as refusal:
+        locate_model(name)
+    for error in (missing_model(name), refusal.value):
+        assert error.hint
+        assert not set(error.message) & set("\x00\x1b")
 
 
 def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.models.check import check_model_directory
+from core.models.description import check_quantization, find_counterpart, read_quantization, saved_quantization
 from core.models.inspection import inspect_model
-from core.models.quantization_config import check_quantization, find_counterpart, read_quantization, saved_quantization
-from core.models.quantized_weights import decoded, read_decoded
-from core.models.tensors import Tensor
+from core.models.tensors import read_decoded
 from core.text import one_line
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
@@ -55,32 +54,6 @@ def test_experts_are_counted_decoded(tmp_path: Path, family: str) -> None:
     twins = quantize_checkpoint(write_family(family, tmp_path / "source"), tmp_path, name)
     assert read_decoded(twins.quantized).tensors == read_decoded(twins.plain).tensors
     assert inspect_model(twins.quantized).parameters == inspect_model(twins.plain).parameters
-
-
-def test_the_published_files_of_gpt_oss_decode_to_the_shapes_of_its_model(tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GptOssConfig
-
-    # openai/gpt-oss-20b: the class's defaults with 24 layers and 32 experts.
-    config = GptOssConfig(num_hidden_layers=24, num_local_experts=32)
-    with torch.device("meta"):
-        shapes = {
-            name: tuple(weight.shape) for name, weight in AutoModelForCausalLM.from_config(config).named_parameters()
-        }
-    stored = {}
-    for name, shape in shapes.items():
-        if name.endswith("experts.gate_up_proj"):
-            stored[f"{name}_blocks"] = Tensor("U8", (32, 5760, 90, 16))
-            stored[f"{name}_scales"] = Tensor("U8", (32, 5760, 90))
-        elif name.endswith("experts.down_proj"):
-            stored[f"{name}_blocks"] = Tensor("U8", (32, 2880, 90, 16))
-            stored[f"{name}_scales"] = Tensor("U8", (32, 2880, 90))
-        else:
-            stored[name] = Tensor("BF16", shape)
-    quantization = read_quantization(tmp_path, {"quantization_config": {"quant_method": "mxfp4"}})
-    found = decoded(tmp_path, stored, quantization)
-    assert {name: tensor.shape for name, tensor in found.tensors.items()} == shapes
-    assert found.elements == 20_914_757_184
 
 
 def test_shapes_of_quantized_weights_are_compared_with_config_json(llama: Path, tmp_path: Path) -> None:

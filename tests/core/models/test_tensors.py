@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.models import tensors
-from core.models.shapes import by_layer
+from core.models.check import by_layer
 from core.models.tensors import FILE_TENSORS, HEADER_LIMIT, Tensor, read_header, read_weights
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, split_weights, write_safetensors

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.config.document import ConfigDocument
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import Architecture, read_architecture
 from core.presets.advised import Advised, advise, follow_base, taken_values
 from core.presets.library import find_preset
 from tests.families.published_models import published_config

@@ -9,8 +9,7 @@ from core.config.choices import AIMS, Aim
 from core.config.facts import Facts
 from core.errors import UserError
 from core.models.architecture import measuring
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import Architecture, read_architecture
 from core.presets.choose import choose_preset
 from core.presets.library import presets
 from tests.cases import cases, tables

@@ -12,7 +12,7 @@ from core.config.schema import sections
 from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.presets.library import DIRECTORY, Preset, apply_preset, find_preset, presets
 from tests.cases import cases
 from tests.core.models.architecture import published

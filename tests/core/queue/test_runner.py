@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.launch import launcher
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.fate import live_run

@@ -17,7 +17,7 @@ from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.runs.outlook import estimate as pace_module
 from core.runs.outlook.estimate import (
     Estimate,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from core.errors import UserError
 from core.export.stages import CONVERTING_ADAPTER
 from core.jobs.process import Answers
-from core.models.text_part import text_name
+from core.models.description import text_name
 from core.text import one_line
 from core.worker.export.gguf.convert import import_converter, open_model
 

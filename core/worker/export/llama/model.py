@@ -14,7 +14,7 @@ import numpy as np
 from core.chat.request import GenerationSettings, QuestionError
 from core.errors import UserError
 from core.memory.sizes import kv_bytes
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from core.models.architecture.gguf_header import check_gguf, read_gguf_header
 from core.text import one_line
 from core.worker.export.llama.library import Library, as_path, load_library, threads

@@ -42,7 +42,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         reader = GgufReader(model, adapter, now, answers.progress)
         return compare(proof, reader, answers.progress).to_dict(proof, reader.name)
     from core.worker.export.verify.plain import compare_plain
-    from core.worker.model.starter import resolve_base
+    from core.worker.model.support import resolve_base
     from core.worker.process.openmp import SpinControl
 
     SpinControl().start()

@@ -22,8 +22,7 @@ from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
 from core.export.stages import LOADING_FILE
-from core.models.description import read_description
-from core.models.text_part import auto_class
+from core.models.description import auto_class, read_description
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare

@@ -29,8 +29,8 @@ from core.export.stages import (
     MEASURING_TRAINED,
 )
 from core.hardware.cpu import memory
-from core.models.adapters import check_adapter
-from core.models.quantized_weights import read_decoded
+from core.models.check import check_adapter
+from core.models.tensors import read_decoded
 from core.runs.catalog.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.template.settings import mask_settings
@@ -40,11 +40,10 @@ from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.generate.room import runs_on
-from core.worker.model.device import choose_device
+from core.worker.model.device import DTYPES, choose_device
 from core.worker.model.full_weights import put_weights
-from core.worker.model.model import DTYPES, LoadedModel, answer_with_file, load_model, load_tokenizer
-from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base, load_generation_config, vocabulary_size
+from core.worker.model.model import LoadedModel, answer_with_file, load_model, load_tokenizer
+from core.worker.model.support import load_generation_config, resolve_base, vocabulary_size
 
 #: Characters of plain text whose tokens are compared.
 _TEXT_CHARACTERS = 4000
@@ -174,7 +173,6 @@ def measure_reference(
     config = trained.config
     base = resolve_base(trained.base, progress)
     method = config.method.name
-    check_base(base)
     if trained.adapter is not None:
         check_adapter(trained.adapter, base)
     tokenizer = load_tokenizer(base)

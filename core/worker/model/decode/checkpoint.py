@@ -22,9 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import UserError
-from core.models.quantization_config import read_quantization
-from core.models.quantized_weights import Encoded, read_decoded
-from core.models.tensors import Tensor, read_header, weight_files
+from core.models.description import read_quantization
+from core.models.tensors import Encoded, Tensor, read_decoded, read_header, weight_files
 from core.text import one_line
 from core.worker.model.completeness import reading_in_turn
 from core.worker.model.decode.formats import DECODERS, decode_mxfp4_experts

@@ -12,7 +12,7 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
 
-from core.models.quantized_weights import Codec, Encoded
+from core.models.tensors import Codec, Encoded
 from core.worker.model.nf4 import dequantize_rightly
 
 Rescale = Callable[[torch.Tensor], torch.Tensor]

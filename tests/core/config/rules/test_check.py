@@ -18,7 +18,7 @@ from core.config.rules.check import RULES, check_rules
 from core.config.schema import Config, find_option
 from core.errors import UserError
 from core.memory.planner import disk_need
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.cases import cases, tables
 from tests.core.models.architecture import published
 from tests.core.models.architecture.test_gguf_header import write_gguf

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from core.export.gguf.sizes import MEAN_BITS, gguf_bytes
 from core.export.request import QUANTS
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import read_architecture
 from tests.core.models.architecture import published
 
 

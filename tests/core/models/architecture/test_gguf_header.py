@@ -24,7 +24,7 @@ from core.models.architecture.gguf_header import (
     check_gguf,
     read_gguf_header,
 )
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from tests.cases import cases
 
 

@@ -15,7 +15,7 @@ from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.strategy import chosen_strategy
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.worker import train as recipe
 from core.worker.distributed.ranks import Ranks
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from core.errors import UserError
-from core.models.adapters import check_adapter
-from core.models.text_part import split_names
+from core.models.check import check_adapter
+from core.models.description import split_names
 from core.runs.catalog.trained import python_code
 from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.export.beside import write_configs

@@ -19,10 +19,9 @@ from core.memory.rows import Rows
 from core.memory.sizes import Arithmetic, quantized_experts_bytes
 from core.memory.weights import weight_parts
 from core.models.architecture import measuring
-from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import read_architecture
+from core.models.architecture.architecture import Architecture, Unmeasured, read_architecture
 from core.models.architecture.gguf_header import GgufHeader
-from core.models.architecture.measuring import Unmeasured, measure_architecture
+from core.models.architecture.measuring import measure_architecture
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.measure.tracker import AllocationTracker
 from core.worker.model.adapters import attach_adapters

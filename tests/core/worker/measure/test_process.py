@@ -10,13 +10,13 @@ import pytest
 
 from core.errors import UserError
 from core.models.architecture import measuring
+from core.models.architecture.architecture import Unmeasured
 from core.models.architecture.measuring import (
     GivenUpError,
     Growth,
     LayerGrowth,
     Passes,
     Regime,
-    Unmeasured,
     measure_architecture,
     passes_from_dict,
     telling,

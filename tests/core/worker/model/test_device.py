@@ -21,13 +21,13 @@ from core.worker.model import device as module
 from core.worker.model.device import (
     CardFacts,
     choose_device,
+    choose_dtype,
     describe_device,
     differs_from_plan,
     memory_share,
     read_card,
     reason_for_cpu,
 )
-from core.worker.model.model import choose_dtype
 from tests.cases import cases
 
 UUIDS = ("GPU-0010", "GPU-0011")

@@ -20,8 +20,8 @@ from core.errors import UserError
 from core.models.description import RECORD_NAME, read_record
 from core.models.find import gguf_identity
 from core.worker.model import gguf
-from core.worker.model.spill import Spill, SpilledTensors, parameters_spilled
-from core.worker.model.starter import resolve_base
+from core.worker.model.spill import Spill, SpilledTensors
+from core.worker.model.support import resolve_base
 from tests.cases import cases
 from tests.progress import quiet
 
@@ -110,35 +110,6 @@ def test_holes_that_an_earlier_version_filled_are_told(tmp_path: Path, tiny_mode
     _as_an_earlier_version_left_it(filled, holes)
     with pytest.raises(UserError, match=r"lacks weights of its architecture: blk\.1\.ffn_down\.weight"):
         resolve_base(str(holes), quiet)
-
-
-@cases("dtype", [torch.bfloat16, torch.float32, torch.uint8])
-def test_a_tensor_in_the_file_is_read_and_written_like_another(tmp_path: Path, dtype: torch.dtype) -> None:
-    spill = Spill(tmp_path / "weights")
-    tensors = [torch.arange(7).to(dtype), torch.arange(12).reshape(3, 4).t().to(dtype), torch.empty(0, 3, dtype=dtype)]
-    moved = [spill.move(tensor) for tensor in tensors]
-    moved[0][2] = 5
-    assert all(one.shape == other.shape and one.dtype == other.dtype for one, other in zip(moved, tensors, strict=True))
-    assert moved[0].tolist() == [0, 1, 5, 3, 4, 5, 6]
-    assert torch.equal(moved[1], tensors[1])
-    (tmp_path / "weights").unlink()
-    assert moved[0].tolist() == [0, 1, 5, 3, 4, 5, 6]
-
-
-def test_parameters_of_a_model_are_in_the_file_as_soon_as_it_has_them(tmp_path: Path, tiny_model_dir: Path) -> None:
-    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    with parameters_spilled(Spill(tmp_path / "weights")):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    assert size <= (tmp_path / "weights").stat().st_size < size + 64 * 40
-    assert model.lm_head.weight is model.model.embed_tokens.weight, "tied as ever"
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
-    before = (tmp_path / "weights").read_bytes()
-    with torch.no_grad():
-        model.model.norm.weight.fill_(7)
-    assert (tmp_path / "weights").read_bytes() != before
-    torch.nn.Linear(2, 2)
-    assert (tmp_path / "weights").stat().st_size == len(before), "and only inside"
 
 
 @cases("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])

@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from core.errors import UserError
-from core.models.check import check_model_directory
-from core.models.text_part import split_names
+from core.models.description import split_names
 from core.worker.export.layout import read_layout
 from core.worker.model.model import load_model
-from core.worker.model.support import check_base, load_config, vocabulary_size
+from core.worker.model.support import load_config, resolve_base, vocabulary_size
 from core.worker.model.text_part import whole_name
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json, split_weights
 from tests.families.tiny import FAMILIES, SHAPE, VOCABULARY, write_family
+from tests.progress import quiet
 from tests.short_list import long_but
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
@@ -41,7 +41,7 @@ def wide_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def load(base: Path, method: str = "lora") -> Any:
     """A run's steps with a base, up to the model in memory."""
-    check_base(check_model_directory(base))
+    resolve_base(str(base), quiet)
     return load_model(base, method=method, precision="fp32", device="cpu").model.eval()
 
 
@@ -161,7 +161,7 @@ def test_a_model_whose_text_part_has_no_class_is_refused_with_the_reason(
     config = transformers.AutoConfig.for_model("qwen3_vl").to_dict()
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"qwen3_vl, which .* cannot load its text part \(qwen3_vl_text\) alone"):
-        check_base(base)
+        resolve_base(str(base), quiet)
 
 
 def test_the_hint_says_what_is_really_the_reason(wide_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -170,11 +170,11 @@ def test_the_hint_says_what_is_really_the_reason(wide_of: Callable[[str], Path],
         base / "config.json", transformers_version="99.1.0", text_config={"model_type": "mistral", "hidden_act": 5}
     )
     with pytest.raises(UserError) as refusal:
-        check_base(base)
+        resolve_base(str(base), quiet)
     assert "It was saved with transformers 99.1.0" in refusal.value.hint
     edit_json(base / "config.json", transformers_version=None)
     with pytest.raises(UserError) as refusal:
-        check_base(base)
+        resolve_base(str(base), quiet)
     assert refusal.value.hint.startswith("Take config.json, tokenizer and weights from the same version")
 
 
@@ -190,7 +190,6 @@ def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Pa
     config = getattr(transformers, f"{name}Config")(text_config=text(**values).to_dict(), **parts)
     whole = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     whole.save_pretrained(tmp_path)
-    check_base(tmp_path)
     model = load_model(tmp_path, method="lora", precision="fp32", device="cpu", tokenizer=object()).model.eval()
     assert_is_part_of(model, whole)
 
@@ -320,7 +319,7 @@ def test_a_model_that_is_described_as_immense_is_refused_before_anything_is_made
     model = copy("arcee")
     edit_json(model / "config.json", **{size: 1 << 30})
     with pytest.raises(UserError) as caught:
-        check_base(model)
+        resolve_base(str(model), quiet)
     assert str(model) in caught.value.message
 
 

@@ -10,9 +10,9 @@ from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
+from core.worker.model.device import choose_dtype
 from core.worker.model.model import (
     LoadedModel,
-    choose_dtype,
     evaluation_mode,
     load_model,
     set_gradient_checkpointing,

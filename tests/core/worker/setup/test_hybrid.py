@@ -88,34 +88,6 @@ def gradients(loaded: LoadedModel, loss: SupervisedLoss, chosen: list[TokenizedR
     return float(summed.detach()), torch.cat([part.flatten() for part in flat])
 
 
-@pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
-def test_packing_is_refused_with_the_reason(name: str) -> None:
-    loaded, wanted, fused = ready(name, packing=True)
-    kinds = recurrent_kinds(loaded.model)
-    with pytest.raises(UserError) as refusal:
-        choose(loaded, wanted, fused)
-    if fused.attention:
-        reason = (
-            f"its {describe_kind(kinds[0])} carry a state from token to token, which would run on into the next row."
-        )
-        assert f"would not be kept apart: {reason}" in refusal.value.message
-    else:
-        assert "would not be kept apart" in refusal.value.message
-    assert "train.packing = false" in refusal.value.hint
-
-
-@pytest.mark.parametrize("name", long_but(FEW, TUNED))
-def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
-    """Whatever they are padded with and however far."""
-    loaded, wanted, fused = ready(name)
-    loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
-    loaded.model.train()
-    together, gradient = gradients(loaded, loss, rows())
-    alone = [gradients(loaded, loss, [row]) for row in rows()]
-    assert together == pytest.approx(sum(value for value, _ in alone), rel=1e-5)
-    torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
-
-
 @cases(("installed", "name"), [(True, "granitemoehybrid"), (False, "granitemoehybrid"), (True, "lfm2")])
 def test_layers_read_past_by_kernels_stay_plain(installed: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "has_mamba_kernels", lambda: installed)

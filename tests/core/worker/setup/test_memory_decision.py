@@ -31,8 +31,8 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes
-from core.models.architecture.families import read_architecture
-from core.models.architecture.load import load_architecture
+from core.models.architecture.architecture import read_architecture
+from core.models.architecture.measuring import load_architecture
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.file_weights import FileWeights
@@ -54,6 +54,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
 from core.worker.setup.memory_decision import (
+    Planner,
     decide_experts,
     decide_memory,
     decide_offload,
@@ -207,13 +208,6 @@ def assert_planned(
     return plan
 
 
-def changed(config: Config, **sections: dict[str, Any]) -> Config:
-    """The configuration with some options changed, without validation."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    )
-
-
 @pytest.mark.parametrize(("family", "settings", "supervised", "fused"), long_but(FEW_SETTINGS, ALL_SETTINGS), ids=str)
 def test_the_plan_is_what_torch_allocates(
     family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: ModelOf
@@ -235,7 +229,7 @@ def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing:
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: ModelOf) -> None:
-    config = changed(config_of(model_of("llama")), memory={"keep_dequantized": "on"})
+    config = config_of(model_of("llama")).with_options(memory={"keep_dequantized": "on"})
     loaded = prepare(config)
     fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
     assert_planned(config, loaded)
@@ -247,7 +241,7 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Model
 )
 def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, keep: Literal["on", "off"]) -> None:
     trained = {"name": method, "train_for": "q4_0"}
-    config = changed(config_of(model_of("llama")), method=trained, memory={"keep_dequantized": keep})
+    config = config_of(model_of("llama")).with_options(method=trained, memory={"keep_dequantized": keep})
     loaded = prepare(config)
     weights = FileWeights(loaded.model, fuse(loaded.model, TRAINED).lora, "Q4_0")
     weights.use(True, loaded.dtype if keep == "on" else None)
@@ -356,6 +350,10 @@ def test_sizes_of_optimizer_states_match_the_optimizers(kind: str) -> None:
     assert sum(optimizer_bytes(kind, parameter.numel(), width) for parameter, width in pairs) == kept
 
 
+def planner_of(config: Config, device: str) -> Planner:
+    return Planner(config.model.base, torch.device(device))
+
+
 def state_of(tokens: int = 100) -> tuple[Dataset, TrainState]:
     ids, learned = np.full(tokens, 3, dtype=np.int32), np.ones(tokens, dtype=np.bool_)
     dataset = Dataset(rows=[TokenizedRow(ids, learned)] * 3)
@@ -366,18 +364,18 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(model_of: ModelO
     config = config_of(model_of("llama"))
     dataset, state = state_of()
     cut = replace(state, checkpointing=True, token_budget=104)
-    parts, cut_parts = (predict_memory(config, "cpu", dataset, each) for each in (state, cut))
+    planner = planner_of(config, "cpu")
+    parts, cut_parts = (predict_memory(config, planner, dataset, each) for each in (state, cut))
     assert parts is not None
     assert cut_parts is not None
     assert parts["runtime"] > 0
     assert cut_parts["activations"] < 0.5 * parts["activations"]
     needed = sum(size for name, size in parts.items() if name != "weights_file")
-    cpu = torch.device("cpu")
     limits = [("auto", needed, False), ("auto", needed // 2, True), ("off", 1, False), ("on", 1 << 50, True)]
     for choice, limit, wanted in limits:
         monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
-        chosen = changed(config, memory={"gradient_checkpointing": choice})
-        decided = decide_memory(chosen, cpu, dataset, state.token_budget)
+        chosen = config.with_options(memory={"gradient_checkpointing": choice})
+        decided = decide_memory(chosen, planner, dataset, state.token_budget)
         reason = decided.checkpointing_reason
         assert decided.checkpointing is wanted
         # Where even that does not fit, the micro-batches are as small as they are made.
@@ -403,12 +401,10 @@ def test_expandable_segments_are_read_from_the_environment(environment: dict[str
 def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     choice: str, short: int, room: int, wanted: bool, said: str, model_of: ModelOf, monkeypatch: Patch
 ) -> None:
-    config = changed(config_of(model_of("deep"), checkpointing=True), memory={"activation_offload": choice})
+    config = config_of(model_of("deep"), checkpointing=True).with_options(memory={"activation_offload": choice})
     dataset, state = state_of(tokens=1024)
-    cuda = torch.device("cuda")
-    here = prediction._plan(
-        config, prediction._machine(cuda), dataset, state.token_budget, checkpointing=True, offload=False
-    )
+    cuda = planner_of(config, "cuda")
+    here = cuda.plan(config, dataset, state.token_budget, limited=False, checkpointing=True, offload=False)
     assert here is not None
     needed = here.needed_bytes
     monkeypatch.setattr(prediction, "_limit", lambda _device: needed - short)
@@ -419,9 +415,9 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     assert bool(reason) is bool(said)
     assert decide_offload(config, cuda, dataset, state.token_budget, recomputing=False) == (False, "")
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
-    decided, reason = decide_offload(config, torch.device("cpu"), dataset, state.token_budget, recomputing=True)
+    decided, reason = decide_offload(config, planner_of(config, "cpu"), dataset, state.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
-    by_need = changed(config, memory={"gradient_checkpointing": "auto"})
+    by_need = config.with_options(memory={"gradient_checkpointing": "auto"})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
     decision = decide_memory(by_need, cuda, dataset, state.token_budget)
     assert decision.checkpointing is (choice == "on")
@@ -433,11 +429,13 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Of a mixture whose experts are most of it; decided before it is loaded."""
-    config = changed(config_of(write_many_experts(tmp_path), checkpointing=True), memory={"offload_experts": choice})
+    config = config_of(write_many_experts(tmp_path), checkpointing=True).with_options(
+        memory={"offload_experts": choice}
+    )
     dataset, state = state_of()
-    card = torch.device("cuda")
+    card = planner_of(config, "cuda")
     here = with_experts(config, there=False)
-    plan = prediction._plan(here, prediction._machine(card), dataset, state.token_budget, offload=True)
+    plan = card.plan(here, dataset, state.token_budget, limited=False, offload=True)
     assert plan is not None
     # A little less than needed with the smallest micro-batches.
     least = plan.needed_bytes - sum(plan.by_name().get(name, 0) for name in ("activations", "layer", "loss"))
@@ -445,9 +443,9 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))
     decided, reason = decide_experts(config, card, dataset, state.token_budget)
     assert (decided, reason.startswith(said), bool(reason)) == (wanted, True, bool(said))
-    assert decide_experts(config, torch.device("cpu"), dataset, state.token_budget) == (False, "")
+    assert decide_experts(config, planner_of(config, "cpu"), dataset, state.token_budget) == (False, "")
     settled = with_experts(config, there=decided)
-    found = prediction._plan(settled, prediction._with_limit(card), dataset, state.token_budget)
+    found = card.plan(settled, dataset, state.token_budget)
     assert found is not None
     assert (found.experts_host_bytes > 0) is wanted
 
@@ -461,4 +459,5 @@ def write_many_experts(tmp_path: Path) -> Path:
 
 def test_a_model_that_cannot_be_planned_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
-    assert predict_memory(config_of(tmp_path), "cpu", Dataset(), make_state()) is None
+    config = config_of(tmp_path)
+    assert predict_memory(config, planner_of(config, "cpu"), Dataset(), make_state()) is None

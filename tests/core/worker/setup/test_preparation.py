@@ -60,7 +60,7 @@ def prepared(
     run = create_run(config, "test")
     recorder = Recorder(run)
     try:
-        return run, prepare(config, recorder, check_stop, None)
+        return run, prepare(config, model, recorder, check_stop, None)
     finally:
         recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 

@@ -29,6 +29,7 @@ from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.strategy import Strategy
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
+from core.worker.setup.memory_decision import Planner
 from core.worker.setup.preparation import prepare
 from core.worker.setup.strategy import check_strategy, settle_options, settle_strategy
 from tests.cases import cases
@@ -59,8 +60,8 @@ def rows_of(*lengths: int) -> Dataset:
 def settled(
     base: Path, ranks: Ranks, told: ToldRecorder, dataset: Dataset | None = None, **options: dict[str, Any]
 ) -> str:
-    rows, cpu = dataset or rows_of(30, 20), torch.device("cpu")
-    found = settle_strategy(config_of(base, **options), cpu, rows, told, ranks)
+    config, planner = config_of(base, **options), Planner(str(base), torch.device("cpu"))
+    found = settle_strategy(config, planner, dataset or rows_of(30, 20), told, ranks)
     return found.distributed.strategy
 
 
@@ -101,7 +102,8 @@ def test_auto_plans_for_the_lengths_of_the_rows(tiny_model_dir: Path, tmp_path: 
     assert lengths is not None
     measured = rows_of_lengths(lengths)
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
-    dataset = prepare(config, Recorder(create_run(config, "rows"), keeps=False), lambda: None, None).dataset
+    recorder = Recorder(create_run(config, "rows"), keeps=False)
+    dataset = prepare(config, tiny_model_dir, recorder, lambda: None, None).dataset
     machine = memory_decision._machine(torch.device("cpu"))
 
     def planned(rows: Rows | None, limit: int, **distributed: str) -> Chosen:

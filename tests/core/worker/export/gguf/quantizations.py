@@ -20,7 +20,7 @@ from core.export.gguf.write import GgufOptions, conversion_job, stage
 from core.export.request import CONVERTED, QUANTS, Quant
 from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
-from core.models.architecture.load import load_architecture
+from core.models.architecture.measuring import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.llama.model import GgufModel

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from core.errors import UserError
-from core.models.quantized_weights import read_decoded
+from core.models.tensors import read_decoded
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.decode.formats import decode_scaled, scale_values, unpack_e2m1
 from core.worker.model.model import load_model
