@@ -19,7 +19,7 @@ from core.data.formats.media import find_placeholders
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
+from core.template.tokenizer import MaskedRow
 from core.text import one_line
 
 #: Most rows and characters rendered and tokenized in one call.

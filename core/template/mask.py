@@ -17,13 +17,20 @@ from core.config.choices import Supervise
 from core.config.schema import VariableValue
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
-from core.template.answer_turns import RowText, Turn, group_turns, read_turn
-from core.template.reasoning import Render, closed_error, has_reasoning, place_reasoning, prompt_block
-from core.template.render import ChatTemplate, reads_variable, with_variables
-from core.template.render_cache import Shapes
-from core.template.row_tokenizer import MaskedRow, RowTokenizer, any_of, stop_text
+from core.template.answer_turns import (
+    Render,
+    RowText,
+    Turn,
+    closed_error,
+    group_turns,
+    has_reasoning,
+    place_reasoning,
+    prompt_block,
+    read_turn,
+)
+from core.template.render import ChatTemplate, Shapes, reads_variable, with_variables
 from core.template.stops import stop_token_ids
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer, RowTokenizer, any_of, stop_text
 
 #: Variables of published templates that turn reasoning off: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
 #: MiniMax; Hunyuan; templates with OpenAI's names; Seed.

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from core.data.files.layout import HEAD_BYTES, is_column_arrays
+from core.data.files.source import HEAD_BYTES, is_column_arrays
 from core.helper import tie_to_parent
 from core.paths import home
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config.choices import ColumnRole
-from core.data.conversation import RowError
+from core.data.conversation import RowError, parsed
 from core.data.files.reader import list_shards
 from core.data.formats.mapping import BuiltColumns, ColumnMap, TextFormat, text_of
-from core.data.formats.turns import parsed
 from core.data.registries.axolotl_chat import FIXED, read_chat
 from core.data.registries.source import DataSource, hub_source, note_outside, refuse_unknown_keys
 from core.errors import UserError

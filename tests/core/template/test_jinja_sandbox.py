@@ -18,8 +18,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.template import jinja_sandbox
 from core.template.jinja_sandbox import TemplateTimeError
-from core.template.render import ChatTemplate
-from core.template.render_cache import TracedTemplate, placeholder
+from core.template.render import ChatTemplate, TracedTemplate, placeholder
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.hostile_templates import BOMBS, ENDLESS_OPERATIONS, HOSTILE, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
@@ -41,7 +40,7 @@ _TRY = """
 import json, resource, sys
 from core.data.conversation import RowError
 from core.template.render import ChatTemplate
-from core.template.render_cache import InspectedError, TracedTemplate
+from core.template.render import InspectedError, TracedTemplate
 
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 WHYS = ("far larger than a conversation", "far more steps than a conversation", "Range too big")

@@ -17,11 +17,10 @@ from tokenizers import Tokenizer
 
 from core.data.conversation import Example, Message, RowError, Segment, make_conversation, make_segments
 from core.errors import UserError
-from core.template import row_tokenizer
+from core.template import tokenizer
 from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
-from core.template.row_tokenizer import MaskedRow
-from core.template.tokenizer import ModelTokenizer, load_tokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer, load_tokenizer
 from tests.cases import cases
 from tests.core.template import families
 from tests.core.template.families import MARKED, REASONING_MARKED, Family, answer_ids, prompt_ids, reference
@@ -188,7 +187,7 @@ def test_an_answer_that_merges_with_its_prompt_gets_a_row_as_generated_and_later
 
 
 def test_a_row_of_two_parts_leaves_the_segments_of_the_rows_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_tokenizer, "_CACHE_ENTRIES", 0)
+    monkeypatch.setattr(tokenizer, "_CACHE_ENTRIES", 0)
     rows = Masker(families.QWEN25.tokenizer()).mask([talk("hello", "\nyes", "again", "no"), talk("a", "b")])
     assert [len(row.rows) for row in rows if isinstance(row, MaskedRow)] == [2, 1]
 

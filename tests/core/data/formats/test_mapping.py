@@ -20,10 +20,10 @@ from core.data.formats.detect import (
     count_names,
     describe_columns,
     detect,
+    find_parts,
     row_example,
 )
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError
-from core.data.formats.shapes import find_parts
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.registries.test_axolotl import axolotl

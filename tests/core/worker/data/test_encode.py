@@ -13,9 +13,8 @@ from core.errors import UserError
 from core.template import jinja_sandbox
 from core.template.builtin import template_source
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
 from core.template.settings import MaskSettings
-from core.template.tokenizer import load_tokenizer
+from core.template.tokenizer import MaskedRow, load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from tests.cases import cases
 from tests.hostile_templates import SLOW

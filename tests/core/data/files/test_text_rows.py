@@ -1,3 +1,5 @@
+"""Row scanners, fed chunk by chunk, compared with the modules json and csv."""
+
 from __future__ import annotations
 
 import csv
@@ -8,7 +10,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
+from core.data.files.text_rows import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
 from tests.examples import examples
 
 

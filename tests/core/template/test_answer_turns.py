@@ -12,10 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from core.data.conversation import Example, Message
+from core.template.answer_turns import prompt_block
 from core.template.mask import Masker
-from core.template.reasoning import prompt_block
-from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
+from core.template.tokenizer import MaskedRow
 from tests.cases import cases
 from tests.core.template import families
 from tests.core.template.families import Family, prompt_ids
