@@ -566,16 +566,12 @@ def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple(read)
 
 
-def read_system(data: Mapping[str, Any]) -> list[Message]:
-    """System message from a column of its own, if any."""
-    text = read_content(data.get("system", data.get("system_prompt")), "The system column")
-    return [Message("system", text)] if text.strip() else []
-
-
 def with_system(data: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """Messages preceded by the message of the system column, unless they begin with a system message."""
-    own = bool(messages) and messages[0].role == "system"
-    return messages if own or not messages else [*read_system(data), *messages]
+    if not messages or messages[0].role == "system":
+        return messages
+    text = read_content(data.get("system", data.get("system_prompt")), "The system column")
+    return [Message("system", text), *messages] if text.strip() else messages
 
 
 def read_history(data: Mapping[str, Any]) -> list[Message]:

@@ -15,7 +15,7 @@ import contextlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,9 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
             shown = next((form for form in forms if _PROBE in render([*placed, form(probe)], False)), None)
             if shown is not None:
                 message = shown(message)
-            elif not _READS_FIELD.search(source) and (_ours(source) or not _OWN_MARKUP.search(source)):
+            elif not _READS_FIELD.search(source) and (
+                _OPENING in source or _CLOSING in source or not _OWN_MARKUP.search(source)
+            ):
                 message = _in_content(message, *_own_spaces(render, placed, message))
         placed.append(message)
     return placed
@@ -187,11 +189,6 @@ def _own_spaces(render: Render, before: Sequence[dict[str, Any]], message: dict[
         return "\n", "\n\n"
     spaces = head[len(head.rstrip()) :]
     return spaces[: (len(spaces) + 1) // 2], rest[:place]
-
-
-def _ours(source: str) -> bool:
-    """True if a template writes our markup, or a part of it."""
-    return _OPENING in source or _CLOSING in source
 
 
 def _without_field(message: dict[str, Any]) -> dict[str, Any]:
@@ -329,31 +326,29 @@ def check_complete(message: dict[str, Any], thought: Thought | None, said: str, 
     else:
         for call in message.get("tool_calls") or ():
             function = call.get("function", call)
+            arguments = function.get("arguments")
+            if isinstance(arguments, str):
+                with contextlib.suppress(ValueError):
+                    arguments = json.loads(arguments)
             if str(function.get("name", "")) not in said:
                 wrong = "leaves out a tool call"
-            elif any(not _is_in(value, said) for value in _leaves(function.get("arguments"))):
+            elif not all(_is_in(value, said) for value in leaves(arguments)):
                 wrong = "leaves out or changes an argument of a tool call"
     if wrong:
         raise RowError("template_drops", f"The chat template {wrong} of message {number}.")
 
 
-def _leaves(arguments: Any) -> Iterable[Any]:
-    """Scalar values in the arguments of a tool call."""
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            yield arguments
-            return
-    if isinstance(arguments, dict):
-        for key, value in arguments.items():
+def leaves(value: Any) -> Iterator[Any]:
+    """Scalars in a JSON value, and keys."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
             yield key
-            yield from _leaves(value) if isinstance(value, (dict, list)) else (value,)
-    elif isinstance(arguments, list):
-        for value in arguments:
-            yield from _leaves(value) if isinstance(value, (dict, list)) else (value,)
+            yield from leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item)
     else:
-        yield arguments
+        yield value
 
 
 def _is_in(value: Any, said: str) -> bool:

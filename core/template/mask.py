@@ -24,6 +24,7 @@ from core.template.answer_turns import (
     closed_error,
     group_turns,
     has_reasoning,
+    leaves,
     place_reasoning,
     prompt_block,
     read_turn,
@@ -588,14 +589,6 @@ def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> MaskedRow:
     return MaskedRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))
 
 
-def _strings(value: Any) -> Iterable[str]:
+def _strings(value: Any) -> list[str]:
     """All strings in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _strings(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item)
+    return [leaf for leaf in leaves(value) if isinstance(leaf, str)]

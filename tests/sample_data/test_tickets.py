@@ -11,8 +11,8 @@ import pytest
 
 import sample_data
 from core.config.document import load_config
-from core.data.files.reader import read_rows
 from core.data.formats.detect import choose, detect, to_example
+from tests.core.data.sample_files import read_rows
 
 AREAS = {"network", "billing", "shipping", "hardware", "account"}
 URGENCIES = {"low", "normal", "high"}

@@ -424,6 +424,8 @@ class ArrayScanner:
 Scanner = LineScanner | CsvScanner | ArrayScanner
 
 
+#: Longest row parsed, in bytes; longer rows are reported with their size.
+ROW_LIMIT = 8 << 20
 #: Characters of an unreadable row kept for display.
 RAW_LIMIT = 4000
 
@@ -511,16 +513,14 @@ class TextRows(RowFile):
 
     Args:
         source: The file.
-        row_limit: Longest row parsed, in bytes; longer rows are reported with their size.
 
     Raises:
         NoRowsError: If it has no rows.
         UserError: If it cannot be read.
     """
 
-    def __init__(self, source: Source, row_limit: int) -> None:
+    def __init__(self, source: Source) -> None:
         self.path, self.size = source.path, source.size
-        self.row_limit = row_limit
         self._bytes = PlainBytes(source, source.layout) if source.layout is not None else SpooledBytes(source)
         self._source = source
         self._indexing = threading.Lock()
@@ -620,7 +620,7 @@ class TextRows(RowFile):
         """Rows from ``first`` to at most ``last``: as many as one read covers, at least one."""
         starts, ends, skip = self._spans.starts, self._spans.ends, self._skip
         base, stop = starts[first + skip], first
-        most = base + min(_BLOCK, self.row_limit)
+        most = base + min(_BLOCK, ROW_LIMIT)
         while stop < last and ends[stop + skip] <= most:
             stop += 1
         if stop - first < 2:
@@ -635,7 +635,7 @@ class TextRows(RowFile):
     def _row(self, index: int, limit: int | None = None) -> Row:
         position = index + self._skip
         start, size = self._spans.starts[position], self._spans.ends[position] - self._spans.starts[position]
-        limit = self.row_limit if limit is None else limit
+        limit = ROW_LIMIT if limit is None else limit
         raw = self._read(start, size if size <= limit else min(size, RAW_LIMIT))
         if size > limit:
             error = f"The row is {format_bytes(size)} long; rows up to {format_bytes(limit)} are read."
@@ -678,7 +678,7 @@ class TextRows(RowFile):
                 "Check it for a quotation mark that is opened and not closed.",
             )
         start, end = self._spans.starts[0], self._spans.ends[0]
-        raw = self._bytes.read(start, min(end - start, self.row_limit)) or b""
+        raw = self._bytes.read(start, min(end - start, ROW_LIMIT)) or b""
         try:
             names = [name.strip() for name in split_csv(raw.decode("utf-8"), self._layout.delimiter)]
         except (UnicodeDecodeError, csv.Error) as error:

@@ -142,13 +142,9 @@ def _pair(data: Mapping[str, Any]) -> tuple[str, str] | None:
     return next((pair for pair in _PAIRS if pair[0] in data and pair[1] in data), None)
 
 
-def _first_turn_keys(data: Mapping[str, Any]) -> tuple[str, str] | None:
-    turns = find_turns(data)
-    return turn_keys(turns[0]) if turns else None
-
-
 def _fits_messages(data: Mapping[str, Any]) -> bool:
-    return _first_turn_keys(data) == ("role", "content")
+    turns = find_turns(data)
+    return turn_keys(turns[0]) == ("role", "content") if turns else False
 
 
 def _fits_sharegpt(data: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from core.data.files import unpack
 from core.data.files.arrow_text import json_lines as arrow_lines
-from core.data.files.reader import open_rows, read_rows
+from core.data.files.reader import open_rows
 from core.data.files.rows import NoRowsError, Row
 from core.data.files.source import FileChangedError
 from core.data.files.unpack import plain
@@ -29,6 +29,7 @@ from tests.core.data.sample_files import (
     descriptors,
     json_lines,
     pairs,
+    read_rows,
     refusal,
     values,
     write,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files import text_rows
-from core.data.files.reader import list_shards, open_rows, read_rows
+from core.data.files.reader import list_shards, open_rows
 from core.data.files.rows import Row
 from core.data.files.source import FileChangedError
 from core.data.files.text_rows import RAW_LIMIT
@@ -22,6 +22,7 @@ from tests.core.data.sample_files import (
     descriptors,
     json_lines,
     pairs,
+    read_rows,
     refusal,
     values,
     write,
@@ -125,18 +126,18 @@ def test_unreadable_rows_come_with_a_reason_and_their_beginning(tmp_path: Path) 
     assert len(found[7].raw) == RAW_LIMIT
 
 
-def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path) -> None:
+def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = json.dumps({"text": "x" * 5_000_000})
     path = write(tmp_path / "a.jsonl", f'{{"n": 0}}\n{long}\n{{"n": 2}}\n')
-    with open_rows(path, row_limit=1_000_000) as file:
+    assert [row.code for row in read_rows(path)] == ["", "", ""]
+    monkeypatch.setattr(text_rows, "ROW_LIMIT", 1_000_000)
+    with open_rows(path) as file:
         found = file.rows(0, 3)
         assert found[1].error == "The row is 5.0 MB long; rows up to 1.0 MB are read."
         assert (found[1].data, found[1].code) == (None, "too_long")
         assert found[1].raw == long[:RAW_LIMIT]
         assert [row.line for row in found] == [1, 2, 3]
         assert file.row(1, limit=6_000_000).data == json.loads(long)
-    assert [row.code for row in read_rows(path)] == ["", "", ""]
-    assert [row.code for row in read_rows(path, row_limit=1000)] == ["", "too_long", ""]
 
 
 def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
@@ -272,7 +273,9 @@ def test_any_bytes_are_rows_or_a_user_error(
     found: list[Row] = []
     refused: UserError | None = None
     try:
-        found += read_rows(path, row_limit=100)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_rows, "ROW_LIMIT", 100)
+            found += read_rows(path)
     except UserError as error:
         refused = error
     assert bool(found) == (refused is None)
@@ -305,7 +308,8 @@ def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines.insert(30, "\n" * 100_000)
     path = write(tmp_path / "a.jsonl", "\n".join(lines) + "\n")
-    with open_rows(path, row_limit=10_000) as file:
+    monkeypatch.setattr(text_rows, "ROW_LIMIT", 10_000)
+    with open_rows(path) as file:
         file.index()
         source = file._bytes  # type: ignore[attr-defined]
         reads: list[int] = []
