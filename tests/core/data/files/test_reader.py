@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import threading
@@ -27,7 +26,6 @@ from tests.core.data.sample_files import (
     values,
     write,
     write_arrow,
-    write_parquet,
 )
 from tests.examples import examples
 from tests.unprivileged import unprivileged
@@ -173,27 +171,6 @@ def large(directory: Path, count: int = 60_000) -> Path:
     """A file of which opening indexes the beginning only."""
     line = '{"n": %d, "text": "' + "x" * 200 + '"}\n'
     return write(directory / "large.jsonl", "".join(line % n for n in range(count)))
-
-
-def test_the_first_page_is_there_before_the_index(tmp_path: Path) -> None:
-    path = large(tmp_path)
-    calls: list[tuple[int, int]] = []
-    with open_rows(path) as file:
-        at_first = (file.complete, file.count_known)
-        assert file.rows(0, 1)[0].data is not None
-        assert file.rows(59_999, 1) == []
-        file.index(lambda done, total: calls.append((done, total)))
-        assert file.complete
-        assert file.count_known == 60_000
-        last = file.rows(59_999, 5)
-        assert (last[0].data or {})["n"] == 59_999
-        assert last[0].line == 60_000
-    assert at_first[0] is False
-    assert 0 < at_first[1] < 60_000
-    assert calls[-1] == (path.stat().st_size,) * 2
-    assert calls == sorted(calls)
-    assert [(row.data or {})["n"] for row in read_rows(path)] == list(range(60_000))
-    assert len(calls) > 5
 
 
 def test_pages_are_read_while_another_thread_indexes(tmp_path: Path) -> None:
@@ -352,16 +329,6 @@ def test_shards_are_one_dataset_in_the_order_of_their_numbers(tmp_path: Path) ->
         assert calls == sorted(calls)
         assert file.size == sum(path.stat().st_size for path in (tmp_path / "set").glob("part*"))
     assert values(read_rows(tmp_path / "set")) == wanted
-
-
-def test_packed_shards(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    for number in range(3):
-        write_parquet(tmp_path / "set" / f"{number}.parquet", pairs(9, number * 9))
-    assert values(read_rows(tmp_path / "set")) == pairs(27)
-    write(tmp_path / "gz" / "a.jsonl.gz", gzip.compress(json_lines(pairs(2)).encode()))
-    write(tmp_path / "gz" / "b.jsonl.gz", gzip.compress(json_lines(pairs(2, 2)).encode()))
-    assert values(read_rows(tmp_path / "gz")) == pairs(4)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path) -> None:

@@ -162,21 +162,6 @@ def test_rows_that_each_have_other_columns_take_bounded_memory() -> None:
     assert describe_columns(counts).endswith("and at least 988 more")
 
 
-@cases(
-    ("names", "words"),
-    [
-        (["id", "category"], "category, id"),
-        (["b\x1b[2J\nc"], "b"),
-        ([f"n{number:02}" for number in range(12)], "n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11"),
-        ([f"n{number:02}" for number in range(15)], "n10, n11 and 3 more"),
-    ],
-)
-def test_names_in_words(names: list[str], words: str) -> None:
-    found = describe_columns(names)
-    assert words in found
-    assert found.isprintable()
-
-
 @cases(("rows", "asked"), CASES["question beside a text"])
 def test_a_question_beside_a_text_is_asked_about(rows: list[dict[str, Any]], asked: str) -> None:
     """Neither the answers alone are learned nor is the text taken for the answer."""
