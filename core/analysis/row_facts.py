@@ -8,7 +8,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import tomli
 
 from core.analysis.division import digest, normalized, signature
 from core.config.choices import COMPARED, LEARNED, Objective, Overlong
@@ -19,7 +22,7 @@ from core.data.formats.media import find_placeholders
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
+from core.template.tokenizer import MaskedRow
 from core.text import one_line
 
 #: Most rows and characters rendered and tokenized in one call.
@@ -36,13 +39,8 @@ _MOJIBAKE = re.compile(
     "|\u00e2\u20ac[\u0080-\u00bf\u2018-\u203a\u0153\u0161\u017e\u02dc\u2122\u0152]|\u00ef\u00bb\u00bf|\u00f0\u0178[\u0080-\u203a]"
 )
 _LABEL = re.compile(r"[A-Za-z0-9_+.-]{1,20}")
-_ANSWER_COLUMNS = {
-    "label", "labels", "gold", "gold_answer", "target", "ground_truth", "groundtruth", "reference_answer",
-    "expected", "expected_output", "expected_answer", "answer_key", "answerkey", "correct_answer", "correct",
-    "answer", "answers", "final_answer", "gold_label", "solution", "solutions", "correct_answers",
-    "expected_response", "is_correct", "canonical_solution", "test", "tests", "test_cases", "test_list",
-    "unit_tests", "answer_idx",
-}  # fmt: skip
+_TABLES = tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_ANSWER_COLUMNS = frozenset(_TABLES["answer_columns"])
 #: Shortest answer, in characters, that is reported if it is also in the prompt.
 _REPEATED = 24
 
@@ -261,18 +259,8 @@ def _turn_problems(turns: Sequence[Message], example: Example) -> Iterator[tuple
 #: Letters inspected.
 SAMPLE = 400
 
-# First code point of each range, and the script of its letters; roughly Unicode's blocks.
-_STRETCHES: tuple[tuple[int, str], ...] = (
-    (0x0000, "Latin"), (0x0370, "Greek"), (0x0400, "Cyrillic"), (0x0530, "Armenian"), (0x0590, "Hebrew"),
-    (0x0600, "Arabic"), (0x0700, "other"), (0x0750, "Arabic"), (0x0780, "other"), (0x0900, "Devanagari"),
-    (0x0980, "Bengali"), (0x0A00, "other"), (0x0B80, "Tamil"), (0x0C00, "Telugu"), (0x0C80, "other"),
-    (0x0E00, "Thai"), (0x0E80, "other"), (0x10A0, "Georgian"), (0x1100, "Hangul"), (0x1200, "other"),
-    (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, "other"), (0x2C60, "Latin"), (0x2C80, "other"), (0x2E80, "Han"),
-    (0x3040, "Japanese"), (0x3100, "other"), (0x3130, "Hangul"), (0x3190, "other"), (0x3400, "Han"),
-    (0xA000, "other"), (0xA640, "Cyrillic"), (0xA6A0, "other"), (0xAC00, "Hangul"), (0xD7B0, "other"),
-    (0xF900, "Han"), (0xFB00, "other"), (0xFB50, "Arabic"), (0xFE00, "other"), (0xFE70, "Arabic"),
-    (0xFF00, "other"), (0x20000, "Han"), (0x32000, "other"),
-)  # fmt: skip
+#: First code point of each range, and the script of its letters.
+_STRETCHES: list[tuple[int, str]] = _TABLES["scripts"]
 _STARTS = [start for start, _ in _STRETCHES]
 _ASCII_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")

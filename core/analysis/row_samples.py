@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from core.data.conversation import Example
     from core.data.registries.source import DataSource
     from core.template.mask import Masker
-    from core.template.row_tokenizer import MaskedRow
+    from core.template.tokenizer import MaskedRow
 
 
 def rights_for(request: AnalysisRequest) -> Rights:

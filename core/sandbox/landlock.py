@@ -42,7 +42,7 @@ def version() -> int:
     Raises:
         OSError: If the kernel lacks it (ENOSYS), it is switched off (EOPNOTSUPP), or a container refuses it (EPERM).
     """
-    return _call(_CREATE, None, 0, _VERSION)
+    return system_call(_CREATE, None, 0, _VERSION)
 
 
 def restrict(rights: Rights) -> None:
@@ -58,7 +58,7 @@ def restrict(rights: Rights) -> None:
     net = _BIND_AND_CONNECT if known >= _NET_SINCE and not rights.uses_network else 0
     scopes = _SCOPES if known >= _SCOPE_SINCE else 0
     attributes = struct.pack("=QQQ", handled, net, scopes)[: 24 if scopes else 16 if known >= _NET_SINCE else 8]
-    ruleset = _call(_CREATE, attributes, len(attributes), 0)
+    ruleset = system_call(_CREATE, attributes, len(attributes), 0)
     try:
         own = _READ | (_EXECUTE if rights.starts_helpers else 0)
         for paths, bits in (
@@ -70,7 +70,7 @@ def restrict(rights: Rights) -> None:
         ):
             for path in paths:
                 _allow(ruleset, path, bits & handled)
-        _call(_RESTRICT, ruleset, _ALL_THREADS if known >= _THREADS_SINCE else 0)
+        system_call(_RESTRICT, ruleset, _ALL_THREADS if known >= _THREADS_SINCE else 0)
     finally:
         os.close(ruleset)
 
@@ -88,13 +88,17 @@ def _allow(ruleset: int, path: str, bits: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             bits &= _OF_FILES
-        _call(_ADD, ruleset, _PATH_BENEATH, _RULE.pack(bits, place), 0)
+        system_call(_ADD, ruleset, _PATH_BENEATH, _RULE.pack(bits, place), 0)
     finally:
         os.close(place)
 
 
-def _call(number: int, *arguments: int | bytes | None) -> int:
-    """Make a system call; bytes are passed as pointers."""
+def system_call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call; bytes are passed as pointers.
+
+    Raises:
+        OSError: If it fails.
+    """
     passed = [
         ctypes.c_void_p(argument) if argument is None
         else ctypes.c_char_p(argument) if isinstance(argument, bytes)

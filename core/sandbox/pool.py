@@ -123,10 +123,8 @@ class SandboxPool:
                 return function(*args, **kwargs)
         called = (function.__module__, function.__qualname__, seconds, args, kwargs)
         request = _request([function.__module__], rights, *called)
-        if not keep:
-            return self._call(function, _Work(about, seconds, hint), keep, request)
         with self._lock:
-            turn = self._turns.setdefault(keep, threading.Lock())
+            turn = self._turns.setdefault(keep, threading.Lock()) if keep else contextlib.nullcontext()
         with turn:
             return self._call(function, _Work(about, seconds, hint), keep, request)
 

@@ -11,55 +11,25 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 
+import tomli
+
+from core.sandbox.landlock import system_call
 from core.sandbox.rights import Rights
 
 # Numbers of system calls on x86_64 and aarch64; None if an architecture lacks the call.
 _Calls = dict[str, tuple[int | None, int | None]]
-NETWORK: _Calls = {
-    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
-    "accept4": (288, 242),
-}  # fmt: skip
-PROGRAMS: _Calls = {"execve": (59, 221), "execveat": (322, 281)}
-#: Changes of file attributes, which Landlock does not cover.
-ATTRIBUTES: _Calls = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
-    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16), "removexattrat": (466, 466), "file_setattr": (469, 469), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
-}  # fmt: skip
-ALWAYS: _Calls = {
-    # Other processes, and memory or queues shared with them.
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440), "pidfd_getfd": (438, 438), "kcmp": (312, 272), "shmget": (29, 194),
-    "shmat": (30, 196), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    # Ways around other limits: no filter sees the calls of a ring, and a handle opens a file without a path.
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "open_by_handle_at": (304, 265), "fanotify_init": (300, 262), "personality": (135, 92),
-    # Parts of the kernel.
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "init_module": (175, 105),
-    "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
-    "settimeofday": (164, 170), "clock_settime": (227, 112), "sethostname": (170, 161),
-    "setdomainname": (171, 162), "acct": (163, 89), "quotactl": (179, 60), "quotactl_fd": (443, 443),
-    "syslog": (103, 116), "iopl": (172, None), "ioperm": (173, None),
-    # Mounts and namespaces.
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
-    "move_mount": (429, 429), "open_tree": (428, 428), "open_tree_attr": (467, 467), "fsopen": (430, 430),
-    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
-    "setns": (308, 268), "unshare": (272, 97),
-}  # fmt: skip
-#: Calls allowed by their arguments, and ``seccomp`` itself, which sets the filter.
-BY_ARGUMENTS: _Calls = {
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "socketpair": (53, 199),
-    "ioctl": (16, 29),
-    "prlimit64": (302, 261),
-    "seccomp": (317, 277),
-}
+
+
+def _tables(file: Path) -> Iterator[_Calls]:
+    for table in tomli.loads(file.read_text(encoding="utf-8")).values():
+        yield {name: (*numbers, None)[:2] for name, numbers in table.items()}
+
+
+#: Calls by the right that allows them; those that no reader may make; those allowed by their arguments.
+NETWORK, PROGRAMS, ATTRIBUTES, ALWAYS, BY_ARGUMENTS = _tables(Path(__file__).with_suffix(".toml"))
 
 #: Column of the tables, and ``AUDIT_ARCH``, by the name of an architecture in ``uname``.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -81,8 +51,6 @@ _TYPED = (0x5412, 0x541C)
 _SET_FILTER, _ALL_THREADS = 1, 1
 
 _Instruction = tuple[int, int, int, int]
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def restrict(rights: Rights) -> None:
@@ -101,15 +69,9 @@ def restrict(rights: Rights) -> None:
     instructions = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a length, and a pointer.
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
-    number = BY_ARGUMENTS["seccomp"][column]
-    for flags in (_ALL_THREADS, 0):  # 0 in case a thread has another filter
-        result = _libc.syscall(
-            ctypes.c_long(number or 0), ctypes.c_long(_SET_FILTER), ctypes.c_long(flags), ctypes.c_char_p(program)
-        )
-        if result == 0:
-            return
-    error = ctypes.get_errno()
-    raise OSError(error, os.strerror(error))
+    number = BY_ARGUMENTS["seccomp"][column] or 0
+    if system_call(number, _SET_FILTER, _ALL_THREADS, program) != 0:  # a thread has another filter
+        system_call(number, _SET_FILTER, 0, program)
 
 
 def _program(rights: Rights, column: int, architecture: int) -> list[_Instruction]:

@@ -16,8 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from core.chat.request import MAX_NEW_TOKENS_LIMIT, ChatRequest, GenerationSettings, SettingError, grammar_of
 from core.config.schema import ChatSection
-from core.data.conversation import RowError
-from core.data.formats.turns import read_messages, read_tools
+from core.data.conversation import RowError, read_messages, read_tools
 from core.errors import UserError
 from core.serve.asgi import ApiError
 

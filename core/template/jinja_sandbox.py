@@ -57,14 +57,6 @@ _SCALARS = frozenset((int, bool, float, type(None)))
 _TOO_LARGE = "it makes something far larger than a conversation"
 _TOO_MANY_STEPS = "it takes far more steps than a conversation needs"
 
-_COUNTED, _JOINED, _MADE, _WEIGHED, _SEARCHED, _KEYED = (
-    "_counted",
-    "_joined",
-    "_made",
-    "_weighed",
-    "_searched",
-    "_keyed",
-)
 #: Filters that look at a single part of a value.
 _INSTANT = frozenset(("attr", "count", "d", "default", "first", "items", "last", "length", "random"))
 #: Filters that take values one at a time, as their result is read.
@@ -417,12 +409,12 @@ class _Watched(NodeTransformer):
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:  # noqa: N802 - as jinja2 has it
         self.generic_visit(node)
-        node.iter = _filtered(_COUNTED, node.iter)
+        node.iter = _filtered(_counted, node.iter)
         return node
 
     def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(_JOINED, jinja2.nodes.Tuple(node.nodes, "load", lineno=node.lineno))
+        return _filtered(_joined, jinja2.nodes.Tuple(node.nodes, "load", lineno=node.lineno))
 
     def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:  # noqa: N802
         searches = any(operand.op in ("in", "notin") for operand in node.ops)
@@ -431,21 +423,21 @@ class _Watched(NodeTransformer):
         is_short = len(sides) == 2 and (_is_constant(sides[1]) or (not searches and _is_constant(sides[0])))
         self.generic_visit(node)
         if not is_short:
-            node.expr = _unless_constant(_WEIGHED, node.expr)
+            node.expr = _unless_constant(_weighed, node.expr)
             for operand in node.ops:
-                operand.expr = _unless_constant(_SEARCHED if "in" in operand.op else _WEIGHED, operand.expr)
+                operand.expr = _unless_constant(_searched if "in" in operand.op else _weighed, operand.expr)
         return node
 
     def visit_Getitem(self, node: jinja2.nodes.Getitem) -> jinja2.nodes.Node:  # noqa: N802
         self.generic_visit(node)
         if isinstance(node.arg, jinja2.nodes.Slice):
-            return _filtered(_MADE, node)
-        node.arg = _unless_constant(_KEYED, node.arg)
+            return _filtered(_made, node)
+        node.arg = _unless_constant(_keyed, node.arg)
         return node
 
     def visit_Pair(self, node: jinja2.nodes.Pair) -> jinja2.nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.key = _unless_constant(_KEYED, node.key)
+        node.key = _unless_constant(_keyed, node.key)
         return node
 
     def visit_TemplateData(self, node: jinja2.nodes.TemplateData) -> jinja2.nodes.Node:  # noqa: N802
@@ -460,12 +452,12 @@ def _is_constant(node: jinja2.nodes.Node) -> bool:
     return isinstance(node, jinja2.nodes.Const)
 
 
-def _filtered(name: str, node: jinja2.nodes.Node) -> jinja2.nodes.Filter:
-    return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(function: Callable[..., Any], node: jinja2.nodes.Node) -> jinja2.nodes.Filter:
+    return jinja2.nodes.Filter(node, function.__name__, [], [], None, None, lineno=node.lineno)
 
 
-def _unless_constant(name: str, node: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
-    return node if isinstance(node, jinja2.nodes.Const) else _filtered(name, node)
+def _unless_constant(function: Callable[..., Any], node: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
+    return node if isinstance(node, jinja2.nodes.Const) else _filtered(function, node)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):

@@ -17,13 +17,21 @@ from core.config.choices import Supervise
 from core.config.schema import VariableValue
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
-from core.template.answer_turns import RowText, Turn, group_turns, read_turn
-from core.template.reasoning import Render, closed_error, has_reasoning, place_reasoning, prompt_block
-from core.template.render import ChatTemplate, reads_variable, with_variables
-from core.template.render_cache import Shapes
-from core.template.row_tokenizer import MaskedRow, RowTokenizer, any_of, stop_text
+from core.template.answer_turns import (
+    Render,
+    RowText,
+    Turn,
+    closed_error,
+    group_turns,
+    has_reasoning,
+    leaves,
+    place_reasoning,
+    prompt_block,
+    read_turn,
+)
+from core.template.render import ChatTemplate, Shapes, reads_variable, with_variables
 from core.template.stops import stop_token_ids
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer, RowTokenizer, any_of, stop_text
 
 #: Variables of published templates that turn reasoning off: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
 #: MiniMax; Hunyuan; templates with OpenAI's names; Seed.
@@ -581,14 +589,6 @@ def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> MaskedRow:
     return MaskedRow(array("i", ids), bytearray(label != IGNORED_LABEL for label in example.labels))
 
 
-def _strings(value: Any) -> Iterable[str]:
+def _strings(value: Any) -> list[str]:
     """All strings in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _strings(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item)
+    return [leaf for leaf in leaves(value) if isinstance(leaf, str)]

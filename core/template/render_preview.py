@@ -12,9 +12,8 @@ from core.errors import UserError
 from core.template.jinja_sandbox import TemplateTimeError
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, reads_variable, template_line, with_variables
-from core.template.row_tokenizer import MaskedRow
 from core.template.settings import MaskSettings
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer
 from core.units import format_count
 
 _DEFAULTS = MaskSettings("")

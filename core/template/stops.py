@@ -162,18 +162,8 @@ def _calls(content: str, count: int, arguments: dict[str, str] | str) -> dict[st
     return {**_says(content), "tool_calls": calls}
 
 
+_PARAMETERS = {"type": "object", "properties": {"q": {"type": "string", "description": "What."}}, "required": ["q"]}
 _TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": _call_name(number),
-            "description": "Finds.",
-            "parameters": {
-                "type": "object",
-                "properties": {"q": {"type": "string", "description": "What."}},
-                "required": ["q"],
-            },
-        },
-    }
+    {"type": "function", "function": {"name": _call_name(number), "description": "Finds.", "parameters": _PARAMETERS}}
     for number in range(2)
 ]

@@ -18,51 +18,37 @@ from core.hub.selection import MOST_SHARDS, SPLIT_NAMES, ending, holds_rows, nat
 from core.small_files import read_small
 from core.text import one_line
 
-#: Longest row parsed, in bytes; longer rows are reported with their size.
-ROW_LIMIT = 8 << 20
-
 _BATCH = 256
 
 
-def open_rows(path: Path, row_limit: int = ROW_LIMIT) -> RowFile:
+def open_rows(path: Path) -> RowFile:
     """Open a dataset and index its first rows, so that a page can be shown at once.
 
     Args:
         path: JSON Lines, JSON (an array, an object with an array, an object of arrays), CSV, TSV, text, Parquet or
             Arrow, also compressed with gzip or zstd; a directory of such files, or ``directory#split`` for one split;
             a directory saved by ``datasets``.
-        row_limit: Longest row parsed, in bytes; longer rows have an error.
 
     Raises:
         UserError: If it is missing, special, unreadable, empty, damaged, of an unsupported kind, or without rows.
     """
     path, split = split_reference(path)
     if os.path.isdir(path):  # not the method, which raises without permission
-        return open_files(path, list_shards(path, split), row_limit)
-    return TextRows(open_source(path), row_limit)
+        return open_files(path, list_shards(path, split))
+    return TextRows(open_source(path))
 
 
-def open_files(directory: Path, files: Sequence[Path], row_limit: int = ROW_LIMIT) -> RowFile:
+def open_files(directory: Path, files: Sequence[Path]) -> RowFile:
     """Open files of a directory, in the given order, as one dataset.
 
     Raises:
         UserError: As :func:`open_rows`.
     """
-    return ShardedRows(directory, list(files), row_limit)
-
-
-def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
-    """All rows in order, read as needed; unreadable rows have an error.
-
-    Raises:
-        FileChangedError: If the file changes meanwhile.
-        UserError: As :func:`open_rows`.
-    """
-    yield from all_rows(open_rows(path, row_limit))
+    return ShardedRows(directory, list(files))
 
 
 def all_rows(file: RowFile) -> Iterator[Row]:
-    """All rows of an open dataset, in order; closes the dataset at the end.
+    """All rows of an open dataset, in order, read as needed; closes the dataset at the end.
 
     Raises:
         FileChangedError: If a file changes meanwhile.
@@ -153,16 +139,14 @@ class ShardedRows(RowFile):
     Args:
         path: The directory, for messages.
         shards: Its data files.
-        row_limit: As in :class:`~core.data.files.text_rows.TextRows`.
 
     Raises:
         UserError: If the first file cannot be read, or no file has rows.
     """
 
-    def __init__(self, path: Path, shards: list[Path], row_limit: int) -> None:
+    def __init__(self, path: Path, shards: list[Path]) -> None:
         self.path = path
         self._waiting = list(reversed(shards))
-        self._row_limit = row_limit
         self.size = sum(map(_size_of, shards))
         self._files: list[RowFile] = []
         self._bases: list[int] = []
@@ -243,7 +227,7 @@ class ShardedRows(RowFile):
         """Open the next shard with rows, if any."""
         while self._waiting and not self._closed.is_set():
             try:
-                file = TextRows(open_source(self._waiting[-1]), self._row_limit)
+                file = TextRows(open_source(self._waiting[-1]))
             except NoRowsError:
                 self._waiting.pop()
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from core.data.files.layout import Kind
+from core.data.files.source import Kind
 from core.errors import UserError
 
 Progress = Callable[[int, int], None]

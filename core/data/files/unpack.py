@@ -19,11 +19,11 @@ import sys
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from core.data.files.layout import HEAD_BYTES, is_column_arrays
+from core.data.files.source import HEAD_BYTES, is_column_arrays
 from core.helper import tie_to_parent
 from core.paths import home
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit
@@ -95,12 +95,8 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
         raise UnpackError(f"is damaged: {_first_line(error)}") from error
 
 
-def parquet_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """Rows of a Parquet file as JSON Lines, in batches, each with the share of the file done."""
-    yield from _converted(_parquet_batches(file))
-
-
 def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Rows of a Parquet file, in batches, each with the share of the file done."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -120,12 +116,8 @@ def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
         raise UnpackError(f"cannot be read as Parquet: {_first_line(error)}") from error
 
 
-def arrow_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """Rows of an Arrow file or stream as JSON Lines, like :func:`parquet_lines`."""
-    yield from _converted(_arrow_batches(file))
-
-
 def _arrow_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Rows of an Arrow file or stream, as of :func:`_parquet_batches`."""
     import pyarrow as pa
 
     size = max(os.fstat(file.fileno()).st_size, 1)
@@ -204,7 +196,12 @@ def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
         yield text.encode("utf-8", "backslashreplace"), min(start + _BATCH_ROWS, total) / total
 
 
-_TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lines}
+#: Rows of a table as JSON Lines, each piece with the share of the file done.
+_TABLES: dict[str, Callable[[BinaryIO], Iterator[tuple[bytes, float]]]] = {
+    "parquet": lambda file: _converted(_parquet_batches(file)),
+    "arrow": lambda file: _converted(_arrow_batches(file)),
+    "columns": column_lines,
+}
 
 
 def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Iterator[tuple[bytes, int]]:

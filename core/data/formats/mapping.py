@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from core.config.choices import ROLES, ColumnRole, Format
-from core.data.conversation import RowError
-from core.data.formats.turns import CALL_ROLE, parsed
+from core.data.conversation import CALL_ROLE, RowError, parsed
 from core.errors import UserError
 from core.text import one_line
 

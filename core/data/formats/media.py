@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.data.conversation import Example, RowError
+from core.data.conversation import CONVERSATION_KEYS, Example, RowError, is_spelled_out, parsed
 from core.data.formats.mapping import ColumnMap
-from core.data.formats.turns import CONVERSATION_KEYS, is_spelled_out, parsed
 from core.text import one_line
 
 #: Code of refused rows.

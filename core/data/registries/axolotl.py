@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from core.config.choices import ColumnRole
-from core.data.conversation import RowError
+from core.data.conversation import RowError, parsed
 from core.data.files.reader import list_shards
 from core.data.formats.mapping import BuiltColumns, ColumnMap, TextFormat, text_of
-from core.data.formats.turns import parsed
 from core.data.registries.axolotl_chat import FIXED, read_chat
 from core.data.registries.source import DataSource, hub_source, note_outside, refuse_unknown_keys
 from core.errors import UserError
@@ -25,19 +26,11 @@ from core.hub_uri import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_da
 from core.paths import user_path
 from core.text import one_line
 
+_TABLES = tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 #: Supported keys of an entry.
-KEYS = {
-    *("path", "type", "split", "name", "data_files", "data_dir", "ds_type", "field", "shards", "shards_idx"),
-    *("revision", "field_system", "template_thinking_key"),
-    *("trust_remote_code", "chat_template", "chat_template_jinja", "field_messages", "field_tools", "field_thinking"),
-    *("message_property_mappings", "message_field_training", "message_field_training_detail", "roles_to_train"),
-    *("train_on_eos", "train_on_eot", "roles", "drop_system_message", "split_thinking", "message_field_role"),
-    *("message_field_content", "conversation", "field_human", "field_model", "preprocess_shards", "strict"),
-    # These do not affect rows of the supported types.
-    *("input_transform", "input_format", "logprobs_field", "temperature"),
-}
+KEYS = frozenset(_TABLES["keys"])
 #: Names of file loaders that may take the place of a path; the files are in ``data_files``.
-LOADERS = ("json", "csv", "parquet", "arrow", "text")
+LOADERS: list[str] = _TABLES["loaders"]
 # Keys without a counterpart that change the training: the only accepted values, and the hint.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "shards": ((None, 0, 1), "Write the rows that are wanted to a file of their own"),
@@ -45,50 +38,16 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     **FIXED,
 }
 
-_ALPACA: dict[ColumnRole, str] = {"user": "instruction", "context": "input", "assistant": "output"}
-_ALPACA_SYSTEM: dict[ColumnRole, str] = {**_ALPACA, "system": "system"}
-_ORCA: dict[ColumnRole, str] = {"system": "system_prompt", "user": "question", "assistant": "response"}
 #: Types of a prompt and an answer: columns by role.
 PLAIN: dict[str, dict[ColumnRole, str]] = {
-    **dict.fromkeys(
-        ("alpaca", "alpaca_instruct", "alpaca_instruct.load_no_prompt", "alpaca_chat", "alpaca_chat.load_concise"),
-        _ALPACA,
-    ),
-    "alpaca_chat.load_no_prompt": _ALPACA,
-    "alpaca_chat.load_qa": {"user": "question", "assistant": "answer"},
-    "alpaca_chat.load_camel_ai": {"user": "message_1", "assistant": "message_2"},
-    **dict.fromkeys(("alpaca_w_system", "alpaca_w_system.load_instruct", "alpaca_w_system.load_chat"), _ALPACA_SYSTEM),
-    **dict.fromkeys(("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml", "orcamini"), _ORCA),
-    "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
-    "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
+    name: group["columns"] for group in _TABLES["plain"] for name in group["types"]
 }
-#: Types that compose prompt and answer from several columns and fixed words: columns, prompt, answer.
-JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "jeopardy": (("question", "category", "answer"), "{question}\n{category}", "what is {answer}"),
-    "context_qa.load_v2": (
-        ("context", "question", "answer"),
-        "Context: {context}\nQuestion: {question}",
-        "Answer: {answer}",
-    ),
+#: Types that compose prompt and answer from several columns and fixed words.
+JOINED: dict[str, dict[str, Any]] = _TABLES["joined"]
+#: Known but unsupported types, with the reason and a hint.
+REFUSED: dict[str, tuple[str, str]] = {
+    name: (group["reason"], group["hint"]) for group in _TABLES["refused"] for name in group["types"]
 }
-_SENTENCE = "writes sentences of Axolotl's own around each row, which become part of the trained text"
-_PAIRS = "holds preference pairs written in a way of Axolotl's own; name a file with chosen and rejected instead"
-#: Known but unsupported types, with the reason.
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            *("explainchoice", "concisechoice", "summarizetldr", "reflection", "context_qa", "context_qa.load_404"),
-            *("creative_acr.load_answer", "creative_acr.load_critique", "creative_acr.load_revise"),
-        ],
-        _SENTENCE,
-    ),
-    **dict.fromkeys(["stepwise_supervised", "bradley_terry"], "is for reward models, which are not trained here"),
-    **dict.fromkeys(["chatml", "llama3", "zephyr", "chat_template", "user_defined"], _PAIRS),
-}
-_SENTENCE_HINT = (
-    "Give your own sentence: type: {system_prompt: ..., field_instruction: ..., field_output: ...}, or write it into "
-    "the rows."
-)
 #: Formats of a custom type: allowed fields, the default, and the formats of fields alone, which the chat template puts
 #: into turns.
 _FORMATS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
@@ -241,16 +200,16 @@ def _read_type(name: str, entry: Mapping[str, Any], where: str) -> tuple[str, Co
     if base in PLAIN:
         return "auto", ColumnMap(PLAIN[base])
     if base in JOINED:
-        return "auto", _joined(*JOINED[base])
+        return "auto", _joined(**JOINED[base])
     if base in _OTHERS:
         return "auto", _OTHERS[base]()
     if base == "input_output":
         return "segments", None
     if base.startswith("sharegpt"):
         raise UserError(f"{where} has the type sharegpt, which Axolotl has removed.", "Write type: chat_template.")
-    reason = REFUSED.get(base) or REFUSED.get(base.partition(".")[0])
-    if reason is not None:
-        hint = _SENTENCE_HINT if reason == _SENTENCE else "Name the file itself with data.columns to look at it."
+    refused = REFUSED.get(base) or REFUSED.get(base.partition(".")[0])
+    if refused is not None:
+        reason, hint = refused
         raise UserError(f"{where} has the type {one_line(base, 40)}, which {reason}.", hint)
     known = ", ".join(["chat_template", "completion", "input_output", *PLAIN, *JOINED, *_OTHERS])
     raise UserError(
@@ -307,14 +266,14 @@ def _formatted(kind: Mapping[str, Any], fields: Mapping[str, str], where: str) -
     return BuiltColumns(needed, reads="segments", build=build, words=words, optional=optional)
 
 
-def _joined(columns: tuple[str, ...], question: str, answer: str) -> ColumnMap:
-    asked, answered = TextFormat.parse(question, columns, "question"), TextFormat.parse(answer, columns, "answer")
+def _joined(columns: list[str], prompt: str, answer: str) -> ColumnMap:
+    asked, answered = TextFormat.parse(prompt, columns, "prompt"), TextFormat.parse(answer, columns, "answer")
 
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         values = {column: text_of(data, column) for column in columns}
         return {"prompt": asked.fill(values), "completion": answered.fill(values) if values[columns[-1]] else ""}
 
-    words = f"the question is {one_line(question, 80)}, the answer {one_line(answer, 80)}"
+    words = f"the question is {one_line(prompt, 80)}, the answer {one_line(answer, 80)}"
     return BuiltColumns(_needed(*columns), build=build, words=words)
 
 

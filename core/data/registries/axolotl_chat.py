@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.config.choices import ColumnRole
-from core.data.conversation import RowError
+from core.data.conversation import RowError, parsed
 from core.data.formats.mapping import BuiltColumns, ColumnMap
-from core.data.formats.turns import parsed
 from core.errors import UserError
 from core.text import one_line
 

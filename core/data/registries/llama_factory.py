@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from core.config.choices import ColumnRole
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.source import DataSource, hub_source, load_registry, note_outside, refuse_unknown_keys
@@ -17,53 +19,17 @@ from core.hub.store import NotFetchedError
 from core.hub_uri import HubEntry, make_entry
 from core.text import one_line
 
-# Keys of sources other than local files and the Hugging Face Hub.
-_REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_KEYS = {
-    *(*_REMOTE, "hf_hub_url", "file_name", "formatting", "ranking", "subset", "folder", "num_samples", "split"),
-    *("columns", "tags"),
-}
-_COLUMNS: dict[str, ColumnRole] = {
-    "prompt": "user",
-    "query": "context",
-    "response": "assistant",
-    "history": "history",
-    "messages": "messages",
-    "system": "system",
-    "tools": "tools",
-    "chosen": "chosen",
-    "rejected": "rejected",
-    "kto_tag": "label",
-}
-_MEDIA = {"images": "image", "videos": "video", "audios": "audio"}
-# Roles of the tags, with their defaults.
-_TAGS: dict[str, tuple[ColumnRole, str]] = {
-    "role_tag": ("role", "from"),
-    "content_tag": ("content", "value"),
-    "user_tag": ("user_role", "human"),
-    "assistant_tag": ("assistant_role", "gpt"),
-    "observation_tag": ("tool_role", "observation"),
-    "function_tag": ("call_role", "function_call"),
-    "system_tag": ("system_role", "system"),
-}
-# Columns of an entry without any. An entry that sets some columns, or tags, gets no defaults of these.
-_DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+_TABLES = tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_COLUMNS: dict[str, ColumnRole] = _TABLES["columns"]
+_MEDIA: dict[str, str] = _TABLES["media"]
+#: Roles of the tags, with their defaults.
+_TAGS: dict[str, tuple[ColumnRole, str]] = _TABLES["tags"]
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
-_MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name", "path": "file_name"}
-
-# Dataset lists: their keys, and format and columns by converter.
-_LIST_KEYS = {"path", "source", "split", "converter", "size", "weight", "streaming"}
-_LIST_MEANT = {"file_name": "path", "formatting": "converter", "format": "converter"}
 _SOURCES = ("hf_hub", "local", "ms_hub")
-_LIST_ALPACA: dict[ColumnRole, str] = {
-    "user": "instruction",
-    "context": "input",
-    "assistant": "output",
-    "system": "system",
-}
+#: Format and columns of the converters of dataset lists.
 _CONVERTERS: dict[str | None, tuple[str, dict[ColumnRole, str] | None]] = {
     None: ("auto", None),
-    "alpaca": ("auto", _LIST_ALPACA),
+    "alpaca": ("auto", _TABLES["list"]["alpaca"]),
     "sharegpt": ("sharegpt", None),
     "pair": ("preference", None),
 }
@@ -88,7 +54,7 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
     entry = registry[name]
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no object.", 'Write {"file_name": "..."}.')
-    refuse_unknown_keys(where, entry, _KEYS, _MEANT)
+    refuse_unknown_keys(where, entry, [*_TABLES["remote"], *_TABLES["keys"]], _TABLES["meant"])
     samples = _count(entry, "num_samples", where)
     hub_entry = _hub_entry(entry, where) if entry.get("hf_hub_url") else None
     file = _local_file(path, entry, where) if hub_entry is None else path
@@ -125,7 +91,7 @@ def read_dataset_list(file: Path, values: Mapping[str, Any], name: str) -> list[
 
 def _read_listed(file: Path, name: str, entry: Mapping[str, Any]) -> DataSource:
     where = f"{one_line(str(file))}#{one_line(name, 60)}"
-    refuse_unknown_keys(where, entry, _LIST_KEYS, _LIST_MEANT)
+    refuse_unknown_keys(where, entry, _TABLES["list"]["keys"], _TABLES["list"]["meant"])
     size, path = _count(entry, "size", where), entry["path"]
     if entry.get("weight") not in (None, 1):
         raise UserError(f"{where} has a weight of its own.", "Remove it, and name the dataset in data.weights.")
@@ -178,7 +144,7 @@ def _count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
 
 def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
     """Path of the data file of a local entry."""
-    if remote := next((key for key in _REMOTE if entry.get(key)), None):
+    if remote := next((key for key in _TABLES["remote"] if entry.get(key)), None):
         raise UserError(f"{where} is fetched from the net ({remote}).", "Download it, and give its path as file_name.")
     file_name = entry.get("file_name")
     if not isinstance(file_name, str) or not file_name:
@@ -202,7 +168,7 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
         raise UserError(
             f"{where} has the formatting {one_line(str(formatting), 40)}.", f"It may be {', '.join(_FORMATTINGS)}."
         )
-    columns = _texts(entry, "columns", {*_COLUMNS, *_MEDIA}, _DEFAULT_COLUMNS, where)
+    columns = _texts(entry, "columns", {*_COLUMNS, *_MEDIA}, _TABLES["default_columns"], where)
     media = {column: _MEDIA[key] for key, column in columns.items() if key in _MEDIA}
     parts: dict[ColumnRole, str] = {_COLUMNS[key]: column for key, column in columns.items() if key in _COLUMNS}
     is_pair = bool(entry.get("ranking"))

@@ -150,17 +150,6 @@ def _read_yaml(path: Path, entry: str) -> list[DataSource]:
 _PATIENCE = 0.2
 
 
-def data_files(data: DataSection) -> list[Path]:
-    """Files that rows are read from, each once, in order; for a directory, all files that are not hidden.
-
-    Raises:
-        UserError: If an entry cannot be resolved.
-    """
-    entries = (data.train, data.eval)
-    sources = [source for entry in entries if entry for source in flat_sources(entry, data.format, data.columns)]
-    return list(dict.fromkeys(path for source in sources for path in _files_of(source)))
-
-
 def _files_of(source: DataSource) -> Iterator[Path]:
     if source.files:
         yield from source.files
@@ -175,13 +164,17 @@ def _files_of(source: DataSource) -> Iterator[Path]:
 
 
 def hash_data_files(data: DataSection) -> dict[str, str]:
-    """SHA-256 of each data file by path; empty for a file that cannot be read.
+    """SHA-256 of each file that rows are read from, by path; empty for a file that cannot be read.
+
+    Of a directory, all files that are not hidden.
 
     Raises:
         UserError: If an entry cannot be resolved.
     """
-    found = {}
-    for path in data_files(data):
+    entries = (flat_sources(entry or None, data.format, data.columns) for entry in (data.train, data.eval))
+    sources = itertools.chain.from_iterable(entries)
+    found: dict[str, str] = {}
+    for path in dict.fromkeys(path for source in sources for path in _files_of(source)):
         try:
             found[str(path)] = hash_file(path)
         except OSError:

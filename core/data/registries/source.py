@@ -61,7 +61,7 @@ class DataSource:
         return open_files(self.path, self.files) if self.files else open_rows(self.path)
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.read_rows`."""
+        """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.all_rows`."""
         with self.open() as file:
             yield from itertools.islice(all_rows(file), self.limit)
 

@@ -17,10 +17,9 @@ from core.errors import UserError
 from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.row_tokenizer import MaskedRow, TokenRow
 from core.template.settings import MaskSettings
 from core.template.stops import stop_token_ids as stops_of
-from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
+from core.template.tokenizer import SPECIAL_NAMES, MaskedRow, ModelTokenizer, TokenRow
 from core.text import one_line
 
 #: CPU seconds for a batch of rows or a prompt; a hundredth of a second is usual.

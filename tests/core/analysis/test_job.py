@@ -169,13 +169,6 @@ def nothing() -> None:
     """No preparation."""
 
 
-@cases("processes", [1, 2, 3])
-def test_results_come_in_order(processes: int) -> None:
-    factor = 3  # is there in the forked processes too
-    assert list(forked_map(lambda item: item * factor, range(50), processes, nothing)) == [3 * n for n in range(50)]
-    assert list(forked_map(str, [], processes, nothing)) == []
-
-
 def test_an_error_is_raised_where_its_result_would_be() -> None:
     def work(item: int) -> int:
         if item == 7:

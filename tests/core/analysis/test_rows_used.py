@@ -162,13 +162,6 @@ def test_several_sources_shards_and_registries_with_a_limit(both: Both, tmp_path
     assert agreed(both(config(sources, eval_share=0.3)))["dropped"]["held_out"] >= 1
 
 
-def test_contradictions_are_refused_by_both(tmp_path: Path, padded_model: Path) -> None:
-    path = write(tmp_path / "a.jsonl", json_lines([chat("q")]))
-    for data, part in (({"weights": [1, 2]}, "2 numbers"), ({"eval": str(path), "eval_share": 0.1}, "both say")):
-        with pytest.raises(UserError, match=part):
-            analyze(request_for(config(path, **data), model=str(padded_model)))
-
-
 @pytest.mark.parametrize(
     "good", [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "completion": "a", "label": True}]
 )

@@ -311,15 +311,6 @@ def test_placeholders_without_a_column_are_noted(tmp_path: Path, text: str, note
     assert (found.problem("placeholder") is not None) == noted
 
 
-def test_clean_rows_have_no_problems(tmp_path: Path) -> None:
-    analysis = analyze(AnalysisRequest((str(write(tmp_path / "clean.jsonl", json_lines(CASES["clean"]))),)))
-    assert (analysis.rows, analysis.used, analysis.dropped) == (3, 3, {})
-    assert not analysis.problems
-    assert analysis.lengths is None
-    with pytest.raises(UserError, match="nowhere"):
-        analyze(AnalysisRequest((str(tmp_path / "nowhere.jsonl"),)))
-
-
 @cases(("data", "code"), CASES["bad"])
 def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, data: dict[str, Any], code: str) -> None:
     analysis = look(write(tmp_path / "rows.jsonl", json_lines([*CASES["clean"], data])))
@@ -350,8 +341,3 @@ def test_the_script_of_most_letters(text: str, script: str) -> None:
 def test_the_script_of_a_long_text() -> None:
     assert main_script("1" * 5000 + "then words") == "Latin"
     assert main_script("я" * 4 * SAMPLE + "a" * 100_000) == "Cyrillic", "only the beginning counts"
-
-
-@given(st.text(max_size=300))
-def test_any_text_has_one(text: str) -> None:
-    assert (main_script(text) == "none") == (not any(map(str.isalpha, text)))

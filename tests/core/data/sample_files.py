@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from core.data.files.reader import read_rows
+from core.data.files.reader import all_rows, open_rows
 from core.data.files.rows import Row
 from core.errors import UserError
 
@@ -56,6 +56,11 @@ def write_zstd(path: Path, content: bytes) -> Path:
     with pa.CompressedOutputStream(str(path), "zstd") as stream:
         stream.write(content)
     return path
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """All rows of a dataset."""
+    yield from all_rows(open_rows(path))
 
 
 def refusal(path: Path) -> UserError:

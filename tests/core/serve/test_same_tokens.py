@@ -11,7 +11,7 @@ from core.data.conversation import Example, Message, make_conversation
 from core.runs.control.protocol import Request, decode_request, encode_request
 from core.serve.requests import read_chat
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
+from core.template.tokenizer import MaskedRow
 from core.worker.data.encode import Encoder
 from tests.cases import cases
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family, prompt_ids, reference

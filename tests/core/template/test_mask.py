@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from tokenizers import Tokenizer
 
 from core.data.conversation import Example, Message, RowError, Segment, make_conversation, make_segments
 from core.errors import UserError
-from core.template import row_tokenizer
+from core.template import tokenizer
 from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
-from core.template.row_tokenizer import MaskedRow
-from core.template.tokenizer import ModelTokenizer, load_tokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer, load_tokenizer
 from tests.cases import cases
 from tests.core.template import families
 from tests.core.template.families import MARKED, REASONING_MARKED, Family, answer_ids, prompt_ids, reference
@@ -167,28 +165,8 @@ def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_to
         ).rstrip("\n")
 
 
-def test_an_answer_that_merges_with_its_prompt_gets_a_row_as_generated_and_later_turns_one_as_shown() -> None:
-    example = talk("hello", "\nyes", "again", "no")
-    row = mask(families.QWEN25, example)
-    shown, generated = row.rows
-    tokenizer = families.QWEN25.tokenizer()
-    newline, both = tokenizer.encode(["\n", "\n\n"])
-    assert len(newline) == len(both) == 1
-    messages = [message.fields() for message in example.messages]
-    assert spans(generated) == [
-        (
-            prompt_ids(families.QWEN25, messages[:1]),
-            [*tokenizer.encode(["\nyes"])[0], *tokenizer.encode(["<|im_end|>"])[0]],
-        )
-    ]
-    ((before, answer),) = spans(shown)
-    assert before == prompt_ids(families.QWEN25, messages[:3])
-    assert both[0] in before
-    assert tokenizer.decode(answer) == "no<|im_end|>"
-
-
 def test_a_row_of_two_parts_leaves_the_segments_of_the_rows_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_tokenizer, "_CACHE_ENTRIES", 0)
+    monkeypatch.setattr(tokenizer, "_CACHE_ENTRIES", 0)
     rows = Masker(families.QWEN25.tokenizer()).mask([talk("hello", "\nyes", "again", "no"), talk("a", "b")])
     assert [len(row.rows) for row in rows if isinstance(row, MaskedRow)] == [2, 1]
 
@@ -217,17 +195,6 @@ def test_messages_say_for_themselves_whether_they_are_learned() -> None:
 def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
     error = refusal(families.QWEN25.edited("message.tool_calls or []", "[]"), with_tools())
     assert (error.code, "tool call" in error.message) == ("template_drops", True)
-
-
-def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderings() -> None:
-    timed = "{{ '<|im_start|>system\\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\\n' }}" + families.SMOLLM2.template
-    tokenizer = dataclasses.replace(families.SMOLLM2, marked=timed).tokenizer()
-    rows = Masker(tokenizer).mask([talk("a", "b", "c", "d"), talk("a", "b", "c", "", tool_calls=()), talk("a", "b")])
-    assert isinstance(rows[0], MaskedRow)
-    assert isinstance(rows[2], MaskedRow)
-    assert len(rows[0].rows) == 1
-    start = rows[2].supervised.index(1)
-    assert rows[0].input_ids[:start] == rows[2].input_ids[:start]
 
 
 @cases("family", MARKED)
@@ -286,15 +253,6 @@ class TestOtherRows:
         assert row.supervised[0] == 0
         assert all(row.supervised[1:])
 
-    def test_tokens_are_taken_as_they_are(self) -> None:
-        row = mask(families.SMOLLM2, Example(ids=array("i", [5, 6, 7]), labels=array("i", [-100, 6, -100])))
-        assert (list(row.input_ids), list(row.supervised)) == ([5, 6, 7], [0, 1, 0])
-        assert refusal(families.SMOLLM2, Example(ids=array("i", [5, 10**6]))).code == "bad_tokens"
-        assert (
-            refusal(families.SMOLLM2, Example(ids=array("i", [5, 6]), labels=array("i", [5, -100]))).code
-            == "nothing_supervised"
-        )
-
     def test_of_a_preference_pair_both_answers_are_learned_beside_one_another(self) -> None:
         asked = talk("a", "b", "c").messages
         better, worse = (Message("assistant", "good"),), (Message("assistant", "bad by far"),)
@@ -309,12 +267,6 @@ class TestOtherRows:
         )
         assert failed.code == "special_in_content"
         assert failed.message.startswith("Of the worse answer: Message 4 holds")
-
-    def test_rows_come_in_the_order_of_the_examples(self) -> None:
-        examples = [talk("a", "b"), Example(text="plain"), talk("a", "<|im_end|>"), talk("c", "d", "e", "f")]
-        rows = Masker(families.QWEN3.tokenizer()).mask(examples)
-        assert [type(row).__name__ for row in rows] == ["MaskedRow", "MaskedRow", "RowError", "MaskedRow"]
-        assert rows == [Masker(families.QWEN3.tokenizer()).mask([example])[0] for example in examples[:2]] + rows[2:]
 
 
 def test_a_model_without_a_template_is_refused_in_one_sentence() -> None:

@@ -115,37 +115,9 @@ def test_learned_is_what_must_be_generated_after_the_prompt(
     assert sorted(found) == sorted(expected(model, thinking, example))
 
 
-@cases("name", ["qwen3_5", "glm4_moe_lite", "smollm3"])
-def test_reasoning_with_thinking_off_is_refused_and_thinking_on_asks_for_none(name: str) -> None:
-    (model,) = MODEL_FAMILIES[name]
-    turns = (Message("user", "count"), Message("assistant", "one", reasoning="I count up."))
-    error = refusal(model.told("off"), Example(messages=turns))
-    assert error.code == "template_rewrites"
-    assert "ends the reasoning" in error.message
-    plain = Example(messages=(Message("user", "count"), Message("assistant", "one")))
-    for thinking in ("on", "off"):
-        assert sorted(learned_turns(mask(model.told(thinking), plain))) == expected(model, thinking, plain)
-
-
 def test_a_prompt_that_begins_reasoning_after_an_answer_of_a_tool_asks_for_some() -> None:
     _, model = MODEL_FAMILIES["gemma4"]
     assert refusal(model.told("on"), with_tools()).code == "no_reasoning"
     example = with_tools()
     found = learned_turns(mask(model.told("off"), example))
     assert sorted(found) == sorted(expected(model, "off", example))
-
-
-@pytest.mark.parametrize("word", ["/no_think", "/think"])
-def test_a_word_of_the_system_prompt_has_the_last_word_on_thinking(word: str) -> None:
-    (model,) = MODEL_FAMILIES["smollm3"]
-    turns = (Message("system", f"Be brief. {word}"), Message("user", "count"), Message("assistant", "one"))
-    thinking: Thinking = "on" if word == "/no_think" else "off"
-    found = learned_turns(mask(model.told(thinking), Example(messages=turns)))
-    assert found == expected(model, thinking, Example(messages=turns))
-    prompt = model.tokenizer().decode(found[0][0])
-    assert prompt.endswith("</think>\n") == (word == "/no_think")
-    reasoned = Example(messages=(*turns[:2], Message("assistant", "one", reasoning="I count up.")))
-    if word == "/no_think":
-        assert "ends the reasoning" in refusal(model.told(thinking), reasoned).message
-    else:
-        assert learned_turns(mask(model.told(thinking), reasoned)) == expected(model, thinking, reasoned)

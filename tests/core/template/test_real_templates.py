@@ -10,8 +10,7 @@ import pytest
 
 from core.data.conversation import Example, Message
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer
 from tests.cases import cases
 from tests.core.template.toy_tokenizers import id_of, make_backend
 

@@ -10,9 +10,8 @@ import yaml
 from core.data.conversation import RowError
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import MaskedRow, ModelTokenizer
 from tests.cases import cases
 from tests.core.template import families
 from tests.core.template.families import Family

@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 from core.config.choices import FORMATS, ROLES, ColumnRole, Objective
 from core.config.schema import find_option
-from core.data.conversation import RowError
+from core.data.conversation import CONTENT_KEYS, ROLE_KEYS, RowError, parsed
 from core.data.files.rows import Row
-from core.data.formats.detect import SAMPLE, Detection, choose, detect, refuse_untrainable
+from core.data.formats.detect import FITS, SAMPLE, Detection, choose, detect, find_parts, refuse_untrainable
 from core.data.formats.mapping import ColumnMap
-from core.data.formats.shapes import FITS, find_parts
-from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line
 from tui.datasets.view import DatasetView, Turn, turns_of

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import threading
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files import text_rows
-from core.data.files.reader import list_shards, open_rows, read_rows
+from core.data.files.reader import list_shards, open_rows
 from core.data.files.rows import Row
 from core.data.files.source import FileChangedError
 from core.data.files.text_rows import RAW_LIMIT
@@ -22,11 +21,11 @@ from tests.core.data.sample_files import (
     descriptors,
     json_lines,
     pairs,
+    read_rows,
     refusal,
     values,
     write,
     write_arrow,
-    write_parquet,
 )
 from tests.examples import examples
 from tests.unprivileged import unprivileged
@@ -125,18 +124,18 @@ def test_unreadable_rows_come_with_a_reason_and_their_beginning(tmp_path: Path) 
     assert len(found[7].raw) == RAW_LIMIT
 
 
-def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path) -> None:
+def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = json.dumps({"text": "x" * 5_000_000})
     path = write(tmp_path / "a.jsonl", f'{{"n": 0}}\n{long}\n{{"n": 2}}\n')
-    with open_rows(path, row_limit=1_000_000) as file:
+    assert [row.code for row in read_rows(path)] == ["", "", ""]
+    monkeypatch.setattr(text_rows, "ROW_LIMIT", 1_000_000)
+    with open_rows(path) as file:
         found = file.rows(0, 3)
         assert found[1].error == "The row is 5.0 MB long; rows up to 1.0 MB are read."
         assert (found[1].data, found[1].code) == (None, "too_long")
         assert found[1].raw == long[:RAW_LIMIT]
         assert [row.line for row in found] == [1, 2, 3]
         assert file.row(1, limit=6_000_000).data == json.loads(long)
-    assert [row.code for row in read_rows(path)] == ["", "", ""]
-    assert [row.code for row in read_rows(path, row_limit=1000)] == ["", "too_long", ""]
 
 
 def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
@@ -172,27 +171,6 @@ def large(directory: Path, count: int = 60_000) -> Path:
     """A file of which opening indexes the beginning only."""
     line = '{"n": %d, "text": "' + "x" * 200 + '"}\n'
     return write(directory / "large.jsonl", "".join(line % n for n in range(count)))
-
-
-def test_the_first_page_is_there_before_the_index(tmp_path: Path) -> None:
-    path = large(tmp_path)
-    calls: list[tuple[int, int]] = []
-    with open_rows(path) as file:
-        at_first = (file.complete, file.count_known)
-        assert file.rows(0, 1)[0].data is not None
-        assert file.rows(59_999, 1) == []
-        file.index(lambda done, total: calls.append((done, total)))
-        assert file.complete
-        assert file.count_known == 60_000
-        last = file.rows(59_999, 5)
-        assert (last[0].data or {})["n"] == 59_999
-        assert last[0].line == 60_000
-    assert at_first[0] is False
-    assert 0 < at_first[1] < 60_000
-    assert calls[-1] == (path.stat().st_size,) * 2
-    assert calls == sorted(calls)
-    assert [(row.data or {})["n"] for row in read_rows(path)] == list(range(60_000))
-    assert len(calls) > 5
 
 
 def test_pages_are_read_while_another_thread_indexes(tmp_path: Path) -> None:
@@ -272,7 +250,9 @@ def test_any_bytes_are_rows_or_a_user_error(
     found: list[Row] = []
     refused: UserError | None = None
     try:
-        found += read_rows(path, row_limit=100)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_rows, "ROW_LIMIT", 100)
+            found += read_rows(path)
     except UserError as error:
         refused = error
     assert bool(found) == (refused is None)
@@ -305,7 +285,8 @@ def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines.insert(30, "\n" * 100_000)
     path = write(tmp_path / "a.jsonl", "\n".join(lines) + "\n")
-    with open_rows(path, row_limit=10_000) as file:
+    monkeypatch.setattr(text_rows, "ROW_LIMIT", 10_000)
+    with open_rows(path) as file:
         file.index()
         source = file._bytes  # type: ignore[attr-defined]
         reads: list[int] = []
@@ -348,16 +329,6 @@ def test_shards_are_one_dataset_in_the_order_of_their_numbers(tmp_path: Path) ->
         assert calls == sorted(calls)
         assert file.size == sum(path.stat().st_size for path in (tmp_path / "set").glob("part*"))
     assert values(read_rows(tmp_path / "set")) == wanted
-
-
-def test_packed_shards(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    for number in range(3):
-        write_parquet(tmp_path / "set" / f"{number}.parquet", pairs(9, number * 9))
-    assert values(read_rows(tmp_path / "set")) == pairs(27)
-    write(tmp_path / "gz" / "a.jsonl.gz", gzip.compress(json_lines(pairs(2)).encode()))
-    write(tmp_path / "gz" / "b.jsonl.gz", gzip.compress(json_lines(pairs(2, 2)).encode()))
-    assert values(read_rows(tmp_path / "gz")) == pairs(4)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_files_are_recognized(tmp_path: Path, name: str, content: str, want: dic
 @cases(("name", "content", "part"), CASES["refused"])
 def test_refuses_what_is_not_read(tmp_path: Path, name: str, content: str, part: str) -> None:
     assert part in refusal(write(tmp_path / name, content.encode("latin-1"))).message
+    assert descriptors(tmp_path) == []
 
 
 def test_refuses_what_is_no_file(tmp_path: Path) -> None:
@@ -56,8 +57,3 @@ def test_no_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with unprivileged():
         assert "may not be read by you" in refusal(path).message
-
-
-def test_a_refused_file_is_closed(tmp_path: Path) -> None:
-    refusal(write(tmp_path / "a.jsonl", bytes(100)))
-    assert descriptors(tmp_path) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.config.choices import FORMATS, Format, Objective
 from core.data.conversation import RowError
 from core.data.files.rows import Row
-from core.data.formats.detect import choose, detect, refuse_untrainable, row_example, to_example
+from core.data.formats.detect import choose, detect, refuse_untrainable, to_example
 from core.data.formats.mapping import ColumnMap
 from core.errors import UserError
 from tests.cases import cases
@@ -64,6 +64,7 @@ def test_rows_of_each_format(wanted: Format, case: dict[str, Any]) -> None:
         (PAIR, "kto", "dpo", "train.objective is kto, which learns from answers labeled"),
         (LABELED, "sft", "kto", "answers labeled good or bad"),
         (LABELED, "dpo", "kto", "train.objective is dpo, which learns from preference pairs"),
+        (TOKENS, "orpo", "sft", "train.objective is orpo, which learns from preference pairs"),
         (TOKENS, "kto", "sft", "rows of the format tokens, and train.objective is kto"),
     ],
 )
@@ -75,67 +76,6 @@ def test_an_objective_that_the_rows_do_not_fit_names_theirs(
         refuse_untrainable(detection, "f.jsonl", objective)
     assert f"train.objective = {instead}" in caught.value.hint
     refuse_untrainable(detection, "f.jsonl", instead)
-
-
-def test_preference_pairs_fit_orpo_and_may_be_mapped() -> None:
-    refuse_untrainable(detect(rows(PAIR)), "f.jsonl", "orpo")
-    with pytest.raises(UserError) as caught:
-        refuse_untrainable(detect(rows(PAIR)), "f.jsonl", "sft")
-    assert "data.columns" in caught.value.hint
-
-
-def part(text: str, kind: str = "text") -> dict[str, str]:
-    """A part of a content in LLaMA-Factory's spelling."""
-    return {"type": kind, "value": text}
-
-
-def turn(role: str, *parts: dict[str, str], weight: float | None = None) -> dict[str, Any]:
-    """A message in LLaMA-Factory's spelling; without a weight the key is left out."""
-    message: dict[str, Any] = {"role": role, "content": list(parts)}
-    return message if weight is None else {**message, "loss_weight": weight}
-
-
-def test_a_fraction_of_a_message_is_not_learned() -> None:
-    data = {"messages": [turn("user", part("q")), turn("assistant", part("a"), weight=0.25)]}
-    with pytest.raises(RowError) as caught:
-        to_example(data, "messages")
-    assert caught.value.message == (
-        "Message 2 has the loss_weight 0.25, and a message is learned (1) or not (0), as a whole."
-    )
-
-
-@settings(max_examples=examples(150), deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.lists(st.text(max_size=5), min_size=1, max_size=3),
-            st.lists(st.text(max_size=5), min_size=1, max_size=3),
-            st.sampled_from([None, 0, 1, 0.0, 1.0]),
-        ),
-        min_size=1,
-        max_size=4,
-    )
-)
-def test_parts_are_joined_and_weights_are_flags(turns: list[tuple[list[str], list[str], float | None]]) -> None:
-    data: dict[str, Any] = {"messages": []}
-    for asked, answered, weight in turns:
-        data["messages"] += [turn("user", *map(part, asked)), turn("assistant", *map(part, answered), weight=weight)]
-    if not all("".join(answered).strip() for _, answered, _ in turns):
-        with pytest.raises(RowError, match="is empty"):
-            to_example(data, "messages")
-        return
-    example = to_example(data, "messages")
-    said = example.messages[1::2]
-    assert [message.content for message in said] == ["".join(answered) for _, answered, _ in turns]
-    assert [message.content for message in example.messages[::2]] == ["".join(asked) for asked, _, _ in turns]
-    assert [message.train for message in said] == [None if weight is None else weight == 1 for *_, weight in turns]
-
-
-def test_the_reason_counts() -> None:
-    good = {"prompt": "q", "completion": "a"}
-    assert detect(rows(good)).reason == "The first row has prompt and completion, or question and answer."
-    assert detect(rows(good, good)).reason.startswith("Each of the first 2 rows has prompt and completion")
-    assert detect(rows(good, None, {"text": "x"}, good)).reason.startswith("2 of the first 3 rows have prompt")
 
 
 def test_what_most_rows_fit_wins() -> None:
@@ -186,12 +126,6 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
         choose(rows(data), "sharegpt", "f.jsonl")
     with pytest.raises(UserError, match="no format nope"):
         choose(rows(data), "nope")
-
-
-def test_an_unreadable_row_keeps_its_own_error() -> None:
-    with pytest.raises(RowError) as caught:
-        row_example(Row(0, 1, None, "The row is 100 MB long.", "too_long"), "messages")
-    assert (caught.value.code, caught.value.message) == ("too_long", "The row is 100 MB long.")
 
 
 _KEYS = st.sampled_from(

@@ -20,10 +20,10 @@ from core.data.formats.detect import (
     count_names,
     describe_columns,
     detect,
+    find_parts,
     row_example,
 )
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError
-from core.data.formats.shapes import find_parts
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.registries.test_axolotl import axolotl
@@ -160,21 +160,6 @@ def test_rows_that_each_have_other_columns_take_bounded_memory() -> None:
     assert max(map(len, counts)) == 80
     assert len(describe_columns(counts)) < 600
     assert describe_columns(counts).endswith("and at least 988 more")
-
-
-@cases(
-    ("names", "words"),
-    [
-        (["id", "category"], "category, id"),
-        (["b\x1b[2J\nc"], "b"),
-        ([f"n{number:02}" for number in range(12)], "n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11"),
-        ([f"n{number:02}" for number in range(15)], "n10, n11 and 3 more"),
-    ],
-)
-def test_names_in_words(names: list[str], words: str) -> None:
-    found = describe_columns(names)
-    assert words in found
-    assert found.isprintable()
 
 
 @cases(("rows", "asked"), CASES["question beside a text"])

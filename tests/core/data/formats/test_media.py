@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.conversation import RowError
-from core.data.files.reader import read_rows
 from core.data.files.rows import Row
 from core.data.formats.detect import detect, row_example
 from core.data.formats.mapping import ColumnMap
@@ -25,7 +24,7 @@ from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.registries.test_axolotl import axolotl
 from tests.core.data.registries.test_resolve import entry
-from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet
+from tests.core.data.sample_files import json_lines, read_rows, write, write_arrow, write_parquet
 from tests.examples import examples
 
 ANSWER = {"role": "assistant", "content": "A cat."}

@@ -14,7 +14,7 @@ from core import paths
 from core.config.document import load_config
 from core.config.schema import Config, DataSection
 from core.data.conversation import Example
-from core.data.formats.detect import SAMPLE, refuse_untrainable
+from core.data.formats.detect import SAMPLE
 from core.data.registries import resolve
 from core.data.registries.llama_factory import is_dataset_list
 from core.data.registries.resolve import DataHashes, flat_sources, resolve_source, single_source, training_sources
@@ -53,20 +53,6 @@ def test_a_file_and_a_directory(tmp_path: Path) -> None:
         assert [spoken(example)[0] for example in examples(source)] == [("user", "q0"), ("user", "q1")]
     mapped = single_source(str(path), "auto", {"user": "completion", "assistant": "prompt"})
     assert spoken(examples(mapped)[0]) == [("user", "a0"), ("assistant", "q0")]
-
-
-def test_num_samples_limits_the_rows(tmp_path: Path) -> None:
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "num_samples": 1}, *pairs(2))
-    assert len(list(source.rows())) == 1
-
-
-def test_labeled_rows_are_for_kto(tmp_path: Path) -> None:
-    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "label"}}
-    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    source = entry(tmp_path, values, {"m": turns, "label": True})
-    refuse_untrainable(source.detect(source.rows()), "x", "kto")
-    with pytest.raises(UserError, match=r"labeled good or bad, and train\.objective is sft"):
-        refuse_untrainable(source.detect(source.rows()), "x", "sft")
 
 
 def test_a_registry_itself_and_names_that_are_not_in_it(tmp_path: Path) -> None:
@@ -288,11 +274,6 @@ def test_a_name_that_no_file_has_is_a_sentence(tmp_path: Path, read: Any, name: 
 def test_a_split_is_no_path(own: Path) -> None:
     with pytest.raises(UserError, match="a part of one"):
         axolotl(own, "data", split="../data")
-
-
-def test_entries_of_a_hub_are_not_looked_at(own: Path) -> None:
-    with pytest.raises(UserError, match="is not on this machine"):
-        axolotl(own, str(HubEntry("dataset", "me/set")))
 
 
 def test_who_waits_for_the_hashes_can_be_stopped_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

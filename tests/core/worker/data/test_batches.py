@@ -1,15 +1,12 @@
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.memory.batching import padded_length
 from core.worker.data.batches import (
     DataOrder,
-    collate,
     fingerprint,
     largest_micro_batch,
-    make_micro_batch,
     split_window,
     supervised_count,
 )
@@ -76,14 +73,6 @@ def test_no_step_has_a_larger_micro_batch_than_the_rehearsal(
         assert all(size(batch) <= rehearsed for batch in split_window(window, lengths, budget))
 
 
-def test_collate_pads_on_the_right_and_learns_no_padding() -> None:
-    input_ids, supervised = collate([make_row(3, 1), make_row(9, 4)], 0, torch.device("cpu"))
-    assert input_ids.shape == supervised.shape == (2, 16)
-    assert input_ids[0].tolist() == [1, 2, 3] + [0] * 13
-    assert supervised.sum().item() == 5
-    assert not supervised[0, 3:].any()
-
-
 def test_a_first_token_is_never_counted() -> None:
     assert supervised_count(make_row(4, 4)) == 3
     assert supervised_count(make_row(4, 2)) == 2
@@ -94,18 +83,3 @@ def test_the_fingerprint_sees_tokens_masks_and_order() -> None:
     assert fingerprint(rows) == fingerprint([make_row(4, 2), make_row(6, 2)])
     assert fingerprint(rows) != fingerprint(rows[::-1])
     assert fingerprint(rows) != fingerprint([make_row(4, 3), make_row(6, 2)])
-
-
-def test_a_micro_batch_of_the_cpu_has_no_second_copy_and_that_of_a_device_knows_what_is_supervised() -> None:
-    rows = [make_row(3, 1), make_row(9, 4)]
-    here = make_micro_batch([0, 1], rows, 0, torch.device("cpu"))
-    assert here.host is None
-    there = make_micro_batch([0, 1], rows, 0, torch.device("meta"), 5)
-    host = there.host
-    assert host is not None
-    assert there.most_shared == 5
-    assert there.input_ids.shape == here.input_ids.shape
-    wanted = here.input_ids[:, 1:][here.supervised[:, 1:]]
-    assert host.targets().tolist() == wanted.tolist()
-    assert here.input_ids.flatten()[host.predicting() + 1].tolist() == wanted.tolist()
-    assert host.counts() == here.supervised[:, 1:].sum(dim=1).tolist()

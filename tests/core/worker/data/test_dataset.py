@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from core.analysis.preflight import Preflight
 from core.config.schema import Config
@@ -207,14 +205,6 @@ def test_rows_that_are_tokens_already(encoder: Encoder, write: Writes) -> None:
     assert "the model knows those below 320" in dataset.first_dropped["bad_tokens"]
 
 
-def test_preference_pairs_are_for_another_objective(encoder: Encoder, write: Writes) -> None:
-    path = write({"prompt": "q", "chosen": "good", "rejected": "bad"})
-    with pytest.raises(UserError, match=r"holds preference pairs, and train\.objective is sft"):
-        loader(encoder).load(path)
-    dataset = loader(encoder, data={"columns": {"user": "prompt", "assistant": "chosen"}}).load(path)
-    assert learned(encoder, dataset, 0) == "good<|im_end|>"
-
-
 def test_a_pair_is_two_sequences_of_one_row(encoder: Encoder, write: Writes) -> None:
     pair = {"prompt": "q", "chosen": "good", "rejected": "not so good"}
     path = write(pair, {"prompt": "q", "chosen": "a", "rejected": "b" * 100})
@@ -284,34 +274,3 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, write: Writes) -> None:
     assert event.tokens == sum(dataset.lengths)
     assert len(dataset.rows) == len(dataset.examples) == 13
     assert weighing.training()[0].examples == dataset.examples
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    kinds=st.lists(st.sampled_from(["good", "same", "broken", "empty", "no messages", "long"]), max_size=30),
-    share=st.sampled_from([0.0, 0.1, 0.5]),
-    weight=st.sampled_from([0.5, 1.0, 1.5]),
-    limit=st.none() | st.integers(1, 10),
-)
-def test_every_row_is_used_or_dropped_for_a_reason(
-    encoder: Encoder, write: Writes, kinds: list[str], share: float, weight: float, limit: int | None
-) -> None:
-    texts = {"same": chat("same"), "broken": "{", "empty": chat("x", " "), "long": chat("y" * 400)}
-    texts["no messages"] = {"messages": []}
-    path = write(chat("first"), *(texts.get(kind, chat(f"q{number}")) for number, kind in enumerate(kinds)))
-    data = {"train": path, "eval_share": share, "weights": [weight]}
-    loading = loader(encoder, data=data, train={"max_length": 100})
-    limited = loading.load(path, limit=limit)
-    usable = 1 + sum(kind in ("good", "same") for kind in kinds)
-    event = limited.event()
-    assert event.used == len(limited.examples) == min(usable, limit or usable)
-    assert event.rows == event.used + sum(event.dropped.values())
-    assert limit is not None or event.rows == len(kinds) + 1
-    if share and usable == 1:
-        with pytest.raises(UserError, match="held out"):
-            loading.training()
-        return
-    dataset, _ = loading.training()
-    event = dataset.event()
-    assert event.rows == len(kinds) + 1 == event.used + sum(event.dropped.values())
-    assert event.used == len({id(row) for row in dataset.rows})

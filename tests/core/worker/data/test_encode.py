@@ -13,19 +13,12 @@ from core.errors import UserError
 from core.template import jinja_sandbox
 from core.template.builtin import template_source
 from core.template.mask import Masker
-from core.template.row_tokenizer import MaskedRow
 from core.template.settings import MaskSettings
-from core.template.tokenizer import load_tokenizer
+from core.template.tokenizer import MaskedRow, load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
-from tests.cases import cases
 from tests.hostile_templates import SLOW
 from tests.tiny_model import CHATML
 
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] + '\n\n' + m['content'] | trim }}<|im_end|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
-)
 DROPS_REASONING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
@@ -50,53 +43,6 @@ def encode(tokenizer: Any, example: Example, template: str | None = None, **opti
     (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template, **options).encode([example])
     assert isinstance(row, TokenizedRow), row
     return row
-
-
-def test_turns_that_look_different_later_get_rows_of_their_own_after_the_prompt_of_inference(tokenizer: Any) -> None:
-    example = talk("a", "<think>x</think>b", "ü <b>\n", "<think>y</think>d")
-    row = encode(tokenizer, example, DROPS_REASONING)
-    last, first = row.rows
-    answers = [tokenizer.decode(part.input_ids[part.supervised]) for part in (first, last)]
-    assert answers == ["<think>x</think>b<|im_end|>", "<think>y</think>d<|im_end|>"]
-    assert tokenizer.decode(last.input_ids) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-        "<|im_start|>user\nü <b>\n<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
-    )
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], DROPS_REASONING)
-    for part, turns in ((last, 3), (first, 1)):
-        before = encoder.prompt_ids([message.fields() for message in example.messages[:turns]])
-        assert part.input_ids[: len(before)].tolist() == before
-        assert part.supervised.argmax() == len(before)
-
-
-@cases("template", [None, LLAMA3])
-@cases(
-    "example",
-    [talk("hi", "hello"), talk("a", "b", "c c", " d "), talk("q", "{}", system="be brief"), talk("ü ✓", "<b>")],
-)
-def test_supervised_tokens_are_the_answers_after_each_generation_prompt(
-    tokenizer: Any, example: Example, template: str | None
-) -> None:
-    row = encode(tokenizer, example, template)
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template)
-    learned = [int(token) for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
-    expected: list[int] = []
-    for place, message in enumerate(example.messages):
-        if message.role == "assistant":
-            said = message.content.strip() if template else message.content
-            expected += tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            # The tokens before it equal the prompt at inference.
-            before = [{"role": turn.role, "content": turn.content} for turn in example.messages[:place]]
-            prompt = tokenizer(encoder.prompt(before), add_special_tokens=False)["input_ids"]
-            if place <= 2:
-                assert row.input_ids[: len(prompt)].tolist() == prompt
-    assert learned == expected
-
-
-def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
-    row = encode(tokenizer, Example(text="just text"))
-    assert row.supervised.tolist() == [False] + [True] * (len(row) - 1), "nothing predicts a first token"
-    assert row.input_ids[-1] == tokenizer.eos_token_id
 
 
 def test_supervision_can_be_chosen(tokenizer: Any) -> None:

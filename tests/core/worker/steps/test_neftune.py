@@ -57,17 +57,6 @@ def test_training_has_noise(tiny_model_dir: Path) -> None:
     assert abs(noisy.run_anew(WINDOW)[0] - plain.run_anew(WINDOW)[0]) > 1e-4
 
 
-def test_the_same_state_gives_the_same_noise_and_another_window_another(tiny_model_dir: Path) -> None:
-    model = Noisy(tiny_model_dir)
-    state = rng_state()
-    first, second = (model.run_anew(WINDOW) for _ in range(2))
-    restore_rng(state)
-    again = model.run_anew(WINDOW)
-    assert first[0] == again[0]
-    assert torch.equal(first[1], again[1])
-    assert first[0] != second[0]
-
-
 @cases(("budget", "fail_at"), [(1, ()), (40, ()), (100, ()), (None, {1, 3})])
 def test_noise_depends_on_no_cut_and_no_shortage(
     tiny_model_dir: Path, budget: int | None, fail_at: Collection[int]

@@ -7,15 +7,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 
 from core.data.conversation import Example, Message
+from core.template.answer_turns import prompt_block
 from core.template.mask import Masker
-from core.template.reasoning import prompt_block
-from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
+from core.template.tokenizer import MaskedRow
 from tests.cases import cases
 from tests.core.template import families
 from tests.core.template.families import Family, prompt_ids
@@ -70,24 +69,6 @@ def test_what_is_learned_of_a_conversation(case: dict[str, Any]) -> None:
     assert said(family, example) == case["said"]
     for end, text in zip(case.get("shown", ()), shown(family, example), strict=False):
         assert text.endswith(end)
-
-
-@pytest.mark.parametrize("family", [families.NEMOTRON, families.GLM47], ids=repr)
-def test_reasoning_that_the_prompt_begins_is_learned_in_its_own_turn(family: Family) -> None:
-    example = talk("count", "one", "go on", "two", reasoning="I count up.")
-    assert learned_turns(mask(family, example)) == expected_turns(family, example)
-    assert "I count up." in said(family, example)[1]
-
-
-def test_a_turn_with_a_call_goes_on_after_the_answer_of_the_tool() -> None:
-    example = with_tools()
-    assert learned_turns(mask(families.GEMMA4, example)) == expected_turns(families.GEMMA4, example)
-    assert said(families.GEMMA4, example) == [
-        '<|tool_call>add{"a": 1, "b": 2}<tool_call|><|tool_response>',
-        "It is 3.<turn|>",
-        "You are welcome.<turn|>",
-    ]
-    assert shown(families.GEMMA4, example)[1].endswith("<|tool_response>response:add{3}<tool_response|>")
 
 
 def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:

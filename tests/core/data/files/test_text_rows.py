@@ -1,3 +1,5 @@
+"""Row scanners, fed chunk by chunk, compared with the modules json and csv."""
+
 from __future__ import annotations
 
 import csv
@@ -8,7 +10,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
+from core.data.files.text_rows import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
 from tests.examples import examples
 
 
@@ -59,10 +61,6 @@ def test_what_the_csv_module_writes_comes_back(records: list[list[str]], chunk: 
     assert [next(csv.reader(io.StringIO(raw.decode(), newline=""))) for raw, _ in found] == records
 
 
-def test_csv_lines_are_where_a_record_begins() -> None:
-    assert [line for _, line in scan(comma, b'a,b\n\n"x\ny",1\r\n\r\nz,"2\n\n"\nw,3', 1000)] == [1, 3, 6, 9]
-
-
 _VALUES = st.recursive(
     st.none() | st.integers() | st.text('a"\\[]{},\n\x00é', max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('k"\\]', max_size=3), inner, max_size=3),
@@ -75,16 +73,6 @@ _VALUES = st.recursive(
 def test_array_elements(values: list[object], chunk: int, indent: int | None) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode()
     assert [json.loads(raw) for raw, _ in scan(ArrayScanner, data, chunk)] == values
-
-
-def test_array_lines_and_a_missing_end() -> None:
-    assert scan(ArrayScanner, b'[\n{"a": "\\n"},\n\n {"a":\n 2}\n]\n', 3) == [
-        (b'{"a": "\\n"}', 2),
-        (b'{"a":\n 2}\n', 4),
-    ]
-    assert scan(ArrayScanner, b'[1, {"a": "x', 4) == [(b"1", 1), (b'{"a": "x', 1)]
-    assert scan(ArrayScanner, b"[1,\n", 2) == [(b"1", 1), (b"", 2)]
-    assert scan(ArrayScanner, b"[1] more", 2) == [(b"1", 1), (b"more", 1)]
 
 
 @given(st.binary(max_size=60) | st.text('[]{},"\\a\n', max_size=40).map(str.encode), CHUNKS)
