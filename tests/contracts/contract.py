@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.contracts.talking import JSON
@@ -27,30 +27,14 @@ def written_down() -> dict[str, JSON]:
 
 
 def assert_contract(name: str, found: JSON) -> None:
-    """Fail if something differs from a contract; the message lists missing, new and changed parts."""
-    changes = list(compare(written_down()[name], found))
-    assert not changes, "\n".join([f"The contract '{name}' has changed (see {WRITTEN.name}):", *changes])
-
-
-def compare(wanted: JSON, found: JSON, place: str = "") -> Iterator[str]:
-    """The differences, a line each; the order of keys in an object does not count, that of a list does."""
-    beginning = f"{place} / " if place else ""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in [*wanted, *(key for key in found if key not in wanted)]:
-            where = f"{beginning}{key}"
-            if key not in found:
-                yield f"  missing: {where}"
-            elif key not in wanted:
-                yield f"  new: {where}{f' = {json.dumps(found[key])}' if found[key] else ''}"
-            else:
-                yield from compare(wanted[key], found[key], where)
-    elif isinstance(wanted, list) and isinstance(found, list) and all(isinstance(x, str) for x in wanted + found):
-        yield from (f"  missing: {beginning}{item}" for item in wanted if item not in found)
-        yield from (f"  new: {beginning}{item}" for item in found if item not in wanted)
-        if wanted != found and sorted(map(str, wanted)) == sorted(map(str, found)):
-            yield f"  another order: {place or 'it'}: {', '.join(map(str, found))}"
-    elif wanted != found or type(wanted) is not type(found):
-        yield f"  another: {place or 'it'} was {json.dumps(wanted)} and is {json.dumps(found)}"
+    """Fail if something differs from a contract; the message has the difference, line by line. The order of keys in an
+    object does not count, that of a list does."""
+    wanted, now = (
+        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+        for value in (written_down()[name], found)
+    )
+    changes = difflib.unified_diff(wanted, now, WRITTEN.name, "the code", lineterm="")
+    assert wanted == now, "\n".join([f"The contract '{name}' has changed:", *changes])
 
 
 def keys_of(value: JSON) -> JSON:

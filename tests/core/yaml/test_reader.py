@@ -93,12 +93,6 @@ def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, lin
     assert caught.value.hint
 
 
-@cases("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
-def test_an_empty_file(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UserError, match=r"is empty|no table"):
-        read_document(write(tmp_path / "x.yml", text))
-
-
 def test_a_broken_file_does_not_quote_its_secrets(tmp_path: Path) -> None:
     token = "hf_" + "a1B2" * 9
     for text in (f"hf_token: {token} {{\n  x: [\n", f"a: !{token} 1\n", f"{token}: 1\n{token}: 2\n"):

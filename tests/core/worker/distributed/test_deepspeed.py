@@ -24,11 +24,10 @@ from tests.cases import cases
 from .pairs import run_pair
 from .trainings import CLOSE, FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
 
-pytestmark = pytest.mark.long
-
-needs_deepspeed = pytest.mark.skipif(
-    not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"),
+]
 
 #: Runs by name: stage, offload, and other options.
 RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
@@ -150,7 +149,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-@needs_deepspeed
 @ALL
 def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
     alone = name.partition("-")[0]
@@ -158,7 +156,6 @@ def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -
     trained.assert_measured_alike(name, alone)
 
 
-@needs_deepspeed
 @ALL
 def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
     trained.assert_equal(name, f"{name}-again")
@@ -166,13 +163,11 @@ def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_process
         trained.assert_equal(name, f"{name}-{way}", CLOSE)
 
 
-@needs_deepspeed
 def test_running_out_of_memory_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
     # In the other process, which writes no record: the run has come to its end with the same result.
     assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
 
 
-@needs_deepspeed
 def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path, tiny_model_dir: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
     bf16: dict[str, Any] = {"train": {"precision": "bf16"}}
@@ -191,7 +186,6 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     assert 0.0 < largest_difference(two, one) < 2e-2
 
 
-@needs_deepspeed
 def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -208,7 +202,6 @@ def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     )
 
 
-@needs_deepspeed
 def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

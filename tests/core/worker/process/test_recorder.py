@@ -24,7 +24,6 @@ from core.runs.record.events import (
     FailedEvent,
     FinishedEvent,
     HardwareEvent,
-    MemoryEvent,
     NoticeEvent,
     PhaseEvent,
     StepEvent,
@@ -133,16 +132,6 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
     ended = run.events_path.read_bytes(), run.state_path.read_bytes()
     assert not heart.is_alive()
     assert (run.events_path.read_bytes(), run.state_path.read_bytes()) == ended
-
-
-def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -> None:
-    recorder.memory("cuda:0", peak_bytes=5, limit_bytes=9)
-    recorder.memory("cpu", rehearsed_bytes=3)
-    card, process, cpu = only(MemoryEvent, run)
-    assert (card.device, card.peak_bytes, card.limit_bytes) == ("cuda:0", 5, 9)
-    assert (process.device, process.limit_bytes) == ("cpu", None)
-    assert process.peak_bytes is not None
-    assert cpu.rehearsed_bytes == 3
 
 
 def test_the_peak_of_memory_is_measured(run: Run) -> None:

@@ -101,12 +101,6 @@ def test_the_innermost_frame_decides_outside_of_the_backward_pass(
     found, place = stage_of(thread), place_of(thread)
     Waiting.release.set()
     thread.join()
+    assert stage_of(thread) == place_of(thread) == "", "it is over"
     assert found == stage
     assert place == (f"{stage}, in pad (core.worker.data.batches)" if stage else "")
-
-
-def test_a_thread_that_is_over_is_at_nothing() -> None:
-    thread = threading.Thread(target=int)
-    thread.start()
-    thread.join()
-    assert stage_of(thread) == place_of(thread) == ""
