@@ -1,4 +1,5 @@
-"""The contracts as the code has them now: ``python -m tests.contracts.collect`` writes them into ``contracts.json``.
+"""The recorded contracts, and those of the code as it is: ``python -m tests.contracts.collect`` writes them into
+``contracts.json``.
 
 Contracts that only a run can show stay as they are. If a module moves, only its import here changes.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
 import json
@@ -69,7 +71,6 @@ from core.selftest.report import Check, Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
 from core.worker.checkpoint.checkpointer import FIXED_SECTIONS, config_hash
-from tests.contracts.contract import WRITTEN, keys_of, written_down
 from tests.contracts.talking import JSON
 from tui.__main__ import main
 from tui.keys import KEYS, SCOPES
@@ -77,10 +78,50 @@ from tui.settings import GLYPH_SETS, Settings
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(__file__).with_name("run_at_4b94b32") / "home"
+WRITTEN = Path(__file__).with_name("contracts.json")
+#: Contracts that only a run shows, not the code; ``test_continues.py`` looks at them.
+SEEN_IN_A_RUN = (
+    "files of a finished run",
+    "keys of a manifest",
+    "keys of state.json",
+    "answers on the control socket",
+    "a refusal on the control socket",
+    "fields of a run's summary",
+)
 #: Values for the fields of events that have to have one, by annotation.
 _SOME: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "dict[str, int]": {}, "list[dict[str, Any]]": []}
 #: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with the configuration it began with.
 _CONFIGS: dict[str, Any] = tomli.loads(Path(__file__).with_name("configurations.toml").read_text(encoding="utf-8"))
+
+
+def written_down() -> dict[str, JSON]:
+    """Each contract by name."""
+    found: dict[str, JSON] = json.loads(WRITTEN.read_text(encoding="utf-8"))
+    return found
+
+
+def assert_contract(name: str, found: JSON) -> None:
+    """Fail if something differs from a contract; the message has the difference, line by line. The order of keys in an
+    object does not count, that of a list does."""
+    wanted, now = (
+        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+        for value in (written_down()[name], found)
+    )
+    changes = difflib.unified_diff(wanted, now, WRITTEN.name, "the code", lineterm="")
+    assert wanted == now, "\n".join([f"The contract '{name}' has changed:", *changes])
+
+
+def keys_of(value: JSON) -> JSON:
+    """The keys in a value, with the objects of a list merged; any other value is an empty text."""
+    if isinstance(value, dict):
+        return {key: keys_of(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        merged: dict[str, JSON] = {}
+        for item in value:
+            if isinstance(item, dict):
+                merged |= {key: keys_of(inner) for key, inner in item.items() if not merged.get(key)}
+        return {"each": merged} if merged else ""
+    return ""
 
 
 def contracts(home: Path) -> dict[str, Callable[[], JSON]]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tests.contracts.collect import HOME, contracts
-from tests.contracts.contract import SEEN_IN_A_RUN, assert_contract, written_down
+from tests.contracts.collect import HOME, SEEN_IN_A_RUN, assert_contract, contracts, written_down
 
 LISTED = written_down()
 

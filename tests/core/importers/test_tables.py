@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -33,17 +34,6 @@ TABLES = tables(__file__)
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
-#: A file of each tool to which keys are added.
-LEAST: dict[str, dict[str, Any]] = {
-    "llama-factory": {"model_name_or_path": "org/model", "finetuning_type": "lora", "dataset": "mine"},
-    "axolotl": {
-        "base_model": "org/model",
-        "adapter": "lora",
-        "learning_rate": 0.0002,
-        "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
-    },
-    "unsloth": {"model": "org/model", "training": {"training_type": "lora"}},
-}
 #: Files of each tool with the settings that are added to them, and the options that they become.
 SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8")
@@ -70,7 +60,7 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
     """
     (directory / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     (directory / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
-    whole = {key: dict(value) if isinstance(value, dict) else value for key, value in LEAST[tool.kind].items()}
+    whole = copy.deepcopy(TABLES["least"][tool.kind])
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         (whole.setdefault(section, {}) if section else whole)[name] = value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import shutil
 import signal
 import socket
@@ -13,7 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -214,16 +212,6 @@ def test_a_peer_that_does_not_read_delays_the_training_only_once(place: Place, m
         command.token("x" * 100_000, "base")
     assert 0.9 < time.monotonic() - began < 30
     assert command.cancelled.wait(60)
-
-
-def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
-    assert place.controls.wait(0.01) is None
-    waited: queue.Queue[Command | None] = queue.Queue()
-    thread = threading.Thread(target=lambda: waited.put(place.controls.wait(60)))
-    thread.start()
-    place.controls.request_stop("SIGINT")
-    assert waited.get(timeout=60) is None
-    thread.join()
 
 
 @pytest.mark.parametrize(
