@@ -22,7 +22,7 @@ from core.worker.progress.health import FiniteCheck
 from tests.cases import cases
 
 from .pairs import run_pair
-from .trainings import CLOSE, FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
+from .trainings import FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
 
 pytestmark = [
     pytest.mark.long,
@@ -39,7 +39,6 @@ RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
 }
 #: A run whose optimizer needs no compilation.
 SHORT = "full-short"
-ALL = cases("name", list(RUNS))
 #: The step that every run drops.
 DROPPED = 3
 
@@ -149,18 +148,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-@ALL
-def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
+@cases("name", list(RUNS))
+def test_two_processes_learn_measure_and_continue_like_one(trained: Trained, name: str) -> None:
     alone = name.partition("-")[0]
     trained.assert_learned_alike(name, alone)
     trained.assert_measured_alike(name, alone)
-
-
-@ALL
-def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
-    trained.assert_equal(name, f"{name}-again")
-    for way in ("two-one", "one-two"):
-        trained.assert_equal(name, f"{name}-{way}", CLOSE)
+    trained.assert_continues(name)
 
 
 def test_running_out_of_memory_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
