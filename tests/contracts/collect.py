@@ -147,7 +147,9 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
         },
         "fields of state.json": lambda: fields(RunState),
         "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
-        "lines of events": lambda: {kind.type: event_line(kind) for kind in event_types(events.Event)},
+        "lines of events": lambda: {
+            kind.type: events.encode_event(an_event(kind)) for kind in event_types(events.Event)
+        },
         "phases": lambda: list(get_args(events.PhaseName)),
         "fields of a device in a hardware event": lambda: list(Device(index=0, kind="cpu", name="").to_dict()),
         "control commands": lambda: list(protocol.COMMANDS),
@@ -179,7 +181,8 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "of a dataset": keys_of(json.loads(Record("owner/name", "0" * 40, {}).to_json())),
         },
         "modules that are run": lambda: {
-            name: has_main(name) for name in ("core.worker", "core.tracking", "core.queue", "tui")
+            name: importlib.util.find_spec(f"{name}.__main__") is not None
+            for name in ("core.worker", "core.tracking", "core.queue", "tui")
         },
         "project": project,
     }
@@ -276,11 +279,6 @@ def event_fields(kind: type[events.Event]) -> dict[str, JSON]:
     written = [name for name in json.loads(events.encode_event(an_event(kind))) if name not in ("t", "type")]
     declared = {name: said for name, said in fields(kind).items() if name != "t"}
     return dict(zip(written, declared.values(), strict=True))
-
-
-def event_line(kind: type[events.Event]) -> str:
-    """A whole line of the file."""
-    return events.encode_event(an_event(kind))
 
 
 def option_of(option: Option) -> str:
@@ -390,17 +388,12 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "chat": keys_of(chat_command.describe(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
-        "queue add": keys_of(queue_command.describe_added(an_entry(), total_of([]), runner=False)),
-        "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
+        "queue add": keys_of(queue_command.describe_added(QueueEntry(id=1, name="a"), total_of([]), runner=False)),
+        "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(QueueEntry(id=1, name="a")),), None))),
         "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
         "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),
         "fetch": keys_of(fetch_command.describe(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
-
-
-def an_entry() -> QueueEntry:
-    """An entry of the queue."""
-    return QueueEntry(id=1, name="a")
 
 
 def an_evaluation() -> dict[str, JSON]:
@@ -418,11 +411,6 @@ def a_benchmark() -> dict[str, JSON]:
     """The JSON of ``eval --with lm-eval`` for one figure."""
     result = HarnessResult((Figure("t", "acc", "none", 0.5, 0.1),), "1", Path("/p"))
     return eval_command.harness_summary(HarnessModel("m", Path("/m")), result)
-
-
-def has_main(module: str) -> bool:
-    """True if ``python -m MODULE`` runs something."""
-    return importlib.util.find_spec(f"{module}.__main__") is not None
 
 
 def project() -> dict[str, JSON]:

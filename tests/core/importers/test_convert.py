@@ -222,20 +222,14 @@ TOKEN = "hf_" + "Q7w" * 11
 WANDB = "0123456789abcdef" * 2 + "01234567"
 
 
-@cases(
-    "name",
-    ["hf_token", "hub_token", "logging.wandb_token", "comet_api_key", "swanlab_lark_secret", "api_key", "my-password"],
-)
+@cases("name", TABLES["names_of_secrets"])
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
     assert redact(name, "short") == redact(name, 1234) == REDACTED
     assert redact(name, True) is True
 
 
-@cases(
-    "name",
-    ["special_tokens.pad_token", "eos_token", "tokens", "add_tokens", "eot_tokens", "tokenizer_type", "max_new_tokens"],
-)
+@cases("name", TABLES["tokens_of_a_vocabulary"])
 def test_tokens_of_a_vocabulary_are_none(name: str) -> None:
     assert redact(name, "<|end|>") == "<|end|>"
 
