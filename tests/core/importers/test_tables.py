@@ -65,7 +65,7 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
         section, _, name = key.rpartition(".")
         (whole.setdefault(section, {}) if section else whole)[name] = value
     path = directory / "config.yaml"
-    path.write_text(yaml.safe_dump(whole))
+    path.write_text(json.dumps(whole))  # which is YAML too, and written sooner
     found: dict[str, list[Entry]] = {}
     imported = import_config(path, tool.kind, directory)
     assert not imported.unknown
