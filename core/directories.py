@@ -169,6 +169,14 @@ def disk_error(directory: Path, error: OSError) -> UserError:
     )
 
 
+def free_bytes(path: Path | None = None) -> int | None:
+    """Free bytes of the disk that a path is on, or will be; the home's by default. None if unknown."""
+    try:
+        return shutil.disk_usage(paths.existing_parent(path or paths.home())).free
+    except OSError:
+        return None
+
+
 def require_space(directory: Path, needed: int, what: str, hint: str = _MAKE_ROOM) -> None:
     """Refuse to start when the disk has too little space.
 

@@ -66,6 +66,17 @@ def one_line(text: str, limit: int = 2000) -> str:
     return safe if len(cut) <= limit else safe[: limit - 1] + "…"
 
 
+def last_line(text: str, limit: int = 300) -> str:
+    """The last line of a program's output that is not blank, as by :func:`one_line`, without a period at its end.
+
+    Args:
+        text: The output; may be empty.
+        limit: The most characters kept.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return one_line(lines[-1], limit).rstrip(".") if lines else ""
+
+
 #: The placeholder for a character without a glyph of its own, or whose width differs between terminals.
 PLACEHOLDER = "◌"
 

@@ -22,7 +22,7 @@ from core.helper import Helper
 from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import TrainedFile
 from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
-from core.text import one_line
+from core.text import last_line, one_line
 
 #: Seconds without progress of a load before it counts as hung; a slow disk reads 30 GB of weights in less.
 LOAD_SECONDS = 1800.0
@@ -405,8 +405,6 @@ def _last_line(log: Path | None) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+            return last_line(file.read().decode("utf-8", errors="replace"))
     except OSError:
         return ""
-    said = [line.strip() for line in lines if line.strip()]
-    return one_line(said[-1], 300).rstrip(".") if said else ""

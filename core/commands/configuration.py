@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,13 @@ from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
+from core.directories import free_bytes
 from core.governor.check import unkept_here
 from core.hardware.card import Card, find_card
 from core.memory.planner import disk_need
 from core.presets.begin import suitable_preset
 from core.presets.choose import Choice
-from core.presets.library import apply_preset, find_preset
+from core.presets.library import fill_in, find_preset
 
 #: The name for an automatically chosen preset.
 AUTO = "auto"
@@ -55,7 +55,7 @@ def read_config(
 def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
     choice = choose(name, config)
     written = document.get("train.max_length") is not None
-    changed = apply_preset(document, choice.preset, keep_written=True)
+    changed = fill_in(document, choice.preset)
     if choice.max_length is not None and not written:
         document.set("train.max_length", choice.max_length)
     note(f"preset {choice.why} It sets {', '.join(changed) or 'nothing that is not set already'}.")
@@ -99,17 +99,13 @@ def gather_facts(config: Config) -> Facts:
     """
     asks = config.train.precision == "bf16" and config.hardware.device != "cpu"
     card = find_card(gpu=config.hardware.gpu) if asks else None
-    try:
-        free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
-    except OSError:
-        free = None
     model = read_shape(config.model.base)
     return Facts(
         model=model,
         device="cuda" if card is not None else None,
         bf16=card.has_bf16 if card is not None else None,
         device_bytes=card.memory_total if card is not None else None,
-        free_bytes=free,
+        free_bytes=free_bytes(paths.runs_dir()),
         missing_trackers=find_missing_trackers() if config.tracking.tools else None,
         has_deepspeed=deepspeed.is_installed() if config.distributed.strategy == "deepspeed" else None,
         disk_need=partial(disk_need, model),

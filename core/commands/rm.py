@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the runs, ask, and delete them; the exit code is 1 if some are left, or the answer is no."""
-    from core.runs.catalog.removal import directory_size, free_bytes, refuse_removal, remove_run, trash_run
+    from core.directories import free_bytes
+    from core.runs.catalog.removal import directory_size, refuse_removal, remove_run, trash_run
     from core.units import counted, format_bytes
 
     chosen = _choose(args.runs, failed=args.failed)
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _room() -> str:
     """The free bytes of the disk, and how to get more."""
-    from core.runs.catalog.removal import free_bytes, list_trash
+    from core.directories import free_bytes
+    from core.runs.catalog.removal import list_trash
     from core.units import format_bytes
 
     trash = sum(item.size for item in list_trash())

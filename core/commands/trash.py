@@ -52,7 +52,7 @@ def describe(item: TrashedRun, size: int) -> dict[str, Any]:
 
 
 def _list(chosen: list[TrashedRun], sizes: list[int], *, as_json: bool) -> int:
-    from core.runs.catalog.removal import free_bytes
+    from core.directories import free_bytes
     from core.text import one_line
     from core.units import format_bytes, format_moment
 
@@ -82,7 +82,8 @@ def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
 
 
 def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: bool, as_json: bool) -> int:
-    from core.runs.catalog.removal import free_bytes, remove_trashed, sweep_trash
+    from core.directories import free_bytes
+    from core.runs.catalog.removal import remove_trashed, sweep_trash
     from core.units import counted, format_bytes
 
     question = f"Delete {counted(len(chosen), 'run')} for good, {format_bytes(sum(sizes))}?"

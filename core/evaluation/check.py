@@ -10,12 +10,12 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
-from core.text import one_line
+from core.text import last_line, one_line
 
 #: Seconds of a check for an answer.
 SECONDS = 30.0
@@ -90,23 +90,24 @@ class Check:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return _score(name, process.returncode, told[-_OUTPUT_LIMIT:], said[-_OUTPUT_LIMIT:])
+        texts = (output[-_OUTPUT_LIMIT:].decode("utf-8", errors="replace") for output in (told, said))
+        return _score(name, process.returncode, *texts)
 
 
-def _score(name: str, code: int, told: bytes, said: bytes) -> float:
+def _score(name: str, code: int, told: str, said: str) -> float:
     if code not in (0, 1):
-        last = _last_line(said) or _last_line(told)
+        last = last_line(said, 160) or last_line(told, 160)
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         raise UserError(
-            f"The check {name} {ended}{f': {one_line(last, 160)}' if last else ''}.",
+            f"The check {name} {ended}{f': {last}' if last else ''}.",
             "It has to end with 0 for a right answer and 1 for a wrong one.",
         )
     if code == 1:
         # An uncaught exception ends Python with 1 as well, and is no wrong answer.
-        if b"Traceback (most recent call last)" in said:
-            raise UserError(f"The check {name} failed: {one_line(_last_line(said), 160)}.", "Fix it, then go on.")
+        if "Traceback (most recent call last)" in said:
+            raise UserError(f"The check {name} failed: {last_line(said, 160)}.", "Fix it, then go on.")
         return 0.0
-    last = _last_line(told)
+    last = last_line(told)
     try:
         score = float(last)
     except ValueError:
@@ -114,8 +115,3 @@ def _score(name: str, code: int, told: bytes, said: bytes) -> float:
     if not math.isfinite(score) or not 0 <= score <= 1:
         raise UserError(f"The check {name} prints {one_line(last, 40)}, and a score is from 0 to 1.", "Scale it.")
     return score
-
-
-def _last_line(output: bytes) -> str:
-    lines: Sequence[str] = output.decode("utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

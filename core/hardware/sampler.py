@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import psutil
 
-from core import paths
+from core.directories import free_bytes
 from core.hardware.amd import AmdSource
 from core.hardware.card import find_card
 from core.hardware.cpu import Cpu, Rapl
@@ -119,17 +118,10 @@ class HostReader:
             ram_total=cpu.memory_total,
             swap_used=int(swap.used),
             swap_total=int(swap.total),
-            disk_free=_disk_free(),
+            disk_free=free_bytes(),
             cpu_temperature_c=cpu.temperature_c,
             cpu_power_w=cpu.power_w,
         )
-
-
-def _disk_free() -> int | None:
-    try:
-        return shutil.disk_usage(paths.existing_parent(paths.home())).free
-    except OSError:
-        return None
 
 
 #: In the place of a UUID: no GPU is read.

@@ -67,27 +67,15 @@ def find_preset(name: str) -> Preset:
     return found
 
 
-def apply_preset(document: ConfigDocument, preset: Preset, *, keep_written: bool = False) -> list[str]:
-    """Set the options of a preset in a configuration; its model, its data and everything else stay.
-
-    Args:
-        document: The configuration.
-        preset: The preset.
-        keep_written: Leave alone the options that the file sets, and their partners in :data:`TOGETHER`.
+def fill_in(document: ConfigDocument, preset: Preset) -> list[str]:
+    """Set the options of a preset that a configuration does not set, nor their partners in :data:`TOGETHER`.
 
     Returns:
         The options that were set.
     """
     written = {option.name for option in options() if document.get(option.name) is not None}
-    values = dict(preset.values)
-    for pair in TOGETHER:
-        if keep_written and written.intersection(pair):
-            values = {name: value for name, value in values.items() if name not in pair}
-        elif not keep_written and not values.keys().isdisjoint(pair):
-            for name in pair:
-                if name not in values and name in written:
-                    document.set(name, None)
-    chosen = {name: value for name, value in values.items() if not (keep_written and name in written)}
+    alone = written.union(*(pair for pair in TOGETHER if written.intersection(pair)))
+    chosen = {name: value for name, value in preset.values.items() if name not in alone}
     for name, value in chosen.items():
         document.set(name, value)
     return list(chosen)

@@ -39,10 +39,9 @@ def places(run: Run, config: Config) -> Iterator[TrackerFiles]:
             yield TrackerFiles(run, tool, tool == "wandb" and config.tracking.wandb_mode == "online")
 
 
-def tracker_command(place: TrackerFiles, patience: float | None = None) -> list[str]:
+def tracker_command(place: TrackerFiles, patience: float = PATIENCE) -> list[str]:
     """The command line of a tracker's process."""
-    seconds = str(PATIENCE if patience is None else patience)
-    words = [sys.executable, "-m", "core.tracking", str(place.run.path), place.tool, "--patience", seconds]
+    words = [sys.executable, "-m", "core.tracking", str(place.run.path), place.tool, "--patience", str(patience)]
     return [*words, *(["--online"] if place.online else [])]
 
 

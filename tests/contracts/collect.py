@@ -1,4 +1,5 @@
-"""The contracts as the code has them now: ``python -m tests.contracts.collect`` writes them into ``contracts.json``.
+"""The recorded contracts, and those of the code as it is: ``python -m tests.contracts.collect`` writes them into
+``contracts.json``.
 
 Contracts that only a run can show stay as they are. If a module moves, only its import here changes.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
 import json
@@ -69,7 +71,6 @@ from core.selftest.report import Check, Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
 from core.worker.checkpoint.checkpointer import FIXED_SECTIONS, config_hash
-from tests.contracts.contract import WRITTEN, keys_of, written_down
 from tests.contracts.talking import JSON
 from tui.__main__ import main
 from tui.keys import KEYS, SCOPES
@@ -77,10 +78,50 @@ from tui.settings import GLYPH_SETS, Settings
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(__file__).with_name("run_at_4b94b32") / "home"
+WRITTEN = Path(__file__).with_name("contracts.json")
+#: Contracts that only a run shows, not the code; ``test_continues.py`` looks at them.
+SEEN_IN_A_RUN = (
+    "files of a finished run",
+    "keys of a manifest",
+    "keys of state.json",
+    "answers on the control socket",
+    "a refusal on the control socket",
+    "fields of a run's summary",
+)
 #: Values for the fields of events that have to have one, by annotation.
 _SOME: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "dict[str, int]": {}, "list[dict[str, Any]]": []}
 #: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with the configuration it began with.
 _CONFIGS: dict[str, Any] = tomli.loads(Path(__file__).with_name("configurations.toml").read_text(encoding="utf-8"))
+
+
+def written_down() -> dict[str, JSON]:
+    """Each contract by name."""
+    found: dict[str, JSON] = json.loads(WRITTEN.read_text(encoding="utf-8"))
+    return found
+
+
+def assert_contract(name: str, found: JSON) -> None:
+    """Fail if something differs from a contract; the message has the difference, line by line. The order of keys in an
+    object does not count, that of a list does."""
+    wanted, now = (
+        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+        for value in (written_down()[name], found)
+    )
+    changes = difflib.unified_diff(wanted, now, WRITTEN.name, "the code", lineterm="")
+    assert wanted == now, "\n".join([f"The contract '{name}' has changed:", *changes])
+
+
+def keys_of(value: JSON) -> JSON:
+    """The keys in a value, with the objects of a list merged; any other value is an empty text."""
+    if isinstance(value, dict):
+        return {key: keys_of(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        merged: dict[str, JSON] = {}
+        for item in value:
+            if isinstance(item, dict):
+                merged |= {key: keys_of(inner) for key, inner in item.items() if not merged.get(key)}
+        return {"each": merged} if merged else ""
+    return ""
 
 
 def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
@@ -106,7 +147,9 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
         },
         "fields of state.json": lambda: fields(RunState),
         "events": lambda: {kind.type: event_fields(kind) for kind in event_types(events.Event)},
-        "lines of events": lambda: {kind.type: event_line(kind) for kind in event_types(events.Event)},
+        "lines of events": lambda: {
+            kind.type: events.encode_event(an_event(kind)) for kind in event_types(events.Event)
+        },
         "phases": lambda: list(get_args(events.PhaseName)),
         "fields of a device in a hardware event": lambda: list(Device(index=0, kind="cpu", name="").to_dict()),
         "control commands": lambda: list(protocol.COMMANDS),
@@ -138,7 +181,8 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
             "of a dataset": keys_of(json.loads(Record("owner/name", "0" * 40, {}).to_json())),
         },
         "modules that are run": lambda: {
-            name: has_main(name) for name in ("core.worker", "core.tracking", "core.queue", "tui")
+            name: importlib.util.find_spec(f"{name}.__main__") is not None
+            for name in ("core.worker", "core.tracking", "core.queue", "tui")
         },
         "project": project,
     }
@@ -235,11 +279,6 @@ def event_fields(kind: type[events.Event]) -> dict[str, JSON]:
     written = [name for name in json.loads(events.encode_event(an_event(kind))) if name not in ("t", "type")]
     declared = {name: said for name, said in fields(kind).items() if name != "t"}
     return dict(zip(written, declared.values(), strict=True))
-
-
-def event_line(kind: type[events.Event]) -> str:
-    """A whole line of the file."""
-    return events.encode_event(an_event(kind))
 
 
 def option_of(option: Option) -> str:
@@ -349,17 +388,12 @@ def json_fields(run: Run) -> dict[str, JSON]:
         "chat": keys_of(chat_command.describe(Answer("", 1, 1.0, 1.0, "base"))),
         "eval": keys_of(an_evaluation() | dict.fromkeys(("means", "answered"), "")),
         "eval --with lm-eval": keys_of(a_benchmark()),
-        "queue add": keys_of(queue_command.describe_added(an_entry(), total_of([]), runner=False)),
-        "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(an_entry()),), None))),
+        "queue add": keys_of(queue_command.describe_added(QueueEntry(id=1, name="a"), total_of([]), runner=False)),
+        "queue list": keys_of(queue_command.describe_queue(QueueView((EntryView(QueueEntry(id=1, name="a")),), None))),
         "queue results": keys_of(SweepRow(1, "done", None, {}).to_dict() | {"values": ""}),
         "queue sweep": keys_of(sweep_command.describe_sweep("s1", [1], total_of([]), runner=False)),
         "fetch": keys_of(fetch_command.describe(parse_entry("hf://datasets/a/b"), fetched, [])),
     }
-
-
-def an_entry() -> QueueEntry:
-    """An entry of the queue."""
-    return QueueEntry(id=1, name="a")
 
 
 def an_evaluation() -> dict[str, JSON]:
@@ -377,11 +411,6 @@ def a_benchmark() -> dict[str, JSON]:
     """The JSON of ``eval --with lm-eval`` for one figure."""
     result = HarnessResult((Figure("t", "acc", "none", 0.5, 0.1),), "1", Path("/p"))
     return eval_command.harness_summary(HarnessModel("m", Path("/m")), result)
-
-
-def has_main(module: str) -> bool:
-    """True if ``python -m MODULE`` runs something."""
-    return importlib.util.find_spec(f"{module}.__main__") is not None
 
 
 def project() -> dict[str, JSON]:

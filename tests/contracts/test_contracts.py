@@ -1,6 +1,6 @@
 """The contracts that others rely on: users' files and scripts, and runs of earlier versions.
 
-``contracts.json`` lists them. A failure names the changed contract with its missing and new parts. Intended additions
+``contracts.json`` lists them. A failure names the changed contract with its missing and new lines. Intended additions
 go into the file by ``python -m tests.contracts.collect``; a missing part breaks somebody's work.
 """
 
@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tests.contracts.collect import HOME, contracts
-from tests.contracts.contract import SEEN_IN_A_RUN, assert_contract, compare, written_down
-from tests.contracts.talking import JSON
+from tests.contracts.collect import HOME, SEEN_IN_A_RUN, assert_contract, contracts, written_down
 
 LISTED = written_down()
 
@@ -32,12 +30,3 @@ def test_the_contract_is_what_the_code_says(name: str, home: Path, monkeypatch: 
 
 def test_all_are_listed(home: Path) -> None:
     assert set(LISTED) == {*contracts(home), *SEEN_IN_A_RUN}
-
-
-def test_a_failure_says_what_is_missing_new_or_another() -> None:
-    wanted: JSON = {"step": {"loss": "float"}, "names": ["a", "b"], "code": 3}
-    found: JSON = {"step": {"rate": "float"}, "names": ["b", "c"], "code": 4}
-    told = ["missing: step / loss", 'new: step / rate = "float"', "missing: names / a", "new: names / c"]
-    assert list(compare(wanted, found)) == [f"  {line}" for line in (*told, "another: code was 3 and is 4")]
-    assert list(compare(["a", "b"], ["b", "a"], "names")) == ["  another order: names: b, a"]
-    assert list(compare(wanted, wanted)) == []

@@ -15,12 +15,12 @@ from core.commands import COMMANDS
 from core.commands.command_line import app_parser, command_parser
 from core.config.schema import Config
 from tests.cases import cases
-from tests.contracts.contract import WRITTEN
 from tests.docs import commands_page
 
 ROOT = Path(__file__).parents[2]
 HAND_WRITTEN = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *HAND_WRITTEN, *sorted((ROOT / "docs/reference").glob("*.md"))]
+CONTRACTS = ROOT / "tests" / "contracts" / "contracts.json"
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 BY_PAGE = cases("page", PAGES, ids=lambda page: page.name)
 #: Containers of the layers, and the first line of their drawings.
@@ -115,7 +115,7 @@ def test_the_page_of_commands_is_up_to_date() -> None:
 def test_the_page_of_commands_has_the_fields_of_the_contracts() -> None:
     fields = tomli.loads(commands_page.FIELDS.read_text(encoding="utf-8"))
     assert set(fields) | set(commands_page.SAME) == set(COMMANDS)
-    for contract, keys in json.loads(WRITTEN.read_text(encoding="utf-8"))["fields of --json"].items():
+    for contract, keys in json.loads(CONTRACTS.read_text(encoding="utf-8"))["fields of --json"].items():
         # "queue add" is an action of a command, and "init --list" another result.
         if contract in fields and isinstance(keys, dict):
             named = set(", ".join(fields[contract]).split(", "))

@@ -1,4 +1,4 @@
-"""The table of ``docs/reliability.md``, made from test reports.
+"""The fault matrix of ``matrix.toml``, and the table of ``docs/reliability.md``, made from it and test reports.
 
 ``python -m tests.faults.table --list`` prints the tests of the fault matrix; run them with ``--junit-xml=FILE``, and
 ``python -m tests.faults.table FILE`` writes the table with their results. Of several reports, the last with a test
@@ -14,13 +14,38 @@ import platform
 import sys
 import xml.etree.ElementTree as ET
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.matrix import ROOT, Row, read_matrix
+import tomli
 
+ROOT = Path(__file__).resolve().parents[2]
+#: Subjects of faults.
+FAMILIES = ("processes", "storage", "memory", "numbers", "devices", "clock", "input", "network", "terminal")
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: python -m tests.faults.table -->", "<!-- end of the table -->"
 HEAD = ("#", "Fault", "Must hold", "Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A fault: its injection, the property that must hold, and the tests for it."""
+
+    number: int
+    family: str
+    fault: str
+    injected: str
+    holds: str
+    tests: tuple[str, ...] = ()
+    """Ids as of pytest, without parameters."""
+    reason: str = ""
+    """Why there is no test; empty if there is one."""
+
+
+def read_matrix() -> list[Row]:
+    """The rows of ``matrix.toml``, in their order."""
+    data = tomli.loads(Path(__file__).with_name("matrix.toml").read_text(encoding="utf-8"))
+    return [Row(**{**row, "tests": tuple(row.get("tests", ()))}) for row in data["row"]]
 
 
 def read_results(junit: Path) -> dict[str, list[str]]:

@@ -14,8 +14,9 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from core.directories import free_bytes
 from core.errors import UserError
-from core.runs.catalog.removal import TrashedRun, free_bytes, list_trash, remove_trashed, restore_run, sweep_trash
+from core.runs.catalog.removal import TrashedRun, list_trash, remove_trashed, restore_run, sweep_trash
 from core.text import one_line
 from core.units import format_bytes, format_moment
 from tui.keys import bindings

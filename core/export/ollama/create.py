@@ -22,7 +22,7 @@ from typing import Any
 from core.directories import Progress
 from core.errors import UserError
 from core.helper import describe_end
-from core.text import one_line
+from core.text import last_line, one_line
 
 #: Characters of the longest name and tag.
 _LONGEST_NAME = 80
@@ -301,6 +301,4 @@ def _follow(output: int, progress: Progress) -> str:
 
 def _last_line(said: str) -> str:
     """The last line of a program's output, without escape sequences."""
-    plain = _CONTROL.sub("\n", said).replace("\r", "\n")
-    lines = [line.strip() for line in plain.split("\n") if line.strip()]
-    return one_line(lines[-1], 200).rstrip(".") if lines else ""
+    return last_line(_CONTROL.sub("\n", said), 200)

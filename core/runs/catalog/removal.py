@@ -281,14 +281,6 @@ def sweep_trash() -> None:
     _sweep(paths.trash_dir())
 
 
-def free_bytes() -> int | None:
-    """Free bytes of the disk that the home is on; None if unknown."""
-    try:
-        return shutil.disk_usage(paths.existing_parent(paths.home())).free
-    except OSError:
-        return None
-
-
 def _new_place(parent: Path) -> Path:
     """A new directory in the trash, named by the time."""
     for name in numbered(datetime.now().strftime(_STAMP)):

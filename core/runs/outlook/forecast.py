@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from core.analysis.result import Lengths
 from core.config.clock import next_time
 from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
 from core.config.schema import WEIGHT_METHODS, Config
+from core.directories import free_bytes
 from core.errors import UserError
 from core.governor.limits import Limits
 from core.governor.night import late, spans, too_much
@@ -195,7 +195,7 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
     build = installed_build()
     machine = Machine(
         "cpu",
-        disk_free_bytes=_disk_free(),
+        disk_free_bytes=free_bytes(paths.runs_dir()),
         bf16=prefers_bf16(),
         expandable=not wsl,
         pages=not wsl,
@@ -243,13 +243,6 @@ def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
 def _is_called(device: Device, gpu: str) -> bool:
     """True if ``hardware.gpu`` means a device."""
     return device.index == int(gpu) if gpu.isdecimal() else device.uuid.lower().startswith(gpu.lower())
-
-
-def _disk_free() -> int | None:
-    try:
-        return shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
-    except OSError:
-        return None
 
 
 #: Least share of the energy of an earlier run that another duty cycle may need: a card that works less leaks less, but

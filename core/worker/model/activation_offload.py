@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -195,24 +195,17 @@ def is_activation(tensor: torch.Tensor) -> bool:
     return is_made and tensor.numel() > 0
 
 
-def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory."""
-    return tensor.to("cpu", copy=True)
-
-
 @dataclass(frozen=True)
 class ActivationOffload:
     """Moves layers' inputs away and back.
 
     Args:
+        mover: Moves them in the background.
         wanted: Predicate for the tensors that are moved.
-        store: Makes the copy on the host, without gradient, where there is no mover.
-        mover: Moves it in the background; None for ``store``.
     """
 
+    mover: ActivationMover
     wanted: Callable[[torch.Tensor], bool] = is_large_activation
-    store: Callable[[torch.Tensor], torch.Tensor] = cpu_copy
-    mover: ActivationMover | None = field(default=None, compare=False)
 
     def around(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpoint function whose saved inputs are moved.
@@ -227,8 +220,7 @@ class ActivationOffload:
                 with saved_tensors_hooks(self._pack, self._unpack):
                     return checkpoint(*args, **kwargs)
             finally:
-                if self.mover is not None:
-                    self.mover.settle()
+                self.mover.settle()
 
         return call
 
@@ -254,14 +246,12 @@ class ActivationOffload:
         if not self.wanted(tensor):
             return plain, tensor.device
         with torch.no_grad():
-            return (self.store(plain), tensor.device) if self.mover is None else self.mover.away(plain)
+            return self.mover.away(plain)
 
     def _unpack(self, packed: Moved | tuple[torch.Tensor, torch.device]) -> torch.Tensor:
         if isinstance(packed, tuple):
             kept, device = packed
             return kept.to(device)
-        if self.mover is None:
-            raise ValueError("It was moved by another.")
         with torch.no_grad():
             return self.mover.back(packed)
 
@@ -272,4 +262,4 @@ def available_offload(choice: str, device: torch.device) -> ActivationOffload | 
     Under WSL 2 page-locked memory is scarce, so it takes an explicit ``on``.
     """
     wanted = choice == "on" or (choice == "auto" and not is_wsl())
-    return ActivationOffload(mover=ActivationMover(CudaLanes())) if device.type == "cuda" and wanted else None
+    return ActivationOffload(ActivationMover(CudaLanes())) if device.type == "cuda" and wanted else None

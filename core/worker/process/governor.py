@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from core.config.live import GOVERNED, changed
 from core.config.schema import Config
+from core.directories import free_bytes
 from core.errors import UserError
 from core.governor.check import unkept
 from core.governor.limits import Limits
@@ -343,12 +343,8 @@ class Governor:
         return None if hours is None else 3600.0 * hours
 
     def _disk_free(self) -> float | None:
-        if self._policy.limits.disk_free_gb is None:
-            return None
-        try:
-            return shutil.disk_usage(self.directory).free / 1e9
-        except OSError:
-            return None
+        free = free_bytes(self.directory) if self._policy.limits.disk_free_gb is not None else None
+        return None if free is None else free / 1e9
 
     def _tell_blindness(self) -> None:
         age = self.meters.age()

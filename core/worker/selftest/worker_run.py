@@ -21,7 +21,7 @@ from core.runs.record.state import RunState, hostname
 from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.selftest.sizes import Shape
-from core.text import one_line
+from core.text import last_line, one_line
 from core.worker.selftest.check import Bench
 
 #: Seconds between two looks at a worker.
@@ -113,11 +113,10 @@ class WorkerRun:
 
     def _last_words(self) -> str:
         try:
-            text = self.run.log_path.read_text(encoding="utf-8", errors="replace")
+            last = last_line(self.run.log_path.read_text(encoding="utf-8", errors="replace"), 200)
         except OSError:
             return ""
-        lines = [line for line in text.splitlines() if line.strip()]
-        return f"; the last it said: {one_line(lines[-1], 200).rstrip('.')}" if lines else ""
+        return f"; the last it said: {last}" if last else ""
 
 
 def rows_of(bench: Bench, shape: Shape, steps: int) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from core.config.document import ConfigDocument, load_config
+from core.config.document import load_config
 from core.config.schema import Config
-from core.importers.convert import Imported, import_config
+from core.importers.convert import TOOLS, Imported, import_config
 from core.importers.translation import Entry
 from tests.core.data.sample_files import json_lines, pairs, write
 
@@ -37,16 +36,12 @@ def entry(imported: Imported, key: str) -> tuple[str, Entry]:
     return found[0]
 
 
-def keys_of(text: str, sections: frozenset[str]) -> list[str]:
-    """Keys of a file; keys of sections as ``section.key``."""
-    found = []
-    for key, value in yaml.safe_load(text).items():
-        found += [f"{key}.{name}" for name in value] if key in sections and isinstance(value, dict) else [key]
-    return found
-
-
-def assert_all_accounted(imported: Imported, keys: list[str]) -> None:
-    """Each key has exactly one entry."""
+def assert_all_accounted(imported: Imported, given: dict[str, Any]) -> None:
+    """Each key of a file has exactly one entry; keys of sections as ``section.key``."""
+    keys = []
+    for key, value in given.items():
+        is_section = key in TOOLS[imported.kind].sections and isinstance(value, dict)
+        keys += [f"{key}.{name}" for name in value] if is_section else [key]
     counts = Counter(entry.key for entry in entries(imported))
     assert {key: counts[key] for key in keys} == dict.fromkeys(keys, 1)
 
@@ -59,7 +54,8 @@ def loaded(directory: Path, imported: Imported) -> Config:
 
 def setting(imported: Imported, name: str) -> Any:
     """Value of an option in the configuration; None if it is not set."""
-    return ConfigDocument(imported.toml).get(name)
+    section, _, key = name.partition(".")
+    return tomllib.loads(imported.toml).get(section, {}).get(key)
 
 
 def comment(imported: Imported, name: str) -> str:

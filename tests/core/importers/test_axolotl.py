@@ -10,10 +10,9 @@ import yaml
 
 from core.data.formats.detect import SAMPLE
 from core.data.registries.resolve import training_sources
-from core.importers.axolotl import AXOLOTL
 from tests.cases import cases, tables
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import assert_all_accounted, carry, entry, keys_of, loaded, rows, setting
+from tests.core.importers.helpers import assert_all_accounted, carry, entry, loaded, rows, setting
 
 TABLES = tables(__file__)
 BASE = "base_model: a/b\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nsequence_len: 64\nlearning_rate: 1e-4\n"
@@ -60,8 +59,7 @@ def test_entries_that_are_not_done_are_said_one_by_one(tmp_path: Path) -> None:
 def test_templates_of_their_own(tmp_path: Path, given: dict[str, Any], name: str, value: str | None) -> None:
     write(tmp_path / "own.jinja", "{{ messages }}")
     rows(tmp_path / "a.jsonl")
-    text = BASE + yaml.safe_dump(given)
-    imported = carry(tmp_path, text)
+    imported = carry(tmp_path, BASE + yaml.safe_dump(given))
     assert setting(imported, name) == value
-    assert_all_accounted(imported, keys_of(text, AXOLOTL.sections))
+    assert_all_accounted(imported, yaml.safe_load(BASE) | given)
     loaded(tmp_path, imported)

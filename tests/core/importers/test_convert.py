@@ -20,7 +20,7 @@ from core.importers.tool import Choice, Copy, Tool, Unsupported
 from core.importers.translation import is_one_of
 from tests.cases import cases, tables
 from tests.core.data.sample_files import write
-from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, keys_of, loaded, setting
+from tests.core.importers.helpers import assert_all_accounted, carry, entries, entry, loaded, setting
 from tests.examples import examples
 
 TABLES = tables(__file__)
@@ -191,7 +191,7 @@ def test_every_key_is_accounted_for_once(
         assert "theirs.yml" in refused
         assert "\n" not in refused
         return
-    assert_all_accounted(imported, keys_of(text, tool.sections))
+    assert_all_accounted(imported, values)
     named = [name for said in entries(imported) for name in (said.to.split(", ") if said.to else [])]
     assert all(find_option(name) is not None for name in named)
     document = ConfigDocument(imported.toml, directory / "ours.toml")
@@ -222,20 +222,14 @@ TOKEN = "hf_" + "Q7w" * 11
 WANDB = "0123456789abcdef" * 2 + "01234567"
 
 
-@cases(
-    "name",
-    ["hf_token", "hub_token", "logging.wandb_token", "comet_api_key", "swanlab_lark_secret", "api_key", "my-password"],
-)
+@cases("name", TABLES["names_of_secrets"])
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
     assert redact(name, "short") == redact(name, 1234) == REDACTED
     assert redact(name, True) is True
 
 
-@cases(
-    "name",
-    ["special_tokens.pad_token", "eos_token", "tokens", "add_tokens", "eot_tokens", "tokenizer_type", "max_new_tokens"],
-)
+@cases("name", TABLES["tokens_of_a_vocabulary"])
 def test_tokens_of_a_vocabulary_are_none(name: str) -> None:
     assert redact(name, "<|end|>") == "<|end|>"
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.notify import Notice, NotifySettings, load_notify_settings, notify
 from core.notify.send import fill_in, send
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.waiting import has_ended, wait_for
+
+TABLES = tables(__file__)
 
 RUN = "20261127-004446-faq"
 #: A program that writes down how it was called.
@@ -117,16 +119,7 @@ def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, m
     assert not out.exists()
 
 
-@cases(
-    "command",
-    [
-        '["sh", "-c", "notify-me \\"$0\\" \\"$1\\"", "{state}", "{reason}"]',
-        '["notify-send", "--app-name=mine", "--", "{state}", "{reason}"]',
-        '["notify-send", "-u", "critical", "{run}", "{reason}"]',
-        '["ssh", "host", "notify-me", "{reason}"]',
-        '["sh", "-c", "notify-me {other} ${LOCALTUNE_REASON}"]',
-    ],
-)
+@cases("command", TABLES["arguments_of_their_own"])
 def test_an_argument_of_its_own_may_stand_for_a_value(file: Path, command: str) -> None:
     file.unlink(missing_ok=True)
     assert load_notify_settings() == NotifySettings(), "all is off without a file"
@@ -134,33 +127,7 @@ def test_an_argument_of_its_own_may_stand_for_a_value(file: Path, command: str) 
     assert load_notify_settings() == NotifySettings(tuple(json.loads(command)), True, True)
 
 
-@cases(
-    ("text", "said"),
-    [
-        ('command = "say {state}"', "a list of a program and its arguments"),
-        ("bell = 1", "bell must be true or false"),
-        ("bel = true", "no setting bel"),
-        (
-            'command = ["bash", "-c", "echo {reason}"]',
-            "{reason} must be an argument of its own; within other text, take",
-        ),
-        ('command = ["/bin/sh", "-ec", "x {run}"]', "$LOCALTUNE_RUN"),
-        ('command = ["curl", "-d", "{run}: {state}", "https://example.org"]', "$LOCALTUNE_RUN"),
-        ('command = ["env", "sh", "-c", "{reason}"]', "{reason} cannot be the value of -c, which may run it; take"),
-        ('command = ["sh", "-c", "--", "{reason}"]', "value of -c"),
-        ('command = ["sh", "-c", "-", "{reason}"]', "value of -c"),
-        ('command = ["bash", "-c", "+e", "{reason}"]', "value of +e"),
-        ('command = ["pwsh", "-Command", "{state}"]', "value of -Command"),
-        ('command = ["perl", "-le", "{reason}"]', "value of -le"),
-        ('command = ["curl", "--data", "{reason}", "https://example.org"]', "value of --data"),
-        ('command = ["x", "--eval={reason}"]', "argument of its own"),
-        ('command = ["ssh", "host", "notify {reason}"]', "argument of its own"),
-        ('command = ["{run}"]', "{run} cannot be the program; take"),
-        ('command = ["--", "{run}"]', "cannot be the program"),
-        ("command = [1]", "a list of a program"),
-        ("[", "notify.toml"),
-    ],
-)
+@cases(("text", "said"), TABLES["invalid_values"])
 def test_invalid_values_are_one_sentence(file: Path, capfd: pytest.CaptureFixture[str], text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=r"notify\.toml") as error:

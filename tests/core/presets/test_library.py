@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from core.config.choices import AIMS
 from core.config.document import ConfigDocument
-from core.config.facts import Facts
 from core.config.rules.check import check_rules
 from core.config.schema import sections
 from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import read_architecture
-from core.presets.library import DIRECTORY, Preset, apply_preset, find_preset, presets
+from core.presets.library import DIRECTORY, Preset, fill_in, find_preset, presets
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -29,12 +26,12 @@ MARGIN = 0.1
 
 def configured(preset: Preset) -> ConfigDocument:
     document = ConfigDocument(MINE)
-    apply_preset(document, preset)
+    fill_in(document, preset)
     return document
 
 
 @cases("preset", EVERY, ids=lambda preset: preset.name)
-def test_a_preset_makes_a_configuration_without_objections(preset: Preset) -> None:
+def test_a_preset_makes_a_configuration_without_objections_and_says_what_it_is_for(preset: Preset) -> None:
     document = configured(preset)
     config = document.validate()
     assert check_rules(config) == []
@@ -43,10 +40,6 @@ def test_a_preset_makes_a_configuration_without_objections(preset: Preset) -> No
         assert getattr(getattr(config, section), key) == value
     assert config.model.base == "m"
     assert document.dumps().startswith(MINE.rstrip())
-
-
-@cases("preset", EVERY, ids=lambda preset: preset.name)
-def test_a_preset_names_no_model_and_no_data_and_says_what_it_is_for(preset: Preset) -> None:
     touched = {name.partition(".")[0] for name in preset.values}
     assert touched <= set(sections()) - {"model", "data", "template", "hardware", "chat"}
     assert preset.about.endswith(".")
@@ -88,42 +81,16 @@ def test_every_card_and_every_size_is_served() -> None:
     assert {path.stem for path in DIRECTORY.glob("*.toml")} == set(presets())
 
 
-def test_presets_are_as_their_cards_and_aims_say() -> None:
-    """Of two balanced presets for the same size, the one for the larger card takes rows that are at least as long."""
-    balanced = [preset for preset in EVERY if preset.aim == "balanced" and preset.memory_gb]
-    for less, more in itertools.combinations(balanced, 2):
-        if less.memory_gb < more.memory_gb and less.parameters[0] == more.parameters[0]:
-            assert less.values["train.max_length"] <= more.values["train.max_length"]
-            assert less.values["method.rank"] <= more.values["method.rank"]
-    for preset in EVERY:
-        if preset.aim == "quick-look":
-            assert preset.values["train.max_steps"] <= 60
-        if preset.aim == "long-context":
-            plain = find_preset(preset.name.removesuffix("-long-context"))
-            assert preset.values["train.max_length"] >= 2 * plain.values["train.max_length"]
-
-
 def test_what_the_user_wrote_stays_where_that_is_asked() -> None:
     preset = find_preset("24gb-7b-quick-look")
     document = ConfigDocument(MINE + "[train]\nepochs = 2.0\n[method]\nrank = 4\n")
-    changed = apply_preset(document, preset, keep_written=True)
+    changed = fill_in(document, preset)
     config = document.validate()
     # max_steps would make the epochs meaningless, and alpha belongs to the rank.
     assert (config.train.epochs, config.train.max_steps) == (2.0, None)
     assert (config.method.rank, config.method.alpha) == (4, 32.0)
     assert config.train.max_length == preset.values["train.max_length"]
     assert set(changed).isdisjoint({"train.epochs", "train.max_steps", "method.rank", "method.alpha"})
-
-
-def test_a_preset_replaces_what_would_contradict_it() -> None:
-    document = ConfigDocument(MINE + "[train]\nepochs = 2.0 # twice\nseed = 7\n")
-    apply_preset(document, find_preset("24gb-7b-quick-look"))
-    config = document.validate()
-    assert document.get("train.epochs") is None
-    assert (config.train.max_steps, config.train.seed) == (60, 7)
-    apply_preset(document, find_preset("24gb-7b"))
-    assert document.get("train.max_steps") is None
-    assert document.remarks(Facts()) == []
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -47,19 +47,6 @@ def test_what_the_user_wrote_stays_and_what_goes_with_it_too() -> None:
     assert document.get("method.alpha") is None
 
 
-def test_values_of_the_preset_before_go_with_it() -> None:
-    document = ConfigDocument(MINE)
-    take(document, "cpu-small-quick-look")
-    assert document.get("train.max_steps") == 20
-    document.set("train.learning_rate", 3e-3)
-    take(document, "24gb-7b")
-    assert document.get("train.max_steps") is None
-    assert document.get("train.epochs") == 1.0
-    assert document.get("train.warmup") is None
-    assert document.get("train.learning_rate") == 3e-3
-    assert document.get("train.max_length") == 4096
-
-
 def test_all_can_be_replaced() -> None:
     document = ConfigDocument(MINE + "[train]\nmax_steps = 7\nlearning_rate = 1.0\nseed = 5\n")
     preset = find_preset("24gb-7b")

@@ -10,6 +10,7 @@ import pytest
 from core.config.choices import Tracker
 from core.tracking.position import TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
+from tests.short_list import long_but
 from tests.waiting import wait_for
 
 
@@ -68,8 +69,13 @@ def test_a_live_run_is_followed_to_its_end(desk: Desk) -> None:
     assert sent_steps(desk) == [1, 2, 3, 4]
 
 
-def check_missed(desk: Desk, tool: Tracker, behavior: str) -> None:
-    """Metrics that a misbehaving tracker has missed are sent by the next attempt."""
+FAULTS = ["hang@log3", "raise@log3", "exit@log3", "die@log3", "hang@finish", "raise@init"]
+HALF = list(zip(("wandb", "trackio") * 3, FAULTS, strict=True))
+
+
+# Each fault once, each tool with half of them; all of them in the long tests.
+@pytest.mark.parametrize(("tool", "behavior"), long_but(HALF, itertools.product(("wandb", "trackio"), FAULTS)))
+def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: Tracker, behavior: str) -> None:
     place = desk.recorded(4, tool)
     code, out = desk.track(place, patience=2.0, FAKE=behavior)
     assert code != 0
@@ -87,22 +93,6 @@ def check_missed(desk: Desk, tool: Tracker, behavior: str) -> None:
     if tool == "wandb":
         # The directory of the first attempt is gone: 'wandb sync' would send its rows again.
         assert len(list((place.data / "wandb").glob("offline-run-*"))) == 1
-
-
-FAULTS = ["hang@log3", "raise@log3", "exit@log3", "die@log3", "hang@finish", "raise@init"]
-# Each fault once, each tool with half of them.
-HALF = list(zip(("wandb", "trackio") * 3, FAULTS, strict=True))
-
-
-@pytest.mark.parametrize(("tool", "behavior"), HALF)
-def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: Tracker, behavior: str) -> None:
-    check_missed(desk, tool, behavior)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("tool", "behavior"), sorted({*itertools.product(("wandb", "trackio"), FAULTS)} - {*HALF}))
-def test_what_the_other_tracker_missed_is_sent_afterwards(desk: Desk, tool: Tracker, behavior: str) -> None:
-    check_missed(desk, tool, behavior)
 
 
 def test_a_library_that_is_missing_is_named(desk: Desk) -> None:

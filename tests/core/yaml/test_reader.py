@@ -6,18 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.yaml.file import read_document
 from core.yaml.reader import LIMIT
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.data.sample_files import write
 from tests.examples import examples
 
-REFUSED = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))["refused"]
+TABLES = tables(__file__)
 
 
 def bomb(levels: int) -> str:
@@ -35,22 +34,7 @@ def merge_bomb(levels: int) -> str:
 
 
 def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
-    text = (
-        "# a comment\n"
-        "plain: &text hello\n"
-        "again: *text\n"
-        "\n"
-        "base: &base {rank: 8, alpha: 16}\n"
-        "table:\n"
-        "  <<: *base\n"
-        "  alpha: 32\n"
-        "list:\n"
-        "  - path: a\n"
-        "day: 2026-01-02\n"
-        "odd: 2e-4\n"
-        "on: off\n"
-    )
-    source = read_document(write(tmp_path / "x.yml", text))
+    source = read_document(write(tmp_path / "x.yml", TABLES["sample"]))
     assert source.values == {
         "plain": "hello",
         "again": "hello",
@@ -71,7 +55,7 @@ def test_values_lines_aliases_and_merges(tmp_path: Path) -> None:
 @cases(
     ("text", "line", "part"),
     [
-        *REFUSED,
+        *TABLES["refused"],
         ("a: 1\nb: 0b" + "1" * 9000 + "\nc: " + "1" * 9000 + "\n", 2, "a number that cannot be read"),
         (f"a: 1\n{'k' * 300}: 2\n", 2, "a key of 300 characters"),
         (bomb(12), 5, "stands for more than 20000 values"),
@@ -91,12 +75,6 @@ def test_what_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, lin
     assert "\n" not in message
     assert len(message) < 400
     assert caught.value.hint
-
-
-@cases("text", ["", "# nothing\n", "---\n", "null\n", "{}\n"])
-def test_an_empty_file(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UserError, match=r"is empty|no table"):
-        read_document(write(tmp_path / "x.yml", text))
 
 
 def test_a_broken_file_does_not_quote_its_secrets(tmp_path: Path) -> None:

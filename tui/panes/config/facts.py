@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -232,14 +231,15 @@ def _look(
     base: str, name: str, directory: Path
 ) -> tuple[Architecture | None, tuple[Advice, ...], int | None, Origin | None]:
     from core import paths
+    from core.directories import free_bytes
     from core.hub_uri import absolute
     from core.models.advice import advice_for
     from core.runs.catalog.earlier import newest_like
 
     free, last = None, None
     # A lookup that fails leaves the fact unknown; rules that need it stay silent.
-    with suppress(OSError, ValueError, UserError):
-        free = shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
+    with suppress(UserError):
+        free = free_bytes(paths.runs_dir())
     with suppress(OSError, ValueError, UserError):
         resolved = absolute(base, directory)
         last = newest_like(name, resolved if Path(resolved).exists() else base)

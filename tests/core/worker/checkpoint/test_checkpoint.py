@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,20 +135,6 @@ def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_ar
     used = load_adapter(base, saved.adapter_path, trainable=False)
     trained = training.model.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in used.state_dict().items())
-
-
-def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) -> None:
-    path = saved / "step-00000020"
-    assert sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) == sorted(FILES)
-    for entry in [path, *path.rglob("*")]:
-        assert stat.S_IMODE(entry.stat().st_mode) == (0o700 if entry.is_dir() else 0o600)
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["step"] == 20
-    assert manifest["overrides"] == FACTS["overrides"]
-    assert set(manifest["files"]) == set(FILES) - {"manifest.json"}
-    for name, facts in manifest["files"].items():
-        assert facts == {"bytes": (path / name).stat().st_size, "sha256": hash_file(path / name)}
-    assert not [entry for entry in saved.iterdir() if entry.name.startswith(".")]
 
 
 def _cut(left: int) -> Damage:

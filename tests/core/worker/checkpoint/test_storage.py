@@ -25,7 +25,7 @@ from core.worker.checkpoint.storage import (
 )
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
-from tests.e2e.workers import adapter_bytes, ending, only, steps
+from tests.e2e.workers import adapter_bytes, only, steps
 from tests.families import forked
 from tests.families.conftest import Trained
 
@@ -112,18 +112,20 @@ def test_options_of_later_versions_say_that_a_run_was_stored_as_now(qwen3_5: Tra
     assert storage_of(plain, checkpoint()).always == ()
 
 
+def test_experts_of_an_earlier_version_are_refused_where_its_adapters_would_fit(qwen3_moe: Trained) -> None:
+    config = change(qwen3_moe.config, "method", target_modules=["q_proj", "v_proj"], target_experts="auto")
+    model, recorded = adapted(config, checkpoint()), storage_facts(config, adapted(config))
+    with pytest.raises(UserError, match="does not say that its experts were in 4 bits, as they are now"):
+        check_storage(checkpoint(), config, model)
+    assert check_storage(checkpoint(**recorded), config, adapted(config, checkpoint(**recorded))) == ""
+
+
 # Runs.
 
 
 def as_an_earlier_version() -> None:
     """Leave nothing but the head in 16 bit."""
     vars(Storage)["__init__"].__defaults__ = ((),)
-
-
-def made(trained: Trained, config: Config, name: str, *, earlier: bool) -> Run:
-    run, code = forked.begin(config, trained.home, name, first=as_an_earlier_version if earlier else None)
-    assert code == 0, (run.path / "worker.log").read_text(errors="replace")[-4000:]
-    return run
 
 
 def cut(run: Run, home: Path, *, recorded: bool) -> Run:
@@ -151,7 +153,8 @@ def cut(run: Run, home: Path, *, recorded: bool) -> Run:
 
 @pytest.mark.long
 def test_a_run_of_an_earlier_version_goes_on_with_its_gates_in_4_bits_to_the_bit(qwen3_5: Trained) -> None:
-    whole = made(qwen3_5, qwen3_5.config, "earlier", earlier=True)
+    whole, code = forked.begin(qwen3_5.config, qwen3_5.home, "earlier", first=as_an_earlier_version)
+    assert code == 0, (whole.path / "worker.log").read_text(errors="replace")[-4000:]
     assert adapter_bytes(whole) != adapter_bytes(qwen3_5.whole)
     for recorded in (False, True):
         run = cut(whole, qwen3_5.home, recorded=recorded)
@@ -165,17 +168,3 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_gates_in_4_bits_to_the_bit
         )
         newest = max(run.checkpoints_path.iterdir()) / "manifest.json"
         assert json.loads(newest.read_text(encoding="utf-8"))[KEY] == ["lm_head"]
-
-
-@pytest.mark.long
-def test_a_mixture_of_an_earlier_version_is_refused_where_its_adapters_would_fit(qwen3_moe: Trained) -> None:
-    config = change(qwen3_moe.config, "method", target_modules=["q_proj", "v_proj"], target_experts="auto")
-    whole = made(qwen3_moe, config, "attention", earlier=False)
-    told, untold = (cut(whole, qwen3_moe.home, recorded=recorded) for recorded in (True, False))
-    assert forked.resume(told, qwen3_moe.home) == 0
-    assert adapter_bytes(told) == adapter_bytes(whole)
-
-    assert forked.resume(untold, qwen3_moe.home) == 4
-    last = ending(untold)
-    assert last.reason.startswith("step-00000008 does not say that its experts were in 4 bits, as they are now")
-    assert last.adapter == "checkpoints/step-00000008/adapter"

@@ -22,13 +22,12 @@ from core.worker.progress.health import FiniteCheck
 from tests.cases import cases
 
 from .pairs import run_pair
-from .trainings import CLOSE, FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
+from .trainings import FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
 
-pytestmark = pytest.mark.long
-
-needs_deepspeed = pytest.mark.skipif(
-    not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"),
+]
 
 #: Runs by name: stage, offload, and other options.
 RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
@@ -40,7 +39,6 @@ RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
 }
 #: A run whose optimizer needs no compilation.
 SHORT = "full-short"
-ALL = cases("name", list(RUNS))
 #: The step that every run drops.
 DROPPED = 3
 
@@ -150,29 +148,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-@needs_deepspeed
-@ALL
-def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
+@cases("name", list(RUNS))
+def test_two_processes_learn_measure_and_continue_like_one(trained: Trained, name: str) -> None:
     alone = name.partition("-")[0]
     trained.assert_learned_alike(name, alone)
     trained.assert_measured_alike(name, alone)
+    trained.assert_continues(name)
 
 
-@needs_deepspeed
-@ALL
-def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
-    trained.assert_equal(name, f"{name}-again")
-    for way in ("two-one", "one-two"):
-        trained.assert_equal(name, f"{name}-{way}", CLOSE)
-
-
-@needs_deepspeed
 def test_running_out_of_memory_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
     # In the other process, which writes no record: the run has come to its end with the same result.
     assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
 
 
-@needs_deepspeed
 def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path, tiny_model_dir: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
     bf16: dict[str, Any] = {"train": {"precision": "bf16"}}
@@ -191,7 +179,6 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     assert 0.0 < largest_difference(two, one) < 2e-2
 
 
-@needs_deepspeed
 def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -208,7 +195,6 @@ def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     )
 
 
-@needs_deepspeed
 def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

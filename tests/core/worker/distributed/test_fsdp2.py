@@ -79,16 +79,10 @@ BOTH = cases("name", ["adapters", "full"])
 
 
 @BOTH
-def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
+def test_two_processes_learn_measure_and_continue_like_one(trained: Trained, name: str) -> None:
     trained.assert_learned_alike(name, f"{name}-alone")
     trained.assert_measured_alike(name, f"{name}-alone")
-
-
-@BOTH
-def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
-    trained.assert_equal(name, f"{name}-again")
-    for way in ("two-one", "one-two"):
-        trained.assert_equal(name, f"{name}-{way}", CLOSE)
+    trained.assert_continues(name)
 
 
 def test_initial_adapter_weights_taken_out_of_the_base_are_saved_with_the_adapters(trained: Trained) -> None:

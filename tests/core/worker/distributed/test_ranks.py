@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.worker.distributed import strategy as strategies
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.strategy import Strategy, single, split_rows
+from core.worker.distributed.strategy import Strategy, split_rows
 from core.worker.process.control import StopRequested
 from tests.cases import cases
 
@@ -97,23 +97,6 @@ def test_a_killed_process_is_noticed_at_once_and_a_suspended_one_after_the_timeo
 
     first, _ = run_pair(tmp_path, work, timeout=timeout)
     assert first.startswith("RankLostError: ")
-
-
-def test_a_single_process_sends_nothing() -> None:
-    ranks, strategy = Ranks.single(), single()
-    assert ranks.is_first
-    assert ranks.is_single
-    assert ranks.any([True, False]) == [True, False]
-    assert ranks.broadcast({"a": 1}) == {"a": 1}
-    gradient = torch.ones(3)
-    (parameter,) = parameters(gradient)
-    assert strategy.reduce([parameter], [2.0]) == [2.0]
-    assert parameter.grad is gradient
-    assert strategy.share([3, 1, 2], [5] * 4) == [3, 1, 2]
-    orders = Orders(ranks)
-    with orders.session(), orders.leading():
-        orders.give("step")
-        orders.look_after()
 
 
 @cases(("error", "leaves"), [(StopRequested("socket"), True), (UserError("It failed."), False)])

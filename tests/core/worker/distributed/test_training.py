@@ -1,11 +1,14 @@
-"""Two processes train like one: methods, objectives, and running out of memory in a single process."""
+"""Two processes train like one: methods, objectives, running out of memory in a single process, and bytes sent."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import signal
+import socket
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +18,11 @@ import pytest
 import torch
 
 from core.config.schema import Config
-from core.runs.record.chain import CHAIN_NAME, Link, read_links
+from core.memory.cards import Cards
+from core.memory.plan import Machine
+from core.memory.rows import Rows
+from core.memory.strategy import chosen_strategy
+from core.models.architecture.measuring import load_architecture
 from core.runs.record.store import Run, create_run
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
@@ -207,14 +214,69 @@ def test_the_first_process_notices_a_loss_while_it_gathers_weights(
     train(tmp_path / "run", config, 2, spoil, 600.0, ends=("RankLostError: RuntimeError: ", "gone"))
 
 
-def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"max_steps": 1})
+# Bytes received per step, by the kernel's count, against the plan.
+
+#: Place of ``tcpi_bytes_received`` in Linux's ``struct tcp_info``.
+RECEIVED = 128
+#: Bytes of a step that no plan counts: orders, numbers that are summed, and gloo's headers.
+TALK = 8192
+WIRE_STEPS = 3
+
+
+def received() -> int:
+    """Bytes that this process has received over all of its TCP connections."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            descriptor = os.dup(int(name))
+            with socket.socket(fileno=descriptor) as twin:
+                if twin.type == socket.SOCK_STREAM and twin.family in (socket.AF_INET, socket.AF_INET6):
+                    told = twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                    total += struct.unpack_from("Q", told, RECEIVED)[0]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [
+        ("replicate", "qlora"),
+        pytest.param("fsdp2", "qlora", marks=[pytest.mark.long, needs_fsdp2]),
+        pytest.param("fsdp2", "full", marks=needs_fsdp2),
+    ],
+)
+def test_a_step_sends_the_planned_bytes(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
+    config = config_of(
+        tmp_path,
+        tiny_model_dir,
+        method={"name": method, "rank": 16},
+        train={"max_steps": WIRE_STEPS, "batch_size": 4, "micro_batch_size": 1, "precision": "fp32"},
+        memory={"optimizer_in_backward": "off", "gradient_checkpointing": "on"},
+        distributed={"strategy": strategy},
+    )
+    counts = tmp_path / "counts"
 
     def spoil(ranks: Ranks) -> None:
-        if not ranks.is_first:
-            setup.DataHashes = None  # type: ignore[attr-defined, assignment]
+        if ranks.is_first:
+            return
+        usual = recipe.FinetuneRecipe.step
 
-    run = train(tmp_path / "run", config, 2, spoil)
-    start = next(read_links(run.path / CHAIN_NAME))
-    assert isinstance(start, Link)
-    assert list(start.body["files"]) == [str(tmp_path / "rows.jsonl")]
+        def step(self: Any) -> None:
+            before = received()
+            usual(self)
+            with counts.open("a") as file:
+                file.write(f"{received() - before}\n")
+
+        recipe.FinetuneRecipe.step = step  # type: ignore[method-assign]
+
+    train(tmp_path / "run", config, 2, spoil)
+    rows = Rows([(64, 24)])
+    model = load_architecture(tiny_model_dir)
+    plan = chosen_strategy(model, config, Machine("cpu"), rows, cards=Cards(2)).plan
+    told = plan.wire_bytes
+    if method == "full":
+        # Where NCCL scatters the sums of gradients, gloo makes an all-reduce of it, which sends as much again.
+        told += plan.step.micro_batches * 4 * plan.trainable // 2
+    measured = [int(line) for line in counts.read_text().split()]
+    assert len(measured) == WIRE_STEPS
+    for count in measured:
+        assert told <= count <= told + TALK

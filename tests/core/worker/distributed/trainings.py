@@ -102,6 +102,12 @@ class Trained:
             assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
         self.assert_equal(name, alone, CLOSE)
 
+    def assert_continues(self, name: str) -> None:
+        """A run of two processes continues exactly where it was, and with another number of processes."""
+        self.assert_equal(name, f"{name}-again")
+        for way in ("two-one", "one-two"):
+            self.assert_equal(name, f"{name}-{way}", CLOSE)
+
     def assert_measured_alike(self, name: str, alone: str) -> None:
         """A run of two processes was measured and answered between two steps like a run of one."""
         assert self.answers[name] == self.answers[alone]

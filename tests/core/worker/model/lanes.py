@@ -103,17 +103,20 @@ class Device(CudaLanes):
 
 
 class PromptDevice(CudaLanes):
-    """Lanes whose copies are done at once, and counted, for models of the CPU."""
+    """Lanes whose copies are done at once, and counted, for models of the CPU. The host's memory is not torch's, as
+    pinned memory is not the device's; its shapes are listed."""
 
     def __init__(self) -> None:
         self.main, self.out, self.back = (Stream(name) for name in ("main", "out", "back"))
         self.copies = {"out": 0, "back": 0}
+        self.shapes: list[tuple[int, ...]] = []
 
     def computing(self) -> Stream:
         return self.main
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(like, device="cpu")
+        self.shapes.append(tuple(like.shape))
+        return torch.from_numpy(np.empty(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)
 
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
         return torch.empty_like(like, device="cpu")

@@ -189,17 +189,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(in_backward: bool) -> Non
     assert all(parameter.grad is None for parameter in setup.net.parameters())
 
 
-def test_it_is_known_when_a_window_cannot_be_run_again() -> None:
-    setup = Setup("adamw", in_backward=True)
-    setup.update.begin(1e-2)
-    moments = [setup.update.partial]
-    setup.backward(0)
-    moments.append(setup.update.partial)
-    setup.update.step()
-    moments.append(setup.update.partial)
-    assert moments == [False, True, False]
-
-
 def waits_for_device(name: str, args: Any) -> bool:
     """True for a computed value that the host reads; seeds are the host's own."""
     return name == "aten._local_scalar_dense.default" and bool(args[0].is_floating_point())

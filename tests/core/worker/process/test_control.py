@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import shutil
 import signal
 import socket
@@ -13,7 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -90,10 +88,6 @@ def place() -> Iterator[Place]:
         made.server.close()
 
 
-def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> None:
-    assert Peer(place.path).ask("ping", "a") == {"id": "a", "ok": True, "state": "training", "step": 7}
-
-
 def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
     assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
     second = Controls()
@@ -137,7 +131,7 @@ def test_garbage_is_refused_and_the_connection_goes_on(place: Place, line: bytes
     answer = peer.read()
     assert answer["ok"] is False
     assert answer["error"].startswith(error)
-    assert peer.ask("ping")["ok"] is True
+    assert peer.ask("ping", "a") == {"id": "a", "ok": True, "state": "training", "step": 7}
     assert place.controls.wait(0.01) is None
 
 
@@ -218,16 +212,6 @@ def test_a_peer_that_does_not_read_delays_the_training_only_once(place: Place, m
         command.token("x" * 100_000, "base")
     assert 0.9 < time.monotonic() - began < 30
     assert command.cancelled.wait(60)
-
-
-def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
-    assert place.controls.wait(0.01) is None
-    waited: queue.Queue[Command | None] = queue.Queue()
-    thread = threading.Thread(target=lambda: waited.put(place.controls.wait(60)))
-    thread.start()
-    place.controls.request_stop("SIGINT")
-    assert waited.get(timeout=60) is None
-    thread.join()
 
 
 @pytest.mark.parametrize(
@@ -318,12 +302,6 @@ def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(directory, "localtune-0")
 
 
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with runtime_directory(monkeypatch) as directory:
-        yield directory
-
-
 def plant(place: Path, what: str) -> None:
     if "link" in what:
         (place.parent / "trap").mkdir(mode=0o700)
@@ -353,8 +331,11 @@ def test_planted_files_are_neither_used_nor_in_the_way(what: str, monkeypatch: p
         assert not directory.exists()
 
 
-def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime: Path) -> None:
-    for name in ("localtune-1.sock", "x" * 120):
+@cases("name", ["localtune-1.sock", "x" * 120])
+def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runtime_directory(monkeypatch) as runtime:
         server = ControlServer(runtime / name, Controls(), dict)
         assert (server.path == runtime / name) == (len(name) < 100)
         assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
@@ -362,15 +343,16 @@ def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime
         server.close()
 
 
-def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(runtime: Path) -> None:
-    plant(runtime, "open directory")
-    left = sockets.private_socket_path(runtime / "localtune-1.sock")
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(left))
-    server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
-    assert not left.parent.exists()
-    assert server.path.exists()
-    server.close()
+def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with runtime_directory(monkeypatch) as runtime:
+        plant(runtime, "open directory")
+        left = sockets.private_socket_path(runtime / "localtune-1.sock")
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(left))
+        server = ControlServer(runtime / "localtune-2.sock", Controls(), dict)
+        assert not left.parent.exists()
+        assert server.path.exists()
+        server.close()
 
 
 def pending(place: Place, *names: str) -> None:

@@ -237,17 +237,6 @@ def test_heat_that_stays_stops_the_run_with_the_reason(tmp_path: Path) -> None:
     assert sum(isinstance(event, GovernorEvent) and event.action == "stop" for event in bench.events) == 1
 
 
-def test_limits_may_be_set_and_unset_while_it_runs(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    with bench.governing():
-        limits = bench.governor.check({"hardware.disk_free_min_gb": 1_000_000.0, "train.learning_rate": 1.0})
-        bench.governor.change(limits)
-        assert bench.wait_for("pause").cause == "disk"
-        bench.governor.change(bench.governor.check({"hardware.disk_free_min_gb": None}))
-        bench.wait_for("resume")
-        wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
-
-
 def test_overrides_from_before_a_resume_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.worker.process.governor.host_memory", lambda: (95, 100))
     bench = Bench(tmp_path)

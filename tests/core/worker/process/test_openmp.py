@@ -92,13 +92,6 @@ def test_sleeping_teams_come_with_the_crowd_and_go_with_it_and_change_no_bit() -
     wait_for(lambda: not any(thread.name == "openmp" for thread in threading.enumerate()), 20.0, "the mode to change")
 
 
-def test_one_thread_needs_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    before = threading.active_count()
-    SpinControl(lambda: CROWDED).start()
-    assert threading.active_count() == before
-
-
 def test_the_load_of_this_machine_is_read() -> None:
     meter = CpuLoadMeter(threads=2)
     sum(range(2_000_000))

@@ -24,7 +24,6 @@ from core.runs.record.events import (
     FailedEvent,
     FinishedEvent,
     HardwareEvent,
-    MemoryEvent,
     NoticeEvent,
     PhaseEvent,
     StepEvent,
@@ -35,7 +34,7 @@ from core.runs.record.state import RunState, StepProgress
 from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
 from core.worker.process import recorder as recorder_module
-from core.worker.process.recorder import Recorder, peak_rss_bytes
+from core.worker.process.recorder import Recorder
 from tests.e2e.workers import only
 from tests.small_disk import small_disk
 from tests.waiting import wait_for
@@ -133,26 +132,6 @@ def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pyte
     ended = run.events_path.read_bytes(), run.state_path.read_bytes()
     assert not heart.is_alive()
     assert (run.events_path.read_bytes(), run.state_path.read_bytes()) == ended
-
-
-def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -> None:
-    recorder.memory("cuda:0", peak_bytes=5, limit_bytes=9)
-    recorder.memory("cpu", rehearsed_bytes=3)
-    card, process, cpu = only(MemoryEvent, run)
-    assert (card.device, card.peak_bytes, card.limit_bytes) == ("cuda:0", 5, 9)
-    assert (process.device, process.limit_bytes) == ("cpu", None)
-    assert process.peak_bytes is not None
-    assert cpu.rehearsed_bytes == 3
-
-
-def test_the_peak_of_memory_is_measured(run: Run) -> None:
-    program = (
-        "from core.worker.process.recorder import peak_rss_bytes\nbefore = peak_rss_bytes()\n"
-        "block = b'x' * (200 << 20)\ndel block\nprint(peak_rss_bytes() - before)"
-    )
-    grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
-    assert 190 << 20 < grown < 260 << 20
-    assert peak_rss_bytes() > 10 << 20
 
 
 def test_a_resumed_run_keeps_its_step_and_mends_the_line_that_a_killed_worker_left(run: Run) -> None:

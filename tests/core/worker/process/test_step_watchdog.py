@@ -12,40 +12,33 @@ from core.worker.process.step_watchdog import LONG_FACTOR, LONG_SECONDS, MEDIAN_
 from tests.cases import cases
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_step_is_long_once_and_against_the_median() -> None:
-    clock = Clock()
-    watchdog = StepWatchdog(clock)
+    moment = 0.0
+    watchdog = StepWatchdog(lambda: moment)
     watchdog.begin()
-    clock.now += 1e6
+    moment += 1e6
     assert watchdog.look() is None, "there is no median yet"
     usual = 2 * LONG_SECONDS / LONG_FACTOR
     for seconds in [usual] * MEDIAN_FROM + [1e5]:
         watchdog.done(seconds)
     watchdog.begin()
-    clock.now += LONG_FACTOR * usual - 1
+    moment += LONG_FACTOR * usual - 1
     assert watchdog.look() is None
-    clock.now += 2
+    moment += 2
     assert watchdog.look() == (LONG_FACTOR * usual + 1, usual)
     assert watchdog.look() is None
     watchdog.begin()
-    clock.now += LONG_FACTOR * usual + 1
+    moment += LONG_FACTOR * usual + 1
     assert watchdog.look() is not None
     watchdog.begin()
     watchdog.end()
-    clock.now += 1e6
+    moment += 1e6
     assert watchdog.look() is None, "it waits for commands"
-    short = StepWatchdog(clock)
+    short = StepWatchdog(lambda: moment)
     for _ in range(MEDIAN_FROM):
         short.done(0.01)
     short.begin()
-    clock.now += LONG_SECONDS - 1
+    moment += LONG_SECONDS - 1
     assert short.look() is None, "a short step is never long"
 
 
@@ -101,12 +94,6 @@ def test_the_innermost_frame_decides_outside_of_the_backward_pass(
     found, place = stage_of(thread), place_of(thread)
     Waiting.release.set()
     thread.join()
+    assert stage_of(thread) == place_of(thread) == "", "it is over"
     assert found == stage
     assert place == (f"{stage}, in pad (core.worker.data.batches)" if stage else "")
-
-
-def test_a_thread_that_is_over_is_at_nothing() -> None:
-    thread = threading.Thread(target=int)
-    thread.start()
-    thread.join()
-    assert stage_of(thread) == place_of(thread) == ""

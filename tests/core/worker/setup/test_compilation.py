@@ -19,7 +19,7 @@ from core.worker.data.batches import collate
 from core.worker.fused import attention, attention_kernels
 from core.worker.fused.attention_kernels import Kernel
 from core.worker.generate.generate import generate_batch
-from core.worker.model.activation_offload import ActivationOffload
+from core.worker.model.activation_offload import ActivationMover, ActivationOffload
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.setup import compilation
 from core.worker.setup.compilation import (
@@ -33,6 +33,7 @@ from core.worker.setup.compilation import (
 )
 from tests.cases import cases
 from tests.core.worker.fused.varlen import varlen_attn
+from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.setup.test_fast_paths import LLAMA, SMALL, Setup, arrange, config, rows
 
 CPU = torch.device("cpu")
@@ -110,18 +111,13 @@ def test_packed_rows_without_a_shared_prefix_need_few_programs_reported_once(tin
 @pytest.mark.long
 @pytest.mark.parametrize("train", [{"packing": True}, {"share_prefix": False}])
 def test_recomputation_and_offloading_stay_outside(tiny_model_dir: Path, train: dict[str, bool]) -> None:
-    compiled, usual, stored = Compiled(tiny_model_dir, **train), plain(tiny_model_dir), list[int]()
-
-    def store(tensor: torch.Tensor) -> torch.Tensor:
-        stored.append(tensor.numel())
-        return tensor.clone()
-
-    away = ActivationOffload(wanted=lambda tensor: tensor.requires_grad, store=store)
+    compiled, usual, device = Compiled(tiny_model_dir, **train), plain(tiny_model_dir), PromptDevice()
+    away = ActivationOffload(ActivationMover(device), lambda tensor: tensor.requires_grad)
     set_gradient_checkpointing(compiled.loaded.model, True, away)
     compiled.loaded.model.train()
     assert_learns(compiled, usual, batches()[:3])
     assert_whole(compiled, 2)
-    assert stored
+    assert device.copies["out"] == device.copies["back"] > 0
     before = compiled.graphs
     set_gradient_checkpointing(compiled.loaded.model, False)
     assert_learns(compiled, usual, batches())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,7 +39,7 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.activation_offload import ActivationOffload, is_activation
+from core.worker.model.activation_offload import ActivationMover, ActivationOffload, is_activation
 from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters, initial_parameters
 from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.full_weights import choose_weights
@@ -65,6 +66,7 @@ from core.worker.setup.ready_model import fuse_layers
 from core.worker.steps import first_budget
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.steps.stepper import make_state
 from tests.measured_here import measured_here
 from tests.short_list import long_but
@@ -260,24 +262,18 @@ def test_kept_layers_beside_recomputed_layers_are_planned(kept: int, supervised:
 
 @pytest.mark.long
 @pytest.mark.parametrize("fused", long_but([True], [True, False]))
-def test_offloaded_activations_are_missing_from_the_peak(fused: bool, model_of: ModelOf, monkeypatch: Patch) -> None:
-    """To memory that is not torch's, as pinned memory is not the device's."""
-    # Here nothing is fetched ahead.
-    monkeypatch.setattr("core.memory.phases.OFFLOAD_IN_FLIGHT", 1)
+def test_offloaded_activations_are_missing_from_the_peak(fused: bool, model_of: ModelOf) -> None:
     config = config_of(model_of("deep"), checkpointing=True, fused=fused)
-    length, loaded, moved = 1024, prepare(config), list[int]()
+    length, loaded, device = 1024, prepare(config), PromptDevice()
 
-    def store(tensor: torch.Tensor) -> torch.Tensor:
-        moved.append(tensor.nbytes)
-        return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
-
-    for offload in (None, ActivationOffload(is_activation, store)):
+    for offload in (None, ActivationOffload(ActivationMover(device), is_activation)):
         set_gradient_checkpointing(loaded.model, True, offload)
         plan = assert_planned(config, loaded, length=length, checkpointing=True, offload=offload is not None)
         assert plan.offload is (offload is not None)
     # The pass was run twice.
-    assert sum(moved) == 2 * 8 * ROWS * length * 256 * 2
-    assert sum(moved) / 2 <= plan.host_bytes <= 2 * sum(moved)
+    moved = 8 * ROWS * length * 256 * 2
+    assert sum(map(math.prod, device.shapes)) * 2 == 2 * moved
+    assert moved <= plan.host_bytes <= 4 * moved
 
 
 @pytest.mark.long

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from core import deepspeed
 from core.analysis.job import analyze
 from core.analysis.result import request_for
 from core.config.schema import Config
@@ -130,6 +132,21 @@ def test_a_strategy_for_one_process_is_refused_before_the_rows_are_read(tiny_mod
     check_strategy(none, Ranks.single())
     with pytest.raises(UserError, match=r"distributed\.strategy is none, with 2 processes"):
         check_strategy(none, Ranks(0, 2))
+
+
+def test_deepspeed_is_refused_where_it_is_missing_and_on_a_card_that_trains_in_fp16(
+    tiny_model_dir: Path, monkeypatch: Patch
+) -> None:
+    from core.worker.distributed.deepspeed import DeepSpeed
+
+    config = config_of(tiny_model_dir, distributed={"strategy": "deepspeed"})
+    monkeypatch.setattr(deepspeed, "PACKAGE", "deepspeed_that_is_not_there")
+    with pytest.raises(UserError, match="DeepSpeed is not installed") as refused:
+        check_strategy(config, Ranks(0, 2))
+    assert "pip install 'localtune-tui[deepspeed]'" in refused.value.hint
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16)
+    with pytest.raises(UserError, match="this card trains in fp16"):
+        DeepSpeed(Orders(Ranks(0, 2)), config).own_update(model)
 
 
 class Shared(Strategy):

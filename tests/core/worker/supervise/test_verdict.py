@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from core.runs.record.state import EXIT_CODES
-from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST, FINAL, Ended, Lost, Refused, Sign, judge
+from core.worker.supervise.verdict import Ended, Lost, Refused, Sign, judge
 from tests.cases import cases
 
 ROWS = yaml.safe_load(Path(__file__).with_name("verdicts.yaml").read_text())
@@ -19,7 +18,3 @@ def test_signs_of_life_make_the_verdict(row: dict[str, Any]) -> None:
     signs = [Sign(rank, **fields) for rank, fields in enumerate(row["signs"])]
     made = [kind(**row[name]) for name, kind in (("ended", Ended), ("refused", Refused), ("lost", Lost)) if name in row]
     assert judge(signs, 60.0, settled=row.get("settled", False)) == next(iter(made), None)
-
-
-def test_srun_reports_the_end_of_the_first_process_before_the_processes_it_ends() -> None:
-    assert max(EXIT_LOST, EXIT_CRASHED) < min(FINAL - {EXIT_CODES["finished"]})
