@@ -6,6 +6,7 @@ import pytest
 
 from core.audit.job import audit_job
 from core.audit.result import Audit, ChainResult, Outcome, SpanResult, Verdict
+from core.config.schema import Config
 from core.errors import UserError
 from core.runs.record.chain import Chain
 from core.runs.record.events import CheckpointEvent, FinishedEvent, PhaseEvent, RanksEvent
@@ -31,7 +32,8 @@ def test_a_live_run_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int, device: str, sentence: str) -> None:
-    run = create_run(config_for(tmp_path), "many")
+    gone = {"base": str(tmp_path / "gone")}  # the default is the starter model, which would be prepared
+    run = create_run(Config.model_validate({"model": gone, "data": {"train": "x"}}), "many")
     RunState(state="finished", pid=1).write(run.state_path)
     ranks = [{"rank": rank, "host": "tower", "device": device} for rank in range(count)]
     saved = CheckpointEvent(step=1, path="checkpoints/step-00000001", bytes=1, seconds=1.0)
