@@ -22,6 +22,7 @@ from core.models.inspection import STARTER_FACTS
 from tests.cases import cases
 from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published
+from tests.short_list import long_but
 
 
 @cases(("objective", "sequences"), [("sft", 1), ("kto", 1), ("dpo", 2), ("orpo", 2)])
@@ -70,8 +71,13 @@ def test_the_parts_of_an_8b_model_are_the_arithmetic_of_its_shape() -> None:
     assert plan.total_bytes == sum(parts.values())
 
 
+#: Layers of a model whose passes are those of its other layers, and which is measured in less time.
+FEW = 4
+LLAMA = {**published.LLAMA_3_8B, "num_hidden_layers": FEW}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "positions"), [(published.SMOLLM2_135M, 512), (published.LLAMA_3_8B, 256)])
+@cases(("model", "positions"), [({**published.SMOLLM2_135M, "num_hidden_layers": FEW}, 512), (LLAMA, 256)])
 def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int) -> None:
     """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
     half, whole, twice = (
@@ -85,17 +91,20 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
 
 
 @pytest.mark.slow
-@cases(("method", "measured_gib"), [({"name": "qlora", "rank": 8}, 7.4), ({"name": "lora", "rank": 8}, 16.2)])
-def test_torchtunes_peaks_on_a_4090_are_met_from_above(method: dict[str, Any], measured_gib: float) -> None:
+@pytest.mark.parametrize(("name", "measured_gib"), long_but([("qlora", 7.4)], [("qlora", 7.4), ("lora", 16.2)]))
+def test_torchtunes_peaks_on_a_4090_are_met_from_above(name: str, measured_gib: float) -> None:
     """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16, so it takes less; its feed-forward networks keep
     two wide tensors more, so it takes more."""
-    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method=method)
+    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method={"name": name, "rank": 8})
     allocated = sum(part.bytes for part in plan.parts if part.name not in ("runtime", "fragmentation"))
     assert 0.99 <= allocated / GIB / measured_gib <= 1.1
 
 
 @pytest.mark.slow
-@cases(("hidden", "width", "depth", "heads", "gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)])
+@pytest.mark.parametrize(
+    ("hidden", "width", "depth", "heads", "gib"),
+    long_but([(6656, 17920, 60, 52, 24)], [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)]),
+)
 def test_what_the_qlora_paper_fits_on_a_card_fits(hidden: int, width: int, depth: int, heads: int, gib: int) -> None:
     """LLaMA-65B on 48 GB and 33B on 24 GB: rank 64 on every layer, a paged optimizer, one row of 512 tokens."""
     shape = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": depth}
@@ -173,13 +182,11 @@ def test_eager_attention_holds_scores() -> None:
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-#: A mixture of 30B with fewer layers, which is measured in less time.
+#: A mixture of 30B with fewer layers.
 DEPTH = 6
 SHALLOW = {**published.QWEN_3_30B_A3B, "num_hidden_layers": DEPTH}
 
 
-@pytest.mark.long
-@pytest.mark.slow
 def test_experts_are_quantized_and_their_routers_are_not() -> None:
     parts = plan_of(SHALLOW, method={"target_modules": ATTENTION}).by_name()
     gate_and_up, down = 128 * 2 * 768 * 2048, 128 * 2048 * 768
@@ -232,15 +239,9 @@ def test_only_active_experts_compute_and_all_that_are_touched_are_dequantized() 
     assert touched_experts(128, 8, 2048) == pytest.approx(128)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("method", "is_said"),
-    [
-        pytest.param({}, True, marks=pytest.mark.slow),
-        *(
-            pytest.param(method, False, marks=pytest.mark.long)
-            for method in ({"target_experts": "off"}, {"target_experts": "on"}, {"name": "full"})
-        ),
-    ],
+    [({}, True), ({"target_experts": "off"}, False), ({"target_experts": "on"}, False), ({"name": "full"}, False)],
 )
 def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_said: bool) -> None:
     notes = plan_of(SHALLOW, method=method).notes
@@ -250,7 +251,6 @@ def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_s
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
     """The plan of a mixture of 30B, rows of 2,048 tokens, on a card of 12 GB."""
     machine = Machine("cuda", 12 * 10**9, host_bytes=host, pins=pins)
-    sections = {"method": {"target_modules": ATTENTION}, **sections}
     return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, **sections)
 
 
@@ -276,9 +276,7 @@ def test_experts_that_a_card_has_no_room_for_live_on_the_host() -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_experts_stay_on_the_card_where_they_fit_or_the_host_has_no_room() -> None:
-    roomy = plan_of(
-        published.QWEN_3_30B_A3B, Rows([(2048, 16)]), limit=24 * 10**9, method={"target_modules": ATTENTION}
-    )
+    roomy = plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), limit=24 * 10**9)
     assert roomy.fits
     assert not roomy.experts_host_bytes
     for short, words in ((on_12_gb(host=8 << 30), "8.6 GB are free"), (on_12_gb(pins=False), "WSL 2")):
@@ -302,8 +300,7 @@ def test_a_measured_bus_changes_the_time_of_experts_on_the_host() -> None:
     def plan(rate: float | None) -> Plan:
         known = Calibration("card", 600 << 20, 0.04, "2.13", "2026-11-01", 60e12, 7e11, rate)
         machine = Machine("cuda", 12 * 10**9, host_bytes=32 << 30, device="card", calibration=known)
-        method = {"target_modules": ATTENTION}
-        return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine, method=method)
+        return plan_of(published.QWEN_3_30B_A3B, Rows([(2048, 16)]), machine)
 
     slow, assumed = plan(5e9), plan(None)
     assert slow.step.moved_seconds == pytest.approx(4 * assumed.step.moved_seconds)
@@ -311,7 +308,6 @@ def test_a_measured_bus_changes_the_time_of_experts_on_the_host() -> None:
     assert any("5 GB/s (measured on this device on 2026-11-01" in note for note in slow.notes)
 
 
-@pytest.mark.slow
 def test_what_stays_in_16_bit_is_counted_by_layer_and_name() -> None:
     architecture = read_architecture(SHALLOW, "m")
     how = arithmetic(config_of(), Machine("cuda"))
@@ -458,13 +454,12 @@ def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_k
     def kept(capability: tuple[int, int] | None, precision: str = "fp16", fused: bool = True) -> int:
         train = {"batch_size": 1, "precision": precision, "fused_layers": fused}
         machine, memory = Machine("cuda", capability=capability), {"gradient_checkpointing": "off"}
-        plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 1)]), machine, train=train, memory=memory)
-        return plan.by_name()["activations"]
+        return plan_of(LLAMA, Rows([(2048, 1)]), machine, train=train, memory=memory).by_name()["activations"]
 
     assert kept(None) == kept((8, 6)) == kept((8, 9))
-    repeated = 32 * 2048 * 2 * 2 * (4096 - 1024)
+    repeated = FEW * 2048 * 2 * 2 * (4096 - 1024)
     assert kept((7, 5)) - kept((8, 6)) == pytest.approx(repeated, rel=0.05)
-    scores = 32 * 32 * 2048 * 2048 * 4
+    scores = FEW * 32 * 2048 * 2048 * 4
     assert kept((7, 5), fused=False) - kept((8, 6), fused=False) > 0.9 * scores
     assert kept((8, 9), "fp32", fused=False) > 2 * kept((8, 9), fused=False)
 

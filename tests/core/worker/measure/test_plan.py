@@ -131,11 +131,15 @@ def test_a_plan_by_what_was_kept_is_that_of_a_fresh_measurement(
 ) -> None:
     config = config_of(tmp_path, checkpointing=True)
     monkeypatch.setattr(measuring, "_remembered", {})
-    fresh = [plan_of(measured("qwen3_5"), config, length) for length in (100, 600)]
+
+    def plans() -> list[Plan]:
+        return [plan_of(measured("lfm2"), config, length) for length in (100, 600)]
+
+    fresh = plans()
     monkeypatch.setattr(measuring, "_run", lambda _job: pytest.fail("measured"))
-    remembered = [plan_of(measured("qwen3_5"), config, length) for length in (100, 600)]
+    remembered = plans()
     measuring._remembered.clear()
-    kept = [plan_of(measured("qwen3_5"), config, length) for length in (100, 600)]
+    kept = plans()
     assert fresh == remembered == kept
 
 
