@@ -12,7 +12,7 @@ import pytest
 from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
 from core.governor.limits import Limits
-from core.governor.night import Course, Night, Promise, impossible, unmet
+from core.governor.night import Course, Night, Promise, unmet
 from core.governor.words import news
 from tests.core.runs.helpers import there
 
@@ -270,15 +270,6 @@ def test_other_wishes_are_promised_anew() -> None:
     run.run()
     assert run.now <= next_time(parse_time("05:30"), EVENING)
     assert run.told[-1].promised_finish <= next_time(parse_time("05:30"), EVENING)
-
-
-def test_a_deadline_within_pauses_is_impossible() -> None:
-    late = datetime(2026, 11, 26, 23, 30).timestamp()
-    limits = Limits(deadline=parse_time("06:00"), quiet=parse_span("23:00-07:00"))
-    problem = there(impossible(limits, late))
-    assert "07:00" in problem[1]
-    assert impossible(limits, EVENING) is None, "two hours are left before them"
-    assert impossible(Limits(deadline=420, quiet=limits.quiet, quiet_power_w=100.0), late) is None
 
 
 def test_no_time_and_no_span_of_the_day() -> None:

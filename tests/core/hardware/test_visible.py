@@ -145,20 +145,20 @@ CARD_PROGRAM = (
 
 
 @cases(
-    ("environment", "expected"),
+    ("mode", "timeout", "environment", "expected"),
     [
-        ({}, ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]),
-        ({"CUDA_VISIBLE_DEVICES": "1"}, ["GRID \ufffd[31mV100", 24_000_000_000, [7, 0], False]),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-1234"}, None),
+        ("", 60, {}, ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]),
+        ("", 60, {"CUDA_VISIBLE_DEVICES": "1"}, ["GRID \ufffd[31mV100", 24_000_000_000, [7, 0], False]),
+        ("", 60, {"CUDA_VISIBLE_DEVICES": "GPU-1234"}, None),
+        ("none", 20, {}, None),
+        ("mismatch", 20, {}, None),
+        ("hang", 0.3, {}, None),
     ],
 )
-def test_the_first_visible_card_is_found(ask_driver: Ask, environment: dict[str, str], expected: Any) -> None:
-    assert ask_driver(CARD_PROGRAM.format(timeout=60, environment=environment)) == expected
-
-
-@cases(("mode", "timeout"), [("none", 20), ("mismatch", 20), ("hang", 0.3)])
-def test_a_broken_driver_is_no_card(ask_driver: Ask, mode: str, timeout: float) -> None:
-    assert ask_driver(CARD_PROGRAM.format(timeout=timeout, environment={}), mode) is None
+def test_the_first_visible_card_is_found_and_none_where_the_driver_is_broken(
+    ask_driver: Ask, mode: str, timeout: float, environment: dict[str, str], expected: Any
+) -> None:
+    assert ask_driver(CARD_PROGRAM.format(timeout=timeout, environment=environment), mode) == expected
 
 
 def test_what_is_not_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,9 @@ def test_stages_that_do_not_share_weights_out_keep_them(offload: Any) -> None:
     found = on_card(shares("deepspeed", 4, 2, offload))
     assert found["linear_weights"] == 2 * PSI
     assert "gathered" not in found
+    # Gradients of adapters are small: only stage 3 shares them out.
+    adapters = [on_card(shares("deepspeed", 4, stage, adapters=True))["gradients"] for stage in (2, 3)]
+    assert adapters == [2 * PSI, PSI // 2]
 
 
 def test_a_bucket_is_no_larger_than_what_is_trained() -> None:
@@ -175,27 +178,6 @@ def test_gradients_of_a_model_that_is_trained_whole_are_inside_and_outside() -> 
 
 
 @cases(
-    ("strategy", "stage", "shared"),
-    [
-        ("none", 2, (False, False, False)),
-        ("replicate", 2, (False, False, False)),
-        ("fsdp2", 1, (True, True, True)),
-        ("deepspeed", 1, (True, False, False)),
-        ("deepspeed", 2, (True, True, False)),
-        ("deepspeed", 3, (True, True, True)),
-    ],
-)
-def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: tuple[bool, bool, bool]) -> None:
-    sharing = Sharing(strategy, Cards(2), stage)
-    assert (sharing.optimizer, sharing.gradients, sharing.weights) == shared
-    adapters = Sharing(strategy, Cards(2), stage, adapters=True)
-    own = (
-        (False, False, True) if strategy == "fsdp2" else (shared[0], strategy == "deepspeed" and stage == 3, shared[2])
-    )
-    assert (adapters.optimizer, adapters.gradients, adapters.weights) == own
-
-
-@cases(
     ("section", "visible", "expected"),
     [
         ({}, 4, Cards(1, 1)),
@@ -210,7 +192,6 @@ def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: t
 def test_cards_of_a_configuration(section: dict[str, Any], visible: int, expected: Cards) -> None:
     config = config_of(distributed=section)
     assert cards_of(config.distributed, visible) == expected
-    assert expected.number == expected.here * expected.machines
 
 
 EIGHT = read_architecture(published.LLAMA_3_8B, "x")
@@ -383,9 +364,7 @@ def test_experts_are_shared_out_and_not_moved_to_host_memory() -> None:
 
 
 def test_processes_on_a_cpu_divide_its_memory() -> None:
-    machine = Machine("cpu", 16_000_000_000)
-    assert part_of_machine(machine, Cards(4)).limit_bytes == 4_000_000_000
-    found = chosen_strategy(EIGHT, config_of(), machine, cards=Cards(2))
+    found = chosen_strategy(EIGHT, config_of(), Machine("cpu", 16_000_000_000), cards=Cards(2))
     assert found.plan.limit_bytes == 8_000_000_000
     assert "communication" not in found.plan.by_name()
 

@@ -14,7 +14,7 @@ from core.memory.phases import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import HOST_SLAB, optimizer_bytes, quantized_bytes, quantized_experts_bytes
+from core.memory.sizes import HOST_SLAB, quantized_bytes, quantized_experts_bytes
 from core.memory.step_time import touched_experts
 from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
@@ -52,52 +52,9 @@ def test_the_least_plan_is_the_one_of_a_run_that_just_fits(memory: dict[str, str
     assert make_plan(model, config, Machine("cuda", 80 * GIB), rows).needed_bytes > least.needed_bytes
 
 
-def test_optimizer_states_by_kind() -> None:
-    assert optimizer_bytes("adamw", 65536) == pytest.approx(8 * 65536, abs=8)
-    assert optimizer_bytes("adamw_8bit", 65536) == 2 * (65536 + 4 * 256)
-    assert optimizer_bytes("paged_adamw_8bit", 4095) == 8 * 4095
-
-
-def test_the_parts_of_an_8b_model_are_the_arithmetic_of_its_shape() -> None:
-    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 1)]), train={"batch_size": 1}, method={"rank": 16})
-    parts = plan.by_name()
-    assert plan.trainable == 41_943_040
-    assert parts["linear_weights"] / GIB == pytest.approx(3.35, abs=0.01)
-    assert parts["embeddings"] == 2 * 2 * 128256 * 4096
-    assert parts["adapters"] == parts["gradients"] == 4 * plan.trainable
-    assert parts["optimizer"] == pytest.approx(8 * plan.trainable, rel=1e-4)
-    # And the sines and cosines of the positions.
-    assert parts["activations"] == pytest.approx(32 * 2048 * 4096 * 2, rel=0.01)
-    assert plan.total_bytes == sum(parts.values())
-
-
 #: Layers of a model whose passes are those of its other layers, and which is measured in less time.
 FEW = 4
 LLAMA = {**published.LLAMA_3_8B, "num_hidden_layers": FEW}
-
-
-@pytest.mark.slow
-@cases(("model", "positions"), [({**published.SMOLLM2_135M, "num_hidden_layers": FEW}, 512), (LLAMA, 256)])
-def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int) -> None:
-    """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
-    half, whole, twice = (
-        plan_of(
-            model, Rows([(2048, 1)], learned / 2047), train={"batch_size": 1}, memory={"gradient_checkpointing": "off"}
-        ).by_name()["loss"]
-        for learned in (positions // 2, positions, 2 * positions)
-    )
-    assert whole - half == pytest.approx(12 * positions // 2 * model["vocab_size"], rel=0.02)
-    assert twice - whole == pytest.approx(2 * 2 * positions * model["hidden_size"], rel=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "measured_gib"), long_but([("qlora", 7.4)], [("qlora", 7.4), ("lora", 16.2)]))
-def test_torchtunes_peaks_on_a_4090_are_met_from_above(name: str, measured_gib: float) -> None:
-    """Llama-3.1-8B, 2 rows of 2048 tokens. Its adapters are bf16, so it takes less; its feed-forward networks keep
-    two wide tensors more, so it takes more."""
-    plan = plan_of(published.LLAMA_3_8B, Rows([(2048, 2)]), train={"batch_size": 2}, method={"name": name, "rank": 8})
-    allocated = sum(part.bytes for part in plan.parts if part.name not in ("runtime", "fragmentation"))
-    assert 0.99 <= allocated / GIB / measured_gib <= 1.1
 
 
 @pytest.mark.slow
@@ -167,34 +124,10 @@ def test_what_recomputing_starts_from_is_moved_off_a_gpu_by_need() -> None:
     assert not plan_of(published.LLAMA_3_8B, kind="cpu", memory={**on, "gradient_checkpointing": "on"}).offload
 
 
-def test_eager_attention_holds_scores() -> None:
-    """Scores grow with the square of the length: rows of 4 times the tokens, a quarter of them."""
-    short, long = (
-        plan_of(
-            published.GEMMA_2_9B,
-            Rows([(length, 8192 // length)]),
-            train={"batch_size": 8192 // length, "max_length": 8192},
-            memory={"gradient_checkpointing": "off"},
-        )
-        for length in (1024, 4096)
-    )
-    assert long.total_bytes > 1.5 * short.total_bytes
-
-
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 #: A mixture of 30B with fewer layers.
 DEPTH = 6
 SHALLOW = {**published.QWEN_3_30B_A3B, "num_hidden_layers": DEPTH}
-
-
-def test_experts_are_quantized_and_their_routers_are_not() -> None:
-    parts = plan_of(SHALLOW, method={"target_modules": ATTENTION}).by_name()
-    gate_and_up, down = 128 * 2 * 768 * 2048, 128 * 2048 * 768
-    assert parts["experts"] == DEPTH * sum(quantized_experts_bytes(128, size) for size in (gate_and_up, down))
-    assert parts["experts"] * 8 / (DEPTH * (gate_and_up + down)) == pytest.approx(4.127, abs=0.001)
-    assert parts["routers"] == DEPTH * 2 * 128 * 2048
-    wide = plan_of(SHALLOW, method={"name": "lora", "target_modules": ATTENTION}).by_name()
-    assert wide["experts"] == DEPTH * 2 * (gate_and_up + down)
 
 
 @pytest.mark.parametrize(

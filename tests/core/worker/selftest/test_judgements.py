@@ -15,7 +15,7 @@ from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
 from core.worker.selftest import driver, fast_paths, memory, speed, training
-from core.worker.selftest.driver import PowerRight, TorchCard
+from core.worker.selftest.driver import TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.wrapped import Footprint
 from tests.cases import cases
@@ -35,13 +35,10 @@ DEVICE = Device(
     memory_free=int(23.1 * GB),
     power_limit_w=450.0,
 )
-RIGHT = PowerRight((150.0, 600.0), False)
 
 
-def judged(
-    seen: TorchCard = SEEN, planned: Card = PLANNED, device: Device | None = DEVICE, right: PowerRight = RIGHT
-) -> tuple[str, str]:
-    outcome = driver.judge(seen, planned, device, right, {"kind": "cuda"})
+def judged(planned: Card = PLANNED, device: Device | None = DEVICE) -> tuple[str, str]:
+    outcome = driver.judge(SEEN, planned, device, (150.0, 600.0), {"kind": "cuda"})
     assert outcome.device == {"kind": "cuda"}
     return outcome.result, outcome.detail
 
@@ -58,12 +55,15 @@ def judged(
         ({"device": None}, "it is not listed"),
     ],
 )
-def test_readings_of_another_card_or_none_fail(changed: dict[str, object], said: str) -> None:
+def test_readings_of_another_card_or_none_fail(
+    changed: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "may_set_power", lambda: False)
     result, passed = judged()
     assert result == "pass"
     assert passed.startswith("The same card by its UUID, 23.0 GB of 25.0 GB free by torch and 23.1 GB by NVML")
     assert passed.endswith("power limit 450 W, which root alone may set from 150 to 600 W.")
-    result, detail = judged(**changed)  # type: ignore[arg-type]
+    result, detail = judged(**changed)
     assert result == "fail"
     assert said in detail
 
