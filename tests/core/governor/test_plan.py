@@ -27,15 +27,6 @@ def always(**wishes: Any) -> Wishes:
     return Wishes([Span(0.0, math.inf, is_quiet=False)], **wishes)
 
 
-def test_a_curve_is_straight_between_what_was_measured() -> None:
-    found = curve()
-    assert found.watts(0.0) == pytest.approx(40.0)
-    assert found.watts(0.85) == pytest.approx(261.0)
-    assert found.tokens_per_second(0.2) == pytest.approx(200.0)
-    assert found.most_duty(170.0, FLOOR) == pytest.approx(0.5)
-    assert found.most_duty(30.0, FLOOR) == 0.0
-
-
 def test_without_leakage_the_fastest_is_the_cheapest() -> None:
     found = plan(curve(), 1000 * HOUR, always(deadline=10 * HOUR))
     assert (found.duty, found.keeps) == (1.0, True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import ParkingSection
-from core.hardware.claims import Claim, commands, find_claim, has_conditions, running_program
+from core.hardware.claims import Claim, commands, find_claim, running_program
 from core.hardware.snapshot import Device, GpuProcess
 from tests.cases import cases
 from tests.waiting import wait_for
@@ -70,9 +70,3 @@ def test_memory_that_other_processes_hold_is_a_claim() -> None:
     assert find_claim(parking, EVENING, card) == Claim("another program", "other programs hold 3.0 GB of the card")
     assert find_claim(ParkingSection(memory_gb=3.1), EVENING, card) is None
     assert find_claim(parking, EVENING, None) is None
-
-
-def test_without_conditions_nothing_is_watched() -> None:
-    assert not has_conditions(ParkingSection())
-    assert has_conditions(ParkingSection(memory_gb=1))
-    assert has_conditions(ParkingSection(hours="18:00-23:00"))

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
-from core.hardware.sampler import EnergyMeter, Reading, Sampler, Watched, read_device, snapshot
+from core.hardware.sampler import EnergyMeter, Reading, Sampler, read_device, snapshot
 from core.hardware.snapshot import Device
 from tests.core.hardware.conftest import Ask
 from tests.core.runs.helpers import there, wait_for
@@ -128,29 +126,3 @@ def test_the_device_of_a_run_is_the_one_that_it_is_given() -> None:
         assert device.kind == "cpu"
     assert read_device("cuda") is None, "nothing trains on the CPU in the place of a card that is not there"
     assert read_device("auto", gpu="7") is None
-
-
-def test_an_answer_that_does_not_come_is_pending_and_asked_for_once() -> None:
-    release, asked = threading.Event(), []
-    answered = threading.Event()
-
-    def make() -> Callable[[], int]:
-        def read() -> int:
-            asked.append(1)
-            release.wait(60)
-            return len(asked)
-
-        return read
-
-    watched = Watched(make, "test", answered.set)
-    assert not asked
-    for _ in range(3):
-        watched.ask()
-    wait_for(lambda: asked)
-    assert (watched.is_pending, watched.answer, watched.moment) == (True, None, None)
-    release.set()
-    assert answered.wait(60)
-    assert (watched.is_pending, watched.answer, len(asked)) == (False, 1, 1)
-    watched.close()
-    watched.ask()
-    assert len(asked) == 1

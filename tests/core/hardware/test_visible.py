@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.hardware.card import Card, find_card
 from core.hardware.visible import Identity, Visible, find_gpu, hides_all, visible_cards
 from tests.cases import cases
 
@@ -159,9 +158,3 @@ def test_the_first_visible_card_is_found_and_none_where_the_driver_is_broken(
     ask_driver: Ask, mode: str, timeout: float, environment: dict[str, str], expected: Any
 ) -> None:
     assert ask_driver(CARD_PROGRAM.format(timeout=timeout, environment=environment), mode) == expected
-
-
-def test_what_is_not_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Card("card", None, None).has_bf16 is None
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert find_card() is None

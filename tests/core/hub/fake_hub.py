@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_this_is_a_secret"
@@ -73,8 +73,7 @@ class Reply:
     times: int = 1
 
 
-@dataclass
-class Asked:
+class Asked(NamedTuple):
     """A request as it came in."""
 
     server: str
@@ -96,8 +95,6 @@ class FakeHub:
         self.stalled = threading.Event()
         self.resume = threading.Event()
         self.ignores_ranges = False
-        self.status: int | None = None
-        """The answer to everything, if set."""
         self.about: Reply | None = None
         """The answer to every question about a repository, if set."""
         self.first: list[Reply] = []
@@ -153,9 +150,6 @@ class FakeHub:
 
     def _answer(self, server: str, handler: BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path).path
-        if self.status is not None:
-            _send(handler, self.status, b"{}")
-            return
         if server == "store":
             kind, owner, name, file = path.removeprefix("/").split("/", 3)
             self._send_file(handler, unquote(file), getattr(self, kind)[f"{owner}/{name}"].files[unquote(file)])

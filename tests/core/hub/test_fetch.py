@@ -261,14 +261,6 @@ def test_what_cannot_be_fetched_is_a_sentence(hub: FakeHub, fetcher: Fetcher, en
     assert hint in caught.value.hint
 
 
-@cases(("status", "says"), [(429, "asks to wait"), (503, "the error 503"), (403, "does not let you")])
-def test_a_hub_in_trouble_is_a_sentence(hub: FakeHub, fetcher: Fetcher, status: int, says: str) -> None:
-    hub.status = status
-    with pytest.raises(UserError, match=says) as caught:
-        fetcher.plan("hf://datasets/me/set")
-    assert caught.value.hint
-
-
 @cases("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_nothing_is_asked_where_the_network_is_forbidden(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,11 @@ STATES = [
 MODEL_STATES = ("linear_weights", "gradients", "optimizer", "master_weights")
 
 
+#: A model of two alike layers without anything outside, all of it trained: the largest layer, all layers, adapters
+#: beside a layer, depth, outside, scales, trained elements, bytes of a gradient, gradients of a layer and outside.
+GATHERED = Gathered(PSI, 2 * PSI, 0, 2, 0, {}, PSI, 2, PSI, 0)
+
+
 def shares(
     strategy: Strategy,
     cards: Cards | int = SIXTY_FOUR,
@@ -48,21 +54,8 @@ def shares(
     adapters: bool = False,
     **changes: Any,
 ) -> Shares:
-    """Shares of a model of two alike layers without anything outside, all of it trained."""
-    given: dict[str, Any] = {
-        "largest": PSI,
-        "layers": 2 * PSI,
-        "beside": 0,
-        "depth": 2,
-        "outside": 0,
-        "scales": {},
-        "trained": PSI,
-        "width": 2,
-        "layer_gradients": PSI,
-        "outside_gradients": 0,
-    }
     cards = Cards(cards) if isinstance(cards, int) else cards
-    return Shares(Sharing(strategy, cards, stage, offload, adapters), Gathered(**given | changes))
+    return Shares(Sharing(strategy, cards, stage, offload, adapters), replace(GATHERED, **changes))
 
 
 def on_card(shares: Shares, parts: list[Part] = STATES) -> dict[str, int]:

@@ -130,30 +130,19 @@ DEPTH = 6
 SHALLOW = {**published.QWEN_3_30B_A3B, "num_hidden_layers": DEPTH}
 
 
-@pytest.mark.parametrize(
-    ("rows", "limit", "targets"),
-    [
-        pytest.param(16, 22e9, "all-linear", marks=pytest.mark.slow),
-        *(
-            pytest.param(rows, limit, targets, marks=pytest.mark.long)
-            for targets in ("all-linear", ATTENTION)
-            for rows, limit in ((1, 22e9), (16, 22e9), (16, 24e9))
-        ),
-    ],
-)
-def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float, targets: Any) -> None:
+@pytest.mark.slow
+def test_a_mixture_of_30b_trains_on_a_card_of_24_gb() -> None:
     """Its experts get no adapters of rank 16 by themselves, which would be more than a hundredth of them."""
     plan = plan_of(
         published.QWEN_3_30B_A3B,
-        Rows([(2048, rows)]),
-        limit=int(limit),
-        train={"max_length": 2048, "batch_size": rows},
-        method={"rank": 16, "target_modules": targets},
+        Rows([(2048, 16)]),
+        limit=22 * 10**9,
+        train={"batch_size": 16},
         memory={"gradient_checkpointing": "on"},
     )
     assert plan.fits
     assert dict(plan.targets) == dict.fromkeys(ATTENTION, 48)
-    assert plan.total_bytes <= limit
+    assert plan.total_bytes <= 22 * 10**9
 
 
 @pytest.mark.long

@@ -7,14 +7,7 @@ import pytest
 
 from core.errors import UserError
 from core.selftest import report as module
-from core.selftest.report import (
-    Check,
-    Report,
-    report_text,
-    table,
-    without_names,
-    write_report,
-)
+from core.selftest.report import Check, Report, report_text, table, without_names, write_report
 
 DEVICE = {
     "kind": "cuda",

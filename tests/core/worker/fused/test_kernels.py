@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[4]
 @cases(
     ("capability", "dtype", "used"),
     [
-        ((8, 9), torch.bfloat16, True),
         ((8, 0), torch.bfloat16, True),
         ((12, 0), torch.float32, True),
         ((7, 5), torch.float16, True),
