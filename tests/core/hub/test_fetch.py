@@ -272,13 +272,6 @@ def test_nothing_is_asked_where_the_network_is_forbidden(
     assert hub.asked == []
 
 
-def test_a_hub_that_is_not_there_is_a_sentence(hub: FakeHub) -> None:
-    hub.close()
-    with pytest.raises(UserError, match=r"127.0.0.1:\d+ cannot be reached") as caught:
-        fetch("hf://datasets/me/set")
-    assert "HF_ENDPOINT" in caught.value.hint
-
-
 def test_more_than_the_disk_has_is_refused_before_it_is_fetched(hub: FakeHub, fetcher: Fetcher) -> None:
     class Huge(Repository):
         def siblings(self) -> list[dict[str, object]]:
