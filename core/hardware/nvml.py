@@ -168,7 +168,6 @@ class NvmlCard:
 
     def _read_steady(self, handle: Any) -> _Steady:
         nvml, ask = self._nvml, self._ask
-        limits = ask(nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
         return _Steady(
             name=one_line(ask(nvml.nvmlDeviceGetName, handle) or f"GPU {self.index}", 80),
             uuid=one_line(ask(nvml.nvmlDeviceGetUUID, handle) or "", 120),
@@ -179,7 +178,7 @@ class NvmlCard:
                 self._threshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),
                 self._threshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
             ),
-            power_range=None if limits is None else (limits[0] / 1000, limits[1] / 1000),
+            power_range=self._opened.power_range(self.index),
             pcie=(
                 ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
                 ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),

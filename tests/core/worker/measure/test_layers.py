@@ -44,7 +44,7 @@ def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
     loaded = loaded_of(family, directory, config)
     causal, how = loaded.model.get_base_model(), arithmetic(config, Machine("cpu"))
-    return Skeleton(loaded.model, causal, causal.config, contextlib.nullcontext(), loaded.dtype, how)
+    return Skeleton(loaded.model, causal, contextlib.nullcontext(), loaded.dtype, how)
 
 
 def in_four_bits(skeleton: Skeleton) -> set[str]:
