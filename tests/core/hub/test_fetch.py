@@ -25,7 +25,7 @@ from tests.cases import cases
 from tests.waiting import wait_for
 
 from .conftest import rows
-from .fake_hub import TOKEN, FakeHub, Repository
+from .fake_hub import TOKEN, FakeHub, Reply, Repository
 from .fetcher import Fetcher
 
 
@@ -273,11 +273,9 @@ def test_nothing_is_asked_where_the_network_is_forbidden(
 
 
 def test_more_than_the_disk_has_is_refused_before_it_is_fetched(hub: FakeHub, fetcher: Fetcher) -> None:
-    class Huge(Repository):
-        def siblings(self) -> list[dict[str, object]]:
-            return [{**item, "size": 10**15} for item in super().siblings()]
-
-    hub.datasets["me/set"] = Huge({"train.jsonl": rows(1)})
+    told = Repository({"train.jsonl": rows(1)}).described("me/set")
+    told["siblings"][0]["size"] = 10**15
+    hub.about = Reply(json.dumps(told).encode())
     with pytest.raises(UserError, match="the download needs"):
         fetcher.plan("hf://datasets/me/set")
     assert hub.files_asked() == []

@@ -149,15 +149,6 @@ def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: f
     assert plan.offload is (choice != "off" and gib == 7.5)
 
 
-def test_smaller_micro_batches_come_before_offloading() -> None:
-    on = {"gradient_checkpointing": "on"}
-    plan = plan_in(published.LLAMA_3_8B, 9.5, memory=on)
-    assert (plan.offload, plan.fits) == (False, True)
-    assert plan.token_budget < 8192
-    least = plan_in(published.LLAMA_3_8B, 7.5, memory=on)
-    assert (least.offload, least.token_budget) == (True, 2048)
-
-
 @pytest.mark.slow
 def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
     reasons = [plan_in(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]

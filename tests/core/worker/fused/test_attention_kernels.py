@@ -152,17 +152,6 @@ def test_windows_of_padded_rows_give_what_masks_give(
     assert varlen == ([(size - 1, 0)] if size < 12 and kernel is VARLEN else [])
 
 
-@cases("kernel", [FLASH, EFFICIENT])
-@cases("layout", LAYOUTS)
-def test_the_lower_right_bias_gives_what_masks_give(
-    layout: Layout, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "SHORT_ROW", 0)
-    inputs = flat_inputs(layout)
-    wanted = attend_groups(*inputs, layout, 0.3, MASKED)
-    assert_same(attend_groups(*inputs, layout, 0.3, kernel), wanted, inputs)
-
-
 def test_under_autocast_kernels_get_its_dtype(varlen: list[tuple[int, int]]) -> None:
     """Norms that are trained in fp32 give queries in fp32, beside values in 16 bit."""
     query, key, value = flat_inputs()
