@@ -32,6 +32,7 @@ class Overnight:
 
     limits: Limits
     steps: int
+    has_power: bool = True
     idle_w: float = 20.0
     busy_w: float = 240.0
     leak_w: float = 80.0
@@ -43,7 +44,7 @@ class Overnight:
 
     def __post_init__(self) -> None:
         self.course = Course()
-        self.night = Night(self.limits, self.now, self.course, has_power=True)
+        self.night = Night(self.limits, self.now, self.course, has_power=self.has_power)
 
     def watts(self, duty: float) -> float:
         return self.idle_w + (self.busy_w - self.idle_w) * duty + self.leak_w * duty * duty
@@ -104,9 +105,7 @@ def test_done_by_seven_and_near_the_least_energy() -> None:
 
 @pytest.mark.parametrize("has_power", [True, False])
 def test_after_the_last_step_the_pace_stays(has_power: bool) -> None:
-    run = Overnight(Limits(deadline=parse_time("22:00")), steps=200)
-    run.course = Course()
-    run.night = Night(run.limits, run.now, run.course, has_power=has_power)
+    run = Overnight(Limits(deadline=parse_time("22:00")), steps=200, has_power=has_power)
     run.run(199)
     duty = run.night.duty(run.now)
     assert duty > 0.3

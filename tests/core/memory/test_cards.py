@@ -207,29 +207,34 @@ def chosen(limit: float | None, cards: int = 2, machines: int = 1, **sections: A
     return chosen_strategy(EIGHT, config_of(**sections), machine, cards=Cards(cards, machines))
 
 
-def test_one_card_needs_no_strategy_and_has_the_plan_that_it_had() -> None:
-    found = chosen(24, 1)
-    assert (found.strategy, found.host_bytes) == ("none", 0)
-    assert found.plan == make_plan(EIGHT, config_of(), Machine("cuda", int(24e9), host_bytes=HOST))
+@cases(
+    ("limit", "cards", "named", "strategy", "reason"),
+    [
+        (24, 1, "auto", "none", "One process needs no strategy."),
+        (24, 1, "none", "none", "One process needs no strategy."),
+        (24, 2, "auto", "replicate", "replicate: the whole model fits on each card, where it takes "),
+        (None, 2, "auto", "replicate", "replicate: it is not known how much memory a card has."),
+        (7.5, 2, "auto", "fsdp2", "fsdp2: with the whole model a card would need "),
+        *((limit, 2, name, name, f"{name}: ") for name in ("replicate", "fsdp2", "deepspeed") for limit in (3, 80)),
+    ],
+)
+def test_a_strategy_is_chosen_and_one_that_is_named_is_taken_whatever_fits(
+    limit: float | None, cards: int, named: str, strategy: str, reason: str
+) -> None:
+    found = chosen(limit, cards, distributed={"strategy": named})
+    assert found.strategy == strategy
+    assert found.reason.startswith(reason)
+    assert found.fits is (None if limit is None else limit > 3)
 
 
-def test_auto_replicates_where_the_model_fits_on_each_card() -> None:
-    found = chosen(24)
-    assert found.strategy == "replicate"
-    assert found.reason.startswith("replicate: the whole model fits on each card, where it takes ")
+def test_one_card_has_the_plan_that_it_had_and_two_send_gradients_or_gather_layers() -> None:
+    one, replicated, shared = chosen(24, 1), chosen(24).plan, chosen(7.5).plan
+    assert one.host_bytes == 0
+    assert one.plan == make_plan(EIGHT, config_of(), Machine("cuda", int(24e9), host_bytes=HOST))
     # The gradients of 41.9 million adapter parameters in fp32, once around a ring of two.
-    assert found.plan.wire_bytes == 4 * 41_943_040
-    assert found.plan.by_name()["all_reduce"] == 4 * BUCKET
-    unknown = chosen(None)
-    assert (unknown.strategy, unknown.fits) == ("replicate", None)
-
-
-def test_auto_shares_the_weights_out_where_a_card_is_too_small() -> None:
-    found = chosen(7.5)
-    assert found.strategy == "fsdp2"
-    assert found.reason.startswith("fsdp2: with the whole model a card would need ")
-    assert found.fits
-    assert found.plan.by_name()["gathered"] > 0
+    assert replicated.wire_bytes == 4 * 41_943_040
+    assert replicated.by_name()["all_reduce"] == 4 * BUCKET
+    assert shared.by_name()["gathered"] > 0
 
 
 def test_auto_replicates_experts_in_4_bits_which_cannot_be_shared_out() -> None:
@@ -240,16 +245,7 @@ def test_auto_replicates_experts_in_4_bits_which_cannot_be_shared_out() -> None:
     assert "fsdp2 does not share out experts in 4 bits" in found.reason
 
 
-@cases("strategy", ["replicate", "fsdp2", "deepspeed"])
-def test_a_strategy_that_is_named_is_taken_whatever_fits(strategy: str) -> None:
-    for limit in (3, 80):
-        found = chosen(limit, distributed={"strategy": strategy})
-        assert found.strategy == strategy
-        assert found.reason == f"{strategy}: distributed.strategy says so."
-
-
 def test_none_is_one_process() -> None:
-    assert chosen(24, 1, distributed={"strategy": "none"}).strategy == "none"
     with pytest.raises(UserError, match=r"distributed.strategy is none, and the run would have 4 processes"):
         chosen(24, 2, 2, distributed={"strategy": "none"})
 

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -305,16 +306,10 @@ def test_keys_are_repeated_where_flash_does_not_serve(
     monkeypatch.setattr(attention, "capability_of", lambda _device: capability)
     monkeypatch.setattr(attention, "SHORT_ROW", 0)
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in flat_inputs(Layout((Group(0, 1, 12),)))]
-    asked: list[bool] = []
-    usual = torch.nn.functional.scaled_dot_product_attention
-
-    def told(*args: Any, **kwargs: Any) -> torch.Tensor:
-        asked.append(bool(kwargs.get("enable_gqa")))
-        return usual(*args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    asked = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", asked)
     out, _ = attend(Module(), *inputs, None)
-    assert asked == [not repeats]
+    assert [bool(call.kwargs.get("enable_gqa")) for call in asked.call_args_list] == [not repeats]
     monkeypatch.undo()
     wanted, _ = attend(Module(), *inputs, None)
     torch.testing.assert_close(out, wanted, atol=2e-3, rtol=2e-3)

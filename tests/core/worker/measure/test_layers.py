@@ -17,7 +17,7 @@ from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.models.architecture.measuring import Growth, peak_at
-from core.worker.measure.layers import LayerPasses, Passes, SizedPass
+from core.worker.measure.layers import Passes, SizedPass
 from core.worker.measure.measure import fit_around, fit_layer, fit_scan
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.experts import ExpertsParams4bit
@@ -58,14 +58,13 @@ def peak(points: tuple[int, ...]) -> int:
     return max(points, default=0)
 
 
-def figures(passes: LayerPasses) -> tuple[int, ...]:
-    moments = (passes.forward, passes.backward, passes.again)
-    return passes.kept, passes.casts, *map(peak, moments)
-
-
-def measured(skeleton: Skeleton, length: int) -> tuple[list[int], SizedPass]:
-    passes = Passes(skeleton)
-    return passes.kinds, passes.measure(ROWS, length)
+def figures(found: SizedPass) -> tuple[Any, ...]:
+    """What is kept, and the peaks."""
+    kinds = {
+        kind: (passes.kept, passes.casts, *map(peak, (passes.forward, passes.backward, passes.again)))
+        for kind, passes in found.kinds.items()
+    }
+    return found.around, found.end_kept, peak(found.end_backward), kinds
 
 
 @pytest.mark.parametrize("family", long_but(["llama", "qwen3_5"], FAMILIES))
@@ -75,15 +74,7 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, tmp_path
     assert without.kinds == with_them.kinds
     # Rows for the worker's own attention on a CPU, and longer ones.
     for length in (96, 320):
-        found, real = without.measure(ROWS, length), with_them.measure(ROWS, length)
-        assert (found.around, found.end_kept, peak(found.end_backward)) == (
-            real.around,
-            real.end_kept,
-            peak(real.end_backward),
-        )
-        assert found.kinds.keys() == real.kinds.keys()
-        for kind, passes in found.kinds.items():
-            assert figures(passes) == figures(real.kinds[kind]), (kind, length)
+        assert figures(without.measure(ROWS, length)) == figures(with_them.measure(ROWS, length)), length
 
 
 @pytest.mark.parametrize(
@@ -96,13 +87,11 @@ def test_adapters_on_experts_are_kept_as_in_a_real_one(family: str, keep: bool, 
         method={"rank": 4, "target_experts": "on"}, model={"keep_16bit": ["layers.0.*"] if keep else None}
     )
     skeleton = without_values(family, config)
-    kinds, found = measured(skeleton, 96)
-    real_kinds, real = measured(with_values(family, config, tmp_path), 96)
-    assert kinds == real_kinds
+    without, with_them = Passes(skeleton), Passes(with_values(family, config, tmp_path))
+    assert without.kinds == with_them.kinds
     experts = [weight for name, weight in skeleton.causal.named_parameters() if name.endswith(".down_proj")]
     assert [weight.dtype for weight in experts] == [torch.bfloat16 if keep else torch.uint8, torch.uint8]
-    for kind, passes in found.kinds.items():
-        assert figures(passes) == figures(real.kinds[kind]), kind
+    assert figures(without.measure(ROWS, 96)) == figures(with_them.measure(ROWS, 96))
 
 
 @cases(

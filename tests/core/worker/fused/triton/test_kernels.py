@@ -29,7 +29,7 @@ def test_the_kernels_compile_for_the_cards(which: str, forks: Forks) -> None:
 def test_the_kernels_match_torch(chosen: str) -> None:
     """In a process that has not imported Triton without its interpreter."""
     pytest.importorskip("triton")
-    tests = Path(__file__).with_name("interpreted.py")
+    tests = str(Path(__file__).with_name("interpreted.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen, tests]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
