@@ -54,7 +54,8 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
     sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
     nearest = nearest_deadline(finish, now)
     other = f", {fewer}" if fewer else ""
-    if nearest - now > _DAY or nearest > next_time(_minute(nearest), now):
+    local = time.localtime(nearest)
+    if nearest - now > _DAY or nearest > next_time(local.tm_hour * 60 + local.tm_min, now):
         # A deadline is a time of day, and means the next one.
         return Unkept("night.deadline", sentence, f"No time within a day can be met: take the deadline away{other}.")
     return Unkept("night.deadline", sentence, f"Set {format_moment(nearest, '%H:%M')} or later{other}.")
@@ -72,11 +73,6 @@ def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
     sentence = f"{energy(limit)} cannot be met: it takes {energy(kwh)} {how}."
     other = f", {fewer}" if fewer else ""
     return Unkept("night.energy_kwh", sentence, f"Set {energy(nearest_energy(kwh))} or more{other}.")
-
-
-def _minute(moment: float) -> int:
-    local = time.localtime(moment)
-    return local.tm_hour * 60 + local.tm_min
 
 
 #: Duty cycles to try, and the least time and steps of each.
@@ -369,11 +365,12 @@ class Night:
         """Find replacements for dropped wishes. A replacement stays until it is missed as well, or a much nearer one
         can be met. Returns the cause to announce it with; empty if nothing has moved."""
         before = self._nearest_deadline, self._nearest_kwh
-        finish = found.finish
+        finish, nearest = found.finish, nearest_deadline(found.finish, now)
+        far = 2 * (nearest - finish) if math.isfinite(finish) else 0.0
         if not found.misses_deadline:
             self._nearest_deadline = None
-        elif (was := self._nearest_deadline) is None or not was - _too_far(finish, now) <= finish <= was:
-            self._nearest_deadline = nearest_deadline(finish, now)
+        elif (was := self._nearest_deadline) is None or not was - far <= finish <= was:
+            self._nearest_deadline = nearest
         if not found.misses_energy or whole_kwh is None:
             self._nearest_kwh = None
         elif (kwh := self._nearest_kwh) is None or not (1.0 - 3 * MOVED_SHARE) * kwh <= whole_kwh <= kwh:
@@ -468,11 +465,6 @@ def _wishes(limits: Limits, now: float, used_joules: float | None, most_duty: fl
         quiet_power_w=limits.quiet_power_w,
         most_duty=most_duty,
     )
-
-
-def _too_far(finish: float, now: float) -> float:
-    """Largest distance of the nearest time from an end, in seconds, before another one takes its place."""
-    return 2 * (nearest_deadline(finish, now) - finish) if finish != float("inf") else 0.0
 
 
 def _deadline(limits: Limits, now: float) -> tuple[float | None, float | None]:

@@ -72,11 +72,6 @@ _GONE = {
 }
 
 
-def explain_loss(code: int) -> str:
-    """The reason why a card cannot be reached, as a clause, by NVML's error code."""
-    return _GONE.get(code, f"the driver does not give access to it (NVML error {code})")
-
-
 @dataclass(frozen=True)
 class _Steady:
     """Facts of a card that never change while a driver is loaded."""
@@ -126,7 +121,8 @@ class NvmlCard:
         if handle is None or code:
             name = self._steady.name if self._steady else f"GPU {self.index}"
             uuid = self._steady.uuid if self._steady else ""
-            return Device(index=self.index, kind="cuda", name=name, uuid=uuid, problem=explain_loss(code))
+            problem = _GONE.get(code, f"the driver does not give access to it (NVML error {code})")
+            return Device(index=self.index, kind="cuda", name=name, uuid=uuid, problem=problem)
         steady = self._steady = self._steady or self._read_steady(handle)
         device = self._read_fast(handle, steady, instance)
         return self._with_temperatures(device, handle, steady)

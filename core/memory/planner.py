@@ -254,8 +254,9 @@ class _Search:
 
     def plan(self, host_experts: bool) -> Plan:
         """The plan of the chosen way, with copies of weights where there is plenty of memory."""
-        found = self._fixed(host_experts) if self._is_fixed else self._chosen(host_experts)
-        return self._with_copies(found)
+        # Or there is no way to choose.
+        is_fixed = self.checkpointing is not None or self._offloads or self.run.machine.limit_bytes is None
+        return self._with_copies(self._fixed(host_experts) if is_fixed else self._chosen(host_experts))
 
     @property
     def _first_budget(self) -> int:
@@ -270,11 +271,6 @@ class _Search:
         if self.offload is not None:
             return self.offload
         return self.run.machine.kind == "cuda" and self.run.config.memory.activation_offload == "on"
-
-    @property
-    def _is_fixed(self) -> bool:
-        """True if there is no way to choose."""
-        return self.checkpointing is not None or self._offloads or self.run.machine.limit_bytes is None
 
     @property
     def _keeps_copies(self) -> bool:
