@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from core.hardware.snapshot import explain_xid
 from tests.core.hardware.conftest import Ask, Scene
 
 DEVICES = """
@@ -154,13 +153,3 @@ def test_a_run_on_the_cpu_does_not_wait_for_a_driver_that_hangs(ask_driver: Ask)
         "print(json.dumps([device.kind for device in sampler.refresh(20.0)]))"
     )
     assert ask_driver(program, "hang") == ["cpu"]
-
-
-def test_what_stops_a_card_is_an_error_and_what_a_program_did_is_not() -> None:
-    levels = {"error": (48, 62, 64, 74, 79, 94, 95, 119), "warning": (13, 31, 43, 63), "info": (45,)}
-    for level, codes in levels.items():
-        for code in codes:
-            assert explain_xid(code).level == level
-            assert explain_xid(code) != explain_xid(99999), "it has words of its own"
-    assert explain_xid(99999).level == "warning"
-    assert "fallen off the bus" in explain_xid(79).words

@@ -81,6 +81,7 @@ def test_cause_and_remedy_are_told(
         # With the card hidden on purpose the run is on the CPU.
         (SIGHT, CPU, {"CUDA_VISIBLE_DEVICES": ""}),
         (OLD, CUDA, {"CUDA_VISIBLE_DEVICES": "-1"}),
+        (OLD, CUDA, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}),
     ],
 )
 def test_without_a_card_there_is_no_obstacle(sight: Sight, build: Build, variables: dict[str, str]) -> None:

@@ -54,7 +54,6 @@ def plan_in(model: dict[str, Any], gib: float, length: int | None = None, **sect
     [
         (published.LLAMA_3_8B, 60, 2048, 8192, 32),
         (published.LLAMA_3_8B, 23, 2048, 4096, 32),
-        (published.LLAMA_3_8B, 23, 1024, 4096, 32),
         (published.LLAMA_3_8B, 15, 512, 2048, 32),
         (LLAMA_3_2_3B, 15, 2048, 4096, 28),
         (published.LLAMA_2_13B, 23, 2048, 2048, 40),

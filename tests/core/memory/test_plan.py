@@ -444,10 +444,6 @@ def test_the_fit_of_another_model_is_that_of_its_plan() -> None:
     plan = make_plan(architecture, config_of(), machine)
     assert (found.needed_bytes, found.free_bytes, found.fits) == (plan.needed_bytes, 20 * GIB, True)
     assert fit(architecture, config_of(), Machine("cpu", GIB // 10)).fits is False
-    unknown = fit(architecture, config_of(), Machine("cuda"))
-    assert unknown.fits is None
-    assert unknown.needed_bytes
+    assert fit(architecture, config_of(), Machine("cuda")).fits is None
     assert "architecture is unknown" in fit(None, config_of(), machine).reason
-    nowhere = fit(architecture, config_of(method={"target_modules": ["none_of_these"]}), machine)
-    assert nowhere.needed_bytes is None
-    assert "matches no layer" in nowhere.reason
+    assert "matches no layer" in fit(architecture, config_of(method={"target_modules": ["none"]}), machine).reason

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ from transformers import (
 )
 from transformers.models.olmo2.modeling_olmo2 import apply_rotary_pos_emb as usual_wide
 
-from core.config.schema import MethodSection
 from core.worker.fused.install import fuse
 from core.worker.fused.rotary import apply_rotary_pos_emb
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.model import load_model
+from core.worker.model.adapters import TRAINED
 from tests.cases import cases
 from tests.core.worker.fused.test_gated import SMALL as GATED
 from tests.core.worker.fused.test_gated import adapted
@@ -107,15 +104,6 @@ def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
         if "norm" in name:
             parameter.data.fill_(0.5)[0] = 500.0
     assert fuse(model, TRAINED).norms == 0
-
-
-def test_copies_of_weights_are_kept_and_given_up(tiny_model_dir: Path) -> None:
-    loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
-    fused = fuse(attach_adapters(loaded.model, MethodSection(rank=4), seed=0), TRAINED)
-    told = [fused.keeps_weights]
-    fused.keep_weights(torch.float32)
-    told += [fused.keeps_weights, fused.drop_weights(), fused.keeps_weights, fused.drop_weights()]
-    assert told == [False, True, True, False, False]
 
 
 def test_features_in_16_bit_stay_so_where_angles_are_in_fp32() -> None:
