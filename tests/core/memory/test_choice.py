@@ -20,7 +20,6 @@ from core.memory.batching import (
     length_runs,
     micro_batches,
     padded_length,
-    runs_of_histogram,
     token_budgets,
 )
 from core.memory.calibration import Calibration, rates_of
@@ -32,6 +31,7 @@ from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published
+from tests.core.runs.helpers import there
 
 LLAMA_3_2_3B = {
     **published.LLAMA_3_8B,
@@ -235,8 +235,7 @@ def test_runs_count_every_row(lengths: list[int]) -> None:
 @given(LENGTHS, st.integers(1, 16), st.integers(8, 3000))
 def test_a_histogram_never_makes_the_micro_batch_smaller(lengths: list[int], batch_size: int, budget: int) -> None:
     measured = measure_lengths(lengths, list(range(len(lengths))), sum(lengths), sum(lengths) // 2)
-    assert measured is not None
-    rough = rows_of_lengths(measured)
+    rough = rows_of_lengths(there(measured))
     assert rough.count == len(lengths)
     assert rough.runs[0][0] == padded_length(max(lengths))
     _, rows, width = largest_shape(length_runs(lengths), batch_size, budget)
@@ -246,21 +245,14 @@ def test_a_histogram_never_makes_the_micro_batch_smaller(lengths: list[int], bat
     assert rough_rows * rough_width <= max(budget, rough.runs[0][0])
 
 
-def test_bars_of_one_padded_length_are_one_run() -> None:
-    assert runs_of_histogram([(3, 2), (8, 1), (9, 0), (17, 4)]) == [(24, 4), (8, 3)]
-
-
 def test_rows_beyond_the_limit_are_dropped_or_cut() -> None:
     rows = rows_of_tokens([10, 20, 100], supervised=65)
     assert rows.supervised == 0.5
     assert rows.limited(200, "drop") is rows
-    dropped, cut = rows.limited(24, "drop"), rows.limited(24, "truncate")
-    assert dropped is not None
-    assert cut is not None
+    dropped = there(rows.limited(24, "drop"))
     assert dropped.runs == [(24, 1), (16, 1)]
-    assert cut.runs == [(24, 2), (16, 1)]
-    assert dropped.tokens is not None
-    assert dropped.tokens < 130
+    assert there(rows.limited(24, "truncate")).runs == [(24, 2), (16, 1)]
+    assert there(dropped.tokens) < 130
     assert Rows([(128, 4)]).limited(64, "drop") is None
 
 

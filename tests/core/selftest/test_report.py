@@ -33,11 +33,6 @@ def test_the_table_is_aligned_and_fits_the_width() -> None:
     assert table([], 80) == []
 
 
-def test_the_summary_counts_what_was_made() -> None:
-    assert made().summary() == "1 of 2 checks failed, after 15s."
-    assert made(CHECKS[0]).summary() == "Passed: all 1 of 1 checks that apply here, after 3.2s."
-
-
 @pytest.fixture
 def anna(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The home of a user with a name, on a machine with one."""
