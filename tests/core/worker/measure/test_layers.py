@@ -59,7 +59,7 @@ def peak(points: tuple[int, ...]) -> int:
 
 
 def figures(found: SizedPass) -> tuple[Any, ...]:
-    """What is kept, and the peaks."""
+    """Bytes that are kept, and the peaks."""
     kinds = {
         kind: (passes.kept, passes.casts, *map(peak, (passes.forward, passes.backward, passes.again)))
         for kind, passes in found.kinds.items()
