@@ -108,7 +108,8 @@ def _plan(run: Run, count: int | None, seed: int, sealed: Sealed, chain: ChainRe
     manifests = {int(path.name.removeprefix("step-")): read_manifest(path) for path in complete_checkpoints(run)}
     there = set(manifests)
     manifests = {step: manifest for step, manifest in manifests.items() if manifest} | sealed.manifests
-    damaged = {difference.step for difference in chain.differences if _is_content(difference)}
+    # Checkpoints that cannot be resumed.
+    damaged = {found.step for found in chain.differences if (found.file or "").startswith("checkpoints/")}
     events = EventTail(run.events_path).read_all()
     recorded = spans_of(events)
     spans = [span for span in recorded if span.end in manifests]
@@ -168,11 +169,6 @@ def refuse_live(run: Run) -> None:
             f"Run {run.id} {in_words(state.state)}; only a run that is over can be verified.",
             f"Wait for its end, or stop it: localtune-tui stop {run.id}",
         )
-
-
-def _is_content(difference: Difference) -> bool:
-    """True for a checkpoint that cannot be resumed."""
-    return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:

@@ -105,59 +105,6 @@ class HeatingRate:
         return linear_regression(moments, values).slope
 
 
-class WarmMean:
-    """Mean of the warmer half of the newest readings.
-
-    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest. The
-    temperature to hold is that of work.
-
-    Args:
-        count: Number of readings.
-    """
-
-    def __init__(self, count: int = 6) -> None:
-        self._readings: deque[float] = deque(maxlen=count)
-
-    def add(self, value: float) -> float:
-        """Add a reading; returns the mean."""
-        self._readings.append(value)
-        warm = sorted(self._readings)[len(self._readings) // 2 :]
-        return sum(warm) / len(warm)
-
-
-class AveragePower:
-    """Average power by a meter of energy, with an exponential window.
-
-    Args:
-        window: Its time constant in seconds.
-    """
-
-    def __init__(self, window: float) -> None:
-        self.window = window
-        self.watts: float | None = None
-        """The average; None before two readings."""
-        self._before: tuple[float, float] | None = None
-
-    def add(self, moment: float, joules: float) -> float | None:
-        """Take a reading in.
-
-        Args:
-            moment: Seconds, of any clock that only goes up.
-            joules: Energy used so far.
-
-        Returns:
-            The average power in watts; None before the second reading.
-        """
-        before, self._before = self._before, (moment, joules)
-        if before is None or moment <= before[0]:
-            return self.watts
-        seconds = moment - before[0]
-        now = max(joules - before[1], 0.0) / seconds
-        weight = 1.0 - math.exp(-seconds / self.window)
-        self.watts = now if self.watts is None else self.watts + weight * (now - self.watts)
-        return self.watts
-
-
 #: Age and smoothing of readings: seconds in which a change of duty is not visible yet. The controller is designed for
 #: twice that.
 REACTION_SECONDS = 9.0
@@ -166,6 +113,8 @@ TEMPERATURE_INTEGRAL = 30.0
 #: Most duty per degree, as readings are whole degrees and noisy.
 MOST_GAIN = 0.15
 
+#: Newest readings of a temperature, of whose warmer half the mean is held.
+WARM_READINGS = 6
 #: The time constant of average power, in seconds.
 POWER_WINDOW = 20.0
 #: Duty for an error as large as the limit, and seconds of the integral.
@@ -186,13 +135,15 @@ class TemperatureHold:
         self.controller = DutyController()
         self.value: float | None = None
         """The controlled temperature: the mean of the warmer half of the newest readings."""
-        self._warm = WarmMean()
+        # A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest;
+        # the temperature to hold is that of work.
+        self._newest: deque[float] = deque(maxlen=WARM_READINGS)
         self._heating = HeatingRate()
         self._moment: float | None = None
 
     def learn(self, other: TemperatureHold) -> None:
         """Take over the state of another hold of the same temperature."""
-        self._warm, self._heating, self._moment = other._warm, other._heating, other._moment
+        self._newest, self._heating, self._moment = other._newest, other._heating, other._moment
 
     def observe(self, moment: float, temperature: float, duty: float) -> float:
         """Take a reading in.
@@ -208,7 +159,9 @@ class TemperatureHold:
         seconds = _gap(self._moment, moment)
         self._moment = moment
         rate = self._heating.add(moment, temperature, duty)
-        self.value = self._warm.add(temperature)
+        self._newest.append(temperature)
+        warm = sorted(self._newest)[len(self._newest) // 2 :]
+        self.value = sum(warm) / len(warm)
         gain = min(MOST_GAIN, 1.0 / (rate * REACTION_SECONDS))
         return self.controller.update(
             self.limit - self.value, seconds, gain=gain, integral_seconds=TEMPERATURE_INTEGRAL
@@ -225,13 +178,9 @@ class PowerHold:
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.controller = DutyController()
-        self._average = AveragePower(POWER_WINDOW)
-        self._moment: float | None = None
-
-    @property
-    def value(self) -> float | None:
-        """Average power in watts."""
-        return self._average.watts
+        self.value: float | None = None
+        """Average power in watts, with an exponential window; None before the second reading."""
+        self._before: tuple[float, float] | None = None
 
     def observe(self, moment: float, joules: float) -> float:
         """Take a reading in.
@@ -243,13 +192,17 @@ class PowerHold:
         Returns:
             The duty cycle that it asks for.
         """
-        seconds = _gap(self._moment, moment)
-        self._moment = moment
-        watts = self._average.add(moment, joules)
-        if watts is None:
+        before, self._before = self._before, (moment, joules)
+        if before is None:
             return self.controller.duty
-        gain = POWER_GAIN / self.limit
-        return self.controller.update(self.limit - watts, seconds, gain=gain, integral_seconds=POWER_INTEGRAL)
+        if (seconds := moment - before[0]) > 0:
+            now = max(joules - before[1], 0.0) / seconds
+            weight = 1.0 - math.exp(-seconds / POWER_WINDOW)
+            self.value = now if self.value is None else self.value + weight * (now - self.value)
+        if self.value is None:
+            return self.controller.duty
+        seconds, gain = _gap(before[0], moment), POWER_GAIN / self.limit
+        return self.controller.update(self.limit - self.value, seconds, gain=gain, integral_seconds=POWER_INTEGRAL)
 
 
 def _gap(before: float | None, now: float) -> float:

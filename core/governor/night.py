@@ -54,7 +54,8 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
     sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
     nearest = nearest_deadline(finish, now)
     other = f", {fewer}" if fewer else ""
-    if nearest - now > _DAY or nearest > next_time(_minute(nearest), now):
+    local = time.localtime(nearest)
+    if nearest - now > _DAY or nearest > next_time(local.tm_hour * 60 + local.tm_min, now):
         # A deadline is a time of day, and means the next one.
         return Unkept("night.deadline", sentence, f"No time within a day can be met: take the deadline away{other}.")
     return Unkept("night.deadline", sentence, f"Set {format_moment(nearest, '%H:%M')} or later{other}.")
@@ -74,11 +75,6 @@ def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
     return Unkept("night.energy_kwh", sentence, f"Set {energy(nearest_energy(kwh))} or more{other}.")
 
 
-def _minute(moment: float) -> int:
-    local = time.localtime(moment)
-    return local.tm_hour * 60 + local.tm_min
-
-
 #: Duty cycles to try, and the least time and steps of each.
 TRIED = (1.0, 0.7, 0.45)
 TRIAL_SECONDS, TRIAL_STEPS = 30.0, 2
@@ -86,76 +82,6 @@ TRIAL_SECONDS, TRIAL_STEPS = 30.0, 2
 SAME_DUTY = 0.1
 #: Seconds of steps that outweigh all earlier ones in a point.
 MEMORY_SECONDS = 300.0
-
-
-class Pace:
-    """Measurements of steps by duty cycle, from the first step on, even if nothing is planned."""
-
-    def __init__(self) -> None:
-        self._tried: list[float] | None = None
-        self._points: list[_Sum] = []
-        self._seconds = 0.0
-        self._steps = 0
-
-    def begin_trials(self, *, has_power: bool) -> None:
-        """Try a few duty cycles from now on; full work only if it was not measured long enough before.
-
-        Args:
-            has_power: Whether the device reports its energy; if not, one duty cycle is enough, as speed grows with it.
-        """
-        if self._tried is None:
-            self._tried = list(TRIED if has_power else TRIED[:1])
-            self._end_trial()
-
-    @property
-    def trial(self) -> float | None:
-        """The duty cycle to try now; None when enough is known, or nothing is tried."""
-        return self._tried[0] if self._tried else None
-
-    @property
-    def curve(self) -> Curve | None:
-        """The measured curve; None before the trials are over."""
-        if self._tried is None or self._tried or not self._points:
-            return None
-        return Curve([item.point for item in self._points])
-
-    @property
-    def full_work(self) -> Curve | None:
-        """Speed alone, measured at full work or computed without the rests; None before it is known."""
-        is_known = self._is_enough if self._tried is None else self.trial != TRIED[0]
-        worked = sum(item.worked for item in self._points)
-        if not is_known or worked <= 0:
-            return None
-        return Curve([Point(1.0, sum(item.tokens for item in self._points) / worked, None)])
-
-    def add(self, duty: float, tokens: int, seconds: float, joules: float | None) -> None:
-        """Add a step.
-
-        Args:
-            duty: The share of it that was work.
-            tokens: Trained in it.
-            seconds: Rests included.
-            joules: Energy used in it; None if the device does not report it.
-        """
-        if seconds <= 0:
-            return
-        near = min(self._points, key=lambda item: abs(item.duty - duty), default=None)
-        if near is None or abs(near.duty - duty) >= SAME_DUTY:
-            near = _Sum()
-            self._points.append(near)
-        near.add(duty, tokens, seconds, joules)
-        self._seconds += seconds
-        self._steps += 1
-        self._end_trial()
-
-    @property
-    def _is_enough(self) -> bool:
-        return self._seconds >= TRIAL_SECONDS and self._steps >= TRIAL_STEPS
-
-    def _end_trial(self) -> None:
-        if self._tried and self._is_enough:
-            del self._tried[0]
-            self._seconds, self._steps = 0.0, 0
 
 
 class _Sum:
@@ -183,14 +109,26 @@ class _Sum:
 
 
 class Course:
-    """Progress of a run, measured from its second step on, as the first one warms up."""
+    """Progress of a run, measured by duty cycle from its second step on, as the first one warms up."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
         self.steps_left = 0
         """Optimizer steps to come; 0 before the first one is done."""
         self._tokens = self._steps = 0
         self._step_seconds = self._between_seconds = 0.0
+        self._points: list[_Sum] = []
+        self._tried: list[float] | None = None
+        self._trial_seconds, self._trial_steps = 0.0, 0
+
+    def begin_trials(self, *, has_power: bool) -> None:
+        """Try a few duty cycles from now on; full work only if it was not measured long enough before.
+
+        Args:
+            has_power: Whether the device reports its energy; if not, one duty cycle is enough, as speed grows with it.
+        """
+        if self._tried is None:
+            self._tried = list(TRIED if has_power else TRIED[:1])
+            self._end_trial()
 
     def step_done(
         self, *, tokens: int, seconds: float, duty: float, joules: float | None, between: float, steps_left: int
@@ -212,7 +150,16 @@ class Course:
         self._tokens += tokens
         self._step_seconds += seconds
         self._between_seconds += between
-        self.pace.add(duty, tokens, seconds, joules)
+        if seconds <= 0:
+            return
+        near = min(self._points, key=lambda item: abs(item.duty - duty), default=None)
+        if near is None or abs(near.duty - duty) >= SAME_DUTY:
+            near = _Sum()
+            self._points.append(near)
+        near.add(duty, tokens, seconds, joules)
+        self._trial_seconds += seconds
+        self._trial_steps += 1
+        self._end_trial()
 
     @property
     def tokens_left(self) -> float:
@@ -222,20 +169,34 @@ class Course:
 
     @property
     def trial(self) -> float | None:
-        """The duty cycle to try now; None for none."""
-        return self.pace.trial if self.steps_left else None
+        """The duty cycle to try now; None when enough is known, nothing is tried, or no work remains."""
+        return self._tried[0] if self._tried and self.steps_left else None
 
     @property
     def curve(self) -> Curve | None:
-        """Speed and power of the remaining work; None before they are measured, and if no work remains."""
-        return self.pace.curve if self.steps_left else None
+        """Measured speed and power of the remaining work; None before the trials are over, and if no work remains."""
+        if self._tried is None or self._tried or not self._points or not self.steps_left:
+            return None
+        return Curve([item.point for item in self._points])
 
     @property
     def known(self) -> Curve | None:
-        """Best known curve of the remaining work: the measured one, else the speed of full work; None before that."""
-        if not self.steps_left:
+        """Best known curve of the remaining work: the measured one, else the speed alone, at full work or computed
+        without the rests; None before that."""
+        is_known = self._is_enough if self._tried is None else self._tried[:1] != [TRIED[0]]
+        worked = sum(item.worked for item in self._points)
+        if not self.steps_left or not is_known or worked <= 0:
             return None
-        return self.pace.curve or self.pace.full_work
+        return self.curve or Curve([Point(1.0, sum(item.tokens for item in self._points) / worked, None)])
+
+    @property
+    def _is_enough(self) -> bool:
+        return self._trial_seconds >= TRIAL_SECONDS and self._trial_steps >= TRIAL_STEPS
+
+    def _end_trial(self) -> None:
+        if self._tried and self._is_enough:
+            del self._tried[0]
+            self._trial_seconds, self._trial_steps = 0.0, 0
 
 
 #: Share of the time to a deadline that is planned; the rest is reserve.
@@ -320,7 +281,7 @@ class Night:
         self.promise: Promise | None = None
         """The newest promise; None before the first minutes are measured."""
         self._course = course
-        course.pace.begin_trials(has_power=has_power)
+        course.begin_trials(has_power=has_power)
         self._found: Plan | None = None
         self._nearest_deadline: float | None = None
         self._nearest_kwh: float | None = None
@@ -404,11 +365,12 @@ class Night:
         """Find replacements for dropped wishes. A replacement stays until it is missed as well, or a much nearer one
         can be met. Returns the cause to announce it with; empty if nothing has moved."""
         before = self._nearest_deadline, self._nearest_kwh
-        finish = found.finish
+        finish, nearest = found.finish, nearest_deadline(found.finish, now)
+        far = 2 * (nearest - finish) if math.isfinite(finish) else 0.0
         if not found.misses_deadline:
             self._nearest_deadline = None
-        elif (was := self._nearest_deadline) is None or not was - _too_far(finish, now) <= finish <= was:
-            self._nearest_deadline = nearest_deadline(finish, now)
+        elif (was := self._nearest_deadline) is None or not was - far <= finish <= was:
+            self._nearest_deadline = nearest
         if not found.misses_energy or whole_kwh is None:
             self._nearest_kwh = None
         elif (kwh := self._nearest_kwh) is None or not (1.0 - 3 * MOVED_SHARE) * kwh <= whole_kwh <= kwh:
@@ -503,11 +465,6 @@ def _wishes(limits: Limits, now: float, used_joules: float | None, most_duty: fl
         quiet_power_w=limits.quiet_power_w,
         most_duty=most_duty,
     )
-
-
-def _too_far(finish: float, now: float) -> float:
-    """Largest distance of the nearest time from an end, in seconds, before another one takes its place."""
-    return 2 * (nearest_deadline(finish, now) - finish) if finish != float("inf") else 0.0
 
 
 def _deadline(limits: Limits, now: float) -> tuple[float | None, float | None]:

@@ -23,6 +23,8 @@ _UNITS = {
     policy.DISK: (" GB", "room on the disk"),
 }
 
+_VERBS = {"pause": "paused", "resume": "goes on", "checkpoint": "writes a checkpoint", "stop": "stops"}
+
 
 def quantity(cause: str, value: float) -> str:
     """A cause's value with its unit: ``81 °C``, ``280 W``."""
@@ -46,15 +48,9 @@ def describe(
         if value is None:
             return "the card's own power limit again"
         return f"the card's power limit is {quantity(policy.POWER, value)} now"
-    if action == "pause":
-        return f"paused: {why}"
-    if action == "resume":
-        return "goes on: the quiet hours are over" if cause == policy.QUIET_HOURS else f"goes on: {why}"
-    if action == "checkpoint":
-        return f"writes a checkpoint: {why}"
-    if action == "stop":
-        return f"stops: {why}"
-    return f"{one_line(action, 40)}: {why}"
+    if action == "resume" and cause == policy.QUIET_HOURS:
+        return "goes on: the quiet hours are over"
+    return f"{_VERBS.get(action) or one_line(action, 40)}: {why}"
 
 
 def stopped_by(cause: str, value: float | None, limit: float | None) -> str:

@@ -48,70 +48,6 @@ class NvmlUnavailableError(Exception):
         self.absent = absent
 
 
-class NvmlCalls:
-    """The opened library, with calls that return None instead of raising.
-
-    Raises:
-        NvmlUnavailableError: If there is no usable driver.
-    """
-
-    def __init__(self) -> None:
-        try:
-            import pynvml
-        except ImportError as error:
-            raise NvmlUnavailableError(
-                "The package nvidia-ml-py is not installed.", "Install localtune-tui again.", absent=True
-            ) from error
-        self.library: Any = pynvml
-        """The module of bindings, for its constants and functions."""
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            code = int(error.value)
-            reason, hint = _INIT_SENTENCES.get(
-                code, (f"The NVIDIA driver does not answer: {error} (NVML error {code}).", "Try 'nvidia-smi'.")
-            )
-            raise NvmlUnavailableError(reason, hint, absent=code == 12) from error
-
-    def close(self) -> None:
-        """Shut the library down."""
-        self.ask(self.library.nvmlShutdown)
-
-    def ask(self, function: Callable[..., T], *args: Any) -> T | None:
-        """A value, or None if the card, the driver or the binding does not have it."""
-        try:
-            return function(*args)
-        except (self.library.NVMLError, self.library.NVMLLibraryMismatchError):
-            return None
-
-    def handle(self, index: int) -> tuple[Any, int]:
-        """The handle of a card and 0, or None and the error's code."""
-        try:
-            return self.library.nvmlDeviceGetHandleByIndex(index), 0
-        except self.library.NVMLError as error:
-            return None, int(error.value)
-
-    def fields(self, handle: Any, wanted: Sequence[int]) -> list[int | None]:
-        """Field values that are integers, all read by one call."""
-        nvml = self.library
-        found = self.ask(nvml.nvmlDeviceGetFieldValues, handle, list(wanted))
-        if not found:
-            return [None] * len(wanted)
-        members = {
-            nvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
-            nvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-        }
-        return [
-            int(getattr(item.value, members[item.valueType]))
-            if item.nvmlReturn == nvml.NVML_SUCCESS and item.valueType in members
-            else None
-            for item in found
-        ]
-
-
 #: Reasons for throttling, by NVML's bit; idling is not reported.
 EVENT_REASONS: dict[int, str] = {
     0x002: "application clocks",
@@ -134,11 +70,6 @@ _GONE = {
     15: "the GPU has fallen off the bus; reboot, and check its cooling, power and seating",
     16: "the GPU must be reset",
 }
-
-
-def explain_loss(code: int) -> str:
-    """The reason why a card cannot be reached, as a clause, by NVML's error code."""
-    return _GONE.get(code, f"the driver does not give access to it (NVML error {code})")
 
 
 @dataclass(frozen=True)
@@ -167,12 +98,12 @@ class NvmlCard:
     """A reader of one card.
 
     Args:
-        calls: The opened library.
+        nvml: The opened library.
         index: The card's index in NVML.
     """
 
-    def __init__(self, calls: NvmlCalls, index: int) -> None:
-        self._calls, self._nvml, self.index = calls, calls.library, index
+    def __init__(self, nvml: Nvml, index: int) -> None:
+        self._opened, self._nvml, self._ask, self.index = nvml, nvml.library, nvml.ask, index
         self._steady: _Steady | None = None
         self._slow: _Slow | None = None
         self._limits: dict[str, float] = {}
@@ -183,21 +114,22 @@ class NvmlCard:
         Args:
             instance: The UUID of the MIG instance whose memory counts; empty: the card's own.
         """
-        handle, code = self._calls.handle(self.index)
+        handle, code = self._opened.handle(self.index)
         if handle is not None:
             # The first query shows whether the card is still there; the others then need not report it.
             code = self._find_loss(handle)
         if handle is None or code:
             name = self._steady.name if self._steady else f"GPU {self.index}"
             uuid = self._steady.uuid if self._steady else ""
-            return Device(index=self.index, kind="cuda", name=name, uuid=uuid, problem=explain_loss(code))
+            problem = _GONE.get(code, f"the driver does not give access to it (NVML error {code})")
+            return Device(index=self.index, kind="cuda", name=name, uuid=uuid, problem=problem)
         steady = self._steady = self._steady or self._read_steady(handle)
         device = self._read_fast(handle, steady, instance)
         return self._with_temperatures(device, handle, steady)
 
     def read_slow(self, device: Device) -> Device:
         """A reading with the processes and the PCIe traffic, which are up to some seconds old."""
-        handle, _ = self._calls.handle(self.index)
+        handle, _ = self._opened.handle(self.index)
         now = time.monotonic()
         if handle is not None and (self._slow is None or now - self._slow.moment >= SLOW_SECONDS):
             traffic = (
@@ -213,7 +145,7 @@ class NvmlCard:
 
     def processes(self) -> list[GpuProcess]:
         """The processes that use memory of the card, most first, without names."""
-        handle, _ = self._calls.handle(self.index)
+        handle, _ = self._opened.handle(self.index)
         if handle is None:
             return []
         found: dict[int, int | None] = {}
@@ -221,9 +153,6 @@ class NvmlCard:
             for item in self._ask(ask, handle) or []:
                 found[int(item.pid)] = item.usedGpuMemory
         return sorted((GpuProcess(pid, memory) for pid, memory in found.items()), key=lambda item: -(item.memory or 0))
-
-    def _ask(self, function: Callable[..., T], *args: Any) -> T | None:
-        return self._calls.ask(function, *args)
 
     def _find_loss(self, handle: Any) -> int:
         """The error code if the card is gone, else 0."""
@@ -235,7 +164,6 @@ class NvmlCard:
 
     def _read_steady(self, handle: Any) -> _Steady:
         nvml, ask = self._nvml, self._ask
-        limits = ask(nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
         return _Steady(
             name=one_line(ask(nvml.nvmlDeviceGetName, handle) or f"GPU {self.index}", 80),
             uuid=one_line(ask(nvml.nvmlDeviceGetUUID, handle) or "", 120),
@@ -246,7 +174,7 @@ class NvmlCard:
                 self._threshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),
                 self._threshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
             ),
-            power_range=None if limits is None else (limits[0] / 1000, limits[1] / 1000),
+            power_range=self._opened.power_range(self.index),
             pcie=(
                 ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
                 ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
@@ -306,7 +234,7 @@ class NvmlCard:
         on that scale slowdown and shutdown are.
         """
         nvml = self._nvml
-        memory, slowdown_at, shutdown_at = self._calls.fields(
+        memory, slowdown_at, shutdown_at = self._opened.fields(
             handle,
             [
                 nvml.NVML_FI_DEV_MEMORY_TEMP,
@@ -387,36 +315,85 @@ def _times(value: int | None, factor: float = 1.0) -> float | None:
 
 
 class Nvml:
-    """An open NVML handle. Its calls may hang with a broken driver: never call it from the thread of the interface.
+    """The opened library, with calls that return None instead of raising. They may hang with a broken driver: never
+    call it from the thread of the interface.
 
     Raises:
         NvmlUnavailableError: If there is no usable driver.
     """
 
     def __init__(self) -> None:
-        self.calls = NvmlCalls()
-        self._nvml: Any = self.calls.library
+        try:
+            import pynvml
+        except ImportError as error:
+            raise NvmlUnavailableError(
+                "The package nvidia-ml-py is not installed.", "Install localtune-tui again.", absent=True
+            ) from error
+        self.library: Any = pynvml
+        """The module of bindings, for its constants and functions."""
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            code = int(error.value)
+            reason, hint = _INIT_SENTENCES.get(
+                code, (f"The NVIDIA driver does not answer: {error} (NVML error {code}).", "Try 'nvidia-smi'.")
+            )
+            raise NvmlUnavailableError(reason, hint, absent=code == 12) from error
         self._cards: dict[int, NvmlCard] = {}
         self._identities: dict[int, Identity] = {}
 
     def close(self) -> None:
         """Shut the library down."""
-        self.calls.close()
+        self.ask(self.library.nvmlShutdown)
+
+    def ask(self, function: Callable[..., T], *args: Any) -> T | None:
+        """A value, or None if the card, the driver or the binding does not have it."""
+        try:
+            return function(*args)
+        except (self.library.NVMLError, self.library.NVMLLibraryMismatchError):
+            return None
+
+    def handle(self, index: int) -> tuple[Any, int]:
+        """The handle of a card and 0, or None and the error's code."""
+        try:
+            return self.library.nvmlDeviceGetHandleByIndex(index), 0
+        except self.library.NVMLError as error:
+            return None, int(error.value)
+
+    def fields(self, handle: Any, wanted: Sequence[int]) -> list[int | None]:
+        """Field values that are integers, all read by one call."""
+        nvml = self.library
+        found = self.ask(nvml.nvmlDeviceGetFieldValues, handle, list(wanted))
+        if not found:
+            return [None] * len(wanted)
+        members = {
+            nvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+            nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+            nvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+        }
+        return [
+            int(getattr(item.value, members[item.valueType]))
+            if item.nvmlReturn == nvml.NVML_SUCCESS and item.valueType in members
+            else None
+            for item in found
+        ]
 
     @property
     def driver_version(self) -> str | None:
         """The driver version: ``580.95.05``."""
-        return self.calls.ask(self._nvml.nvmlSystemGetDriverVersion)
+        return self.ask(self.library.nvmlSystemGetDriverVersion)
 
     @property
     def cuda_version(self) -> str | None:
         """The newest CUDA version that the driver supports: ``13.0``."""
-        number = self.calls.ask(self._nvml.nvmlSystemGetCudaDriverVersion)
+        number = self.ask(self.library.nvmlSystemGetCudaDriverVersion)
         return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
     def count(self) -> int:
         """Number of GPUs, the lost ones included."""
-        return self.calls.ask(self._nvml.nvmlDeviceGetCount) or 0
+        return self.ask(self.library.nvmlDeviceGetCount) or 0
 
     def devices(self) -> list[Device]:
         """All GPUs in their current state; an unreadable GPU has the reason in ``problem``."""
@@ -433,12 +410,12 @@ class Nvml:
     def card(self, index: int) -> NvmlCard:
         """The reader of one GPU."""
         if index not in self._cards:
-            self._cards[index] = NvmlCard(self.calls, index)
+            self._cards[index] = NvmlCard(self, index)
         return self._cards[index]
 
     def power_range(self, index: int) -> tuple[float, float] | None:
         """The least and greatest power limit that a GPU accepts, in watts; None if it has no limit to set."""
-        found = self._ask(index, self._nvml.nvmlDeviceGetPowerManagementLimitConstraints)
+        found = self._ask_card(index, self.library.nvmlDeviceGetPowerManagementLimitConstraints)
         return None if found is None else (found[0] / 1000, found[1] / 1000)
 
     def processes(self, index: int) -> list[GpuProcess]:
@@ -447,17 +424,17 @@ class Nvml:
 
     def compute_capability(self, index: int) -> tuple[int, int] | None:
         """The compute capability: ``(8, 9)`` for an RTX 4090."""
-        found = self._ask(index, self._nvml.nvmlDeviceGetCudaComputeCapability)
+        found = self._ask_card(index, self.library.nvmlDeviceGetCudaComputeCapability)
         return None if found is None else (int(found[0]), int(found[1]))
 
-    def _ask(self, index: int, function: Callable[[Any], T]) -> T | None:
+    def _ask_card(self, index: int, function: Callable[[Any], T]) -> T | None:
         """A value of a card; None if the card or the driver does not have it."""
-        handle, _ = self.calls.handle(index)
-        return None if handle is None else self.calls.ask(function, handle)
+        handle, _ = self.handle(index)
+        return None if handle is None else self.ask(function, handle)
 
     def _identity(self, index: int) -> Identity:
-        nvml, ask = self._nvml, self.calls.ask
-        handle, _ = self.calls.handle(index)
+        nvml, ask = self.library, self.ask
+        handle, _ = self.handle(index)
         if handle is None or not (uuid := self._uuid(handle)):
             # A lost card keeps its name.
             return self._identities.get(index, Identity(index))
@@ -470,7 +447,7 @@ class Nvml:
 
     def _instances(self, handle: Any) -> Iterator[str]:
         """The UUIDs of a GPU's MIG instances; none if it is not divided."""
-        nvml, ask = self._nvml, self.calls.ask
+        nvml, ask = self.library, self.ask
         mode = ask(nvml.nvmlDeviceGetMigMode, handle)
         if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return
@@ -481,7 +458,7 @@ class Nvml:
                 yield uuid
 
     def _uuid(self, handle: Any) -> str:
-        return one_line(self.calls.ask(self._nvml.nvmlDeviceGetUUID, handle) or "", 120)
+        return one_line(self.ask(self.library.nvmlDeviceGetUUID, handle) or "", 120)
 
 
 #: Seconds between two attempts to open a driver that was lost: opening one takes seconds where no other program has it
@@ -495,35 +472,33 @@ class XidWatch:
     """Watch for Xid errors of all cards. A card or a driver without such events reports none.
 
     Args:
-        calls: The opened library.
-        count: Number of cards.
+        nvml: The opened library.
         seen: The newest errors by the card's index, to be added to.
     """
 
-    def __init__(self, calls: NvmlCalls, count: int, seen: dict[int, deque[Xid]]) -> None:
-        self._calls, self._nvml, self._seen = calls, calls.library, seen
-        self._events: Any = calls.ask(self._nvml.nvmlEventSetCreate)
-        for index in range(count if self._events is not None else 0):
-            handle, _ = calls.handle(index)
+    def __init__(self, nvml: Nvml, seen: dict[int, deque[Xid]]) -> None:
+        self._ask, self._nvml, self._seen = nvml.ask, nvml.library, seen
+        self._events: Any = nvml.ask(self._nvml.nvmlEventSetCreate)
+        for index in range(nvml.count() if self._events is not None else 0):
+            handle, _ = nvml.handle(index)
             if handle is not None:
-                calls.ask(
-                    self._nvml.nvmlDeviceRegisterEvents, handle, self._nvml.nvmlEventTypeXidCriticalError, self._events
-                )
+                kind = self._nvml.nvmlEventTypeXidCriticalError
+                nvml.ask(self._nvml.nvmlDeviceRegisterEvents, handle, kind, self._events)
 
     def poll(self) -> None:
         """Take the events since the last call; never waits."""
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
-            event = self._calls.ask(self._nvml.nvmlEventSetWait_v2, self._events, 0)
+            event = self._ask(self._nvml.nvmlEventSetWait_v2, self._events, 0)
             if event is None:
                 return
-            index = self._calls.ask(self._nvml.nvmlDeviceGetIndex, event.device)
+            index = self._ask(self._nvml.nvmlDeviceGetIndex, event.device)
             if index is not None and event.eventType == self._nvml.nvmlEventTypeXidCriticalError:
                 self._seen.setdefault(index, deque(maxlen=MOST_XIDS)).append(Xid(int(event.eventData), time.time()))
 
     def close(self) -> None:
         """Free the event set."""
         if self._events is not None:
-            self._calls.ask(self._nvml.nvmlEventSetFree, self._events)
+            self._ask(self._nvml.nvmlEventSetFree, self._events)
 
 
 class NvmlSource:
@@ -597,7 +572,7 @@ class NvmlSource:
             self._open_again = None if error.absent and not self._known else time.monotonic() + REOPEN_SECONDS
             return None
         self._reason = ""
-        self._watch = XidWatch(self._nvml.calls, self._nvml.count(), self._xids)
+        self._watch = XidWatch(self._nvml, self._xids)
         return self._nvml
 
     def _close(self, reason: str) -> None:

@@ -118,13 +118,13 @@ class _NvidiaLimit:
     """The power limit of an NVIDIA card."""
 
     def __init__(self, nvml: Nvml, index: int) -> None:
-        self._nvml, self._library, self._index = nvml, nvml.calls.library, index
-        self._handle, _ = nvml.calls.handle(index)
+        self._nvml, self._library, self._index = nvml, nvml.library, index
+        self._handle, _ = nvml.handle(index)
         self.name = f"GPU {index}"
 
     def read(self) -> tuple[float, float, float]:
         """The limit, and its least and greatest, in W."""
-        ask = self._nvml.calls.ask
+        ask = self._nvml.ask
         now = ask(self._library.nvmlDeviceGetPowerManagementLimit, self._handle) if self._handle is not None else None
         limits = self._nvml.power_range(self._index)
         if now is None or limits is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -218,7 +219,7 @@ class Sampler:
 
     def __init__(self, interval: float = 1.0) -> None:
         self.interval = interval
-        self._reading: Reading | None = None
+        self._reading = Reading(-math.inf)
         self._meter = EnergyMeter()
         self._gpus = GpuReader()
         self._only: str | None = None
@@ -249,17 +250,15 @@ class Sampler:
     def latest(self) -> list[Device]:
         """The devices as last read, with their age if they have not answered since; empty before the first reading.
         Never waits."""
-        reading = self._reading
-        return list(reading.devices) if reading else []
+        return list(self._reading.devices)
 
     def host(self) -> Host | None:
         """The machine as last read; None before the first reading. Never waits."""
-        reading = self._reading
-        return reading.host if reading else None
+        return self._reading.host
 
     def age(self) -> float | None:
         """Seconds since the devices were read, None before the first time; far above the interval if a driver hangs."""
-        read = self._reading.read if self._reading is not None else None
+        read = self._reading.read
         return None if read is None else time.monotonic() - read
 
     def refresh(self, timeout: float) -> list[Device]:
@@ -268,8 +267,7 @@ class Sampler:
         self._wanted.set()
 
         def is_fresh() -> bool:
-            reading = self._reading
-            return reading is not None and reading.is_complete and reading.moment >= asked
+            return self._reading.is_complete and self._reading.moment >= asked
 
         with self._changed:
             self._changed.wait_for(is_fresh, timeout)

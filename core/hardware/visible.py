@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
@@ -111,12 +112,7 @@ def _by_ordinal(cards: Sequence[Identity], value: str) -> list[Identity]:
         if number < 0:
             break
         numbers.append(number)
-    found = []
-    for number in numbers:
-        if number >= len(cards):
-            break
-        found.append(cards[number])
-    return found
+    return [cards[number] for number in takewhile(lambda number: number < len(cards), numbers)]
 
 
 def _by_uuid(cards: Sequence[Identity], value: str) -> list[Identity]:

@@ -19,11 +19,10 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 #: In the order in which huggingface_hub reads them.
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = ("1", "on", "yes", "true")
+_NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 #: No telemetry, no check for a newer version, no Xet protocol with servers of its own, no progress bars.
 _QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
+    **_NO_TELEMETRY,
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -31,14 +30,7 @@ _QUIET = {
 }
 #: Variables of processes that have all that they need on this machine: Hugging Face's libraries ask no hub then, and
 #: report to nobody.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **_NO_TELEMETRY}
 # The first logs requests with their headers, the others add a user agent or provide credentials.
 _REMOVED = ("HF_DEBUG", "HF_HUB_USER_AGENT_ORIGIN", "HF_OIDC_RESOURCE")
 

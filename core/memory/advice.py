@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from core.config.derived import updates_in_backward
@@ -133,17 +134,12 @@ class _Adviser:
 
     def _pair(self, helpful: list[tuple[dict[str, Any], str]]) -> Advice | None:
         """The cheapest pair of changes that makes it fit."""
-        tried = 0
-        for later, (second, second_cost) in enumerate(helpful):
-            for first, first_cost in helpful[:later]:
-                if first.keys() == second.keys():
-                    continue
-                advice = self._try({**first, **second}, _joined([first_cost, second_cost]))
-                if advice is not None and advice.fits:
-                    return advice
-                tried += 1
-                if tried == PAIRS:
-                    return None
+        pairs = ((first, second) for later, second in enumerate(helpful) for first in helpful[:later])
+        others = (pair for pair in pairs if pair[0][0].keys() != pair[1][0].keys())
+        for (first, first_cost), (second, second_cost) in islice(others, PAIRS):
+            advice = self._try({**first, **second}, _joined([first_cost, second_cost]))
+            if advice is not None and advice.fits:
+                return advice
         return None
 
     def make_faster(self) -> list[Advice]:
@@ -214,10 +210,8 @@ class _Adviser:
         """Candidate changes with their costs, the cheapest first."""
         config, plan = self.config, self.plan
         if plan.micro_batch.rows > 1 and not updates_in_backward(config):
-            rows = plan.micro_batch.rows // 2
-            while rows >= 1:
+            for rows in _halves(plan.micro_batch.rows, 1):
                 yield {"train.micro_batch_size": rows}, "The result is the same; many short rows take longer."
-                rows //= 2
         if not plan.checkpointing:
             yield {"memory.gradient_checkpointing": "on"}, "The result is the same; steps take about a quarter longer."
         if plan.device == "cuda" and not plan.offload:
@@ -266,10 +260,8 @@ class _Adviser:
     def _for_weights(self) -> Iterator[tuple[dict[str, Any], str]]:
         config, plan = self.config, self.plan
         if updates_in_backward(config):
-            rows = plan.micro_batch.rows // 2
-            while rows >= 1:
+            for rows in _halves(plan.micro_batch.rows, 1):
                 yield {"train.batch_size": rows}, "A step has fewer rows, so it is noisier."
-                rows //= 2
         elif self.sharing is None:
             yield (
                 {"memory.optimizer_in_backward": "on", "train.micro_batch_size": None, "train.max_grad_norm": 0.0},
@@ -280,11 +272,15 @@ class _Adviser:
         yield {"method.name": "qlora"}, "Adapters are trained on a base that is rounded to 4 bit."
 
     def _shorter(self) -> Iterator[tuple[dict[str, Any], str]]:
-        config, length = self.config, self.plan.micro_batch.length // 2
-        dropped = "dropped" if config.data.overlong == "drop" else "cut" if config.data.overlong == "truncate" else ""
-        while length >= SHORTEST:
-            yield {"train.max_length": length}, f"Longer rows are {dropped}." if dropped else "Longer rows are refused."
-            length //= 2
+        done = {"drop": "dropped", "truncate": "cut"}.get(self.config.data.overlong, "refused")
+        for length in _halves(self.plan.micro_batch.length, SHORTEST):
+            yield {"train.max_length": length}, f"Longer rows are {done}."
+
+
+def _halves(value: int, least: int) -> Iterator[int]:
+    """The half of a value, the half of that, and so on."""
+    while (value := value // 2) >= least:
+        yield value
 
 
 def _joined(costs: Iterable[str]) -> str:

@@ -254,8 +254,9 @@ class _Search:
 
     def plan(self, host_experts: bool) -> Plan:
         """The plan of the chosen way, with copies of weights where there is plenty of memory."""
-        found = self._fixed(host_experts) if self._is_fixed else self._chosen(host_experts)
-        return self._with_copies(found)
+        # Or there is no way to choose.
+        is_fixed = self.checkpointing is not None or self._offloads or self.run.machine.limit_bytes is None
+        return self._with_copies(self._fixed(host_experts) if is_fixed else self._chosen(host_experts))
 
     @property
     def _first_budget(self) -> int:
@@ -270,11 +271,6 @@ class _Search:
         if self.offload is not None:
             return self.offload
         return self.run.machine.kind == "cuda" and self.run.config.memory.activation_offload == "on"
-
-    @property
-    def _is_fixed(self) -> bool:
-        """True if there is no way to choose."""
-        return self.checkpointing is not None or self._offloads or self.run.machine.limit_bytes is None
 
     @property
     def _keeps_copies(self) -> bool:
@@ -460,7 +456,8 @@ class _Planner:
             short = self._shortage(pinned)
             found.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
         if self.experts is not None:
-            found.append(tell_host_experts(self.experts, step, self.run.rates, self.machine.host_bytes))
+            short = self._shortage(self.experts.host_bytes)
+            found.append(tell_host_experts(self.experts, step, self.run.rates, short))
         return found
 
     def _step_time(self, trained: int) -> StepTime:
@@ -574,20 +571,15 @@ class _Planner:
         checkpoint = self.model.checkpoint
         return checkpoint.bytes if checkpoint is not None else 2 * self.model.parameters
 
-    def _bare_experts(self) -> str | None:
-        """The reason why experts have no adapters, if that was not asked for; else None."""
-        layers = [(layer.experts, layer.count) for layer in self.model.layers if layer.experts is not None]
-        if not layers:
-            return None
-        experts = sum(each.count * count for each, count in layers)
-        return without_adapters(self.config.method, layers[0][0].matrices, experts)
-
     def _caveats(self) -> list[str]:
         found = []
         if self.run.is_rough:
             found.append("The activations are a rough bound, as the model has not been measured with these settings.")
-        if not self.run.weights and (sentence := self._bare_experts()) is not None:
-            found.append(sentence)
+        mixtures = [(layer.experts, layer.count) for layer in self.model.layers if layer.experts is not None]
+        if mixtures and not self.run.weights:
+            number = sum(experts.count * count for experts, count in mixtures)
+            if (reason := without_adapters(self.config.method, mixtures[0][0].matrices, number)) is not None:
+                found.append(reason)
         if self.how.quantized and self.model.bare_experts:
             found.append(tell_bare_experts(self.model.bare_experts, self.how.bytes))
         if self.model.towers is not None:
@@ -655,12 +647,10 @@ def arithmetic(config: Config, machine: Machine) -> Arithmetic:
     """Arithmetic of a run: dtypes, quantization and kernels."""
     precision, cuda = config.train.precision, machine.kind == "cuda"
     wide = precision == "fp32" or (precision == "auto" and not cuda and not machine.bf16)
-    quantized = config.method.name == "qlora"
     return Arithmetic(
         bytes=FP32 if wide else 2,
         autocast=not wide,
-        private_inputs=not (cuda and quantized),
-        quantized=quantized,
+        quantized=config.method.name == "qlora",
         cuda=cuda,
         # The compiler fuses layers by itself, but for attention.
         fused_layers=config.train.fused_layers and not config.train.compile,

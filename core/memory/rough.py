@@ -42,7 +42,8 @@ def rough_passes(model: Architecture, config: Config, how: Arithmetic) -> Passes
     norm = Growth(per_token=2 * FP32 * model.hidden)
     # Token ids, labels and positions; the sines and cosines of positions.
     head = max(layer.attention.head_dim for layer in model.layers)
-    around = Growth(0, 16, 2 * how.bytes if any(map(_is_masked, model.layers)) else 0, 4 * FP32 * head)
+    masked = any(layer.attention.kernel == "eager" or layer.attention.window is not None for layer in model.layers)
+    around = Growth(0, 16, 2 * how.bytes if masked else 0, 4 * FP32 * head)
     regimes = [
         Regime(
             longest,
@@ -64,10 +65,6 @@ def rough_passes(model: Architecture, config: Config, how: Arithmetic) -> Passes
         targets=tuple(targets.items()),
         gradient_from=-1 if method.name == "full" else first,
     )
-
-
-def _is_masked(layer: Layer) -> bool:
-    return layer.attention.kernel == "eager" or layer.attention.window is not None
 
 
 def _layer(

@@ -42,8 +42,6 @@ class Arithmetic:
     Args:
         bytes: Bytes of an element of the hidden states.
         autocast: Whether adapters are fp32 and cast for each product.
-        private_inputs: Whether every adapter keeps its own copy of its input. PEFT casts the input to fp32 first,
-            except on quantized layers under autocast, which it checks on CUDA only.
         quantized: Whether the linear layers are NF4 and dequantized for each product.
         cuda: Whether it runs on a GPU, whose kernels keep other tensors than the CPU's in a few places.
         fused_layers: Whether adapters and norms use the worker's own functions where supported.
@@ -56,7 +54,6 @@ class Arithmetic:
 
     bytes: int
     autocast: bool
-    private_inputs: bool
     quantized: bool
     cuda: bool
     fused_layers: bool = False

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from core.config.rules.check import check_rules
 from core.config.schema import Config
-from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.memory.cards import Cards, Sharing, Strategy, sharing_of
 from core.memory.plan import Machine, Plan
 from core.memory.planner import Source, make_plan
 from core.memory.rows import Rows
-from core.memory.weights import experts_on_host
+from core.memory.weights import movable_experts
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
@@ -105,17 +104,14 @@ def chosen_strategy(
         return replace(
             whole, reason=f"replicate: the whole model fits on each card, where it takes {needed} of {free}."
         )
-    if config.method.name == "qlora" and experts_on_host(architecture, kept_patterns(config.model.keep_16bit)).layers:
-        reason = (
-            f"replicate: a card would need {needed}, and {free} are free; fsdp2 does not share out experts in 4 bits."
-        )
-        return replace(whole, reason=reason)
+    short = f"a card would need {needed}, and {free} are free"
+    if movable_experts(architecture, config):
+        return replace(whole, reason=f"replicate: {short}; fsdp2 does not share out experts in 4 bits.")
     named = config.distributed.model_copy(update={"strategy": "fsdp2"})
     if any(found.level == "error" for found in check_rules(config.model_copy(update={"distributed": named}))):
-        reason = f"replicate: a card would need {needed}, and {free} are free; fsdp2 cannot do what this run does."
-        return replace(whole, reason=reason)
+        return replace(whole, reason=f"replicate: {short}; fsdp2 cannot do what this run does.")
     assumed = "; all rows are assumed to have train.max_length tokens" if rows is None else ""
-    reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free{assumed}."
+    reason = f"fsdp2: with the whole model {short}{assumed}."
     return planned(sharing_of(config, cards, "fsdp2"), reason)
 
 

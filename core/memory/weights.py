@@ -332,20 +332,18 @@ def movable_experts(model: Architecture, config: Config) -> bool:
     return config.method.name == "qlora" and bool(experts_on_host(model, kept_patterns(config.model.keep_16bit)).layers)
 
 
-def tell_host_experts(experts: HostExperts, step: StepTime, rates: Rates, free: int | None) -> str:
+def tell_host_experts(experts: HostExperts, step: StepTime, rates: Rates, short: str) -> str:
     """Cost of experts in host memory, in two sentences.
 
     Args:
         experts: The experts.
         step: Estimated time of a step with them there.
         rates: Rates of the device.
-        free: Free host memory; None if unknown.
+        short: Clause for host memory that does not suffice.
     """
-    size = experts.host_bytes
-    short = f", where {format_bytes(free)} are free" if free is not None and size > free else ""
     copies = f"{format_bytes(experts.moved_bytes)} for each micro-batch, {step.moved_seconds:.1f} s a step"
     return (
-        f"The experts take {format_bytes(size)} of the machine's memory{short}, and come to the card layer by layer "
-        f"while it computes. That is {copies} at {rates.host / 1e9:.0f} GB/s ({rates.host_source}); a step takes about "
-        f"{step.seconds:.1f} s."
+        f"The experts take {format_bytes(experts.host_bytes)} of the machine's memory{short}, and come to the card "
+        f"layer by layer while it computes. That is {copies} at {rates.host / 1e9:.0f} GB/s ({rates.host_source}); a "
+        f"step takes about {step.seconds:.1f} s."
     )

@@ -12,16 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sample_data
-from core.config.schema import (
-    CheckpointSection,
-    Config,
-    DataSection,
-    EvalSection,
-    HardwareSection,
-    MethodSection,
-    ModelSection,
-    TrainSection,
-)
+from core.config.schema import Config
 
 FILE = Path(__file__).with_name("loss_curve.json")
 #: Largest relative deviation from the recorded losses: of the first step, of later steps, and of their mean. In bf16
@@ -93,12 +84,12 @@ def curve_config(model: str, steps: int, *, device: str, precision: str = "auto"
         device: ``auto``, ``cuda`` or ``cpu``.
         precision: ``train.precision``; ``fp32`` for a recording.
     """
-    return Config(
-        model=ModelSection(base=model),
-        data=DataSection(train=str(sample_data.path("tickets_train.jsonl")), format="messages"),
-        method=MethodSection(name="qlora", rank=16, alpha=32.0),
-        train=TrainSection.model_validate(
-            {
+    return Config.model_validate(
+        {
+            "model": {"base": model},
+            "data": {"train": str(sample_data.path("tickets_train.jsonl")), "format": "messages"},
+            "method": {"name": "qlora", "rank": 16, "alpha": 32.0},
+            "train": {
                 "max_steps": steps,
                 "batch_size": 4,
                 "max_length": 256,
@@ -107,9 +98,9 @@ def curve_config(model: str, steps: int, *, device: str, precision: str = "auto"
                 "warmup": 0.0,
                 "precision": precision,
                 "seed": 42,
-            }
-        ),
-        eval=EvalSection(samples=0),
-        checkpoint=CheckpointSection(every_steps=steps, keep=1),
-        hardware=HardwareSection.model_validate({"device": device}),
+            },
+            "eval": {"samples": 0},
+            "checkpoint": {"every_steps": steps, "keep": 1},
+            "hardware": {"device": device},
+        }
     )

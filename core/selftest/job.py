@@ -107,7 +107,7 @@ class _SelfTest:
             check = Check(subject.name, outcome["result"], detail, time.monotonic() - began)
             device = one_line(str(self._device.get("name") or ""), 80)
             self._show(SelfTestProgress(device=device, checks=(*self._shown.checks, check)))
-        return Report.of(self._device, self._shown.checks)
+        return Report(self._device, self._shown.checks)
 
     def _show(self, progress: SelfTestProgress) -> None:
         self._shown = progress

@@ -10,7 +10,7 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -120,12 +120,7 @@ class Report:
 
     device: dict[str, Any]
     checks: tuple[Check, ...]
-    moment: datetime
-
-    @classmethod
-    def of(cls, device: dict[str, Any], checks: Sequence[Check]) -> Report:
-        """A report of results that were just found."""
-        return cls(device, tuple(checks), datetime.now().astimezone())
+    moment: datetime = field(default_factory=lambda: datetime.now().astimezone())
 
     @property
     def passed(self) -> bool:

@@ -378,7 +378,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
         ),
         "doctor": keys_of(json.loads(printed("doctor", "--quick"))),
         "verify": keys_of(an_audit()),
-        "selftest": keys_of(Report.of({}, [Check("driver", "pass", "", 0.0)]).to_dict() | {"device": ""}),
+        "selftest": keys_of(Report({}, (Check("driver", "pass", "", 0.0),)).to_dict() | {"device": ""}),
         "init --list": keys_of([preset | {"values": ""} for preset in listed]),
         "init": keys_of(json.loads(printed("init", "--data", data, "--model", "tiny-llama", "--out", "-"))),
         "import": keys_of(json.loads(printed("import", str(other)))),

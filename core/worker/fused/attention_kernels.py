@@ -13,6 +13,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -94,18 +95,8 @@ def find_varlen() -> VarlenFunction | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return _tensors_alone(varlen_attn)
-
-
-def _tensors_alone(function: Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]]) -> VarlenFunction:
-    """The function with its output alone; torch returns more on request."""
-
-    @functools.wraps(function)
-    def alone(*args: object, **kwargs: object) -> torch.Tensor:
-        found = function(*args, **kwargs)
-        return found if isinstance(found, torch.Tensor) else found[0]
-
-    return alone
+    # It returns more than its output on request only.
+    return cast(VarlenFunction, varlen_attn)
 
 
 def varlen_arguments(

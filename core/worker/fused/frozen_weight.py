@@ -89,7 +89,8 @@ class FrozenWeight:
         return self._stored().to(dtype)
 
     def merged(self, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix with its adapter, as a file of the type that it is trained for holds it; without a gradient.
+        """The matrix with its adapter, as a file of the type that it is trained for holds it; without a gradient. The
+        matrix alone where it is trained for none.
 
         Args:
             down: The adapter's ``A``, ``(rank, inputs)``.
@@ -97,10 +98,10 @@ class FrozenWeight:
             scale: Its factor.
             dtype: The dtype of the arithmetic.
         """
+        if self.file_type is None:
+            return self.matrix(dtype)
         if self._kept is not None and self._kept.dtype == dtype:
             return self._kept
-        if self.file_type is None:
-            raise ValueError("the weight is not trained for a file")
         stored, down, up = self._stored(self._merged_from), down.detach(), up.detach()
         values = torch.empty(stored.shape, dtype=dtype, device=stored.device)
         rows = max(1, AT_ONCE.get(stored.device.type, AT_ONCE["cuda"]) // stored.shape[1])

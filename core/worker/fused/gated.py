@@ -191,14 +191,11 @@ class GatedLoraLinear(torch.autograd.Function):
         gate, dtype = _split(first, second), ctx.dtype
         gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
         through = gradient @ (up * ctx.scale).to(dtype)
-        if ctx.weight.file_type is not None:
-            outer = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
-        else:
-            outer = gradient @ ctx.weight.matrix(dtype)
-            if kept is None:
-                outer.addmm_(through, down.to(dtype))
-            else:
-                outer.add_(_dropped((through @ down.to(dtype)).to(first.dtype), kept, ctx.dropout))
+        outer = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
+        if ctx.weight.file_type is None and kept is None:
+            outer.addmm_(through, down.to(dtype))
+        elif ctx.weight.file_type is None:
+            outer.add_(_dropped((through @ down.to(dtype)).to(first.dtype), kept, ctx.dropout))
         outer = outer.to(first.dtype).view(gate[0].shape)
         to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
         seen = product.view(len(gradient), -1)

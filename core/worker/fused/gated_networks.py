@@ -34,7 +34,9 @@ def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype)
         names = _projections(module)
         if not names or not all(_is_plain(getattr(module, name), layers) for name in (*names, DOWN)):
             continue
-        if module._forward_hooks or module._forward_pre_hooks or not _has_own_forward(module):
+        # Nobody but us may have replaced its forward.
+        is_own = isinstance(vars(module).get("forward"), GatedFeedForward | None)
+        if module._forward_hooks or module._forward_pre_hooks or not is_own:
             continue
         kinds = (type(module), type(_activation(module)[1]))
         if kinds not in known:
@@ -121,12 +123,6 @@ def _is_plain(layer: Any, layers: Mapping[Any, FusedLora]) -> bool:
         return False
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
     return layer in layers or (frozen and type(layer) in (torch.nn.Linear, bnb.nn.Linear4bit))
-
-
-def _has_own_forward(module: Any) -> bool:
-    """True if nobody but us has replaced a module's forward."""
-    replaced = vars(module).get("forward")
-    return replaced is None or isinstance(replaced, GatedFeedForward)
 
 
 def _projecting(

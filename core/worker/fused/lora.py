@@ -45,13 +45,11 @@ def product_with_adapter(
         weight: ``W`` and ``b``.
         dtype: The dtype of the arithmetic.
     """
-    merged = weight.file_type is not None
-    matrix = weight.merged(down, up, scale, dtype) if merged else weight.matrix(dtype)
-    out = torch.nn.functional.linear(flat, matrix, weight.bias(dtype))
+    out = torch.nn.functional.linear(flat, weight.merged(down, up, scale, dtype), weight.bias(dtype))
     low = seen @ down.to(dtype).T
-    if merged:
-        return out, low
-    return out.addmm_(low, (up * scale).to(dtype).T), low
+    if weight.file_type is None:
+        out.addmm_(low, (up * scale).to(dtype).T)
+    return out, low
 
 
 def adapter_gradients(
@@ -129,12 +127,9 @@ class LoraLinear(torch.autograd.Function):
         through = gradient @ (up * ctx.scale).to(dtype)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
-            if ctx.weight.file_type is not None:
-                to_x = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
-            else:
-                to_x = gradient @ ctx.weight.matrix(dtype)
-                if not ctx.separate:
-                    to_x.addmm_(through, down.to(dtype))
+            to_x = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
+            if ctx.weight.file_type is None and not ctx.separate:
+                to_x.addmm_(through, down.to(dtype))
             to_x = to_x.reshape(ctx.shape).to(ctx.input_dtype)
         if ctx.separate and ctx.needs_input_grad[1]:
             to_dropped = (through @ down.to(dtype)).reshape(ctx.shape).to(ctx.input_dtype)

@@ -111,7 +111,9 @@ WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "m
 
 def kinds_without_scores(skeleton: Skeleton, kinds: list[int]) -> frozenset[int]:
     """Kinds of layers whose memory is linear in the tokens, whatever the length of a row."""
-    return frozenset(kind for number, kind in enumerate(kinds) if layer_type(skeleton.config, number) in WITHOUT_SCORES)
+    return frozenset(
+        kind for number, kind in enumerate(kinds) if layer_type(skeleton.causal.config, number) in WITHOUT_SCORES
+    )
 
 
 def layer_multiples(skeleton: Skeleton, kinds: list[int]) -> dict[int, int]:
@@ -119,7 +121,7 @@ def layer_multiples(skeleton: Skeleton, kinds: list[int]) -> dict[int, int]:
     found: dict[int, int] = {}
     for number, (kind, layer) in enumerate(zip(kinds, decoder_layers(skeleton.causal), strict=True)):
         sizes = [size for module in layer.modules() if isinstance(size := getattr(module, "chunk_size", None), int)]
-        if layer_type(skeleton.config, number) == "linear_attention":
+        if layer_type(skeleton.causal.config, number) == "linear_attention":
             sizes.append(DELTA_CHUNK)
         found.setdefault(kind, max(sizes, default=1))
     return found

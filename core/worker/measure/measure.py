@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 
-from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
+from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW, padded_length
 from core.models.architecture import measuring
 from core.models.architecture.measuring import Growth, LayerGrowth, Peak, Regime
 from core.worker.measure.layers import LayerPasses, Passes, Points, SizedPass, kinds_without_scores, layer_multiples
@@ -71,7 +71,7 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
 
 def _bounds(skeleton: Skeleton) -> list[int]:
     """Row lengths at which other kernels or masks are used."""
-    how, config = skeleton.how, skeleton.config
+    how, config = skeleton.how, skeleton.causal.config
     eager = config._attn_implementation == "eager"
     found = {SHORT_ROW} if how.short_attention and not eager else set()
     if eager or not (how.cuda and how.fused_attention and how.flash):
@@ -113,7 +113,7 @@ def _regime(
         long = 2 * short
     else:
         long = min(longest, max(LONGEST, 2 * shortest))
-        short = _padded((shortest + long) // 2)
+        short = padded_length((shortest + long) // 2)
     but = {layer.kind for layer in known}
     sizes = [passes.measure(rows, length, but) for rows, length in ((ROWS, short), (2 * ROWS, short), (ROWS, long))]
     middle = (short + long) // 2
@@ -133,10 +133,6 @@ def _regime(
         )
         + known,
     )
-
-
-def _padded(length: int) -> int:
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
 def _fit(samples: Sequence[Sample]) -> tuple[Growth, ...]:

@@ -149,7 +149,6 @@ class Skeleton:
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one.
         causal: The causal language model.
-        config: Its configuration.
         mode: The fake tensor mode of its tensors.
         dtype: Dtype of its hidden states.
         how: The arithmetic.
@@ -157,7 +156,6 @@ class Skeleton:
 
     model: Any
     causal: Any
-    config: Any
     mode: contextlib.AbstractContextManager[Any]
     dtype: torch.dtype
     how: Arithmetic
@@ -188,23 +186,15 @@ def build_bare(causal: CausalLM, dtype: torch.dtype, where: str) -> Any:
         model.tie_weights()
     except Exception as error:  # a configuration from outside fails in any way
         raise cannot_be_built(where, str(causal.config.model_type), error) from error
-    for name, wide in _kept_wide(model, dtype):
-        _put(model, name, torch.nn.Parameter(wide, requires_grad=False))
-    model.requires_grad_(False)
-    return model
-
-
-def _kept_wide(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters that transformers loads in fp32 whatever the dtype."""
+    # Parameters that transformers loads in fp32 whatever the dtype.
     plan = model._get_dtype_plan(dtype)
     for name, parameter in list(model.named_parameters()):
         if parameter.is_floating_point() and any(f".{entry}" in f".{name}" for entry in plan):
-            yield name, parameter.detach().to(torch.float32)
-
-
-def _put(model: Any, name: str, parameter: torch.nn.Parameter) -> None:
-    owner, _, own = name.rpartition(".")
-    model.get_submodule(owner)._parameters[own] = parameter
+            owner, _, own = name.rpartition(".")
+            wide = torch.nn.Parameter(parameter.detach().to(torch.float32), requires_grad=False)
+            model.get_submodule(owner)._parameters[own] = wide
+    model.requires_grad_(False)
+    return model
 
 
 def _dequantized(layer: Any) -> torch.Tensor:
@@ -268,7 +258,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         register(how)
         if model.config._attn_implementation != "eager":
             model.set_attn_implementation(CARD_ATTENTION)
-    return Skeleton(trained, model, model.config, mode, dtype, how)
+    return Skeleton(trained, model, mode, dtype, how)
 
 
 def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype, experts: Set[int]) -> None:

@@ -207,16 +207,6 @@ def _is_peculiar(made: FakeTensor) -> bool:
     )
 
 
-def _dequantized(arguments: tuple[Any, ...]) -> int:
-    """Bytes of the matrix that a 4-bit product dequantizes."""
-    x, _, shape = arguments[:3]
-    return int(shape[0] * shape[1] * x.element_size())
-
-
-#: Operations with internal allocations: bytes of their workspace, from their arguments.
-_WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {"bitsandbytes::gemm_4bit": _dequantized}
-
-
 #: Runs an operation.
 Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _DEVICE = torch.ops.prim.device.default
@@ -265,8 +255,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = () if func is torch.ops.aten.lift_fresh.default else args
         for tensor in _tensors(made):
             self._note(tensor, known)
-        workspace = _WORKSPACES.get(func.name().partition(".")[0]) if hasattr(func, "name") else None
-        self.points.append(self.live + (workspace(args) if workspace is not None else 0))
+        self.points.append(self.live + _workspace(func, args))
         return made
 
     def _note(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
@@ -288,6 +277,14 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del self._sizes[key]
 
         return free
+
+
+def _workspace(func: Any, args: tuple[Any, ...]) -> int:
+    """Bytes that an operation allocates within itself: a 4-bit product the matrix that it dequantizes."""
+    if not hasattr(func, "name") or func.name().partition(".")[0] != "bitsandbytes::gemm_4bit":
+        return 0
+    x, _, shape = args[:3]
+    return int(shape[0] * shape[1] * x.element_size())
 
 
 def _tensors(made: Any) -> Iterator[torch.Tensor]:

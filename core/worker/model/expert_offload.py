@@ -341,7 +341,7 @@ def needs_host_experts(base: Path, device: torch.device, width: int, keep: Seque
         model = load_architecture(base)
     except UserError:
         return False
-    how = Arithmetic(width, autocast=True, private_inputs=False, quantized=True, cuda=True)
+    how = Arithmetic(width, autocast=True, quantized=True, cuda=True)
     free, _ = torch.cuda.mem_get_info(device)
     needed = sum(part.bytes for part in weight_parts(model, how, 0, keep)) + _ANSWER_ROOM
     return bool(experts_on_host(model, keep).layers) and needed > free

@@ -12,7 +12,7 @@ import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,18 +30,6 @@ _LARGEST, _SMALLEST = 1 << 30, 256 << 10
 FORWARD_PASS, BACKWARD_PASS = 2, 4
 #: Decoder layer, counted from 0 in the order of the pass, before or after which it runs out.
 _LAYER = 1
-
-
-class Ballast(Protocol):
-    """Ballast for a kind of device."""
-
-    def take(self) -> int:
-        """Take the free memory; returns the number of bytes."""
-        ...
-
-    def release(self) -> None:
-        """Free the ballast; may be called without any."""
-        ...
 
 
 class CpuBallast:
@@ -109,11 +97,11 @@ class Shortage:
 
     Args:
         run: The run directory, for the record of the ballast.
-        ballast: By default that of the device of the first pass with gradients.
     """
 
-    def __init__(self, run: Path, ballast: Ballast | None = None) -> None:
-        self._run, self._ballast = run, ballast
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._ballast: CpuBallast | CudaBallast | None = None
         self._passes = self._layers = 0
         self._is_held = False
         self._done: list[dict[str, Any]] = []

@@ -32,14 +32,6 @@ class TorchCard:
     free: int
 
 
-@dataclass(frozen=True)
-class PowerRight:
-    """The right to set the power limit: the range in watts, None if the card has none; and the user's permission."""
-
-    range_w: tuple[float, float] | None
-    is_allowed: bool
-
-
 def check(bench: Bench) -> Outcome:
     """Compare the driver's card with torch's; on a CPU, check that there is no card that torch misses."""
     from core.worker.process import environment
@@ -74,20 +66,26 @@ def check(bench: Bench) -> Outcome:
                 return Outcome("fail", f"torch computes on {seen.name}, which the driver's list does not have.", facts)
             device = next((item for item in nvml.devices() if item.index == planned.index), None)
             facts["index"] = planned.index
-            right = PowerRight(nvml.power_range(planned.index), may_set_power())
+            power_range = nvml.power_range(planned.index)
     except NvmlUnavailableError as error:
         return Outcome("fail", f"torch computes on {seen.name}, and NVML cannot be asked: {error.reason}", facts)
-    return judge(seen, planned, device, right, facts)
+    return judge(seen, planned, device, power_range, facts)
 
 
-def judge(seen: TorchCard, planned: Card, device: Device | None, right: PowerRight, facts: dict[str, Any]) -> Outcome:
+def judge(
+    seen: TorchCard,
+    planned: Card,
+    device: Device | None,
+    power_range: tuple[float, float] | None,
+    facts: dict[str, Any],
+) -> Outcome:
     """The outcome on a card.
 
     Args:
         seen: The card as torch sees it.
         planned: The card of the plan.
         device: NVML's readings of that card.
-        right: The right to set its power limit.
+        power_range: The least and greatest power limit that it accepts, in watts; None if it has none to set.
         facts: Facts about the device.
     """
     if device is None or device.problem:
@@ -112,7 +110,7 @@ def judge(seen: TorchCard, planned: Card, device: Device | None, right: PowerRig
         return Outcome("fail", _sentence(said), facts)
     degrees = "unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
     said.append(f"{degrees}, slows down at {device.temperature_limit_c:.0f}")
-    said.append(describe_power(device.power_limit_w, right))
+    said.append(describe_power(device.power_limit_w, power_range))
     return Outcome("pass", _sentence(said), facts)
 
 
@@ -134,14 +132,14 @@ def _memory_apart(seen: TorchCard, device: Device) -> str | None:
     return None
 
 
-def describe_power(limit: float | None, right: PowerRight) -> str:
+def describe_power(limit: float | None, power_range: tuple[float, float] | None) -> str:
     """The power limit and the right to set it, as a clause."""
     if limit is None:
         return "its power limit cannot be read"
-    if right.range_w is None:
+    if power_range is None:
         return f"power limit {limit:.0f} W, which cannot be set"
-    low, high = right.range_w
-    who = "this user may" if right.is_allowed else "root alone may"
+    low, high = power_range
+    who = "this user may" if may_set_power() else "root alone may"
     return f"power limit {limit:.0f} W, which {who} set from {low:.0f} to {high:.0f} W"
 
 

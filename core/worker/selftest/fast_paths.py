@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import bitsandbytes as bnb
 import torch
@@ -18,9 +18,6 @@ from core.worker.fused.rotary import rotate
 from core.worker.fused.trial import Trial
 from core.worker.selftest.check import Bench, Outcome
 
-#: A group of fast paths: its trials for a device and a dtype.
-Source = Callable[[torch.device, torch.dtype], Iterator[Trial]]
-
 
 def trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     """Trials of all fast paths for a device, one by one.
@@ -29,8 +26,10 @@ def trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
         device: The device.
         dtype: The dtype of the arithmetic.
     """
-    for source in SOURCES:
-        yield from source(device, dtype)
+    yield from _elementwise(device, dtype)
+    yield from kernel_trials(device, dtype)
+    yield from _linear(device, dtype)
+    yield from _attention(device, dtype)
 
 
 def _elementwise(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
@@ -56,10 +55,6 @@ def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
             if kernel is not Kernel.MASKED:
                 yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)
     yield try_opaque(device, dtype)
-
-
-#: The groups of fast paths.
-SOURCES: tuple[Source, ...] = (_elementwise, kernel_trials, _linear, _attention)
 
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

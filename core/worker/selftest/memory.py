@@ -77,7 +77,7 @@ def keep(found: Calibration) -> None:
 
 def _measure(bench: Bench, number: int, shape: Shape) -> Peak:
     config = shape_config(bench, shape, _STEPS)
-    run = WorkerRun(bench, f"shape {number}", config, module="core.worker.selftest.wrapped", before=("measured",))
+    run = WorkerRun(bench, f"shape {number}", config, "measured")
     run.train()
     events = [event for event in run.events if isinstance(event, MemoryEvent)]
     predicted = next((event for event in events if event.predicted_bytes), None)

@@ -44,7 +44,7 @@ def resume(bench: Bench) -> Outcome:
     config = _config(bench)
     whole, parted = WorkerRun(bench, "uninterrupted", config), WorkerRun(bench, "interrupted", config)
     whole.train()
-    state = parted.train(stop=bool)
+    state = parted.train(stop=True)
     if state != "stopped":
         raise UserError(f"The run was over before its stop was heard, after {len(parted.steps)} steps.")
     stopped_at = len(parted.steps)
@@ -88,7 +88,7 @@ def out_of_memory(bench: Bench) -> Outcome:
     config = shape_config(bench, bench.sizes.shortage, _STEPS)
     quiet = WorkerRun(bench, "undisturbed", config)
     quiet.train()
-    short = WorkerRun(bench, "short of memory", config, module="core.worker.selftest.wrapped", before=("starved",))
+    short = WorkerRun(bench, "short of memory", config, "starved")
     short.train()
     return judge_shortage(_record(short.run.path), short.notices, short.losses, quiet.losses)
 

@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.atomic import write_atomic
@@ -37,14 +37,12 @@ class WorkerRun:
         bench: The bench.
         name: Its name, for the directory and progress.
         config: Its configuration.
-        module: The module of the worker.
-        before: The worker's arguments before the run directory.
+        how: How the worker is wrapped: ``measured`` or ``starved``; empty for not at all.
     """
 
-    def __init__(
-        self, bench: Bench, name: str, config: Config, *, module: str = "core.worker", before: Sequence[str] = ()
-    ) -> None:
-        self._bench, self._name, self._command = bench, name, (module, *before)
+    def __init__(self, bench: Bench, name: str, config: Config, how: str = "") -> None:
+        self._bench, self._name = bench, name
+        self._command = ["core.worker.selftest.wrapped", how] if how else ["core.worker"]
         self.run = Run(bench.work / name.replace(" ", "-"))
         self.run.path.mkdir(mode=0o700)
         write_atomic(self.run.config_path, dump_config(config))
@@ -53,12 +51,12 @@ class WorkerRun:
         self._tail = EventTail(self.run.events_path)
         self.events: list[Event] = []
 
-    def train(self, *, resume: bool = False, stop: Callable[[Sequence[StepEvent]], bool] | None = None) -> str:
+    def train(self, *, resume: bool = False, stop: bool = False) -> str:
         """Run a worker to its end.
 
         Args:
             resume: Resume from its newest checkpoint.
-            stop: Predicate to stop it, called with the finished steps after each; it is signaled once.
+            stop: Stop it after its first steps.
 
         Returns:
             Its state: ``finished`` or ``stopped``.
@@ -70,7 +68,6 @@ class WorkerRun:
         command = [sys.executable, "-m", *self._command, str(self.run.path), *(["--resume"] if resume else [])]
         with open(self.run.log_path, "ab") as log:
             child = start_attached(command, log=log.fileno(), cwd=self.run.path)
-        is_told = False
         while True:
             has_ended = child.poll() is not None
             found = self._tail.read_all()
@@ -78,9 +75,9 @@ class WorkerRun:
             self._tell(found)
             if has_ended:
                 break
-            if stop is not None and not is_told and found and stop(self.steps):
+            if stop and self.steps:
                 child.send_signal(signal.SIGTERM)
-                is_told = True
+                stop = False
             time.sleep(_INTERVAL)
         ends = [event for event in self.events[begun:] if isinstance(event, FinishedEvent)]
         if not ends:

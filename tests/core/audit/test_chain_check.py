@@ -22,6 +22,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from core.small_files import hash_file
 from tests.cases import cases
+from tests.core.runs.helpers import there
 
 from .test_spans import checkpoint, start, step
 
@@ -82,9 +83,7 @@ def test_a_run_that_nobody_touched_is_whole(run: Run) -> None:
     found = checked(run)
     assert (found.differences, found.notes, found.links) == ((), (), 5)
     assert found.head == json.loads((run.path / CHAIN_NAME).read_bytes().splitlines()[-1])["link"]
-    config = sealed_config(read_sealed(run))
-    assert config is not None
-    assert config.model.base == "/models/tiny"
+    assert there(sealed_config(read_sealed(run))).model.base == "/models/tiny"
     assert read_sealed(run).start_of(6)["step"] == 0
 
 

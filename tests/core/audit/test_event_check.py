@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
-from io import FileIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -50,35 +50,20 @@ def edit_all(lines: list[bytes]) -> None:
     lines[:] = [line.replace(b'"loss": 1.0', b'"loss": 0.5') for line in lines]
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are opened to be read."""
-    found = list[Path]()
-
-    def noted(path: Path) -> FileIO:
-        found.append(path)
-        return open_regular(path)
-
-    monkeypatch.setattr("core.audit.event_check.open_regular", noted)
-    return found
-
-
-def test_a_record_is_read_once_for_what_is_told_of_many_lines(tmp_path: Path, opened: list[Path]) -> None:
+def test_a_record_is_read_once_for_what_is_told_of_many_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Mock(wraps=open_regular)
+    monkeypatch.setattr("core.audit.event_check.open_regular", opened)
     found = changed(tmp_path, 400, edit_all)
     assert len(found) == MOST
     assert found[0] == "events.jsonl: line 1 (a step event of step 1) was changed."
     assert found[-1] == "events.jsonl: line 20 (a step event of step 20) was changed."
-    assert len(opened) == 2  # for the digest of the link, and for the events
-
-
-def cut_middle(lines: list[bytes]) -> None:
-    del lines[100:5300]
+    assert opened.call_count == 2  # for the digest of the link, and for the events
 
 
 @cases(
     ("change", "sentence"),
     [
-        (cut_middle, "events.jsonl: 5200 lines were removed after line 100."),
+        (lambda lines: lines.__delitem__(slice(100, 5300)), "events.jsonl: 5200 lines were removed after line 100."),
         (lambda lines: lines.__delitem__(slice(0, 5200)), "events.jsonl: its first 5200 lines were removed."),
         (lambda lines: lines.clear(), "events.jsonl: its first 5500 lines were removed."),
         (

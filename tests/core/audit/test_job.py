@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.audit.job import audit_job
 from core.audit.result import Audit, ChainResult, Outcome, SpanResult, Verdict
+from core.config.schema import Config
 from core.errors import UserError
 from core.runs.record.chain import Chain
 from core.runs.record.events import CheckpointEvent, FinishedEvent, PhaseEvent, RanksEvent
@@ -23,7 +25,7 @@ def test_a_live_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@cases(
     ("count", "device", "sentence"),
     [
         (2, "cuda:0", "The run was computed by several processes on cards"),
@@ -31,18 +33,13 @@ def test_a_live_run_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int, device: str, sentence: str) -> None:
-    run = create_run(config_for(tmp_path), "many")
+    gone = {"base": str(tmp_path / "gone")}  # the default is the starter model, which would be prepared
+    run = create_run(Config.model_validate({"model": gone, "data": {"train": "x"}}), "many")
     RunState(state="finished", pid=1).write(run.state_path)
     ranks = [{"rank": rank, "host": "tower", "device": device} for rank in range(count)]
     saved = CheckpointEvent(step=1, path="checkpoints/step-00000001", bytes=1, seconds=1.0)
-    events = [
-        PhaseEvent(name="importing"),
-        RanksEvent(ranks=ranks),
-        step_event(1),
-        saved,
-        FinishedEvent(reason="", step=1),
-    ]
-    write_events(run, *events)
+    finished = FinishedEvent(reason="", step=1)
+    write_events(run, PhaseEvent(name="importing"), RanksEvent(ranks=ranks), step_event(1), saved, finished)
     # A chain with a checkpoint whose files are gone.
     Chain(run.path, run.events_path).append("checkpoint", {"step": 1, "manifest": {"step": 1, "files": {}}})
     found = audit_job(run, spans=1, seed=1).run()
@@ -50,21 +47,13 @@ def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int
     assert any(note.startswith(sentence) and note.endswith("only the chain is checked.") for note in found.notes)
 
 
-@cases(
-    ("outcomes", "complete", "verdict"),
-    [
-        (("equal", "equal"), True, "verified"),
-        (("equal", "skipped"), True, "unproven"),
-        (("equal", "inexact"), True, "unproven"),
-        (("inexact", "differs"), True, "differs"),
-        ((), True, "unproven"),
-        (("equal",), False, "unproven"),
-    ],
-)
-def test_only_what_was_all_equal_in_the_whole_run_is_verified(
-    outcomes: tuple[Outcome, ...], complete: bool, verdict: Verdict
-) -> None:
-    spans = tuple(SpanResult(begin=place, end=place + 1, outcome=outcome) for place, outcome in enumerate(outcomes))
-    chain = ChainResult(head="f00d", links=3)
-    found = Audit(run="r", chain=chain, inputs=(), spans=spans, notes=(), seed=7, seconds=3.0, complete=complete)
-    assert found.verdict == verdict
+def test_only_what_was_all_equal_in_the_whole_run_is_verified() -> None:
+    def verdict(*outcomes: Outcome, complete: bool = True) -> Verdict:
+        spans = tuple(SpanResult(begin=0, end=1, outcome=outcome) for outcome in outcomes)
+        chain = ChainResult(head="f00d", links=3)
+        facts: dict[str, Any] = {"run": "r", "inputs": (), "notes": (), "seed": 7, "seconds": 3.0}
+        return Audit(chain=chain, spans=spans, complete=complete, **facts).verdict
+
+    assert verdict("equal", "equal") == "verified"
+    assert verdict("equal", "skipped") == verdict() == verdict("equal", complete=False) == "unproven"
+    assert verdict("inexact", "differs") == "differs"

@@ -55,6 +55,9 @@ def test_a_deadline_within_quiet_hours_needs_no_meter() -> None:
     limits = Limits.of(config(night={"quiet_hours": "11:00-13:00", "deadline": "12:30"}))
     (found,) = unkept(limits, None, NOON)
     assert found.option == "night.deadline"
+    assert "13:00" in found.hint
+    assert not list(unkept(limits, None, NOON - 7200)), "an hour is left before them"
+    assert not list(unkept(replace(limits, quiet_power_w=100.0), None, NOON))
     assert not unkept_on(BLIND, config(night={"deadline": "25:00"})), "its own rule tells it"
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from core.governor.holds import PowerHold, TemperatureHold
+from core.governor.holds import TemperatureHold
 from core.governor.limits import FLOOR
 from tests.core.governor.card_model import CardModel
 
@@ -66,16 +66,3 @@ def test_a_card_that_stays_cool_is_not_slowed(card: CardModel, below: float) -> 
     # A small card that comes within some degrees of the limit is held back for seconds on the way there: for 19 at most
     # on a grid of the values that are drawn here.
     assert sum(1.0 - duty for _, duty in told) < 30
-
-
-@given(st.floats(0.2, 0.95), st.integers(0, 9))
-def test_average_power_is_held(share: float, seed: int) -> None:
-    card = CardModel(seed=seed)
-    limit = card.idle_w + share * (card.busy_w - card.idle_w)
-    held, duty, joules = PowerHold(limit), 1.0, 0.0
-    for second in range(400):
-        if second == 200:
-            joules = card.joules
-        card.run(1.0, duty)
-        duty = held.observe(card.moment, card.joules)
-    assert (card.joules - joules) / 200 == pytest.approx(limit, rel=0.02)

@@ -27,31 +27,6 @@ def always(**wishes: Any) -> Wishes:
     return Wishes([Span(0.0, math.inf, is_quiet=False)], **wishes)
 
 
-def test_a_curve_is_straight_between_what_was_measured() -> None:
-    found = curve()
-    assert found.watts(0.0) == pytest.approx(40.0)
-    assert found.watts(0.85) == pytest.approx(261.0)
-    assert found.tokens_per_second(0.2) == pytest.approx(200.0)
-    assert found.most_duty(170.0, FLOOR) == pytest.approx(0.5)
-    assert found.most_duty(30.0, FLOOR) == 0.0
-
-
-def test_without_leakage_the_fastest_is_the_cheapest() -> None:
-    found = plan(curve(), 1000 * HOUR, always(deadline=10 * HOUR))
-    assert (found.duty, found.keeps) == (1.0, True)
-    assert found.finish == pytest.approx(HOUR)
-    assert found.joules == pytest.approx(300 * HOUR)
-
-
-def test_leakage_makes_slow_work_cheaper_as_far_as_the_deadline_allows() -> None:
-    leaky = curve(idle=10.0, busy=250.0, bend=150.0)
-    relaxed = plan(leaky, 1000 * HOUR, always(deadline=10 * HOUR))
-    hurried = plan(leaky, 1000 * HOUR, always(deadline=1.3 * HOUR))
-    assert relaxed.duty < hurried.duty < 1.0
-    assert relaxed.joules < hurried.joules < plan(leaky, 1000 * HOUR, always(deadline=1.03 * HOUR)).joules
-    assert hurried.finish == pytest.approx(1.3 * HOUR, rel=0.04)
-
-
 def test_what_cannot_be_is_told_with_the_nearest() -> None:
     late = plan(curve(), 1000 * HOUR, always(deadline=0.5 * HOUR))
     assert late.misses_deadline

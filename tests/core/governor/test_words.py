@@ -17,7 +17,6 @@ from tests.cases import cases
         (("power_limit", "power", 200.0, 200.0, None), "the card's power limit is 200 W now"),
         (("power_limit", "power", None, None, None), "the card's own power limit again"),
         (("pause", "temperature", 86.0, 83.0, None), "paused: the device is at 86 °C (limit 83 °C)"),
-        (("pause", "quiet hours", None, None, None), "paused: these are quiet hours"),
         (("resume", "quiet hours", None, None, None), "goes on: the quiet hours are over"),
         (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB)"),
         (("stop", "host memory", 95.2, 90.0, None), "stops: the machine's memory is at 95 % (limit 90 %)"),
@@ -39,12 +38,6 @@ def test_an_end_that_is_told_does_not_lie_before_the_true_one() -> None:
     assert "it ends at 07:01 at the soonest." in message
     assert promised(seven, None, seven, None, None).endswith("07:00")
     assert promised(seven, 0.8, seven - 900, 0.7, 0.31).endswith("06:45, 0.70 kWh), 0.31 kWh so far")
-    assert stopped_by("temperature", 95.0, 80.0) == "the governor, as the device is at 95 °C (limit 80 °C)"
-
-
-def test_what_takes_the_place_of_wishes() -> None:
-    seven = time.mktime((2026, 11, 27, 7, 0, 0, 0, 0, -1))
-    assert in_place(seven, None, 0.5, None) == ""
-    assert in_place(seven, seven + 6300, None, None) == "08:45 in place of 07:00, which cannot be met"
     both = in_place(seven, seven + 6300, 0.5, 0.82)
     assert both == "08:45 and 0.82 kWh in place of 07:00 and 0.50 kWh, which cannot be met"
+    assert stopped_by("temperature", 95.0, 80.0) == "the governor, as the device is at 95 °C (limit 80 °C)"

@@ -77,16 +77,11 @@ class Scene:
         self._process, self._path = process, path
         self.has_host = False
 
-    def set(self, **values: object) -> None:
-        """Set the state of the driver, at once and whole."""
-        lines = "".join(f"{key}={value}\n" for key, value in values.items())
-        part = self._path.with_suffix(".part")
-        part.write_text(lines, encoding="ascii")
-        part.replace(self._path)
-
     def read(self, timeout: float = 20.0, **values: object) -> list[dict[str, Any]]:
-        """Set the state and read all devices, waiting so many seconds at most."""
-        self.set(**values)
+        """Set the state, at once and whole, and read all devices, waiting so many seconds at most."""
+        part = self._path.with_suffix(".part")
+        part.write_text("".join(f"{key}={value}\n" for key, value in values.items()), encoding="ascii")
+        part.replace(self._path)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(timeout, file=self._process.stdin, flush=True)

@@ -65,13 +65,11 @@ def test_older_and_newer_cards(tmp_path: Path) -> None:
 @cases(
     ("table", "reasons"),
     [
-        (metrics(0), []),
         (metrics(1 << 34), ["memory temperature"]),
         (metrics(1 << 46 | 1 << 16), ["current limit", "hardware thermal slowdown"]),
         (metrics((1 << 64) - 1), []),
         (metrics(1, (1, 4)), []),
         (metrics(1)[:100], []),
-        (b"", []),
     ],
 )
 def test_reasons_for_throttling(tmp_path: Path, table: bytes, reasons: list[str]) -> None:

@@ -61,6 +61,7 @@ def test_hours_claim_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         "the schedule", "from 18:00 to 23:00 the device is not the run's"
     )
     assert find_claim(parking, EVENING + 4 * 3600, None) is None
+    assert has_conditions(parking)
 
 
 def test_memory_that_other_processes_hold_is_a_claim() -> None:
@@ -69,10 +70,6 @@ def test_memory_that_other_processes_hold_is_a_claim() -> None:
     parking = ParkingSection(memory_gb=3)
     assert find_claim(parking, EVENING, card) == Claim("another program", "other programs hold 3.0 GB of the card")
     assert find_claim(ParkingSection(memory_gb=3.1), EVENING, card) is None
-    assert find_claim(parking, EVENING, None) is None
-
-
-def test_without_conditions_nothing_is_watched() -> None:
+    assert has_conditions(parking)
     assert not has_conditions(ParkingSection())
-    assert has_conditions(ParkingSection(memory_gb=1))
-    assert has_conditions(ParkingSection(hours="18:00-23:00"))
+    assert find_claim(parking, EVENING, None) is None

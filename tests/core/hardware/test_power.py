@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.hardware import amd, power
+from core.hardware import amd
 from core.hardware.power import changed_limits, may_set_power, restore, set_power_limit
 from tests.core.hardware.amd_tree import CARD, make_card
 from tests.core.hardware.conftest import Ask
@@ -73,15 +73,13 @@ def test_what_cannot_be_set_is_said(ask_driver: Ask) -> None:
     assert kept == {}
 
 
-def test_a_driver_that_hangs_is_not_waited_for(ask_driver: Ask, tmp_path: Path) -> None:
-    scenario = tmp_path / "driver.txt"
-    scenario.write_text("")
+def test_a_driver_that_hangs_is_not_waited_for(ask_driver: Ask) -> None:
     program = (
         "from core.hardware import power\npower._DRIVER_SECONDS = 0.2\n"
         "power._NvidiaLimit.read = lambda self: __import__('threading').Event().wait()\n"
         "attempt(300)\nprint(json.dumps(said))"
     )
-    ((message, _),) = ask_driver(SET + program, "", scenario)
+    ((message, _),) = ask_driver(SET + program)
     assert "has not answered for 0.2 s" in message
 
 
@@ -109,16 +107,10 @@ def test_an_amd_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_record_is_none(private_home: Path) -> None:
     (private_home / "power").mkdir(parents=True)
-    for name, text in (
-        ("a", "{"),
-        ("b", "[]"),
-        ("c", '{"watts": -1}'),
-        ("d", '{"watts": "450"}'),
-        ("e", '{"watts": 1e9}'),
-    ):
-        (private_home / f"power/{name}.json").write_text(text)
+    for number, text in enumerate(("{", "[]", '{"watts": -1}', '{"watts": "450"}', '{"watts": 1e9}')):
+        (private_home / f"power/{number}.json").write_text(text)
     assert changed_limits() == {}
-    assert power.restore("a") is None
+    assert restore("0") is None
 
 
 def test_the_right_to_set_the_power_limit_is_read_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

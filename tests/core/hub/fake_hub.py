@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_this_is_a_secret"
@@ -42,10 +42,6 @@ class Repository:
 
     def described(self, name: str) -> Any:
         """The API's answer about it."""
-        return {"id": name, "sha": self.commit, "siblings": self.siblings(), "cardData": self.card}
-
-    def siblings(self) -> list[dict[str, Any]]:
-        """The files in the API's answer."""
         found: list[dict[str, Any]] = []
         for name, content in {**self.files, **self.claimed}.items():
             blob = _sha1(f"blob {len(content)}\0".encode() + content)
@@ -53,7 +49,7 @@ class Repository:
             if name in self.large:
                 digest = hashlib.sha256(content).hexdigest()
                 found[-1]["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
-        return found
+        return {"id": name, "sha": self.commit, "siblings": found, "cardData": self.card}
 
 
 @dataclass
@@ -73,8 +69,7 @@ class Reply:
     times: int = 1
 
 
-@dataclass
-class Asked:
+class Asked(NamedTuple):
     """A request as it came in."""
 
     server: str
@@ -96,8 +91,6 @@ class FakeHub:
         self.stalled = threading.Event()
         self.resume = threading.Event()
         self.ignores_ranges = False
-        self.status: int | None = None
-        """The answer to everything, if set."""
         self.about: Reply | None = None
         """The answer to every question about a repository, if set."""
         self.first: list[Reply] = []
@@ -153,9 +146,6 @@ class FakeHub:
 
     def _answer(self, server: str, handler: BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path).path
-        if self.status is not None:
-            _send(handler, self.status, b"{}")
-            return
         if server == "store":
             kind, owner, name, file = path.removeprefix("/").split("/", 3)
             self._send_file(handler, unquote(file), getattr(self, kind)[f"{owner}/{name}"].files[unquote(file)])
@@ -163,10 +153,10 @@ class FakeHub:
         parts = [unquote(part) for part in path.removeprefix("/").split("/")]
         is_api = parts[0] == "api"
         if is_api and self.about is not None:
-            _send_reply(handler, self.about)
+            _send(handler, self.about)
             return
         if not is_api and self.first:
-            _send_reply(handler, self.first.pop(0))
+            _send(handler, self.first.pop(0))
             return
         kind = "datasets" if "datasets" in parts[: 1 + is_api] else "models"
         parts = parts[is_api:] if is_api else parts
@@ -175,23 +165,23 @@ class FakeHub:
         repository = getattr(self, kind).get("/".join(parts[:2]))
         allowed = handler.headers.get("authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not allowed):
-            _send(handler, 404 if allowed else 401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            _send(handler, _error(404 if allowed else 401, "RepoNotFound"))
             return
         revision = parts[3] if len(parts) > 3 else "main"
         if revision not in (*repository.revisions, repository.commit):
-            _send(handler, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            _send(handler, _error(404, "RevisionNotFound"))
             return
         if is_api:
-            _send(handler, 200, json.dumps(repository.described("/".join(parts[:2]))).encode())
+            _send(handler, Reply(json.dumps(repository.described("/".join(parts[:2]))).encode()))
             return
         name = "/".join(parts[4:])
         if repository.gated and not allowed:
-            _send(handler, 401, b"{}", {"X-Error-Code": "GatedRepo"})
+            _send(handler, _error(401, "GatedRepo"))
         elif name not in repository.files:
-            _send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            _send(handler, _error(404, "EntryNotFound"))
         elif name in repository.large:
             place = f"{self.store}/{kind}/{'/'.join(parts[:2])}/{name}"
-            _send(handler, 302, b"", {"Location": place})
+            _send(handler, Reply(status=302, headers={"Location": place}))
         else:
             self._send_file(handler, name, repository.files[name])
 
@@ -230,16 +220,11 @@ class _Server(ThreadingHTTPServer):
         """Some tests kill the client."""
 
 
-def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-    handler.send_response(status)
-    for name, value in (headers or {}).items():
-        handler.send_header(name, value)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
+def _error(status: int, code: str) -> Reply:
+    return Reply(b"{}", status, {"X-Error-Code": code})
 
 
-def _send_reply(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
+def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
     handler.send_response(reply.status)
     for name, value in reply.headers.items():
         handler.send_header(name, value)

@@ -25,7 +25,7 @@ from tests.cases import cases
 from tests.waiting import wait_for
 
 from .conftest import rows
-from .fake_hub import TOKEN, FakeHub, Repository
+from .fake_hub import TOKEN, FakeHub, Reply, Repository
 from .fetcher import Fetcher
 
 
@@ -261,14 +261,6 @@ def test_what_cannot_be_fetched_is_a_sentence(hub: FakeHub, fetcher: Fetcher, en
     assert hint in caught.value.hint
 
 
-@cases(("status", "says"), [(429, "asks to wait"), (503, "the error 503"), (403, "does not let you")])
-def test_a_hub_in_trouble_is_a_sentence(hub: FakeHub, fetcher: Fetcher, status: int, says: str) -> None:
-    hub.status = status
-    with pytest.raises(UserError, match=says) as caught:
-        fetcher.plan("hf://datasets/me/set")
-    assert caught.value.hint
-
-
 @cases("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_nothing_is_asked_where_the_network_is_forbidden(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str
@@ -280,19 +272,10 @@ def test_nothing_is_asked_where_the_network_is_forbidden(
     assert hub.asked == []
 
 
-def test_a_hub_that_is_not_there_is_a_sentence(hub: FakeHub) -> None:
-    hub.close()
-    with pytest.raises(UserError, match=r"127.0.0.1:\d+ cannot be reached") as caught:
-        fetch("hf://datasets/me/set")
-    assert "HF_ENDPOINT" in caught.value.hint
-
-
 def test_more_than_the_disk_has_is_refused_before_it_is_fetched(hub: FakeHub, fetcher: Fetcher) -> None:
-    class Huge(Repository):
-        def siblings(self) -> list[dict[str, object]]:
-            return [{**item, "size": 10**15} for item in super().siblings()]
-
-    hub.datasets["me/set"] = Huge({"train.jsonl": rows(1)})
+    told = Repository({"train.jsonl": rows(1)}).described("me/set")
+    told["siblings"][0]["size"] = 10**15
+    hub.about = Reply(json.dumps(told).encode())
     with pytest.raises(UserError, match="the download needs"):
         fetcher.plan("hf://datasets/me/set")
     assert hub.files_asked() == []

@@ -54,13 +54,6 @@ def test_what_is_not_clear_is_a_sentence(entry: str, names: list[str], card: Any
     assert hint in caught.value.hint
 
 
-def test_of_several_subsets_one_must_be_named() -> None:
-    card = {"configs": [{**config, "default": False} for config in CASES["card"]["configs"]]}
-    with pytest.raises(UserError, match="has the subsets de, en") as caught:
-        taken("", CASES["languages"], card)
-    assert caught.value.hint == "Name one: hf://datasets/me/set#de."
-
-
 # A matcher that goes back and forth would take longer than anybody waits.
 @pytest.mark.timeout(60)
 def test_a_pattern_that_is_made_to_take_long_does_not() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import stat
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from core import paths
 from core.memory.calibration import Calibration, read_calibration, write_calibration
 from tests.cases import cases
+from tests.core.runs.helpers import there
 
 CARD = Calibration("NVIDIA GeForce RTX 4090", 431 << 20, 0.031, "2.13.0", "2026-01-31", 1.5e14, 8.5e11, 2.4e10)
 
@@ -28,9 +29,7 @@ def test_a_calibration_is_read_as_it_was_written_and_is_private() -> None:
 def test_any_name_has_a_file_in_the_directory(name: str) -> None:
     path = write_calibration(Calibration(name, 1 << 20, 0.0, "2.13.0", "2026-01-31"))
     assert path.parent == paths.calibration_dir()
-    found = read_calibration(name)
-    assert found is not None
-    assert found.device == name
+    assert there(read_calibration(name)).device == name
 
 
 @cases(
@@ -52,9 +51,4 @@ def test_an_implausible_rate_counts_as_not_measured() -> None:
     write_calibration(CARD).write_text(
         json.dumps(asdict(CARD) | {"matrix_rate": -1, "memory_rate": 0, "host_rate": "fast", "more": 1})
     )
-    found = read_calibration(CARD.device)
-    assert found is not None
-    assert found.matrix_rate is None
-    assert found.memory_rate is None
-    assert found.host_rate is None
-    assert found.runtime_bytes == CARD.runtime_bytes
+    assert read_calibration(CARD.device) == replace(CARD, matrix_rate=None, memory_rate=None, host_rate=None)

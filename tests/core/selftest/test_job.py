@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.jobs.job import Job, JobCancelledError
+from core.jobs.job import Job
 from core.selftest import job
 from core.selftest.job import SelfTestJob, SelfTestProgress, selftest_job
-from core.selftest.report import SUBJECTS, Check, Subject
+from core.selftest.report import SUBJECTS, Subject
 from core.selftest.sizes import Sizes
 from tests.cases import cases
 from tests.core.runs.helpers import live_state
-from tests.waiting import has_ended
 
 DRIVER, FAST = SUBJECTS[0], SUBJECTS[1]
 
@@ -32,10 +30,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(subjects: tuple[Subject, ...] = SUBJECTS, **plan: str) -> SelfTestJob:
     """A self-test whose checks do as the plan says; the others pass."""
     return selftest_job(subjects, lambda sizes: replace(sizes, model=json.dumps(plan)))
-
-
-def results(checks: tuple[Check, ...]) -> dict[str, str]:
-    return {check.name: check.result for check in checks}
 
 
 def test_every_check_is_made_and_knows_the_device() -> None:
@@ -75,31 +69,6 @@ def test_a_process_that_ends_without_an_outcome_has_failed_and_the_others_go_on(
     assert failed.detail.startswith(said)
     assert not report.passed
     assert [check.result for check in report.checks].count("pass") == len(SUBJECTS) - 1
-
-
-def test_what_is_closed_leaves_no_process_and_no_file() -> None:
-    test = planned(driver="hang")
-    begun = threading.Event()
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            test.run(lambda progress: begun.set() if progress.activity else None)
-        except JobCancelledError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert begun.wait(30)
-    pid = test.pid
-    assert pid is not None
-    test.close()
-    thread.join(30)
-    assert raised
-    assert has_ended(pid)
-    assert os.listdir(paths.selftest_dir()) == [".lock"]
-    with pytest.raises(JobCancelledError):
-        test.run()
 
 
 def test_a_missing_model_fails_the_checks_that_need_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +137,6 @@ def test_a_check_that_cannot_begin_fails_alone(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(Job, "call", failing)
     report = planned((DRIVER, FAST, SUBJECTS[2])).run()
-    assert results(report.checks) == {"driver": "pass", "fast_paths": "fail", "training": "pass"}
+    assert [check.result for check in report.checks] == ["pass", "fail", "pass"]
     assert "is full" in report.checks[1].detail or "No process" in report.checks[1].detail
     assert os.listdir(paths.selftest_dir()) == [".lock"]

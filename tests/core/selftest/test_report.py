@@ -7,25 +7,9 @@ import pytest
 
 from core.errors import UserError
 from core.selftest import report as module
-from core.selftest.report import (
-    Check,
-    Report,
-    report_text,
-    table,
-    without_names,
-    write_report,
-)
+from core.selftest.report import Check, Report, report_text, table, without_names, write_report
 
-DEVICE = {
-    "kind": "cuda",
-    "name": "NVIDIA GeForce RTX 4090",
-    "capability": "8.9",
-    "memory_bytes": 24 << 30,
-    "dtype": "bf16",
-    "driver": "580.95.05",
-    "cuda": "13.0",
-    "torch": "2.13.0",
-}
+DEVICE = {"kind": "cuda", "name": "NVIDIA GeForce RTX 4090", "capability": "8.9", "driver": "580.95.05"}
 CHECKS = (
     Check("driver", "pass", "The same card by its UUID.", 3.21),
     Check("fast_paths", "not applicable", "No fast path is used on this device.", 0.0),
@@ -47,11 +31,6 @@ def test_the_table_is_aligned_and_fits_the_width() -> None:
         columns = {lines[0].index("The same"), *(line.index("word") for line in lines if "word" in line)}
         assert len(columns) == 1
     assert table([], 80) == []
-
-
-def test_the_summary_counts_what_was_made() -> None:
-    assert made().summary() == "1 of 2 checks failed, after 15s."
-    assert made(CHECKS[0]).summary() == "Passed: all 1 of 1 checks that apply here, after 3.2s."
 
 
 @pytest.fixture
@@ -79,7 +58,7 @@ def test_a_report_has_no_names_no_paths_and_no_secrets(anna: Path, monkeypatch: 
     for word in ("anna", "maria", "tower", "local tune", "/mnt", "secret", "hf_0123", "cdef-0123"):
         assert word not in text, word
     assert "120 tok/s, n/a, 3/4" in " ".join(text.split())
-    assert "NVIDIA GeForce RTX 4090" in text
+    assert "NVIDIA GeForce RTX 4090, compute 8.9, driver 580.95.05" in text
     assert "Python 3." in text
     assert "CUDA_VISIBLE_DEVICES=GPU-<number>" in text
 

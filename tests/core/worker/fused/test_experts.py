@@ -40,11 +40,6 @@ def offsets_of(counts: list[int]) -> Offsets:
     return Offsets(ends, torch.device("cpu"))
 
 
-def parts(counts: list[int]) -> list[slice]:
-    ends = [0, *itertools.accumulate(counts)]
-    return [slice(*pair) for pair in itertools.pairwise(ends)]
-
-
 def tensors(counts: list[int], inputs: int = 12, outputs: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(sum(counts), inputs, generator=generator)
@@ -76,11 +71,8 @@ def test_rows_are_multiplied_with_the_matrix_of_their_expert(
         return matrices[as_index(numbers)]
 
     found = grouped_product(rows, offsets_of(counts), block, at_once, 8 if way == "kernel" else 9, transpose=transpose)
-    wanted = [
-        rows[part] @ (matrices[number].T if transpose else matrices[number])
-        for number, part in enumerate(parts(counts))
-    ]
-    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-5, atol=1e-5)
+    both = zip(torch.split(rows, counts), matrices.transpose(1, 2) if transpose else matrices, strict=True)
+    torch.testing.assert_close(found, torch.cat([part @ matrix for part, matrix in both]), rtol=1e-5, atol=1e-5)
     # Experts without rows are not asked for, the others once.
     assert [number for numbers in asked for number in numbers] == [n for n, count in enumerate(counts) if count]
     assert all(len(numbers) == at_once for numbers in asked[:-1])
@@ -92,7 +84,7 @@ def test_gradients_of_matrices_are_sums_over_the_rows_of_an_expert(name: str, wa
     left, _ = tensors(counts, inputs=4)
     right, _ = tensors(counts, inputs=8 if way == "kernel" else 7)
     found = multiply_between(left, right, offsets_of(counts))
-    wanted = torch.stack([left[part].T @ right[part] for part in parts(counts)])
+    wanted = torch.stack([a.T @ b for a, b in zip(torch.split(left, counts), torch.split(right, counts), strict=True)])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -103,7 +95,7 @@ def test_any_numbers_of_rows(seed: int) -> None:
     counts[order.randrange(len(counts))] += 1
     rows, matrices = tensors(counts)
     found = multiply(rows, matrices.transpose(1, 2), offsets_of(counts))
-    wanted = torch.cat([rows[part] @ matrices[number].T for number, part in enumerate(parts(counts))])
+    wanted = torch.cat([part @ matrix.T for part, matrix in zip(torch.split(rows, counts), matrices, strict=True)])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[4]
 @cases(
     ("capability", "dtype", "used"),
     [
-        ((8, 9), torch.bfloat16, True),
         ((8, 0), torch.bfloat16, True),
         ((12, 0), torch.float32, True),
         ((7, 5), torch.float16, True),
@@ -46,23 +45,19 @@ def test_a_cpu_has_none() -> None:
     assert list(kernel_trials(CPU, torch.float32)) == []
 
 
+Right = type("Right", (RmsNormFunction,), {})
+RightGating = type("RightGating", (Gating,), {})
+
+
 class Wrong(RmsNormFunction):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         return RmsNormFunction.forward(ctx, x, weight + 1, epsilon)
 
 
-class Right(RmsNormFunction):
-    pass
-
-
 class WrongGating(Gating):
     def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return gate * up
-
-
-class RightGating(Gating):
-    pass
 
 
 def unrotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:

@@ -133,11 +133,8 @@ def test_dropped_copies_are_made_anew_from_four_bits(tiny_model_dir: Path) -> No
     ("rows", "device", "quantized", "kept", "faster"),
     [
         (1, "cpu", True, False, True),
-        (1, "cpu", False, False, True),
         (1, "cpu", True, True, False),
         (2, "cpu", True, False, False),
-        (1, "cuda", True, False, True),
-        (8, "cuda", True, False, True),
         (64, "cuda", True, False, True),
         (65, "cuda", True, False, False),
         (8, "cuda", True, True, False),
@@ -162,10 +159,7 @@ def test_what_is_compared_never_goes_through_another_kernel(
     layer.lora_B[TRAINED].weight.data.zero_()
     fused = FusedLora(layer, TRAINED)
 
-    def refused(*arguments: Any, **options: Any) -> Any:
-        raise AssertionError("the layer's own forward")
-
-    monkeypatch.setattr(fused, "_usual", refused)
+    monkeypatch.setattr(fused, "_usual", lambda *_, **__: pytest.fail("the layer's own forward"))
     monkeypatch.setattr(lora, "has_faster_kernel", lambda *_, **__: True)
     x = torch.randn(1, tokens, 64)
     on = fused(x.clone().requires_grad_())

@@ -17,7 +17,7 @@ from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.models.architecture.measuring import Growth, peak_at
-from core.worker.measure.layers import LayerPasses, Passes, SizedPass
+from core.worker.measure.layers import Passes, SizedPass
 from core.worker.measure.measure import fit_around, fit_layer, fit_scan
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.experts import ExpertsParams4bit
@@ -44,7 +44,7 @@ def with_values(family: str, config: Config, directory: Path) -> Skeleton:
     """The same of real tensors, loaded as a run does."""
     loaded = loaded_of(family, directory, config)
     causal, how = loaded.model.get_base_model(), arithmetic(config, Machine("cpu"))
-    return Skeleton(loaded.model, causal, causal.config, contextlib.nullcontext(), loaded.dtype, how)
+    return Skeleton(loaded.model, causal, contextlib.nullcontext(), loaded.dtype, how)
 
 
 def in_four_bits(skeleton: Skeleton) -> set[str]:
@@ -58,14 +58,13 @@ def peak(points: tuple[int, ...]) -> int:
     return max(points, default=0)
 
 
-def figures(passes: LayerPasses) -> tuple[int, ...]:
-    moments = (passes.forward, passes.backward, passes.again)
-    return passes.kept, passes.casts, *map(peak, moments)
-
-
-def measured(skeleton: Skeleton, length: int) -> tuple[list[int], SizedPass]:
-    passes = Passes(skeleton)
-    return passes.kinds, passes.measure(ROWS, length)
+def figures(found: SizedPass) -> tuple[Any, ...]:
+    """Bytes that are kept, and the peaks."""
+    kinds = {
+        kind: (passes.kept, passes.casts, *map(peak, (passes.forward, passes.backward, passes.again)))
+        for kind, passes in found.kinds.items()
+    }
+    return found.around, found.end_kept, peak(found.end_backward), kinds
 
 
 @pytest.mark.parametrize("family", long_but(["llama", "qwen3_5"], FAMILIES))
@@ -75,15 +74,7 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, tmp_path
     assert without.kinds == with_them.kinds
     # Rows for the worker's own attention on a CPU, and longer ones.
     for length in (96, 320):
-        found, real = without.measure(ROWS, length), with_them.measure(ROWS, length)
-        assert (found.around, found.end_kept, peak(found.end_backward)) == (
-            real.around,
-            real.end_kept,
-            peak(real.end_backward),
-        )
-        assert found.kinds.keys() == real.kinds.keys()
-        for kind, passes in found.kinds.items():
-            assert figures(passes) == figures(real.kinds[kind]), (kind, length)
+        assert figures(without.measure(ROWS, length)) == figures(with_them.measure(ROWS, length)), length
 
 
 @pytest.mark.parametrize(
@@ -96,13 +87,11 @@ def test_adapters_on_experts_are_kept_as_in_a_real_one(family: str, keep: bool, 
         method={"rank": 4, "target_experts": "on"}, model={"keep_16bit": ["layers.0.*"] if keep else None}
     )
     skeleton = without_values(family, config)
-    kinds, found = measured(skeleton, 96)
-    real_kinds, real = measured(with_values(family, config, tmp_path), 96)
-    assert kinds == real_kinds
+    without, with_them = Passes(skeleton), Passes(with_values(family, config, tmp_path))
+    assert without.kinds == with_them.kinds
     experts = [weight for name, weight in skeleton.causal.named_parameters() if name.endswith(".down_proj")]
     assert [weight.dtype for weight in experts] == [torch.bfloat16 if keep else torch.uint8, torch.uint8]
-    for kind, passes in found.kinds.items():
-        assert figures(passes) == figures(real.kinds[kind]), kind
+    assert figures(without.measure(ROWS, 96)) == figures(with_them.measure(ROWS, 96))
 
 
 @cases(
@@ -128,28 +117,34 @@ def test_layers_in_4_bits_are_those_of_a_loaded_model(family: str, keep: tuple[s
 COUNTS = st.integers(0, 1 << 20)
 
 
+def samples(sizes: list[tuple[int, int]], growth: Growth) -> list[tuple[int, int, float]]:
+    return [(rows, length, growth.at(rows * length, length)) for rows, length in sizes]
+
+
+def assert_same(found: Growth, growth: Growth, off: int = 1) -> None:
+    for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
+        assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=off)
+
+
 @given(COUNTS, COUNTS, COUNTS)
 def test_the_growth_of_a_layer_is_found_from_three_sizes(once: int, per_token: int, per_pair: int) -> None:
     growth = Growth(once, per_token, per_pair)
-    sizes = [(2, 512), (4, 512), (2, 1024)]
-    found = fit_layer([(rows, length, growth.at(rows * length, length)) for rows, length in sizes])
-    for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
-        assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+    assert_same(fit_layer(samples([(2, 512), (4, 512), (2, 1024)], growth)), growth)
+
+
+SCANS = [(2, 128), (4, 128), (2, 256), (2, 512)]
 
 
 @given(COUNTS, COUNTS, st.integers(-(1 << 20), 0))
 def test_the_growth_of_a_scan_is_found_from_rows_that_double(once: int, per_token: int, per_row: int) -> None:
     growth = Growth(once, per_token, per_row=per_row)
-    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
-    for found in fit_scan([(rows, length, growth.at(rows * length, length)) for rows, length in sizes]):
-        for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
-            assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=1)
+    for found in fit_scan(samples(SCANS, growth)):
+        assert_same(found, growth)
 
 
 def test_the_peak_of_a_scan_is_the_larger_of_what_peaks_in_short_and_in_long_rows() -> None:
     short, long = Growth(0, 100, per_row=10_000), Growth(0, 140, per_row=-100)
-    sizes = [(2, 128), (4, 128), (2, 256), (2, 512)]
-    found = fit_scan([(rows, n, peak_at((short, long), rows * n, n)) for rows, n in sizes])
+    found = fit_scan([(rows, n, peak_at((short, long), rows * n, n)) for rows, n in SCANS])
     for rows, length in ((1, 4096), (2, 512), (8, 128)):
         tokens = rows * length
         assert peak_at(found, tokens, length) == pytest.approx(peak_at((short, long), tokens, length), rel=1e-6)
@@ -160,7 +155,4 @@ def test_what_is_for_all_rows_is_told_from_what_is_for_each(
     once: int, per_token: int, per_pair: int, per_column: int, per_square: int
 ) -> None:
     growth = Growth(once, per_token, per_pair, per_column, per_square)
-    sizes = [(2, 512), (4, 512), (2, 1024), (4, 1024), (2, 768)]
-    found = fit_around([(rows, length, growth.at(rows * length, length)) for rows, length in sizes])
-    for rows, length in ((1, 64), (3, 2048), (7, 16_384)):
-        assert found.at(rows * length, length) == pytest.approx(growth.at(rows * length, length), rel=1e-6, abs=64)
+    assert_same(fit_around(samples([(2, 512), (4, 512), (2, 1024), (4, 1024), (2, 768)], growth)), growth, off=64)

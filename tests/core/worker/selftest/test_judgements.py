@@ -15,10 +15,11 @@ from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
 from core.worker.selftest import driver, fast_paths, memory, speed, training
-from core.worker.selftest.driver import PowerRight, TorchCard
+from core.worker.selftest.driver import TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.wrapped import Footprint
 from tests.cases import cases
+from tests.core.runs.helpers import there
 
 GB = 10**9
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -35,13 +36,10 @@ DEVICE = Device(
     memory_free=int(23.1 * GB),
     power_limit_w=450.0,
 )
-RIGHT = PowerRight((150.0, 600.0), False)
 
 
-def judged(
-    seen: TorchCard = SEEN, planned: Card = PLANNED, device: Device | None = DEVICE, right: PowerRight = RIGHT
-) -> tuple[str, str]:
-    outcome = driver.judge(seen, planned, device, right, {"kind": "cuda"})
+def judged(planned: Card = PLANNED, device: Device | None = DEVICE) -> tuple[str, str]:
+    outcome = driver.judge(SEEN, planned, device, (150.0, 600.0), {"kind": "cuda"})
     assert outcome.device == {"kind": "cuda"}
     return outcome.result, outcome.detail
 
@@ -58,12 +56,15 @@ def judged(
         ({"device": None}, "it is not listed"),
     ],
 )
-def test_readings_of_another_card_or_none_fail(changed: dict[str, object], said: str) -> None:
+def test_readings_of_another_card_or_none_fail(
+    changed: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "may_set_power", lambda: False)
     result, passed = judged()
     assert result == "pass"
     assert passed.startswith("The same card by its UUID, 23.0 GB of 25.0 GB free by torch and 23.1 GB by NVML")
     assert passed.endswith("power limit 450 W, which root alone may set from 150 to 600 W.")
-    result, detail = judged(**changed)  # type: ignore[arg-type]
+    result, detail = judged(**changed)
     assert result == "fail"
     assert said in detail
 
@@ -100,8 +101,7 @@ def test_the_constants_of_a_card() -> None:
     assert [peak(*sizes).is_right for sizes in ((10, 11), (10, 9), (10, 12), (0.5, 0.6))] == [True, True, False, True]
     peaks = [peak(5, 5, 400 << 20, 0.02), peak(9, 9, 450 << 20, 0.05), peak(5, 5, None, 0.03)]
     card = {"kind": "cuda", "name": "RTX 4090"}
-    found = constants(peaks, card, "2.13.0", "2026-01-02")
-    assert found is not None
+    found = there(constants(peaks, card, "2.13.0", "2026-01-02"))
     assert (found.device, found.runtime_bytes, found.torch) == ("RTX 4090", 450 << 20, "2.13.0")
     assert found.fragmentation == pytest.approx(0.03, abs=1e-6)
     assert found.measured == "2026-01-02"
@@ -152,10 +152,7 @@ def test_a_share_of_more_than_the_whole_is_told_and_not_kept() -> None:
     assert "120%" not in disturbed
     write_calibration(Calibration("Card 9000", 1 << 28, 0.05, "2.12", "2026-01-01"))
     speed.keep_rates("Card 9000", 1.2e12, rates)
-    found = read_calibration("Card 9000")
-    assert found is not None
-    assert found.matrix_rate is None
+    assert there(read_calibration("Card 9000")).matrix_rate is None
     speed.keep_rates("Card 9000", 0.2e12, rates)
-    found = read_calibration("Card 9000")
-    assert found is not None
+    found = there(read_calibration("Card 9000"))
     assert (found.matrix_rate, found.memory_rate) == (1e12, 9e9)

@@ -9,23 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.forking import Forks
 from tests.short_list import long_but
 
 ROOT = Path(__file__).resolve().parents[5]
 
 
-def run(*arguments: str, **variables: str) -> None:
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("which", long_but(["some"], ["some", "all"]))
-def test_the_kernels_compile_for_the_cards(which: str) -> None:
-    run("tests.core.worker.fused.triton.compiled", which)
+def test_the_kernels_compile_for_the_cards(which: str, forks: Forks) -> None:
+    pytest.importorskip("triton")
+    done = forks.run([sys.executable, "-m", "tests.core.worker.fused.triton.compiled", which], cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.long
@@ -33,5 +28,9 @@ def test_the_kernels_compile_for_the_cards(which: str) -> None:
 @pytest.mark.parametrize("chosen", long_but(["not long"], ["not long", "long"]))
 def test_the_kernels_match_torch(chosen: str) -> None:
     """In a process that has not imported Triton without its interpreter."""
+    pytest.importorskip("triton")
     tests = str(Path(__file__).with_name("interpreted.py"))
-    run("pytest", "-q", "-p", "no:cacheprovider", "-m", chosen, tests, TRITON_INTERPRET="1")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen, tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
