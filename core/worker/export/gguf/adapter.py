@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.export.stages import CONVERTING_ADAPTER
+from core.export.plan import CONVERTING_ADAPTER
 from core.jobs.process import Answers
 from core.models.text_part import text_name
 from core.text import one_line

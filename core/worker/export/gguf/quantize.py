@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.export.stages import IMPORTANCE, LOADING_MODEL, QUANTIZING
+from core.export.plan import IMPORTANCE, LOADING_MODEL, QUANTIZING
 from core.jobs.process import Answers, growing
-from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.export.llama.model import Library, as_path, load_library, threads
 
 Array = npt.NDArray[Any]
 

@@ -12,9 +12,9 @@ from core.errors import UserError
 from core.runs.catalog.trained import find_trained
 from core.runs.record.store import Run
 from core.worker.export.verify import reference
+from core.worker.export.verify.compare import Proof
 from core.worker.export.verify.plain import compare_plain
 from core.worker.export.verify.reference import measure_reference
-from core.worker.export.verify.store import Proof
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.progress import quiet
 

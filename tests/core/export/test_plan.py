@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.export.plan import plan_export
-from core.export.request import ExportRequest
-from core.export.stages import (
+from core.export.plan import (
     CONVERTING_ADAPTER,
     HASHING,
     IMPORTANCE,
@@ -23,8 +21,10 @@ from core.export.stages import (
     WRITING,
     Stage,
     WholeProgress,
+    plan_export,
     stages_of,
 )
+from core.export.request import ExportRequest
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows

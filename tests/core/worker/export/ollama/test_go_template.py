@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cases import cases
-from tests.core.export.ollama.go_interpreter import GoError, GoTemplate
+from tests.core.worker.export.ollama.go_interpreter import GoError, GoTemplate
 
 _RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("go_cases.json").read_text(encoding="utf-8"))
 _CASES: list[dict[str, Any]] = _RECORDED["cases"]

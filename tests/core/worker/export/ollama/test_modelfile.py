@@ -1,7 +1,6 @@
-"""Modelfiles: Ollama reads back the same text, or the text that it would lose is named."""
-
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,17 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from core.config.schema import ChatSection
 from core.errors import UserError
-from core.export.ollama.modelfile import Modelfile, adds_bos, modelfile
-from core.export.ollama.template import carry_template
+from core.runs.catalog.trained import find_trained
 from core.template.builtin import NAMED_TEMPLATES
+from core.worker.export.model_directory import Conversation
+from core.worker.export.ollama import modelfile as module
+from core.worker.export.ollama.modelfile import Modelfile, adds_bos, modelfile
+from core.worker.export.ollama.template import carry_template
 from tests.cases import cases
+from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.tiny_model import CHATML
 
 _CHATML = NAMED_TEMPLATES["chatml"].source
 
@@ -186,3 +191,27 @@ def test_a_begin_token_is_added_as_the_metadata_say(tmp_path: Path, said: dict[s
         return
     with pytest.raises(UserError, match=adds):
         adds_bos(path)
+
+
+def test_a_modelfile_has_the_sampling_of_the_chat(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parameters are written, since Ollama has other defaults, such as 40 for top_k."""
+    monkeypatch.setattr(module, "adds_bos", lambda _: False)
+    trained = find_trained(make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 2)))
+    conversation = Conversation(CHATML, is_own=True, stop_ids=(4,), stops=("<|im_end|>",), bos="", eos="")
+
+    def parameters(chat: ChatSection) -> list[str]:
+        config = trained.config.model_copy(update={"chat": chat})
+        asked = dataclasses.replace(trained, config=config)
+        module.write_modelfile(tmp_path / "model.gguf", tiny_model_dir, asked, conversation, "", [])
+        lines = (tmp_path / "Modelfile").read_text().splitlines()
+        return [line.removeprefix("PARAMETER ") for line in lines if line.startswith("PARAMETER ")]
+
+    plain = ["temperature 0", "top_k 0", "top_p 1", "min_p 0", "repeat_penalty 1"]
+    assert parameters(ChatSection()) == ['stop "<|im_end|>"', "num_ctx 512", *plain]
+    chat = ChatSection(temperature=0.7, top_k=20, min_p=0.05, repetition_penalty=1.1, seed=7, stop=["User:"])
+    assert parameters(chat) == [
+        *('stop "<|im_end|>"', 'stop "User:"', "num_ctx 512"),
+        *("temperature 0.7", "top_k 20", "top_p 1", "min_p 0.05", "repeat_penalty 1.1", "seed 7"),
+    ]

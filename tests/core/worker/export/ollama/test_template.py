@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.export.ollama.go_template import go_template, render
-from core.export.ollama.shape import Renderer, find_shape
-from core.export.ollama.template import OllamaTemplate, carry_here, carry_template, conversations
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
+from core.worker.export.ollama.go_template import go_template, render
+from core.worker.export.ollama.shape import Renderer, find_shape
+from core.worker.export.ollama.template import OllamaTemplate, carry_here, carry_template, conversations
 from tests.cases import cases
-from tests.core.export.ollama.go_interpreter import GoError, GoTemplate
 from tests.core.template.families import (
     DEEPSEEK_R1,
     FAMILIES,
@@ -29,6 +28,7 @@ from tests.core.template.families import (
     REASONING_MARKED,
 )
 from tests.core.template.test_real_templates import DIRECTORY
+from tests.core.worker.export.ollama.go_interpreter import GoError, GoTemplate
 from tests.short_list import long_but
 
 _NOW = "2026-03-14T10:15:02"
