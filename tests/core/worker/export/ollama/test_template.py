@@ -267,7 +267,7 @@ def test_rows_that_differ_by_a_known_rule_are_counted() -> None:
 
 
 def test_the_documentation_has_every_built_in_template() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[5] / "docs" / "export.md").read_text(encoding="utf-8")
     exact = next(line for line in page.splitlines() if line.startswith("| `llama3`"))
     tools = next(line for line in page.splitlines() if line.startswith("| `chatml`"))
     for name in NAMED_TEMPLATES:
