@@ -61,11 +61,6 @@ class Proof:
     arithmetic: str
     """Arithmetic of the measured model: ``fp32``, or its training's where that does not fit."""
 
-    @property
-    def places(self) -> int:
-        """Compared places of all rows."""
-        return sum(len(row.positions) for row in self.rows)
-
     def write(self) -> None:
         """Write everything except the logits."""
         content = {**asdict(self), "directory": ""}
