@@ -52,7 +52,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the file, and ``notes``: sentences on differences between llama.cpp and the training.
+        ``notes``: sentences on differences between llama.cpp and the training.
     """
     answers.progress("importing the converter")
     import_converter(job["converter"])
@@ -81,7 +81,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             writer.close()
     finally:
         logger.removeHandler(warnings)
-    return {"bytes": target.stat().st_size, "notes": notes}
+    return {"notes": notes}
 
 
 class _Warnings(logging.Handler):

@@ -32,7 +32,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the result.
+        Nothing beside the file.
 
     Raises:
         UserError: If the quantizer fails.
@@ -58,7 +58,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             f"llama.cpp's quantizer failed to write {job['quant']}{library.failure()}.",
             "If the disk is full, make room; otherwise export F16, and quantize it elsewhere.",
         )
-    return {"bytes": target.stat().st_size}
+    return {}
 
 
 def _set_importance(library: Library, parameters: Any, path: Path, rows: int) -> list[Any]:

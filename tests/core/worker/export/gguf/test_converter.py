@@ -23,7 +23,7 @@ from core.worker.export.gguf.converter import (
     find_converter,
     known_architectures,
 )
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.progress import quiet
 
 
@@ -162,50 +162,7 @@ def test_what_would_be_another_model_is_refused(
         check_model(model, converter)
 
 
-GEMMA = {
-    "model_type": "gemma3_text",
-    "head_dim": 128,
-    "hidden_size": 5376,
-    "num_attention_heads": 32,
-    "hidden_activation": "gelu_pytorch_tanh",
-}
-SLIDING, FULL = "sliding_attention", "full_attention"
-OTHER_WINDOWS = "attention windows in other layers"
-
-
-@cases(
-    ("config", "said"),
-    [
-        # Gemma's scale of attention; the largest size is scaled by its hidden size's share: 5376 / 32.
-        (GEMMA | {"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
-        (GEMMA | {"query_pre_attn_scalar": 128}, None),
-        (GEMMA | {"query_pre_attn_scalar": 168, "num_hidden_layers": 62}, None),
-        (GEMMA | {"query_pre_attn_scalar": 128, "num_hidden_layers": 62}, "query_pre_attn_scalar"),
-        # Layers with windows.
-        ({"model_type": "gemma2", "layer_types": [SLIDING, FULL] * 2}, None),
-        ({"model_type": "gemma2", "layer_types": [FULL, SLIDING] * 2}, OTHER_WINDOWS),
-        ({"model_type": "gemma3_text", "layer_types": [*[SLIDING] * 5, FULL]}, None),
-        ({"model_type": "gemma3_text", "layer_types": [SLIDING, FULL] * 3}, OTHER_WINDOWS),
-        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 64}, None),
-        ({"model_type": "exaone4", "sliding_window": 4096, "num_hidden_layers": 30}, OTHER_WINDOWS),
-        ({"model_type": "exaone4", "sliding_window": None, "num_hidden_layers": 30}, None),
-        ({"model_type": "llama"}, None),
-        # Weights of experts.
-        ({"model_type": "qwen3_moe", "norm_topk_prob": True}, None),
-        (
-            {"model_type": "qwen3_moe", "norm_topk_prob": False},
-            "always normalizes .* has norm_topk_prob = false",
-        ),
-        ({"model_type": "qwen3_moe"}, "always normalizes .* takes norm_topk_prob = false"),
-        ({"model_type": "lfm2_moe"}, None),
-        ({"model_type": "lfm2_moe", "norm_topk_prob": False}, "always normalizes"),
-        ({"model_type": "qwen2_moe"}, None),
-        ({"model_type": "qwen2_moe", "norm_topk_prob": True}, "never normalizes .* has norm_topk_prob = true"),
-        ({"model_type": "olmoe", "norm_topk_prob": True}, "never normalizes"),
-        # Here it is written into the file.
-        ({"model_type": "deepseek_v3", "norm_topk_prob": False}, None),
-    ],
-)
+@cases(("config", "said"), tables(__file__)["what_llama_cpp_computes_otherwise_is_refused"])
 def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path, config: dict[str, Any], said: str | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     if said is None:
