@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from core.chat.request import GenerationSettings, QuestionError
+from core.chat.request import GenerationSettings, QuestionError, too_long
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.export.llama_cpp import INSTALL
@@ -355,11 +355,7 @@ class GgufModel:
             UserError: If the model reads fewer, the context is refused, or memory is short.
         """
         if needed > self.longest_context:
-            raise QuestionError(
-                f"The conversation has {needed} tokens, and the model reads at most {self.longest_context}.",
-                "Begin a new one, or remove earlier turns.",
-                "context_length_exceeded",
-            )
+            raise too_long(needed, self.longest_context)
         if self._context is not None and needed <= self._size:
             return
         size = LEAST_CONTEXT

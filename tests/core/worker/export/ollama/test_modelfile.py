@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +24,23 @@ from tests.tiny_model import CHATML
 _CHATML = NAMED_TEMPLATES["chatml"].source
 
 
+#: A command of a Modelfile, or a parameter, with its value; a value in quotes ends where a quote ends a line.
+_COMMAND = re.compile(
+    r'\s*(?:parameter (\w+)|(\w+)) ("""(.*?)"""|"(?!"")(.*?)"|[^"\n][^\n]*)[ \t]*(?:\n|\Z)', re.DOTALL | re.IGNORECASE
+)
+
+
 def read_modelfile(text: str) -> list[tuple[str, str]]:
-    """Commands with their values, parameters by their own names: read as by Ollama's parser, character by character."""
+    """Commands with their values, parameters by their own names: read as by Ollama's parser, which loses characters."""
     found: list[tuple[str, str]] = []
     place = 0
-    while place < len(text):
-        if text[place] in " \t\r\n":
-            place += 1
-            continue
-        if text[place] == "#":
-            place = _end_of_line(text, place)
-            continue
-        begin = place
-        while text[place].isalpha():
-            place += 1
-        name = text[begin:place].lower()
-        place += 1
-        if name == "parameter":
-            begin = place
-            while text[place] not in " \t":
-                place += 1
-            name = text[begin:place]
-            place += 1
-        value, place = _value(text, place)
-        found.append((name, value))
+    while match := _COMMAND.match(text, place):
+        place = match.end()
+        value = next(each for each in (match[4], match[5], match[3].strip()) if each is not None)
+        kept = "".join(character for character in value if character in " \t\r\n" or character.isprintable())
+        found.append(((match[1] or match[2]).lower(), kept))
+    assert not text[place:].strip(), "a text is not closed"
     return found
-
-
-def _end_of_line(text: str, place: int) -> int:
-    end = text.find("\n", place)
-    return len(text) if end < 0 else end
-
-
-def _value(text: str, place: int) -> tuple[str, int]:
-    read = ""
-    while place < len(text):
-        if text[place] in "\r\n":
-            whole = _unquoted(read.strip())
-            if whole is not None:
-                return whole, place
-            read += text[place]
-        elif text[place] in " \t" or text[place].isprintable():
-            read += text[place]
-        place += 1
-    whole = _unquoted(read.strip())
-    assert whole is not None, "a text is not closed"
-    return whole, place
-
-
-def _unquoted(text: str) -> str | None:
-    for quote in ('"""', '"'):
-        if text.startswith(quote):
-            is_closed = len(text) >= 2 * len(quote) and text.endswith(quote)
-            return text[len(quote) : -len(quote)] if is_closed else None
-    return text
 
 
 def make(template: str = _CHATML, *, name: str = "model-q8_0.gguf", **options: Any) -> Modelfile:
