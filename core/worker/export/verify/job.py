@@ -29,7 +29,8 @@ from core.export.request import Kind, Quant
 from core.export.result import Agreement, Figures
 from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
-from core.runs.catalog.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel, find_trained
+from core.runs.record.store import Run
 from core.text import one_line
 from core.worker.export.llama.model import GgufModel, GgufTemplate
 from core.worker.export.verify.compare import Proof, ProofRow, compare
@@ -108,7 +109,10 @@ def compare_export(
         UserError: If the file cannot be read or has another type, or memory is short.
     """
     refuse_unreadable(kind)
-    request = {**_request(exported, kind, quant, trained, base), "directory": str(directory)}
+    request = {
+        **_request(exported.absolute(), kind, quant, trained, base and base.absolute()),
+        "directory": str(directory),
+    }
     found = run_process(PROGRAM, request, "the reader of the exported file", progress, _HINT)
     in_4_bits = trained.config.method.name == "qlora" and kind != "adapter"
     # A model trained for a file was merged in training already, so its weights are those of the file.
@@ -125,23 +129,19 @@ def _request(
         config = trained.config
         return {
             "task": "adapter",
-            "exported": _text(exported),
+            "exported": str(exported),
             "base": trained.base,
             "quantized": config.method.name == "qlora",
             "keep_16bit": kept_patterns(config.model.keep_16bit),
         }
     if kind == "merged":
-        return {"task": "merged", "exported": _text(exported)}
+        return {"task": "merged", "exported": str(exported)}
     file = next(exported.glob("*.gguf")) if exported.is_dir() else exported
     if base is not None:
-        return {"task": "gguf", "exported": _text(file), "base": _text(base)}
+        return {"task": "gguf", "exported": str(file), "base": str(base)}
     if quant is not None and read_gguf_header(file).metadata.get("general.file_type") != FILE_TYPES[quant]:
         raise UserError(f"{one_line(str(file))} does not say that its weights are {quant}.", "Export it again.")
-    return {"task": "gguf", "exported": _text(file)}
-
-
-def _text(path: Path) -> str:
-    return str(path.absolute())
+    return {"task": "gguf", "exported": str(file)}
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -169,9 +169,6 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[str, Any]:
-    from core.runs.catalog.trained import find_trained
-    from core.runs.record.store import Run
-
     trained = find_trained(Run(Path(job["run"])), job["step"])
     if trained.config.hardware.device != "cpu":
         environment.choose_gpu(trained.config.hardware.gpu)
