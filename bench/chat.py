@@ -276,7 +276,7 @@ class Bench:
 
 def _open_gguf(base: Path, dtype: str) -> Any:
     """The base in llama.cpp, which goes on to the end of what it is asked for."""
-    from core.export.gguf.write import GgufOptions, write_gguf
+    from core.worker.export.gguf.write import GgufOptions, write_gguf
     from core.worker.export.llama.model import GgufModel
 
     with tempfile.TemporaryDirectory() as directory:

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 import sample_data
-from core.export.gguf.write import GgufOptions, write_gguf
 from core.export.request import Quant
 from core.hardware.cpu import cpu_name
 from core.models.find import STARTER_NAME, find_model
 from core.template.tokenizer import ModelTokenizer, load_tokenizer
+from core.worker.export.gguf.write import GgufOptions, write_gguf
 from core.worker.export.llama.model import GgufModel
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -209,7 +209,7 @@ def starter_model_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def converter_home(request: pytest.FixtureRequest) -> Path:
     """A home with llama.cpp's converter, fetched once and kept where the starter model is."""
-    from core.export.gguf.tools import fetch_converter
+    from core.worker.export.gguf.converter import fetch_converter
 
     with _kept_home(request) as home:
         fetch_converter(lambda _detail, _done, _total: None)
@@ -219,7 +219,7 @@ def converter_home(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def converter(converter_home: Path, private_home: Path) -> Path:
     """llama.cpp's converter in this test's own home; its directory."""
-    from core.export.gguf.tools import find_converter
+    from core.worker.export.gguf.converter import find_converter
 
     shutil.copytree(converter_home / "tools", private_home / "tools", ignore=shutil.ignore_patterns(".*", "*.whl"))
     found = find_converter()

@@ -19,10 +19,11 @@ from core.chat.request import ChatRequest
 from core.directories import Progress
 from core.errors import UserError
 from core.helper import Helper
+from core.jobs.job import last_words
 from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import TrainedFile
 from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
-from core.text import last_line, one_line
+from core.text import one_line
 
 #: Seconds without progress of a load before it counts as hung; a slow disk reads 30 GB of weights in less.
 LOAD_SECONDS = 1800.0
@@ -376,7 +377,10 @@ class ChatEngine:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its output closes a moment before it ends
                 code = self._helper.process.wait(CLOSE_SECONDS)
         reason = f"was killed by signal {-code}" if code is not None and code < 0 else "ended unexpectedly"
-        last = _last_line(self.log_path)
+        last = ""
+        if self.log_path is not None:
+            with contextlib.suppress(OSError), self.log_path.open("rb") as log:
+                last = last_words(log)
         hint = "The machine may be out of memory." if code == -9 else "Open the model again."
         said = f": {last}" if last else ""
         return UserError(f"The chat engine {reason}{said}.", f"{hint} Its log is {self.log_path}.")
@@ -397,14 +401,3 @@ def _new_log(directory: Path) -> Path:
     path = directory / f"chat-{stamp}-{fraction:09d}-{os.getpid()}.log"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE))
     return path
-
-
-def _last_line(log: Path | None) -> str:
-    if log is None:
-        return ""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            return last_line(file.read().decode("utf-8", errors="replace"))
-    except OSError:
-        return ""

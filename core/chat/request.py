@@ -113,6 +113,15 @@ def settings_of(chat: ChatSection) -> dict[str, Any]:
     return values | {"stop": () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)}
 
 
+def too_long(tokens: int, limit: int) -> QuestionError:
+    """The error for a conversation of more tokens than a model reads."""
+    return QuestionError(
+        f"The conversation has {tokens} tokens, and the model reads at most {limit}.",
+        "Begin a new one, or remove earlier turns.",
+        "context_length_exceeded",
+    )
+
+
 @dataclass(frozen=True)
 class ChatRequest:
     """A question with the conversation before it."""

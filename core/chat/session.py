@@ -6,10 +6,11 @@ import contextlib
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.exported import ExportReaders, find_exported
@@ -56,21 +57,24 @@ class Answer:
     """The text as the model wrote it, for copying and for data: not safe to show."""
 
 
-class ChatSession(Protocol):
+class ChatSession(ABC):
     """A model to chat with.
 
     Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
     """
 
-    @property
-    def description(self) -> str:
-        """The model in a few words."""
+    description: str
+    """The model in a few words."""
+    has_tuned: bool
+    """True if there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
+    themselves has no adapter; either source answers with the trained weights."""
 
     @property
-    def has_tuned(self) -> bool:
-        """True if there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
-        themselves has no adapter; either source answers with the trained weights."""
+    def is_open(self) -> bool:
+        """True if it takes questions: it has not been closed, and its engine or run has not ended by itself."""
+        return True
 
+    @abstractmethod
     def prepare(self, progress: Progress) -> None:
         """Make the model ready, so that the first answer does not wait for loading.
 
@@ -78,49 +82,34 @@ class ChatSession(Protocol):
             UserError: If the model cannot be loaded or reached.
         """
 
-    def generate(
-        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
-    ) -> Iterator[Token | Answer]:
-        """Generate an answer: tokens as they come, then the answer. Closing the iterator early cancels the answer.
-        Another adapter than the session's own, a source ``RUN`` or ``RUN@STEP``, is loaded for its first answer.
-
-        Raises:
-            UserError: If the model cannot answer.
-        """
-
-    def cancel(self) -> None:
-        """Cancel the current answer; it then ends as ``cancelled``."""
-
-    def close(self) -> None:
-        """Close the session, which then takes no more questions."""
-
-
-class StreamingSession(Protocol):
-    """A session for programs as well."""
-
-    @property
-    def is_open(self) -> bool:
-        """True if it takes questions: it has not been closed, and its engine or run has not ended by itself."""
-
-    def prepare(self, progress: Progress) -> None:
-        """Make the model ready, as :class:`ChatSession` does."""
-
-    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+    @abstractmethod
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
         """Generate an answer as the model writes it: ``{"token": text}`` for each piece, then the answer of the engine
-        or the worker. Nothing in it is safe to show.
+        or the worker. Nothing in it is safe to show. Closing the generator early cancels the answer. Another adapter
+        than the session's own, a source ``RUN`` or ``RUN@STEP``, is loaded for its first answer.
 
         Raises:
             UserError: If the model cannot answer; a ``QuestionError`` if the question has to change.
         """
 
+    def generate(
+        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
+    ) -> Iterator[Token | Answer]:
+        """Generate an answer that is safe to show, token by token, as :meth:`stream` otherwise."""
+        with contextlib.closing(self.stream(ChatRequest(list(messages), source, settings))) as incoming:
+            for message in incoming:
+                yield Token(sanitize(str(message["token"]))) if "token" in message else _answer(message)
+
+    @abstractmethod
     def cancel(self) -> None:
-        """Cancel the current answer."""
+        """Cancel the current answer; it then ends as ``cancelled``."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Close the session."""
+        """Close the session, which then takes no more questions."""
 
 
-class LiveSession:
+class LiveSession(ChatSession):
     """A session with the model in training, which answers between two steps of its worker.
 
     Args:
@@ -148,15 +137,14 @@ class LiveSession:
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
         """Generate an answer in the worker; for a checkpoint or another run, in an engine."""
-        request = ChatRequest(list(messages), source, settings)
         if source not in (TUNED, BASE):
-            yield from _follow(self.stream(request))
+            yield from super().generate(messages, source, settings)
             return
         pieces: list[str] = []
         speaker: str = source
         began = first = last = time.monotonic()
         try:
-            for message in self.stream(request):
+            for message in self.stream(ChatRequest(list(messages), source, settings)):
                 if "token" in message:
                     last = time.monotonic()
                     first = first if pieces else last
@@ -219,7 +207,7 @@ class LiveSession:
             self._beside.close()
 
 
-class EngineSession:
+class EngineSession(ChatSession):
     """A session with a model in an engine of our own; the model is loaded when first needed.
 
     Args:
@@ -254,13 +242,6 @@ class EngineSession:
             if not self._loaded:
                 self._engine.load(self.spec, progress)
                 self._loaded = True
-
-    def generate(
-        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
-    ) -> Iterator[Token | Answer]:
-        """Generate an answer in the engine."""
-        request = ChatRequest(list(messages), source, settings)
-        yield from _follow(self.stream(request))
 
     @property
     def is_open(self) -> bool:
@@ -411,16 +392,6 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
         template=trained.template,
         base_sha256=trained.base_sha256,
     )
-
-
-def _follow(messages: Generator[dict[str, Any], None, None]) -> Iterator[Token | Answer]:
-    """The answer of an engine, piece by piece and safe to show; closing the iterator cancels it."""
-    with contextlib.closing(messages) as incoming:
-        for message in incoming:
-            if "token" in message:
-                yield Token(sanitize(str(message["token"])))
-            else:
-                yield _answer(message)
 
 
 def _answer(message: dict[str, Any]) -> Answer:

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
     with ProgressLine("The export was broken off; nothing of it is left.") as line:
-        result = export_job(request).run(line.follow)
+        result = export_job(plan).run(line.follow)
     if args.json:
         emit(result.to_dict())
     else:

@@ -1,17 +1,18 @@
-"""Export jobs: in their own process, which can be ended at any time and leaves nothing behind."""
+"""Export jobs: in their own process, which can be ended at any time and leaves nothing behind; and its processes."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from core import paths
-from core.directories import remove_abandoned
+from core.directories import Progress, remove_abandoned
 from core.errors import UserError
-from core.export.plan import plan_export
-from core.export.request import ExportRequest
+from core.export.plan import ExportPlan
 from core.export.result import ExportResult
-from core.jobs.job import Job, JobProgress
+from core.jobs.job import Job, JobProgress, call
 from core.launch.launcher import worker_environment
 
 PROGRAM = "core.worker.job export"
@@ -19,26 +20,51 @@ PROGRAM = "core.worker.job export"
 ExportJob = Job[JobProgress, ExportResult]
 
 
-def export_job(request: ExportRequest) -> ExportJob:
+def export_job(plan: ExportPlan) -> ExportJob:
     """An export job. It fails if the export cannot be written, or does not answer as the trained model; nothing remains
     then, or when the job is closed."""
-    return Job("the export", partial(_export, request), "Export it again.")
+    return Job("the export", partial(_export, plan), "Export it again.")
 
 
-def _export(request: ExportRequest, job: ExportJob) -> ExportResult:
-    plan = plan_export(request)
+def _export(plan: ExportPlan, job: ExportJob) -> ExportResult:
     plan.check()
     # Later failures have cost time.
-    if request.out is None:
+    if plan.request.out is None:
         paths.make_private_dir(plan.target.parent)
     elif not plan.target.parent.is_dir():
         raise UserError(f"There is no directory {plan.target.parent}.", "Make it, or name another place with --out.")
     with contextlib.suppress(OSError):  # leftovers of killed exports
         for leftover in paths.exports_dir().glob(".*.tmp"):
             remove_abandoned(leftover)
-    values = {"request": request.to_dict(), "directory": str(plan.target.parent)}
+    values = {"plan": plan.to_dict(), "directory": str(plan.target.parent)}
     try:
         return ExportResult.from_dict(job.call(PROGRAM, values, job.report, environment=worker_environment()))
     finally:
         # The directory that a killed process was filling.
         remove_abandoned(plan.target.with_name(f".{plan.target.name}.{job.pid}.tmp"))
+
+
+def run_process(
+    program: str | Sequence[str], request: Mapping[str, Any], title: str, progress: Progress, hint: str = ""
+) -> dict[str, Any]:
+    """Run a job of the worker (:mod:`core.worker.job`) to its end, without secrets in its environment.
+
+    Args:
+        program: As for :meth:`core.jobs.job.Job.call`.
+        request: The same.
+        title: Subject of messages about it: ``llama.cpp's converter``.
+        progress: Called at least twice a second; an exception ends the process.
+        hint: The remedy if it fails.
+
+    Raises:
+        UserError: If it fails.
+    """
+    environment = worker_environment()
+    if "memory" in request:
+        # Each thread of OpenBLAS takes some of that memory as numpy is imported.
+        environment["OPENBLAS_NUM_THREADS"] = "1"
+
+    def followed(at: JobProgress) -> None:
+        progress(at.activity, at.done, at.total)
+
+    return call(title, program, request, followed, hint=hint, beats=True, environment=environment)

@@ -243,10 +243,10 @@ class Job(Generic[ProgressType, ResultType]):
         """The error for a process that has closed its output without a result."""
         status = _status(helper)
         self._refuse_closed()
-        return JobDiedError(title, status, _last_words(log), self.hint)
+        return JobDiedError(title, status, last_words(log), self.hint)
 
 
-def _last_words(log: IO[bytes]) -> str:
+def last_words(log: IO[bytes]) -> str:
     """The line of a log with the cause of death: the fatal error above a stack, or the last line."""
     size = os.fstat(log.fileno()).st_size
     tail = os.pread(log.fileno(), _LOG_LIMIT, max(size - _LOG_LIMIT, 0)).decode("utf-8", errors="replace")

@@ -16,7 +16,7 @@ from core.config.targets import kept_patterns
 from core.data.registries.resolve import flat_sources
 from core.directories import Progress
 from core.errors import UserError
-from core.export.process import run_process
+from core.export.job import run_process
 from core.memory.planner import make_least_plan
 from core.models.find import locate_model
 from core.models.sandboxed import load_architecture

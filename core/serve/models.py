@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from core.chat.request import BASE, TUNED, ChatRequest, Source
-from core.chat.session import StreamingSession, names_model, open_session, spec_of
+from core.chat.session import ChatSession, names_model, open_session, spec_of
 from core.config.schema import ChatSection
 from core.directories import Progress
 from core.errors import UserError
@@ -33,14 +33,14 @@ class SessionHolder:
         progress: Receives the name of the file that is being loaded.
     """
 
-    def __init__(self, make: Callable[[], StreamingSession], progress: Progress) -> None:
+    def __init__(self, make: Callable[[], ChatSession], progress: Progress) -> None:
         self._make = make
         self._progress = progress
         self._guard = threading.Lock()
-        self._session: StreamingSession | None = None
+        self._session: ChatSession | None = None
         self._is_closed = False
 
-    def open(self) -> StreamingSession:
+    def open(self) -> ChatSession:
         """The session, ready to answer; blocks while the model is loaded.
 
         Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.export.job import export_job
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.export.result import Agreement
 from core.runs.record.store import Run
@@ -34,7 +35,7 @@ def test_the_starter_is_served_as_it_was_trained(
     """Adapter → merged → Q8_0 → llama-server → the prompt of training and the answer of the trained model."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     request = ExportRequest(run.path, "gguf", quant="Q8_0", out=tmp_path / "export", rows=1)
-    result = export_job(request).run()
+    result = export_job(plan_export(request)).run()
     assert result.verified
     assert isinstance(result.agreement, Agreement)
     assert result.agreement.prompts_equal

@@ -11,6 +11,7 @@ import pytest
 
 from core.chat.session import Answer, ChatSession, GenerationSettings, open_session, session_of
 from core.export.job import export_job
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.runs.catalog.trained import find_trained
 from core.runs.record.events import EvalEvent
@@ -120,7 +121,7 @@ def test_the_file_has_the_very_weights_that_were_trained(
         run = workers.finished("file", **options)
     finally:
         workers.close()
-    result = export_job(ExportRequest(run.path, "gguf", out=tmp_path / "export")).run()
+    result = export_job(plan_export(ExportRequest(run.path, "gguf", out=tmp_path / "export"))).run()
     assert (result.quant, result.verified, result.notes) == (kind.upper(), True, ())
     assert result.agreement is not None
     assert result.agreement.mean_kl is not None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
-from core.chat.request import GenerationSettings, Source
-from core.chat.session import Answer, ChatSession, Token
+from core.chat.request import ChatRequest, GenerationSettings, Source
+from core.chat.session import ChatSession
 from core.directories import Progress
 from core.errors import UserError
 from core.runs.record.store import Run
 
 
-class FakeSession:
+class FakeSession(ChatSession):
     """A session that answers each question by its script; a gate, if given, lets out one token at a time.
 
     Args:
@@ -41,10 +42,9 @@ class FakeSession:
         if self.load_gate is not None and not self.load_gate.wait(60):
             raise AssertionError("the test never opened the gate")
 
-    def generate(
-        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
-    ) -> Iterator[Token | Answer]:
-        self.asked.append((source, list(messages), settings))
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
+        source = request.source
+        self.asked.append((source, request.messages, request.settings))
         self.cancelled.clear()
         if self.error is not None:
             raise self.error
@@ -57,10 +57,11 @@ class FakeSession:
             if self.cancelled.is_set():
                 break
             said.append(word)
-            yield Token(word)
+            yield {"token": word}
         name = "base" if source == "base" else "adapter" if self.step is None else f"step-{self.step}"
         finish = "cancelled" if self.cancelled.is_set() else "stop"
-        yield Answer("".join(said), len(said), 0.16, 21.4, name, finish)  # type: ignore[arg-type]
+        told = {"text": "".join(said), "tokens": len(said), "source": name, "finish": finish}
+        yield {**told, "first_token_seconds": 0.16, "tokens_per_second": 21.4}
 
     def cancel(self) -> None:
         self.cancelled.set()

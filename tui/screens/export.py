@@ -230,11 +230,11 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
     # The export.
 
     def _begin(self) -> None:
-        if self._planned is None or not self._planned.can_begin:
+        if self._planned is None or self._planned.plan is None or not self._planned.can_begin:
             return
         from core.export.job import export_job
 
-        self._job = export_job(self._request)
+        self._job = export_job(self._planned.plan)
         self._show()
         follow(self, self._job.run)
 

@@ -16,14 +16,10 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
-from core.export.gguf.checks import check_arithmetic
-from core.export.gguf.tools import fetch_converter
-from core.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
-from core.export.plan import ExportPlan, merged_quant, plan_export
-from core.export.request import CONVERTED, MERGED_QUANTS, ExportRequest, Kind, Quant
+from core.export.llama_cpp import NotVerifiedError, refuse_unreadable
+from core.export.plan import COMPARING_BASE, HASHING, ExportPlan, WholeProgress, merged_quant, stages_of
+from core.export.request import CONVERTED, MERGED_QUANTS, Kind, Quant
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
-from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
-from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.jobs.process import Answers
 from core.models.check import check_adapter
 from core.models.description import is_composite, read_description, read_quantization
@@ -36,41 +32,13 @@ from core.small_files import hash_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder
-from core.worker.export.beside import Conversation, copy_tokenizer, read_conversation
+from core.worker.export.gguf.converter import check_arithmetic, fetch_converter
+from core.worker.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
 from core.worker.export.merge import BeyondRangeError
-from core.worker.export.merged import Merge, write_merged
-from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
+from core.worker.export.model_directory import Conversation, Merge, read_conversation, write_adapter, write_merged
+from core.worker.export.verify.job import compare_export, measure_trained
 from core.worker.model.model import load_tokenizer
 from core.worker.model.support import resolve_base
-
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversation: Conversation) -> None:
-    """Write an adapter into a directory: its weights byte for byte, its configuration with the base's hub name.
-
-    Args:
-        base: The directory of the base.
-        trained: The trained model, with an adapter.
-        directory: The target directory.
-        conversation: Template and stop tokens.
-
-    Raises:
-        UserError: If its configuration cannot be read.
-        OSError: If it cannot be written.
-    """
-    if trained.adapter is None:
-        raise ValueError(f"{trained.label} has no adapter")
-    config = read_description(trained.adapter / _CONFIG)
-    if config is None:
-        raise UserError(f"{trained.adapter} has no {_CONFIG}.", "Export another step.")
-    # On another machine only the hub name leads to the base; a local base is named by its path.
-    config["base_model_name_or_path"] = describe_base(trained.base, base).hub_id or str(base)
-    shutil.copyfile(trained.adapter / _WEIGHTS, directory / _WEIGHTS)
-    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
-    (directory / _CONFIG).write_text(text + "\n", encoding="utf-8")
-    copy_tokenizer(base, directory, conversation)
-
 
 #: Most rows to read; further ones hardly matter.
 _MOST_ROWS = 1000
@@ -119,14 +87,13 @@ class Export:
     """An export.
 
     Args:
-        request: The request.
+        plan: The plan.
         progress: Called with each stage, and the progress of the whole export.
     """
 
-    def __init__(self, request: ExportRequest, progress: Progress) -> None:
-        self._plan: ExportPlan = plan_export(request)
-        self._request, self._progress = self._plan.request, WholeProgress(stages_of(self._plan), progress)
-        self._trained: TrainedModel = self._plan.trained
+    def __init__(self, plan: ExportPlan, progress: Progress) -> None:
+        self._plan, self._request, self._trained = plan, plan.request, plan.trained
+        self._progress = WholeProgress(stages_of(plan), progress)
 
     def make(self) -> ExportResult:
         """Make the export.
@@ -143,7 +110,6 @@ class Export:
 
     def _make(self) -> ExportResult:
         began, plan = time.monotonic(), self._plan
-        plan.check()
         base, fingerprint = self._find_base()
         try:
             with new_directory(plan.target) as directory:
@@ -237,7 +203,7 @@ class Export:
             measure_trained(
                 self._trained, self._answers, self._progress, self._request.rows, plain_base=whole, as_file=as_file
             )
-        return compare(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
+        return compare_export(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
 
     def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
         way = self._request.merge_from
@@ -249,6 +215,8 @@ class Export:
         quant = self._request.weights or "Q8_0"
         # Before minutes of merging.
         if self._request.kind == "ollama":
+            from core.worker.export.ollama.modelfile import check_carried
+
             check_carried(conversation)
         fetch_converter(self._progress)
         merge = self._merged_for(base, merged, conversation)
@@ -275,6 +243,9 @@ class Export:
         written = _Made(quant, None, merge.way, (*merge.notes, *told))
         if self._request.kind != "ollama":
             return self._proven(made, written)
+        from core.worker.export.ollama.create import create_and_ask
+        from core.worker.export.ollama.modelfile import write_modelfile
+
         notes = write_modelfile(
             made / self._file_name, base, self._trained, conversation, options.license, conversations(rows)
         )
@@ -431,10 +402,10 @@ def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Job that makes an export.
 
     Args:
-        job: ``request``, an :class:`~core.export.request.ExportRequest`.
+        job: ``plan``, an :class:`~core.export.plan.ExportPlan`.
         answers: Receives the progress.
 
     Returns:
         An :class:`~core.export.result.ExportResult`.
     """
-    return Export(ExportRequest.from_dict(job["request"]), answers.progress).make().to_dict()
+    return Export(ExportPlan.from_dict(job["plan"]), answers.progress).make().to_dict()

@@ -26,8 +26,8 @@ from core.config.schema import Config
 from core.config.targets import kept_patterns
 from core.directories import Progress
 from core.errors import UserError
+from core.export.plan import MERGING
 from core.export.request import Quant
-from core.export.stages import MERGING
 from core.models.description import WEIGHTS_INDEX
 from core.models.tensors import Tensor
 from core.runs.catalog.trained import TrainedFile, TrainedModel

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from core.chat.request import BASE, GenerationSettings, QuestionError, grammar_of, reason_of
+from core.chat.request import BASE, GenerationSettings, QuestionError, grammar_of, reason_of, too_long
 from core.data.conversation import RowError
 from core.worker.data.encode import Encoder, backend_of, stop_token_ids
 from core.worker.generate.cache_trial import cache_use
@@ -467,11 +467,7 @@ def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
     if not limit:
         return wanted
     if len(prompt) >= limit:
-        raise QuestionError(
-            f"The conversation has {len(prompt)} tokens, and the model reads at most {limit}.",
-            "Begin a new one, or remove earlier turns.",
-            "context_length_exceeded",
-        )
+        raise too_long(len(prompt), limit)
     return min(wanted, limit - len(prompt))
 
 

@@ -200,21 +200,6 @@ def test_a_conversation_that_is_too_long_is_refused_and_the_reader_goes_on(reade
     assert list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(4))))[-1]["tokens"] <= 4
 
 
-def test_tokens_are_told(reader: ChatEngine, tiny_model_dir: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-
-    def ask(command: str, **args: Any) -> dict[str, Any]:
-        return next(reader._exchange(reader._request(command, args), 60))
-
-    for text in ("the ticket", "äöü – 日本語 🚀", "<|im_start|>user\nx<|im_end|>"):
-        assert ask("tokenize", text=text)["tokens"] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    prompt = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, tokenize=False)
-    asked = ask("tokenize", messages=ASK)
-    assert (asked["text"], asked["tokens"]) == (prompt, tokenizer(prompt, add_special_tokens=False)["input_ids"])
-
-
 def test_answers_with_escapes_are_harmless(tmp_path: Path, tiny_model_dir: Path) -> None:
     # Every token of several characters is an escape that clears the screen; bytes stay, so that prompts have tokens.
     path = write_tiny_gguf(

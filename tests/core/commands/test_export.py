@@ -37,7 +37,7 @@ def test_an_export_is_told_with_its_files_and_its_agreement(cli: CommandLine, ru
 def test_a_file_that_nothing_here_can_read_is_told_before(
     cli: CommandLine, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.export.verify.has_library", lambda: False)
+    monkeypatch.setattr("core.export.llama_cpp.has_library", lambda: False)
     told = cli("export", run.id, "--to", "gguf").err
     assert "The file is not verified: llama.cpp's library is not installed. Install it: pip install" in told
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from core.chat.request import GenerationSettings, Source
-from core.chat.session import Answer, Token
+from core.chat.request import ChatRequest, Source
+from core.chat.session import ChatSession
 from core.errors import UserError
 from core.evaluation.targets import Target
 
 
 @dataclass
-class ScriptedSession:
+class ScriptedSession(ChatSession):
     """A session whose answers a function gives, by question and source."""
 
     answer: Callable[[str, Source], str]
@@ -28,19 +29,17 @@ class ScriptedSession:
         self.loads += 1
         progress("loading", None, None)
 
-    def generate(
-        self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
-    ) -> Iterator[Token | Answer]:
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
         """A token, then the answer."""
         if self.is_closed.is_set():
             raise UserError("The chat has been closed.")
-        question = messages[-1]["content"]
+        question, source = str(request.messages[-1]["content"]), request.source
         self.asked.append((question, source))
         text = self.answer(question, source)
-        yield Token(text)
+        yield {"token": text}
         if self.is_closed.is_set():
             raise UserError("The chat has been closed.")
-        yield Answer(text, 3, 0.1, 10.0, source)
+        yield {"text": text, "tokens": 3, "first_token_seconds": 0.1, "tokens_per_second": 10.0, "source": source}
 
     def cancel(self) -> None:
         """Nothing to cancel: an answer is there at once."""

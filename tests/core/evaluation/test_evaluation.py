@@ -22,6 +22,7 @@ from core.evaluation.record import list_records, read_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown, write_report
 from core.evaluation.table import EvaluationTable
 from core.jobs.job import JobCancelledError, JobProgress
+from core.text import sanitize
 from tests.cases import cases
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.waiting import wait_for
@@ -210,7 +211,7 @@ def test_it_is_written_as_markdown_and_json_lines(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in to_jsonl(record, table).splitlines()]
     assert [row["outcomes"]["base"] for row in rows][:5] == ["same", "won", "won", "won", "same"]
     assert rows[1]["answers"]["run"]["scores"]["exact_match"] == 1
-    assert rows[1]["answers"]["base"]["text"] == HOSTILE
+    assert rows[1]["answers"]["base"]["text"] == sanitize(HOSTILE)
     lines = summary_lines(record, table)
     assert lines[0].split() == ["run", "base"]
     assert "9 won, 0 lost, 3 the same" in lines[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ WORDS = st.lists(st.text("bcdefghij", min_size=2, max_size=5), min_size=1, max_s
         ("cat", "dog", 0.0),
         ("", "", 1.0),
         ("the", "a", 1.0),
+        ("!?", "...", 1.0),
         ("", "dog", 0.0),
         ("Paris", "It is Paris.", 0.5),
     ],
@@ -46,12 +46,6 @@ def test_token_f1_is_symmetric_and_does_not_look_at_order_case_or_punctuation(
     assert token_f1(f"The {one.upper()}.", ", ".join(reversed(first))) == 1
     same = sum(min(first.count(word), second.count(word)) for word in set(first))
     assert score == pytest.approx(2 * same / (len(first) + len(second)))
-
-
-@given(st.text(string.printable, max_size=30))
-def test_any_answer_has_a_score(text: str) -> None:
-    assert token_f1(text, text) == 1
-    assert 0 <= token_f1("yes", text) <= 1
 
 
 SCHEMA = {

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from core.export.job import export_job
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.jobs.job import JobProgress
 
@@ -19,4 +20,4 @@ def look(progress: JobProgress) -> None:
 
 
 if __name__ == "__main__":
-    export_job(ExportRequest(Path(sys.argv[1]), "merged", rows=1)).run(look)
+    export_job(plan_export(ExportRequest(Path(sys.argv[1]), "merged", rows=1))).run(look)

@@ -9,26 +9,24 @@ import time
 from typing import Any
 
 from core.errors import UserError
-from core.export.plan import plan_export
-from core.export.request import ExportRequest
+from core.export.plan import ExportPlan
 from core.export.result import Agreement, ExportedFile, ExportResult
 from core.jobs.process import Answers, run_job
 
 
 def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Answer one request."""
-    request = ExportRequest.from_dict(job["request"])
+    plan = ExportPlan.from_dict(job["plan"])
     how = os.environ["SCRIPTED_EXPORT"]
     answers.progress("merging the\x1b[31m weights", 1, 4)
     if how == "hang":
         time.sleep(600)
     if how == "error":
         raise UserError("The export has failed: Its mean divergence is 0.3 nats.", "Choose a type with more bits.")
-    plan = plan_export(request)
     return ExportResult(
         path=plan.target,
-        kind=request.kind,
-        quant=request.weights,
+        kind=plan.request.kind,
+        quant=plan.request.weights,
         run=plan.trained.run.id,
         step=plan.trained.step,
         base="base",

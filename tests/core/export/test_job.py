@@ -13,10 +13,9 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.export.job import export_job
-from core.export.plan import plan_export
+from core.export.plan import plan_export, stages_of
 from core.export.request import ExportRequest
 from core.export.result import list_exports
-from core.export.stages import stages_of
 from core.helper import Helper
 from core.jobs import job as jobs
 from core.jobs.job import JobCancelledError, JobProgress
@@ -53,7 +52,7 @@ def at(activity: str, act: Callable[[], object]) -> Callable[[JobProgress], None
 def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
     seen: list[JobProgress] = []
     plan = plan_export(ExportRequest(run.path, "merged", rows=2))
-    result = export_job(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
+    result = export_job(plan_export(ExportRequest(run.path, "merged", rows=2))).run(seen.append)
     assert result.verified
     assert result.agreement is not None
     assert (result.agreement.rows, result.agreement.greedy_equal) == (2, 2)
@@ -67,11 +66,11 @@ def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -
     assert list_exports(run.id) == [result]
     assert left() == [f"{run.id}-merged"]
     with pytest.raises(UserError, match="is there already"):
-        export_job(ExportRequest(run.path, "merged")).run()
+        export_job(plan_export(ExportRequest(run.path, "merged"))).run()
 
 
 def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
-    job = export_job(ExportRequest(run.path, "merged", rows=1))
+    job = export_job(plan_export(ExportRequest(run.path, "merged", rows=1)))
 
     def kill() -> None:
         assert job.pid is not None
@@ -85,7 +84,7 @@ def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
 
 
 def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
-    job = export_job(ExportRequest(run.path, "merged", rows=1))
+    job = export_job(plan_export(ExportRequest(run.path, "merged", rows=1)))
     with pytest.raises(JobCancelledError):
         job.run(at("merging the weights", job.close))
     assert left() == []
@@ -100,7 +99,7 @@ def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run
     (leftover,) = left()
     number = int(leftover.split(".")[-2])
     wait_for(lambda: not Path(f"/proc/{number}").exists(), 30, f"the end of process {number}")
-    export_job(ExportRequest(run.path, "card")).run()
+    export_job(plan_export(ExportRequest(run.path, "card"))).run()
     assert left() == [f"{run.id}-card"]
 
 
@@ -117,12 +116,12 @@ def test_a_file_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pyte
 
     monkeypatch.setattr(jobs, "Helper", limited)
     with pytest.raises(UserError, match=r"exports cannot be written: File too large"):
-        export_job(ExportRequest(run.path, "merged", quant="F32")).run()
+        export_job(plan_export(ExportRequest(run.path, "merged", quant="F32"))).run()
     assert left() == []
 
 
 def test_a_place_that_is_none_is_refused_before_anything_starts(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no directory"):
-        export_job(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card")).run()
+        export_job(plan_export(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card"))).run()
     with pytest.raises(UserError, match="no checkpoint of step 3"):
-        export_job(ExportRequest(run.path, "card", step=3)).run()
+        export_job(plan_export(ExportRequest(run.path, "card", step=3))).run()

@@ -7,7 +7,7 @@ from typing import Any
 
 from core import paths
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult, Figures, list_exports, read_result
-from tests.cases import cases
+from tests.cases import cases, tables
 
 SAME = Agreement(
     rows=20, prompts_equal=True, mean_kl=0.0, top1=1.0, max_delta=0.0, greedy_equal=20, reader="llama.cpp b1"
@@ -64,44 +64,7 @@ def test_the_exports_of_the_home_are_listed_newest_first() -> None:
     assert [export.path.name for export in list_exports("one")] == ["one-2", "one-0"]
 
 
-LEARNED = {"mean_kl": 0.3, "base_kl": 0.002, "learned_kl": 0.3, "error": 0.05}
-
-
-@cases(
-    ("changes", "quants", "failures"),
-    [
-        ({}, "F32 F16 Q4_0", []),
-        ({"mean_kl": 0.7, "top1": 0.6, "max_delta": 21.0, "error": 0.2}, "Q4_0", []),
-        ({"max_delta": 0.02}, "F32", ["Its logits differ by up to 0.02; F32 allows 0.01."]),
-        (
-            {"mean_kl": 0.01, "top1": 0.9},
-            "F16",
-            [
-                "Its mean divergence is 0.01 nats; F16 allows 0.0001.",
-                "The likeliest token is the same at 90.0% of positions; F16 wants 99.0%.",
-            ],
-        ),
-        # What is no number is no agreement.
-        ({"max_delta": float("nan")}, "F32", ["Its logits differ by up to nan; F32 allows 0.01."]),
-        ({"prompts_equal": False}, "Q4_0", ["The file's tokenizer or template makes other tokens of a prompt than "]),
-        # The bar is the same however much was learned.
-        (
-            {"mean_kl": 0.003, "learned_kl": 2.4, "base_kl": 2.4},
-            "BF16",
-            ["Its mean divergence is 0.003 nats; BF16 allows 0.002."],
-        ),
-        ({"mean_kl": 0.001, "learned_kl": 2.4, "base_kl": 2.4}, "BF16", []),
-        # What was not measured fails no bar.
-        ({"mean_kl": None, "top1": None, "max_delta": None}, "F32", []),
-        ({"mean_kl": 0.5, "error": 1.2}, "Q8_0 Q6_K Q5_K_M Q4_K_M Q4_0", ["Its logits have little to do with those "]),
-        # The base without what was learned.
-        (LEARNED, "Q4_0", ["It answers as the base does: what was learned is not in it."]),
-        # Rounded, and still nearer to the trained model.
-        (LEARNED | {"base_kl": 0.4}, "Q4_0", []),
-        # Training has changed nothing.
-        (LEARNED | {"mean_kl": 1e-5, "base_kl": 1e-6}, "Q4_0", []),
-    ],
-)
+@cases(("changes", "quants", "failures"), tables(__file__)["each_missed_bar_is_told_with_its_figure"])
 def test_each_missed_bar_is_told_with_its_figure(
     tmp_path: Path, changes: dict[str, Any], quants: str, failures: list[str]
 ) -> None:

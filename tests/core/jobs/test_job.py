@@ -14,8 +14,8 @@ from unittest.mock import Mock
 import pytest
 
 from core.errors import UserError
-from core.export.gguf.checks import has_library
-from core.export.process import run_process
+from core.export.job import run_process
+from core.export.llama_cpp import has_library
 from core.jobs.job import Job, JobCancelledError, JobDiedError, JobProgress
 from core.launch.launcher import worker_environment
 from tests.cases import cases

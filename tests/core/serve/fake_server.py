@@ -12,11 +12,12 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from core.chat.request import ChatRequest, QuestionError
+from core.chat.session import ChatSession
 from core.commands.common import say
 from core.config.schema import ChatSection
 from core.directories import Progress
@@ -26,22 +27,22 @@ from core.serve.options import ServeOptions, ServerAddress
 from core.serve.server import serve_models
 
 
-class PlayedSession:
+class PlayedSession(ChatSession):
     """A session without a model."""
 
     opened = 0
+    is_open = True
     most_at_once = 0
     _at_once = 0
 
     def __init__(self) -> None:
         type(self).opened += 1
         self._cancelled = threading.Event()
-        self.is_open = True
 
     def prepare(self, progress: Progress) -> None:
         progress("loading", 1, 1)
 
-    def stream(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
+    def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
         self._cancelled.clear()
         kind = type(self)
         kind._at_once += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import threading
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -13,37 +14,20 @@ from core.errors import UserError
 from core.jobs.job import JobCancelledError
 from core.serve.job import serve_job
 from core.serve.options import KEY_VARIABLE, ServerAddress
+from tests.cases import cases
 from tests.core.chat.test_session import add_adapter, make_run
 from tests.waiting import wait_for
 
+Addresses = list[ServerAddress]
 
-class Started:
-    """A job in a thread."""
 
-    def __init__(self, target: str, port: int = 0) -> None:
-        self.addresses: list[ServerAddress] = []
-        self.job = serve_job(target, self.addresses.append, port)
-        self.errors: list[UserError] = []
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.job.run()
-        except JobCancelledError:
-            return
-        except UserError as error:
-            self.errors.append(error)
-
-    def address(self) -> ServerAddress:
-        wait_for(lambda: self.addresses or self.errors, 30, "the server to come up")
-        assert not self.errors, self.errors
-        return self.addresses[0]
-
-    def end(self) -> None:
-        self.job.close()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
+@contextlib.contextmanager
+def started(target: str, port: int = 0) -> Iterator[tuple[Future[object], Addresses]]:
+    """A job in a thread, closed at the end, and the addresses that it has told."""
+    addresses: Addresses = []
+    job = serve_job(target, addresses.append, port)
+    with ThreadPoolExecutor() as pool, contextlib.closing(job):
+        yield pool.submit(job.run), addresses
 
 
 def get(address: ServerAddress, path: str = "/models") -> httpx2.Response:
@@ -53,23 +37,24 @@ def get(address: ServerAddress, path: str = "/models") -> httpx2.Response:
 def test_it_serves_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
+    monkeypatch.setenv(KEY_VARIABLE, "the-same-key-each-time")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv(KEY_VARIABLE, "the-same-key-each-time")
-        started = Started(str(run.path), port=taken.getsockname()[1])
-        address = started.address()
-        assert not address.url.endswith(f":{taken.getsockname()[1]}/v1"), "that port is another program's"
-    assert (address.models, address.key) == ((run.id, "base"), "the-same-key-each-time")
-    assert get(address).status_code == 200
-    started.end()
-    assert started.errors == []
+        number = taken.getsockname()[1]
+        with started(str(run.path), number) as (running, addresses):
+            wait_for(lambda: addresses or running.done(), 30, "the server to come up")
+            (address,) = addresses
+            assert not address.url.endswith(f":{number}/v1"), "that port is another program's"
+            assert (address.models, address.key) == ((run.id, "base"), "the-same-key-each-time")
+            assert get(address).status_code == 200
+    with pytest.raises(JobCancelledError):
+        running.result(10)
     with pytest.raises(httpx2.ConnectError):
         get(address)
 
 
-def test_what_cannot_be_served_is_a_sentence(tmp_path: Path) -> None:
-    started = Started(str(make_run("failed").path))
-    started.thread.join(30)
-    assert "has neither an adapter nor a whole checkpoint" in str(started.errors[0])
-    started = Started("no-such-run")
-    started.thread.join(30)
-    assert "no-such-run" in str(started.errors[0])
+@cases("target", [None, "no-such-run"])
+def test_what_cannot_be_served_is_a_sentence(target: str | None) -> None:
+    name = target or str(make_run("failed").path)
+    with started(name) as (running, _), pytest.raises(UserError) as refused:
+        running.result(30)
+    assert (target or "has neither an adapter nor a whole checkpoint") in str(refused.value)

@@ -105,8 +105,7 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
 
 
 async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
-    for module in ("core.export.verify", "core.export.gguf.checks"):
-        scripted.setattr(f"{module}.has_library", lambda: False)
+    scripted.setattr("core.export.llama_cpp.has_library", lambda: False)
     async with exporting(make_run(), size=(100, 30)) as (pilot, app, _):
         await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
         assert "compared with the trained model" not in screen_text(app)

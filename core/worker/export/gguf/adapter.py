@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.export.stages import CONVERTING_ADAPTER
+from core.export.plan import CONVERTING_ADAPTER
 from core.jobs.process import Answers
 from core.models.description import text_name
 from core.text import one_line
@@ -55,7 +55,7 @@ def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the file and ``modules`` in it.
+        Nothing beside the file.
 
     Raises:
         UserError: If the adapter has unsupported parts.
@@ -83,7 +83,7 @@ def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {"bytes": target.stat().st_size, "modules": len(pairs)}
+    return {}
 
 
 def refuse_unknown(config: dict[str, Any]) -> None:

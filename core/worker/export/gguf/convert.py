@@ -1,7 +1,7 @@
 """Conversion of models to GGUF with llama.cpp's converter, as a job.
 
 The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one.
-:mod:`core.export.gguf.write` prepares its inputs in a model's directory. One tensor at a time is in memory.
+:mod:`core.worker.export.gguf.write` prepares its inputs in a model's directory. One tensor at a time is in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.export.stages import READING_MODEL, WRITING
+from core.export.plan import READING_MODEL, WRITING
 from core.jobs.process import Answers, growing
 from core.template.render import ChatTemplate
 from core.text import one_line
@@ -52,7 +52,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the file, and ``notes``: sentences on differences between llama.cpp and the training.
+        ``notes``: sentences on differences between llama.cpp and the training.
     """
     answers.progress("importing the converter")
     import_converter(job["converter"])
@@ -81,7 +81,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             writer.close()
     finally:
         logger.removeHandler(warnings)
-    return {"bytes": target.stat().st_size, "notes": notes}
+    return {"notes": notes}
 
 
 class _Warnings(logging.Handler):
@@ -280,7 +280,7 @@ def import_converter(directory: str) -> Any:
     """Import the converter; afterwards ``gguf`` is its own package of that name in the whole process.
 
     Args:
-        directory: Its directory; see :mod:`core.export.gguf.tools`.
+        directory: Its directory; see :mod:`core.worker.export.gguf.converter`.
 
     Returns:
         Its package ``gguf``.

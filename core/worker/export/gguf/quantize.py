@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.export.stages import IMPORTANCE, LOADING_MODEL, QUANTIZING
+from core.export.plan import IMPORTANCE, LOADING_MODEL, QUANTIZING
 from core.jobs.process import Answers, growing
-from core.worker.export.llama.library import Library, as_path, load_library, threads
+from core.worker.export.llama.model import Library, as_path, load_library, threads
 
 Array = npt.NDArray[Any]
 
@@ -32,7 +32,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the result.
+        Nothing beside the file.
 
     Raises:
         UserError: If the quantizer fails.
@@ -58,7 +58,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             f"llama.cpp's quantizer failed to write {job['quant']}{library.failure()}.",
             "If the disk is full, make room; otherwise export F16, and quantize it elsewhere.",
         )
-    return {"bytes": target.stat().st_size}
+    return {}
 
 
 def _set_importance(library: Library, parameters: Any, path: Path, rows: int) -> list[Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +14,8 @@ from core.runs.control.devices import refuse_crowding, runs_on_cpu
 from core.sandbox.limits import growth_limit, limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
-from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
+from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, GgufTemplate, context_bytes
 from core.worker.process.command_server import Call, Handler
-
-
-class GgufTemplate:
-    """The chat template of a file, with the special tokens of its vocabulary.
-
-    Args:
-        model: The loaded file.
-        now: Time for templates that write the date; None for the present.
-
-    Raises:
-        UserError: If the file has none, or an invalid one.
-    """
-
-    def __init__(self, model: GgufModel, now: datetime | None = None) -> None:
-        source = model.templates.get("default")
-        if not source:
-            raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
-        self._template = ChatTemplate(source, model.specials, with_tools=model.templates.get("tool_use"), now=now)
-        self._template.check()
-
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """A conversation as text, ready for the model to answer.
-
-        Raises:
-            RowError: If the template rejects it.
-            UserError: If it takes too much time.
-        """
-        with growth_limit():
-            return self._template.render(messages, tools=tools, add_generation_prompt=True)
-
-    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The same, for a user's conversation.
-
-        Raises:
-            QuestionError: If the template rejects it.
-            UserError: As :meth:`render`.
-        """
-        try:
-            return self.render(messages, tools)
-        except RowError as error:
-            raise QuestionError(error.message, "Change the conversation.") from error
-
 
 #: A conversation that shows if two templates write the same.
 _PROBE = (

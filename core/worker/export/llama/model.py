@@ -1,24 +1,129 @@
-"""A GGUF file loaded with llama.cpp: tokenizer, logits and answers."""
+"""llama.cpp's library, through the C interface of the package ``llama-cpp-py-sync``; and a GGUF file loaded with it:
+tokenizer, template, logits and answers.
+"""
 
 from __future__ import annotations
 
 import codecs
+import functools
+import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.chat.request import GenerationSettings, QuestionError
+from core.chat.request import GenerationSettings, QuestionError, too_long
+from core.data.conversation import RowError
 from core.errors import UserError
+from core.export.llama_cpp import INSTALL
 from core.memory.sizes import kv_bytes
 from core.models.architecture.architecture import read_architecture
 from core.models.architecture.gguf_header import check_gguf, read_gguf_header
+from core.sandbox.limits import growth_limit
+from core.template.render import ChatTemplate
 from core.text import one_line
-from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.generate.stops import StopTexts, common_prefix
+
+#: Level of ggml's log for errors.
+_ERROR = 4
+#: The latest errors of the library's log; the first one has the reason of a failure.
+_errors: deque[str] = deque(maxlen=20)
+
+
+class Library:
+    """The functions of llama.cpp, and helpers for their arguments.
+
+    A structure passed by its address must stay referenced in Python until the last call that reads it.
+    """
+
+    def __init__(self) -> None:
+        from llama_cpp_py_sync import _cffi_bindings as bindings
+        from llama_cpp_py_sync._version import __llama_cpp_tag__, __version__
+
+        self.ffi: Any = bindings.get_ffi()
+        self.lib: Any = bindings.get_lib()
+        self.version = f"llama.cpp {__llama_cpp_tag__} (llama-cpp-py-sync {__version__})"
+        # It must live as long as the library, which calls it.
+        self._log = self.ffi.callback("void(enum ggml_log_level, const char *, void *)", self._hear)
+        self.lib.llama_log_set(self._log, self.ffi.NULL)
+        self.lib.llama_backend_init()
+
+    def _hear(self, level: int, text: Any, _: Any) -> None:
+        if level == _ERROR:
+            said = self.ffi.string(text).decode("utf-8", "replace")
+            _errors.append(said)
+            sys.stderr.write(said)
+
+    def decode(self, context: Any, tokens: Sequence[int], begin: int, places: Collection[int]) -> int:
+        """Let a context read tokens.
+
+        Args:
+            context: The context.
+            tokens: The tokens.
+            begin: The position of the first token.
+            places: Places of tokens whose logits are needed.
+
+        Returns:
+            0, or the library's error code.
+        """
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place] = token, begin + place
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+                batch.logits[place] = place in places
+            return int(self.lib.llama_decode(context, batch))
+        finally:
+            self.lib.llama_batch_free(batch)
+
+    def failure(self) -> str:
+        """The first error logged since the last call, as the rest of a sentence; empty without one.
+
+        The errors after it are only consequences.
+        """
+        lines = [one_line(line.strip(), 200) for line in _errors if line.strip()]
+        _errors.clear()
+        return f": {lines[0].rstrip('.')}" if lines else ""
+
+
+@functools.cache
+def load_library() -> Library:
+    """The library, loaded once per process.
+
+    Raises:
+        UserError: If it is not installed or cannot be loaded.
+    """
+    try:
+        return Library()
+    except ImportError as error:
+        raise UserError(
+            "llama.cpp's library is not installed, so GGUF files cannot be read.",
+            f"Install it: {INSTALL}",
+        ) from error
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = one_line(str(error), 200).rstrip(".")
+        raise UserError(f"llama.cpp's library cannot be loaded: {reason}.", f"Install it again: {INSTALL}") from error
+
+
+def threads() -> int:
+    """Compute threads: ``OMP_NUM_THREADS``, else the number of this process's cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) <= 512:
+        return int(wanted)
+    return max(len(os.sched_getaffinity(0)), 1)
+
+
+def as_path(path: Path) -> bytes:
+    """A path as the library's argument."""
+    return os.fsencode(path)
+
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PIECE_TOKENS = 512
@@ -250,11 +355,7 @@ class GgufModel:
             UserError: If the model reads fewer, the context is refused, or memory is short.
         """
         if needed > self.longest_context:
-            raise QuestionError(
-                f"The conversation has {needed} tokens, and the model reads at most {self.longest_context}.",
-                "Begin a new one, or remove earlier turns.",
-                "context_length_exceeded",
-            )
+            raise too_long(needed, self.longest_context)
         if self._context is not None and needed <= self._size:
             return
         size = LEAST_CONTEXT
@@ -409,3 +510,44 @@ class GgufModel:
             for token in prompt:
                 lib.llama_sampler_accept(chain, token)
         return chain
+
+
+class GgufTemplate:
+    """The chat template of a file, with the special tokens of its vocabulary.
+
+    Args:
+        model: The loaded file.
+        now: Time for templates that write the date; None for the present.
+
+    Raises:
+        UserError: If the file has none, or an invalid one.
+    """
+
+    def __init__(self, model: GgufModel, now: datetime | None = None) -> None:
+        source = model.templates.get("default")
+        if not source:
+            raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
+        self._template = ChatTemplate(source, model.specials, with_tools=model.templates.get("tool_use"), now=now)
+        self._template.check()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """A conversation as text, ready for the model to answer.
+
+        Raises:
+            RowError: If the template rejects it.
+            UserError: If it takes too much time.
+        """
+        with growth_limit():
+            return self._template.render(messages, tools=tools, add_generation_prompt=True)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The same, for a user's conversation.
+
+        Raises:
+            QuestionError: If the template rejects it.
+            UserError: As :meth:`render`.
+        """
+        try:
+            return self.render(messages, tools)
+        except RowError as error:
+            raise QuestionError(error.message, "Change the conversation.") from error

@@ -19,14 +19,129 @@ from typing import Any
 
 import numpy as np
 
+from core.config.targets import kept_patterns
 from core.directories import Progress
-from core.export.stages import LOADING_FILE
+from core.errors import UserError
+from core.export.job import run_process
+from core.export.llama_cpp import refuse_unreadable
+from core.export.plan import LOADING_FILE
+from core.export.request import Kind, Quant
+from core.export.result import Agreement, Figures
 from core.jobs.process import Answers
-from core.worker.export.llama.engine import GgufTemplate
-from core.worker.export.llama.model import GgufModel
-from core.worker.export.verify.compare import compare
-from core.worker.export.verify.store import Proof, ProofRow
+from core.models.architecture.gguf_header import read_gguf_header
+from core.runs.catalog.trained import TrainedModel, find_trained
+from core.runs.record.store import Run
+from core.text import one_line
+from core.worker.export.llama.model import GgufModel, GgufTemplate
+from core.worker.export.verify.compare import Proof, ProofRow, compare
 from core.worker.process import environment
+
+#: The values of ``general.file_type`` (``llama_ftype`` of llama.cpp).
+FILE_TYPES: dict[Quant, int] = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q8_0": 7,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+}
+PROGRAM = "core.worker.job verify"
+_HINT = "Export it again."
+
+
+def measure_trained(
+    trained: TrainedModel, directory: Path, progress: Progress, rows: int, *, plain_base: bool, as_file: bool
+) -> None:
+    """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
+
+    Rows come from ``data.eval``, else from the share that was held out, else from the training rows.
+
+    Args:
+        trained: The trained model.
+        directory: Directory for the answers.
+        progress: Called at least twice a second; may raise to give up, which ends the process.
+        rows: How many rows.
+        plain_base: Whether the adapter on the base in 16 bits is measured as well, if the run trained on 4 bits.
+        as_file: Whether a model trained for a file answers with the file's weights, as all exports but adapters do.
+
+    Raises:
+        UserError: If the base or the rows are missing, or memory or disk are short.
+    """
+    request = {
+        "task": "reference",
+        "run": str(trained.run.path),
+        "step": trained.step,
+        "rows": rows,
+        "plain_base": plain_base,
+        "as_file": as_file,
+        "directory": str(directory),
+    }
+    run_process(PROGRAM, request, "the measurement of the trained model", progress, _HINT)
+
+
+def compare_export(
+    exported: Path,
+    kind: Kind,
+    quant: Quant | None,
+    trained: TrainedModel,
+    directory: Path,
+    progress: Progress,
+    *,
+    base: Path | None = None,
+) -> Agreement:
+    """Compare an exported file with the answers of the trained model; see :func:`measure_trained`.
+
+    Whether the agreement is enough is :meth:`core.export.result.Agreement.failures`.
+
+    Args:
+        exported: The file, or its directory.
+        kind: Its kind; not ``card``.
+        quant: The type of its weights; None for an adapter.
+        trained: Its source.
+        directory: The directory of the answers.
+        progress: As for :func:`measure_trained`.
+        base: The GGUF file of the base, if the export is a GGUF file of an adapter alone.
+
+    Raises:
+        NotVerifiedError: If the reader of its kind is not there.
+        UserError: If the file cannot be read or has another type, or memory is short.
+    """
+    refuse_unreadable(kind)
+    request = {
+        **_request(exported.absolute(), kind, quant, trained, base and base.absolute()),
+        "directory": str(directory),
+    }
+    found = run_process(PROGRAM, request, "the reader of the exported file", progress, _HINT)
+    in_4_bits = trained.config.method.name == "qlora" and kind != "adapter"
+    # A model trained for a file was merged in training already, so its weights are those of the file.
+    is_merged = trained.file is not None and base is None
+    plain = None if found["plain"] is None else Figures(**found["plain"])
+    return Agreement(**found | {"plain": plain}, quantized_base=in_4_bits and not is_merged)
+
+
+def _request(
+    exported: Path, kind: Kind, quant: Quant | None, trained: TrainedModel, base: Path | None
+) -> dict[str, Any]:
+    """The request to the reader of an export."""
+    if kind == "adapter":
+        config = trained.config
+        return {
+            "task": "adapter",
+            "exported": str(exported),
+            "base": trained.base,
+            "quantized": config.method.name == "qlora",
+            "keep_16bit": kept_patterns(config.model.keep_16bit),
+        }
+    if kind == "merged":
+        return {"task": "merged", "exported": str(exported)}
+    file = next(exported.glob("*.gguf")) if exported.is_dir() else exported
+    if base is not None:
+        return {"task": "gguf", "exported": str(file), "base": str(base)}
+    if quant is not None and read_gguf_header(file).metadata.get("general.file_type") != FILE_TYPES[quant]:
+        raise UserError(f"{one_line(str(file))} does not say that its weights are {quant}.", "Export it again.")
+    return {"task": "gguf", "exported": str(file)}
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -54,9 +169,6 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[str, Any]:
-    from core.runs.catalog.trained import find_trained
-    from core.runs.record.store import Run
-
     trained = find_trained(Run(Path(job["run"])), job["step"])
     if trained.config.hardware.device != "cpu":
         environment.choose_gpu(trained.config.hardware.gpu)
@@ -64,7 +176,7 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
     from core.worker.process.openmp import SpinControl
 
     SpinControl().start()
-    proof = measure_reference(
+    measure_reference(
         trained,
         directory,
         int(job["rows"]),
@@ -72,7 +184,7 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
         plain_base=bool(job["plain_base"]),
         as_file=bool(job["as_file"]),
     )
-    return {"rows": len(proof.rows), "places": proof.places}
+    return {}
 
 
 class GgufReader:

@@ -21,12 +21,11 @@ from transformers import AutoConfig, AutoTokenizer
 from core.data.conversation import RowError
 from core.directories import Progress
 from core.errors import UserError
-from core.export.stages import LOADING_FILE
+from core.export.plan import LOADING_FILE
 from core.models.description import auto_class, read_description
 from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
-from core.worker.export.verify.compare import compare
-from core.worker.export.verify.store import Proof, ProofRow
+from core.worker.export.verify.compare import Proof, ProofRow, compare
 from core.worker.model.completeness import first_line
 from core.worker.model.decode.checkpoint import concrete_class, weights_source
 from core.worker.model.expert_adapters import as_it_is, prepare

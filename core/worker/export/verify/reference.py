@@ -20,7 +20,7 @@ from core.config.targets import kept_patterns
 from core.data.conversation import Example, RowError
 from core.directories import Progress
 from core.errors import UserError
-from core.export.stages import (
+from core.export.plan import (
     ANSWERING,
     LOADING_PLAIN,
     LOADING_TRAINED,
@@ -36,7 +36,7 @@ from core.template.builtin import named_or_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, as_model_tokenizer, stop_token_ids
-from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_kept, require_room
+from core.worker.export.verify.compare import LogitsFile, Proof, ProofRow, places_kept, require_room
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.generate.room import runs_on

@@ -19,9 +19,9 @@ from core.models.check import check_adapter
 from core.models.description import split_names
 from core.runs.catalog.trained import python_code
 from core.worker.checkpoint.checkpoint import save_adapter
-from core.worker.export.beside import write_configs
 from core.worker.export.gguf.adapter import read_pairs
 from core.worker.export.merge import merge_weights
+from core.worker.export.model_directory import write_configs
 from core.worker.export.verify.plain import PlainReader
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
 from core.worker.model.model import load_model

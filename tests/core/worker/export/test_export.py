@@ -56,7 +56,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
         return found.pop(0) if len(found) > 1 else found[0]
 
     monkeypatch.setattr(module, "measure_trained", lambda *_args, **_more: None)
-    monkeypatch.setattr(module, "compare", compare)
+    monkeypatch.setattr(module, "compare_export", compare)
     return found
 
 
@@ -68,7 +68,7 @@ def left() -> list[str]:
 def make(run: Run, kind: Any, progress: Callable[..., None] = quiet, **more: Any) -> Any:
     if "out" not in more:
         paths.make_private_dir(paths.exports_dir())
-    return Export(ExportRequest(run.path, kind, **more), progress).make()
+    return Export(plan_export(ExportRequest(run.path, kind, **more)), progress).make()
 
 
 def test_an_adapter_has_the_bases_tokenizer_and_the_template_of_the_training(
@@ -256,8 +256,7 @@ def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
     assert "--out" in caught.value.hint
     assert os.listdir(disk) == ["other"]
     with pytest.raises(UserError, match="the export needs"):
-        make(run, "merged", out=disk / "merged")
-    assert os.listdir(disk) == ["other"]
+        plan_export(ExportRequest(run.path, "merged", out=disk / "merged")).check()
 
 
 def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:

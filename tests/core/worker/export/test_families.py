@@ -12,7 +12,7 @@ from core.data.conversation import Example, Message, make_conversation
 from core.template.builtin import template_source
 from core.template.settings import MaskSettings
 from core.worker.data.encode import Encoder, TokenizedRow
-from core.worker.export.beside import Conversation, copy_tokenizer, read_conversation, write_configs
+from core.worker.export.model_directory import Conversation, copy_tokenizer, read_conversation, write_configs
 from core.worker.model.model import load_tokenizer
 from tests.cases import cases
 from tests.core.serve.test_same_tokens import TALK, TOOLS, WITH_TOOLS

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import UserError
 from core.models.tensors import read_weights, weight_files
-from core.worker.export.beside import Conversation, write_configs
 from core.worker.export.merge import BeyondRangeError, Source, merge_weights
-from core.worker.export.merged import ways_to_merge
+from core.worker.export.model_directory import Conversation, ways_to_merge, write_configs
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import load_model
 from core.worker.model.safetensors_io import write_tensors

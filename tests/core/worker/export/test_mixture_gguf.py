@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.export.gguf.checks import has_library
+from core.export.llama_cpp import has_library
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.worker.export import export
 from core.worker.export.export import Export
@@ -26,7 +27,7 @@ def test_a_mixture_that_llama_cpp_would_weigh_otherwise_is_refused_at_once(
     run = make_trained_run(base, write_rows(tmp_path / "rows.jsonl"))
     monkeypatch.setattr(export, "BaseFingerprint", None)
     with pytest.raises(UserError, match="always normalizes the weights of a token's experts") as refused:
-        Export(ExportRequest(run.path, "gguf"), lambda *_: None).make()
+        Export(plan_export(ExportRequest(run.path, "gguf")), lambda *_: None).make()
     assert "merged" in refused.value.hint
 
 
@@ -36,9 +37,8 @@ def test_a_mixture_in_32_bits_meets_the_bar_of_all_models(tmp_path: Path) -> Non
     base = write_family("qwen3_moe", tmp_path / "base")
     run = make_trained_run(base, write_rows(tmp_path / "rows.jsonl"))
     train_adapter(base, run.adapter_path, target_experts="on")
-    agreement = (
-        Export(ExportRequest(run.path, "gguf", quant="F32", out=tmp_path / "out"), lambda *_: None).make().agreement
-    )
+    plan = plan_export(ExportRequest(run.path, "gguf", quant="F32", out=tmp_path / "out"))
+    agreement = Export(plan, lambda *_: None).make().agreement
     assert agreement is not None
     assert agreement.judged is not None
     assert agreement.judged.max_delta < 1e-4

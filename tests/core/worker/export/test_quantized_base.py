@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import UserError
+from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.models.tensors import read_weights
 from core.worker.export.export import Export
-from core.worker.export.merged import ways_to_merge
+from core.worker.export.model_directory import ways_to_merge
 from core.worker.model.adapters import WeightFiles
 from core.worker.model.model import load_model
 from tests.cases import cases
@@ -84,7 +85,7 @@ def test_the_export_agrees_with_the_trained_model(
 ) -> None:
     twins = quantize_checkpoint(write_tiny_model(tmp_path / "source"), tmp_path, name)
     run = make_trained_run(twins.quantized, write_rows(tmp_path / "rows.jsonl"), method=method, shapes=twins.plain)
-    result = Export(ExportRequest(run.path, kind, out=tmp_path / "out"), quiet).make()
+    result = Export(plan_export(ExportRequest(run.path, kind, out=tmp_path / "out")), quiet).make()
     assert result.agreement is not None
     assert result.agreement.mean_kl is not None
     assert result.agreement.mean_kl < 1e-3
@@ -99,7 +100,7 @@ def test_an_adapter_of_a_quantized_base_becomes_a_gguf_file(tmp_path: Path) -> N
     pytest.importorskip("llama_cpp_py_sync")
     twins = quantize_checkpoint(write_tiny_model(tmp_path / "source"), tmp_path, "fp8")
     run = make_trained_run(twins.quantized, write_rows(tmp_path / "rows.jsonl"), shapes=twins.plain)
-    result = Export(ExportRequest(run.path, "gguf", adapter_only=True, out=tmp_path / "out"), quiet).make()
+    result = Export(plan_export(ExportRequest(run.path, "gguf", adapter_only=True, out=tmp_path / "out")), quiet).make()
     assert result.agreement is not None
     assert result.agreement.failures(None) == []
     assert not {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}

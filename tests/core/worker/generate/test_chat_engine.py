@@ -210,15 +210,6 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, ada
     assert (anew["text"], anew["reused_tokens"]) == (second["text"], 0), "loading may repack weights in 4 bits"
 
 
-def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:
-    whole = said(engine, "tuned", 30)[0]
-    stop = whole[8:11]
-    settings = GenerationSettings(30, stop=(stop,))
-    *pieces, answer = engine.generate(ChatRequest(ASK, "tuned", settings))
-    assert answer["text"] == whole[: whole.index(stop)] == "".join(piece["token"] for piece in pieces)
-    assert answer["finish"] == "stop"
-
-
 def test_layers_that_the_run_kept_in_16_bit_are_loaded_so(tiny_model_dir: Path) -> None:
     args = {"method": "qlora", "precision": "fp32", "device": "cpu", "keep_16bit": ["layers.0.*"]}
     loaded, _ = chat_engine._load_trained(tiny_model_dir, args, lambda _: None)

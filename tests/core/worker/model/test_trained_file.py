@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 from core.config.schema import MethodSection
 from core.errors import UserError
 from core.runs.catalog.trained import TrainedFile, TrainedModel, find_trained
-from core.worker.export.beside import read_conversation
-from core.worker.export.merged import write_merged
+from core.worker.export.model_directory import read_conversation, write_merged
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.install import fuse
 from core.worker.generate.generate import answering_as

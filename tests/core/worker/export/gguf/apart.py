@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.export.gguf.tools import find_converter
 from core.launch.launcher import worker_environment
+from core.worker.export.gguf.converter import find_converter
 from tests.forking import Forks
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from core.export.gguf.sizes import gguf_bytes
-from core.export.gguf.write import GgufOptions, conversion_job, stage
+from core.export.llama_cpp import gguf_bytes
 from core.export.request import CONVERTED, QUANTS, Quant
 from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import load_architecture
 from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.quantize import compute_importance, quantize
+from core.worker.export.gguf.write import GgufOptions, conversion_job, stage
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.verify.compare import Figures
 from tests.core.worker.export.gguf import random_models

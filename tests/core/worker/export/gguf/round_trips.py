@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.export.gguf.checks import check_model
-from core.export.gguf.write import GgufOptions, conversion_job, own_templates, stage
 from core.jobs.process import Answers
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
+from core.worker.export.gguf.converter import check_model
+from core.worker.export.gguf.write import GgufOptions, conversion_job, own_templates, stage
 from core.worker.export.llama.model import GgufModel
 from core.worker.export.verify.compare import Figures
 from tests.core.worker.export.gguf import random_models

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.export.gguf.checks import has_library
+from core.export.llama_cpp import has_library
 from core.export.request import QUANTS
 from tests.forking import Forks
 

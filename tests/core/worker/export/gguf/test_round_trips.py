@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.export.gguf.checks import has_library
+from core.export.llama_cpp import has_library
 from tests.forking import Forks
 from tests.short_list import long_but
 

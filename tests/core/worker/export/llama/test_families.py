@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from core.data.conversation import RowError
-from core.export.gguf.write import GgufOptions, write_gguf
 from core.helper import Helper
 from core.template.mask import Masker
+from core.worker.export.gguf.write import GgufOptions, write_gguf
 from tests.cases import cases
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.template.families import FAMILIES, GEMMA3, PHI3, Family

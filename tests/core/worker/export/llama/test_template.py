@@ -10,8 +10,8 @@ import pytest
 from core.chat.request import QuestionError
 from core.errors import UserError
 from core.template import jinja_sandbox
-from core.worker.export.llama.engine import GgufEngine, GgufTemplate
-from core.worker.export.llama.model import GgufModel
+from core.worker.export.llama.engine import GgufEngine
+from core.worker.export.llama.model import GgufModel, GgufTemplate
 from tests.hostile_templates import ENDLESS_OPERATIONS, SLOW
 from tests.tiny_model import CHATML
 

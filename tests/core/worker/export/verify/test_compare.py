@@ -11,8 +11,16 @@ import pytest
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.export.result import Agreement
-from core.worker.export.verify.compare import Figures, compare
-from core.worker.export.verify.store import MOST_BYTES, MOST_PLACES, LogitsFile, Proof, ProofRow, places_kept
+from core.worker.export.verify.compare import (
+    MOST_BYTES,
+    MOST_PLACES,
+    Figures,
+    LogitsFile,
+    Proof,
+    ProofRow,
+    compare,
+    places_kept,
+)
 from tests.progress import quiet
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.export import verify as proof
+from core.export.llama_cpp import NotVerifiedError, refuse_unreadable
 from core.export.request import Quant
 from core.export.result import Agreement
 from core.runs.catalog.trained import TrainedModel, find_trained
+from core.worker.export.verify import job as proof
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
 from tests.progress import quiet
@@ -38,7 +39,7 @@ class Measured:
 
     def compare(self, path: Path, quant: Quant | None = "F32", **more: Any) -> Agreement:
         """The agreement of a GGUF file."""
-        return proof.compare(path, "gguf", quant, self.trained, self.directory, quiet, **more)
+        return proof.compare_export(path, "gguf", quant, self.trained, self.directory, quiet, **more)
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +140,18 @@ def test_without_the_reader_nothing_is_claimed(
     measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = measured.gguf(tmp_path / "model.gguf")
-    monkeypatch.setattr("core.export.gguf.checks.LIBRARY", "no_such_package")
-    with pytest.raises(proof.NotVerifiedError, match="is not verified") as refused:
+    monkeypatch.setattr("core.export.llama_cpp.LIBRARY", "no_such_package")
+    with pytest.raises(NotVerifiedError, match="is not verified") as refused:
         measured.compare(path)
     assert "pip install 'localtune-tui[export]'" in refused.value.hint
-    proof.refuse_unreadable("merged")
+    refuse_unreadable("merged")
 
 
 def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_path: Path, tiny_model_dir: Path) -> None:
     merged = tmp_path / "merged"
     measured.model.save_pretrained(merged)
     measured.tokenizer.save_pretrained(merged)
-    found = proof.compare(merged, "merged", "F32", measured.trained, measured.directory, quiet)
+    found = proof.compare_export(merged, "merged", "F32", measured.trained, measured.directory, quiet)
     assert found.failures("F32") == []
     assert (found.greedy_equal, found.prompts_equal) == (5, True)
     assert found.reader.startswith("transformers ")
@@ -159,7 +160,7 @@ def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_pa
 def test_an_adapter_is_read_by_plain_peft(measured: Measured, tmp_path: Path) -> None:
     assert measured.trained.adapter is not None
     copy = shutil.copytree(measured.trained.adapter, tmp_path / "adapter")
-    found = proof.compare(copy, "adapter", None, measured.trained, measured.directory, quiet)
+    found = proof.compare_export(copy, "adapter", None, measured.trained, measured.directory, quiet)
     assert found.failures(None) == []
     assert found.reader.startswith("PEFT ")
 
@@ -176,7 +177,7 @@ def test_a_model_trained_on_4_bits_is_judged_by_what_it_was_merged_with(
     proof.measure_trained(
         trained, answers, lambda activity, *_: told.append(activity), 3, plain_base=True, as_file=True
     )
-    found = proof.compare(path, "gguf", "F32", trained, answers, quiet)
+    found = proof.compare_export(path, "gguf", "F32", trained, answers, quiet)
     assert (found.rows, found.data) == (3, "training")
     assert found.failures("F32") == []
     assert found.plain is not None

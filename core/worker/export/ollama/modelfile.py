@@ -9,11 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from core.chat.request import GenerationSettings
+from core.config.schema import Config
 from core.errors import UserError
-from core.export.ollama.go_template import lost_character
-from core.export.ollama.template import carry_template
 from core.models.architecture.gguf_header import read_gguf_header
+from core.models.description import read_description, text_part
+from core.runs.catalog.trained import TrainedModel
+from core.small_files import read_small
 from core.text import one_line
+from core.worker.export.model_directory import Conversation
+from core.worker.export.ollama.go_template import lost_character
+from core.worker.export.ollama.template import carry_template
 
 #: Tokenizers for which llama.cpp always adds the token.
 _FORCED = ("gemma4", "lfm2")
@@ -76,7 +82,7 @@ def modelfile(
         bos: Text of the token at the beginning of a sequence, if the tokenizer has one.
         eos: Text of the token at the end of a text, if the tokenizer has one.
         adds_bos: True if the reader of the GGUF file puts ``bos`` before each prompt; see
-            :func:`core.export.ollama.modelfile.adds_bos`.
+            :func:`core.worker.export.ollama.modelfile.adds_bos`.
         stops: Texts of the tokens that end an answer.
         context_length: Longest prompt with its answer, in tokens; Ollama's default if None.
         system: System prompt for conversations without one.
@@ -84,7 +90,7 @@ def modelfile(
         license: Text of the license.
         now: The fixed date of a template that writes one, from the run's start; None refuses such templates.
         rows: Conversations of the user's data to prove the template on as well; see
-            :func:`core.export.ollama.template.carry_template`.
+            :func:`core.worker.export.ollama.template.carry_template`.
 
     Raises:
         UserError: If the template cannot be carried over exactly, with the construct; or a text cannot be written.
@@ -145,3 +151,114 @@ def _without_lost(text: str) -> str:
     """A license without the characters that Ollama loses: page breaks, spaces that do not break."""
     kept = text.replace("\r\n", "\n").strip()
     return "".join(c if lost_character(c) is None else " " if c.isspace() else "" for c in kept)
+
+
+MODELFILE = "Modelfile"
+#: Default tokens of context; Ollama reserves memory for all of them, and models name up to a million.
+_CONTEXT = 8192
+#: Training rows that the template is checked on.
+_ROWS = 200
+_LICENSE_LIMIT = 256 << 10
+
+
+def check_carried(conversation: Conversation) -> None:
+    """Reject a chat template that a Modelfile cannot express, before minutes are spent on the GGUF file.
+
+    Raises:
+        UserError: If it cannot be expressed; the message names the construct.
+    """
+    special = {"bos_token": conversation.bos, "eos_token": conversation.eos}
+    refused = None
+    # Only the finished file decides about the BOS token before prompts.
+    for adds in (True, False):
+        try:
+            carry_template(_template(conversation), special, adds_bos=adds, now=datetime.now())
+        except UserError as error:
+            refused = error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+def write_modelfile(
+    gguf: Path,
+    base: Path,
+    trained: TrainedModel,
+    conversation: Conversation,
+    license_name: str,
+    rows: Sequence[Sequence[Mapping[str, Any]]],
+) -> tuple[str, ...]:
+    """Write the Modelfile of a GGUF file, beside it.
+
+    Args:
+        gguf: The file.
+        base: The directory of the base.
+        trained: The trained model.
+        conversation: Template and stop tokens.
+        license_name: The license of the base; empty where unknown.
+        rows: Training conversations, which the template must render as in training.
+
+    Returns:
+        Differences from training in Ollama, a sentence each.
+
+    Raises:
+        UserError: If the chat template cannot be expressed, or the file does not say how prompts begin.
+        OSError: If it cannot be written.
+    """
+    config = trained.config
+    settings = GenerationSettings.of(config.chat)
+    written = modelfile(
+        gguf.name,
+        _template(conversation),
+        bos=conversation.bos,
+        eos=conversation.eos,
+        adds_bos=adds_bos(gguf),
+        stops=(*conversation.stops, *settings.stop),
+        context_length=_context(base, config),
+        system=config.chat.system,
+        parameters=_sampling(settings),
+        license=_license(base) or license_name,
+        now=datetime.now(),
+        rows=rows[:_ROWS],
+    )
+    (gguf.parent / MODELFILE).write_text(written.text, encoding="utf-8")
+    return written.notes
+
+
+def _sampling(settings: GenerationSettings) -> dict[str, float]:
+    """Sampling settings by Ollama's names; all of them, as Ollama's defaults differ."""
+    named = {
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "min_p": settings.min_p,
+        "repeat_penalty": settings.repetition_penalty,
+    }
+    return named if settings.seed is None else {**named, "seed": settings.seed}
+
+
+def _template(conversation: Conversation) -> str:
+    if conversation.template is None:
+        raise UserError(
+            "The model has no chat template, and Ollama needs one.", "Export it as gguf, or train with template.name."
+        )
+    return conversation.template
+
+
+def _context(base: Path, config: Config) -> int | None:
+    """Tokens of context: as many as the model reads, up to a default or the longest row of the training."""
+    positions = text_part(read_description(base / "config.json") or {}).get("max_position_embeddings")
+    if type(positions) is not int or positions < 1:
+        return None
+    return min(positions, max(_CONTEXT, config.train.max_length))
+
+
+def _license(base: Path) -> str:
+    """The text of the base's license; empty without one."""
+    for path in sorted(base.glob("LICENSE*")):
+        try:
+            return read_small(path, _LICENSE_LIMIT).decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""

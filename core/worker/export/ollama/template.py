@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.export.ollama.go_template import WHITE_SPACE, go_template, is_kept, render
-from core.export.ollama.shape import NotCarriedError, Renderer, Shape, find_shape, writes_date
 from core.sandbox.pool import sandboxed
 from core.template.render import ChatTemplate
 from core.text import one_line
+from core.worker.export.ollama.go_template import WHITE_SPACE, go_template, is_kept, render
+from core.worker.export.ollama.shape import NotCarriedError, Renderer, Shape, find_shape, writes_date
 
 Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
 """Property of a conversation: nothing special; white space at the end of a message; an empty system prompt or question;
@@ -273,7 +273,7 @@ def carry_template(
         template: The Jinja template that training used.
         special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
         adds_bos: True if the reader of the GGUF file puts the token at the beginning of a sequence before every
-            prompt; see :func:`core.export.ollama.modelfile.adds_bos`. It is left out of the Go template then.
+            prompt; see :func:`core.worker.export.ollama.modelfile.adds_bos`. It is left out of the Go template then.
         now: The fixed date of a template that writes one; None refuses such templates.
         rows: Conversations of the user's data that must have the same output as well, with the fields of
             :meth:`core.data.conversation.Message.fields`.

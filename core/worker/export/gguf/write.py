@@ -17,15 +17,14 @@ from typing import Any
 
 from core import paths
 from core.directories import Progress, disk_error, refuse_existing, require_space
-from core.export.gguf.checks import Checked, check_model, require_quantizer
-from core.export.gguf.sizes import gguf_bytes
-from core.export.gguf.tools import fetch_converter
-from core.export.process import run_process
+from core.export.job import run_process
+from core.export.llama_cpp import gguf_bytes, require_quantizer
 from core.export.request import CONVERTED, Quant
 from core.models.description import TOKENIZER_LIMIT, WEIGHTS_INDEX, read_description
 from core.models.sandboxed import check_gguf
 from core.models.tensors import weight_files
 from core.sandbox.rights import reading
+from core.worker.export.gguf.converter import Checked, check_model, fetch_converter
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from core.errors import UserError
-from core.export.gguf import write
-from core.export.gguf.checks import has_library
-from core.export.gguf.write import (
+from core.export.llama_cpp import has_library
+from core.models.architecture.gguf_header import read_gguf_header
+from core.template.render import ChatTemplate
+from core.worker.export.gguf import write
+from core.worker.export.gguf.write import (
     GgufOptions,
     own_templates,
     stage,
@@ -23,8 +25,6 @@ from core.export.gguf.write import (
     write_adapter_gguf,
     write_gguf,
 )
-from core.models.architecture.gguf_header import read_gguf_header
-from core.template.render import ChatTemplate
 from tests.cases import cases
 from tests.progress import quiet
 from tests.tiny_model import CHATML

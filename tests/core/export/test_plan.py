@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.export.plan import plan_export
-from core.export.request import ExportRequest
-from core.export.stages import (
+from core.export.plan import (
     CONVERTING_ADAPTER,
     HASHING,
     IMPORTANCE,
@@ -23,8 +21,10 @@ from core.export.stages import (
     WRITING,
     Stage,
     WholeProgress,
+    plan_export,
     stages_of,
 )
+from core.export.request import ExportRequest
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
@@ -61,11 +61,8 @@ def test_each_stage_has_its_part_by_its_work() -> None:
     assert shares == [0.0, 0.1, 0.2, 0.2, 0.23, 0.4, 0.5, 1.0]
 
 
-def test_a_stage_that_is_left_out_leaves_its_part_to_the_others() -> None:
+def test_a_stage_that_is_left_out_or_comes_again_shares_with_the_rest() -> None:
     assert Told()(("merge", 1, 1), ("hash", 0, 2), ("hash", 1, 2)) == [0.2, 0.2, 0.6]
-
-
-def test_a_stage_that_comes_again_has_a_part_of_what_is_left() -> None:
     shares = Told()(("merge", 1, 1), ("measure", 1, 1), ("merge", 1, 1), ("merge", 0, 1), ("start", None, None))
     assert shares == [0.2, 0.3, 0.5, 0.5, 0.5]
     again = Told()

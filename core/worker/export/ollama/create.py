@@ -21,7 +21,9 @@ from typing import Any
 
 from core.directories import Progress
 from core.errors import UserError
+from core.export.request import Quant
 from core.helper import describe_end
+from core.runs.catalog.trained import TrainedModel
 from core.text import last_line, one_line
 
 #: Characters of the longest name and tag.
@@ -202,7 +204,7 @@ def create(name: str, directory: Path, progress: Progress) -> None:
     """Create a model in Ollama; a model of that name is never replaced.
 
     Args:
-        name: The model's name; see :func:`core.export.ollama.create.model_name`.
+        name: The model's name; see :func:`core.worker.export.ollama.create.model_name`.
         directory: Where the Modelfile and the GGUF file are.
         progress: Receives the program's output.
 
@@ -302,3 +304,25 @@ def _follow(output: int, progress: Progress) -> str:
 def _last_line(said: str) -> str:
     """The last line of a program's output, without escape sequences."""
     return last_line(_CONTROL.sub("\n", said), 200)
+
+
+_QUESTION = "Hello!"
+
+
+def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progress: Progress) -> tuple[str, ...]:
+    """Create the model in Ollama, if installed, and ask it once. A failure is reported, and the files stay.
+
+    Returns:
+        The result, in sentences.
+    """
+    if find_ollama() is None:
+        return ()
+    name = model_name(trained.run.id, step=trained.step, quant=quant)
+    progress("creating the model in Ollama", None, None)
+    try:
+        create(name, directory, progress)
+        progress("asking the model in Ollama", None, None)
+        answer = ask(name, _QUESTION)
+    except UserError as error:
+        return (f"Ollama was not given the model: {error}",)
+    return (f'Ollama has it as {name}; asked "{_QUESTION}" it answers: {one_line(answer, 200) or "nothing"}',)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from core.export.ollama.shape import Part, Reasoning, Shape, SystemText, Trim, UserPlace
+from core.worker.export.ollama.shape import Part, Reasoning, Shape, SystemText, Trim, UserPlace
 
 #: White space in Python, which Jinja's ``trim`` removes.
 WHITE_SPACE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())

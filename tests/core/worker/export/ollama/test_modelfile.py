@@ -1,7 +1,7 @@
-"""Modelfiles: Ollama reads back the same text, or the text that it would lose is named."""
-
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,69 +9,38 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from core.config.schema import ChatSection
 from core.errors import UserError
-from core.export.ollama.modelfile import Modelfile, adds_bos, modelfile
-from core.export.ollama.template import carry_template
+from core.runs.catalog.trained import find_trained
 from core.template.builtin import NAMED_TEMPLATES
+from core.worker.export.model_directory import Conversation
+from core.worker.export.ollama import modelfile as module
+from core.worker.export.ollama.modelfile import Modelfile, adds_bos, modelfile
+from core.worker.export.ollama.template import carry_template
 from tests.cases import cases
+from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.tiny_model import CHATML
 
 _CHATML = NAMED_TEMPLATES["chatml"].source
 
 
+#: A command of a Modelfile, or a parameter, with its value; a value in quotes ends where a quote ends a line.
+_COMMAND = re.compile(
+    r'\s*(?:parameter (\w+)|(\w+)) ("""(.*?)"""|"(?!"")(.*?)"|[^"\n][^\n]*)[ \t]*(?:\n|\Z)', re.DOTALL | re.IGNORECASE
+)
+
+
 def read_modelfile(text: str) -> list[tuple[str, str]]:
-    """Commands with their values, parameters by their own names: read as by Ollama's parser, character by character."""
+    """Commands with their values, parameters by their own names: read as by Ollama's parser, which loses characters."""
     found: list[tuple[str, str]] = []
     place = 0
-    while place < len(text):
-        if text[place] in " \t\r\n":
-            place += 1
-            continue
-        if text[place] == "#":
-            place = _end_of_line(text, place)
-            continue
-        begin = place
-        while text[place].isalpha():
-            place += 1
-        name = text[begin:place].lower()
-        place += 1
-        if name == "parameter":
-            begin = place
-            while text[place] not in " \t":
-                place += 1
-            name = text[begin:place]
-            place += 1
-        value, place = _value(text, place)
-        found.append((name, value))
+    while match := _COMMAND.match(text, place):
+        place = match.end()
+        value = next(each for each in (match[4], match[5], match[3].strip()) if each is not None)
+        kept = "".join(character for character in value if character in " \t\r\n" or character.isprintable())
+        found.append(((match[1] or match[2]).lower(), kept))
+    assert not text[place:].strip(), "a text is not closed"
     return found
-
-
-def _end_of_line(text: str, place: int) -> int:
-    end = text.find("\n", place)
-    return len(text) if end < 0 else end
-
-
-def _value(text: str, place: int) -> tuple[str, int]:
-    read = ""
-    while place < len(text):
-        if text[place] in "\r\n":
-            whole = _unquoted(read.strip())
-            if whole is not None:
-                return whole, place
-            read += text[place]
-        elif text[place] in " \t" or text[place].isprintable():
-            read += text[place]
-        place += 1
-    whole = _unquoted(read.strip())
-    assert whole is not None, "a text is not closed"
-    return whole, place
-
-
-def _unquoted(text: str) -> str | None:
-    for quote in ('"""', '"'):
-        if text.startswith(quote):
-            is_closed = len(text) >= 2 * len(quote) and text.endswith(quote)
-            return text[len(quote) : -len(quote)] if is_closed else None
-    return text
 
 
 def make(template: str = _CHATML, *, name: str = "model-q8_0.gguf", **options: Any) -> Modelfile:
@@ -186,3 +155,27 @@ def test_a_begin_token_is_added_as_the_metadata_say(tmp_path: Path, said: dict[s
         return
     with pytest.raises(UserError, match=adds):
         adds_bos(path)
+
+
+def test_a_modelfile_has_the_sampling_of_the_chat(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parameters are written, since Ollama has other defaults, such as 40 for top_k."""
+    monkeypatch.setattr(module, "adds_bos", lambda _: False)
+    trained = find_trained(make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 2)))
+    conversation = Conversation(CHATML, is_own=True, stop_ids=(4,), stops=("<|im_end|>",), bos="", eos="")
+
+    def parameters(chat: ChatSection) -> list[str]:
+        config = trained.config.model_copy(update={"chat": chat})
+        asked = dataclasses.replace(trained, config=config)
+        module.write_modelfile(tmp_path / "model.gguf", tiny_model_dir, asked, conversation, "", [])
+        lines = (tmp_path / "Modelfile").read_text().splitlines()
+        return [line.removeprefix("PARAMETER ") for line in lines if line.startswith("PARAMETER ")]
+
+    plain = ["temperature 0", "top_k 0", "top_p 1", "min_p 0", "repeat_penalty 1"]
+    assert parameters(ChatSection()) == ['stop "<|im_end|>"', "num_ctx 512", *plain]
+    chat = ChatSection(temperature=0.7, top_k=20, min_p=0.05, repetition_penalty=1.1, seed=7, stop=["User:"])
+    assert parameters(chat) == [
+        *('stop "<|im_end|>"', 'stop "User:"', "num_ctx 512"),
+        *("temperature 0.7", "top_k 20", "top_p 1", "min_p 0.05", "repeat_penalty 1.1", "seed 7"),
+    ]

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.export.ollama import create as module
-from core.export.ollama.create import ask, create, model_name, server_address
 from core.runs.record.state import start_identity
+from core.worker.export.ollama import create as module
+from core.worker.export.ollama.create import ask, create, model_name, server_address
 from tests.cases import cases
 from tests.progress import quiet
 

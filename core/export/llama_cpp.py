@@ -1,4 +1,4 @@
-"""Sizes of GGUF files before they are written: the type that llama.cpp's quantizer gives each matrix of a model.
+"""llama.cpp in an export's plan: its library, which quantizes and reads files, and the sizes of its GGUF files.
 
 A K-quant is a mixture, in which some matrices have more bits than the others. Its blocks are of 256 weights of a row; a
 matrix whose rows are no multiples of that falls back to a type with blocks of 32, which has more bits.
@@ -9,11 +9,64 @@ special cases for models of 8 experts and of 80 layers, below a percent of the f
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
-from core.export.request import Quant
+from core.errors import UserError
+from core.export.request import CONVERTED, Kind, Quant
+from core.hardware.cpu import has_avx2
 from core.models.architecture.architecture import Architecture, Layer
 from core.models.architecture.gguf_header import BLOCKS
+
+#: The module of llama.cpp's library, part of the extra.
+LIBRARY = "llama_cpp_py_sync"
+
+
+#: Its installation.
+INSTALL = "pip install 'localtune-tui[export]'"
+
+
+def has_library() -> bool:
+    """True if llama.cpp's library is installed, which quantizes and reads GGUF files."""
+    return importlib.util.find_spec(LIBRARY) is not None
+
+
+def require_quantizer(quant: Quant) -> None:
+    """Refuse a quantization that needs llama.cpp's library if that is not installed.
+
+    Raises:
+        UserError: If so.
+    """
+    if quant in CONVERTED or has_library():
+        return
+    raise UserError(
+        f"{quant} is written by llama.cpp's quantizer, which is not installed.",
+        f"{INSTALL} installs it; {', '.join(CONVERTED)} are written without it.",
+    )
+
+
+class NotVerifiedError(UserError):
+    """The file cannot be verified on this machine, which says nothing about the file."""
+
+
+def refuse_unreadable(kind: Kind) -> None:
+    """Refuse an export that cannot be verified, before it is made.
+
+    Raises:
+        NotVerifiedError: If the reader of its kind is missing.
+    """
+    if kind not in ("gguf", "ollama"):
+        return
+    if not has_library():
+        raise NotVerifiedError(
+            "The file is not verified: llama.cpp's library is not installed.", f"Install it: {INSTALL}"
+        )
+    if not has_avx2():
+        raise NotVerifiedError(
+            "The file is not verified: llama.cpp's library needs a processor with AVX2.",
+            "Verify it on another machine.",
+        )
+
 
 #: Bits of a weight with the scales of its block, by type; for mixtures the mean over models of some billion parameters.
 MEAN_BITS: dict[Quant, float] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cases import cases
-from tests.core.export.ollama.go_interpreter import GoError, GoTemplate
+from tests.core.worker.export.ollama.go_interpreter import GoError, GoTemplate
 
 _RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("go_cases.json").read_text(encoding="utf-8"))
 _CASES: list[dict[str, Any]] = _RECORDED["cases"]
@@ -23,9 +23,3 @@ def test_what_go_writes_is_written_and_what_it_refuses_is_refused(case: dict[str
         return
     with pytest.raises(GoError):
         GoTemplate(case["template"]).render(messages)
-
-
-@cases("template", ["{{ printf .System }}", "{{ with .System }}{{ . }}{{ end }}", "{{ break }}", "{{ 1.5 }}"])
-def test_what_is_not_carried_out_here_is_refused_not_guessed(template: str) -> None:
-    with pytest.raises(GoError):
-        GoTemplate(template)
