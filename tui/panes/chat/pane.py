@@ -30,6 +30,7 @@ from tui.panes.chat.partner import Partner
 from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
+from tui.widgets.strips import style_of
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -51,12 +52,7 @@ class ChatPane(Pane):
         open_session: Opens a session on a target; by default the real one.
     """
 
-    DEFAULT_CSS = """
-    ChatPane {
-        & > #chat-status { height: auto; max-height: 2; color: $muted; }
-        & > #chat-prompt { dock: bottom; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatPane")
     HELP = (
         "While a run trains, its model answers between two steps, and the answer names the step. When none is on, the "
         "result of the run that is shown answers; it is loaded with the first question. Conversations are kept with "

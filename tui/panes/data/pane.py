@@ -43,6 +43,7 @@ from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.row_list import RowList
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
@@ -55,11 +56,7 @@ class DataPane(Pane):
     It has the actions of the keys, starts work in threads, and passes the results to its parts.
     """
 
-    DEFAULT_CSS = """
-    DataPane {
-        & > #data-status { height: auto; max-height: 3; color: $muted; }
-    }
-    """
+    DEFAULT_CSS = style_of("DataPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
     HELP = (
         "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
