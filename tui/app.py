@@ -118,8 +118,14 @@ class LocaltuneApp(App[str]):
         self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self, self.keys.way, self.pace)
         self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
+        self.bridge = Bridge(
+            self,
+            self.desktop.panes,
+            self.keys.way,
+            lambda title, error: self.runs.action_failed(title, error),
+            self.pace,
+        )
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
         self.configuration = Configuration(
@@ -128,8 +134,12 @@ class LocaltuneApp(App[str]):
         self.returning = Returning(
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
         )
-        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, self.keys, lambda: self.clock())
+        self.leaving = Leaving(
+            self.desktop, self.state, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop")
+        )
+        self.runs = Runs(
+            self.desktop, self.state, self.bridge, self.leaving, self.drafts, self.keys, lambda: self.clock()
+        )
         self.starting = Starting(self.desktop, self.state, self.bridge, self.keys, self.configuration, self.runs)
         self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
@@ -306,7 +316,7 @@ class LocaltuneApp(App[str]):
     async def first_painted(self) -> None:
         """Load everything that the first paint does not need: panes, runs and the configuration."""
         self.desktop.show_header()
-        self.bridge.sample_devices()
+        self.bridge.sample_devices(self.runs.show_devices)
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         last = self.returning.last
         self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
@@ -320,7 +330,7 @@ class LocaltuneApp(App[str]):
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
         self._open_config(data)
-        self.bridge.look_around()
+        self.runs.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -329,11 +339,11 @@ class LocaltuneApp(App[str]):
         """Open the initial configuration, for the data file that the user named."""
         if self._config_path is not None:
             self.returning.begin_with_file(self._config_path)
-            self.bridge.load_config(self._config_path)
+            self.bridge.load_config(self._config_path, self.returning.loaded)
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
         elif self._demo or (data is None and not self._settings.remember):
-            self.bridge.load_config(None)
+            self.bridge.load_config(None, self.returning.loaded)
         else:
             self.returning.begin(data)
 
@@ -353,45 +363,8 @@ class LocaltuneApp(App[str]):
         self.desktop.warn("Not pasted", text)
 
     @on(messages.Result)
-    def _show_result(self, message: messages.Result) -> None:
-        """Pass the result of a thread to its controller or pane."""
-        panes = self.desktop.panes
-        match message:
-            case messages.ActionFailed(title, error):
-                self.leaving.stay()
-                self.runs.action_failed(title, error)
-            case messages.ConfigLoaded(document):
-                self.configuration.loaded(document)
-                self.returning.loaded()
-            case messages.SurroundingsSeen(here):
-                if panes.train is not None:
-                    panes.train.look_around(here)
-                if panes.data is not None:
-                    panes.data.look_around(here)
-            case messages.RunStarted(run):
-                self.runs.started(run)
-                self.leaving.run_started(run)
-            case messages.RunAttached():
-                self.runs.attached(message)
-            case messages.RunAdvanced():
-                self.runs.advanced(message)
-                self.run_control.advanced()
-            case messages.NoRunFound():
-                self.runs.none_found()
-            case messages.RunDeleted(run, in_trash):
-                self.runs.deleted(run, in_trash=in_trash)
-            case messages.RunRestored(run):
-                self.runs.restored(run)
-            case messages.DevicesSampled(devices):
-                self.runs.show_devices(devices)
-            case messages.ControlAnswered():
-                self.run_control.answered(message)
-            case messages.ControlFailed():
-                self.run_control.failed(message)
-            case messages.ServeChanged():
-                self.serving.changed(message)
-            case _ if panes.runs is not None:
-                panes.runs.take(message)
+    def _show_result(self, result: messages.Result) -> None:
+        result.show()
 
     # Events.
 

@@ -119,6 +119,9 @@ class RunRequests(Protocol):
     def delete(self, run: Run, size: int | None) -> None:
         """Delete a run after a confirmation; ``size`` in bytes if known."""
 
+    def restore_last(self) -> None:
+        """Restore the run that was deleted last."""
+
     def show_trash(self) -> None:
         """Show the runs in the trash."""
 
@@ -132,11 +135,8 @@ class RunThreads(Protocol):
     def look_at(self, view: RunsInView) -> None:
         """Read the figures of these runs while the runs are listed."""
 
-    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
-        """Change the present labels of a run."""
-
-    def restore_last(self) -> None:
-        """Restore the run that was deleted last."""
+    def label(self, run: Run, change: Callable[[Labels], Labels], labeled: Callable[[Run, Labels], None]) -> None:
+        """Change the present labels of a run; ``labeled`` gets the new ones."""
 
 
 class ControlRequests(Protocol):

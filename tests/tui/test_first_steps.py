@@ -58,7 +58,7 @@ async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home
         await wait_for(pilot, lambda: "3 rows" in screen_text(app) and pane_of(app, "data").view is not None)
         empty = pane_of(app, "data").query_one(FirstSteps)
         (directory / "later.csv").write_text("question,answer\na,b\n")
-        app.bridge.look_around()
+        app.runs.look_around()
         await wait_for(pilot, lambda: len(empty.here.files) == 3)
         await pilot.pause()
         assert "No data yet" not in screen_text(app)
@@ -79,12 +79,16 @@ async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: 
         assert "▸ faq.csv" not in screen_text(app)
 
 
-async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> None:
+async def test_r_without_data_names_the_keys_and_then_the_file_that_is_open(directory: Path, home: Path) -> None:
     async with running(size=(100, 30), notifications=True, until="faq.csv") as (app, pilot):
-        await press(pilot, "enter", until=lambda: pane_of(app, "data").view is not None)
-        await pilot.press("r")
-        told = "t uses faq.csv for training, and r starts then."
-        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
+
+        def is_told(text: str) -> bool:
+            return any(text in note.message for note in app._notifications)
+
+        await press(pilot, "r", until=lambda: is_told("o opens a file, t uses it for training, r starts."))
+        assert app.main.current == "data"
+        await press(pilot, "3", "enter", until=lambda: pane_of(app, "data").view is not None)
+        await press(pilot, "r", until=lambda: is_told("t uses faq.csv for training, and r starts then."))
 
 
 async def test_an_earlier_run_is_named_and_its_end_is_told(directory: Path, home: Path) -> None:

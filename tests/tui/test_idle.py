@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.messages import DevicesSampled
+from tui.messages import Result
 from tui.terminal_image import TerminalImage
 
 PANES = "12345Q"
@@ -78,7 +79,7 @@ async def ticks(pilot: Pilot[Any], app: WrittenApp, devices: list[Any], pass_tim
     """Everything that comes by itself: samples of the devices, and the clocks of header and pane."""
     for device in devices:
         pass_time()
-        app.post_message(DevicesSampled([device]))
+        app.post_message(Result(partial(app.runs.show_devices, [device])))
         await pilot.pause()
         app.runs.count_down()
         if (pane := app.desktop.panes.train) is not None:

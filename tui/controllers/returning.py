@@ -17,6 +17,7 @@ from tui.session import Session, forget_session, read_session, write_session
 from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
     from tui.reopening import Reopened
 
 #: Seconds after the start in which an internal error is blamed on the restored session.
@@ -95,8 +96,9 @@ class Returning:
         if self.last is not None and self.last.config == str(working_directory() / path):
             self._awaited = place_of(self.last)
 
-    def loaded(self) -> None:
-        """Restore the cursors, now that the named configuration has been read."""
+    def loaded(self, document: ConfigDocument) -> None:
+        """Show the configuration named by the user, or a new one, and restore the cursors."""
+        self._configuration.loaded(document)
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
             self._show_place(awaited)

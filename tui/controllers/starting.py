@@ -326,11 +326,11 @@ class Starting:
         """Start a run of a validated configuration."""
         if not self._refuse_second_run():
             self._desktop.show_pane("train")
-            self._start_with_free_memory(lambda: self._bridge.start(config, name))
+            self._start_with_free_memory(lambda: self._bridge.start(config, name, self._runs.started))
 
     def _continue(self, run: Run) -> None:
         if not self._refuse_second_run():
-            self._start_with_free_memory(lambda: self._bridge.continue_run(run))
+            self._start_with_free_memory(lambda: self._bridge.continue_run(run, self._runs.started))
 
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
         """Start a worker once the chat has freed its memory."""

@@ -18,7 +18,6 @@ from tests.tui.harness import asks, has_live_run, pane_of, press, running, scree
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
-from tui.messages import ActionFailed, RunStarted
 from tui.panes.config.pane import ConfigPane
 from tui.screens.start.card import StartCard
 
@@ -183,7 +182,7 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, started: lis
         await pilot.pause()
         await press(pilot, "enter", until=lambda: not asks(app, "leave now"))
         assert app.is_running
-        app.post_message(RunStarted(ScriptedRun(home).run))
+        app.runs.started(ScriptedRun(home).run)
         await wait_for(pilot, lambda: not app.is_running)
     assert "has started" in (app.return_value or "")
     assert len(started) == 1
@@ -193,7 +192,7 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, started: list[obj
     async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q")
-        app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
+        app.runs.action_failed("The sample could not be started", UserError("There is no room."))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
         await press(pilot, "escape", "q", until=lambda: not app.is_running)
@@ -212,7 +211,7 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, starte
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: len(started) == 1)
         script = ScriptedRun(home).train_to(3).end("finished")
-        app.post_message(RunStarted(script.run))
+        app.runs.started(script.run)
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: len(started) == 2)
