@@ -44,13 +44,6 @@ def test_keys_are_written_as_people_write_them(key: str, shown: str) -> None:
     assert display_key(key) == shown
 
 
-@cases(
-    ("name", "known"), [("space", True), ("f5", True), ("ctrl+t", True), ("x", True), ("slash", True), ("spce", False)]
-)
-def test_a_key_that_no_terminal_sends_is_told(name: str, known: bool) -> None:
-    assert is_key(name) is known
-
-
 def test_a_keymap_rebinds(tmp_path: Path) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text('[train]\npause = "space"\nstop = ["z", "f9"]\n', encoding="utf-8")
@@ -104,11 +97,6 @@ def test_every_key_of_the_table_can_be_given_to_another_action(tmp_path: Path) -
         assert not [problem for problem in load_keymap(path)[1] if "is no key" in problem]
 
 
-def test_no_file_is_no_problem(tmp_path: Path) -> None:
-    overrides, problems = load_keymap(tmp_path / "none.toml")
-    assert (overrides, problems) == ({}, [])
-
-
 #: Keys that a terminal, tmux or screen keeps for itself, or that some terminals send as another key.
 UNSAFE = {
     *("ctrl+b", "ctrl+a", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+@", "ctrl+tab", "ctrl+z"),
@@ -120,10 +108,3 @@ def test_every_action_has_a_key_that_is_safe() -> None:
     for key in KeyTable().keys:
         safe = [name for name in key.keys.split(",") if name not in UNSAFE and not name.startswith(("alt+", "shift+"))]
         assert safe, key.id
-
-
-def test_lists_move_and_search_by_the_usual_keys() -> None:
-    keys = KeyTable()
-    for scope in ("data", "config", "runs"):
-        bound = {name for key in keys.scope(scope) for name in key.keys.split(",")}
-        assert {"j", "k", "g", "G", "down", "up", "slash"} <= bound, scope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,10 @@ from tests.tui.harness import has_live_run, press, running, screen_text, wait_fo
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal, app_environment
 from tests.tui.test_app import record_commands
-from tui.datasets.view import DatasetView
 from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
 from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
-from tui.screens.columns.columns import ColumnsScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
 from tui.typed_ahead import Place, TypedAhead
@@ -108,11 +105,6 @@ def test_what_is_typed_ahead_is_carried_out(scope: str, text: str) -> None:
     told: list[str] = []
     assert admitted(text, scope, told=told) == text
     assert not told
-
-
-def test_a_letter_without_a_meaning_ends_a_short_burst() -> None:
-    assert admitted("tx", "data") == "t"
-    assert admitted("xt", "data") == ""
 
 
 def test_a_key_that_is_held_down_is_no_text() -> None:
@@ -279,21 +271,6 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         assert isinstance(screen, PresetScreen)
         await wait_for(pilot, lambda: screen._list.highlighted not in (None, 0))
         assert pane.form.cursor == cursor
-
-
-async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
-    async with data_pane(path, size=(100, 30)) as (pilot, pane):
-        assert isinstance(pane.view, DatasetView)
-        screen = ColumnsScreen(pane.view, "auto", {})
-        await pilot.app.push_screen(screen)
-        await wait_for(pilot, lambda: screen.sample is not None)
-        await pilot.pause()
-        await press(pilot, "j")
-        type_at_once(pilot, "\nwaru")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        assert await typed(pilot) == "waru"
 
 
 async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(

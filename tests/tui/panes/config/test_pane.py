@@ -198,12 +198,6 @@ async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) ->
         assert pane.problems == {}
 
 
-async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> None:
-    config_file.write_text(config_file.read_text() + "learning_rat = 1\n")
-    async with config_pane(config_file, size=(100, 30)) as (pilot, _pane):
-        assert "There is no option train.learning_rat." in screen_text(pilot.app)
-
-
 async def test_search_by_name_and_help() -> None:
     async with config_pane(size=(100, 30)) as (pilot, pane):
         basic = len(pane.form.shown)

@@ -53,14 +53,6 @@ def planned(made: ConfigDocument, *facts: Any) -> PlanView:
     return view
 
 
-def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
-    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
-    assert sum(size for _, size in view.parts) == view.total
-    assert view.total > 5 << 30
-    assert view.limit is not None
-    assert view.fits == (view.total <= view.limit)
-
-
 def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_same(tmp_path: Path) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n')
     config = made.validate()
@@ -248,11 +240,6 @@ def test_no_value_is_too_large_for_the_summary(tmp_path: Path, option: str, valu
     assert model.findings().problems
     assert "rows.jsonl" in model.summary({rows: 100})
     assert model.held_out(100) == 0
-
-
-def test_the_rank_is_told_where_there_are_adapters() -> None:
-    assert "qlora rank 16" in ConfigModel(ConfigDocument("")).summary({})
-    assert "full · no training data" in ConfigModel(ConfigDocument('method.name = "full"\n')).summary({})
 
 
 async def test_what_the_device_cannot_keep_is_a_finding_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
 from tests.tui.harness import FORBIDDEN, paste, press, screen_lines, screen_text, shown, wait_for
-from tui.panes.config.editor import free_name
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
 
@@ -64,14 +63,6 @@ async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> N
         copy = tmp_path / "tickets-2.toml"
         await wait_for(pilot, copy.is_file)
         assert copy.read_text() == path.read_text()
-
-
-def test_a_copy_is_named_by_the_next_free_number(tmp_path: Path) -> None:
-    for name in ("a.toml", "a-2.toml", "b-7.toml"):
-        (tmp_path / name).touch()
-    assert free_name(tmp_path / "a.toml").name == "a-3.toml"
-    assert free_name(tmp_path / "b-7.toml").name == "b-8.toml"
-    assert free_name(tmp_path / "run-20261124.toml").name == "run-20261124-2.toml"
 
 
 async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:

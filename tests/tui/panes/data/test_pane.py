@@ -202,15 +202,6 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
             assert pane.view.path == good, "what was open stays open"
 
 
-async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"qestion": "why?", "number": 5}\n')
-    async with data_pane(path, size=(120, 24)) as (pilot, pane):
-        await shown(pilot, "unknown format", "Did you mean question?")
-        found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
-        assert found == [("qestion", "why?"), ("number", "5")]
-
-
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 40)
     async with data_pane(path, size=(120, 24)) as (pilot, pane):
