@@ -47,7 +47,7 @@ from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import PAIRED_SIZE, TILED_SIZE, MainScreen
-from tui.panes import pane_spec
+from tui.panes import pane_help, pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
@@ -449,8 +449,7 @@ class LocaltuneApp(App[str]):
         if self.desktop.is_covered:
             return
         spec = pane_spec(self.main.current)
-        pane = self.desktop.panes.find(spec.id)
-        self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
+        self.push_screen(HelpScreen(spec.title, pane_help(spec.id), self.keys, spec.id))
 
     def action_queue(self) -> None:
         """Show the queue of runs."""

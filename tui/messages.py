@@ -9,14 +9,6 @@ from textual.events import Key
 from textual.message import Message
 
 
-class Newest(Message):
-    """Message that replaces older ones of its class in the queue."""
-
-    def can_replace(self, message: Message) -> bool:
-        """True for a message of the same class."""
-        return type(message) is type(self)
-
-
 @dataclass
 class Result(Message):
     """Result of a thread, for the controller or pane that asked for it."""

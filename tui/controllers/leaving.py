@@ -121,7 +121,7 @@ class Leaving:
             # A repeated request is no answer: a key that is held down must not discard edits.
             return
         if self._awaits_start:
-            self._desktop.open(starting_dialog(), self._starting_answered)
+            self._desktop.open(starting_dialog(), self._quit_answered)
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
@@ -136,12 +136,6 @@ class Leaving:
         else:
             self._run_question = quit_dialog(view)
             self._desktop.open(self._run_question, self._quit_answered)
-
-    def _starting_answered(self, answer: str | None) -> None:
-        from tui.screens.dialogs import LEAVE
-
-        if answer == LEAVE:
-            self.leave_by_choice()
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE

@@ -50,10 +50,6 @@ class RunsPane(Pane):
 
     DEFAULT_CSS = style_of("RunsPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
-    HELP = (
-        "All runs, newest first or by another column. Opening a live one follows it; an ended one can be continued "
-        "from its last checkpoint, or its configuration be edited and started as a new run. Marked runs are compared."
-    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,12 +50,6 @@ class TrainPane(Pane, can_focus=True):
 
     DEFAULT_CSS = style_of("TrainPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
-    HELP = (
-        "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
-        "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
-        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning. "
-        "In the answers, underlined words are not in the other answer; = is the answer of the evaluation before."
-    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -255,11 +255,8 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
 
     monkeypatch.setattr(ControlClient, "_exchange", refuse)
     async with attached() as (app, pilot):
-        await settings(pilot)
-        await pilot.press("tab", *"50", "enter")
+        await press(pilot, "c", until=lambda: isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
-        await press(pilot, "escape", "c", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await wait_for(pilot, lambda: "Let it go on first: p in the Train pane." in words(app))
 
 
 async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:

@@ -1,19 +1,14 @@
-"""Session of the chat, opened with the first question, and the thread that generates replies."""
+"""Session of the chat, opened with the first question."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from textual.message import Message
-
-from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.errors import UserError
 from core.runs.control.protocol import Ways, by_command
-from tui.messages import Newest
 
 if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
@@ -23,8 +18,6 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = Run | Path | str
     SessionFactory: TypeAlias = Callable[[Target], ChatSession]
-
-Post: TypeAlias = Callable[[Message], object]
 
 
 class SessionHolder:
@@ -176,78 +169,3 @@ class SessionHolder:
         from core.chat.session import open_session
 
         return open_session(target, ways=self._ways)
-
-
-@dataclass
-class Loading(Newest):
-    """Progress of loading the model, before the first token."""
-
-    detail: str
-    done: int | None
-    total: int | None
-
-
-@dataclass
-class Speaking(Message):
-    """The first token of a reply has been generated."""
-
-    reply: Reply
-
-
-@dataclass
-class Answered(Message):
-    """An answer has ended; None if it was canceled before it began."""
-
-    reply: Reply
-    answer: Answer | None
-
-
-@dataclass
-class Failed(Message):
-    """An answer has failed."""
-
-    reply: Reply
-    error: UserError
-
-
-@dataclass
-class TurnEnded(Message):
-    """The turn has ended; no further replies will come."""
-
-    exchange: Exchange
-
-
-def hold_turn(holder: SessionHolder, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
-    """Generate the replies of an exchange, up to the first error. Blocks.
-
-    Tokens are appended to each reply's ``pending``; the pane polls them.
-
-    Args:
-        holder: The holder of the session.
-        dialogue: The conversation, which ends with the exchange.
-        exchange: The question and its replies.
-        epoch: The holder's epoch at the time of the question.
-        post: Posts a message to the pane.
-    """
-    from core.chat.session import Answer
-
-    def report(detail: str, done: int | None, total: int | None) -> None:
-        post(Loading(detail, done, total))
-
-    reply = exchange.replies[0]
-    try:
-        system, settings = holder.settings()
-        for reply in exchange.replies:
-            answer: Answer | None = None
-            messages = dialogue.messages(reply.source, system, exchange)
-            for item in holder.answer(messages, reply.source, settings, epoch, report):
-                if isinstance(item, Answer):
-                    answer = item
-                else:
-                    if not reply.pending and not reply.text:
-                        post(Speaking(reply))
-                    reply.pending.append(item.text)
-            post(Answered(reply, answer))
-    except UserError as error:
-        post(Failed(reply, error))
-    post(TurnEnded(exchange))

@@ -56,11 +56,6 @@ class ConfigPane(Pane):
     :class:`~tui.panes.config.facts.FactsFinder` finds the facts about it. The pane displays them, and has the actions.
     """
 
-    HELP = (
-        "Every option of a run. • is changed: from the preset in force, else from the default; ≠ was another in the "
-        "last run of this file or model. ✗ keeps a run from starting, ! is worth a look and does not. A preset "
-        "keeps model, data and what you wrote. Every edit can be undone; the file is written only when you save it."
-    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002

@@ -58,11 +58,6 @@ class DataPane(Pane):
 
     DEFAULT_CSS = style_of("DataPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
-    HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
-        "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
-        "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
-    )
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
