@@ -31,7 +31,7 @@ from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.bridge import Bridge
+from tui.bridge import Bridge, Result
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
@@ -118,33 +118,20 @@ class LocaltuneApp(App[str]):
         self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
+        desktop = Desktop(self, self.state, self.keys, lambda: self.clock(), self.write_to_terminal)
+        self.desktop = desktop
         self.bridge = Bridge(
-            self,
-            self.desktop.panes,
-            self.keys.way,
-            lambda title, error: self.runs.action_failed(title, error),
-            self.pace,
+            self, desktop.panes, self.keys.way, lambda *failure: self.runs.action_failed(*failure), self.pace
         )
         remembers = self._settings.remember
-        self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
-        self.configuration = Configuration(
-            self.desktop, self.state, self.drafts, self.keys, changed=lambda: self.starting.follow()
-        )
-        self.returning = Returning(
-            self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
-        )
-        self.leaving = Leaving(
-            self.desktop, self.state, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop")
-        )
-        self.runs = Runs(
-            self.desktop, self.state, self.bridge, self.leaving, self.drafts, self.keys, lambda: self.clock()
-        )
-        self.starting = Starting(self.desktop, self.state, self.bridge, self.keys, self.configuration, self.runs)
-        self.serving = Serving(self, self.desktop, self.state)
-        self.run_control = RunControl(
-            self.desktop, self.state, self.bridge, self.leaving, self.runs, lambda: self.clock()
-        )
+        self.drafts = DraftKeeper(self.state, desktop.panes, remembers=remembers)
+        self.configuration = Configuration(desktop, self.drafts, lambda: self.starting.follow())
+        self.returning = Returning(desktop, self.drafts, self.configuration, remembers=remembers)
+        self.leaving = Leaving(desktop, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop"))
+        self.runs = Runs(desktop, self.bridge, self.leaving, self.drafts)
+        self.starting = Starting(desktop, self.bridge, self.configuration, self.runs)
+        self.serving = Serving(self, desktop)
+        self.run_control = RunControl(desktop, self.bridge, self.leaving, self.runs)
 
     def write_to_terminal(self, text: str) -> None:
         """Write text to the terminal as is; does nothing while there is no driver."""
@@ -271,7 +258,8 @@ class LocaltuneApp(App[str]):
 
     async def _on_message(self, message: Message) -> None:
         # While the app shuts down, results of threads have no widgets left to go to.
-        if self.is_running or type(message).__module__ != messages.__name__:
+        is_of_thread = isinstance(message, Result) or type(message).__module__ == messages.__name__
+        if self.is_running or not is_of_thread:
             await super()._on_message(message)
 
     async def on_unmount(self) -> None:
@@ -362,8 +350,8 @@ class LocaltuneApp(App[str]):
         text = f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that."
         self.desktop.warn("Not pasted", text)
 
-    @on(messages.Result)
-    def _show_result(self, result: messages.Result) -> None:
+    @on(Result)
+    def _show_result(self, result: Result) -> None:
         result.show()
 
     # Events.

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.app import App
+from textual.message import Message
 
 from core.errors import UserError
 from core.paths import working_directory
-from tui.messages import Result
 from tui.panes import Panes
 from tui.shell import RunsInView
 
@@ -52,6 +52,20 @@ FIGURES_SECONDS = 0.3
 FACTS_SECONDS = 0.1
 #: Seconds for a worker to identify itself, and for a killed one to exit; freeing device memory takes a while.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
+
+
+@dataclass
+class Result(Message):
+    """Result of a thread, for the controller or pane that asked for it."""
+
+    show: Callable[[], object]
+    """Shows it, in the app's thread."""
+    newest: str = ""
+    """The kind of results of which only the newest counts; empty if each counts."""
+
+    def can_replace(self, message: Message) -> bool:
+        """True for an older result of the same kind."""
+        return isinstance(message, Result) and self.newest != "" and message.newest == self.newest
 
 
 @dataclass(frozen=True)
@@ -398,27 +412,20 @@ class Bridge:
 
         self._run(work, "control")
 
-    def signal(self, run: Run, done: Callable[[Command, Mapping[str, Any]], None]) -> None:
-        """Signal a worker whose socket does not answer, to stop it after a checkpoint."""
+    def end(self, command: Command, done: Callable[[Command, Mapping[str, Any]], None]) -> None:
+        """End a worker whose socket does not answer: ``signal`` to stop it after a checkpoint, or ``kill``."""
 
         def work() -> None:
-            from core.launch.launcher import terminate_when_begun
+            from core.launch.launcher import kill, terminate_when_begun
 
-            terminate_when_begun(run, SIGNAL_SECONDS)
-            self._tell(done, Command(run, "signal"), {})
+            if command.name == "kill":
+                kill(command.run, KILL_SECONDS)
+            else:
+                terminate_when_begun(command.run, SIGNAL_SECONDS)
+            self._tell(done, command, {})
 
-        self._try("The run could not be told to stop", work, "control")
-
-    def kill(self, run: Run, done: Callable[[Command, Mapping[str, Any]], None]) -> None:
-        """Kill the process of a run."""
-
-        def work() -> None:
-            from core.launch.launcher import kill
-
-            kill(run, KILL_SECONDS)
-            self._tell(done, Command(run, "kill"), {})
-
-        self._try("The process could not be killed", work, "control")
+        titles = {"signal": "The run could not be told to stop", "kill": "The process could not be killed"}
+        self._try(titles[command.name], work, "control")
 
 
 def follow_run(

@@ -1,4 +1,4 @@
-"""Messages from threads to the app: results to show, and terminal input."""
+"""Messages of the terminal to the app, posted by the thread that reads it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from dataclasses import dataclass
 
 from textual.events import Key
 from textual.message import Message
-
-
-@dataclass
-class Result(Message):
-    """Result of a thread, for the controller or pane that asked for it."""
-
-    show: Callable[[], object]
-    """Shows it, in the app's thread."""
-    newest: str = ""
-    """The kind of results of which only the newest counts; empty if each counts."""
-
-    def can_replace(self, message: Message) -> bool:
-        """True for an older result of the same kind."""
-        return isinstance(message, Result) and self.newest != "" and message.newest == self.newest
 
 
 @dataclass

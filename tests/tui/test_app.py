@@ -30,9 +30,10 @@ from tests.tui.harness import (
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.bridge import Result
 from tui.controllers.desktop import Desktop
+from tui.keys import KeyTable
 from tui.main_screen import PaneSlot, TooSmall, companions, direction, places, room
-from tui.messages import Result
 from tui.panes import PANES, TILED, Panes
 from tui.panes.train import STALE_SECONDS
 from tui.screens.help import HelpScreen
@@ -409,7 +410,7 @@ def test_what_is_there_is_left_alone() -> None:
 
 
 def test_the_header_of_an_app_without_screens_is_left_alone() -> None:
-    Desktop(App(), AppState(), time.time).show_header()
+    Desktop(App(), AppState(), KeyTable(), time.time).show_header()
 
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:

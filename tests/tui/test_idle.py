@@ -21,7 +21,7 @@ from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.messages import Result
+from tui.bridge import Result
 from tui.terminal_image import TerminalImage
 
 PANES = "12345Q"

@@ -9,7 +9,6 @@ from core.runs.record.state import in_words
 from tui.controllers.desktop import Desktop
 from tui.controllers.returning import Returning
 from tui.draft_keeper import DraftKeeper
-from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.runs.record.store import Run
@@ -20,22 +19,16 @@ class Leaving:
     """Controller of quitting the app.
 
     Args:
-        desktop: The panes and dialogs.
-        state: The state of the app.
+        desktop: The panes and dialogs, and the state of the app.
         drafts: The drafts of unsaved edits.
         returning: The controller of the session.
         stop: Asks a run to stop after a checkpoint.
     """
 
     def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        drafts: DraftKeeper,
-        returning: Returning,
-        stop: Callable[[Run], None],
+        self, desktop: Desktop, drafts: DraftKeeper, returning: Returning, stop: Callable[[Run], None]
     ) -> None:
-        self._desktop, self._state, self._drafts, self._returning = desktop, state, drafts, returning
+        self._desktop, self._state, self._drafts, self._returning = desktop, desktop.state, drafts, returning
         self._stop = stop
         self._line: str | None = None
         self._awaits_start = False

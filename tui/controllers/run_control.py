@@ -10,7 +10,6 @@ from tui.bridge import Bridge, Command
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.runs import Runs
-from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.errors import UserError
@@ -24,25 +23,15 @@ class RunControl:
     """Controller of a live run: confirms a stop, sends commands, and shows the worker's answers.
 
     Args:
-        desktop: The dialogs and notices.
-        state: The state of the app.
+        desktop: The dialogs and notices, and the state of the app.
         bridge: The threads that send commands.
         leaving: The controller of quitting, which may wait for a stop.
         runs: The controller of runs, which shows pending requests.
-        clock: The clock, in Unix seconds.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        leaving: Leaving,
-        runs: Runs,
-        clock: Callable[[], float],
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
-        self._runs, self._clock = runs, clock
+    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, runs: Runs) -> None:
+        self._desktop, self._state, self._clock = desktop, desktop.state, desktop.clock
+        self._bridge, self._leaving, self._runs = bridge, leaving, runs
 
     def request(self, command: str) -> None:
         """Send a command to the worker, or withdraw it if it is pending; a stop is confirmed first.
@@ -101,7 +90,7 @@ class RunControl:
             elif answer == TAKE_BACK:
                 self._take_back(run, "stop")
             elif answer == SIGNAL:
-                self._bridge.signal(run, self._answered)
+                self._bridge.end(Command(run, "signal"), self._answered)
             elif answer == KILL:
                 self._ask_to_kill(run)
 
@@ -119,7 +108,10 @@ class RunControl:
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import kill_dialog
 
-        self._confirm(run, "Nothing is killed", kill_dialog, lambda: self._bridge.kill(run, self._answered))
+        def kill() -> None:
+            self._bridge.end(Command(run, "kill"), self._answered)
+
+        self._confirm(run, "Nothing is killed", kill_dialog, kill)
 
     def _confirm(
         self, run: Run, refusal: str, question: Callable[[RunView], ChoiceDialog | None], act: Callable[[], None]

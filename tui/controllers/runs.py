@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,8 @@ from tui.bridge import Bridge, RunAdvanced, RunAttached, RunNews
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.draft_keeper import DraftKeeper
-from tui.keys import KeyTable
 from tui.meters import MeterReading, SteadyMeters
-from tui.state import AppState, RunView
+from tui.state import RunView
 
 if TYPE_CHECKING:
     from core.errors import UserError
@@ -34,27 +33,15 @@ class Runs:
     """Controller of runs. It alone sets the shown run in the state.
 
     Args:
-        desktop: The panes, dialogs and notices.
-        state: The state of the app.
+        desktop: The panes, dialogs and notices, and the state of the app.
         bridge: The threads that read, follow and change runs.
         leaving: The controller of quitting, which may wait for a run.
         drafts: The drafts of conversations.
-        keys: The key table with the user's changes.
-        clock: The clock, in Unix seconds.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        leaving: Leaving,
-        drafts: DraftKeeper,
-        keys: KeyTable,
-        clock: Callable[[], float],
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
-        self._leaving, self._keys = leaving, keys
+    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, drafts: DraftKeeper) -> None:
+        self._desktop, self._state = desktop, desktop.state
+        self._bridge, self._leaving, self._drafts = bridge, leaving, drafts
         self._meters = SteadyMeters()
         self._landing = ""
         self._chat_told = 0.0
@@ -195,7 +182,7 @@ class Runs:
 
     def _deleted(self, run: Run, *, in_trash: bool) -> None:
         """Remove a deleted run from the panes."""
-        back = f" {self._keys['runs.restore'].display} restores it." if in_trash else ""
+        back = f" {self._desktop.keys['runs.restore'].display} restores it." if in_trash else ""
         self._desktop.tell(f"{'Moved to the trash' if in_trash else 'Deleted'}: {run.id}.{back}")
         if (pane := self._desktop.panes.runs) is not None:
             pane.forget(run)
@@ -335,7 +322,7 @@ class Runs:
 
     def _tell_chat(self, view: RunView) -> None:
         """Update phase and step in the chat; the step rarely, as a new title repaints the whole pane."""
-        chat, now = self._desktop.panes.chat, self._clock()
+        chat, now = self._desktop.panes.chat, self._desktop.clock()
         if chat is None:
             return
         chat.note_phase(view.history.phase.name if view.history.phase is not None else "")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from textual.app import App
 
 from core.errors import UserError
+from tui.bridge import Result
 from tui.controllers.desktop import Desktop
-from tui.messages import Result
-from tui.state import AppState, ServingView
+from tui.state import ServingView
 
 if TYPE_CHECKING:
     from core.runs.record.store import Run
@@ -30,12 +30,11 @@ class Serving:
 
     Args:
         app: The app, for its messages and threads.
-        desktop: The screens, notices and header.
-        state: The state of the app, which has the server.
+        desktop: The screens, notices and header, and the state, which has the server.
     """
 
-    def __init__(self, app: App[str], desktop: Desktop, state: AppState) -> None:
-        self._app, self._desktop, self._state = app, desktop, state
+    def __init__(self, app: App[str], desktop: Desktop) -> None:
+        self._app, self._desktop, self._state = app, desktop, desktop.state
         self.make_job: MakeServeJob | None = None
         """Creates the job; None for the real one, which is imported when it is needed."""
         self._job: ServeJob | None = None

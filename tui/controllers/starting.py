@@ -17,8 +17,7 @@ from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.runs import Runs
-from tui.keys import KeyTable
-from tui.state import AppState, RunView
+from tui.state import RunView
 
 if TYPE_CHECKING:
     from core.analysis.result import Analysis
@@ -34,25 +33,15 @@ class Starting:
     """Controller of starts: checks the configuration, opens the start card, and starts the worker.
 
     Args:
-        desktop: The panes, dialogs and notices.
-        state: The state of the app.
+        desktop: The panes, dialogs and notices, and the state of the app.
         bridge: The threads that start a worker.
-        keys: The key table with the user's changes.
         configuration: The controller of the configuration.
         runs: The controller of runs.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        keys: KeyTable,
-        configuration: Configuration,
-        runs: Runs,
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._keys = desktop, state, bridge, keys
-        self._configuration, self._runs = configuration, runs
+    def __init__(self, desktop: Desktop, bridge: Bridge, configuration: Configuration, runs: Runs) -> None:
+        self._desktop, self._state, self._keys = desktop, desktop.state, desktop.keys
+        self._bridge, self._configuration, self._runs = bridge, configuration, runs
 
     # Requests.
 

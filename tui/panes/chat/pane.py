@@ -26,8 +26,7 @@ from tui.datasets.summary import counted
 from tui.files import save_text
 from tui.keys import bindings, display_key
 from tui.panes.base import Pane
-from tui.panes.chat.partner import Partner
-from tui.panes.chat.session import SessionHolder
+from tui.panes.chat.partner import Partner, SessionHolder
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.strips import style_of
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer
     from core.runs.record.store import Run
-    from tui.panes.chat.session import SessionFactory, Target
+    from tui.panes.chat.partner import SessionFactory, Target
     from tui.screens.chat import KeptAnswer
 
 #: Seconds between two updates of an answer, which are fast enough for reading and leave the link free for keys.

@@ -163,16 +163,3 @@ async def test_a_start_leads_to_a_model(
         await wait_for(pilot, lambda: not pane.problems)
         assert pane.check() == {}
         assert list_runs() == []
-
-
-async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path: Path) -> None:
-    from core.errors import UserError
-    from tui.datasets.plan import find_base
-
-    with pytest.raises(UserError) as caught:
-        find_base("org/none", tmp_path)
-    assert "Choose or download one at model.base in the Config pane." in caught.value.hint
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError) as caught:
-        find_base("a.gguf", tmp_path)
-    assert caught.value.hint == "The first run with it converts it."

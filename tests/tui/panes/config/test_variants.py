@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
@@ -106,16 +104,3 @@ async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Pat
         text = screen_text(pilot.app)
         assert "- system" in text
         assert not FORBIDDEN & set(text)
-
-
-@pytest.mark.long
-async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path)) as (pilot, pane):
-        for name, keys in (("bad.toml", ["O"]), ("worse.toml", ["v", "o"])):
-            (tmp_path / name).write_text("= 3")
-            await pilot.press(*keys)
-            await paste(pilot, str(tmp_path / name))
-            await pilot.press("enter")
-            said = f"{name}isnotvalidTOML"
-            await wait_for(pilot, lambda: said in "".join(flat(screen_text(pilot.app)).split()))  # noqa: B023
-            assert pane.document.get("train.epochs") == 2.0
