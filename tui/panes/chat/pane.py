@@ -55,8 +55,8 @@ class ChatPane(Pane):
     DEFAULT_CSS = style_of("ChatPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 
-    def __init__(self, open_session: SessionFactory | None = None, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self, open_session: SessionFactory | None = None) -> None:
+        super().__init__()
         self.dialogue = Dialogue()
         self.sources: tuple[Source, ...] = ("tuned",)
         """The sources that answer the next question."""

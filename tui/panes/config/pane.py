@@ -58,8 +58,8 @@ class ConfigPane(Pane):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self.editor = ConfigEditor()
         self.known = FactsFinder()
         self.planner: Planner = self.known.plan
@@ -602,9 +602,10 @@ class ConfigPane(Pane):
         """Save the file; ask for a path if there is none, and what to do if another program changed the file."""
         await self._converse(self._save)
 
+    @_conversing
     async def action_save_as(self) -> None:
         """Ask for another file, save there, and continue with that file."""
-        await self._converse(self._save_as)
+        self._saved(await self._questions.save_as())
 
     async def _save(self) -> bool:
         outcome = await self._questions.save()
@@ -612,9 +613,6 @@ class ConfigPane(Pane):
             self._go_on(outcome)
             return False
         return self._saved(outcome)
-
-    async def _save_as(self) -> bool:
-        return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
         """Show the result of saving; returns True if the file was saved.

@@ -59,8 +59,8 @@ class DataPane(Pane):
     DEFAULT_CSS = style_of("DataPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self.session = DatasetSession()
         self.opener = Opener(self.session)
         self.body = DataRows(self.session, id="data-body")
