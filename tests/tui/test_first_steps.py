@@ -45,13 +45,6 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
         assert pane_of(app, "data").view.path == directory / "notes.csv"
 
 
-async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None:
-    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
-        await press(pilot, "1", until="No data yet. What should the model learn from?")
-        await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
-        assert pane_of(app, "data").view.path == directory / "faq.csv"
-
-
 async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:
     app = LocaltuneApp(data=directory / "faq.csv")
     async with app.run_test(size=(100, 30)) as pilot:
@@ -65,8 +58,14 @@ async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home
         assert not empty.display
 
 
-async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:
+async def test_the_keys_lead_on_from_the_train_pane_and_the_data_pane_lists_the_files_too(
+    directory: Path, home: Path
+) -> None:
     async with running(size=(100, 30), until="faq.csv") as (app, pilot):
+        await press(pilot, "1", until="No data yet. What should the model learn from?")
+        await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
+        assert pane_of(app, "data").view.path == directory / "faq.csv"
+        await pilot.press("3")
         await press(pilot, "o", until=lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
         await pilot.press("escape", "3", "I")
         await wait_for(pilot, lambda: app.main.current == "config" and isinstance(app.focused, PathInput))

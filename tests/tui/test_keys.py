@@ -70,7 +70,7 @@ def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None
     assert "train.puase" in " ".join(problems)
 
 
-@cases("text", ["[train", "\x00", '[train]\npause = "c"\n'])
+@cases("text", ["[train", "\x00", '[train]\npause = "c"\n', '[train]\npause = "?"\n'])
 def test_an_unusable_keymap_changes_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keymap.toml"
     path.write_text(text, encoding="utf-8")
@@ -82,12 +82,6 @@ def test_an_unusable_keymap_changes_nothing(tmp_path: Path, text: str) -> None:
 def test_a_pane_key_over_a_key_of_the_app_is_a_conflict() -> None:
     assert conflicts({"train.pause": "q"}) == [("app.quit", "train.pause", "q")]
     assert conflicts({"train.pause": "slash"}) == []
-
-
-def test_a_character_and_its_name_are_the_same_key(tmp_path: Path) -> None:
-    path = tmp_path / "keymap.toml"
-    path.write_text('[train]\npause = "?"\n', encoding="utf-8")
-    assert load_keymap(path)[0] == {}
 
 
 def test_every_key_of_the_table_can_be_given_to_another_action(tmp_path: Path) -> None:

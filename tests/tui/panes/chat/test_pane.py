@@ -18,6 +18,7 @@ from core.chat.request import GenerationSettings
 from core.chat.session import ChatSession
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import (
@@ -507,6 +508,9 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             await pilot.press("S")
         served = [run, run, str(written), f"{run.path}@30"]
         await wait_for(pilot, lambda: [asked.args[0] for asked in requested(pilot, "serving.request")] == served)
+        RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(other.state_path)
+        pane.set_target(other)
+        await wait_for(pilot, lambda: "other (result refused by eval.gate)" in screen_lines(pilot.app)[0])
 
 
 async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> N
         copy = tmp_path / "tickets-2.toml"
         await wait_for(pilot, copy.is_file)
         assert copy.read_text() == path.read_text()
+        await press(pilot, "y", "ctrl+s", until="tickets-3.toml")
 
 
 async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
