@@ -133,11 +133,11 @@ async def test_a_paused_run_writes_what_has_changed_on_its_card_and_nothing_else
     async with app.run_test(size=(200, 50)) as pilot:
         for pane in "53":
             await show(pilot, app, pane)
-            script.hardware(CARDS[0], energy_wh=1.91)
+            script.hardware(CARDS[1], energy_wh=1.91)
             # The first news of a run brings the chat's title up to date.
-            await wait_for(pilot, lambda: app.state.view.history.devices == [CARDS[0]])  # type: ignore[union-attr]
+            await wait_for(pilot, lambda: app.state.view.history.devices == [CARDS[1]])  # type: ignore[union-attr]
             await settled(pilot, app)
-            for number, card in enumerate(CARDS[1:]):
+            for number, card in enumerate(CARDS):
                 script.hardware(card, energy_wh=1.91 + number / 1000)
                 await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
                 await ticks(pilot, app, [CPU], lambda: None)
