@@ -31,7 +31,7 @@ from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.bridge import Bridge
+from tui.bridge import Bridge, Result
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
@@ -47,7 +47,7 @@ from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import PAIRED_SIZE, TILED_SIZE, MainScreen
-from tui.panes import pane_spec
+from tui.panes import pane_help, pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
@@ -118,23 +118,20 @@ class LocaltuneApp(App[str]):
         self.state = AppState(is_opening=True)
         self.clock: Callable[[], float] = time.time
         """Clock: the present, in Unix seconds."""
-        self.bridge = Bridge(self, self.keys.way, self.pace)
-        self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
+        desktop = Desktop(self, self.state, self.keys, lambda: self.clock(), self.write_to_terminal)
+        self.desktop = desktop
+        self.bridge = Bridge(
+            self, desktop.panes, self.keys.way, lambda *failure: self.runs.action_failed(*failure), self.pace
+        )
         remembers = self._settings.remember
-        self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
-        self.configuration = Configuration(
-            self.desktop, self.state, self.drafts, self.keys, changed=lambda: self.starting.follow()
-        )
-        self.returning = Returning(
-            self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
-        )
-        self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, self.keys, lambda: self.clock())
-        self.starting = Starting(self.desktop, self.state, self.bridge, self.keys, self.configuration, self.runs)
-        self.serving = Serving(self, self.desktop, self.state)
-        self.run_control = RunControl(
-            self.desktop, self.state, self.bridge, self.leaving, self.runs, lambda: self.clock()
-        )
+        self.drafts = DraftKeeper(self.state, desktop.panes, remembers=remembers)
+        self.configuration = Configuration(desktop, self.drafts, lambda: self.starting.follow())
+        self.returning = Returning(desktop, self.drafts, self.configuration, remembers=remembers)
+        self.leaving = Leaving(desktop, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop"))
+        self.runs = Runs(desktop, self.bridge, self.leaving, self.drafts)
+        self.starting = Starting(desktop, self.bridge, self.configuration, self.runs)
+        self.serving = Serving(self, desktop)
+        self.run_control = RunControl(desktop, self.bridge, self.leaving, self.runs)
 
     def write_to_terminal(self, text: str) -> None:
         """Write text to the terminal as is; does nothing while there is no driver."""
@@ -261,7 +258,8 @@ class LocaltuneApp(App[str]):
 
     async def _on_message(self, message: Message) -> None:
         # While the app shuts down, results of threads have no widgets left to go to.
-        if self.is_running or type(message).__module__ != messages.__name__:
+        is_of_thread = isinstance(message, Result) or type(message).__module__ == messages.__name__
+        if self.is_running or not is_of_thread:
             await super()._on_message(message)
 
     async def on_unmount(self) -> None:
@@ -306,7 +304,7 @@ class LocaltuneApp(App[str]):
     async def first_painted(self) -> None:
         """Load everything that the first paint does not need: panes, runs and the configuration."""
         self.desktop.show_header()
-        self.bridge.sample_devices()
+        self.bridge.sample_devices(self.runs.show_devices)
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         last = self.returning.last
         self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
@@ -320,7 +318,7 @@ class LocaltuneApp(App[str]):
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
         self._open_config(data)
-        self.bridge.look_around()
+        self.runs.look_around()
         if self._complaints:
             text = "\n".join(self._complaints)
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
@@ -329,11 +327,11 @@ class LocaltuneApp(App[str]):
         """Open the initial configuration, for the data file that the user named."""
         if self._config_path is not None:
             self.returning.begin_with_file(self._config_path)
-            self.bridge.load_config(self._config_path)
+            self.bridge.load_config(self._config_path, self.returning.loaded)
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
         elif self._demo or (data is None and not self._settings.remember):
-            self.bridge.load_config(None)
+            self.bridge.load_config(None, self.returning.loaded)
         else:
             self.returning.begin(data)
 
@@ -352,46 +350,9 @@ class LocaltuneApp(App[str]):
         text = f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that."
         self.desktop.warn("Not pasted", text)
 
-    @on(messages.Result)
-    def _show_result(self, message: messages.Result) -> None:
-        """Pass the result of a thread to its controller or pane."""
-        panes = self.desktop.panes
-        match message:
-            case messages.ActionFailed(title, error):
-                self.leaving.stay()
-                self.runs.action_failed(title, error)
-            case messages.ConfigLoaded(document):
-                self.configuration.loaded(document)
-                self.returning.loaded()
-            case messages.SurroundingsSeen(here):
-                if panes.train is not None:
-                    panes.train.look_around(here)
-                if panes.data is not None:
-                    panes.data.look_around(here)
-            case messages.RunStarted(run):
-                self.runs.started(run)
-                self.leaving.run_started(run)
-            case messages.RunAttached():
-                self.runs.attached(message)
-            case messages.RunAdvanced():
-                self.runs.advanced(message)
-                self.run_control.advanced()
-            case messages.NoRunFound():
-                self.runs.none_found()
-            case messages.RunDeleted(run, in_trash):
-                self.runs.deleted(run, in_trash=in_trash)
-            case messages.RunRestored(run):
-                self.runs.restored(run)
-            case messages.DevicesSampled(devices):
-                self.runs.show_devices(devices)
-            case messages.ControlAnswered():
-                self.run_control.answered(message)
-            case messages.ControlFailed():
-                self.run_control.failed(message)
-            case messages.ServeChanged():
-                self.serving.changed(message)
-            case _ if panes.runs is not None:
-                panes.runs.take(message)
+    @on(Result)
+    def _show_result(self, result: Result) -> None:
+        result.show()
 
     # Events.
 
@@ -476,8 +437,7 @@ class LocaltuneApp(App[str]):
         if self.desktop.is_covered:
             return
         spec = pane_spec(self.main.current)
-        pane = self.desktop.panes.find(spec.id)
-        self.push_screen(HelpScreen(spec.title, pane.HELP if pane is not None else "", self.keys, spec.id))
+        self.push_screen(HelpScreen(spec.title, pane_help(spec.id), self.keys, spec.id))
 
     def action_queue(self) -> None:
         """Show the queue of runs."""

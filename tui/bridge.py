@@ -1,34 +1,44 @@
 """Bridge between core and the widgets: threads that read run directories, sample devices and talk to workers.
 
-The threads touch no widget; they post messages to the app, at most two a second.
+The threads touch no widget: they post their results, at most two a second, and the app's thread shows each with the
+function that came with the request.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.app import App
 from textual.message import Message
 
 from core.errors import UserError
 from core.paths import working_directory
-from tui import messages
+from tui.panes import Panes
 from tui.shell import RunsInView
 
 if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
     from core.config.schema import Config
+    from core.hardware.snapshot import Device
     from core.runs.catalog.rows import RunFigures
     from core.runs.control.client import ControlClient
     from core.runs.control.protocol import Ways
-    from core.runs.record.state import RunState
+    from core.runs.record.events import Event
+    from core.runs.record.history import RunHistory
+    from core.runs.record.state import Rank, RunState
     from core.runs.record.store import Labels, Run
+    from tui.datasets.here import Here
+    from tui.panes.runs import RunsPane
     from tui.session import Session
+
+ValueT = TypeVar("ValueT")
 
 #: Seconds between two polls of a live run, and of an ended run, which another process may continue.
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
@@ -44,17 +54,73 @@ FACTS_SECONDS = 0.1
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
 
 
+@dataclass
+class Result(Message):
+    """Result of a thread, for the controller or pane that asked for it."""
+
+    show: Callable[[], object]
+    """Shows it, in the app's thread."""
+    newest: str = ""
+    """The kind of results of which only the newest counts; empty if each counts."""
+
+    def can_replace(self, message: Message) -> bool:
+        """True for an older result of the same kind."""
+        return isinstance(message, Result) and self.newest != "" and message.newest == self.newest
+
+
+@dataclass(frozen=True)
+class RunAttached:
+    """A run has been read from its beginning, and is followed from now on."""
+
+    run: Run
+    state: RunState
+    history: RunHistory
+    found: bool = False
+    """True if the app found it without a request of the user."""
+    is_partial: bool = False
+    """True if the history has only some of the steps; the whole one follows."""
+    ranks: Sequence[Rank] = ()
+    """Heartbeats of its processes; empty for a run of one."""
+
+
+@dataclass(frozen=True)
+class RunAdvanced:
+    """New events of the followed run since the last news."""
+
+    run: Run
+    state: RunState
+    events: Sequence[Event]
+    ranks: Sequence[Rank] = ()
+    """Heartbeats of its processes, as in :class:`RunAttached`."""
+
+
+RunNews = RunAttached | RunAdvanced
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to the worker of a run; ``signal`` and ``kill`` are carried out from outside."""
+
+    run: Run
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Bridge:
     """Threads of the app, started on request and ended with the app.
 
     Args:
-        app: The app, which gets the messages.
+        app: The app, in whose thread results are shown.
+        panes: The panes; the list of runs is shown in one of them.
         ways: Names an action that helps after a refusal, for error messages.
-        pace: Factor for the seconds between two messages of one kind.
+        failed: Shows the failure of a user's request: title and error.
+        pace: Factor for the seconds between two results of one kind.
     """
 
-    def __init__(self, app: App[str], ways: Ways, pace: float = 1.0) -> None:
-        self._app, self._ways, self._pace = app, ways, pace
+    def __init__(
+        self, app: App[str], panes: Panes, ways: Ways, failed: Callable[[str, UserError], None], pace: float = 1.0
+    ) -> None:
+        self._app, self._panes, self._ways, self._failed, self._pace = app, panes, ways, failed, pace
         self._closing = threading.Event()
         self._following = threading.Event()
         self._listing = threading.Event()
@@ -78,53 +144,61 @@ class Bridge:
         self._app.run_worker(work, thread=True, group=group, description=group)
 
     def _try(self, title: str, work: Callable[[], None], group: str) -> None:
-        """Run an action that the user asked for; a failure becomes a message."""
+        """Run an action that the user asked for, and show its failure."""
 
         def attempt() -> None:
             try:
                 work()
             except UserError as error:
-                self._post(messages.ActionFailed(title, error))
+                self._tell(self._failed, title, error)
 
         self._run(attempt, group)
 
-    def _post(self, message: Message) -> None:
+    def _tell(self, show: Callable[..., object], *args: object, newest: str = "") -> None:
         if not self._closing.is_set():
-            self._app.post_message(message)
+            self._app.post_message(Result(partial(show, *args), newest))
 
-    def look_around(self) -> None:
+    def _list(self, show: Callable[[RunsPane, ValueT], object], value: ValueT, newest: str = "") -> None:
+        """Show a value in the list of runs, if its pane is loaded by then."""
+
+        def show_in_pane() -> None:
+            if (pane := self._panes.runs) is not None:
+                show(pane, value)
+
+        self._tell(show_in_pane, newest=newest)
+
+    def look_around(self, seen: Callable[[Here], None]) -> None:
         """Look for data files and earlier runs to start from."""
 
         def work() -> None:
             from tui.datasets.here import look_around
 
-            self._post(messages.SurroundingsSeen(look_around(working_directory())))
+            self._tell(seen, look_around(working_directory()))
 
         self._run(work, "here")
 
-    def load_config(self, path: Path | None) -> None:
+    def load_config(self, path: Path | None, loaded: Callable[[ConfigDocument], None]) -> None:
         """Read a configuration, or begin a new one."""
 
         def work() -> None:
             from core.config.document import ConfigDocument
 
             try:
-                self._post(messages.ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
+                self._tell(loaded, ConfigDocument.load(path) if path is not None else ConfigDocument())
             except UserError:
                 # The app is useful without that file; the error is still reported.
-                self._post(messages.ConfigLoaded(ConfigDocument()))
+                self._tell(loaded, ConfigDocument())
                 raise
 
         self._try("The configuration cannot be opened", work, "load")
 
-    def open_run(self, name: str) -> None:
-        """Find a run by the user's name for it, and follow it."""
+    def open_run(self, name: str, opened: Callable[[Run], None]) -> None:
+        """Find a run by the user's name for it."""
 
         def work() -> None:
             from core.runs.record.store import find_run
 
-            run = find_run(name)
-            self._app.call_from_thread(self.follow, run)
+            self._tell(opened, find_run(name))
 
         self._try("The run cannot be opened", work, "open")
 
@@ -132,32 +206,26 @@ class Bridge:
         """Follow no run any more."""
         self._following.set()
 
-    def find_run(self, session: Session | None = None) -> None:
-        """Follow the newest live run, else the run of the last session, else the newest run.
-
-        :class:`~tui.messages.NoRunFound` where there is none.
-        """
+    def find_run(self, found: Callable[[Run | None], None], session: Session | None = None) -> None:
+        """Find the run to show at the start; None where there is none."""
 
         def work() -> None:
             from tui.reopening import find_shown
 
-            run = find_shown(session)
-            if run is None:
-                self._post(messages.NoRunFound())
-            else:
-                self._app.call_from_thread(partial(self.follow, run, found=True))
+            self._tell(found, find_shown(session))
 
         self._run(work, "find")
 
-    def follow(self, run: Run, *, found: bool = False) -> None:
+    def follow(self, run: Run, show: Callable[[RunNews], None], *, found: bool = False) -> None:
         """Read a run from its beginning and follow it, instead of the run followed before."""
         self._following.set()
         self._following = stop = threading.Event()
         if self._closing.is_set():
             stop.set()
-        self._run(partial(follow_run, run, self._post, stop, found=found, pace=self._pace), "follow")
+        post = partial(self._tell, show)
+        self._run(partial(follow_run, run, post, stop, found=found, pace=self._pace), "follow")
 
-    def sample_devices(self) -> None:
+    def sample_devices(self, sampled: Callable[[Sequence[Device]], None]) -> None:
         """Sample the devices every few seconds, while ``sampling`` is set."""
 
         def work() -> None:
@@ -165,7 +233,7 @@ class Bridge:
 
             while not self._closing.is_set():
                 if self.sampling:
-                    self._post(messages.DevicesSampled(snapshot()))
+                    self._tell(sampled, snapshot(), newest="devices")
                 self._closing.wait(SAMPLE_SECONDS * self._pace)
 
         self._run(work, "sample")
@@ -183,7 +251,7 @@ class Bridge:
 
             catalog = RunCatalog(is_cached=True)
             while not stop.is_set():
-                self._post(messages.RunsListed(catalog.rows(FACTS_SECONDS)))
+                self._list(lambda pane, rows: pane.show(rows), catalog.rows(FACTS_SECONDS), newest="rows")
                 stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
 
         self._run(work, "list")
@@ -204,7 +272,7 @@ class Bridge:
         while not stop.is_set():
             # The queue's screen reports its errors.
             with suppress(UserError):
-                self._post(messages.QueueListed(reader.read()))
+                self._list(lambda pane, view: pane.show_queue(view), reader.read(), newest="queue")
             stop.wait(LIST_SECONDS * self._pace)
 
     def look_at(self, view: RunsInView) -> None:
@@ -227,7 +295,7 @@ class Bridge:
             if (run := view.chosen) is not None:
                 wish, now = (run, view.before, reader.stamp(run)), time.monotonic()
                 if wish[:2] != accounted[:2] or (wish != accounted and now >= rest):
-                    self._post(messages.RunDetailRead(read_detail(run, view.before)))
+                    self._list(lambda pane, detail: pane.show_detail(detail), read_detail(run, view.before))
                     accounted, rest = wish, rest_after(now)
             fresh: dict[str, RunFigures] = {}
             told = time.monotonic()
@@ -237,14 +305,14 @@ class Bridge:
                 if shown.get(run.id) != (figures := reader.read(run)):
                     shown[run.id] = fresh[run.id] = figures
                 if fresh and time.monotonic() - told >= FIGURES_SECONDS:
-                    self._post(messages.RunFiguresRead(fresh))
+                    self._list(lambda pane, figures: pane.show_figures(figures), fresh)
                     fresh, told = {}, time.monotonic()
             if fresh:
-                self._post(messages.RunFiguresRead(fresh))
+                self._list(lambda pane, figures: pane.show_figures(figures), fresh)
             self._wanted.wait(LIST_SECONDS * self._pace)
         reader.save()
 
-    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
+    def label(self, run: Run, change: Callable[[Labels], Labels], labeled: Callable[[Run, Labels], None]) -> None:
         """Change the labels of a run; changes that another program wrote meanwhile are kept."""
 
         def work() -> None:
@@ -253,11 +321,11 @@ class Bridge:
             with self._labeling:
                 labels = change(read_labels(run.path))
                 write_labels(run.path, labels)
-            self._post(messages.RunLabeled(run, labels))
+            self._tell(labeled, run, labels)
 
         self._try("The labels could not be written", work, "label")
 
-    def restore_last(self) -> None:
+    def restore_last(self, restored: Callable[[Run], None]) -> None:
         """Restore the run that was deleted last."""
 
         def work() -> None:
@@ -266,11 +334,11 @@ class Bridge:
             trash = list_trash()
             if not trash:
                 raise UserError("The trash is empty.", "Runs that are deleted for good are not in it.")
-            self._post(messages.RunRestored(restore_run(trash[0])))
+            self._tell(restored, restore_run(trash[0]))
 
         self._try("The run could not be restored", work, "delete")
 
-    def delete(self, run: Run, *, now: bool) -> None:
+    def delete(self, run: Run, deleted: Callable[[Run], None], *, now: bool) -> None:
         """Move an ended run to the trash, or delete it for good."""
 
         def work() -> None:
@@ -280,21 +348,21 @@ class Bridge:
                 remove_run(run)
             else:
                 trash_run(run)
-            self._post(messages.RunDeleted(run, in_trash=not now))
+            self._tell(deleted, run)
 
         self._try("The run could not be deleted", work, "delete")
 
-    def start(self, config: Config, name: str) -> None:
+    def start(self, config: Config, name: str, started: Callable[[Run], None]) -> None:
         """Start a run of a validated configuration."""
 
         def work() -> None:
             from core.launch.launcher import start_run
 
-            self._post(messages.RunStarted(start_run(config, name)))
+            self._tell(started, start_run(config, name))
 
         self._try("The run could not be started", work, "start")
 
-    def start_sample(self) -> None:
+    def start_sample(self, started: Callable[[Run], None]) -> None:
         """Start a run of the sample data."""
 
         def work() -> None:
@@ -303,36 +371,40 @@ class Bridge:
             from core.launch.launcher import start_run
 
             config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
-            self._post(messages.RunStarted(start_run(config, "tickets")))
+            self._tell(started, start_run(config, "tickets"))
 
         self._try("The sample could not be started", work, "start")
 
-    def continue_run(self, run: Run) -> None:
+    def continue_run(self, run: Run, started: Callable[[Run], None]) -> None:
         """Continue an ended run."""
 
         def work() -> None:
             from core.launch.launcher import continue_run
 
             continue_run(run)
-            self._post(messages.RunStarted(run))
+            self._tell(started, run)
 
         self._try("The run could not be continued", work, "start")
 
-    def control(self, run: Run, command: str, **args: Any) -> None:
-        """Send a command and its arguments to the worker of a run."""
+    def control(
+        self,
+        command: Command,
+        answered: Callable[[Command, Mapping[str, Any]], None],
+        refused: Callable[[Command, UserError], None],
+    ) -> None:
+        """Send a command to the worker of a run."""
 
         def work() -> None:
             from core.runs.control.client import ControlClient
 
-            client = ControlClient(run, ways=self._ways)
+            client = ControlClient(command.run, ways=self._ways)
             with self._guard:
                 self._clients.add(client)
             try:
                 if not self._closing.is_set():
-                    answer = client.request(command, **args)
-                    self._post(messages.ControlAnswered(run, command, args, answer))
+                    self._tell(answered, command, client.request(command.name, **command.args))
             except UserError as error:
-                self._post(messages.ControlFailed(run, command, error, args))
+                self._tell(refused, command, error)
             finally:
                 with self._guard:
                     self._clients.discard(client)
@@ -340,41 +412,34 @@ class Bridge:
 
         self._run(work, "control")
 
-    def signal(self, run: Run) -> None:
-        """Signal a worker whose socket does not answer, to stop it after a checkpoint."""
+    def end(self, command: Command, done: Callable[[Command, Mapping[str, Any]], None]) -> None:
+        """End a worker whose socket does not answer: ``signal`` to stop it after a checkpoint, or ``kill``."""
 
         def work() -> None:
-            from core.launch.launcher import terminate_when_begun
+            from core.launch.launcher import kill, terminate_when_begun
 
-            terminate_when_begun(run, SIGNAL_SECONDS)
-            self._post(messages.ControlAnswered(run, "signal"))
+            if command.name == "kill":
+                kill(command.run, KILL_SECONDS)
+            else:
+                terminate_when_begun(command.run, SIGNAL_SECONDS)
+            self._tell(done, command, {})
 
-        self._try("The run could not be told to stop", work, "control")
-
-    def kill(self, run: Run) -> None:
-        """Kill the process of a run."""
-
-        def work() -> None:
-            from core.launch.launcher import kill
-
-            kill(run, KILL_SECONDS)
-            self._post(messages.ControlAnswered(run, "kill"))
-
-        self._try("The process could not be killed", work, "control")
+        titles = {"signal": "The run could not be told to stop", "kill": "The process could not be killed"}
+        self._try(titles[command.name], work, "control")
 
 
 def follow_run(
-    run: Run, post: Callable[[Message], object], stop: threading.Event, *, found: bool = False, pace: float = 1.0
+    run: Run, post: Callable[[RunNews], object], stop: threading.Event, *, found: bool = False, pace: float = 1.0
 ) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
-    First comes a :class:`~tui.messages.RunAttached` with the whole history, preceded by a partial one if reading takes
-    long; the receiver owns these histories. Then a :class:`~tui.messages.RunAdvanced` follows for every change. A
-    message has the events of one chunk of the file, so memory stays bounded for long histories.
+    First comes a :class:`RunAttached` with the whole history, preceded by a partial one if reading takes long; the
+    receiver owns these histories. Then a :class:`RunAdvanced` follows for every change. It has the events of one chunk
+    of the file, so memory stays bounded for long histories.
 
     Args:
         run: The run.
-        post: Takes the messages; called in this thread.
+        post: Takes the news; called in this thread.
         stop: Ends the loop.
         found: Whether the app found the run by itself.
         pace: Factor for the seconds between two polls.
@@ -387,7 +452,7 @@ def follow_run(
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
     if (glimpse := read_glimpse(run)) is not None:
-        post(messages.RunAttached(run, shown, glimpse, found, is_partial=True))
+        post(RunAttached(run, shown, glimpse, found, is_partial=True))
     for events in tail.batches():
         for event in events:
             history.apply(event)
@@ -395,7 +460,7 @@ def follow_run(
             return
     history.skipped = tail.skipped
     signs = read_ranks(run.path)
-    post(messages.RunAttached(run, shown, history, found, ranks=signs))
+    post(RunAttached(run, shown, history, found, ranks=signs))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
     while not stop.wait(wait * pace):
         reap()
@@ -406,7 +471,7 @@ def follow_run(
         wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
         before, signs = signs, signs if state.is_over else read_ranks(run.path)
         if events or signs != before or _shown(shown) != _shown(state):
-            post(messages.RunAdvanced(run, state, events, signs))
+            post(RunAdvanced(run, state, events, signs))
         shown = state
 
 

@@ -17,9 +17,8 @@ import tomli
 from textual.binding import Binding
 from textual.keys import KEY_NAME_REPLACEMENTS, Keys, key_to_character
 
-from core.small_files import read_small
 from core.text import one_line
-from tui.settings import LIMIT
+from tui.settings import read_table
 
 #: The chat pane's equivalent of ``app.ask``, with the same keys.
 _ASKS = "chat.write"
@@ -206,14 +205,8 @@ def load_keymap(path: Path) -> tuple[dict[str, str], list[str]]:
     Args:
         path: ``keymap.toml``.
     """
-    try:
-        data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
-    except FileNotFoundError:
-        return {}, []
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, [f"it cannot be read: {one_line(str(error), 120)}"]
+    data, problems = read_table(path)
     overrides: dict[str, str] = {}
-    problems: list[str] = []
     known = {key.id for key in KEYS}
     for identity, value in _flatten(data):
         keys = _joined(value)

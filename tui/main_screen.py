@@ -24,6 +24,7 @@ from tui.panes.base import Pane
 from tui.shell import shell_of
 from tui.widgets.key_bar import KeyBar
 from tui.widgets.status_bar import StatusBar
+from tui.widgets.strips import style_of
 
 #: Minimum columns and rows for drawing anything.
 SMALLEST = (60, 20)
@@ -117,12 +118,7 @@ def places(shown: Sequence[str], size: Size, way: Direction) -> dict[str, Region
 class TooSmall(Widget):
     """Notice that covers the screen and names a sufficient size."""
 
-    DEFAULT_CSS = """
-    TooSmall {
-        layer: notice; dock: top; width: 100%; height: 100%; display: none;
-        background: $background; color: $foreground; content-align: center middle; text-align: center;
-    }
-    """
+    DEFAULT_CSS = style_of("TooSmall")
 
     def render(self) -> Content:
         """The present and the minimum size."""

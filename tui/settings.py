@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import locale
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,19 +48,19 @@ class Settings:
         return REFRESH_RATES[self.refresh]
 
 
+def read_table(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of a TOML file of the user, and the reason why it cannot be read; a missing file is empty."""
+    try:
+        return tomli.loads(read_small(path, LIMIT).decode("utf-8")), []
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"it cannot be read: {one_line(str(error), 120)}"]
+
+
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
     """Read the settings; invalid values are reported and replaced by defaults, as is a missing file."""
-    try:
-        data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
-    except FileNotFoundError:
-        return Settings(), []
-    except (OSError, ValueError, RecursionError) as error:
-        return Settings(), [f"it cannot be read: {one_line(str(error), 120)}"]
-    return _check(data)
-
-
-def _check(data: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    problems: list[str] = []
+    data, problems = read_table(path)
     given: dict[str, Any] = {}
     for name, value in data.items():
         default = getattr(Settings, name, None) if name in Settings.__dataclass_fields__ else None

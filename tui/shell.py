@@ -119,6 +119,9 @@ class RunRequests(Protocol):
     def delete(self, run: Run, size: int | None) -> None:
         """Delete a run after a confirmation; ``size`` in bytes if known."""
 
+    def restore_last(self) -> None:
+        """Restore the run that was deleted last."""
+
     def show_trash(self) -> None:
         """Show the runs in the trash."""
 
@@ -132,11 +135,8 @@ class RunThreads(Protocol):
     def look_at(self, view: RunsInView) -> None:
         """Read the figures of these runs while the runs are listed."""
 
-    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
-        """Change the present labels of a run."""
-
-    def restore_last(self) -> None:
-        """Restore the run that was deleted last."""
+    def label(self, run: Run, change: Callable[[Labels], Labels], labeled: Callable[[Run, Labels], None]) -> None:
+        """Change the present labels of a run; ``labeled`` gets the new ones."""
 
 
 class ControlRequests(Protocol):
@@ -160,25 +160,16 @@ class ServingRequests(Protocol):
 class Shell(Protocol):
     """The app's interface: keys, glyphs, clock and state, read-only, and a controller for each kind of request."""
 
-    @property
-    def keys(self) -> KeyTable:
-        """The key table with the user's changes."""
-
-    @property
-    def glyphs(self) -> GlyphSet:
-        """The glyph set."""
-
-    @property
-    def pace(self) -> float:
-        """Factor for the seconds between two updates of the screen: 1, or 2 for half the refresh rate."""
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """The clock: the present, in Unix seconds."""
-
-    @property
-    def state(self) -> AppState:
-        """The state: the configuration, the run and the devices."""
+    keys: KeyTable
+    """The key table with the user's changes."""
+    glyphs: GlyphSet
+    """The glyph set."""
+    pace: float
+    """Factor for the seconds between two updates of the screen: 1, or 2 for half the refresh rate."""
+    clock: Callable[[], float]
+    """The clock: the present, in Unix seconds."""
+    state: AppState
+    """The state: the configuration, the run and the devices."""
 
     @property
     def configuration(self) -> ConfigurationRequests:

@@ -1,6 +1,6 @@
 """State of the app: the edited configuration, the shown run and the devices.
 
-Controllers change it; threads only post messages, and widgets only read it.
+Controllers change it; threads only post their results, and widgets only read it.
 """
 
 from __future__ import annotations

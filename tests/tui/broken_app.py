@@ -25,14 +25,6 @@ def fail_in_thread(app: LocaltuneApp) -> None:
     app.run_worker(fail, thread=True)
 
 
-def fail_in_timer(app: LocaltuneApp) -> None:
-    app.set_timer(0.01, fail)
-
-
-def fail_in_widget(app: LocaltuneApp) -> None:
-    app.main.query_one(StatusBar).call_later(fail)
-
-
 def fail_in_drawing(app: LocaltuneApp) -> None:
     StatusBar.render_line = fail  # type: ignore[method-assign,assignment]
     app.main.query_one(StatusBar).refresh()
@@ -68,8 +60,6 @@ def work_without_end(app: LocaltuneApp) -> None:
 MISTAKES: dict[str, Callable[[LocaltuneApp], None]] = {
     "handler": fail,
     "thread": fail_in_thread,
-    "timer": fail_in_timer,
-    "widget": fail_in_widget,
     "drawing": fail_in_drawing,
     "panic": panic,
     "twice": fail_twice,

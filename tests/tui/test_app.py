@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from textual.app import App
 from textual.geometry import Region, Size
-from textual.message import Message
 from textual.pilot import Pilot
 
-from core.config.document import ConfigDocument
 from core.runs.control.client import ControlClient
 from tests.cases import cases
 from tests.tui.harness import (
@@ -32,13 +30,12 @@ from tests.tui.harness import (
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.bridge import Result
 from tui.controllers.desktop import Desktop
-from tui.files import data_paths, path_text
+from tui.keys import KeyTable
 from tui.main_screen import PaneSlot, TooSmall, companions, direction, places, room
-from tui.messages import DevicesSampled, RunAdvanced, RunAttached
 from tui.panes import PANES, TILED, Panes
 from tui.panes.train import STALE_SECONDS
-from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState
 
@@ -193,14 +190,7 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
 async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path) -> None:
     ScriptedRun(home, "20261124-100000-over").end("finished")
     script = ScriptedRun(home).train_to(64)
-    order: list[type[Message]] = []
-
-    def record(message: Message) -> None:
-        if isinstance(message, (RunAttached, RunAdvanced)):
-            order.append(type(message))
-
-    async with LocaltuneApp().run_test(size=(120, 34), message_hook=record) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         assert view_of(app).run.id == script.run.id
@@ -216,25 +206,15 @@ async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path)
         await wait_for(pilot, lambda: "failed at step 70" in screen_text(app))
         for expected in ("CUDA out of memory at step 71.", "Make train.max_length smaller.", "C continue "):
             assert expected in screen_text(app)
-    assert order[0] is RunAttached
-    assert set(order[1:]) == {RunAdvanced}
 
 
-async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
-    script = ScriptedRun(home).train_to(30)
-    async with running(size=(120, 34)) as (app, pilot):
-        await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
-        await wait_for(pilot, lambda: app.state.view is not None)
-        script.write_state(pid_started="another boot/1")
-        await wait_for(pilot, lambda: "lost after step 30" in screen_text(app))
-        assert "is gone and wrote no end" in screen_text(app)
-
-
-async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
+async def test_quitting_beside_a_live_run_asks_and_goes_on_where_a_stop_fails(home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
-        await press(pilot, "escape", until=lambda: not asks(app, "leave it running"))
+        await press(pilot, "s", until="Stop failed")
+        assert "cannot be reached" in screen_text(app)
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         assert app.is_running
         await press(pilot, "ctrl+q", until=lambda: asks(app, "leave it running"))
         await pilot.press("l")
@@ -254,40 +234,11 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
     assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
 
 
-async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
-    ScriptedRun(home).train_to(30)
-    async with running(until=has_run) as (app, pilot):
-        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
-        await press(pilot, "s", until="Stop failed")
-        assert "cannot be reached" in screen_text(app)
-        assert app.is_running
-
-
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
     script = ScriptedRun(home).train_to(120).end("finished")
     async with running(LocaltuneApp(run="latest"), (80, 24), until="finished at step 120") as (app, pilot):
         await pilot.press("q")
     assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
-
-
-async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and app.state.document is not None)
-        await press(pilot, "5", until="● training")
-        await press(pilot, "p", "c", "s")
-        assert sent == []
-        assert not isinstance(app.screen, ChoiceDialog)
-
-
-async def test_starting_without_data_says_what_is_missing() -> None:
-    async with running(notifications=True) as (app, pilot):
-        await pilot.press("r")
-        told = "o opens a file, t uses it for training, r starts."
-        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
-        assert app.main.current == "data"
 
 
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
@@ -365,19 +316,16 @@ async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -
         await press(pilot, "enter", until=lambda: app.state.document is not None)
 
 
-async def test_results_of_threads_are_dropped_while_the_app_shuts_down(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_results_of_threads_are_dropped_while_the_app_shuts_down(home: Path) -> None:
     async with running() as (app, pilot):
-        shown: list[object] = []
-        monkeypatch.setattr(app.runs, "show_devices", shown.append)
+        shown: list[str] = []
         app._running = False
-        app.post_message(DevicesSampled([]))
+        app.post_message(Result(lambda: shown.append("late")))
         await pilot.pause()
         assert shown == []
         app._running = True
-        app.post_message(DevicesSampled([]))
-        await wait_for(pilot, lambda: shown == [[]])
+        app.post_message(Result(lambda: shown.append("in time")))
+        await wait_for(pilot, lambda: shown == ["in time"])
 
 
 NAMES = ("data", "config", "train", "chat", "runs")
@@ -462,7 +410,7 @@ def test_what_is_there_is_left_alone() -> None:
 
 
 def test_the_header_of_an_app_without_screens_is_left_alone() -> None:
-    Desktop(App(), AppState(), time.time).show_header()
+    Desktop(App(), AppState(), KeyTable(), time.time).show_header()
 
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
@@ -471,25 +419,3 @@ async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
         assert "No run yet." not in screen_text(app)
         assert app.leaving.line() is None, "a run that was only found says nothing when the app is left"
         await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
-
-
-async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
-    script = ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(160, 45)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
-        await press(pilot, "4", until=lambda: app.main.current == "chat")
-        prompt = pane_of(app, "chat").prompt
-        assert not prompt.has_focus
-        await press(pilot, "0", "4", "i", until=lambda: prompt.has_focus)
-        await wait_for(pilot, lambda: "leaves the prompt" in screen_text(app).splitlines()[-1])
-        await press(pilot, "escape", "0", until=lambda: not prompt.has_focus and app.main.is_tiled)
-        assert prompt.text == ""
-
-
-def test_paths_beside_the_configuration_are_relative(tmp_path: Path) -> None:
-    document = ConfigDocument("", tmp_path / "mine.toml")
-    assert path_text(document, tmp_path / "data" / "rows.jsonl") == "data/rows.jsonl"
-    assert path_text(document, tmp_path.parent / "rows.jsonl") == str(tmp_path.parent / "rows.jsonl")
-    document.set("data.train", "data/rows.jsonl")
-    assert data_paths(document, "train") == [(tmp_path / "data" / "rows.jsonl").resolve()]

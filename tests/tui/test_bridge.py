@@ -14,7 +14,7 @@ from core.runs.record import history as glimpse
 from tests.tui.scripted_run import ScriptedRun
 from tests.waiting import wait_for
 from tui import bridge
-from tui.messages import RunAdvanced, RunAttached
+from tui.bridge import RunAdvanced, RunAttached
 
 
 @pytest.fixture

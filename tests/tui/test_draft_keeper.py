@@ -131,9 +131,8 @@ async def test_each_run_has_its_own_conversation(home: Path) -> None:
             assert len(pane.dialogue.exchanges) == count
 
 
-@pytest.mark.parametrize("leaves_by", ["signal", "choice"])
 async def test_a_configuration_without_a_file_comes_back_with_its_paths(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves_by: str
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
@@ -141,10 +140,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
     monkeypatch.chdir(tmp_path / "here")
     async with running(size=(100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0, "data.train": "rows.jsonl"})
-        if leaves_by == "signal":
-            app.leaving.leave()
-        else:
-            app.leaving.leave_by_choice()
+        app.leaving.leave()
     leave_behind()
     monkeypatch.chdir(tmp_path / "elsewhere")
     async with running(size=(100, 30)) as (app, pilot):
@@ -190,18 +186,6 @@ async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path
         await wait_for(pilot, lambda: pane.unread_text == "[data\n# half a line")
         assert "is not valid TOML yet" in screen_text(app)
     assert "half a line" not in path.read_text()
-
-
-async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
-        app.configuration.set_options({"train.epochs": 7.0})
-        app.drafts.look()
-        assert len(list_drafts("config")) == 1
-        await pane_of(app, "config").action_save()
-        await wait_for(pilot, lambda: not app.state.is_dirty)
-        app.drafts.look()
-        assert not list_drafts("config")
 
 
 def dialogue() -> Dialogue:

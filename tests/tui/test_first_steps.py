@@ -45,28 +45,27 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
         assert pane_of(app, "data").view.path == directory / "notes.csv"
 
 
-async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None:
-    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
-        await press(pilot, "1", until="No data yet. What should the model learn from?")
-        await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
-        assert pane_of(app, "data").view.path == directory / "faq.csv"
-
-
 async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:
     app = LocaltuneApp(data=directory / "faq.csv")
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_for(pilot, lambda: "3 rows" in screen_text(app) and pane_of(app, "data").view is not None)
         empty = pane_of(app, "data").query_one(FirstSteps)
         (directory / "later.csv").write_text("question,answer\na,b\n")
-        app.bridge.look_around()
+        app.runs.look_around()
         await wait_for(pilot, lambda: len(empty.here.files) == 3)
         await pilot.pause()
         assert "No data yet" not in screen_text(app)
         assert not empty.display
 
 
-async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:
+async def test_the_keys_lead_on_from_the_train_pane_and_the_data_pane_lists_the_files_too(
+    directory: Path, home: Path
+) -> None:
     async with running(size=(100, 30), until="faq.csv") as (app, pilot):
+        await press(pilot, "1", until="No data yet. What should the model learn from?")
+        await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
+        assert pane_of(app, "data").view.path == directory / "faq.csv"
+        await pilot.press("3")
         await press(pilot, "o", until=lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
         await pilot.press("escape", "3", "I")
         await wait_for(pilot, lambda: app.main.current == "config" and isinstance(app.focused, PathInput))
@@ -79,12 +78,16 @@ async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: 
         assert "▸ faq.csv" not in screen_text(app)
 
 
-async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> None:
+async def test_r_without_data_names_the_keys_and_then_the_file_that_is_open(directory: Path, home: Path) -> None:
     async with running(size=(100, 30), notifications=True, until="faq.csv") as (app, pilot):
-        await press(pilot, "enter", until=lambda: pane_of(app, "data").view is not None)
-        await pilot.press("r")
-        told = "t uses faq.csv for training, and r starts then."
-        await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
+
+        def is_told(text: str) -> bool:
+            return any(text in note.message for note in app._notifications)
+
+        await press(pilot, "r", until=lambda: is_told("o opens a file, t uses it for training, r starts."))
+        assert app.main.current == "data"
+        await press(pilot, "3", "enter", until=lambda: pane_of(app, "data").view is not None)
+        await press(pilot, "r", until=lambda: is_told("t uses faq.csv for training, and r starts then."))
 
 
 async def test_an_earlier_run_is_named_and_its_end_is_told(directory: Path, home: Path) -> None:

@@ -26,9 +26,9 @@ from tests.tui.harness import FORBIDDEN, press, resize, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
+from tui.bridge import RunAdvanced, RunAttached
 from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
-from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
 from tui.widgets.answers import LAYOUT_WORDS, AnswerWalk, walk_lines
 from tui.widgets.charts.bars import bar

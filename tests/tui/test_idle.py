@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.messages import DevicesSampled
+from tui.bridge import Result
 from tui.terminal_image import TerminalImage
 
 PANES = "12345Q"
@@ -78,7 +79,7 @@ async def ticks(pilot: Pilot[Any], app: WrittenApp, devices: list[Any], pass_tim
     """Everything that comes by itself: samples of the devices, and the clocks of header and pane."""
     for device in devices:
         pass_time()
-        app.post_message(DevicesSampled([device]))
+        app.post_message(Result(partial(app.runs.show_devices, [device])))
         await pilot.pause()
         app.runs.count_down()
         if (pane := app.desktop.panes.train) is not None:
@@ -126,39 +127,26 @@ async def test_nothing_is_written_while_nothing_happens(
 
 
 @pytest.mark.long
-async def test_a_paused_run_writes_what_has_changed_on_its_card(home: Path) -> None:
+async def test_a_paused_run_writes_what_has_changed_on_its_card_and_nothing_else(home: Path) -> None:
     script = paused(home)
     app = WrittenApp()
     async with app.run_test(size=(200, 50)) as pilot:
-        await show(pilot, app, "3")
-        for number, card in enumerate(CARDS[1:]):
-            script.hardware(card, energy_wh=1.91 + number / 1000)
-            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
-            await ticks(pilot, app, [CPU], lambda: None)
-        assert app.written == []
+        for pane in "53":
+            await show(pilot, app, pane)
+            script.hardware(CARDS[1], energy_wh=1.91)
+            # The first news of a run brings the chat's title up to date.
+            await wait_for(pilot, lambda: app.state.view.history.devices == [CARDS[1]])  # type: ignore[union-attr]
+            await settled(pilot, app)
+            for number, card in enumerate(CARDS):
+                script.hardware(card, energy_wh=1.91 + number / 1000)
+                await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
+                await ticks(pilot, app, [CPU], lambda: None)
+            assert app.written == [], pane
         script.hardware(replace(CARDS[0], temperature_c=52.0), energy_wh=2.7)
         await wait_for(pilot, lambda: app.written)
         await settled(pilot, app)
         assert "52 °C" in screen_lines(app)[0]
         assert any("52 °C" in line for line in screen_lines(app)[1:])
-
-
-@pytest.mark.long
-async def test_a_paused_run_is_quiet_in_the_list(home: Path) -> None:
-    script = paused(home)
-    app = WrittenApp()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await show(pilot, app, "5")
-        script.hardware(CARDS[1], energy_wh=1.91)
-        # The first news of a run brings the chat's title up to date.
-        await wait_for(pilot, lambda: app.state.view.history.devices == [CARDS[1]])  # type: ignore[union-attr]
-        await settled(pilot, app)
-        for card in CARDS:
-            script.write_state()
-            script.hardware(card, energy_wh=1.91)
-            await wait_for(pilot, lambda card=card: app.state.view.history.devices == [card])  # type: ignore[misc, union-attr]
-            await ticks(pilot, app, [CPU], lambda: None)
-        assert app.written == []
 
 
 async def test_a_real_change_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
 from tui.palette import WORDS, find_commands, list_commands
-from tui.panes.base import hint_at
 from tui.screens.pick import PickScreen
 from tui.screens.theme_picker import ThemePicker
 from tui.widgets.forms.inputs import PromptInput
@@ -40,12 +39,6 @@ def test_every_command_is_found_by_its_name_and_by_its_other_words(key: Key) -> 
         assert key.id in found(words, key.scope)[:8], words
 
 
-def test_every_command_has_other_words() -> None:
-    # Written once for each of them, and for nothing else.
-    assert {key.id for key in OFFERED} == set(WORDS)
-    assert all(WORDS.values())
-
-
 @cases(
     ("typed", "first"),
     [
@@ -60,11 +53,6 @@ def test_every_command_has_other_words() -> None:
 )
 def test_a_word_finds_the_command_that_is_meant(typed: str, first: str) -> None:
     assert found(typed)[0] == first
-
-
-def test_zoom_finds_the_panes_the_tiles_and_the_chart() -> None:
-    panes = {f"app.{name}" for name in ("data", "config", "train", "chat", "runs", "tile")}
-    assert set(found("zoom")) == panes | {"train.zoom_in", "train.zoom_out", "train.whole"}
 
 
 @cases("typed", ["tme", "xq", "expt", "theme zzz"])
@@ -114,11 +102,6 @@ async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeyp
             await pilot.press(*typed, "enter")
             await wait_for(pilot, lambda: len(app.screen_stack) == 1 and app.main.current == pane)  # noqa: B023 - within this turn
         await wait_for(pilot, lambda: sent == ["checkpoint"])
-
-
-@cases(("column", "key"), [(0, ""), (5, ""), (7, "m"), (13, "m"), (15, ""), (16, "^s"), (20, "^s"), (30, ""), (99, "")])
-def test_the_hint_at_a_column(column: int, key: str) -> None:
-    assert hint_at("╰──── m tokens  ^s save it ╯", column) == key
 
 
 async def click(pilot: Pilot[Any], text: str) -> None:

@@ -13,13 +13,11 @@ from textual.content import Content
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
 from core.runs.catalog.rows import RunRow
-from core.runs.outlook import time_left
 from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta
 from core.runs.record import events
 from core.runs.record.history import LogLine, read_history
 from core.runs.record.sentences import slug_of
-from core.runs.record.series import Series
 from core.runs.record.state import Rank, RunState
 from core.runs.record.store import Run
 from tests.cases import cases
@@ -54,11 +52,6 @@ def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float | None, 
     assert meters.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
-@cases(("used", "word"), [(50, "ok"), (80, "near limit"), (95, "at limit"), (None, "")])
-def test_memory_is_near_its_limit_from_four_fifths_on(used: int | None, word: str) -> None:
-    assert meters.memory_word(replace(GPU, memory_used=used, memory_total=100)) == word
-
-
 def test_the_share_of_json_is_shown_beside_exact_match_where_there_is_room(home: Path) -> None:
     script = ScriptedRun(home).train_to(30).evaluate(30, 0.455, exact_match=0.83, valid_json=0.97)
     view = view_of(script)
@@ -75,14 +68,6 @@ def test_a_nan_loss_and_rewards_are_shown(home: Path) -> None:
     shown = run_lines.numbers(view_of(script), 100).plain
     assert "margin  0.250" in shown
     assert "acc 0.88" in shown
-
-
-def test_the_trend_points_where_the_loss_goes() -> None:
-    down, flat = Series(), Series()
-    for step in range(50):
-        down.append(step, 5.0 - step / 20)
-        flat.append(step, 1.0)
-    assert (run_lines.trend(down), run_lines.trend(flat), run_lines.trend(Series())) == ("↓", "→", "")
 
 
 def test_the_header_drops_what_matters_least() -> None:
@@ -198,16 +183,6 @@ async def test_the_list_keeps_its_cursor_on_its_run() -> None:
         await wait_for(pilot, lambda: any("▸" in line and "run30" in line for line in screen_lines(app)))
         run_list.move(-100)
         await wait_for(pilot, lambda: any("▸" in line and "run5 " in line for line in screen_lines(app)))
-
-
-async def test_ten_thousand_runs_are_no_burden() -> None:
-    run_list = RunList(lambda: 0.0)
-    app = Stage(run_list)
-    async with app.run_test(size=(80, 24)) as pilot:
-        run_list.show(rows(10_000))
-        run_list.move(10_000)
-        await wait_for(pilot, lambda: "run9999" in screen_text(app))
-        assert all(len(line) == 80 for line in screen_lines(app))
 
 
 def test_settings_with_mistakes_keep_their_defaults(tmp_path: Path) -> None:
@@ -432,10 +407,6 @@ def test_the_machine_stays_in_its_columns() -> None:
     assert len({places(line, "cores", "RAM", "swap", "disk", "CPU") for line in lines}) == 1, lines
 
 
-def test_a_time_left_has_room() -> None:
-    assert all(len(time_left._left(seconds)) <= run_lines.ETA_WIDTH for seconds in TIMES)
-
-
 def test_what_wraps_stays_in_the_column_of_its_text() -> None:
     text = "A sentence that is longer than a line.\n\n  ^r U   Make the edit again that was undone\n  x      short"
     assert hang(Content(text), 30).plain.split("\n") == [
@@ -446,11 +417,6 @@ def test_what_wraps_stays_in_the_column_of_its_text() -> None:
         "         that was undone",
         "  x      short",
     ]
-
-
-def test_a_column_without_room_is_given_up() -> None:
-    assert hang(Content("a-long-name-of-a-thing   some words after it"), 24).plain.count("\n") > 0
-    assert not any(line.startswith("   ") for line in hang(Content("a-long-name   some words"), 16).plain.split("\n"))
 
 
 def test_pieces_flow_into_lines_and_are_never_cut_in_two() -> None:

@@ -35,17 +35,6 @@ def live_run(home: Path) -> Iterator[tuple[Run, subprocess.Popen[bytes]]]:
     writer.wait()
 
 
-def test_it_starts_and_q_leaves_no_trace(environment: dict[str, str]) -> None:
-    with Terminal.app(environment=environment) as terminal:
-        terminal.wait_for_text("No run yet.")
-        terminal.wait_for_text("5 Runs")
-        terminal.press("q")
-        assert terminal.wait_for_end() == 0
-        assert ENTER_ALTERNATE in terminal.output
-        assert LEAVE_ALTERNATE in terminal.output
-        assert b"Traceback" not in terminal.output
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_restores_the_terminal_and_spares_the_run(
     environment: dict[str, str], live_run: tuple[Run, subprocess.Popen[bytes]], number: int

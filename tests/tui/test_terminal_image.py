@@ -117,21 +117,6 @@ def test_what_is_there_already_costs_nothing() -> None:
     assert len(terminal.write(_layout(lines))) > WIDTH * HEIGHT
 
 
-def test_a_cursor_that_moves_costs_its_two_rows() -> None:
-    terminal = _Screen()
-
-    def listed(cursor: int) -> list[Strip]:
-        return [
-            Strip([Segment(f"{'▸' if y == cursor else ' '} row {y}", STYLES[3 if y == cursor else 0])])
-            .adjust_cell_length(WIDTH, STYLES[3 if y == cursor else 0])
-            for y in range(HEIGHT)
-        ]  # fmt: skip
-
-    whole = len(terminal.write(_layout(listed(3))))
-    assert len(terminal.write(_layout(listed(4)))) < whole / 3
-    assert terminal.shows(listed(4))
-
-
 def test_a_list_that_scrolls_is_scrolled_by_the_terminal() -> None:
     terminal = _Screen()
     choose = random.Random(1)

@@ -15,8 +15,6 @@ from tui.controllers.desktop import Desktop
 from tui.controllers.presets import AdviceFollower, PresetChooser
 from tui.draft_keeper import ConfigDraft, DraftKeeper
 from tui.files import data_paths, is_among, path_text
-from tui.keys import KeyTable
-from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.analysis.result import Lengths
@@ -30,20 +28,17 @@ class Configuration:
     """Controller of the configuration, which updates the state and the panes.
 
     Args:
-        desktop: The panes, dialogs and notices.
-        state: The state of the app.
+        desktop: The panes, dialogs and notices, and the state of the app.
         drafts: The drafts of unsaved edits.
-        keys: The key table with the user's changes.
         changed: Called after an edit, and after a preset has been chosen.
     """
 
-    def __init__(
-        self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable, changed: Callable[[], None]
-    ) -> None:
-        self._desktop, self._state, self._drafts, self._keys, self._changed = desktop, state, drafts, keys, changed
-        self.presets = PresetChooser(desktop, keys, changed)
+    def __init__(self, desktop: Desktop, drafts: DraftKeeper, changed: Callable[[], None]) -> None:
+        self._desktop, self._state, self._keys = desktop, desktop.state, desktop.keys
+        self._drafts, self._changed = drafts, changed
+        self.presets = PresetChooser(desktop, changed)
         """The chooser of a preset for a new configuration."""
-        self._advice = AdviceFollower(desktop, keys)
+        self._advice = AdviceFollower(desktop)
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that was read or newly created, and offer a draft of it left by an earlier app."""

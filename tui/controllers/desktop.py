@@ -1,4 +1,4 @@
-"""Desktop: the interface of the controllers to panes, header, dialogs and notices."""
+"""Desktop: the interface of the controllers to panes, header, dialogs and notices, and the state that they share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from textual.screen import Screen
 
 from core.errors import UserError
 from core.text import one_line
+from tui.keys import KeyTable
 from tui.main_screen import MainScreen
 from tui.panes import Panes
 from tui.panes.base import Pane
@@ -24,19 +25,26 @@ KindT = TypeVar("KindT")
 
 
 class Desktop:
-    """Panes, dialogs and notices for the controllers.
+    """Panes, dialogs and notices for the controllers, with the app's state, keys and clock.
 
     Args:
         app: The app, for its screen stack, notices and workers.
-        state: The app's state, for the header.
+        state: The app's state.
+        keys: The key table with the user's changes.
         clock: The clock, in Unix seconds.
         write: Writes text to the terminal as is.
     """
 
     def __init__(
-        self, app: App[str], state: AppState, clock: Callable[[], float], write: Callable[[str], None] = lambda _: None
+        self,
+        app: App[str],
+        state: AppState,
+        keys: KeyTable,
+        clock: Callable[[], float],
+        write: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._app, self._state, self._clock, self._write = app, state, clock, write
+        self.state, self.keys, self.clock = state, keys, clock
+        self._app, self._write = app, write
         self.panes = Panes(self._find_pane)
 
     @property
@@ -59,8 +67,8 @@ class Desktop:
         # Messages may arrive before the header is mounted, and timers fire while the app exits.
         with suppress(NoMatches, StopIteration):
             main = self.main
-            main.follow_run(live=self._state.live_run is not None)
-            main.query_one(StatusBar).show(self._state, self._clock(), loss=not main.slot("train").display)
+            main.follow_run(live=self.state.live_run is not None)
+            main.query_one(StatusBar).show(self.state, self.clock(), loss=not main.slot("train").display)
 
     # Dialogs.
 

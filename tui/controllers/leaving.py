@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core.runs.record.state import in_words
-from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.returning import Returning
 from tui.draft_keeper import DraftKeeper
-from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.runs.record.store import Run
@@ -17,13 +16,20 @@ if TYPE_CHECKING:
 
 
 class Leaving:
-    """Controller of quitting the app."""
+    """Controller of quitting the app.
+
+    Args:
+        desktop: The panes and dialogs, and the state of the app.
+        drafts: The drafts of unsaved edits.
+        returning: The controller of the session.
+        stop: Asks a run to stop after a checkpoint.
+    """
 
     def __init__(
-        self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, returning: Returning
+        self, desktop: Desktop, drafts: DraftKeeper, returning: Returning, stop: Callable[[Run], None]
     ) -> None:
-        self._desktop, self._state, self._bridge, self._drafts = desktop, state, bridge, drafts
-        self._returning = returning
+        self._desktop, self._state, self._drafts, self._returning = desktop, desktop.state, drafts, returning
+        self._stop = stop
         self._line: str | None = None
         self._awaits_start = False
         self._discards = False
@@ -80,6 +86,16 @@ class Leaving:
             self._line = f"Run {run.id} has started. Come back with: localtune-tui watch {run.id}"
             self.leave_by_choice()
 
+    def run_advanced(self) -> None:
+        """Quit if the newest state shows that a stop requested while quitting was received."""
+        view = self._state.view
+        if (
+            self.awaits_stop
+            and view is not None
+            and ("stop" in view.state.pending or view.state.state == "stopping" or not view.is_live)
+        ):
+            self.leave_by_choice()
+
     @property
     def awaits_stop(self) -> bool:
         """True if the app quits once the run has received a stop."""
@@ -98,7 +114,7 @@ class Leaving:
             # A repeated request is no answer: a key that is held down must not discard edits.
             return
         if self._awaits_start:
-            self._desktop.open(starting_dialog(), self._starting_answered)
+            self._desktop.open(starting_dialog(), self._quit_answered)
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
@@ -113,12 +129,6 @@ class Leaving:
         else:
             self._run_question = quit_dialog(view)
             self._desktop.open(self._run_question, self._quit_answered)
-
-    def _starting_answered(self, answer: str | None) -> None:
-        from tui.screens.dialogs import LEAVE
-
-        if answer == LEAVE:
-            self.leave_by_choice()
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE
@@ -142,4 +152,4 @@ class Leaving:
         elif answer == STOP and (view := self._state.live_run) is not None:
             run = view.run
             self._line = f"Run {run.id} stops after a checkpoint. Continue it with: localtune-tui continue {run.id}"
-            self._bridge.control(run, "stop")
+            self._stop(run)

@@ -12,7 +12,6 @@ from core.text import one_line
 from core.units import counted
 from tui.controllers.desktop import Desktop
 from tui.files import data_paths
-from tui.keys import KeyTable
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
@@ -36,12 +35,11 @@ class PresetChooser:
 
     Args:
         desktop: The panes and notices.
-        keys: The key table with the user's changes.
         settled: Called when nothing is left to choose.
     """
 
-    def __init__(self, desktop: Desktop, keys: KeyTable, settled: Callable[[], None]) -> None:
-        self._desktop, self._keys, self._settled = desktop, keys, settled
+    def __init__(self, desktop: Desktop, settled: Callable[[], None]) -> None:
+        self._desktop, self._keys, self._settled = desktop, desktop.keys, settled
         self._document: ConfigDocument | None = None
         self._subject: tuple[object, ...] | None = None
         self._given: dict[str, Any] = {}
@@ -198,11 +196,10 @@ class AdviceFollower:
 
     Args:
         desktop: The panes.
-        keys: The key table with the user's changes.
     """
 
-    def __init__(self, desktop: Desktop, keys: KeyTable) -> None:
-        self._desktop, self._keys = desktop, keys
+    def __init__(self, desktop: Desktop) -> None:
+        self._desktop, self._keys = desktop, desktop.keys
         self._document: ConfigDocument | None = None
         self._base = ""
 

@@ -14,9 +14,9 @@ from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
 from tui.panes import PANES
 from tui.session import Session, forget_session, read_session, write_session
-from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
     from tui.reopening import Reopened
 
 #: Seconds after the start in which an internal error is blamed on the restored session.
@@ -27,26 +27,15 @@ class Returning:
     """Controller of the session.
 
     Args:
-        desktop: The panes and notices.
-        state: The state of the app.
+        desktop: The panes and notices, and the state of the app.
         drafts: The drafts of unsaved edits.
         configuration: The controller of the configuration.
-        clock: The clock, in Unix seconds.
         remembers: Whether sessions are saved and restored; if not, an earlier session is deleted.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        drafts: DraftKeeper,
-        configuration: Configuration,
-        clock: Callable[[], float],
-        *,
-        remembers: bool,
-    ) -> None:
-        self._desktop, self._state, self._drafts, self._configuration = desktop, state, drafts, configuration
-        self._clock, self._remembers = clock, remembers
+    def __init__(self, desktop: Desktop, drafts: DraftKeeper, configuration: Configuration, *, remembers: bool) -> None:
+        self._desktop, self._state, self._clock = desktop, desktop.state, desktop.clock
+        self._drafts, self._configuration, self._remembers = drafts, configuration, remembers
         self.last = read_session() if remembers else None
         """The last session; None if there is none."""
         if not remembers:
@@ -54,7 +43,7 @@ class Returning:
         self._written = self.last
         self._awaited: Reopened | None = None
         self._is_complete = False
-        self._started = clock()
+        self._started = desktop.clock()
 
     @property
     def pane(self) -> str:
@@ -95,8 +84,9 @@ class Returning:
         if self.last is not None and self.last.config == str(working_directory() / path):
             self._awaited = place_of(self.last)
 
-    def loaded(self) -> None:
-        """Restore the cursors, now that the named configuration has been read."""
+    def loaded(self, document: ConfigDocument) -> None:
+        """Show the configuration named by the user, or a new one, and restore the cursors."""
+        self._configuration.loaded(document)
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
             self._show_place(awaited)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from core.runs.record.sentences import change_words
-from tui.bridge import Bridge
+from tui.bridge import Bridge, Command
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
 from tui.controllers.runs import Runs
-from tui.messages import ControlAnswered, ControlFailed
-from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.errors import UserError
     from core.runs.record.store import Run
     from tui.screens.choice import ChoiceDialog
     from tui.screens.run_settings import RunSettings
@@ -24,25 +23,15 @@ class RunControl:
     """Controller of a live run: confirms a stop, sends commands, and shows the worker's answers.
 
     Args:
-        desktop: The dialogs and notices.
-        state: The state of the app.
+        desktop: The dialogs and notices, and the state of the app.
         bridge: The threads that send commands.
         leaving: The controller of quitting, which may wait for a stop.
         runs: The controller of runs, which shows pending requests.
-        clock: The clock, in Unix seconds.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        leaving: Leaving,
-        runs: Runs,
-        clock: Callable[[], float],
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
-        self._runs, self._clock = runs, clock
+    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, runs: Runs) -> None:
+        self._desktop, self._state, self._clock = desktop, desktop.state, desktop.clock
+        self._bridge, self._leaving, self._runs = bridge, leaving, runs
 
     def request(self, command: str) -> None:
         """Send a command to the worker, or withdraw it if it is pending; a stop is confirmed first.
@@ -68,32 +57,26 @@ class RunControl:
         if shown and (view := self._view(run)) is not None:
             view.requests.ask(command)
         self._runs.show_lines()
-        self._bridge.control(run, command, **args)
+        self.send(run, command, **args)
+
+    def send(self, run: Run, command: str, **args: Any) -> None:
+        """Send a command to the worker of a run, without showing it as pending."""
+        self._bridge.control(Command(run, command, args), self._answered, self._refused)
 
     def _take_back(self, run: Run, command: str) -> None:
         if (view := self._view(run)) is not None:
             view.requests.take_back(command)
         self._runs.show_lines()
-        self._bridge.control(run, "withdraw", what=command)
+        self.send(run, "withdraw", what=command)
 
     def _view(self, run: Run) -> RunView | None:
         """The view of a run; None if it is not shown."""
         view = self._state.view
         return view if view is not None and view.run == run else None
 
-    def advanced(self) -> None:
-        """Quit if the newest state shows that a stop requested while quitting was received."""
-        view = self._state.view
-        if (
-            self._leaving.awaits_stop
-            and view is not None
-            and ("stop" in view.state.pending or view.state.state == "stopping" or not view.is_live)
-        ):
-            self._leaving.leave_by_choice()
-
     def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Change the settings of a run."""
-        self._bridge.control(run, "set", **settings)
+        self.send(run, "set", **settings)
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
         """The handler of the stop dialog's answer for this run, which may not be the shown run by then."""
@@ -107,7 +90,7 @@ class RunControl:
             elif answer == TAKE_BACK:
                 self._take_back(run, "stop")
             elif answer == SIGNAL:
-                self._bridge.signal(run)
+                self._bridge.end(Command(run, "signal"), self._answered)
             elif answer == KILL:
                 self._ask_to_kill(run)
 
@@ -125,7 +108,10 @@ class RunControl:
     def _ask_to_kill(self, run: Run) -> None:
         from tui.screens.dialogs import kill_dialog
 
-        self._confirm(run, "Nothing is killed", kill_dialog, lambda: self._bridge.kill(run))
+        def kill() -> None:
+            self._bridge.end(Command(run, "kill"), self._answered)
+
+        self._confirm(run, "Nothing is killed", kill_dialog, kill)
 
     def _confirm(
         self, run: Run, refusal: str, question: Callable[[RunView], ChoiceDialog | None], act: Callable[[], None]
@@ -146,17 +132,17 @@ class RunControl:
 
             self._desktop.open(dialog, answered)
 
-    def answered(self, message: ControlAnswered) -> None:
+    def _answered(self, command: Command, answer: Mapping[str, Any]) -> None:
         """Show the result of a command; quit after a stop that was requested while quitting."""
-        if message.command == "stop" and self._leaving.awaits_stop:
+        if command.name == "stop" and self._leaving.awaits_stop:
             self._leaving.leave_by_choice()
             return
-        if message.command == "set":
-            self._settings_changed(message)
+        if command.name == "set":
+            self._settings_changed(command.args, answer)
             return
-        was_asked = self._settle(message.run, message.command, message.args)
-        if message.command == "withdraw" and not message.answer.get("withdrawn"):
-            self._came_too_late(message.run, message.args)
+        was_asked = self._settle(command)
+        if command.name == "withdraw" and not answer.get("withdrawn"):
+            self._came_too_late(command)
         # No text for a stop, which shows in the run's state, and for withdrawn requests.
         done = {
             "pause": "Paused",
@@ -167,60 +153,60 @@ class RunControl:
             "signal": "The signal is sent; the run stops after a checkpoint",
             "kill": "Killed",
         }
-        if (was_asked or message.command in ("signal", "kill")) and (text := done.get(message.command)):
+        if (was_asked or command.name in ("signal", "kill")) and (text := done.get(command.name)):
             self._desktop.tell(text, seconds=3)
 
-    def _settle(self, run: Run, command: str, args: Mapping[str, Any]) -> bool:
+    def _settle(self, command: Command) -> bool:
         """Settle an answered request; returns True if it was pending and not withdrawn."""
-        view = self._view(run)
+        view = self._view(command.run)
         if view is None:
             return True
         now, requests = self._clock(), view.requests
-        was_asked = requests.answered(command, now)
-        if command == "withdraw":
-            requests.taken_back(str(args.get("what")), now)
+        was_asked = requests.answered(command.name, now)
+        if command.name == "withdraw":
+            requests.taken_back(str(command.args.get("what")), now)
         self._runs.show_lines()
         return was_asked
 
-    def _came_too_late(self, run: Run, args: Mapping[str, Any]) -> None:
+    def _came_too_late(self, command: Command) -> None:
         """Handle a withdrawal that came too late: end the pause; other requests are done."""
-        if args.get("what") == "pause":
-            self._ask(run, "resume", shown=False)
+        if command.args.get("what") == "pause":
+            self._ask(command.run, "resume", shown=False)
 
-    def _settings_changed(self, message: ControlAnswered) -> None:
+    def _settings_changed(self, args: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         if (dialog := self._settings_dialog) is not None:
-            dialog.accept(message.args)
-        step = message.answer.get("step")
+            dialog.accept(args)
+        step = answer.get("step")
         after = f" after step {step}" if isinstance(step, int) and step else ""
-        self._desktop.tell(f"Changed{after}: {change_words(message.args)}")
+        self._desktop.tell(f"Changed{after}: {change_words(args)}")
 
-    def failed(self, message: ControlFailed) -> None:
+    def _refused(self, command: Command, error: UserError) -> None:
         """Show the worker's refusal; if it does not answer a stop, offer other ways to stop it."""
         from core.runs.control.client import PendingError, WithdrawnError
         from tui.screens.dialogs import unanswered_dialog
 
-        error, view = message.error, self._view(message.run)
+        view = self._view(command.run)
         if isinstance(error, PendingError):
-            self._settle(message.run, message.command, message.args)
+            self._settle(command)
             return
         self._leaving.stay()
         if view is not None:
-            view.requests.refused(message.command)
-            view.requests.taken_back(str(message.args.get("what")), self._clock())
+            view.requests.refused(command.name)
+            view.requests.taken_back(str(command.args.get("what")), self._clock())
             self._runs.show_lines()
         if isinstance(error, WithdrawnError):
             return
-        if message.command == "withdraw" and message.args.get("what") == "pause":
+        if command.name == "withdraw" and command.args.get("what") == "pause":
             # Workers of earlier versions lack the command; resume the run instead.
-            self._came_too_late(message.run, message.args)
+            self._came_too_late(command)
             return
         view = self._state.live_run
-        if message.command == "set" and (dialog := self._settings_dialog) is not None:
-            dialog.refuse(message.error)
-        elif message.command == "stop" and view is not None and view.run == message.run and view.has_process:
-            self._desktop.open(unanswered_dialog(message.error), self._stop_chosen(message.run))
+        if command.name == "set" and (dialog := self._settings_dialog) is not None:
+            dialog.refuse(error)
+        elif command.name == "stop" and view is not None and view.run == command.run and view.has_process:
+            self._desktop.open(unanswered_dialog(error), self._stop_chosen(command.run))
         else:
-            self._desktop.fail(f"{message.command.capitalize()} failed", message.error)
+            self._desktop.fail(f"{command.name.capitalize()} failed", error)
 
     @property
     def _settings_dialog(self) -> RunSettings | None:

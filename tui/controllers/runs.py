@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from core.runs.record.sentences import brief_id, needed_for
 from core.runs.record.state import in_words
 from core.text import one_line
-from tui.bridge import Bridge
+from tui.bridge import Bridge, RunAdvanced, RunAttached, RunNews
 from tui.controllers.desktop import Desktop
+from tui.controllers.leaving import Leaving
 from tui.draft_keeper import DraftKeeper
-from tui.keys import KeyTable
-from tui.messages import RunAdvanced, RunAttached
 from tui.meters import MeterReading, SteadyMeters
-from tui.state import AppState, RunView
+from tui.state import RunView
 
 if TYPE_CHECKING:
     from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.runs.record.events import Event
     from core.runs.record.store import Run
+    from tui.datasets.here import Here
     from tui.session import Session
 
 
@@ -32,25 +33,15 @@ class Runs:
     """Controller of runs. It alone sets the shown run in the state.
 
     Args:
-        desktop: The panes, dialogs and notices.
-        state: The state of the app.
+        desktop: The panes, dialogs and notices, and the state of the app.
         bridge: The threads that read, follow and change runs.
+        leaving: The controller of quitting, which may wait for a run.
         drafts: The drafts of conversations.
-        keys: The key table with the user's changes.
-        clock: The clock, in Unix seconds.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        drafts: DraftKeeper,
-        keys: KeyTable,
-        clock: Callable[[], float],
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
-        self._keys = keys
+    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, drafts: DraftKeeper) -> None:
+        self._desktop, self._state = desktop, desktop.state
+        self._bridge, self._leaving, self._drafts = bridge, leaving, drafts
         self._meters = SteadyMeters()
         self._landing = ""
         self._chat_told = 0.0
@@ -68,19 +59,29 @@ class Runs:
         """
         if sample:
             self._state.expect_run()
-            self._bridge.start_sample()
+            self._bridge.start_sample(self.started)
         elif name is not None:
-            self._bridge.open_run(name)
+            self._bridge.open_run(name, self._follow)
         else:
             self._landing = landing
-            self._bridge.find_run(session)
+            self._bridge.find_run(self._found, session)
+
+    def _found(self, run: Run | None) -> None:
+        """Show the run that the app found without a request of the user; None for none."""
+        if run is None:
+            self.none_found()
+        else:
+            self._follow(run, found=True)
+
+    def _follow(self, run: Run, *, found: bool = False) -> None:
+        self._bridge.follow(run, self.show_news, found=found)
 
     # Requests of the panes.
 
     def open(self, run: Run) -> None:
         """Show a run, and follow it."""
         self._desktop.show_pane("train")
-        self._bridge.follow(run)
+        self._follow(run)
 
     def delete(self, run: Run, size: int | None) -> None:
         """Delete a run after a confirmation; a live run is refused.
@@ -98,7 +99,8 @@ class Runs:
 
         def answered(answer: str | None) -> None:
             if answer in (YES, FOR_GOOD):
-                self._bridge.delete(run, now=answer == FOR_GOOD)
+                now = answer == FOR_GOOD
+                self._bridge.delete(run, partial(self._deleted, in_trash=not now), now=now)
 
         self._desktop.open(delete_dialog(run, state, size), answered)
 
@@ -153,24 +155,38 @@ class Runs:
             self._desktop.clear_notices()
             self._desktop.open(TrashScreen(), left)
 
-    def restored(self, run: Run) -> None:
-        """Show a run that was restored from the trash."""
+    def restore_last(self) -> None:
+        """Restore the run that was deleted last."""
+        self._bridge.restore_last(self._restored)
+
+    def _restored(self, run: Run) -> None:
         self._desktop.tell(f"Restored {run.id}.")
         self._list_anew()
 
     def _list_anew(self) -> None:
         """List the runs again."""
-        self._bridge.look_around()
+        self.look_around()
         if self._desktop.main.slot("runs").display:
             self._bridge.list_runs(on=True)
 
-    def deleted(self, run: Run, *, in_trash: bool) -> None:
+    def look_around(self) -> None:
+        """Look for data files and earlier runs to start from."""
+        self._bridge.look_around(self._show_surroundings)
+
+    def _show_surroundings(self, here: Here) -> None:
+        panes = self._desktop.panes
+        if panes.train is not None:
+            panes.train.look_around(here)
+        if panes.data is not None:
+            panes.data.look_around(here)
+
+    def _deleted(self, run: Run, *, in_trash: bool) -> None:
         """Remove a deleted run from the panes."""
-        back = f" {self._keys['runs.restore'].display} restores it." if in_trash else ""
+        back = f" {self._desktop.keys['runs.restore'].display} restores it." if in_trash else ""
         self._desktop.tell(f"{'Moved to the trash' if in_trash else 'Deleted'}: {run.id}.{back}")
         if (pane := self._desktop.panes.runs) is not None:
             pane.forget(run)
-        self._bridge.look_around()
+        self.look_around()
         if (chat := self._desktop.panes.chat) is not None and chat.target == run:
             self._drafts.look()
             chat.set_target(None)
@@ -178,7 +194,7 @@ class Runs:
             self._bridge.stop_following()
             self._state.view = None
             self._show_run()
-            self._bridge.find_run()
+            self._bridge.find_run(self._found)
 
     def started(self, run: Run) -> None:
         """Show a run whose worker was started."""
@@ -186,9 +202,11 @@ class Runs:
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
+        self._leaving.run_started(run)
 
     def action_failed(self, title: str, error: UserError) -> None:
         """Show an error of a user's request; without a shown run, also the empty state."""
+        self._leaving.stay()
         self._state.is_starting = False
         if self._state.view is None:
             self.none_found()
@@ -196,51 +214,55 @@ class Runs:
 
     # The shown run.
 
-    def attached(self, message: RunAttached) -> None:
-        """Show a run that was read from its beginning."""
+    def show_news(self, news: RunNews) -> None:
+        """Show a run that was read from its beginning, or the new events of the followed run."""
+        if isinstance(news, RunAttached):
+            self._attached(news)
+        else:
+            self._advanced(news)
+            self._leaving.run_advanced()
+
+    def _attached(self, news: RunAttached) -> None:
         from core.runs.catalog.rows import read_model
         from core.runs.outlook.energy import Tariff
         from core.runs.outlook.time_left import Schedule
 
         before = self._state.view if self._state.view is None or not self._state.view.is_partial else None
-        leftover = message.found and message.state.is_over
-        values = message.run.values()
+        leftover = news.found and news.state.is_over
+        values = news.run.values()
         schedule, tariff = Schedule.of(values), Tariff.of(values)
-        view = RunView(
-            message.run, message.state, message.history, read_model(message.run), leftover, schedule, tariff=tariff
-        )
-        view.is_partial, view.ranks = message.is_partial, message.ranks
+        view = RunView(news.run, news.state, news.history, read_model(news.run), leftover, schedule, tariff=tariff)
+        view.is_partial, view.ranks = news.is_partial, news.ranks
         self._state.view = view
-        if message.is_partial:
+        if news.is_partial:
             self._show_run()
             return
         # This may be another run than the one being started.
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if leftover:
             self._land()
-        elif message.found:
+        elif news.found:
             self._desktop.tell(f"Attached to {view.run.id}, which is {view.state.state}.", seconds=5)
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self.offer_to_chat()
-            self._bridge.look_around()
+            self.look_around()
         self._show_run()
 
-    def advanced(self, message: RunAdvanced) -> None:
-        """Show the new events of the followed run."""
+    def _advanced(self, news: RunAdvanced) -> None:
         view = self._state.view
-        if view is None or view.run != message.run:
+        if view is None or view.run != news.run:
             return
         was_live, before = view.is_live, view.state.state
-        for event in message.events:
+        for event in news.events:
             view.history.apply(event)
-        view.state, view.ranks = message.state, message.ranks
+        view.state, view.ranks = news.state, news.ranks
         view.is_leftover = view.is_leftover and not view.is_live
         self._tell_chat(view)
         if view.is_live:
-            self._call_for_help(view, before, message.events)
+            self._call_for_help(view, before, news.events)
         if was_live != view.is_live:
             self.offer_to_chat()
-            self._bridge.look_around()
+            self.look_around()
             if not view.is_live:
                 self._desktop.drop_question(view.run.id)
                 self._announce_end(view)
@@ -300,7 +322,7 @@ class Runs:
 
     def _tell_chat(self, view: RunView) -> None:
         """Update phase and step in the chat; the step rarely, as a new title repaints the whole pane."""
-        chat, now = self._desktop.panes.chat, self._clock()
+        chat, now = self._desktop.panes.chat, self._desktop.clock()
         if chat is None:
             return
         chat.note_phase(view.history.phase.name if view.history.phase is not None else "")

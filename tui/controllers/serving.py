@@ -7,14 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
 from core.errors import UserError
+from tui.bridge import Result
 from tui.controllers.desktop import Desktop
-from tui.messages import ServeChanged
-from tui.state import AppState, ServingView
+from tui.state import ServingView
 
 if TYPE_CHECKING:
     from core.runs.record.store import Run
@@ -30,12 +30,11 @@ class Serving:
 
     Args:
         app: The app, for its messages and threads.
-        desktop: The screens, notices and header.
-        state: The state of the app, which has the server.
+        desktop: The screens, notices and header, and the state, which has the server.
     """
 
-    def __init__(self, app: App[str], desktop: Desktop, state: AppState) -> None:
-        self._app, self._desktop, self._state = app, desktop, state
+    def __init__(self, app: App[str], desktop: Desktop) -> None:
+        self._app, self._desktop, self._state = app, desktop, desktop.state
         self.make_job: MakeServeJob | None = None
         """Creates the job; None for the real one, which is imported when it is needed."""
         self._job: ServeJob | None = None
@@ -55,7 +54,7 @@ class Serving:
             from core.serve.job import serve_job
 
             self.make_job = serve_job
-        job: ServeJob = self.make_job(path, lambda address: self._post(job, ServeChanged(address)))
+        job: ServeJob = self.make_job(path, lambda address: self._post(job, address=address))
         self._job = job
         self._app.run_worker(partial(self._serve, job), thread=True, group="serve")
 
@@ -64,35 +63,42 @@ class Serving:
         from core.jobs.job import JobCancelledError
 
         try:
-            job.run(lambda at: self._post(job, ServeChanged(progress=at.activity)))
+            job.run(lambda at: self._post(job, progress=at.activity))
         except JobCancelledError:
-            self._post(job, ServeChanged(is_over=True))
+            self._post(job, is_over=True)
         except UserError as error:
-            self._post(job, ServeChanged(error=error))
+            self._post(job, error=error)
 
-    def _post(self, job: ServeJob, message: ServeChanged) -> None:
-        # Messages of a closed server are dropped.
+    def _post(self, job: ServeJob, **news: Any) -> None:
+        # News of a closed server are dropped.
         if job is self._job:
             with suppress(RuntimeError):  # the app has ended
-                self._app.post_message(message)
+                self._app.post_message(Result(partial(self._changed, **news)))
 
-    def changed(self, message: ServeChanged) -> None:
-        """Show a message of the server."""
+    def _changed(
+        self,
+        *,
+        address: ServerAddress | None = None,
+        progress: str = "",
+        error: UserError | None = None,
+        is_over: bool = False,
+    ) -> None:
+        """Show news of the server: its address once clients can connect, its progress, or its end."""
         view = self._state.serving
         if view is None:
             return
-        if message.address is not None:
-            view.address = message.address
-        view.progress = message.progress
-        if message.error is not None:
-            view.error, self._job = message.error, None
-        if message.is_over:
+        if address is not None:
+            view.address = address
+        view.progress = progress
+        if error is not None:
+            view.error, self._job = error, None
+        if is_over:
             self._state.serving = self._job = None
         self._desktop.show_header()
         if (screen := self._screen) is not None:
             screen.show(view)
-        elif message.error is not None:
-            self._desktop.warn("The model is not served any more", str(message.error))
+        elif error is not None:
+            self._desktop.warn("The model is not served any more", str(error))
 
     def _open(self) -> None:
         from tui.screens.serving import STOP, ServeScreen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,7 @@ from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.runs import Runs
-from tui.keys import KeyTable
-from tui.state import AppState, RunView
+from tui.state import RunView
 
 if TYPE_CHECKING:
     from core.analysis.result import Analysis
@@ -34,25 +33,15 @@ class Starting:
     """Controller of starts: checks the configuration, opens the start card, and starts the worker.
 
     Args:
-        desktop: The panes, dialogs and notices.
-        state: The state of the app.
+        desktop: The panes, dialogs and notices, and the state of the app.
         bridge: The threads that start a worker.
-        keys: The key table with the user's changes.
         configuration: The controller of the configuration.
         runs: The controller of runs.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        state: AppState,
-        bridge: Bridge,
-        keys: KeyTable,
-        configuration: Configuration,
-        runs: Runs,
-    ) -> None:
-        self._desktop, self._state, self._bridge, self._keys = desktop, state, bridge, keys
-        self._configuration, self._runs = configuration, runs
+    def __init__(self, desktop: Desktop, bridge: Bridge, configuration: Configuration, runs: Runs) -> None:
+        self._desktop, self._state, self._keys = desktop, desktop.state, desktop.keys
+        self._bridge, self._configuration, self._runs = bridge, configuration, runs
 
     # Requests.
 
@@ -128,7 +117,7 @@ class Starting:
             return
         values = find_provenance(config, document, saved_text=document.dumps())
         start = Start(config, "tickets", values=values, title="Start the sample run")
-        self._open_card(start, lambda shown: self._start(shown, start.name))
+        self._open_card(start)
 
     def continue_run(self, asked: Run | None = None) -> None:
         """Offer to continue an ended run; the shown one by default."""
@@ -143,7 +132,7 @@ class Starting:
             self._desktop.fail("The run could not be continued", error)
             return
         start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
-        self._open_card(start, lambda _: self._continue(run), run=run)
+        self._open_card(start, run)
 
     def _has_edits(self, run: Run) -> bool:
         """True if the app's configuration is that of the run, and was edited since."""
@@ -189,14 +178,13 @@ class Starting:
         if view is not None:
             self._offer_to_wait(view, start.config, start.name, source)
         else:
-            self._open_card(start, lambda shown: self._start(shown, start.name))
+            self._open_card(start)
 
-    def _open_card(self, start: Start, go: Callable[[Config], None], *, run: Run | None = None) -> None:
+    def _open_card(self, start: Start, run: Run | None = None) -> None:
         """Open the start card of a run at once, so that it gets keys typed ahead.
 
         Args:
             start: The run.
-            go: Starts the run with the card's configuration.
             run: The run to continue; None for a new run.
         """
         from tui.screens.start.card import StartCard
@@ -213,7 +201,7 @@ class Starting:
 
         def answered(answer: str | None) -> None:
             if answer == "start":
-                self._start_card(card, go)
+                self._begin(card, run)
             elif answer == "rows":
                 self._show_rows()
             elif answer == "options":
@@ -225,13 +213,13 @@ class Starting:
         self._desktop.clear_notices()
         self._desktop.open(card, answered)
 
-    def _start_card(self, card: StartCard, go: Callable[[Config], None]) -> None:
+    def _begin(self, card: StartCard, run: Run | None) -> None:
         """Start the run of a card; ask first if it cannot meet a wish about its time."""
         from core.runs.outlook.forecast import wants_plan
 
         config, plan = card.start.config, card.found.plan
-        if card.start.continuation is not None or not wants_plan(config):
-            go(config)
+        if run is not None or not wants_plan(config):
+            self._start(card.start, run)
             return
 
         async def ask() -> None:
@@ -240,7 +228,7 @@ class Starting:
             is_known = plan is not None and (plan.pace_of or plan.is_planned)
             unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(unmet_now, config)
             if await self._agrees_to(unmet):
-                go(config)
+                self._start(card.start)
 
         self._desktop.run(ask, "wishes")
 
@@ -322,24 +310,21 @@ class Starting:
 
     # The start.
 
-    def _start(self, config: Config, name: str) -> None:
-        """Start a run of a validated configuration."""
-        if not self._refuse_second_run():
-            self._desktop.show_pane("train")
-            self._start_with_free_memory(lambda: self._bridge.start(config, name))
-
-    def _continue(self, run: Run) -> None:
-        if not self._refuse_second_run():
-            self._start_with_free_memory(lambda: self._bridge.continue_run(run))
-
-    def _start_with_free_memory(self, start: Callable[[], None]) -> None:
-        """Start a worker once the chat has freed its memory."""
+    def _start(self, start: Start, run: Run | None = None) -> None:
+        """Start the worker of a card's run, or of the run that it continues, once the chat has freed its memory."""
+        if self._refuse_second_run():
+            return
 
         async def work() -> None:
             if (pane := self._desktop.panes.chat) is not None:
                 await pane.release()
-            start()
+            if run is None:
+                self._bridge.start(start.config, start.name, self._runs.started)
+            else:
+                self._bridge.continue_run(run, self._runs.started)
 
+        if run is None:
+            self._desktop.show_pane("train")
         self._state.expect_run()
         self._desktop.run(work, "start")
 

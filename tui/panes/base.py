@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
 
 from textual import events, on
 from textual.binding import Binding
@@ -27,9 +26,6 @@ class Pane(Vertical):
     """Pane of the main screen; its slot draws the border."""
 
     DEFAULT_CSS = "Pane { height: 1fr; padding: 0 1; background: $background; }"
-
-    HELP: ClassVar[str] = ""
-    """A sentence or two for the help screen."""
 
     _shown_title = ""
     _hints: tuple[tuple[str, str], ...] = ()

@@ -17,7 +17,6 @@ from textual.widgets import Input, Static
 from core.errors import UserError
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from core.runs.record.store import NAME_LIMIT, NOTE_LIMIT, Labels, Run, clean_tags, clean_text
-from tui import messages
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.shell import RunsInView
@@ -26,9 +25,11 @@ from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.run_list import RunList
 from tui.widgets.run_detail import account_column, account_rows, queue_line
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.queue.view import QueueView
     from core.runs.catalog.result import RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
 #: Columns from which the details of a run are beside the list, and rows from which they are below it.
@@ -47,23 +48,8 @@ class FilterInput(SafeInput):
 class RunsPane(Pane):
     """List of runs with a filter."""
 
-    DEFAULT_CSS = """
-    RunsPane FilterInput { dock: bottom; background: $panel; border: none; height: 1; display: none; }
-    RunsPane FilterInput:focus { border: none; }
-    RunsPane FilterInput.-open { display: block; }
-    RunsPane #queue { height: 1; text-overflow: ellipsis; text-wrap: nowrap; }
-    RunsPane #runs { height: 1fr; layout: vertical; }
-    RunsPane #detail { display: none; height: auto; color: $foreground; }
-    RunsPane.-below #detail { display: block; height: 8; border-top: solid $border; }
-    RunsPane.-beside #runs { layout: horizontal; }
-    RunsPane.-beside RunList { width: 1fr; }
-    RunsPane.-beside #detail { display: block; width: 50; height: 1fr; padding-left: 2; border-left: solid $border; }
-    """
+    DEFAULT_CSS = style_of("RunsPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
-    HELP = (
-        "All runs, newest first or by another column. Opening a live one follows it; an ended one can be continued "
-        "from its last checkpoint, or its configuration be edited and started as a new run. Marked runs are compared."
-    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,21 +84,17 @@ class RunsPane(Pane):
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._show_account)
 
-    def take(self, message: messages.Result) -> None:
-        """Show a list, a queue, or figures, details or labels of runs."""
-        match message:
-            case messages.RunsListed(rows):
-                self.show(rows)
-            case messages.QueueListed(view):
-                line = queue_line(view, self.keys["app.queue"].display)
-                self.query_one("#queue", TextBlock).show(line)
-            case messages.RunFiguresRead(figures):
-                self.show_figures(figures)
-            case messages.RunDetailRead(detail):
-                self._detail = detail
-                self._show_account()
-            case messages.RunLabeled(run, labels):
-                self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
+    def show_queue(self, view: QueueView) -> None:
+        """Show the queue in a line."""
+        self.query_one("#queue", TextBlock).show(queue_line(view, self.keys["app.queue"].display))
+
+    def show_detail(self, detail: RunDetail) -> None:
+        """Show the details of the run under the cursor."""
+        self._detail = detail
+        self._show_account()
+
+    def _relabel(self, run: Run, labels: Labels) -> None:
+        self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list; the cursor stays on its run."""
@@ -342,7 +324,7 @@ class RunsPane(Pane):
         rows = run_list.marked or [row for row in (run_list.selected,) if row is not None]
         archived = not all(row.labels.archived for row in rows)
         for row in rows:
-            self.shell.bridge.label(row.run, partial(replace, archived=archived))
+            self.shell.bridge.label(row.run, partial(replace, archived=archived), self._relabel)
         run_list.clear_marks()
         self._marks_changed()
         if archived and not self._lists_archived:
@@ -376,7 +358,7 @@ class RunsPane(Pane):
                 return
             try:
                 change(row.labels, answer)  # an invalid answer raises here, not in the bridge's thread
-                self.shell.bridge.label(row.run, lambda labels: change(labels, answer))
+                self.shell.bridge.label(row.run, lambda labels: change(labels, answer), self._relabel)
             except UserError as error:
                 self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
 
@@ -385,7 +367,7 @@ class RunsPane(Pane):
 
     def action_restore(self) -> None:
         """Restore the run that was deleted last."""
-        self.shell.bridge.restore_last()
+        self.shell.runs.restore_last()
 
     def action_trash(self) -> None:
         """Show the runs in the trash."""

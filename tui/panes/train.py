@@ -26,6 +26,7 @@ from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
 from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.log_view import LogView
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
@@ -47,23 +48,8 @@ STALE_SECONDS = 15.0
 class TrainPane(Pane, can_focus=True):
     """Numbers, loss chart, progress, devices and log of a run."""
 
-    DEFAULT_CSS = """
-    TrainPane #phases { padding: 1 0; height: 1fr; }
-    TrainPane #banner { margin-bottom: 1; }
-    TrainPane LogView { height: 1fr; min-height: 2; max-height: 40%; }
-    TrainPane #stage { height: 3fr; }
-    TrainPane LineChart { height: 1fr; width: 1fr; }
-    TrainPane.-beside AnswersView { margin-left: 2; }
-    TrainPane DevicePanel { margin-top: 0; }
-    TrainPane.-roomy DevicePanel { margin: 1 0; }
-    """
+    DEFAULT_CSS = style_of("TrainPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("train")]
-    HELP = (
-        "What the run is doing. The dim line is the loss of each step, the bright one is smoothed, ◆ is the loss on "
-        "held-out rows, ◇ that on the general probe, which rises where the model forgets. Marks: ▲ a checkpoint "
-        "(on the axis), ▼ the governor, ‖ a pause, ■ parked, ▷ going on, ▽ smaller for want of memory, ! a warning. "
-        "In the answers, underlined words are not in the other answer; = is the answer of the evaluation before."
-    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ from tests.tui.harness import asks, has_live_run, pane_of, press, running, scree
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
-from tui.messages import ActionFailed, RunStarted
 from tui.panes.config.pane import ConfigPane
 from tui.screens.start.card import StartCard
 
@@ -49,13 +48,16 @@ async def asked(pilot: Pilot[Any], key: str = "q") -> None:
 
 
 @cases("key", ["q", "ctrl+q"])
-async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, key: str) -> None:
+async def test_edits_are_saved_also_while_they_are_typed_and_then_it_leaves(
+    home: Path, tmp_path: Path, key: str
+) -> None:
     path = write_config(tmp_path)
     async with edited(path) as (app, pilot, _):
+        await press(pilot, *(("enter", "ctrl+u", "9") if key == "ctrl+q" else ()))
         await asked(pilot, key)
         assert "tickets.toml has edits that are not saved." in screen_text(app)
         await press(pilot, "s", until=lambda: not app.is_running)
-    assert "epochs = 7" in path.read_text()
+    assert f"epochs = {9 if key == 'ctrl+q' else 7}" in path.read_text()
 
 
 async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Path) -> None:
@@ -71,16 +73,6 @@ async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Pa
         await asked(pilot)
         await press(pilot, "d", until=lambda: not app.is_running)
     assert path.read_text() == before
-
-
-async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    async with edited(path) as (app, pilot, _):
-        await press(pilot, "ctrl+s", until=lambda: not app.state.is_dirty)
-        await press(pilot, "enter", "ctrl+u", "9")
-        await asked(pilot, "ctrl+q")
-        await press(pilot, "s", until=lambda: not app.is_running)
-    assert "epochs = 9" in path.read_text()
 
 
 async def test_a_configuration_without_a_file_is_kept_without_a_question(
@@ -183,7 +175,7 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, started: lis
         await pilot.pause()
         await press(pilot, "enter", until=lambda: not asks(app, "leave now"))
         assert app.is_running
-        app.post_message(RunStarted(ScriptedRun(home).run))
+        app.runs.started(ScriptedRun(home).run)
         await wait_for(pilot, lambda: not app.is_running)
     assert "has started" in (app.return_value or "")
     assert len(started) == 1
@@ -193,7 +185,7 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, started: list[obj
     async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q")
-        app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
+        app.runs.action_failed("The sample could not be started", UserError("There is no room."))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
         await press(pilot, "escape", "q", until=lambda: not app.is_running)
@@ -212,7 +204,7 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, starte
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: len(started) == 1)
         script = ScriptedRun(home).train_to(3).end("finished")
-        app.post_message(RunStarted(script.run))
+        app.runs.started(script.run)
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: len(started) == 2)

@@ -156,15 +156,6 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         assert value(app, "data.train") == str(here / "own.csv")
 
 
-async def test_without_a_former_configuration_the_key_says_so(here: Path) -> None:
-    async with opened(size=(80, 24)) as (app, pilot):
-        await use(pilot, here / "own.csv")
-        assert value(app, "data.eval_share") == 0.1
-        assert app.state.former == ""
-        await press(pilot, "u", until=lambda: "There is no former configuration." in notes(app))
-        assert value(app, "data.eval_share") == 0.1
-
-
 async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: Started) -> None:
     finished_demo()
     async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (app, pilot):
@@ -234,7 +225,7 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
         app.configuration.use_dataset(here / "own.csv", "add")
         await wait_for(pilot, lambda: value(app, "data.train") == ["rows.jsonl", "own.csv"])
         assert app.state.document is document
-        assert value(app, "train.learning_rate") == 3e-4
+        assert (value(app, "train.learning_rate"), value(app, "train.batch_size")) == (3e-4, None), "no preset"
 
 
 @pytest.mark.long

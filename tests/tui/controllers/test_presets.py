@@ -92,16 +92,6 @@ async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home
         assert not pane_of(app, "config").check()
 
 
-async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: Path) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text("# mine\n")
-    async with opened(LocaltuneApp(path)) as (app, pilot):
-        app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 200))
-        await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
-        await settled(pilot, app)
-        assert value(app, "train.learning_rate") is None
-
-
 async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_path: Path, home: Path) -> None:
     for name, config in (("Qwen3-4B", "Qwen3-4B"), ("mine", "Llama-3.2-1B")):
         (tmp_path / name).mkdir()

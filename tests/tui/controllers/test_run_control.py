@@ -94,36 +94,32 @@ def stand_in(script: ScriptedRun, process: subprocess.Popen[bytes]) -> None:
 
 
 @cases(
-    ("steps", "keys", "sent"),
+    ("steps", "answers", "sent"),
     [
-        *((64, ["y"], [("stop", {})]), (64, ["enter"], [("stop", {})]), (64, ["n"], [])),
-        *(
-            (64, ["w", "y"], [("stop", {"now": True})]),
-            (64, ["w", "enter"], []),
-            (60, ["w"], [("stop", {"now": True})]),
-        ),
+        *((64, [["n"], ["w", "enter"], ["y"]], {}), (64, [["enter"]], {})),
+        *((64, [["w", "y"]], {"now": True}), (60, [["w"]], {"now": True})),
     ],
 )
 async def test_a_run_is_stopped_with_a_checkpoint_or_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, keys: list[str], sent: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, answers: list[list[str]], sent: dict[str, Any]
 ) -> None:
     ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     commands = record_commands(monkeypatch)
     async with attached(notifications=True) as (app, pilot):
-        await asked_to_stop(pilot)
-        if steps == 64:
-            assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
-        await pilot.press(keys[0])
-        if len(keys) == 2:
-            # Letters that lose steps are not enough: it is asked once more, and enter means to go on.
-            await wait_for(pilot, lambda: asks(app, "keep training") and "these steps are lost" in words(app))
-            await pilot.pause()
+        for keys in answers:
             assert commands == []
-            await pilot.press(keys[1])
-        await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
-        await wait_for(pilot, lambda: commands.with_args == sent)
-        if keys == ["w", "y"]:
-            await wait_for(pilot, lambda: "◌ stopping" in words(app))
+            await asked_to_stop(pilot)
+            assert ("Not saved so far: 4 steps after the checkpoint of step 60." in words(app)) == (steps == 64)
+            await pilot.press(keys[0])
+            if len(keys) == 2:
+                # Letters that lose steps are not enough: it is asked once more, and enter means to go on.
+                await wait_for(pilot, lambda: asks(app, "keep training") and "these steps are lost" in words(app))
+                await pilot.pause()
+                assert commands == []
+                await pilot.press(keys[1])
+            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+        await wait_for(pilot, lambda: commands.with_args == [("stop", sent)])
+        await wait_for(pilot, lambda: "◌ stopping" in words(app))
 
 
 @pytest.mark.long
@@ -259,11 +255,8 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
 
     monkeypatch.setattr(ControlClient, "_exchange", refuse)
     async with attached() as (app, pilot):
-        await settings(pilot)
-        await pilot.press("tab", *"50", "enter")
+        await press(pilot, "c", until=lambda: isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
-        await press(pilot, "escape", "c", until=lambda: isinstance(app.screen, ChoiceDialog))
-        await wait_for(pilot, lambda: "Let it go on first: p in the Train pane." in words(app))
 
 
 async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:

@@ -18,7 +18,6 @@ from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
 from tests.tui.harness import (
     asks,
-    document_of,
     has_run,
     pane_of,
     press,
@@ -242,14 +241,3 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # The account beside the list is made of the glimpse.
         await press(pilot, "5", until="eval loss 0.480")
-
-
-async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "faq.csv"
-    rows.write_text("question,answer\nWhy is it so?,Because.\n", encoding="utf-8")
-    async with running(LocaltuneApp(data=rows), (130, 34), until="Why is it so?") as (app, pilot):
-        assert app.main.current == "data"
-        assert document_of(app).path is None
-        config = tmp_path / "my.toml"
-        config.touch()
-        await press(pilot, "o", "ctrl+u", *str(config), "enter", until="my.toml is a configuration, not data.")

@@ -17,7 +17,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
-from core.chat.dialogue import Dialogue, Exchange
+from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
 from core.paths import shown_path, user_path, working_directory
@@ -26,16 +26,17 @@ from tui.datasets.summary import counted
 from tui.files import save_text
 from tui.keys import bindings, display_key
 from tui.panes.base import Pane
-from tui.panes.chat.partner import Partner
-from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
+from tui.panes.chat.partner import Partner, SessionHolder
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
+from tui.widgets.strips import style_of
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
+    from core.chat.session import Answer
     from core.runs.record.store import Run
-    from tui.panes.chat.session import SessionFactory, Target
+    from tui.panes.chat.partner import SessionFactory, Target
     from tui.screens.chat import KeptAnswer
 
 #: Seconds between two updates of an answer, which are fast enough for reading and leave the link free for keys.
@@ -51,21 +52,11 @@ class ChatPane(Pane):
         open_session: Opens a session on a target; by default the real one.
     """
 
-    DEFAULT_CSS = """
-    ChatPane {
-        & > #chat-status { height: auto; max-height: 2; color: $muted; }
-        & > #chat-prompt { dock: bottom; }
-    }
-    """
-    HELP = (
-        "While a run trains, its model answers between two steps, and the answer names the step. When none is on, the "
-        "result of the run that is shown answers; it is loaded with the first question. Conversations are kept with "
-        "the run."
-    )
+    DEFAULT_CSS = style_of("ChatPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 
-    def __init__(self, open_session: SessionFactory | None = None, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self, open_session: SessionFactory | None = None) -> None:
+        super().__init__()
         self.dialogue = Dialogue()
         self.sources: tuple[Source, ...] = ("tuned",)
         """The sources that answer the next question."""
@@ -345,8 +336,41 @@ class ChatPane(Pane):
             self.shell.runs.await_answer(True)
         if self._flush is not None:
             self._flush.resume()
-        talk = partial(hold_turn, self._holder, self.dialogue, exchange, self._holder.epoch, self.post_message)
+        talk = partial(self._talk, self.dialogue, exchange, self._holder.epoch)
         self.run_worker(talk, group="chat-talk", thread=True)
+
+    def _talk(self, dialogue: Dialogue, exchange: Exchange, epoch: int) -> None:
+        """Generate the replies of an exchange, up to the first error; blocks.
+
+        Tokens are appended to each reply's ``pending``, which the pane polls.
+
+        Args:
+            dialogue: The conversation, which ends with the exchange.
+            exchange: The question and its replies.
+            epoch: The epoch of the session at the time of the question.
+        """
+        from core.chat.session import Answer
+
+        def progress(detail: str, done: int | None, total: int | None) -> None:
+            self.call_later(self._loading, detail, done, total)
+
+        reply = exchange.replies[0]
+        try:
+            system, settings = self._holder.settings()
+            for reply in exchange.replies:
+                answer: Answer | None = None
+                messages = dialogue.messages(reply.source, system, exchange)
+                for item in self._holder.answer(messages, reply.source, settings, epoch, progress):
+                    if isinstance(item, Answer):
+                        answer = item
+                    else:
+                        if not reply.pending and not reply.text:
+                            self.call_later(self._speaking)
+                        reply.pending.append(item.text)
+                self.call_later(self._answered, reply, answer)
+        except UserError as error:
+            self.call_later(self._failed, reply, error)
+        self.call_later(self._turn_ended, exchange)
 
     def _show_path(self) -> None:
         self.transcript.show(self.dialogue, self.size.width, self._pointed_at)
@@ -364,16 +388,14 @@ class ChatPane(Pane):
             waiting = "the run is still starting; the answer follows …"
         self._say(f"{waiting} {self.keys['chat.cancel'].display} cancels" if waiting else "")
 
-    @on(Loading)
-    def _loading(self, message: Loading) -> None:
+    def _loading(self, detail: str, done: int | None, total: int | None) -> None:
         if self.is_live:
             # Connecting to the worker is quick; the wait for the end of a step is shown instead.
             return
         if self.is_answering:
-            share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
-            self._say(f"{message.detail}{share} … {self.keys['chat.cancel'].display} cancels")
+            share = f" {done / total:.0%}" if done is not None and total else ""
+            self._say(f"{detail}{share} … {self.keys['chat.cancel'].display} cancels")
 
-    @on(Speaking)
     def _speaking(self) -> None:
         self._is_waiting = False
         self._say("")
@@ -386,9 +408,8 @@ class ChatPane(Pane):
             if reply.is_open and reply.take_pending():
                 self.transcript.refresh_reply(reply)
 
-    @on(Answered)
-    def _answered(self, message: Answered) -> None:
-        reply, answer = message.reply, message.answer
+    def _answered(self, reply: Reply, answer: Answer | None) -> None:
+        """Show the end of an answer; None if it was canceled before it began."""
         reply.take_pending()
         if answer is None and reply.is_open:
             reply.state = "stopped"
@@ -400,17 +421,14 @@ class ChatPane(Pane):
                 self.note_step(int(answer.source[5:]))
         self.transcript.refresh_reply(reply)
 
-    @on(Failed)
-    def _failed(self, message: Failed) -> None:
-        reply = message.reply
+    def _failed(self, reply: Reply, error: UserError) -> None:
         if reply.is_open:
             reply.take_pending()
-            reply.state, reply.error, reply.hint = "failed", message.error.message, message.error.hint
+            reply.state, reply.error, reply.hint = "failed", error.message, error.hint
         self.transcript.refresh_reply(reply)
 
-    @on(TurnEnded)
-    def _turn_ended(self, message: TurnEnded) -> None:
-        if message.exchange is self._current:
+    def _turn_ended(self, exchange: Exchange) -> None:
+        if exchange is self._current:
             self._finish_turn()
 
     def _finish_turn(self) -> None:

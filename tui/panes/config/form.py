@@ -27,6 +27,7 @@ from tui.shell import shell_of
 from tui.widgets.forms.option_field import OptionField, format_value
 from tui.widgets.forms.option_form import OptionForm, OptionHelp
 from tui.widgets.lists.data_tree import DATA_SUFFIXES
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import ClippedBlock, TextLine
 
 
@@ -248,21 +249,7 @@ class ConfigForm(Vertical):
         known: The facts for its checks.
     """
 
-    DEFAULT_CSS = """
-    ConfigForm { height: 1fr; }
-    ConfigForm > #config-summary { height: auto; max-height: 2; }
-    ConfigForm > #config-strangers { height: auto; max-height: 3; color: $limit; }
-    ConfigForm > #config-body { height: 1fr; layout: vertical; }
-    ConfigForm #config-manual { display: none; }
-    ConfigForm > #config-help { height: 2; color: $muted; }
-    ConfigForm.-manual #config-manual { display: block; }
-    ConfigForm.-beside > #config-body { layout: horizontal; }
-    ConfigForm.-beside #config-form { width: 3fr; height: 100%; }
-    ConfigForm.-beside #config-manual {
-        width: 2fr; height: 100%; max-height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-    }
-    ConfigForm.-beside #config-manual:focus { border-left: solid $border-focus; }
-    """
+    DEFAULT_CSS = style_of("ConfigForm")
 
     def __init__(self, editor: ConfigEditor, known: FactsFinder) -> None:
         super().__init__()

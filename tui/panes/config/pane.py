@@ -56,15 +56,10 @@ class ConfigPane(Pane):
     :class:`~tui.panes.config.facts.FactsFinder` finds the facts about it. The pane displays them, and has the actions.
     """
 
-    HELP = (
-        "Every option of a run. • is changed: from the preset in force, else from the default; ≠ was another in the "
-        "last run of this file or model. ✗ keeps a run from starting, ! is worth a look and does not. A preset "
-        "keeps model, data and what you wrote. Every edit can be undone; the file is written only when you save it."
-    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("config")]
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self.editor = ConfigEditor()
         self.known = FactsFinder()
         self.planner: Planner = self.known.plan
@@ -607,9 +602,10 @@ class ConfigPane(Pane):
         """Save the file; ask for a path if there is none, and what to do if another program changed the file."""
         await self._converse(self._save)
 
+    @_conversing
     async def action_save_as(self) -> None:
         """Ask for another file, save there, and continue with that file."""
-        await self._converse(self._save_as)
+        self._saved(await self._questions.save_as())
 
     async def _save(self) -> bool:
         outcome = await self._questions.save()
@@ -617,9 +613,6 @@ class ConfigPane(Pane):
             self._go_on(outcome)
             return False
         return self._saved(outcome)
-
-    async def _save_as(self) -> bool:
-        return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
         """Show the result of saving; returns True if the file was saved.

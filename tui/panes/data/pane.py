@@ -43,6 +43,7 @@ from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.row_list import RowList
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
@@ -55,20 +56,11 @@ class DataPane(Pane):
     It has the actions of the keys, starts work in threads, and passes the results to its parts.
     """
 
-    DEFAULT_CSS = """
-    DataPane {
-        & > #data-status { height: auto; max-height: 3; color: $muted; }
-    }
-    """
+    DEFAULT_CSS = style_of("DataPane")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("data")]
-    HELP = (
-        "Rows as a run would read them. ✗ is not used, ! is used and worth a look; tok and learned count the "
-        "tokens of a row and those that are learned, of a pair those of its longer answer. As tokens, what is learned "
-        "is bold and underlined, special tokens are reversed, and ✂ marks where the greatest length ends the row."
-    )
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self.session = DatasetSession()
         self.opener = Opener(self.session)
         self.body = DataRows(self.session, id="data-body")

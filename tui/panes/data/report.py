@@ -21,6 +21,7 @@ from tui.datasets.summary import counted, describe_dropped, summarize
 from tui.keys import KeyTable
 from tui.panes.data.session import DatasetSession
 from tui.widgets.charts.bars import draw_histogram
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 _MARKS = {"drop": ("✗", "$limit"), "warn": ("!", "$near"), "note": ("·", "$muted")}
@@ -30,10 +31,7 @@ _WORDS = {"drop": "not used", "warn": "look", "note": "note"}
 class ProblemList(OptionList):
     """List of problems; ``enter`` lists the rows with a problem."""
 
-    DEFAULT_CSS = """
-    ProblemList { height: auto; max-height: 50%; border: none; padding: 0; background: transparent; }
-    ProblemList:focus { border: none; background: transparent; }
-    """
+    DEFAULT_CSS = style_of("ProblemList")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)
@@ -74,11 +72,7 @@ def _entry(problem: Problem) -> Content:
 class Report(Vertical):
     """Problems and token lengths of all rows."""
 
-    DEFAULT_CSS = """
-    Report { height: 1fr; overflow-y: auto; }
-    Report #data-problems { margin: 1 0; }
-    Report #data-histogram { color: $primary; }
-    """
+    DEFAULT_CSS = style_of("Report")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

@@ -28,6 +28,7 @@ from tui.panes.data.session import DatasetSession
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.mask_view import MaskView, TokenCell, TokenPart
 from tui.widgets.lists.row_list import RowList
+from tui.widgets.strips import style_of
 
 #: Maximum cached row lengths.
 KEPT_LENGTHS = 20_000
@@ -137,19 +138,7 @@ class DataRows(Container):
         session: The session of the Data pane.
     """
 
-    DEFAULT_CSS = """
-    DataRows {
-        & #data-rows { height: 3fr; min-height: 4; }
-        & #data-row { height: 2fr; min-height: 3; border-top: solid $border; border-title-color: $muted; }
-        & #data-row:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-        &.-tokens #data-rows { height: 2fr; }
-        &.-tokens #data-row { height: 3fr; }
-        &.-beside { layout: horizontal; }
-        &.-beside #data-rows { width: 3fr; height: 100%; }
-        &.-beside #data-row { width: 2fr; height: 100%; border-left: solid $border; padding-left: 1; }
-        &.-beside #data-row:focus-within { border-left: solid $border-focus; }
-    }
-    """
+    DEFAULT_CSS = style_of("DataRows")
 
     class ProblemsSeen(Message):
         """New problems have been found in visible rows."""

@@ -96,6 +96,7 @@ async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) 
     async with chatting(tmp_path, fake(step=34), size=SIZES[0], live=True) as (pilot, pane, session):
         assert session.prepared == 0
         await said(pilot, pane, "hello")
+        assert session.asked[0][2] == GenerationSettings(max_new_tokens=77, temperature=0.5), "as the run says"
         for size in SIZES:
             await resize(pilot, *size)
             lines = screen_lines(pilot.app)
@@ -104,16 +105,6 @@ async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) 
             assert any("step 34   short and tuned" in line for line in lines)
             assert any("3 tokens · first 0.16 s · 21 tok/s" in line for line in lines)
             assert all(len(line) == size[0] for line in lines)
-
-
-async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, session):
-        await said(pilot, pane, "one", "two")
-        source, messages, settings = session.asked[1]
-        assert source == "tuned"
-        turns = [(message["role"], message["content"]) for message in messages]
-        assert turns == [("system", "Be brief."), ("user", "one"), ("assistant", "short and tuned"), ("user", "two")]
-        assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
 async def test_tokens_appear_while_they_come_and_esc_stops_them(tmp_path: Path) -> None:
@@ -333,15 +324,6 @@ async def test_a_run_that_ends_in_mid_answer_stops_it_and_keeps_the_conversation
         assert [message["content"] for message in ended.asked[0][1]][1:3] == ["hello", "short and tuned"]
 
 
-async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, _):
-        await ask(pilot, pane, "hello")
-        await wait_for(pilot, lambda: session.asked)
-    assert session.closed
-
-
 async def test_a_model_without_adapter_is_its_base(tmp_path: Path) -> None:
     async with chatting("smollm2-135m-instruct") as (pilot, pane, session):
         await pilot.pause()
@@ -379,16 +361,18 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
 
 
-async def test_a_model_that_does_not_end_does_not_keep_the_pane(tmp_path: Path) -> None:
-    session, gate = fake(), threading.Event()
+async def test_leaving_closes_the_session_and_does_not_wait_for_a_model_that_does_not_end(tmp_path: Path) -> None:
+    session, gate, closing = fake(), threading.Event(), threading.Event()
 
     def close() -> None:
+        closing.set()
         gate.wait(60)
 
     session.close = close  # type: ignore[method-assign]
     async with chatting(tmp_path, session) as (pilot, pane, _):
         await said(pilot, pane, "hello")
         began = time.monotonic()
+    assert closing.is_set()
     assert time.monotonic() - began < 30
     gate.set()
 
@@ -524,13 +508,9 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             await pilot.press("S")
         served = [run, run, str(written), f"{run.path}@30"]
         await wait_for(pilot, lambda: [asked.args[0] for asked in requested(pilot, "serving.request")] == served)
-
-
-async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(run.state_path)
-    async with chatting(run, size=(110, 24)) as (pilot, _, _):
-        await wait_for(pilot, lambda: "tickets (result refused by eval.gate)" in screen_lines(pilot.app)[0])
+        RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(other.state_path)
+        pane.set_target(other)
+        await wait_for(pilot, lambda: "other (result refused by eval.gate)" in screen_lines(pilot.app)[0])
 
 
 async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

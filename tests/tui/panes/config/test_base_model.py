@@ -10,7 +10,6 @@ from textual.events import Key
 from textual.pilot import Pilot
 
 from core import paths
-from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME
 from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
@@ -164,24 +163,3 @@ async def test_a_start_leads_to_a_model(
         await wait_for(pilot, lambda: not pane.problems)
         assert pane.check() == {}
         assert list_runs() == []
-
-
-async def test_tokens_that_cannot_be_shown_say_where_to_choose_a_model(tmp_path: Path) -> None:
-    from core.errors import UserError
-    from tui.datasets.plan import find_base
-
-    with pytest.raises(UserError) as caught:
-        find_base("org/none", tmp_path)
-    assert "Choose or download one at model.base in the Config pane." in caught.value.hint
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError) as caught:
-        find_base("a.gguf", tmp_path)
-    assert caught.value.hint == "The first run with it converts it."
-
-
-def test_a_configuration_without_a_base_names_the_default(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    assert pane.model.named_base == NamedBase(STARTER_NAME, Path.cwd())
-    pane.editor.document.set("model.base", 5)
-    assert pane.model.named_base.name == ""
-    assert ConfigDocument().get("model.base") is None

@@ -27,30 +27,6 @@ _EDIT = st.one_of(
 )
 
 
-def test_leaving_a_configuration_skips_its_edits_and_redo_makes_them_again() -> None:
-    first, second = ConfigModel(ConfigDocument(TEXT)), ConfigModel(ConfigDocument("[data]\ntrain = 'x'\n"))
-    assert EditHistory(first).former is None
-    assert EditHistory(first).leave() is None
-    history = EditHistory(first)
-    first.document.set("train.epochs", 5.0)
-    history.record(first)
-    before = first.document.dumps()
-    history.record(second, "another")
-    second.document.set("train.epochs", 7.0)
-    history.record(second)
-    assert history.former is first
-    step = history.leave()
-    assert step is not None
-    assert step.label == "another"
-    assert (history.present.model, first.document.dumps()) == (first, before)
-    assert second.document.get("train.epochs") == 7.0, "it may be kept as it was left"
-    for _ in range(2):
-        history.redo()
-    assert history.present.model is second
-    assert second.document.get("train.epochs") == 7.0
-    assert history.former is first
-
-
 def edit(model: ConfigModel, name: str, value: Any) -> ConfigModel:
     """Make an edit; returns another model if another configuration is opened."""
     if name == "open":

@@ -13,7 +13,6 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.cases import cases
 from tests.tui.config_panes import config_pane, go_to
 from tests.tui.harness import (
     FORBIDDEN,
@@ -198,12 +197,6 @@ async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) ->
         assert pane.problems == {}
 
 
-async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> None:
-    config_file.write_text(config_file.read_text() + "learning_rat = 1\n")
-    async with config_pane(config_file, size=(100, 30)) as (pilot, _pane):
-        assert "There is no option train.learning_rat." in screen_text(pilot.app)
-
-
 async def test_search_by_name_and_help() -> None:
     async with config_pane(size=(100, 30)) as (pilot, pane):
         basic = len(pane.form.shown)
@@ -223,15 +216,6 @@ async def test_search_by_name_and_help() -> None:
         await press(pilot, "ctrl+s", until="save as")
         await press(pilot, "escape", until=lambda: pane.form.has_focus)
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
-
-
-@cases("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
-async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
-    async with config_pane(size=(100, 30)) as (pilot, pane):
-        await press(pilot, *keys, until=lambda: pane.ask_bar.is_asking)
-        await pane.remove()
-        await pilot.pause()
-    assert not pane.ask_bar.is_asking
 
 
 async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) -> None:

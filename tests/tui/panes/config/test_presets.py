@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.hardware.card import Card
-from tests.tui.config_panes import config_pane, edits, flat, go_to, type_value, write_config
+from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
 from tests.tui.harness import press, screen_lines, screen_text, wait_for
 from tui.screens.presets import PresetScreen
 
@@ -77,17 +77,3 @@ async def test_a_model_too_large_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         await press(pilot, "P", until=lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: any("▸ ● cpu-small" in line for line in screen_lines(pilot.app)))
         assert any("as it is" in line for line in screen_lines(pilot.app))
-
-
-async def test_only_what_is_changed(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path)) as (pilot, pane):
-        await go_to(pilot, pane, "train.weight_decay")
-        await pilot.press("c")
-        assert [field.option.name for field in pane.form.shown] == ["train.epochs"]
-        await wait_for(pilot, lambda: "1 option differs from the defaults" in screen_text(pilot.app))
-        await pilot.press("d")
-        await pilot.press("c", "c")
-        assert not pane.form.shown
-        assert "Nothing is changed." in screen_text(pilot.app)
-        await pilot.press("escape")
-        assert len(pane.form.shown) > 5

@@ -69,17 +69,6 @@ async def test_an_import_asks_first_and_is_undone_to_the_old_file(tmp_path: Path
         assert path.read_text() == '# mine\n[data]\ntrain = "rows.jsonl" # rows\n\n[train]\nepochs = 2.0\n'
 
 
-async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    before = path.read_bytes()
-    async with config_pane(path) as (pilot, pane):
-        await type_value(pilot, pane, "train.epochs", "3")
-        await press(pilot, "ctrl+s", until="✓ saved")
-        assert path.read_bytes() == before.replace(b"2.0", b"3.0")
-        await press(pilot, "u", "ctrl+s", until=lambda: path.read_bytes() == before)
-
-
 async def test_what_other_panes_choose_and_another_file_can_be_undone(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"

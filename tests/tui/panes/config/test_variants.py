@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
 from tests.tui.harness import FORBIDDEN, paste, press, screen_lines, screen_text, shown, wait_for
-from tui.panes.config.editor import free_name
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
 
@@ -64,14 +61,7 @@ async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> N
         copy = tmp_path / "tickets-2.toml"
         await wait_for(pilot, copy.is_file)
         assert copy.read_text() == path.read_text()
-
-
-def test_a_copy_is_named_by_the_next_free_number(tmp_path: Path) -> None:
-    for name in ("a.toml", "a-2.toml", "b-7.toml"):
-        (tmp_path / name).touch()
-    assert free_name(tmp_path / "a.toml").name == "a-3.toml"
-    assert free_name(tmp_path / "b-7.toml").name == "b-8.toml"
-    assert free_name(tmp_path / "run-20261124.toml").name == "run-20261124-2.toml"
+        await press(pilot, "y", "ctrl+s", until="tickets-3.toml")
 
 
 async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
@@ -115,16 +105,3 @@ async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Pat
         text = screen_text(pilot.app)
         assert "- system" in text
         assert not FORBIDDEN & set(text)
-
-
-@pytest.mark.long
-async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path)) as (pilot, pane):
-        for name, keys in (("bad.toml", ["O"]), ("worse.toml", ["v", "o"])):
-            (tmp_path / name).write_text("= 3")
-            await pilot.press(*keys)
-            await paste(pilot, str(tmp_path / name))
-            await pilot.press("enter")
-            said = f"{name}isnotvalidTOML"
-            await wait_for(pilot, lambda: said in "".join(flat(screen_text(pilot.app)).split()))  # noqa: B023
-            assert pane.document.get("train.epochs") == 2.0

@@ -111,6 +111,8 @@ async def test_a_key_goes_through_the_filters_and_moves_stay_inside_them(tmp_pat
         await pilot.press("slash", "ctrl+u", *"question", "enter")
         await wait_for(pilot, lambda: shows(pilot, "None of these rows has “question” in it."))
         assert pane.index == 44
+        assert [turn.role for turn in pane.body.conversation.turns] == ["problem", "file"]
+        assert shows(pilot, "✗ The row is not JSON")
         await press(pilot, "colon", *"25", "enter", until=lambda: pane.index == 24)
         await pilot.press("colon", *"26", "enter")
         await wait_for(pilot, lambda: shows(pilot, "Row 26 is not “no JSON”; the nearest that is, is row 45."))

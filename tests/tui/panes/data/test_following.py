@@ -95,19 +95,11 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
     document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
     async with data_pane(path, document) as (pilot, pane):
         await analyzed(pilot, pane)
-        assert len(requests) == 1
         view = pane.view
-        unseen: tuple[tuple[str, Any], ...] = (
-            *(("train.learning_rate", 1e-3), ("method.rank", 4), ("chat.system", "be brief")),
-            ("eval.every_steps", 5),
-        )
-        for name, value in unseen:
-            document.set(name, value)
-            pane.configure(document)
-            await pilot.pause()
-            assert pane.view is view
-            assert view is not None
-            assert view.analysis is not None, name
+        document.set("train.learning_rate", 1e-3)
+        pane.configure(document)
+        await analyzed(pilot, pane)
+        assert len(requests) == 1
         seen: tuple[tuple[str, Any], ...] = (
             *(("data.eval", "eval.jsonl"), ("data.weights", [2.0]), ("train.max_length", 64)),
             *(("data.overlong", "truncate"), ("data.supervise", "last"), ("data.special_tokens", "keep")),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from core.config.document import ConfigDocument
 from tests.tui.data_panes import analyzed, data_pane, opened
 from tests.tui.harness import (
     FORBIDDEN,
@@ -100,22 +99,6 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
         assert pane.body.rows.has_focus
 
 
-async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", 50, bad={7, 31})
-    async with data_pane(path, size=(100, 30)) as (pilot, pane):
-        await analyzed(pilot, pane)
-        assert "2 problems" in screen_text(pilot.app)
-        await pilot.press("p")
-        assert pane.body.rows.cursor == 6
-        assert "✗ The row is not JSON" in screen_text(pilot.app)
-        await pilot.pause()
-        assert [turn.role for turn in pane.body.conversation.turns] == ["problem", "file"]
-        await pilot.press("p")
-        assert pane.body.rows.cursor == 30
-        await pilot.press("p")
-        assert pane.body.rows.cursor == 6
-
-
 async def test_search_forward_back_and_around_and_rows_by_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
@@ -202,15 +185,6 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
             assert pane.view.path == good, "what was open stays open"
 
 
-async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"qestion": "why?", "number": 5}\n')
-    async with data_pane(path, size=(120, 24)) as (pilot, pane):
-        await shown(pilot, "unknown format", "Did you mean question?")
-        found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
-        assert found == [("qestion", "why?"), ("number", "5")]
-
-
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 40)
     async with data_pane(path, size=(120, 24)) as (pilot, pane):
@@ -260,18 +234,6 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
         await press(pilot, "G", until="1000000 is the number")
         await press(pilot, "colon", *"654321", "enter", until="0654321 is the number")
-
-
-async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
-    path = tmp_path / "odd.csv"
-    path.write_text("Frage;Antwort;Kunde\n" + "Wie?;So.;7\n" * 3)
-    async with data_pane(path, size=(80, 22)) as (pilot, pane):
-        text = " ".join(screen_text(pilot.app).replace("│", " ").split())
-        assert "their columns are Frage, Antwort, Kunde. C says which column is the question." in text
-        assert "C columns" in screen_lines(pilot.app)[-1]
-        columns = 'columns = {user = "Frage", assistant = "Antwrt"}'
-        pane.configure(ConfigDocument(f'[data]\ntrain = "{path}"\n{columns}\n'))
-        await wait_for(pilot, lambda: "Did you mean Antwort?" in screen_text(pilot.app))
 
 
 async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the_report(tmp_path: Path) -> None:
