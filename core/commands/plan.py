@@ -18,13 +18,14 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.config.facts import Unkept
     from core.config.rules import Remark
     from core.config.schema import Config
     from core.memory.plan import Machine
     from core.memory.rows import Rows
     from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
-    from core.runs.outlook.forecast import Forecast, Unmet
+    from core.runs.outlook.forecast import Forecast
 
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
@@ -153,7 +154,7 @@ def _remarks(
     return found
 
 
-def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
+def _tell_wishes(config: Config, found: Forecast) -> list[Unkept]:
     """The options of ``[night]`` that a run started now cannot meet; each is printed as a warning."""
     import time
 
@@ -244,7 +245,7 @@ def _is_large(config: Config) -> bool:
 
 
 def as_json(
-    found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unmet] = ()
+    found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unkept] = ()
 ) -> dict[str, Any]:
     """The result as described in ``docs/reference/commands.md``.
 
@@ -279,7 +280,7 @@ def as_json(
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
-        "unmet": [asdict(wish) for wish in wishes],
+        "unmet": [wish._asdict() for wish in wishes],
         "remarks": [
             {"level": remark.level, "options": list(remark.options), "text": complaint} for remark, complaint in remarks
         ],

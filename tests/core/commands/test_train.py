@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from core.commands.starting import starts_all_the_same
+from core.config.facts import Unkept
 from core.launch import launcher
-from core.runs.outlook.forecast import Unmet
 from core.runs.record.store import Run, find_run, list_runs
 from tests.cases import cases, tables
 
@@ -262,7 +262,7 @@ def test_a_deadline_that_an_earlier_run_shows_to_be_too_early_needs_a_yes(cli: C
 
 def test_the_question_about_a_wish_is_asked_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     measured, estimated = (
-        Unmet("night.deadline", "07:00 cannot be met.", "Set 08:45.", known) for known in (True, False)
+        Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45.", known) for known in (True, False)
     )
     terminal = io.StringIO("y\nn\n")
     monkeypatch.setattr("sys.stdin", terminal)
