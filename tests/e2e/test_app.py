@@ -70,6 +70,7 @@ def recorded_step(run: Run) -> int:
 def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, environment: dict[str, str]) -> None:
     config = workers.directory / "mine.toml"
     config.write_text(dump_config(workers.config(**ENDLESS)))
+    workers.measure(workers.config(**ENDLESS))
     size = (120, 34)
 
     with Terminal.app(str(config), environment=environment, size=size) as terminal:

@@ -18,6 +18,9 @@ import pytest
 
 from core.config.schema import Config
 from core.launch import launcher
+from core.models.architecture import measuring
+from core.runs.outlook.estimate import PaceBook
+from core.runs.outlook.forecast import forecast_here
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
@@ -141,6 +144,13 @@ class Workers:
         self.train_data = write_rows(self.directory / "train.jsonl", 40, seed=1)
         self.eval_data = write_rows(self.directory / "eval.jsonl", 5, seed=2)
         self.home = self.directory / "home"
+        # A started worker would measure the model anew, in a process that imports everything once more.
+        (self.home / "cache").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.home / "cache" / "measured").symlink_to(measuring._directory())
+
+    def measure(self, config: Config) -> None:
+        """Measure the model as a run has it, before workers that are not forked do."""
+        forecast_here(config, None, None, PaceBook())
 
     def config(self, **sections: dict[str, Any]) -> Config:
         """The recipe with some options changed."""
