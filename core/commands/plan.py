@@ -42,23 +42,12 @@ QUICK_DATA_BYTES = 64 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_config(parser, optional=True)
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="plan for this model without a configuration: a directory with a config.json, …",
-    )
-    parser.add_argument("--method", choices=METHODS, help="with --model: the method (qlora)")
-    parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
-    parser.add_argument(
-        "--cards", metavar="N", help="plan for so many cards on each machine; --gpu-memory is then that of each"
-    )
-    parser.add_argument(
-        "--lengths",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="measure the rows' tokens first (auto: where the data is small and a tokenizer is there)",
-    )
+    parser.add_argument("--model", metavar="MODEL")
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--length", metavar="TOKENS")
+    parser.add_argument("--gpu-memory", metavar="SIZE")
+    parser.add_argument("--cards", metavar="N")
+    parser.add_argument("--lengths", choices=("auto", "always", "never"), default="auto")
     add_json_flag(parser)
 
 
