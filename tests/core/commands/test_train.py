@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -190,18 +188,9 @@ def test_second_ctrl_c_leaves_the_run(cli: CommandLine) -> None:
 def test_the_live_line_is_taken_away_on_a_terminal(cli: CommandLine) -> None:
     cli.script(steps=40, pace=0.05)
     config = cli.config()
-    controller, terminal = pty.openpty()
-    process = cli.spawn("train", str(config), "--json", stdout=subprocess.PIPE, stderr=terminal)
-    os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(controller, 4096)
-        except OSError:  # the terminal is closed with its last user
-            break
-        seen += piece
-    os.close(controller)
-    assert process.wait(timeout=30) == 0
+    with cli.terminal("train", str(config), "--json") as terminal:
+        assert terminal.wait_for_end() == 0
+    seen = terminal.output
     assert b"\r\x1b[Kstep " in seen
     assert b"ETA" in seen
     assert seen.endswith((b"\r\x1b[K", b"\n"))
