@@ -16,7 +16,6 @@ from core.helper import finding_core
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.status import read_status, start_runner
-from core.runs.record.state import RunState
 from core.runs.record.store import Run, list_runs
 from tests.e2e.workers import PATIENCE, Workers
 from tests.waiting import wait_for
@@ -36,10 +35,6 @@ def _home(workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     yield
     if (status := read_status()) is not None:
         os.kill(status.pid, signal.SIGKILL)
-    for run in list_runs():
-        state = RunState.read(run.state_path)
-        if state is not None and state.pid is not None and not run.state().is_over:
-            os.kill(state.pid, signal.SIGKILL)
 
 
 def states() -> list[str]:
