@@ -6,12 +6,8 @@ A test that fails again fails the run. One that passes is printed under ``flaky:
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +15,6 @@ import pytest
 MOST = 3
 #: Lines of a first failure that are printed.
 _LINES = 40
-#: In the second run: the file for the ids of tests that fail.
-_RECORD = "LOCALTUNE_TEST_FAILED"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,8 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    is_controller = not hasattr(config, "workerinput")
-    if is_controller and (config.getoption("--rerun-failed") or _RECORD in os.environ):
+    if not hasattr(config, "workerinput") and config.getoption("--rerun-failed"):
         config.pluginmanager.register(Rerun(), "rerun-failed")
 
 
@@ -44,31 +37,24 @@ class Rerun:
         if report.failed:
             self.failed.setdefault(report.nodeid, f"{report.when}: {report.longreprtext}")
 
-    # After pytest-xdist has ended its processes.
+    # After pytest-xdist has ended its processes, and pytest has written down what failed.
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        record = os.environ.get(_RECORD)
-        if record is not None:
-            Path(record).write_text(json.dumps(list(self.failed)))
-        elif self.failed and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
-            again = self._run_again(session.config)
-            self.flaky = [test for test in self.failed if test not in again]
-            if not again and len(self.flaky) <= MOST:
-                session.exitstatus = pytest.ExitCode.OK
-
-    def _run_again(self, config: pytest.Config) -> set[str]:
-        """Run the failed tests in a process of their own; the ids of those that fail again."""
+        if not self.failed or session.exitstatus != pytest.ExitCode.TESTS_FAILED:
+            return
+        config = session.config
         sys.stdout.write(f"\n\nRunning {len(self.failed)} failed tests again, alone\n")
         sys.stdout.flush()
-        with tempfile.TemporaryDirectory() as directory:
-            record = Path(directory, "failed.json")
-            profile = config.getoption("hypothesis_profile", None)
-            options = [f"--hypothesis-profile={profile}"] if profile else []
-            # '-m ""': the test is asked for by its name, whatever its marks.
-            command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "", *options, *self.failed]
-            subprocess.run(command, cwd=config.rootpath, env=os.environ | {_RECORD: str(record)}, check=False)
-            # Without a record that run itself broke off.
-            return set(json.loads(record.read_text())) if record.exists() else set(self.failed)
+        profile = config.getoption("hypothesis_profile", None)
+        options = [f"--hypothesis-profile={profile}"] if profile else []
+        # '-m ""': the test is asked for by its name, whatever its marks.
+        command = [sys.executable, "-m", "pytest", "-n0", "-q", "-m", "", *options, *self.failed]
+        subprocess.run(command, cwd=config.rootpath, check=False)
+        # That run has taken out what passed, and nothing if it broke off.
+        again = config.cache.get("cache/lastfailed", {}) if config.cache is not None else self.failed
+        self.flaky = [test for test in self.failed if test not in again]
+        if len(self.flaky) == len(self.failed) <= MOST:
+            session.exitstatus = pytest.ExitCode.OK
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.flaky:

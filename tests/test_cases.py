@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.cases import cases
@@ -27,13 +25,3 @@ def test_every_row_runs_and_each_failure_is_listed() -> None:
 def test_a_mark_of_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="belongs to the test"):
         cases("number", [1, pytest.param(2, marks=pytest.mark.long)])
-
-
-@cases("name", ["first", "second"])
-async def test_rows_have_directories_and_patches_of_their_own(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not list(tmp_path.iterdir())
-    (tmp_path / name).touch()
-    assert not hasattr(cases, "changed")
-    monkeypatch.setattr(cases, "changed", True, raising=False)

@@ -62,14 +62,6 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert {line: found for line, packages in loaded.items() if (found := packages & slow)} == {}
 
 
-def test_commands_load_no_training_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    loaded = _loaded([["runs"], ["watch", "latest"], ["stop", "latest"]])
-    assert {
-        line: found for line, packages in loaded.items() if (found := packages & (HEAVY | {"textual", "rich"}))
-    } == {}
-
-
 def _refused(words: list[str]) -> int:
     """The exit code of a command line in this process that does not get as far as to return one."""
     with pytest.raises(SystemExit) as end:
@@ -198,25 +190,18 @@ def test_a_file_that_the_app_cannot_open_is_refused_in_a_sentence(
     assert said in told.err
 
 
-CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
-WORDS = [["runs", "--json"], ["runs"], ["train", "missing.toml"], []]
-
-
-def _check_closed_streams(words: list[str], closed: str) -> None:
+# One that writes a result, one that writes an error, one that asks for a terminal.
+@cases(
+    ("words", "closed", "code"),
+    [
+        (["runs", "--json"], ">&-", 0),
+        (["train", "missing.toml"], "2>&-", 1),
+        ([], "<&-", 2),
+        (["runs", "--json"], "<&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_standard_streams(words: list[str], closed: str, code: int) -> None:
     result = _start(["/bin/sh", "-c", f"{shlex.join([sys.executable, '-m', 'tui', *words])} {closed}"], stdin=None)
-    assert result.returncode == (0 if words[:1] == ["runs"] else 1 if words else 2)
+    assert result.returncode == code
     assert "Traceback" not in result.stderr
     assert "mistake" not in result.stderr
-
-
-# One that writes a result, one that writes an error, one that asks for a terminal.
-@cases(("words", "closed"), [(WORDS[0], ">&-"), (WORDS[2], "2>&-"), (WORDS[3], "<&-"), (WORDS[0], "<&- >&- 2>&-")])
-def test_closed_standard_streams(words: list[str], closed: str) -> None:
-    _check_closed_streams(words, closed)
-
-
-@pytest.mark.long
-@cases("words", WORDS)
-@cases("closed", CLOSED)
-def test_any_command_with_any_closed_standard_stream(words: list[str], closed: str) -> None:
-    _check_closed_streams(words, closed)

@@ -29,7 +29,7 @@ def test_a_failed_test_runs_once_more_after_all_others(tmp_path: Path, flaky: in
     (tmp_path / "conftest.py").write_text(CONFTEST)
 
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n1", "--rerun-failed", "test_some.py"],
+        [sys.executable, "-m", "pytest", "-n1", "--rerun-failed", "test_some.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,

@@ -15,7 +15,9 @@ T = TypeVar("T")
 LEAST = 45.0
 
 
-def wait_for(condition: Callable[[], T], timeout: float, describe: str, interval: float = 0.01) -> T:
+def wait_for(
+    condition: Callable[[], T], timeout: float = LEAST, describe: str = "a condition", interval: float = 0.01
+) -> T:
     """Wait until a condition holds, and fail when it does not in time.
 
     Args:

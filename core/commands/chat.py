@@ -29,26 +29,19 @@ _FLAGS = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetitio
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "target",
-        metavar="RUN[@STEP]|MODEL",
-        help="a run (its id, a part of it, its directory, or 'latest'), with @STEP one of its checkpoints; or a model: "
-        "its name, its directory, or a GGUF file",
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
-    parser.add_argument("--base", action="store_true", help="let the base model answer")
-    parser.add_argument(
-        "--reader", choices=("llama",), help="have llama.cpp read any GGUF file; else a foreign one is converted"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
-    parser.add_argument("--temperature", metavar="T", type=float, help="randomness; 0 takes the likeliest token")
-    parser.add_argument("--top-p", metavar="P", type=float, help="share of probability that is sampled from")
-    parser.add_argument("--top-k", metavar="K", type=int, help="number of likeliest tokens that are sampled from")
-    parser.add_argument("--min-p", metavar="P", type=float, help="least probability, as a share of the likeliest one's")
-    parser.add_argument("--repetition-penalty", metavar="X", type=float, help="above 1: against repetition")
-    parser.add_argument("--seed", metavar="N", type=int, help="the same draws each time")
-    parser.add_argument("--stop", metavar="TEXT", action="append", help="end the answer at this text; may be repeated")
+    parser.add_argument("target", metavar="RUN[@STEP]|MODEL")
+    parser.add_argument("--prompt", metavar="TEXT")
+    parser.add_argument("--base", action="store_true")
+    parser.add_argument("--reader", choices=("llama",))
+    parser.add_argument("--system", metavar="TEXT")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int)
+    parser.add_argument("--temperature", metavar="T", type=float)
+    parser.add_argument("--top-p", metavar="P", type=float)
+    parser.add_argument("--top-k", metavar="K", type=int)
+    parser.add_argument("--min-p", metavar="P", type=float)
+    parser.add_argument("--repetition-penalty", metavar="X", type=float)
+    parser.add_argument("--seed", metavar="N", type=int)
+    parser.add_argument("--stop", metavar="TEXT", action="append")
     add_json_flag(parser, "print the answer to --prompt as one JSON object")
 
 

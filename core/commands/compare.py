@@ -13,12 +13,10 @@ from core.errors import UserError
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="two to six runs: ids, parts of them, directories, or 'latest'"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a report; '-' is standard output")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write figures and differences, a row a run")
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="write the curves as CSV, a row a value")
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE")
+    parser.add_argument("--curves", type=Path, metavar="FILE")
     add_json_flag(parser)
     for first, second in itertools.combinations(("--markdown -", "--csv -", "--curves -", "--json"), 2):
         parser.add_conflict(first, second, BOTH_PRINTED)

@@ -11,14 +11,8 @@ from core.paths import user_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
-    parser.add_argument(
-        "--checkpoints",
-        metavar="DIR",
-        type=user_path,
-        help="the directory on another disk that you have moved the run's checkpoints to, where 'checkpoints' in the "
-        "run's directory is now a link to it; remembered for this run",
-    )
-    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    parser.add_argument("--checkpoints", metavar="DIR", type=user_path)
+    parser.add_argument("--detach", action="store_true")
     add_json_flag(parser)
 
 

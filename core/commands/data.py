@@ -27,21 +27,12 @@ _BAR = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "file", metavar="FILE", nargs="?", help="a data file, a directory of them, or an entry (default: data.train)"
-    )
-    parser.add_argument("--config", metavar="CONFIG", help="a configuration, for everything that is not named here")
-    parser.add_argument(
-        "--model", metavar="MODEL", help="a model on this machine, or the directory of a tokenizer: counts tokens"
-    )
-    parser.add_argument("--template", metavar="FILE", help="a Jinja chat template instead of the model's own")
-    parser.add_argument(
-        "--columns",
-        metavar="PART=COLUMN,…",
-        type=column_parts,
-        help="roles of columns, as in data.columns: user=question,assistant=answer",
-    )
-    parser.add_argument("--row", metavar="N", type=whole_number, help="show the tokens of this row, counted from 1")
+    parser.add_argument("file", metavar="FILE", nargs="?")
+    parser.add_argument("--config", metavar="CONFIG")
+    parser.add_argument("--model", metavar="MODEL")
+    parser.add_argument("--template", metavar="FILE")
+    parser.add_argument("--columns", metavar="PART=COLUMN,…", type=column_parts)
+    parser.add_argument("--row", metavar="N", type=whole_number)
     add_json_flag(parser)
 
 

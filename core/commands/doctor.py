@@ -17,7 +17,7 @@ _LABELS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--quick", action="store_true", help="leave out the import of torch, which takes seconds")
+    parser.add_argument("--quick", action="store_true")
     add_json_flag(parser)
 
 

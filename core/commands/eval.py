@@ -30,41 +30,17 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "targets",
-        metavar="RUN|MODEL",
-        nargs="+",
-        help="who answers: a run (its id, a part of it, or 'latest'), RUN@STEP for a checkpoint, a model, or a GGUF "
-        "file; the first one is compared with the others",
-    )
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="prompts (JSONL, or one a line) or a dataset (default: data.eval of the run)"
-    )
-    parser.add_argument(
-        "--against",
-        metavar="RUN|MODEL",
-        action="append",
-        default=[],
-        help="compare with base, another run, step, model or file; may be repeated",
-    )
-    parser.add_argument("--limit", metavar="N", type=int, help="take the first N prompts only")
-    parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens (default: the run's)"
-    )
-    parser.add_argument(
-        "--check", metavar="COMMAND", help="a program that gets each answer as JSON and says how good it is"
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="show the newest evaluation of the run again, and ask nothing"
-    )
-    parser.add_argument(
-        "--out", metavar="FILE", help="write table and answers there too: JSON lines for .jsonl, else Markdown"
-    )
-    parser.add_argument(
-        "--with", dest="harness", choices=("lm-eval",), help="measure a benchmark by another program instead"
-    )
-    parser.add_argument("--tasks", metavar="NAMES", help="its tasks, separated by commas")
-    parser.add_argument("--include", metavar="DIRECTORY", help="a directory with tasks of your own for it")
+    parser.add_argument("targets", metavar="RUN|MODEL", nargs="+")
+    parser.add_argument("--prompts", metavar="FILE")
+    parser.add_argument("--against", metavar="RUN|MODEL", action="append", default=[])
+    parser.add_argument("--limit", metavar="N", type=int)
+    parser.add_argument("--max-new-tokens", metavar="N", type=int)
+    parser.add_argument("--check", metavar="COMMAND")
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--with", dest="harness", choices=("lm-eval",))
+    parser.add_argument("--tasks", metavar="NAMES")
+    parser.add_argument("--include", metavar="DIRECTORY")
     add_json_flag(parser)
     for asks in ("--prompts", "--against", "--limit", "--max-new-tokens", "--check", "--with"):
         parser.add_conflict("--show", asks, "--show asks nothing.")

@@ -17,36 +17,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "run",
-        metavar="RUN[@STEP]",
-        help="a run: its id, a part of it, its directory, or 'latest'; with @STEP one of its checkpoints",
-    )
-    parser.add_argument(
-        "--to",
-        required=True,
-        choices=KINDS,
-        help="adapter: PEFT's directory; merged: a model for transformers; gguf: a file for llama.cpp; ollama: a GGUF "
-        "file with its Modelfile; card: a README of the run",
-    )
-    parser.add_argument(
-        "--quant",
-        type=str.upper,
-        choices=QUANTS,
-        help="type of the weights: the fewer bits, the smaller the file and the less exact (default: BF16 for merged, "
-        "Q8_0 for gguf and ollama)",
-    )
-    parser.add_argument("--out", metavar="DIR", help="directory to make (default: one in the home's exports)")
-    parser.add_argument(
-        "--merge-from",
-        choices=MERGE_FROM,
-        default="auto",
-        help="weights that an adapter of a 4-bit run is merged into: the base's own, or rounded as in training "
-        "(default: whichever answers more like the trained model)",
-    )
-    parser.add_argument(
-        "--adapter-only", action="store_true", help="with --to gguf: the adapter alone, without its base"
-    )
+    parser.add_argument("run", metavar="RUN[@STEP]")
+    parser.add_argument("--to", required=True, choices=KINDS)
+    parser.add_argument("--quant", type=str.upper, choices=QUANTS)
+    parser.add_argument("--out", metavar="DIR")
+    parser.add_argument("--merge-from", choices=MERGE_FROM, default="auto")
+    parser.add_argument("--adapter-only", action="store_true")
     parser.add_argument(
         "--rows",
         metavar="N",

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "entry",
-        metavar="ENTRY",
-        help="hf://datasets/owner/name[@revision][/path][#split], or a model, hf://owner/name[@revision]",
-    )
+    parser.add_argument("entry", metavar="ENTRY")
     add_json_flag(parser)
 
 

@@ -30,12 +30,10 @@ KINDS = ("axolotl", "llama-factory", "unsloth")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("file", metavar="FILE", help="the YAML file of Axolotl, LLaMA-Factory or Unsloth")
-    parser.add_argument(
-        "--out", metavar="FILE", help="write the configuration there, - for standard output (the default)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the file that --out names")
-    parser.add_argument("--from", dest="kind", choices=KINDS, help="whose it is (default: by its keys)")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--from", dest="kind", choices=KINDS)
     add_json_flag(parser, "print one JSON object with the configuration and the report")
 
 

@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("files", metavar="FILE", nargs="*", help="training rows, as with --data")
-    parser.add_argument("--model", metavar="MODEL", help="base model: a directory, a GGUF file or a prepared model")
-    parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
-    parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
-    parser.add_argument("--preset", metavar="NAME", default="auto", help="preset, or auto to have it chosen (default)")
-    parser.add_argument("--aim", choices=AIMS, default="balanced", help="aim of auto (default: balanced)")
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="choose for a GPU with so much memory: 24GB, 22.5GiB")
-    parser.add_argument("--out", metavar="FILE", help="file to write, - for standard output (default: the data's name)")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
-    parser.add_argument("--list", action="store_true", help="list the presets")
+    parser.add_argument("files", metavar="FILE", nargs="*")
+    parser.add_argument("--model", metavar="MODEL")
+    parser.add_argument("--data", metavar="FILE", action="append")
+    parser.add_argument("--eval", metavar="FILE", action="append")
+    parser.add_argument("--preset", metavar="NAME", default="auto")
+    parser.add_argument("--aim", choices=AIMS, default="balanced")
+    parser.add_argument("--gpu-memory", metavar="SIZE")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--list", action="store_true")
     add_json_flag(parser)
     for written in ("FILE", "--data", "--out"):
         parser.add_conflict("--list", written, "--list makes no configuration.")

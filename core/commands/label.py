@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help=f"{RUN_HELP}; or several")
-    parser.add_argument("--name", metavar="TEXT", help="a display name; the id stays; '' takes it away")
-    parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="add a tag; may be repeated")
-    parser.add_argument("--untag", metavar="TAG", action="append", default=[], help="take a tag away; may be repeated")
-    parser.add_argument("--note", metavar="TEXT", help="a note, on one line; '' takes it away")
+    parser.add_argument("--name", metavar="TEXT")
+    parser.add_argument("--tag", metavar="TAG", action="append", default=[])
+    parser.add_argument("--untag", metavar="TAG", action="append", default=[])
+    parser.add_argument("--note", metavar="TEXT")
     archived = parser.add_mutually_exclusive_group()
-    archived.add_argument("--archive", action="store_true", help="leave it out of lists that are not asked for all")
-    archived.add_argument("--unarchive", action="store_true", help="list it again")
+    archived.add_argument("--archive", action="store_true")
+    archived.add_argument("--unarchive", action="store_true")
     add_json_flag(parser, "print a JSON array with an object for each run")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from core.commands.common import flush, put
@@ -65,6 +67,14 @@ class ArgumentParser(argparse.ArgumentParser):
             return str(given) == value
         return given is not None and given != [] and given != self.get_default(action.dest)
 
+    def format_help(self) -> str:
+        """The help, with the texts of ``arguments.toml`` for the arguments that are declared without."""
+        texts = _texts().get(self.prog.partition(" ")[2], {})
+        for action in self._actions:
+            if action.help is None:
+                action.help = texts.get((action.option_strings or [action.dest])[-1].lstrip("-"))
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit with 2."""
         super().error(one_line(message, _SHOWN))
@@ -76,6 +86,14 @@ class ArgumentParser(argparse.ArgumentParser):
             flush()
         else:
             (file or sys.stderr).write(sanitize(message))
+
+
+@functools.cache
+def _texts() -> Mapping[str, Mapping[str, str]]:
+    """By command, the help of its arguments."""
+    import tomli
+
+    return tomli.loads(Path(__file__).with_name("arguments.toml").read_text(encoding="utf-8"))
 
 
 def seconds(text: str) -> float:

@@ -18,13 +18,14 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
+    from core.config.facts import Unkept
     from core.config.rules import Remark
     from core.config.schema import Config
     from core.memory.plan import Machine
     from core.memory.rows import Rows
     from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
-    from core.runs.outlook.forecast import Forecast, Unmet
+    from core.runs.outlook.forecast import Forecast
 
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
@@ -41,23 +42,12 @@ QUICK_DATA_BYTES = 64 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_config(parser, optional=True)
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="plan for this model without a configuration: a directory with a config.json, …",
-    )
-    parser.add_argument("--method", choices=METHODS, help="with --model: the method (qlora)")
-    parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
-    parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
-    parser.add_argument(
-        "--cards", metavar="N", help="plan for so many cards on each machine; --gpu-memory is then that of each"
-    )
-    parser.add_argument(
-        "--lengths",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="measure the rows' tokens first (auto: where the data is small and a tokenizer is there)",
-    )
+    parser.add_argument("--model", metavar="MODEL")
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--length", metavar="TOKENS")
+    parser.add_argument("--gpu-memory", metavar="SIZE")
+    parser.add_argument("--cards", metavar="N")
+    parser.add_argument("--lengths", choices=("auto", "always", "never"), default="auto")
     add_json_flag(parser)
 
 
@@ -153,7 +143,7 @@ def _remarks(
     return found
 
 
-def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
+def _tell_wishes(config: Config, found: Forecast) -> list[Unkept]:
     """The options of ``[night]`` that a run started now cannot meet; each is printed as a warning."""
     import time
 
@@ -244,7 +234,7 @@ def _is_large(config: Config) -> bool:
 
 
 def as_json(
-    found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unmet] = ()
+    found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unkept] = ()
 ) -> dict[str, Any]:
     """The result as described in ``docs/reference/commands.md``.
 
@@ -279,7 +269,7 @@ def as_json(
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
-        "unmet": [asdict(wish) for wish in wishes],
+        "unmet": [wish._asdict() for wish in wishes],
         "remarks": [
             {"level": remark.level, "options": list(remark.options), "text": complaint} for remark, complaint in remarks
         ],

@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     adding = action("add", "put a run to the end of the queue", _add)
     add_run_options(adding)
-    adding.add_argument("--name", help="subject of the run, the end of its id (default: the file's name)")
-    adding.add_argument("--hold", action="store_true", help="keep it from being started until it is released")
+    adding.add_argument("--name")
+    adding.add_argument("--hold", action="store_true")
     adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
     add_consent(adding)
     starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
-    starting.add_argument("--detach", action="store_true", help="return at once")
+    starting.add_argument("--detach", action="store_true")
     action("list", "present, waiting and ended entries, with expected times", _list)
     changes: tuple[tuple[str, str, Callable[[Queue, argparse.Namespace], Queue]], ...] = (
         ("hold", "keep an entry from being started", lambda queue, args: queue.held(args.id)),
@@ -80,14 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, help_, change in changes:
         moving = action(name, help_, partial(_change, change))
         moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
-    moving.add_argument(
-        "position", metavar="POSITION", nargs="?", type=whole_number, default=1, help="1, the default, is the next one"
-    )
+    moving.add_argument("position", metavar="POSITION", nargs="?", type=whole_number, default=1)
     action("stop", "end the runner; the run that is on goes on, and nothing else starts", _stop)
     action("clear", "take out the entries that have ended; their runs stay", _clear)
     _add_sweep_actions(action)
     unit = action("at-boot", "show a systemd user unit that goes on with the queue after a reboot; write it", _at_boot)
-    unit.add_argument("--yes", action="store_true", help="write it without a question")
+    unit.add_argument("--yes", action="store_true")
 
 
 def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
@@ -95,20 +93,14 @@ def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
 
     sweeping = action("sweep", "a run for each combination of values of some options", sweep)
     add_config(sweeping)
-    sweeping.add_argument(
-        "--over",
-        metavar="SECTION.KEY=VALUE,…",
-        action="append",
-        required=True,
-        help="an option and its values; may be repeated, for every combination",
-    )
-    sweeping.add_argument("--random", metavar="N", type=whole_number, help="only so many of them, chosen at random")
-    sweeping.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
-    sweeping.add_argument("--name", help="subject of the runs (default: the file's name)")
-    sweeping.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
+    sweeping.add_argument("--over", metavar="SECTION.KEY=VALUE,…", action="append", required=True)
+    sweeping.add_argument("--random", metavar="N", type=whole_number)
+    sweeping.add_argument("--seed", type=int, default=0)
+    sweeping.add_argument("--name")
+    sweeping.add_argument("--yes", action="store_true")
     sweeping.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
     found = action("results", "results of a sweep, the best one marked", results)
-    found.add_argument("sweep", metavar="SWEEP", help="id of the sweep: s1")
+    found.add_argument("sweep", metavar="SWEEP")
 
 
 def run(args: argparse.Namespace) -> int:

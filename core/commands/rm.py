@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; or several")
-    parser.add_argument("--failed", action="store_true", help="all runs that have failed, too")
-    parser.add_argument("--now", action="store_true", help="delete for good, without the trash")
-    parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
+    parser.add_argument("--failed", action="store_true")
+    parser.add_argument("--now", action="store_true")
+    parser.add_argument("--yes", action="store_true")
     add_json_flag(parser)
 
 

@@ -26,18 +26,10 @@ _MANY = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--sort", choices=tuple(SORT_COLUMNS), default=DEFAULT_SORT, help="order; unknown values come last"
-    )
-    parser.add_argument("--reverse", action="store_true", help="the other direction")
-    parser.add_argument(
-        "--filter",
-        metavar="WORDS",
-        default="",
-        help="only runs that have all these words in id, name, state, model, method, data, tags or note; "
-        "'#keep' is a tag, 'data:tickets' looks in one of them",
-    )
-    parser.add_argument("--all", action="store_true", help="archived runs too")
+    parser.add_argument("--sort", choices=tuple(SORT_COLUMNS), default=DEFAULT_SORT)
+    parser.add_argument("--reverse", action="store_true")
+    parser.add_argument("--filter", metavar="WORDS", default="")
+    parser.add_argument("--all", action="store_true")
     add_json_flag(parser, "print a JSON array with an object for each run")
 
 

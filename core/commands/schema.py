@@ -10,8 +10,8 @@ from core.commands.common import add_json_flag, emit, note, put, write_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--out", metavar="FILE", help="file to write, or to replace (default: standard output)")
-    parser.add_argument("--markdown", action="store_true", help="the reference page instead, as Markdown")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--markdown", action="store_true")
     add_json_flag(parser, "print it on one line; with --out, say as JSON what was written")
 
 

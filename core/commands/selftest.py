@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        help="where the report goes that can be attached to a bug report (default: selftest/report.txt in the home)",
-    )
+    parser.add_argument("--report", metavar="FILE")
     add_json_flag(parser)
 
 

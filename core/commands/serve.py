@@ -18,36 +18,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     from core.serve.options import KEY_VARIABLE, LOOPBACK, PORT, QUEUE
 
-    parser.add_argument(
-        "targets",
-        metavar="RUN[@STEP]|MODEL",
-        nargs="+",
-        help="a run (its id, a part of it, its directory, or 'latest'), with @STEP one of its checkpoints; or a model: "
-        "its name, its directory, or a GGUF file",
-    )
-    parser.add_argument(
-        "--port", metavar="N", type=int, default=PORT, help="port; 0 for any that is free (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--host",
-        metavar="ADDRESS",
-        default=LOOPBACK,
-        help="address to listen on (default: %(default)s, for this machine alone; others let the network in)",
-    )
-    parser.add_argument("--uds", metavar="PATH", type=Path, help="listen on a Unix socket instead, for this user alone")
+    parser.add_argument("targets", metavar="RUN[@STEP]|MODEL", nargs="+")
+    parser.add_argument("--port", metavar="N", type=int, default=PORT)
+    parser.add_argument("--host", metavar="ADDRESS", default=LOOPBACK)
+    parser.add_argument("--uds", metavar="PATH", type=Path)
     parser.add_argument(
         "--key", metavar="KEY", default="", help=f"the key that clients send (default: {KEY_VARIABLE}, or a random one)"
     )
-    parser.add_argument(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="another name of this machine that clients may use; may be repeated",
-    )
-    parser.add_argument(
-        "--queue", metavar="N", type=int, default=QUEUE, help="requests that may wait (default: %(default)s)"
-    )
+    parser.add_argument("--allow-host", metavar="NAME", action="append", default=[])
+    parser.add_argument("--queue", metavar="N", type=int, default=QUEUE)
     add_json_flag(parser, "print address, key and models as one JSON object when clients can connect")
     for place in ("--host", "--port"):
         parser.add_conflict("--uds", place, "a Unix socket has neither address nor port.")

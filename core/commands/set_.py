@@ -13,13 +13,7 @@ from core.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
-    parser.add_argument(
-        "changes",
-        metavar="KEY=VALUE",
-        nargs="+",
-        help="train.learning_rate, eval.every_steps, checkpoint.every_steps, hardware.temperature_limit_c or another "
-        "limit of the governor, and its new value; none takes a limit away",
-    )
+    parser.add_argument("changes", metavar="KEY=VALUE", nargs="+")
     add_timeout(parser)
     add_json_flag(parser)
 

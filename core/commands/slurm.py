@@ -12,14 +12,9 @@ from core.commands.train import add_job_options, write_batch_file
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_config(parser)
-    parser.add_argument(
-        "--cards-per-node",
-        metavar="N",
-        type=whole_number,
-        help="cards on each, a process for each (default: distributed.processes, or the cards that are named)",
-    )
-    parser.add_argument("--name", help="subject of the run (default: the file's name)")
-    parser.add_argument("--output", metavar="FILE", help="file to write, - for standard output (default: NAME.sbatch)")
+    parser.add_argument("--cards-per-node", metavar="N", type=whole_number)
+    parser.add_argument("--name")
+    parser.add_argument("--output", metavar="FILE")
     add_job_options(parser)
     add_json_flag(parser)
     parser.add_conflict("--output -", "--json", BOTH_PRINTED)

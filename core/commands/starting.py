@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from core.commands.common import PROGRAM, agrees, note
 
 if TYPE_CHECKING:
+    from core.config.facts import Unkept
     from core.config.schema import Config
     from core.queue.estimate import Estimator, Total
-    from core.runs.outlook.forecast import Unmet
 
 #: The note for waiting entries without a runner.
 NOBODY_STARTS = f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start"
@@ -107,7 +107,7 @@ def add_consent(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def starts_all_the_same(found: Iterable[Unmet], *, yes: bool) -> bool:
+def starts_all_the_same(found: Iterable[Unkept], *, yes: bool) -> bool:
     """Print the wishes that cannot be met; where an earlier run has shown it, ask whether to start all the same. An
     estimate without such a run is only a warning.
 
@@ -126,7 +126,7 @@ def starts_all_the_same(found: Iterable[Unmet], *, yes: bool) -> bool:
     return False
 
 
-def unmet_now(config: Config) -> list[Unmet]:
+def unmet_now(config: Config) -> list[Unkept]:
     """The wishes that a run cannot meet if it starts now; earlier runs are read only if it has wishes."""
     import time
 
@@ -136,7 +136,7 @@ def unmet_now(config: Config) -> list[Unmet]:
     return list(unmet(config, Estimator().estimate(config), time.time())) if wants_plan(config) else []
 
 
-def unmet_in_queue(config: Config, estimator: Estimator, *, held: bool = False) -> list[Unmet]:
+def unmet_in_queue(config: Config, estimator: Estimator, *, held: bool = False) -> list[Unkept]:
     """The wishes that a run at the end of the queue cannot meet; its deadline only if its start can be estimated.
 
     Args:

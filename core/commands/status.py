@@ -74,22 +74,9 @@ _DEVICE_METRICS: tuple[tuple[str, str, Callable[[Device], float | None]], ...] =
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        nargs="?",
-        help="a run: its id, a part of it, its directory, or 'latest'; by default the live one, or else the newest",
-    )
-    parser.add_argument(
-        "--width",
-        type=whole_number,
-        default=DEFAULT_WIDTH,
-        metavar="COLUMNS",
-        help="most columns of the line; the least important parts are left out (default: 80)",
-    )
-    parser.add_argument(
-        "--prometheus", action="store_true", help="all live runs in Prometheus' text format, for its textfile collector"
-    )
+    parser.add_argument("run", metavar="RUN", nargs="?")
+    parser.add_argument("--width", type=whole_number, default=DEFAULT_WIDTH, metavar="COLUMNS")
+    parser.add_argument("--prometheus", action="store_true")
     add_json_flag(parser)
     parser.add_conflict("--prometheus", "--json", "each is a format of its own.")
 

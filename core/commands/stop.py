@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--now", action="store_true", help="after the present step, without saving a checkpoint")
-    how.add_argument("--force", action="store_true", help="kill its process, where it hangs; unsaved steps are lost")
+    how.add_argument("--now", action="store_true")
+    how.add_argument("--force", action="store_true")
     add_timeout(parser)
     add_json_flag(parser)
 

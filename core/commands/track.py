@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=TRACKERS,
         help=f"{', '.join(TRACKERS)}; may be given several times (default: those of tracking.tools)",
     )
-    parser.add_argument(
-        "--online",
-        action="store_true",
-        help="send to the server of Weights & Biases, all of the run; the key is read from WANDB_API_KEY",
-    )
+    parser.add_argument("--online", action="store_true")
     add_json_flag(parser)
 
 

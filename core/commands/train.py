@@ -34,25 +34,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_options(parser)
-    parser.add_argument(
-        "--processes",
-        metavar="N",
-        type=int,
-        help="train with so many processes on each machine, one for each card; sets distributed.processes",
-    )
-    parser.add_argument("--name", help="subject of the run, the end of its id (default: the file's name)")
-    parser.add_argument(
-        "--no-start",
-        action="store_true",
-        help="make the run's directory, print its path and start nothing: torchrun or Slurm start its processes",
-    )
-    parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
+    parser.add_argument("--processes", metavar="N", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--no-start", action="store_true")
+    parser.add_argument("--detach", action="store_true")
     add_consent(parser)
-    parser.add_argument(
-        "--slurm",
-        metavar="FILE",
-        help="write a batch file for Slurm's sbatch instead, - for standard output; --processes is for each node",
-    )
+    parser.add_argument("--slurm", metavar="FILE")
     add_job_options(parser.add_argument_group("with --slurm"))
     parser.add_conflict("--detach", "--no-start", "a run that is not started does not train.")
     for flag in ("--detach", "--no-start"):
@@ -74,20 +61,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         choices=get_args(RefusalCode),
         help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="preset, or auto, for options not in the file; 'init --list' lists them"
-    )
+    parser.add_argument("--preset", metavar="NAME")
 
 
 def add_job_options(parser: argparse._ActionsContainer) -> None:
     """Declare the options of a batch file."""
-    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
-    parser.add_argument(
-        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
-    )
-    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
-    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1)
+    parser.add_argument("--time", default="", metavar="LIMIT")
+    parser.add_argument("--partition", default="", metavar="NAME")
+    parser.add_argument("--account", default="", metavar="NAME")
+    parser.add_argument("--force", action="store_true")
 
 
 def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:

@@ -15,15 +15,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "action",
-        nargs="?",
-        default="list",
-        choices=("list", "restore", "empty"),
-        metavar="list|restore|empty",
-        help="action (default: list)",
+        "action", nargs="?", default="list", choices=("list", "restore", "empty"), metavar="list|restore|empty"
     )
-    parser.add_argument("runs", metavar="ID", nargs="*", help="a run in the trash: its id, or a part of it; or several")
-    parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
+    parser.add_argument("runs", metavar="ID", nargs="*")
+    parser.add_argument("--yes", action="store_true")
     add_json_flag(parser)
 
 

@@ -23,9 +23,7 @@ SPANS = 3
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "run", metavar="RUN", help="a run that is over: its id, a part of it, its directory, or 'latest'"
-    )
+    parser.add_argument("run", metavar="RUN")
     parser.add_argument(
         "--spans",
         metavar="N",
@@ -33,14 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=SPANS,
         help=f"intervals between two checkpoints that are executed again (default: {SPANS}; 0: the chain alone)",
     )
-    parser.add_argument("--whole", action="store_true", help="execute all of the run again, from the base on")
-    parser.add_argument(
-        "--head",
-        metavar="HASH",
-        type=_head,
-        help="the head of the chain as it was written down: at least 12 digits of it",
-    )
-    parser.add_argument("--seed", metavar="S", type=int, help="choose the same intervals again (default: at random)")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--head", metavar="HASH", type=_head)
+    parser.add_argument("--seed", metavar="S", type=int)
     add_json_flag(parser)
     for chosen in ("--spans", "--seed"):
         parser.add_conflict("--whole", chosen, "all of the run is executed again, and nothing is chosen.")

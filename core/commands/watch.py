@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
-    parser.add_argument(
-        "--plain", action="store_true", help="lines only: nothing is drawn over, for a screen reader or a slow line"
-    )
+    parser.add_argument("--plain", action="store_true")
     add_json_flag(parser, "print each event as a line of JSON, as in the run's events.jsonl")
 
 

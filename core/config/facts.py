@@ -24,11 +24,16 @@ class DiskNeed(NamedTuple):
 
 
 class Unkept(NamedTuple):
-    """An option that the run's device does not support, with the reason and the remedy."""
+    """An option that the run's device does not support, or a wish for the night that cannot be met, with the reason and
+    the remedy; ``is_measured`` is False if the memory plan alone says so, which may be wrong."""
 
     option: str
     sentence: str
     hint: str
+    is_measured: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.hint}"
 
 
 def _nothing_unkept(_: Config) -> Sequence[Unkept]:

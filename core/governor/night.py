@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from core.config.clock import next_time
 from core.config.facts import Unkept
 from core.governor.limits import Limits
 from core.governor.plan import HORIZON, Curve, Plan, Point, Span, Wishes, day_time, energy, least_energy, plan, soonest
+from core.governor.promise import Promise
 from core.units import format_moment
 
 #: Room between a wish and the forecast, as a share of the remaining time or energy, so that an accepted wish is not
@@ -211,34 +212,6 @@ TOLD_SECONDS = 600.0
 #: Time constant of the average of the duty cycle that heat allows, in seconds.
 HEAT_SECONDS = 120.0
 _JOULES_PER_KWH = 3.6e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """The forecast end and energy of the night, beside the first promise."""
-
-    cause: str
-    """Reason of the plan: ``measured``, ``given_up``, ``taken_up``, ``slower``, ``faster``, ``changed`` or
-    ``progress``."""
-    finish: float
-    """Expected end, Unix seconds."""
-    energy_kwh: float | None
-    """Expected energy of the whole run since this start."""
-    promised_finish: float
-    promised_energy_kwh: float | None
-    used_kwh: float | None
-    """Energy used so far."""
-    duty: float
-    quiet_duty: float
-    deadline: float | None
-    """The wished end, Unix seconds."""
-    energy_limit_kwh: float | None
-    least_kwh: float | None = None
-    """The least energy of any plan, if the energy budget is missed."""
-    nearest_deadline: float | None = None
-    """The replacement of a dropped deadline, Unix seconds; None if it stands."""
-    nearest_energy_kwh: float | None = None
-    """The replacement of a dropped energy budget; None if it stands."""
 
 
 def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: Plan | None) -> Plan:

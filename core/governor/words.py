@@ -11,7 +11,7 @@ from core.text import one_line
 from core.units import format_fixed, format_number
 
 if TYPE_CHECKING:
-    from core.governor.night import Promise
+    from core.governor.promise import Promise
 
 #: The unit of each cause's value, and the cause's name.
 _UNITS = {

@@ -24,7 +24,7 @@ from bench.gpu_checks.profiles import (
     scaled,
 )
 from bench.gpu_checks.report import report, settled
-from bench.gpu_checks.subjects import SHORTEST, SUBJECTS, Found, Subject, allowed_seconds, chosen, not_run
+from bench.gpu_checks.subjects import SUBJECTS, Found, Subject, chosen, not_run
 from tests.cases import cases, tables
 
 TABLES = tables(__file__)
@@ -35,27 +35,11 @@ GIB = 1 << 30
 # Checks and their order.
 
 
-def test_checks_that_share_a_process_follow_one_another() -> None:
-    shared = [subject.shares for subject in SUBJECTS]
-    begun = [
-        name for place, name in enumerate(shared) if name is not None and (place == 0 or shared[place - 1] != name)
-    ]
-    assert len(begun) == len(set(begun))
-
-
 @cases("arguments", [["--only", "22"], ["--only", "six"], ["--memory", "much"]])
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.parse(arguments)
     assert arguments[1] in capsys.readouterr().err
-
-
-def test_a_check_has_its_own_deadline_or_what_is_left() -> None:
-    subject = chosen([6])[0]
-    assert allowed_seconds(subject, 1000) == subject.deadline
-    assert allowed_seconds(subject, 30) == 30
-    assert allowed_seconds(subject, 1000, patience=2.0) == 2 * subject.deadline
-    assert allowed_seconds(subject, SHORTEST - 0.1) is None
 
 
 # Processes.
@@ -102,21 +86,12 @@ def test_what_needs_cuda_is_not_applicable_on_a_cpu(tmp_path: Path) -> None:
     assert all(outcome.detail.endswith(".") for outcome in found.values())
 
 
-def test_no_ballast_without_a_card_or_with_a_small_one(tmp_path: Path) -> None:
-    for device in ({"kind": "cpu"}, {"kind": "cuda", "memory_bytes": 24 * GIB}):
-        with gpu.ballast(device, 24 * GIB, tmp_path) as taken:
-            assert taken == {}
-
-
 def test_ballast_comes_in_pieces_until_so_much_is_left() -> None:
     free, leave = 80 * GIB - 12345, 24 * GIB
     while size := piece(free, leave):
         free -= size
     assert leave <= free < leave + (2 << 20)
     assert piece(leave - 1, leave) == 0
-
-
-# Models.
 
 
 # Profiles.

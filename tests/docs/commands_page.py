@@ -48,6 +48,7 @@ def _command(name: str, fields: dict[str, str]) -> Iterator[str]:
 
 def _arguments(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
     """Tables of a parser's arguments, followed by its subcommands' tables."""
+    parser.format_help()  # it fills in the texts
     rows, below = [], []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -38,6 +38,7 @@ def reference(shared: Path, tiny_model_dir: Path, forks: Forks) -> Run:
         directory.mkdir()
         found = Workers(directory, tiny_model_dir)
         try:
+            found.measure(found.config(eval={"probe": True}))
             forks.anew = True
             run = found.start("reference", eval={"probe": True})
             forks.anew = False

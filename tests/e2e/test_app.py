@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,16 +32,14 @@ ENDLESS: dict[str, Any] = {
 
 
 @pytest.fixture
-def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Environment to share a home between the app and this test; the app's workers are killed afterwards."""
+def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Environment to share a home between the app and this test."""
     monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
-    yield {
+    return {
         "LOCALTUNE_HOME": str(workers.home),
         "XDG_CONFIG_HOME": str(workers.directory / "config"),
         "OMP_NUM_THREADS": "1",
     }
-    for run in list_runs():
-        launcher.terminate(run, force=True)
 
 
 def shown_step(terminal: Terminal) -> int:
@@ -70,6 +67,7 @@ def recorded_step(run: Run) -> int:
 def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, environment: dict[str, str]) -> None:
     config = workers.directory / "mine.toml"
     config.write_text(dump_config(workers.config(**ENDLESS)))
+    workers.measure(workers.config(**ENDLESS))
     size = (120, 34)
 
     with Terminal.app(str(config), environment=environment, size=size) as terminal:

@@ -143,10 +143,6 @@ CASES = {
     "a zstd bomb": Case(_file("a.jsonl.zst", _zstd_bomb), "which no dataset does"),
     "links that lead round in circles": Case(_looped, used=1, dropped={}),
     "a pipe among the shards": Case(_pipe_as_a_shard, "is a named pipe"),
-    "only a byte order mark": Case(_file("a.jsonl", b"\xef\xbb\xbf"), "holds no rows"),
-    "a byte order mark and CRLF": Case(
-        _file("a.csv", b'\xef\xbb\xbfprompt,completion\r\nq,a\r\nq,"b\r\nc"\r\n'), used=2, dropped={}
-    ),
     "a ragged CSV": Case(_file("a.csv", "prompt,completion\nq,a\nq\nq,a,b\n,,,\n"), used=1, dropped={"bad_csv": 3}),
     "JSON 100,000 deep": Case(
         _file(

@@ -158,7 +158,6 @@ def start_alone(workers: Workers, name: str, steps_: int = 3, **sections: dict[s
     with workers.environment():
         run = create_run(config, name)
         launcher.launch(run, alone=True)
-    workers.runs.append(run)
     return run
 
 

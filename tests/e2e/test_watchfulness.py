@@ -207,7 +207,6 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
         )
     assert started.returncode == 0, started.stderr
     run = Run(Path(started.stdout.strip()))
-    workers.runs.append(run)
     state = wait_for(lambda: found if (found := run.state()).state == "lost" else None, e2e.PATIENCE, "the kill")
     assert state is not None
     assert state.reason.startswith("killed by the kernel, as its control group ran out of memory; "), e2e.log(run)

@@ -10,7 +10,8 @@ import shutil
 import signal
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +19,15 @@ import pytest
 
 from core.config.schema import Config
 from core.launch import launcher
+from core.models.architecture import measuring
+from core.runs.outlook.estimate import PaceBook
+from core.runs.outlook.forecast import forecast_here
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.record.state import RunState
-from core.runs.record.store import Run
+from core.runs.record.store import Run, list_runs
 from core.runs.record.tail import EventTail
 from tests.forking import FAULT_VARIABLE
-from tests.waiting import wait_for
+from tests.waiting import has_ended, wait_for
 
 E = TypeVar("E", bound=Event)
 
@@ -135,12 +139,18 @@ class Workers:
 
     directory: Path
     model: Path
-    runs: list[Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.train_data = write_rows(self.directory / "train.jsonl", 40, seed=1)
         self.eval_data = write_rows(self.directory / "eval.jsonl", 5, seed=2)
         self.home = self.directory / "home"
+        # A started worker would measure the model anew, in a process that imports everything once more.
+        (self.home / "cache").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.home / "cache" / "measured").symlink_to(measuring._directory())
+
+    def measure(self, config: Config) -> None:
+        """Measure the model as a run has it, before workers that are not forked do."""
+        forecast_here(config, None, None, PaceBook())
 
     def config(self, **sections: dict[str, Any]) -> Config:
         """The recipe with some options changed."""
@@ -163,9 +173,7 @@ class Workers:
         """Start a run of the recipe with some options changed."""
         config = self.config(**sections)
         with self.environment(**(variables or {})):
-            run = launcher.start_run(config, name)
-        self.runs.append(run)
-        return run
+            return launcher.start_run(config, name)
 
     def held(self, name: str, step: int, **sections: dict[str, Any]) -> Run:
         """A run of the recipe with some options changed, that waits after a step."""
@@ -202,17 +210,18 @@ class Workers:
         """An ended run once more, to be damaged."""
         twin = Run(run.path.with_name(f"{run.id}-{name}"))
         shutil.copytree(run.path, twin.path)
-        self.runs.append(twin)
         return twin
 
     def close(self) -> None:
         """Kill the remaining processes."""
-        for run in self.runs:
+        with self.environment():
+            runs = list_runs()
+        for run in runs:
             state = RunState.read(run.state_path)
             if state is not None and state.pid is not None and not run.state().is_over:
                 with contextlib.suppress(ProcessLookupError):  # it may end by itself at this moment
                     os.kill(state.pid, signal.SIGKILL)
-                exit_code(run)
+                wait_for(partial(has_ended, state.pid), PATIENCE, f"the worker of {run.id} to end")
         launcher.reap()
 
 

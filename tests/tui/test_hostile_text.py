@@ -87,7 +87,7 @@ def _log(view: RunView) -> Widget:
 
 def _runs(view: RunView) -> Widget:
     run_list = RunList(lambda: 0.0)
-    run_list._rows = [RunRow(view.run, "failed", "", 3, 9, 0.5, 0.0, 1.0)]
+    run_list._rows = [RunRow(run=view.run, state="failed", step=3, total_steps=9)]
     return run_list
 
 

@@ -164,7 +164,7 @@ async def test_long_lines_of_the_log_are_unfolded() -> None:
 def rows(count: int) -> list[RunRow]:
     """Rows of the list of runs."""
     return [
-        RunRow(Run(Path(f"/runs/20261124-{100000 + i}-run{i}")), "finished", "m", i, count, 0.5, 0.0, 60.0)
+        RunRow(run=Run(Path(f"/runs/20261124-{100000 + i}-run{i}")), state="finished", step=i, total_steps=count)
         for i in range(count)
     ]
 

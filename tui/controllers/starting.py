@@ -22,8 +22,8 @@ from tui.state import RunView
 if TYPE_CHECKING:
     from core.analysis.result import Analysis
     from core.config.document import ConfigDocument
+    from core.config.facts import Unkept
     from core.config.schema import Config
-    from core.runs.outlook.forecast import Unmet
     from core.runs.record.store import Run
     from tui.screens.start.card import StartCard
     from tui.screens.start.summary import SeenRows, Start, StartPlan
@@ -232,7 +232,7 @@ class Starting:
 
         self._desktop.run(ask, "wishes")
 
-    async def _agrees_to(self, unmet: Sequence[Unmet]) -> bool:
+    async def _agrees_to(self, unmet: Sequence[Unkept]) -> bool:
         """Ask whether to start a run with unmet wishes; only if an earlier run measured the pace."""
         from tui.screens.dialogs import YES, unmet_dialog
 
@@ -398,7 +398,7 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
     return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
 
 
-def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
+def _unmet_in_queue(config: Config) -> Sequence[Unkept]:
     """The unmet wishes of a run at the end of the queue; blocks.
 
     Raises:

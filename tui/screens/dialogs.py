@@ -16,7 +16,7 @@ from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
 if TYPE_CHECKING:
-    from core.runs.outlook.forecast import Unmet
+    from core.config.facts import Unkept
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
@@ -27,7 +27,7 @@ YES, FOR_GOOD = "yes", "for good"
 ADD = "add"
 
 
-def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
+def unmet_dialog(wishes: Sequence[Unkept]) -> ChoiceDialog:
     """The question before a run starts whose deadline or energy limit cannot be met."""
     return ChoiceDialog(
         "Cannot be met",

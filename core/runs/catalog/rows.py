@@ -22,7 +22,7 @@ from core.atomic import write_atomic
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
 from core.runs.catalog.removal import directory_size
-from core.runs.outlook.energy import NO_TARIFF, Tariff
+from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
 from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
@@ -137,55 +137,93 @@ def _has_type(value: Any, annotation: str) -> bool:
 
 
 @dataclass(frozen=True)
-class RunRow:
+class RunFacts:
+    """Facts of a run from its configuration and its newest step.
+
+    Args:
+        base: ``model.base`` of the run; None if the configuration cannot be read.
+        model: The base model's name and the method, for display; empty if the configuration cannot be read.
+        step: Optimizer steps done.
+        loss: Loss of the last step; None before the first.
+        learning_rate: ``train.learning_rate``; None if the configuration cannot be read.
+        rank: ``method.rank``; None also for a run that trains no adapter.
+        batch_size: ``train.batch_size``; None if the configuration cannot be read.
+        method: ``method.name``; empty if the configuration cannot be read.
+        data: Names of its training files, without directories.
+        per_kwh: Price of its energy, in ``currency``; None if there is none.
+    """
+
+    base: str | None = None
+    model: str = ""
+    step: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    batch_size: int | None = None
+    method: str = ""
+    data: tuple[str, ...] = ()
+    per_kwh: float | None = None
+    currency: str = ""
+
+    @classmethod
+    def read(cls, run: Run) -> RunFacts:
+        """Facts of a run from its files."""
+        values = run.values()
+        method, tariff = values.get("method.name"), Tariff.of(values)
+        return cls(
+            _base(values),
+            _model_label(values),
+            learning_rate=positive_number(values.get("train.learning_rate")),
+            rank=positive_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
+            batch_size=positive_count(values.get("train.batch_size")),
+            method=one_line(method, 20) if isinstance(method, str) else "",
+            data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
+            per_kwh=tariff.per_kwh,
+            currency=one_line(tariff.currency, 20),
+        ).advanced(run)
+
+    def advanced(self, run: Run) -> RunFacts:
+        """These facts with the newest step of the run."""
+        last = last_step(run)
+        return self if last is None else replace(self, step=last.step, loss=last.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow(RunFacts):
     """Row of the list of runs.
 
     Args:
         run: The run.
         state: Its state, inferred if its process is gone.
-        model: The base model's name and the method, for display; empty if the configuration cannot be read.
-        step: Optimizer steps done.
         total_steps: Optimizer steps of the whole run; 0 while unknown.
-        loss: Loss of the last step; None before the first.
         started: Time of creation, in Unix seconds.
         seconds: Duration from start to end, or until now while it lives.
         reason: Reason for its state; may be empty.
-        base: ``model.base`` of the run; None if the configuration cannot be read.
         updated: Time of the last state update, in Unix seconds; 0 if unknown.
-        learning_rate: ``train.learning_rate``; None if the configuration cannot be read.
-        rank: ``method.rank``; None also for a run that trains no adapter.
-        batch_size: ``train.batch_size``; None if the configuration cannot be read.
         pending: Requests that wait for the end of its step.
         progress: Progress within its present step or evaluation; None between them.
+        refused: Missed bars of ``eval.gate``.
+        word: The state as it is shown.
+        labels: Its labels.
     """
 
     run: Run
     state: str
-    model: str
-    step: int
-    total_steps: int
-    loss: float | None
-    started: float
-    seconds: float | None
+    total_steps: int = 0
+    started: float = 0.0
+    seconds: float | None = None
     reason: str = ""
-    base: str | None = None
     updated: float = 0.0
-    learning_rate: float | None = None
-    rank: int | None = None
-    batch_size: int | None = None
     pending: tuple[str, ...] = ()
     progress: StepProgress | None = None
     refused: str = ""
-    """Missed bars of ``eval.gate``."""
     word: str = ""
-    """The state as it is shown."""
-    method: str = ""
-    """``method.name``; empty if the configuration cannot be read."""
-    data: tuple[str, ...] = ()
-    """Names of its training files, without directories."""
     labels: Labels = NO_LABELS
-    tariff: Tariff = NO_TARIFF
-    """Price of its energy."""
+
+    @property
+    def tariff(self) -> Tariff:
+        """Price of its energy."""
+        return Tariff(self.per_kwh, self.currency)
 
     @property
     def name(self) -> str:
@@ -203,46 +241,7 @@ class RunRow:
         return f"{self.method} r{self.rank}" if self.method and self.rank is not None else self.method
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """Facts of a run from its configuration and its newest step."""
-
-    base: str | None = None
-    model: str = ""
-    step: int = 0
-    loss: float | None = None
-    learning_rate: float | None = None
-    rank: int | None = None
-    batch_size: int | None = None
-    method: str = ""
-    data: tuple[str, ...] = ()
-    per_kwh: float | None = None
-    currency: str = ""
-
-    @classmethod
-    def read(cls, run: Run) -> _Facts:
-        """Facts of a run from its files."""
-        values = run.values()
-        method, tariff = values.get("method.name"), Tariff.of(values)
-        return cls(
-            _base(values),
-            _model_label(values),
-            learning_rate=positive_number(values.get("train.learning_rate")),
-            rank=positive_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
-            batch_size=positive_count(values.get("train.batch_size")),
-            method=one_line(method, 20) if isinstance(method, str) else "",
-            data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
-            per_kwh=tariff.per_kwh,
-            currency=one_line(tariff.currency, 20),
-        ).advanced(run)
-
-    def advanced(self, run: Run) -> _Facts:
-        """These facts with the newest step of the run."""
-        last = last_step(run)
-        return self if last is None else replace(self, step=last.step, loss=last.loss)
-
-
-_UNKNOWN = _Facts()
+_UNKNOWN = RunFacts()
 
 
 class RunCatalog:
@@ -253,7 +252,7 @@ class RunCatalog:
     """
 
     def __init__(self, *, is_cached: bool = False) -> None:
-        self._cache = RunCache(_Facts, "run-facts" if is_cached else "")
+        self._cache = RunCache(RunFacts, "run-facts" if is_cached else "")
         self._labels: dict[str, tuple[int, Labels]] = {}
         self._started: dict[str, float] = {}
         self._seconds_left = math.inf
@@ -285,31 +284,22 @@ class RunCatalog:
             started = self._started[run.id] = started_at(run)
         ended = time.time() if not state.is_over else max(state.updated, started)
         return RunRow(
+            **(vars(facts) | {"step": state.step or facts.step}),
             run=run,
             state=state.state,
-            model=facts.model,
-            step=state.step or facts.step,
             total_steps=state.total_steps,
-            loss=facts.loss,
             started=started,
             seconds=max(ended - started, 0.0),
             reason=state.reason,
-            base=facts.base,
             updated=state.updated,
-            learning_rate=facts.learning_rate,
-            rank=facts.rank,
-            batch_size=facts.batch_size,
             pending=state.pending if not state.is_over else (),
             progress=state.progress if not state.is_over else None,
             refused=state.refused,
             word=state.word,
-            method=facts.method,
-            data=facts.data,
-            tariff=Tariff(facts.per_kwh, facts.currency),
             labels=self._read_labels(run),
         )
 
-    def _read_facts(self, run: Run, *, is_over: bool) -> _Facts:
+    def _read_facts(self, run: Run, *, is_over: bool) -> RunFacts:
         """Facts of a run, read again if its files have changed and there is time."""
         # As text: for a thousand runs, making Path objects would take longer than anything else.
         place = os.fspath(run.path)
@@ -321,7 +311,7 @@ class RunCatalog:
             self.is_whole = False
             return facts
         begun = time.monotonic()
-        facts = facts.advanced(run) if before[:1] == stamp[:1] else _Facts.read(run)
+        facts = facts.advanced(run) if before[:1] == stamp[:1] else RunFacts.read(run)
         self._cache.put(run.id, stamp, facts, is_over=is_over)
         self._seconds_left -= time.monotonic() - begun
         return facts

@@ -53,10 +53,6 @@ class Tariff:
         return f"{figure} {one_line(self.currency, _CURRENCY)}".rstrip()
 
 
-#: Tariff of a run without a price.
-NO_TARIFF = Tariff()
-
-
 def energy_words(energy_wh: float | None, tariff: Tariff) -> list[str]:
     """An energy and its cost, ``1.9 Wh`` and ``0.42 EUR``; unknown figures are left out.
 

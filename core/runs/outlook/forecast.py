@@ -13,6 +13,7 @@ from core import paths
 from core.analysis.result import Lengths
 from core.config.clock import next_time
 from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
+from core.config.facts import Unkept
 from core.config.schema import WEIGHT_METHODS, Config
 from core.directories import free_bytes
 from core.errors import UserError
@@ -253,32 +254,12 @@ LEAST_SHARE_BY_POWER = 0.7
 _FEWER = "or train fewer steps"
 
 
-@dataclass(frozen=True)
-class Unmet:
-    """A wish that cannot be met.
-
-    Args:
-        option: ``night.deadline`` or ``night.energy_kwh``.
-        sentence: The reason.
-        hint: The nearest wish that can be met.
-        is_measured: Whether an earlier run shows it; else the memory plan does, which may be wrong.
-    """
-
-    option: str
-    sentence: str
-    hint: str
-    is_measured: bool
-
-    def __str__(self) -> str:
-        return f"{self.sentence} {self.hint}"
-
-
 def wants_plan(config: Config) -> bool:
     """True if a configuration has a wish that an estimate may show to be too much."""
     return config.night.deadline is not None or config.night.energy_kwh is not None
 
 
-def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unmet]:
+def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unkept]:
     """The wishes that a run cannot meet even at full speed and with the least energy.
 
     Loading is not counted, so the run takes even longer. The energy of the memory plan is an upper bound, and proves
@@ -303,14 +284,12 @@ def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | N
         end = soonest(Curve([Point(1.0, 1.0, None)]), found.full_speed_seconds, wishes).finish
         if end > deadline:
             how = f"at full speed, by the pace of {found.run}," if is_measured else _by_plan(found)
-            told = late(deadline, end, begins, how, _FEWER)
-            yield Unmet(*told, is_measured)
+            yield late(deadline, end, begins, how, _FEWER)._replace(is_measured=is_measured)
     if limits.energy_kwh is not None and is_measured and found.watt_hours is not None:
         expected = found.watt_hours / 1000
         share = LEAST_SHARE if limits.power_w is None and limits.quiet_power_w is None else LEAST_SHARE_BY_POWER
         if share * expected > limits.energy_kwh:
-            told = too_much(limits.energy_kwh, expected, f"by the pace of {found.run}", _FEWER)
-            yield Unmet(*told, is_measured)
+            yield too_much(limits.energy_kwh, expected, f"by the pace of {found.run}", _FEWER)
 
 
 def _by_plan(found: Estimate) -> str:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from core.governor.promise import Promise
+
 #: Longest line of an event, in bytes.
 LINE_LIMIT = 1 << 20
 #: Most characters of a prompt or an answer, and of any other text; longer texts are truncated. All texts of an event
@@ -209,25 +211,10 @@ class GovernorEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NightEvent(Event):
-    """Promise of the plan for the night, beside its first promise (:class:`core.governor.night.Promise`); times in Unix
-    seconds, energies in kWh of this start. ``nearest_deadline`` or ``nearest_energy_kwh`` replaces a wish that is given
-    up."""
+class NightEvent(Event, Promise):
+    """Promise of the plan for the night."""
 
     type: ClassVar[str] = "night"
-    cause: str
-    finish: float
-    promised_finish: float
-    duty: float
-    quiet_duty: float
-    deadline: float | None = None
-    energy_kwh: float | None = None
-    promised_energy_kwh: float | None = None
-    used_kwh: float | None = None
-    energy_limit_kwh: float | None = None
-    least_kwh: float | None = None
-    nearest_deadline: float | None = None
-    nearest_energy_kwh: float | None = None
 
     @property
     def misses_deadline(self) -> bool:

@@ -17,8 +17,9 @@ from core.directories import free_bytes
 from core.errors import UserError
 from core.governor.check import unkept
 from core.governor.limits import Limits
-from core.governor.night import Course, Night, Promise, unmet
+from core.governor.night import Course, Night, unmet
 from core.governor.policy import Action, Observation, Policy
+from core.governor.promise import Promise
 from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory
 from core.hardware.sampler import Sampler

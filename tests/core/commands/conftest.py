@@ -21,6 +21,7 @@ from core.runs.record.events import StepEvent, encode_event
 from core.runs.record.store import Run, create_run, find_run, list_runs
 from tests import waiting
 from tests.forking import Forks
+from tests.tui.terminal import Terminal
 from tui.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -107,10 +108,19 @@ class CommandLine(Call):
 
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command line in a process of its own."""
-        program = f"import sys; sys.executable = {str(self.python)!r}; from tui.__main__ import main; sys.exit(main())"
-        process = subprocess.Popen([PYTHON, "-c", program, *words], cwd=ROOT, **options)
+        process = subprocess.Popen([*self._program, *words], cwd=ROOT, **options)
         self.processes.append(process)
         return process
+
+    def terminal(self, *words: str, **variables: str) -> Terminal:
+        """Start a command line in a terminal of its own."""
+        environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **variables}
+        return Terminal([*self._program, *words], environment=environment)
+
+    @property
+    def _program(self) -> list[str]:
+        program = f"import sys; sys.executable = {str(self.python)!r}; from tui.__main__ import main; sys.exit(main())"
+        return [PYTHON, "-c", program]
 
     def config(self, **lines: str) -> Path:
         """A configuration with a data file beside it."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import signal
-import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from core.chat.transcripts import list_transcripts
 from core.commands.chat import find_target, find_target_at
 from core.errors import UserError
+from tests.tui.terminal import Terminal
 
 from .conftest import CommandLine
 
@@ -87,33 +86,17 @@ def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.Mo
     assert result.err.startswith("base · 7 tokens")
 
 
-class _Terminal:
-    """A command line in a pty, typed into and read from."""
-
-    def __init__(self, cli: CommandLine, *words: str) -> None:
-        self._controller, terminal = pty.openpty()
-        self.process = cli.spawn(*words, stdin=terminal, stdout=terminal, stderr=subprocess.STDOUT)
-        os.close(terminal)
-        self.seen = ""
-
-    def type(self, line: str) -> None:
-        os.write(self._controller, line.encode() + b"\n")
-
-    def read_until(self, reached: Callable[[str], bool]) -> None:
-        """Read on until the text after the last mark satisfies a condition, and mark its end."""
-        text = ""
-        while not reached(text):
-            text += os.read(self._controller, 4096).decode(errors="replace")
-        self.seen += text
-
-    def close(self) -> None:
-        os.close(self._controller)
+def hear(terminal: Terminal, act: Callable[[], object], said: str, end: str = "> ") -> None:
+    """Do something, and wait for the output that follows."""
+    mark = len(terminal.output)
+    act()
+    terminal.wait_for(lambda: said in (text := terminal.output[mark:].decode(errors="replace")) and text.endswith(end))
 
 
 def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
     run = cli.start(steps=10_000, pace=0.02)
-    terminal = _Terminal(cli, "chat", run.id)
-    terminal.read_until(lambda text: text.endswith("> "))
+    terminal = cli.terminal("chat", run.id)
+    hear(terminal, lambda: None, "> ")
     for line, said in [
         ("hi", "1 user hi"),
         ("again", "3 user again"),
@@ -129,22 +112,18 @@ def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
         ("/as 3", "has no checkpoint of step 3"),
         ("/help", "/quit leaves"),
     ]:
-        terminal.type(line)
-        terminal.read_until(lambda text, said=said: said in text and text.endswith("> "))  # type: ignore[misc]
-    terminal.type("slow")
-    terminal.read_until(lambda text: "and on" in text)
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.read_until(lambda text: "(cut short)" in text and text.endswith("> "))
-    terminal.type("after")
+        hear(terminal, partial(terminal.press, f"{line}\n"), said)
+    hear(terminal, partial(terminal.press, "slow\n"), "and on", end="")
+    hear(terminal, partial(terminal.signal, signal.SIGINT), "(cut short)")
     # The answer that was cut short is no part of the conversation.
-    terminal.read_until(lambda text: "3 user after" in text and text.endswith("> "))
-    terminal.type("/quit")
-    assert terminal.process.wait(timeout=30) == 0
+    hear(terminal, partial(terminal.press, "after\n"), "3 user after")
+    terminal.press("/quit\n")
+    assert terminal.wait_for_end() == 0
     terminal.close()
-    assert "\x1b]52" not in terminal.seen
+    assert b"\x1b]52" not in terminal.output
     (row,) = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
     kept = {one.title: one.dialogue() for one in list_transcripts(run)}
     assert set(kept) == {"hi", "new"}
     assert kept["new"].variants(kept["new"].exchanges[0]) == (1, 2)
-    assert "Traceback" not in terminal.seen
+    assert b"Traceback" not in terminal.output

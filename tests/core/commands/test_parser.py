@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 
 import pytest
 
 from core.commands import COMMANDS, GROUPS
+from core.commands import parser as parsers
 from core.commands.command_line import app_parser, command_parser
 from tests.cases import cases, tables
 
@@ -43,3 +45,15 @@ def test_help_lists_the_commands_by_group() -> None:
     places = [shown.index(f"\n{title}:\n") for title in GROUPS]
     assert places == sorted(places)
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_every_argument_has_a_help_and_every_help_an_argument() -> None:
+    found: set[tuple[str, str]] = set()
+    for parser in (app_parser(), *map(command_parser, COMMANDS)):
+        below = [one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+        for each in (parser, *(each for choices in below for each in choices.values())):
+            each.format_help()
+            assert all(action.help for action in each._actions if action.dest != "action"), each.prog
+            names = ((action.option_strings or [action.dest])[-1].lstrip("-") for action in each._actions)
+            found |= {(each.prog.partition(" ")[2], name) for name in names}
+    assert {(command, name) for command, texts in parsers._texts().items() for name in texts} <= found

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import pty
 import re
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,25 +163,10 @@ def test_plain_lines_have_no_control_characters_on_a_terminal(cli: CommandLine) 
     cli.script(steps=3, demo=True)
     cli("train", str(cli.config()))
     for words, term in ((["--plain"], "xterm-256color"), ([], "dumb")):
-        leader, follower = pty.openpty()
-        process = cli.spawn(
-            "watch", "latest", *words, stdout=follower, stderr=follower, stdin=subprocess.DEVNULL,
-            env={**os.environ, "TERM": term, "PYTHONPATH": str(Path(__file__).parents[3])},
-        )  # fmt: skip
-        assert process.wait(timeout=60) == 0
-        os.close(follower)
-        shown = b""
-        while piece := _read(leader):
-            shown += piece
-        os.close(leader)
+        with cli.terminal("watch", "latest", *words, TERM=term) as terminal:
+            assert terminal.wait_for_end() == 0
+        shown = terminal.output
         assert b"\x1b" not in shown
         assert b"step 2/3" in shown
         # A carriage return is only that of the end of a line.
         assert re.search(rb"\r(?!\n)", shown.replace(b"\r\r\n", b"\r\n")) is None
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 1 << 16)
-    except OSError:  # the other end is closed, and all is read
-        return b""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -14,8 +12,8 @@ from typing import Any
 import pytest
 
 from core.commands.starting import starts_all_the_same
+from core.config.facts import Unkept
 from core.launch import launcher
-from core.runs.outlook.forecast import Unmet
 from core.runs.record.store import Run, find_run, list_runs
 from tests.cases import cases, tables
 
@@ -190,18 +188,9 @@ def test_second_ctrl_c_leaves_the_run(cli: CommandLine) -> None:
 def test_the_live_line_is_taken_away_on_a_terminal(cli: CommandLine) -> None:
     cli.script(steps=40, pace=0.05)
     config = cli.config()
-    controller, terminal = pty.openpty()
-    process = cli.spawn("train", str(config), "--json", stdout=subprocess.PIPE, stderr=terminal)
-    os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(controller, 4096)
-        except OSError:  # the terminal is closed with its last user
-            break
-        seen += piece
-    os.close(controller)
-    assert process.wait(timeout=30) == 0
+    with cli.terminal("train", str(config), "--json") as terminal:
+        assert terminal.wait_for_end() == 0
+    seen = terminal.output
     assert b"\r\x1b[Kstep " in seen
     assert b"ETA" in seen
     assert seen.endswith((b"\r\x1b[K", b"\n"))
@@ -262,7 +251,7 @@ def test_a_deadline_that_an_earlier_run_shows_to_be_too_early_needs_a_yes(cli: C
 
 def test_the_question_about_a_wish_is_asked_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     measured, estimated = (
-        Unmet("night.deadline", "07:00 cannot be met.", "Set 08:45.", known) for known in (True, False)
+        Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45.", known) for known in (True, False)
     )
     terminal = io.StringIO("y\nn\n")
     monkeypatch.setattr("sys.stdin", terminal)

@@ -12,7 +12,8 @@ import pytest
 from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
 from core.governor.limits import Limits
-from core.governor.night import Course, Night, Promise, unmet
+from core.governor.night import Course, Night, unmet
+from core.governor.promise import Promise
 from core.governor.words import news
 from tests.core.runs.helpers import there
 

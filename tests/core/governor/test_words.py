@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from core.governor.night import Promise
+from core.governor.promise import Promise
 from core.governor.words import describe, in_place, news, promised, stopped_by
 from tests.cases import cases
 

@@ -7,7 +7,8 @@ import pytest
 from core.hardware.sampler import EnergyMeter, Reading, Sampler, read_device, snapshot
 from core.hardware.snapshot import Device
 from tests.core.hardware.conftest import Ask
-from tests.core.runs.helpers import there, wait_for
+from tests.core.runs.helpers import there
+from tests.waiting import wait_for
 
 
 def gpu(power: float | None, index: int = 0, joules: float | None = None, age: float | None = None) -> Device:

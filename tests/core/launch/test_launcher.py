@@ -25,7 +25,8 @@ from core.runs.record.state import RunState, hostname, start_identity
 from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
 from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
-from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, wait_for, write_events
+from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, write_events
+from tests.waiting import wait_for
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 

@@ -71,11 +71,11 @@ def test_stopping_the_runner_leaves_the_run_on_and_the_next_runner_takes_it_over
     assert starts(home) == ["a", "b"]
 
 
-def check_kills(home: Path, kills: int) -> None:
-    """Kill runners at any moment, and let one go on: nothing is started twice, and nothing is lost."""
+# Every moment is tried in one process: test_kills_modelled.py.
+def test_runners_that_are_killed_start_nothing_twice_and_lose_nothing(home: Path) -> None:
     add("a", "b", "c")
     dice = random.Random(7)
-    for _ in range(kills):
+    for _ in range(3):
         runner = begin_runner()
         assert runner.stdout is not None
         assert "begins" in runner.stdout.readline()
@@ -92,16 +92,6 @@ def check_kills(home: Path, kills: int) -> None:
     wait_for_states({1: "done", 2: "done", 3: "done"})
     assert starts(home) == ["a", "b", "c"]
     assert not (home / "overlaps").exists()
-
-
-# Every moment is tried in one process: test_kills_modelled.py.
-def test_runners_that_are_killed_start_nothing_twice_and_lose_nothing(home: Path) -> None:
-    check_kills(home, 3)
-
-
-@pytest.mark.long
-def test_runners_that_are_killed_at_any_moment_start_nothing_twice_and_lose_nothing(home: Path) -> None:
-    check_kills(home, 16)
 
 
 def test_two_runners_at_once_are_one(home: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,6 @@ from core.config.schema import Config, DataSection
 from core.runs.record.events import Event, StepEvent, encode_event
 from core.runs.record.state import RunState, hostname, own_identity
 from core.runs.record.store import Run
-from tests import waiting
 
 T = TypeVar("T")
 
@@ -26,11 +24,6 @@ def there(value: T | None) -> T:
     """The value, which is not None."""
     assert value is not None
     return value
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until a condition holds; fail when it does not in time."""
-    waiting.wait_for(condition, seconds, "a condition")
 
 
 def config_for(directory: Path) -> Config:

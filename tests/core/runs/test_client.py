@@ -20,7 +20,8 @@ from core.runs.control.client import ControlClient
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.core.runs.helpers import live_state, there, wait_for
+from tests.core.runs.helpers import live_state, there
+from tests.waiting import wait_for
 
 Handler = Callable[[socket.socket, dict[str, Any]], None]
 

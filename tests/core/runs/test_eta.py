@@ -292,14 +292,6 @@ def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> Non
     assert eta_words(Eta(0.2, 0.0, 0.0)) == "1s"
 
 
-def test_no_path_of_a_machine_is_recorded() -> None:
-    for path in RECORDED.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-            assert "/work/" not in text
-
-
 def test_a_schedule_of_impossible_values_has_nothing_planned() -> None:
     names = ("data.eval_share", "eval.every_steps", "eval.every_epochs", "checkpoint.every_steps", "eval.samples")
     for value in (10**400, -(10**400), True, "4", float("nan"), float("inf"), 0, None):

@@ -257,8 +257,8 @@ def test_a_list_of_runs_is_there_before_all_facts_are(continued: Run, home: Path
 
 def row(number: int, state: str = "finished", loss: float | None = 1.0, **labels: object) -> RunRow:
     return RunRow(
-        Run(Path(f"/runs/2026010{number}-000000-tickets")), state, "m", number, 10, loss, float(number), 60.0,
-        base="/models/Qwen2.5-7B", method="qlora", rank=16, data=("tickets.jsonl",),
+        run=Run(Path(f"/runs/2026010{number}-000000-tickets")), state=state, model="m", step=number, loss=loss,
+        started=float(number), base="/models/Qwen2.5-7B", method="qlora", rank=16, data=("tickets.jsonl",),
         labels=Labels(**labels),  # type: ignore[arg-type]
     )  # fmt: skip
 

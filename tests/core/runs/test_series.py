@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from array import array
 
 import pytest
@@ -100,17 +99,6 @@ def test_a_wide_chart_of_a_long_run_has_a_bucket_in_every_few_columns() -> None:
     assert all(bucket.joined for bucket in buckets[1:])
     truth = curve(2000)
     assert all(abs(bucket.last - truth[round(bucket.x * 1999 / 379)]) < 0.1 for bucket in buckets[5:])
-
-
-def test_a_million_steps_are_smoothed_in_a_moment() -> None:
-    series = Series()
-    for step in range(300_000):
-        series.append(step, 1.0 + step % 2)
-    began = time.process_time()
-    buckets = series.smooth_bucket(400, 0, 1_000_000)
-    assert time.process_time() - began < 1.0
-    assert len(series) <= series_module.MOST_POINTS
-    assert {round(bucket.last, 2) for bucket in buckets} == {1.5}
 
 
 def test_gaps_interrupt_without_touching_bounds_or_average() -> None:

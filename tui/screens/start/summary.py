@@ -32,9 +32,9 @@ from tui.widgets.text_block import clip
 
 if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
+    from core.config.facts import Unkept
     from core.memory.planner import Source
     from core.runs.outlook.estimate import PaceBook
-    from core.runs.outlook.forecast import Unmet
 
 #: Columns of the labels.
 LABEL_WIDTH = 10
@@ -150,7 +150,7 @@ class StartPlan:
     problem: str = ""
     seconds_per_step: float | None = None
     is_planned: bool = False
-    unmet: tuple[Unmet, ...] = ()
+    unmet: tuple[Unkept, ...] = ()
     early_end: str = ""
     is_rough: bool = False
 

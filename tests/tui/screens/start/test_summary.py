@@ -8,10 +8,10 @@ from typing import Any
 
 from core.analysis.problems import Problem
 from core.analysis.result import Analysis
+from core.config.facts import Unkept
 from core.config.schema import Config
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.estimate import EarlyEnd, tell_early_end
-from core.runs.outlook.forecast import Unmet
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
@@ -92,7 +92,7 @@ def test_a_time_by_the_plan_is_called_so_and_its_energy_is_the_most() -> None:
 
 
 def test_a_wish_that_cannot_be_met_comes_before_other_warnings() -> None:
-    wish = Unmet("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
+    wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
     found = Found(StartRows(), StartPlan(advice="less", unmet=(wish,)), ("three",))
     shown = lines(start(), found)[""].splitlines()
     assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! three"]
