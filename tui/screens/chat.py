@@ -25,7 +25,7 @@ from tui.screens.box import FormScreen, InputForm
 from tui.screens.overlay import Overlay, key_line
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 _SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
@@ -39,13 +39,7 @@ class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
         settings: The current settings.
     """
 
-    DEFAULT_CSS = """
-    ChatSettings {
-        & > InputForm { width: 84; }
-        & SafeInput { width: 10; }
-        & #line-system, & #line-stop { width: 1fr; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatSettings")
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
         seed = "" if settings.seed is None else str(settings.seed)
@@ -145,16 +139,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         present: The models that answer now.
     """
 
-    DEFAULT_CSS = """
-    ChatSources {
-        & > Vertical {
-            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & ChoiceList { height: auto; max-height: 20; }
-        & #keys { margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatSources")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),
@@ -270,23 +255,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
         file: The last used file; empty for none.
     """
 
-    DEFAULT_CSS = """
-    KeepAnswer {
-        & > Vertical {
-            width: 96; max-width: 100%; height: 80%; max-height: 28; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & TextArea {
-            height: 1fr; border: none; background: $panel; padding: 0 1;
-            &:focus { border: none; }
-        }
-        & Horizontal { height: auto; margin-top: 1; }
-        & .label { width: 8; }
-        & SafeInput { width: 1fr; background: $panel; }
-        & #keys { margin-top: 1; }
-        & #question { max-height: 3; margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("KeepAnswer")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False, priority=True),
         Binding("ctrl+s", "accept", "append", show=False, priority=True),

@@ -15,6 +15,7 @@ from core.text import one_line, sanitize
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.ask_bar import AnswerKeys, waiting_text
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 
@@ -43,17 +44,7 @@ def choice_lines(choices: Sequence[Choice]) -> Content:
 class Dialog(Overlay[ScreenResultType]):
     """A scrolling box with a question or an event, drawn as an alarm with the class ``-alarm``."""
 
-    DEFAULT_CSS = """
-    Dialog > VerticalScroll {
-        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-    }
-    Dialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
-    Dialog.-alarm.-tiny > VerticalScroll {
-        border: none; border-top: solid $limit; border-bottom: solid $limit;
-    }
-    Dialog #choices { margin-top: 1; }
-    """
+    DEFAULT_CSS = style_of("Dialog")
 
 
 class ChoiceDialog(Dialog[str]):

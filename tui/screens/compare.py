@@ -38,7 +38,7 @@ from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock, side_by_side
 
 #: Columns of the names of facts, and least columns of a value.
@@ -156,11 +156,7 @@ class CompareScreen(Overlay[None]):
         runs: Two or more runs.
     """
 
-    DEFAULT_CSS = """
-    CompareScreen #head { color: $muted; }
-    CompareScreen LineChart { height: 1fr; min-height: 6; }
-    CompareScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("CompareScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("compare")]
     SCOPE = "compare"
 

@@ -32,6 +32,7 @@ from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
 from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
@@ -175,14 +176,7 @@ class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
         run: The run whose model is compared; None for none.
     """
 
-    DEFAULT_CSS = """
-    EvaluationForm {
-        & > InputForm { width: 96; }
-        & .label { width: 13; }
-        & SafeInput { width: 1fr; }
-        & Horizontal { margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("EvaluationForm")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "show_last", "the last result", show=False, priority=True)
     ]
@@ -288,12 +282,7 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
         asked: The request to run, or an existing record.
     """
 
-    DEFAULT_CSS = """
-    EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
-    EvaluationScreen #head { color: $muted; }
-    EvaluationScreen #rows { height: 2fr; min-height: 3; }
-    EvaluationScreen VerticalScroll { height: 3fr; border-top: solid $border; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("EvaluationScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
 

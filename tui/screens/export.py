@@ -23,6 +23,7 @@ from tui.screens.box import OverlayBox
 from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import PathInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:
@@ -68,13 +69,7 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
         is_on: A run is live, which an export slows down.
     """
 
-    DEFAULT_CSS = """
-    ExportScreen.-alarm > OverlayBox { border: round $limit; border-title-color: $limit; }
-    ExportScreen #export-text { min-height: 8; }
-    ExportScreen PathInput { background: $panel; display: none; }
-    ExportScreen.-editing PathInput { display: block; }
-    ExportScreen.-editing #export-text { min-height: 7; }
-    """
+    DEFAULT_CSS = style_of("ExportScreen")
 
     def __init__(self, run: Run, step: int | None = None, *, is_on: bool = False) -> None:
         super().__init__()

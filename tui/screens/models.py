@@ -36,7 +36,7 @@ from core.units import format_bytes, format_count, short_count
 from tui.screens.fetch import FetchDialog
 from tui.screens.pick import FindScreen
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 #: Widths of the columns behind the name.
@@ -252,13 +252,7 @@ class ModelScreen(FindScreen[str | Path | None]):
         document: The configuration, for the memory plan and the current choice; a thread reads it, so pass a copy.
     """
 
-    DEFAULT_CSS = """
-    ModelScreen {
-        & > Vertical { width: 124; height: 28; max-height: 94%; }
-        & ChoiceList { height: 1fr; }
-        & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
-    }
-    """
+    DEFAULT_CSS = style_of("ModelScreen")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:

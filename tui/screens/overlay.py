@@ -16,6 +16,7 @@ from textual.widget import Widget
 
 from tui.keys import bindings
 from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Rows below which a screen loses its side borders and margins.
@@ -37,21 +38,7 @@ def key_line(keys: Sequence[tuple[str, str]]) -> Content:
 class Overlay(ModalScreen[ScreenResultType]):
     """A modal screen that can be dismissed only once: a key typed after the dismissing key may still reach it."""
 
-    DEFAULT_CSS = """
-    Overlay { align: center middle; }
-    Overlay.-tiny {
-        & > Vertical, & > VerticalScroll {
-            width: 100%; max-width: 100%; max-height: 100%; margin: 0; padding: 0 1;
-            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
-        }
-        & > Vertical { height: 100%; overflow-y: auto; }
-        & ChoiceList { height: 1fr; min-height: 1; }
-        & #about { margin-bottom: 0; }
-        & #answer { height: 1; margin-top: 0; }
-        & #keys { height: 0; margin-top: 0; }
-        & #choices { margin-top: 0; }
-    }
-    """
+    DEFAULT_CSS = style_of("Overlay")
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (TINY_ROWS, "-usual")]  # noqa: RUF012 - no ClassVar in Textual
 
     TAKES_TEXT: ClassVar[bool] = False

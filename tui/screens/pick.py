@@ -21,7 +21,7 @@ from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import PointedList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 
 #: Maximum number of listed entries; more are found by typing.
 LISTED = 200
@@ -59,15 +59,7 @@ class FindScreen(Overlay[ScreenResultType]):
         placeholder: The text of the empty input.
     """
 
-    DEFAULT_CSS = """
-    FindScreen {
-        & > Vertical {
-            max-width: 100%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-        }
-        & SafeInput { background: $panel; margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("FindScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "back", show=False),
         Binding("down,ctrl+n", "move(1)", show=False),
@@ -116,15 +108,7 @@ class PickScreen(FindScreen[str | None]):
         find: Finds the entries for a typed text; by default, by a part of the name.
     """
 
-    DEFAULT_CSS = """
-    PickScreen {
-        & > Vertical { width: 84; height: auto; max-height: 90%; }
-        &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
-        &.-tiny > Vertical { margin-top: 0; max-height: 100%; }
-        &.-tiny SafeInput { margin-bottom: 0; }
-        & ChoiceList { height: auto; max-height: 24; }
-    }
-    """
+    DEFAULT_CSS = style_of("PickScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "move(1)", show=False),
         Binding("delete,ctrl+d", "discard", show=False, priority=True),

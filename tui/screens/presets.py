@@ -26,7 +26,7 @@ from core.text import one_line
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.lists.choice_list import PointedList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import HangingBlock
 
 
@@ -86,29 +86,7 @@ class PresetScreen(Overlay[Switch | None]):
         choose: Finds the suitable preset, in a thread; raises :class:`UserError` if there is none.
     """
 
-    DEFAULT_CSS = """
-    PresetScreen {
-        & > Container {
-            width: 150; max-width: 100%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        }
-        & ChoiceList { height: 1fr; }
-        & VerticalScroll {
-            height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1;
-            &:focus { border-top: solid $border-focus; }
-        }
-        &.-tiny > Container {
-            width: 100%; max-width: 100%; height: 100%;
-            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
-        }
-        &.-beside > Container { layout: horizontal; }
-        &.-beside ChoiceList { width: 11fr; height: 100%; }
-        &.-beside VerticalScroll {
-            width: 10fr; height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-        }
-        &.-beside VerticalScroll:focus { border-left: solid $border-focus; }
-    }
-    """
+    DEFAULT_CSS = style_of("PresetScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
         Binding("enter", "take", show=False),

@@ -44,6 +44,7 @@ from tui.widgets.answers import LAYOUT_WORDS, AnswersView
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import chart_marks
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Maximum number of lines of the events and of the worker's log; the newest are shown.
@@ -316,11 +317,7 @@ class RunScreen(Overlay[None]):
         run: The run.
     """
 
-    DEFAULT_CSS = """
-    RunScreen #parts { margin-bottom: 1; }
-    RunScreen LineChart { height: 1fr; min-height: 6; }
-    RunScreen VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("RunScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
     SCOPE = "run"
 

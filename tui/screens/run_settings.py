@@ -21,6 +21,7 @@ from tui.screens.box import FormScreen, InputForm
 from tui.state import RunView
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.forms.option_field import format_value
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: The settings, in this order.
@@ -59,13 +60,7 @@ class RunSettings(FormScreen[None]):
         send: Sends changes to the worker; the answer goes to :meth:`accept` or :meth:`refuse`.
     """
 
-    DEFAULT_CSS = """
-    RunSettings {
-        & > InputForm { width: 76; }
-        & SafeInput { width: 14; }
-        & #about { margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("RunSettings")
 
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
         self._view, self._config, self._send = view, config, send

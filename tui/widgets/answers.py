@@ -16,6 +16,7 @@ from textual.content import Content
 from core.runs.catalog.answers import Against, Question, SampleAnswer, Span, WordDiff, steps_of, word_diff
 from core.text import sanitize, steady
 from core.units import format_count
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock, side_by_side
 
 if TYPE_CHECKING:
@@ -371,9 +372,7 @@ def _window(entries: list[str], here: int, room: int) -> tuple[int, int]:
 class AnswersView(VerticalScroll, can_focus=False):
     """View of questions, wanted answers, and the model's answers."""
 
-    DEFAULT_CSS = """
-    AnswersView { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("AnswersView")
 
     def __init__(self) -> None:
         super().__init__()

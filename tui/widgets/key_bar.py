@@ -13,17 +13,13 @@ from textual.widgets import Input, TextArea
 
 from tui.keys import Key
 from tui.shell import shell_of
-from tui.widgets.strips import component_classes
+from tui.widgets.strips import component_classes, style_of
 
 
 class KeyBar(Widget):
     """Key hints from the key table; hints that do not fit are left out."""
 
-    DEFAULT_CSS = """
-    KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
-    KeyBar > .key-bar--key { color: $foreground; text-style: bold; }
-    KeyBar > .key-bar--current { color: $primary; text-style: bold; }
-    """
+    DEFAULT_CSS = style_of("KeyBar")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     # Clickable text would be drawn as links.

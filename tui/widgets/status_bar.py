@@ -18,6 +18,7 @@ from core.units import coarse_ago, format_number
 from tui.meters import OLD_SECONDS, WORD_COLORS, memory_word, temperature_word
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
+from tui.widgets.strips import style_of
 
 #: Maximum number of cards with a value each.
 MOST_LISTED = 4
@@ -230,9 +231,7 @@ def short_device_name(name: str) -> str:
 class StatusBar(Widget):
     """The bar, repainted only when its text changes."""
 
-    DEFAULT_CSS = """
-    StatusBar { dock: top; height: 1; width: 100%; padding: 0 1; background: $panel; color: $foreground; }
-    """
+    DEFAULT_CSS = style_of("StatusBar")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

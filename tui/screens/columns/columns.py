@@ -39,7 +39,7 @@ from tui.screens.pick import Pick, PickScreen
 from tui.shell import shell_of
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.conversation import Conversation
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 _ROLE_WIDTH, _VALUE_WIDTH = 16, 22
@@ -175,24 +175,7 @@ class ColumnsScreen(Overlay[None]):
         objective: ``train.objective``.
     """
 
-    DEFAULT_CSS = """
-    ColumnsScreen { background: $background; }
-    ColumnsScreen > #columns-box {
-        height: 100%; width: 100%; padding: 0 1; background: $background;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    ColumnsScreen #columns-note { height: auto; max-height: 3; }
-    ColumnsScreen #columns-body { height: 1fr; layout: vertical; }
-    ColumnsScreen #columns-list { width: 100%; height: 1fr; max-height: 100%; }
-    ColumnsScreen #columns-preview {
-        width: 100%; height: 1fr; border-top: solid $border; border-title-color: $muted;
-        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    ColumnsScreen #columns-problem { height: auto; max-height: 4; }
-    ColumnsScreen.-wide #columns-body { layout: horizontal; }
-    ColumnsScreen.-wide #columns-list { width: 88; height: 100%; }
-    ColumnsScreen.-wide #columns-preview { width: 1fr; height: 100%; border-left: solid $border; padding-left: 1; }
-    """
+    DEFAULT_CSS = style_of("ColumnsScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
     SCOPE = "columns"
     AUTO_FOCUS = "#columns-list"

@@ -37,6 +37,7 @@ from tui.screens.start.summary import (
 )
 from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AnswerKeys
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.
@@ -63,12 +64,7 @@ class StartCard(Overlay[Answer]):
         choose_preset: Opens the presets, which change the configuration below the card.
     """
 
-    DEFAULT_CSS = """
-    StartCard > Vertical {
-        width: 92; max-width: 100%; height: auto; padding: 1 2 0 2; background: $surface;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    """
+    DEFAULT_CSS = style_of("StartCard")
     SCOPE = "start"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
 

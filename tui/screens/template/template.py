@@ -50,6 +50,7 @@ from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.source_view import SourceView
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Minimum columns for row and source side by side, with a description of each template in the list.
@@ -97,30 +98,7 @@ class TemplateScreen(Overlay[None]):
         index: The first row to preview.
     """
 
-    DEFAULT_CSS = """
-    TemplateScreen { background: $background; }
-    TemplateScreen > #template-box {
-        height: 100%; width: 100%; padding: 0 1; background: $background;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    TemplateScreen #template-head { max-height: 4; }
-    TemplateScreen #template-note { height: auto; max-height: 3; }
-    TemplateScreen #template-body { height: 1fr; layout: horizontal; }
-    TemplateScreen #template-list { width: 18; height: 100%; max-height: 100%; }
-    TemplateScreen #template-parts { width: 1fr; height: 100%; layout: vertical; }
-    TemplateScreen .template-part {
-        height: 1fr; padding: 0 0 0 1;
-        border-top: solid $border; border-left: solid $border; border-title-color: $muted;
-        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    TemplateScreen #template-row { height: 3fr; }
-    TemplateScreen #template-source { height: 2fr; }
-    TemplateScreen #template-problem { height: auto; max-height: 5; }
-    TemplateScreen.-wide #template-list { width: 44; }
-    TemplateScreen.-wide #template-parts { layout: horizontal; }
-    TemplateScreen.-wide #template-row { width: 1fr; height: 100%; }
-    TemplateScreen.-wide #template-source { width: 1fr; height: 100%; }
-    """
+    DEFAULT_CSS = style_of("TemplateScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
     SCOPE = "template"
     AUTO_FOCUS = "#template-list"

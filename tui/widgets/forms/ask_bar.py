@@ -56,9 +56,7 @@ def waiting_text(keys: Sequence[str]) -> Content:
 class KeyQuestion(Static, can_focus=True):
     """A question answered by a single key."""
 
-    DEFAULT_CSS = """
-    KeyQuestion { width: 1fr; height: auto; background: $surface; &:focus { background: $panel; } }
-    """
+    DEFAULT_CSS = style_of("KeyQuestion")
 
     @dataclass
     class Answered(Message):

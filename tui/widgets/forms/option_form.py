@@ -98,9 +98,7 @@ class SectionTitle(Static):
 class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
     """Fields under section titles; the pane binds the keys."""
 
-    DEFAULT_CSS = """
-    OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-    """
+    DEFAULT_CSS = style_of("OptionForm")
 
     cursor = reactive(0, always_update=True, repaint=False)
     """Index of the cursor in the visible fields."""
