@@ -26,7 +26,8 @@ from tests.core.hub.conftest import hub as hub
 from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
-from tests.tui.harness import FORBIDDEN, HOSTILE, ShellApp, press, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_text, shown, wait_for
+from tests.tui.screens.opening import ScreenApp
 from tui.screens.fetch import FetchDialog
 from tui.screens.models import ModelRow, ModelScreen, hub_line, model_details, model_line, tell_fit, verdict
 from tui.widgets.forms.inputs import SafeInput
@@ -110,23 +111,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-class Chooser(ShellApp):
-    """An app that asks for a model, and keeps the answer."""
-
-    def __init__(self, document: ConfigDocument | None = None) -> None:
-        super().__init__()
-        self.document = document or ConfigDocument()
-        self.answers: list[str | Path | None] = []
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        from themes.loader import variable_defaults
-
-        return variable_defaults(True)
-
-    def on_mount(self) -> None:
-        self.push_screen(ModelScreen(ModelCatalog(), self.document), self.answers.append)
-
-
 def cached(repository: str, source: Path, commit: str = "a" * 40) -> Path:
     """A model in the Hugging Face cache, its files linked to blobs, as that library does it."""
     place = Path.home() / ".cache/huggingface/hub" / f"models--{repository.replace('/', '--')}"
@@ -165,9 +149,9 @@ async def read_all(pilot: Pilot[None]) -> None:
 @asynccontextmanager
 async def choosing(
     document: ConfigDocument | None = None, *, size: tuple[int, int] = (80, 24)
-) -> AsyncIterator[tuple[Pilot[None], Chooser]]:
+) -> AsyncIterator[tuple[Pilot[None], ScreenApp]]:
     """The app, once every model has been read."""
-    app = Chooser(document)
+    app = ScreenApp(ModelScreen(ModelCatalog(), document or ConfigDocument()))
     async with app.run_test(size=size) as pilot:
         await read_all(pilot)
         yield pilot, app
@@ -213,9 +197,8 @@ async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tin
 async def test_the_present_model_is_under_the_cursor_and_enter_keeps_it(work: Path, tiny_model_dir: Path) -> None:
     model = copy_model(tiny_model_dir, work / "own")
     copy_model(tiny_model_dir, work / "another")
-    app = Chooser(ConfigDocument('model.base = "own"\n', work / "a.toml"))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "▸ ● own" in screen_text(app))
+    async with choosing(ConfigDocument('model.base = "own"\n', work / "a.toml")) as (pilot, app):
+        assert "▸ ● own" in screen_text(app)
         await press(pilot, "enter", until=lambda: app.answers)
     assert app.answers == [model]
 
@@ -228,7 +211,7 @@ async def test_typing_finds_and_esc_chooses_nothing(work: Path, tiny_model_dir: 
         assert "▸   beta " in screen_text(app)
         await press(pilot, "down", until="▸   betamax")
         await press(pilot, "up", "enter", until=lambda: app.answers)
-        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        app.push_screen(ModelScreen(ModelCatalog(), ConfigDocument()), app.answers.append)
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
         await press(pilot, "escape", until=lambda: len(app.answers) == 2)
     assert app.answers == ["beta", None]
@@ -261,7 +244,7 @@ async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(wo
         await press(pilot, *"smolxyz", until=f"no such model is here; did you mean {STARTER_NAME}?")
         await press(pilot, "enter", until=lambda: app.answers)
         # A name that means another directory here is chosen by its path.
-        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        app.push_screen(ModelScreen(ModelCatalog(), ConfigDocument()), app.answers.append)
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
         await read_all(pilot)
         await press(pilot, *"mine", "enter", until=lambda: len(app.answers) == 2)

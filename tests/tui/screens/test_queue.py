@@ -21,6 +21,7 @@ from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import asks, press, running, screen_text, wait_for
+from tests.tui.screens.opening import open_screen
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -56,10 +57,8 @@ def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
 
 
-async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
-    await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
-    screen = app.screen
-    assert isinstance(screen, QueueScreen)
+async def show(pilot: Pilot[Any]) -> QueueScreen:
+    screen = await open_screen(pilot, QueueScreen, "Q")
     await wait_for(pilot, lambda: screen._view is not None)
     return screen
 
@@ -70,7 +69,7 @@ async def queue(
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, QueueScreen]]:
     """The open screen."""
     async with running(LocaltuneApp(config), size) as (app, pilot):
-        yield pilot, app, await show(pilot, app)
+        yield pilot, app, await show(pilot)
 
 
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:

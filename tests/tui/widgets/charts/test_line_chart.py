@@ -12,9 +12,9 @@ from textual.geometry import Region
 
 from core.runs.record.series import Series
 from tests.cases import cases
-from tests.tui.harness import Stage, screen_lines, wait_for
+from tests.tui.harness import Stage
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
-from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, ChartMark, Curve, short_time, short_tokens
+from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve, short_time, short_tokens
 from tui.widgets.charts.line_chart import FEWEST, LineChart, Zoom
 from tui.widgets.charts.plot_geometry import Scale
 
@@ -89,10 +89,10 @@ def falling(count: int) -> Series:
     return series([2.0 * math.exp(-step / 30) + 0.4 for step in range(count)])
 
 
-def draw(data: ChartData, size: tuple[int, int] = (60, 14), glyphs: GlyphSet = BRAILLE) -> list[str]:
+def draw(data: ChartData, size: tuple[int, int] = (60, 14), glyphs: GlyphSet = BRAILLE, log: bool = False) -> list[str]:
     """The lines of a chart."""
     chart = LineChart(glyphs)
-    chart.data = data
+    chart.data, chart.log_axis = data, log
     return ["".join(character for character, _ in row) for row in chart._draw(*size).cells]
 
 
@@ -117,15 +117,6 @@ def test_the_probe_has_a_mark_of_its_own_and_a_place_on_the_axis() -> None:
     assert ChartData(falling(60), total_steps=60, probe=probe).version != ChartData(falling(60), total_steps=60).version
 
 
-def test_a_short_run_is_one_line_of_its_own_values() -> None:
-    data = ChartData(falling(20), total_steps=25, marks=[ChartMark(20, "stopped")], is_over=True)
-    lines = draw(data, size=(80, 14))
-    assert "loss ━" in lines[0]
-    assert "smoothed" not in lines[0]
-    assert "▼ stopped" in lines[1]
-    assert lines[-1].endswith("step 25")
-
-
 def test_raw_values_are_a_line_of_their_own_below_the_smoothed_one() -> None:
     chart = LineChart()
     chart.data = ChartData(series([1.0 + step % 2 for step in range(100)]), total_steps=100)
@@ -137,18 +128,12 @@ def test_raw_values_are_a_line_of_their_own_below_the_smoothed_one() -> None:
     assert 5 <= min(smooth) <= max(smooth) <= 12, "in the middle of what goes up and down"
 
 
-async def test_the_log_axis_is_named_and_has_powers() -> None:
-    chart = LineChart()
-    chart.data = ChartData(series([10.0 ** (2 - step / 15) for step in range(60)]), total_steps=60)
-    app = Stage(chart)
-    async with app.run_test(size=(80, 20)) as pilot:
-        await pilot.pause()
-        assert "log axis" not in screen_lines(app)[0]
-        chart.log_axis = True
-        await wait_for(pilot, lambda: "log axis" in screen_lines(app)[0])
-        text = "\n".join(screen_lines(app))
-        for label in ("0.1┤", " 1┤", "10┤"):
-            assert label in text
+def test_the_log_axis_is_named_and_has_powers() -> None:
+    data = ChartData(series([10.0 ** (2 - step / 15) for step in range(60)]), total_steps=60)
+    lines = draw(data, (80, 20), log=True)
+    assert "log axis" in lines[0]
+    assert "log axis" not in draw(data, (80, 20))[0]
+    assert all(label in "\n".join(lines) for label in ("0.1┤", " 1┤", "10┤"))
 
 
 @cases("size", [(1, 1), (11, 3), (12, 4), (13, 6), (20, 5), (200, 50)])

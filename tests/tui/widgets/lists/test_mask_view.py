@@ -8,20 +8,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.style import Style
 from textual.pilot import Pilot
 from wcwidth import wcswidth
 
-from core.analysis.result import Bucket
 from tests.cases import cases
 from tests.tui.data_panes import configuration, data_pane, write_lines
 from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
-from tui.widgets.charts.bars import draw_histogram
-from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
+from tui.widgets.lists.mask_view import _Piece, wrap_pieces
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -225,25 +221,6 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         assert pane.body.conversation.match_place == (2, 2)
 
 
-@given(
-    st.lists(st.text(alphabet="abİ \n", max_size=4), max_size=12),
-    st.text(alphabet="ab", min_size=1, max_size=3),
-    st.integers(0, 3),
-)
-def test_marked_pieces_are_the_tokens_again_and_hold_the_matches(texts: list[str], term: str, before: int) -> None:
-    tokens = [_Piece(text, f"style {number}") for number, text in enumerate(texts)]
-    marked, count = _mark(tokens, term, before)
-    assert ["".join(piece.text for piece in pieces) for pieces in marked] == texts
-    assert all(piece.style == f"style {number}" for number, pieces in enumerate(marked) for piece in pieces)
-    found: dict[int, str] = {}
-    for piece in (piece for pieces in marked for piece in pieces if piece.match):
-        found[piece.match] = found.get(piece.match, "") + piece.text
-    whole = "".join(texts).lower()
-    expected = whole.count(term) if len(whole) == len("".join(texts)) else 0
-    assert found == dict.fromkeys(range(before + 1, before + expected + 1), term)
-    assert count == before + expected
-
-
 async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [(HOSTILE, HOSTILE)])
     async with token_pane(path, tiny_model_dir, (80, 22)) as (pilot, _):
@@ -267,11 +244,3 @@ def test_no_line_is_wider_than_the_view(width: int) -> None:
     lines = list(wrap_pieces(pieces, width))
     assert all(cell_len("".join(piece.text for piece in line)) <= max(width, 2) for line in lines)
     assert "".join(piece.text for line in lines for piece in line) == "".join(p.text for p in pieces).replace("\n", "⏎")
-
-
-def test_a_histogram_shows_every_bar_that_has_rows() -> None:
-    lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
-    assert lines[0].startswith("1,000┤███")
-    assert "▁" in lines[3]
-    assert all(len(line) <= 40 for line in lines[:5])
-    assert draw_histogram([], 40, 4) == []
