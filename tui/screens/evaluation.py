@@ -13,7 +13,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.widget import Widget
 
 from core.chat.request import BASE
@@ -255,11 +254,6 @@ def _words(text: str) -> tuple[str, ...]:
         raise UserError(f"'{one_line(text, 80)}' has an open quote.", "Close it.") from error
 
 
-@dataclass
-class Prepared(Message):
-    """Models have been found and prompts read."""
-
-
 #: The result of an evaluation.
 Compared = tuple[EvaluationRecord, EvaluationTable]
 
@@ -326,13 +320,9 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
             evaluation = self._evaluation = record.prepare()
             if not self.is_running:  # it was left before there was anything to cancel
                 raise JobCancelledError
-            self.post_from_thread(Prepared())
+            self.post_call(self._show)
             record = evaluation.run(progress)
         return record, EvaluationTable.of(record)
-
-    @on(Prepared)
-    def _prepared(self) -> None:
-        self._show()
 
     def _show(self) -> None:
         if self._rows is None and self._state.result is not None:

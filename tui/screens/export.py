@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.content import Content
-from textual.message import Message
 from textual.worker import get_current_worker
 
 from core.errors import UserError
@@ -47,8 +46,8 @@ _NAME = 11
 
 
 @dataclass
-class Planned(Message):
-    """An export has been planned, or cannot be made."""
+class Planned:
+    """An export as planned, or the reason why it cannot be made."""
 
     request: ExportRequest
     plan: ExportPlan | None = None
@@ -130,12 +129,11 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
             # A directory that already exists is still shown.
             found = Planned(request, found.plan if found is not None else None, error)
         if not worker.is_cancelled:
-            self.post_from_thread(found)
+            self.post_call(self._has_planned, found)
 
-    @on(Planned)
-    def _has_planned(self, message: Planned) -> None:
-        if message.request == self._request:
-            self._planned = message
+    def _has_planned(self, planned: Planned) -> None:
+        if planned.request == self._request:
+            self._planned = planned
             self._show()
 
     def _cycle(self, by: int) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Container, Sequence
+from typing import ClassVar, ParamSpec
 
 from textual import events, on
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
 
@@ -18,6 +17,8 @@ from tui.keys import bindings
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
+
+P = ParamSpec("P")
 
 #: Rows below which a screen loses its side borders and margins.
 TINY_ROWS = 12
@@ -89,10 +90,10 @@ class Overlay(ModalScreen[ScreenResultType]):
         """Leave the screen."""
         self.dismiss(None)
 
-    def post_from_thread(self, message: Message) -> None:
-        """Post a message from a thread, unless the screen has been left."""
+    def post_call(self, method: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
+        """Call a method of the screen from a thread, after what it was called for before; not once it has been left."""
         if self.is_attached:
-            self.post_message(message)
+            self.call_later(method, *args, **options)
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
         """Dismiss the screen with a result, once: a second call would answer twice and pop the screen below."""

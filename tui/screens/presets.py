@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events, on, work
@@ -12,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 
 from core.config.document import ConfigDocument
@@ -70,12 +68,6 @@ _COUNT_WIDTH = 12
 _OPTION_WIDTH = 29
 _VALUE_WIDTH = 14
 _AUTO = "auto"
-
-
-@dataclass
-class _AutoChosen(Message):
-    choice: Choice | None
-    reason: str
 
 
 class PresetScreen(Overlay[Switch | None]):
@@ -149,13 +141,12 @@ class PresetScreen(Overlay[Switch | None]):
         try:
             choice = self._choose()
         except UserError as error:
-            self.post_message(_AutoChosen(None, str(error)))
+            self.post_call(self._auto_chosen, None, str(error))
         else:
-            self.post_message(_AutoChosen(choice, choice.why))
+            self.post_call(self._auto_chosen, choice, choice.why)
 
-    @on(_AutoChosen)
-    def _auto_chosen(self, message: _AutoChosen) -> None:
-        self._auto, self._reason = message.choice, message.reason
+    def _auto_chosen(self, choice: Choice | None, reason: str) -> None:
+        self._auto, self._reason = choice, reason
         self._fill()
 
     # Display.

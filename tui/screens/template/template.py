@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +13,6 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 from textual.worker import get_current_worker
 
@@ -63,30 +62,6 @@ HELP = (
     "the generation prompt, after which the model answers. ● marks the one in force, ✗ one that cannot be used "
     "for this row. What is chosen is in the configuration at once and in its file when that is saved."
 )
-
-
-@dataclass
-class TemplatesLoaded(Message):
-    """Templates and tokenizer have been read."""
-
-    templates: TemplateSet
-
-
-@dataclass
-class RowRead(Message):
-    """A row to preview the templates with has been read."""
-
-    wanted: int
-    row: ShownRow
-
-
-@dataclass
-class TemplatePreviewed(Message):
-    """A row has been rendered by a template."""
-
-    entry: TemplateEntry
-    row: ShownRow
-    preview: Preview
 
 
 class TemplateScreen(Overlay[None]):
@@ -197,22 +172,20 @@ class TemplateScreen(Overlay[None]):
 
     @work(thread=True, exclusive=True, group="template-load", description="template-load")
     def _load(self, plan: TokenPlan) -> None:
-        self.post_message(TemplatesLoaded(load_templates(plan)))
+        self.post_call(self._loaded, load_templates(plan))
 
     @work(thread=True, exclusive=True, group="template-row", description="template-row")
     def _read_row(self, index: int) -> None:
-        self.post_message(RowRead(index, row_for(self._view, index)))
+        self.post_call(self._row_read, index, row_for(self._view, index))
 
-    @on(TemplatesLoaded)
-    def _loaded(self, message: TemplatesLoaded) -> None:
-        self.templates = message.templates
+    def _loaded(self, templates: TemplateSet) -> None:
+        self.templates = templates
         self.mask_view.say("Rendering the row …")
-        self.show_again(message.templates.in_force or OWN)
+        self.show_again(templates.in_force or OWN)
 
-    @on(RowRead)
-    def _row_read(self, message: RowRead) -> None:
-        if message.wanted == self._index:
-            self.row = message.row
+    def _row_read(self, index: int, row: ShownRow) -> None:
+        if index == self._index:
+            self.row = row
             self._refresh()
 
     def show_again(self, at: str) -> None:
@@ -235,15 +208,14 @@ class TemplateScreen(Overlay[None]):
         for entry in entries:
             if worker.is_cancelled:
                 return
-            self.post_message(TemplatePreviewed(entry, row, preview_entry(entry, row, settings)))
+            self.post_call(self._previewed, entry, row, preview_entry(entry, row, settings))
 
-    @on(TemplatePreviewed)
-    def _previewed(self, message: TemplatePreviewed) -> None:
-        if message.row is not self.row or self.templates is None or message.entry not in self.templates.entries:
+    def _previewed(self, entry: TemplateEntry, row: ShownRow, preview: Preview) -> None:
+        if row is not self.row or self.templates is None or entry not in self.templates.entries:
             return
-        self.previews[message.entry.id] = message.preview
-        self.choices.show_anew(message.entry)
-        if message.entry == self.current:
+        self.previews[entry.id] = preview
+        self.choices.show_anew(entry)
+        if entry == self.current:
             self._show_current()
 
     # Display.
