@@ -286,7 +286,7 @@ class ListScreen(Overlay[ScreenResultType]):
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        self._box.move(lines)
+        self._options.step(lines)
 
 
 class RecordBox(Vertical):

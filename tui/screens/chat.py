@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import events, on
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import OptionList, TextArea
+from textual.widgets import TextArea
 from textual.widgets.option_list import Option
 
 from core.chat.candidates import Candidate
@@ -60,9 +60,8 @@ class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
         }
         super().__init__(InputForm("Settings of the chat", lines, _SETTINGS_KEYS))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the settings, if they are valid."""
         texts = self._form.texts
         try:
             settings = GenerationSettings(
@@ -145,6 +144,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         Binding("space", "mark", "mark", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
+    ENTER_TAKES = True
 
     def __init__(self, candidates: Sequence[Candidate], present: Sequence[Source]) -> None:
         super().__init__()
@@ -195,18 +195,8 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         for number, candidate in enumerate(self._candidates):
             self._options.replace_option_prompt_at_index(number, self._line(candidate))
 
-    def on_key(self, event: events.Key) -> None:
-        """Accept on ``enter``, whatever has the focus."""
-        if event.key == "enter":
-            event.stop()
-            self._accept()
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._accept()
-
-    def _accept(self) -> None:
+    def take(self) -> None:
+        """Return the marked models, or the model under the cursor."""
         place = self._options.highlighted
         under_cursor = self._candidates[place].source if place is not None else None
         if len(self._marked) <= 1 and under_cursor is not None:
@@ -293,7 +283,6 @@ class KeepAnswer(Overlay[KeptAnswer]):
         # An unedited answer is kept as written, not as sanitized for the editor.
         self.dismiss(KeptAnswer(self._answer if edited == sanitize(self._answer) else edited, file))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the answer and the file."""
         self.action_accept()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -196,9 +196,8 @@ class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
         rows = {name: (name, line, "") for name, line in lines.items()}
         super().__init__(InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted")))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the request, if it is valid."""
         try:
             self.dismiss(self._request())
         except UserError as error:

@@ -10,8 +10,10 @@ from textual import events, on
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
+from textual.widgets import OptionList
 
 from tui.keys import bindings
 from tui.widgets.forms.inputs import SafeInput
@@ -44,6 +46,8 @@ class Overlay(ModalScreen[ScreenResultType]):
 
     TAKES_TEXT: ClassVar[bool] = False
     """True if keys are text even before an input has the focus."""
+    ENTER_TAKES: ClassVar[bool] = False
+    """True if ``enter`` takes, whatever has the focus."""
     SCOPE: ClassVar[str] = ""
     """Its scope in the key table; empty for none."""
 
@@ -75,8 +79,21 @@ class Overlay(ModalScreen[ScreenResultType]):
         """Keys with a function on this screen."""
         return self.active_bindings
 
+    @on(SafeInput.Submitted)
+    @on(OptionList.OptionSelected)
+    def _entered(self, message: Message) -> None:
+        message.stop()
+        self.take()
+
+    def take(self) -> None:
+        """Take what has been typed or chosen."""
+
     def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the first input to it."""
+        """Take on ``enter``, and give keys typed outside the first input to it."""
+        if self.ENTER_TAKES and event.key == "enter":
+            event.stop()
+            self.take()
+            return
         lines = self.query(self.AUTO_FOCUS).results(SafeInput) if self.TAKES_TEXT and self.AUTO_FOCUS else ()
         if (line := next(iter(lines), None)) is not None and not line.disabled:
             line.take_key(event)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.cells import cell_len
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ScreenResultType
 from textual.widgets import OptionList
 
@@ -68,27 +67,11 @@ class FindScreen(Overlay[ScreenResultType]):
         Binding("pageup", "move(-8)", show=False),
     ]
     AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
+    TAKES_TEXT = ENTER_TAKES = True
 
     def __init__(self, placeholder: str) -> None:
         super().__init__()
         self.line, self.options = SafeInput(placeholder=placeholder), PointedList()
-
-    def take(self) -> None:
-        """Take the entry under the cursor."""
-        raise NotImplementedError
-
-    def on_key(self, event: events.Key) -> None:
-        """Choose on ``enter``, whatever has the focus."""
-        if event.key == "enter":
-            event.stop()
-            self.take()
-
-    @on(SafeInput.Submitted)
-    @on(OptionList.OptionSelected)
-    def _taken(self, message: Message) -> None:
-        message.stop()
-        self.take()
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; the focus stays in the input."""

@@ -21,6 +21,7 @@ from core.presets.choose import Choice
 from core.presets.library import Preset, presets
 from core.presets.switch import Change, Switch, plan_switch, preset_in
 from core.text import one_line
+from tui.datasets.summary import counted
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.lists.choice_list import PointedList
@@ -31,7 +32,7 @@ from tui.widgets.text_block import HangingBlock
 def tell_switch(switch: Switch) -> str:
     """The changes made by a preset, in half a sentence."""
     felt, kept = len(switch.felt), len(switch.kept)
-    changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
+    changed = f"{counted(felt, 'option')} changed" if felt else "nothing has another value"
     stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
     return f"preset {switch.preset.name}: {changed}{stays}"
 
@@ -206,9 +207,8 @@ class PresetScreen(Overlay[Switch | None]):
 
     # Actions.
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Choose the preset under the cursor."""
         self.action_take()
 
     def action_take(self) -> None:
@@ -225,17 +225,14 @@ class PresetScreen(Overlay[Switch | None]):
         """Move to the next preset, or scroll the changes by a line."""
         if self._scroll.has_focus:
             self._scroll.scroll_relative(y=rows, animate=False)
-        elif rows > 0:
-            self._list.action_cursor_down()
         else:
-            self._list.action_cursor_up()
+            self._list.step(rows)
 
 
 def _counted(switch: Switch | None) -> str:
     if switch is None:
         return ""
-    count = len(switch.felt)
-    return f"{count} change{'' if count == 1 else 's'}" if count else "as it is"
+    return counted(len(switch.felt), "change") if switch.felt else "as it is"
 
 
 def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:

@@ -7,10 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on, work
+from textual import work
 from textual.binding import BindingType
 from textual.content import Content
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.errors import UserError
@@ -131,9 +130,8 @@ class QueueScreen(ListScreen[Run]):
             return
         self.dismiss(run)
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Show the run of the entry under the cursor."""
         self.action_open()
 
     def action_add(self) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on, work
+from textual import work
 from textual.binding import BindingType
 from textual.content import Content
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.errors import UserError
@@ -86,9 +85,8 @@ class TrashScreen(ListScreen[bool]):
         """Leave the screen."""
         self.dismiss(self._has_restored)
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Move the run under the cursor back among the runs."""
         self.action_restore()
 
     def action_restore(self) -> None:

@@ -317,9 +317,8 @@ class ColumnsScreen(Overlay[None]):
             screen = PickScreen(f"Column for {part}", picks, present, none="leave it out", is_free=True)
         self.app.push_screen(screen, lambda value: self._take(part, value))
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Choose from a searchable list."""
         self.action_choose()
 
     def _take(self, part: Choosable, value: str | None) -> None:

@@ -235,7 +235,6 @@ class TemplateScreen(Overlay[None]):
         message.stop()
         if self.current is not self._said_of:
             self.say("")
-        self.choices.mark_cursor()
         self._show_head()
         self._show_current()
 
@@ -306,9 +305,8 @@ class TemplateScreen(Overlay[None]):
 
     # Choice.
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Set the template under the cursor in the configuration, and go back."""
         self.action_use()
 
     @work(exclusive=True, group="template-use", description="template-use")

@@ -37,6 +37,13 @@ class ChoiceList(OptionList):
             index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
             self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
 
+    def step(self, rows: int) -> None:
+        """Move the cursor to the next entry, or to the one before; the ends are neighbors."""
+        if rows > 0:
+            self.action_cursor_down()
+        else:
+            self.action_cursor_up()
+
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
@@ -48,8 +55,10 @@ class ChoiceList(OptionList):
 class PointedList(ChoiceList):
     """A list with a pointer before the highlighted entry, which marks it on terminals without color."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    POINTER = "▸ "
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
         self._prompts: list[Content] = []
         self._notes: Container[int] = ()
         self._pointed_at: int | None = None
@@ -81,7 +90,7 @@ class PointedList(ChoiceList):
     def _line(self, place: int) -> Content:
         if place in self._notes:
             return self._prompts[place]
-        pointer = "▸ " if place == self._pointed_at else "  "
+        pointer = self.POINTER if place == self._pointed_at else " " * len(self.POINTER)
         return Content.assemble((pointer, "$primary bold"), self._prompts[place])
 
 
@@ -125,13 +134,6 @@ class ListBox(Vertical):
         """Show the result of a key."""
         # A blank keeps the line in place.
         self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
-
-    def move(self, lines: int) -> None:
-        """Move the cursor down by a line, or up where ``lines`` is negative."""
-        if lines > 0:
-            self.options.action_cursor_down()
-        else:
-            self.options.action_cursor_up()
 
     @work
     async def carry_out(self, action: Callable[[], Awaitable[str]]) -> None:
