@@ -73,8 +73,7 @@ class ChoiceDialog(Dialog[str]):
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
         self.choices = choices
         self.live_run = run
-        self._is_read = is_harmless
-        self._keys = AnswerKeys()
+        self._keys = AnswerKeys(is_read=is_harmless)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
@@ -84,10 +83,7 @@ class ChoiceDialog(Dialog[str]):
 
     def on_mount(self) -> None:
         """Accept answers once the question has been painted."""
-        self.call_after_refresh(self._painted)
-
-    def _painted(self) -> None:
-        self._is_read = True
+        self.call_after_refresh(self._keys.painted)
 
     def keys_in_frame(self) -> str:
         """The answer of ``enter``."""
@@ -100,7 +96,7 @@ class ChoiceDialog(Dialog[str]):
 
     def on_key(self, event: events.Key) -> None:
         """Answer with the key of a choice, ``enter`` or ``esc``; any other letter shows a hint."""
-        if not self._is_read:
+        if not self._keys.is_read:
             event.stop()
             event.prevent_default()
             return

@@ -82,13 +82,13 @@ class PresetScreen(Overlay[Switch | None]):
     DEFAULT_CSS = style_of("PresetScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
-        Binding("enter", "take", show=False),
         Binding("a", "toggle_own", show=False),
         Binding("tab", "app.focus_next", show=False),
         Binding("j,down", "move(1)", show=False),
         Binding("k,up", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
+    ENTER_TAKES = True
 
     def __init__(self, document: ConfigDocument, choose: Callable[[], Choice]) -> None:
         super().__init__()
@@ -208,10 +208,6 @@ class PresetScreen(Overlay[Switch | None]):
     # Actions.
 
     def take(self) -> None:
-        """Choose the preset under the cursor."""
-        self.action_take()
-
-    def action_take(self) -> None:
         """Choose the preset under the cursor."""
         if (switch := self.switch_of(self._chosen) if self._chosen else None) is not None:
             self.dismiss(switch)

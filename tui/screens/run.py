@@ -298,10 +298,6 @@ class RunRead:
     ranks: tuple[Rank, ...]
 
 
-def _configuration(read: RunRead, width: int) -> Content:
-    return configuration(read.record.values, read.record.history.settings, width)
-
-
 class RunScreen(Overlay[None]):
     """Screen of everything about a run.
 
@@ -321,7 +317,10 @@ class RunScreen(Overlay[None]):
         self._part = 0
         self._parts: tuple[tuple[str, Callable[[RunRead, int], Content]], ...] = (
             ("Curve", lambda read, width: summary(read.record, width)),
-            ("Configuration", _configuration),
+            (
+                "Configuration",
+                lambda run, width: configuration(run.record.values, run.record.history.settings, width),
+            ),
             ("Evaluations", lambda read, width: evaluations(read.record, width)),
             ("Checkpoints", lambda read, width: checkpoints(read.checkpoints, width)),
             (_SAMPLES, lambda _read, _width: Content("")),

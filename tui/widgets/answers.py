@@ -269,7 +269,9 @@ def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) ->
         lines.append(_course(question, walk, other.name, width, column, note))
     # A single answer needs no note about a missing earlier one.
     sides = [now, other] if other.text is not None or len(question.answers) > 1 else [now]
-    stacked = [_stacked(side, width, column) for side in sides]
+    stacked = [
+        hung(Content.assemble((side.name.ljust(column), "$muted"), side.mark), side.shown, width) for side in sides
+    ]
     # Single lines are easiest to compare when stacked.
     if other.text is None or width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
         return [*lines, *itertools.chain(*stacked)]
@@ -317,10 +319,6 @@ def _sides(question: Question, walk: AnswerWalk) -> tuple[_Side, _Side, str]:
     instead = "no earlier answer" if beside is None else "the same" if beside == text else ""
     note = "rewritten" if diff.kind == "rewritten" else ""
     return now, _Side(name, sign, beside, diff.before, instead, "$muted"), note
-
-
-def _stacked(side: _Side, width: int, column: int) -> list[Content]:
-    return hung(Content.assemble((side.name.ljust(column), "$muted"), side.mark), side.shown, width)
 
 
 def _beside(left: _Side, right: _Side, width: int) -> list[Content]:

@@ -94,7 +94,9 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
         brief = Content.styled(f"{glyph} serving", style)
         segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
     of_run = view.reading().devices if view is not None and view.is_live else ()
-    segments += _device_segments(of_run or state.devices)
+    devices = of_run or state.devices
+    if cards := [item for item in devices if item.kind != "cpu"] or devices[:1]:
+        segments += [*_heat_segments(cards), *_memory_segments(cards)]
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
     return segments
 
@@ -153,12 +155,6 @@ def _run_segments(
         value = format_number(view.history.last_step.loss)
         segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
     return segments
-
-
-def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """Segments of the GPUs, or else of the CPU: their values side by side, with the word of the worst."""
-    cards = [item for item in devices if item.kind != "cpu"] or devices[:1]
-    return [*_heat_segments(cards), *_memory_segments(cards)] if cards else []
 
 
 def _name(cards: Sequence[Device]) -> str:

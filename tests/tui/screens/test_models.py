@@ -177,14 +177,14 @@ async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tin
     os.unlink(os.path.realpath(broken / "model.safetensors"))
     shutil.copy(gguf, work / "here.gguf")
     copy_model(tiny_model_dir, Path.home() / "models" / "stowed")
-    other = copy_model(tiny_model_dir, work / "encoder")
-    edit_json(other / "config.json", model_type="bert", architectures=["BertModel"])
+    packed = copy_model(tiny_model_dir, work / "packed")
+    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
     in_ollama(gguf)
-    async with choosing() as (pilot, _):
+    async with choosing(size=(80, 30)) as (pilot, _):
         for name in ("mine", "cached", "here.gguf", "tiny:latest"):
             assert "fits, " in line_of(pilot, name), name
         assert "! incomplete" in line_of(pilot, "torn")
-        assert "✗ cannot be used" in line_of(pilot, "encoder")
+        assert "✗ cannot be used" in line_of(pilot, "packed")
         assert "first run" in line_of(pilot, STARTER_NAME)
         assert "prepared" in line_of(pilot, "mine")
         assert "HF cache" in line_of(pilot, "cached")
@@ -192,6 +192,7 @@ async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tin
         assert "Ollama" in line_of(pilot, "tiny:latest")
         assert "~/models" in line_of(pilot, "stowed")
         assert "▸ ●" in line_of(pilot, STARTER_NAME[:12])
+        await press(pilot, *"packed", until="saved quantized (HQQ), which cannot be")
 
 
 async def test_the_present_model_is_under_the_cursor_and_enter_keeps_it(work: Path, tiny_model_dir: Path) -> None:
@@ -256,19 +257,6 @@ async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.M
     monkeypatch.setattr("core.models.places.os.access", lambda _path, _mode: False)
     async with choosing(size=(120, 30)) as (pilot, _):
         assert "1 model of Ollama in ~/.ollama/models cannot be read by this user." in screen_text(pilot.app)
-
-
-async def test_models_that_cannot_be_trained_are_told(
-    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed = copy_model(tiny_model_dir, work / "packed")
-    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
-    copy_model(tiny_model_dir, work / "plain")
-    monkeypatch.setattr("core.hardware.cpu.memory", lambda: (1_000_000, 2_000_000))
-    async with choosing(size=(120, 30)) as (pilot, _):
-        assert "✗ needs " in line_of(pilot, "plain")
-        assert "✗ cannot be used" in line_of(pilot, "packed")
-        await press(pilot, *"packed", until="saved quantized (HQQ), which cannot be trained here")
 
 
 # From a hub.

@@ -83,7 +83,6 @@ class StartCard(Overlay[Answer]):
         self._look, self._planner = look, planner
         self._is_settled, self._choose_preset = is_settled, choose_preset
         self._waits_to_start = False
-        self._is_read = False
         self._is_text = False
         self._typed = AnswerKeys()
         self._box, self._block = Vertical(), TextBlock()
@@ -101,7 +100,7 @@ class StartCard(Overlay[Answer]):
         """Start to find out the missing facts."""
         self.set_interval(LOOK_SECONDS, self._look_again)
         self._find()
-        self.call_after_refresh(self._painted)
+        self.call_after_refresh(self._typed.painted)
 
     def on_unmount(self) -> None:
         """End the analysis."""
@@ -111,13 +110,10 @@ class StartCard(Overlay[Answer]):
         """Cut the lines to the new width."""
         self.call_after_refresh(self._show)
 
-    def _painted(self) -> None:
-        self._is_read = True
-
     def on_key(self, event: events.Key) -> None:
         """Accept enter right after the key that opened the card, but not at the end of a typed word."""
         opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
-        if self._is_read:
+        if self._typed.is_read:
             counts = (event.is_printable and event.key not in opener) or event.key == "enter"
             if counts and not self._typed.is_answer(event.key in self.active_bindings, event.time):
                 event.stop()

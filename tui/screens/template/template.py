@@ -235,6 +235,7 @@ class TemplateScreen(Overlay[None]):
         message.stop()
         if self.current is not self._said_of:
             self.say("")
+        self.choices.mark_cursor()
         self._show_head()
         self._show_current()
 

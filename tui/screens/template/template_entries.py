@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textual.content import Content
+from textual.widgets.option_list import Option
 
 from core.data.conversation import Example, RowError
 from core.errors import UserError
@@ -18,7 +19,7 @@ from core.text import one_line
 from core.units import format_count
 from tui.datasets.plan import TokenPlan, find_base
 from tui.datasets.view import DatasetView
-from tui.widgets.lists.choice_list import PointedList
+from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.mask_view import TokenCell, TokenPart
 from tui.widgets.strips import fit
 
@@ -168,16 +169,15 @@ def preview_entry(entry: TemplateEntry, row: ShownRow, settings: MaskSettings | 
 _NARROW, _WIDE = 18, 44
 
 
-class TemplateList(PointedList):
+class TemplateList(ChoiceList):
     """List of templates: a mark if in force, the name, a mark if it fails on the row, and the look if there is room."""
-
-    POINTER = "▸"
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.is_wide = False
         self._templates: TemplateSet | None = None
         self._previews: Mapping[str, Preview] = {}
+        self._pointed_at: TemplateEntry | None = None
 
     @property
     def current(self) -> TemplateEntry | None:
@@ -197,21 +197,29 @@ class TemplateList(PointedList):
         place = self.highlighted or 0
         if at is not None:
             place = next((place for place, entry in enumerate(templates.entries) if entry.id == at), 0)
-        self.fill([self._prompt(entry) for entry in templates.entries])
+        self.clear_options()
+        self.add_options([Option(self._prompt(entry)) for entry in templates.entries])
         self.highlighted = place
 
-    def show_anew(self, entry: TemplateEntry) -> None:
-        """Update the line of an entry."""
-        if self._templates is not None:
-            self.draw(self._templates.entries.index(entry), self._prompt(entry))
+    def show_anew(self, *entries: TemplateEntry | None) -> None:
+        """Update the lines of some entries."""
+        for place, entry in enumerate(self._templates.entries if self._templates is not None else ()):
+            if entry in entries:
+                self.replace_option_prompt_at_index(place, self._prompt(entry))
+
+    def mark_cursor(self) -> None:
+        """Move the pointer, which marks the cursor on terminals without color."""
+        before, self._pointed_at = self._pointed_at, self.current
+        self.show_anew(before, self._pointed_at)
 
     def _prompt(self, entry: TemplateEntry) -> Content:
         width = (_WIDE if self.is_wide else _NARROW) - 6
         preview = self._previews.get(entry.id)
         is_refused = preview is not None and bool(preview.problem)
         mark = "●" if self._templates is not None and self._templates.in_force == entry.id else " "
+        pointer = "▸" if entry is self._pointed_at else " "
         line = Content.assemble(
-            (f"{mark} ", "$primary bold"),
+            (f"{pointer}{mark} ", "$primary bold"),
             (fit(entry.title, width), "$muted" if is_refused else "$foreground"),
             (" ✗" if is_refused else "  ", "$limit bold"),
         )

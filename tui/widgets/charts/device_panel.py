@@ -236,7 +236,9 @@ def _details(device: Device, pid: int | None) -> list[Content]:
     """Details: the bus, the limits, and other processes on the card."""
     if device.kind == "cpu":
         return []
-    found = [_labeled("PCIe ", _bus(device))]
+    now = _link(device.pcie_generation, device.pcie_width)
+    best = _link(device.pcie_generation_max, device.pcie_width_max)
+    found = [_labeled("PCIe ", now if best in (now, "–") else f"{now} of {best}")]
     if device.pcie_tx is not None or device.pcie_rx is not None:
         found.append(_labeled("to card ", _rate(device.pcie_rx)) + _labeled("  from ", _rate(device.pcie_tx)))
     others = [item for item in device.processes if item.pid != pid]
@@ -257,13 +259,6 @@ def _details(device: Device, pid: int | None) -> list[Content]:
     if len(device.fans) > 1:
         found.append(_labeled("fans ", " ".join(map(_percent, device.fans)).lstrip()))
     return found
-
-
-def _bus(device: Device) -> str:
-    """The PCIe link and, if it could be better, the maximum: ``4.0 ×8 of 4.0 ×16``."""
-    now = _link(device.pcie_generation, device.pcie_width)
-    best = _link(device.pcie_generation_max, device.pcie_width_max)
-    return now if best in (now, "–") else f"{now} of {best}"
 
 
 def _link(generation: int | None, width: int | None) -> str:

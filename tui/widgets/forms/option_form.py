@@ -178,7 +178,6 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         self._highlighted = current
         if current is not None:
             current.is_cursor, current.lights_up = True, self.has_focus_within
-        if current is not None:
             first = self.cursor == 0
             self.call_after_refresh(self.scroll_home if first else current.scroll_visible, animate=False)
         self.post_message(self.Moved(current))

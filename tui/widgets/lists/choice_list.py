@@ -55,10 +55,8 @@ class ChoiceList(OptionList):
 class PointedList(ChoiceList):
     """A list with a pointer before the highlighted entry, which marks it on terminals without color."""
 
-    POINTER = "▸ "
-
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self._prompts: list[Content] = []
         self._notes: Container[int] = ()
         self._pointed_at: int | None = None
@@ -90,7 +88,7 @@ class PointedList(ChoiceList):
     def _line(self, place: int) -> Content:
         if place in self._notes:
             return self._prompts[place]
-        pointer = self.POINTER if place == self._pointed_at else " " * len(self.POINTER)
+        pointer = "▸ " if place == self._pointed_at else "  "
         return Content.assemble((pointer, "$primary bold"), self._prompts[place])
 
 

@@ -34,15 +34,11 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self.turns: tuple[Turn, ...] = ()
         """The turns shown."""
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
-        self._wrapped_for = 0
 
     def show(self, turns: Sequence[Turn]) -> None:
         """Show a conversation from the beginning."""
         self.turns = tuple(turns)
-        self._wrapped_for, self._match = 0, -1
-        self._wrap()
-        self.scroll_to(y=0, animate=False, immediate=True)
-        self.refresh()
+        self._begin()
 
     def highlight(self, term: str) -> None:
         """Highlight all matches of a text, ignoring case; an empty text clears them."""
@@ -54,11 +50,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match_lines = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
         self._match = -1
 
-    def _wrap(self) -> None:
-        width = self.scrollable_content_region.width
-        if width == self._wrapped_for or width < 1:
-            return
-        self._wrapped_for = width
+    def _wrap(self, width: int) -> None:
         self._lines = []
         for turn in self.turns:
             kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)
@@ -83,15 +75,13 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
             problem = style + self.get_component_rich_style("conversation--problem", partial=True)
             first = index == 0 or self._lines[index - 1][0] != "problem"
             return self._draw("✗ problem" if first else "", problem, text, problem, width)
-        return self._draw(role, style + self._role_style(role), text, style, width)
+        known = role if role in ("system", "user", "assistant") else "other"
+        spoken = style + self.get_component_rich_style(f"conversation--{known}", partial=True)
+        return self._draw(role, spoken, text, style, width)
 
     def _draw(self, label: str, label_style: Style, text: str, style: Style, width: int) -> Strip:
         gutter = Segment(fit(label, _GUTTER - 1) + " ", label_style)
         return Strip([gutter, *self._marked(text, style)]).adjust_cell_length(width, style)
-
-    def _role_style(self, role: str) -> Style:
-        known = role if role in ("system", "user", "assistant") else "other"
-        return self.get_component_rich_style(f"conversation--{known}", partial=True)
 
     def _marked(self, text: str, style: Style) -> list[Segment]:
         match = style + self.get_component_rich_style("conversation--match", partial=True)

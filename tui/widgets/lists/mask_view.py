@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.segment import Segment
 from rich.style import Style
+from textual.content import Content
 from textual.geometry import Size
 from textual.strip import Strip
 
@@ -93,43 +94,30 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self._is_problem = False
         self._has_prompt = False
         self._lines: list[list[_Piece]] = []
-        self._wrapped_for = 0
 
     def show(self, parts: Sequence[TokenPart]) -> None:
         """Show tokens from the beginning."""
         self.parts, self.message = tuple(parts), ""
         self._has_prompt = any(cell.prompt for part in self.parts for cell in part.cells)
-        self._renew()
+        self._begin()
 
     def say(self, message: str, *, problem: bool = False) -> None:
         """Show a message instead of tokens."""
         self.parts, self.message, self._is_problem = (), sanitize(message), problem
-        self._renew()
+        self._begin()
 
     def highlight(self, term: str) -> None:
         """Highlight all matches of a text, across tokens and ignoring case; an empty text clears them."""
         self.term = steady(term).lower()
-        self._wrapped_for = 0
-        self._wrap()
+        self._wrap_again()
         self.refresh()
 
-    def _renew(self) -> None:
-        self._wrapped_for, self._match = 0, -1
-        self._wrap()
-        self.scroll_to(y=0, animate=False, immediate=True)
-        self.refresh()
-
-    def _wrap(self) -> None:
-        width = self.scrollable_content_region.width
-        if width == self._wrapped_for or width < 1:
-            return
-        self._wrapped_for = width
-        self._match = -1
+    def _wrap(self, width: int) -> None:
         self._match_lines = []
         if self.message:
             mark = "✗ " if self._is_problem else ""
             style = "problem" if self._is_problem else "note"
-            self._lines = list(wrap_pieces([_Piece(mark + self.message, style)], width, words=True))
+            self._lines = [[_Piece(line.plain, style)] for line in Content(mark + self.message).wrap(width)]
         else:
             self._lines = []
             matches = 0
@@ -249,21 +237,17 @@ def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_
     return marked, before + len(matches)
 
 
-def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) -> Iterator[list[_Piece]]:
+def wrap_pieces(pieces: Iterable[_Piece], width: int) -> Iterator[list[_Piece]]:
     """Wrap pieces into lines; a line break is shown as ``⏎`` and ends its line.
 
     Args:
         pieces: The pieces; a token that does not fit moves to the next line, and a longer token is divided.
         width: Cells of a line.
-        words: Wrap at spaces, for sentences.
     """
     line: list[_Piece] = []
     used = 0
-    if words:
-        pieces = [replace(piece, text=word) for piece in pieces for word in _words(piece.text)]
     for piece in pieces:
-        text = piece.text if words else piece.text.replace("\n", "⏎\n")
-        for number, stretch in enumerate(text.split("\n")):
+        for number, stretch in enumerate(piece.text.replace("\n", "⏎\n").split("\n")):
             if number:
                 yield line
                 line, used = [], 0
@@ -271,10 +255,9 @@ def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) ->
             if used and used + size > width:
                 yield line
                 line, used = [], 0
-            while size > width:
-                head = _head(stretch, width)
-                yield [replace(piece, text=head)]
-                stretch = stretch[len(head) :]
+            if size > width:
+                *heads, stretch = chop_cells(stretch, width)
+                yield from ([replace(piece, text=head)] for head in heads if head)
                 size = cell_len(stretch)
             if stretch:
                 _append(line, replace(piece, text=stretch))
@@ -291,20 +274,3 @@ def _append(line: list[_Piece], piece: _Piece) -> None:
         line[-1] = replace(last, text=last.text + piece.text)
     else:
         line.append(piece)
-
-
-def _words(text: str) -> Iterator[str]:
-    for line in text.splitlines(keepends=True):
-        words = line.split(" ")
-        yield from (f"{word} " for word in words[:-1])
-        yield words[-1]
-
-
-def _head(text: str, width: int) -> str:
-    """The prefix of a text that fits, at least a character."""
-    used = 0
-    for place, character in enumerate(text):
-        used += cell_len(character)
-        if used > width and place:
-            return text[:place]
-    return text

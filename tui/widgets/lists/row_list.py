@@ -140,6 +140,7 @@ class RowList(CursorList):
         widths = self._widths(width, len(cells))
         number = cells[0].rjust(widths[0])
         muted = self.get_component_rich_style("row-list--number", partial=True)
+        match = style + self.get_component_rich_style("row-list--match", partial=True)
         segments = [Segment(cursor, style)]
         if level is not None:
             mark, name = _MARKS.get(level, (" ", "number"))
@@ -151,9 +152,5 @@ class RowList(CursorList):
                 aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
                 segments.append(Segment(fit(aligned, size), style + muted))
                 continue
-            segments.extend(self._marked(fit(steady(text), size), style))
+            segments += mark_matches(fit(steady(text), size), self.term, style, match)
         return Strip(segments).adjust_cell_length(width, style)
-
-    def _marked(self, text: str, style: Style) -> list[Segment]:
-        match = style + self.get_component_rich_style("row-list--match", partial=True)
-        return mark_matches(text, self.term, style, match)

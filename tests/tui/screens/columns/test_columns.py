@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +81,6 @@ async def listed(pilot: Pilot[Any]) -> None:
 
 def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in screen.conversation.turns if not turn.role.startswith("──")]
-
-
-def is_chosen(screen: ColumnsScreen, part: str, name: str) -> bool:
-    return {str(role): column for role, column in screen.choice.columns.items()}.get(part) == name
 
 
 async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
@@ -234,7 +229,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
             assert not FORBIDDEN & set(screen_text(pilot.app))
             assert all(cell_len(line) == 60 for line in screen_lines(pilot.app))
             await pilot.press(*["down"] * (names.index(name) + 1), "enter")
-            await wait_for(pilot, partial(is_chosen, screen, part, name))
+            await seen(pilot, screen)
         await seen(pilot, screen)
         text = screen_text(pilot.app)
         assert not FORBIDDEN & set(text)

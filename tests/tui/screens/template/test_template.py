@@ -101,16 +101,6 @@ def lit(screen: TemplateScreen) -> str:
     return "".join(cell.text for part in screen.mask_view.parts for cell in part.cells if cell.learned)
 
 
-async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
-    async with templates(directory) as (pilot, screen):
-        await shown(pilot, "in force: model's own", "▸● model's own", "row 1 ·", "<|im_start|>user⏎")
-        await shown(pilot, "for message in messages")
-        text = screen_text(pilot.app)
-        assert lit(screen) == "a reply<|im_end|>"
-        assert "generation prompt" in text
-        assert all(len(line) == 80 for line in screen_lines(pilot.app))
-
-
 async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) -> None:
     (directory / "mine.jinja").write_text(CHATML)
     append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
@@ -119,6 +109,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         await press(pilot, "enter")
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
+        assert lit(screen) == "a reply<|im_end|>"
         await press(pilot, "G")
         assert screen.source_view.source == NAMED_TEMPLATES["vicuna"].source
         assert value(pilot, "template.name") is None, "nothing is chosen by looking"

@@ -37,12 +37,9 @@ class Asking(Vertical):
     async def path(self) -> None:
         self.answers.append(await self.bar.ask_path("open"))
 
-    async def key(self) -> None:
-        self.answers.append(await self.bar.ask_key("Really?", {"y": "yes"}))
-
     async def path_then_key(self) -> None:
         await self.path()
-        await self.key()
+        self.answers.append(await self.bar.ask_key("Really?", {"y": "yes"}))
 
 
 async def test_a_text_is_awaited_and_the_focus_goes_back() -> None:
