@@ -68,7 +68,6 @@ class SearchView(ScrollView, inherit_bindings=False):
         """The text searched for, in lower case; empty for none."""
         self._match_lines: list[int] = []
         self._match = -1
-        self._wrapped_for = 0
 
     @property
     def match_place(self) -> tuple[int, int]:
@@ -96,24 +95,12 @@ class SearchView(ScrollView, inherit_bindings=False):
 
     def on_resize(self) -> None:
         """Wrap for the new width; the current match stays."""
-        match, width = self._match, self.scrollable_content_region.width
-        if width not in (0, self._wrapped_for):
-            self._wrap_again()
+        match = self._match
+        self._wrap()
         self._match = min(match, len(self._match_lines) - 1)
 
-    def _begin(self) -> None:
-        """Show another text from its beginning."""
-        self._wrap_again()
-        self.scroll_to(y=0, animate=False, immediate=True)
-        self.refresh()
-
-    def _wrap_again(self) -> None:
-        self._wrapped_for, self._match = self.scrollable_content_region.width, -1
-        if self._wrapped_for:
-            self._wrap(self._wrapped_for)
-
-    def _wrap(self, width: int) -> None:
-        """Wrap the text, and find its matches."""
+    def _wrap(self) -> None:
+        """Wrap the text for the present width, and find its matches."""
         raise NotImplementedError
 
     def move(self, rows: int) -> None:

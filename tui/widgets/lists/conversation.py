@@ -34,11 +34,15 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self.turns: tuple[Turn, ...] = ()
         """The turns shown."""
         self._lines: list[tuple[str, str]] = []  # (role where a turn begins or "problem", text)
+        self._wrapped_for = 0
 
     def show(self, turns: Sequence[Turn]) -> None:
         """Show a conversation from the beginning."""
         self.turns = tuple(turns)
-        self._begin()
+        self._wrapped_for, self._match = 0, -1
+        self._wrap()
+        self.scroll_to(y=0, animate=False, immediate=True)
+        self.refresh()
 
     def highlight(self, term: str) -> None:
         """Highlight all matches of a text, ignoring case; an empty text clears them."""
@@ -50,7 +54,11 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match_lines = [number for number, (_, text) in enumerate(self._lines) if find_matches(text, self.term)]
         self._match = -1
 
-    def _wrap(self, width: int) -> None:
+    def _wrap(self) -> None:
+        width = self.scrollable_content_region.width
+        if width == self._wrapped_for or width < 1:
+            return
+        self._wrapped_for = width
         self._lines = []
         for turn in self.turns:
             kept = steady(sanitize(turn.text[:SHOWN_CHARACTERS]), whole=True).expandtabs(4)

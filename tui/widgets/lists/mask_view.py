@@ -94,25 +94,38 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self._is_problem = False
         self._has_prompt = False
         self._lines: list[list[_Piece]] = []
+        self._wrapped_for = 0
 
     def show(self, parts: Sequence[TokenPart]) -> None:
         """Show tokens from the beginning."""
         self.parts, self.message = tuple(parts), ""
         self._has_prompt = any(cell.prompt for part in self.parts for cell in part.cells)
-        self._begin()
+        self._renew()
 
     def say(self, message: str, *, problem: bool = False) -> None:
         """Show a message instead of tokens."""
         self.parts, self.message, self._is_problem = (), sanitize(message), problem
-        self._begin()
+        self._renew()
 
     def highlight(self, term: str) -> None:
         """Highlight all matches of a text, across tokens and ignoring case; an empty text clears them."""
         self.term = steady(term).lower()
-        self._wrap_again()
+        self._wrapped_for = 0
+        self._wrap()
         self.refresh()
 
-    def _wrap(self, width: int) -> None:
+    def _renew(self) -> None:
+        self._wrapped_for, self._match = 0, -1
+        self._wrap()
+        self.scroll_to(y=0, animate=False, immediate=True)
+        self.refresh()
+
+    def _wrap(self) -> None:
+        width = self.scrollable_content_region.width
+        if width == self._wrapped_for or width < 1:
+            return
+        self._wrapped_for = width
+        self._match = -1
         self._match_lines = []
         if self.message:
             mark = "✗ " if self._is_problem else ""
