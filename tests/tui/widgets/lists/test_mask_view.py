@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.style import Style
 from textual.pilot import Pilot
@@ -17,7 +19,7 @@ from tests.cases import cases
 from tests.tui.data_panes import configuration, data_pane, write_lines
 from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
-from tui.widgets.lists.mask_view import _Piece, wrap_pieces
+from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -219,6 +221,25 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         await pilot.resize_terminal(100, 24)
         await wait_for(pilot, lambda: {len(line) for line in screen_lines(pilot.app)} == {100})
         assert pane.body.conversation.match_place == (2, 2)
+
+
+@given(
+    st.lists(st.text(alphabet="abİ \n", max_size=4), max_size=12),
+    st.text(alphabet="ab", min_size=1, max_size=3),
+    st.integers(0, 3),
+)
+def test_marked_pieces_are_the_tokens_again_and_hold_the_matches(texts: list[str], term: str, before: int) -> None:
+    tokens = [_Piece(text, f"style {number}") for number, text in enumerate(texts)]
+    marked, count = _mark(tokens, term, before)
+    assert ["".join(piece.text for piece in pieces) for pieces in marked] == texts
+    assert all(piece.style == f"style {number}" for number, pieces in enumerate(marked) for piece in pieces)
+    found: dict[int, str] = {}
+    for piece in (piece for pieces in marked for piece in pieces if piece.match):
+        found[piece.match] = found.get(piece.match, "") + piece.text
+    whole = "".join(texts).lower()
+    expected = whole.count(term) if len(whole) == len("".join(texts)) else 0
+    assert found == dict.fromkeys(range(before + 1, before + expected + 1), term)
+    assert count == before + expected
 
 
 async def test_hostile_text_in_tokens_never_reaches_a_strip(tmp_path: Path, tiny_model_dir: Path) -> None:
