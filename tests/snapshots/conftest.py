@@ -68,6 +68,12 @@ def app(private_home: Path) -> LocaltuneApp:
     return make_app(private_home)
 
 
+def cells(size: str) -> tuple[int, int]:
+    """Columns and rows of ``80x24``."""
+    width, height = map(int, size.split("x"))
+    return width, height
+
+
 def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
     """Wait until the app is complete, type, and wait until a text is on the screen; notices are dismissed."""
 

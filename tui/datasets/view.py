@@ -75,9 +75,6 @@ BATCH = 256
 _BREATH_SECONDS = 0.002
 _CELL_LIMIT = 400
 
-Cancelled = Callable[[], bool]
-Progress = Callable[[int], None]
-
 
 @dataclass(frozen=True)
 class Recognized:
@@ -258,8 +255,8 @@ class DatasetView:
         term: str,
         start: int,
         step: int,
-        cancelled: Cancelled,
-        progress: Progress,
+        cancelled: Callable[[], bool],
+        progress: Callable[[int], None],
         among: Sequence[int] | None = None,
     ) -> Match | None:
         """The next row that contains a text, ignoring case and wrapping around; blocks.

@@ -117,7 +117,7 @@ class RunsPane(Pane):
         run_list.show_order(self._sort, descending=SORT_COLUMNS[self._sort].descending != self._is_reversed)
         run_list.show(kept)
         if self._stays_first and kept and run_list.selected != kept[0]:
-            run_list.move(-run_list.row_count)
+            run_list.move(-run_list.count)
         self.query_one("#runs").display = bool(kept)
         empty.display = not kept
         if not kept:
@@ -164,10 +164,10 @@ class RunsPane(Pane):
             names = ["compare", "mark", "open", "details", "sort", "filter"]
         self.set_hints([f"runs.{name}" for name in names])
 
-    @on(RunList.Chosen)
-    def _chosen(self, event: RunList.Chosen) -> None:
+    @on(RunList.Opened)
+    def _opened(self, event: RunList.Opened) -> None:
         event.stop()
-        self.shell.runs.open(event.row.run)
+        self.action_open()
 
     @on(RunList.Moved)
     def _moved(self, event: RunList.Moved) -> None:
@@ -415,7 +415,7 @@ class RunsPane(Pane):
         """Move the cursor to the first or the last run."""
         self._stays_first = False
         run_list = self.query_one(RunList)
-        run_list.move(direction * run_list.row_count)
+        run_list.move(direction * run_list.count)
 
 
 def _named(labels: Labels, text: str) -> Labels:

@@ -21,6 +21,7 @@ from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList, ListBox
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: How far a key scrolls: by a line, by a page, or to an end.
@@ -52,14 +53,7 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
         tight: Use less padding, for code and tables.
     """
 
-    DEFAULT_CSS = """
-    OverlayBox {
-        max-width: 100%; height: auto; max-height: 94%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        background: $surface; scrollbar-size-vertical: 1;
-        &.-tight { padding: 0 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("OverlayBox")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(keys, f"scroll('{way}')", show=False) for keys, way in _KEYS.items()
     ]
@@ -197,18 +191,7 @@ class InputForm(VerticalScroll, can_focus=False):
         about: The text above the inputs.
     """
 
-    DEFAULT_CSS = """
-    InputForm {
-        max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-        & Horizontal { height: auto; }
-        & .label { width: 16; }
-        & .hint { width: 1fr; color: $muted; padding-left: 2; }
-        & .remark { padding-left: 2; }
-        & SafeInput { background: $panel; }
-        & #keys { margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("InputForm")
 
     def __init__(
         self,
@@ -303,7 +286,7 @@ class ListScreen(Overlay[ScreenResultType]):
 
     def action_move(self, lines: int) -> None:
         """Move the cursor."""
-        self._box.move(lines)
+        self._options.step(lines)
 
 
 class RecordBox(Vertical):
@@ -313,12 +296,7 @@ class RecordBox(Vertical):
         title: The title in the frame.
     """
 
-    DEFAULT_CSS = """
-    RecordBox {
-        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-    }
-    """
+    DEFAULT_CSS = style_of("RecordBox")
 
     def __init__(self, title: str) -> None:
         super().__init__()

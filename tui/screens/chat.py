@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import events, on
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import OptionList, TextArea
+from textual.widgets import TextArea
 from textual.widgets.option_list import Option
 
 from core.chat.candidates import Candidate
@@ -25,7 +25,7 @@ from tui.screens.box import FormScreen, InputForm
 from tui.screens.overlay import Overlay, key_line
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 _SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
@@ -39,13 +39,7 @@ class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
         settings: The current settings.
     """
 
-    DEFAULT_CSS = """
-    ChatSettings {
-        & > InputForm { width: 84; }
-        & SafeInput { width: 10; }
-        & #line-system, & #line-stop { width: 1fr; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatSettings")
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
         seed = "" if settings.seed is None else str(settings.seed)
@@ -66,9 +60,8 @@ class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
         }
         super().__init__(InputForm("Settings of the chat", lines, _SETTINGS_KEYS))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the settings, if they are valid."""
         texts = self._form.texts
         try:
             settings = GenerationSettings(
@@ -145,21 +138,13 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         present: The models that answer now.
     """
 
-    DEFAULT_CSS = """
-    ChatSources {
-        & > Vertical {
-            width: 84; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & ChoiceList { height: auto; max-height: 20; }
-        & #keys { margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("ChatSources")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
+    ENTER_TAKES = True
 
     def __init__(self, candidates: Sequence[Candidate], present: Sequence[Source]) -> None:
         super().__init__()
@@ -210,18 +195,8 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         for number, candidate in enumerate(self._candidates):
             self._options.replace_option_prompt_at_index(number, self._line(candidate))
 
-    def on_key(self, event: events.Key) -> None:
-        """Accept on ``enter``, whatever has the focus."""
-        if event.key == "enter":
-            event.stop()
-            self._accept()
-
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._accept()
-
-    def _accept(self) -> None:
+    def take(self) -> None:
+        """Return the marked models, or the model under the cursor."""
         place = self._options.highlighted
         under_cursor = self._candidates[place].source if place is not None else None
         if len(self._marked) <= 1 and under_cursor is not None:
@@ -270,23 +245,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
         file: The last used file; empty for none.
     """
 
-    DEFAULT_CSS = """
-    KeepAnswer {
-        & > Vertical {
-            width: 96; max-width: 100%; height: 80%; max-height: 28; padding: 1 2;
-            border: round $border-focus; border-title-style: bold; background: $surface;
-        }
-        & TextArea {
-            height: 1fr; border: none; background: $panel; padding: 0 1;
-            &:focus { border: none; }
-        }
-        & Horizontal { height: auto; margin-top: 1; }
-        & .label { width: 8; }
-        & SafeInput { width: 1fr; background: $panel; }
-        & #keys { margin-top: 1; }
-        & #question { max-height: 3; margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("KeepAnswer")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False, priority=True),
         Binding("ctrl+s", "accept", "append", show=False, priority=True),
@@ -324,7 +283,6 @@ class KeepAnswer(Overlay[KeptAnswer]):
         # An unedited answer is kept as written, not as sanitized for the editor.
         self.dismiss(KeptAnswer(self._answer if edited == sanitize(self._answer) else edited, file))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the answer and the file."""
         self.action_accept()

@@ -15,6 +15,7 @@ from core.text import one_line, sanitize
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.ask_bar import AnswerKeys, waiting_text
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 
@@ -43,17 +44,7 @@ def choice_lines(choices: Sequence[Choice]) -> Content:
 class Dialog(Overlay[ScreenResultType]):
     """A scrolling box with a question or an event, drawn as an alarm with the class ``-alarm``."""
 
-    DEFAULT_CSS = """
-    Dialog > VerticalScroll {
-        width: 72; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
-        border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
-    }
-    Dialog.-alarm > VerticalScroll { border: round $limit; border-title-color: $limit; }
-    Dialog.-alarm.-tiny > VerticalScroll {
-        border: none; border-top: solid $limit; border-bottom: solid $limit;
-    }
-    Dialog #choices { margin-top: 1; }
-    """
+    DEFAULT_CSS = style_of("Dialog")
 
 
 class ChoiceDialog(Dialog[str]):
@@ -82,8 +73,7 @@ class ChoiceDialog(Dialog[str]):
         self._text = text if isinstance(text, Content) else Content(sanitize(text))
         self.choices = choices
         self.live_run = run
-        self._is_read = is_harmless
-        self._keys = AnswerKeys()
+        self._keys = AnswerKeys(is_read=is_harmless)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
@@ -93,10 +83,7 @@ class ChoiceDialog(Dialog[str]):
 
     def on_mount(self) -> None:
         """Accept answers once the question has been painted."""
-        self.call_after_refresh(self._painted)
-
-    def _painted(self) -> None:
-        self._is_read = True
+        self.call_after_refresh(self._keys.painted)
 
     def keys_in_frame(self) -> str:
         """The answer of ``enter``."""
@@ -109,7 +96,7 @@ class ChoiceDialog(Dialog[str]):
 
     def on_key(self, event: events.Key) -> None:
         """Answer with the key of a choice, ``enter`` or ``esc``; any other letter shows a hint."""
-        if not self._is_read:
+        if not self._keys.is_read:
             event.stop()
             event.prevent_default()
             return

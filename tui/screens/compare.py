@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 
 from core.errors import UserError
 from core.runs.catalog.compare import (
@@ -38,7 +36,7 @@ from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock, side_by_side
 
 #: Columns of the names of facts, and least columns of a value.
@@ -134,21 +132,6 @@ _AXIS_WORDS = {"step": "steps", "tokens": "tokens", "time": "time spent in steps
 _PARTS = ("figures", "answers")
 
 
-@dataclass
-class Glimpsed(Message):
-    """Names and sampled losses of long runs, before the full records are read."""
-
-    curves: Sequence[tuple[str, Series]]
-
-
-@dataclass
-class Compared(Message):
-    """The runs have been compared, or cannot be."""
-
-    comparison: RunComparison | None = None
-    error: UserError | None = None
-
-
 class CompareScreen(Overlay[None]):
     """Screen of runs side by side.
 
@@ -156,11 +139,7 @@ class CompareScreen(Overlay[None]):
         runs: Two or more runs.
     """
 
-    DEFAULT_CSS = """
-    CompareScreen #head { color: $muted; }
-    CompareScreen LineChart { height: 1fr; min-height: 6; }
-    CompareScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("CompareScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("compare")]
     SCOPE = "compare"
 
@@ -204,25 +183,21 @@ class CompareScreen(Overlay[None]):
                     records[run.id] = read_record(run)
                 series = glimpse.loss if glimpse is not None else records[run.id].curve("loss")
                 glimpses.append((one_line(run.id, 64), series))
-            self.post_from_thread(Glimpsed(glimpses))
+            self.post_call(self._glimpsed, glimpses)
         try:
             comparison = compare_runs([records.get(run.id) or read_record(run) for run in self._runs])
-            self.post_from_thread(Compared(comparison))
+            self.post_call(self._compared, comparison)
         except UserError as error:
-            self.post_from_thread(Compared(error=error))
+            self.post_call(self._compared, None, error)
 
-    @on(Glimpsed)
-    def _glimpsed(self, message: Glimpsed) -> None:
-        self._glimpse = message.curves
+    def _glimpsed(self, curves: Sequence[tuple[str, Series]]) -> None:
+        self._glimpse = curves
         self._show()
 
-    @on(Compared)
-    def _compared(self, message: Compared) -> None:
-        self._comparison, self._error = message.comparison, message.error
+    def _compared(self, comparison: RunComparison | None, error: UserError | None = None) -> None:
+        self._comparison, self._error = comparison, error
         # Do not start on an empty chart.
-        if (comparison := self._comparison) is not None and not any(
-            len(record.history.loss) for record in comparison.records
-        ):
+        if comparison is not None and not any(len(record.history.loss) for record in comparison.records):
             self._metric = "eval_loss"
         self._show()
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.widget import Widget
 
 from core.chat.request import BASE
@@ -32,6 +31,7 @@ from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
 from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
@@ -175,14 +175,7 @@ class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
         run: The run whose model is compared; None for none.
     """
 
-    DEFAULT_CSS = """
-    EvaluationForm {
-        & > InputForm { width: 96; }
-        & .label { width: 13; }
-        & SafeInput { width: 1fr; }
-        & Horizontal { margin-top: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("EvaluationForm")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "show_last", "the last result", show=False, priority=True)
     ]
@@ -203,9 +196,8 @@ class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
         rows = {name: (name, line, "") for name, line in lines.items()}
         super().__init__(InputForm("Evaluate", rows, _KEYS, Content.styled(_ABOUT, "$muted")))
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Return the request, if it is valid."""
         try:
             self.dismiss(self._request())
         except UserError as error:
@@ -261,11 +253,6 @@ def _words(text: str) -> tuple[str, ...]:
         raise UserError(f"'{one_line(text, 80)}' has an open quote.", "Close it.") from error
 
 
-@dataclass
-class Prepared(Message):
-    """Models have been found and prompts read."""
-
-
 #: The result of an evaluation.
 Compared = tuple[EvaluationRecord, EvaluationTable]
 
@@ -288,12 +275,7 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
         asked: The request to run, or an existing record.
     """
 
-    DEFAULT_CSS = """
-    EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
-    EvaluationScreen #head { color: $muted; }
-    EvaluationScreen #rows { height: 2fr; min-height: 3; }
-    EvaluationScreen VerticalScroll { height: 3fr; border-top: solid $border; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("EvaluationScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
 
@@ -337,13 +319,9 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
             evaluation = self._evaluation = record.prepare()
             if not self.is_running:  # it was left before there was anything to cancel
                 raise JobCancelledError
-            self.post_from_thread(Prepared())
+            self.post_call(self._show)
             record = evaluation.run(progress)
         return record, EvaluationTable.of(record)
-
-    @on(Prepared)
-    def _prepared(self) -> None:
-        self._show()
 
     def _show(self) -> None:
         if self._rows is None and self._state.result is not None:

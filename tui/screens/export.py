@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.content import Content
-from textual.message import Message
 from textual.worker import get_current_worker
 
 from core.errors import UserError
@@ -23,6 +22,7 @@ from tui.screens.box import OverlayBox
 from tui.screens.job import JobOverlay, follow, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import PathInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ _NAME = 11
 
 
 @dataclass
-class Planned(Message):
-    """An export has been planned, or cannot be made."""
+class Planned:
+    """An export as planned, or the reason why it cannot be made."""
 
     request: ExportRequest
     plan: ExportPlan | None = None
@@ -68,13 +68,7 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
         is_on: A run is live, which an export slows down.
     """
 
-    DEFAULT_CSS = """
-    ExportScreen.-alarm > OverlayBox { border: round $limit; border-title-color: $limit; }
-    ExportScreen #export-text { min-height: 8; }
-    ExportScreen PathInput { background: $panel; display: none; }
-    ExportScreen.-editing PathInput { display: block; }
-    ExportScreen.-editing #export-text { min-height: 7; }
-    """
+    DEFAULT_CSS = style_of("ExportScreen")
 
     def __init__(self, run: Run, step: int | None = None, *, is_on: bool = False) -> None:
         super().__init__()
@@ -135,12 +129,11 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
             # A directory that already exists is still shown.
             found = Planned(request, found.plan if found is not None else None, error)
         if not worker.is_cancelled:
-            self.post_from_thread(found)
+            self.post_call(self._has_planned, found)
 
-    @on(Planned)
-    def _has_planned(self, message: Planned) -> None:
-        if message.request == self._request:
-            self._planned = message
+    def _has_planned(self, planned: Planned) -> None:
+        if planned.request == self._request:
+            self._planned = planned
             self._show()
 
     def _cycle(self, by: int) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Container
-from dataclasses import dataclass
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 
 from core.hub.job import FetchPlan, fetch_job, hub_host
 from core.hub_uri import HubEntry
@@ -25,13 +23,6 @@ from tui.widgets.text_block import TextBlock
 
 #: Bytes from which the size needs a question of its own.
 LARGE = 100_000_000
-
-
-@dataclass
-class Proposed(Message):
-    """The hub has reported the size."""
-
-    plan: FetchPlan
 
 
 class FetchDialog(Dialog[bool]):
@@ -107,13 +98,11 @@ class FetchDialog(Dialog[bool]):
     def _confirm(self, plan: FetchPlan) -> bool:
         """Ask about a large download; called in the thread of the download."""
         if plan.remaining >= self._least_asked:
-            self.post_from_thread(Proposed(plan))
+            self.post_call(self._proposed, plan)
             self._answered.wait()
         return True
 
-    @on(Proposed)
-    def _proposed(self, message: Proposed) -> None:
-        plan = message.plan
+    def _proposed(self, plan: FetchPlan) -> None:
         files = "1 file" if plan.files == 1 else f"{plan.files} files"
         rest = "" if plan.remaining == plan.bytes else f"; {format_bytes(plan.bytes - plan.remaining)} are here already"
         text = f"{self._entry} is {files}, {format_bytes(plan.bytes)}{rest}.\n{plan.reason}"

@@ -64,13 +64,13 @@ def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]],
 
     def work() -> None:
         try:
-            result = run(progressed)
+            ended = Ended(run(progressed))
         except JobCancelledError:
             return
         except UserError as error:
-            screen.post_from_thread(Ended(error=error))
-        else:
-            screen.post_from_thread(Ended(result))
+            ended = Ended(error=error)
+        if screen.is_attached:
+            screen.post_message(ended)
 
     screen.run_worker(work, thread=True, group="job")
 

@@ -14,7 +14,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 from textual.worker import get_current_worker
 
@@ -36,7 +35,7 @@ from core.units import format_bytes, format_count, short_count
 from tui.screens.fetch import FetchDialog
 from tui.screens.pick import FindScreen
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 #: Widths of the columns behind the name.
@@ -217,24 +216,6 @@ LISTED = 200
 _GATHERED = 0.05
 
 
-@dataclass
-class _Found(Message):
-    """Models and unreadable places have been found."""
-
-    items: Sequence[FoundModel | UnreadPlace]
-    is_over: bool = False
-    """The search is over."""
-
-
-@dataclass
-class _Read(Message):
-    """A model has been read."""
-
-    model: FoundModel
-    facts: ModelFacts
-    fit: Fit
-
-
 @dataclass(frozen=True)
 class _Entry:
     """An entry of the list: a model, a download, the typed text itself, or a note that cannot be chosen."""
@@ -252,13 +233,7 @@ class ModelScreen(FindScreen[str | Path | None]):
         document: The configuration, for the memory plan and the current choice; a thread reads it, so pass a copy.
     """
 
-    DEFAULT_CSS = """
-    ModelScreen {
-        & > Vertical { width: 124; height: 28; max-height: 94%; }
-        & ChoiceList { height: 1fr; }
-        & #model-details { height: auto; min-height: 5; max-height: 70%; border-top: solid $border; }
-    }
-    """
+    DEFAULT_CSS = style_of("ModelScreen")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
@@ -314,50 +289,48 @@ class ModelScreen(FindScreen[str | Path | None]):
                 if isinstance(item, FoundModel):
                     found.append(item)
                 if time.monotonic() - begun >= _GATHERED:
-                    self.post_message(_Found(batch))
+                    self.post_call(self._found, batch)
                     batch, begun = [], time.monotonic()
         except UserError as error:
             batch.append(UnreadPlace(Path(), str(error)))
         except OSError as error:
             # For example, the working directory has been removed.
             batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
-        self.post_message(_Found(batch, is_over=True))
+        self.post_call(self._found, batch, is_over=True)
         config = valid_part(self._document)
         machine = machine_for(config)
         # The current model first: the cursor is on it.
         for model in sorted(found, key=lambda model: model.base != self._present):
             if worker.is_cancelled:
                 return
-            self.post_message(self._read(model, config, machine))
+            self._read(model, config, machine)
 
     @work(thread=True, exclusive=True, group="models-typed")
     def _read_typed(self, model: FoundModel) -> None:
         config = valid_part(self._document)
-        self.post_message(self._read(model, config, machine_for(config)))
+        self._read(model, config, machine_for(config))
 
-    def _read(self, model: FoundModel, config: Config, machine: Machine) -> _Read:
+    def _read(self, model: FoundModel, config: Config, machine: Machine) -> None:
         facts = self._catalog.read(model)
-        return _Read(model, facts, find_fit(facts.architecture, config, machine))
+        self.post_call(self._has_read, model, facts, find_fit(facts.architecture, config, machine))
 
-    @on(_Found)
-    def _found(self, message: _Found) -> None:
-        for item in message.items:
+    def _found(self, items: Sequence[FoundModel | UnreadPlace], *, is_over: bool = False) -> None:
+        for item in items:
             if isinstance(item, UnreadPlace):
                 self._notes.append(item)
             else:
                 self._rows.setdefault(item.base, ModelRow(item))
-        self._is_searching = not message.is_over
+        self._is_searching = not is_over
         self._show_title()
         self._list(keep=True)
 
-    @on(_Read)
-    def _has_read(self, message: _Read) -> None:
-        row = self._row_of(message.model.base)
-        if row is None or row.model != message.model:
+    def _has_read(self, model: FoundModel, facts: ModelFacts, fit: Fit) -> None:
+        row = self._row_of(model.base)
+        if row is None or row.model != model:
             return
-        row.facts, row.fit = message.facts, message.fit
+        row.facts, row.fit = facts, fit
         for place, entry in enumerate(self._entries):
-            if entry.kind == "model" and entry.key == message.model.base:
+            if entry.kind == "model" and entry.key == model.base:
                 self.options.draw(place, self._prompt(entry))
         self._show_details()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Container, Sequence
+from typing import ClassVar, ParamSpec
 
 from textual import events, on
 from textual.await_complete import AwaitComplete
@@ -13,10 +13,14 @@ from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
+from textual.widgets import OptionList
 
 from tui.keys import bindings
 from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
+
+P = ParamSpec("P")
 
 #: Rows below which a screen loses its side borders and margins.
 TINY_ROWS = 12
@@ -37,25 +41,13 @@ def key_line(keys: Sequence[tuple[str, str]]) -> Content:
 class Overlay(ModalScreen[ScreenResultType]):
     """A modal screen that can be dismissed only once: a key typed after the dismissing key may still reach it."""
 
-    DEFAULT_CSS = """
-    Overlay { align: center middle; }
-    Overlay.-tiny {
-        & > Vertical, & > VerticalScroll {
-            width: 100%; max-width: 100%; max-height: 100%; margin: 0; padding: 0 1;
-            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
-        }
-        & > Vertical { height: 100%; overflow-y: auto; }
-        & ChoiceList { height: 1fr; min-height: 1; }
-        & #about { margin-bottom: 0; }
-        & #answer { height: 1; margin-top: 0; }
-        & #keys { height: 0; margin-top: 0; }
-        & #choices { margin-top: 0; }
-    }
-    """
+    DEFAULT_CSS = style_of("Overlay")
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (TINY_ROWS, "-usual")]  # noqa: RUF012 - no ClassVar in Textual
 
     TAKES_TEXT: ClassVar[bool] = False
     """True if keys are text even before an input has the focus."""
+    ENTER_TAKES: ClassVar[bool] = False
+    """True if ``enter`` takes, whatever has the focus."""
     SCOPE: ClassVar[str] = ""
     """Its scope in the key table; empty for none."""
 
@@ -87,8 +79,21 @@ class Overlay(ModalScreen[ScreenResultType]):
         """Keys with a function on this screen."""
         return self.active_bindings
 
+    @on(SafeInput.Submitted)
+    @on(OptionList.OptionSelected)
+    def _entered(self, message: Message) -> None:
+        message.stop()
+        self.take()
+
+    def take(self) -> None:
+        """Take what has been typed or chosen."""
+
     def on_key(self, event: events.Key) -> None:
-        """Give keys typed outside the first input to it."""
+        """Take on ``enter``, and give keys typed outside the first input to it."""
+        if self.ENTER_TAKES and event.key == "enter":
+            event.stop()
+            self.take()
+            return
         lines = self.query(self.AUTO_FOCUS).results(SafeInput) if self.TAKES_TEXT and self.AUTO_FOCUS else ()
         if (line := next(iter(lines), None)) is not None and not line.disabled:
             line.take_key(event)
@@ -102,10 +107,10 @@ class Overlay(ModalScreen[ScreenResultType]):
         """Leave the screen."""
         self.dismiss(None)
 
-    def post_from_thread(self, message: Message) -> None:
-        """Post a message from a thread, unless the screen has been left."""
+    def post_call(self, method: Callable[P, object], *args: P.args, **options: P.kwargs) -> None:
+        """Call a method of the screen from a thread, after what it was called for before; not once it has been left."""
         if self.is_attached:
-            self.post_message(message)
+            self.call_later(method, *args, **options)
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
         """Dismiss the screen with a result, once: a second call would answer twice and pop the screen below."""

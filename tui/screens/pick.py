@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.cells import cell_len
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ScreenResultType
 from textual.widgets import OptionList
 
@@ -21,7 +20,7 @@ from core.units import format_count
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import PointedList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 
 #: Maximum number of listed entries; more are found by typing.
 LISTED = 200
@@ -59,15 +58,7 @@ class FindScreen(Overlay[ScreenResultType]):
         placeholder: The text of the empty input.
     """
 
-    DEFAULT_CSS = """
-    FindScreen {
-        & > Vertical {
-            max-width: 100%; padding: 0 1;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
-        }
-        & SafeInput { background: $panel; margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("FindScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "back", show=False),
         Binding("down,ctrl+n", "move(1)", show=False),
@@ -76,27 +67,11 @@ class FindScreen(Overlay[ScreenResultType]):
         Binding("pageup", "move(-8)", show=False),
     ]
     AUTO_FOCUS = "SafeInput"
-    TAKES_TEXT = True
+    TAKES_TEXT = ENTER_TAKES = True
 
     def __init__(self, placeholder: str) -> None:
         super().__init__()
         self.line, self.options = SafeInput(placeholder=placeholder), PointedList()
-
-    def take(self) -> None:
-        """Take the entry under the cursor."""
-        raise NotImplementedError
-
-    def on_key(self, event: events.Key) -> None:
-        """Choose on ``enter``, whatever has the focus."""
-        if event.key == "enter":
-            event.stop()
-            self.take()
-
-    @on(SafeInput.Submitted)
-    @on(OptionList.OptionSelected)
-    def _taken(self, message: Message) -> None:
-        message.stop()
-        self.take()
 
     def action_move(self, rows: int) -> None:
         """Move the cursor; the focus stays in the input."""
@@ -116,15 +91,7 @@ class PickScreen(FindScreen[str | None]):
         find: Finds the entries for a typed text; by default, by a part of the name.
     """
 
-    DEFAULT_CSS = """
-    PickScreen {
-        & > Vertical { width: 84; height: auto; max-height: 90%; }
-        &.-keys { align: center top; & > Vertical { margin-top: 2; max-height: 80%; } }
-        &.-tiny > Vertical { margin-top: 0; max-height: 100%; }
-        &.-tiny SafeInput { margin-bottom: 0; }
-        & ChoiceList { height: auto; max-height: 24; }
-    }
-    """
+    DEFAULT_CSS = style_of("PickScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "move(1)", show=False),
         Binding("delete,ctrl+d", "discard", show=False, priority=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events, on, work
@@ -12,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 
 from core.config.document import ConfigDocument
@@ -23,17 +21,18 @@ from core.presets.choose import Choice
 from core.presets.library import Preset, presets
 from core.presets.switch import Change, Switch, plan_switch, preset_in
 from core.text import one_line
+from tui.datasets.summary import counted
 from tui.screens.overlay import Overlay
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.lists.choice_list import PointedList
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import HangingBlock
 
 
 def tell_switch(switch: Switch) -> str:
     """The changes made by a preset, in half a sentence."""
     felt, kept = len(switch.felt), len(switch.kept)
-    changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
+    changed = f"{counted(felt, 'option')} changed" if felt else "nothing has another value"
     stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
     return f"preset {switch.preset.name}: {changed}{stays}"
 
@@ -72,12 +71,6 @@ _VALUE_WIDTH = 14
 _AUTO = "auto"
 
 
-@dataclass
-class _AutoChosen(Message):
-    choice: Choice | None
-    reason: str
-
-
 class PresetScreen(Overlay[Switch | None]):
     """Screen of the presets; returns the chosen switch, or nothing for ``esc``.
 
@@ -86,38 +79,16 @@ class PresetScreen(Overlay[Switch | None]):
         choose: Finds the suitable preset, in a thread; raises :class:`UserError` if there is none.
     """
 
-    DEFAULT_CSS = """
-    PresetScreen {
-        & > Container {
-            width: 150; max-width: 100%; height: 94%; max-height: 44; padding: 0 1; background: $surface;
-            border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-        }
-        & ChoiceList { height: 1fr; }
-        & VerticalScroll {
-            height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1;
-            &:focus { border-top: solid $border-focus; }
-        }
-        &.-tiny > Container {
-            width: 100%; max-width: 100%; height: 100%;
-            border: none; border-top: solid $border-focus; border-bottom: solid $border-focus;
-        }
-        &.-beside > Container { layout: horizontal; }
-        &.-beside ChoiceList { width: 11fr; height: 100%; }
-        &.-beside VerticalScroll {
-            width: 10fr; height: 100%; border-top: none; border-left: solid $border; padding-left: 1;
-        }
-        &.-beside VerticalScroll:focus { border-left: solid $border-focus; }
-    }
-    """
+    DEFAULT_CSS = style_of("PresetScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
-        Binding("enter", "take", show=False),
         Binding("a", "toggle_own", show=False),
         Binding("tab", "app.focus_next", show=False),
         Binding("j,down", "move(1)", show=False),
         Binding("k,up", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
+    ENTER_TAKES = True
 
     def __init__(self, document: ConfigDocument, choose: Callable[[], Choice]) -> None:
         super().__init__()
@@ -171,13 +142,12 @@ class PresetScreen(Overlay[Switch | None]):
         try:
             choice = self._choose()
         except UserError as error:
-            self.post_message(_AutoChosen(None, str(error)))
+            self.post_call(self._auto_chosen, None, str(error))
         else:
-            self.post_message(_AutoChosen(choice, choice.why))
+            self.post_call(self._auto_chosen, choice, choice.why)
 
-    @on(_AutoChosen)
-    def _auto_chosen(self, message: _AutoChosen) -> None:
-        self._auto, self._reason = message.choice, message.reason
+    def _auto_chosen(self, choice: Choice | None, reason: str) -> None:
+        self._auto, self._reason = choice, reason
         self._fill()
 
     # Display.
@@ -237,12 +207,7 @@ class PresetScreen(Overlay[Switch | None]):
 
     # Actions.
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self.action_take()
-
-    def action_take(self) -> None:
+    def take(self) -> None:
         """Choose the preset under the cursor."""
         if (switch := self.switch_of(self._chosen) if self._chosen else None) is not None:
             self.dismiss(switch)
@@ -256,17 +221,14 @@ class PresetScreen(Overlay[Switch | None]):
         """Move to the next preset, or scroll the changes by a line."""
         if self._scroll.has_focus:
             self._scroll.scroll_relative(y=rows, animate=False)
-        elif rows > 0:
-            self._list.action_cursor_down()
         else:
-            self._list.action_cursor_up()
+            self._list.step(rows)
 
 
 def _counted(switch: Switch | None) -> str:
     if switch is None:
         return ""
-    count = len(switch.felt)
-    return f"{count} change{'' if count == 1 else 's'}" if count else "as it is"
+    return counted(len(switch.felt), "change") if switch.felt else "as it is"
 
 
 def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on, work
+from textual import work
 from textual.binding import BindingType
 from textual.content import Content
-from textual.message import Message
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.errors import UserError
@@ -36,14 +33,6 @@ LOOK_SECONDS = 2.0
 #: Columns of a line without its name.
 _STATE, _TIME = 18, 22
 _STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
-
-
-@dataclass
-class QueueRead(Message):
-    """The queue has been read."""
-
-    view: QueueView | None
-    error: UserError | None = None
 
 
 class QueueScreen(ListScreen[Run]):
@@ -83,23 +72,16 @@ class QueueScreen(ListScreen[Run]):
         try:
             if self._view is None:
                 # Show the list before the slow estimates.
-                self.post_from_thread(QueueRead(self._reader.read(self._clock(), known_only=True)))
-            found = QueueRead(self._reader.read(self._clock()))
+                self.post_call(self._show, self._reader.read(self._clock(), known_only=True))
+            self.post_call(self._show, self._reader.read(self._clock()))
         except UserError as error:
-            found = QueueRead(None, error)
-        self.post_from_thread(found)
+            self.post_call(self._box.say, str(error), "$limit")
 
-    @on(QueueRead)
-    def _show(self, message: QueueRead) -> None:
-        message.stop()
-        if message.view is None:
-            if message.error is not None:
-                self._box.say(str(message.error), "$limit")
-            return
-        self._view = message.view
-        self._box.show_about(self._runner_line(message.view))
-        self._box.border_subtitle = Content(_legend(message.view))
-        self._show_entries(message.view)
+    def _show(self, view: QueueView) -> None:
+        self._view = view
+        self._box.show_about(self._runner_line(view))
+        self._box.border_subtitle = Content(_legend(view))
+        self._show_entries(view)
 
     def _runner_line(self, view: QueueView) -> Content:
         if view.runner is not None:
@@ -148,9 +130,8 @@ class QueueScreen(ListScreen[Run]):
             return
         self.dismiss(run)
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Show the run of the entry under the cursor."""
         self.action_open()
 
     def action_add(self) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rich.cells import cell_len, set_cell_size
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.message import Message
 
 from core.config.compare import differences
 from core.config.explain import shown
@@ -44,6 +43,7 @@ from tui.widgets.answers import LAYOUT_WORDS, AnswersView
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import chart_marks
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Maximum number of lines of the events and of the worker's log; the newest are shown.
@@ -289,24 +289,13 @@ SIGN_SECONDS = 2.0
 
 
 @dataclass
-class RunRead(Message):
-    """The run has been read."""
+class RunRead:
+    """The run as it has been read."""
 
     record: RunRecord
-    checkpoints: list[KeptCheckpoint] = field(default_factory=list)
-    log: str = ""
-    ranks: tuple[Rank, ...] = ()
-
-
-@dataclass
-class RunGlimpsed(Message):
-    """Sampled steps of a long run, before the full record is read."""
-
-    glimpse: RunHistory
-
-
-def _configuration(read: RunRead, width: int) -> Content:
-    return configuration(read.record.values, read.record.history.settings, width)
+    checkpoints: list[KeptCheckpoint]
+    log: str
+    ranks: tuple[Rank, ...]
 
 
 class RunScreen(Overlay[None]):
@@ -316,11 +305,7 @@ class RunScreen(Overlay[None]):
         run: The run.
     """
 
-    DEFAULT_CSS = """
-    RunScreen #parts { margin-bottom: 1; }
-    RunScreen LineChart { height: 1fr; min-height: 6; }
-    RunScreen VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("RunScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
     SCOPE = "run"
 
@@ -332,7 +317,10 @@ class RunScreen(Overlay[None]):
         self._part = 0
         self._parts: tuple[tuple[str, Callable[[RunRead, int], Content]], ...] = (
             ("Curve", lambda read, width: summary(read.record, width)),
-            ("Configuration", _configuration),
+            (
+                "Configuration",
+                lambda run, width: configuration(run.record.values, run.record.history.settings, width),
+            ),
             ("Evaluations", lambda read, width: evaluations(read.record, width)),
             ("Checkpoints", lambda read, width: checkpoints(read.checkpoints, width)),
             (_SAMPLES, lambda _read, _width: Content("")),
@@ -379,24 +367,22 @@ class RunScreen(Overlay[None]):
     @work(thread=True, group="run")
     def _read(self) -> None:
         if (glimpse := read_glimpse(self._run)) is not None:
-            self.post_from_thread(RunGlimpsed(glimpse))
+            self.post_call(self._glimpsed, glimpse)
         record = read_record(self._run)
         kept, log = kept_checkpoints(self._run, record.history), _end_of_log(self._run)
-        self.post_from_thread(RunRead(record, kept, log, read_ranks(self._run.path)))
+        self.post_call(self._has_read, RunRead(record, kept, log, read_ranks(self._run.path)))
 
-    @on(RunGlimpsed)
-    def _glimpsed(self, message: RunGlimpsed) -> None:
-        self._glimpse = message.glimpse
+    def _glimpsed(self, glimpse: RunHistory) -> None:
+        self._glimpse = glimpse
         self._show()
 
-    @on(RunRead)
-    def _has_read(self, message: RunRead) -> None:
-        self._read_run = message
-        if len(message.ranks) > 1 or len(message.record.history.ranks) > 1:
+    def _has_read(self, read: RunRead) -> None:
+        self._read_run = read
+        if len(read.ranks) > 1 or len(read.record.history.ranks) > 1:
             self._parts = (*self._parts[:1], ("Processes", self._processes), *self._parts[1:])
             if not self._run.state().is_over:
                 self.set_interval(SIGN_SECONDS * shell_of(self).pace, self._look_at_signs)
-        self.query_one(AnswersView).show(questions_of(message.record.history.samples), "It has no sample answers.")
+        self.query_one(AnswersView).show(questions_of(read.record.history.samples), "It has no sample answers.")
         self._show()
 
     def _processes(self, read: RunRead, width: int) -> Content:

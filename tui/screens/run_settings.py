@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from textual import events, on
+from textual import on
 from textual.content import Content
 
 from core.config.facts import Facts
@@ -21,6 +21,7 @@ from tui.screens.box import FormScreen, InputForm
 from tui.state import RunView
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.forms.option_field import format_value
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: The settings, in this order.
@@ -59,13 +60,8 @@ class RunSettings(FormScreen[None]):
         send: Sends changes to the worker; the answer goes to :meth:`accept` or :meth:`refuse`.
     """
 
-    DEFAULT_CSS = """
-    RunSettings {
-        & > InputForm { width: 76; }
-        & SafeInput { width: 14; }
-        & #about { margin-bottom: 1; }
-    }
-    """
+    DEFAULT_CSS = style_of("RunSettings")
+    ENTER_TAKES = True
 
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:
         self._view, self._config, self._send = view, config, send
@@ -98,12 +94,6 @@ class RunSettings(FormScreen[None]):
         return f"steps; empty: {f'every {exact_number(epochs)} epochs' if epochs is not None else 'at the end only'}"
 
     # Typing.
-
-    def on_key(self, event: events.Key) -> None:
-        """Send on ``enter``, whatever has the focus."""
-        if event.key == "enter" and not self._is_waiting:
-            event.stop()
-            self._submit()
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
@@ -140,14 +130,9 @@ class RunSettings(FormScreen[None]):
             return ""
         return next((f"! {remark.sentence}" for remark in remarks if name in remark.options), "")
 
-    @on(SafeInput.Submitted)
-    def _submitted(self, message: SafeInput.Submitted) -> None:
-        message.stop()
-        self._submit()
-
     # Changes.
 
-    def _submit(self) -> None:
+    def take(self) -> None:
         """Send the changes; an input with an error is focused."""
         if self._is_waiting:
             return

@@ -13,6 +13,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from tui.screens.overlay import Overlay
+from tui.widgets.strips import style_of
 
 
 class ThemePicker(Overlay[str]):
@@ -23,13 +24,7 @@ class ThemePicker(Overlay[str]):
         current: The theme in use.
     """
 
-    DEFAULT_CSS = """
-    ThemePicker { align: right middle; background: $background 0%; }
-    ThemePicker > OptionList {
-        width: 36; max-width: 100%; height: auto; max-height: 80%; margin-right: 2;
-        border: round $border-focus; background: $surface; scrollbar-size-vertical: 1;
-    }
-    """
+    DEFAULT_CSS = style_of("ThemePicker")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", "back", show=False),
         Binding("j", "move(1)", show=False),

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on, work
+from textual import work
 from textual.binding import BindingType
 from textual.content import Content
-from textual.message import Message
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from core.directories import free_bytes
@@ -38,14 +36,6 @@ class TrashRow:
     size: int
 
 
-@dataclass
-class TrashRead(Message):
-    """The trash has been read; ``free`` is the free space of its disk in bytes, if known."""
-
-    rows: Sequence[TrashRow]
-    free: int | None
-
-
 class TrashScreen(ListScreen[bool]):
     """Screen of the trash; returns True if a run was restored."""
 
@@ -65,13 +55,11 @@ class TrashScreen(ListScreen[bool]):
     @work(thread=True, group="trash-look", exclusive=True)
     def _look(self) -> None:
         rows = [TrashRow(item, item.size) for item in list_trash()]
-        self.post_from_thread(TrashRead(rows, free_bytes()))
+        self.post_call(self._show, rows, free_bytes())
 
-    @on(TrashRead)
-    def _show(self, message: TrashRead) -> None:
-        message.stop()
-        self._rows = message.rows
-        free = f" · free on this disk: {format_bytes(message.free)}" if message.free is not None else ""
+    def _show(self, rows: Sequence[TrashRow], free_size: int | None) -> None:
+        self._rows = rows
+        free = f" · free on this disk: {format_bytes(free_size)}" if free_size is not None else ""
         delete = shell_of(self).keys["runs.delete"].display
         empty = f"The trash is empty: {delete} in the list of runs moves one here"
         said = f"{_amount(self._rows)}{free}" if self._rows else f"{empty}{free}"
@@ -98,9 +86,8 @@ class TrashScreen(ListScreen[bool]):
         """Leave the screen."""
         self.dismiss(self._has_restored)
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Move the run under the cursor back among the runs."""
         self.action_restore()
 
     def action_restore(self) -> None:

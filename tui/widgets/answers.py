@@ -16,6 +16,7 @@ from textual.content import Content
 from core.runs.catalog.answers import Against, Question, SampleAnswer, Span, WordDiff, steps_of, word_diff
 from core.text import sanitize, steady
 from core.units import format_count
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock, side_by_side
 
 if TYPE_CHECKING:
@@ -268,7 +269,9 @@ def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) ->
         lines.append(_course(question, walk, other.name, width, column, note))
     # A single answer needs no note about a missing earlier one.
     sides = [now, other] if other.text is not None or len(question.answers) > 1 else [now]
-    stacked = [_stacked(side, width, column) for side in sides]
+    stacked = [
+        hung(Content.assemble((side.name.ljust(column), "$muted"), side.mark), side.shown, width) for side in sides
+    ]
     # Single lines are easiest to compare when stacked.
     if other.text is None or width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
         return [*lines, *itertools.chain(*stacked)]
@@ -316,10 +319,6 @@ def _sides(question: Question, walk: AnswerWalk) -> tuple[_Side, _Side, str]:
     instead = "no earlier answer" if beside is None else "the same" if beside == text else ""
     note = "rewritten" if diff.kind == "rewritten" else ""
     return now, _Side(name, sign, beside, diff.before, instead, "$muted"), note
-
-
-def _stacked(side: _Side, width: int, column: int) -> list[Content]:
-    return hung(Content.assemble((side.name.ljust(column), "$muted"), side.mark), side.shown, width)
 
 
 def _beside(left: _Side, right: _Side, width: int) -> list[Content]:
@@ -371,9 +370,7 @@ def _window(entries: list[str], here: int, room: int) -> tuple[int, int]:
 class AnswersView(VerticalScroll, can_focus=False):
     """View of questions, wanted answers, and the model's answers."""
 
-    DEFAULT_CSS = """
-    AnswersView { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; }
-    """
+    DEFAULT_CSS = style_of("AnswersView")
 
     def __init__(self) -> None:
         super().__init__()

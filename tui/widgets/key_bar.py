@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -13,17 +12,13 @@ from textual.widgets import Input, TextArea
 
 from tui.keys import Key
 from tui.shell import shell_of
-from tui.widgets.strips import component_classes
+from tui.widgets.strips import component_classes, style_of
 
 
 class KeyBar(Widget):
     """Key hints from the key table; hints that do not fit are left out."""
 
-    DEFAULT_CSS = """
-    KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
-    KeyBar > .key-bar--key { color: $foreground; text-style: bold; }
-    KeyBar > .key-bar--current { color: $primary; text-style: bold; }
-    """
+    DEFAULT_CSS = style_of("KeyBar")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
     # Clickable text would be drawn as links.
@@ -78,9 +73,11 @@ class KeyBar(Widget):
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
         self._written = self._offered(focused)
         if self._written:
-            return self._writing_keys(self._written, keys["app.palette"], key_style)
+            # Numbers and letters are text.
+            parts = [Content.assemble((key, key_style), " ", what) for key, what in self._written]
+            return Content(" ") + Content("  ").join([*parts, self._entry(keys["app.palette"], key_style)])
         current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
-        parts: list[Content] = []
+        parts = []
         for key in keys.scope("app"):
             name = key.id.partition(".")[2]
             if key.action.startswith("app.show_pane"):
@@ -99,12 +96,6 @@ class KeyBar(Widget):
                 used += cell_len(entry.plain) + 2
                 if used <= width:
                     parts.append(entry)
-        return Content(" ") + Content("  ").join(parts)
-
-    def _writing_keys(self, offered: Sequence[tuple[str, str]], palette: Key, style: Style) -> Content:
-        """Hints for a text input, in which numbers and letters are text."""
-        parts = [Content.assemble((key, style), " ", what) for key, what in offered]
-        parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)
 
     def _entry(self, key: Key, style: Style, text_style: Style | None = None, text: str = "") -> Content:

@@ -57,15 +57,11 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
     shown.append(("app.start", f"start {name} again" if name else "start it again"))
     shown.append(("train.settings", "again with changes"))
     if result.path is not None:
-        shown += [("train.copy", f"copy path of {result_name(result)}"), ("train.export", "export")]
+        size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
+        kind = "model" if result.is_model else "adapter"
+        shown += [("train.copy", f"copy path of {kind}{size}"), ("train.export", "export")]
         shown.append(("train.elsewhere", "use it elsewhere"))
     return [(keys[identity].display, text) for identity, text in shown]
-
-
-def result_name(result: RunResult) -> str:
-    """Kind and size of the result: ``adapter (19 MB)``."""
-    size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
-    return ("model" if result.is_model else "adapter") + size
 
 
 def _head(result: RunResult, width: int) -> list[Content]:

@@ -18,6 +18,7 @@ from core.units import coarse_ago, format_number
 from tui.meters import OLD_SECONDS, WORD_COLORS, memory_word, temperature_word
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
+from tui.widgets.strips import style_of
 
 #: Maximum number of cards with a value each.
 MOST_LISTED = 4
@@ -93,7 +94,9 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
         brief = Content.styled(f"{glyph} serving", style)
         segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
     of_run = view.reading().devices if view is not None and view.is_live else ()
-    segments += _device_segments(of_run or state.devices)
+    devices = of_run or state.devices
+    if cards := [item for item in devices if item.kind != "cpu"] or devices[:1]:
+        segments += [*_heat_segments(cards), *_memory_segments(cards)]
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
     return segments
 
@@ -152,12 +155,6 @@ def _run_segments(
         value = format_number(view.history.last_step.loss)
         segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
     return segments
-
-
-def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """Segments of the GPUs, or else of the CPU: their values side by side, with the word of the worst."""
-    cards = [item for item in devices if item.kind != "cpu"] or devices[:1]
-    return [*_heat_segments(cards), *_memory_segments(cards)] if cards else []
 
 
 def _name(cards: Sequence[Device]) -> str:
@@ -230,9 +227,7 @@ def short_device_name(name: str) -> str:
 class StatusBar(Widget):
     """The bar, repainted only when its text changes."""
 
-    DEFAULT_CSS = """
-    StatusBar { dock: top; height: 1; width: 100%; padding: 0 1; background: $panel; color: $foreground; }
-    """
+    DEFAULT_CSS = style_of("StatusBar")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

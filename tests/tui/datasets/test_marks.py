@@ -26,24 +26,13 @@ def problem(code: str, *rows: int) -> Problem:
     return Problem(code, len(rows), places, array("I", rows))
 
 
-def analysis(rows: int, *problems: Problem) -> Analysis:
-    return Analysis(sources=(), rows=rows, used=rows, dropped={}, problems=problems)
-
-
 def test_the_worst_problem_of_a_row_is_its_mark() -> None:
-    marks = RowMarks.of(
-        analysis(
-            6, problem("overlong", 1), problem("duplicate", 1, 3), problem("email", 4), problem("format_ambiguous")
-        )
-    )
+    rows = problem("overlong", 1), problem("duplicate", 1, 3), problem("email", 4)
+    whole = problem("format_ambiguous"), Problem("not_trained_on", 3, (), array("I", range(3)))
+    marks = RowMarks.of(Analysis((), 6, 6, {}, (*rows, *whole)))
     assert [marks.level(index) for index in range(6)] == [None, "drop", None, "warn", None, None]
     assert marks.level(99) is None
     assert marks.count == 2, "rows that are only noted are no problems, nor is what is true of the whole file"
-
-
-def test_a_problem_of_the_whole_file_marks_no_row() -> None:
-    whole = Problem("not_trained_on", 3, (), array("I", range(3)))
-    assert RowMarks.of(analysis(3, whole)).count == 0
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(0, 60))
@@ -65,22 +54,13 @@ def test_a_seen_row_keeps_its_worst_level() -> None:
     assert (marks.level(5), marks.level(6), marks.count) == ("drop", None, 1)
 
 
-def test_filters_follow_one_another_and_end_with_all_rows() -> None:
+@cases(("before", "step", "after"), [(None, 1, 0), (0, 1, 2), (2, 1, None), (None, -1, 2), ("of no row", 1, 0)])
+def test_filters_follow_one_another_and_then_all_rows(before: int | str | None, step: int, after: int | None) -> None:
     problems = [problem("overlong", 2, 7), problem("not_json"), problem("duplicate", 3)]
-    names = []
-    code: str | None = None
-    for _ in range(4):
-        chosen = next_filter(problems, code, 1)
-        code = chosen.code if chosen is not None else None
-        names.append(code)
-    assert names == ["overlong", "duplicate", None, "overlong"]
-    back = next_filter(problems, None, -1)
-    assert back is not None
-    assert back.code == "duplicate"
-    assert next_filter([], None, 1) is None
-    gone = next_filter(problems, "a code that is no more", 1)
-    assert gone is not None
-    assert gone.code == "overlong"
+    code = problems[before].code if isinstance(before, int) else before
+    chosen = next_filter(problems, code, step)
+    assert (chosen.code if chosen is not None else None) == (problems[after].code if after is not None else None)
+    assert next_filter([], code, step) is None
 
 
 def test_places_in_a_filter() -> None:

@@ -85,11 +85,6 @@ def test_what_is_held_out_is_known_of_the_only_file_trained_on(tmp_path: Path) -
     assert several.request(tmp_path / "a.jsonl", with_tokens=False).eval_share == 0.0
 
 
-def test_while_nothing_is_named_every_file_is_read_as_the_configuration_says(tmp_path: Path) -> None:
-    plan = plan_data(document(tmp_path, data__columns=COLUMNS)).reading
-    assert plan.of(tmp_path / "any.csv") == Reading("auto", tuple(COLUMNS.items()))
-
-
 def test_a_template_edited_in_place_is_another_one(tmp_path: Path) -> None:
     template = write(tmp_path / "mine.jinja", "{{ messages }}")
     configuration = document(tmp_path, template__file="mine.jinja")
@@ -99,27 +94,21 @@ def test_a_template_edited_in_place_is_another_one(tmp_path: Path) -> None:
     assert plan_data(configuration) != before
 
 
-def test_the_analysis_and_the_rows_are_read_alike(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.csv", "frage,antwort\nwarum,darum\n")
-    plan = plan_data(document(tmp_path, data__train="rows.csv", data__columns=COLUMNS))
-    request = plan.request(path, with_tokens=False)
-    assert (request.format, request.columns, request.masks) == ("auto", COLUMNS, None)
-    view = DatasetView(path, plan.reading.of(path))
-    assert [cell.cells for cell in view.cells(range(1))] == [("warum", "darum")]
-    view.close()
-
-
 @cases("columns", [{"user": "nowhere", "assistant": "antwort"}, {}, {"nonsense": "frage"}])
 def test_columns_that_do_not_fit_are_said_and_the_rows_shown_all_the_same(
     tmp_path: Path, columns: dict[str, str]
 ) -> None:
     path = write(tmp_path / "rows.csv", "frage,antwort\nwarum,darum\n")
+    plan = plan_data(document(tmp_path, data__columns=COLUMNS))
+    request = plan.request(path, with_tokens=False)
+    assert (request.format, request.columns, request.masks) == ("auto", COLUMNS, None)
     view = DatasetView(path, Reading("auto", tuple(columns.items())))
     assert view.detection is None
     assert isinstance(view.unknown, UserError)
     assert "data.columns" in str(view.unknown)
     assert "warum" in view.cells(range(1))[0].cells[0]
-    view.read_as(view.recognize(Reading("auto", tuple(COLUMNS.items()))))
+    # While nothing is named, every file is read as the configuration says.
+    view.read_as(view.recognize(plan.reading.of(path)))
     assert [cell.cells for cell in view.cells(range(1))] == [("warum", "darum")]
     view.close()
 

@@ -19,22 +19,10 @@ from tui.keys import KeyTable
 _REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
 
 
-def analysis(reasons: int, *, rows: int = 1_000_000) -> Analysis:
+def analysis(reasons: int) -> Analysis:
     """An analysis with a number of reasons for dropped rows, the first the most frequent."""
     dropped = {code: 1_000 - place for place, code in enumerate(_REASONS[:reasons])}
-    return Analysis(
-        sources=(),
-        rows=rows,
-        used=rows - sum(dropped.values()),
-        dropped=dropped,
-        problems=(),
-        turns={},
-        scripts={},
-        lengths=None,
-        stop_learned=None,
-        eval_rows=0,
-        seconds=1.0,
-    )
+    return Analysis((), 1_000_000, 1_000_000 - sum(dropped.values()), dropped, ())
 
 
 @cases("width", [58, 76, 196])

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core import paths
-from core.config.schema import Config, DataSection, MethodSection, ModelSection
+from core.config.schema import Config
 from core.export import job
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
@@ -24,12 +24,8 @@ from tui.widgets.lists.run_list import RunList
 
 def make_run(method: Literal["lora", "full"] = "lora") -> Run:
     """A finished run with a result, of nothing that could be loaded."""
-    config = Config(
-        model=ModelSection(base="/models/base"),
-        data=DataSection(train="/rows.jsonl"),
-        method=MethodSection(name=method),
-    )
-    run = create_run(config, "tickets")
+    sections = {"model": {"base": "/models/base"}, "data": {"train": "/rows.jsonl"}, "method": {"name": method}}
+    run = create_run(Config.model_validate(sections), "tickets")
     RunState(state="finished", step=30, total_steps=30, updated=time.time()).write(run.state_path)
     directory = run.adapter_path if method == "lora" else run.model_path
     directory.mkdir()

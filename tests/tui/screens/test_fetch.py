@@ -28,13 +28,6 @@ def _dataset(hub: FakeHub) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2), "test.jsonl": rows(9)})
 
 
-async def ask(pilot: Pilot[None], entry: str = ENTRY) -> None:
-    """Type an entry at the prompt of the pane."""
-    await pilot.press("o")
-    await paste(pilot, entry)
-    await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, FetchDialog))
-
-
 @asynccontextmanager
 async def asking(
     entry: str = ENTRY, *, size: tuple[int, int] = (80, 24)
@@ -43,7 +36,9 @@ async def asking(
     pane = DataPane()
     app = PaneApp(pane)
     async with app.run_test(size=size) as pilot:
-        await ask(pilot, entry)
+        await pilot.press("o")
+        await paste(pilot, entry)
+        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, FetchDialog))
         yield pilot, app, pane
 
 

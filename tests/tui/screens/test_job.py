@@ -1,20 +1,36 @@
-"""The screen that follows a job: asked for, at work, ended, and left at any time."""
+"""The screen that follows a job, with a job of the test, the 4-bit measurement and the self-test."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 from textual.content import Content
 from textual.pilot import Pilot
 
+from core import paths
+from core.config.schema import Config
+from core.directories import Progress
 from core.errors import UserError
 from core.jobs.job import JobCancelledError
+from core.quantization.result import Figures, QuantizationCost, sentence
+from core.selftest import job
+from core.selftest.job import SelfTestJob, selftest_job
+from core.selftest.report import SUBJECTS
 from tests.cases import cases
-from tests.tui.harness import ShellApp, press, screen_lines, screen_text, shown, wait_for
-from themes.loader import variable_defaults
+from tests.core.quantization.test_result import COST
+from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.screens.opening import ScreenApp
+from tests.waiting import has_ended
+from tui.app import LocaltuneApp
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobScreen, JobState
 
@@ -61,27 +77,12 @@ class Counting:
         return Content(str(state.error) if state.error is not None else told[state.stage])
 
 
-class Asking(ShellApp):
-    """An app that shows a job and keeps the answers."""
-
-    def __init__(self, page: Counting) -> None:
-        super().__init__()
-        self.page = page
-        self.answers: list[int | None] = []
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return variable_defaults(True)
-
-    def on_mount(self) -> None:
-        self.push_screen(JobScreen(self.page), self.answers.append)
-
-
 @asynccontextmanager
 async def at_work(
     page: Counting, *, may_end: bool = False, size: tuple[int, int] = (80, 24)
-) -> AsyncIterator[tuple[Pilot[None], Asking]]:
+) -> AsyncIterator[tuple[Pilot[None], ScreenApp]]:
     """The app with a job that has been begun."""
-    app = Asking(page)
+    app = ScreenApp(JobScreen(page))
     if may_end:
         page.may_end.set()
     async with app.run_test(size=size) as pilot:
@@ -90,7 +91,8 @@ async def at_work(
 
 
 async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
-    app = Asking(Counting())
+    page = Counting()
+    app = ScreenApp(JobScreen(page))
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: "Shall it?" in screen_text(app) and "enter begin  esc leave" in screen_text(app))
         # Nothing has ended, so there is nothing to close.
@@ -99,13 +101,13 @@ async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
         assert "esc cancel" in screen_text(app)
         await pilot.press("enter", "q")
         assert app.answers == []
-        app.page.may_end.set()
+        page.may_end.set()
         await wait_for(pilot, lambda: "enter take it  j k scroll  esc close" in screen_text(app))
         # The scrollbar has a column of its own.
         assert "line 0 of 53 columns" in screen_text(app)
         await press(pilot, "enter", until=lambda: app.answers == [7])
-    assert app.page.is_closed
-    assert not app.page.given_up.is_set()
+    assert page.is_closed
+    assert not page.given_up.is_set()
 
 
 @cases("key", ["escape", "q"])
@@ -116,10 +118,11 @@ async def test_a_result_can_be_left(key: str) -> None:
 
 
 async def test_leaving_gives_the_job_up() -> None:
-    async with at_work(Counting()) as (pilot, app):
+    page = Counting()
+    async with at_work(page) as (pilot, app):
         await wait_for(pilot, lambda: "at " in screen_text(app))
-        await press(pilot, "escape", until=lambda: app.answers == [None] and app.page.given_up.is_set())
-    assert app.page.is_closed
+        await press(pilot, "escape", until=lambda: app.answers == [None] and page.given_up.is_set())
+    assert page.is_closed
 
 
 async def test_a_failure_is_told() -> None:
@@ -144,3 +147,141 @@ async def test_the_box_scrolls_by_every_key_and_stays_within_the_terminal() -> N
             await pilot.press(*keys)
             await wait_for(pilot, lambda shown=shown: shown in screen_text(app))  # type: ignore[misc]
         assert all(len(line) <= 60 for line in screen_lines(app))
+
+
+# The 4-bit measurement, opened from the Config pane.
+
+
+@asynccontextmanager
+async def asking(
+    *keys: str, config: Path | None = None, size: tuple[int, int] = (80, 24)
+) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
+    """The app with the question whether to begin."""
+    async with running(LocaltuneApp(config), size, until=has_form) as (app, pilot):
+        await press(pilot, *keys, until=lambda: isinstance(app.screen, JobScreen) and "enter begin" in screen_text(app))
+        yield pilot, app
+
+
+class Measurement:
+    """A measurement that waits for permission to end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tui.screens.bits.measure", self)
+        self.result = COST
+        self.may_end = threading.Event()
+        self.configs: list[Config] = []
+
+    def __call__(self, config: Config, progress: Progress) -> QuantizationCost:
+        self.configs.append(config)
+        while not self.may_end.wait(0.02):
+            progress("layer by layer", 7, 30)
+        return self.result
+
+
+@pytest.fixture
+def measurement(monkeypatch: pytest.MonkeyPatch) -> Measurement:
+    return Measurement(monkeypatch)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    path = tmp_path / "mine.toml"
+    path.write_text('[data]\ntrain = "rows.jsonl"\n')
+    return path
+
+
+async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
+    async with asking("2", "B", config=config_file) as (pilot, app):
+        assert measurement.configs == []
+        await press(pilot, "enter", until=("layer by layer: 7 of 30", "esc cancel"))
+        measurement.may_end.set()
+        await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
+        assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
+        assert "0.1000" in screen_text(app)
+        assert all(len(line) <= 80 for line in screen_lines(app))
+        assert measurement.configs[0].data.train == str(config_file.parent / "rows.jsonl")
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
+        pane = pane_of(app, "config")
+        await wait_for(pilot, lambda: pane.document.get("model.keep_16bit") is not None)
+        assert pane.document.get("model.keep_16bit") == ["model.layers.0.*", "model.layers.2.*"]
+        await wait_for(pilot, lambda: "model.keep_16bit has 2 entries" in screen_text(app))
+        await pilot.press("u")
+        assert pane.document.get("model.keep_16bit") is None
+
+
+async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
+    measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
+    measurement.may_end.set()
+    async with asking("2", "B", config=config_file) as (pilot, app):
+        await press(pilot, "enter", until="0.02 nats on your rows: fine.")
+        assert "keep them" not in screen_text(app)
+        await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
+        assert pane_of(app, "config").document.get("model.keep_16bit") is None
+
+
+# The self-test.
+
+
+@pytest.fixture
+def selftests(monkeypatch: pytest.MonkeyPatch) -> list[SelfTestJob]:
+    """Jobs that are started, which do as the variable says."""
+    started: list[SelfTestJob] = []
+
+    def start() -> SelfTestJob:
+        # Any model but the starter, which would have to be there.
+        started.append(selftest_job(shape=lambda sizes: replace(sizes, model="another")))
+        return started[-1]
+
+    monkeypatch.setattr(job, "PROGRAM", "tests.core.selftest.scripted_check")
+    monkeypatch.setattr("tui.screens.selftest.selftest_job", start)
+    monkeypatch.setenv("SCRIPTED_PLAN", "{}")
+    return started
+
+
+async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
+    selftests: list[SelfTestJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_PLAN", json.dumps({"training": "code", "speed": "not applicable"}))
+    async with asking("f8") as (pilot, app):
+        assert all(subject.title in screen_text(app) for subject in SUBJECTS)
+        await press(pilot, "enter", until="esc close")
+        await pilot.press("pageup", "k")
+        await shown(pilot, "Card 9000", "FAIL  training")
+        await press(pilot, "pagedown", "pagedown", until="1 of 6 checks failed")
+        assert all(len(line) <= 80 for line in screen_lines(app))
+        assert (paths.selftest_dir() / "report.txt").is_file()
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+
+
+async def test_escape_cancels_it_and_ends_its_processes(
+    selftests: list[SelfTestJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_PLAN", json.dumps({"fast_paths": "hang"}))
+    async with asking("f8") as (pilot, app):
+        await press(pilot, "enter", until=("working 1 of 2", "pass  driver"))
+        pid = selftests[0].pid
+        assert pid is not None
+        assert "esc cancel" in screen_text(app)
+        await pilot.press("enter")
+        assert isinstance(app.screen, JobScreen)
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+        await wait_for(pilot, lambda: has_ended(pid))
+        await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
+
+
+@pytest.mark.long
+async def test_the_table_is_shown_where_the_report_cannot_be_written(selftests: list[SelfTestJob]) -> None:
+    (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
+    async with asking("f8", size=(120, 50)) as (pilot, _):
+        await press(pilot, "enter", until=("The report was not written.", "pass  speed", "Passed: all 7 of 7 checks"))
+
+
+async def test_a_screenshot_is_taken_of_a_screen_over_the_panes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with asking("f8") as (pilot, _):
+        await press(pilot, "f4", until=lambda: list(tmp_path.glob("localtune*.svg")))
+    (picture,) = tmp_path.glob("localtune*.svg")
+    assert "Self-test" in picture.read_text(encoding="utf-8")

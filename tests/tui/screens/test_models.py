@@ -26,7 +26,8 @@ from tests.core.hub.conftest import hub as hub
 from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
-from tests.tui.harness import FORBIDDEN, HOSTILE, ShellApp, press, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_text, shown, wait_for
+from tests.tui.screens.opening import ScreenApp
 from tui.screens.fetch import FetchDialog
 from tui.screens.models import ModelRow, ModelScreen, hub_line, model_details, model_line, tell_fit, verdict
 from tui.widgets.forms.inputs import SafeInput
@@ -110,23 +111,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-class Chooser(ShellApp):
-    """An app that asks for a model, and keeps the answer."""
-
-    def __init__(self, document: ConfigDocument | None = None) -> None:
-        super().__init__()
-        self.document = document or ConfigDocument()
-        self.answers: list[str | Path | None] = []
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        from themes.loader import variable_defaults
-
-        return variable_defaults(True)
-
-    def on_mount(self) -> None:
-        self.push_screen(ModelScreen(ModelCatalog(), self.document), self.answers.append)
-
-
 def cached(repository: str, source: Path, commit: str = "a" * 40) -> Path:
     """A model in the Hugging Face cache, its files linked to blobs, as that library does it."""
     place = Path.home() / ".cache/huggingface/hub" / f"models--{repository.replace('/', '--')}"
@@ -165,9 +149,9 @@ async def read_all(pilot: Pilot[None]) -> None:
 @asynccontextmanager
 async def choosing(
     document: ConfigDocument | None = None, *, size: tuple[int, int] = (80, 24)
-) -> AsyncIterator[tuple[Pilot[None], Chooser]]:
+) -> AsyncIterator[tuple[Pilot[None], ScreenApp]]:
     """The app, once every model has been read."""
-    app = Chooser(document)
+    app = ScreenApp(ModelScreen(ModelCatalog(), document or ConfigDocument()))
     async with app.run_test(size=size) as pilot:
         await read_all(pilot)
         yield pilot, app
@@ -193,14 +177,14 @@ async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tin
     os.unlink(os.path.realpath(broken / "model.safetensors"))
     shutil.copy(gguf, work / "here.gguf")
     copy_model(tiny_model_dir, Path.home() / "models" / "stowed")
-    other = copy_model(tiny_model_dir, work / "encoder")
-    edit_json(other / "config.json", model_type="bert", architectures=["BertModel"])
+    packed = copy_model(tiny_model_dir, work / "packed")
+    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
     in_ollama(gguf)
-    async with choosing() as (pilot, _):
+    async with choosing(size=(80, 30)) as (pilot, _):
         for name in ("mine", "cached", "here.gguf", "tiny:latest"):
             assert "fits, " in line_of(pilot, name), name
         assert "! incomplete" in line_of(pilot, "torn")
-        assert "✗ cannot be used" in line_of(pilot, "encoder")
+        assert "✗ cannot be used" in line_of(pilot, "packed")
         assert "first run" in line_of(pilot, STARTER_NAME)
         assert "prepared" in line_of(pilot, "mine")
         assert "HF cache" in line_of(pilot, "cached")
@@ -208,14 +192,14 @@ async def test_models_of_every_kind_are_listed_with_their_memory(work: Path, tin
         assert "Ollama" in line_of(pilot, "tiny:latest")
         assert "~/models" in line_of(pilot, "stowed")
         assert "▸ ●" in line_of(pilot, STARTER_NAME[:12])
+        await press(pilot, *"packed", until="saved quantized (HQQ), which cannot be")
 
 
 async def test_the_present_model_is_under_the_cursor_and_enter_keeps_it(work: Path, tiny_model_dir: Path) -> None:
     model = copy_model(tiny_model_dir, work / "own")
     copy_model(tiny_model_dir, work / "another")
-    app = Chooser(ConfigDocument('model.base = "own"\n', work / "a.toml"))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "▸ ● own" in screen_text(app))
+    async with choosing(ConfigDocument('model.base = "own"\n', work / "a.toml")) as (pilot, app):
+        assert "▸ ● own" in screen_text(app)
         await press(pilot, "enter", until=lambda: app.answers)
     assert app.answers == [model]
 
@@ -228,7 +212,7 @@ async def test_typing_finds_and_esc_chooses_nothing(work: Path, tiny_model_dir: 
         assert "▸   beta " in screen_text(app)
         await press(pilot, "down", until="▸   betamax")
         await press(pilot, "up", "enter", until=lambda: app.answers)
-        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        app.push_screen(ModelScreen(ModelCatalog(), ConfigDocument()), app.answers.append)
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
         await press(pilot, "escape", until=lambda: len(app.answers) == 2)
     assert app.answers == ["beta", None]
@@ -261,7 +245,7 @@ async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(wo
         await press(pilot, *"smolxyz", until=f"no such model is here; did you mean {STARTER_NAME}?")
         await press(pilot, "enter", until=lambda: app.answers)
         # A name that means another directory here is chosen by its path.
-        app.push_screen(ModelScreen(ModelCatalog(), app.document), app.answers.append)
+        app.push_screen(ModelScreen(ModelCatalog(), ConfigDocument()), app.answers.append)
         await wait_for(pilot, lambda: isinstance(app.screen, ModelScreen))
         await read_all(pilot)
         await press(pilot, *"mine", "enter", until=lambda: len(app.answers) == 2)
@@ -273,19 +257,6 @@ async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.M
     monkeypatch.setattr("core.models.places.os.access", lambda _path, _mode: False)
     async with choosing(size=(120, 30)) as (pilot, _):
         assert "1 model of Ollama in ~/.ollama/models cannot be read by this user." in screen_text(pilot.app)
-
-
-async def test_models_that_cannot_be_trained_are_told(
-    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed = copy_model(tiny_model_dir, work / "packed")
-    edit_json(packed / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
-    copy_model(tiny_model_dir, work / "plain")
-    monkeypatch.setattr("core.hardware.cpu.memory", lambda: (1_000_000, 2_000_000))
-    async with choosing(size=(120, 30)) as (pilot, _):
-        assert "✗ needs " in line_of(pilot, "plain")
-        assert "✗ cannot be used" in line_of(pilot, "packed")
-        await press(pilot, *"packed", until="saved quantized (HQQ), which cannot be trained here")
 
 
 # From a hub.

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from textual.pilot import Pilot
@@ -21,6 +22,7 @@ from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import asks, press, running, screen_text, wait_for
+from tests.tui.screens.opening import open_screen
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.queue import QueueScreen
@@ -33,21 +35,12 @@ def config(tmp_path: Path, home: Path) -> Path:
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def runner(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Requests to the runner; none is started."""
-    asked: list[str] = []
-
-    def start(timeout: float = 0) -> tuple[RunnerStatus, bool]:
-        asked.append("start")
-        return status.own_status("begins"), True
-
-    monkeypatch.setattr(status, "start_runner", start)
-
-    def stop() -> bool:
-        asked.append("stop")
-        return False
-
-    monkeypatch.setattr(status, "stop_runner", stop)
+    asked = Mock()
+    asked.start.return_value, asked.stop.return_value = (status.own_status("begins"), True), False
+    monkeypatch.setattr(status, "start_runner", asked.start)
+    monkeypatch.setattr(status, "stop_runner", asked.stop)
     return asked
 
 
@@ -56,34 +49,28 @@ def _any_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
 
 
-async def show(pilot: Pilot[Any], app: LocaltuneApp) -> QueueScreen:
-    await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
-    screen = app.screen
-    assert isinstance(screen, QueueScreen)
-    await wait_for(pilot, lambda: screen._view is not None)
-    return screen
-
-
 @asynccontextmanager
 async def queue(
     config: Path | None = None, *, size: tuple[int, int] = (120, 40)
 ) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, QueueScreen]]:
     """The open screen."""
     async with running(LocaltuneApp(config), size) as (app, pilot):
-        yield pilot, app, await show(pilot, app)
+        screen = await open_screen(pilot, QueueScreen, "Q")
+        await wait_for(pilot, lambda: screen._view is not None)
+        yield pilot, app, screen
 
 
-async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: list[str]) -> None:
+async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: Mock) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
         await press(pilot, "a", until=("Added as entry 1", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
         assert entry.source == str(config)
-        await press(pilot, "s", until=lambda: runner == ["start"])
+        await press(pilot, "s", until=lambda: runner.start.called)
 
 
-async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: list[str]) -> None:
+async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: Mock) -> None:
     add("a", "b", "c")
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._options.option_count == 3)
@@ -97,7 +84,7 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
         await press(pilot, "h", until=lambda: states()[3] == "waiting")
         await press(pilot, "d", until=lambda: states()[3] == "removed")
-        await press(pilot, "S", until=lambda: runner == ["stop"])
+        await press(pilot, "S", until=lambda: runner.stop.called)
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, QueueScreen))
 
 
@@ -143,7 +130,7 @@ async def test_a_torn_queue_is_told(home: Path) -> None:
         await press(pilot, "Q", until="The queue cannot be read")
 
 
-async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: list[str]) -> None:
+async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: Mock) -> None:
     script = ScriptedRun(home)
     script.train_to(10)
     async with running(LocaltuneApp(config), (120, 40)) as (app, pilot):
@@ -151,7 +138,7 @@ async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, con
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
         await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))
         await press(pilot, "a", until=lambda: states() == {1: "waiting"})
-        await wait_for(pilot, lambda: runner == ["start"])
+        await wait_for(pilot, lambda: runner.start.called)
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 
 

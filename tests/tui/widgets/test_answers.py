@@ -8,7 +8,7 @@ from typing import Any
 
 from textual.content import Content
 
-from core.runs.catalog.answers import Question, SampleAnswer
+from core.runs.catalog.answers import Question, SampleAnswer, Verdict
 from core.runs.outlook.time_left import Schedule
 from core.runs.record.history import RunHistory
 from core.runs.record.state import RunState
@@ -18,13 +18,22 @@ from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.state import RunView
 from tui.widgets.answers import CHANGED, MOST_CHARACTERS, AnswerWalk, question_lines, walk_lines, without_answers
 
+
+def answer(step: int, text: str, verdict: Verdict = "", *, broken: bool = False) -> SampleAnswer:
+    return SampleAnswer(step, text, verdict, is_broken_json=broken)
+
+
+def question(prompt: str, *steps: int, expected: str | None = None) -> Question:
+    return Question(prompt, expected, [answer(step, f"at {step}") for step in steps])
+
+
 QUESTION = Question(
     "Router 12 is dead,\nwhole office waiting",
     '{"area": "network"}',
     [
-        SampleAnswer(0, "I'm sorry to hear that your router is not working. " * 20, "wrong", is_broken_json=True),
-        SampleAnswer(10, '{"area": "work"}', "wrong", is_broken_json=False),
-        SampleAnswer(30, '{"area": "network"}', "right", is_broken_json=False),
+        answer(0, "I'm sorry to hear that your router is not working. " * 20, "wrong", broken=True),
+        answer(10, '{"area": "work"}', "wrong"),
+        answer(30, '{"area": "network"}', "right"),
     ],
 )
 
@@ -53,9 +62,7 @@ def test_texts_are_cut_so_that_all_answers_are_in_view() -> None:
 
 
 def test_without_marks_there_is_no_column_for_them() -> None:
-    plain = Question(
-        "q", None, [SampleAnswer(0, "one", "", is_broken_json=False), SampleAnswer(5, "  ", "", is_broken_json=False)]
-    )
+    plain = Question("q", None, [answer(0, "one"), answer(5, "  ")])
     assert answer_texts(plain) == ["ask     q", "step 0  one", "step 5  no answer"]
 
 
@@ -64,10 +71,6 @@ SKY = (
     "The sky is blue, as air scatters light. " * 5,
     "The sky is blue, as air scatters sunlight. " * 5,
 )
-
-
-def answer(step: int, text: str, verdict: str = "", *, broken: bool = False) -> SampleAnswer:
-    return SampleAnswer(step, text, verdict, is_broken_json=broken)  # type: ignore[arg-type]
 
 
 ROUTER = Question(
@@ -183,10 +186,6 @@ def test_hostile_text_and_any_width(width: int, layouts: int) -> None:
             assert max(line.cell_length for line in found) <= width
 
 
-def question(prompt: str, *steps: int, expected: str | None = None) -> Question:
-    return Question(prompt, expected, [SampleAnswer(step, f"at {step}", "", is_broken_json=False) for step in steps])
-
-
 def test_it_follows_the_newest_evaluation_until_it_is_led_away() -> None:
     walk = walk_to(question("a", 0, 10))
     assert walk.step == 10
@@ -204,13 +203,13 @@ def test_it_follows_the_newest_evaluation_until_it_is_led_away() -> None:
     assert (walk.step, walk.leads(1)) == (30, False)
     walk.show([question("a", 0, 10, 20, 30, 40)])
     assert walk.step == 40, "at the newest one it follows again"
-
-
-def test_an_evaluation_that_a_rollback_took_away_is_left() -> None:
-    walk = walk_to(question("a", 0, 10, 20, 30))
     walk.walk(-1)
     walk.show([question("a", 0, 10)])
-    assert walk.step == 10
+    assert walk.step == 10, "a rollback took the other one away"
+    walk.show([])
+    walk.turn(1)
+    walk.walk(-1)
+    assert (walk.place, walk.step, walk.in_turn, walk.leads(-1)) == (0, 0, [], False)
 
 
 def test_questions_follow_each_other_in_a_ring() -> None:
@@ -238,13 +237,6 @@ def test_the_wanted_answers_are_a_layout_where_there_are_some() -> None:
     walk.turn_layout()
     walk.walk(-1)
     assert walk.layout == "former", "of all steps none is gone to"
-
-
-def test_an_empty_walk_leads_nowhere() -> None:
-    walk = walk_to()
-    walk.turn(1)
-    walk.walk(-1)
-    assert (walk.place, walk.step, walk.in_turn, walk.leads(-1)) == (0, 0, [], False)
 
 
 @cases(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from textual.content import Content
 from core.text import sanitize
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
-from tui.widgets.markdown_text import BLOCK_LIMIT, MarkdownText, split_blocks
+from tui.widgets.markdown_text import BLOCK_LIMIT, MarkdownText
 
 
 def plain(text: str) -> str:
@@ -30,7 +31,7 @@ def styles(content: Content, part: str) -> set[str]:
         ("- a\n- b\n  - c\n\n1. x\n2. y", "• a\n• b\n  ◦ c\n\n1. x\n2. y"),
         ("3. three\n\n4. four", "3. three\n\n4. four"),
         ("> said\n> on", "│ said\n│ on"),
-        ("```python\nif a:\n\n    b()\n```", "python\n▏ if a:\n▏ \n▏     b()"),
+        ("```python\nif a:\n\n    b()\n```", "python\n▏ if a:\n▏\n▏     b()"),
         ("```\nopen", "▏ open"),
         ("| a | b |\n|---|---|\n| long | x |", "a     b\n────  ─\nlong  x"),
         ("[here](https://x.example/a)", "here ⟨https://x.example/a⟩"),
@@ -43,10 +44,7 @@ def styles(content: Content, part: str) -> set[str]:
     ],
 )
 def test_what_is_shown(text: str, shown: str) -> None:
-    found = plain(text)
-    assert "\n".join(line.rstrip() for line in found.split("\n")) == "\n".join(
-        line.rstrip() for line in shown.split("\n")
-    )
+    assert [line.rstrip() for line in plain(text).split("\n")] == shown.split("\n")
 
 
 def test_styles_say_what_the_marks_said() -> None:
@@ -83,18 +81,12 @@ def test_a_stream_is_shown_as_the_whole_text_is() -> None:
 def test_blocks_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from tui.widgets import markdown_text
 
-    read: list[str] = []
-    real = markdown_text._render
-
-    def render(block: str) -> Content:
-        read.append(block)
-        return real(block)
-
+    render = Mock(wraps=markdown_text._render)
     monkeypatch.setattr(markdown_text, "_render", render)
     stream = MarkdownText()
     stream.render("one\n\ntwo")
     stream.render("one\n\ntwo three\n\nfour")
-    assert read == ["one", "two", "two three", "four"]
+    assert [call.args[0] for call in render.call_args_list] == ["one", "two", "two three", "four"]
 
 
 @cases("unit", ["[", "![", "*a ", "_", "`a", "[](", "> ", "- ", "<", "|a", "a\n", "&#x202E;"])
@@ -105,7 +97,3 @@ def test_no_text_keeps_the_keys_waiting(unit: str) -> None:
     # Of processor time; a hang would be of seconds.
     assert time.process_time() - began < 2
     assert MarkdownText().render(unit * 50_000).plain
-
-
-def test_code_stays_in_one_piece() -> None:
-    assert split_blocks("a\n\n```\nb\n\nc\n```\n\n\nd") == ["a", "```\nb\n\nc\n```", "d"]

@@ -298,7 +298,7 @@ def preview_columns(
         named = ColumnMap(dict(columns)) if columns is not None else None
         detection = choose(sample.rows, wanted, sample.source, named)
     except UserError as error:
-        turns = tuple(_numbered(sample.rows, lambda row: [Turn(_label(k), _text(v)) for k, v in _cells(row)]))
+        turns = tuple(_numbered(sample.rows, lambda row: [Turn(one_line(k, 40), _text(v)) for k, v in _cells(row)]))
         return ColumnPreview(turns, error, total=total)
     failures: list[tuple[Row, RowError]] = []
     for row in sample.rows:
@@ -333,10 +333,6 @@ def _numbered(rows: Iterable[Row], show: Callable[[Row], Iterable[Turn]]) -> Ite
 
 def _cells(row: Row) -> list[tuple[str, Any]]:
     return list(row.data.items())[:40] if row.data is not None else [("file", row.raw)]
-
-
-def _label(name: str) -> str:
-    return one_line(name, 40)
 
 
 def _text(value: Any) -> str:

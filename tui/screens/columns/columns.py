@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from textual import events, on, work
@@ -11,7 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -39,7 +37,7 @@ from tui.screens.pick import Pick, PickScreen
 from tui.shell import shell_of
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.lists.conversation import Conversation
-from tui.widgets.strips import fit
+from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
 _ROLE_WIDTH, _VALUE_WIDTH = 16, 22
@@ -148,23 +146,6 @@ HELP = (
 )
 
 
-@dataclass
-class SampleRead(Message):
-    """The first rows have been read, or the read failed."""
-
-    sample: ColumnSample | None
-    error: UserError | None = None
-
-
-@dataclass
-class ColumnsPreviewed(Message):
-    """The first rows have been read with columns."""
-
-    wanted: str
-    columns: Mapping[ColumnRole, str] | None
-    preview: ColumnPreview
-
-
 class ColumnsScreen(Overlay[None]):
     """The screen of the column mapping; saves to the configuration in the app.
 
@@ -175,24 +156,7 @@ class ColumnsScreen(Overlay[None]):
         objective: ``train.objective``.
     """
 
-    DEFAULT_CSS = """
-    ColumnsScreen { background: $background; }
-    ColumnsScreen > #columns-box {
-        height: 100%; width: 100%; padding: 0 1; background: $background;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    ColumnsScreen #columns-note { height: auto; max-height: 3; }
-    ColumnsScreen #columns-body { height: 1fr; layout: vertical; }
-    ColumnsScreen #columns-list { width: 100%; height: 1fr; max-height: 100%; }
-    ColumnsScreen #columns-preview {
-        width: 100%; height: 1fr; border-top: solid $border; border-title-color: $muted;
-        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    ColumnsScreen #columns-problem { height: auto; max-height: 4; }
-    ColumnsScreen.-wide #columns-body { layout: horizontal; }
-    ColumnsScreen.-wide #columns-list { width: 88; height: 100%; }
-    ColumnsScreen.-wide #columns-preview { width: 1fr; height: 100%; border-left: solid $border; padding-left: 1; }
-    """
+    DEFAULT_CSS = style_of("ColumnsScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("columns")]
     SCOPE = "columns"
     AUTO_FOCUS = "#columns-list"
@@ -264,23 +228,19 @@ class ColumnsScreen(Overlay[None]):
     @work(thread=True, exclusive=True, group="columns-read", description="columns-read")
     def _read(self) -> None:
         try:
-            self.post_message(SampleRead(read_sample(self.view)))
+            self.post_call(self._sample_read, read_sample(self.view))
         except UserError as error:
-            self.post_message(SampleRead(None, error))
+            self.post_call(self.say, f"✗ {error}")
 
-    @on(SampleRead)
-    def _sample_read(self, message: SampleRead) -> None:
-        self.sample = message.sample
-        if message.sample is None:
-            self.say(f"✗ {message.error}")
-            return
-        if message.sample.left_out:
-            columns = counted(message.sample.left_out, "column")
+    def _sample_read(self, sample: ColumnSample) -> None:
+        self.sample = sample
+        if sample.left_out:
+            columns = counted(sample.left_out, "column")
             self.say(f"! {columns} cannot be chosen: too many, or with a name that no text file can hold.")
         if strangers := [key for key in self._given if key not in ROLES]:
             self.say(f"! data.columns has no part {one_line(strangers[0], 40)}; what you save is without it.")
         choice = self.choice
-        choice.recognize(message.sample)
+        choice.recognize(sample)
         self.show_again(FORMAT if not choice.by_hand else next(iter(choice.columns), FORMAT))
 
     def show_again(self, at: Choosable | None = None) -> None:
@@ -293,16 +253,14 @@ class ColumnsScreen(Overlay[None]):
 
     @work(thread=True, exclusive=True, group="columns-preview", description="columns-preview")
     def _preview(self, sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None) -> None:
-        preview = preview_columns(sample, wanted, columns, self._objective)
-        self.post_message(ColumnsPreviewed(wanted, columns, preview))
+        self.post_call(self._previewed, wanted, columns, preview_columns(sample, wanted, columns, self._objective))
 
-    @on(ColumnsPreviewed)
-    def _previewed(self, message: ColumnsPreviewed) -> None:
-        if (message.wanted, message.columns) != (self.choice.wanted, self.choice.named):
+    def _previewed(self, wanted: str, columns: Mapping[ColumnRole, str] | None, preview: ColumnPreview) -> None:
+        if (wanted, columns) != (self.choice.wanted, self.choice.named):
             return
-        self.preview = message.preview
-        self.conversation.show(message.preview.turns)
-        self.query_one("#columns-problem", TextBlock).show(summary(message.preview, self.choice.named is not None))
+        self.preview = preview
+        self.conversation.show(preview.turns)
+        self.query_one("#columns-problem", TextBlock).show(summary(preview, columns is not None))
         self._show_form(self.parts.current)
         if self._is_saving:
             self.action_save()
@@ -359,9 +317,8 @@ class ColumnsScreen(Overlay[None]):
             screen = PickScreen(f"Column for {part}", picks, present, none="leave it out", is_free=True)
         self.app.push_screen(screen, lambda value: self._take(part, value))
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Choose from a searchable list."""
         self.action_choose()
 
     def _take(self, part: Choosable, value: str | None) -> None:

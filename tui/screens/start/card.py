@@ -37,6 +37,7 @@ from tui.screens.start.summary import (
 )
 from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AnswerKeys
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.
@@ -63,12 +64,7 @@ class StartCard(Overlay[Answer]):
         choose_preset: Opens the presets, which change the configuration below the card.
     """
 
-    DEFAULT_CSS = """
-    StartCard > Vertical {
-        width: 92; max-width: 100%; height: auto; padding: 1 2 0 2; background: $surface;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    """
+    DEFAULT_CSS = style_of("StartCard")
     SCOPE = "start"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
 
@@ -87,7 +83,6 @@ class StartCard(Overlay[Answer]):
         self._look, self._planner = look, planner
         self._is_settled, self._choose_preset = is_settled, choose_preset
         self._waits_to_start = False
-        self._is_read = False
         self._is_text = False
         self._typed = AnswerKeys()
         self._box, self._block = Vertical(), TextBlock()
@@ -105,7 +100,7 @@ class StartCard(Overlay[Answer]):
         """Start to find out the missing facts."""
         self.set_interval(LOOK_SECONDS, self._look_again)
         self._find()
-        self.call_after_refresh(self._painted)
+        self.call_after_refresh(self._typed.painted)
 
     def on_unmount(self) -> None:
         """End the analysis."""
@@ -115,13 +110,10 @@ class StartCard(Overlay[Answer]):
         """Cut the lines to the new width."""
         self.call_after_refresh(self._show)
 
-    def _painted(self) -> None:
-        self._is_read = True
-
     def on_key(self, event: events.Key) -> None:
         """Accept enter right after the key that opened the card, but not at the end of a typed word."""
         opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
-        if self._is_read:
+        if self._typed.is_read:
             counts = (event.is_printable and event.key not in opener) or event.key == "enter"
             if counts and not self._typed.is_answer(event.key in self.active_bindings, event.time):
                 event.stop()

@@ -26,6 +26,7 @@ from core.units import exact_number, format_bytes, format_count, format_duration
 from tui.datasets.marks import OF_THE_WHOLE
 from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable
+from tui.widgets.charts.plan_bar import fit_words
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
@@ -462,11 +463,9 @@ def _memory(plan: StartPlan | None) -> Content:
     if plan.problem:
         return Content.styled(one_line(plan.problem), "$near")
     free = f" of {format_bytes(plan.free)} free" if plan.free is not None else ""
-    # A bound that does not fit says nothing.
-    fits = None if plan.is_rough and plan.fits is False else plan.fits
-    word, style = {True: ("  ✓ fits", "$ok"), False: ("  ✗ does not fit", "$limit bold"), None: ("", "")}[fits]
+    word, style = fit_words(plan.fits, is_rough=plan.is_rough)
     about = "roughly " if plan.is_rough else ""
-    return Content.assemble(f"{about}{format_bytes(plan.needed)}{free}", (word, style))
+    return Content.assemble(f"{about}{format_bytes(plan.needed)}{free}", (f"  {word}" if word else "", style))
 
 
 def _from(goes_on: Continuation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +13,6 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import OptionList
 from textual.worker import get_current_worker
 
@@ -50,6 +49,7 @@ from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.mask_view import MaskView
 from tui.widgets.lists.source_view import SourceView
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Minimum columns for row and source side by side, with a description of each template in the list.
@@ -64,30 +64,6 @@ HELP = (
 )
 
 
-@dataclass
-class TemplatesLoaded(Message):
-    """Templates and tokenizer have been read."""
-
-    templates: TemplateSet
-
-
-@dataclass
-class RowRead(Message):
-    """A row to preview the templates with has been read."""
-
-    wanted: int
-    row: ShownRow
-
-
-@dataclass
-class TemplatePreviewed(Message):
-    """A row has been rendered by a template."""
-
-    entry: TemplateEntry
-    row: ShownRow
-    preview: Preview
-
-
 class TemplateScreen(Overlay[None]):
     """Screen of the chat templates; saves the choice to the configuration in the app.
 
@@ -97,30 +73,7 @@ class TemplateScreen(Overlay[None]):
         index: The first row to preview.
     """
 
-    DEFAULT_CSS = """
-    TemplateScreen { background: $background; }
-    TemplateScreen > #template-box {
-        height: 100%; width: 100%; padding: 0 1; background: $background;
-        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted;
-    }
-    TemplateScreen #template-head { max-height: 4; }
-    TemplateScreen #template-note { height: auto; max-height: 3; }
-    TemplateScreen #template-body { height: 1fr; layout: horizontal; }
-    TemplateScreen #template-list { width: 18; height: 100%; max-height: 100%; }
-    TemplateScreen #template-parts { width: 1fr; height: 100%; layout: vertical; }
-    TemplateScreen .template-part {
-        height: 1fr; padding: 0 0 0 1;
-        border-top: solid $border; border-left: solid $border; border-title-color: $muted;
-        &:focus-within { border-top: solid $border-focus; border-title-color: $foreground; }
-    }
-    TemplateScreen #template-row { height: 3fr; }
-    TemplateScreen #template-source { height: 2fr; }
-    TemplateScreen #template-problem { height: auto; max-height: 5; }
-    TemplateScreen.-wide #template-list { width: 44; }
-    TemplateScreen.-wide #template-parts { layout: horizontal; }
-    TemplateScreen.-wide #template-row { width: 1fr; height: 100%; }
-    TemplateScreen.-wide #template-source { width: 1fr; height: 100%; }
-    """
+    DEFAULT_CSS = style_of("TemplateScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("template")]
     SCOPE = "template"
     AUTO_FOCUS = "#template-list"
@@ -219,22 +172,20 @@ class TemplateScreen(Overlay[None]):
 
     @work(thread=True, exclusive=True, group="template-load", description="template-load")
     def _load(self, plan: TokenPlan) -> None:
-        self.post_message(TemplatesLoaded(load_templates(plan)))
+        self.post_call(self._loaded, load_templates(plan))
 
     @work(thread=True, exclusive=True, group="template-row", description="template-row")
     def _read_row(self, index: int) -> None:
-        self.post_message(RowRead(index, row_for(self._view, index)))
+        self.post_call(self._row_read, index, row_for(self._view, index))
 
-    @on(TemplatesLoaded)
-    def _loaded(self, message: TemplatesLoaded) -> None:
-        self.templates = message.templates
+    def _loaded(self, templates: TemplateSet) -> None:
+        self.templates = templates
         self.mask_view.say("Rendering the row …")
-        self.show_again(message.templates.in_force or OWN)
+        self.show_again(templates.in_force or OWN)
 
-    @on(RowRead)
-    def _row_read(self, message: RowRead) -> None:
-        if message.wanted == self._index:
-            self.row = message.row
+    def _row_read(self, index: int, row: ShownRow) -> None:
+        if index == self._index:
+            self.row = row
             self._refresh()
 
     def show_again(self, at: str) -> None:
@@ -257,15 +208,14 @@ class TemplateScreen(Overlay[None]):
         for entry in entries:
             if worker.is_cancelled:
                 return
-            self.post_message(TemplatePreviewed(entry, row, preview_entry(entry, row, settings)))
+            self.post_call(self._previewed, entry, row, preview_entry(entry, row, settings))
 
-    @on(TemplatePreviewed)
-    def _previewed(self, message: TemplatePreviewed) -> None:
-        if message.row is not self.row or self.templates is None or message.entry not in self.templates.entries:
+    def _previewed(self, entry: TemplateEntry, row: ShownRow, preview: Preview) -> None:
+        if row is not self.row or self.templates is None or entry not in self.templates.entries:
             return
-        self.previews[message.entry.id] = message.preview
-        self.choices.show_anew(message.entry)
-        if message.entry == self.current:
+        self.previews[entry.id] = preview
+        self.choices.show_anew(entry)
+        if entry == self.current:
             self._show_current()
 
     # Display.
@@ -356,9 +306,8 @@ class TemplateScreen(Overlay[None]):
 
     # Choice.
 
-    @on(OptionList.OptionSelected)
-    def _selected(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
+    def take(self) -> None:
+        """Set the template under the cursor in the configuration, and go back."""
         self.action_use()
 
     @work(exclusive=True, group="template-use", description="template-use")

@@ -162,11 +162,12 @@ def device_lines(
     planned = around.planned(device)
     if not wide:
         return [_narrow(device, name, width, glyphs, planned)]
-    room = width - 66 - (12 if planned is not None else 0) - (13 if _has_memory_heat(device) else 0)
+    heat = _memory_heat(device)
+    room = width - 66 - (12 if planned is not None else 0) - 13 * len(heat)
     bar_width = max(min(room // 2, 24), 8)
     meters = [
         _temperature(device, bar_width, glyphs, wide=True),
-        *([_memory_heat(device)] if _has_memory_heat(device) else []),
+        *heat,
         _memory(device, bar_width, glyphs, planned, wide=True),
     ]
     lines = [Content.styled(name.ljust(_NAME_WIDTH), "bold") + Content("   ").join(meters), _second(device, width)]
@@ -235,7 +236,9 @@ def _details(device: Device, pid: int | None) -> list[Content]:
     """Details: the bus, the limits, and other processes on the card."""
     if device.kind == "cpu":
         return []
-    found = [_labeled("PCIe ", _bus(device))]
+    now = _link(device.pcie_generation, device.pcie_width)
+    best = _link(device.pcie_generation_max, device.pcie_width_max)
+    found = [_labeled("PCIe ", now if best in (now, "–") else f"{now} of {best}")]
     if device.pcie_tx is not None or device.pcie_rx is not None:
         found.append(_labeled("to card ", _rate(device.pcie_rx)) + _labeled("  from ", _rate(device.pcie_tx)))
     others = [item for item in device.processes if item.pid != pid]
@@ -258,13 +261,6 @@ def _details(device: Device, pid: int | None) -> list[Content]:
     return found
 
 
-def _bus(device: Device) -> str:
-    """The PCIe link and, if it could be better, the maximum: ``4.0 ×8 of 4.0 ×16``."""
-    now = _link(device.pcie_generation, device.pcie_width)
-    best = _link(device.pcie_generation_max, device.pcie_width_max)
-    return now if best in (now, "–") else f"{now} of {best}"
-
-
 def _link(generation: int | None, width: int | None) -> str:
     return "–" if generation is None or width is None else f"{generation}.0 ×{width}"
 
@@ -283,14 +279,12 @@ def _name(device: Device) -> str:
     return "CPU" if device.kind == "cpu" else f"GPU {device.index}"
 
 
-def _has_memory_heat(device: Device) -> bool:
-    return device.memory_temperature_c is not None
-
-
-def _memory_heat(device: Device) -> Content:
-    value, limit = device.memory_temperature_c or 0.0, device.memory_temperature_limit_c
+def _memory_heat(device: Device) -> list[Content]:
+    value, limit = device.memory_temperature_c, device.memory_temperature_limit_c
+    if value is None:
+        return []
     style = "$limit" if limit is not None and value >= limit else ""
-    return Content.assemble(("memory ", "$muted"), (f"{value:3.0f} °C", style))
+    return [Content.assemble(("memory ", "$muted"), (f"{value:3.0f} °C", style))]
 
 
 def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool) -> Content:
@@ -359,12 +353,7 @@ def _percent(value: float | None) -> str:
 def _cores(cores: Sequence[float], glyphs: GlyphSet) -> str:
     """The load of each core as a bar from 0 to 100 %."""
     # A sparkline scales to its values: both ends of the scale are added and cut off again.
-    return sparkline([0.0, *_spread(cores), 100.0], min(len(cores), _MOST_CORES) + 2, glyphs)[1:-1]
-
-
-def _spread(cores: Sequence[float]) -> list[float]:
-    count = min(len(cores), _MOST_CORES)
-    return [cores[round(place * (len(cores) - 1) / max(count - 1, 1))] for place in range(count)]
+    return sparkline([0.0, *cores, 100.0], min(len(cores), _MOST_CORES) + 2, glyphs)[1:-1]
 
 
 def _of(used: int | None, total: int | None, least: int = 0) -> str:

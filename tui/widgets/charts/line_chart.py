@@ -259,7 +259,8 @@ class LineChart(Widget):
         if width < 12 or height < 4:
             return frame
         data, plot_rows = self.data, height - 2
-        bounds, second, window = self._bounds(), self._second_bounds(), self._window
+        bounds, window = self._bounds(), self._window
+        second = self._measured_bounds(data.second, log=data.second.log) if data.second is not None else []
         axis = geometry.value_axis(bounds, plot_rows, self.glyphs.rows, self.log_axis)
         other = geometry.value_axis(second, plot_rows, self.glyphs.rows, data.second is not None and data.second.log)
         labels, others = _labels(axis), _labels(other) if second else []
@@ -309,10 +310,6 @@ class LineChart(Widget):
         elif not found:
             found = [value for each in self.data.losses for value in self._extremes(each, log=self.log_axis)]
         return [value for value in found if math.isfinite(value)]
-
-    def _second_bounds(self) -> list[float]:
-        second = self.data.second
-        return self._measured_bounds(second, log=second.log) if second is not None else []
 
     def _measured_bounds(self, shown: Measured, *, log: bool) -> list[float]:
         """Extremes in sight, with a minimum range for meters so that noise does not fill the axis."""

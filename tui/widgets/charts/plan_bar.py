@@ -155,11 +155,16 @@ def _legend(plan: PlanView, width: int) -> Content:
     return Content.assemble(*pieces)
 
 
+def fit_words(fits: bool | None, *, is_rough: bool) -> tuple[str, str]:
+    """The words on whether a plan fits, and their style; a rough bound above the limit proves nothing."""
+    if fits is None or (is_rough and not fits):
+        return "", ""
+    return ("✓ fits", "$ok") if fits else ("✗ does not fit", "$limit bold")
+
+
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
-    # A rough bound above the limit proves nothing.
-    fits = None if plan.is_rough and plan.fits is False else plan.fits
-    word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[fits]
+    word, style = fit_words(plan.fits, is_rough=plan.is_rough)
     about = "roughly " if plan.is_rough else ""
     amount = fit(f"{about}{format_bytes(plan.total)}{free}", width - 16).rstrip()
     rows = f", {plan.rows}" if plan.rows else ""

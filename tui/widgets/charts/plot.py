@@ -255,7 +255,10 @@ class Plot:
             return
         parts = [("log axis  ", "label")] if log else []
         parts += self._series_legend(data)
-        marks = self._mark_legend(data.marks)
+        # Only the last mark in a cell is visible.
+        seen = {(x, y): mark.kind for x, y, mark in self._placed(data.marks)}.values()
+        names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
+        marks = [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
         if sum(len(text) for text, _ in [*marks, *parts]) <= self.width * _LEGEND_SHARE:
             parts = [*marks, *parts]
         self._put_legend(parts, margin=1)
@@ -286,13 +289,6 @@ class Plot:
             log = ", log" if second.log else ""
             parts += [(f"  {second.name} (right{log}) ", "label"), (".." if ascii_only else "┈┈", "second")]
         return parts
-
-    def _mark_legend(self, marks: Sequence[ChartMark]) -> list[Cell]:
-        """Glyphs and names of the visible marks."""
-        # Only the last mark in a cell is visible.
-        seen = {(x, y): mark.kind for x, y, mark in self._placed(marks)}.values()
-        names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
-        return [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
 
     def _glyph(self, kind: str) -> str:
         return self.glyphs.marks.get(kind, self.glyphs.event_mark)

@@ -161,10 +161,7 @@ def _power(exponent: float) -> float:
 def nice_ceiling(value: float) -> float:
     """The smallest of 1, 2, 3, 4, 5, 6, 8 times a power of ten that is at least ``value``, a positive number."""
     power = 10.0 ** math.floor(math.log10(value))
-    for factor in (1, 2, 3, 4, 5, 6, 8, 10):
-        if factor * power >= value * (1 - 1e-12):
-            return factor * power
-    return 10 * power
+    return next(factor * power for factor in (1, 2, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - 1e-12))
 
 
 def step_window(first: float, last: float, total: int, *, is_over: bool = False) -> Scale:

@@ -28,10 +28,19 @@ LEAVING_KEYS = frozenset({"ctrl+c", "ctrl+q"})
 
 
 class AnswerKeys:
-    """Filter for the keys of a question that ignores fast typing."""
+    """Filter for the keys of a question that ignores fast typing.
 
-    def __init__(self) -> None:
+    Args:
+        is_read: The question can be read; keys typed before are no answers.
+    """
+
+    def __init__(self, *, is_read: bool = False) -> None:
+        self.is_read = is_read
         self._missed = float("-inf")
+
+    def painted(self) -> None:
+        """Take keys from now on: the question has been painted."""
+        self.is_read = True
 
     def is_answer(self, is_offered: bool, time: float) -> bool:
         """True if a key is an answer.
@@ -56,9 +65,7 @@ def waiting_text(keys: Sequence[str]) -> Content:
 class KeyQuestion(Static, can_focus=True):
     """A question answered by a single key."""
 
-    DEFAULT_CSS = """
-    KeyQuestion { width: 1fr; height: auto; background: $surface; &:focus { background: $panel; } }
-    """
+    DEFAULT_CSS = style_of("KeyQuestion")
 
     @dataclass
     class Answered(Message):
@@ -70,7 +77,6 @@ class KeyQuestion(Static, can_focus=True):
         self.answers = dict(answers)
         self._question = one_line(question)
         self._keys = AnswerKeys()
-        self._is_read = False
         super().__init__(self._content())
 
     def _content(self, hint: Content | None = None) -> Content:
@@ -83,10 +89,7 @@ class KeyQuestion(Static, can_focus=True):
 
     def on_mount(self) -> None:
         """Accept answers once the question has been painted."""
-        self.call_after_refresh(self._painted)
-
-    def _painted(self) -> None:
-        self._is_read = True
+        self.call_after_refresh(self._keys.painted)
 
     def on_key(self, event: events.Key) -> None:
         """Handle the offered keys and ``esc``. Only the keys that quit or interrupt the app pass through.
@@ -97,7 +100,7 @@ class KeyQuestion(Static, can_focus=True):
             return
         event.stop()
         event.prevent_default()
-        if not self._is_read:
+        if not self._keys.is_read:
             return
         key = event.character if event.character in self.answers else event.key
         if key == "escape" or self._keys.is_answer(key in self.answers, event.time):

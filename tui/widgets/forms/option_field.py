@@ -215,14 +215,16 @@ class OptionField(Widget):
             else (" ", "")
         )
         pointer = "▸" if self.is_cursor else " "
-        notes = "  ".join(self.notes)
+        notes, help_text = "  ".join(self.notes), self.option.help
+        if self.used_by:
+            help_text = f"Only for {' and '.join(self.used_by)}. {help_text}"
         has_notes = 0 < cell_len(notes) <= rest
         parts: list[tuple[str, str]] = [
             (pointer, "$primary bold" if self.lights_up else "$muted"),
             (f"{mark} ", mark_style),
             (fit(self.option.key, key_width - 1) + " ", self._key_style),
             (self._value_text(value_width), self._value_style),
-            (" " + fit(notes if has_notes else self._help, rest), "$accent" if has_notes else "$muted")
+            (" " + fit(notes if has_notes else help_text, rest), "$accent" if has_notes else "$muted")
             if rest >= _LEAST_HELP or has_notes
             else ("", ""),
         ]
@@ -230,10 +232,6 @@ class OptionField(Widget):
         indent = " " * (_MARK_WIDTH + 2)
         lines += [Content.styled(indent + line, style) for line, style in self._lines_below(self.size.width)]
         return Content("\n").join(lines)
-
-    @property
-    def _help(self) -> str:
-        return f"Only for {' and '.join(self.used_by)}. {self.option.help}" if self.used_by else self.option.help
 
     @property
     def _key_style(self) -> str:

@@ -98,9 +98,7 @@ class SectionTitle(Static):
 class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
     """Fields under section titles; the pane binds the keys."""
 
-    DEFAULT_CSS = """
-    OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-    """
+    DEFAULT_CSS = style_of("OptionForm")
 
     cursor = reactive(0, always_update=True, repaint=False)
     """Index of the cursor in the visible fields."""
@@ -180,7 +178,6 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         self._highlighted = current
         if current is not None:
             current.is_cursor, current.lights_up = True, self.has_focus_within
-        if current is not None:
             first = self.cursor == 0
             self.call_after_refresh(self.scroll_home if first else current.scroll_visible, animate=False)
         self.post_message(self.Moved(current))

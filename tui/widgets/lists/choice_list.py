@@ -37,6 +37,13 @@ class ChoiceList(OptionList):
             index = choosable.index(self.highlighted) if self.highlighted in choosable else 0
             self.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
 
+    def step(self, rows: int) -> None:
+        """Move the cursor to the next entry, or to the one before; the ends are neighbors."""
+        if rows > 0:
+            self.action_cursor_down()
+        else:
+            self.action_cursor_up()
+
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
@@ -125,13 +132,6 @@ class ListBox(Vertical):
         """Show the result of a key."""
         # A blank keeps the line in place.
         self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
-
-    def move(self, lines: int) -> None:
-        """Move the cursor down by a line, or up where ``lines`` is negative."""
-        if lines > 0:
-            self.options.action_cursor_down()
-        else:
-            self.options.action_cursor_up()
 
     @work
     async def carry_out(self, action: Callable[[], Awaitable[str]]) -> None:

@@ -83,15 +83,13 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
             problem = style + self.get_component_rich_style("conversation--problem", partial=True)
             first = index == 0 or self._lines[index - 1][0] != "problem"
             return self._draw("✗ problem" if first else "", problem, text, problem, width)
-        return self._draw(role, style + self._role_style(role), text, style, width)
+        known = role if role in ("system", "user", "assistant") else "other"
+        spoken = style + self.get_component_rich_style(f"conversation--{known}", partial=True)
+        return self._draw(role, spoken, text, style, width)
 
     def _draw(self, label: str, label_style: Style, text: str, style: Style, width: int) -> Strip:
         gutter = Segment(fit(label, _GUTTER - 1) + " ", label_style)
         return Strip([gutter, *self._marked(text, style)]).adjust_cell_length(width, style)
-
-    def _role_style(self, role: str) -> Style:
-        known = role if role in ("system", "user", "assistant") else "other"
-        return self.get_component_rich_style(f"conversation--{known}", partial=True)
 
     def _marked(self, text: str, style: Style) -> list[Segment]:
         match = style + self.get_component_rich_style("conversation--match", partial=True)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.segment import Segment
 from rich.style import Style
+from textual.content import Content
 from textual.geometry import Size
 from textual.strip import Strip
 
@@ -129,7 +130,7 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         if self.message:
             mark = "✗ " if self._is_problem else ""
             style = "problem" if self._is_problem else "note"
-            self._lines = list(wrap_pieces([_Piece(mark + self.message, style)], width, words=True))
+            self._lines = [[_Piece(line.plain, style)] for line in Content(mark + self.message).wrap(width)]
         else:
             self._lines = []
             matches = 0
@@ -249,21 +250,17 @@ def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_
     return marked, before + len(matches)
 
 
-def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) -> Iterator[list[_Piece]]:
+def wrap_pieces(pieces: Iterable[_Piece], width: int) -> Iterator[list[_Piece]]:
     """Wrap pieces into lines; a line break is shown as ``⏎`` and ends its line.
 
     Args:
         pieces: The pieces; a token that does not fit moves to the next line, and a longer token is divided.
         width: Cells of a line.
-        words: Wrap at spaces, for sentences.
     """
     line: list[_Piece] = []
     used = 0
-    if words:
-        pieces = [replace(piece, text=word) for piece in pieces for word in _words(piece.text)]
     for piece in pieces:
-        text = piece.text if words else piece.text.replace("\n", "⏎\n")
-        for number, stretch in enumerate(text.split("\n")):
+        for number, stretch in enumerate(piece.text.replace("\n", "⏎\n").split("\n")):
             if number:
                 yield line
                 line, used = [], 0
@@ -271,10 +268,9 @@ def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) ->
             if used and used + size > width:
                 yield line
                 line, used = [], 0
-            while size > width:
-                head = _head(stretch, width)
-                yield [replace(piece, text=head)]
-                stretch = stretch[len(head) :]
+            if size > width:
+                *heads, stretch = chop_cells(stretch, width)
+                yield from ([replace(piece, text=head)] for head in heads if head)
                 size = cell_len(stretch)
             if stretch:
                 _append(line, replace(piece, text=stretch))
@@ -291,20 +287,3 @@ def _append(line: list[_Piece], piece: _Piece) -> None:
         line[-1] = replace(last, text=last.text + piece.text)
     else:
         line.append(piece)
-
-
-def _words(text: str) -> Iterator[str]:
-    for line in text.splitlines(keepends=True):
-        words = line.split(" ")
-        yield from (f"{word} " for word in words[:-1])
-        yield words[-1]
-
-
-def _head(text: str, width: int) -> str:
-    """The prefix of a text that fits, at least a character."""
-    used = 0
-    for place, character in enumerate(text):
-        used += cell_len(character)
-        if used > width and place:
-            return text[:place]
-    return text

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
-from textual import events
-from textual.geometry import Region, Size
-from textual.message import Message
-from textual.reactive import reactive
-from textual.scroll_view import ScrollView
+from textual.geometry import Size
 from textual.strip import Strip
 
 from core.text import steady
 from tui.datasets.view import RowCells
+from tui.widgets.lists.cursor_list import CursorList
 from tui.widgets.strips import component_classes, fit, mark_matches, style_of
 
 #: Marks of readable rows with a problem, with their style.
@@ -33,29 +29,12 @@ RowSource = Callable[[int, int], Sequence[RowCells]]
 """``source(start, count)``: the cells of a window of rows, in time independent of ``start``."""
 
 
-class RowList(ScrollView, can_focus=True, inherit_bindings=False):
-    """A virtual list with a cursor and a fixed header; the pane binds the keys."""
+class RowList(CursorList):
+    """A virtual list of the rows of a data set."""
 
     DEFAULT_CSS = style_of("RowList")
 
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
-
-    cursor = reactive(0, always_update=True, repaint=False)
-    """Index of the row under the cursor."""
-    count = reactive(0)
-    """Number of rows in the list so far."""
-
-    @dataclass
-    class Moved(Message):
-        """The cursor has moved, or its row has changed."""
-
-        index: int
-
-    @dataclass
-    class Opened(Message):
-        """A row has been double-clicked."""
-
-        index: int
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -85,7 +64,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             highest: The highest row number; 0 if the list has all rows.
         """
         self._window = (0, ())
-        self.set_reactive(RowList.count, count)
+        self.set_reactive(CursorList.count, count)
         self._highest = highest
         self.virtual_size = Size(self.size.width, count + 1)
         self.scroll_to(y=0, animate=False, immediate=True)
@@ -104,76 +83,36 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self._window = (0, ())
         self.refresh()
 
-    def move(self, rows: int) -> None:
-        """Move the cursor by a number of rows."""
-        self.cursor += rows
-
     def move_page(self, direction: int) -> None:
         """Move the cursor by a screenful."""
         self.cursor += direction * max(1, self.size.height - 2)
 
-    def validate_cursor(self, cursor: int) -> int:
-        """Clamp the cursor to the rows."""
-        return max(0, min(cursor, self.count - 1))
-
-    def watch_cursor(self, before: int, cursor: int) -> None:
-        """Keep the cursor in view, post the move, and repaint only the two rows."""
-        self._scroll_to_cursor()
-        for row in {before, cursor}:
-            y = row - round(self.scroll_y) + 1
-            if 1 <= y < self.size.height:
-                self.refresh(Region(0, y, self.size.width, 1))
-        if self.count:
-            self.post_message(self.Moved(cursor))
-
     def watch_count(self, before: int, count: int) -> None:
         """Adapt the scrollable area, and read rows that were missing."""
-        self.virtual_size = Size(self.size.width, count + 1)
+        super().watch_count(before, count)
         if before - self._window[0] < self.size.height:
             self.invalidate()
         if before == 0 and count:
             self.cursor = 0
 
-    def on_resize(self) -> None:
-        """Keep the cursor in view in the new size."""
-        self.virtual_size = Size(self.size.width, self.count + 1)
-        # The scroll range is known after the layout.
-        self.call_after_refresh(self._scroll_to_cursor)
-
-    def _scroll_to_cursor(self) -> None:
-        body = self.size.height - 1
-        if body < 1:
-            return
-        top = round(self.scroll_y)
-        if self.cursor < top:
-            self.scroll_to(y=self.cursor, animate=False, immediate=True)
-        elif self.cursor >= top + body:
-            self.scroll_to(y=self.cursor - body + 1, animate=False, immediate=True)
-
-    def _row(self, index: int, top: int) -> RowCells | None:
+    def _row(self, index: int) -> RowCells | None:
         """Cells of a row, read a screenful at a time."""
         start, rows = self._window
         if not start <= index < start + len(rows):
             if self._source is None:
                 return None
-            count = min(max(self.size.height, 1), self.count - top)
-            rows = self._source(top, count)
-            start = top
+            start = round(self.scroll_y)
+            rows = self._source(start, min(max(self.size.height, 1), self.count - start))
             self._window = (start, rows)
         return rows[index - start] if 0 <= index - start < len(rows) else None
 
-    def render_line(self, y: int) -> Strip:
-        """The header, or a row."""
-        width = self.scrollable_content_region.width
-        if width < 1:
-            return Strip.blank(0)
-        if y == 0:
-            return self._draw(("#", *self.columns), width, self.get_component_rich_style("row-list--header"), "  ")
-        top = round(self.scroll_y)
-        index = top + y - 1
-        if index >= self.count:
-            return Strip.blank(width, self.rich_style)
-        row = self._row(index, top)
+    def draw_header(self, width: int) -> Strip:
+        """Headings of the columns."""
+        return self._draw(("#", *self.columns), width, self.get_component_rich_style("row-list--header"), "  ")
+
+    def draw_row(self, index: int, width: int) -> Strip:
+        """Cells of a row, or its problem."""
+        row = self._row(index)
         if row is None:
             return Strip.blank(width, self.rich_style)
         at_cursor = index == self.cursor
@@ -201,6 +140,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         widths = self._widths(width, len(cells))
         number = cells[0].rjust(widths[0])
         muted = self.get_component_rich_style("row-list--number", partial=True)
+        match = style + self.get_component_rich_style("row-list--match", partial=True)
         segments = [Segment(cursor, style)]
         if level is not None:
             mark, name = _MARKS.get(level, (" ", "number"))
@@ -212,17 +152,5 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
                 aligned = text.rjust(size) if self.columns[place] in _COUNTS else text
                 segments.append(Segment(fit(aligned, size), style + muted))
                 continue
-            segments.extend(self._marked(fit(steady(text), size), style))
+            segments += mark_matches(fit(steady(text), size), self.term, style, match)
         return Strip(segments).adjust_cell_length(width, style)
-
-    def _marked(self, text: str, style: Style) -> list[Segment]:
-        match = style + self.get_component_rich_style("row-list--match", partial=True)
-        return mark_matches(text, self.term, style, match)
-
-    def on_click(self, event: events.Click) -> None:
-        """Put the cursor on the clicked row, and open it on a double click."""
-        index = round(self.scroll_y) + event.y - 1
-        if event.y >= 1 and index < self.count:
-            self.cursor = index
-            if event.chain == 2:
-                self.post_message(self.Opened(index))

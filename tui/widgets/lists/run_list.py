@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
-from textual import events
-from textual.geometry import Region, Size
-from textual.message import Message
-from textual.scroll_view import ScrollView
+from textual.geometry import Region
 from textual.strip import Strip
 
 from core.runs.catalog.table import DEFAULT_SORT
@@ -21,6 +18,7 @@ from core.text import one_line, steady
 from core.units import coarse_ago, exact_number, format_bytes, format_duration, format_fixed, format_number, format_rate
 from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
+from tui.widgets.lists.cursor_list import CursorList
 from tui.widgets.strips import component_classes, fit, style_of
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     #: The text of a run with its figures, once they are known, at a Unix time.
     _Cell = Callable[[RunRow, RunFigures | None, float], str]
 
-_HEADER_ROWS = 1
 #: Blanks after a column.
 _GAP = 2
 
@@ -126,7 +123,7 @@ def label_words(labels: Labels) -> str:
     return "  ".join(part for part in ("archived" if labels.archived else "", tags, labels.note) if part)
 
 
-class RunList(ScrollView, can_focus=True):
+class RunList(CursorList):
     """A list of runs with a cursor.
 
     Args:
@@ -136,22 +133,12 @@ class RunList(ScrollView, can_focus=True):
     DEFAULT_CSS = style_of("RunList")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
-    @dataclass
-    class Chosen(Message):
-        """A run has been clicked."""
-
-        row: RunRow
-
-    class Moved(Message):
-        """The cursor has moved, or other rows are in view."""
-
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self._clock = clock
         self._rows: Sequence[RunRow] = ()
         self.figures: dict[str, RunFigures] = {}
         """Known figures by run id."""
-        self._cursor = 0
         self._marked: dict[str, None] = {}
         self._sorted = (DEFAULT_SORT, True)
         self._has_notes = self._has_costs = False
@@ -171,7 +158,7 @@ class RunList(ScrollView, can_focus=True):
             del self._marked[row.run.id]
         else:
             self._marked[row.run.id] = None
-        self._refresh_row(self._cursor)
+        self.refresh_row(self.cursor)
 
     def clear_marks(self) -> None:
         """Remove all marks."""
@@ -183,22 +170,17 @@ class RunList(ScrollView, can_focus=True):
         """Show the sort column, a name of :data:`~core.runs.catalog.table.SORT_COLUMNS`."""
         if (column, descending) != self._sorted:
             self._sorted = column, descending
-            self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))
-
-    @property
-    def row_count(self) -> int:
-        """Number of rows in the list."""
-        return len(self._rows)
+            self.refresh(Region(0, 0, self.size.width, 1))
 
     @property
     def page_rows(self) -> int:
         """Number of rows in view."""
-        return self.size.height - _HEADER_ROWS
+        return self.size.height - 1
 
     @property
     def selected(self) -> RunRow | None:
         """The row under the cursor."""
-        return self._rows[self._cursor] if self._cursor < len(self._rows) else None
+        return self._rows[self.cursor] if self.cursor < len(self._rows) else None
 
     @property
     def in_view(self) -> Sequence[RunRow]:
@@ -210,7 +192,7 @@ class RunList(ScrollView, can_focus=True):
     @property
     def older(self) -> RunRow | None:
         """The row below the cursor: the previous run."""
-        return self._rows[self._cursor + 1] if self._cursor + 1 < len(self._rows) else None
+        return self._rows[self.cursor + 1] if self.cursor + 1 < len(self._rows) else None
 
     def figures_of(self, row: RunRow) -> RunFigures | None:
         """The figures of a run, if known."""
@@ -222,7 +204,7 @@ class RunList(ScrollView, can_focus=True):
             identity = row.run.id
             if identity in figures and not (row.state == "paused" and self._is_idling(identity, figures[identity])):
                 self.figures[identity] = figures[identity]
-                self._refresh_row(index)
+                self.refresh_row(index)
         listed = {row.run.id for row in self._rows}
         self.figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
 
@@ -236,7 +218,7 @@ class RunList(ScrollView, can_focus=True):
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show other rows; the cursor stays on its run if possible. Only changed rows are repainted."""
         before, chosen = self._rows, self.selected
-        self._rows = rows
+        self._rows, self.count = rows, len(rows)
         has_notes = any(label_words(row.labels) for row in rows)
         has_costs = any(row.tariff.per_kwh is not None for row in rows)
         if (has_notes, has_costs) != (self._has_notes, self._has_costs):
@@ -244,52 +226,19 @@ class RunList(ScrollView, can_focus=True):
             self.refresh()
         if chosen is not None:
             same = next((i for i, row in enumerate(rows) if row.run.id == chosen.run.id), None)
-            self._cursor = same if same is not None else min(self._cursor, max(len(rows) - 1, 0))
+            kept = same if same is not None else self.validate_cursor(self.cursor)
+            self.set_reactive(CursorList.cursor, kept)
         ages, now = self._ages, self._clock()
         self._ages = [_age(row, now) for row in rows]
         if [row.run.id for row in before] != [row.run.id for row in rows]:
-            self.virtual_size = Size(self.size.width, len(rows) + _HEADER_ROWS)
             self.refresh()
             return
         for index, (old, new) in enumerate(zip(before, rows, strict=True)):
             if old != new or (index < len(ages) and ages[index] != self._ages[index]):
-                self._refresh_row(index)
-
-    def move(self, by: int) -> None:
-        """Move the cursor within the rows."""
-        if not self._rows:
-            return
-        before = self._cursor
-        self.post_message(self.Moved())
-        self._cursor = min(max(self._cursor + by, 0), len(self._rows) - 1)
-        self._refresh_row(before)
-        self._refresh_row(self._cursor)
-        self._keep_in_view()
-
-    def _keep_in_view(self) -> None:
-        top = self.scroll_offset.y
-        if self._cursor < top:
-            self.scroll_to(y=self._cursor, animate=False, force=True)
-        elif self._cursor >= top + self.page_rows:
-            self.scroll_to(y=self._cursor - self.page_rows + 1, animate=False, force=True)
-
-    def _refresh_row(self, index: int) -> None:
-        y = index - self.scroll_offset.y + _HEADER_ROWS
-        if _HEADER_ROWS <= y < self.size.height:
-            self.refresh(Region(0, y, self.size.width, 1))
-
-    def on_click(self, event: events.Click) -> None:
-        """Move the cursor by a click, open by a double click."""
-        index = event.y - _HEADER_ROWS + self.scroll_offset.y
-        if event.y >= _HEADER_ROWS and 0 <= index < len(self._rows):
-            self.move(index - self._cursor)
-            if event.chain == 2:
-                self.post_message(self.Chosen(self._rows[index]))
+                self.refresh_row(index)
 
     def on_resize(self) -> None:
-        """Keep the cursor in view."""
-        self.virtual_size = Size(self.size.width, len(self._rows) + _HEADER_ROWS)
-        self._keep_in_view()
+        """Report that other rows are in view."""
         self.post_message(self.Moved())
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -337,19 +286,17 @@ class RunList(ScrollView, can_focus=True):
         descending = descending != (column.title == "age")
         return f"{column.title}{'↓' if descending else '↑'}" if column.sort == name else column.title
 
-    def render_line(self, y: int) -> Strip:
-        """The header, or a row."""
-        width = self.scrollable_content_region.width
-        if y < _HEADER_ROWS:
-            style = self.get_component_rich_style("run-list--header")
-            cells = [fit(self._title(column), size, right=column.right) for column, size in self._columns()]
-            return Strip([Segment("  " + "  ".join(cells), style)]).adjust_cell_length(width, self.rich_style)
-        index = y - _HEADER_ROWS + self.scroll_offset.y
-        if index >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
+    def draw_header(self, width: int) -> Strip:
+        """Titles of the columns."""
+        style = self.get_component_rich_style("run-list--header")
+        cells = [fit(self._title(column), size, right=column.right) for column, size in self._columns()]
+        return Strip([Segment("  " + "  ".join(cells), style)]).adjust_cell_length(width, self.rich_style)
+
+    def draw_row(self, index: int, width: int) -> Strip:
+        """Cells of a run."""
         row, now = self._rows[index], self._clock()
         figures = self.figures_of(row)
-        at_cursor = index == self._cursor
+        at_cursor = index == self.cursor
         base: Style = self.get_component_rich_style("run-list--cursor") if at_cursor else self.rich_style
         segments = [Segment("▸" if at_cursor else " ", base)]
         is_marked = row.run.id in self._marked

@@ -12,6 +12,7 @@ from textual.highlight import HighlightTheme, TokenType, highlight
 
 from core.text import sanitize
 from core.units import format_count
+from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 #: Maximum characters shown of a source, three times the longest chat templates.
@@ -38,9 +39,7 @@ class JinjaTheme(HighlightTheme):
 class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
     """A view of a source; the screen binds the keys."""
 
-    DEFAULT_CSS = """
-    SourceView { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
-    """
+    DEFAULT_CSS = style_of("SourceView")
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from core.data.registries.resolve import training_sources
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, wait_for, words
+from tests.tui.screens.opening import document, open_screen, shows_rows, value
 from tui.app import LocaltuneApp
 from tui.screens.columns.column_plan import candidates, preview_columns, read_sample
 from tui.screens.columns.columns import ColumnsScreen
@@ -37,19 +37,13 @@ def write(directory: Path, rows: list[dict[str, Any]], more: str = "") -> None:
     (directory / "c.toml").write_text(f'[data]\ntrain = "rows.jsonl"\n{more}')
 
 
-def shows_rows(app: LocaltuneApp) -> object:
-    return app.state.document is not None and pane_of(app, "data").view is not None
-
-
 def configured(directory: Path) -> LocaltuneApp:
     return LocaltuneApp(config_path=directory / "c.toml")
 
 
 async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
-    await press(pilot, "1", "C", until=lambda: isinstance(pilot.app.screen, ColumnsScreen))
-    screen = pilot.app.screen
-    assert isinstance(screen, ColumnsScreen)
+    screen = await open_screen(pilot, ColumnsScreen, "1", "C")
     await seen(pilot, screen)
     return screen
 
@@ -81,20 +75,12 @@ async def go_to(pilot: Pilot[Any], screen: ColumnsScreen, part: str) -> None:
 
 async def listed(pilot: Pilot[Any]) -> None:
     """List what can be chosen for the part under the cursor."""
-    await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+    await open_screen(pilot, PickScreen, "enter")
     await pilot.pause()
 
 
 def spoken(screen: ColumnsScreen) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in screen.conversation.turns if not turn.role.startswith("──")]
-
-
-def is_chosen(screen: ColumnsScreen, part: str, name: str) -> bool:
-    return {str(role): column for role, column in screen.choice.columns.items()}.get(part) == name
-
-
-def value(pilot: Pilot[Any], name: str) -> Any:
-    return pilot.app.state.document.get(name)  # type: ignore[attr-defined]
 
 
 async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
@@ -115,7 +101,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert "by hand" in screen_lines(pilot.app)[0]
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
         await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
-        text = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+        text = document(pilot).dumps()
         assert 'columns = {user = "frage", assistant = "antwort"}' in text
         assert "# rows" in text
         assert "user is frage, assistant is antwort" in words(pilot)
@@ -124,21 +110,6 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         [([source], _)] = training_sources(config.data)
         rows = list(source.rows())
         assert source.detect(rows).example(rows[0]).answer == "So geht das."
-
-
-@pytest.mark.long
-async def test_picking_from_the_list_by_typing(directory: Path) -> None:
-    async with columns(directory) as (pilot, screen):
-        await go_to(pilot, screen, "user")
-        await listed(pilot)
-        text = words(pilot)
-        assert "Column for user" in text
-        assert "frage Wie geht das?" in text, "each column with a value of it"
-        await press(pilot, *"PERS", "enter", until=lambda: screen.choice.columns.get("user") == "persona")
-        await pilot.press("enter", "up", "enter")
-        await wait_for(pilot, lambda: "user" not in screen.choice.columns or screen.choice.columns["user"] != "persona")
-        await press(pilot, "enter", *"zz", until="as typed")
-        await press(pilot, "escape", until=lambda: pilot.app.screen is screen)
 
 
 async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
@@ -223,13 +194,12 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
         await seen(pilot, screen)
         await press(pilot, "s", until=lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
-        assert app.state.document is not None
-        assert (app.state.document.path, app.state.former) == (None, "c.toml")
+        assert (document(pilot).path, app.state.former) == (None, "c.toml")
         (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
         assert told.startswith("Columns by hand: user is a, assistant is b. other.jsonl is used for training, in a new")
         assert "r starts. u in Data brings c.toml back." in told
         await press(pilot, "u", until=lambda: value(pilot, "data.train") == "mine.csv")
-        assert app.state.document.dumps() == (directory / "c.toml").read_text()
+        assert document(pilot).dumps() == (directory / "c.toml").read_text()
 
 
 async def test_without_data_and_for_entries_of_a_registry_it_is_refused(directory: Path) -> None:
@@ -259,16 +229,15 @@ async def test_hostile_names_and_values(directory: Path) -> None:
             assert not FORBIDDEN & set(screen_text(pilot.app))
             assert all(cell_len(line) == 60 for line in screen_lines(pilot.app))
             await pilot.press(*["down"] * (names.index(name) + 1), "enter")
-            await wait_for(pilot, partial(is_chosen, screen, part, name))
+            await seen(pilot, screen)
         await seen(pilot, screen)
         text = screen_text(pilot.app)
         assert not FORBIDDEN & set(text)
         assert "[red]" in text
         await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         assert not FORBIDDEN & set(screen_text(pilot.app))
-        document = pilot.app.state.document  # type: ignore[attr-defined]
-        config = ConfigDocument(document.dumps(), directory / "c.toml").validate()
-        assert config.data.columns == {"user": HOSTILE, "assistant": "[red]", "system": " spaced "}
+        chosen = document(pilot).validate().data.columns
+        assert chosen == {"user": HOSTILE, "assistant": "[red]", "system": " spaced "}
 
 
 @pytest.mark.long
@@ -277,9 +246,14 @@ async def test_ten_thousand_columns(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         await go_to(pilot, screen, "user")
         await listed(pilot)
+        assert "Column for user" in words(pilot)
+        assert "column 0 value 0" in words(pilot), "each column with a value of it"
         await press(pilot, *"n 9876", "enter", until=lambda: screen.choice.columns.get("user") == "column 9876")
-        await press(pilot, "j", "enter", until=lambda: isinstance(pilot.app.screen, PickScreen))
+        await pilot.press("j")
+        await listed(pilot)
         await press(pilot, *"column 12", "pagedown", "up", "enter", until=lambda: "assistant" in screen.choice.columns)
+        await press(pilot, "enter", *"zz", until="as typed")
+        await press(pilot, "escape", until=lambda: pilot.app.screen is screen)
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "value 9876")
 

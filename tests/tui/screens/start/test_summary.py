@@ -53,21 +53,44 @@ def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, 
     return shown
 
 
-def test_it_says_what_is_known_at_once() -> None:
-    shown = lines(start())
-    assert (shown["data"], shown["held out"]) == ("faq.csv · …", "…")
-    assert shown["dropped"] == "looking at every row …"
-    assert shown["model"] == "smol"
-    assert shown["method"] == "qlora rank 16 · learning rate 2e-4 · batch 8"
-    assert shown["values"] == "preset cpu-small"
-    assert (shown["steps"], shown["time"], shown["memory"]) == ("…", "…", "…")
+HOURS = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
+COUNTED = StartRows.counted(200, config(), "reading 35%")
+EXACT = StartRows(180, 20, is_exact=True)
+METHOD = "qlora rank 16 · learning rate 2e-4 · batch 8"
+GUESS = "a guess: no run like it here yet"
 
 
-def test_a_count_gives_rows_and_steps_before_every_row_has_been_looked_at() -> None:
-    shown = lines(start(), Found(StartRows.counted(200, config(), "reading 35%")))
-    assert (shown["data"], shown["held out"]) == ("faq.csv · ~180 rows", "~20 rows of the same file")
-    assert shown["dropped"] == "reading 35%"
-    assert shown["steps"] == "~23 steps · 1 pass over the rows"
+@cases(
+    ("found", "wanted"),
+    [
+        (Found(), {"data": "faq.csv · …", "held out": "…", "dropped": "looking at every row …", "steps": "…"}),
+        (Found(), {"model": "smol", "method": METHOD, "values": "preset cpu-small", "time": "…", "memory": "…"}),
+        (Found(COUNTED), {"data": "faq.csv · ~180 rows", "held out": "~20 rows of the same file"}),
+        (Found(COUNTED), {"dropped": "reading 35%", "steps": "~23 steps · 1 pass over the rows"}),
+        (
+            Found(COUNTED, StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)),
+            {"time": "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"},
+        ),
+        (
+            Found(COUNTED, StartPlan(seconds=21600.0, pace_of="faq", early_end=HOURS)),
+            {
+                "steps": "ends after 6 h by train.max_hours, at about step 1,200 of 3,000",
+                "time": "~6h 00m · at the pace of faq",
+            },
+        ),
+        (Found(EXACT, StartPlan(seconds=3000.0)), {"time": f"~50m 00s · {GUESS}"}),
+        (
+            Found(EXACT, StartPlan(problem="not known: no model")),
+            {"time": "not known before the first steps", "memory": "not known: no model"},
+        ),
+        (Found(plan=StartPlan(fits=False)), {"memory": "0 B  ✗ does not fit"}),
+        # A bound that does not fit says nothing.
+        (Found(plan=StartPlan(needed=10**9, fits=False, is_rough=True)), {"memory": "roughly 1.0 GB"}),
+    ],
+)
+def test_a_line_says_what_is_known_so_far(found: Found, wanted: dict[str, str]) -> None:
+    shown = lines(start(), found, 100)
+    assert {label: shown[label] for label in wanted} == wanted
 
 
 def test_where_everything_is_known_each_line_has_its_figures() -> None:
@@ -85,37 +108,15 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
     assert "" not in shown or "!" not in shown[""]
 
 
-def test_a_time_by_the_plan_is_called_so_and_its_energy_is_the_most() -> None:
-    plan = StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)
-    shown = lines(start(), Found(StartRows.counted(200, config()), plan), 100)
-    assert shown["time"] == "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"
-
-
-def test_a_wish_that_cannot_be_met_comes_before_other_warnings() -> None:
-    wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
-    found = Found(StartRows(), StartPlan(advice="less", unmet=(wish,)), ("three",))
-    shown = lines(start(), found)[""].splitlines()
-    assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! three"]
-
-
-def test_the_steps_say_where_a_limit_ends_the_run() -> None:
-    end = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
-    plan = StartPlan(seconds=21600.0, pace_of="faq", early_end=end)
-    shown = lines(start(), Found(StartRows.counted(200, config()), plan))
-    assert shown["steps"] == "ends after 6 h by train.max_hours, at about step 1,200 of 3,000"
-    assert shown["time"] == "~6h 00m · at the pace of faq"
-
-
 def test_nothing_moves_as_facts_come_in() -> None:
-    warned = Found(StartRows(doubts=("one", "two")), StartPlan(fits=False, advice="less"), ("three", "four"))
+    wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
+    doubts, plan = StartRows(doubts=("one", "two")), StartPlan(advice="less", unmet=(wish,))
+    warned = Found(doubts, plan, ("three", "four"))
     counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
     assert len(counts) == 1
     shown = lines(start(), warned)[""].splitlines()
-    assert shown == ["! less", "! one", "! 3 more warnings"]
+    assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! 4 more warnings"]
     assert len(shown) == WARNING_LINES
-    assert lines(start(), warned)["memory"].endswith("✗ does not fit")
-    rough = Found(plan=StartPlan(needed=10**9, fits=False, is_rough=True))
-    assert lines(start(), rough)["memory"] == "roughly 1.0 GB", "a bound that does not fit says nothing"
 
 
 def test_a_long_warning_takes_the_lines_that_are_free() -> None:
@@ -133,13 +134,6 @@ def test_a_long_warning_takes_the_lines_that_are_free() -> None:
     assert among[1].endswith("…")
 
 
-def test_without_held_out_rows_it_says_so() -> None:
-    run = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
-    shown = lines(run, Found(StartRows.counted(30, run.config)))
-    assert (shown["data"], shown["held out"]) == ("a.csv and 1 more · ~30 rows", "none, so nothing is measured")
-    assert "p shows" not in shown["dropped"], "the Data pane shows one file"
-
-
 @cases(
     ("data", "held_out", "shown"),
     [
@@ -155,9 +149,10 @@ def test_without_held_out_rows_it_says_so() -> None:
     ],
 )
 def test_whose_rows_are_held_out(data: dict[str, Any], held_out: int | None, shown: str) -> None:
-    run = start(config=config(data=data))
+    run = start(config=config(data=data), former="tickets" if "eval" in data else "")
     rows = StartRows.counted(30, run.config) if held_out is None else StartRows(30, held_out, is_exact=True)
     assert lines(run, Found(rows))["held out"] == shown
+    assert ("start.former" in hint_keys(run, rows)) == bool(run.former)
 
 
 def test_long_names_leave_room_for_the_rows() -> None:
@@ -196,26 +191,9 @@ FILE = ValueGroup("file", "mine.toml", {"train.learning_rate": 3e-4})
     ],
 )  # fmt: skip
 def test_where_the_values_come_from(groups: tuple[ValueGroup, ...], is_chosen: bool, width: int, shown: str) -> None:
-    assert lines(start(values=Provenance(groups, is_chosen)), width=width)["values"] == shown
-
-
-def test_no_preset_is_named_while_one_is_being_chosen() -> None:
-    run = start(values=Provenance(), is_choosing=True)
-    assert lines(run)["values"] == "a preset is being chosen for model, card and rows …"
-
-
-def test_the_former_configuration_is_a_key_away_where_there_is_one() -> None:
-    assert "start.former" in hint_keys(start(former="tickets"), StartRows())
-    assert "start.former" not in hint_keys(start(), StartRows())
-
-
-def test_the_time_is_a_guess_without_an_earlier_run() -> None:
-    rows = StartRows(180, 20, is_exact=True)
-    shown = lines(start(), Found(rows, StartPlan(seconds=3000.0)))
-    assert shown["time"] == "~50m 00s · a guess: no run like it here yet"
-    shown = lines(start(), Found(rows, StartPlan(problem="not known: the model is not on this machine")))
-    assert shown["time"] == "not known before the first steps"
-    assert shown["memory"] == "not known: the model is not on this machine"
+    run = start(values=Provenance(groups, is_chosen))
+    assert lines(run, width=width)["values"] == shown
+    assert lines(replace(run, is_choosing=True))["values"] == "a preset is being chosen for model, card and rows …"
 
 
 def test_rows_worth_a_look_lead_to_them() -> None:
@@ -228,6 +206,9 @@ def test_rows_worth_a_look_lead_to_them() -> None:
     assert shown["dropped"] == "none · 4 rows are worth a look · p shows them"
     assert "start.rows" in hint_keys(start(), found)
     assert "start.rows" not in hint_keys(start(has_form=False), found)
+    several = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
+    assert lines(several, Found(found))["data"] == "a.csv and 1 more · 9 rows"
+    assert "p shows" not in lines(several, Found(found))["dropped"], "the Data pane shows one file"
     assert len(found.doubts) == 1
 
 

@@ -28,6 +28,7 @@ from tests.tui.harness import (
     wait_for,
     words,
 )
+from tests.tui.screens.opening import document, open_screen, shows_rows, value
 from tui.app import LocaltuneApp
 from tui.screens.template.template import TemplateScreen
 from tui.screens.template.template_entries import TemplateEntry
@@ -55,17 +56,9 @@ def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return tmp_path
 
 
-def shows_rows(app: LocaltuneApp) -> object:
-    """The rows of the configuration are shown, where it has any."""
-    document = app.state.document
-    return document is not None and (document.get("data.train") is None or pane_of(app, "data").view is not None)
-
-
 async def opened(pilot: Pilot[Any]) -> TemplateScreen:
     """Open the screen from the data pane, and wait for the preview of every template."""
-    await press(pilot, "1", "T", until=lambda: isinstance(pilot.app.screen, TemplateScreen))
-    screen = pilot.app.screen
-    assert isinstance(screen, TemplateScreen)
+    screen = await open_screen(pilot, TemplateScreen, "1", "T")
     await seen(pilot, screen)
     return screen
 
@@ -108,35 +101,6 @@ def lit(screen: TemplateScreen) -> str:
     return "".join(cell.text for part in screen.mask_view.parts for cell in part.cells if cell.learned)
 
 
-def value(pilot: Pilot[Any], name: str) -> Any:
-    document = pilot.app.state.document  # type: ignore[attr-defined]
-    return document.get(name)
-
-
-async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> None:
-    async with templates(directory) as (pilot, screen):
-        await shown(pilot, "in force: model's own", "▸● model's own", "row 1 ·", "<|im_start|>user⏎")
-        await shown(pilot, "for message in messages")
-        text = screen_text(pilot.app)
-        assert lit(screen) == "a reply<|im_end|>"
-        assert "generation prompt" in text
-        assert all(len(line) == 80 for line in screen_lines(pilot.app))
-
-
-@pytest.mark.long
-async def test_moving_through_the_list_previews_live(directory: Path) -> None:
-    async with templates(directory, (120, 40)) as (pilot, screen):
-        assert screen.source_view.source == CHATML
-        for key, name in (("G", "vicuna"), ("k", "alpaca"), ("up", "zephyr"), ("g", ""), ("j", "chatml")):
-            await press(pilot, key)
-            assert screen.current is not None
-            assert screen.source_view.source == (NAMED_TEMPLATES[name].source if name else CHATML), key
-        await press(pilot, "G", "k")
-        assert "### Response:" in screen_text(pilot.app)
-        assert "reply" in lit(screen)
-        assert value(pilot, "template.name") is None, "nothing is chosen by looking"
-
-
 async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) -> None:
     (directory / "mine.jinja").write_text(CHATML)
     append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
@@ -145,7 +109,11 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         await press(pilot, "enter")
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
-        await pilot.press("g", *["j"] * 2)
+        assert lit(screen) == "a reply<|im_end|>"
+        await press(pilot, "G")
+        assert screen.source_view.source == NAMED_TEMPLATES["vicuna"].source
+        assert value(pilot, "template.name") is None, "nothing is chosen by looking"
+        await press(pilot, "g", *["j"] * 2)
         assert at(screen).title == "chatml"
         await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
         assert value(pilot, "template.file") is None
@@ -155,7 +123,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         await opened(pilot)
         assert "in force: chatml, by template.name" in screen_text(pilot.app)
         await press(pilot, "g", "enter", until=lambda: value(pilot, "template.name") is None)
-        assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+        assert "template" not in document(pilot).dumps()
 
 
 @pytest.mark.long
@@ -219,6 +187,7 @@ async def test_a_broken_template_says_its_line(directory: Path, monkeypatch: pyt
         assert f"not valid in line {number}" in text
         assert "not used until it is fixed" in text
         assert f"✗{number} " in text, "the line is marked and in view"
+        await press(pilot, "enter", until=lambda: "Fix it" in words(pilot))
         assert value(pilot, "template.file") is None
         assert "{% if %}" in (directory / "chatml.jinja").read_text()
         monkeypatch.setenv("VISUAL", make_editor(directory, 'sed -i "s/{% if %}/{# ok #}/" "$1"'))
@@ -303,7 +272,7 @@ async def test_a_section_that_is_none_leaves_everything_as_it_was(directory: Pat
     path = directory / "tickets.toml"
     path.write_text('template = "chatml"\n' + path.read_text())
     async with templates(directory) as (pilot, _):
-        before = pilot.app.state.document.dumps()  # type: ignore[attr-defined]
+        before = document(pilot).dumps()
         await press(pilot, "j", "enter", until="The configuration is not changed")
         assert pilot.app.state.document.dumps() == before  # type: ignore[attr-defined]
 
@@ -313,21 +282,11 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
     (directory / name).write_text("{% for m in messages %}" + HOSTILE + "{{ m.content }}<|im_end|>{% endfor %}")
     row = {"prompt": HOSTILE, "completion": HOSTILE}
     (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    path = directory / "tickets.toml"
-    path.write_text(path.read_text() + f"\n[template]\nfile = {json.dumps(name)}\n")
-    async with templates(directory, (60, 20)) as (pilot, screen):
+    append(directory, f"\n[template]\nfile = {json.dumps(name)}\n")
+    async with templates(directory, (60, 20)) as (pilot, _):
         for _ in range(4):
             assert not FORBIDDEN & set(screen_text(pilot.app))
             await press(pilot, "j")
         await press(pilot, "g", "j")
-        assert screen.current is not None
         assert "[/]i[bold]j" in screen_text(pilot.app).replace("\n", "")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-
-
-async def test_a_template_that_is_no_jinja_is_not_chosen(directory: Path) -> None:
-    (directory / "mine.jinja").write_text("{% if")
-    append(directory, '\n[template]\nfile = "mine.jinja"\n')
-    async with templates(directory) as (pilot, screen):
-        await press(pilot, "enter", until=lambda: "Fix it" in words(pilot))
-        assert pilot.app.screen is screen

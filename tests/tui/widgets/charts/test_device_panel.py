@@ -17,7 +17,7 @@ from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU, HOST
 from tui.glyphs import ASCII, BRAILLE
-from tui.widgets.charts.bars import draw_histogram, sparkline, tick_place
+from tui.widgets.charts.bars import draw_histogram, sparkline
 from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line, planned_memory
 
 FULL = replace(
@@ -122,15 +122,16 @@ def test_a_lost_card_says_why() -> None:
     assert len(text_of(lost, 60)[0]) == 60
 
 
-@cases(("share", "cell"), [(None, None), (0.0, None), (0.001, 0), (0.5, 4), (0.99, 7), (1.0, 7), (1.2, None)])
-def test_the_mark_of_the_plan_stands_in_the_bar(share: float | None, cell: int | None) -> None:
-    assert tick_place(share, 8) == cell
-
-
-@cases(("used", "bar"), [(0, "....:..."), (6, "##..:..."), (13, "####:..."), (24, "####:###")])
-def test_the_mark_takes_a_cell_of_the_bar(used: int, bar: str) -> None:
+@cases(
+    ("used", "planned", "bar"),
+    [
+        *((0, 13, "....:..."), (6, 13, "##..:..."), (13, 13, "####:..."), (24, 13, "####:###")),
+        *((24, 0, "########"), (0, 0.02, ":......."), (0, 24, ".......:"), (0, 29, "........")),
+    ],
+)
+def test_the_mark_of_the_plan_takes_a_cell_of_the_bar(used: int, planned: float, bar: str) -> None:
     device = replace(GPU, memory_used=used * 10**9)
-    around = Around(lambda _: PlannedMemory(1, 13_000_000_000))
+    around = Around(lambda _: PlannedMemory(1, round(planned * 10**9)))
     (line,) = device_lines(device, 76, ASCII, around=around)
     assert f"VRAM {bar} " in line.plain
 
@@ -166,13 +167,18 @@ def test_without_a_plan_or_a_meter_there_is_no_figure() -> None:
     assert planned_memory(memory, replace(CARD, memory_total=None), 7) is None
 
 
-def test_labels_are_evenly_spaced() -> None:
+def test_a_histogram_has_evenly_spaced_labels_and_every_bar() -> None:
     buckets = [Bucket(low, low + 80, 57 if not low else 0) for low in range(0, 1280, 80)]
     axis = draw_histogram(buckets, 76, 5)[-1]
     places = [match.start() for match in re.finditer(r"[\d,]+", axis)]
     assert len(places) > 4
     assert len({after - before for before, after in itertools.pairwise(places)}) == 1
     assert "1,120 tokens" in axis
+    lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
+    assert lines[0].startswith("1,000┤███")
+    assert "▁" in lines[3], "every bar that has rows is seen"
+    assert all(len(line) <= 40 for line in lines[:5])
+    assert draw_histogram([], 40, 4) == []
 
 
 @cases(

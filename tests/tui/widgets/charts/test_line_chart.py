@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from textual.geometry import Region
 
 from core.runs.record.series import Series
 from tests.cases import cases
-from tests.tui.harness import Stage, screen_lines, wait_for
+from tests.tui.harness import Stage
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
-from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, ChartMark, Curve, short_time, short_tokens
+from tui.widgets.charts import plot_geometry as geometry
+from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
 from tui.widgets.charts.line_chart import FEWEST, LineChart, Zoom
 from tui.widgets.charts.plot_geometry import Scale
 
@@ -89,10 +91,10 @@ def falling(count: int) -> Series:
     return series([2.0 * math.exp(-step / 30) + 0.4 for step in range(count)])
 
 
-def draw(data: ChartData, size: tuple[int, int] = (60, 14), glyphs: GlyphSet = BRAILLE) -> list[str]:
+def draw(data: ChartData, size: tuple[int, int] = (60, 14), glyphs: GlyphSet = BRAILLE, log: bool = False) -> list[str]:
     """The lines of a chart."""
     chart = LineChart(glyphs)
-    chart.data = data
+    chart.data, chart.log_axis = data, log
     return ["".join(character for character, _ in row) for row in chart._draw(*size).cells]
 
 
@@ -117,38 +119,12 @@ def test_the_probe_has_a_mark_of_its_own_and_a_place_on_the_axis() -> None:
     assert ChartData(falling(60), total_steps=60, probe=probe).version != ChartData(falling(60), total_steps=60).version
 
 
-def test_a_short_run_is_one_line_of_its_own_values() -> None:
-    data = ChartData(falling(20), total_steps=25, marks=[ChartMark(20, "stopped")], is_over=True)
-    lines = draw(data, size=(80, 14))
-    assert "loss ━" in lines[0]
-    assert "smoothed" not in lines[0]
-    assert "▼ stopped" in lines[1]
-    assert lines[-1].endswith("step 25")
-
-
-def test_raw_values_are_a_line_of_their_own_below_the_smoothed_one() -> None:
-    chart = LineChart()
-    chart.data = ChartData(series([1.0 + step % 2 for step in range(100)]), total_steps=100)
-    frame = chart._draw(80, 20)
-    styles = [[cell[1] for cell in row] for row in frame.cells]
-    assert sum(row.count("raw") for row in styles) > 300
-    smooth = [y for y, row in enumerate(styles[1:]) for style in row[20:] if style == "smooth"]
-    assert len(smooth) > 50
-    assert 5 <= min(smooth) <= max(smooth) <= 12, "in the middle of what goes up and down"
-
-
-async def test_the_log_axis_is_named_and_has_powers() -> None:
-    chart = LineChart()
-    chart.data = ChartData(series([10.0 ** (2 - step / 15) for step in range(60)]), total_steps=60)
-    app = Stage(chart)
-    async with app.run_test(size=(80, 20)) as pilot:
-        await pilot.pause()
-        assert "log axis" not in screen_lines(app)[0]
-        chart.log_axis = True
-        await wait_for(pilot, lambda: "log axis" in screen_lines(app)[0])
-        text = "\n".join(screen_lines(app))
-        for label in ("0.1┤", " 1┤", "10┤"):
-            assert label in text
+def test_the_log_axis_is_named_and_has_powers() -> None:
+    data = ChartData(series([10.0 ** (2 - step / 15) for step in range(60)]), total_steps=60)
+    lines = draw(data, (80, 20), log=True)
+    assert "log axis" in lines[0]
+    assert "log axis" not in draw(data, (80, 20))[0]
+    assert all(label in "\n".join(lines) for label in ("0.1┤", " 1┤", "10┤"))
 
 
 @cases("size", [(1, 1), (11, 3), (12, 4), (13, 6), (20, 5), (200, 50)])
@@ -239,6 +215,89 @@ def test_ticks_are_few_inside_and_rising(axis: object, span: int) -> None:
     assert len({label for _, label in ticks}) == len(ticks)
 
 
-def test_labels_of_tokens_and_times_are_short() -> None:
-    assert [short_tokens(count) for count in (0, 800, 20_000, 1_500_000, 2e9)] == ["0", "800", "20k", "1.5M", "2B"]
-    assert [short_time(seconds) for seconds in (0.5, 30, 300, 5400, 7200)] == ["0.5s", "30s", "5m", "1h 30m", "2h"]
+# Scales and ticks, without a widget.
+
+VALUES = st.lists(st.floats() | st.floats(1e-3, 1e3), min_size=1, max_size=4)
+
+
+@given(VALUES, st.integers(2, 40), st.sampled_from([1, 2, 4]), st.booleans())
+@example([1.7e308, -1.7e308], 10, 4, False)
+@example([5e-324, 1.7e308], 10, 4, True)
+@example([1e6, 1e6 + 1e-6], 10, 4, False)
+@example([-288230376151711745, -2.8823037615171174e17], 10, 4, False)  # unequal, yet nothing apart as floats
+def test_an_axis_has_evenly_spaced_labels_and_holds_every_value(
+    values: list[float], rows: int, dots: int, log: bool
+) -> None:
+    axis = geometry.value_axis(values, rows, dots, log)
+    scale = axis.scale
+    assert scale.low < scale.high
+    places = [row for row, _ in axis.ticks]
+    assert all(0 <= row < rows for row in places)
+    assert len({b - a for a, b in pairwise(places)}) <= 1
+    for value in values:
+        if math.isfinite(value) and 1e-290 < abs(value) < 1e290 and (value > 0 or not scale.log):
+            position = (value - scale.low) / (scale.high - scale.low) if not scale.log else 0.5
+            assert -0.02 - 1 / (rows * dots) <= position <= 1.02 + 1 / (rows * dots)
+
+
+@cases(
+    ("values", "rows", "log", "labels"),
+    [
+        ([0.38, 2.4], 10, False, ["0.5", "1.0", "1.5", "2.0", "2.5"]),
+        ([0.05, 4.1], 12, False, ["0", "2", "4"]),
+        ([2.4, 2.5], 8, False, ["2.40", "2.45", "2.50"]),
+        ([0.01, 90.0], 14, True, ["0.01", "0.1", "1", "10", "100"]),
+        ([0.03, 4.3], 30, True, ["0.05", "0.1", "0.2", "0.5", "1", "2", "5"]),
+        ([0.4, 2.5], 10, True, ["0.5", "1.0", "2.0"]),
+        ([100, 42_000], 10, False, ["0", "10k", "20k", "30k", "40k"]),
+        ([1e-5, 0.01], 10, True, ["1e-5", "1e-4", "1e-3", "1e-2"]),
+    ],
+)
+def test_labels_of_an_axis_are_round(values: list[float], rows: int, log: bool, labels: list[str]) -> None:
+    axis = geometry.value_axis(values, rows, 4, log)
+    assert geometry.tick_labels([value for _, value in axis.ticks]) == labels
+    # Each stands at the row that a dot of its value is in.
+    for row, value in axis.ticks:
+        dot = axis.scale.dot(value, rows * 4)
+        assert dot is not None
+        assert abs(dot - (row * 4 + 2)) <= 2
+
+
+def test_a_log_axis_needs_something_positive() -> None:
+    assert geometry.value_axis([-1.0, 0.0], 10, 4, log=True).scale.log is False
+    scale = geometry.value_axis([0.0, 0.01, 10.0], 10, 4, log=True).scale
+    assert scale.log
+    assert scale.fraction(0.0) is None
+    assert scale.low <= 0.01 < 10.0 <= scale.high * 1.2
+
+
+def test_a_new_extreme_mostly_leaves_the_axis_alone() -> None:
+    scales = {geometry.value_axis([2.4, 0.9 - step * 0.001], 12, 4).scale for step in range(400)}
+    assert len(scales) < 12
+
+
+@cases(
+    ("last", "total", "high"),
+    [(1, 120, 61), (34, 120, 120), (120, 120, 120), (1, 50, 50), (300, 5000, 801), (700, 5000, 5000)],
+)
+def test_the_step_window_grows_towards_the_total(last: int, total: int, high: float) -> None:
+    assert geometry.step_window(1, last, total).high == high
+    assert geometry.step_window(1, last, total, is_over=True).high == total
+
+
+def test_the_step_window_moves_in_few_jumps() -> None:
+    ends = {geometry.step_window(1, last, 5000).high for last in range(1, 5001)}
+    assert len(ends) < 25
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.booleans())
+def test_the_step_window_holds_every_step(first: int, more: int, total: int, over: bool) -> None:
+    window = geometry.step_window(first, first + more, total, is_over=over)
+    assert window.low <= first
+    assert first + more <= window.high
+    assert window.low < window.high
+
+
+def test_ends_further_apart_than_a_float_reaches_make_an_axis() -> None:
+    scale = Scale(-1e308, 1e308)
+    assert [scale.dot(value, 21) for value in (-1e308, 0.0, 1e308)] == [0, 10, 20]

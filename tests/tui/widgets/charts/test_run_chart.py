@@ -47,18 +47,6 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> RunView:
     return run_of(tmp_path_factory.mktemp("home"))
 
 
-def test_every_curve_comes_in_turn_and_back(view: RunView) -> None:
-    chart, history, names = RunChart(), view.history, []
-    for _ in range(7):
-        names.append(chart.main(history).name)
-        chart.turn(history, 1)
-    wanted = ["loss", "learning_rate", "grad_norm", "tokens_per_second", "temperature", "power", "memory"]
-    assert names == wanted == curves_of(history)
-    assert chart.main(history).name == "loss"
-    chart.turn(history, -1)
-    assert chart.data(view).measured == Measured(history.device_memory, "VRAM", "GB")
-
-
 def test_a_second_curve_is_never_the_first_one_and_ends_with_none(view: RunView) -> None:
     chart, history, names = RunChart(), view.history, []
     for _ in range(7):
@@ -72,6 +60,8 @@ def test_a_second_curve_is_never_the_first_one_and_ends_with_none(view: RunView)
     chart.turn(history, 1)
     assert chart.main(history).name == "learning_rate"
     assert chart.second(history) is None
+    chart.turn(history, -2)
+    assert chart.data(view).measured == Measured(history.device_memory, "VRAM", "GB"), "the last curve"
 
 
 def test_a_curve_that_the_next_run_lacks_waits_for_one_that_has_it(view: RunView, tmp_path: Path) -> None:
@@ -99,19 +89,6 @@ def test_each_curve_has_its_own_kind_of_axis_and_temperatures_a_linear_one(view:
     second = chart.data(view).second
     assert second is not None
     assert (second.name, second.log) == ("loss", True)
-
-
-def test_the_second_curve_is_dotted_and_the_first_one_whole() -> None:
-    flat = series([1.0] * 60)
-    data = ChartData(flat, total_steps=60, second=Measured(series([5.0 + step for step in range(60)]), "power", "W"))
-    frame = LineChart()
-    frame.data = data
-    cells = [cell for row in frame._draw(80, 14).cells for cell in row]
-    assert {character for character, style in cells if style == "smooth"} & set(BRAILLE.line[1:])
-    dotted = {BRAILLE.points.index(character) for character, style in cells if style == "second" and character != "┈"}
-    assert dotted
-    assert all(pattern & ~BRAILLE.sparse == 0 for pattern in dotted)
-    assert not any(style == "raw" for _, style in cells), "three lines in one place cannot be told apart"
 
 
 def test_marks_have_a_glyph_and_a_word_for_each_kind() -> None:

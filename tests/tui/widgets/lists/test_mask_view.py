@@ -15,12 +15,10 @@ from rich.style import Style
 from textual.pilot import Pilot
 from wcwidth import wcswidth
 
-from core.analysis.result import Bucket
 from tests.cases import cases
 from tests.tui.data_panes import configuration, data_pane, write_lines
 from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
-from tui.widgets.charts.bars import draw_histogram
 from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
 
@@ -267,11 +265,3 @@ def test_no_line_is_wider_than_the_view(width: int) -> None:
     lines = list(wrap_pieces(pieces, width))
     assert all(cell_len("".join(piece.text for piece in line)) <= max(width, 2) for line in lines)
     assert "".join(piece.text for line in lines for piece in line) == "".join(p.text for p in pieces).replace("\n", "⏎")
-
-
-def test_a_histogram_shows_every_bar_that_has_rows() -> None:
-    lines = draw_histogram([Bucket(0, 10, 1000), Bucket(10, 20, 0), Bucket(20, 30, 1)], 40, 4)
-    assert lines[0].startswith("1,000┤███")
-    assert "▁" in lines[3]
-    assert all(len(line) <= 40 for line in lines[:5])
-    assert draw_histogram([], 40, 4) == []
