@@ -45,20 +45,12 @@ def evaluate(model: Any) -> None:
         SupervisedLoss(model)(IDS, LEARNED)
 
 
-def test_qlora_is_nf4_with_double_quantization_in_blocks_of_64(tiny_model_dir: Path) -> None:
-    model = load(tiny_model_dir).model
-    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    assert len(layers) == 14
-    for layer in layers:
-        state = layer.weight.quant_state
-        assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
-        assert layer.compute_dtype == torch.bfloat16
-
-
 @cases("method", ["qlora", "lora"])
 def test_only_adapters_are_trained_in_fp32_and_the_base_keeps_its_dtype(tiny_model_dir: Path, method: str) -> None:
     model = load(tiny_model_dir, method).model
     base = model.get_base_model()
+    kinds = {layer.weight.quant_state.quant_type for layer in model.modules() if isinstance(layer, bnb.nn.Linear4bit)}
+    assert kinds == ({"nf4"} if method == "qlora" else set())
     assert base.get_input_embeddings().weight.dtype == torch.bfloat16
     assert base.get_output_embeddings().weight.dtype == torch.bfloat16
     assert base.model.norm.weight.dtype == torch.bfloat16
@@ -77,15 +69,6 @@ def test_neither_an_evaluation_nor_activation_checkpointing_changes_gradients(ti
     torch.testing.assert_close(gradient(model), untouched, atol=1e-5, rtol=1e-4)
     set_gradient_checkpointing(model, False)
     torch.testing.assert_close(gradient(model), untouched)
-
-
-def test_the_same_seed_gives_the_same_adapters(tiny_model_dir: Path) -> None:
-    def fresh(seed: int) -> list[torch.nn.Parameter]:
-        loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
-        return trainable_parameters(attach_adapters(loaded.model, MethodSection(), seed=seed))
-
-    assert all(map(torch.equal, fresh(1), fresh(1)))
-    assert not all(map(torch.equal, fresh(1), fresh(2)))
 
 
 def test_fp16_on_a_cpu_and_a_directory_without_a_model_are_refused(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_the_plan_is_what_torch_allocates(
 
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
-    long_but([("llama", False), ("qwen3", True)], itertools.product(["llama", "qwen3"], [False, True])),
+    long_but([("llama", False)], itertools.product(["llama", "qwen3"], [False, True])),
 )
 def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
     assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
@@ -237,7 +237,7 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Model
 
 @pytest.mark.parametrize(
     ("method", "keep"),
-    long_but([("qlora", "on"), ("lora", "off")], itertools.product(["qlora", "lora"], ["on", "off"])),
+    long_but([("qlora", "on")], itertools.product(["qlora", "lora"], ["on", "off"])),
 )
 def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, keep: Literal["on", "off"]) -> None:
     trained = {"name": method, "train_for": "q4_0"}
@@ -248,9 +248,7 @@ def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, ke
     assert_planned(config, loaded, rel=0.15)
 
 
-@pytest.mark.parametrize(
-    ("kept", "supervised"), long_but([(1, 1.0), (5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0]))
-)
+@pytest.mark.parametrize(("kept", "supervised"), long_but([(5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0])))
 def test_kept_layers_beside_recomputed_layers_are_planned(kept: int, supervised: float, model_of: ModelOf) -> None:
     config = config_of(model_of("deep"), checkpointing=True)
     loaded = prepare(config)
