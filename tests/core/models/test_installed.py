@@ -28,7 +28,7 @@ from core.models.installed import (
     transformers_version,
 )
 from core.models.sandboxed import check_base, inspect_model
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.measured_here import measured_here
 
@@ -85,23 +85,6 @@ def test_without_transformers_nothing_is_refused(monkeypatch: pytest.MonkeyPatch
 
 __all__ = ["measured_here"]
 
-DELTA = ("fla", "causal_conv1d")
-CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}, DELTA),
-    ({"model_type": "qwen3_5_moe_text", "layer_types": ["linear_attention", "full_attention"]}, DELTA),
-    ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, ("causal_conv1d",)),
-    ({"model_type": "lfm2", "layer_types": ["full_attention"]}, ()),
-    ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, ("causal_conv1d", "mamba_ssm")),
-    ({"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]}, ()),
-    ({"model_type": "nemotron_h", "layers_block_type": ["mamba", "mlp"]}, ("causal_conv1d", "mamba_ssm")),
-    ({"model_type": "falcon_h1"}, ("causal_conv1d", "mamba_ssm")),
-    ({"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]}, ()),
-    ({"model_type": "llama"}, ()),
-    ({"model_type": "../../etc"}, ()),
-    ({"model_type": "no_such_family"}, ()),
-    ({}, ()),
-]
-
 
 @pytest.fixture
 def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +92,11 @@ def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in KERNELS else find(name))
 
 
-@cases(("config", "expected"), CASES)
+@cases(("config", "expected"), tables(__file__)["kernels"])
 @pytest.mark.usefixtures("none_installed")
-def test_kernels_that_a_model_would_use(config: dict[str, Any], expected: tuple[str, ...]) -> None:
+def test_kernels_that_a_model_would_use(config: dict[str, Any], expected: list[str]) -> None:
     missing = missing_kernels(config)
-    assert tuple(kernel.package for kernel in missing) == expected
+    assert [kernel.package for kernel in missing] == expected
     sentence = tell_missing(missing)
     assert all(kernel.distribution in sentence for kernel in missing)
     assert bool(sentence) == bool(expected)

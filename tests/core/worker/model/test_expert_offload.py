@@ -112,18 +112,18 @@ def test_training_evaluation_and_answers_are_bit_equal(
     assert device.copies["back"] > 0
 
 
+def copies_of(device: PromptDevice, work: Any) -> int:
+    before = device.copies["back"]
+    work()
+    return device.copies["back"] - before
+
+
 def test_each_layer_is_copied_once_forward_and_once_backward(tmp_path: Path, device: PromptDevice) -> None:
     """Of a model of six layers, with activations recomputed; the two at the turn stay where they are."""
     loaded = load(write_family("qwen3_moe", tmp_path / "deep", num_hidden_layers=6), there=True)
     model = attach_adapters(loaded.model, MethodSection(rank=2, target_experts="off"), seed=0)
     model.train()
     set_gradient_checkpointing(model, True)
-
-    def copies(work: Callable[[], Any]) -> int:
-        before = device.copies["back"]
-        work()
-        # Of both matrices of a layer.
-        return (device.copies["back"] - before) // 2
 
     def step() -> None:
         model(input_ids=IDS).logits.float().square().mean().backward()
@@ -132,11 +132,12 @@ def test_each_layer_is_copied_once_forward_and_once_backward(tmp_path: Path, dev
         with torch.no_grad():
             model(input_ids=IDS)
 
-    assert copies(step) == 6 + 4
-    assert copies(step) == 4 + 4
+    # Two matrices of each layer.
+    assert copies_of(device, step) == 2 * (6 + 4)
+    assert copies_of(device, step) == 2 * (4 + 4)
     # Without a backward pass the first layer is on its way for the next pass.
-    assert copies(look) == 4 + 1
-    assert copies(look) == 6
+    assert copies_of(device, look) == 2 * (4 + 1)
+    assert copies_of(device, look) == 2 * 6
     mover = loaded.offload.mover if loaded.offload is not None else None
     assert mover is not None
     assert len(mover._buffers) == 2
@@ -258,12 +259,6 @@ def test_the_device_sees_each_layers_own_weights_in_any_order_of_its_work(seeds:
         device.run(order)
         assert len(run.seen) >= 2 * (3 * DEPTH), seed
         assert all(run.seen), seed
-
-
-def copies_of(device: PromptDevice, work: Any) -> int:
-    before = device.copies["back"]
-    work()
-    return device.copies["back"] - before
 
 
 def test_a_layer_is_copied_once_for_each_direction_and_is_there_before_it_is_asked_for() -> None:

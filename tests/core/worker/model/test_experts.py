@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, core_model_loading
 from core.config.schema import MethodSection
 from core.memory.sizes import NF4_TABLES, quantized_bytes
 from core.models.description import auto_class, read_description
+from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.fused.experts import grouped_product
 from core.worker.model import experts_implementation as experts
-from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
+from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import (
     BLOCK,
@@ -70,23 +71,6 @@ def test_experts_of_a_layer_stay_in_16_bit_where_that_is_asked_for(
     assert torch.isfinite(model(input_ids=IDS).logits).all()
 
 
-class _Alive:
-    """Bytes that were read from files and are still there."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def track(self, tensor: torch.Tensor) -> torch.Tensor:
-        size = tensor.numel() * tensor.element_size()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(tensor, self._gone, size)
-        return tensor
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
 @cases("layers", [2, 6])
 @cases("fused", [False, True])
 def test_at_most_one_expert_is_in_memory_unquantized(
@@ -99,17 +83,20 @@ def test_at_most_one_expert_is_in_memory_unquantized(
         save_file(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
         )
-    alive, read = _Alive(), core_model_loading._materialize_copy
-    monkeypatch.setattr(
-        core_model_loading, "_materialize_copy", lambda *args, **kwargs: alive.track(read(*args, **kwargs))
-    )
+    alive: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
     during: list[int] = []
-    quantize = bnb.functional.quantize_4bit
+    read, quantize = core_model_loading._materialize_copy, bnb.functional.quantize_4bit
+
+    def seen(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = read(*args, **kwargs)
+        alive[id(tensor)] = tensor
+        return tensor
 
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        during.append(alive.now)
+        during.append(sum(tensor.nbytes for tensor in alive.values()))
         return quantize(*args, **kwargs)
 
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", seen)
     monkeypatch.setattr(bnb.functional, "quantize_4bit", tracked)
     load_model(tmp_path, method="qlora", precision="fp32", device="cpu", tokenizer=object())
     # Embeddings, head, norms and routers stay as they are read.
@@ -207,15 +194,24 @@ def test_nothing_of_the_weights_is_kept_for_backward() -> None:
     assert sum(kept) < 8 * (6 * 256 + 2 * 128)
 
 
-def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
-    """Logits, and the gradients of all adapters, whose matrices up are not zero as they are at first."""
-    loaded = load_model(base, method=method, precision="fp32", device="cpu", for_training=True)
-    adapters = MethodSection(name=method, rank=4, target_experts=target_experts)  # type: ignore[arg-type]
-    model = attach_adapters(loaded.model, adapters, seed=1)
-    torch.manual_seed(2)
+def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
+    section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
+    return attach_adapters(load(base, name, precision), section, seed=seed)
+
+
+def disturb(model: Any, seed: int = 1) -> None:
+    """Values that make a difference, for the adapters."""
+    draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trainable_parameters(model):
-            parameter.normal_(std=0.1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=draws) * 0.05)
+
+
+def step_of(base: Path, method: str, target_experts: str) -> list[torch.Tensor]:
+    """Logits, and the gradients of all adapters, whose matrices up are not zero as they are at first."""
+    model = adapt(base, method, target_experts=target_experts)
+    disturb(model)
     model.train()
     set_gradient_checkpointing(model, True)
     logits = model(input_ids=IDS).logits
@@ -234,30 +230,19 @@ def test_a_step_is_the_same_grouped_and_one_by_one(
     name: str, method: str, target_experts: str, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = step_of(base_of(name), method, target_experts)
-    product = mock.Mock(wraps=grouped_product)
+    product, block = mock.Mock(wraps=grouped_product), mock.Mock(wraps=experts._block)
     monkeypatch.setattr(experts, "is_grouped", lambda _: True)
     monkeypatch.setattr(experts, "grouped_product", product)
+    monkeypatch.setattr(experts, "experts_at_once", lambda *_: 3)
+    monkeypatch.setattr(experts, "_block", block)
     grouped = step_of(base_of(name), method, target_experts)
     assert product.called
+    if method == "qlora":
+        assert max(len(numbers) for (_, _, numbers), _ in block.call_args_list) <= 3
     for wanted, found in zip(single, grouped, strict=True):
         assert (found is None) == (wanted is None)
         if wanted is not None:
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-@cases("at_once", [1, 3, 8])
-def test_blocks_of_dequantized_experts_are_bounded(
-    at_once: int, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    single = step_of(base_of("qwen3_moe"), "qlora", "off")
-    block = mock.Mock(wraps=experts._block)
-    monkeypatch.setattr(experts, "is_grouped", lambda _: True)
-    monkeypatch.setattr(experts, "experts_at_once", lambda *_: at_once)
-    monkeypatch.setattr(experts, "_block", block)
-    grouped = step_of(base_of("qwen3_moe"), "qlora", "off")
-    assert max(len(numbers) for (_, _, numbers), _ in block.call_args_list) <= at_once
-    for wanted, found in zip(single, grouped, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @cases("shape", [(5, 64, 96), (3, 24, 64), (4, 10, 20), (2, 256, 192)])
@@ -273,27 +258,6 @@ def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dt
         together = weight.block(numbers)
         assert together.dtype == dtype
         assert torch.equal(together, torch.stack([weight.expert(number) for number in numbers]))
-
-
-def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
-    section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
-    return attach_adapters(load(base, name, precision), section, seed=seed)
-
-
-def disturb(model: Any, seed: int = 1) -> None:
-    """Values that make a difference, for the adapters."""
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=draws) * 0.05)
-
-
-def save(model: Any, folder: Path) -> Path:
-    state, config = adapter_state(model)
-    config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -314,7 +278,8 @@ def test_peft_by_itself_loads_what_is_saved(
         with model.disable_adapter():
             untouched = model(input_ids=IDS).logits
     assert (found - untouched).abs().max() > 0.1
-    saved = save(model, tmp_path / "adapter")
+    saved = tmp_path / "adapter"
+    save_adapter(model, saved)
     again = load(base_of(name), "lora", adapter=saved)
     whole = getattr(transformers, auto_class(read_description(base_of(name) / "config.json") or {}))
     plain = whole.from_pretrained(base_of(name), dtype=torch.float32)
@@ -331,7 +296,7 @@ def test_peft_by_itself_loads_what_is_saved(
     gradients = _gradients(model)
     assert gradients.keys() == wanted.keys()
     for key, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=5e-5)
 
 
 def _gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -362,23 +327,14 @@ def test_dropout_drops_inputs_of_adapters_in_training_alone(base_of: Callable[[s
         assert torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_a_state_is_put_back_to_the_bit(base_of: Callable[[str], Path]) -> None:
-    model = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16")
-    disturb(model)
-    other = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16", seed=5)
-    state = {name: tensor.clone() for name, tensor in adapter_state(model)[0].items()}
-    assert load_state(other, state) == []
-    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
-        assert torch.equal(one, two), name
-
-
 def test_a_second_adapter_goes_beside_the_first(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     base = base_of("glm4_moe_lite")
     folders = []
     for seed in (1, 2):
         model = adapt(base)
         disturb(model, seed)
-        folders.append(save(model, tmp_path / f"adapter-{seed}"))
+        folders.append(tmp_path / f"adapter-{seed}")
+        save_adapter(model, folders[-1])
     alone = [
         load_adapter(load(base, "lora"), folder, trainable=False).eval()(input_ids=IDS).logits for folder in folders
     ]

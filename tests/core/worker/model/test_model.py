@@ -15,7 +15,6 @@ from core.worker.model.model import (
     LoadedModel,
     evaluation_mode,
     load_model,
-    set_gradient_checkpointing,
     trainable_parameters,
 )
 from tests.cases import cases
@@ -40,11 +39,6 @@ def gradient(model: Any) -> torch.Tensor:
     return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
-def evaluate(model: Any) -> None:
-    with evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        SupervisedLoss(model)(IDS, LEARNED)
-
-
 @cases("method", ["qlora", "lora"])
 def test_only_adapters_are_trained_in_fp32_and_the_base_keeps_its_dtype(tiny_model_dir: Path, method: str) -> None:
     model = load(tiny_model_dir, method).model
@@ -60,14 +54,11 @@ def test_only_adapters_are_trained_in_fp32_and_the_base_keeps_its_dtype(tiny_mod
     assert all(".lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def test_neither_an_evaluation_nor_activation_checkpointing_changes_gradients(tiny_model_dir: Path) -> None:
+def test_an_evaluation_changes_no_gradients(tiny_model_dir: Path) -> None:
     model = load(tiny_model_dir).model
     untouched = gradient(model)
-    evaluate(model)
-    torch.testing.assert_close(gradient(model), untouched)
-    set_gradient_checkpointing(model, True)
-    torch.testing.assert_close(gradient(model), untouched, atol=1e-5, rtol=1e-4)
-    set_gradient_checkpointing(model, False)
+    with evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        SupervisedLoss(model)(IDS, LEARNED)
     torch.testing.assert_close(gradient(model), untouched)
 
 
