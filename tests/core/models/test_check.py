@@ -23,6 +23,7 @@ from tests.core.models.spoiling import (
     read_safetensors,
     split_weights,
     write_safetensors,
+    write_zeros,
 )
 from tests.unprivileged import unprivileged
 
@@ -164,7 +165,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config.json": (_without("config.json"), "no config.json"),
     "no tokenizer": (_without("tokenizer.json"), "no tokenizer"),
     "no weights": (_without("model.safetensors"), r"has no model\.safetensors"),
-    "empty": (lambda model: [path.unlink() for path in model.iterdir()], "is empty"),
+    "empty": (lambda model: list(map(Path.unlink, model.iterdir())), "is empty"),
     "config.json a loop": (_without("config.json", _looped), "Too many levels of symbolic links"),
     "weights a loop": (_without("model.safetensors", _looped), "not a file that is there"),
     "config.json a pipe": (_without("config.json", os.mkfifo), "it is a named pipe"),
@@ -244,20 +245,12 @@ def test_what_is_no_record_is_none(tmp_path: Path, content: bytes) -> None:
     assert read_record(tmp_path) is None
 
 
-def write_adapter(directory: Path, factors: dict[str, tuple[int, ...]], **config: Any) -> Path:
+def write_adapter(directory: Path, factors: dict[str, tuple[int, ...]]) -> Path:
     """An adapter with factors of these shapes."""
     directory.mkdir(exist_ok=True)
-    header: dict[str, Any] = {}
-    place = 0
-    for name, (rows, columns) in factors.items():
-        end = place + 4 * rows * columns
-        entry = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [place, end]}
-        header[f"base_model.model.{name}.weight"] = entry
-        place = end
-    write_safetensors(directory / "adapter_model.safetensors", header, bytes(place))
-    edit_json(
-        directory / "adapter_config.json", **{"peft_type": "LORA", "base_model_name_or_path": "org/base-7b"} | config
-    )
+    shapes = {f"base_model.model.{name}.weight": shape for name, shape in factors.items()}
+    write_zeros(directory / "adapter_model.safetensors", shapes)
+    edit_json(directory / "adapter_config.json", peft_type="LORA", base_model_name_or_path="org/base-7b")
     return directory
 
 

@@ -38,7 +38,7 @@ def _no_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_in(directory: Path, *, weights: bool = True) -> Path:
     """A directory with the files of a model, as far as their names go."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text("{}")
     (directory / "tokenizer.json").write_text("{}")
     if weights:
@@ -264,20 +264,14 @@ def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
         assert fetchable(text) is None
 
 
-def prepared(name: str) -> Path:
-    directory = paths.make_private_dir(paths.models_dir() / name)
-    (directory / "config.json").write_text("{}")
-    return directory
-
-
 def test_a_model_is_found_by_directory_name_and_hub_id(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     assert find_model("own", tmp_path) == tmp_path / "own"
     assert find_model(str(tmp_path / "own")) == tmp_path / "own"
     assert find_model("own") is None
     assert find_model("mine") is None
-    assert prepared("mine") == find_model("mine")
-    fetched = prepared("org--model")
+    assert model_in(paths.models_dir() / "mine") == find_model("mine")
+    fetched = model_in(paths.models_dir() / "org--model")
     assert find_model("org/model") == find_model("hf://org/model") == fetched
     assert find_model("hf://org/model@v1") is None
     assert find_model("hf://datasets/org/model") is None
@@ -291,7 +285,7 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     gguf.write_bytes(b"GGUF")
     assert find_model(str(gguf)) is None
     assert "not converted yet" in missing_model(str(gguf)).message
-    directory = prepared("My-model-0123")
+    directory = model_in(paths.models_dir() / "My-model-0123")
     record = {"identity": gguf_identity(gguf), "files": {"config.json": 2}}
     (directory / "localtune.json").write_text(json.dumps(record))
     assert find_model(str(gguf)) == find_model("My model.gguf", tmp_path) == directory
@@ -334,7 +328,7 @@ def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monke
 def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(paths.home() / "hub"))
-    prepared("my-model")
+    model_in(paths.models_dir() / "my-model")
     (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True, exist_ok=True)
     assert close_name(name) == meant
     hint = missing_model(name).hint
@@ -345,7 +339,7 @@ def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch
 def test_a_model_is_here_if_a_run_can_take_it(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     (tmp_path / "own").mkdir()
-    prepared("mine")
+    model_in(paths.models_dir() / "mine")
     here = (STARTER_NAME, "a.gguf", "own", "mine", str(tmp_path / "own"), "")
     names = (*here, "b.gguf", "other", "org/model", "hf://org/model", "a\x00b")
     assert tuple(name for name in names if is_model_here(name, tmp_path)) == here

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from core.models.description import is_tied
 from core.models.find import locate_model
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.core.models.spoiling import write_zeros
 from tests.families.tiny import write_family
 from tests.measured_here import measured_here
 
@@ -145,19 +145,6 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_header(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A safetensors file as long as it says, without anything in it."""
-    entries, at = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + at)
-
-
 def test_a_directory_with_nothing_but_a_configuration_is_enough(model: Path) -> None:
     architecture = load_architecture(locate_model(str(model)))
     assert architecture.depth == 1
@@ -166,9 +153,9 @@ def test_a_directory_with_nothing_but_a_configuration_is_enough(model: Path) -> 
 
 def test_weights_count_exactly_over_all_files(model: Path) -> None:
     plain = load_architecture(model)
-    write_header(model / "model-1.safetensors", {"model.embed_tokens.weight": [49152, 576]})
+    write_zeros(model / "model-1.safetensors", {"model.embed_tokens.weight": [49152, 576]})
     rest = plain.parameters - 49152 * 576
-    write_header(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
+    write_zeros(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
     architecture = load_architecture(model)
     # Tensors beyond the structure are of parts that are not loaded.
     assert architecture.parameters == plain.parameters
@@ -182,7 +169,7 @@ def test_weights_count_exactly_over_all_files(model: Path) -> None:
 def test_a_tied_head_that_is_saved_is_not_counted_twice(model: Path) -> None:
     plain = load_architecture(model)
     shapes = {"lm_head.weight": [49152, 576], "everything": [plain.parameters]}
-    write_header(model / "model.safetensors", shapes)
+    write_zeros(model / "model.safetensors", shapes)
     assert load_architecture(model).parameters == plain.parameters
 
 

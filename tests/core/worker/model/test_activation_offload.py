@@ -37,33 +37,25 @@ WINDOW = list(range(8))
 LAYERS, HIDDEN = 2, 64
 
 
-class Elsewhere:
-    """Memory outside torch, and the shapes stored in it."""
-
-    def __init__(self) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-        self.offload = ActivationOffload(is_activation, self.store)
-
-    def store(self, tensor: torch.Tensor) -> torch.Tensor:
-        assert not tensor.requires_grad
-        self.shapes.append(tuple(tensor.shape))
-        return torch.from_numpy(tensor.contiguous().view(torch.uint8).numpy().copy()).view(tensor.dtype)
-
-
 class Moving(Bench):
-    """A bench whose windows have a way to move activations."""
+    """A bench whose windows can move activations into memory outside torch."""
 
     def __init__(self, directory: Path, *, dropout: float = 0.0, fail_at: int | None = None, **train: Any) -> None:
         super().__init__(directory, dropout=dropout, **train)
-        self.elsewhere = Elsewhere()
+        #: Shapes that were moved.
+        self.shapes: list[tuple[int, ...]] = []
         self.windows = Stepper(
             self.loaded,
             self.loss if fail_at is None else Failing(self.loaded.model, fail_at),
             self.rows,
-            notice=lambda code, _message, _hint: self.notices.append(code),
             objective=self.objective if fail_at is None else None,
-            offload=self.elsewhere.offload,
+            offload=ActivationOffload(is_activation, self._store),
         )
+
+    def _store(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert not tensor.requires_grad
+        self.shapes.append(tuple(tensor.shape))
+        return torch.from_numpy(tensor.contiguous().view(torch.uint8).numpy().copy()).view(tensor.dtype)
 
     def run(self, *, offload: bool, budget: int = 100) -> tuple[float, torch.Tensor]:
         self.loaded.model.zero_grad()
@@ -81,26 +73,26 @@ def test_the_inputs_of_layers_are_moved_in_training_and_nothing_else(tiny_model_
         bench.loss(ids, learned)
         with evaluation_mode(bench.loaded.model):
             bench.loss(ids, learned)
-    assert not bench.elsewhere.shapes
+    assert not bench.shapes
     bench.run(offload=True, budget=1)
-    assert len(bench.elsewhere.shapes) == LAYERS * len(WINDOW)
-    assert {shape[0] for shape in bench.elsewhere.shapes} == {1}
-    assert {shape[2] for shape in bench.elsewhere.shapes} == {HIDDEN}
+    assert len(bench.shapes) == LAYERS * len(WINDOW)
+    assert {shape[0] for shape in bench.shapes} == {1}
+    assert {shape[2] for shape in bench.shapes} == {HIDDEN}
 
 
 @cases("objective", ["sft", "dpo", "orpo", "kto"])
 def test_loss_and_gradients_are_bit_equal(tiny_model_dir: Path, objective: str) -> None:
     bench = Moving(tiny_model_dir, dropout=0.2, objective=objective)
     loss, wanted = bench.run(offload=False)
-    assert not bench.elsewhere.shapes
+    assert not bench.shapes
     moved, gradient = bench.run(offload=True)
-    assert bench.elsewhere.shapes
+    assert bench.shapes
     assert moved == loss
     assert torch.equal(gradient, wanted)
     assert bench.windows.state.offloading
-    count = len(bench.elsewhere.shapes)
+    count = len(bench.shapes)
     bench.run(offload=False)
-    assert len(bench.elsewhere.shapes) == count, "nothing moves once it is off"
+    assert len(bench.shapes) == count, "nothing moves once it is off"
     device = PromptDevice()
     offload = ActivationOffload(is_activation, mover=ActivationMover(device))
     bench.windows.checkpointing = GradientCheckpointing(bench.loaded.model, bench.windows.state, offload)
@@ -142,7 +134,7 @@ def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_
         bench.windows.run(WINDOW[:1], where="step 1")
     # First some of its layers, then all of them.
     assert bench.notices == ["memory_checkpointing", "memory_checkpointing", "memory_offload"]
-    assert len(bench.elsewhere.shapes) == LAYERS
+    assert len(bench.shapes) == LAYERS
     assert "train.max_length" in caught.value.hint
 
 
@@ -162,10 +154,6 @@ DEPTH = 5
 SHAPE = (2, 3)
 
 
-def _add_one(before: Any, block: Any) -> None:
-    np.copyto(block, before + 1.0)
-
-
 class Network:
     """Layers that add 1 to their input in forward, and record the input in backward."""
 
@@ -175,11 +163,11 @@ class Network:
 
     def forward(self, begin: float) -> list[Moved]:
         moved = []
-        hidden = self._made(lambda block: block.fill(begin))
+        hidden = self._made(lambda out: out.fill(begin))
         for _ in range(DEPTH):
             moved.append(self.mover.away(hidden))
             before = hidden.numpy()
-            hidden = self._made(partial(_add_one, before))
+            hidden = self._made(partial(np.add, before, 1.0))
             self.mover.settle()
         return moved
 
@@ -197,7 +185,7 @@ class Network:
     def _made(self, work: Any) -> torch.Tensor:
         tensor = self.device.new(SHAPE)
         block = tensor.numpy()
-        self.device.main.do(lambda: work(block))
+        self.device.main.do(lambda: work(out=block))
         return tensor
 
 
@@ -236,8 +224,7 @@ def test_a_pass_that_ended_early_leaves_nothing_behind(seeds: range) -> None:
 
 def test_one_layer_is_fetched_ahead_and_no_more() -> None:
     device = Device()
-    mover = ActivationMover(device)
-    network = Network(device, mover)
+    network = Network(device, ActivationMover(device))
     moved = network.forward(1.0)
     assert device.in_use == 0, "all inputs are on the host"
     device.most = 0

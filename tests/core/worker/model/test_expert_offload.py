@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -206,11 +207,7 @@ def test_the_store_keeps_every_byte_in_slabs(slab: int) -> None:
 
 def test_where_nothing_can_be_pinned_ordinary_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     device = PromptDevice()
-
-    def refuse(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(device, "on_host", refuse)
+    monkeypatch.setattr(device, "on_host", mock.Mock(side_effect=RuntimeError("CUDA error: out of memory")))
     store = HostStore(device, 4096)
     assert_are(store.keep(weights_of(1)).tensors(), 1)
     assert store.unpinned == store.bytes == 4096

