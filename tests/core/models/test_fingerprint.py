@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -187,21 +188,8 @@ def test_a_missing_file_is_told_and_waiting_can_be_given_up(model: Path, monkeyp
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         BaseFingerprint(model).settle()
 
-    class GivenUpError(Exception):
-        pass
-
-    def give_up() -> None:
-        raise GivenUpError
-
-    real = fingerprint._files
-    held = threading.Event()
-
-    def files(directory: Path) -> list[Path]:
-        held.wait(60)
-        return real(directory)
-
-    monkeypatch.setattr(fingerprint, "_files", files)
-    found = BaseFingerprint(model)
-    with pytest.raises(GivenUpError):
-        found.settle(give_up)
+    held, real = threading.Event(), fingerprint._files
+    monkeypatch.setattr(fingerprint, "_files", lambda directory: real(directory) if held.wait(60) else [])
+    with pytest.raises(KeyboardInterrupt):
+        BaseFingerprint(model).settle(mock.Mock(side_effect=KeyboardInterrupt))
     held.set()

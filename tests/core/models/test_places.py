@@ -23,7 +23,8 @@ from core.models.find import (
     missing_model,
 )
 from core.models.places import FoundModel, UnreadPlace, fetchable, find_models, typed_model
-from tests.cases import cases
+from tests.cases import cases, tables
+from tests.unprivileged import unprivileged
 
 DIGEST = "ab" * 32
 
@@ -37,7 +38,7 @@ def _no_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_in(directory: Path, *, weights: bool = True) -> Path:
     """A directory with the files of a model, as far as their names go."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text("{}")
     (directory / "tokenizer.json").write_text("{}")
     if weights:
@@ -142,41 +143,31 @@ def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(
     assert all(os.path.isabs(base) for base, model in listed.items() if model.source == "directory")
 
 
-def test_a_directory_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_may_not_be_read_is_told(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
-    closed.mkdir()
-    real = os.scandir
-
-    def scandir(place: Path) -> object:
-        if Path(place) == closed:
-            raise PermissionError(13, "Permission denied")
-        return real(place)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    assert unread(closed) == [f"{closed} cannot be searched: Permission denied."]
-    # Below a directory it is passed over.
-    assert unread(tmp_path) == []
+    closed.mkdir(mode=0)
+    with unprivileged():
+        assert unread(closed) == [f"{closed} cannot be searched: Permission denied."]
+        # Below a directory it is passed over.
+        assert unread(tmp_path) == []
 
 
-def test_a_search_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@cases(
+    ("limit", "value", "fewest", "most"),
+    [("MOST_MODELS", 5, 5, 5), ("MOST_ENTRIES", 40, 2, 9), ("MOST_OF_ONE", 10, 11, 11), ("MOST_SECONDS", -1.0, 0, 0)],
+)
+def test_a_search_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, fewest: int, most: int
+) -> None:
     for number in range(30):
         model_in(tmp_path / f"model-{number:02}")
     assert len(found(tmp_path)) == 31
-    monkeypatch.setattr(places, "MOST_MODELS", 5)
-    assert len(found(tmp_path)) == 5
-    monkeypatch.setattr(places, "MOST_MODELS", 1000)
-    monkeypatch.setattr(places, "MOST_ENTRIES", 40)
-    assert len(found(tmp_path)) < 10
-    monkeypatch.setattr(places, "MOST_ENTRIES", 100_000)
-    monkeypatch.setattr(places, "MOST_OF_ONE", 10)
-    assert len(found(tmp_path)) == 11
-    monkeypatch.setattr(places, "MOST_SECONDS", -1.0)
-    assert found(tmp_path) == {}
-    monkeypatch.setattr(places, "MOST_SECONDS", 10.0)
     seen: list[object] = []
     for item in find_models([tmp_path], lambda: len(seen) >= 3):
         seen.append(item)
     assert len(seen) == 3
+    monkeypatch.setattr(places, limit, value)
+    assert fewest <= len(found(tmp_path)) <= most
 
 
 # Ollama.
@@ -238,20 +229,16 @@ def test_manifests_that_name_no_model_are_passed_over(ollama: Path) -> None:
     assert len(found()) == 2
 
 
-def test_a_store_of_ollama_that_may_not_be_read_is_told(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_ollama_that_may_not_be_read_is_told(ollama: Path) -> None:
     manifest(ollama, "registry.ollama.ai/library/good/latest")
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
-    assert unread() == [f"1 model of Ollama in {ollama} cannot be read by this user."]
-    assert set(found()) == {STARTER_NAME}
-    real = os.stat
-
-    def stat(path: Path | str, *, follow_symlinks: bool = True) -> os.stat_result:
-        if path == ollama / "blobs":
-            raise PermissionError(13, "Permission denied")
-        return real(path, follow_symlinks=follow_symlinks)
-
-    monkeypatch.setattr(os, "stat", stat)
-    assert unread() == [f"Ollama's store in {ollama} cannot be read: Permission denied."]
+    (ollama / "blobs" / f"sha256-{DIGEST}").chmod(0)
+    with unprivileged():
+        assert unread() == [f"1 model of Ollama in {ollama} cannot be read by this user."]
+        assert set(found()) == {STARTER_NAME}
+    ollama.chmod(0)
+    with unprivileged():
+        assert unread() == [f"Ollama's store in {ollama} cannot be read: Permission denied."]
+    ollama.chmod(0o700)
 
 
 # Typed text.
@@ -277,20 +264,14 @@ def test_what_can_be_fetched_looks_like_a_model_of_a_hub() -> None:
         assert fetchable(text) is None
 
 
-def prepared(name: str) -> Path:
-    directory = paths.make_private_dir(paths.models_dir() / name)
-    (directory / "config.json").write_text("{}")
-    return directory
-
-
 def test_a_model_is_found_by_directory_name_and_hub_id(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     assert find_model("own", tmp_path) == tmp_path / "own"
     assert find_model(str(tmp_path / "own")) == tmp_path / "own"
     assert find_model("own") is None
     assert find_model("mine") is None
-    assert prepared("mine") == find_model("mine")
-    fetched = prepared("org--model")
+    assert model_in(paths.models_dir() / "mine") == find_model("mine")
+    fetched = model_in(paths.models_dir() / "org--model")
     assert find_model("org/model") == find_model("hf://org/model") == fetched
     assert find_model("hf://org/model@v1") is None
     assert find_model("hf://datasets/org/model") is None
@@ -304,7 +285,7 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     gguf.write_bytes(b"GGUF")
     assert find_model(str(gguf)) is None
     assert "not converted yet" in missing_model(str(gguf)).message
-    directory = prepared("My-model-0123")
+    directory = model_in(paths.models_dir() / "My-model-0123")
     record = {"identity": gguf_identity(gguf), "files": {"config.json": 2}}
     (directory / "localtune.json").write_text(json.dumps(record))
     assert find_model(str(gguf)) == find_model("My model.gguf", tmp_path) == directory
@@ -315,20 +296,7 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     assert find_model(str(gguf)) is None
 
 
-@cases(
-    "name",
-    [
-        "~0",
-        "~nobody-by-this-name/x",
-        "~a\x00b/c",
-        "a\x00b",
-        "hf://",
-        "hf://x",
-        "a/b/c",
-        "/no\x1b]52;c;x\x07",
-        "a" * 5000,
-    ],
-)
+@cases("name", ["~nobody-by-this-name/x", "~a\x00b/c", "hf://", "hf://x", "a/b/c", "/no\x1b]52;c;x\x07", "a" * 5000])
 def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> None:
     assert find_model(name) is None
     with pytest.raises(UserError, match="is not on this machine, so its memory cannot be planned") as refusal:
@@ -356,28 +324,11 @@ def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monke
     assert find_in_hub_cache(parse_entry("hf://org/model")) is None
 
 
-@cases(
-    ("name", "meant"),
-    [
-        ("smolxyz", STARTER_NAME),
-        ("smollm2-135m", STARTER_NAME),
-        ("smollm2-135-instruct", STARTER_NAME),
-        ("my-modle", "my-model"),
-        ("MY-MODEL", "my-model"),
-        ("./my-modle", "my-model"),
-        ("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
-        ("Qwen/Qwen2.5-7B-Instrct", "Qwen/Qwen2.5-7B-Instruct"),
-        # Another size is another model.
-        ("Qwen/Qwen2.5-1B-Instruct", None),
-        ("mistralai/Mistral-7B-v0.3", None),
-        ("llama", None),
-        ("x", None),
-    ],
-)
+@cases(("name", "meant"), tables(__file__)["meant"].items())
 def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(paths.home() / "hub"))
-    prepared("my-model")
+    model_in(paths.models_dir() / "my-model")
     (paths.home() / "hub" / "models--Qwen--Qwen2.5-7B-Instruct").mkdir(parents=True, exist_ok=True)
     assert close_name(name) == meant
     hint = missing_model(name).hint
@@ -388,7 +339,7 @@ def test_a_mistyped_name_is_recognized(name: str, meant: str | None, monkeypatch
 def test_a_model_is_here_if_a_run_can_take_it(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     (tmp_path / "own").mkdir()
-    prepared("mine")
+    model_in(paths.models_dir() / "mine")
     here = (STARTER_NAME, "a.gguf", "own", "mine", str(tmp_path / "own"), "")
     names = (*here, "b.gguf", "other", "org/model", "hf://org/model", "a\x00b")
     assert tuple(name for name in names if is_model_here(name, tmp_path)) == here

@@ -48,9 +48,8 @@ def test_headers_tell_what_a_checkpoint_decodes_to(llama: Path, tmp_path: Path, 
     assert architecture.other == wanted.other
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
-def test_experts_are_counted_decoded(tmp_path: Path, family: str) -> None:
-    name = {"gpt_oss": "mxfp4"}.get(family, "fp8")
+@cases(("family", "name"), [("qwen3_moe", "fp8"), ("gpt_oss", "mxfp4")])
+def test_experts_are_counted_decoded(tmp_path: Path, family: str, name: str) -> None:
     twins = quantize_checkpoint(write_family(family, tmp_path / "source"), tmp_path, name)
     assert read_decoded(twins.quantized).tensors == read_decoded(twins.plain).tensors
     assert inspect_model(twins.quantized).parameters == inspect_model(twins.plain).parameters
@@ -68,17 +67,15 @@ def test_shapes_of_quantized_weights_are_compared_with_config_json(llama: Path, 
 def test_bits_come_from_shapes_where_the_groups_of_a_configuration_differ(llama: Path, tmp_path: Path) -> None:
     twins = quantize_checkpoint(llama, tmp_path, "ct_w4a16")
     said = json.loads((twins.quantized / "config.json").read_text())["quantization_config"]
-    eight = {"targets": ["re:.*experts.*"], "weights": {"num_bits": 8, "type": "int", "group_size": 128}}
-    edit_json(
-        twins.quantized / "config.json",
-        quantization_config={**said, "config_groups": {**said["config_groups"], "group_1": eight}},
-    )
+
+    def describe(group_size: int) -> None:
+        eight = {"targets": ["re:.*experts.*"], "weights": {"num_bits": 8, "type": "int", "group_size": group_size}}
+        groups = {**said["config_groups"], "group_1": eight}
+        edit_json(twins.quantized / "config.json", quantization_config={**said, "config_groups": groups})
+
+    describe(128)
     assert read_decoded(twins.quantized).tensors == read_decoded(twins.plain).tensors
-    same = {"targets": ["re:.*experts.*"], "weights": {"num_bits": 8, "type": "int", "group_size": 16}}
-    edit_json(
-        twins.quantized / "config.json",
-        quantization_config={**said, "config_groups": {**said["config_groups"], "group_1": same}},
-    )
+    describe(16)
     with pytest.raises(UserError, match="which does not fit its scales"):
         read_decoded(twins.quantized)
 

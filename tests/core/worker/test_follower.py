@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from core.config.schema import Config
@@ -16,9 +14,8 @@ from tests.e2e.workers import only
 
 
 @pytest.mark.usefixtures("private_home")
-def test_each_shared_device_is_reported_once(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("{}\n")
-    config = Config.model_validate({"data": {"train": str(tmp_path / "rows.jsonl")}})
+def test_each_shared_device_is_reported_once() -> None:
+    config = Config.model_validate({"data": {"train": "rows.jsonl"}})
     run = create_run(config, "tickets")
     here, tower = {"host": "head", "pid": 7}, {"host": "tower", "pid": 8}
     members = [

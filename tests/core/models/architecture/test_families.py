@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from core.errors import UserError
 from core.models.architecture.architecture import UnknownFamilyError, known_families, read_architecture
 from core.models.architecture.measuring import load_architecture
+from core.models.description import is_tied
 from core.models.find import locate_model
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.core.models.spoiling import write_zeros
 from tests.families.tiny import write_family
 from tests.measured_here import measured_here
 
@@ -77,18 +79,34 @@ def test_what_sees_images_is_told_and_not_counted() -> None:
     assert (architecture.family, architecture.depth, architecture.prefix) == ("gemma3_text", 34, "model.layers")
 
 
-@cases(("vision", "expected"), [({"patch_size": 0}, 0), ({"hidden_size": True, "depth": 3}, 0), ("none", 0), ([], 0)])
-def test_towers_whose_configuration_makes_no_sense_do_not_matter(vision: object, expected: int) -> None:
+@cases("vision", [{"patch_size": 0}, {"hidden_size": True, "depth": 3}, "none", []])
+def test_towers_whose_configuration_makes_no_sense_do_not_matter(vision: object) -> None:
     architecture = read_architecture({**published.GEMMA_3_4B, "vision_config": vision}, "x")
     assert architecture.towers is not None
-    assert architecture.towers.bytes == expected
+    assert architecture.towers.bytes == 0
+
+
+@cases(
+    ("whole", "inner", "has_head", "expected"),
+    [
+        (True, False, True, True),
+        (False, True, False, False),
+        (None, None, True, False),
+        (None, None, False, True),
+        (None, False, False, True),
+        (None, True, True, True),
+        (None, None, None, None),
+        (None, False, None, False),
+    ],
+)
+def test_tied_embeddings(whole: bool | None, inner: bool | None, has_head: bool | None, expected: bool | None) -> None:
+    text = {} if inner is None else {"tie_word_embeddings": inner}
+    config = {"text_config": text} if whole is None else {"tie_word_embeddings": whole, "text_config": text}
+    assert is_tied(config, has_head) is expected
 
 
 def test_deepseeks_first_layers_have_no_experts() -> None:
-    dense, sparse = read_architecture(published.DEEPSEEK_V3, "x").layers
-    assert (dense.count, sparse.count) == (3, 58)
-    assert dense.experts is None
-    assert sparse.experts is not None
+    assert [layers.count for layers in read_architecture(published.DEEPSEEK_V3, "x").layers] == [3, 58]
     for first in (0, None, -1, True, "3"):
         (only,) = read_architecture({**published.DEEPSEEK_V3, "first_k_dense_replace": first}, "x").layers
         assert only.count == 61
@@ -119,42 +137,25 @@ def test_any_json_gives_an_architecture_or_a_refusal(family: str, changes: dict[
 
 __all__ = ["measured_here"]
 
-SMALL = {**published.SMOLLM2_135M, "num_hidden_layers": 1}
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with nothing but a configuration."""
+    (tmp_path / "config.json").write_text(json.dumps({**published.SMOLLM2_135M, "num_hidden_layers": 1}))
+    return tmp_path
 
 
-def write_model(directory: Path, config: Any = SMALL) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-def write_header(path: Path, shapes: dict[str, list[int]], dtype: str = "BF16") -> None:
-    """A safetensors file as long as it says, without anything in it."""
-    entries, at = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for dimension in shape:
-            size *= dimension
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + at)
-
-
-def test_a_directory_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> None:
-    architecture = load_architecture(locate_model(str(write_model(tmp_path / "m"))))
+def test_a_directory_with_nothing_but_a_configuration_is_enough(model: Path) -> None:
+    architecture = load_architecture(locate_model(str(model)))
     assert architecture.depth == 1
     assert architecture.checkpoint is None
 
 
-def test_weights_count_exactly_over_all_files(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m")
+def test_weights_count_exactly_over_all_files(model: Path) -> None:
     plain = load_architecture(model)
-    write_header(model / "model-1.safetensors", {"model.embed_tokens.weight": [49152, 576]})
+    write_zeros(model / "model-1.safetensors", {"model.embed_tokens.weight": [49152, 576]})
     rest = plain.parameters - 49152 * 576
-    write_header(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
+    write_zeros(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
     architecture = load_architecture(model)
     # Tensors beyond the structure are of parts that are not loaded.
     assert architecture.parameters == plain.parameters
@@ -165,17 +166,15 @@ def test_weights_count_exactly_over_all_files(tmp_path: Path) -> None:
     assert architecture.checkpoint.bytes == sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
-def test_a_tied_head_that_is_saved_is_not_counted_twice(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m")
+def test_a_tied_head_that_is_saved_is_not_counted_twice(model: Path) -> None:
     plain = load_architecture(model)
     shapes = {"lm_head.weight": [49152, 576], "everything": [plain.parameters]}
-    write_header(model / "model.safetensors", shapes)
+    write_zeros(model / "model.safetensors", shapes)
     assert load_architecture(model).parameters == plain.parameters
 
 
 @cases("damage", [b"", b"\xff" * 16, struct.pack("<Q", 5) + b"[1,2]", struct.pack("<Q", 9) + b'{"a": {}}'])
-def test_damaged_weights_leave_what_the_configuration_says(tmp_path: Path, damage: bytes) -> None:
-    model = write_model(tmp_path / "m")
+def test_damaged_weights_leave_what_the_configuration_says(model: Path, damage: bytes) -> None:
     (model / "model.safetensors").write_bytes(damage)
     assert load_architecture(model).checkpoint is None
 

@@ -34,7 +34,7 @@ def write_gguf(
     *,
     head: bool = False,
     count: int = 2,
-    blocks: tuple[int, ...] = (),
+    blocks: tuple[int, ...] = (0, 1),
     **metadata: int,
 ) -> Path:
     """A model of two layers, as far as its header goes, with tensors of some blocks."""
@@ -58,11 +58,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def write(path: Path, *, blocks: tuple[int, ...] = (0, 1), **options: Any) -> Path:
-    """A file that is sound with its tensors, too."""
-    return write_gguf(path, blocks=blocks, **options)
 
 
 def test_a_header_gives_the_architecture(tmp_path: Path) -> None:
@@ -152,7 +147,7 @@ def test_anything_behind_the_counts_is_refused_or_harmless(
 
 
 def test_a_whole_file_is_accepted_and_its_places_are_known(tmp_path: Path) -> None:
-    header = check_gguf(write(tmp_path / "m.gguf"))
+    header = check_gguf(write_gguf(tmp_path / "m.gguf"))
     assert header.tensors["token_embd.weight"] == GgufTensor((64, 120), 0, 0)
     assert str(header.tensors["token_embd.weight"]) == "120 x 64"
     assert sum(tensor.elements for tensor in header.tensors.values()) == 120 * 64 + 6 * 4 * 32
@@ -166,10 +161,10 @@ def test_sizes_are_those_of_the_reference(kind: GGMLQuantizationType) -> None:
 
 
 def test_further_blocks_may_be_there_or_not(tmp_path: Path) -> None:
-    check_gguf(write(tmp_path / "with.gguf", count=3, blocks=(0, 1, 2), llama__nextn_predict_layers=1))
-    check_gguf(write(tmp_path / "without.gguf", count=3, blocks=(0, 1), llama__nextn_predict_layers=1))
+    check_gguf(write_gguf(tmp_path / "with.gguf", count=3, blocks=(0, 1, 2), llama__nextn_predict_layers=1))
+    check_gguf(write_gguf(tmp_path / "without.gguf", count=3, blocks=(0, 1), llama__nextn_predict_layers=1))
     with pytest.raises(UserError, match="lacks every weight of block 0"):
-        check_gguf(write(tmp_path / "other.gguf", count=3, blocks=(1, 2), llama__nextn_predict_layers=1))
+        check_gguf(write_gguf(tmp_path / "other.gguf", count=3, blocks=(1, 2), llama__nextn_predict_layers=1))
 
 
 @cases(
@@ -186,7 +181,7 @@ def test_further_blocks_may_be_there_or_not(tmp_path: Path) -> None:
     ],
 )
 def test_blocks_that_are_not_there_are_told(tmp_path: Path, options: dict[str, Any], says: str) -> None:
-    path = write(tmp_path / "m.gguf", **options)
+    path = write_gguf(tmp_path / "m.gguf", **options)
     with pytest.raises(UserError, match=says) as caught:
         check_gguf(path)
     assert str(path) in caught.value.message
@@ -217,7 +212,7 @@ def _set(code: str, at: int, value: int) -> Callable[[bytearray, int], None]:
 def test_places_outside_and_on_top_of_one_another_are_refused(
     tmp_path: Path, change: Callable[[bytearray, int], None], says: str
 ) -> None:
-    path, name = write(tmp_path / "m.gguf"), b"blk.1.ffn_up.weight"
+    path, name = write_gguf(tmp_path / "m.gguf"), b"blk.1.ffn_up.weight"
     raw = bytearray(path.read_bytes())
     change(raw, raw.index(name) + len(name) + 4)
     path.write_bytes(raw)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,4 @@ from tests.families.tiny import write_family
 def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes a tiny model of a family, once in a process; nobody writes to it."""
     folder = tmp_path_factory.mktemp("families")
-
-    def make(name: str) -> Path:
-        directory = folder / name
-        return directory if directory.is_dir() else write_family(name, directory)
-
-    return make
+    return functools.cache(lambda name: write_family(name, folder / name))

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from core import paths
 from tests.families.tiny import write_family
 from tests.llama_gguf import add_architecture, add_tokens, finish, tensor_name, tensor_values
 
@@ -43,6 +44,12 @@ def write_gguf(
             writer.add_tensor(name, tensor)
     finish(writer)
     return path
+
+
+def converted() -> list[str]:
+    """The models directory without locks."""
+    found = paths.models_dir().iterdir() if paths.models_dir().is_dir() else ()
+    return sorted(path.name for path in found if not path.name.endswith(".lock"))
 
 
 @functools.lru_cache(maxsize=1)

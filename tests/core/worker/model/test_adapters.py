@@ -20,7 +20,6 @@ from core.worker.model.adapters import (
     INITIAL,
     adapted_layers,
     attach_adapters,
-    initial_parameters,
     load_adapter,
     parameter_groups,
     switched_off,
@@ -28,7 +27,7 @@ from core.worker.model.adapters import (
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.optim.optim import make_optimizer, set_learning_rate
 from tests.cases import cases
-from tests.core.models.spoiling import copy_model, split_weights
+from tests.core.models.spoiling import copy_model, drop_tensors, split_weights
 from tests.short_list import long_but
 
 IDS = torch.arange(1, 41).reshape(2, 20)
@@ -104,27 +103,6 @@ def test_pissa_begins_with_the_principal_directions(tiny_model_dir: Path, rslora
     torch.testing.assert_close(down.norm(dim=1), up.norm(dim=0), atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_learned_is_the_gradient_of_pissa_itself(tiny_model_dir: Path) -> None:
-    """Beside a residual base, as the paper has it, the trained matrices have the same gradients."""
-    ours = adapt(tiny_model_dir, init="pissa")
-    paper = adapt(tiny_model_dir, init="default")
-    for name in LINEAR:
-        for number in range(2):
-            block = "self_attn" if name in LINEAR[:4] else "mlp"
-            place = f"model.layers.{number}.{block}.{name}"
-            mine, theirs = layer_of(ours, place), layer_of(paper, place)
-            with torch.no_grad():
-                theirs.lora_A["default"].weight.copy_(mine.lora_A["default"].weight)
-                theirs.lora_B["default"].weight.copy_(mine.lora_B["default"].weight)
-                begun = mine.lora_B["default"].weight @ mine.lora_A["default"].weight
-                theirs.get_base_layer().weight.sub_(mine.scaling["default"] * begun)
-    for model in (ours, paper):
-        model(input_ids=IDS, labels=IDS).loss.backward()
-    pairs = zip(trainable_parameters(ours), trainable_parameters(paper), strict=True)
-    for first, second in pairs:
-        torch.testing.assert_close(first.grad, second.grad, atol=1e-6, rtol=1e-3)
-
-
 @cases(("rslora", "name", "precision", "tolerance"), [(True, "lora", "fp32", 1e-4), (False, "qlora", "bf16", 0.05)])
 def test_the_saved_adapter_is_plain_lora_for_the_original_base(
     tiny_model_dir: Path, tmp_path: Path, rslora: bool, name: str, precision: str, tolerance: float
@@ -135,6 +113,9 @@ def test_the_saved_adapter_is_plain_lora_for_the_original_base(
     checkpoints.save_adapter(model, tmp_path)
     said = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (said["r"], said["init_lora_weights"], said["use_rslora"]) == (8, True, False)
+    trained = trainable_parameters(model)
+    # Beside the adapters two moments, and the number of steps for each tensor.
+    assert checkpoints.size_estimate(model) == 16 * sum(tensor.numel() for tensor in trained) + 4 * len(trained)
     base = load(tiny_model_dir, name, precision).model
     untouched = logits(base, precision)
     again = load_model(tiny_model_dir, method=name, precision=precision, device="cpu", adapter=tmp_path).model
@@ -155,18 +136,6 @@ def test_the_base_answers_untouched_and_the_beginning_stays_frozen(tiny_model_di
     train(model, 2)
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in frozen.items())
-
-
-def test_a_checkpoint_says_how_large_it_becomes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model = adapt(tiny_model_dir, init="pissa", rank=8)
-    trained = sum(parameter.numel() for parameter in trainable_parameters(model))
-    assert initial_parameters(model) == trained
-    checkpoints.save_adapter(model, tmp_path)
-    size = (tmp_path / "adapter_model.safetensors").stat().st_size
-    assert size == pytest.approx(8 * trained, rel=0.05)
-    # Beside the adapters two moments, and the number of steps for each tensor.
-    tensors = len(trainable_parameters(model))
-    assert checkpoints.size_estimate(model) == 16 * trained + 4 * tensors
 
 
 # Making up for 4 bits: LoftQ.
@@ -203,17 +172,6 @@ def test_loftq_leaves_layers_in_16_bit_as_they_are(tiny_model_dir: Path) -> None
         assert bool(layer_of(model, name).lora_B["default"].weight.any()) == begins
 
 
-def test_loftq_names_the_weight_that_the_files_lack(tiny_model_dir: Path, tmp_path: Path) -> None:
-    other = copy_model(tiny_model_dir, tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    fused = {name.replace("gate_proj", "gate_up_proj"): tensor for name, tensor in tensors.items()}
-    save_file(fused, other / "model.safetensors", metadata={"format": "pt"})
-    base = load(tiny_model_dir, "qlora", "bf16").model
-    section = MethodSection(name="qlora", rank=4, init="loftq")
-    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.gate_proj\.weight"):
-        attach_adapters(base, section, seed=0, base=other)
-
-
 @cases(
     ("method", "says"),
     [
@@ -225,6 +183,14 @@ def test_loftq_names_the_weight_that_the_files_lack(tiny_model_dir: Path, tmp_pa
 def test_a_beginning_that_no_layer_has_is_refused(tiny_model_dir: Path, method: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         adapt(tiny_model_dir, **method)
+
+
+def test_loftq_names_the_weight_that_the_files_lack(tiny_model_dir: Path, tmp_path: Path) -> None:
+    other = copy_model(tiny_model_dir, tmp_path / "other")
+    drop_tensors(other, "layers.0.mlp.gate_proj")
+    base = load(tiny_model_dir, "qlora", "bf16").model
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.gate_proj\.weight"):
+        attach_adapters(base, MethodSection(name="qlora", rank=4, init="loftq"), seed=0, base=other)
 
 
 # Going on.
@@ -271,16 +237,6 @@ def test_going_on_from_a_checkpoint_is_exact(
         assert torch.equal(parameter, wanted[name]), name
 
 
-def test_a_checkpoint_of_another_kind_of_beginning_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model = adapt(tiny_model_dir, init="default", rank=3)
-    optimizer = make_optimizer(trainable_parameters(model), TrainSection())
-    written = checkpoints.save_checkpoint(tmp_path, model=model, optimizer=optimizer, step=1, facts={})
-    other = adapt(tiny_model_dir, init="pissa", rank=3)
-    optimizer = make_optimizer(trainable_parameters(other), TrainSection())
-    with pytest.raises(UserError, match="does not fit this model"):
-        checkpoints.restore(checkpoints.verify_checkpoint(written.path), model=other, optimizer=optimizer)
-
-
 # Learning rates by group.
 
 
@@ -289,11 +245,13 @@ def test_loraplus_gives_the_matrices_that_begin_at_zero_a_higher_rate(tiny_model
     rest, up = parameter_groups(model, 16.0)
     assert isinstance(up, dict)
     assert isinstance(rest, dict)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(parameter)].split(".")[-3] for parameter in up["params"]} == {"lora_B"}
-    assert "lora_B" not in {names[id(parameter)].split(".")[-3] for parameter in rest["params"]}
-    assert len(up["params"]) + len(rest["params"]) == len(trainable_parameters(model))
-
+    for group, is_up in ((rest, False), (up, True)):
+        members = {id(parameter) for parameter in group["params"]}
+        assert members == {
+            id(parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and ("lora_B" in name) is is_up
+        }
     optimizer = make_optimizer(parameter_groups(model, None), TrainSection())
     set_learning_rate(optimizer, 3e-4)
     assert [group["lr"] for group in optimizer.param_groups] == [3e-4], "without a ratio"
@@ -320,11 +278,7 @@ def test_loraplus_gives_the_matrices_that_begin_at_zero_a_higher_rate(tiny_model
     [
         ("all-linear", dict.fromkeys(LINEAR, 2)),
         (["q_proj", "v_proj"], {"q_proj": 2, "v_proj": 2}),
-        (["*_proj"], dict.fromkeys(LINEAR, 2)),
-        (["mlp.*"], {"gate_proj": 2, "up_proj": 2, "down_proj": 2}),
-        (["layers.1.self_attn.?_proj"], {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 1}),
         ([r"re:model\.layers\.0\..*\.(q|v)_proj"], {"q_proj": 1, "v_proj": 1}),
-        ([r"re:.*", "q_proj"], dict.fromkeys(LINEAR, 2)),
         (["layers.[0-9].mlp.up*", "o_proj"], {"up_proj": 2, "o_proj": 2}),
     ],
 )
@@ -342,23 +296,6 @@ def test_targets_that_match_nothing_are_refused_with_those_there_are(tiny_model_
 # Put on a base.
 
 
-def saved_adapter(directory: Path, base: Path, **method: Any) -> Path:
-    """An adapter that was trained, as it is saved."""
-    model = adapt(base, **method)
-    train(model, 1)
-    checkpoints.save_adapter(model, directory)
-    return directory
-
-
-@cases("method", [{}, {"dora": True}, {"rslora": True}, {"init": "pissa"}, {"target_modules": ["re:.*1.*"]}])
-def test_a_whole_adapter_is_put_on_its_base(tmp_path: Path, tiny_model_dir: Path, method: dict[str, Any]) -> None:
-    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir, **method)
-    model = load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
-    saved = load_file(adapter / "adapter_model.safetensors")
-    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B"
-    assert torch.equal(model.get_parameter(f"{name}.default.weight"), saved[f"{name}.weight"])
-
-
 UP = "base_model.model.model.layers.1.mlp.up_proj"
 
 
@@ -367,10 +304,6 @@ UP = "base_model.model.model.layers.1.mlp.up_proj"
     [
         (lambda state: [state.pop(f"{UP}.lora_A.weight")], rf"lacks factors .*{UP}\.lora_A"),
         (lambda state: [state.pop(f"{UP}.lora_{end}.weight") for end in "AB"], rf"lacks .*{UP}\.lora_A.*{UP}\.lora_B"),
-        (
-            lambda state: [state.update({f"{UP}s.lora_A.weight": torch.ones(4, 64)})],
-            rf"has no place for: .*{UP}s\.lora_A",
-        ),
         (lambda state: [state.update({"base_model.model.other": torch.ones(4)})], "has no place for: .*other"),
         (lambda state: [state.update({f"{UP}.lora_A.weight": torch.ones(2, 64)})], "does not fit this model"),
     ],
@@ -378,7 +311,9 @@ UP = "base_model.model.model.layers.1.mlp.up_proj"
 def test_factors_that_are_missing_or_left_over_are_told_by_name(
     tmp_path: Path, tiny_model_dir: Path, change: Any, says: str
 ) -> None:
-    adapter = saved_adapter(tmp_path / "adapter", tiny_model_dir)
+    adapter = tmp_path / "adapter"
+    checkpoints.save_adapter(adapt(tiny_model_dir), adapter)
+    load_adapter(load(tiny_model_dir).model, adapter, trainable=False)
     state = load_file(adapter / "adapter_model.safetensors")
     change(state)
     save_file(state, adapter / "adapter_model.safetensors")

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -112,18 +113,18 @@ def test_training_evaluation_and_answers_are_bit_equal(
     assert device.copies["back"] > 0
 
 
+def copies_of(device: PromptDevice, work: Any) -> int:
+    before = device.copies["back"]
+    work()
+    return device.copies["back"] - before
+
+
 def test_each_layer_is_copied_once_forward_and_once_backward(tmp_path: Path, device: PromptDevice) -> None:
     """Of a model of six layers, with activations recomputed; the two at the turn stay where they are."""
     loaded = load(write_family("qwen3_moe", tmp_path / "deep", num_hidden_layers=6), there=True)
     model = attach_adapters(loaded.model, MethodSection(rank=2, target_experts="off"), seed=0)
     model.train()
     set_gradient_checkpointing(model, True)
-
-    def copies(work: Callable[[], Any]) -> int:
-        before = device.copies["back"]
-        work()
-        # Of both matrices of a layer.
-        return (device.copies["back"] - before) // 2
 
     def step() -> None:
         model(input_ids=IDS).logits.float().square().mean().backward()
@@ -132,11 +133,12 @@ def test_each_layer_is_copied_once_forward_and_once_backward(tmp_path: Path, dev
         with torch.no_grad():
             model(input_ids=IDS)
 
-    assert copies(step) == 6 + 4
-    assert copies(step) == 4 + 4
+    # Two matrices of each layer.
+    assert copies_of(device, step) == 2 * (6 + 4)
+    assert copies_of(device, step) == 2 * (4 + 4)
     # Without a backward pass the first layer is on its way for the next pass.
-    assert copies(look) == 4 + 1
-    assert copies(look) == 6
+    assert copies_of(device, look) == 2 * (4 + 1)
+    assert copies_of(device, look) == 2 * 6
     mover = loaded.offload.mover if loaded.offload is not None else None
     assert mover is not None
     assert len(mover._buffers) == 2
@@ -205,11 +207,7 @@ def test_the_store_keeps_every_byte_in_slabs(slab: int) -> None:
 
 def test_where_nothing_can_be_pinned_ordinary_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     device = PromptDevice()
-
-    def refuse(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(device, "on_host", refuse)
+    monkeypatch.setattr(device, "on_host", mock.Mock(side_effect=RuntimeError("CUDA error: out of memory")))
     store = HostStore(device, 4096)
     assert_are(store.keep(weights_of(1)).tensors(), 1)
     assert store.unpinned == store.bytes == 4096
@@ -258,12 +256,6 @@ def test_the_device_sees_each_layers_own_weights_in_any_order_of_its_work(seeds:
         device.run(order)
         assert len(run.seen) >= 2 * (3 * DEPTH), seed
         assert all(run.seen), seed
-
-
-def copies_of(device: PromptDevice, work: Any) -> int:
-    before = device.copies["back"]
-    work()
-    return device.copies["back"] - before
 
 
 def test_a_layer_is_copied_once_for_each_direction_and_is_there_before_it_is_asked_for() -> None:

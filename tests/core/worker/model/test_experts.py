@@ -5,24 +5,26 @@ from __future__ import annotations
 import copy
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, core_model_loading
 
 from core.config.schema import MethodSection
 from core.memory.sizes import NF4_TABLES, quantized_bytes
 from core.models.description import auto_class, read_description
+from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.fused.experts import grouped_product
 from core.worker.model import experts_implementation as experts
-from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter, load_state
+from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import (
     BLOCK,
@@ -36,7 +38,7 @@ from core.worker.model.experts_implementation import IMPLEMENTATION, use_own_exp
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
 from tests.core.worker.model.mixtures import FEW_MIXTURES, IDS, MIXTURES, load, logits_and_gradient, put_weights_of
-from tests.families.tiny import OTHERS
+from tests.families.tiny import OTHERS, write_family
 from tests.short_list import long_but
 
 
@@ -69,80 +71,38 @@ def test_experts_of_a_layer_stay_in_16_bit_where_that_is_asked_for(
     assert torch.isfinite(model(input_ids=IDS).logits).all()
 
 
-class _Alive:
-    """Bytes that were read from files and are still there."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def track(self, tensor: torch.Tensor) -> torch.Tensor:
-        size = tensor.numel() * tensor.element_size()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(tensor, self._gone, size)
-        return tensor
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
 @cases("layers", [2, 6])
 @cases("fused", [False, True])
 def test_at_most_one_expert_is_in_memory_unquantized(
     layers: int, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=64,
-        hidden_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_experts=16,
-        num_experts_per_tok=2,
-        moe_intermediate_size=256,
-        intermediate_size=64,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    sizes: dict[str, Any] = {"num_hidden_layers": layers, "num_experts": 16, "moe_intermediate_size": 256}
+    write_family("qwen3_moe", tmp_path, dtype="float32", **sizes)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
     if fused:
-        model.config.save_pretrained(tmp_path)
         save_file(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
         )
-    else:
-        model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(b"")
-    alive, read = _Alive(), core_model_loading._materialize_copy
-    monkeypatch.setattr(
-        core_model_loading, "_materialize_copy", lambda *args, **kwargs: alive.track(read(*args, **kwargs))
-    )
+    alive: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
     during: list[int] = []
-    quantize = bnb.functional.quantize_4bit
+    read, quantize = core_model_loading._materialize_copy, bnb.functional.quantize_4bit
+
+    def seen(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = read(*args, **kwargs)
+        alive[id(tensor)] = tensor
+        return tensor
 
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        during.append(alive.now)
+        during.append(sum(tensor.nbytes for tensor in alive.values()))
         return quantize(*args, **kwargs)
 
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", seen)
     monkeypatch.setattr(bnb.functional, "quantize_4bit", tracked)
     load_model(tmp_path, method="qlora", precision="fp32", device="cpu", tokenizer=object())
     # Embeddings, head, norms and routers stay as they are read.
     left = sum(p.numel() * 4 for name, p in model.named_parameters() if "experts" not in name and "_proj" not in name)
     expert = 4 * 64 * 2 * 256
     assert max(during) <= left + (16 * expert if fused else expert)
-
-
-@pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
-def test_experts_in_4_bits_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
-    quantized = load(base_of(name), "qlora")
-    found = dict(experts_of(quantized))
-    assert found
-    for module in found.values():
-        assert module.config._experts_implementation == IMPLEMENTATION
-        assert all(isinstance(getattr(module, matrix), ExpertsParams4bit) for matrix in matrix_names(module))
-    logits, gradient = logits_and_gradient(quantized)
-    wanted, wanted_gradient = logits_and_gradient(put_weights_of(quantized, load(base_of(name), "lora")))
-    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", long_but(FEW_MIXTURES, MIXTURES))
@@ -189,9 +149,12 @@ def test_experts_with_a_norm_behind_are_computed_alike() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    long_but(["mixtral", "deepseek_v3", "nemotron_h"], [name for name, family in OTHERS.items() if family.experts]),
+    long_but(
+        [*FEW_MIXTURES, "mixtral", "deepseek_v3", "nemotron_h"],
+        [*MIXTURES, *(name for name, family in OTHERS.items() if family.experts)],
+    ),
 )
-def test_experts_of_further_families_compute_what_transformers_does(name: str, base_of: Callable[[str], Path]) -> None:
+def test_experts_compute_what_transformers_does_in_16_and_in_4_bits(name: str, base_of: Callable[[str], Path]) -> None:
     base = base_of(name)
     plain, own = load(base, "lora"), load(base, "lora")
     plain.set_experts_implementation("eager")
@@ -199,9 +162,9 @@ def test_experts_of_further_families_compute_what_transformers_does(name: str, b
     quantized = load(base, "qlora")
     modules = dict(experts_of(quantized))
     assert modules
-    assert all(
-        isinstance(getattr(one, matrix), ExpertsParams4bit) for one in modules.values() for matrix in matrix_names(one)
-    )
+    for module in modules.values():
+        assert module.config._experts_implementation == IMPLEMENTATION
+        assert all(isinstance(getattr(module, matrix), ExpertsParams4bit) for matrix in matrix_names(module))
     linear = [module for module in quantized.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert all(module.out_features != 8 for module in linear), "routers stay in 16 bit"
     twin = put_weights_of(quantized, load(base, "lora"))
@@ -231,15 +194,24 @@ def test_nothing_of_the_weights_is_kept_for_backward() -> None:
     assert sum(kept) < 8 * (6 * 256 + 2 * 128)
 
 
-def step_of(base: Path, method: str, target_experts: Any) -> list[torch.Tensor]:
-    """Logits, and the gradients of all adapters, whose matrices up are not zero as they are at first."""
-    loaded = load_model(base, method=method, precision="fp32", device="cpu", for_training=True)
-    adapters = MethodSection(name=method, rank=4, target_experts=target_experts)  # type: ignore[arg-type]
-    model = attach_adapters(loaded.model, adapters, seed=1)
-    torch.manual_seed(2)
+def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
+    section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
+    return attach_adapters(load(base, name, precision), section, seed=seed)
+
+
+def disturb(model: Any, seed: int = 1) -> None:
+    """Values that make a difference, for the adapters."""
+    draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trainable_parameters(model):
-            parameter.normal_(std=0.1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=draws) * 0.05)
+
+
+def step_of(base: Path, method: str, target_experts: str) -> list[torch.Tensor]:
+    """Logits, and the gradients of all adapters, whose matrices up are not zero as they are at first."""
+    model = adapt(base, method, target_experts=target_experts)
+    disturb(model)
     model.train()
     set_gradient_checkpointing(model, True)
     logits = model(input_ids=IDS).logits
@@ -258,43 +230,19 @@ def test_a_step_is_the_same_grouped_and_one_by_one(
     name: str, method: str, target_experts: str, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = step_of(base_of(name), method, target_experts)
-    calls: list[int] = []
-    plain = grouped_product
-
-    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
-        calls.append(1)
-        return plain(*args, **kwargs)
-
+    product, block = mock.Mock(wraps=grouped_product), mock.Mock(wraps=experts._block)
     monkeypatch.setattr(experts, "is_grouped", lambda _: True)
-    monkeypatch.setattr(experts, "grouped_product", counted)
+    monkeypatch.setattr(experts, "grouped_product", product)
+    monkeypatch.setattr(experts, "experts_at_once", lambda *_: 3)
+    monkeypatch.setattr(experts, "_block", block)
     grouped = step_of(base_of(name), method, target_experts)
-    assert calls
-    assert len(single) == len(grouped)
+    assert product.called
+    if method == "qlora":
+        assert max(len(numbers) for (_, _, numbers), _ in block.call_args_list) <= 3
     for wanted, found in zip(single, grouped, strict=True):
         assert (found is None) == (wanted is None)
         if wanted is not None:
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-@cases("at_once", [1, 3, 8])
-def test_blocks_of_dequantized_experts_are_bounded(
-    at_once: int, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    single = step_of(base_of("qwen3_moe"), "qlora", "off")
-    sizes: list[int] = []
-    plain = experts._block
-
-    def seen(weight: Any, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
-        sizes.append(len(numbers))
-        return plain(weight, dtype, numbers)
-
-    monkeypatch.setattr(experts, "is_grouped", lambda _: True)
-    monkeypatch.setattr(experts, "experts_at_once", lambda *_: at_once)
-    monkeypatch.setattr(experts, "_block", seen)
-    grouped = step_of(base_of("qwen3_moe"), "qlora", "off")
-    assert max(sizes) <= at_once
-    for wanted, found in zip(single, grouped, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @cases("shape", [(5, 64, 96), (3, 24, 64), (4, 10, 20), (2, 256, 192)])
@@ -310,27 +258,6 @@ def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dt
         together = weight.block(numbers)
         assert together.dtype == dtype
         assert torch.equal(together, torch.stack([weight.expert(number) for number in numbers]))
-
-
-def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
-    section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
-    return attach_adapters(load(base, name, precision), section, seed=seed)
-
-
-def disturb(model: Any, seed: int = 1) -> None:
-    """Values that make a difference, for the adapters."""
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=draws) * 0.05)
-
-
-def save(model: Any, folder: Path) -> Path:
-    state, config = adapter_state(model)
-    config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -351,49 +278,25 @@ def test_peft_by_itself_loads_what_is_saved(
         with model.disable_adapter():
             untouched = model(input_ids=IDS).logits
     assert (found - untouched).abs().max() > 0.1
-    saved = save(model, tmp_path / "adapter")
+    saved = tmp_path / "adapter"
+    save_adapter(model, saved)
     again = load(base_of(name), "lora", adapter=saved)
     whole = getattr(transformers, auto_class(read_description(base_of(name) / "config.json") or {}))
     plain = whole.from_pretrained(base_of(name), dtype=torch.float32)
     plain.set_experts_implementation("eager")
-    theirs = PeftModel.from_pretrained(plain, str(saved))
-    names = {name for name, _ in adapter_state(model)[0].items()}
+    theirs = PeftModel.from_pretrained(plain, str(saved), is_trainable=True).eval()
+    names = set(adapter_state(model)[0])
     assert any(".experts.lora_A" in name for name in names) is (which == "on")
     assert not any("router" in name or name.endswith("mlp.gate.lora_A.weight") for name in names)
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(input_ids=IDS).logits, found, rtol=0, atol=0)
-        torch.testing.assert_close(theirs.eval()(input_ids=IDS).logits, found, rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
-def test_gradients_of_adapters_are_those_of_the_sum(name: str, base_of: Callable[[str], Path]) -> None:
-    """Against autograd on the experts' weights with the adapters' product added."""
-    model = adapt(base_of(name), target_modules=["q_proj"])
-    disturb(model)
+        torch.testing.assert_close(theirs(input_ids=IDS).logits, found, rtol=1e-4, atol=2e-5)
+    # Autograd on the experts' weights with the adapters' product added; some are text parts of a composite model.
+    wanted = {name.replace(".language_model", ""): gradient for name, gradient in _gradients(theirs).items()}
     gradients = _gradients(model)
-    plain = load(base_of(name), "lora")
-    plain.set_experts_implementation("eager")
-    with_peft = _adapted_by_peft(plain, model)
-    wanted = _gradients(with_peft)
     assert gradients.keys() == wanted.keys()
-    assert any("experts" in name for name in gradients)
     for key, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-5)
-
-
-def _adapted_by_peft(plain: Any, model: Any) -> Any:
-    state, config = adapter_state(model)
-    made = get_peft_model(
-        plain,
-        LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            target_modules=list(config.target_modules),
-            target_parameters=list(config.target_parameters),
-        ),
-    )
-    set_peft_model_state_dict(made, state)
-    return made
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=5e-5)
 
 
 def _gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -424,23 +327,14 @@ def test_dropout_drops_inputs_of_adapters_in_training_alone(base_of: Callable[[s
         assert torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_a_state_is_put_back_to_the_bit(base_of: Callable[[str], Path]) -> None:
-    model = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16")
-    disturb(model)
-    other = adapt(base_of("glm4_moe_lite"), "qlora", precision="bf16", seed=5)
-    state = {name: tensor.clone() for name, tensor in adapter_state(model)[0].items()}
-    assert load_state(other, state) == []
-    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
-        assert torch.equal(one, two), name
-
-
 def test_a_second_adapter_goes_beside_the_first(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     base = base_of("glm4_moe_lite")
     folders = []
     for seed in (1, 2):
         model = adapt(base)
         disturb(model, seed)
-        folders.append(save(model, tmp_path / f"adapter-{seed}"))
+        folders.append(tmp_path / f"adapter-{seed}")
+        save_adapter(model, folders[-1])
     alone = [
         load_adapter(load(base, "lora"), folder, trainable=False).eval()(input_ids=IDS).logits for folder in folders
     ]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,26 +26,19 @@ from core.worker.model.support import resolve_base
 from tests.cases import cases
 from tests.progress import quiet
 
-from .gguf_files import write_gguf, write_lfm2_gguf
+from .gguf_files import converted, write_gguf, write_lfm2_gguf
 
 
 def zeros(*shape: int) -> Any:
     return np.zeros(shape, dtype=np.float32)
 
 
-def converted() -> list[Path]:
-    """The directories of conversions."""
-    found = paths.models_dir().iterdir() if paths.models_dir().is_dir() else iter(())
-    return [path for path in found if not path.name.endswith(".lock")]
-
-
 @cases(
     ("options", "says"),
     [
-        ({"without": ("blk.1.ffn_down.weight",)}, ["lacks weights", "blk.1.ffn_down.weight"]),
         (
             {"without": ("blk.0.attn_q.weight", "blk.1.attn_norm.weight", "output_norm.weight")},
-            ["blk.0.attn_q.weight", "blk.1.attn_norm.weight", "output_norm.weight"],
+            ["lacks weights", "blk.0.attn_q.weight", "blk.1.attn_norm.weight", "output_norm.weight"],
         ),
         ({"without": ("token_embd.weight",)}, ["token_embd.weight"]),
         ({"num_hidden_layers": 100_000_000}, ["llama.block_count is 100000000", "of 2 blocks"]),
@@ -114,22 +108,16 @@ def test_holes_that_an_earlier_version_filled_are_told(tmp_path: Path, tiny_mode
 
 @cases("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])
 def test_a_file_is_converted_to_the_bits_that_transformers_gives(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], Path]
+    tmp_path: Path, tiny_model_dir: Path, write: Callable[[Path, Path], Path]
 ) -> None:
     path = write(tiny_model_dir, tmp_path / "model.gguf")
     expected = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
-    move = Spill.move
-    moved: list[int] = []
-
-    def note(spill: Spill, tensor: torch.Tensor) -> torch.Tensor:
-        moved.append(tensor.numel())
-        return move(spill, tensor)
-
-    monkeypatch.setattr(Spill, "move", note)
-    found = AutoModelForCausalLM.from_pretrained(resolve_base(str(path), quiet))
-    assert sum(moved) == sum(parameter.numel() for parameter in expected.parameters()), "each once"
+    with mock.patch.object(Spill, "move", autospec=True, side_effect=Spill.move) as move:
+        found = AutoModelForCausalLM.from_pretrained(resolve_base(str(path), quiet))
+    moved = sum(tensor.numel() for (_, tensor), _ in move.call_args_list)
+    assert moved == sum(parameter.numel() for parameter in expected.parameters()), "each once"
     wanted: dict[str, Any] = expected.state_dict()
     assert found.state_dict().keys() == wanted.keys()
     for name, tensor in found.state_dict().items():
@@ -173,11 +161,8 @@ def test_a_file_whose_largest_tensor_does_not_fit_is_refused_before_anything_is_
 def test_a_disk_that_fills_up_is_told_as_such(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")
-    monkeypatch.setattr(Spill, "move", fail)
+    monkeypatch.setattr(Spill, "move", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(UserError, match=r"No space left|is full"):
         resolve_base(str(path), quiet)
     assert converted() == []

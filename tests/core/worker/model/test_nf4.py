@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
@@ -37,11 +38,10 @@ def samples() -> list[tuple[torch.Tensor, int, str]]:
 
 
 @pytest.mark.long
-def test_it_is_what_bitsandbytes_makes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    place = tmp_path_factory.mktemp("nf4")
-    torch.save(samples(), place / "weights")
-    subprocess.run([sys.executable, "-c", REFERENCE, str(place / "weights"), str(place / "wanted")], check=True)
-    wanted = torch.load(place / "wanted", weights_only=True)
+def test_it_is_what_bitsandbytes_makes(tmp_path: Path) -> None:
+    torch.save(samples(), tmp_path / "weights")
+    subprocess.run([sys.executable, "-c", REFERENCE, str(tmp_path / "weights"), str(tmp_path / "wanted")], check=True)
+    wanted = torch.load(tmp_path / "wanted", weights_only=True)
     for (tensor, size, kind), (packed, largest) in zip(samples(), wanted, strict=True):
         found = quantize_4bit(tensor, size, kind, torch.uint8)
         assert torch.equal(found[0], packed), (tensor.shape, size, kind)

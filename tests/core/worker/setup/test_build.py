@@ -1,4 +1,4 @@
-"""Running out of memory between the start and the first step: an error with advice, or copies dropped."""
+"""Building of a run: too little memory is an error with advice or drops copies, and its device is cared for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.notify import Notice
 from core.quantization.result import sentence
-from core.runs.record.events import FailedEvent, NoticeEvent
+from core.runs.record.events import FailedEvent, GovernorEvent, NoticeEvent
 from core.runs.record.store import Run, create_run
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.oom import retry
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
+from core.worker.setup import build as settled
 from core.worker.setup import strategy as shared
-from core.worker.setup.build import Parts, build
+from core.worker.setup.build import Parts, build, with_usable_optimizer
+from tests.cases import cases
 from tests.core.quantization.test_result import COST
+from tests.core.worker.process.told_recorder import ToldRecorder
 from tests.e2e.workers import only
 from tests.families.tiny import write_family
 from tests.measured_here import measured_here
@@ -91,16 +95,8 @@ def test_running_out_of_memory_before_the_first_step_is_a_user_error(
     assert advice in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError(FULL), MemoryError(), RuntimeError("CUDA driver error: out of memory")],
-    ids=["device", "host", "driver"],
-)
-def test_a_model_too_large_is_a_user_error(start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr("core.worker.model.model.causal_lm", fail)
+def test_a_model_too_large_is_a_user_error(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.worker.model.model.causal_lm", full)
     with pytest.raises(UserError, match="does not fit on cpu"):
         start()
 
@@ -172,3 +168,33 @@ def test_experts_that_stay_in_16_bit_are_reported(start: Start, tmp_path: Path) 
     assert "The experts stay in 16 bit, where they take 197 kB" in notice.message
     # Its routers return more than a layer does, and get no adapters.
     assert not any("router" in name for name, _ in parts.loaded.model.named_parameters() if "lora_" in name)
+
+
+def test_a_pause_for_disk_space_is_reported_to_the_user_and_one_for_heat_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = ToldRecorder()
+    told: list[Notice] = []
+    monkeypatch.setattr(settled, "notify", told.append)
+    heat = GovernorEvent(action="pause", cause="temperature", value=91.0, limit=80.0)
+    disk = GovernorEvent(action="pause", cause="disk", value=1e9, limit=2e9)
+    for event in (heat, disk):
+        settled._tell(recorder, event)
+    assert recorder.events == [heat, disk]
+    assert [(notice.state, notice.run) for notice in told] == [("paused", "r")]
+    assert told[0].reason
+
+
+@cases(
+    ("device", "wsl", "optimizer"),
+    [("cuda", True, "adamw_8bit"), ("cuda", False, "paged_adamw_8bit"), ("cpu", True, "paged_adamw_8bit")],
+)
+def test_nothing_is_paged_on_wsl(device: str, wsl: bool, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settled, "is_wsl", lambda: wsl)
+    told = ToldRecorder()
+    config = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}})
+    used = with_usable_optimizer(config, torch.device(device), told)
+    assert used.train.optimizer == optimizer
+    assert [notice.code for notice in told.notices] == (["unpaged"] if optimizer == "adamw_8bit" else [])
+    assert all(notice.message.endswith(".") and notice.hint.endswith(".") for notice in told.notices)
+    assert config.train.optimizer == "paged_adamw_8bit"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -225,11 +226,8 @@ def test_want_of_memory_in_compiling_is_no_failure_of_the_compiler(
     class Failed(TorchDynamoException):
         inner_exception = torch.OutOfMemoryError("CUDA out of memory.")
 
-    def full(*_args: Any, **_kwargs: Any) -> Any:
-        raise Failed
-
     forward: Any = decoder_layers(compiled.loaded.model)[0].forward
-    monkeypatch.setattr(forward, "_compiled", full)
+    monkeypatch.setattr(forward, "_compiled", mock.Mock(side_effect=Failed))
     with pytest.raises(torch.OutOfMemoryError):
         compiled.gradient(rows())
     assert compiled.notices == []
@@ -296,10 +294,7 @@ def test_a_c_compiler_is_found_as_triton_finds_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_compiler_the_layers_stay_as_they_are(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_found() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none_found)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", mock.Mock(side_effect=InvalidCxxCompiler))
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices))

@@ -99,15 +99,11 @@ def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(dropout: dict
     assert arrange(GPT2Config(**shape, **still | dropout)).packing.share is (not dropout)
 
 
-def windows(setup: Setup) -> Stepper:
-    """Steps over all rows."""
-    return Stepper(setup.loaded, setup.loss, rows(), free_caches=setup.fused.drop_weights)
-
-
 @cases("train", [{}, {"packing": True}])
 @cases("budget", [1, 90])
 def test_shared_beginnings_do_not_depend_on_the_cut(tiny_model_dir: Path, train: dict[str, Any], budget: int) -> None:
-    steps = windows(Setup(tiny_model_dir, config(train=train)))
+    setup = Setup(tiny_model_dir, config(train=train))
+    steps = Stepper(setup.loaded, setup.loss, rows())
     assert steps.micro_batches.loss.packing.share
     loss, gradient = steps.run_anew(range(len(rows())))
     steps.state.token_budget = budget
@@ -119,7 +115,8 @@ def test_shared_beginnings_do_not_depend_on_the_cut(tiny_model_dir: Path, train:
 def test_a_step_runs_again_when_a_fused_backward_lacks_memory(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = windows(Setup(tiny_model_dir, config()))
+    setup = Setup(tiny_model_dir, config())
+    steps = Stepper(setup.loaded, setup.loss, rows(), free_caches=setup.fused.drop_weights)
     steps.state.token_budget = 200
     loss, gradient = steps.run_anew(range(len(rows())))
     usual, calls = LoraLinear.backward, itertools.count(1)

@@ -12,7 +12,6 @@ from core.config.schema import Config, MethodSection
 from core.errors import UserError
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
-from core.worker.data.packing import Packing
 from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
@@ -46,21 +45,18 @@ def ready(name: str, **train: Any) -> tuple[LoadedModel, Config, Fused]:
     return loaded, wanted, fuse_layers(wanted, loaded)
 
 
-def choose(loaded: LoadedModel, wanted: Config, fused: Fused) -> Packing:
-    return settle(wanted, loaded, fused).packing
-
-
 @pytest.mark.parametrize("name", long_but(FEW, HYBRIDS))
 def test_packing_is_refused_with_the_reason_and_beginnings_are_not_shared(name: str) -> None:
     loaded, wanted, fused = ready(name, packing=True)
     kinds = recurrent_kinds(loaded.model)
     with pytest.raises(UserError, match="would not be kept apart") as refusal:
-        choose(loaded, wanted, fused)
+        settle(wanted, loaded, fused)
     if fused.attention:
         reason = f"its {describe_kind(kinds[0])} carry a state from token to token, which would run on into the next"
         assert f"would not be kept apart: {reason} row." in refusal.value.message
     assert "train.packing = false" in refusal.value.hint
-    packing = choose(*ready(name, share_prefix=True))
+    loaded, wanted, fused = ready(name, share_prefix=True)
+    packing = settle(wanted, loaded, fused).packing
     assert (packing.share, packing.pack) == (False, False)
 
 

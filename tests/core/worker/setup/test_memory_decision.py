@@ -6,6 +6,7 @@ All on the CPU, whose allocator reports every block; on a GPU the arithmetic is 
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -32,7 +33,6 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import optimizer_bytes
-from core.models.architecture.architecture import read_architecture
 from core.models.architecture.measuring import load_architecture
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
@@ -50,7 +50,6 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
-from core.worker.model.text_part import described_causal_lm
 from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
@@ -65,7 +64,6 @@ from core.worker.setup.memory_decision import (
 from core.worker.setup.ready_model import fuse_layers
 from core.worker.steps import first_budget
 from tests.cases import cases
-from tests.core.models.architecture import published
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.steps.stepper import make_state
 from tests.measured_here import measured_here
@@ -99,19 +97,18 @@ ModelOf = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> ModelOf:
     """Directories of random models, each made once."""
-    made: dict[str, Path] = {}
 
+    @functools.cache
     def make(family: str) -> Path:
-        if family not in made:
-            directory = made[family] = tmp_path_factory.mktemp(family)
-            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[family], **ids))
-            model.to(torch.bfloat16).save_pretrained(directory)
-            words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
-            tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
-            PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
-        return made[family]
+        directory = tmp_path_factory.mktemp(family)
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MODELS[family], **ids))
+        model.to(torch.bfloat16).save_pretrained(directory)
+        words = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(directory)
+        return directory
 
     return make
 
@@ -224,7 +221,7 @@ def test_the_plan_is_what_torch_allocates(
 
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
-    long_but([("llama", False), ("qwen3", True)], itertools.product(["llama", "qwen3"], [False, True])),
+    long_but([("llama", False)], itertools.product(["llama", "qwen3"], [False, True])),
 )
 def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
     assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
@@ -239,7 +236,7 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Model
 
 @pytest.mark.parametrize(
     ("method", "keep"),
-    long_but([("qlora", "on"), ("lora", "off")], itertools.product(["qlora", "lora"], ["on", "off"])),
+    long_but([("qlora", "on")], itertools.product(["qlora", "lora"], ["on", "off"])),
 )
 def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, keep: Literal["on", "off"]) -> None:
     trained = {"name": method, "train_for": "q4_0"}
@@ -250,9 +247,7 @@ def test_merged_copies_of_weights_are_planned(model_of: ModelOf, method: str, ke
     assert_planned(config, loaded, rel=0.15)
 
 
-@pytest.mark.parametrize(
-    ("kept", "supervised"), long_but([(1, 1.0), (5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0]))
-)
+@pytest.mark.parametrize(("kept", "supervised"), long_but([(5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0])))
 def test_kept_layers_beside_recomputed_layers_are_planned(kept: int, supervised: float, model_of: ModelOf) -> None:
     config = config_of(model_of("deep"), checkpointing=True)
     loaded = prepare(config)
@@ -285,16 +280,6 @@ def test_adapters_on_experts_are_planned(family: str, checkpointing: bool, model
     plan = assert_planned(config, loaded, rel=0.1)
     assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
     assert dict(plan.targets)["experts"] == 3
-
-
-@pytest.mark.parametrize("name", long_but(["Qwen2.5-0.5B", "Gemma-3-4B", "gpt-oss-20b"], published.PARAMETERS))
-def test_parameters_are_counted_as_in_transformers(name: str) -> None:
-    """Of models as large as they are, built without memory; saved buffers count, as they are in the files."""
-    config, parameters = published.PARAMETERS[name]
-    model = described_causal_lm(config, name).build()
-    saved = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    assert sum(tensor.numel() for tensor in saved.values()) == parameters
-    assert read_architecture(config, name).parameters == parameters
 
 
 @cases("method", ["qlora", "lora"])
@@ -425,9 +410,9 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Of a mixture whose experts are most of it; decided before it is loaded."""
-    config = config_of(write_many_experts(tmp_path), checkpointing=True).with_options(
-        memory={"offload_experts": choice}
-    )
+    values = {**MODELS["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = config_of(tmp_path, checkpointing=True).with_options(memory={"offload_experts": choice})
     dataset, state = state_of()
     card = planner_of(config, "cuda")
     here = with_experts(config, there=False)
@@ -444,13 +429,6 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     found = card.plan(settled, dataset, state.token_budget)
     assert found is not None
     assert (found.experts_host_bytes > 0) is wanted
-
-
-def write_many_experts(tmp_path: Path) -> Path:
-    """The configuration of a mixture of 64 experts a layer; nobody loads it."""
-    values = {**MODELS["qwen3-moe"], "num_experts": 64, "moe_intermediate_size": 1024, "num_hidden_layers": 8}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    return tmp_path
 
 
 def test_a_model_that_cannot_be_planned_is_trained_without_a_prediction(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
@@ -24,6 +23,7 @@ from core.sandbox.pool import POOL
 from core.worker.process.recorder import Recorder
 from core.worker.setup import preparation
 from core.worker.setup.preparation import Prepared, prepare
+from tests.core.runs.test_trained import add_checkpoint
 from tests.e2e.workers import only
 from tests.hostile_templates import SLOW
 
@@ -65,7 +65,9 @@ def prepared(
         recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
 
-def test_template_variables_apply_to_training_and_to_the_saved_template(model: Path, tmp_path: Path) -> None:
+def test_template_variables_apply_to_training_and_to_the_chat_of_a_run_without_a_result(
+    model: Path, tmp_path: Path
+) -> None:
     _, plain = prepared(model, tmp_path)
     run, low = prepared(model, tmp_path, variables={"enable_thinking": False})
     assert plain.template is None
@@ -75,20 +77,8 @@ def test_template_variables_apply_to_training_and_to_the_saved_template(model: P
     assert len(with_block.input_ids) > len(without.input_ids), "the empty block of reasoning is in the prompt"
     assert with_block.supervised.sum() == without.supervised.sum(), "and is not learned"
     assert run.template_path.read_text() == low.template
-
-
-def test_the_chat_of_a_run_without_a_result_has_the_template_with_its_variables(model: Path, tmp_path: Path) -> None:
-    run, found = prepared(model, tmp_path, variables={"enable_thinking": False})
-    checkpoint = run.checkpoints_path / "step-00000005"
-    (checkpoint / "adapter").mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (checkpoint / "adapter" / name).write_bytes(b"x")
-    whole = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
-    sizes = {f"adapter/{name}": whole for name in ("adapter_model.safetensors", "adapter_config.json")}
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": sizes}))
-    trained = find_trained(run)
-    assert trained.template == str(run.template_path)
-    assert Path(trained.template).read_text() == found.template
+    add_checkpoint(run, 5)
+    assert find_trained(run).template == str(run.template_path)
 
 
 def test_a_model_without_a_template_has_no_variables(model: Path, tmp_path: Path) -> None:
@@ -131,10 +121,6 @@ def test_a_template_that_never_ends_is_refused_before_this_process_renders_it(
         prepared(model, tmp_path, file=str(written))
 
 
-class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
-    pass
-
-
 def test_a_stop_is_heard_while_rows_are_tried(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "_SECONDS_PER_CHECK", 0.01)
     begun = threading.Event()
@@ -148,8 +134,8 @@ def test_a_stop_is_heard_while_rows_are_tried(model: Path, tmp_path: Path, monke
 
     def check_stop() -> None:
         if begun.is_set():
-            raise Stopped
+            raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         prepared(model, tmp_path, check_stop=check_stop)
     assert not POOL._busy

@@ -68,12 +68,13 @@ def test_leaks_between_packed_rows_are_detected(monkeypatch: pytest.MonkeyPatch)
     assert found.mixed.startswith("its hidden states would differ by ")
 
 
-def test_layers_that_do_not_know_of_rows_are_noticed() -> None:
+def test_layers_that_do_not_know_of_rows_are_noticed_where_rows_are_laid_out() -> None:
     def prepare(model: Any, loss: SupervisedLoss) -> None:
         model.set_attn_implementation("sdpa")
 
     found = attempt(LlamaConfig(**SHAPE), prepare=prepare)
     assert found.mixed == "0 of its 2 layers have attention that can be told where rows end"
+    assert attempt(LlamaConfig(**SHAPE), laid_out=False, prepare=prepare).mixed is None
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
@@ -99,10 +100,3 @@ def test_a_model_without_memory_for_a_few_tokens_is_refused(monkeypatch: pytest.
     short_of_memory(monkeypatch, LEAST - 1)
     with pytest.raises(MemoryShortageError, match="Memory ran out with 16 tokens, before training"):
         attempt(LlamaConfig(**SHAPE))
-
-
-def test_it_is_not_tried_where_it_is_not_wanted() -> None:
-    def prepare(model: Any, loss: SupervisedLoss) -> None:
-        model.set_attn_implementation("sdpa")
-
-    assert attempt(LlamaConfig(**SHAPE), laid_out=False, prepare=prepare).mixed is None

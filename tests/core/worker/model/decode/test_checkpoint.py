@@ -19,9 +19,10 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from core.errors import UserError
 from core.models.tensors import read_decoded
 from core.worker.model.decode.checkpoint import Checkpoint
-from core.worker.model.decode.formats import decode_scaled, scale_values, unpack_e2m1
+from core.worker.model.decode.formats import decode_scaled
 from core.worker.model.model import load_model
 from tests.cases import cases
+from tests.core.models.spoiling import split_weights
 from tests.packers import FORMATS, Twins, fp8_blocks, quantize_checkpoint
 from tests.short_list import long_but
 
@@ -68,17 +69,6 @@ def test_scales_of_fused_experts_are_their_own() -> None:
     assert torch.equal(found, torch.from_numpy(np.stack([meant for _, meant in packed])).float())
     each = decode_scaled(stored, torch.tensor([1.0, 2.0, 4.0]), (130, 70), torch.float32)
     assert torch.equal(each, stored.float() * torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1))
-
-
-def test_all_numbers_of_the_small_types() -> None:
-    codes = torch.arange(256, dtype=torch.uint8)
-    table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
-    wanted = torch.tensor([value for code in range(256) for value in (table[code % 16], table[code // 16])])
-    assert torch.equal(unpack_e2m1(codes), wanted)
-    values = scale_values(codes)
-    assert torch.equal(values[:255], torch.tensor([2.0 ** (code - 127) for code in range(255)]))
-    assert bool(values[255].isnan())
-    assert torch.equal(scale_values(codes.view(torch.float8_e8m0fnu))[:255], values[:255])
 
 
 def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
@@ -234,17 +224,9 @@ def test_no_more_than_one_layer_is_decoded_at_a_time(
 
 
 def test_a_model_of_several_files_with_scales_in_another(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
-    from safetensors.torch import save_file
-
     twins = quantize_checkpoint(base_of("llama"), tmp_path, "fp8")
-    whole = twins.quantized / "model.safetensors"
-    tensors = load_file(whole)
-    whole.unlink()
-    scales = {name: tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")}
-    places = {name: f"model-0000{1 + (name in scales)}-of-00002.safetensors" for name in tensors}
-    for file in set(places.values()):
-        save_file({name: tensors[name] for name, place in places.items() if place == file}, twins.quantized / file)
-    index = {"metadata": {"total_size": 1}, "weight_map": places}
-    (twins.quantized / "model.safetensors.index.json").write_text(json.dumps(index))
+    split_weights(twins.quantized)
+    places = json.loads((twins.quantized / "model.safetensors.index.json").read_text())["weight_map"]
+    assert any(place != places[f"{name}_scale_inv"] for name, place in places.items() if f"{name}_scale_inv" in places)
     assert read_decoded(twins.quantized).elements == read_decoded(twins.plain).elements
     assert torch.equal(logits(load(twins.quantized, "lora")), logits(load(twins.plain, "lora")))
