@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,7 @@ class Served:
     watch: Watch
     connections: set[Any]
     address: tuple[str, int]
+    began: float = field(default_factory=time.monotonic)
 
     async def connect(self, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.address)
@@ -49,10 +50,7 @@ class Served:
 
     def look(self, seconds: float) -> None:
         """Look as if so many seconds had gone by since the test began."""
-        self.watch.look(list(self.connections), self._began + seconds)
-
-    def __post_init__(self) -> None:
-        self._began = time.monotonic()
+        self.watch.look(list(self.connections), self.began + seconds)
 
 
 @contextlib.asynccontextmanager
