@@ -138,6 +138,18 @@ def test_a_cut_connection_is_gone_on_with(hub: FakeHub, fetcher: Fetcher, ignore
     assert ignores or 0 < starts[0] < starts[1] < len(content)
 
 
+def test_what_has_come_before_an_end_is_not_asked_for_again(hub: FakeHub, fetcher: Fetcher) -> None:
+    content = rows(*range(99))
+    hub.datasets["me/set"] = Repository({"train.jsonl": content})
+    hub.first = [Reply(content[:50], headers={"Content-Length": str(len(content))}), Reply(status=500)]
+    with pytest.raises(UserError, match="500"):
+        fetcher.plan("hf://datasets/me/set")
+    plan = fetcher.plan("hf://datasets/me/set")
+    assert plan.remaining == len(content) - 50
+    assert hub.asked[-1].headers["range"] == "bytes=50-"
+    assert (Path(plan.directory) / "train.jsonl").read_bytes() == content
+
+
 def test_it_is_refused_while_the_plan_stands(hub: FakeHub) -> None:
     hub.datasets["me/set"] = three_splits()
     plans: list[FetchPlan] = []
