@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.hub.job import fetch_job
 from core.hub_uri import parse_entry
 from core.launch.launcher import worker_environment
 from core.runs.record.store import Run
-from tests.core.hub.fake_hub import Repository, running_hub
+from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.forking import Forks
 
 from .workers import Workers, hooked
@@ -168,7 +169,7 @@ def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
     forks: Forks, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = {path.name: path.read_bytes() for path in workers.model.iterdir() if path.is_file()}
-    with running_hub() as hub:
+    with closing(FakeHub()) as hub:
         hub.models["org/tiny"] = Repository(model)
         hub.datasets["me/set"] = Repository({"train.jsonl": workers.train_data.read_bytes()})
         monkeypatch.delenv("HF_HUB_OFFLINE")

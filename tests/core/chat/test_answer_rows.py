@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import pytest
@@ -55,20 +54,13 @@ def test_what_does_not_fit_whole_leaves_no_half_of_a_row(tmp_path: Path) -> None
     path = tmp_path / "good.jsonl"
     append_row(path, ROW)
     before = path.read_bytes()
-    program = f"""
-import signal, resource
-from pathlib import Path
-from core.chat.answer_rows import append_row
-from core.errors import UserError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100}, {len(before) + 100}))
-try:
-    append_row(Path({str(path)!r}), [{{"role": "assistant", "content": "x" * 5000}}])
-except UserError as error:
-    print(error.message)
-"""
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert "cannot be written" in said
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            append_row(path, [{"role": "assistant", "content": "x" * 5000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.chat.dialogue import Dialogue, Exchange, Reply, format_stats, speaker_name
+from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.chat.session import Answer
 
 KEYS = ["question", "replies", "source", "text", "state", "others", "place"]
@@ -121,14 +121,6 @@ def test_dialogue_gives_each_source_its_own_answers() -> None:
     contents = [message["content"] for message in dialogue.messages("base", "system")]
     assert contents == ["system", "one", "base one", "two", "tuned two", "three"]
     assert dialogue.messages("base", " \n")[0]["role"] == "user", "a system prompt of blanks is none"
-
-
-def test_speakers_and_stats() -> None:
-    assert speaker_name("step-34") == "step 34"
-    assert speaker_name("adapter") == "tuned"
-    assert format_stats(1, 0.5, 0.0) == "1 token · first 0.50 s"
-    assert format_stats(0, 0.0, 0.0) == "0 tokens"
-    assert format_stats(256, 0.5, 20.0, "length").endswith("20 tok/s · cut at chat.max_new_tokens")
 
 
 def test_a_reply_takes_an_answer_with_its_figures_and_keeps_the_text_that_it_was_ended_with() -> None:

@@ -17,11 +17,12 @@ from core.errors import UserError
 from tests.waiting import has_ended, wait_for
 
 ASK = ChatRequest([{"role": "user", "content": "Count."}])
+MakeEngine = Callable[[str], ChatEngine]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
 
 @pytest.fixture
-def make_engine() -> Iterator[Callable[[str], ChatEngine]]:
+def make_engine() -> Iterator[MakeEngine]:
     made: list[ChatEngine] = []
 
     def make(mode: str) -> ChatEngine:
@@ -39,7 +40,7 @@ def is_gone(engine: ChatEngine) -> bool:
     return has_ended(engine.pid)
 
 
-def test_loading_passes_the_model_on_and_reports_progress_safely(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_loading_passes_the_model_on_and_reports_progress_safely(make_engine: MakeEngine) -> None:
     told: list[tuple[str, int | None, int | None]] = []
     spec = ModelSpec(base="/models/some", adapter="/runs/a/adapter", method="qlora", source_name="step-3")
     answer = make_engine("answer").load(spec, lambda *progress: told.append(progress))
@@ -48,21 +49,19 @@ def test_loading_passes_the_model_on_and_reports_progress_safely(make_engine: Ca
     assert answer["source_name"] == "step-3"
 
 
-def test_an_answer_comes_in_pieces_and_messages_of_others_are_not_mixed_in(
-    make_engine: Callable[[str], ChatEngine],
-) -> None:
+def test_an_answer_comes_in_pieces_and_messages_of_others_are_not_mixed_in(make_engine: MakeEngine) -> None:
     *pieces, answer = make_engine("garbage").generate(ASK)
     assert [piece["token"] for piece in pieces] == ["One", " two\x1b[2J"]
     assert answer["finish"] == "stop"
 
 
-def test_a_refusal_is_the_engines_sentence(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_a_refusal_is_the_engines_sentence(make_engine: MakeEngine) -> None:
     with pytest.raises(UserError) as caught:
         list(make_engine("refuse").generate(ASK))
     assert (caught.value.message, caught.value.hint) == ("Not today.", "Try tomorrow.")
 
 
-def test_leaving_an_answer_cancels_it(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_leaving_an_answer_cancels_it(make_engine: MakeEngine) -> None:
     engine = make_engine("endless")
     engine.cancel()  # there is nothing yet
     answers = engine.generate(ASK)
@@ -73,7 +72,7 @@ def test_leaving_an_answer_cancels_it(make_engine: Callable[[str], ChatEngine]) 
     assert list(engine.generate(ASK))[-1]["finish"] == "cancelled"
 
 
-def test_the_death_of_the_engine_names_its_last_words(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_the_death_of_the_engine_names_its_last_words(make_engine: MakeEngine) -> None:
     engine = make_engine("die")
     with pytest.raises(UserError) as caught:
         list(engine.generate(ASK))
@@ -83,9 +82,7 @@ def test_the_death_of_the_engine_names_its_last_words(make_engine: Callable[[str
         engine.load(ModelSpec("x"), print)
 
 
-def test_an_engine_that_says_nothing_is_given_up(
-    make_engine: Callable[[str], ChatEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_says_nothing_is_given_up(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "TOKEN_SECONDS", 0.3)
     engine = make_engine("endless")
     with pytest.raises(UserError, match="has not answered"):
@@ -95,7 +92,7 @@ def test_an_engine_that_says_nothing_is_given_up(
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_an_engine_that_does_not_hear_a_cancel_is_ended(
-    make_engine: Callable[[str], ChatEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
     monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.05)
     # The next process answers.
@@ -129,7 +126,7 @@ def test_one_in_its_place_is_started_with_the_same_files(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", ["endless", "refuse"])
 def test_one_that_has_answered_is_left_alone(
-    make_engine: Callable[[str], ChatEngine], mode: str, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.2)
     engine = make_engine(mode)
@@ -145,9 +142,7 @@ def test_one_that_has_answered_is_left_alone(
 
 
 @pytest.mark.parametrize("mode", ["answer", "deaf"])
-def test_closing_ends_the_process(
-    make_engine: Callable[[str], ChatEngine], mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_ends_the_process(make_engine: MakeEngine, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CLOSE_SECONDS", 0.3)
     engine = make_engine(mode)
     assert engine.ping()
@@ -158,7 +153,7 @@ def test_closing_ends_the_process(
     engine.close()
 
 
-def test_closing_from_another_thread_ends_a_waiting_answer(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_closing_from_another_thread_ends_a_waiting_answer(make_engine: MakeEngine) -> None:
     engine = make_engine("endless")
     answers = engine.generate(ASK)
     next(answers), next(answers)
@@ -169,7 +164,7 @@ def test_closing_from_another_thread_ends_a_waiting_answer(make_engine: Callable
     closing.join()
 
 
-def test_logs_are_private_and_few(make_engine: Callable[[str], ChatEngine]) -> None:
+def test_logs_are_private_and_few(make_engine: MakeEngine) -> None:
     for _ in range(LOGS_KEPT + 2):
         engine = make_engine("answer")
         assert engine.ping()

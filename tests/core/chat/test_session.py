@@ -27,20 +27,9 @@ ASK = [{"role": "user", "content": "Count."}]
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
 
-def make_run(
-    state: str,
-    base: str = "/models/base",
-    template: TemplateSection = TemplateSection(),  # noqa: B008
-    method: MethodSection = MethodSection(),  # noqa: B008
-    keep_16bit: list[str] | None = None,
-) -> Run:
-    config = Config(
-        model=ModelSection(base=base, keep_16bit=keep_16bit),
-        data=DataSection(train="/data/rows.jsonl"),
-        template=template,
-        method=method,
-    )
-    run = create_run(config, "tickets")
+def make_run(state: str, base: str = "/models/base", keep_16bit: list[str] | None = None, **sections: Any) -> Run:
+    model, data = ModelSection(base=base, keep_16bit=keep_16bit), DataSection(train="/data/rows.jsonl")
+    run = create_run(Config(model=model, data=data, **sections), "tickets")
     pid, identity = own_identity()
     recorded = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=time.time())
     recorded.write(run.state_path)
@@ -145,6 +134,13 @@ def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="no run called elsewhere"):
         open_session("elsewhere")
 
+    add_checkpoint(run, 20)
+    for reference in (f"{run.id}@20", f"{run.path}@20"):
+        assert spec_of(reference).source_name == "step-20"
+    with pytest.raises(UserError, match="has no checkpoint of step 21") as caught:
+        open_session(f"{run.id}@21")
+    assert caught.value.hint == "It has those of 20."
+
 
 def engine_session(mode: str) -> EngineSession:
     return EngineSession(ModelSpec("x", adapter="y"), "some run", ChatEngine([sys.executable, FAKE, mode]))
@@ -244,9 +240,8 @@ def test_cancelling_reaches_the_worker_and_keeps_what_was_said(live: tuple[LiveS
     # The session goes on.
     assert isinstance(list(session.generate(ASK, "tuned", GenerationSettings(50)))[-1], Answer)
 
-
-def test_leaving_an_answer_cancels_it_too(live: tuple[LiveSession, Worker]) -> None:
-    session, worker = live
+    # Leaving an answer cancels it too.
+    worker.cancelled.clear()
     answers = session.generate(ASK, "tuned", GenerationSettings(200))
     next(answers)
     answers.close()  # type: ignore[attr-defined]
@@ -338,15 +333,3 @@ def test_a_checkpoint_beside_a_live_run_answers_from_an_engine(
         assert list(session.generate(ASK, source, GenerationSettings(5))) == [Token("from the engine")]
     assert asked == [run.id, f"{run.id}@9"]
     assert worker.asked == []
-
-
-def test_a_checkpoint_is_named_by_its_step() -> None:
-    run = finished_run()
-    add_checkpoint(run, 20)
-    for reference in (f"{run.id}@20", f"{run.path}@20"):
-        session = open_session(reference)
-        assert isinstance(session, EngineSession)
-        assert session.spec.source_name == "step-20"
-    with pytest.raises(UserError, match="has no checkpoint of step 21") as caught:
-        open_session(f"{run.id}@21")
-    assert caught.value.hint == "It has those of 20."

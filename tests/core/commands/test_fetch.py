@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from core import paths
 from tests.cases import cases
 from tests.core.commands.conftest import Call
 from tests.core.hub.conftest import rows
-from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
+from tests.core.hub.fake_hub import FakeHub, Repository
 from tests.waiting import wait_for
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub with a dataset, which the environment points to."""
-    with running_hub() as found:
+    with closing(FakeHub()) as found:
         monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
         monkeypatch.delenv("HF_HUB_OFFLINE")
         found.datasets["me/set"] = Repository({"train.jsonl": rows(1, 2, 3), "test.jsonl": rows(9)})

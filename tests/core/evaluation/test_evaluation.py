@@ -8,6 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +27,6 @@ from core.jobs.job import JobCancelledError, JobProgress
 from core.text import sanitize
 from tests.cases import cases
 from tests.core.evaluation.scripted import ScriptedSession, targets
-from tests.waiting import wait_for
 
 
 def prompts(count: int = 12, expected: str | None = '{"n": %d}') -> PromptSet:
@@ -154,7 +155,6 @@ def test_a_kill_loses_nothing_that_was_written() -> None:
 def test_a_full_disk_is_said_and_what_was_written_stays() -> None:
     begun = Evaluation(prompts(), targets(ScriptedSession(answer)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def fill(progress: JobProgress) -> None:
         if progress.done == 5 and begun.file is not None:
@@ -166,7 +166,6 @@ def test_a_full_disk_is_said_and_what_was_written_stays() -> None:
             begun.run(fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
     assert begun.file is not None
     assert read_record(begun.file.path).done == 5
 
@@ -252,8 +251,6 @@ def test_two_that_begin_in_the_same_second_have_two_files() -> None:
 
 
 def test_it_can_be_cancelled_while_a_model_answers() -> None:
-    import threading
-
     waits = threading.Event()
 
     def hang(_question: str, _source: Source) -> str:
@@ -263,21 +260,12 @@ def test_it_can_be_cancelled_while_a_model_answers() -> None:
 
     session = ScriptedSession(hang)
     evaluation = Evaluation(prompts(3), targets(session))
-    ended: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            evaluation.run()
-        except JobCancelledError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert waits.wait(30)
-    evaluation.cancel()
-    thread.join(30)
-    wait_for(lambda: not thread.is_alive(), 5, "the evaluation to end")
-    assert ended
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(evaluation.run)
+        assert waits.wait(30)
+        evaluation.cancel()
+        with pytest.raises(JobCancelledError):
+            running.result(30)
     assert evaluation.record.done == 0
 
 

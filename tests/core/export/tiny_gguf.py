@@ -40,13 +40,8 @@ def write_tiny_gguf(
 
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
-    types = {
-        "F32": (gguf.LlamaFileType.ALL_F32, gguf.GGMLQuantizationType.F32),
-        "F16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
-        "Q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
-    }
-    file_type, tensor_type = types[kind]
-    writer.add_file_type(file_type)
+    tensor_type = gguf.GGMLQuantizationType[kind]
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     add_architecture(writer, config)
     add_tokens(writer, tokenizer, config.vocab_size, splitting, change_token)
     writer.add_add_bos_token(add_bos)

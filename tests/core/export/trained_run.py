@@ -37,6 +37,7 @@ def make_trained_run(
     *,
     method: Literal["lora", "qlora"] = "lora",
     eval_data: Path | None = None,
+    eval_share: float = 0,
     shapes: Path | None = None,
 ) -> Run:
     """A finished run with an adapter that changes the base's answers.
@@ -46,11 +47,12 @@ def make_trained_run(
         data: Its rows.
         method: Its method.
         eval_data: Held-out rows.
+        eval_share: The share of the rows that is held out without these.
         shapes: A base of the same shapes that plain transformers reads, to make the adapter from; ``base`` by default.
     """
     config = Config(
         model=ModelSection(base=str(base)),
-        data=DataSection(train=str(data), eval=None if eval_data is None else str(eval_data), eval_share=0),
+        data=DataSection(train=str(data), eval=None if eval_data is None else str(eval_data), eval_share=eval_share),
         method=MethodSection(name=method),
         train=TrainSection(precision="fp32"),
         hardware=HardwareSection(device="cpu"),

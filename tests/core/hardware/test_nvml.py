@@ -67,16 +67,6 @@ def test_no_driver_is_told_from_a_broken_one(ask_driver: Ask) -> None:
     assert ask_driver(program)[2] is True
 
 
-def test_versions_and_processes(ask_driver: Ask) -> None:
-    program = (
-        "import json, os\nfrom core.hardware.nvml import Nvml\nnvml = Nvml()\n"
-        "print(json.dumps([nvml.driver_version, nvml.cuda_version, nvml.compute_capability(0),"
-        " [(p.pid == os.getpid(), p.memory) for p in nvml.processes(0)], nvml.processes(1)]))\n"
-        "nvml.close()"
-    )
-    assert ask_driver(program) == ["580.95.05", "13.0", [8, 9], [[False, 4_500_000_000], [True, 1_000_000_000]], []]
-
-
 def test_heat_moves_the_temperature_and_not_its_limits(scene: Scene) -> None:
     first = scene.read()[0]
     assert (first["temperature_c"], first["temperature_limit_c"]) == (71.0, 87.0)

@@ -98,10 +98,8 @@ def test_an_amd_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(UserError, match="root alone may") as caught:
         set_power_limit("AMD-d6c8e5a2f0914b37", 320)
-    assert (
-        caught.value.hint
-        == f"Run: echo 320000000 | sudo tee {tmp_path}/sys/class/drm/card0/device/hwmon/hwmon4/power1_cap"
-    )
+    file = tmp_path / "sys/class/drm/card0/device/hwmon/hwmon4/power1_cap"
+    assert caught.value.hint == f"Run: echo 320000000 | sudo tee {file}"
     assert changed_limits() == {}
 
 

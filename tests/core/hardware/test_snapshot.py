@@ -39,13 +39,9 @@ def test_devices_and_machine_survive_their_event() -> None:
     assert isinstance(event, HardwareEvent)
     assert Device.all_from(event.devices) == [FULL]
     assert Host.from_dict(event.host) == MACHINE
-
-
-def test_a_record_of_an_earlier_version_has_no_machine() -> None:
-    event = decode_event('{"t": 1.0, "type": "hardware", "devices": [{"index": 0, "kind": "cpu", "name": "x"}]}')
-    assert isinstance(event, HardwareEvent)
-    assert Device.all_from(event.devices) == [Device(index=0, kind="cpu", name="x")]
-    assert Host.from_dict(event.host) is None
+    earlier = decode_event('{"t": 1.0, "type": "hardware", "devices": []}')
+    assert isinstance(earlier, HardwareEvent)
+    assert Host.from_dict(earlier.host) is None
 
 
 def test_damage_counts_as_not_reported() -> None:

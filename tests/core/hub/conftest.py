@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from .fake_hub import FakeHub, running_hub
+from .fake_hub import FakeHub
 from .fetcher import Fetcher, running_fetcher
 
 #: Variables by which a user has tokens, another home of the library, or a proxy.
@@ -20,7 +21,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     for name in DIVERTING:
         monkeypatch.delenv(name, raising=False)
-    with running_hub() as found:
+    with closing(FakeHub()) as found:
         monkeypatch.setenv("HF_ENDPOINT", found.endpoint)
         yield found
 

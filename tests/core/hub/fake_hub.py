@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -232,13 +230,3 @@ def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
     handler.end_headers()
     for _ in range(reply.times):
         handler.wfile.write(reply.body)
-
-
-@contextmanager
-def running_hub() -> Iterator[FakeHub]:
-    """A hub as long as it is needed."""
-    hub = FakeHub()
-    try:
-        yield hub
-    finally:
-        hub.close()

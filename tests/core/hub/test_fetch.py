@@ -22,7 +22,6 @@ from core.jobs.job import JobCancelledError, JobProgress
 from core.models.check import check_model_directory
 from core.models.find import find_model
 from tests.cases import cases
-from tests.waiting import wait_for
 
 from .conftest import rows
 from .fake_hub import TOKEN, FakeHub, Reply, Repository
@@ -139,38 +138,16 @@ def test_a_cut_connection_is_gone_on_with(hub: FakeHub, fetcher: Fetcher, ignore
     assert ignores or 0 < starts[0] < starts[1] < len(content)
 
 
-def test_a_download_that_was_killed_is_gone_on_with(hub: FakeHub) -> None:
-    content = rows(*range(30_000))
-    hub.datasets["me/set"] = Repository({"a.jsonl": rows(1), "b.jsonl": content}, large={"b.jsonl"})
-    hub.stalls["b.jsonl"] = 1 << 20
-    job = agreed("hf://datasets/me/set")
-    partial = paths.datasets_dir() / "me--set" / hub.datasets["me/set"].commit / ".partial"
-
-    def close_when_stalled() -> None:
-        hub.stalled.wait(60)
-        wait_for(lambda: any(path.stat().st_size >= 1 << 18 for path in partial.glob("*.part")), 60, "the first bytes")
-        job.close()
-
-    closer = threading.Thread(target=close_when_stalled)
-    closer.start()
-    with pytest.raises(JobCancelledError):
-        job.run()
-    closer.join()
-    with pytest.raises(NotFetchedError):
-        resolve_source("hf://datasets/me/set")
-    hub.stalls.clear()
-    hub.resume.set()
-    before = len(hub.asked)
-    plan = fetch("hf://datasets/me/set")
-    later = hub.asked[before:]
-    assert plan.remaining < plan.bytes
-    # The small file was whole and is not asked for again; of the large one only the rest is.
-    assert not any(item.path.endswith("/a.jsonl") for item in later)
-    starts = [item.headers.get("range") for item in later if item.server == "store"]
-    assert starts
-    assert all(start is not None and int(start.removeprefix("bytes=").rstrip("-")) >= 1 << 18 for start in starts)
-    assert (Path(plan.directory) / "b.jsonl").read_bytes() == content
-    assert questions("hf://datasets/me/set")[:2] == ["q1", "q0"]
+def test_what_has_come_before_an_end_is_not_asked_for_again(hub: FakeHub, fetcher: Fetcher) -> None:
+    content = rows(*range(99))
+    hub.datasets["me/set"] = Repository({"train.jsonl": content})
+    hub.first = [Reply(content[:50], headers={"Content-Length": str(len(content))}), Reply(status=500)]
+    with pytest.raises(UserError, match="500"):
+        fetcher.plan("hf://datasets/me/set")
+    plan = fetcher.plan("hf://datasets/me/set")
+    assert plan.remaining == len(content) - 50
+    assert hub.asked[-1].headers["range"] == "bytes=50-"
+    assert (Path(plan.directory) / "train.jsonl").read_bytes() == content
 
 
 def test_it_is_refused_while_the_plan_stands(hub: FakeHub) -> None:
@@ -362,8 +339,11 @@ def test_a_model_in_the_making_is_none(hub: FakeHub, tiny_model_dir: Path) -> No
     with pytest.raises(JobCancelledError):
         job.run(stop)
     assert find_model("org/tiny") is None
+    before = hub.files_asked()
     fetch("hf://org/tiny")
     assert find_model("org/tiny") is not None
+    assert before
+    assert not set(before) - {"model.safetensors"} & set(hub.files_asked()[len(before) :]), "what is whole stays"
 
 
 @cases(

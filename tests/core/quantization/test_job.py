@@ -16,6 +16,7 @@ from core.quantization import job
 from core.quantization.job import free_bytes, known, known_sentence, measure, recall, remember
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, kept_sentence, sentence
 from core.runs.outlook import forecast
+from tests.core.quantization.test_result import COST
 from tests.core.worker.quantization.hurt import write_hurt
 from tests.e2e.workers import write_rows
 from tests.progress import quiet
@@ -73,19 +74,12 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
 
 
 #: The result with 250 bytes free: two of three layers, which are not enough.
-SHORT = QuantizationCost(
-    rows=16,
-    tokens=80,
-    data="eval",
-    device="cpu",
-    precision="fp32",
-    loss_16bit=1.0,
+SHORT = replace(
+    COST,
     whole=Figures(2.0, 0.4, 0.5),
     layers=tuple(LayerCost(f"model.layers.{place}", cost, 100) for place, cost in enumerate((0.2, 0.1, 0.15))),
     kept=Kept((0, 2), ("model.layers.0.*", "model.layers.2.*"), 200, Figures(1.5, 0.3, 0.6)),
     free_bytes=250,
-    seconds=1.0,
-    peak_bytes=1,
 )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -123,46 +124,34 @@ def test_a_smaller_layer_is_taken_first_where_it_costs_as_much() -> None:
     assert most_costly(costs, 0.4, None) == (1, 2)
 
 
-class Measured:
-    """Measures choices by a rule, and remembers them.
-
-    Args:
-        left: Number of kept layers to the divergence that is left.
-    """
-
-    def __init__(self, left: Callable[[int], float]) -> None:
-        self._left = left
-        self.tried: list[tuple[int, ...]] = []
-
-    def __call__(self, kept: tuple[int, ...]) -> float:
-        self.tried.append(kept)
-        return self._left(len(kept))
+def measuring(left: Callable[[int], float]) -> Mock:
+    """A measurement of choices by the divergence that is left with a number of kept layers."""
+    return Mock(side_effect=lambda kept: left(len(kept)))
 
 
 def test_half_is_enough_where_that_is_what_was_measured() -> None:
     for fine in (0.0, FINE):
         assert choose_layers(layers(0.1, 0.1), fine, None, lambda _: pytest.fail("measured")) == ()
-    measured = Measured(lambda kept: 0.4 - 0.05 * kept)
+    measured = measuring(lambda kept: 0.4 - 0.05 * kept)
     assert choose_layers(layers(*[0.125] * 8), 0.4, None, measured) == (0, 1, 2, 3)
-    assert len(measured.tried) == 1
+    measured.assert_called_once()
 
 
 def test_more_are_taken_where_what_was_measured_is_not_enough_and_fewer_where_it_is_too_much() -> None:
     # The last ones bring more than the first.
-    measured = Measured(lambda kept: 0.4 * (1 - (kept / 16) ** 2))
+    measured = measuring(lambda kept: 0.4 * (1 - (kept / 16) ** 2))
     chosen = choose_layers(layers(*[0.125] * 16), 0.4, None, measured)
-    assert [len(kept) for kept in measured.tried] == [8, 16, 11]
+    assert [len(tried.args[0]) for tried in measured.mock_calls] == [8, 16, 11]
     assert chosen == tuple(range(11)), "the smallest that is enough"
     # The first ones bring more than the last.
-    measured = Measured(lambda kept: 0.4 * (1 - (kept / 16) ** 0.5))
+    measured = measuring(lambda kept: 0.4 * (1 - (kept / 16) ** 0.5))
     chosen = choose_layers(layers(*[0.125] * 16), 0.4, None, measured)
     assert len(chosen) < 8
     assert measured(chosen) <= 0.22
 
 
 def test_no_more_is_measured_than_fits() -> None:
-    measured = Measured(lambda _: 0.39)
+    measured = measuring(lambda _: 0.39)
     assert choose_layers(layers(*[0.125] * 8), 0.4, 200, measured) == (0, 1)
-    assert measured.tried == [(0, 1)]
     assert choose_layers(layers(*[0.125] * 8), 0.4, 0, measured) == ()
-    assert measured.tried == [(0, 1)]
+    measured.assert_called_once_with((0, 1))

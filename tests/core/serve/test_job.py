@@ -10,11 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx2
 import pytest
 
-from core.errors import UserError
 from core.jobs.job import JobCancelledError
 from core.serve.job import serve_job
 from core.serve.options import KEY_VARIABLE, ServerAddress
-from tests.cases import cases
 from tests.core.chat.test_session import add_adapter, make_run
 from tests.waiting import wait_for
 
@@ -50,11 +48,3 @@ def test_it_serves_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         running.result(10)
     with pytest.raises(httpx2.ConnectError):
         get(address)
-
-
-@cases("target", [None, "no-such-run"])
-def test_what_cannot_be_served_is_a_sentence(target: str | None) -> None:
-    name = target or str(make_run("failed").path)
-    with started(name) as (running, _), pytest.raises(UserError) as refused:
-        running.result(30)
-    assert (target or "has neither an adapter nor a whole checkpoint") in str(refused.value)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from core.data.conversation import Example, Message
-from core.worker.data.batches import HostBatch
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate import evaluate
@@ -109,14 +108,20 @@ def test_measuring_leaves_no_trace(bench: Bench) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Conversations that are answered by a list, with the longest answer, and whether the model was in training."""
+    found: list[Any] = []
 
     def answer(model: Any, tokenizer: Any, conversations: Any, limit: int, report: Any, **_: Any) -> list[str]:
-        asked.append((conversations, limit, model.training))
-        return [ANSWERS[0], "{}", "no idea"]
+        found.append((conversations, limit, model.training))
+        return [ANSWERS[0], "{}", "no idea"][: len(conversations)]
 
     monkeypatch.setattr(evaluate, "generate_batch", answer)
+    return found
+
+
+def test_answers_are_counted_and_shown(bench: Bench, asked: list[Any]) -> None:
     event, samples = bench.evaluator(max_new_tokens=500).measure(7, lambda *_: None)
     assert event.exact_match == pytest.approx(1 / 3)
     assert event.valid_json == pytest.approx(2 / 3)
@@ -134,21 +139,13 @@ def test_answers_are_counted_and_shown(bench: Bench, monkeypatch: pytest.MonkeyP
     assert bench.evaluator(max_new_tokens=500).measure(0, lambda *_: None)[1][0].source == "base"
 
 
-def test_samples_are_answered_without_a_measurement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def answer(model: Any, tokenizer: Any, conversations: Any, *_: Any, **__: Any) -> list[str]:
-        asked.append((conversations, model.training))
-        return ["no"] * len(conversations)
-
-    monkeypatch.setattr(evaluate, "generate_batch", answer)
+def test_samples_are_answered_without_a_measurement(bench: Bench, asked: list[Any]) -> None:
     evaluator = bench.evaluator(max_new_tokens=500, samples=2)
     assert evaluator.has_samples
     samples = evaluator.answer_samples(0, lambda *_: None)
-    assert [(sample.source, sample.exact_match, sample.valid_json) for sample in samples] == [
-        ("base", False, False)
-    ] * 2
-    ((conversations, training),) = asked
+    marks = [(sample.source, sample.exact_match, sample.valid_json) for sample in samples]
+    assert marks == [("base", True, True), ("base", False, True)]
+    ((conversations, _, training),) = asked
     assert [messages[0]["content"] for messages in conversations] == ["ticket ", "ticket word "]
     assert not training
     assert bench.loaded.model.training
@@ -170,19 +167,12 @@ class LimitedLoss(SupervisedLoss):
         self.rows, self.fail_at, self.calls = rows, fail_at, 0
         self.sizes: list[int] = []
 
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        supervised: torch.Tensor,
-        *,
-        most_shared: int | None = None,
-        host: HostBatch | None = None,
-    ) -> torch.Tensor:
+    def hidden(self, input_ids: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
         self.calls += 1
         if len(input_ids) > self.rows or self.calls in self.fail_at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.sizes.append(len(input_ids))
-        return super().hidden(input_ids, supervised, most_shared=most_shared, host=host)
+        return super().hidden(input_ids, *args, **more)
 
 
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from tests.short_list import long_but
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
 #: Families of 'make test'.
 FIRST = ("qwen3_5", "gemma3", "mistral3")
+Bases = Callable[[str], Path]
 METHODS: list[dict[str, Any]] = [
     {},
     {"target_modules": ["q_proj", "v_proj"]},
@@ -47,24 +50,11 @@ METHODS: list[dict[str, Any]] = [
 TOWER = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj"
 
 
-class Bases(dict[str, Path]):
-    """Tiny models of composite families, in bf16 as published ones are, each made when it is asked for.
-
-    Args:
-        directory: Where they are made.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def __missing__(self, name: str) -> Path:
-        self[name] = write_family(name, self.directory / name)
-        return self[name]
-
-
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    return Bases(tmp_path_factory.mktemp("composite"))
+    """Tiny models of composite families, in bf16 as published ones are, each made when it is asked for."""
+    directory = tmp_path_factory.mktemp("composite")
+    return functools.cache(lambda name: write_family(name, directory / name))
 
 
 def whole(directory: Path) -> Any:
@@ -76,12 +66,6 @@ def fresh(base: Path) -> Any:
     return load_model(base, method="lora", precision="fp32", device="cpu", tokenizer=object()).model
 
 
-def ids_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
-
-
 @pytest.mark.parametrize(
     ("name", "method"),
     long_but(
@@ -90,14 +74,14 @@ def ids_of(model: Any) -> torch.Tensor:
     ),
 )
 def test_a_saved_adapter_fits_the_whole_model(bases: Bases, name: str, method: dict[str, Any], tmp_path: Path) -> None:
-    base = bases[name]
+    base = bases(name)
     if "moe" in name and method.get("init") == "pissa":
         method = {**method, "target_modules": ["q_proj", "v_proj"]}
     _, wanted = train_adapter(base, tmp_path / "adapter", **method)
     model = whole(base)
-    assert (ids_of(model) - wanted).abs().max() > 0.05
+    assert (logits(model) - wanted).abs().max() > 0.05
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(ids_of(adapted), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(adapted), wanted, rtol=0, atol=1e-5)
     assert not [key for key, _ in adapted.named_parameters() if "lora_" in key and ("vision" in key or "visual" in key)]
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", framework="pt") as file:
         assert all("language_model" in key or "lm_head" in key for key in file.keys())  # noqa: SIM118
@@ -106,7 +90,7 @@ def test_a_saved_adapter_fits_the_whole_model(bases: Bases, name: str, method: d
 
 @pytest.mark.parametrize("name", long_but(FIRST, COMPOSITE))
 def test_a_saved_adapter_is_read_alone_beside_another_and_on_resume(bases: Bases, name: str, tmp_path: Path) -> None:
-    base = bases[name]
+    base = bases(name)
     _, wanted = train_adapter(base, tmp_path / "adapter")
     first = load_adapter(fresh(base), tmp_path / "adapter", trainable=False)
     torch.testing.assert_close(logits(first), wanted, rtol=0, atol=0)
@@ -127,7 +111,7 @@ def test_a_saved_adapter_is_read_alone_beside_another_and_on_resume(bases: Bases
 def test_adapters_of_earlier_versions_are_read(bases: Bases, names: str, tmp_path: Path) -> None:
     """With names of the whole model and factors on its towers, as of Gemma 3; with names of the text part, as of
     Qwen3.5."""
-    base, adapter = bases["gemma3"], tmp_path / "adapter"
+    base, adapter = bases("gemma3"), tmp_path / "adapter"
     _, wanted = train_adapter(base, adapter)
     path, config = adapter / "adapter_model.safetensors", json.loads((adapter / "adapter_config.json").read_text())
     state = load_file(path)
@@ -146,18 +130,18 @@ def test_adapters_of_earlier_versions_are_read(bases: Bases, names: str, tmp_pat
 
 
 def test_an_adapter_that_is_not_whole_is_refused(bases: Bases, tmp_path: Path) -> None:
-    train_adapter(bases["mistral3"], tmp_path / "adapter")
+    train_adapter(bases("mistral3"), tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     state = load_file(path)
     lost = next(key for key in state if "layers.1.mlp.up_proj.lora_B" in key)
     rest = {key: value for key, value in state.items() if key != lost}
     save_file(rest, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks factors that its configuration asks for"):
-        load_adapter(fresh(bases["mistral3"]), tmp_path / "adapter", trainable=False)
+        load_adapter(fresh(bases("mistral3")), tmp_path / "adapter", trainable=False)
     strange = lost.replace("up_proj", "strange_proj")
     save_file(state | {strange: state[lost].clone()}, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="has factors that it has no place for"):
-        load_adapter(fresh(bases["mistral3"]), tmp_path / "adapter", trainable=False)
+        load_adapter(fresh(bases("mistral3")), tmp_path / "adapter", trainable=False)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +151,7 @@ def test_an_adapter_that_is_not_whole_is_refused(bases: Bases, tmp_path: Path) -
 def test_a_merged_model_is_complete_and_its_towers_are_unchanged(
     bases: Bases, name: str, quant: Any, tmp_path: Path
 ) -> None:
-    base = bases[name]
+    base = bases(name)
     trained, wanted = train_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "o_proj", "out_proj"])
     out = tmp_path / "merged"
     out.mkdir()
@@ -183,19 +167,19 @@ def test_a_merged_model_is_complete_and_its_towers_are_unchanged(
     if quant == "F32":
         model, loading = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
         assert not loading["missing_keys"]
-        torch.testing.assert_close(ids_of(model.eval()), wanted, rtol=0, atol=2e-5)
+        torch.testing.assert_close(logits(model.eval()), wanted, rtol=0, atol=2e-5)
         torch.testing.assert_close(logits(fresh(out)), wanted, rtol=0, atol=2e-5)
 
 
 def test_plain_readers_take_the_whole_model(bases: Bases, tmp_path: Path) -> None:
-    _, wanted = train_adapter(bases["mistral3"], tmp_path / "adapter")
-    for path in bases["mistral3"].glob("*token*"):
+    _, wanted = train_adapter(bases("mistral3"), tmp_path / "adapter")
+    for path in bases("mistral3").glob("*token*"):
         (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes())
-    reader = PlainReader(bases["mistral3"], tmp_path / "adapter", quantized=False, now=None)
+    reader = PlainReader(bases("mistral3"), tmp_path / "adapter", quantized=False, now=None)
     found = torch.stack([torch.from_numpy(row) for row in reader.logits(IDS[0].tolist(), range(24))])
     torch.testing.assert_close(found, wanted[0], rtol=0, atol=1e-5)
     assert "AutoModelForImageTextToText.from_pretrained(base)" in python_code(
-        _with_base(tmp_path / "adapter", bases["mistral3"]), is_model=False
+        _with_base(tmp_path / "adapter", bases("mistral3")), is_model=False
     )
 
 
@@ -206,7 +190,7 @@ def _with_base(adapter: Path, base: Path) -> Path:
 
 
 def test_an_adapter_in_a_gguf_file_has_the_names_of_the_text_part(bases: Bases, tmp_path: Path) -> None:
-    train_adapter(bases["gemma3"], tmp_path / "adapter", target_modules=["q_proj"])
+    train_adapter(bases("gemma3"), tmp_path / "adapter", target_modules=["q_proj"])
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     _, pairs = read_pairs(tmp_path / "adapter" / "adapter_model.safetensors", config)
     assert sorted(pairs) == [f"model.layers.{number}.self_attn.q_proj" for number in range(2)]
@@ -214,9 +198,9 @@ def test_an_adapter_in_a_gguf_file_has_the_names_of_the_text_part(bases: Bases, 
 
 def test_loftq_reads_the_weights_of_the_text_part(bases: Bases, tmp_path: Path) -> None:
     method = {"name": "qlora", "init": "loftq", "target_modules": ["q_proj"]}
-    config = make_config(bases["mistral3"], **method)
-    loaded = load_model(bases["mistral3"], method="qlora", precision="fp32", device="cpu")
-    model = attach_adapters(loaded.model, config.method, seed=0, base=bases["mistral3"])
+    config = make_config(bases("mistral3"), **method)
+    loaded = load_model(bases("mistral3"), method="qlora", precision="fp32", device="cpu")
+    model = attach_adapters(loaded.model, config.method, seed=0, base=bases("mistral3"))
     save_adapter(model, tmp_path / "adapter")
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(bool(value.abs().sum() > 0) for value in state.values())

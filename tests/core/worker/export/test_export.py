@@ -22,6 +22,7 @@ from core.export.result import Agreement, read_result
 from core.models.fingerprint import BaseFingerprint
 from core.runs.catalog.trained import is_held
 from core.runs.record.store import Run
+from core.small_files import hash_file
 from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export
@@ -42,7 +43,11 @@ def run(tmp_path: Path) -> Run:
     made = make_trained_run(base, write_rows(tmp_path / "rows.jsonl", 3))
     checkpoint = made.checkpoints_path / "step-00000007"
     shutil.copytree(made.adapter_path, checkpoint / "adapter")
-    manifest = {"base_sha256": BaseFingerprint(base).value, "data_sha256": "ab" * 32, "files": {}}
+    files = {
+        f"adapter/{path.name}": {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in made.adapter_path.iterdir()
+    }
+    manifest = {"base_sha256": BaseFingerprint(base).value, "data_sha256": "ab" * 32, "files": files}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return made
 
@@ -208,9 +213,6 @@ def test_a_merge_that_bf16_rounds_too_far_has_more_bits(run: Run, answers: list[
     assert "Its mean divergence is 0.003 nats; BF16 allows 0.002." in " ".join(result.notes)
     (weights,) = result.path.glob("*.safetensors")
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
-    answers[:] = [rounded]
-    with pytest.raises(UserError, match=r"Its mean divergence is 0\.003 nats; BF16"):
-        make(run, "merged", quant="BF16")
 
 
 def test_a_base_that_has_changed_since_is_refused(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
@@ -261,12 +263,6 @@ def test_a_disk_that_is_or_becomes_full_has_nothing_half_written(
 
 def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]) -> None:
     checkpoint = run.checkpoints_path / "step-00000007"
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    from core.small_files import hash_file
-
-    for path in (checkpoint / "adapter").iterdir():
-        manifest["files"][f"adapter/{path.name}"] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     held: list[bool] = []
     result = make(run, "adapter", lambda *_told: held.append(is_held(checkpoint)), step=7)
     assert all(held)

@@ -8,15 +8,14 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from core.data.conversation import Example, Message, make_conversation
+from core.data.conversation import Example, make_conversation
 from core.template.builtin import template_source
-from core.template.settings import MaskSettings
-from core.worker.data.encode import Encoder, TokenizedRow
+from core.worker.data.encode import Encoder
 from core.worker.export.model_directory import Conversation, copy_tokenizer, read_conversation, write_configs
 from core.worker.model.model import load_tokenizer
 from tests.cases import cases
 from tests.core.serve.test_same_tokens import TALK, TOOLS, WITH_TOOLS
-from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family
+from tests.core.template.families import FAMILIES, Family
 from tests.core.template.toy_tokenizers import save
 from tests.core.worker.export.bench import make_config, trained_model
 
@@ -48,19 +47,10 @@ def write_base(directory: Path, family: Family, template: str) -> Path:
 
 
 def trained_prompt(base: Path, conversation: Conversation, template: Path | None, example: Example) -> list[int]:
-    """The tokens before the last answer of a row, as the training has them."""
+    """The tokens of a prompt as the training encodes it; :mod:`tests.core.serve.test_same_tokens` has its rows."""
     source = template_source(None if template is None else str(template), None)
-    settings = MaskSettings(str(base), supervise="last")
-    encoder = Encoder(load_tokenizer(base), conversation.stop_ids, source, settings=settings)
-    (row,) = encoder.encode([example])
-    assert isinstance(row, TokenizedRow), row.message
-    ids: list[int] = row.input_ids[: int(row.supervised.argmax())].tolist()
-    assert ids
-    messages = [message.fields() for message in example.prompt]
-    asked = encoder.prompt_ids(messages, example.tools)
-    # A template may begin an answer with text that training learns, such as an empty thought.
-    assert ids[: len(asked)] == asked
-    return asked
+    encoder = Encoder(load_tokenizer(base), conversation.stop_ids, source)
+    return encoder.prompt_ids([message.fields() for message in example.prompt], example.tools)
 
 
 def plain_prompt(merged: Path, example: Example) -> list[int]:
@@ -95,10 +85,7 @@ def test_a_prompt_is_the_same_tokens(family: Family, is_own: bool, tmp_path: Pat
     copy_tokenizer(base, merged, conversation)
     write_configs(base, merged, "BF16", conversation, untied=False)
 
-    talk: tuple[Message, ...] = TALK
-    if family is DEEPSEEK_R1:  # which is trained on answers with their reasoning alone
-        talk = (*TALK[:-1], replace(TALK[-1], reasoning="2 + 2."))
-    examples = [make_conversation(talk), make_conversation(talk[1:]), make_conversation((talk[1], talk[-1]))]
+    examples = [make_conversation(turns) for turns in (TALK, TALK[1:], (TALK[1], TALK[-1]))]
     if family.tools:
         examples.append(make_conversation(WITH_TOOLS, TOOLS))
     for example in examples:

@@ -17,14 +17,7 @@ from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import load_model
 from core.worker.model.safetensors_io import write_tensors
 from tests.cases import cases
-from tests.core.worker.export.bench import (
-    logits,
-    make_config,
-    read_plainly,
-    train_adapter,
-    trained_model,
-    write_base,
-)
+from tests.core.worker.export.bench import logits, make_config, read_plainly, train_adapter, trained_model, write_base
 from tests.families.tiny import FAMILIES, write_family
 from tests.progress import quiet
 

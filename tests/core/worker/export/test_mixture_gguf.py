@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.export.llama_cpp import has_library
 from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.worker.export import export
 from core.worker.export.export import Export
 from tests.core.export.trained_run import make_trained_run, write_rows
-from tests.core.worker.export.bench import train_adapter
 from tests.families.tiny import write_family
 
 
@@ -29,17 +27,3 @@ def test_a_mixture_that_llama_cpp_would_weigh_otherwise_is_refused_at_once(
     with pytest.raises(UserError, match="always normalizes the weights of a token's experts") as refused:
         Export(plan_export(ExportRequest(run.path, "gguf")), lambda *_: None).make()
     assert "merged" in refused.value.hint
-
-
-@pytest.mark.skipif(not has_library(), reason="llama-cpp-py-sync is not installed")
-@pytest.mark.usefixtures("converter")
-def test_a_mixture_in_32_bits_meets_the_bar_of_all_models(tmp_path: Path) -> None:
-    base = write_family("qwen3_moe", tmp_path / "base")
-    run = make_trained_run(base, write_rows(tmp_path / "rows.jsonl"))
-    train_adapter(base, run.adapter_path, target_experts="on")
-    plan = plan_export(ExportRequest(run.path, "gguf", quant="F32", out=tmp_path / "out"))
-    agreement = Export(plan, lambda *_: None).make().agreement
-    assert agreement is not None
-    assert agreement.judged is not None
-    assert agreement.judged.max_delta < 1e-4
-    assert agreement.failures("F32") == []

@@ -75,10 +75,7 @@ def test_loftq_starts_from_the_decoded_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "method", "kind"),
-    [
-        pytest.param("fp8", "lora", "adapter", marks=pytest.mark.long),
-        ("ct_w4a16", "qlora", "merged"),
-    ],
+    [pytest.param("fp8", "lora", "adapter", marks=pytest.mark.long), ("ct_w4a16", "qlora", "merged")],
 )
 def test_the_export_agrees_with_the_trained_model(
     tmp_path: Path, name: str, method: Literal["lora", "qlora"], kind: Literal["adapter", "merged"]

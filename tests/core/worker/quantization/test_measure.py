@@ -240,10 +240,7 @@ def test_rows_are_spread_and_within_the_budget() -> None:
     assert [len(row) for row in choose_sample(rows[:3], 10, 10_000, "eval").rows] == [20, 21, 22]
 
 
-def test_a_row_that_is_longer_than_the_budget_is_cut() -> None:
+def test_a_row_that_is_longer_than_the_budget_is_cut_and_one_without_a_learned_token_is_refused() -> None:
     assert [len(row) for row in choose_sample(write_rows(300), 4, 200, "training").rows] == [200]
-
-
-def test_rows_of_which_nothing_would_be_measured_are_refused() -> None:
     with pytest.raises(UserError, match="Nothing is learned in the first 100 tokens"):
         choose_sample(write_rows(300), 4, 100, "training")

@@ -125,19 +125,6 @@ def test_a_wheel_that_was_put_there_by_hand_needs_no_network(
     assert "Permission is hereby granted" in next(found.glob("*/licenses/LICENSE")).read_text()
 
 
-def test_a_full_disk_is_said(converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offer(tmp_path / "bin", monkeypatch, "raise SystemExit(1)")
-    shutil.rmtree(converter)
-
-    def full(_directory: Path, _source: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "_fill", full)
-    (paths.tools_dir() / CONVERTER.filename).write_bytes(b"")
-    with pytest.raises(UserError, match="is full"):
-        fetch_converter(quiet)
-
-
 def test_a_sound_model_is_measured(tiny_model_dir: Path, converter: Path) -> None:
     checked = check_model(tiny_model_dir, converter)
     assert (checked.dtype, checked.largest, checked.elements) == ("BF16", 312 * 64, 94_016), "the embedding is largest"

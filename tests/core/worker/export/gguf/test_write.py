@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import jinja2
@@ -22,13 +20,11 @@ from core.worker.export.gguf.write import (
     own_templates,
     stage,
     without_training_tags,
-    write_adapter_gguf,
     write_gguf,
 )
 from tests.cases import cases
 from tests.progress import quiet
 from tests.tiny_model import CHATML
-from tests.waiting import wait_for
 
 ROWS = tuple(tuple(range(3 + number, 60)) for number in range(4))
 
@@ -121,31 +117,6 @@ def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, t
     assert not [child for child in psutil.Process().children() if "core.worker.job" in command_of(child)]
 
 
-@pytest.mark.anew
-def test_a_killed_converter_is_told_in_one_sentence(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
-    failures: list[UserError] = []
-
-    def work() -> None:
-        try:
-            write_gguf(tiny_model_dir, tmp_path / "model.gguf", "F32", GgufOptions(), quiet)
-        except UserError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-
-    def find() -> psutil.Process | None:
-        children = psutil.Process().children()
-        return next((child for child in children if command_of(child)[-2:] == ["core.worker.job", "convert"]), None)
-
-    found = wait_for(find, 60, "the converter's process")
-    assert found is not None
-    found.send_signal(signal.SIGKILL)
-    thread.join()
-    assert failures[0].message.startswith("llama.cpp's converter failed: its process was ended by SIGKILL")
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_full_disk_is_said_before_anything_is_written(
     tiny_model_dir: Path, tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,31 +131,6 @@ def test_calibration_is_bounded() -> None:
     rows = write.calibration_rows([range(5000)] * 40)
     assert {len(row) for row in rows[:-1]} == {write.CALIBRATION_ROW}
     assert sum(map(len, rows)) == write.CALIBRATION_TOKENS
-
-
-def test_an_adapter_becomes_a_file_of_its_own(tiny_model_dir: Path, tmp_path: Path, converter: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    adapter, target = tmp_path / "adapter", tmp_path / "adapter.gguf"
-    adapter.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": True}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    module = "base_model.model.model.layers.1.mlp.down_proj"
-    factors = {f"{module}.lora_A.weight": torch.ones(4, 128), f"{module}.lora_B.weight": torch.ones(64, 4)}
-    save_file(factors, adapter / "adapter_model.safetensors")
-    write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
-    header = read_gguf_header(target)
-    assert header.metadata["general.type"] == "adapter"
-    assert header.metadata["general.architecture"] == "llama"
-    assert header.metadata["adapter.lora.alpha"] == 16, "8 times the root of the rank"
-    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {
-        "blk.1.ffn_down.weight.lora_a": (128, 4),
-        "blk.1.ffn_down.weight.lora_b": (4, 64),
-    }
-    assert sorted(os.listdir(tmp_path)) == ["adapter", "adapter.gguf"]
-    with pytest.raises(UserError, match="is there already"):
-        write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
 
 
 def test_a_tokenizer_model_that_is_missing_comes_from_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:

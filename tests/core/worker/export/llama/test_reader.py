@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from core.helper import Helper
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import merged_model
 from tests.core.sandbox.walls import require_landlock
-from tests.waiting import has_ended, wait_for
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -51,6 +48,11 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
         yield Asked(helper)
 
 
+@pytest.fixture
+def file(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
+
+
 def test_what_is_no_command_is_refused_in_a_sentence(reader: Asked, tmp_path: Path) -> None:
     assert "Not understood" in reader.send(b"no json")["error"]
     assert "Not understood" in reader.send(b'{"id": 1}')["error"]
@@ -65,20 +67,16 @@ def test_what_is_no_command_is_refused_in_a_sentence(reader: Asked, tmp_path: Pa
     assert reader.ask("ping")["pid"] == reader.helper.process.pid
 
 
-def test_it_ends_with_its_input_and_prints_nothing_of_the_library(
-    reader: Asked, tmp_path: Path, tiny_model_dir: Path
-) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
-    assert reader.ask("load", base=str(path))["ok"]
-    assert reader.ask("load", base=str(path))["ok"], "another one in its place"
+def test_it_ends_with_its_input_and_prints_nothing_of_the_library(reader: Asked, file: Path) -> None:
+    assert reader.ask("load", base=str(file))["ok"]
+    assert reader.ask("load", base=str(file))["ok"], "another one in its place"
     reader.helper.stdin.close()
     assert reader.helper.process.wait(60) == 0
     assert list(reader.helper.lines()) == []
 
 
-def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, tmp_path: Path, tiny_model_dir: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
-    assert reader.ask("load", base=str(path))["ok"]
+def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, file: Path) -> None:
+    assert reader.ask("load", base=str(file))["ok"]
     text = "ticket login printer"
     plain = reader.ask("generate", prompt=text, max_new_tokens=4)
     assert plain["prompt_tokens"] == len(reader.ask("tokenize", text=text)["tokens"])
@@ -88,12 +86,9 @@ def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, tmp_path:
     assert refused["error"] == "A GGUF file's answers cannot be held to a JSON Schema."
 
 
-def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(
-    reader: Asked, tmp_path: Path, tiny_model_dir: Path
-) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
-    path.write_bytes(path.read_bytes().replace(b"llama", b"lhama"))
-    refused = reader.ask("load", base=str(path))
+def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(reader: Asked, file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"llama", b"lhama"))
+    refused = reader.ask("load", base=str(file))
     assert refused["ok"] is False
     assert "llama.cpp cannot load" in refused["error"]
     assert "lhama" in refused["error"]
@@ -102,11 +97,8 @@ def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(
 
 @pytest.mark.long
 @pytest.mark.anew
-def test_a_process_that_loads_the_library_behind_walls_answers(
-    reader: Asked, tmp_path: Path, tiny_model_dir: Path
-) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
-    assert reader.ask("load", base=str(path))["ok"]
+def test_a_process_that_loads_the_library_behind_walls_answers(reader: Asked, file: Path) -> None:
+    assert reader.ask("load", base=str(file))["ok"]
     assert reader.ask("generate", prompt="ticket", max_new_tokens=4)["ok"]
     tasks = Path(f"/proc/{reader.helper.process.pid}/task").iterdir()
     walls = {re.sub(r".*\nSeccomp:\s*(\d).*", r"\1", (task / "status").read_text(), flags=re.DOTALL) for task in tasks}
@@ -114,39 +106,21 @@ def test_a_process_that_loads_the_library_behind_walls_answers(
 
 
 def test_other_files_than_its_own_are_not_read(
-    reader: Asked, tmp_path: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    reader: Asked, file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     require_landlock()
-    named = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
     other = tmp_path_factory.mktemp("other") / "tiny.gguf"
-    shutil.copy(named, other)
+    shutil.copy(file, other)
     assert "cannot be read: Permission denied" in reader.ask("load", base=str(other))["error"]
-    assert reader.ask("load", base=str(named))["ok"]
+    assert reader.ask("load", base=str(file))["ok"]
 
 
-def test_memory_is_limited_by_the_file(reader: Asked, tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_memory_is_limited_by_the_file(reader: Asked, file: Path) -> None:
     process = psutil.Process(reader.helper.process.pid)
     reader.ask("ping")
     before = process.rlimit(psutil.RLIMIT_DATA)[0]
     assert 0 < before <= psutil.virtual_memory().total + (1 << 30)
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", *merged_model(tiny_model_dir, None))
-    assert reader.ask("load", base=str(path))["ok"]
+    assert reader.ask("load", base=str(file))["ok"]
     after, most = process.rlimit(psutil.RLIMIT_DATA)
-    assert path.stat().st_size < after < 12 << 30
+    assert file.stat().st_size < after < 12 << 30
     assert most == before, "no way back"
-
-
-def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    program = (
-        "import sys, time; from pathlib import Path; from core.helper import Helper\n"
-        'helper = Helper(\'core.worker.export.llama\'); helper.send(b\'{"id": 1, "command": "ping"}\\n\')\n'
-        f"next(helper.answers()); Path({str(note)!r}).write_text(str(helper.process.pid)); time.sleep(60)"
-    )
-    import sys
-
-    with Helper((sys.executable, "-c", program)) as parent:
-        wait_for(lambda: note.exists() and note.read_text(), 60, "the reader's pid")
-        os.kill(parent.process.pid, signal.SIGKILL)
-        number = int(note.read_text())
-        wait_for(lambda: has_ended(number), 20, "the end of the reader")

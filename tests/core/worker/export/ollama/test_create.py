@@ -163,12 +163,7 @@ def test_a_server_that_does_not_run_or_is_elsewhere_is_sent_nothing(
     ],
 )
 def test_a_program_that_fails_is_one_sentence(
-    ollama: FakeOllama,
-    tmp_path: Path,
-    exported: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str | None,
-    message: str,
+    ollama: FakeOllama, tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None, message: str
 ) -> None:
     monkeypatch.setattr(module, "_SILENCE", 1.0 if mode == "silent" else 60.0)
     if mode is not None:

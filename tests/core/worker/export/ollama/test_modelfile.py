@@ -19,6 +19,7 @@ from core.worker.export.ollama.modelfile import Modelfile, adds_bos, modelfile
 from core.worker.export.ollama.template import carry_template
 from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
+from tests.llama_gguf import finish
 from tests.tiny_model import CHATML
 
 _CHATML = NAMED_TEMPLATES["chatml"].source
@@ -126,10 +127,7 @@ def write(path: Path, *, model: str = "gpt2", pre: str = "", bos: bool | None = 
     if eos is not None:
         writer.add_add_eos_token(eos)
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 
 from core.data.conversation import RowError
-from core.errors import UserError
-from core.export.result import Agreement
 from core.worker.export.verify.compare import (
     MOST_BYTES,
     MOST_PLACES,
@@ -39,16 +36,6 @@ def test_figures_are_those_of_the_definitions() -> None:
     squares = ((centered[0] - centered[1]) ** 2).mean() / (centered[0] ** 2).mean() / 2
     assert found["error"] == pytest.approx(squares)
     assert Figures().to_dict() == {}
-
-
-def test_logits_come_back_as_they_were_put_but_for_their_mean(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(5, 3, (7, 11)).astype(np.float32)
-    centered = rows - rows.mean(-1, keepdims=True)
-    for suffix, rounding in (("f32", 1e-6), ("f16", 1e-2)):
-        file = LogitsFile(tmp_path / f"trained.{suffix}", 11)
-        file.append(rows[:3])
-        file.append(rows[3:])
-        np.testing.assert_allclose(file.read(2, 4), centered[2:6], atol=rounding)
 
 
 def test_the_logits_of_a_large_vocabulary_are_bounded() -> None:
@@ -98,16 +85,6 @@ def make_proof(directory: Path, greedy: list[list[int]]) -> Proof:
     return Proof.read(directory)
 
 
-def test_an_equal_file_is_equal_in_all(tmp_path: Path) -> None:
-    proof = make_proof(tmp_path, [[3, 4, 0], [2], []])
-    found = compare(proof, Scripted(COUNTING, {"one": [1, 2], "two": [0, 1]}), quiet)
-    assert (found.prompts, found.prompts_equal) == (2, 2)
-    agreement = Agreement(**found.to_dict(proof, "r"))
-    figures = (agreement.mean_kl, agreement.top1, agreement.max_delta, agreement.error)
-    assert figures == pytest.approx((0.0, 1.0, 0.0, 0.0), abs=1e-6)
-    assert agreement == Agreement(3, True, *figures[:3], 2, "r", greedy_rows=2, data="eval", error=figures[3])
-
-
 def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
     proof = make_proof(tmp_path, [[3, 4, 1], [2], []])
     reader = Scripted(COUNTING, {"one": [1, 2], "two": None})
@@ -116,18 +93,3 @@ def test_answers_that_part_anywhere_are_not_equal(tmp_path: Path) -> None:
     assert (found.answers, found.answers_equal) == (2, 0), "the last token differs; and the prompt of the other"
     fields = found.to_dict(proof, "r")
     assert (fields["prompts_equal"], fields["greedy_equal"], fields["greedy_rows"]) == (False, 0, 2)
-
-
-def test_each_place_is_compared_with_its_own(tmp_path: Path) -> None:
-    proof = make_proof(tmp_path, [[], [], []])
-    swapped = {**COUNTING, 1: one_hot(4)}
-    found = compare(proof, Scripted(swapped, {"one": [1, 2], "two": [0, 1]}), quiet)
-    assert (found.figures["trained"].places, found.figures["trained"].same) == (4, 3)
-
-
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    proof = make_proof(tmp_path, [[], [], []])
-    for wrong in (math.nan, math.inf):
-        broken = {**COUNTING, 3: np.full(5, wrong, np.float32)}
-        with pytest.raises(UserError, match="no numbers"):
-            compare(proof, Scripted(broken, {"one": [1, 2], "two": [0, 1]}), quiet)

@@ -147,16 +147,6 @@ def test_without_the_reader_nothing_is_claimed(
     refuse_unreadable("merged")
 
 
-def test_a_merged_model_is_read_by_plain_transformers(measured: Measured, tmp_path: Path, tiny_model_dir: Path) -> None:
-    merged = tmp_path / "merged"
-    measured.model.save_pretrained(merged)
-    measured.tokenizer.save_pretrained(merged)
-    found = proof.compare_export(merged, "merged", "F32", measured.trained, measured.directory, quiet)
-    assert found.failures("F32") == []
-    assert (found.greedy_equal, found.prompts_equal) == (5, True)
-    assert found.reader.startswith("transformers ")
-
-
 def test_an_adapter_is_read_by_plain_peft(measured: Measured, tmp_path: Path) -> None:
     assert measured.trained.adapter is not None
     copy = shutil.copytree(measured.trained.adapter, tmp_path / "adapter")

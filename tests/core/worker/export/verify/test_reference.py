@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.config.schema import DataSection
 from core.errors import UserError
 from core.runs.catalog.trained import find_trained
 from core.runs.record.store import Run
@@ -25,32 +24,15 @@ def measure(run: Run, directory: Path, rows: int = 4) -> Proof:
     return Proof.read(directory)
 
 
-def rewrite(run: Run, **data: Any) -> None:
-    """Give a run another section ``data``."""
-    import tomlkit
-
-    document = tomlkit.parse(run.config_path.read_text())
-    section: Any = document["data"]
-    for name, value in data.items():
-        if value is None:
-            section.pop(name, None)
-        else:
-            section[name] = value
-    run.config_path.write_text(tomlkit.dumps(document))
-
-
 @pytest.mark.long
 def test_held_out_rows_come_before_those_of_the_training(tmp_path: Path, tiny_model_dir: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 40)
-    run = make_trained_run(tiny_model_dir, data, eval_data=write_rows(tmp_path / "eval.jsonl", 3))
-    proof = measure(run, tmp_path / "eval")
-    assert (proof.data, len(proof.rows), proof.arithmetic) == ("eval", 3, "fp32")
-    rewrite(run, eval=None, eval_share=0.1)
-    proof = measure(run, tmp_path / "held_out", 3)
-    assert (proof.data, len(proof.rows)) == ("held_out", 3)
-    rewrite(run, eval_share=DataSection(train="x", eval_share=0).eval_share)
-    proof = measure(run, tmp_path / "training")
-    assert (proof.data, len(proof.rows)) == ("training", 4)
+    held_out = write_rows(tmp_path / "eval.jsonl", 3)
+    kinds = (("eval", held_out, 0.0, 3), ("held_out", None, 0.1, 4), ("training", None, 0.0, 4))
+    for name, eval_data, share, count in kinds:
+        run = make_trained_run(tiny_model_dir, data, eval_data=eval_data, eval_share=share)
+        proof = measure(run, tmp_path / name)
+        assert (proof.data, len(proof.rows), proof.arithmetic) == (name, count, "fp32")
     row = proof.rows[1]
     assert [message["role"] for message in row.messages] == ["user"]
     assert row.input_ids[: len(row.prompt_ids)] == row.prompt_ids, "as a row of training begins"
@@ -59,7 +41,6 @@ def test_held_out_rows_come_before_those_of_the_training(tmp_path: Path, tiny_mo
 
 
 def test_plain_text_tokens_and_preference_pairs_are_compared_too(tmp_path: Path, tiny_model_dir: Path) -> None:
-
     lines = {
         "text": {"text": "the ticket of area 7"},
         "dpo": {"prompt": "the ticket", "chosen": "urgency high", "rejected": "urgency low"},
