@@ -17,7 +17,7 @@ from wcwidth import wcswidth
 
 from tests.cases import cases
 from tests.tui.data_panes import configuration, data_pane, write_lines
-from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, shown, wait_for
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
@@ -221,6 +221,13 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
         await pilot.resize_terminal(100, 24)
         await wait_for(pilot, lambda: {len(line) for line in screen_lines(pilot.app)} == {100})
         assert pane.body.conversation.match_place == (2, 2)
+        # A search may land in a row before its layout.
+        turns = pane.body.conversation.turns
+        pane.body.conversation.show(())
+        await press(pilot, until=lambda: not pane.body.conversation.show_vertical_scrollbar)
+        pane.body.conversation.show(turns)
+        pane.body.conversation.move_match(1)
+        await shown(pilot, "line 40 needle")
 
 
 @given(
