@@ -90,6 +90,21 @@ def until(text: str, *keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
     return run
 
 
+def when(condition: Callable[[], object]) -> Callable[[Pilot[Any]], Awaitable[None]]:
+    """Wait for a condition."""
+    return lambda pilot: wait_for(pilot, condition)
+
+
+def steps(*first_to_last: Callable[[Pilot[Any]], Awaitable[None]]) -> Callable[[Pilot[Any]], Awaitable[None]]:
+    """Steps one after the other."""
+
+    async def run(pilot: Pilot[Any]) -> None:
+        for step in first_to_last:
+            await step(pilot)
+
+    return run
+
+
 async def settle(pilot: Pilot[Any]) -> None:
     """Wait until nothing is being worked out, and layout, focus and painting are done: the picture stays the same from
     turn to turn.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.core.queue.helpers import config_for
 from tests.short_list import long_but
-from tests.snapshots.conftest import MOMENT, Compare, cells, make_app, settle, until
+from tests.snapshots.conftest import MOMENT, Compare, cells, make_app, steps, until, when
 from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.panes.test_train import script_run
 from tests.tui.screens.opening import shows_rows
@@ -85,9 +86,7 @@ def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> N
 def test_starting(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
     script = ScriptedRun(private_home, start=MOMENT)
     script.write_state(state="starting")
-    script.phase("importing", 0)
-    script.phase("loading_model", 3.1)
-    script.phase("rehearsing", 2.2, detail="8×212", done=1, total=3)
+    script.phase("importing", 0).phase("loading_model", 3.1).phase("rehearsing", 2.2, detail="8×212", done=1, total=3)
     app.clock = lambda: MOMENT + 7.5
     assert snap_compare(app, run_before=until("▸ rehearsing"))
 
@@ -103,11 +102,7 @@ def test_help(snap_compare: Compare, app: LocaltuneApp) -> None:
 
 
 def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> None:
-    async def ask(pilot: Pilot[Any]) -> None:
-        await until("64/120")(pilot)
-        await press(pilot, "q", until="leave it running")
-
-    assert snap_compare(app, run_before=ask)
+    assert snap_compare(app, run_before=steps(until("64/120"), until("leave it running", "q")))
 
 
 @pytest.mark.parametrize(
@@ -118,15 +113,7 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> Non
 def test_control(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, keys: str, text: str) -> None:
     run.write_state(pid=4711, host="ws1")
 
-    async def ask(pilot: Pilot[Any]) -> None:
-        await until("64/120")(pilot)
-        for key in keys:
-            await pilot.press(key)
-            await settle(pilot)
-        await wait_for(pilot, lambda: text in screen_text(pilot.app))
-        await settle(pilot)
-
-    assert snap_compare(app, run_before=ask)
+    assert snap_compare(app, run_before=steps(until("64/120"), *(until("", key) for key in keys), until(text)))
 
 
 def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
@@ -186,11 +173,8 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
 def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
     app._config_path = forms_config
 
-    async def run(pilot: Pilot[Any]) -> None:
-        await wait_for(pilot, lambda: shows_rows(app))
-        await press(pilot, "1", "C", until="2 of the first 3 rows")
-
-    assert snap_compare(app, terminal_size=cells(size), run_before=run)
+    shown = steps(when(lambda: shows_rows(app)), until("2 of the first 3 rows", "1", "C"))
+    assert snap_compare(app, terminal_size=cells(size), run_before=shown)
 
 
 @pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
@@ -224,9 +208,7 @@ def test_runs_with_notes_and_costs(snap_compare: Compare, app: LocaltuneApp, pri
 @pytest.fixture
 def finished(private_home: Path) -> None:
     """A finished run with answers."""
-    script = script_run(private_home, start=MOMENT)
-    script.hardware(energy_wh=9.1)
-    script.end("finished")
+    script_run(private_home, start=MOMENT).hardware(energy_wh=9.1).end("finished")
 
 
 @pytest.mark.parametrize("size", ["80x24", "120x34", "200x50"])
@@ -264,8 +246,7 @@ ANSWERS: dict[str, tuple[str | None, tuple[str, str, str]]] = {
 @pytest.fixture
 def answered(private_home: Path) -> None:
     """A run that is on, with three evaluations of three questions."""
-    script = ScriptedRun(private_home, total=120, start=MOMENT)
-    script.begin()
+    script = ScriptedRun(private_home, total=120, start=MOMENT).begin()
     for number, step in enumerate((0, 30, 60)):
         if step:
             script.steps(step - 29, step)
@@ -273,29 +254,16 @@ def answered(private_home: Path) -> None:
         for prompt, (wanted, texts) in ANSWERS.items():
             text = texts[number]
             marks: dict[str, Any] = {"expected": wanted, "exact_match": text == wanted, "valid_json": text[0] == "{"}
-            script.write(
-                events.SampleEvent(
-                    t=script.pass_time(0.1),
-                    step=step,
-                    prompt=prompt,
-                    text=text,
-                    source=f"step-{step}",
-                    **(marks if wanted else {}),
-                )
-            )
+            script.sample(step, prompt, text, **(marks if wanted else {}))
     script.hardware()
 
 
 @pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "200x50"]))
 def test_answers(snap_compare: Compare, app: LocaltuneApp, answered: None, size: str) -> None:
     app._run_name = "latest"
-
-    async def run(pilot: Pilot[Any]) -> None:
-        await until("eval loss")(pilot)
-        # A wide pane shows them beside the curve without being asked.
-        await until("(30 ✗)[60 ✓]", "3", *("a" * (size == "80x24")))(pilot)
-
-    assert snap_compare(app, terminal_size=cells(size), run_before=run)
+    # A wide pane shows them beside the curve without being asked.
+    shown = until("(30 ✗)[60 ✓]", "3", *("a" * (size == "80x24")))
+    assert snap_compare(app, terminal_size=cells(size), run_before=steps(until("eval loss"), shown))
 
 
 def test_answers_without_color(
@@ -304,19 +272,11 @@ def test_answers_without_color(
     monkeypatch.setenv("NO_COLOR", "1")
     app = make_app(private_home)
     app._run_name = "latest"
-
-    async def run(pilot: Pilot[Any]) -> None:
-        await until("eval loss")(pilot)
-        await until("(30)[60]", "3", "a", "n")(pilot)
-
-    assert snap_compare(app, run_before=run)
+    assert snap_compare(app, run_before=steps(until("eval loss"), until("(30)[60]", "3", "a", "n")))
 
 
 def test_stopped(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -> None:
-    script = ScriptedRun(private_home, total=25, start=MOMENT)
-    script.begin()
-    script.steps(1, 15)
-    script.checkpoint(15)
+    script = ScriptedRun(private_home, total=25, start=MOMENT).begin().steps(1, 15).checkpoint(15)
     script.end("stopped", "stopped on request after step 15")
     app._run_name = "latest"
     assert snap_compare(app, run_before=until("Kept is the checkpoint"))
@@ -324,8 +284,7 @@ def test_stopped(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -
 
 @pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "200x50"]))
 def test_two_curves_and_a_cursor(snap_compare: Compare, app: LocaltuneApp, private_home: Path, size: str) -> None:
-    script = ScriptedRun(private_home, total=120, start=MOMENT)
-    script.begin()
+    script = ScriptedRun(private_home, total=120, start=MOMENT).begin()
     for step in range(1, 81):
         script.steps(step, step, **({"loss": math.nan} if 50 <= step < 56 else {}))
         script.hardware(replace(GPU, temperature_c=round(76 - 26 * math.exp(-step / 20))))
@@ -335,13 +294,8 @@ def test_two_curves_and_a_cursor(snap_compare: Compare, app: LocaltuneApp, priva
         script.write(events.ControlEvent(t=script.pass_time(1), command=command, sender="socket", result="ok"))
     script.end("stopped", "stopped on request after step 80")
     app._run_name = "latest"
-    keys = ["3", *"oooo", "left", "left", "left"]
-
-    async def run(pilot: Pilot[Any]) -> None:
-        await until("Kept is the checkpoint")(pilot)
-        await until("temperature ", *keys)(pilot)
-
-    assert snap_compare(app, terminal_size=cells(size), run_before=run)
+    shown = until("temperature ", "3", *"oooo", "left", "left", "left")
+    assert snap_compare(app, terminal_size=cells(size), run_before=steps(until("Kept is the checkpoint"), shown))
 
 
 # The queue.
@@ -349,8 +303,7 @@ def test_two_curves_and_a_cursor(snap_compare: Compare, app: LocaltuneApp, priva
 
 def fill(home: Path) -> None:
     """A night's work."""
-    script = ScriptedRun(home, start=MOMENT)
-    script.train_to(40)
+    script = ScriptedRun(home, start=MOMENT).train_to(40)
     config = config_for(train={"max_steps": 100})
     names: list[dict[str, Any]] = [
         {"name": "tickets"},
@@ -383,12 +336,9 @@ def test_queue(snap_compare: Compare, private_home: Path, monkeypatch: pytest.Mo
     runner = RunnerStatus(pid=1, pid_started="x", doing="follows 20261124-143600-tickets, which is training")
     monkeypatch.setattr("core.queue.view.read_status", lambda: runner)
 
-    async def open_queue(pilot: Pilot[Any]) -> None:
-        # The line of the run comes first.
-        await wait_for(pilot, lambda: app.state.live_run is not None)
-        await until("letters", "3", "Q")(pilot)
-
-    assert snap_compare(app, terminal_size=cells(size), run_before=open_queue)
+    # The line of the run comes first.
+    shown = steps(when(lambda: app.state.live_run is not None), until("letters", "3", "Q"))
+    assert snap_compare(app, terminal_size=cells(size), run_before=shown)
 
 
 def test_empty_queue(snap_compare: Compare, app: LocaltuneApp) -> None:
@@ -453,13 +403,8 @@ def test_config(snap_compare: Compare, app: LocaltuneApp, config: Path, size: st
 
 @pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
-    async def run(pilot: Pilot[Any]) -> None:
-        await ready(pilot, app)
-        await press(pilot, "P", until="● 24gb-7b")
-        await pilot.press("k", "k")
-        await until("24gb-small-long-context")(pilot)
-
-    assert snap_compare(app, terminal_size=cells(size), run_before=run)
+    shown = steps(partial(ready, app=app), until("● 24gb-7b", "P"), until("24gb-small-long-context", "k", "k"))
+    assert snap_compare(app, terminal_size=cells(size), run_before=shown)
 
 
 @pytest.mark.parametrize("size", long_but(["80x24"], SIZES))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
-from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
@@ -49,11 +48,11 @@ async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None)
 
 @asynccontextmanager
 async def config_pane(
-    path: Path | None = None, *, size: tuple[int, int] = (120, 30), app: Callable[[Widget], PaneApp] = PaneApp
+    path: Path | None = None, *, size: tuple[int, int] = (120, 30)
 ) -> AsyncIterator[tuple[Pilot[None], ConfigPane]]:
     """A small app with the pane and a configuration."""
     pane = ConfigPane()
-    async with app(pane).run_test(size=size) as pilot:
+    async with PaneApp(pane).run_test(size=size) as pilot:
         await opened(pilot, pane, path)
         yield pilot, pane
 
@@ -75,6 +74,13 @@ async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) 
     await paste(pilot, text)
     await press(pilot, "enter", until=lambda: pane.form.has_focus)
     await pilot.pause()
+
+
+async def answer(pilot: Pilot[Any], key: str, text: str, *, until: Callable[[], object] | str | None = None) -> None:
+    """Answer the question of a key with a text."""
+    await pilot.press(key, "ctrl+u")
+    await paste(pilot, text)
+    await press(pilot, "enter", until=until)
 
 
 def flat(text: str) -> str:

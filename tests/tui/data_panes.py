@@ -60,23 +60,34 @@ def configuration(directory: Path, **values: Any) -> ConfigDocument:
     return document
 
 
+def path_of(pane: DataPane) -> Path | None:
+    """The file that is open."""
+    return pane.view.path if pane.view is not None else None
+
+
+def tokens_of(pane: DataPane) -> str:
+    """The tokens that are shown."""
+    return "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells)
+
+
 async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
     """Open a file and wait for its rows."""
     pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane.opener.opening is None)
+    await wait_for(pilot, lambda: path_of(pane) == path and pane.opener.opening is None)
     await pilot.pause()
 
 
 @asynccontextmanager
 async def data_pane(
-    path: Path, document: ConfigDocument | None = None, *, size: tuple[int, int] = (120, 30)
+    path: Path | None = None, document: ConfigDocument | None = None, *, size: tuple[int, int] = (120, 30)
 ) -> AsyncIterator[tuple[Pilot[None], DataPane]]:
     """A small app with the pane, a file and the configuration that the pane follows."""
     pane = DataPane()
     async with PaneApp(pane).run_test(size=size) as pilot:
         if document is not None:
             pane.configure(document)
-        await opened(pilot, pane, path)
+        if path is not None:
+            await opened(pilot, pane, path)
         yield pilot, pane
 
 

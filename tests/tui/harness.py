@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Container
@@ -257,6 +258,11 @@ class Stage(App[None]):
 
     def compose(self) -> ComposeResult:
         yield self.widget
+
+
+def lend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let apps suspend without a terminal."""
+    monkeypatch.setattr(App, "suspend", lambda _: nullcontext())
 
 
 def make_editor(directory: Path, script: str) -> str:

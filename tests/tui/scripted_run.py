@@ -155,6 +155,15 @@ class ScriptedRun:
         )
         return self
 
+    def sample(self, step: int, prompt: str, text: str, **marks: Any) -> Self:
+        """Answer a question."""
+        self.write(
+            events.SampleEvent(
+                t=self.pass_time(0.1), step=step, prompt=prompt, text=text, source=f"step-{step}", **marks
+            )
+        )
+        return self
+
     def checkpoint(self, step: int) -> Self:
         """Write a checkpoint: its event, and an empty directory with a manifest."""
         name = f"checkpoints/step-{step:08d}"

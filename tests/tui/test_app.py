@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from textual.app import App
 from textual.geometry import Region, Size
-from textual.pilot import Pilot
 
 from core.runs.control.client import ControlClient
 from tests.cases import cases
@@ -44,14 +43,6 @@ from tui.state import AppState
 def _news_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes to the files of a run appear at once."""
     read_often(monkeypatch)
-
-
-async def ready(pilot: Pilot[Any]) -> LocaltuneApp:
-    """Wait until all panes are loaded, and the configuration too."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.document is not None)
-    return app
 
 
 def shown(app: LocaltuneApp) -> set[str]:
@@ -304,9 +295,8 @@ async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
 
 
 async def test_a_run_that_does_not_exist_is_a_dialog() -> None:
-    app = LocaltuneApp(run="nothing")
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "There are no runs yet." in screen_text(app))
+    async with running(LocaltuneApp(run="nothing"), until="There are no runs yet."):
+        pass
 
 
 async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -> None:
@@ -361,13 +351,6 @@ def test_places_fill_the_workspace_without_overlaps(width: int, height: int) -> 
         assert all(Region(0, 0, width, height).contains_region(region) for region in found.values())
 
 
-def test_four_panes_share_the_screen_by_need() -> None:
-    found = places(companions("train", 4, live=False), Size(200, 48), "beside")
-    assert found["config"].height >= 28
-    assert found["train"].height >= 28
-    assert found["train"].width > found["data"].width >= 80
-
-
 async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:
     ScriptedRun(private_home).train_to(3)
     async with running(size=(100, 30), notifications=True, until=has_live_run) as (app, pilot):
@@ -383,8 +366,7 @@ async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path)
     script.write_state(updated=script.state.updated - 10 * STALE_SECONDS)
     app = LocaltuneApp()
     app.clock = lambda: time.time() + 10 * STALE_SECONDS
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: "s old" in screen_text(app))
+    async with running(app, (120, 34), until="s old"):
         assert "stalled" in screen_text(app)
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -83,21 +84,9 @@ def test_model_names_are_short_and_safe(home: Path) -> None:
     assert read_model(script.run) == ""
 
 
-class OneWait(threading.Event):
-    """An event that notes how long it is waited for, and is set then."""
-
-    seconds = 0.0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.seconds = timeout or 0.0
-        self.set()
-        return True
-
-
 def test_half_the_refresh_rate_looks_half_as_often(home: Path) -> None:
     script = ScriptedRun(home).train_to(3)
-    usual, slow = OneWait(), OneWait()
-    bridge.follow_run(script.run, lambda _: None, usual)
-    bridge.follow_run(script.run, lambda _: None, slow, pace=2.0)
-    assert usual.seconds == bridge.LIVE_SECONDS
-    assert slow.seconds == 2 * usual.seconds
+    for pace in (1.0, 2.0):
+        stop = Mock(**{"is_set.return_value": False, "wait.return_value": True})
+        bridge.follow_run(script.run, lambda _: None, stop, pace=pace)
+        stop.wait.assert_called_once_with(pace * bridge.LIVE_SECONDS)

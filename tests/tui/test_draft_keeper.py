@@ -20,7 +20,6 @@ from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import HOSTILE, document_of, has_run, pane_of, paste, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.panes.chat.pane import ChatPane
 from tui.panes.config.pane import ConfigPane
@@ -117,9 +116,8 @@ async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(ho
 
 
 async def test_each_run_has_its_own_conversation(home: Path) -> None:
-    first, second = ScriptedRun(home, "20261124-100000-first"), ScriptedRun(home, "20261124-110000-second")
-    first.end("finished")
-    second.end("finished")
+    names = "20261124-100000-first", "20261124-110000-second"
+    first, second = (ScriptedRun(home, name).end("finished") for name in names)
     async with chatting() as (app, pilot, pane):
         assert pane.target == second.run
         pane.take_up(dialogue(), "half")
@@ -164,9 +162,7 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
     for name, expected in (("elsewhere", None), ("here", 7.0)):
         forget_session()
         monkeypatch.chdir(tmp_path / name)
-        app = LocaltuneApp()
-        async with app.run_test(size=(100, 30)) as pilot:
-            await ready(pilot)
+        async with running(size=(100, 30)) as (app, pilot):
             await pilot.pause()
             document = document_of(app)
             assert document.get("train.epochs") == expected

@@ -130,36 +130,17 @@ async def test_nothing_is_waited_for_behind_many_keys_at_once(monkeypatch: pytes
     assert event.is_set()
 
 
-class Focused(App[None]):
-    """An app with a focus that is given, and no screen."""
-
-    def __init__(self, widget: Widget) -> None:
-        super().__init__()
-        self._widget = widget
-
-    @property
-    def focused(self) -> Widget:
-        return self._widget
-
-
 @pytest.mark.parametrize(
-    ("app", "is_one"),
-    [
-        (lambda: App[None](), False),
-        (lambda: Focused(KeyQuestion("Overwrite it?", {"y": "yes"})), False),
-        (lambda: Focused(Input()), True),
-    ],
+    ("widget", "is_one"),
+    [(None, False), (lambda: KeyQuestion("Overwrite it?", {"y": "yes"}), False), (Input, True)],
     ids=["no screen yet", "a question", "a text"],
 )
 async def test_escape_and_a_key_in_one_read_are_one_key_where_a_text_is_written_alone(
-    app: Callable[[], App[None]], is_one: bool
+    monkeypatch: pytest.MonkeyPatch, widget: Callable[[], Widget] | None, is_one: bool
 ) -> None:
-    assert TerminalDriver(app())._is_alt(Key("alt+y", "y")) is is_one
-
-
-def blind(terminal: Terminal) -> None:
-    """Stop parsing output as a screen: this one is not as large as the drawn one."""
-    terminal._stream.feed = lambda _: None
+    if widget is not None:
+        monkeypatch.setattr(App, "focused", widget())
+    assert TerminalDriver(App[None]())._is_alt(Key("alt+y", "y")) is is_one
 
 
 def test_no_size_ends_the_app(environment: dict[str, str]) -> None:
@@ -178,7 +159,8 @@ def test_no_size_ends_the_app(environment: dict[str, str]) -> None:
 
 def test_it_starts_in_a_terminal_of_any_size(environment: dict[str, str]) -> None:
     with Terminal.app(environment={**environment, "COLUMNS": "99999999", "LINES": "99999999"}) as terminal:
-        blind(terminal)
+        # Its output is no screen of this size.
+        terminal._stream.feed = lambda _: None
         terminal.wait_for(lambda: b"No run yet." in terminal.output)
         terminal.press("q")
         assert terminal.wait_for_end() == 0
@@ -217,12 +199,9 @@ def test_every_replacement_is_one_ascii_character_of_one_cell() -> None:
         assert cell_len(chr(code)) == 1, f"U+{code:04X}"
 
 
-def test_borders_keep_their_shape() -> None:
+def test_borders_keep_their_shape_and_letters_and_escapes_are_passed_on() -> None:
     assert "╭──┬─╮│┃┤└╰╯━═║╎".translate(ascii_table()) == "+--+-+||++++--||"
     assert "▕██▌▁▏⣀⠀✓ 71 °C …".translate(ascii_table()) == "|###_|: + 71 'C ~"
-
-
-def test_letters_and_escapes_are_passed_on() -> None:
     stream = StringIO()
     text = "\x1b[1mGrüße 日本 ✓\x1b[0m"
     assert OutputStream(stream, ascii_table()).write(text) == len(text)

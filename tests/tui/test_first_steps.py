@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, has_run, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
@@ -28,8 +28,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(200, 50)) as pilot:
+    async with running(size=(200, 50)) as (app, pilot):
         for size in ((200, 50), (80, 24), (60, 20)):
             await pilot.resize_terminal(*size)
             await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
@@ -46,9 +45,8 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
 
 
 async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:
-    app = LocaltuneApp(data=directory / "faq.csv")
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: "3 rows" in screen_text(app) and pane_of(app, "data").view is not None)
+    async with running(LocaltuneApp(data=directory / "faq.csv"), (100, 30), until="3 rows") as (app, pilot):
+        await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         empty = pane_of(app, "data").query_one(FirstSteps)
         (directory / "later.csv").write_text("question,answer\na,b\n")
         app.runs.look_around()
@@ -92,9 +90,8 @@ async def test_r_without_data_names_the_keys_and_then_the_file_that_is_open(dire
 
 async def test_an_earlier_run_is_named_and_its_end_is_told(directory: Path, home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "data") is not None)
+    async with running(size=(100, 30), until=has_run) as (app, pilot):
+        await wait_for(pilot, lambda: pane_of(app, "data") is not None)
         await press(pilot, "1", until="5   my run: tickets, in progress")
         script.end("finished")
         await wait_for(pilot, lambda: "5   my run: tickets, finished" in screen_text(app))

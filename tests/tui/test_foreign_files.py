@@ -15,6 +15,7 @@ from core.sandbox import pool
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.hostile_templates import SLOW
+from tests.tui.data_panes import write_lines
 from tests.tui.harness import pane_of, press, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
@@ -49,15 +50,9 @@ asyncio.run(main())
 """
 
 
-def rows(path: Path, count: int = 3) -> Path:
-    text = "".join(json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(count))
-    path.write_text(text)
-    return path
-
-
 @pytest.fixture
 def directory(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    rows(tmp_path / "rows.jsonl")
+    write_lines(tmp_path / "rows.jsonl", (json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) for n in range(3)))
     text = f"base_model: {tiny_model_dir}\ndatasets:\n  - path: rows.jsonl\n    type: input_output\n"
     (tmp_path / "axolotl.yml").write_text(text.replace("type: input_output", "type: alpaca"))
     (tmp_path / "dataset_info.json").write_text(

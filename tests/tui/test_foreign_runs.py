@@ -22,10 +22,9 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
-from tests.tui.harness import FORBIDDEN, press, resize, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, press, resize, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
-from tui.app import LocaltuneApp
 from tui.bridge import RunAdvanced, RunAttached
 from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
@@ -161,12 +160,11 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
     """Show a run after the other in the panes, as bad lines come, at two sizes."""
     scripts = []
     for number, lines in enumerate(worst_runs.values()):
-        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1).begin().steps(1, 3)
-        script.hardware()
+        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1).begin()
+        script.steps(1, 3).hardware()
         append(script, lines)
         scripts.append(script)
-    app = LocaltuneApp()  # it finds the newest run by itself
-    async with app.run_test(size=(160, 46)) as pilot:
+    async with running(size=(160, 46)) as (app, pilot):
         for number, (worst, script) in enumerate(reversed([*zip(worst_runs, scripts, strict=True)])):
             if app.state.view is not None:
                 app.runs.open(script.run)
@@ -225,8 +223,7 @@ async def test_the_list_of_runs_is_drawn_with_times_that_are_none(home: Path) ->
         script = ScriptedRun(home, name)
         for path in (script.run.state_path, script.run.config_path, script.run.path):
             os.utime(path, (moment, moment))
-    app = LocaltuneApp()
-    async with app.run_test(size=(160, 46)) as pilot:
+    async with running(size=(160, 46)) as (app, pilot):
         await press(pilot, "5", until="5 Runs · 3")
         assert not FORBIDDEN & set(screen_text(app))
 

@@ -24,7 +24,7 @@ from core.runs.record import events
 from core.runs.record.history import RunHistory
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
-from tests.tui.harness import FORBIDDEN, HOSTILE, Stage, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, Stage, running, screen_text
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.glyphs import BRAILLE
@@ -172,8 +172,7 @@ async def test_the_whole_app_shows_a_hostile_run(home: Any) -> None:
     script.write(*_events())
     script.write_state(state="failed", reason=EVIL)
     app = LocaltuneApp(run="latest")
-    async with app.run_test(size=(200, 50), notifications=True) as pilot:
-        await wait_for(pilot, lambda: "failed after step" in screen_text(app))
+    async with running(app, (200, 50), notifications=True, until="failed after step") as (_, pilot):
         assert not FORBIDDEN & set(screen_text(app))
         app.notify(EVIL, markup=False)
         app.desktop.warn("title", EVIL)

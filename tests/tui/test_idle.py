@@ -17,9 +17,8 @@ from textual.pilot import Pilot
 import tui.app
 from core.runs.record.events import ControlEvent
 from tests.tui.conftest import CPU
-from tests.tui.harness import screen_lines, wait_for
+from tests.tui.harness import is_ready, screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
-from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.bridge import Result
 from tui.terminal_image import TerminalImage
@@ -55,7 +54,7 @@ class WrittenApp(LocaltuneApp):
 
 async def show(pilot: Pilot[Any], app: WrittenApp, key: str) -> None:
     """Show a pane, or the queue, and wait until all that there is has been painted."""
-    await ready(pilot)
+    await wait_for(pilot, lambda: is_ready(app))
     await pilot.press(key)
     if key == "Q":
         await wait_for(pilot, lambda: "Nothing waits." in "\n".join(screen_lines(app)))
@@ -88,29 +87,15 @@ async def ticks(pilot: Pilot[Any], app: WrittenApp, devices: list[Any], pass_tim
         await pilot.pause()
 
 
-def ended(home: Path) -> ScriptedRun:
-    """A run that has ended a while ago."""
-    script = ScriptedRun(home, start=1e9).train_to(60)
-    script.heartbeat = 1e9 + 200
-    script.end("finished")
-    return script
-
-
-def paused(home: Path) -> ScriptedRun:
-    """A run whose worker waits and reports its card."""
-    script = ScriptedRun(home).train_to(34).hardware(CARDS[0])
-    script.write(ControlEvent(t=script.pass_time(0), command="pause", sender="socket", result="ok"))
-    script.write_state(state="paused")
-    return script
-
-
 @pytest.mark.parametrize(("state", "panes"), [("none", "35"), ("ended", PANES)])
 async def test_nothing_is_written_while_nothing_happens(
     home: Path, monkeypatch: pytest.MonkeyPatch, state: str, panes: str
 ) -> None:
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [PROCESSORS[0]])
     if state == "ended":
-        ended(home)
+        script = ScriptedRun(home, start=1e9).train_to(60)
+        script.heartbeat = 1e9 + 200
+        script.end("finished")
     app = WrittenApp()
     now = 1e9 + 1000.0
     app.clock = lambda: now
@@ -128,7 +113,9 @@ async def test_nothing_is_written_while_nothing_happens(
 
 @pytest.mark.long
 async def test_a_paused_run_writes_what_has_changed_on_its_card_and_nothing_else(home: Path) -> None:
-    script = paused(home)
+    script = ScriptedRun(home).train_to(34).hardware(CARDS[0])
+    script.write(ControlEvent(t=script.pass_time(0), command="pause", sender="socket", result="ok"))
+    script.write_state(state="paused")
     app = WrittenApp()
     async with app.run_test(size=(200, 50)) as pilot:
         for pane in "53":

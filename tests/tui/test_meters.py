@@ -80,15 +80,11 @@ def test_a_small_change_is_shown_once_it_has_lasted() -> None:
     assert shown([IDLE, *[replace(warmer) for _ in range(LASTING)]]) == [IDLE, warmer]
 
 
-def test_a_load_that_lasts_is_shown() -> None:
+def test_a_load_that_lasts_and_memory_of_the_machine_that_fills_are_shown() -> None:
     busy = [replace(CPU, utilization=100.0) for _ in range(LASTING)]
     assert shown([CPU, *busy]) == [CPU, busy[0]]
-
-
-def test_memory_of_the_machine_that_fills_is_shown_at_once() -> None:
-    fuller = replace(CPU, memory_used=10_000_000_000)
+    fuller, full = replace(CPU, memory_used=10_000_000_000), replace(CPU, memory_used=31_000_000_000)
     assert shown([CPU, fuller]) == [CPU, fuller]
-    full = replace(CPU, memory_used=31_000_000_000)
     assert shown([CPU, fuller, full], is_watched=False) == [CPU, full]
 
 

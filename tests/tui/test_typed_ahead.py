@@ -172,32 +172,29 @@ def test_a_paste_of_thousands_of_letters_is_looked_through_once(ahead: TypedAhea
     assert sum(ahead.admits(each, Place(scope="data")) for each in keys[:2_000]) == 2_000
 
 
-def test_a_keymap_counts(tmp_path: Path) -> None:
+@cases(
+    ("text", "scope", "typed", "ask"),
+    [
+        # The letter is the user's own now; the other key for it stays.
+        ('[train]\npause = "z"\nstop = "i"\n', "train", "zi", "f6"),
+        ('[chat]\nwrite = ["i", "w"]\n', "chat", "w what is 3?\n", "i,f6"),
+        ('[chat]\nwrite = "w"\n', "chat", "w what is 3?\n", "i,f6"),
+    ],
+)
+def test_a_keymap_counts(tmp_path: Path, text: str, scope: str, typed: str, ask: str) -> None:
     path = tmp_path / "keymap.toml"
-    path.write_text('[train]\npause = "z"\nstop = "i"\n', encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     overrides, problems = load_keymap(path)
     assert problems == []
     table = KeyTable(overrides)
-    assert admitted("zi", "train", table=table) == "zi"
-    # The letter is the user's own now; the other key for it stays.
-    assert table["app.ask"].keys == "f6"
-    assert table["app.ask"].display == "f6"
-
-
-@cases("keys", ['["i", "w"]', '"w"'])
-def test_a_keymap_may_rebind_the_key_of_the_chat_alone(tmp_path: Path, keys: str) -> None:
-    path = tmp_path / "keymap.toml"
-    path.write_text(f"[chat]\nwrite = {keys}\n", encoding="utf-8")
-    overrides, problems = load_keymap(path)
-    assert problems == []
-    assert KeyTable(overrides)["app.ask"].keys == "i,f6"
+    assert admitted(typed, scope, table=table) == typed
+    assert table["app.ask"].keys == ask
 
 
 def type_at_once(pilot: Pilot[Any], text: str) -> None:
     """Post every key before the first one is handled; a line break is ``enter``."""
     for character in text:
-        key = {"\n": "enter", "\x13": "ctrl+s", "\t": "tab"}.get(character) or _character_to_key(character)
-        pilot.app.post_message(Key(key, None if ord(character) < 32 else character))
+        pilot.app.post_message(key(character))
 
 
 async def typed(pilot: Pilot[Any]) -> str:
@@ -241,14 +238,6 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
 ) -> None:
     monkeypatch.chdir(tmp_path)
     async with config_pane(size=(100, 24)) as (pilot, pane):
-        pane.form.focus()
-        await pilot.pause()
-        before = pane.document.dumps()
-        for chunk, text in (("/xdI/", "xdI/"), ("Sxdu/q.toml", "xdu/q.toml"), ("\x13xdu/q.toml", "xdu/q.toml")):
-            type_at_once(pilot, chunk)
-            assert (await typed(pilot)).endswith(text)
-            assert pane.document.dumps() == before
-            await press(pilot, "escape", until=lambda: pane.form.has_focus)
         for name in ("apples", "pears"):
             (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
             remember_config(tmp_path / f"{name}.toml")

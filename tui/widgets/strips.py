@@ -89,7 +89,8 @@ class SearchView(ScrollView, inherit_bindings=False):
         if is_there:
             line, top, height = self._match_lines[place], round(self.scroll_y), self.size.height - self.COVERED
             if not top <= line < top + height:
-                self.scroll_to(y=max(0, line - height // 2), animate=False, immediate=True)
+                # A text shown just now has no scrollbar until the next layout, and is scrolled without it.
+                self.scroll_to(y=max(0, line - height // 2), animate=False, immediate=True, force=True)
         self.refresh()
         return is_there
 

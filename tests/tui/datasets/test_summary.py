@@ -13,7 +13,7 @@ from tests.cases import cases
 from tests.tui.data_panes import analyzed, data_pane, write_lines
 from tests.tui.harness import press, screen_text
 from tui.datasets.marks import RowFilter
-from tui.datasets.summary import LINES, describe_dropped, describe_filter, summarize_analysis
+from tui.datasets.summary import LINES, describe_filter, summarize_analysis
 from tui.keys import KeyTable
 
 _REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
@@ -50,13 +50,6 @@ def test_columns_that_are_not_read_leave_room_for_the_rest(names: str) -> None:
     assert "no problems" in line.plain
     assert line.plain.count(f"columns not read: {names[:20]}") == 1
     assert "tokens not counted" in line.plain
-
-
-def test_without_a_width_nothing_is_left_out() -> None:
-    dropped = analysis(9).dropped
-    assert all(KINDS[code].title in describe_dropped(dropped) for code in dropped)
-    assert "…" not in describe_dropped(dropped)
-    assert describe_dropped(dropped, 0) == f"{sum(dropped.values()):,} dropped: … 9 reasons"
 
 
 def test_a_filter_keeps_the_ways_out_of_it_in_view() -> None:

@@ -25,30 +25,20 @@ QUESTIONS = (("Router 12 is dead", '{"ref": 12}'), ("Invoice 7 was paid twice", 
 ANSWERS = {0: "Have you tried turning it off and on again?", 30: '{"ref": 1}', 60: None}
 
 
-def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> None:
+def write_samples(script: ScriptedRun, step: int) -> None:
     """Answers to both questions; the last ones are right."""
     for prompt, wanted in QUESTIONS:
         text = ANSWERS[step] or wanted
-        marks: dict[str, Any] = {"expected": wanted, "exact_match": text == wanted, "valid_json": step > 0}
-        script.write(
-            events.SampleEvent(
-                t=script.pass_time(0.1),
-                step=step,
-                prompt=prompt,
-                text=text,
-                source=f"step-{step}" if step else "base",
-                **(marks if marked else {}),
-            )
-        )
+        script.sample(step, prompt, text, expected=wanted, exact_match=text == wanted, valid_json=step > 0)
 
 
-def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
+def script_run(home: Path, *, start: float | None = None) -> ScriptedRun:
     """A run of 60 steps with two questions, asked three times."""
     script = ScriptedRun(home, total=60, start=start).begin().evaluate(0, 4.11, 0.0, 0.0)
-    write_samples(script, 0, marked=marked)
+    write_samples(script, 0)
     for first, last, loss, exact in ((1, 30, 0.8, 0.1), (31, 60, 0.1, 0.35)):
         script.steps(first, last).checkpoint(last).evaluate(last, loss, exact, 1.0)
-        write_samples(script, last, marked=marked)
+        write_samples(script, last)
     return script
 
 
@@ -128,15 +118,7 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
 async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
     script = ScriptedRun(home, total=60).begin()
     for step in (0, 30, 60):
-        script.write(
-            events.SampleEvent(
-                t=script.pass_time(0.1),
-                step=step,
-                prompt="Tell a story",
-                text=f"It was {step}. " * 200 + "The end.",
-                source=f"step-{step}",
-            )
-        )
+        script.sample(step, "Tell a story", f"It was {step}. " * 200 + "The end.")
     script.steps(1, 60)
     async with latest_run("a answers") as (app, pilot):
         await press(pilot, "a", "left_square_bracket", until=("[30]", "It was 30."))
@@ -153,8 +135,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
 
 
 async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(home: Path) -> None:
-    script = script_run(home)
-    script.end("finished")
+    script = script_run(home).end("finished")
     async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
         await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")

@@ -27,6 +27,7 @@ from core.selftest.job import SelfTestJob, selftest_job
 from core.selftest.report import SUBJECTS
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
+from tests.tui.config_panes import write_config
 from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.screens.opening import ScreenApp
 from tests.waiting import has_ended
@@ -185,10 +186,7 @@ def measurement(monkeypatch: pytest.MonkeyPatch) -> Measurement:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    path = tmp_path / "mine.toml"
-    path.write_text('[data]\ntrain = "rows.jsonl"\n')
-    return path
+    return write_config(tmp_path)
 
 
 async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
@@ -246,8 +244,7 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
     async with asking("f8") as (pilot, app):
         assert all(subject.title in screen_text(app) for subject in SUBJECTS)
         await press(pilot, "enter", until="esc close")
-        await pilot.press("pageup", "k")
-        await shown(pilot, "Card 9000", "FAIL  training")
+        await press(pilot, "pageup", "k", until=("Card 9000", "FAIL  training"))
         await press(pilot, "pagedown", "pagedown", until="1 of 6 checks failed")
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert (paths.selftest_dir() / "report.txt").is_file()

@@ -21,7 +21,7 @@ from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import asks, press, running, screen_text, wait_for
+from tests.tui.harness import asks, has_live_run, press, running, screen_text, wait_for
 from tests.tui.screens.opening import open_screen
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -112,8 +112,7 @@ async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypa
 
 
 async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
-    run = ScriptedRun(home)
-    run.train_to(10)
+    run = ScriptedRun(home).train_to(10)
     add("a", "b")
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
     async with queue() as (pilot, app, screen):
@@ -131,10 +130,8 @@ async def test_a_torn_queue_is_told(home: Path) -> None:
 
 
 async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, config: Path, runner: Mock) -> None:
-    script = ScriptedRun(home)
-    script.train_to(10)
-    async with running(LocaltuneApp(config), (120, 40)) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+    ScriptedRun(home).train_to(10)
+    async with running(LocaltuneApp(config), (120, 40), until=has_live_run) as (app, pilot):
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
         await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))
         await press(pilot, "a", until=lambda: states() == {1: "waiting"})
@@ -147,8 +144,7 @@ async def test_what_needs_the_user_and_the_end_ring_once(
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "localtune").mkdir()
-    script = ScriptedRun(home)
-    script.train_to(10)
+    script = ScriptedRun(home).train_to(10)
     app = LocaltuneApp()
     rung: list[str] = []
     monkeypatch.setattr(app, "bell", lambda: rung.append("bell"))

@@ -25,10 +25,7 @@ def runs(home: Path) -> list[Run]:
     """Three runs in the trash in order of deletion, and another run outside it."""
     made = []
     for name in (*NAMES, "20261104-000004-kept"):
-        script = ScriptedRun(home, name)
-        script.train_to(5)
-        script.end("finished", "all steps done")
-        made.append(script.run)
+        made.append(ScriptedRun(home, name).train_to(5).end("finished", "all steps done").run)
     for run in made[:3]:
         trash_run(run)
     return made

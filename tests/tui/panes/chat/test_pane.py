@@ -70,6 +70,13 @@ async def said(pilot: Pilot[None], pane: ChatPane, *questions: str) -> None:
         await finished(pilot, pane)
 
 
+async def press_outside(pilot: Pilot[None], pane: ChatPane, *keys: str, until: str = "") -> None:
+    """Press keys with the focus outside the prompt."""
+    await pilot.pause()
+    pane.query_one("#chat-empty").focus()
+    await press(pilot, *keys, until=until)
+
+
 @asynccontextmanager
 async def chatting(
     target: Path | Run | str, *sessions: FakeSession, size: tuple[int, int] = (80, 22), live: bool = False
@@ -140,8 +147,7 @@ async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
     async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await shown(pilot, "loading the weights 25%")
-        await press(pilot, "escape")
-        assert "■ stopped" in screen_text(pilot.app)
+        await press(pilot, "escape", until="■ stopped")
         loading.set()
         await said(pilot, pane, "again")
         assert [messages[-1]["content"] for _, messages, _ in session.asked] == ["again"]
@@ -227,8 +233,7 @@ async def test_a_conversation_is_copied_saved_and_cleared_and_comes_back(
         assert file.stat().st_mode & 0o777 == 0o600
         text = file.read_text(encoding="utf-8")
         assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
-        await press(pilot, "ctrl+l")
-        assert "^l again brings the former one back" in screen_text(pilot.app)
+        await press(pilot, "ctrl+l", until="^l again brings the former one back")
         assert "hello" not in screen_text(pilot.app)
         await press(pilot, "ctrl+l", until="you       hello")
         await said(pilot, pane, "and then?")
@@ -279,9 +284,7 @@ async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
 
 async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
     async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
-        await pilot.pause()
-        pane.query_one("#chat-empty").focus()
-        await press(pilot, "e", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
+        await press_outside(pilot, pane, "e", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
         await pilot.press(*["backspace"] * 4, *"0.7", "tab", "tab", *"9", "enter")
         await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
         await said(pilot, pane, "hello")
@@ -460,9 +463,7 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
     session = fake()
     session.script |= {found[2].source: ["of thirty"], found[3].source: ["of another"]}
     async with chatting(run, session, size=(150, 30)) as (pilot, pane, _):
-        await pilot.pause()
-        pane.query_one("#chat-empty").focus()
-        await press(pilot, "c", until="held-out loss 0.455")
+        await press_outside(pilot, pane, "c", until="held-out loss 0.455")
         await press(pilot, "down", "down", "space", "down", "space", "up", "up", "space", until="At most 3")
         await press(pilot, "enter", until=lambda: len(pilot.app.screen_stack) == 1)
         assert pane.sources == ("tuned", found[2].source, found[3].source)
@@ -483,8 +484,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
     written = tmp_path / "tickets-Q8_0.gguf"
     written.touch()
     async with chatting(run, size=(90, 24)) as (pilot, pane, _):
-        await pilot.pause()
-        pane.query_one("#chat-empty").focus()
+        await press_outside(pilot, pane)
         assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
         wanted: list[tuple[Run, int | None]] = []
         for sources, found in (
@@ -520,9 +520,7 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
     reply.text, reply.state = "an old answer", "done"
     keep_transcript(run, dialogue)
     async with chatting(run, size=(90, 26)) as (pilot, pane, session):
-        await pilot.pause()
-        pane.query_one("#chat-empty").focus()
-        await press(pilot, "o", until="Conversations of this run")
+        await press_outside(pilot, pane, "o", until="Conversations of this run")
         await press(pilot, "enter", until="an old answer")
         assert pane.dialogue.id == dialogue.id
         await talked(pilot, pane, "and now")

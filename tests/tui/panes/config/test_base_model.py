@@ -11,13 +11,10 @@ from textual.pilot import Pilot
 
 from core import paths
 from core.models.find import STARTER_NAME
-from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.tui.config_panes import config_pane, edits, flat, go_to, opened, write_config
-from tests.tui.harness import PaneApp, pane_of, press, running, screen_text, wait_for
-from tui.app import LocaltuneApp
+from tests.tui.harness import PaneApp, press, screen_text, wait_for
 from tui.panes.config.model import NamedBase, check_base, find_missing
-from tui.panes.config.pane import ConfigPane
 from tui.screens.models import ModelScreen
 from tui.widgets.forms.inputs import SafeInput
 
@@ -44,8 +41,7 @@ async def test_a_model_that_is_not_here_is_a_problem_with_a_way_out(tmp_path: Pa
         "it, as 'localtune-tui fetch hf://Qwen/Qwen2.5-0.5B-Instruct' does.",
         "../models/none": "There is no model ../models/none here; enter picks one.",
     }
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 34)) as pilot:
+    async with config_pane(size=(120, 34)) as (pilot, pane):
         for base, says in said.items():
             await opened(pilot, pane, configuration(tmp_path, base))
             await wait_for(pilot, lambda: pane.problems.get("model.base") == says)  # noqa: B023
@@ -93,11 +89,9 @@ def test_the_check_agrees_with_the_lookup_by_names(tmp_path: Path, tiny_model_di
 async def test_the_model_is_chosen_from_the_list_and_undone(tmp_path: Path, tiny_model_dir: Path) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     copy_model(tiny_model_dir, tmp_path / "models" / "own")
-    path = write_config(tmp_path)
-    pane = ConfigPane()
-    app = PaneApp(pane)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(write_config(tmp_path), size=(100, 30)) as (pilot, pane):
+        app = pilot.app
+        assert isinstance(app, PaneApp)
         before = pane.document.dumps()
         for key in ("enter", "M"):
             await go_to(pilot, pane, "model.base")
@@ -136,30 +130,3 @@ async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: pilot.app.screen.query_one(SafeInput).value == "dux")
         assert pane.document.dumps() == before
         assert not pane.filter.shows_expert
-
-
-# The whole app.
-
-
-async def test_a_start_leads_to_a_model(
-    home: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    copy_model(tiny_model_dir, tmp_path / "own")
-    path = configuration(tmp_path, "org/none")
-    async with running(LocaltuneApp(path), (100, 30)) as (app, pilot):
-        pane = pane_of(app, "config")
-        await wait_for(pilot, lambda: "model.base" in pane.problems)
-        # A start leads to the problem, and no run is made of it.
-        await pilot.press("1")
-        await press(pilot, "r", until=lambda: app.main.current == "config" and pane.form.has_focus)
-        assert pane.form.current.option.name == "model.base"
-        await wait_for(pilot, lambda: "✗ Not started." in screen_text(app))
-        assert list_runs() == []
-        await pilot.press("enter")
-        await list_opened(pilot)
-        await wait_for(pilot, lambda: "reading …" not in screen_text(app))
-        await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "own")
-        await wait_for(pilot, lambda: not pane.problems)
-        assert pane.check() == {}
-        assert list_runs() == []

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from textual.containers import VerticalScroll
-from textual.pilot import Pilot
 
-from core.config.schema import options
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, shown, wait_for
-from tui.panes.config.pane import ConfigPane
+from tests.tui.config_panes import answer, config_pane
+from tests.tui.harness import FORBIDDEN, press, requested, resize, screen_text, shown, wait_for
 from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
 
@@ -26,18 +24,9 @@ def theirs(tmp_path: Path) -> Path:
     return path
 
 
-async def ask(pilot: Pilot[None], pane: ConfigPane, path: Path) -> None:
-    await wait_for(pilot, lambda: len(pane.form.fields) == len(list(options())))
-    await pilot.press("I")
-    await paste(pilot, str(path))
-    await pilot.press("enter")
-
-
 async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
-        await ask(pilot, pane, theirs)
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
+    async with config_pane(size=(100, 40)) as (pilot, pane):
+        await answer(pilot, "I", str(theirs), until=lambda: isinstance(pilot.app.screen, ReportScreen))
         await shown(pilot, "Imported from qlora.yml", "deepspeed")
         await press(pilot, "G", until="Did you mean lora_r?")
         assert not FORBIDDEN & set(screen_text(pilot.app).replace("\n", ""))
@@ -55,10 +44,8 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
     with theirs.open("a") as file:
         file.write("lora_target_modules: [q_proj, v_proj]\n")
         file.writelines(f"odd_key_{number}: {{a: [1, true], b: }}\n" for number in range(40))
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
-        await ask(pilot, pane, theirs)
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
+    async with config_pane(size=(200, 50)) as (pilot, _):
+        await answer(pilot, "I", str(theirs), until=lambda: isinstance(pilot.app.screen, ReportScreen))
         for size in ((200, 50), (120, 34), (80, 24)):
             await resize(pilot, *size)
             box = pilot.app.screen.query_one(VerticalScroll)
@@ -80,9 +67,7 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
 async def test_a_file_that_is_none_is_said_and_nothing_changes(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("a: [\n")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+    async with config_pane(size=(120, 30)) as (pilot, pane):
         before = pane.document
-        await ask(pilot, pane, wrong)
-        await wait_for(pilot, lambda: "is not YAML" in screen_text(pilot.app))
+        await answer(pilot, "I", str(wrong), until="is not YAML")
         assert pane.document is before

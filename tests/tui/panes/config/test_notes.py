@@ -12,9 +12,9 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
-from core.runs.record.store import create_run
+from core.runs.record.store import create_run, list_runs
 from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
@@ -150,6 +150,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
         assert pane.form.current is pane.form.field("method.dropout")
         await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))
         await press(pilot, "p", until=lambda: pane.form.current is pane.form.field("train.epochs"))
+    assert list_runs() == []
 
 
 async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
@@ -163,9 +164,8 @@ async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
         parts = (("weights", 3_000_000_000), ("adapters", rank * 1_000_000))
         return PlanView(parts, total, 3_100_000_000, total < 3_100_000_000, ("method.rank = 8 saves memory",))
 
-    pane = ConfigPane()
-    pane.planner = planner
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+    async with config_pane(size=(80, 24)) as (pilot, pane):
+        pane.planner = planner
         await opened(pilot, pane, write_config(tmp_path))
         await shown(pilot, "✓ fits", "→ method.rank = 8 saves memory")
         await type_value(pilot, pane, "method.rank", "512")
@@ -185,9 +185,8 @@ async def test_a_rough_plan_is_shown_until_the_model_is_measured(tmp_path: Path)
         is_measured.wait(60)
         return PlanView((("weights", 1 << 30),), 1 << 30, 2 << 30, True)
 
-    pane = ConfigPane()
-    pane.planner = planner
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+    async with config_pane(size=(80, 24)) as (pilot, pane):
+        pane.planner = planner
         await opened(pilot, pane, write_config(tmp_path))
         await shown(pilot, "roughly 3.2 GB of 2.1 GB free", "→ measuring the model")
         assert "fit" not in screen_text(pilot.app).split("roughly")[1].splitlines()[0]

@@ -39,9 +39,9 @@ def document(directory: Path, model: str, text: str = "") -> ConfigDocument:
     return ConfigDocument(f'data.train = "rows.jsonl"\nmodel.base = "{model}"\n{text}', directory / "mine.toml")
 
 
-def model(directory: Path, config: str = LLAMA) -> Path:
+def model(directory: Path) -> Path:
     (directory / "base").mkdir()
-    (directory / "base" / "config.json").write_text(config)
+    (directory / "base" / "config.json").write_text(LLAMA)
     return directory / "base"
 
 
@@ -59,8 +59,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     config = made.validate()
     key = job._key(config, ROWS)
     assert key is not None
-    view = planned(made)
-    assert view.bits == ""
+    assert planned(made).bits == ""
     job._keep(key, COST.to_dict())
     view = planned(made)
     assert view.bits == sentence(COST)
@@ -71,8 +70,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
         assert said.startswith("4 bits cost 0.21 nats")
         assert all(len(line) <= width for line in lines)
     made.set("method.name", "lora")
-    view = planned(made)
-    assert view.bits == ""
+    assert planned(made).bits == ""
 
 
 def test_the_bar_and_the_start_card_say_the_same(
@@ -146,12 +144,11 @@ def test_what_cannot_be_planned_yet_has_no_plan(tmp_path: Path) -> None:
     assert plan_document(document(tmp_path, "not-here")) is None
     (tmp_path / "tokenizer").mkdir()
     assert plan_document(document(tmp_path, str(tmp_path / "tokenizer"))) is None
-    assert plan_document(document(tmp_path, str(model(tmp_path)), "train.epochs = -1\n")) is None
-
-
-def test_a_model_of_an_unknown_shape_is_said(tmp_path: Path) -> None:
+    base = model(tmp_path)
+    assert plan_document(document(tmp_path, str(base), "train.epochs = -1\n")) is None
+    (base / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(UserError, match="of the architecture nothing-known, which transformers"):
-        plan_document(document(tmp_path, str(model(tmp_path, '{"model_type": "nothing-known"}'))))
+        plan_document(document(tmp_path, str(base)))
 
 
 def run_of(configuration: ConfigDocument, seconds: float = 2.0) -> str:

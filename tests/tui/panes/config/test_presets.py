@@ -56,10 +56,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         await pilot.press("u", "u", "u")
         await press(pilot, "u", until="Undone: preset 24gb-7b.")
         assert pane.document.dumps() == before
-
-
-async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
-    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
+        # With a, it replaces what the user wrote too.
         await press(pilot, "P", until="Kept, as you wrote it")
         await press(pilot, "a", until=lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
         assert "train.epochs 2 → 1" in flat(screen_text(pilot.app))

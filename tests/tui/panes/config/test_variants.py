@@ -7,7 +7,7 @@ from pathlib import Path
 from core.config.document import ConfigDocument
 from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
-from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
+from tests.tui.config_panes import answer, config_pane, edits, flat, type_value, write_config
 from tests.tui.harness import FORBIDDEN, paste, press, screen_lines, screen_text, shown, wait_for
 from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
@@ -19,9 +19,7 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
     (tmp_path / "sub").mkdir()
     async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
-        await pilot.press("S", "ctrl+u")
-        await paste(pilot, str(tmp_path / "sub" / "b"))
-        await press(pilot, "enter", until=lambda: (tmp_path / "sub" / "b.toml").is_file())
+        await answer(pilot, "S", str(tmp_path / "sub" / "b"), until=lambda: (tmp_path / "sub" / "b.toml").is_file())
         await wait_for(pilot, lambda: "data.train written as seen from there" in flat(screen_text(pilot.app)))
         assert path.read_text() == before
         assert pane.document.path == tmp_path / "sub" / "b.toml"
@@ -32,9 +30,7 @@ async def test_save_as_goes_on_in_the_other_file_and_paths_mean_the_same(tmp_pat
         assert recent_configs()[:1] == [tmp_path / "sub" / "b.toml"]
         # Where it fails, the paths stay as they are.
         before = pane.document.dumps()
-        await pilot.press("S", "ctrl+u")
-        await paste(pilot, str(tmp_path / "no" / "b.toml"))
-        await press(pilot, "enter", until="cannot be written")
+        await answer(pilot, "S", str(tmp_path / "no" / "b.toml"), until="cannot be written")
         assert pane.document.dumps() == before
 
 
@@ -42,9 +38,7 @@ async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_nam
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
     async with config_pane() as (pilot, pane):
         pane.load(ConfigDocument(f"[data]\ntrain = '{tmp_path / 'rows.jsonl'}'\neval = '/elsewhere/rows.jsonl'\n"))
-        await pilot.press("S", "ctrl+u")
-        await paste(pilot, str(tmp_path / "mine.toml"))
-        await press(pilot, "enter", until=lambda: (tmp_path / "mine.toml").is_file())
+        await answer(pilot, "S", str(tmp_path / "mine.toml"), until=lambda: (tmp_path / "mine.toml").is_file())
         assert pane.document.get("data.train") == "rows.jsonl"
         assert pane.document.get("data.eval") == "/elsewhere/rows.jsonl"
 

@@ -14,6 +14,7 @@ from tests.tui.data_panes import (
     messy,
     row,
     shows,
+    tokens_of,
     write_lines,
 )
 from tests.tui.harness import press, screen_lines, wait_for
@@ -77,10 +78,7 @@ async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_p
         await pilot.press("escape")
         await pilot.press("f", "f", "m", "j")
         assert code_of(pane) == "overlong"
-        await wait_for(
-            pilot,
-            lambda: "question 50" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells),
-        )
+        await wait_for(pilot, lambda: "question 50" in tokens_of(pane))
         assert pane.body.mask_view.parts[0].cut == 128
         await wait_for(pilot, lambda: pane.body.cells(1, 1)[0].cells[0].isdecimal())
         assert [cell.number for cell in pane.body.cells(0, 9)] == [10, 50]

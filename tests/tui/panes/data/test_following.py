@@ -21,12 +21,13 @@ from tests.tui.data_panes import (
     make_tokenizer,
     messy,
     opened,
+    path_of,
     row,
     shows,
+    tokens_of,
     write_lines,
 )
-from tests.tui.harness import PaneApp, press, wait_for
-from tui.panes.data.pane import DataPane
+from tests.tui.harness import press, wait_for
 
 SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
 
@@ -73,10 +74,7 @@ async def test_format_and_columns_reach_rows_and_analysis(
         analysis = await analyzed(pilot, pane)
         assert analysis.sources[0].format == "text"
         assert pane.session.columns == ("tok", "learned", "text")
-        await wait_for(
-            pilot,
-            lambda: next(cell.text for part in pane.body.mask_view.parts for cell in part.cells) != "<|im_start|>",
-        )
+        await wait_for(pilot, lambda: not tokens_of(pane).startswith("<|im_start|>"))
         assert [request.columns for request in requests] == [
             {"user": "frage", "assistant": "antwort"},
             {"text": "antwort"},
@@ -160,10 +158,8 @@ async def test_rows_on_the_screen_have_marks_before_the_analysis(
 async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, requests: list[AnalysisRequest]) -> None:
     """Rows beyond the screen are read by the analysis alone, and their marks are those it found."""
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
     read: set[int] = set()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(120, 24)) as (pilot, pane):
         assert pane.view is not None
         rows = pane.view.file.rows
 
@@ -219,8 +215,7 @@ async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path
 
 async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> None:
     first, second = messy(tmp_path / "a.jsonl"), messy(tmp_path / "b.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
+    async with data_pane() as (pilot, pane):
         document = configuration(tmp_path, data__train="a.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: pane.view is not None)
@@ -240,7 +235,7 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         assert pane.opener.opening is None, "it is there already"
         document.set("data.train", "a.jsonl")
         pane.follow(document)
-        await wait_for(pilot, lambda: pane.view is not None and pane.view.path == first)
+        await wait_for(pilot, lambda: path_of(pane) == first)
         # A file that is missing is told until the configuration has another.
         document.set("data.train", "nope.jsonl")
         pane.follow(document)
@@ -253,8 +248,7 @@ async def test_the_file_of_the_configuration_is_shown_once(tmp_path: Path) -> No
         document.set("data.train", "a.jsonl")
         pane.follow(document)
         await wait_for(pilot, lambda: not shows(pilot, "There is no file at"))
-        assert pane.view is not None
-        assert pane.view.path == first
+        assert path_of(pane) == first
 
 
 async def test_a_message_goes_with_the_next_key(tmp_path: Path) -> None:

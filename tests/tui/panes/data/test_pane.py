@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.data_panes import analyzed, data_pane, opened
+from tests.tui.data_panes import analyzed, data_pane, opened, path_of, row, write_lines
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
-    PaneApp,
     paste,
     press,
     requested,
@@ -22,26 +21,14 @@ from tests.tui.harness import (
     wait_for,
     words,
 )
-from tui.panes.data.pane import DataPane
 
 
-def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(1, count + 1):
-            if number in bad:
-                file.write("{broken\n")
-                continue
-            turns = [
-                {"role": "user", "content": f"question {number}"},
-                {"role": "assistant", "content": f"answer {number}"},
-            ]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    return path
+def write_rows(path: Path, count: int) -> Path:
+    return write_lines(path, (row(f"question {number}", f"answer {number}") for number in range(1, count + 1)))
 
 
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
+    async with data_pane(size=(60, 20)) as (pilot, pane):
         await wait_for(pilot, lambda: "No data yet." in screen_text(pilot.app))
         for key in ("o", "b", "d"):
             assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
@@ -92,8 +79,7 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
         assert "line 50" not in screen_text(pilot.app)
-        await press(pilot, "G")
-        assert "line 99" in screen_text(pilot.app)
+        await press(pilot, "G", until="line 99")
         assert pane.body.rows.cursor == 0
         await pilot.press("escape")
         assert pane.body.rows.has_focus
@@ -132,29 +118,25 @@ async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monk
     write_rows(tmp_path / "tickets_train.jsonl", 3)
     write_rows(tmp_path / "tickets_eval.jsonl", 2)
     (tmp_path / "notes.md").write_text("no data")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+    async with data_pane(size=(100, 30)) as (pilot, pane):
         await pilot.press("o")
         await paste(pilot, f"{tmp_path}/t")
         await press(pilot, "tab")
         text = screen_text(pilot.app)
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
         assert "notes.md" not in text
-        await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
-        assert pane.view is not None
-        assert pane.view.path == tmp_path / "tickets_eval.jsonl"
+        await press(pilot, "e", "tab", "enter", until=lambda: path_of(pane) == tmp_path / "tickets_eval.jsonl")
         await press(pilot, "b", until="tickets_train.jsonl")
         assert "notes.md" not in screen_text(pilot.app)
         await press(pilot, "j", "enter", until="inner.jsonl")
         inner = tmp_path / "sub" / "inner.jsonl"
-        await press(pilot, "j", "enter", until=lambda: pane.view is not None and pane.view.path == inner)
+        await press(pilot, "j", "enter", until=lambda: path_of(pane) == inner)
         assert pane.body.rows.has_focus
 
 
 async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 3)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
+    async with data_pane(size=(80, 22)) as (pilot, pane):
         await pilot.press("t")
         assert not requested(pilot, "configuration.use_dataset")
         await opened(pilot, pane, path)
@@ -170,8 +152,7 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
     binary.write_bytes(bytes(range(256)) * 50)
     sentences = {missing: "There is no file at", directory: "is a directory", empty: "is empty", binary: "is not text"}
     good = write_rows(tmp_path / "good.jsonl", 3)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
+    async with data_pane(size=(120, 24)) as (pilot, pane):
         for path, sentence in sentences.items():
             pane.show(path)
             await wait_for(pilot, lambda: sentence in words(pilot))  # noqa: B023 - within this turn of the loop
@@ -181,8 +162,7 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
         for path, sentence in sentences.items():
             pane.show(path)
             await wait_for(pilot, lambda: sentence in words(pilot))  # noqa: B023 - within this turn of the loop
-            assert pane.view is not None
-            assert pane.view.path == good, "what was open stays open"
+            assert path_of(pane) == good, "what was open stays open"
 
 
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
@@ -221,12 +201,11 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
 @pytest.mark.long
 async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
     path = tmp_path / "million.jsonl"
-    row = '{"text": "%07d is the number of this row"}\n'
+    text = '{"text": "%07d is the number of this row"}\n'
     with path.open("w") as file:
         for begin in range(0, 1_000_000, 10_000):
-            file.write("".join(row % number for number in range(begin + 1, begin + 10_001)))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+            file.write("".join(text % number for number in range(begin + 1, begin + 10_001)))
+    async with data_pane(size=(100, 30)) as (pilot, pane):
         await opened(pilot, pane, path)
         view = pane.view
         assert view is not None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
-import tui.app
 from core.template.builtin import NAMED_TEMPLATES
 from tests.conftest import CHATML
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
+    lend_terminal,
     make_editor,
     pane_of,
     paste,
@@ -34,16 +34,6 @@ from tui.screens.template.template import TemplateScreen
 from tui.screens.template.template_entries import TemplateEntry
 
 ROWS = [("what is it", "a reply"), ("and this", "another\nreply"), ("tell me", "")]
-
-
-class SuspendableApp(LocaltuneApp):
-    """An app that suspends without a terminal."""
-
-    CSS_PATH = str(Path(tui.app.__file__).parent / "app.tcss")
-
-    @contextmanager
-    def suspend(self) -> Iterator[None]:
-        yield
 
 
 @pytest.fixture
@@ -69,12 +59,15 @@ async def templates(
     size: tuple[int, int] = (80, 24),
     *,
     notifications: bool = False,
-    app: type[LocaltuneApp] = SuspendableApp,
+    lends: bool = True,
 ) -> AsyncIterator[tuple[Pilot[Any], TemplateScreen]]:
     """The open screen."""
-    made = app(config_path=directory / "tickets.toml")
-    async with running(made, size, notifications=notifications, until=shows_rows) as (_, pilot):
-        yield pilot, await opened(pilot)
+    app = LocaltuneApp(config_path=directory / "tickets.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        if lends:
+            lend_terminal(patch)
+        async with running(app, size, notifications=notifications, until=shows_rows) as (_, pilot):
+            yield pilot, await opened(pilot)
 
 
 def append(directory: Path, text: str) -> None:
@@ -158,8 +151,7 @@ async def test_editing_makes_a_copy_and_uses_it(directory: Path, monkeypatch: py
     async with templates(directory) as (pilot, screen):
         data = pane_of(pilot.app, "data")
         before = data.session.masks
-        await press(pilot, "j", "e")
-        assert "save the copy as chatml.jinja" in screen_text(pilot.app)
+        await press(pilot, "j", "e", until="save the copy as chatml.jinja")
         await pilot.press("enter")
         path = directory / "chatml.jinja"
         await wait_for(pilot, lambda: value(pilot, "template.file") == "chatml.jinja")
@@ -208,7 +200,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
-    async with templates(directory, app=LocaltuneApp) as (pilot, _):
+    async with templates(directory, lends=False) as (pilot, _):
         await press(pilot, "j", "e", "enter", until="cannot be lent")
 
 
@@ -255,8 +247,7 @@ async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) 
     path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
     async with templates(directory) as (pilot, screen):
         await shown(pilot, "is not on this machine")
-        await press(pilot, "j")
-        assert "<|im_start|>user⏎" in screen_text(pilot.app)
+        await press(pilot, "j", until="<|im_start|>user⏎")
         assert lit(screen) == ""
         await press(pilot, "enter", until=lambda: value(pilot, "template.name") == "chatml")
 

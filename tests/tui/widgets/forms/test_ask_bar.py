@@ -8,7 +8,7 @@ import pytest
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from tests.tui.harness import PaneApp, screen_text, wait_for
+from tests.tui.harness import PaneApp, press, screen_text, wait_for
 from tests.tui.test_typed_ahead import type_at_once
 from tui.widgets.forms import ask_bar
 from tui.widgets.forms.ask_bar import AskBar, KeyQuestion
@@ -50,8 +50,7 @@ async def test_a_text_is_awaited_and_the_focus_goes_back() -> None:
         type_at_once(pilot, "new")
         await wait_for(pilot, lambda: pane.typed[-1:] == ["new"])
         assert pane.answers == []
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.answers == ["new"] and not pane.bar.is_asking)
+        await press(pilot, "enter", until=lambda: pane.answers == ["new"] and not pane.bar.is_asking)
         assert pane.query_one("#before").has_focus
 
 
@@ -60,32 +59,27 @@ async def test_what_is_given_up_is_none_and_so_is_no_path() -> None:
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         for work, key in ((pane.text, "escape"), (pane.path, "escape"), (pane.path, "enter")):
             await pane.bar.converse(work())
-            await pilot.press(key)
-            await wait_for(pilot, lambda: bool(pane.answers))
+            await press(pilot, key, until=lambda: bool(pane.answers))
             assert pane.answers == [None]
             pane.answers.clear()
         await pane.bar.converse(pane.text())
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.answers == [""])
+        await press(pilot, "enter", until=lambda: pane.answers == [""])
 
 
 async def test_a_word_typed_at_a_question_is_no_answer_whatever_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     pane = Asking()
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await pane.bar.converse(pane.path_then_key())
-        await pilot.press(*"a.toml", "enter")
-        await wait_for(pilot, lambda: isinstance(pilot.app.focused, KeyQuestion))
+        await press(pilot, *"a.toml", "enter", until=lambda: isinstance(pilot.app.focused, KeyQuestion))
         await pilot.pause()
         assert "press" not in screen_text(pilot.app)
-        await pilot.press(*"alpaca.yml", "tab", "space")
-        await pilot.pause()
+        await press(pilot, *"alpaca.yml", "tab", "space")
         assert pane.bar.is_asking
         assert isinstance(pilot.app.focused, KeyQuestion)
         assert len(pane.answers) == 1
         assert "press y or esc" in screen_text(pilot.app)
         monkeypatch.setattr(ask_bar, "QUIET_SECONDS", 0.0)
-        await pilot.press("y")
-        await wait_for(pilot, lambda: pane.answers == [Path("a.toml").absolute(), "y"])
+        await press(pilot, "y", until=lambda: pane.answers == [Path("a.toml").absolute(), "y"])
         assert pane.query_one("#before").has_focus
 
 

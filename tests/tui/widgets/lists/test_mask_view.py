@@ -16,8 +16,8 @@ from textual.pilot import Pilot
 from wcwidth import wcswidth
 
 from tests.cases import cases
-from tests.tui.data_panes import configuration, data_pane, write_lines
-from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_lines, screen_text, wait_for
+from tests.tui.data_panes import configuration, data_pane, tokens_of, write_lines
+from tests.tui.harness import FORBIDDEN, HOSTILE, press, resize, screen_lines, screen_text, shown, wait_for
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
@@ -77,21 +77,16 @@ async def test_borders_stay_where_they_are_whatever_a_row_holds(tmp_path: Path, 
 async def test_a_row_as_tokens_with_exactly_the_answer_learned(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [("first", "one"), ("second", "two\nlines")])
     async with token_pane(path, tiny_model_dir, (60, 20)) as (pilot, pane):
-        await pilot.press("j")
-        await wait_for(
-            pilot, lambda: "second" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells)
-        )
+        await press(pilot, "j", until=lambda: "second" in tokens_of(pane))
         cells = pane.body.mask_view.parts[0].cells
         assert "".join(cell.text for cell in cells if cell.learned) == "two\nlines<|im_end|>"
         assert {cell.text for cell in cells if cell.special} == {"<|im_start|>", "<|im_end|>"}
         learned = sum(cell.learned for cell in cells)
         for size in ((60, 20), (80, 22), (200, 50)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert "two⏎" in screen_text(pilot.app).replace(" ", "")
             assert f"{len(cells)} tokens · {learned} learned" in screen_text(pilot.app)
-        await pilot.press("m")
-        await pilot.pause()
+        await press(pilot, "m")
         assert pane.body.conversation.display
         assert not pane.body.mask_view.display
 
@@ -114,8 +109,7 @@ async def test_both_answers_of_a_pair_and_a_label_are_named_in_words(tmp_path: P
         counts = [(len(part.cells), sum(cell.learned for cell in part.cells)) for part in (better, worse)]
         assert "".join(cell.text for cell in worse.cells if cell.learned) == "no, and not ever<|im_end|>"
         for size in ((60, 20), (80, 24), (200, 50)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = screen_text(pilot.app)
             for name, (tokens, learned) in zip(("better", "worse"), counts, strict=True):
                 assert f"── {name} answer · {tokens} tokens · {learned} learned ─" in text
@@ -153,8 +147,7 @@ async def test_every_kind_of_token_has_attributes_of_its_own(
     monkeypatch.setenv("NO_COLOR", "1")
     path = write(tmp_path / "rows.jsonl", [("ask me", "zyx and some more")])
     async with token_pane(path, tiny_model_dir, (80, 30), train__max_length=30) as (pilot, pane):
-        await pilot.press("slash", *"me", "enter")
-        await wait_for(pilot, lambda: pane.body.mask_view.match_place == (1, 2))
+        await press(pilot, "slash", *"me", "enter", until=lambda: pane.body.mask_view.match_place == (1, 2))
         styles = _strip_styles(pane, 12)
 
         def attributes(text: str) -> tuple[bool, bool, bool]:
@@ -187,23 +180,17 @@ async def test_matches_are_marked_across_tokens_and_gone_through(tmp_path: Path,
         marked = _strip_styles(pane, pane.body.mask_view.size.height)
         assert "".join(text for text, style in marked.items() if needle in text and style.reverse) == needle
         # With the focus in the row, first through the row, then on to the next.
-        await pilot.press("enter", "n")
-        await pilot.pause()
+        await press(pilot, "enter", "n")
         assert pane.body.mask_view.match_place == (2, 2)
         assert "line 90" in screen_text(pilot.app)
         assert "2 of 2 in row 2" in screen_text(pilot.app)
-        await pilot.press("n")
-        await wait_for(pilot, lambda: pane.index == 3 and pane.body.mask_view.match_place == (1, 1))
-        await pilot.press("N")
-        await wait_for(pilot, lambda: pane.index == 1 and pane.body.mask_view.match_place == (2, 2))
-        await pilot.press("N")
-        await pilot.pause()
+        await press(pilot, "n", until=lambda: pane.index == 3 and pane.body.mask_view.match_place == (1, 1))
+        await press(pilot, "N", until=lambda: pane.index == 1 and pane.body.mask_view.match_place == (2, 2))
+        await press(pilot, "N")
         assert pane.body.mask_view.match_place == (1, 2)
         # With the focus in the list, straight to the next row.
-        await pilot.press("escape", "n")
-        await wait_for(pilot, lambda: pane.index == 3)
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape", "n", until=lambda: pane.index == 3)
+        await press(pilot, "escape")
         assert pane.body.mask_view.match_place == (0, 0)
         assert "match" not in screen_text(pilot.app)
 
@@ -212,15 +199,20 @@ async def test_matches_in_the_conversation_are_gone_through(tmp_path: Path) -> N
     long = "\n".join(f"line {number} " + ("needle" if number in (40, 90) else "text") for number in range(100))
     path = write(tmp_path / "rows.jsonl", [("ask", "first"), (long, "second")])
     async with data_pane(path, size=(80, 24)) as (pilot, pane):
-        await pilot.press("slash", *"NEEDLE", "enter")
-        await wait_for(pilot, lambda: "line 40 needle" in screen_text(pilot.app))
+        await press(pilot, "slash", *"NEEDLE", "enter", until="line 40 needle")
         assert (pane.index, pane.body.conversation.match_place) == (1, (1, 2))
-        await pilot.press("enter", "n")
-        await wait_for(pilot, lambda: "line 90 needle" in screen_text(pilot.app))
+        await press(pilot, "enter", "n", until="line 90 needle")
         assert pane.body.conversation.match_place == (2, 2)
         await pilot.resize_terminal(100, 24)
         await wait_for(pilot, lambda: {len(line) for line in screen_lines(pilot.app)} == {100})
         assert pane.body.conversation.match_place == (2, 2)
+        # A search may land in a row before its layout.
+        turns = pane.body.conversation.turns
+        pane.body.conversation.show(())
+        await press(pilot, until=lambda: not pane.body.conversation.show_vertical_scrollbar)
+        pane.body.conversation.show(turns)
+        pane.body.conversation.move_match(1)
+        await shown(pilot, "line 40 needle")
 
 
 @given(
