@@ -245,11 +245,6 @@ def test_where_something_is_a_second_time(text: str, line: int | None) -> None:
     assert repeated_line(text) == line
 
 
-def test_a_value_without_end_in_sight_is_given_up() -> None:
-    rows = "\n".join('  "row",' for _ in range(4000))
-    assert line_of(f"[data]\ntrain = [\n{rows}\n]\n", "data", "train") in (None, 2)
-
-
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 VALUES = st.sampled_from(['"x"', "1", "[\n 1,\n 2,\n]", '"""\n[a]\nb = 1\n"""', "{a = 1}"])
 FILLING = st.sampled_from(["", "\n", "# [a]\n", "# a = 1\n\n"])

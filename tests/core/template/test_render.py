@@ -19,7 +19,7 @@ from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, template_source
 from core.template.mask import Masker
-from core.template.render import ChatTemplate, InspectedError, TracedTemplate, one_template, placeholder, with_variables
+from core.template.render import ChatTemplate, InspectedError, TracedTemplate, placeholder, with_variables
 from core.template.render_preview import preview_template
 from core.template.settings import MaskSettings, mask_settings
 from core.template.tokenizer import MaskedRow, ModelTokenizer
@@ -108,16 +108,6 @@ def test_what_transformers_refuses_is_refused_in_one_sentence(source: str) -> No
     assert caught.value.code == "template_error"
     assert caught.value.message.endswith(".")
     assert "\n" not in caught.value.message
-
-
-def test_a_template_that_is_no_jinja_is_refused_with_the_line() -> None:
-    template = ChatTemplate("{{ bos_token }}\n{% for message in %}")
-    with pytest.raises(UserError, match="not valid in line 2") as caught:
-        template.check()
-    assert "template.file" in caught.value.hint
-    with pytest.raises(RowError, match="not valid in line 2"):
-        template.render([{"role": "user", "content": "x"}])
-    ChatTemplate("{{ messages }}").check()
 
 
 def test_messages_are_not_changed_by_rendering() -> None:
@@ -212,19 +202,7 @@ def test_the_rest_is_rendered_to_the_character(start: str) -> None:
     )
 
 
-def test_two_templates_become_one() -> None:
-    both = one_template("\nplain {{ x }}", "\ntools {{ x }}")
-    assert both is not None
-    chosen = ChatTemplate(with_variables(both, {"x": 5}))
-    assert chosen.render(ASKED) == "\nplain 5"
-    assert chosen.render(ASKED, tools=[{"name": "f"}]) == "\ntools 5"
-    assert one_template("alone", None) == "alone"
-    assert one_template(None, "tools") is None
-
-
-def test_the_settings_of_the_mask_have_them(tiny_model_dir: Any, tmp_path: Any) -> None:
-    file = tmp_path / "thinks.jinja"
-    file.write_text(THINKS)
+def test_the_settings_of_the_mask_have_them(tiny_model_dir: Path) -> None:
     config = Config.model_validate({"data": {"train": "a"}, "template": {"variables": {"enable_thinking": False}}})
     masker = mask_settings(config, str(tiny_model_dir), THINKS).masker()
     assert masker.prompt(ASKED).endswith("</think>\n\n")
