@@ -307,11 +307,10 @@ def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, data: di
     assert problem_of(analysis, code).count == 1
 
 
-@cases(("text", "script"), CASES["scripts"])
+@cases(
+    ("text", "script"),
+    # Only the beginning counts.
+    [*CASES["scripts"], ("1" * 5000 + "then words", "Latin"), ("я" * 4 * SAMPLE + "a" * 100_000, "Cyrillic")],
+)
 def test_the_script_of_most_letters(text: str, script: str) -> None:
     assert main_script(text) == script
-
-
-def test_the_script_of_a_long_text() -> None:
-    assert main_script("1" * 5000 + "then words") == "Latin"
-    assert main_script("я" * 4 * SAMPLE + "a" * 100_000) == "Cyrillic", "only the beginning counts"
