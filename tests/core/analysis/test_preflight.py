@@ -18,12 +18,6 @@ def chat(question: str, answer: str = "a") -> Example:
     return Example((Message("user", question), Message("assistant", answer)))
 
 
-def refusal(preflight: Preflight, *arguments: object, check: str) -> UserError:
-    with pytest.raises(UserError) as caught:
-        getattr(preflight, check)(*arguments)
-    return caught.value
-
-
 def test_what_is_within_the_shares_goes_on() -> None:
     notices = Notices()
     preflight = Preflight((), notices)
@@ -44,5 +38,5 @@ def test_a_small_leak_is_told() -> None:
     ((code, message, _),) = notices
     assert code == "eval_leak"
     assert message == "1 of 20 held-out rows are also trained on."
-    error = refusal(Preflight(), [chat("question 3"), chat("question 4")], held_out, check="check_leak")
-    assert "2 of 20 held-out rows (10%)" in error.message
+    with pytest.raises(UserError, match=r"2 of 20 held-out rows \(10%\)"):
+        Preflight().check_leak([chat("question 3"), chat("question 4")], held_out)

@@ -12,7 +12,7 @@ from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.render import with_variables
 from core.template.tokenizer import MaskedRow, ModelTokenizer
-from tests.cases import cases
+from tests.cases import cases, tables
 from tests.core.template import families
 from tests.core.template.families import Thinking
 from tests.core.template.test_mask import learned_turns
@@ -21,27 +21,16 @@ from tests.core.template.toy_tokenizers import id_of, make_backend
 
 _FOUND = importlib.util.find_spec("trl")
 DIRECTORY = Path(_FOUND.origin).parent / "chat_templates" if _FOUND is not None and _FOUND.origin else Path("nowhere")
-STOPS = (
-    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>", "<|call|>"),
-    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>"),
-)
-OTHERS = (
-    *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>"),
-    *("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>"),
-    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>", "<|tool_response>"),
-)
-#: Models whose turns end with a token that the stop of another is the middle of.
-ENDS = {"gptoss": ("<|return|>", "<|call|>"), "glm4moe": ("<|user|>", "<|observation|>", "<|endoftext|>")}
-ENDS |= {"phi3": ("<|end|>",), "phi3_5": ("<|end|>",)}
-ENDS |= dict.fromkeys(("gemma4", "gemma4_v5"), ("<turn|>", "<|tool_response>"))
+TABLES = tables(__file__)
+STOPS, ENDS = TABLES["stops"], TABLES["ends"]
 
 
 pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
 
 
 def tokenizer_of(name: str, source: str) -> ModelTokenizer:
-    backend = make_backend("words", tuple(dict.fromkeys((*STOPS, *OTHERS))))
-    stops = ENDS.get(name) or tuple(stop for stop in STOPS if stop in source)
+    backend = make_backend("words", (*STOPS, *TABLES["others"]))
+    stops = ENDS.get(name) or [stop for stop in STOPS if stop in source]
     return ModelTokenizer(
         backend,
         special_tokens={"bos_token": "<bos>", "eos_token": stops[0]},
@@ -88,23 +77,8 @@ def see_read_or_refused(path: Path) -> None:
         assert ids[:start] == tokenizer.encode([prompt])[0]
 
 
-#: Templates of this year's models and the features of each: reasoning, a switch for it, calls.
 THINK, TOOLS, SWITCH = "reasoning", "calls", "switch"
-MODELS = {
-    "qwen3": {THINK, TOOLS, SWITCH},
-    "qwen3_instruct_2507": {TOOLS},
-    "qwen3_5_think": {THINK, TOOLS, SWITCH},
-    "qwen3_5_nothink": {TOOLS, SWITCH},
-    "qwen3_6": {THINK, TOOLS, SWITCH},
-    "qwen3_8": {THINK, TOOLS, SWITCH},
-    "gemma4": {TOOLS},
-    "gemma4_v5": {THINK, TOOLS},
-    "glm4moe": {THINK, TOOLS, SWITCH},
-    "gptoss": {THINK, TOOLS},
-    "lfm2_2_5_v2": {THINK, TOOLS},
-    "llama3_2": {TOOLS},
-    **{name: set[str]() for name in ("cohere", "gemma", "gemma3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5")},
-}
+MODELS: dict[str, list[str]] = TABLES["models"]
 
 
 @cases(

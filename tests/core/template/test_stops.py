@@ -43,23 +43,11 @@ def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of
         assert learned_turns(mask(bare, example)) == expected_turns(family, example)
 
 
-@cases(
-    "family",
-    [
-        families.SMOLLM2.edited("<|im_end|>", ""),
-        families.GEMMA3.edited("<end_of_turn>", ""),
-        families.LLAMA3.edited("<|eot_id|>", ""),
-        families.PHI3.edited("<|end|>", ""),
-        families.DEEPSEEK.edited("<｜end▁of▁sentence｜>", ""),
-        families.SMOLLM2.edited("<|im_end|>", "[END]"),
-        dataclasses.replace(families.SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
-    ],
-)
-def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -> None:
-    for supervise in ("assistant", "last", "all"):
-        error = refusal(family, talk("a", "b"), supervise=supervise)
-        assert error.code == "no_stop_token"
-        assert error.message.endswith(".")
+def test_a_template_that_ends_answers_with_no_token_is_refused() -> None:
+    specials = {"specials": ("<|endoftext|>", "<|im_start|>"), "stops": ("<|endoftext|>",)}
+    for family in (families.SMOLLM2.edited("<|im_end|>", ""), dataclasses.replace(families.SMOLLM2, **specials)):
+        for supervise in ("assistant", "last", "all"):
+            assert refusal(family, talk("a", "b"), supervise=supervise).code == "no_stop_token"
 
 
 def test_a_token_that_also_stands_between_reasoning_and_answer_does_not_end_answers() -> None:

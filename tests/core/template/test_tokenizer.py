@@ -67,17 +67,7 @@ def test_a_directory_is_read(directory: Path) -> None:
     assert tokenizer.encode([]) == []
 
 
-@cases(
-    ("config", "size"),
-    [
-        ({}, None),
-        ({"vocab_size": 1000}, 1000),
-        ({"vocab_size": 5, "text_config": {"vocab_size": 1000}}, 1000),
-        ({"vocab_size": 1000, "text_config": {}}, 1000),
-        ({"vocab_size": "many"}, None),
-        ({"vocab_size": 0}, None),
-    ],
-)
+@cases(("config", "size"), CASES["vocabularies"])
 def test_the_vocabulary_is_the_models_where_that_is_known(
     tmp_path: Path, config: dict[str, Any], size: int | None
 ) -> None:
