@@ -44,8 +44,9 @@ def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of
 
 
 def test_a_template_that_ends_answers_with_no_token_is_refused() -> None:
-    specials = {"specials": ("<|endoftext|>", "<|im_start|>"), "stops": ("<|endoftext|>",)}
-    for family in (families.SMOLLM2.edited("<|im_end|>", ""), dataclasses.replace(families.SMOLLM2, **specials)):
+    smollm = families.SMOLLM2
+    unknown = dataclasses.replace(smollm, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",))
+    for family in (smollm.edited("<|im_end|>", ""), unknown):
         for supervise in ("assistant", "last", "all"):
             assert refusal(family, talk("a", "b"), supervise=supervise).code == "no_stop_token"
 

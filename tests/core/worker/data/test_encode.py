@@ -100,20 +100,16 @@ def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatc
     assert not isinstance(encoder.encode([good])[0], RowError)
 
 
-class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
-    pass
-
-
 def test_a_stop_is_heard_in_the_middle_of_a_slow_row(tokenizer: Any) -> None:
     asked: list[bool] = []
 
     def check() -> None:
         if asked:
-            raise Stopped
+            raise InterruptedError
         asked.append(True)
 
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD, check=check)
     began = time.process_time()
-    with pytest.raises(Stopped):
+    with pytest.raises(InterruptedError):
         encoder.encode([talk("bad", "yes")] * 9)
     assert time.process_time() - began < 3, "it did not wait for the row"

@@ -186,27 +186,13 @@ def test_precomputed_log_probabilities_stay_unchanged(tiny_model_dir: Path) -> N
     torch.testing.assert_close(measured(sequences, ids, supervised), wanted, atol=1e-4, rtol=1e-5)
 
 
-class LimitedLoss(SupervisedLoss):
-    """Runs out of memory with more than so many sequences at once, from some call on."""
-
-    rows = 2
-    since = 0
-
-    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        self.since -= 1
-        if len(input_ids) > self.rows and self.since < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().log_probabilities(input_ids, supervised)
-
-
-@cases(("budget", "since", "rows"), [(1000, 0, 16), (160, 2, 6)], ids=["at once", "on the way"])
+@cases(("budget", "fail_at", "rows"), [(1000, {1, 2, 3}, 16), (160, {3}, 6)], ids=["at once", "on the way"])
 def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
-    tiny_model_dir: Path, budget: int, since: int, rows: int
+    tiny_model_dir: Path, budget: int, fail_at: set[int], rows: int
 ) -> None:
     bench, told = Bench(tiny_model_dir, objective="dpo"), list[str]()
     sequences = bench.objective.reference_sequences()
-    loss = LimitedLoss(bench.loaded.model)
-    loss.since = since
+    loss = FailingLoss(bench.loaded.model, fail_at)
 
     def measure(measured: PrecomputedReference, loss: SupervisedLoss) -> torch.Tensor:
         measured.precompute(sequences, bench.loaded, loss, bench.accelerator.autocast, lambda *_: None)
@@ -219,7 +205,7 @@ def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     again = measure(PrecomputedReference(cut.token_budget), loss)
     assert torch.equal(again, found), "whoever takes them again has the same"
     assert bench.loaded.model.training
-    loss.rows, loss.since = 0, 0
+    loss.max_tokens = 0
     with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):
         measure(cut, loss)
 
