@@ -19,7 +19,7 @@ from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, template_source
 from core.template.mask import Masker
-from core.template.render import ChatTemplate, InspectedError, TracedTemplate, placeholder, with_variables
+from core.template.render import ChatTemplate, InspectedError, TracedTemplate, one_template, placeholder, with_variables
 from core.template.render_preview import preview_template
 from core.template.settings import MaskSettings, mask_settings
 from core.template.tokenizer import MaskedRow, ModelTokenizer
@@ -200,6 +200,16 @@ def test_the_rest_is_rendered_to_the_character(start: str) -> None:
     assert ChatTemplate(with_variables(source, {"x": 1})).render(ASKED) == ChatTemplate(source, {"x": "1"}).render(
         ASKED
     )
+
+
+def test_two_templates_become_one() -> None:
+    both = one_template("\nplain {{ x }}", "\ntools {{ x }}")
+    assert both is not None
+    chosen = ChatTemplate(with_variables(both, {"x": 5}))
+    assert chosen.render(ASKED) == "\nplain 5"
+    assert chosen.render(ASKED, tools=[{"name": "f"}]) == "\ntools 5"
+    assert one_template("alone", None) == "alone"
+    assert one_template(None, "tools") is None
 
 
 def test_the_settings_of_the_mask_have_them(tiny_model_dir: Path) -> None:

@@ -81,17 +81,16 @@ def test_where_stops_and_templates_may_be(directory: Path) -> None:
     (directory / "generation_config.json").unlink()
     edit(directory / "config.json", text_config={"eos_token_id": [0, 2], "max_position_embeddings": 7})
     (directory / "chat_template.jinja").unlink()
-    # The first line break is a part of a template.
-    named = [{"name": "tool_use", "template": "\nb"}, {"name": "default", "template": "\na"}]
+    named = [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "a"}]
     edit(directory / "tokenizer_config.json", chat_template=named, eos_token=None)
     tokenizer = load_tokenizer(directory)
     assert tokenizer.stop_ids == (0, 2)
     assert tokenizer.max_length == 7
-    assert (tokenizer.chat_template, tokenizer.tool_template) == ("\na", "\nb")
+    assert (tokenizer.chat_template, tokenizer.tool_template) == ("a", "b")
     own = tokenizer.own_template()
     assert own is not None
-    assert own.render([{"role": "user", "content": "q"}]) == "\na"
-    assert own.render([{"role": "user", "content": "q"}], tools=[{"type": "function"}]) == "\nb"
+    assert own.render([{"role": "user", "content": "q"}]) == "a"
+    assert own.render([{"role": "user", "content": "q"}], tools=[{"type": "function"}]) == "b"
     more = directory / "additional_chat_templates"
     more.mkdir()
     (more / "tool_use.jinja").write_text("d")
