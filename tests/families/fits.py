@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from tests.families.page import read_cells
+from tests.families.page import read_cells, write_between
 
 README = Path(__file__).parents[2] / "README.md"
 #: Lines around the table.
@@ -79,11 +79,7 @@ def _tried(cells: dict[str, str]) -> str:
 
 def main() -> None:
     """Write the table into the README."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{README} has no place for the table.")
-    README.write_text(f"{before}{BEGIN}\n\n{readme_table()}\n\n{END}{after}", encoding="utf-8")
+    write_between(README, BEGIN, END, readme_table())
 
 
 if __name__ == "__main__":

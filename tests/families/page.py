@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,9 +33,9 @@ COLUMNS = {
 _LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")
 
 
-def read_cells(page: Path = PAGE) -> dict[str, dict[str, str]]:
+def read_cells() -> dict[str, dict[str, str]]:
     """The cells of the page by family and column."""
-    text = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
     return {family.strip("`"): dict(zip(rows[0][2:], cells, strict=True)) for family, _models, *cells in rows[2:]}
 
@@ -57,24 +57,27 @@ def table(cells: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(cells: Mapping[str, Mapping[str, str]], page: Path = PAGE) -> None:
-    """Write the table into the page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Write a text into a page, in place of the one between two lines."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
         raise SystemExit(f"{page} has no place for the table.")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def write(cells: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the table into the page."""
     tried = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
     columns = "\n".join(f"- **{name}**: {what}" for name, what in COLUMNS.items())
-    page.write_text(
-        f"{before}{BEGIN}\n\n{table(cells)}\n\n{columns}\n\nTried with {tried}.\n\n{END}{after}", encoding="utf-8"
-    )
+    write_between(PAGE, BEGIN, END, f"{table(cells)}\n\n{columns}\n\nTried with {tried}.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description="Writes the table of docs/models.md.")
     parser.add_argument("record", type=Path, help="what the tests have written down")
-    write(read_record(parser.parse_args(arguments).record))
+    write(read_record(parser.parse_args().record))
 
 
 if __name__ == "__main__":

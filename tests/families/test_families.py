@@ -15,8 +15,8 @@ from core.memory.planner import arithmetic
 from core.memory.weights import weight_parts
 from core.models.architecture.measuring import load_architecture
 from tests.core.template.families import MODEL_FAMILIES
-from tests.core.template.test_mask import learned_turns, mask
-from tests.core.template.test_model_families import expected, sample
+from tests.core.template.test_mask import expected_turns, learned_turns, mask
+from tests.core.template.test_model_families import sample
 from tests.e2e.workers import adapter_bytes, steps
 from tests.families import forked, looks
 from tests.families.conftest import ANSWER, STEPS, Trained, Tried
@@ -129,7 +129,7 @@ def test_learned_is_what_must_be_generated_with_the_templates_of_its_models(trai
         for thinking in (None, "on", "off") if model.switch else (None,):
             example = sample(model, thinking)
             found = learned_turns(mask(model.told(thinking), example))
-            assert sorted(found) == sorted(expected(model, thinking, example)), (model, thinking)
+            assert sorted(found) == sorted(expected_turns(model.told(thinking), example)), (model, thinking)
     also = {"reasoning": any(model.reasoning for model in models), "tools": any(model.tools for model in models)}
     with_them = [what for what, is_there in also.items() if is_there]
     tried("mask", f"yes, with {' and '.join(with_them)}" if with_them else "yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,18 +119,11 @@ def test_the_share_is_met_where_no_row_is_there_twice(count: int, share: float, 
     assert len(held_out_rows(keys, share, seed)) == max(round(share * count), 1)
 
 
-@given(KEYS, st.floats(0.001, 20), st.integers(0, 2**31 - 1))
+@given(KEYS, st.floats(0.001, 20) | st.sampled_from([1.0, 3.0]), st.integers(0, 2**31 - 1))
 def test_rows_are_repeated_as_often_as_the_weight_says(keys: list[bytes], weight: float, seed: int) -> None:
     counts = repeats(keys, weight, seed)
     assert counts == repeats(keys, weight, seed)
     assert len(counts) == len(keys)
-    assert set(counts) <= {int(weight), int(weight) + 1}
+    assert set(counts) <= {int(weight), math.ceil(weight)}
     assert abs(sum(counts) - weight * len(keys)) <= 1
     assert not keys or any(counts)
-
-
-def test_whole_weights_are_exact() -> None:
-    keys = [b"%d" % number for number in range(10)]
-    assert repeats(keys, 1, 0) == [1] * 10
-    assert repeats(keys, 3, 0) == [3] * 10
-    assert sorted(repeats(keys, 1.5, 0)) == [1] * 5 + [2] * 5

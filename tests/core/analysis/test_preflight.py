@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
 from core.analysis.preflight import Preflight
-from core.config.choices import RefusalCode
 from core.data.conversation import Example, Message
 from core.errors import UserError
-from tests.cases import cases
 
 
 class Notices(list[tuple[str, str, str]]):
@@ -20,36 +16,6 @@ class Notices(list[tuple[str, str, str]]):
 
 def chat(question: str, answer: str = "a") -> Example:
     return Example((Message("user", question), Message("assistant", answer)))
-
-
-def refusal(preflight: Preflight, *arguments: object, check: str) -> UserError:
-    with pytest.raises(UserError) as caught:
-        getattr(preflight, check)(*arguments)
-    return caught.value
-
-
-@cases(
-    ("code", "key", "check", "arguments"),
-    [
-        ("format_ambiguous", "data.format", "check_format", ("rows.jsonl", "The rows have two sets of columns.")),
-        ("template_missing", "template.name", "check_template", ("some-base",)),
-        ("nothing_supervised", "data.supervise", "check_supervised", (40, 5, "rows.jsonl, line 3: No token.")),
-        ("stop_untrained", "train.max_length", "check_stop", (40, 19)),
-        ("eval_leak", "data.eval", "check_leak", ([chat("q")], [chat("Q "), chat("other")])),
-    ],
-)
-def test_what_is_refused_names_the_key_and_the_code(
-    code: RefusalCode, key: str, check: str, arguments: tuple[object, ...]
-) -> None:
-    others = [other for other in get_args(RefusalCode) if other != code]
-    error = refusal(Preflight(others), *arguments, check=check)
-    assert key in error.hint
-    assert f"--allow {code}" in error.hint
-    assert error.message.endswith(".")
-    notices = Notices()
-    getattr(Preflight([code], notices), check)(*arguments)
-    ((told, message, _),) = notices
-    assert (told, message) == (code, error.message)
 
 
 def test_what_is_within_the_shares_goes_on() -> None:
@@ -72,5 +38,5 @@ def test_a_small_leak_is_told() -> None:
     ((code, message, _),) = notices
     assert code == "eval_leak"
     assert message == "1 of 20 held-out rows are also trained on."
-    error = refusal(Preflight(), [chat("question 3"), chat("question 4")], held_out, check="check_leak")
-    assert "2 of 20 held-out rows (10%)" in error.message
+    with pytest.raises(UserError, match=r"2 of 20 held-out rows \(10%\)"):
+        Preflight().check_leak([chat("question 3"), chat("question 4")], held_out)

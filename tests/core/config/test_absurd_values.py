@@ -123,14 +123,6 @@ def test_any_text_behind_an_option_is_taken_as_its_value_alone_or_refused(
         assert changed(load_config(path), found) <= {option.name}
 
 
-@cases("name", ["model.base", "data.train", "data.eval", "template.file", "eval.prompts", "tracking.name"])
-def test_a_nul_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.toml"
-    lines = {"data.train": '"rows.jsonl"', name: r'"a\u0000b"'}
-    path.write_text("\n" + "\n".join(f"{key} = {value}" for key, value in lines.items()))
-    assert refusal(path) == f'{path}, line {1 + len(lines)}: {name} is "a\\u0000b", and has a NUL in it.'
-
-
 def test_a_number_of_too_many_digits_and_a_value_beyond_its_end_are_refused(path: Path) -> None:
     assert refusal(path, "data.weights=1]\nseed = [2") == "data.weights: [1]⏎seed = [2] is not a TOML list."
     path.write_text(f"{MINIMAL}[train]\nmax_steps = 0x{FS}\n")

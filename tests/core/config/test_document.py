@@ -10,10 +10,9 @@ import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.document import ConfigDocument, dump_config, line_of, load_config, repeated_line, valid_part
+from core.config.document import ConfigDocument, dump_config, line_of, load_config, valid_part
 from core.config.explain import unknown_option
 from core.config.schema import Option, find_option
-from core.config.values import parse_value
 from core.errors import UserError
 from core.redact import secret_variable
 from tests.cases import cases, tables
@@ -67,7 +66,7 @@ def test_a_problem_names_file_line_and_key_and_repeats_no_secret(
     with pytest.raises(UserError) as caught:
         document.validate()
     assert caught.value.message.startswith(f"{path}, line {line}: ")
-    assert words in caught.value.message
+    assert words in str(caught.value)
     assert caught.value.hint
     assert SECRET not in str(caught.value) + repr(document.problems())
 
@@ -110,12 +109,6 @@ def test_a_file_that_has_become_too_large_counts_as_changed(tmp_path: Path) -> N
         document.save()
 
 
-@cases(("text", "said"), [("[data]\n", "data.train is missing"), ("[metod]\n", "Did you mean [method]?")])
-def test_missing_data_and_a_mistyped_section_are_said(text: str, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        ConfigDocument(text).validate()
-
-
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     path = tmp_path / "my.toml"
@@ -134,16 +127,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 @cases(("name", "raw", "value"), TABLES["values_typed_by_a_person"])
 def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
-    option = find_option(name)
-    assert option is not None
-    assert parse_value(option, raw) == value
-
-
-@cases(("typed", "value"), TABLES["a_text_may_be_set_in_quotes_as_in_the_file"])
-def test_a_text_may_be_set_in_quotes_as_in_the_file(typed: str, value: str) -> None:
     document = ConfigDocument(MINIMAL)
-    document.apply([f"night.deadline={typed}"])
-    assert document.get("night.deadline") == value
+    document.apply([f"{name}={raw}"])
+    assert document.get(name) == value
 
 
 @cases(("assignment", "said"), TABLES["assignments_that_make_no_sense_are_refused"])
@@ -238,16 +224,6 @@ def test_a_number_is_written_as_it_was_typed(typed: str, written: str) -> None:
 @cases(("text", "lines"), TABLES["lines"])
 def test_a_key_is_found_however_it_is_written(text: str, lines: dict[str, int | None]) -> None:
     assert {path: line_of(text, *path.split(".")) for path in lines} == lines
-
-
-@cases(("text", "line"), TABLES["where_something_is_a_second_time"])
-def test_where_something_is_a_second_time(text: str, line: int | None) -> None:
-    assert repeated_line(text) == line
-
-
-def test_a_value_without_end_in_sight_is_given_up() -> None:
-    rows = "\n".join('  "row",' for _ in range(4000))
-    assert line_of(f"[data]\ntrain = [\n{rows}\n]\n", "data", "train") in (None, 2)
 
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)

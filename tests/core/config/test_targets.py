@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config.schema import MethodSection
 from core.config.targets import (
     EXPRESSION,
-    adapter_share,
     adapts_experts,
     adapts_linear,
     expression_problem,
@@ -64,13 +62,6 @@ EXPERTS = "model.layers.3.mlp.experts"
 @cases(("options", "matrices", "wanted"), TABLES["experts_get_adapters_where_these_stay_small"])
 def test_experts_get_adapters_where_these_stay_small(options: dict[str, Any], matrices: Any, wanted: bool) -> None:
     assert adapts_experts(MethodSection(**options), EXPERTS, matrices) is wanted
-
-
-def test_the_share_is_that_of_the_shapes() -> None:
-    """Of the adapters as PEFT saves them for ``target_parameters``, at rank 16 on 128 experts."""
-    adapters = [(16 * 128, 2048), (1536, 16 * 128), (16 * 128, 768), (2048, 16 * 128)]
-    own = 128 * sum(rows * columns for rows, columns in QWEN3_30B)
-    assert adapter_share(QWEN3_30B, 16) == pytest.approx(sum(rows * columns for rows, columns in adapters) / own)
 
 
 def test_a_sentence_says_why_there_are_none() -> None:

@@ -103,20 +103,16 @@ def test_growth_is_bounded_and_put_back() -> None:
     assert (ended.returncode, ended.stdout) == (0, "grown\nno room\n"), ended.stderr
 
 
-class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
-    pass
-
-
 def test_work_is_left_where_the_check_says_so() -> None:
     checks: list[int] = []
 
     def check() -> None:
         checks.append(1)
         if len(checks) == 2:
-            raise Stopped
+            raise InterruptedError
 
     began = time.process_time()
-    with pytest.raises(Stopped), cpu_limit(30, check=check):
+    with pytest.raises(InterruptedError), cpu_limit(30, check=check):
         spin()
     assert time.process_time() - began < 5
 

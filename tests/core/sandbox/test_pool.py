@@ -71,6 +71,11 @@ def test_it_sees_the_directory_and_the_variables_of_the_one_who_asks(
     monkeypatch.setenv("LOCALTUNE_HOME", "elsewhere")
     assert call(pool, readers.directory) == str(tmp_path)
     assert call(pool, readers.variable, "LOCALTUNE_HOME") == "elsewhere"
+    # A directory that has been removed is not the one of an earlier call.
+    (removed := tmp_path / "removed").mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    assert call(pool, readers.directory) == "/"
     assert call(pool, readers.process) == first
 
 
@@ -222,19 +227,6 @@ def test_signals_that_are_held_back_in_the_one_who_asks_end_it_all_the_same(tmp_
         assert not any(map(has_ended, pids))
         asker.kill()
     wait_for(lambda: all(map(has_ended, pids)), 10, "the sandbox and its child to end")
-
-
-def test_a_directory_that_has_been_removed_is_not_the_one_of_an_earlier_call(
-    pool: SandboxPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    earlier, removed = tmp_path / "earlier", tmp_path / "removed"
-    earlier.mkdir()
-    removed.mkdir()
-    monkeypatch.chdir(earlier)
-    assert call(pool, readers.directory) == str(earlier)
-    monkeypatch.chdir(removed)
-    removed.rmdir()
-    assert call(pool, readers.directory) == "/"
 
 
 def test_failures_leave_neither_descriptors_nor_processes(new_pool: SandboxPool) -> None:

@@ -143,7 +143,7 @@ def prompt_ids(family: Family, messages: Sequence[dict[str, Any]], tools: Sequen
 
 
 def answer_ids(
-    family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = (), after: Sequence[int] | None = None
+    family: Family, messages: Sequence[dict[str, Any]], tools: Sequence[Any], after: Sequence[int] | None = None
 ) -> list[int]:
     """The tokens of the last turn, an assistant's, that are marked in the family's template.
 

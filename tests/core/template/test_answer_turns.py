@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from core.data.conversation import Example, Message
 from core.template.answer_turns import prompt_block
 from core.template.mask import Masker
-from core.template.stops import stop_token_ids
 from core.template.tokenizer import MaskedRow
 from tests.cases import cases
 from tests.core.template import families
@@ -71,16 +70,6 @@ def test_what_is_learned_of_a_conversation(case: dict[str, Any]) -> None:
         assert text.endswith(end)
 
 
-def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:
-    late = families.QWEN25.edited("{{ message.content }}", "", 1).edited(
-        "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- message.content + '<|im_end|>\\n' }}"
-    )
-    turns = list(with_tools().messages)
-    turns[1] = dataclasses.replace(turns[1], reasoning="let me")
-    error = refusal(late, dataclasses.replace(with_tools(), messages=tuple(turns)))
-    assert (error.code, "before the reasoning" in error.message) == ("template_drops", True)
-
-
 def test_contents_and_reasoning_are_given_as_parts_to_templates_that_read_parts() -> None:
     example = talk("q", "one", "r", "two", reasoning="hm")
     assert said(families.PARTS, example) == ["one</s>", "[THINK]hm[/THINK]two</s>"]
@@ -90,16 +79,6 @@ def test_contents_and_reasoning_are_given_as_parts_to_templates_that_read_parts(
     parts = [{"type": "text", "text": "q"}]
     assert spans(plain)[0][0] == prompt_ids(families.PARTS, [{"role": "user", "content": parts}])
     assert len(plain.rows) == 1
-
-
-def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> None:
-    family = families.DEEPSEEK_R1.edited(
-        "'<｜Assistant｜>' + content +", "'<｜Assistant｜>' + content + (message.tool_calls | tojson) +"
-    )
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    answer = said(family, talk("q", "", reasoning="let me", tool_calls=(call,)))[0]
-    assert answer.startswith("let me\n</think>\n\n[{")
-    assert '"name": "add"' in answer
 
 
 @cases(("prompt", "opening", "closed"), SNIPPETS["blocks"])
@@ -165,19 +144,3 @@ def test_an_answer_follows_a_result_that_has_no_end_of_turn_once_it_is_answered(
     assert shown(families.MISCOUNTED, example)[1].endswith("<result>3<|im_end|>\n<|im_start|>assistant\n")
     # The finished conversation has it without an end, which is no prompt of inference.
     assert "<result>3<|im_start|>assistant" in shown(families.MISCOUNTED, example)[2]
-
-
-def test_markup_of_a_message_at_the_end_of_a_prompt_is_no_block_of_the_template() -> None:
-    bare = "{% for m in messages %}{{ m.content + eos_token if m.role == 'assistant' else m.content }}{% endfor %}"
-    family = dataclasses.replace(families.SMOLLM2, marked=bare)
-    assert said(family, talk("<b>bold</b>", "yes", reasoning="hm"))[0].endswith("yes<|im_end|>")
-    assert said(family, talk("<b>bold</b>", "yes")) == ["yes<|im_end|>"]
-
-
-def test_a_token_that_closes_parts_of_a_turn_does_not_end_it() -> None:
-    tokenizer = families.CLOSED_PARTS.tokenizer()
-    stops = [tokenizer.token_text(token) for token in stop_token_ids(tokenizer, tokenizer.own_template())]
-    assert stops == ["</s>", "<|end_of_msg|>"]
-    assert learned_turns(mask(families.CLOSED_PARTS, talk("q", "yes", "r", "no"))) == expected_turns(
-        families.CLOSED_PARTS, talk("q", "yes", "r", "no")
-    )

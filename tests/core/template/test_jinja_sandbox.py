@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,20 +75,19 @@ def test_what_would_fill_the_memory_is_refused_in_little_of_it(bombs: list[str])
     assert int(done.stdout) < 160 << 10
 
 
-def test_large_conversations_have_enough_room() -> None:
-    messages = [{"role": "user", "content": "word " * 20_000}, {"role": "assistant", "content": "word " * 20_000}] * 25
-    grown = "{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = ns.x ~ (m.content | trim) + '.' %}"
-    assert len(ChatTemplate(grown + "{% endfor %}{{ ns.x }}").render(messages)) == 50 * 100_000
-    assert len(ChatTemplate("{{ messages | tojson }}{{ messages[1:] | tojson }}").render(messages)) > 9 * 10**6
+LARGE = [{"role": "user", "content": "word " * 20_000}, {"role": "assistant", "content": "word " * 20_000}] * 25
+MANY = [{"role": "user", "content": "x" * 500}] * 1000
+THOUGHT = [{"role": "user", "content": "word " * 20_000 + "</think>"}] * 50
 
 
-def test_long_conversations_have_enough_steps() -> None:
-    messages = [{"role": "user", "content": "x" * 500}] * 1000
-    every_character = "{% for m in messages %}{% for c in m.content %}{{ c }}{% endfor %}{% endfor %}"
-    assert len(ChatTemplate(every_character).render(messages)) == 500_000
-    each_for_each = "{% for m in messages %}{% for n in messages %}{% endfor %}{% endfor %}{{ messages | length }}"
-    assert ChatTemplate(each_for_each).render(messages) == "1000"
-    assert ChatTemplate(CHATML).render(messages).count("<|im_end|>") == 1000
+@cases(("name", "messages", "length"), [
+    ("grown", LARGE, 50 * 100_000), ("copied", LARGE, 9_903_517), ("every character", MANY, 500_000),
+    ("each for each", MANY, 4), ("chatml", MANY, 528_000), ("searched", THOUGHT, 6 * 50),
+])  # fmt: skip
+def test_large_and_long_conversations_have_enough_room_and_steps(
+    name: str, messages: list[dict[str, str]], length: int
+) -> None:
+    assert len(ChatTemplate(SNIPPETS["enough room"].get(name, CHATML)).render(messages)) == length
 
 
 def test_each_rendering_has_its_own_steps() -> None:
@@ -111,7 +111,19 @@ def test_time_refuses_the_template_and_not_the_row(monkeypatch: pytest.MonkeyPat
     template = ChatTemplate(SLOW)
     traced = TracedTemplate(template)
     marked = [{"role": "user", "content": placeholder(0)}]
-    renders: list[Callable[[], str]] = [lambda: template.render(MESSAGES), lambda: traced.render(marked, False, set())]
+    # It is first asked whether content is a list.
+    by_content = "{% if messages[0].content is string and messages | length == 1 %}" + SLOW + "{% endif %}"
+
+    def in_a_thread() -> str:
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(template.render, MESSAGES).result()
+
+    renders: list[Callable[[], str]] = [
+        lambda: template.render(MESSAGES),
+        lambda: traced.render(marked, False, set()),
+        lambda: ChatTemplate(by_content).render(MESSAGES),
+        in_a_thread,
+    ]
     for render in renders:
         began = time.thread_time()
         with pytest.raises(TemplateTimeError, match=r"takes more than 0\.02 s for one conversation") as caught:
@@ -129,29 +141,6 @@ def test_time_ends_a_loop_in_which_nothing_costs_a_step(monkeypatch: pytest.Monk
     with pytest.raises(TemplateTimeError):
         template.render(MESSAGES)
     assert time.thread_time() - began < 3
-
-
-def test_the_question_whether_content_is_a_list_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
-    by_content = "{% if messages[0].content is string and messages | length == 1 %}" + SLOW + "{% endif %}"
-    with pytest.raises(TemplateTimeError):
-        ChatTemplate(by_content).render(MESSAGES)
-
-
-def test_time_ends_a_rendering_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
-    found: list[BaseException] = []
-
-    def render() -> None:
-        try:
-            ChatTemplate(SLOW).render(MESSAGES)
-        except UserError as error:
-            found.append(error)
-
-    thread = threading.Thread(target=render)
-    thread.start()
-    thread.join()
-    assert [type(error) for error in found] == [TemplateTimeError]
 
 
 def test_the_time_of_others_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +171,3 @@ def test_expressions_mean_what_they_mean_without_a_budget(expression: str) -> No
     source = expression if "{%" in expression else "{{ " + expression + " }}"
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     assert ChatTemplate(source).render(MESSAGES) == plain.from_string(source).render(messages=MESSAGES)
-
-
-def test_long_conversations_may_be_searched_and_compared() -> None:
-    messages = [{"role": "user", "content": "word " * 20_000 + "</think>"}] * 50
-    source = (
-        "{% for m in messages %}{% if '</think>' in m.content and m.content != messages[0].content ~ 'x' %}"
-        "{{ m.content.split('</think>')[0].strip('\n').rfind('word') }} {% endif %}{% endfor %}"
-    )
-    assert ChatTemplate(source).render(messages) == "99995 " * 50

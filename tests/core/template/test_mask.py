@@ -101,17 +101,33 @@ def shown(family: Family, example: Example) -> list[str]:
     return [decode(before) for before, _ in learned_turns(mask(family, example))]
 
 
+def passed(family: Family, message: Message) -> dict[str, Any]:
+    """A message as the family's template reads it."""
+    fields = message.fields()
+    reasoning = fields.pop("reasoning_content", "")
+    if not reasoning:
+        return fields
+    if family.reasoning == "content":
+        return {**fields, "content": f"<think>\n{reasoning}\n</think>\n\n{message.content}"}
+    if family.reasoning == "parts":
+        parts = [{"type": "thinking", "thinking": reasoning}]
+        return {**fields, "content": parts + ([{"type": "text", "text": message.content}] if message.content else [])}
+    return {**fields, family.reasoning: reasoning}
+
+
 def expected_turns(family: Family, example: Example) -> list[tuple[list[int], list[int]]]:
-    messages = [message.fields() for message in example.messages]
+    """Prompt before each answer and the tokens to generate after it, from transformers and the marks."""
+    messages = [passed(family, message) for message in example.messages]
     found = []
     for index, message in enumerate(example.messages):
         if message.role == "assistant":
-            answer = answer_ids(family, messages[: index + 1], example.tools)
+            prompt = prompt_ids(family, messages[:index], example.tools)
+            answer = answer_ids(family, messages[: index + 1], example.tools, after=prompt)
             if family.hands_over:
                 # Its marks lack the stop, which is the beginning of the next turn.
-                backend = family.tokenizer().backend
-                answer = [*answer, id_of(backend, "<|observation|>" if message.tool_calls else "<|user|>")]
-            found.append((prompt_ids(family, messages[:index], example.tools), answer))
+                stop = "<|observation|>" if message.tool_calls else "<|user|>"
+                answer = [*answer, id_of(family.tokenizer().backend, stop)]
+            found.append((prompt, answer))
     return found
 
 
@@ -158,11 +174,9 @@ def test_spaces_at_the_edges_of_an_answer_are_generated_after_the_prompts_own_to
     turns = learned_turns(row)
     messages = [message.fields() for message in example.messages]
     assert [before for before, _ in turns] == [prompt_ids(family, messages[:1]), prompt_ids(family, messages[:3])]
-    said = ChatTemplate(family.template, tokenizer.special_tokens).render(messages[:2])
-    for before, learned in turns[:1]:
-        assert tokenizer.decode([*before, *learned]).rstrip("\n") == tokenizer.decode(
-            tokenizer.encode([said])[0]
-        ).rstrip("\n")
+    written = ChatTemplate(family.template, tokenizer.special_tokens).render(messages[:2])
+    found, wanted = tokenizer.decode([*turns[0][0], *turns[0][1]]), tokenizer.decode(tokenizer.encode([written])[0])
+    assert found.rstrip("\n") == wanted.rstrip("\n")
 
 
 def test_a_row_of_two_parts_leaves_the_segments_of_the_rows_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

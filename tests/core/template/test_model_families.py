@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
 from tests.cases import cases
-from tests.core.template.families import MODEL_FAMILIES, Family, Thinking, answer_ids, prompt_ids
-from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
-from tests.core.template.toy_tokenizers import id_of
+from tests.core.template.families import MODEL_FAMILIES, Family, Thinking
+from tests.core.template.test_mask import CONTENT, TOOLS, expected_turns, learned_turns, mask, refusal, with_tools
 from tests.examples import examples
 
 CASES = [
@@ -72,37 +71,6 @@ def sample(model: Family, thinking: Thinking) -> Example:
     return Example(messages=tuple(turns), tools=TOOLS if model.tools else ())
 
 
-def passed(model: Family, message: Message) -> dict[str, Any]:
-    """A message as the family's template reads it."""
-    fields = message.fields()
-    reasoning = fields.pop("reasoning_content", "")
-    if not reasoning:
-        return fields
-    if model.reasoning == "content":
-        return {**fields, "content": f"<think>\n{reasoning}\n</think>\n\n{message.content}"}
-    if model.reasoning == "parts":
-        parts = [{"type": "thinking", "thinking": reasoning}]
-        return {**fields, "content": parts + ([{"type": "text", "text": message.content}] if message.content else [])}
-    return {**fields, model.reasoning: reasoning}
-
-
-def expected(model: Family, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
-    """Prompt before each answer and the tokens to generate after it, from transformers and the marks."""
-    family = model.told(thinking)
-    messages = [passed(model, message) for message in example.messages]
-    found = []
-    for index, message in enumerate(example.messages):
-        if message.role != "assistant":
-            continue
-        prompt = prompt_ids(family, messages[:index], example.tools)
-        answer = answer_ids(family, messages[: index + 1], example.tools, after=prompt)
-        if family.hands_over:
-            stop = "<|observation|>" if message.tool_calls else "<|user|>"
-            answer = [*answer, id_of(family.tokenizer().backend, stop)]
-        found.append((prompt, answer))
-    return found
-
-
 @cases(("model", "thinking"), CASES)
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
@@ -112,7 +80,7 @@ def test_learned_is_what_must_be_generated_after_the_prompt(
     example = data.draw(dialogues(model, thinking))
     found = learned_turns(mask(model.told(thinking), example))
     # Where reasoning is left out of earlier turns, a later prompt may be the shorter one.
-    assert sorted(found) == sorted(expected(model, thinking, example))
+    assert sorted(found) == sorted(expected_turns(model.told(thinking), example))
 
 
 def test_a_prompt_that_begins_reasoning_after_an_answer_of_a_tool_asks_for_some() -> None:
@@ -120,4 +88,4 @@ def test_a_prompt_that_begins_reasoning_after_an_answer_of_a_tool_asks_for_some(
     assert refusal(model.told("on"), with_tools()).code == "no_reasoning"
     example = with_tools()
     found = learned_turns(mask(model.told("off"), example))
-    assert sorted(found) == sorted(expected(model, "off", example))
+    assert sorted(found) == sorted(expected_turns(model.told("off"), example))

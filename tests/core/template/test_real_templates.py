@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from core.data.conversation import Example, Message
 from core.template.mask import Masker
+from core.template.render import with_variables
 from core.template.tokenizer import MaskedRow, ModelTokenizer
-from tests.cases import cases
+from tests.cases import cases, tables
+from tests.core.template import families
+from tests.core.template.families import Thinking
+from tests.core.template.test_mask import learned_turns
+from tests.core.template.test_model_families import sample
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
 _FOUND = importlib.util.find_spec("trl")
 DIRECTORY = Path(_FOUND.origin).parent / "chat_templates" if _FOUND is not None and _FOUND.origin else Path("nowhere")
-STOPS = (
-    *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|user|>", "<|observation|>", "<|return|>", "<|call|>"),
-    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>", "<|endoftext|>", "<|end|>"),
-)
-OTHERS = (
-    *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<|assistant|>"),
-    *("<|system|>", "[gMASK]", "<sop>", "<|start|>", "<|message|>", "<|channel|>", "<｜User｜>", "<｜Assistant｜>"),
-    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|turn>", "<|begin_of_text|>", "<|tool_response>"),
-)
-#: Models whose turns end with a token that the stop of another is the middle of.
-ENDS = {"gptoss": ("<|return|>", "<|call|>"), "glm4moe": ("<|user|>", "<|observation|>", "<|endoftext|>")}
-ENDS |= {"phi3": ("<|end|>",), "phi3_5": ("<|end|>",)}
-ENDS |= dict.fromkeys(("gemma4", "gemma4_v5"), ("<turn|>", "<|tool_response>"))
+TABLES = tables(__file__)
+STOPS, ENDS = TABLES["stops"], TABLES["ends"]
 
 
 pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
 
 
 def tokenizer_of(name: str, source: str) -> ModelTokenizer:
-    backend = make_backend("words", tuple(dict.fromkeys((*STOPS, *OTHERS))))
-    stops = ENDS.get(name) or tuple(stop for stop in STOPS if stop in source)
+    backend = make_backend("words", (*STOPS, *TABLES["others"]))
+    stops = ENDS.get(name) or [stop for stop in STOPS if stop in source]
     return ModelTokenizer(
         backend,
         special_tokens={"bos_token": "<bos>", "eos_token": stops[0]},
@@ -83,50 +77,15 @@ def see_read_or_refused(path: Path) -> None:
         assert ids[:start] == tokenizer.encode([prompt])[0]
 
 
-_NUMBERS = {name: {"type": "integer", "description": name} for name in ("a", "b")}
-_PARAMETERS = {"type": "object", "properties": _NUMBERS, "required": ["a", "b"]}
-_TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": _PARAMETERS}},)
-#: Templates of this year's models and the features of each: reasoning, a switch for it, calls.
 THINK, TOOLS, SWITCH = "reasoning", "calls", "switch"
-MODELS = {
-    "qwen3": {THINK, TOOLS, SWITCH},
-    "qwen3_instruct_2507": {TOOLS},
-    "qwen3_5_think": {THINK, TOOLS, SWITCH},
-    "qwen3_5_nothink": {TOOLS, SWITCH},
-    "qwen3_6": {THINK, TOOLS, SWITCH},
-    "qwen3_8": {THINK, TOOLS, SWITCH},
-    "gemma4": {TOOLS},
-    "gemma4_v5": {THINK, TOOLS},
-    "glm4moe": {THINK, TOOLS, SWITCH},
-    "gptoss": {THINK, TOOLS},
-    "lfm2_2_5_v2": {THINK, TOOLS},
-    "llama3_2": {TOOLS},
-    **{name: set[str]() for name in ("cohere", "gemma", "gemma3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5")},
-}
-
-
-def _call(number: int) -> dict[str, Any]:
-    function = {"name": "add", "arguments": {"a": number, "b": number + 1}}
-    return {"id": f"call{number:05}", "type": "function", "function": function}
-
-
-def _talk(takes: set[str], *, thinks: bool) -> Example:
-    """Two questions, the first answered with the help of a tool that is asked twice."""
-    turns = [Message("user", "What is one?")]
-    for number in (1, 2) if TOOLS in takes else ():
-        reasoning = f"Thought {number}." if thinks else ""
-        turns.append(Message("assistant", "", reasoning=reasoning, tool_calls=(_call(number),)))
-        turns.append(Message("tool", f"Result {number}", name="add", tool_call_id=str(_call(number)["id"])))
-    turns.append(Message("assistant", "It is 1.", reasoning="Thought 3." if thinks else ""))
-    turns += [Message("user", "And two?"), Message("assistant", "Two it is.", reasoning="Thought 4." if thinks else "")]
-    return Example(messages=tuple(turns), tools=_TOOLS if TOOLS in takes else ())
+MODELS: dict[str, list[str]] = TABLES["models"]
 
 
 @cases(
     ("name", "thinking"),
-    [(name, on) for name, takes in MODELS.items() for on in ((True, False) if SWITCH in takes else (None,))],
+    [(name, told) for name, takes in MODELS.items() for told in (("on", "off") if SWITCH in takes else (None,))],
 )
-def test_what_is_learned_goes_on_the_prompt_of_inference_up_to_the_stop(name: str, thinking: bool | None) -> None:
+def test_what_is_learned_goes_on_the_prompt_of_inference_up_to_the_stop(name: str, thinking: Thinking) -> None:
     """By transformers' own renderings: the prompt before each answer, token for token, and the finished answer after
     it; between them nothing but the block that the prompt has begun or ended."""
     from transformers import PreTrainedTokenizerFast
@@ -135,21 +94,17 @@ def test_what_is_learned_goes_on_the_prompt_of_inference_up_to_the_stop(name: st
     if not path.is_file():
         pytest.skip(f"this trl has no template {name}")
     source, takes = path.read_text(encoding="utf-8"), MODELS[name]
-    told = "" if thinking is None else f"{{%- set enable_thinking = {str(thinking).lower()} %}}\n"
+    variables = {} if thinking is None else {"enable_thinking": thinking == "on"}
     tokenizer = tokenizer_of(name, source)
-    tokenizer.chat_template = told + source
-    example = _talk(takes, thinks=THINK in takes and thinking is not False)
+    tokenizer.chat_template = with_variables(source, variables)
+    family = dataclasses.replace(families.SMOLLM2, reasoning=THINK if THINK in takes else "", tools=TOOLS in takes)
+    # Some templates take no system prompt.
+    example = dataclasses.replace(whole := sample(family, thinking), messages=whole.messages[1:])
     (row,) = Masker(tokenizer).mask([example])
     assert isinstance(row, MaskedRow), row.message
     reference = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **tokenizer.special_tokens)
     reference.chat_template = source
-    variables = {} if thinking is None else {"enable_thinking": thinking}
-    found = {}
-    for part in row.rows:
-        ids, learned = list(part.input_ids), [*part.supervised, 0]
-        for start in (place for place in range(1, len(ids)) if learned[place] and not learned[place - 1]):
-            end = next(place for place in range(start, len(learned)) if not learned[place])
-            found[tuple(ids[:start])] = ids[start:end]
+    found = {tuple(before): answer for before, answer in learned_turns(row)}
     answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     assert len(found) == len(answers)
     messages = [{**m.fields(), **({"thinking": m.reasoning} if m.reasoning else {})} for m in example.messages]

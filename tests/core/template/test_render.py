@@ -110,16 +110,6 @@ def test_what_transformers_refuses_is_refused_in_one_sentence(source: str) -> No
     assert "\n" not in caught.value.message
 
 
-def test_a_template_that_is_no_jinja_is_refused_with_the_line() -> None:
-    template = ChatTemplate("{{ bos_token }}\n{% for message in %}")
-    with pytest.raises(UserError, match="not valid in line 2") as caught:
-        template.check()
-    assert "template.file" in caught.value.hint
-    with pytest.raises(RowError, match="not valid in line 2"):
-        template.render([{"role": "user", "content": "x"}])
-    ChatTemplate("{{ messages }}").check()
-
-
 def test_messages_are_not_changed_by_rendering() -> None:
     message = {"role": "assistant", "content": "x", "reasoning_content": "y", "name": None}
     before = dict(message)
@@ -222,9 +212,7 @@ def test_two_templates_become_one() -> None:
     assert one_template(None, "tools") is None
 
 
-def test_the_settings_of_the_mask_have_them(tiny_model_dir: Any, tmp_path: Any) -> None:
-    file = tmp_path / "thinks.jinja"
-    file.write_text(THINKS)
+def test_the_settings_of_the_mask_have_them(tiny_model_dir: Path) -> None:
     config = Config.model_validate({"data": {"train": "a"}, "template": {"variables": {"enable_thinking": False}}})
     masker = mask_settings(config, str(tiny_model_dir), THINKS).masker()
     assert masker.prompt(ASKED).endswith("</think>\n\n")

@@ -38,32 +38,17 @@ def test_what_a_template_ends_answers_with_stops_where_the_files_name_the_end_of
 ) -> None:
     bare = ending_text_only(family, eos)
     assert stops_of(bare) == [eos, *found]
+    assert stops_of(family) == list(family.stops), "nothing is added to what a complete model names"
     for example in (talk("a", "b", "c", "d"), *([with_tools()] if family.tools else [])):
         assert learned_turns(mask(bare, example)) == expected_turns(family, example)
 
 
-@cases(("family", "eos", "found"), CASES)
-def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: str, found: list[str]) -> None:
-    assert stops_of(family) == list(family.stops)
-
-
-@cases(
-    "family",
-    [
-        families.SMOLLM2.edited("<|im_end|>", ""),
-        families.GEMMA3.edited("<end_of_turn>", ""),
-        families.LLAMA3.edited("<|eot_id|>", ""),
-        families.PHI3.edited("<|end|>", ""),
-        families.DEEPSEEK.edited("<｜end▁of▁sentence｜>", ""),
-        families.SMOLLM2.edited("<|im_end|>", "[END]"),
-        dataclasses.replace(families.SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
-    ],
-)
-def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -> None:
-    for supervise in ("assistant", "last", "all"):
-        error = refusal(family, talk("a", "b"), supervise=supervise)
-        assert error.code == "no_stop_token"
-        assert error.message.endswith(".")
+def test_a_template_that_ends_answers_with_no_token_is_refused() -> None:
+    smollm = families.SMOLLM2
+    unknown = dataclasses.replace(smollm, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",))
+    for family in (smollm.edited("<|im_end|>", ""), unknown):
+        for supervise in ("assistant", "last", "all"):
+            assert refusal(family, talk("a", "b"), supervise=supervise).code == "no_stop_token"
 
 
 def test_a_token_that_also_stands_between_reasoning_and_answer_does_not_end_answers() -> None:
@@ -116,23 +101,14 @@ def test_answers_that_nothing_ends_may_be_ended_with_the_end_of_text() -> None:
     masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True)
     (row,) = masker.mask([talk("a", "b", "c", "d")])
     assert isinstance(row, MaskedRow)
-    shown = [
-        "".join(
-            tokenizer.token_texts([i for i, learned in zip(part.input_ids, part.supervised, strict=True) if learned])
-        )
-        for part in row.rows
-    ]
+    shown = [tokenizer.decode(answer) for _, answer in learned_turns(row)]
     end = tokenizer.token_text(tokenizer.eos_id or 0)
     # Later turns do not see the end, so each answer is learned in a row of its own.
-    assert sorted(shown) == [f"b\n{end}", f"d\n{end}"]
+    assert len(row.rows) == 2
+    assert shown == [f"b\n{end}", f"d\n{end}"]
     assert masker.ended == 2
     assert not isinstance(Masker(tokenizer, end_answers=True).mask([talk("a", "b")])[0], RowError)
-
-
-def test_without_a_token_that_stops_the_model_nothing_can_end_them() -> None:
-    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    tokenizer = families.SMOLLM2.tokenizer()
-    masker = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True, stop_ids=[])
-    (refused,) = masker.mask([talk("a", "b")])
+    without_stop = Masker(tokenizer, ChatTemplate(source, tokenizer.special_tokens), end_answers=True, stop_ids=[])
+    (refused,) = without_stop.mask([talk("a", "b")])
     assert isinstance(refused, RowError)
     assert refused.code == "no_stop_token"

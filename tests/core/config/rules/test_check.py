@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tomli
 
 import sample_data
@@ -16,7 +15,6 @@ from core.config.document import ConfigDocument
 from core.config.facts import Facts, Unkept, read_shape
 from core.config.rules.check import RULES, check_rules
 from core.config.schema import Config, find_option
-from core.errors import UserError
 from core.memory.planner import disk_need
 from core.models.architecture.architecture import read_architecture
 from tests.cases import cases, tables
@@ -103,17 +101,6 @@ def test_steps_are_counted_as_the_worker_does() -> None:
     assert step_count(config(), None) is None
     assert step_count(config("train.epochs = 1.5"), 17) == 5
     assert step_count(config("train.max_steps = 7"), 17) == 7
-
-
-def test_a_document_raises_errors_with_their_place(tmp_path: Path) -> None:
-    path = tmp_path / "my.toml"
-    path.write_text('[data]\ntrain = "a"\n\n[template]\n# both\nname = "chatml"\nfile = "b"\n')
-    document = ConfigDocument.load(path)
-    assert document.problems() == {"template.name": "template.name and template.file are both set."}
-    with pytest.raises(UserError) as caught:
-        document.validate()
-    assert caught.value.message == f"{path}, line 6: template.name and template.file are both set."
-    assert document.remarks() == []
 
 
 @cases("free", [6 * 10**8, 10**9, 17 * 10**8, 2 * 10**9, 2_190_000_000])

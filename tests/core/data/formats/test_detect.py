@@ -21,16 +21,10 @@ from tests.cases import cases
 from tests.core.data.conversations import viewed
 from tests.examples import examples
 
-USER = {"role": "user", "content": "q"}
-ASSISTANT = {"role": "assistant", "content": "a"}
-
-
-PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-LABELED = {"prompt": "q", "completion": "a", "label": False}
-TOKENS = {"input_ids": [7, 8, 0], "labels": [-100, 8, -100], "attention_mask": [1, 1, 0], "text": "x"}
 ROWS: dict[Format, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8")
 )
+COLUMNS = yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
 
 
 def rows(*data: dict[str, Any] | None) -> list[Row]:
@@ -57,17 +51,7 @@ def test_rows_of_each_format(wanted: Format, case: dict[str, Any]) -> None:
     assert repr(row) == repr(before)
 
 
-@cases(
-    ("row", "objective", "instead", "words"),
-    [
-        (PAIR, "sft", "dpo", "f.jsonl holds preference pairs, and train.objective is sft"),
-        (PAIR, "kto", "dpo", "train.objective is kto, which learns from answers labeled"),
-        (LABELED, "sft", "kto", "answers labeled good or bad"),
-        (LABELED, "dpo", "kto", "train.objective is dpo, which learns from preference pairs"),
-        (TOKENS, "orpo", "sft", "train.objective is orpo, which learns from preference pairs"),
-        (TOKENS, "kto", "sft", "rows of the format tokens, and train.objective is kto"),
-    ],
-)
+@cases(("row", "objective", "instead", "words"), COLUMNS["objectives"])
 def test_an_objective_that_the_rows_do_not_fit_names_theirs(
     row: dict[str, Any], objective: Objective, instead: Objective, words: str
 ) -> None:
@@ -86,16 +70,7 @@ def test_looks_at_the_first_rows_only() -> None:
     assert detect(Row(index, index + 1, {"text": "x"}) for index in itertools.count()).format == "text"
 
 
-@cases(
-    ("data", "meant", "column"),
-    [
-        ({"mesages": [USER, ASSISTANT]}, "messages", "mesages"),
-        ({"instuction": "do", "output": "a"}, "instruction", "instuction"),
-        ({"instruction": "do", "ouput": "a"}, "output", "ouput"),
-        ({"Prompt": "q", "Completion": "a"}, "prompt", "Prompt"),
-        ({"conversation_s": [USER]}, "conversations", "conversation_s"),
-    ],
-)
+@cases(("data", "meant", "column"), COLUMNS["near"])
 def test_a_near_miss_is_named(data: dict[str, Any], meant: str, column: str) -> None:
     with pytest.raises(UserError) as caught:
         detect(rows(data), "my.jsonl")

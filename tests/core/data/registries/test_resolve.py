@@ -160,11 +160,6 @@ def test_weights_go_with_the_entries(tmp_path: Path) -> None:
 ROW = '{"instruction": "q", "input": "", "output": "a"}\n'
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    return directory_in(tmp_path)
-
-
 def directory_in(tmp_path: Path) -> Path:
     """A directory of the user's with a data file in it, and another one beside it."""
     directory = tmp_path / "own"
@@ -217,8 +212,8 @@ def test_a_file_elsewhere_is_said_with_the_rows(tmp_path: Path, read: Any, form:
     assert reason.endswith(f"names a file outside of its directory: {elsewhere}.")
 
 
-def test_each_of_several_files_is_looked_at(own: Path) -> None:
-    sources = axolotl(own, "json", data_files=["rows.jsonl", "../elsewhere.jsonl"])
+def test_each_of_several_files_is_looked_at(tmp_path: Path) -> None:
+    sources = axolotl(directory_in(tmp_path), "json", data_files=["rows.jsonl", "../elsewhere.jsonl"])
     assert [bool(source.note) for source in sources] == [False, True]
 
 
@@ -247,14 +242,15 @@ def test_a_registry_that_was_downloaded_reaches_only_what_came_with_it(
         assert "Copy the registry" in caught.value.hint
 
 
-def test_a_link_to_a_registry_that_was_downloaded_is_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(own.parent / "hub"))
+def test_a_link_to_a_registry_that_was_downloaded_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     directory = hub_cache_dir() / "datasets--me--set"
     directory.mkdir(parents=True)
     (directory / "dataset_info.json").write_text(json.dumps({"set": {"file_name": "rows.jsonl"}}))
-    (own / "dataset_info.json").symlink_to(directory / "dataset_info.json")
+    (tmp_path / "dataset_info.json").symlink_to(directory / "dataset_info.json")
+    (tmp_path / "rows.jsonl").write_text(ROW)
     with pytest.raises(UserError, match="did not come with the download"):
-        resolve_source(f"{own / 'dataset_info.json'}#set")
+        resolve_source(f"{tmp_path / 'dataset_info.json'}#set")
 
 
 @READERS
@@ -271,9 +267,9 @@ def test_a_name_that_no_file_has_is_a_sentence(tmp_path: Path, read: Any, name: 
     assert str(caught.value).isprintable()
 
 
-def test_a_split_is_no_path(own: Path) -> None:
+def test_a_split_is_no_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a part of one"):
-        axolotl(own, "data", split="../data")
+        axolotl(directory_in(tmp_path), "data", split="../data")
 
 
 def test_who_waits_for_the_hashes_can_be_stopped_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

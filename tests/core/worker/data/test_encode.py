@@ -10,10 +10,8 @@ from transformers import AutoTokenizer
 import sample_data
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
-from core.template import jinja_sandbox
 from core.template.builtin import template_source
 from core.template.mask import Masker
-from core.template.settings import MaskSettings
 from core.template.tokenizer import MaskedRow, load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from tests.hostile_templates import SLOW
@@ -43,15 +41,6 @@ def encode(tokenizer: Any, example: Example, template: str | None = None, **opti
     (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template, **options).encode([example])
     assert isinstance(row, TokenizedRow), row
     return row
-
-
-def test_supervision_can_be_chosen(tokenizer: Any) -> None:
-    example = talk("a", "b", "c", "<|endoftext|>")
-    (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
-    assert isinstance(refused, RowError)
-    assert refused.code == "special_in_content"
-    row = encode(tokenizer, example, settings=MaskSettings("", supervise="last", allow_special=True))
-    assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
 
 
 def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
@@ -111,34 +100,16 @@ def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatc
     assert not isinstance(encoder.encode([good])[0], RowError)
 
 
-class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
-    pass
-
-
 def test_a_stop_is_heard_in_the_middle_of_a_slow_row(tokenizer: Any) -> None:
     asked: list[bool] = []
 
     def check() -> None:
         if asked:
-            raise Stopped
+            raise InterruptedError
         asked.append(True)
 
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD, check=check)
     began = time.process_time()
-    with pytest.raises(Stopped):
+    with pytest.raises(InterruptedError):
         encoder.encode([talk("bad", "yes")] * 9)
     assert time.process_time() - began < 3, "it did not wait for the row"
-
-
-def test_a_template_that_is_slow_on_every_row_is_a_user_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD)
-    for work in (
-        lambda: stop_token_ids(None, tokenizer, SLOW),
-        lambda: Encoder(tokenizer, [tokenizer.eos_token_id], SLOW),
-        lambda: encoder.prompt_ids([{"role": "user", "content": "bad"}]),
-        lambda: encoder.encode([talk("bad", "yes")]),
-    ):
-        with pytest.raises(UserError, match=r"The chat template takes more than 0\.02 s") as caught:
-            work()
-        assert caught.value.hint

@@ -17,7 +17,7 @@ from core.worker.model.model import make_accelerator, trainable_parameters
 from tests.core.worker.steps.stepper import Stepper, adapted
 
 
-def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
+def make_rows(objective: str) -> list[TokenizedRow]:
     """Rows of an objective, the same ones each time; all of different lengths."""
     random = np.random.default_rng(0)
 
@@ -27,7 +27,7 @@ def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
         return TokenizedRow(ids, np.arange(len(ids)) >= len(prompt))
 
     rows = []
-    for number in range(count):
+    for number in range(8):
         prompt = random.integers(5, 250, random.integers(3, 20))
         better, worse = (row(prompt, int(length)) for length in random.integers(1, 25, 2))
         rejected = worse if objective in ("dpo", "orpo") else None
@@ -50,11 +50,6 @@ class Bench:
         self.objective: Objective = make_objective(self.config, self.loss, self.rows, reference, self.loaded, autocast)
         self.windows = Stepper(self.loaded, self.loss, self.rows, objective=self.objective)
 
-    @property
-    def notices(self) -> list[str]:
-        """Codes of the notices so far."""
-        return self.windows.notices
-
     def learn(self, rows: list[TokenizedRow]) -> None:
         """Make some answers likelier than they were for the base."""
         batch = collate(rows, 0, self.loaded.device)
@@ -68,7 +63,3 @@ class Bench:
             (-likelihood).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         self.loaded.model.zero_grad()
-
-    def gradient(self) -> torch.Tensor:
-        """All gradients in one row."""
-        return self.windows.gradient()

@@ -54,14 +54,14 @@ def trainer_of_trl(
 def gradients(loss: torch.Tensor, bench: Bench) -> torch.Tensor:
     bench.loaded.model.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    return bench.gradient()
+    return bench.windows.gradient()
 
 
 @cases(("kind", "beta"), [("sigmoid", 0.1), ("ipo", 0.1), ("hinge", 0.3)])
 def test_dpo_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path, kind: str, beta: float) -> None:
     bench = Bench(tiny_model_dir, objective="dpo", dpo_loss=kind, beta=beta)
     result = bench.windows.run(WINDOW)
-    ours = bench.gradient()
+    ours = bench.windows.gradient()
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
     trainer = trainer_of_trl(DPOTrainer, DPOConfig, bench, tmp_path, pairs, loss_type=kind, beta=beta)
     theirs = trainer._compute_loss(trainer.model, padded(bench, bench.objective.sequences(WINDOW)), False)
@@ -75,7 +75,7 @@ def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto", desirable_weight=1.5)
     bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
     result = bench.windows.run(WINDOW)
-    ours = bench.gradient()
+    ours = bench.windows.gradient()
     answers = [{"prompt": "a", "completion": "b", "label": number % 2 == 0} for number in range(4)]
     options = {"desirable_weight": 1.5, "train_sampling_strategy": "sequential"}
     trainer = trainer_of_trl(KTOTrainer, KTOConfig, bench, tmp_path, answers, **options)
@@ -92,7 +92,7 @@ def test_kto_is_that_of_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
 def test_orpo_is_that_of_trl(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="orpo", beta=0.2)
     result = bench.windows.run(WINDOW)
-    ours = bench.gradient()
+    ours = bench.windows.gradient()
     batch = padded(bench, bench.objective.sequences(WINDOW))
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     logits = bench.loaded.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -112,7 +112,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
     if train["objective"] == "kto":
         bench.learn(bench.objective.reference_sequences()[len(bench.rows) :])
     whole = bench.windows.run(WINDOW)
-    wanted = bench.gradient()
+    wanted = bench.windows.gradient()
     for budget in (1, 150):
         bench.loaded.model.zero_grad()
         bench.windows.state.token_budget = budget
@@ -121,7 +121,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
         assert (cut.tokens, cut.supervised_tokens) == (whole.tokens, whole.supervised_tokens)
         assert cut.rewards.margin == pytest.approx(whole.rewards.margin, abs=1e-6)
         assert cut.rewards.accuracy == whole.rewards.accuracy
-        torch.testing.assert_close(bench.gradient(), wanted, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(bench.windows.gradient(), wanted, atol=1e-6, rtol=1e-4)
 
 
 @cases("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
@@ -138,7 +138,7 @@ def test_facts_on_the_host_cost_no_wait(
 
     monkeypatch.setattr("core.worker.train.make_micro_batch", hosted)
     assert found.windows.run(WINDOW).loss == loss
-    assert torch.equal(found.gradient(), wanted.gradient())
+    assert torch.equal(found.windows.gradient(), wanted.windows.gradient())
 
 
 @cases("train", OBJECTIVES[:1] + OBJECTIVES[3:])
@@ -147,10 +147,10 @@ def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train
     failing.objective._loss = FailingLoss(failing.loaded.model, {3})  # type: ignore[attr-defined]
     failing.windows.state.token_budget = 200
     wanted, result = calm.windows.run(WINDOW), failing.windows.run(WINDOW)
-    assert failing.notices == ["memory_cut"]
+    assert failing.windows.notices == ["memory_cut"]
     assert result.loss == pytest.approx(wanted.loss, abs=1e-6)
     assert result.rewards.accuracy == wanted.rewards.accuracy
-    torch.testing.assert_close(failing.gradient(), calm.gradient(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(failing.windows.gradient(), calm.windows.gradient(), atol=1e-6, rtol=1e-4)
 
 
 def test_the_reference_is_the_base_model_and_leaves_the_adapters_unchanged(tiny_model_dir: Path) -> None:
@@ -186,27 +186,13 @@ def test_precomputed_log_probabilities_stay_unchanged(tiny_model_dir: Path) -> N
     torch.testing.assert_close(measured(sequences, ids, supervised), wanted, atol=1e-4, rtol=1e-5)
 
 
-class LimitedLoss(SupervisedLoss):
-    """Runs out of memory with more than so many sequences at once, from some call on."""
-
-    rows = 2
-    since = 0
-
-    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        self.since -= 1
-        if len(input_ids) > self.rows and self.since < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().log_probabilities(input_ids, supervised)
-
-
-@cases(("budget", "since", "rows"), [(1000, 0, 16), (160, 2, 6)], ids=["at once", "on the way"])
+@cases(("budget", "fail_at", "rows"), [(1000, {1, 2, 3}, 16), (160, {3}, 6)], ids=["at once", "on the way"])
 def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
-    tiny_model_dir: Path, budget: int, since: int, rows: int
+    tiny_model_dir: Path, budget: int, fail_at: set[int], rows: int
 ) -> None:
     bench, told = Bench(tiny_model_dir, objective="dpo"), list[str]()
     sequences = bench.objective.reference_sequences()
-    loss = LimitedLoss(bench.loaded.model)
-    loss.since = since
+    loss = FailingLoss(bench.loaded.model, fail_at)
 
     def measure(measured: PrecomputedReference, loss: SupervisedLoss) -> torch.Tensor:
         measured.precompute(sequences, bench.loaded, loss, bench.accelerator.autocast, lambda *_: None)
@@ -219,7 +205,7 @@ def test_the_reference_is_measured_in_smaller_batches_when_memory_runs_out(
     again = measure(PrecomputedReference(cut.token_budget), loss)
     assert torch.equal(again, found), "whoever takes them again has the same"
     assert bench.loaded.model.training
-    loss.rows, loss.since = 0, 0
+    loss.max_tokens = 0
     with pytest.raises(MemoryShortageError, match=r"a single answer of \d+ tokens in measuring the reference"):
         measure(cut, loss)
 

@@ -19,10 +19,10 @@ from tests.core.worker.steps.stepper import FailingLoss, Stepper, adapted
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def make_rows(count: int = 8) -> list[TokenizedRow]:
+def make_rows() -> list[TokenizedRow]:
     random = np.random.default_rng(0)
     rows = []
-    for length in random.integers(5, 40, count):
+    for length in random.integers(5, 40, 8):
         supervised = random.random(length) < 0.5
         supervised[-1] = True
         rows.append(TokenizedRow(random.integers(5, 250, length).astype(np.int32), supervised))
