@@ -51,7 +51,6 @@ class Moving(Bench):
             self.loaded,
             self.loss if fail_at is None else Failing(self.loaded.model, fail_at),
             self.rows,
-            notice=lambda code, _message, _hint: self.notices.append(code),
             objective=self.objective if fail_at is None else None,
             offload=ActivationOffload(ActivationMover(self.device), is_activation),
         )
@@ -61,7 +60,7 @@ class Moving(Bench):
         self.windows.state.token_budget = budget
         self.windows.checkpointing.enable(offload=offload)
         torch.manual_seed(5)
-        return self.windows.run(WINDOW, where="step 1").loss, self.gradient()
+        return self.windows.run(WINDOW, where="step 1").loss, self.windows.gradient()
 
 
 def test_the_inputs_of_layers_are_moved_and_nothing_else(tiny_model_dir: Path) -> None:
@@ -109,7 +108,6 @@ def test_weights_that_change_inside_backward_become_the_same(tiny_model_dir: Pat
             LoadedModel(loaded.model, loaded.tokenizer, loaded.device, loaded.dtype),
             SupervisedLoss(loaded.model),
             make_rows("sft"),
-            notice=lambda *_: None,
             partial=lambda: update.partial,
             whole=True,
             offload=ActivationOffload(ActivationMover(device), is_activation),
@@ -150,7 +148,7 @@ class Failing(SupervisedLoss):
 def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved(tiny_model_dir: Path) -> None:
     failing = Moving(tiny_model_dir, dropout=0.2, fail_at=2)
     _, gradient = failing.run(offload=True)
-    assert failing.notices == ["memory_cut"]
+    assert failing.windows.notices == ["memory_cut"]
     calm = Moving(tiny_model_dir, dropout=0.2)
     _, wanted = calm.run(offload=True, budget=failing.windows.state.token_budget)
     assert torch.equal(gradient, wanted)
@@ -163,7 +161,7 @@ def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_
     with pytest.raises(UserError, match="recomputed from what is kept in the machine's memory") as caught:
         bench.windows.run(WINDOW[:1], where="step 1")
     # First some of its layers, then all of them.
-    assert bench.notices == ["memory_checkpointing", "memory_checkpointing", "memory_offload"]
+    assert bench.windows.notices == ["memory_checkpointing", "memory_checkpointing", "memory_offload"]
     assert len(bench.device.shapes) == LAYERS
     assert "train.max_length" in caught.value.hint
 
