@@ -21,9 +21,8 @@ from core.launch import launcher
 from core.launch.launcher import kill
 from core.runs.record import files as lock
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
-from core.runs.record.state import RunState, hostname, start_identity
+from core.runs.record.state import EventTail, RunState, hostname, start_identity
 from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
-from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
 from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, write_events
 from tests.waiting import wait_for
@@ -284,7 +283,7 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
     foreign = tmp_path / "core"
     foreign.mkdir()
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
-    program, environment = "import core.runs.record.files, core; print(core.__file__)", launcher.worker_environment()
+    program, environment = "import core.runs.record.store, core; print(core.__file__)", launcher.worker_environment()
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=os.sep, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"

@@ -20,9 +20,8 @@ from core.runs.record import chain as chain_module
 from core.runs.record import files
 from core.runs.record.chain import CHAIN_NAME, Chain, chain_head, seal_events
 from core.runs.record.events import NoticeEvent
-from core.runs.record.state import RunState
+from core.runs.record.state import EventTail, RunState
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from tests.cases import cases
 from tests.core.runs.helpers import add_checkpoint
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.runs.record import tail as tail_module
 from core.runs.record.events import Event, FinishedEvent, NoticeEvent, StepEvent, encode_event
-from core.runs.record.tail import EventTail, Line, last_events, read_lines
+from core.runs.record.state import EventTail, Line, last_events, read_lines
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
 

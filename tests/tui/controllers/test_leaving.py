@@ -19,7 +19,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
 from tui.panes.config.pane import ConfigPane
-from tui.screens.start.card import StartCard
+from tui.screens.start import StartCard
 
 
 async def edit(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:

@@ -27,8 +27,7 @@ from tests.tui.harness import document_of, opened, pane_of, press, screen_text, 
 from tui.app import LocaltuneApp
 from tui.files import entry_path
 from tui.reopening import reopen
-from tui.screens.start.card import StartCard
-from tui.screens.start.summary import LABEL_WIDTH, card_lines
+from tui.screens.start import LABEL_WIDTH, StartCard, card_lines
 
 ROWS = 60
 DEFAULTS = {option.name: option.default for option in options()}

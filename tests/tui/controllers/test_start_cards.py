@@ -28,8 +28,7 @@ from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
-from tui.screens.start.card import StartCard
-from tui.screens.start.summary import find_flaw
+from tui.screens.start import StartCard, find_flaw
 
 
 class Started(list[Config]):

@@ -15,7 +15,7 @@ from core.runs.outlook.estimate import EarlyEnd, tell_early_end
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
-from tui.screens.start.summary import (
+from tui.screens.start import (
     LABEL_WIDTH,
     WARNING_LINES,
     Continuation,

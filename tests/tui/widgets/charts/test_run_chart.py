@@ -16,9 +16,8 @@ from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BRAILLE
 from tui.state import RunView
 from tui.widgets.charts.chart_data import ChartData, ChartMark, Measured
-from tui.widgets.charts.line_chart import LineChart, Zoom
+from tui.widgets.charts.line_chart import LineChart, RunChart, Zoom, curves_of
 from tui.widgets.charts.plot import KINDS
-from tui.widgets.charts.run_chart import RunChart, curves_of
 
 START = 1_795_530_960.0
 
