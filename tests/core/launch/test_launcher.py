@@ -19,7 +19,7 @@ from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
 from core.launch.launcher import kill
-from core.runs.record import files as lock
+from core.runs.record import store
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import EventTail, RunState, hostname, start_identity
 from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
@@ -34,7 +34,7 @@ def is_locked(run: Run) -> bool:
     """True if a worker (or a launcher about to start one) holds the run's lock."""
     if not (run.path / "worker.lock").exists():
         return False
-    descriptor = lock.try_lock(run)
+    descriptor = store.try_lock(run)
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -152,7 +152,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     with pytest.raises(UserError, match="already has a worker"):
         launcher.continue_run(run)
     with pytest.raises(UserError, match="already has a worker"):
-        lock.hold_worker_lock(run)  # as one that is started by hand does
+        store.hold_worker_lock(run)  # as one that is started by hand does
     assert len((paths.home() / "starts").read_text().splitlines()) == 1
 
 
@@ -179,8 +179,8 @@ except UserError as error: print('refused')
 
 def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("0", "99999999999999999999", "x", "-1"):
-        monkeypatch.setenv(lock.LOCK_VARIABLE, value)
-        descriptor = lock.hold_worker_lock(run)
+        monkeypatch.setenv(store.LOCK_VARIABLE, value)
+        descriptor = store.hold_worker_lock(run)
         assert os.path.samestat(os.fstat(descriptor), os.stat(run.path / "worker.lock"))
         assert is_locked(run)
         os.close(descriptor)
