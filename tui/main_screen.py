@@ -464,6 +464,20 @@ class Desktop:
         """Push a screen; ``answered`` gets its result."""
         self._app.push_screen(screen, answered)
 
+    def open_alone(
+        self,
+        screen: Screen[ResultT],
+        answered: Callable[[ResultT | None], None] | None = None,
+        *,
+        clears: bool = False,
+    ) -> None:
+        """Push a screen unless another covers the panes; ``clears`` removes notices, which would cover its keys."""
+        if self.is_covered:
+            return
+        if clears:
+            self._app.clear_notifications()
+        self.open(screen, answered)
+
     def uncover(self) -> None:
         """Pop all screens over the panes."""
         while self.is_covered:

@@ -23,7 +23,6 @@ from tui.meters import MeterReading, SteadyMeters
 from tui.state import RunView
 
 if TYPE_CHECKING:
-    from core.analysis.result import Analysis
     from core.config.document import ConfigDocument
     from core.config.facts import Unkept
     from core.config.schema import Config
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from core.runs.record.store import Run
     from tui.datasets.here import Here
     from tui.screens.choice import ChoiceDialog
-    from tui.screens.start import SeenRows, Start, StartCard, StartPlan
+    from tui.screens.start import SeenRows, Start, StartCard
     from tui.session import Session
 
 
@@ -120,8 +119,7 @@ class Runs:
         """Open the export screen of a run."""
         from tui.screens.export import ExportScreen
 
-        if not self._desktop.is_covered:
-            self._desktop.open(ExportScreen(run, step, is_on=self._state.live_run is not None))
+        self._desktop.open_alone(ExportScreen(run, step, is_on=self._state.live_run is not None))
 
     def evaluate(self, run: Run | None) -> None:
         """Open the form of an evaluation, and then the evaluation.
@@ -137,22 +135,19 @@ class Runs:
             if asked is not None:
                 self._desktop.open(EvaluationScreen(asked))
 
-        if not self._desktop.is_covered:
-            self._desktop.open(EvaluationForm(run), answered)
+        self._desktop.open_alone(EvaluationForm(run), answered)
 
     def compare(self, runs: Sequence[Run]) -> None:
         """Show runs side by side."""
         from tui.screens.compare import CompareScreen
 
-        if not self._desktop.is_covered:
-            self._desktop.open(CompareScreen(runs))
+        self._desktop.open_alone(CompareScreen(runs))
 
     def show_details(self, run: Run) -> None:
         """Show everything about a run."""
         from tui.screens.run import RunScreen
 
-        if not self._desktop.is_covered:
-            self._desktop.open(RunScreen(run))
+        self._desktop.open_alone(RunScreen(run))
 
     def show_trash(self) -> None:
         """Show the runs in the trash."""
@@ -162,10 +157,7 @@ class Runs:
             if has_restored:
                 self._list_anew()
 
-        if not self._desktop.is_covered:
-            # Notices would cover its keys.
-            self._desktop.clear_notices()
-            self._desktop.open(TrashScreen(), left)
+        self._desktop.open_alone(TrashScreen(), left, clears=True)
 
     def restore_last(self) -> None:
         """Restore the run that was deleted last."""
@@ -613,15 +605,14 @@ class Starting:
         run = asked or (self._state.view.run if self._state.view is not None else None)
         if run is None or self._refuse_second_run():
             return
-        from tui.screens.start import Start, check_continuable, find_continuation
+        from tui.screens.start import Start, find_continuation
 
         try:
-            checkpoint, config = check_continuable(run), run.config()
+            rest, config = find_continuation(run), run.config()
         except UserError as error:
             self._desktop.fail("The run could not be continued", error)
             return
-        start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
-        self._open_card(start, run)
+        self._open_card(Start(config, run.id, continuation=rest, title="Continue a run"))
 
     def _has_edits(self, run: Run) -> bool:
         """True if the app's configuration is that of the run, and was edited since."""
@@ -669,28 +660,19 @@ class Starting:
         else:
             self._open_card(start)
 
-    def _open_card(self, start: Start, run: Run | None = None) -> None:
-        """Open the start card of a run at once, so that it gets keys typed ahead.
-
-        Args:
-            start: The run.
-            run: The run to continue; None for a new run.
-        """
+    def _open_card(self, start: Start) -> None:
+        """Open the start card of a run at once, so that it gets keys typed ahead."""
         from tui.screens.start import StartCard
 
         if self._desktop.find_screen(StartCard) is not None:
             # A second request before the card was painted.
             return
 
-        def plan(shown: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
-            return _plan(shown.config, analysis, used, run, measures)
-
-        is_settled = not start.has_form or not self._configuration.presets.is_pending
-        card = StartCard(start, self._seen, plan, is_settled=is_settled, choose_preset=self._choose_preset)
+        card = StartCard(start, self._seen, self._choose_preset)
 
         def answered(answer: str | None) -> None:
             if answer == "start":
-                self._begin(card, run)
+                self._begin(card)
             elif answer == "rows":
                 self._show_rows()
             elif answer == "options":
@@ -702,13 +684,13 @@ class Starting:
         self._desktop.clear_notices()
         self._desktop.open(card, answered)
 
-    def _begin(self, card: StartCard, run: Run | None) -> None:
+    def _begin(self, card: StartCard) -> None:
         """Start the run of a card; ask first if it cannot meet a wish about its time."""
         from core.runs.outlook.forecast import wants_plan
 
         config, plan = card.start.config, card.found.plan
-        if run is not None or not wants_plan(config):
-            self._start(card.start, run)
+        if card.start.continuation is not None or not wants_plan(config):
+            self._start(card.start)
             return
 
         async def ask() -> None:
@@ -773,8 +755,7 @@ class Starting:
             return
         # While a value is invalid, the card keeps the last valid configuration.
         with suppress(UserError):
-            start = self._of_document(document, document.validate())
-            card.show(start, is_settled=not self._configuration.presets.is_pending)
+            card.show(self._of_document(document, document.validate()))
 
     def _seen(self, start: Start) -> SeenRows | None:
         """The facts that the Data pane knows about a run's rows."""
@@ -799,20 +780,21 @@ class Starting:
 
     # The start.
 
-    def _start(self, start: Start, run: Run | None = None) -> None:
+    def _start(self, start: Start) -> None:
         """Start the worker of a card's run, or of the run that it continues, once the chat has freed its memory."""
         if self._refuse_second_run():
             return
+        rest = start.continuation
 
         async def work() -> None:
             if (pane := self._desktop.panes.chat) is not None:
                 await pane.release()
-            if run is None:
+            if rest is None:
                 self._bridge.start(start.config, start.name, self._runs.started)
             else:
-                self._bridge.continue_run(run, self._runs.started)
+                self._bridge.continue_run(rest.run, self._runs.started)
 
-        if run is None:
+        if rest is None:
             self._desktop.show_pane("train")
         self._state.expect_run()
         self._desktop.run(work, "start")
@@ -827,10 +809,7 @@ class Starting:
             if run is not None:
                 self._runs.open(run)
 
-        if not self._desktop.is_covered:
-            # Notices would cover its keys.
-            self._desktop.clear_notices()
-            self._desktop.open(QueueScreen(self.add_to_queue), left)
+        self._desktop.open_alone(QueueScreen(self.add_to_queue), left, clears=True)
 
     async def add_to_queue(self) -> str:
         """Add a run of the app's configuration to the queue; returns a message with the result.
@@ -874,17 +853,6 @@ class Starting:
         view = self._state.live_run
         after = f" when {brief_id(view.run.id)} has ended" if view is not None else " when the device is free"
         self._desktop.tell(one_line(f"Entry {number} of the queue: {name} starts{after}.", 200), seconds=6)
-
-
-def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None, measures: bool) -> StartPlan:
-    """The plan of a run's memory and time; blocks."""
-    from dataclasses import replace
-
-    from core.runs.outlook.estimate import PaceBook
-    from tui.screens.start import find_pace, find_plan
-
-    plan = find_plan(config, analysis, used, PaceBook(), "measured" if measures else "known")
-    return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
 
 
 def _unmet_in_queue(config: Config) -> Sequence[Unkept]:

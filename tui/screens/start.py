@@ -174,7 +174,7 @@ class Continuation:
     """Rest of a continued run.
 
     Args:
-        run: The run's id.
+        run: The run.
         state: Its state, ``stopped`` or another end.
         step: The step of the checkpoint to continue from.
         saved: Time of that checkpoint, in Unix seconds; None if unknown.
@@ -182,7 +182,7 @@ class Continuation:
         done: The last finished step; steps after the checkpoint are repeated.
     """
 
-    run: str
+    run: Run
     state: str
     step: int
     saved: float | None
@@ -203,7 +203,7 @@ class Start:
         config: The checked configuration.
         name: Its subject, the end of the run's id.
         values: The sources of its values; None for no such line.
-        is_choosing: A preset is being chosen for it.
+        is_choosing: A preset is being chosen for it, and a start waits for that.
         former: The name of the previous configuration, which a key brings back; empty for none.
         notes: Remarks that do not depend on the facts found in the background.
         continuation: The continued run; None for a new run.
@@ -260,7 +260,7 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     lines: list[tuple[str, Content]] = []
     goes_on = start.continuation
     if goes_on is not None:
-        lines.append(("run", Content(f"{one_line(goes_on.run, 60)} · {goes_on.state}")))
+        lines.append(("run", Content(f"{one_line(goes_on.run.id, 60)} · {goes_on.state}")))
     lines.append(("data", Content(_data(start, found.rows, room))))
     if goes_on is None:
         lines.append(("held out", Content(_held_out(start, found.rows, room))))
@@ -573,6 +573,16 @@ def find_plan(
     )
 
 
+def _plan(start: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
+    """The plan of a new run, or of the rest of one at its own pace; blocks."""
+    from core.runs.outlook.estimate import PaceBook
+
+    plan = find_plan(start.config, analysis, used, PaceBook(), "measured" if measures else "known")
+    if start.continuation is None:
+        return plan
+    return replace(plan, seconds_per_step=_find_pace(start.continuation.run), unmet=())
+
+
 def find_flaw(config: Config) -> str:
     """The reason why the files of the base model would be refused; empty for none, or if it is no local directory.
 
@@ -616,29 +626,25 @@ def analysis_job(config: Config) -> AnalysisJob:
     return job.analysis_job(request_for(config, model=model, template=template))
 
 
-def check_continuable(run: Run) -> Path:
-    """The checkpoint a run would continue from.
+def find_continuation(run: Run) -> Continuation:
+    """The rest of a run to continue.
 
     Raises:
         UserError: If it cannot be continued.
     """
     from core.launch.launcher import refuse_continuation
 
-    refuse_continuation(run, run.state())
-    return complete_checkpoints(run)[-1]
-
-
-def find_continuation(run: Run, checkpoint: Path) -> Continuation:
-    """The rest of a run to continue."""
     state = run.state()
+    refuse_continuation(run, state)
+    checkpoint = complete_checkpoints(run)[-1]
     step = int(checkpoint.name.rpartition("-")[2])
     saved = None
     with suppress(OSError):
         saved = (checkpoint / "manifest.json").stat().st_mtime
-    return Continuation(run.id, state.state, step, saved, state.total_steps, max(state.step, step))
+    return Continuation(run, state.state, step, saved, state.total_steps, max(state.step, step))
 
 
-def find_pace(run: Run) -> float | None:
+def _find_pace(run: Run) -> float | None:
     """Recent seconds per step of a run; None if unknown. Reads its events, so call it from a thread."""
     from core.runs.catalog.rows import read_totals
     from core.runs.outlook.estimate import LONGEST_RECORD
@@ -659,8 +665,6 @@ LOOK_SECONDS = 0.25
 
 #: Finds the rows of a run elsewhere in the app; None if the card must analyze them itself.
 Look = Callable[[Start], SeenRows | None]
-#: Estimates memory and time of a run, in a thread.
-Planner = Callable[[Start, Analysis | None, int | None, bool], StartPlan]
 
 
 class StartCard(Overlay[Answer]):
@@ -669,8 +673,6 @@ class StartCard(Overlay[Answer]):
     Args:
         start: The run.
         look: Finds its rows elsewhere in the app.
-        planner: Estimates its memory and time.
-        is_settled: The configuration is complete; otherwise a start waits for :meth:`show` with a settled one.
         choose_preset: Opens the presets, which change the configuration below the card.
     """
 
@@ -678,20 +680,11 @@ class StartCard(Overlay[Answer]):
     SCOPE = "start"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
 
-    def __init__(
-        self,
-        start: Start,
-        look: Look,
-        planner: Planner,
-        *,
-        is_settled: bool = True,
-        choose_preset: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, start: Start, look: Look, choose_preset: Callable[[], None]) -> None:
         super().__init__()
         self.start = start
         self.found = Found()
-        self._look, self._planner = look, planner
-        self._is_settled, self._choose_preset = is_settled, choose_preset
+        self._look, self._choose_preset = look, choose_preset
         self._waits_to_start = False
         self._is_text = False
         self._typed = AnswerKeys()
@@ -735,14 +728,14 @@ class StartCard(Overlay[Answer]):
             event.stop()
             event.prevent_default()
 
-    def show(self, start: Start, *, is_settled: bool = True) -> None:
+    def show(self, start: Start) -> None:
         """Show the run again after a change of its configuration."""
         changed = start.config != self.start.config
-        self.start, self._is_settled = start, is_settled
+        self.start = start
         if changed and self.is_mounted:
             self._find()
         self._show()
-        if is_settled and self._waits_to_start and not self.found.rows.refusal:
+        if self._waits_to_start and not start.is_choosing and not self.found.rows.refusal:
             self.dismiss("start")
 
     # Facts.
@@ -832,7 +825,7 @@ class StartCard(Overlay[Answer]):
         # First a rough bound, because measuring the model takes seconds.
         for measures in (False, True):
             with telling(is_wanted=lambda: not worker.is_cancelled):
-                plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
+                plan = await asyncio.to_thread(_plan, self.start, analysis, used, measures)
             if config == self.start.config:
                 self._know(plan=plan)
             if not plan.is_rough:
@@ -877,11 +870,11 @@ class StartCard(Overlay[Answer]):
         """Start the run once its configuration is complete. Without usable rows nothing starts; the card shows why."""
         if self.found.rows.refusal:
             return
-        if self._is_settled:
-            self.dismiss("start")
-        else:
+        if self.start.is_choosing:
             self._waits_to_start = True
             self._show()
+        else:
+            self.dismiss("start")
 
     def action_back(self) -> None:
         """Cancel a pending start, or leave the card."""
@@ -893,7 +886,7 @@ class StartCard(Overlay[Answer]):
 
     def action_presets(self) -> None:
         """Choose another preset."""
-        if self.start.has_form and self._choose_preset is not None:
+        if self.start.has_form:
             self._choose_preset()
 
     def action_go(self, where: Answer) -> None:

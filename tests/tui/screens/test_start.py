@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from core.analysis.problems import Problem
@@ -12,6 +13,7 @@ from core.config.facts import Unkept
 from core.config.schema import Config
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.estimate import EarlyEnd, tell_early_end
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
@@ -213,7 +215,7 @@ def test_rows_worth_a_look_lead_to_them() -> None:
 
 
 def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
-    rest = Continuation("20261124-143600-faq", "stopped", 40, NOW - 60, 120, 43)
+    rest = Continuation(Run(Path("20261124-143600-faq")), "stopped", 40, NOW - 60, 120, 43)
     run = start(continuation=rest, values=None, has_form=False)
     shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_per_step=3.0)))
     assert shown["run"] == "20261124-143600-faq · stopped"
