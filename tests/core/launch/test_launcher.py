@@ -18,7 +18,6 @@ from core import paths
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
-from core.launch.launcher import kill
 from core.runs.record import store
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import EventTail, RunState, hostname, start_identity
@@ -350,7 +349,7 @@ def hung(run: Run) -> Iterator[Run]:
 
 def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
     hung.events_path.write_text('{"t": 1, "type": "st')
-    assert kill(hung, 20).state == "stopped"
+    assert launcher.kill(hung, 20).state == "stopped"
     end = EventTail(hung.events_path).read_all()[-1]
     assert isinstance(end, StoppedEvent)
     assert (end.step, end.reason, end.hint) == (4, "stopped by SIGKILL after step 4", way_on(hung))
@@ -359,5 +358,5 @@ def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
 def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -> None:
     end = FinishedEvent(reason="all steps done", step=9, adapter="adapter")
     hung.events_path.write_text(encode_event(end))
-    assert kill(hung, 20).state == "finished"
+    assert launcher.kill(hung, 20).state == "finished"
     assert EventTail(hung.events_path).read_all() == [end]

@@ -387,19 +387,6 @@ def test_events_and_chain_are_appended_to_own_files_alone(tmp_path: Path, run: R
     assert mine.read_text() == MINE
 
 
-def test_a_hard_link_is_not_overwritten(tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.state_path.unlink()
-    os.link(mine, run.state_path)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("core.runs.record.state.write_atomic", full)
-    with pytest.raises(OSError, match="No space left"):
-        RunState(state="stopped").write(run.state_path)
-    assert mine.read_text() == MINE
-
-
 @cases("line", [b'{"n": 1e999, "link": "", "events": {"to": 0}}', b'{"n": 0, "link": "", "events": {"to": -7}}',
                 b'{"n": 9223372036854775807, "link": "", "events": {"to": 9223372036854775807}}', b"[" * 100_000,
                 b'{"n": ' + b"9" * 4000 + b"}"])  # fmt: skip

@@ -114,7 +114,8 @@ def test_nothing_moves_as_facts_come_in() -> None:
     wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
     doubts, plan = StartRows(doubts=("one", "two")), StartPlan(advice="less", unmet=(wish,))
     warned = Found(doubts, plan, ("three", "four"))
-    counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
+    refused = Found(StartRows(refusal="odd.csv has rows of no known format: " * 2), warnings=("another",))
+    counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned, refused)}
     assert len(counts) == 1
     shown = lines(start(), warned)[""].splitlines()
     assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! 4 more warnings"]
@@ -242,14 +243,3 @@ def test_hostile_names_stay_in_their_line(width: int) -> None:
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain
         assert line.cell_length <= max(width, 30)
-
-
-def test_rows_that_no_run_can_read_start_nothing_and_the_card_says_why() -> None:
-    rows = StartRows(refusal="odd.csv has rows of no known format: its columns are Frage, Antwort. C says which one.")
-    shown = card_lines(start(), Found(rows, warnings=("another",)), KEYS, 60, NOW)
-    text = " ".join(line.plain for line in shown)
-    assert "Nothing starts: odd.csv has rows of no known format" in text
-    assert "C says which one." in text
-    assert len(shown) == len(card_lines(start(), Found(), KEYS, 60, NOW))
-    assert "start.start" not in hint_keys(start(), rows)
-    assert "start.rows" in hint_keys(start(), rows)

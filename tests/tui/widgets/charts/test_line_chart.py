@@ -311,12 +311,9 @@ def test_ends_further_apart_than_a_float_reaches_make_an_axis() -> None:
     assert [scale.dot(value, 21) for value in (-1e308, 0.0, 1e308)] == [0, 10, 20]
 
 
-START = 1_795_530_960.0
-
-
 def run_of(home: Path, **device: Any) -> RunView:
     """A run of 60 steps, with a sample of its device after each, a checkpoint and a pause."""
-    script = ScriptedRun(home, total=60, start=START)
+    script = ScriptedRun(home, total=60, start=1_795_530_960.0)
     script.begin()
     for step in range(1, 61):
         script.steps(step, step)
@@ -324,12 +321,8 @@ def run_of(home: Path, **device: Any) -> RunView:
         if step == 30:
             script.checkpoint(step)
             script.evaluate(step, 0.5)
-            script.write(
-                *(
-                    events.ControlEvent(t=script.pass_time(3), command=name, sender="socket", result="ok")
-                    for name in ("pause", "resume")
-                )
-            )
+            for name in ("pause", "resume"):
+                script.write(events.ControlEvent(t=script.pass_time(3), command=name, sender="socket", result="ok"))
     return RunView(script.run, script.state, read_history(script.run))
 
 
