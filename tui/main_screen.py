@@ -5,7 +5,6 @@ Four, two or a single pane is visible, depending on the terminal's size.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import ClassVar, Literal, TypeVar
@@ -359,7 +358,7 @@ class MainScreen(Screen[None]):
         return companions(self.current, places, live=self._live)
 
     def _arrange(self) -> None:
-        with contextlib.suppress(NoMatches):  # A resize may come before the widgets are mounted.
+        with suppress(NoMatches):  # A resize may come before the widgets are mounted.
             workspace = self.query_one(Workspace)
             before, self._shown = self._shown, self._choose()
             workspace.place(self._shown, self._direction)

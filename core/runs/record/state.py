@@ -32,6 +32,8 @@ from core.small_files import open_regular, read_json, read_small
 from core.text import one_line
 from core.units import counted, format_bytes, format_duration
 
+# Events.
+
 E = TypeVar("E", bound=Event)
 
 _BLOCK = 1 << 18
@@ -235,6 +237,9 @@ def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
                 yield from reversed(lines)
     except OSError:
         return
+
+
+# Processes and their state.
 
 
 def start_identity(pid: int) -> str | None:

@@ -98,7 +98,7 @@ def private_socket_path(path: Path) -> Path:
     Raises:
         OSError: If no such directory can be made anywhere.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     is_safe = is_private(path.parent) if path.parent == runtime_dir() else _is_own(path.parent)
     if is_safe and len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
@@ -571,6 +571,8 @@ def start_again(run: Run) -> str:
     return f"start it again with 'localtune-tui train {shlex.quote(str(run.config_path))}'"
 
 
+# Writing.
+
 _RECORD_LIMIT = 64 << 10
 #: The directory of the trackers, whose libraries make links between their own files.
 _TRACKERS = "tracking"
@@ -754,13 +756,13 @@ def closing_record(descriptor: int) -> Iterator[None]:
         descriptor: Of ``events.jsonl``.
     """
     # Without locks the end is recorded as well.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield
     finally:
         # A forked process with the same descriptor would keep the lock.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 

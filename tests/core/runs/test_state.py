@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -350,15 +351,11 @@ def test_an_end_is_written_on_a_full_disk(tmp_path: Path, reason: str) -> None:
         assert states.RunState.read(path) == dataclasses.replace(failed, reason=one_line(reason))
 
 
-def no_second_file(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     before = live(step=3)
     before.write(path)
-    monkeypatch.setattr(states, "write_atomic", no_second_file)
+    monkeypatch.setattr(states, "write_atomic", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     live(step=4).write(path)
     assert read(path).step == 4
     kept = read(path)

@@ -249,27 +249,20 @@ def test_a_writable_run_directory_holds_no_socket(tmp_path: Path, monkeypatch: p
     assert store.is_private(made.parent)
     assert made.parent in store.made_directories()
     made.parent.rmdir()
-
-
-def test_where_no_directory_can_be_made_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_socket_places", lambda: [tmp_path / ("x" * 90)])
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run").chmod(0o777)
     with pytest.raises(PermissionError, match="not this user's alone"):
-        store.private_socket_path(tmp_path / "run" / "s")
+        store.private_socket_path(inside)
 
 
-def test_a_run_is_continued_from_a_checkpoint_and_started_again_without_one(run: store.Run) -> None:
+def test_a_run_is_continued_from_a_checkpoint_and_started_again_without_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "a b"))
+    run = store.create_run(config_for(home), "tickets")
     assert store.way_on(run) == f"It saved no checkpoint; {store.start_again(run)}."
+    assert f"localtune-tui train '{run.config_path}'" in store.way_on(run)
     add_checkpoint(run)
     assert store.way_on(run) == f"'localtune-tui continue {run.id}' goes on from its last checkpoint."
-
-
-def test_the_command_can_be_pasted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "a b"))
-    spaced = store.create_run(config_for(home), "tickets")
-    assert not store.complete_checkpoints(spaced)
-    assert f"localtune-tui train '{spaced.config_path}'" in store.way_on(spaced)
 
 
 def test_a_secret_in_the_name_of_a_run_is_not_in_its_id(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,15 +201,6 @@ async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home:
         assert started[0].data.train.endswith("tickets_train.jsonl")  # type: ignore[union-attr]
 
 
-async def test_d_does_nothing_over_a_finished_run(home: Path, started: list[Config]) -> None:
-    ScriptedRun(home).train_to(30).end("finished")
-    async with ready(with_run=True) as (app, pilot):
-        await press(pilot, "d", "enter")
-        assert not has_card(app)
-        assert not app.can_run(app.keys["train.sample"])
-        assert not started
-
-
 @cases("pane", ["3", "5"])
 async def test_continuing_says_from_where_how_many_and_until_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pane: str
@@ -229,9 +220,12 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         await press(pilot, "enter", until=lambda: continued == [script.run])
 
 
-async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
+async def test_over_an_ended_run_d_does_nothing_and_without_a_checkpoint_the_run_says_so(home: Path) -> None:
     ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
     async with ready(with_run=True) as (app, pilot):
+        await press(pilot, "d")
+        assert not has_card(app)
+        assert not app.can_run(app.keys["train.sample"])
         await press(pilot, "C", until="no complete checkpoint")
         assert not has_card(app)
 
