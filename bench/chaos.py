@@ -38,8 +38,8 @@ from core.helper import start_detached
 from core.launch import launcher
 from core.runs.record.events import CheckpointEvent, EvalEvent, Event, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.record.history import read_history
+from core.runs.record.state import EventTail
 from core.runs.record.store import Run, complete_checkpoints
-from core.runs.record.tail import EventTail
 from core.worker.checkpoint.checkpoint import newest_valid
 from tests.e2e.workers import Workers, adapter_bytes, events, log, only
 from tests.forking import FAULT_VARIABLE, Forks

@@ -29,8 +29,8 @@ from bench.memory_cases import CASES, SHAPES, STARTER, Case
 from core import paths
 from core.config.document import ConfigDocument
 from core.runs.record.events import MemoryEvent
+from core.runs.record.state import EventTail
 from core.runs.record.store import Run, create_run
-from core.runs.record.tail import EventTail
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")

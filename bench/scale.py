@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import sample_data
 from core.runs.record.events import StepEvent
-from core.runs.record.tail import EventTail
+from core.runs.record.state import EventTail
 
 #: Steps that are not counted.
 WARM_UP = 2

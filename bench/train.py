@@ -137,8 +137,8 @@ def ours(options: dict[str, Any]) -> Training:
     def train(case: Case, model: Path, directory: Path, seed: int) -> Measured:
         from core.config.document import ConfigDocument
         from core.runs.record.events import StepEvent
+        from core.runs.record.state import EventTail
         from core.runs.record.store import create_run
-        from core.runs.record.tail import EventTail
 
         write_jsonl(case.train, directory / "rows.jsonl")
         document = ConfigDocument()

@@ -33,20 +33,17 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.bridge import Bridge, Result
 from tui.controllers.configuration import Configuration
-from tui.controllers.desktop import Desktop
-from tui.controllers.leaving import Leaving
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
-from tui.controllers.runs import Runs
+from tui.controllers.runs import Leaving, Runs, Starting
 from tui.controllers.serving import Serving
-from tui.controllers.starting import Starting
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.ending import Mistakes
 from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import PAIRED_SIZE, TILED_SIZE, MainScreen
+from tui.main_screen import PAIRED_SIZE, TILED_SIZE, Desktop, MainScreen
 from tui.panes import pane_help, pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting

@@ -446,8 +446,7 @@ def follow_run(
     """
     from core.launch.launcher import reap
     from core.runs.record.history import RunHistory, read_glimpse
-    from core.runs.record.state import read_ranks
-    from core.runs.record.tail import EventTail
+    from core.runs.record.state import EventTail, read_ranks
 
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()

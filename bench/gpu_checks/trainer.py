@@ -18,9 +18,8 @@ from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import Config
 from core.runs.record.events import StepEvent, StoppedEvent
-from core.runs.record.state import RunState, hostname
+from core.runs.record.state import EventTail, RunState, hostname
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.selftest.sizes import Shape, Sizes
 from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun

@@ -13,8 +13,8 @@ from typing import Any
 
 from core.audit.result import MOST, Difference
 from core.runs.record.chain import SHORT, Link, digits_of_lines
+from core.runs.record.state import read_lines
 from core.runs.record.store import EVENTS_NAME, Run
-from core.runs.record.tail import read_lines
 from core.small_files import open_regular, parse_json
 from core.text import one_line
 

@@ -24,9 +24,8 @@ from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import read_manifest, result_step
-from core.runs.record.state import in_words
+from core.runs.record.state import EventTail, in_words
 from core.runs.record.store import Run, complete_checkpoints
-from core.runs.record.tail import EventTail
 
 PROGRAM = "core.worker.job audit"
 #: Shell script that waits for the end of its input, then removes a directory; it retries, as dying processes of the

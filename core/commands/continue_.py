@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.follow import Interrupts
     from core.commands.train import follow_to_end, report_detached
     from core.launch.launcher import continue_run
-    from core.runs.record.files import confirm_checkpoints
-    from core.runs.record.store import find_run
+    from core.runs.record.store import confirm_checkpoints, find_run
 
     target = find_run(args.run)
     if args.checkpoints is not None:

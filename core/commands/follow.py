@@ -18,9 +18,8 @@ from core.runs.control.client import ControlClient
 from core.runs.outlook.time_left import Eta, Schedule, estimate
 from core.runs.record.events import Event, MemoryEvent
 from core.runs.record.history import LogLine, RunHistory
-from core.runs.record.state import RunState
+from core.runs.record.state import EventTail, RunState
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 
 POLL_SECONDS = 0.2
 #: Seconds allowed for the last events after the end state.

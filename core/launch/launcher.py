@@ -21,9 +21,18 @@ from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.control.devices import ALONE_VARIABLE
 from core.runs.record.events import ControlEvent, StoppedEvent
-from core.runs.record.files import LOCK_VARIABLE, append_events, refuse_unsafe_files, try_lock
 from core.runs.record.state import RunState, hostname, in_words, send_signal
-from core.runs.record.store import Run, complete_checkpoints, create_run, start_again, way_on
+from core.runs.record.store import (
+    LOCK_VARIABLE,
+    Run,
+    append_events,
+    complete_checkpoints,
+    create_run,
+    refuse_unsafe_files,
+    start_again,
+    try_lock,
+    way_on,
+)
 from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker

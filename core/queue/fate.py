@@ -9,7 +9,6 @@ from typing import Literal
 from core import paths
 from core.errors import UserError
 from core.queue.entry import QueueEntry
-from core.runs.record.files import try_lock
 from core.runs.record.state import (
     ACTIVE_STATES,
     PARKED_BY_HAND,
@@ -19,7 +18,7 @@ from core.runs.record.state import (
     infer_state,
     is_same_process,
 )
-from core.runs.record.store import Run, list_runs
+from core.runs.record.store import Run, list_runs, try_lock
 
 FateKind = Literal["absent", "unstarted", "live", "ended", "rebooted"]
 

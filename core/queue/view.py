@@ -16,8 +16,8 @@ from core.queue.store import read_entry_config, read_queue
 from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
+from core.runs.record.state import EventTail
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 
 
 @dataclass(frozen=True)

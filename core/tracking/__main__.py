@@ -19,8 +19,7 @@ from pathlib import Path
 from core.config.choices import TRACKERS
 from core.errors import UserError
 from core.redact import redact, redact_streams
-from core.runs.record.files import refuse_unsafe_files
-from core.runs.record.store import Run
+from core.runs.record.store import Run, refuse_unsafe_files
 from core.text import one_line
 from core.tracking.destinations import DESTINATIONS, refuse_missing
 from core.tracking.forward import Forwarder, told_configuration

@@ -10,8 +10,7 @@ from typing import Any, TypeGuard
 
 from core.config.schema import Config
 from core.runs.record.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, ProbeEvent, StepEvent
-from core.runs.record.state import own_identity
-from core.runs.record.tail import EventTail
+from core.runs.record.state import EventTail, own_identity
 from core.tracking.destinations import Destination
 from core.tracking.position import Position, TrackerFiles
 

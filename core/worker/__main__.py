@@ -24,10 +24,16 @@ from core.errors import UserError
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold
 from core.runs.record.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
-from core.runs.record.files import LOCK_VARIABLE, hold_worker_lock, refuse_unsafe_files
 from core.runs.record.sentences import sender
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState, ranks_path
-from core.runs.record.store import Run, complete_checkpoints, way_on
+from core.runs.record.store import (
+    LOCK_VARIABLE,
+    Run,
+    complete_checkpoints,
+    hold_worker_lock,
+    refuse_unsafe_files,
+    way_on,
+)
 from core.worker.distributed.rendezvous import Meeting, RankLostError, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import parked_run, watch_claims

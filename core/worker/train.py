@@ -21,8 +21,8 @@ from core.config.schema import Config
 from core.runs.catalog.result import GateFigures, judge
 from core.runs.record.events import BEST_CHOSEN, FinishedEvent, StepEvent
 from core.runs.record.sentences import ALL_DONE
+from core.runs.record.state import EventTail
 from core.runs.record.store import after_refusal
-from core.runs.record.tail import EventTail
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.loss.objectives import Rewards

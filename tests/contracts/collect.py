@@ -64,9 +64,8 @@ from core.runs.catalog.compare import compare_runs, read_record, to_json
 from core.runs.control import protocol
 from core.runs.record import events
 from core.runs.record.chain import CHAIN_NAME
-from core.runs.record.files import LOCK_VARIABLE
 from core.runs.record.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, Rank, RunState
-from core.runs.record.store import Run, create_run, labels_path
+from core.runs.record.store import LOCK_VARIABLE, Run, create_run, labels_path
 from core.selftest.report import Check, Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name

@@ -1,6 +1,6 @@
 """Files of a run may come from elsewhere: a search of the sources for unsafe ways to open, truncate and read them.
 
-A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.record.tail`, and parsed by
+A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.record.state`, and parsed by
 :func:`core.small_files.parse_json`. Exceptions are listed here, each with its reason.
 """
 
@@ -113,7 +113,7 @@ def test_files_of_runs_are_opened_read_and_parsed_one_way(kind: str, listed: dic
     wrong, idle = _unlisted(kind, listed)
     ways = {
         "writer": "open it by core.beneath, cut it by os.ftruncate, remove it by core.directories.remove_tree",
-        "reader": "read it by core.runs.record.tail.read_lines, or in pieces of a size",
+        "reader": "read it by core.runs.record.state.read_lines, or in pieces of a size",
         "parser": "parse it by core.small_files.parse_json",
     }
     assert not wrong, f"{ways[kind]}, or list it with its reason:\n" + "\n".join(wrong)

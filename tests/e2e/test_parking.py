@@ -19,10 +19,9 @@ from core.launch import launcher
 from core.runs.control.client import ControlClient
 from core.runs.control.devices import occupant
 from core.runs.record.events import ControlEvent
-from core.runs.record.files import try_lock
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import Run, create_run, try_lock
 from tests.waiting import wait_for
 
 from . import workers as e2e

@@ -23,9 +23,8 @@ from core.models.architecture import measuring
 from core.runs.outlook.estimate import PaceBook
 from core.runs.outlook.forecast import forecast_here
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
-from core.runs.record.state import RunState
+from core.runs.record.state import EventTail, RunState
 from core.runs.record.store import Run, list_runs
-from core.runs.record.tail import EventTail
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import has_ended, wait_for
 

@@ -30,9 +30,8 @@ from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Result
-from tui.controllers.desktop import Desktop
 from tui.keys import KeyTable
-from tui.main_screen import PaneSlot, TooSmall, companions, direction, places, room
+from tui.main_screen import Desktop, PaneSlot, TooSmall, companions, direction, places, room
 from tui.panes import PANES, TILED, Panes
 from tui.panes.train import STALE_SECONDS
 from tui.screens.help import HelpScreen

@@ -33,8 +33,7 @@ from tui.widgets.answers import LAYOUT_WORDS, AnswerWalk, walk_lines
 from tui.widgets.charts.bars import bar
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.device_panel import device_lines
-from tui.widgets.charts.line_chart import LineChart, Zoom
-from tui.widgets.charts.run_chart import RunChart
+from tui.widgets.charts.line_chart import LineChart, RunChart, Zoom
 from tui.widgets.lists import run_list
 from tui.widgets.run_end import end_hints, end_lines
 from tui.widgets.run_lines import banner, numbers, phases, progress

@@ -36,8 +36,7 @@ from tui.widgets import run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswerWalk, walk_lines
 from tui.widgets.charts.chart_data import ChartData, ChartMark
 from tui.widgets.charts.device_panel import DevicePanel
-from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.charts.run_chart import chart_marks
+from tui.widgets.charts.line_chart import LineChart, chart_marks
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList

@@ -11,10 +11,10 @@ from core.config.choices import Objective
 from core.errors import UserError
 from core.paths import working_directory
 from core.text import one_line
-from tui.controllers.desktop import Desktop
 from tui.controllers.presets import AdviceFollower, PresetChooser
 from tui.draft_keeper import ConfigDraft, DraftKeeper
 from tui.files import data_paths, is_among, path_text
+from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
     from core.analysis.result import Lengths

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 from core.text import one_line
 from core.units import counted
-from tui.controllers.desktop import Desktop
 from tui.files import data_paths
+from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from core.paths import working_directory
 from core.text import one_line
 from tui.controllers.configuration import Configuration
-from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
+from tui.main_screen import Desktop
 from tui.panes import PANES
 from tui.session import Session, forget_session, read_session, write_session
 

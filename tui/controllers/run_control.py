@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.runs.record.sentences import change_words
 from tui.bridge import Bridge, Command
-from tui.controllers.desktop import Desktop
-from tui.controllers.leaving import Leaving
-from tui.controllers.runs import Runs
+from tui.controllers.runs import Leaving, Runs
+from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
     from core.errors import UserError

@@ -13,7 +13,7 @@ from textual.app import App
 
 from core.errors import UserError
 from tui.bridge import Result
-from tui.controllers.desktop import Desktop
+from tui.main_screen import Desktop
 from tui.state import ServingView
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
-from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.charts.run_chart import RunChart
+from tui.widgets.charts.line_chart import LineChart, RunChart
 from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.strips import style_of

@@ -41,8 +41,7 @@ from tui.shell import shell_of
 from tui.state import STATE_GLYPHS
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView
 from tui.widgets.charts.chart_data import ChartData
-from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.charts.run_chart import chart_marks
+from tui.widgets.charts.line_chart import LineChart, chart_marks
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 

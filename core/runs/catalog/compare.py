@@ -20,8 +20,8 @@ from core.runs.record.events import StepEvent
 from core.runs.record.history import RunHistory
 from core.runs.record.sentences import brief_id
 from core.runs.record.series import METRICS, Series
+from core.runs.record.state import EventTail
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number, format_rate
 

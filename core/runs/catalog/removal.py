@@ -21,9 +21,8 @@ from pathlib import Path
 from core import paths
 from core.atomic import fsync_dir
 from core.errors import UserError
-from core.runs.record.files import try_lock
 from core.runs.record.state import in_words
-from core.runs.record.store import Run, numbered
+from core.runs.record.store import Run, numbered, try_lock
 from core.text import one_line
 
 #: Prefix of directories with runs that are being deleted; it stays if the deletion is interrupted.

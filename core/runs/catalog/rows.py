@@ -26,9 +26,8 @@ from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
 from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
-from core.runs.record.state import Rank, RunState, StepProgress, read_ranks
+from core.runs.record.state import Rank, RunState, StepProgress, last_events, read_lines, read_ranks
 from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
-from core.runs.record.tail import last_events, read_lines
 from core.runs.record.timings import RunTotals
 from core.small_files import open_regular, read_json
 from core.text import one_line

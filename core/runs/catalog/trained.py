@@ -22,9 +22,8 @@ from core.runs.catalog.removal import directory_size
 from core.runs.catalog.rows import modified
 from core.runs.record.events import FinishedEvent
 from core.runs.record.history import RunHistory
-from core.runs.record.state import in_words
+from core.runs.record.state import in_words, last_events
 from core.runs.record.store import Run, complete_checkpoints, find_run, start_again
-from core.runs.record.tail import last_events
 from core.small_files import hash_file, read_json
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

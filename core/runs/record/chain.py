@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from core.beneath import open_beneath
-from core.runs.record.tail import read_lines
+from core.runs.record.state import read_lines
 from core.small_files import open_regular, parse_json
 
 CHAIN_NAME = "chain.jsonl"

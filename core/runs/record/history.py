@@ -19,9 +19,8 @@ from core.config.live import CHANGEABLE
 from core.hardware.snapshot import Device, Host
 from core.runs.record import events, sentences
 from core.runs.record.series import Series
-from core.runs.record.state import Rank, RunState
+from core.runs.record.state import EventTail, Rank, RunState, last_events
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail, last_events
 from core.runs.record.timings import RunTotals, Timings, append_bounded, sound, truncate
 from core.small_files import open_regular
 

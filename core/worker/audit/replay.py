@@ -24,8 +24,8 @@ from core.config.document import dump_config
 from core.config.live import TRAINING
 from core.config.schema import Config, DistributedSection, NightSection
 from core.errors import UserError
+from core.runs.record.state import EventTail
 from core.runs.record.store import EVENTS_NAME, Run
-from core.runs.record.tail import EventTail
 from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory

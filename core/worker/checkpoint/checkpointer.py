@@ -22,8 +22,8 @@ from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.paths import existing_parent
 from core.runs.record.events import CheckpointEvent, ControlEvent
-from core.runs.record.files import refuse_moved_checkpoints
 from core.runs.record.sentences import KEPT, encode_changes
+from core.runs.record.store import refuse_moved_checkpoints
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint

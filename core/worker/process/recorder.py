@@ -29,7 +29,6 @@ from core.runs.record.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.record.files import closing_record
 from core.runs.record.state import (
     END_STATES,
     RunState,
@@ -39,7 +38,7 @@ from core.runs.record.state import (
     own_identity,
     start_identity,
 )
-from core.runs.record.store import EVENTS_NAME, Run
+from core.runs.record.store import EVENTS_NAME, Run, closing_record
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.step_watchdog import StepWatchdog, stage_of

@@ -17,9 +17,8 @@ from core.errors import UserError
 from core.helper import describe_end, start_attached
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
 from core.runs.record.sentences import phase_name
-from core.runs.record.state import RunState, hostname
+from core.runs.record.state import EventTail, RunState, hostname
 from core.runs.record.store import Run
-from core.runs.record.tail import EventTail
 from core.selftest.sizes import Shape
 from core.text import last_line, one_line
 from core.worker.selftest.check import Bench

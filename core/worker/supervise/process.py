@@ -16,7 +16,7 @@ from typing import Any
 
 from core.beneath import open_beneath
 from core.runs.record.events import NoticeEvent
-from core.runs.record.files import LOCK_VARIABLE
+from core.runs.record.store import LOCK_VARIABLE
 from core.small_files import open_regular
 from core.text import one_line
 from core.worker.process.reports import REPORTS, SUPERVISOR, Unchanged

@@ -29,10 +29,9 @@ from core.hardware.visible import VISIBLE
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
-from core.runs.record.files import append_events, append_while_open
 from core.runs.record.sentences import sender
 from core.runs.record.state import EXIT_CODES, Rank, RunState, write_ranks
-from core.runs.record.store import Run, complete_checkpoints, way_on
+from core.runs.record.store import Run, append_events, append_while_open, complete_checkpoints, way_on
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device

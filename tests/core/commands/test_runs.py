@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.runs.record.events import HardwareEvent, NoticeEvent, decode_event, encode_event
+from core.runs.record.state import EventTail
 from core.runs.record.store import complete_checkpoints, find_run, list_runs
-from core.runs.record.tail import EventTail
 
 from .conftest import CommandLine, wait_for
 from .scripted_worker import LONG_STEP

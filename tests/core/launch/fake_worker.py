@@ -18,9 +18,8 @@ from pathlib import Path
 
 from core import paths
 from core.errors import UserError
-from core.runs.record.files import hold_worker_lock
 from core.runs.record.state import RunState, hostname, own_identity
-from core.runs.record.store import Run
+from core.runs.record.store import Run, hold_worker_lock
 
 
 def main() -> int:

@@ -18,12 +18,10 @@ from core import paths
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
-from core.launch.launcher import kill
-from core.runs.record import files as lock
+from core.runs.record import store
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
-from core.runs.record.state import RunState, hostname, start_identity
+from core.runs.record.state import EventTail, RunState, hostname, start_identity
 from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
-from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
 from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, there, write_events
 from tests.waiting import wait_for
@@ -35,7 +33,7 @@ def is_locked(run: Run) -> bool:
     """True if a worker (or a launcher about to start one) holds the run's lock."""
     if not (run.path / "worker.lock").exists():
         return False
-    descriptor = lock.try_lock(run)
+    descriptor = store.try_lock(run)
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -153,7 +151,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     with pytest.raises(UserError, match="already has a worker"):
         launcher.continue_run(run)
     with pytest.raises(UserError, match="already has a worker"):
-        lock.hold_worker_lock(run)  # as one that is started by hand does
+        store.hold_worker_lock(run)  # as one that is started by hand does
     assert len((paths.home() / "starts").read_text().splitlines()) == 1
 
 
@@ -180,8 +178,8 @@ except UserError as error: print('refused')
 
 def test_a_foreign_descriptor_is_not_taken_for_the_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("0", "99999999999999999999", "x", "-1"):
-        monkeypatch.setenv(lock.LOCK_VARIABLE, value)
-        descriptor = lock.hold_worker_lock(run)
+        monkeypatch.setenv(store.LOCK_VARIABLE, value)
+        descriptor = store.hold_worker_lock(run)
         assert os.path.samestat(os.fstat(descriptor), os.stat(run.path / "worker.lock"))
         assert is_locked(run)
         os.close(descriptor)
@@ -284,7 +282,7 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
     foreign = tmp_path / "core"
     foreign.mkdir()
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
-    program, environment = "import core.runs.record.files, core; print(core.__file__)", launcher.worker_environment()
+    program, environment = "import core.runs.record.store, core; print(core.__file__)", launcher.worker_environment()
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=os.sep, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert Path(done.stdout.strip()) == FAKE.parents[3] / "core" / "__init__.py"
@@ -351,7 +349,7 @@ def hung(run: Run) -> Iterator[Run]:
 
 def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
     hung.events_path.write_text('{"t": 1, "type": "st')
-    assert kill(hung, 20).state == "stopped"
+    assert launcher.kill(hung, 20).state == "stopped"
     end = EventTail(hung.events_path).read_all()[-1]
     assert isinstance(end, StoppedEvent)
     assert (end.step, end.reason, end.hint) == (4, "stopped by SIGKILL after step 4", way_on(hung))
@@ -360,5 +358,5 @@ def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
 def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -> None:
     end = FinishedEvent(reason="all steps done", step=9, adapter="adapter")
     hung.events_path.write_text(encode_event(end))
-    assert kill(hung, 20).state == "finished"
+    assert launcher.kill(hung, 20).state == "finished"
     assert EventTail(hung.events_path).read_all() == [end]

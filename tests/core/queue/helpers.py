@@ -16,9 +16,8 @@ from core.launch import launcher
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.runner import QueueRunner
-from core.runs.record.files import try_lock
 from core.runs.record.state import RunState
-from core.runs.record.store import Run
+from core.runs.record.store import Run, try_lock
 from tests.core.runs.helpers import live_state, there
 
 

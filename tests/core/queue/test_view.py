@@ -11,8 +11,7 @@ from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
 from core.runs.record.events import StepEvent
-from core.runs.record.files import append_events
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import Run, append_events, create_run
 from tests.core.queue.helpers import add, config_for
 from tests.core.runs.helpers import live_state, step_event, write_events
 

@@ -27,8 +27,8 @@ from core.runs.outlook import estimate as pace
 from core.runs.record import events
 from core.runs.record import state as oom
 from core.runs.record.history import RunHistory, last_step, read_history
+from core.runs.record.state import EventTail
 from core.runs.record.store import Run, complete_checkpoints, find_run, list_runs
-from core.runs.record.tail import EventTail
 from core.tracking.forward import figures, step_of
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES

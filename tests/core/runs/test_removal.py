@@ -12,9 +12,8 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.runs.catalog import removal
-from core.runs.record.files import try_lock
 from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run, list_runs
+from core.runs.record.store import Run, create_run, list_runs, try_lock
 from tests.cases import cases
 from tests.core.runs.helpers import config_for, live_state, there
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -10,24 +11,198 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.atomic import write_atomic
 from core.runs.record import events
 from core.runs.record import state as states
-from core.runs.record.events import HardwareEvent, PhaseEvent, encode_event
+from core.runs.record.events import (
+    Event,
+    FinishedEvent,
+    HardwareEvent,
+    NoticeEvent,
+    PhaseEvent,
+    StepEvent,
+    encode_event,
+)
 from core.runs.record.history import RunHistory
+from core.runs.record.state import EventTail, Line, last_events, read_lines
 from core.text import one_line
 from tests.cases import cases
 from tests.core.queue.helpers import fill
-from tests.core.runs.event_strategies import JSON
+from tests.core.runs.event_strategies import EVENTS, JSON
 from tests.core.runs.helpers import live_state as live
 from tests.core.runs.helpers import there
 from tests.small_disk import small_disk
+from tests.tui.harness import FORBIDDEN, HOSTILE
+
+GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
+UNKNOWN = b'{"t": 1, "type": "from-the-future"}'
+
+
+def notice(message: str) -> Event:
+    return NoticeEvent(t=1.0, level="info", code="x", message=message)
+
+
+@given(
+    st.lists(EVENTS | GARBAGE | st.sampled_from([UNKNOWN, b"", b"  "]), max_size=8),
+    st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    st.sampled_from([b"", b'{"t": 1, "type": "no', b"garbage"]),
+    st.sampled_from([1, 200, states.CHUNK_BYTES]),
+)
+def test_any_cuts_read_as_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes, limit: int) -> None:
+    whole = b"".join(p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces) + unfinished
+    found: list[Event] = []
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "events.jsonl")
+        tail = EventTail(path)
+        assert tail.poll() == []
+        with path.open("wb", buffering=0) as file:
+            position = 0
+            while position < len(whole):
+                length = cuts[position % len(cuts)]
+                file.write(whole[position : position + length])
+                position += length
+                found += tail.poll(limit)
+        found += tail.read_all()
+    events = [piece for piece in pieces if not isinstance(piece, bytes)]
+    assert repr(found) == repr(events)
+    assert tail.skipped == sum(isinstance(p, bytes) and bool(p.strip()) and p != UNKNOWN for p in pieces)
+
+
+def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = EventTail(path)
+    path.write_text(encode_event(notice("one")) + encode_event(notice("two")))
+    assert len(tail.read_all()) == 2
+    other = tmp_path / "other"
+    other.write_text(encode_event(notice("three")) + encode_event(notice("four")) + encode_event(notice("five")))
+    other.rename(path)
+    assert [event.message for event in tail.read_all() if isinstance(event, NoticeEvent)] == ["three", "four", "five"]
+    path.write_text(encode_event(notice("six")))
+    assert [event.message for event in tail.read_all() if isinstance(event, NoticeEvent)] == ["six"]
+
+
+@cases("cut", [1, 37, 10_000])
+def test_an_endless_line_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    monkeypatch.setattr(states, "LINE_LIMIT", 500)
+    path = tmp_path / "events.jsonl"
+    whole = encode_event(notice("before")).encode() + b"x" * 1203 + b"\n" + encode_event(notice("after")).encode()
+    tail, found = EventTail(path), list[Event]()
+    with path.open("wb", buffering=0) as file:
+        for position in range(0, len(whole), cut):
+            file.write(whole[position : position + cut])
+            found += tail.poll()
+            assert len(tail._rest) <= 500
+    assert [event.message for event in found if isinstance(event, NoticeEvent)] == ["before", "after"]
+    assert tail.skipped == 1
+
+
+def test_a_reader_begins_again_where_another_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    first = EventTail(path)
+    second = encode_event(notice("two"))
+    path.write_text(encode_event(notice("one")) + second[:10])
+    assert first.poll() == [notice("one")]
+    with path.open("a") as file:
+        file.write(second[10:])
+    # Half of a line has been read, and does not count.
+    assert EventTail(path, first.offset).read_all() == [notice("two")]
+    assert EventTail(path, path.stat().st_size).read_all() == []
+    path.write_text(encode_event(notice("new")))
+    assert EventTail(path, 10_000).read_all() == [notice("new")]
+
+
+@given(st.lists(EVENTS | GARBAGE, max_size=8), st.integers(1, 400), st.integers(1, 3000), st.booleans())
+def test_a_file_reads_backwards_alike(pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool) -> None:
+    lines = [p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces]
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "_END_BYTES", chunk)
+        path = Path(directory, "events.jsonl")
+        path.write_bytes(b"".join(lines) + (b'{"t": 1, "type": "no' if unfinished else b""))
+        whole = list(reversed(EventTail(path).read_all()))
+        assert repr(list(last_events(path, Event, 1 << 20))) == repr(whole)
+        searched = list(last_events(path, Event, limit))
+        assert repr(searched) == repr(whole[: len(searched)])
+        for kind in (StepEvent, NoticeEvent, FinishedEvent):
+            found = list(last_events(path, kind, 1 << 20))
+            assert repr(found) == repr([event for event in whole if type(event) is kind])
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """The test may take some megabytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_hole_of_a_terabyte_is_passed_over_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(encode_event(notice("before")).encode())
+    os.truncate(path, 1 << 40)
+    tail = EventTail(path)
+    assert not tail.is_behind
+    polls = 0
+    while tail.is_behind or not polls:
+        tail.poll()
+        polls += 1
+        assert polls < 20
+    assert list(last_events(path, Event, 16 << 20)) == []
+    with path.open("ab") as file:
+        file.write(b"its end\n" + encode_event(notice("after")).encode())
+    assert tail.read_all() == [notice("after")]
+    assert tail.skipped == 1
+    assert EventTail(path).read_all() == [notice("before"), notice("after")]
+
+
+def lines_of(path: Path, limit: int, begin: int = 0) -> list[Line]:
+    with io.FileIO(path) as file:
+        return list(read_lines(file, limit, begin))
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" ")), max_size=8), st.integers(1, 20),
+       st.integers(1, 40), st.booleans())  # fmt: skip
+def test_any_lines_in_any_blocks(pieces: list[bytes], limit: int, block: int, is_ended: bool) -> None:
+    whole = b"\n".join(pieces) + (b"\n" if pieces and is_ended else b"")
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "_BLOCK", block)
+        path = Path(directory, "a")
+        path.write_bytes(whole)
+        found = lines_of(path, limit)
+        expected = io.BytesIO(whole).readlines()
+        assert [line.data for line in found] == [line.removesuffix(b"\n")[:limit] for line in expected]
+        assert [line.is_ended for line in found] == [line.endswith(b"\n") for line in expected]
+        assert [line.is_cut for line in found] == [len(line.removesuffix(b"\n")) > limit for line in expected]
+        ends = [sum(map(len, expected[: number + 1])) for number in range(len(expected))]
+        assert [line.end for line in found] == ends
+        if len(found) > 1:
+            assert lines_of(path, limit, found[0].end) == found[1:]
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_hole_costs_neither_memory_nor_time(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    before, after = b"first\n", b"end of the hole\nlast\n"
+    with path.open("wb") as file:
+        file.write(before)
+        file.seek(1 << 40)
+        file.write(after)
+    found = lines_of(path, 1000)
+    assert [line.data for line in found] == [b"first", bytes(1000), b"last"]
+    assert [line.is_cut for line in found] == [False, True, False]
+    assert [line.end for line in found] == [6, (1 << 40) + 16, (1 << 40) + len(after)]
 
 
 def test_a_state_comes_back_as_written(tmp_path: Path) -> None:
@@ -46,6 +221,7 @@ def read(path: Path) -> states.RunState:
     st.dictionaries(st.sampled_from([item.name for item in dataclasses.fields(states.RunState)]), JSON, min_size=1)
     | JSON.filter(lambda value: not isinstance(value, dict))
 )
+@example({"state": "failed", "reason": HOSTILE, "host": HOSTILE})
 def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "state.json")
@@ -55,6 +231,7 @@ def test_a_damaged_state_is_unreadable_or_sound(value: object) -> None:
         inferred = states.infer_state(state)
         assert isinstance(inferred.state, str)
         assert isinstance(inferred.is_over, bool)
+        assert not FORBIDDEN & set(state.reason + state.host)
 
 
 @cases(
@@ -66,14 +243,6 @@ def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
     assert states.RunState.read(tmp_path / "missing") is None
     (tmp_path / "state.json").write_text('{"state": "training", "from_the_future": 1}')
     assert states.RunState.read(tmp_path / "state.json") == states.RunState(state="training")
-
-
-def test_its_texts_are_safe_to_show(tmp_path: Path) -> None:
-    hostile = "\x1b]52;c;eA==\x07\x9b31m\u202e\x00"
-    live(state="failed", reason=hostile, host=hostile).write(tmp_path / "state.json")
-    state = read(tmp_path / "state.json")
-    for text in (state.reason, state.host):
-        assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 or letter == "\u202e" for letter in text)
 
 
 @cases("state", sorted(states.ACTIVE_STATES | states.END_STATES))
@@ -182,15 +351,11 @@ def test_an_end_is_written_on_a_full_disk(tmp_path: Path, reason: str) -> None:
         assert states.RunState.read(path) == dataclasses.replace(failed, reason=one_line(reason))
 
 
-def no_second_file(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     before = live(step=3)
     before.write(path)
-    monkeypatch.setattr(states, "write_atomic", no_second_file)
+    monkeypatch.setattr(states, "write_atomic", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     live(step=4).write(path)
     assert read(path).step == 4
     kept = read(path)
@@ -201,9 +366,10 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     assert read(path) == kept
     with pytest.raises(OSError, match="No space left"):
         live().write(tmp_path / "none" / "state.json")
-    (tmp_path / "link").symlink_to(path)
-    with pytest.raises(OSError, match="No space left"):
-        live(step=6).write(tmp_path / "link")
+    for kind in (Path.symlink_to, Path.hardlink_to):
+        kind(tmp_path / kind.__name__, path)
+        with pytest.raises(OSError, match="No space left"):
+            live(step=6).write(tmp_path / kind.__name__)
     assert read(path) == kept
 
 
@@ -240,28 +406,26 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> states.RunState:
     )
 
 
-def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
+def write_figures(path: Path, used: int | None, kind: str = "cpu", host: int | None = None) -> Path:
     device = {"kind": kind, "memory_used": used, "memory_total": 1000}
     full = {"kind": kind, "memory_used": 1000, "memory_total": 1000}
-    lines = [HardwareEvent(devices=[full]), HardwareEvent(devices=[device]), PhaseEvent(name="training")]
+    newest = HardwareEvent(devices=[device], host_memory_used=host, host_memory_total=1000)
+    lines = [HardwareEvent(devices=[full]), newest, PhaseEvent(name="training")]
     path.write_text("".join(map(encode_event, lines)) + '{"type": "hardware", "half')
     return path
 
 
-@cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
-                                                    (990, "cuda", False)])  # fmt: skip
-def test_full_memory_tells(dead: states.RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
+@cases(
+    ("used", "kind", "host", "told"),
+    [(960, "cpu", None, True), (900, "cpu", None, False), (None, "cpu", None, False), (990, "cuda", None, False),
+     (1, "cuda", 990, True), (1, "cuda", 500, False)],
+)  # fmt: skip
+def test_full_memory_tells(
+    dead: states.RunState, tmp_path: Path, used: int | None, kind: str, host: int | None, told: bool
+) -> None:
     states._memory_death.cache_clear()
-    reason = states.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
+    reason = states.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind, host))
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
-
-
-def test_the_memory_of_the_machine_counts_beside_a_card(dead: states.RunState, tmp_path: Path) -> None:
-    card, path = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}, tmp_path / "events.jsonl"
-    for used, told in ((990, True), (500, False)):
-        path.write_text(encode_event(HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)))
-        states._memory_death.cache_clear()
-        assert (states.memory_death(dead, path) is not None) is told
 
 
 def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: states.RunState, tmp_path: Path) -> None:
@@ -347,12 +511,6 @@ RANKS = (
 )
 
 
-def test_the_list_of_processes_comes_back_as_written(tmp_path: Path) -> None:
-    assert states.read_ranks(tmp_path) == ()
-    states.write_ranks(tmp_path, RANKS)
-    assert states.read_ranks(tmp_path) == RANKS
-
-
 def test_words_for_processes_and_their_signs_of_life() -> None:
     assert states.rank_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
     assert states.rank_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
@@ -367,7 +525,10 @@ def test_words_for_processes_and_their_signs_of_life() -> None:
     "content",
     [b"", b"{", b"[]", b'{"ranks": 1}', b'{"ranks": [1, null, {"rank": -1}, {"rank": true}]}', b"[" * 100_000],
 )
-def test_a_file_of_anything_else_has_no_processes(tmp_path: Path, content: bytes) -> None:
+def test_only_a_list_of_processes_is_read_as_written(tmp_path: Path, content: bytes) -> None:
+    assert states.read_ranks(tmp_path) == ()
+    states.write_ranks(tmp_path, RANKS)
+    assert states.read_ranks(tmp_path) == RANKS
     states.ranks_path(tmp_path).write_bytes(content)
     assert states.read_ranks(tmp_path) == ()
 

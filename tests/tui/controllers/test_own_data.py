@@ -27,20 +27,16 @@ from tests.tui.harness import document_of, opened, pane_of, press, screen_text, 
 from tui.app import LocaltuneApp
 from tui.files import entry_path
 from tui.reopening import reopen
-from tui.screens.start.card import StartCard
-from tui.screens.start.summary import LABEL_WIDTH, card_lines
+from tui.screens.start import LABEL_WIDTH, StartCard, card_lines
 
 ROWS = 60
 DEFAULTS = {option.name: option.default for option in options()}
 
 
-class Started(list[Run]):
-    """The runs that were started, each with its ``run.toml``; they have ended at once."""
-
-
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    found = Started()
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that were started, each with its ``run.toml``; they have ended at once."""
+    found: list[Run] = []
 
     def start_run(config: Config, name: str) -> Run:
         run = create_run(config, name)
@@ -94,7 +90,7 @@ async def card_of(pilot: Pilot[Any]) -> StartCard:
     return card
 
 
-async def start(pilot: Pilot[Any], started: Started) -> str:
+async def start(pilot: Pilot[Any], started: list[Run]) -> str:
     """Start a run from its card; returns what the card says of the values."""
     app, count = pilot.app, len(started)
     assert isinstance(app, LocaltuneApp)
@@ -114,7 +110,7 @@ def check_own(got: Mapping[str, Any]) -> None:
 
 
 async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their_own(
-    here: Path, started: Started
+    here: Path, started: list[Run]
 ) -> None:
     finished_demo()
     async with opened(size=(80, 24)) as (app, pilot):
@@ -156,7 +152,7 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         assert value(app, "data.train") == str(here / "own.csv")
 
 
-async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: Started) -> None:
+async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: list[Run]) -> None:
     finished_demo()
     async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1)
@@ -229,7 +225,7 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
 
 
 @pytest.mark.long
-async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:
+async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: list[Run]) -> None:
     demo = finished_demo()
     async with opened(LocaltuneApp(write_startable(here)), (80, 24), with_run=True) as (app, pilot):
         app.configuration.edit_run(demo)

@@ -19,7 +19,7 @@ from tests.tui.harness import asks, document_of, opened, pane_of, press, screen_
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
-from tui.screens.start.card import StartCard
+from tui.screens.start import StartCard
 from tui.session import DataPlace, Session, read_session, session_path, write_session
 
 

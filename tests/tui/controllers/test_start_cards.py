@@ -28,12 +28,7 @@ from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
-from tui.screens.start.card import StartCard
-from tui.screens.start.summary import find_flaw
-
-
-class Started(list[Config]):
-    """The configurations of the runs that were started."""
+from tui.screens.start import StartCard, find_flaw
 
 
 @pytest.fixture
@@ -43,9 +38,9 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
-    """Starts of runs, recorded; each is a live run of a scripted worker."""
-    found = Started()
+def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations of the runs that were started; each is a live run of a scripted worker."""
+    found: list[Config] = []
 
     def start_run(config: Config, name: str) -> Run:
         found.append(config)
@@ -83,7 +78,7 @@ def has_card(app: LocaltuneApp) -> bool:
     return isinstance(app.screen, StartCard)
 
 
-async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: Started) -> None:
+async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: list[Config]) -> None:
     async with ready(LocaltuneApp(config), size=(60, 20)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
@@ -105,7 +100,7 @@ async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, sta
         assert app.main.current == "train"
 
 
-async def test_a_letter_held_down_starts_nothing(config: Path, started: Started) -> None:
+async def test_a_letter_held_down_starts_nothing(config: Path, started: list[Config]) -> None:
     async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "rrrrrr")
         await wait_for(pilot, lambda: has_card(app))
@@ -121,7 +116,7 @@ async def test_a_letter_held_down_starts_nothing(config: Path, started: Started)
 
 
 async def test_a_word_typed_at_the_card_starts_nothing(
-    config: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+    config: Path, started: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(LocaltuneApp(config)) as (app, pilot):
         await press(pilot, "r", until=lambda: has_card(app))
@@ -133,7 +128,7 @@ async def test_a_word_typed_at_the_card_starts_nothing(
         await press(pilot, "enter", until=lambda: len(started) == 1)
 
 
-async def test_enter_typed_behind_the_letter_starts(config: Path, started: Started) -> None:
+async def test_enter_typed_behind_the_letter_starts(config: Path, started: list[Config]) -> None:
     async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "r\nr\nr\n")
         await wait_for(pilot, lambda: app.state.view is not None)
@@ -141,7 +136,7 @@ async def test_enter_typed_behind_the_letter_starts(config: Path, started: Start
         assert len(started) == 1, "a second run before the first is shown would be one too many"
 
 
-async def test_words_typed_into_the_wrong_window_start_nothing(config: Path, started: Started) -> None:
+async def test_words_typed_into_the_wrong_window_start_nothing(config: Path, started: list[Config]) -> None:
     async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "run.sh now\n")
         await wait_for(pilot, lambda: has_card(app))
@@ -166,7 +161,7 @@ async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, m
             await press(pilot, "escape")
 
 
-async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: Started) -> None:
+async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: list[Config]) -> None:
     async with ready(LocaltuneApp(config), size=(120, 34)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
@@ -181,7 +176,7 @@ async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, st
         assert started[0].train.batch_size == 4
 
 
-async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Started) -> None:
+async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: list[Config]) -> None:
     with (config.parent / "rows.jsonl").open("a") as file:
         file.write("no JSON\n")
     async with ready(LocaltuneApp(config)) as (app, pilot):
@@ -193,7 +188,7 @@ async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Sta
         assert not started
 
 
-async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: Started) -> None:
+async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: list[Config]) -> None:
     async with ready() as (app, pilot):
         await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
         await press(pilot, "d", until=lambda: has_card(app))
@@ -204,15 +199,6 @@ async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home:
         await press(pilot, "d", until=lambda: has_card(app))
         await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].data.train.endswith("tickets_train.jsonl")  # type: ignore[union-attr]
-
-
-async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) -> None:
-    ScriptedRun(home).train_to(30).end("finished")
-    async with ready(with_run=True) as (app, pilot):
-        await press(pilot, "d", "enter")
-        assert not has_card(app)
-        assert not app.can_run(app.keys["train.sample"])
-        assert not started
 
 
 @cases("pane", ["3", "5"])
@@ -234,15 +220,18 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         await press(pilot, "enter", until=lambda: continued == [script.run])
 
 
-async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
+async def test_over_an_ended_run_d_does_nothing_and_without_a_checkpoint_the_run_says_so(home: Path) -> None:
     ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
     async with ready(with_run=True) as (app, pilot):
+        await press(pilot, "d")
+        assert not has_card(app)
+        assert not app.can_run(app.keys["train.sample"])
         await press(pilot, "C", until="no complete checkpoint")
         assert not has_card(app)
 
 
 async def test_a_start_waits_for_the_preset_that_is_being_chosen(
-    tmp_path: Path, home: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, home: Path, started: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on = threading.Event()
 
@@ -270,7 +259,7 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
         may_go_on.set()
 
 
-async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: Started) -> None:
+async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: list[Config]) -> None:
     (tmp_path / "odd.csv").write_text("Frage;Antwort\na;b\nc;d\n")
     path = tmp_path / "mine.toml"
     path.write_text('[data]\ntrain = "odd.csv"\n')
@@ -299,7 +288,7 @@ def too_late(config: Path) -> None:
     RunState(state="finished").write(earlier.state_path)
 
 
-async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(config: Path, started: Started) -> None:
+async def test_a_deadline_that_cannot_be_met_asks_before_the_start(config: Path, started: list[Config]) -> None:
     too_late(config)
     async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
         for answer in ("escape", "y"):
@@ -310,7 +299,7 @@ async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(conf
         assert started[0].night.deadline == "07:00"
 
 
-async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
+async def test_a_deadline_that_cannot_be_met_asks_before_the_queue(
     config: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)

@@ -15,8 +15,7 @@ from torch import nn
 from core.config.schema import CheckpointSection, Config, DataSection
 from core.errors import UserError
 from core.runs.record.events import CheckpointEvent, NoticeEvent, StoppedEvent
-from core.runs.record.files import confirm_checkpoints
-from core.runs.record.store import create_run
+from core.runs.record.store import confirm_checkpoints, create_run
 from core.worker.checkpoint import checkpointer as module
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint

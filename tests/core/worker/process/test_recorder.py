@@ -29,10 +29,8 @@ from core.runs.record.events import (
     StepEvent,
     StoppedEvent,
 )
-from core.runs.record.files import append_while_open
-from core.runs.record.state import RunState, StepProgress
-from core.runs.record.store import Run, create_run
-from core.runs.record.tail import EventTail
+from core.runs.record.state import EventTail, RunState, StepProgress
+from core.runs.record.store import Run, append_while_open, create_run
 from core.worker.process import recorder as recorder_module
 from core.worker.process.recorder import Recorder
 from tests.e2e.workers import only

@@ -18,10 +18,8 @@ import pytest
 from core.config.schema import Config
 from core.helper import finding_core
 from core.runs.record.events import FailedEvent, NoticeEvent, StoppedEvent
-from core.runs.record.files import try_lock
-from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
-from core.runs.record.store import create_run
-from core.runs.record.tail import EventTail
+from core.runs.record.state import EventTail, RunState, is_same_process, own_identity, start_identity
+from core.runs.record.store import create_run, try_lock
 from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock, report_to_supervisor
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor

@@ -28,7 +28,7 @@ from tests.tui.config_panes import config_pane, type_value
 from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
 from tui.panes.config.facts import FactsFinder, plan_document
 from tui.panes.config.model import ConfigModel
-from tui.screens.start.summary import find_plan
+from tui.screens.start import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
 LLAMA = json.dumps(published.LLAMA_3_8B)

@@ -1,22 +1,31 @@
-"""Facts of a run before it starts, and their lines on the start card; no widgets."""
+"""Start card: the facts of a run before it starts, their lines, and the dialog; only enter starts the run."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from textual import events, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
 from textual.content import Content
+from textual.worker import get_current_worker
 
 from core.analysis.division import HELD_OUT, held_out_count
+from core.analysis.job import AnalysisJob
 from core.analysis.result import Analysis
 from core.config.derived import step_count
 from core.config.schema import Config, options
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
+from core.jobs.job import JobCancelledError, JobDiedError, JobProgress
+from core.models.architecture.measuring import telling
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.energy import expected_energy
 from core.runs.record.sentences import brief_id
@@ -25,17 +34,21 @@ from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
 from tui.datasets.summary import counted, describe_dropped
-from tui.keys import KeyTable
+from tui.keys import KeyTable, bindings
+from tui.screens.overlay import Overlay
+from tui.shell import shell_of
 from tui.widgets.charts.plan_bar import fit_words
+from tui.widgets.forms.ask_bar import AnswerKeys
 from tui.widgets.forms.option_field import format_value
-from tui.widgets.strips import fit
-from tui.widgets.text_block import clip
+from tui.widgets.strips import fit, style_of
+from tui.widgets.text_block import TextBlock, clip
 
 if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
     from core.config.facts import Unkept
     from core.memory.planner import Source
     from core.runs.outlook.estimate import PaceBook
+
 
 #: Columns of the labels.
 LABEL_WIDTH = 10
@@ -161,7 +174,7 @@ class Continuation:
     """Rest of a continued run.
 
     Args:
-        run: The run's id.
+        run: The run.
         state: Its state, ``stopped`` or another end.
         step: The step of the checkpoint to continue from.
         saved: Time of that checkpoint, in Unix seconds; None if unknown.
@@ -169,7 +182,7 @@ class Continuation:
         done: The last finished step; steps after the checkpoint are repeated.
     """
 
-    run: str
+    run: Run
     state: str
     step: int
     saved: float | None
@@ -190,7 +203,7 @@ class Start:
         config: The checked configuration.
         name: Its subject, the end of the run's id.
         values: The sources of its values; None for no such line.
-        is_choosing: A preset is being chosen for it.
+        is_choosing: A preset is being chosen for it, and a start waits for that.
         former: The name of the previous configuration, which a key brings back; empty for none.
         notes: Remarks that do not depend on the facts found in the background.
         continuation: The continued run; None for a new run.
@@ -247,7 +260,7 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     lines: list[tuple[str, Content]] = []
     goes_on = start.continuation
     if goes_on is not None:
-        lines.append(("run", Content(f"{one_line(goes_on.run, 60)} · {goes_on.state}")))
+        lines.append(("run", Content(f"{one_line(goes_on.run.id, 60)} · {goes_on.state}")))
     lines.append(("data", Content(_data(start, found.rows, room))))
     if goes_on is None:
         lines.append(("held out", Content(_held_out(start, found.rows, room))))
@@ -560,6 +573,16 @@ def find_plan(
     )
 
 
+def _plan(start: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
+    """The plan of a new run, or of the rest of one at its own pace; blocks."""
+    from core.runs.outlook.estimate import PaceBook
+
+    plan = find_plan(start.config, analysis, used, PaceBook(), "measured" if measures else "known")
+    if start.continuation is None:
+        return plan
+    return replace(plan, seconds_per_step=_find_pace(start.continuation.run), unmet=())
+
+
 def find_flaw(config: Config) -> str:
     """The reason why the files of the base model would be refused; empty for none, or if it is no local directory.
 
@@ -603,29 +626,25 @@ def analysis_job(config: Config) -> AnalysisJob:
     return job.analysis_job(request_for(config, model=model, template=template))
 
 
-def check_continuable(run: Run) -> Path:
-    """The checkpoint a run would continue from.
+def find_continuation(run: Run) -> Continuation:
+    """The rest of a run to continue.
 
     Raises:
         UserError: If it cannot be continued.
     """
     from core.launch.launcher import refuse_continuation
 
-    refuse_continuation(run, run.state())
-    return complete_checkpoints(run)[-1]
-
-
-def find_continuation(run: Run, checkpoint: Path) -> Continuation:
-    """The rest of a run to continue."""
     state = run.state()
+    refuse_continuation(run, state)
+    checkpoint = complete_checkpoints(run)[-1]
     step = int(checkpoint.name.rpartition("-")[2])
     saved = None
     with suppress(OSError):
         saved = (checkpoint / "manifest.json").stat().st_mtime
-    return Continuation(run.id, state.state, step, saved, state.total_steps, max(state.step, step))
+    return Continuation(run, state.state, step, saved, state.total_steps, max(state.step, step))
 
 
-def find_pace(run: Run) -> float | None:
+def _find_pace(run: Run) -> float | None:
     """Recent seconds per step of a run; None if unknown. Reads its events, so call it from a thread."""
     from core.runs.catalog.rows import read_totals
     from core.runs.outlook.estimate import LONGEST_RECORD
@@ -635,3 +654,242 @@ def find_pace(run: Run) -> float | None:
             steps = read_totals(run.events_path).steps
             return steps.seconds[-1] / steps.count if steps.seconds else None
     return None
+
+
+#: The answers of a card; None where the user goes back.
+Answer = Literal["start", "rows", "options", "former"]
+#: Columns of the card and of its frame.
+_WIDTH, _FRAME = 92, 6
+#: Seconds between two polls of an analysis by another part of the app.
+LOOK_SECONDS = 0.25
+
+#: Finds the rows of a run elsewhere in the app; None if the card must analyze them itself.
+Look = Callable[[Start], SeenRows | None]
+
+
+class StartCard(Overlay[Answer]):
+    """Summary of a run before it starts; unknown facts are filled in later without moving a line.
+
+    Args:
+        start: The run.
+        look: Finds its rows elsewhere in the app.
+        choose_preset: Opens the presets, which change the configuration below the card.
+    """
+
+    DEFAULT_CSS = style_of("StartCard")
+    SCOPE = "start"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("start")]
+
+    def __init__(self, start: Start, look: Look, choose_preset: Callable[[], None]) -> None:
+        super().__init__()
+        self.start = start
+        self.found = Found()
+        self._look, self._choose_preset = look, choose_preset
+        self._waits_to_start = False
+        self._is_text = False
+        self._typed = AnswerKeys()
+        self._box, self._block = Vertical(), TextBlock()
+        self._job: AnalysisJob | None = None
+        self._seen: SeenRows | None = None
+        self._hints: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """A single block of lines, with the facts known so far."""
+        self._block.show(self._content(min(_WIDTH, round(0.98 * self.app.size.width)) - _FRAME))
+        with self._box:
+            yield self._block
+
+    def on_mount(self) -> None:
+        """Start to find out the missing facts."""
+        self.set_interval(LOOK_SECONDS, self._look_again)
+        self._find()
+        self.call_after_refresh(self._typed.painted)
+
+    def on_unmount(self) -> None:
+        """End the analysis."""
+        self._end_job()
+
+    def on_resize(self) -> None:
+        """Cut the lines to the new width."""
+        self.call_after_refresh(self._show)
+
+    def on_key(self, event: events.Key) -> None:
+        """Accept enter right after the key that opened the card, but not at the end of a typed word."""
+        opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
+        if self._typed.is_read:
+            counts = (event.is_printable and event.key not in opener) or event.key == "enter"
+            if counts and not self._typed.is_answer(event.key in self.active_bindings, event.time):
+                event.stop()
+                event.prevent_default()
+            return
+        if event.is_printable and event.key not in opener:
+            self._is_text = True
+        if self._is_text and event.key != "escape":
+            event.stop()
+            event.prevent_default()
+
+    def show(self, start: Start) -> None:
+        """Show the run again after a change of its configuration."""
+        changed = start.config != self.start.config
+        self.start = start
+        if changed and self.is_mounted:
+            self._find()
+        self._show()
+        if self._waits_to_start and not start.is_choosing and not self.found.rows.refusal:
+            self.dismiss("start")
+
+    # Facts.
+
+    def _find(self) -> None:
+        """Look up all facts again; the old ones stay on the screen until then."""
+        self._end_job()
+        goes_on = self.start.continuation is not None
+        self._seen = seen = None if goes_on else self._look(self.start)
+        self.found = replace(self.found, rows=self._known_rows(seen), plan=None)
+        if seen is None and not goes_on:
+            self._analyze()
+        self._check_base()
+        self._work_out(seen.analysis if seen is not None else None)
+        self._show()
+
+    def _known_rows(self, seen: SeenRows | None) -> StartRows:
+        if seen is None:
+            return StartRows()
+        if seen.refusal:
+            return StartRows(refusal=seen.refusal)
+        if seen.analysis is not None:
+            return StartRows.analyzed(seen.analysis)
+        return StartRows.counted(seen.count, self.start.config, seen.progress)
+
+    def _look_again(self) -> None:
+        """Poll the app for the rows, until its analysis is over."""
+        before = self._seen
+        if before is None or before.is_over or (seen := self._look(self.start)) is None or seen == before:
+            return
+        self._seen = seen
+        self.found = replace(self.found, rows=self._known_rows(seen))
+        if seen.analysis is not None or seen.count != before.count:
+            self._work_out(seen.analysis)
+        self._show()
+
+    @work(exclusive=True, group="start-rows")
+    async def _analyze(self) -> None:
+        """Analyze the rows in a job of the card."""
+        start = self.start
+        self._job = job = await asyncio.to_thread(analysis_job, start.config)
+
+        def report(progress: JobProgress) -> None:
+            self.call_later(self._progressed, job, progress)
+
+        try:
+            analysis = await asyncio.to_thread(job.run, report)
+            rows = StartRows.analyzed(analysis)
+        except JobCancelledError:
+            return
+        except JobDiedError as error:
+            # A crash of the job says nothing about the rows.
+            rows = StartRows(progress=f"✗ {error}")
+        except UserError as error:
+            rows = StartRows(refusal=str(error))
+        if job is self._job:
+            self._know(rows=rows)
+            if rows.is_exact:
+                self._work_out(analysis)
+
+    def _progressed(self, job: AnalysisJob, progress: JobProgress) -> None:
+        if job is self._job and not self.found.rows.is_exact:
+            share = f" {progress.share:.0%}" if progress.share is not None else ""
+            known = self.found.rows
+            if progress.activity == "reading" and progress.total:
+                known = StartRows.counted(progress.total, self.start.config)
+            self._know(rows=replace(known, progress=f"{progress.activity}{share} …"))
+
+    def _end_job(self) -> None:
+        if self._job is not None:
+            self._job.close()
+            self._job = None
+
+    @work(exclusive=True, group="start-base")
+    async def _check_base(self) -> None:
+        """Check the files of the base model."""
+        config = self.start.config
+        flaw = await asyncio.to_thread(find_flaw, config)
+        if config == self.start.config:
+            self._know(flaw=flaw)
+
+    @work(exclusive=True, group="start-plan")
+    async def _work_out(self, analysis: Analysis | None) -> None:
+        """Work out memory, time and warnings."""
+        config, used = self.start.config, self.found.rows.used
+        worker = get_current_worker()
+        # First a rough bound, because measuring the model takes seconds.
+        for measures in (False, True):
+            with telling(is_wanted=lambda: not worker.is_cancelled):
+                plan = await asyncio.to_thread(_plan, self.start, analysis, used, measures)
+            if config == self.start.config:
+                self._know(plan=plan)
+            if not plan.is_rough:
+                break
+        # Warnings come last: they matter less than memory and time, and may wait for the driver.
+        with suppress(UserError):
+            warnings = await asyncio.to_thread(find_warnings, config, used)
+            if config == self.start.config:
+                self._know(warnings=warnings)
+
+    # Display.
+
+    def _know(self, **facts: Any) -> None:
+        """Show facts that have been found out."""
+        self.found = replace(self.found, **facts)
+        self._show()
+
+    def _show(self) -> None:
+        # The answer may arrive after the card has been left.
+        if not self.is_mounted or self._is_left:
+            return
+        shell, box = shell_of(self), self._box
+        if (width := box.content_size.width) > 0:
+            self._block.show(self._content(width))
+        if box.border_title != self.start.title:
+            box.border_title = Content(one_line(self.start.title, 60))
+        if (hints := list(hint_keys(self.start, self.found.rows))) != self._hints:
+            self._hints = hints
+            box.border_subtitle = Content(shell.keys.hints(hints))
+
+    def _content(self, width: int) -> Content:
+        shell = shell_of(self)
+        lines = card_lines(self.start, self.found, shell.keys, width, shell.clock())
+        if self._waits_to_start and not self.found.rows.refusal:
+            back = shell.keys["start.back"].display
+            lines[-1] = Content.styled(f"◌ starts as soon as the preset is chosen; {back} takes it back", "$near")
+        return Content("\n").join(lines)
+
+    # Actions.
+
+    def action_begin(self) -> None:
+        """Start the run once its configuration is complete. Without usable rows nothing starts; the card shows why."""
+        if self.found.rows.refusal:
+            return
+        if self.start.is_choosing:
+            self._waits_to_start = True
+            self._show()
+        else:
+            self.dismiss("start")
+
+    def action_back(self) -> None:
+        """Cancel a pending start, or leave the card."""
+        if self._waits_to_start:
+            self._waits_to_start = False
+            self._show()
+        else:
+            self.dismiss(None)
+
+    def action_presets(self) -> None:
+        """Choose another preset."""
+        if self.start.has_form:
+            self._choose_preset()
+
+    def action_go(self, where: Answer) -> None:
+        """Leave the card for the rows, the options, or the former configuration."""
+        if f"start.{where}" in self._hints:
+            self.dismiss(where)

@@ -19,7 +19,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
 from tui.panes.config.pane import ConfigPane
-from tui.screens.start.card import StartCard
+from tui.screens.start import StartCard
 
 
 async def edit(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
@@ -181,20 +181,21 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, started: lis
     assert len(started) == 1
 
 
-async def test_a_start_that_fails_ends_the_waiting(home: Path, started: list[object]) -> None:
+async def test_a_start_that_fails_ends_the_waiting_and_one_that_takes_long_can_be_left(
+    home: Path, started: list[object]
+) -> None:
     async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q")
         app.runs.action_failed("The sample could not be started", UserError("There is no room."))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
-        await press(pilot, "escape", "q", until=lambda: not app.is_running)
-
-
-async def test_a_start_that_takes_long_can_be_left(home: Path, started: list[object]) -> None:
-    async with running() as (app, pilot):
+        await pilot.press("escape")
         await ask_to_start(pilot, app)
-        await press(pilot, "q", "q", until=lambda: asks(app, "leave now"))
+        await pilot.press("q")
+        await pilot.pause()
+        assert not asks(app, "leave now")
+        await press(pilot, "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()
         await press(pilot, "l", until=lambda: not app.is_running)
 

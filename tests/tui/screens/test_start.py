@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from core.analysis.problems import Problem
@@ -12,10 +13,11 @@ from core.config.facts import Unkept
 from core.config.schema import Config
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.estimate import EarlyEnd, tell_early_end
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
-from tui.screens.start.summary import (
+from tui.screens.start import (
     LABEL_WIDTH,
     WARNING_LINES,
     Continuation,
@@ -112,7 +114,8 @@ def test_nothing_moves_as_facts_come_in() -> None:
     wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
     doubts, plan = StartRows(doubts=("one", "two")), StartPlan(advice="less", unmet=(wish,))
     warned = Found(doubts, plan, ("three", "four"))
-    counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned)}
+    refused = Found(StartRows(refusal="odd.csv has rows of no known format: " * 2), warnings=("another",))
+    counts = {len(card_lines(start(), found, KEYS, 76, NOW)) for found in (Found(), warned, refused)}
     assert len(counts) == 1
     shown = lines(start(), warned)[""].splitlines()
     assert shown == ["! 07:00 cannot be met. Set 08:45 or later.", "! less", "! 4 more warnings"]
@@ -213,7 +216,7 @@ def test_rows_worth_a_look_lead_to_them() -> None:
 
 
 def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
-    rest = Continuation("20261124-143600-faq", "stopped", 40, NOW - 60, 120, 43)
+    rest = Continuation(Run(Path("20261124-143600-faq")), "stopped", 40, NOW - 60, 120, 43)
     run = start(continuation=rest, values=None, has_form=False)
     shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_per_step=3.0)))
     assert shown["run"] == "20261124-143600-faq · stopped"
@@ -240,14 +243,3 @@ def test_hostile_names_stay_in_their_line(width: int) -> None:
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain
         assert line.cell_length <= max(width, 30)
-
-
-def test_rows_that_no_run_can_read_start_nothing_and_the_card_says_why() -> None:
-    rows = StartRows(refusal="odd.csv has rows of no known format: its columns are Frage, Antwort. C says which one.")
-    shown = card_lines(start(), Found(rows, warnings=("another",)), KEYS, 60, NOW)
-    text = " ".join(line.plain for line in shown)
-    assert "Nothing starts: odd.csv has rows of no known format" in text
-    assert "C says which one." in text
-    assert len(shown) == len(card_lines(start(), Found(), KEYS, 60, NOW))
-    assert "start.start" not in hint_keys(start(), rows)
-    assert "start.rows" in hint_keys(start(), rows)

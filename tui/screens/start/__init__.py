@@ -1,1 +1,0 @@
-"""Start card: a summary of a run before it starts."""
