@@ -97,8 +97,8 @@ def test_ballast_comes_in_pieces_until_so_much_is_left() -> None:
 # Profiles.
 
 
-@cases(("kernel", "name"), TABLES["kernels_are_told_apart_by_their_names"])
-def test_kernels_are_told_apart_by_their_names(kernel: str, name: str) -> None:
+@cases(("kernel", "name"), TABLES["kernels_are_distinguished_by_their_names"])
+def test_kernels_are_distinguished_by_their_names(kernel: str, name: str) -> None:
     assert classify(kernel) == name
 
 

@@ -140,7 +140,7 @@ def test_a_file_is_replaced_whole_and_a_link_of_its_name_with_it(root: Path, min
     assert [path.name for path in (root / "a").iterdir()] == ["file"]
 
 
-def test_what_is_missing_is_said_with_its_path(root: Path) -> None:
+def test_what_is_missing_is_reported_with_its_path(root: Path) -> None:
     for name in ("none", "none/file"):
         with pytest.raises(FileNotFoundError) as caught:
             open_beneath(root, name, os.O_RDONLY)

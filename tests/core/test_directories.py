@@ -61,7 +61,7 @@ def test_a_link_in_the_way_is_removed_and_what_it_leads_to_stays(tmp_path: Path,
     assert [path.name for path in directory.iterdir()] == ["adapter"]
 
 
-def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
+def test_a_disk_without_room_is_reported_with_what_needs_it(tmp_path: Path) -> None:
     require_space(tmp_path, 1, "a checkpoint")
     with pytest.raises(UserError, match=r"has .* free, and a checkpoint needs") as caught:
         require_space(tmp_path, 10**15, "a checkpoint", "Lower checkpoint.keep.")
@@ -82,7 +82,7 @@ def test_a_disk_without_room_is_said_with_what_needs_it(tmp_path: Path) -> None:
         ("", OSError(errno.ENOENT, ""), "{place} cannot be written: a file that it needs is not there."),
     ],
 )
-def test_a_failed_write_is_said_with_its_reason(tmp_path: Path, name: str, error: OSError, said: str) -> None:
+def test_a_failed_write_is_reported_with_its_reason(tmp_path: Path, name: str, error: OSError, said: str) -> None:
     place = tmp_path / name
     assert said.format(place=place) in str(disk_error(place, error))
 

@@ -18,7 +18,7 @@ FILES = {name: (text.encode("latin-1"), kind) for name, (text, kind) in TABLES["
 
 
 @cases(("name", "content", "kind"), [(name, *rest) for name, rest in FILES.items()])
-def test_files_are_told_by_name_or_content(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+def test_files_are_recognized_by_name_or_content(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert path_kind(tmp_path / name) == kind
 

@@ -157,7 +157,7 @@ def wait_until_pending(run: Run, *names: str) -> None:
     wait_for(lambda: sorted(run.state().pending) == sorted(names), e2e.PATIENCE, f"{names or 'nothing'} to be pending")
 
 
-def test_what_is_asked_in_the_middle_of_a_step_is_told_at_once_and_can_be_taken_back(workers: Workers) -> None:
+def test_what_is_asked_in_the_middle_of_a_step_is_reported_at_once_and_can_be_taken_back(workers: Workers) -> None:
     release = workers.directory / "release"
     waiting = {FAULT_VARIABLE: "wait_within:1,2,3", RELEASE_VARIABLE: str(release)}
     rows = {"max_steps": 3, "batch_size": 4, "micro_batch_size": 1}

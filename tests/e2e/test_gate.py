@@ -26,7 +26,7 @@ SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": PROBED}
 
 
 @pytest.mark.long
-def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
+def test_the_probe_is_reported_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
     told = workers.finished("probed", **SHORT)
     silent = workers.finished("unprobed", **SHORT | {"eval": SHORT["eval"] | {"probe": False}})
     assert adapter_bytes(told) == adapter_bytes(silent), "bit for bit"

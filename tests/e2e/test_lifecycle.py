@@ -55,7 +55,7 @@ def test_a_first_step_as_large_as_any_is_the_rehearsal(workers: Workers) -> None
     assert [event.step for event in steps(run)] == [1, 2, 3]
 
 
-def test_every_step_is_told_once_with_sound_numbers(reference: Run) -> None:
+def test_every_step_is_reported_once_with_sound_numbers(reference: Run) -> None:
     told = steps(reference)
     assert [event.step for event in told] == list(range(1, STEPS + 1))
     for event in told:
@@ -75,7 +75,7 @@ def test_every_step_is_told_once_with_sound_numbers(reference: Run) -> None:
     assert rates[-1] < 0.01 * max(rates)
 
 
-def test_data_evaluations_checkpoints_samples_and_memory_are_told(reference: Run) -> None:
+def test_data_evaluations_checkpoints_samples_and_memory_are_reported(reference: Run) -> None:
     (data,) = only(DataEvent, reference)
     assert (data.rows, data.used, data.dropped) == (40, 40, {})
     assert 0 < data.supervised_tokens < data.tokens
@@ -100,7 +100,7 @@ def test_data_evaluations_checkpoints_samples_and_memory_are_told(reference: Run
     assert any(event.devices for event in only(HardwareEvent, reference))
 
 
-def test_the_end_is_told_last_and_written_to_the_state(reference: Run) -> None:
+def test_the_end_is_reported_last_and_written_to_the_state(reference: Run) -> None:
     told = events(reference)
     assert [event.t for event in told] == sorted(event.t for event in told)
     end = ending(reference)

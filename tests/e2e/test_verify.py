@@ -164,7 +164,7 @@ def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
 
 
 @pytest.mark.long
-def test_weights_that_are_said_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
+def test_weights_that_are_reported_to_be_of_another_version_are_not_verified(honest: tuple[Workers, Run]) -> None:
     workers, original = honest
     run = workers.copy(original, "excused")
     flip(run.path / OF_4)

@@ -60,7 +60,7 @@ def test_in_4_bits_all_is_quantized_but_what_chooses(trained: Trained, tried: Tr
     tried("4 bit", f"yes, not {' and '.join(kept)}" if kept else "yes")
 
 
-def test_weights_are_those_of_the_plan_to_the_byte(trained: Trained, tried: Tried) -> None:
+def test_weights_match_the_plan_to_the_byte(trained: Trained, tried: Tried) -> None:
     architecture = load_architecture(trained.base)
     for method in ("lora", "qlora"):
         found = trained.call(looks.weights, method, "bf16")

@@ -46,7 +46,7 @@ def test_a_row_is_on_the_page(row: Row) -> None:
     assert found[0].startswith(cells), "write it anew: python -m tests.faults.table"
 
 
-def test_the_table_tells_what_ran(tmp_path: Path) -> None:
+def test_the_table_shows_what_ran(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
         "<testsuites><testsuite>"

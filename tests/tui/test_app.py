@@ -164,7 +164,7 @@ async def test_a_live_run_stays_in_sight(home: Path) -> None:
         await wait_for(pilot, lambda: shown(app) == set(TILED))
 
 
-async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_panes_out_of_sight_are_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, bool] = {}
 
     def record(_: LocaltuneApp, name: str, *, shown: bool) -> None:

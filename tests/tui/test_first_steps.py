@@ -88,7 +88,7 @@ async def test_r_without_data_names_the_keys_and_then_the_file_that_is_open(dire
         await press(pilot, "r", until=lambda: is_told("t uses faq.csv for training, and r starts then."))
 
 
-async def test_an_earlier_run_is_named_and_its_end_is_told(directory: Path, home: Path) -> None:
+async def test_an_earlier_run_is_named_and_its_end_is_reported(directory: Path, home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     async with running(size=(100, 30), until=has_run) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "data") is not None)

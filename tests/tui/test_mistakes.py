@@ -119,7 +119,7 @@ def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
     assert "broken_app.py" in text
 
 
-def test_where_the_home_cannot_be_written_the_mistake_is_told_all_the_same(
+def test_where_the_home_cannot_be_written_the_mistake_is_reported_all_the_same(
     environment: dict[str, str], home: Path
 ) -> None:
     (home / "crashes").write_text("a file where a directory belongs")

@@ -95,7 +95,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
         script.hardware(GPU, replace(GPU, index=1, temperature_c=64.0))
 
 
-def test_the_name_that_configuration_and_run_share_is_said_once(home: Path) -> None:
+def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     name = slug_of(script.run.id)
     document = ConfigDocument()
@@ -108,7 +108,7 @@ def test_the_name_that_configuration_and_run_share_is_said_once(home: Path) -> N
         assert "64/120" in line
 
 
-def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path) -> None:
+def test_a_run_of_another_configuration_is_reported_behind_a_line(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     script.write_state(state="finished")
     view = view_of(script)
@@ -289,7 +289,7 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
     assert "82 °C near limit  41.7/48 GB at limit" in narrow
 
 
-def test_the_line_of_processes_tells_where_each_is_also_where_it_is_narrow() -> None:
+def test_the_line_of_processes_shows_where_each_is_also_where_it_is_narrow() -> None:
     hosts = ["tower", "tower", "a-long-name.example.org", "a-long-name.example.org"]
     found = [Rank(rank=rank, host=host, device=f"cuda:{rank % 2}", heard=99.0) for rank, host in enumerate(hosts)]
     whole = "4 processes  tower 0 cuda:0, 1 cuda:1 · a-long-name.example.org 2 cuda:0, 3 cuda:1"

@@ -95,7 +95,7 @@ def test_where_all_rows_are_almost_the_same_copies_alone_are_kept_together() -> 
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_the_analysis_tells_what_crosses(tmp_path: Path, alike: bool) -> None:
+def test_the_analysis_shows_what_crosses(tmp_path: Path, alike: bool) -> None:
     texts = [f"{prose(1, 300)} {number}" if alike else changed(prose(number // 2), number) for number in range(100)]
     # Unusable rows must not take part: the run does not see them.
     rows = [{"prompt": text, "completion": "" if number == 0 else "yes"} for number, text in enumerate(texts)]

@@ -31,7 +31,7 @@ def test_what_is_within_the_shares_goes_on() -> None:
     assert notices == []
 
 
-def test_a_small_leak_is_told() -> None:
+def test_a_small_leak_is_reported() -> None:
     notices = Notices()
     held_out = [chat(f"question {number}") for number in range(20)]
     Preflight((), notices).check_leak([chat("Question  3"), chat("else")], held_out)

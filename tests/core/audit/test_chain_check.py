@@ -237,7 +237,7 @@ def test_a_link_that_was_changed_is_named_and_those_before_it_count(run: Run) ->
     )
 
 
-def test_what_a_killed_run_has_not_sealed_is_said_and_is_no_difference(run: Run) -> None:
+def test_what_a_killed_run_has_not_sealed_is_reported_and_is_no_difference(run: Run) -> None:
     RunState(state="died", step=6).write(run.state_path)
     shutil.rmtree(run.adapter_path)
     cut(run, 2)
@@ -272,7 +272,7 @@ def with_head(run: Run, kept: str) -> ChainResult:
     return compare_head(check_chain(run, sealed), sealed, kept)
 
 
-def test_a_head_that_was_written_down_tells_a_chain_that_was_made_anew(run: Run) -> None:
+def test_a_head_that_was_written_down_shows_a_chain_that_was_made_anew(run: Run) -> None:
     heads = [link.link for link in read_sealed(run).links]
     found = with_head(run, heads[-1])
     assert (found.differences, found.notes[0]) == ((), "The head is the one that was written down.")

@@ -50,7 +50,9 @@ def edit_all(lines: list[bytes]) -> None:
     lines[:] = [line.replace(b'"loss": 1.0', b'"loss": 0.5') for line in lines]
 
 
-def test_a_record_is_read_once_for_what_is_told_of_many_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_read_once_for_what_is_reported_of_many_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = Mock(wraps=open_regular)
     monkeypatch.setattr("core.audit.event_check.open_regular", opened)
     found = changed(tmp_path, 400, edit_all)
@@ -86,7 +88,7 @@ def test_a_change_of_thousands_of_lines_is_one_range(tmp_path: Path, change: Cha
     assert changed(tmp_path, 5500, change) == [sentence]
 
 
-def test_a_removed_line_is_told_by_its_number(tmp_path: Path) -> None:
+def test_a_removed_line_is_reported_by_its_number(tmp_path: Path) -> None:
     for number in (1, 22, 23, 111):
         found = changed(tmp_path, 120, lambda lines, number=number: lines.pop(number - 1))  # type: ignore[misc]
         assert found == [

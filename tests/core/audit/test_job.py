@@ -32,7 +32,9 @@ def test_a_live_run_is_refused(tmp_path: Path) -> None:
         (65, "cpu", "The run was computed by 65 processes, and 64 at most are started to execute it again"),
     ],
 )
-def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int, device: str, sentence: str) -> None:
+def test_processes_that_are_not_started_here_are_reported(
+    tmp_path: Path, count: int, device: str, sentence: str
+) -> None:
     gone = {"base": str(tmp_path / "gone")}  # the default is the starter model, which would be prepared
     run = create_run(Config.model_validate({"model": gone, "data": {"train": "x"}}), "many")
     RunState(state="finished", pid=1).write(run.state_path)

@@ -129,7 +129,7 @@ def test_a_record_has_the_spans_that_led_to_its_last_step(case: dict[str, Any]) 
     assert [span_from(span_to(span)) for span in found] == found
 
 
-def test_what_went_another_way_for_want_of_memory_or_room_is_told() -> None:
+def test_what_went_another_way_for_want_of_memory_or_room_is_reported() -> None:
     first, second, third = record("start 1 skipped 2 @2 3 4 @4 5 failed 6 @6")
     assert first.obstacle == "an evaluation was left out for want of memory"
     assert second.obstacle == ""

@@ -51,7 +51,7 @@ def test_the_judged_checkpoint_answers_in_the_place_of_a_refused_result() -> Non
     assert find_candidates(run)[0].about == "checkpoint that is gone (result refused by eval.gate)"
 
 
-def test_a_result_is_told_with_the_loss_of_its_own_step() -> None:
+def test_a_result_is_reported_with_the_loss_of_its_own_step() -> None:
     run, other = make_run("finished"), make_run("finished")
     add_adapter(other.adapter_path)
     evaluated(other, s20=0.5, s40=0.75)

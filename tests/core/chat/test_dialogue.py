@@ -84,7 +84,7 @@ def test_a_question_asked_again_keeps_what_was_there() -> None:
     assert [each.question for each in dialogue.exchanges] == ["one", "two, in other words"]
 
 
-def test_a_model_is_told_what_it_wrote_and_not_what_is_shown() -> None:
+def test_a_model_gets_what_it_wrote_and_not_what_is_shown() -> None:
     dialogue = Dialogue()
     exchange = answered(dialogue, "one", "a\ufffd")
     exchange.replies[0].raw = "a\x1b"

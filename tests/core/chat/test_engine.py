@@ -175,7 +175,7 @@ def test_logs_are_private_and_few(make_engine: MakeEngine) -> None:
     assert logs[-1].stat().st_mode & 0o777 == 0o600
 
 
-def test_a_program_that_cannot_be_started_is_said() -> None:
+def test_a_program_that_cannot_be_started_is_reported() -> None:
     with pytest.raises(UserError, match="cannot be started"):
         ChatEngine(["/nonexistent/program"]).start()
 

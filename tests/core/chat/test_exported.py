@@ -201,7 +201,7 @@ def test_answers_with_escapes_are_harmless(tmp_path: Path, tiny_model_dir: Path)
     assert not any("\x1b" in piece.text for piece in (*pieces, answer))
 
 
-def test_another_template_than_that_of_the_training_is_told(
+def test_another_template_than_that_of_the_training_is_reported(
     tmp_path: Path, tiny_model_dir: Path, gguf_file: Path
 ) -> None:
     run = make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))

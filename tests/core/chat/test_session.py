@@ -116,7 +116,7 @@ def test_a_run_with_nothing_to_talk_to_says_so(manifest: str) -> None:
     assert caught.value.hint == f"To have one, start it again with 'localtune-tui train {run.config_path}'."
 
 
-def test_targets_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = finished_run()
     for name in (run.id, "latest", "tickets", str(run.path)):
         assert spec_of(name).adapter == str(run.adapter_path)

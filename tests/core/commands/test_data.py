@@ -111,7 +111,7 @@ def test_the_histogram_leaves_out_what_is_empty(call: Call, tiny_model_dir: Path
     assert lines[bars[0] + 1 : bars[1]] == ["..."]
 
 
-def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(call: Call, tmp_path: Path) -> None:
+def test_a_template_without_a_tokenizer_is_reported_to_be_of_no_use(call: Call, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{{ messages }}")
     call.refused("--model", "data", TICKETS, "--template", str(template), "--json")
@@ -135,7 +135,7 @@ def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_the
     assert [(problem["rows"], problem["lines"]) for problem in told["problems"]] == [([2, 4], [None, None])]
 
 
-def test_pictures_and_columns_that_are_not_read_are_told(call: Call, tmp_path: Path) -> None:
+def test_pictures_and_columns_that_are_not_read_are_reported(call: Call, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text(
         "question,answer,image,topic\nWhat is this?,A cat.,cat.png,pets\nWhere is Ulm?,In Germany.,,places\n"

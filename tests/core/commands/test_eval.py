@@ -11,8 +11,8 @@ from .conftest import CommandLine
 TABLES = tables(__file__)
 
 
-@cases(("words", "said"), TABLES["wrong_usage_is_said"])
-def test_wrong_usage_is_said(cli: CommandLine, words: list[str], said: str) -> None:
+@cases(("words", "said"), TABLES["wrong_usage_is_reported"])
+def test_wrong_usage_is_reported(cli: CommandLine, words: list[str], said: str) -> None:
     cli.refused(said, "eval", *words, code=2)
 
 

@@ -27,14 +27,14 @@ def run(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Run:
     return made
 
 
-def test_an_export_is_told_with_its_files_and_its_agreement(cli: CommandLine, run: Run) -> None:
+def test_an_export_is_reported_with_its_files_and_its_agreement(cli: CommandLine, run: Run) -> None:
     result = cli.ok("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
     assert f"{run.id} to {paths.exports_dir()}/{run.id}-gguf-q4_k_m" in result.err
     for words in ("tickets-Q4_K_M.gguf, 105 MB", "mean divergence", "0.0123 nats", "19 of 20", "verified"):
         assert words in result.out, result.out
 
 
-def test_a_file_that_nothing_here_can_read_is_told_before(
+def test_a_file_that_nothing_here_can_read_is_reported_before(
     cli: CommandLine, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.export.llama_cpp.has_library", lambda: False)

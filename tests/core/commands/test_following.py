@@ -26,7 +26,7 @@ from tests.core.runs.test_eta import steady
 from .conftest import a_step
 
 
-def test_rewards_are_told_where_there_are_any() -> None:
+def test_rewards_are_reported_where_there_are_any() -> None:
     plain_step = step_words(a_step(3), 10)
     assert "margin" not in plain_step
     assert "acc" not in plain_step
@@ -40,7 +40,7 @@ def test_rewards_are_told_where_there_are_any() -> None:
     assert evaluation(compared) == "eval loss 0.500, reward accuracy 0.88, margin 0.250 (8 rows)"
 
 
-def test_an_answer_is_told_with_what_became_of_it() -> None:
+def test_an_answer_is_reported_with_what_became_of_it() -> None:
     def words(**marks: Any) -> str:
         return sample_words(SampleEvent(step=3, prompt="Is it?\nReally?", text=" yes ", source="step-3", **marks))
 
@@ -51,7 +51,9 @@ def test_an_answer_is_told_with_what_became_of_it() -> None:
 
 
 @cases(("phase", "progress", "words"), tables(__file__)["phases"])
-def test_a_phase_is_told_with_the_part_that_it_is_at_once(phase: list[Any], progress: list[Any], words: str) -> None:
+def test_a_phase_is_reported_with_the_part_that_it_is_at_once(
+    phase: list[Any], progress: list[Any], words: str
+) -> None:
     assert phase_words(RunPhase(*phase), StepProgress(*progress) if progress else None, 12.0) == words
 
 
@@ -103,7 +105,7 @@ def test_watch_says_once_what_waits(followed: Followed, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.count("stopping after this step (≤ 1") == 1
 
 
-def test_watch_tells_programs_what_waits_and_how_far_it_is(
+def test_watch_shows_programs_what_waits_and_how_far_it_is(
     followed: Followed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     view = JsonLines()
@@ -119,7 +121,7 @@ def test_watch_tells_programs_what_waits_and_how_far_it_is(
     ]
 
 
-def test_runs_tells_both(followed: Followed) -> None:
+def test_runs_shows_both(followed: Followed) -> None:
     (row,) = RunCatalog().rows()
     assert state_words(row) == "training (micro-batch 3/8)"
     ask(followed, "pause")

@@ -57,13 +57,13 @@ def test_a_directory_with_nothing_but_a_configuration_is_planned(cli: CommandLin
     assert any("2048 tokens" in note for note in plan["notes"])
 
 
-def test_a_model_that_is_too_damaged_to_plan_for_is_said_once(cli: CommandLine, base: Path) -> None:
+def test_a_model_that_is_too_damaged_to_plan_for_is_reported_once(cli: CommandLine, base: Path) -> None:
     (base / "config.json").write_text("{")
     result = cli.refused("is damaged", "plan", "--model", str(base), "--gpu-memory", "24GB")
     assert result.err.count("is damaged: it is not JSON") == 1
 
 
-def test_what_a_run_would_refuse_about_the_model_is_said(cli: CommandLine, base: Path) -> None:
+def test_what_a_run_would_refuse_about_the_model_is_reported(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
     assert "would be refused" not in cli("plan", config, "--gpu-memory", "24GB").err
     (base / "pytorch_model.bin").write_bytes(b"")
@@ -88,7 +88,7 @@ def test_a_model_that_asks_for_foreign_code_is_refused_before_it_is_measured(
         cli.refused("brings Python code of its own", "plan", *args, "--gpu-memory", "24GB")
 
 
-def test_what_the_rules_find_is_told_as_train_tells_it(cli: CommandLine, base: Path) -> None:
+def test_what_the_rules_find_is_reported_as_train_shows_it(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base, learning_rate=0.2, micro_batch_size=2)
     result = cli.ok("plan", config, "--gpu-memory", "24GB", "--json")
     (remark,) = [one for one in result.json["remarks"] if "train.learning_rate" in one["options"]]
@@ -107,7 +107,7 @@ def test_rules_that_a_run_would_be_refused_by_do_not_keep_a_plan_from_being_made
     assert "warning: A run would be refused: " in result.err
 
 
-def test_what_does_not_fit_is_said_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
+def test_what_does_not_fit_is_reported_with_what_would_and_exits_with_0(cli: CommandLine, base: Path) -> None:
     config = config_file(cli, base)
     tight = cli("plan", config, "--gpu-memory", "7.9GB", "--json").json
     assert (tight["fits"], tight["activation_offload"], tight["host_free_bytes"]) == (True, True, None)
@@ -176,7 +176,7 @@ def test_cards_of_a_configuration_are_planned_as_it_shares_them(cli: CommandLine
     cli.refused(line.format(2, "10.0.0.1"), *words, *hosts)
 
 
-def test_rows_are_measured_where_there_is_a_tokenizer_and_unused_ones_are_told(
+def test_rows_are_measured_where_there_is_a_tokenizer_and_unused_ones_are_reported(
     cli: CommandLine, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.undo()  # the helper process needs the real interpreter
@@ -197,7 +197,7 @@ def test_rows_are_measured_where_there_is_a_tokenizer_and_unused_ones_are_told(
     assert "1 row is not used (wrong_keys)" in result.err
 
 
-def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
+def test_without_an_earlier_run_the_plan_shows_how_long_it_takes(cli: CommandLine, base: Path) -> None:
     path = config_file(cli, base, max_steps=30)
     estimate = cli("plan", path, "--gpu-memory", "24GB", "--json").json["estimate"]
     assert estimate.pop("seconds") > 30
@@ -212,7 +212,7 @@ def test_without_an_earlier_run_the_plan_tells_how_long_it_takes(cli: CommandLin
     assert "device       a GPU that is not here, 24.0 GB free" in out
 
 
-def test_an_earlier_run_tells_how_long_it_takes(cli: CommandLine, base: Path) -> None:
+def test_an_earlier_run_shows_how_long_it_takes(cli: CommandLine, base: Path) -> None:
     path = config_file(cli, base, max_steps=30)
     run = record_run(Path(path), seconds=4.0)
     estimate = cli("plan", path, "--json").json["estimate"]
@@ -314,7 +314,9 @@ def test_lines_are_wrapped_beside_what_leads_them(
     assert " ".join(" ".join(lines[:4]).split()).startswith(whole[0]), "piped output has whole lines"
 
 
-def test_what_a_run_s_device_cannot_keep_is_told(cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_s_device_cannot_keep_is_reported(
+    cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu = Device(index=0, kind="cpu", name="Some CPU")
     monkeypatch.setattr("core.governor.check.read_device", lambda *_: cpu)
     path = config_file(cli, base)

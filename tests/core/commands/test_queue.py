@@ -152,7 +152,7 @@ def test_the_first_runs_of_a_model_are_estimated_by_the_plan(
 
 
 @cases(("found", "said"), TABLES["what_runs_take"])
-def test_what_runs_take_is_told_with_its_basis(found: list[list[Any] | str], said: str) -> None:
+def test_what_runs_take_is_reported_with_its_basis(found: list[list[Any] | str], said: str) -> None:
     """Estimates are watt-hours, run, basis, and true where a limit ends the run early; a text is no estimate."""
     estimates: list[Estimate | NoEstimate] = []
     for row in found:
@@ -222,7 +222,7 @@ def test_the_unit_is_shown_and_written_only_after_a_yes(cli: CommandLine, config
     assert str(unit_path()).startswith(str(config.parent))
 
 
-def test_a_test_notice_is_sent_and_its_failure_told(cli: CommandLine, config: Path) -> None:
+def test_a_test_notice_is_sent_and_its_failure_reported(cli: CommandLine, config: Path) -> None:
     assert "Nothing is sent" in cli("notify").out
     directory = config.parent / "settings" / "localtune"
     directory.mkdir(parents=True)

@@ -113,7 +113,9 @@ def test_one_live_run_among_them_keeps_all(cli: CommandLine) -> None:
     assert len(list_runs()) == 2
 
 
-def test_what_cannot_be_deleted_is_said_and_the_others_go(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_deleted_is_reported_and_the_others_go(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = ended(cli, "first"), ended(cli, "second")
     rename = os.rename
 

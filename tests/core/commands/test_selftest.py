@@ -65,7 +65,7 @@ def test_a_place_for_the_report_that_cannot_be_is_refused_at_once(
 
 
 @cases("words", [[], ["--json"]])
-def test_what_was_found_is_told_where_the_report_cannot_be_written(call: Call, words: list[str]) -> None:
+def test_what_was_found_is_reported_where_the_report_cannot_be_written(call: Call, words: list[str]) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir(exist_ok=True)
     told = call("selftest", *words)
     assert (told.code, "cannot be written" in told.err) == (1, True)

@@ -46,7 +46,7 @@ def test_a_run_is_sent_to_its_trackers_and_then_has_everything(cli: CommandLine,
     assert sent(desk) == [1, 2, 3, 4]
 
 
-def test_a_failure_is_said_and_the_next_attempt_sends_it(
+def test_a_failure_is_reported_and_the_next_attempt_sends_it(
     cli: CommandLine, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE", "raise@log2")

@@ -198,7 +198,7 @@ def test_the_live_line_is_taken_away_on_a_terminal(cli: CommandLine) -> None:
     assert b"\x1b]52" not in seen
 
 
-def test_what_most_likely_was_not_meant_is_told_and_trained(cli: CommandLine) -> None:
+def test_what_most_likely_was_not_meant_is_reported_and_trained(cli: CommandLine) -> None:
     cli.script(steps=1)
     path = cli.config()
     path.write_text(path.read_text() + "[method]\nrank = 512\n")

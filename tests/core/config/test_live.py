@@ -26,8 +26,8 @@ def test_changes_are_read_as_typed_or_as_they_are() -> None:
     assert CONFIG.checkpoint.every_steps is None
 
 
-@cases(("asked", "sentence"), TABLES["what_cannot_be_changed_or_meant_is_said"])
-def test_what_cannot_be_changed_or_meant_is_said(asked: dict[str, Any], sentence: str) -> None:
+@cases(("asked", "sentence"), TABLES["what_cannot_be_changed_or_meant_is_reported"])
+def test_what_cannot_be_changed_or_meant_is_reported(asked: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as error:
         read_changes(CONFIG, asked)
     assert error.value.message.startswith(sentence)
@@ -37,7 +37,7 @@ BEFORE = {"train": {"learning_rate": 1e-5, "seed": 7}, "data": {"train": "a.json
 NOW = {"train": {"learning_rate": 1e-4, "max_steps": 9}, "data": {"train": "a.jsonl"}, "later": {"option": [1, "a"]}}
 
 
-def test_each_option_is_told_from_what_to_what() -> None:
+def test_each_option_is_reported_with_old_and_new_value() -> None:
     found = list(changed_options(BEFORE, NOW))
     assert [str(option) for option in found] == [
         'data.eval was "b.jsonl" and is no longer set',

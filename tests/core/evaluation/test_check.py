@@ -60,7 +60,7 @@ def test_the_last_line_or_the_exit_code_is_the_score(tmp_path: Path, code: str, 
         ("print('nan')", "prints nan"),
     ],
 )
-def test_a_check_that_does_not_work_is_said(tmp_path: Path, code: str, said: str) -> None:
+def test_a_check_that_does_not_work_is_reported(tmp_path: Path, code: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         program(tmp_path, code).score(FACTS)
     assert said in refused.value.message

@@ -152,7 +152,7 @@ def test_a_kill_loses_nothing_that_was_written() -> None:
     assert [path.name for path in again.folder.iterdir()] == [kept.name], "nothing half-written is left"
 
 
-def test_a_full_disk_is_said_and_what_was_written_stays() -> None:
+def test_a_full_disk_is_reported_and_what_was_written_stays() -> None:
     begun = Evaluation(prompts(), targets(ScriptedSession(answer)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -127,7 +127,7 @@ def test_a_failure_is_a_sentence(
     assert "\n" not in refused.value.message
 
 
-def test_without_it_the_way_to_have_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_it_the_way_to_have_it_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     run = Run(tmp_path / "run")
     run.path.mkdir()
@@ -161,7 +161,7 @@ def test_what_is_no_directory_of_a_model_is_refused(tmp_path: Path) -> None:
 
 
 @cases("text", ["", "[]", "{}", '{"results": 3}', '{"results": {"a": {"acc,none": "x"}}}'])
-def test_results_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> None:
+def test_results_that_cannot_be_read_are_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "results_1.json").write_text(text)
     with pytest.raises(UserError):
         read_results(tmp_path)

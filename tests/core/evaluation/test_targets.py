@@ -34,7 +34,7 @@ def run(base: Path) -> Run:
     return made
 
 
-def test_a_run_its_steps_and_its_base_are_told_apart(run: Run) -> None:
+def test_a_run_its_steps_and_its_base_are_distinguished(run: Run) -> None:
     found = resolve_targets([run.id, "tickets@20"], ["base"])
     assert [target.name for target in found] == [run.id, f"{run.id}@20", "base"]
     assert [target.source for target in found] == ["tuned", "tuned", "base"]

@@ -47,7 +47,7 @@ def test_each_option_without_its_meter_is_named() -> None:
         None,
     ],
 )
-def test_what_is_told_or_not_known_is_no_refusal(device: Device | None) -> None:
+def test_what_is_reported_or_not_known_is_no_refusal(device: Device | None) -> None:
     assert not list(unkept(EVERY, device, NOON))
 
 

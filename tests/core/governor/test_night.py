@@ -136,7 +136,7 @@ def test_a_disturbance_is_planned_around() -> None:
     assert {promise.promised_finish for promise in run.told} == {run.told[0].finish}, "the promise stays as it was"
 
 
-def test_heat_that_takes_the_time_is_told_early() -> None:
+def test_heat_that_takes_the_time_is_reported_early() -> None:
     run = Overnight(Limits(deadline=parse_time("07:00")), steps=4000)
     run.run(200)
     assert run.told[-1].nearest_deadline is None
@@ -153,7 +153,7 @@ def test_heat_that_takes_the_time_is_told_early() -> None:
     assert last.finish == pytest.approx(run.now + left, rel=0.02)
 
 
-def test_energy_that_will_not_do_is_told_with_the_least_that_will() -> None:
+def test_energy_that_will_not_do_is_reported_with_the_least_that_will() -> None:
     run = Overnight(Limits(deadline=parse_time("07:00"), energy_kwh=0.5), steps=3000)
     run.run(100)
     (given_up,) = [promise for promise in run.told if promise.cause == "given_up"]

@@ -27,7 +27,7 @@ def always(**wishes: Any) -> Wishes:
     return Wishes([Span(0.0, math.inf, is_quiet=False)], **wishes)
 
 
-def test_what_cannot_be_is_told_with_the_nearest() -> None:
+def test_what_cannot_be_is_reported_with_the_nearest() -> None:
     late = plan(curve(), 1000 * HOUR, always(deadline=0.5 * HOUR))
     assert late.misses_deadline
     assert late.finish == pytest.approx(HOUR), "the soonest"

@@ -52,7 +52,7 @@ def test_nothing_is_done_where_nothing_is_asked_for() -> None:
     assert governed.told == []
 
 
-def test_slowing_is_told_with_its_cause_and_seldom() -> None:
+def test_slowing_is_reported_with_its_cause_and_seldom() -> None:
     governed = Governed(Limits(temperature_c=75.0), CardModel(resistance=0.2))
     governed.run(900)
     assert set(governed.actions) == {("slow", "temperature")}

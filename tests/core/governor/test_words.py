@@ -25,7 +25,7 @@ def test_actions_in_words(action: tuple[str, str, float | None, float | None, fl
     assert describe(*action) == said
 
 
-def test_an_end_that_is_told_does_not_lie_before_the_true_one() -> None:
+def test_an_end_that_is_reported_does_not_lie_before_the_true_one() -> None:
     seven = time.mktime((2026, 11, 27, 7, 0, 0, 0, 0, -1))
     late = Promise(
         cause="measured", finish=seven + 20, energy_kwh=None, promised_finish=seven, promised_energy_kwh=None,

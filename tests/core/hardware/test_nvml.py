@@ -60,7 +60,7 @@ def test_a_broken_driver_is_explained(ask_driver: Ask, mode: str, reason: str, h
     assert found[2] is False
 
 
-def test_no_driver_is_told_from_a_broken_one(ask_driver: Ask) -> None:
+def test_no_driver_is_distinguished_from_a_broken_one(ask_driver: Ask) -> None:
     program = FAILURE.replace(
         "Nvml()\n", "import ctypes, pynvml; pynvml.CDLL = lambda _: ctypes.CDLL('no.so'); Nvml()\n"
     )

@@ -58,7 +58,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
         (Sight(failure="The driver has not answered.", nodes=True), None, {}, "", "not answered", "nvidia-smi"),
     ],
 )  # fmt: skip
-def test_cause_and_remedy_are_told(
+def test_cause_and_remedy_are_reported(
     sight: Sight, build: Build | None, variables: dict[str, str], error: str, cause: str, remedy: str
 ) -> None:
     found = there(find_obstacle(sight, build, environment=variables, torch_error=error))
@@ -181,7 +181,7 @@ def test_torch_is_asked_once_about_a_card_that_it_uses(fresh: Any) -> None:
     assert ask.mock_calls == [call(UUIDS[0]), call(UUIDS[1]), call(UUIDS[0])]
 
 
-def test_a_failure_of_torch_is_told_and_not_written_down(fresh: Any, tmp_path: Path) -> None:
+def test_a_failure_of_torch_is_reported_and_not_written_down(fresh: Any, tmp_path: Path) -> None:
     ask = Mock(return_value="CUDA unknown error")
     found = [torch_check.obstacle_here(None, ask) for _ in range(2)]
     assert all("CUDA unknown error" in str(error) for error in found)
@@ -248,7 +248,7 @@ def test_too_few_cards_are_a_sentence(sight: Sight, distributed: dict[str, Any],
     assert words in caught.value.message
 
 
-def test_the_kernel_tells_wsl(tmp_path: Path) -> None:
+def test_wsl_is_recognized_by_its_kernel(tmp_path: Path) -> None:
     assert not is_wsl(tmp_path)
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
     for release in ("6.6.87.2-microsoft-standard-WSL2", "4.4.0-19041-Microsoft", "6.8.0-45-generic"):

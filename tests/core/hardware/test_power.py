@@ -43,7 +43,7 @@ def test_a_limit_is_set_and_what_was_there_first_is_put_back(ask_driver: Ask) ->
     assert ask_driver(SET + program) == [450.0, 300.0, 250.0, {UUID: 450.0}, 450.0, 450.0, None, {}]
 
 
-def test_one_who_may_not_is_told_the_command(ask_driver: Ask, tmp_path: Path) -> None:
+def test_a_user_without_permission_gets_the_command(ask_driver: Ask, tmp_path: Path) -> None:
     scenario = tmp_path / "driver.txt"
     scenario.write_text("denied=1\n")
     program = "attempt(300.4)\nprint(json.dumps([*said, limit(), changed_limits()]))"
@@ -60,7 +60,7 @@ def test_a_limit_that_a_killed_process_left_is_put_back_by_the_next(ask_driver: 
     assert changed_limits() == {}
 
 
-def test_what_cannot_be_set_is_said(ask_driver: Ask) -> None:
+def test_what_cannot_be_set_is_reported(ask_driver: Ask) -> None:
     program = (
         "attempt(100)\nattempt(500)\nuuid = 'GPU-00000011'\nattempt(300)\nuuid = 'GPU-nobody'\nattempt(300)\n"
         "print(json.dumps([*said, changed_limits()]))"

@@ -39,7 +39,7 @@ def test_each_type_is_read_as_it_says(tmp_path: Path, given: dict[str, Any], tur
     assert learned(tmp_path, yaml.safe_dump(given)) == turns
 
 
-def test_entries_that_are_not_done_are_said_one_by_one(tmp_path: Path) -> None:
+def test_entries_that_are_not_done_are_reported_one_by_one(tmp_path: Path) -> None:
     rows(tmp_path / "a.jsonl")
     imported = carry(tmp_path, f"{BASE}{yaml.safe_dump(TABLES['entries_that_are_not_done'])}")
     assert "which Axolotl has removed" in entry(imported, "datasets[1]")[1].reason

@@ -78,7 +78,7 @@ def test_other_settings_are_reported(tmp_path: Path, settings: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("text", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
-def test_a_file_that_is_not_here_is_told(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_here_is_reported(tmp_path: Path, text: str) -> None:
     rows(tmp_path / "rows.jsonl")
     result = carry(tmp_path, f"{text}deepspeed: deepspeed_configs/zero3.json\n")
     where, found = entry(result, "deepspeed")

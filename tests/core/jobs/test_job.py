@@ -161,6 +161,6 @@ def test_a_job_with_a_limit_of_memory_uses_only_the_files_that_it_names(tmp_path
 
 
 @pytest.mark.anew
-def test_a_job_that_there_is_not_is_told_by_its_last_words() -> None:
+def test_a_job_that_there_is_not_is_reported_by_its_last_words() -> None:
     with pytest.raises(UserError, match=r"^The quantizer failed: its process ended with code 1; .*KeyError: 'no'"):
         run_process("core.worker.job no", {}, "the quantizer", quiet)

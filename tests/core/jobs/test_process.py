@@ -23,7 +23,7 @@ def told(stream: io.BytesIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_progress_is_told_at_a_limited_rate_but_each_activity_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_at_a_limited_rate_but_each_activity_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.jobs.process.time.monotonic", lambda: 7.0)
     stream = io.BytesIO()
     answers = Answers(stream)

@@ -80,7 +80,7 @@ def trained(slurm: FakeSlurm) -> bool:
     return (slurm.directory / "the run/checkpoints/step-00000005").is_dir()
 
 
-def test_each_task_is_told_its_place(slurm: FakeSlurm) -> None:
+def test_each_task_gets_its_place(slurm: FakeSlurm) -> None:
     assert start(slurm, "exit 0").wait(PATIENCE) == 0
     assert slurm.log == ""
     place = f"at 127.0.0.1:24711 {slurm.directory}/the run"

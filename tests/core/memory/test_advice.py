@@ -130,7 +130,7 @@ def test_room_to_spare_buys_speed() -> None:
         assert only.saves_bytes < 0
 
 
-def test_where_nothing_is_enough_that_is_said() -> None:
+def test_where_nothing_is_enough_that_is_reported() -> None:
     _, (only,) = advised(published.LLAMA_2_13B, config_of(), 4_000_000_000)
     assert not only.fits
     assert "smaller base model" in only.text

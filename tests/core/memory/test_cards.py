@@ -80,7 +80,7 @@ def test_without_a_strategy_they_are_all_there_and_replicated_ones_too() -> None
     # ZeRO, section 7: as much as an all-reduce, 2 Ψ, for stages 1 and 2; 3 Ψ for stage 3. Gradients of 16 bit.
     [(1, 1, 2), (1, 4, 2), (2, 1, 2), (2, 4, 5), (3, 1, 3), (3, 4, 12)],
 )
-def test_bytes_on_the_wire_are_those_of_the_paper(stage: int, micro_batches: int, times: int) -> None:
+def test_bytes_on_the_wire_match_the_paper(stage: int, micro_batches: int, times: int) -> None:
     assert shares("deepspeed", SIXTY_FOUR, stage).on_wire(micro_batches) == times * 2 * PSI * 63 // 64
 
 

@@ -149,7 +149,7 @@ def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: f
 
 
 @pytest.mark.slow
-def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
+def test_what_is_kept_or_recomputed_is_reported_in_a_sentence() -> None:
     reasons = [plan_in(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
     assert reasons[0] == "Activations are kept: there is room for all of them."
     assert reasons[1].startswith("Activations are kept in micro-batches of up to 2,048 tokens: with up to 8,192 the ")

@@ -51,7 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @cases("family", FAMILIES)
-def test_keys_and_values_are_those_of_the_cache(family: str) -> None:
+def test_keys_and_values_match_the_cache(family: str) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -55,7 +55,7 @@ def test_a_model_is_recognized_by_its_name(name: str, expected: dict[str, object
 
 
 @cases("name", [*TABLES["others"], "", "a\0b", "x" * 5000, "~nobody/model", "hf://a/b@\0", "\ud800"])
-def test_of_others_and_of_impossible_names_nothing_is_said(name: str) -> None:
+def test_of_others_and_of_impossible_names_nothing_is_reported(name: str) -> None:
     assert advice_for(name) == ()
 
 

@@ -205,7 +205,7 @@ def test_a_token_outside_that_nothing_uses_is_accepted(model: Path) -> None:
 
 
 @cases("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
-def test_what_may_not_be_read_is_said_to_be_so(model: Path, name: str) -> None:
+def test_what_may_not_be_read_is_reported_to_be_so(model: Path, name: str) -> None:
     (model / name).chmod(0)
     with pytest.raises(UserError) as caught, unprivileged():
         check_model_directory(model)

@@ -172,7 +172,7 @@ def test_another_base_than_the_one_trained_on_is_refused(model: Path) -> None:
     assert caught.value.hint.startswith("Put the former one back")
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(model: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_reported(model: Path) -> None:
     found = BaseFingerprint(model)
     assert found.value
     flip(model / "model.safetensors", 5000)
@@ -183,7 +183,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(model: Path) -> None:
         found.settle()
 
 
-def test_a_missing_file_is_told_and_waiting_can_be_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_reported_and_waiting_can_be_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         BaseFingerprint(model).settle()

@@ -21,7 +21,7 @@ def gguf(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_gguf(tiny_model_dir, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def test_a_directory_is_told_from_its_headers(tiny_model_dir: Path) -> None:
+def test_a_directory_is_recognized_by_its_headers(tiny_model_dir: Path) -> None:
     facts = inspect_model(tiny_model_dir)
     assert (facts.flaw, facts.is_incomplete, facts.quantization) == ("", False, None)
     assert (facts.family, facts.dtype, facts.positions, facts.has_template) == ("llama", "BF16", 512, True)
@@ -30,7 +30,7 @@ def test_a_directory_is_told_from_its_headers(tiny_model_dir: Path) -> None:
     assert facts.bytes == (tiny_model_dir / "model.safetensors").stat().st_size
 
 
-def test_a_gguf_file_is_told_from_its_header(gguf: Path, tiny_model_dir: Path) -> None:
+def test_a_gguf_file_is_recognized_by_its_header(gguf: Path, tiny_model_dir: Path) -> None:
     facts = inspect_model(gguf)
     assert (facts.flaw, facts.family, facts.dtype, facts.has_template) == ("", "llama", "F32", True)
     assert facts.parameters == inspect_model(tiny_model_dir).parameters
@@ -47,7 +47,7 @@ def test_a_model_without_a_template_says_so(tiny_model_dir: Path, tmp_path: Path
     assert inspect_model(model).has_template
 
 
-def test_missing_files_are_told_from_damaged_ones(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_missing_files_are_distinguished_from_damaged_ones(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = copy_model(tiny_model_dir, tmp_path / "model")
     split_weights(model)
     assert inspect_model(model).flaw == ""
@@ -115,7 +115,7 @@ def test_a_hostile_header_is_bounded(tmp_path: Path, gguf: Path) -> None:
     assert inspect_model(tmp_path / "none").flaw
 
 
-def test_an_architecture_that_is_not_read_from_a_gguf_is_told(tmp_path: Path, gguf: Path) -> None:
+def test_an_architecture_that_is_not_read_from_a_gguf_is_reported(tmp_path: Path, gguf: Path) -> None:
     path = Path(shutil.copy(gguf, tmp_path / "other.gguf"))
     length = struct.pack("<Q", 5)
     path.write_bytes(path.read_bytes().replace(b"llama.", b"lxama.").replace(length + b"llama", length + b"lxama"))

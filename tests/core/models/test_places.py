@@ -143,7 +143,7 @@ def test_directories_are_searched_two_levels_deep_and_each_model_is_listed_once(
     assert all(os.path.isabs(base) for base, model in listed.items() if model.source == "directory")
 
 
-def test_a_directory_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_may_not_be_read_is_reported(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     with unprivileged():
@@ -229,7 +229,7 @@ def test_manifests_that_name_no_model_are_passed_over(ollama: Path) -> None:
     assert len(found()) == 2
 
 
-def test_a_store_of_ollama_that_may_not_be_read_is_told(ollama: Path) -> None:
+def test_a_store_of_ollama_that_may_not_be_read_is_reported(ollama: Path) -> None:
     manifest(ollama, "registry.ollama.ai/library/good/latest")
     (ollama / "blobs" / f"sha256-{DIGEST}").chmod(0)
     with unprivileged():

@@ -99,7 +99,7 @@ def test_scales_of_activations_are_no_weights(llama: Path, tmp_path: Path) -> No
 
 
 @cases("state", [b"{", b"[]", b'{"shape": [0, 5]}', b'{"shape": "x"}'])
-def test_a_damaged_state_of_bitsandbytes_is_told(llama: Path, tmp_path: Path, state: bytes) -> None:
+def test_a_damaged_state_of_bitsandbytes_is_reported(llama: Path, tmp_path: Path, state: bytes) -> None:
     import torch
 
     twins = quantize_checkpoint(llama, tmp_path, "bnb_nf4")
@@ -117,7 +117,7 @@ NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_typ
 
 
 @cases(("said", "name"), TABLES["named"])
-def test_how_weights_were_saved_is_told(tmp_path: Path, said: Any, name: str | None) -> None:
+def test_how_weights_were_saved_is_reported(tmp_path: Path, said: Any, name: str | None) -> None:
     assert saved_quantization(tmp_path, {"quantization_config": said}) == name
     assert saved_quantization(tmp_path, {"text_config": {"quantization_config": said}}) == name
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))

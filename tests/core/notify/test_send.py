@@ -77,7 +77,7 @@ def test_a_shell_runs_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_command_that_fails_or_is_not_there_is_told() -> None:
+def test_a_command_that_fails_or_is_not_there_is_reported() -> None:
     fails = NotifySettings((sys.executable, "-c", "raise SystemExit('no network')"))
     (problem,) = send(Notice("finished"), fails)
     assert problem == "the command of notify.toml ended with code 1: no network."
@@ -104,7 +104,7 @@ def test_the_command_runs_in_the_background(file: Path, tmp_path: Path, monkeypa
     assert json.loads(out.read_text())[0] == ["finished"]
 
 
-def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notices_reach_the_desktop_by_notify_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, out = tmp_path / "notify-send", tmp_path / "out"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {out}\n')
     program.chmod(0o755)

@@ -28,7 +28,7 @@ def test_advice_against_4_bits_is_taken_where_16_bits_fit() -> None:
     assert str(against_four_bits(found)).startswith('method.name = "lora", Qwen3.5 and 3.6: Unsloth advises against')
 
 
-def test_where_16_bits_do_not_fit_it_is_told_with_what_they_would_need() -> None:
+def test_where_16_bits_do_not_fit_it_is_reported_with_what_they_would_need() -> None:
     values = find_preset("24gb-30b").values
     item = against_four_bits(advise("Qwen/Qwen3.5-27B", values, shape("Qwen3-32B"), 24 * GIB))
     assert not item.taken
@@ -38,7 +38,7 @@ def test_where_16_bits_do_not_fit_it_is_told_with_what_they_would_need() -> None
 
 
 @pytest.mark.parametrize(("model", "card"), [(None, 24 * GIB), (shape("Qwen3-4B"), None)])
-def test_without_a_plan_it_is_told_only(model: Architecture | None, card: int | None) -> None:
+def test_without_a_plan_it_is_reported_only(model: Architecture | None, card: int | None) -> None:
     item = against_four_bits(advise("Qwen/Qwen3.5-4B", find_preset("24gb-7b").values, model, card))
     assert (item.taken, item.why) == (False, "")
 
@@ -50,7 +50,7 @@ def test_a_preset_that_has_no_4_bits_needs_no_advice_against_them(preset: str) -
     assert taken_values(found)["chat.top_k"] == 20
 
 
-def test_of_an_unknown_model_nothing_is_said() -> None:
+def test_of_an_unknown_model_nothing_is_reported() -> None:
     assert advise("my-model", find_preset("24gb-7b").values, shape("Llama-3.1-8B"), 24 * GIB) == ()
 
 

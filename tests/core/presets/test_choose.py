@@ -66,7 +66,7 @@ def test_whatever_is_known_there_is_a_preset_or_a_sentence(aim: Aim) -> None:
                 assert preset.parameters[0] <= known.model.parameters / 1e9 <= preset.parameters[1]
 
 
-def test_why_is_said() -> None:
+def test_why_is_reported() -> None:
     choice = choose_preset(facts(8.03, 23.99), lengths=[100] * 10, card_name="the RTX 4090")
     assert choice.why == (
         "24gb-7b, as the model has 8.03 billion parameters, the RTX 4090 has 24 GB and no row sampled is longer than "
@@ -117,7 +117,7 @@ def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, a
     assert (told[1] if told else "") == away
 
 
-def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_that_fits_nowhere_is_too_large_and_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its weights alone: nothing of it is measured."""
     monkeypatch.setattr(measuring, "_run", lambda _job: pytest.fail("measured"))
     published = published_config("Qwen3-30B-A3B")

@@ -134,7 +134,7 @@ def test_without_held_out_rows_it_says_that_training_rows_were_taken(config: Con
     assert measure(shared, quiet, rows=2).data == "held_out"
 
 
-def test_what_cannot_be_measured_is_said_in_a_sentence(config: Config, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_shown_in_a_sentence(config: Config, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"messages": []}\n')
     with pytest.raises(UserError, match=r"empty\.jsonl"):

@@ -89,7 +89,7 @@ def test_the_rows_of_a_cpu_that_is_not_known_are_not_sampled(config: Config, mon
     assert Estimator().estimate(cpu) == NoEstimate("the speed of this CPU is not known to the plan")
 
 
-def test_a_model_that_is_not_here_is_said(config: Config, card: None) -> None:
+def test_a_model_that_is_not_here_is_reported(config: Config, card: None) -> None:
     gone = config.model_copy(update={"model": config.model.model_copy(update={"base": "/nowhere/model"})})
     found = Estimator().estimate(gone)
     assert isinstance(found, NoEstimate)

@@ -120,7 +120,7 @@ def test_a_runner_on_another_machine_is_reported(home: Path, monkeypatch: pytest
     wait_for_states({1: "done"})
 
 
-def test_a_runner_that_does_not_begin_is_told_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_does_not_begin_is_reported_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "runner_command", lambda: [sys.executable, "-c", "raise SystemExit('no such thing')"])
     with pytest.raises(UserError, match="has not begun") as error:
         start_runner()

@@ -49,7 +49,9 @@ ENTRY = '{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state":
 
 
 @cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800", ENTRY])
-def test_a_torn_file_is_told_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_torn_file_is_reported_and_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     add("a")
     raw = text.encode("utf-8", "surrogatepass")

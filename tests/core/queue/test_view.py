@@ -44,7 +44,7 @@ def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
     assert view.ends == NOW + 80
 
 
-def test_a_duration_by_the_plan_is_told_from_one_at_a_measured_pace(home: Path) -> None:
+def test_a_duration_by_the_plan_is_distinguished_from_one_at_a_measured_pace(home: Path) -> None:
     add("a", train={"max_steps": 6})
     add("b", train={"max_steps": 3}, method={"rank": 32})
     add("c")

@@ -226,7 +226,7 @@ def test_sockets_of_others_refused(live: Run, serve: Serve, monkeypatch: pytest.
         ("training", "cannot be reached"),
     ],
 )
-def test_no_socket_is_told_by_what_the_run_is(live: Run, state: str, words: str) -> None:
+def test_no_socket_is_reported_by_what_the_run_is(live: Run, state: str, words: str) -> None:
     change_state(live, state=state)
     assert words in message_of(lambda: ControlClient(live).request("ping"))
 

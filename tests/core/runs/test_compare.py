@@ -113,7 +113,7 @@ def save(record: compare.RunRecord, **manifest: str) -> None:
     (add_checkpoint(record.run) / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_the_rows_are_told_apart_by_their_hash(home: Path, pair: list[compare.RunRecord]) -> None:
+def test_the_rows_are_distinguished_by_their_hash(home: Path, pair: list[compare.RunRecord]) -> None:
     for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
         save(record, data_sha256=digest, held_out_sha256="c" * 64)
     begun = create_run(config_for(home), "begun")

@@ -120,7 +120,7 @@ def takers(device: str) -> int:
     return sum(f":{number} " in line and "->" not in line for line in lines)
 
 
-def test_a_third_run_is_told_of_all_that_are_on_the_device(home: Path) -> None:
+def test_a_third_run_learns_of_all_that_are_on_the_device(home: Path) -> None:
     for run in ("first", "second"):
         live(run)
     with holder("beside", "first", "cpu"), holder("beside", "second", "cpu") as (said, second):
@@ -245,7 +245,7 @@ def test_the_devices_of_a_run(sections: dict[str, Any], environment: dict[str, s
 GB = 10**9
 
 
-def test_a_model_that_does_not_fit_beside_a_run_is_told() -> None:
+def test_a_model_that_does_not_fit_beside_a_run_is_reported() -> None:
     devices.refuse_crowding(2 * GB, 3 * GB, lambda: ["x"])
     devices.refuse_crowding(devices.model_bytes(16 * GB, "qlora"), 6 * GB, lambda: ["x"])
     devices.refuse_crowding(16 * GB, 3 * GB, list)

@@ -78,7 +78,7 @@ def test_the_name_goes_with_the_data(run: Run) -> None:
     assert earlier.belongs(run, ConfigDocument())
 
 
-def test_the_directory_of_a_run_is_told_from_others(run: Run) -> None:
+def test_the_directory_of_a_run_is_distinguished_from_others(run: Run) -> None:
     assert earlier.read_run(str(run.path)) == run
     assert [earlier.read_run(path) for path in ("", "/nowhere", "/a\0b", "relative")] == [None] * 4
 

@@ -66,7 +66,7 @@ def never() -> PlannedRun:
     raise AssertionError("planned where it is not needed")
 
 
-def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_the_energy() -> None:
+def test_without_a_run_of_its_kind_the_plan_shows_the_time_and_the_power_limit_the_energy() -> None:
     config, rows = config_of(), rows_of_tokens([500] * 300, 150_000)
     plan = planned(config, rows=rows)
     found = guess(config, plan)
@@ -78,7 +78,7 @@ def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_t
     assert estimate_words(found).basis == "by the plan (no run of this kind yet)"
 
 
-def test_what_the_plan_assumes_is_told() -> None:
+def test_what_the_plan_assumes_is_reported() -> None:
     config = config_of(train={"max_length": 1000})
     found = guess(config, planned(config, Machine("cuda", 24_000_000_000)), count=8)
     assert found.watt_hours is None, "no watts are known of this card"
@@ -254,7 +254,7 @@ def test_a_guess_has_the_right_order_of_magnitude() -> None:
     assert 160 / 4 < rate / len(os.sched_getaffinity(0)) < 160 * 4
 
 
-def test_rests_of_the_governor_are_told_from_work(private_home: Path) -> None:
+def test_rests_of_the_governor_are_distinguished_from_work(private_home: Path) -> None:
     def duty(action: str, share: float) -> events.Event:
         return events.GovernorEvent(t=2.5, action=action, cause="plan", duty=share)
 

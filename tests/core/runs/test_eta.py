@@ -273,7 +273,7 @@ def test_pending_requests_are_shown_with_a_bound(pending: tuple[str, ...], state
     assert pending_words(pending, RunState(state=state, step=10, step_started=200.0), timings, now) == words
 
 
-def test_progress_within_a_step_is_told_where_there_is_time_to_read_it() -> None:
+def test_progress_within_a_step_is_reported_where_there_is_time_to_read_it() -> None:
     progress = StepProgress("micro_batches", 3, 8)
     state = RunState(state="training", step_started=100.0, progress=progress)
     fast, slow = fold(*steady(10, seconds=0.5)), fold(*steady(10, seconds=20.0))
@@ -285,7 +285,7 @@ def test_progress_within_a_step_is_told_where_there_is_time_to_read_it() -> None
     assert progress_words(StepProgress("checkpoint")) == "saving a checkpoint"
 
 
-def test_the_split_of_the_time_left_is_told_where_it_is_more_than_steps() -> None:
+def test_the_split_of_the_time_left_is_reported_where_it_is_more_than_steps() -> None:
     assert eta_words(Eta(125.0, 120.0, 0.2), split=True) == "4m 05s (steps 2m 05s, evaluation 2m 00s)"
     assert eta_words(Eta(125.0, 0.0, 0.2), split=True) == "2m 05s"
     assert eta_words(Eta(125.0, 120.0, 0.2)) == "4m 05s"

@@ -122,7 +122,7 @@ def test_an_integer_of_more_than_64_bits_is_no_number(value: int) -> None:
 
 
 @cases("moment", ["NaN", "Infinity", 1e12, -1e300, 10**18])
-def test_what_happened_at_no_time_is_told_all_the_same(moment: object) -> None:
+def test_what_happened_at_no_time_is_reported_all_the_same(moment: object) -> None:
     found = decode_event(json.dumps({**json.loads(encode_event(STEP)), "t": moment}))
     assert repr(found) == repr(dataclasses.replace(STEP, t=math.nan))
 

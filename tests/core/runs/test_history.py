@@ -95,7 +95,7 @@ def test_the_log_says_what_a_person_would() -> None:
     assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 8, "error"]
 
 
-def test_settings_are_those_of_the_newest_start() -> None:
+def test_settings_match_the_newest_start() -> None:
     history = fold(
         phase("importing", 1),
         control("set", 1, "train.learning_rate = 0.001, checkpoint.every_steps = 20"),

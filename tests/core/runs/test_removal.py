@@ -78,7 +78,7 @@ def refuse(*_: object, number: int = errno.EACCES, **__: object) -> None:
     raise OSError(number, os.strerror(number))
 
 
-def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_of_a_deletion_is_reported(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
         with pytest.raises(UserError) as raised:

@@ -87,7 +87,7 @@ def test_without_an_evaluation_the_training_loss_is_compared(tmp_path: Path) -> 
     assert result(diverged, tmp_path).measures in ((), (Measure("training loss", 1.0, 1.0),))
 
 
-def test_of_a_single_evaluation_the_training_loss_tells_the_gain(tmp_path: Path) -> None:
+def test_of_a_single_evaluation_the_training_loss_shows_the_gain(tmp_path: Path) -> None:
     steps = [step(number, loss=5.0 if number == 1 else 1.0) for number in range(1, 31)]
     history = fold(*steps, evaluation(30, 0.5, 0.1))
     for state, more in (("finished", [("training loss", 5.0)]), ("stopped", [])):
@@ -127,7 +127,7 @@ def test_the_probe_is_compared_with_the_untouched_model(tmp_path: Path, after: f
     assert Measure("probe loss", None, after, "loss", (after,), "") in result(fold(step(1), last), tmp_path).measures
 
 
-def test_a_refused_result_is_told_by_the_state_or_the_last_event(tmp_path: Path) -> None:
+def test_a_refused_result_is_reported_by_the_state_or_the_last_event(tmp_path: Path) -> None:
     end = FinishedEvent(t=240.0, reason=ALL_DONE, step=30, refused="loss is 1 and should be <= 0.5\x1b[2J")
     assert result(fold(step(30), end), tmp_path).refused.startswith("loss is 1 and should be <= 0.5")
     assert "\x1b" not in result(fold(step(30), end), tmp_path).refused
@@ -159,7 +159,7 @@ def test_the_result_passes_where_it_reaches_all_bars() -> None:
     assert verdict("loss <= 0.5", events=[*EVENTS, measured(20, 0.9)]) != ""
 
 
-def test_each_bar_that_is_missed_is_told_with_its_numbers() -> None:
+def test_each_bar_that_is_missed_is_reported_with_its_numbers() -> None:
     found = verdict("loss <= 0.4*before", "exact_match >= 0.8", "probe_loss <= before + 0.1")
     assert found == (
         "loss is 0.500 and should be <= 0.400 (loss <= 0.4*before, before 1.00); "
@@ -183,7 +183,7 @@ def told(script: ScriptedRun, after: float) -> str:
     return outcome.tell(outcome.ended + after)
 
 
-def test_a_finished_run_tells_loss_and_exact_match_or_that_it_is_refused(private_home: Path) -> None:
+def test_a_finished_run_shows_loss_and_exact_match_or_that_it_is_refused(private_home: Path) -> None:
     script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
     script.train_to(30)
     assert read_outcome(script.run) is None

@@ -275,7 +275,7 @@ def test_a_queued_run_that_nobody_starts_is_lost_after_a_while() -> None:
     assert states.infer_state(dataclasses.replace(queued, state="training"), now=1001.0).state == "lost"
 
 
-def test_the_identity_of_a_process_tells_it_from_all_others() -> None:
+def test_the_identity_of_a_process_distinguishes_it_from_all_others() -> None:
     pid, identity = states.own_identity()
     assert pid == os.getpid()
     assert identity
@@ -420,7 +420,7 @@ def write_figures(path: Path, used: int | None, kind: str = "cpu", host: int | N
     [(960, "cpu", None, True), (900, "cpu", None, False), (None, "cpu", None, False), (990, "cuda", None, False),
      (1, "cuda", 990, True), (1, "cuda", 500, False)],
 )  # fmt: skip
-def test_full_memory_tells(
+def test_full_memory_shows(
     dead: states.RunState, tmp_path: Path, used: int | None, kind: str, host: int | None, told: bool
 ) -> None:
     states._memory_death.cache_clear()
@@ -428,7 +428,7 @@ def test_full_memory_tells(
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
 
 
-def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: states.RunState, tmp_path: Path) -> None:
+def test_nothing_is_reported_of_a_worker_that_left_no_witness(dead: states.RunState, tmp_path: Path) -> None:
     assert states.memory_death(dead, tmp_path / "none") is None
     full = write_figures(tmp_path / "events.jsonl", 999)
     earlier = dataclasses.replace(dead, pid_started="another-boot/17")
@@ -495,7 +495,7 @@ def test_the_counter_of_both_versions_is_read(tmp_path: Path, text: str, kills: 
     assert states.read_kills(path) is None, "a pipe is not waited for"
 
 
-def test_a_counter_that_went_up_since_the_start_tells(dead: states.RunState, tmp_path: Path) -> None:
+def test_a_counter_that_went_up_since_the_start_shows(dead: states.RunState, tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     path.write_text("oom_kill 4\n")
     started = dataclasses.replace(dead, memory_events=str(path), memory_kills=3)

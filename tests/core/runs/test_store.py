@@ -142,7 +142,7 @@ def dead_run(home: Path, *told: events.Event, updated: float = 100.0) -> store.R
 
 
 @cases("kind", [events.FinishedEvent, events.StoppedEvent, events.FailedEvent])
-def test_an_end_that_only_the_record_tells_is_the_end(home: Path, kind: type[events.FinishedEvent]) -> None:
+def test_an_end_that_only_the_record_shows_is_the_end(home: Path, kind: type[events.FinishedEvent]) -> None:
     end = kind(t=101.0, reason="the disk is \x1b full", step=3)
     run = dead_run(home, events.HardwareEvent(t=99.0, devices=[]), end, events.HardwareEvent(t=102.0, devices=[]))
     state = run.state()

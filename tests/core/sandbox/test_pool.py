@@ -79,7 +79,7 @@ def test_it_sees_the_directory_and_the_variables_of_the_one_who_asks(
     assert call(pool, readers.process) == first
 
 
-def test_what_its_function_refuses_is_told(pool: SandboxPool) -> None:
+def test_what_its_function_refuses_is_reported(pool: SandboxPool) -> None:
     before = call(pool, readers.process)
     with pytest.raises(UserError) as caught:
         call(pool, readers.refuse)

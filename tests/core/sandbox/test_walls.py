@@ -267,7 +267,7 @@ def test_the_filter_of_each_architecture(column: int) -> None:
         (1, ("/usr/include/asm-generic/unistd.h",)),
     ],
 )
-def test_numbers_are_those_of_the_kernel(column: int, headers: tuple[str, ...]) -> None:
+def test_numbers_match_the_kernel(column: int, headers: tuple[str, ...]) -> None:
     header = next((Path(path) for path in headers if os.path.exists(path)), None)
     if header is None:
         pytest.skip("the kernel's headers are not installed")

@@ -68,7 +68,7 @@ def test_texts_are_gone_on_with(played: RunningServer) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == "one two"
 
 
-def test_calls_of_tools_are_told_apart_from_text(played: RunningServer) -> None:
+def test_calls_of_tools_are_distinguished_from_text(played: RunningServer) -> None:
     client = played.client()
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     question = ask(f"say I add. {call}")
@@ -141,7 +141,7 @@ def test_errors_of_the_model_become_those_of_the_client(played: RunningServer) -
         client.chat.completions.create(model="run-1", messages=ask("refuse"), stream=True)
 
 
-def test_a_session_that_dies_is_told_and_opened_again(played: RunningServer) -> None:
+def test_a_session_that_dies_is_reported_and_opened_again(played: RunningServer) -> None:
     client = played.client()
 
     def opened() -> int:

@@ -57,7 +57,7 @@ def test_a_name_that_the_user_allows_is_known(serve: Callable[..., RunningServer
 
 @cases("path", ["/v1/chat/completions", "/v1/models", "/v1/models/run-1", "/", "/docs"])
 @cases("key", [None, "", "Bearer", "Bearer wrong", "Basic abc", "Bearer é", "Bearer {key} "])
-def test_without_the_key_nothing_is_told(played: RunningServer, path: str, key: str | None) -> None:
+def test_without_the_key_nothing_is_reported(played: RunningServer, path: str, key: str | None) -> None:
     given = None if key is None else key.replace("{key} ", played.key + "x")
     status, headers, body = exchange(played, head(played, path, "GET", Authorization=given))
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
@@ -151,7 +151,7 @@ def test_a_target_counts_as_a_part_of_the_head(played: RunningServer) -> None:
     assert exchange(played, head(played, "/v1/models?" + "q" * (HEAD_BYTES - 500), "GET"))[0] == 200
 
 
-def test_other_paths_and_methods_are_told(played: RunningServer) -> None:
+def test_other_paths_and_methods_are_reported(played: RunningServer) -> None:
     status, _, body = exchange(played, head(played, "/chat/completions", "GET"))
     assert (status, "ends in /v1" in message(body)) == (404, True)
     assert exchange(played, head(played, method="GET"))[0] == 405

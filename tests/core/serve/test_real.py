@@ -147,7 +147,7 @@ def test_a_conversation_with_tools_is_answered(served: Served) -> None:
     assert served.ask(served.runs[0].id, messages, tools=tools).usage.completion_tokens == 12
 
 
-def test_an_engine_that_is_killed_is_told_and_started_again(served: Served) -> None:
+def test_an_engine_that_is_killed_is_reported_and_started_again(served: Served) -> None:
     before = served.ask(served.runs[0].id).choices[0].message.content
     (engine,) = served.engines
     stream = served.ask(served.runs[0].id, stream=True, max_tokens=480)

@@ -74,7 +74,9 @@ def test_options_of_the_configuration_count() -> None:
 
 @cases(("source", "line", "words"), SNIPPETS["wrong"])
 @cases("has_tokenizer", [True, False])
-def test_what_is_wrong_is_said_with_its_line(source: str, line: int | None, words: str, has_tokenizer: bool) -> None:
+def test_what_is_wrong_is_reported_with_its_line(
+    source: str, line: int | None, words: str, has_tokenizer: bool
+) -> None:
     preview = preview_template(source, SAMPLE, TOKENIZER if has_tokenizer else None)
     if line is None and not has_tokenizer:
         assert not preview.problem, "only the masker refuses it"

@@ -141,7 +141,7 @@ def test_what_truncation_and_padding_were_saved_is_not_used(directory: Path) -> 
         ("tokenizer_config.json", b'{"chat_template": "%s"}' % (b"x" * (5 << 20)), "larger than 256 KiB"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_sentence(
+def test_what_cannot_be_read_is_shown_in_one_sentence(
     tmp_path: Path, name: str, content: bytes | Path | None, message: str
 ) -> None:
     directory = saved_in(tmp_path)

@@ -129,7 +129,7 @@ async def test_edits_of_a_run_s_configuration_come_back_as_its_own(here: Path) -
         assert app.state.is_of_config
 
 
-async def test_what_is_gone_is_told_and_nothing_else_is_lost(here: Path) -> None:
+async def test_what_is_gone_is_reported_and_nothing_else_is_lost(here: Path) -> None:
     data = rows_file(here)
     path = write_config(here, '[data]\ntrain = "faq.jsonl"\n')
     write_session(Session(config=str(path), option="train.epochs", pane="config", data=DataPlace(str(data), 7)))
@@ -187,7 +187,7 @@ async def test_a_hostile_file_is_no_error(here: Path) -> None:
     assert read_session() is not None
 
 
-async def test_the_end_of_a_watched_run_is_told_once(here: Path) -> None:
+async def test_the_end_of_a_watched_run_is_reported_once(here: Path) -> None:
     script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
@@ -214,7 +214,7 @@ async def test_an_end_that_was_seen_is_not_told_again(here: Path) -> None:
         assert "while you were away" not in notes(app)
 
 
-async def test_a_run_that_another_program_has_made_is_told_with_its_reason(here: Path) -> None:
+async def test_a_run_that_another_program_has_made_is_reported_with_its_reason(here: Path) -> None:
     write_session(Session(pane="train", time=time.time() - 60))
     run = made_run(rows_file(here), "alpaca", "failed")
     ended(run, "failed", "there is no file x.csv")

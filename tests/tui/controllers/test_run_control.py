@@ -144,7 +144,9 @@ async def test_only_ways_to_stop_that_there_are_are_offered(
         assert "".join(choice.key for choice in app.screen.choices) == keys
 
 
-async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, process: subprocess.Popen[bytes]) -> None:
+async def test_a_process_is_killed_only_when_that_is_asked_for_twice(
+    home: Path, process: subprocess.Popen[bytes]
+) -> None:
     script = ScriptedRun(home).train_to(64)
     script.heartbeat = 1e9
     stand_in(script, process)
@@ -170,7 +172,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
     assert script.run.state().state == "stopped"
 
 
-async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process: subprocess.Popen[bytes]) -> None:
+async def test_a_run_that_does_not_answer_gets_a_signal(home: Path, process: subprocess.Popen[bytes]) -> None:
     script = ScriptedRun(home).train_to(30)
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
@@ -183,7 +185,7 @@ async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process:
         await wait_for(pilot, lambda: "The signal is sent" in words(app))
 
 
-async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
+async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedRun(home).train_to(64)
@@ -259,7 +261,7 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
 
 
-async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:
+async def test_settings_show_what_holds_and_the_log_shows_changes_in_words(home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     told = "train.learning_rate = 5e-05, eval.every_steps = 50, checkpoint.every_steps = None"
     script.write(events.ControlEvent(command="set", sender="socket", result=told))
@@ -349,7 +351,7 @@ async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
         assert not [text for text in told(app) if "Attached" not in text], "there is no result to tell of"
 
 
-async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorker) -> None:
+async def test_the_result_is_reported_and_not_the_wish(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
     async with attached(notifications=True) as (app, pilot):
         await pilot.press("p")

@@ -133,7 +133,7 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
     assert "epochs = 7" in path.read_text()
 
 
-async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path: Path) -> None:
+async def test_beside_a_live_run_it_is_reported_that_it_goes_on(home: Path, tmp_path: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     async with running(LocaltuneApp(config_path=write_config(tmp_path)), until=has_live_run) as (app, pilot):
         await edit(pilot, app)

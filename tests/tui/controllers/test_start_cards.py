@@ -56,7 +56,7 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 ready = partial(opened, size=(100, 30))
 
 
-async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
+async def test_a_base_model_that_would_be_refused_is_reported_before_anything_starts(
     config: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     rest = config.read_text()

@@ -95,7 +95,7 @@ def test_a_template_edited_in_place_is_another_one(tmp_path: Path) -> None:
 
 
 @cases("columns", [{"user": "nowhere", "assistant": "antwort"}, {}, {"nonsense": "frage"}])
-def test_columns_that_do_not_fit_are_said_and_the_rows_shown_all_the_same(
+def test_columns_that_do_not_fit_are_reported_and_the_rows_shown_all_the_same(
     tmp_path: Path, columns: dict[str, str]
 ) -> None:
     path = write(tmp_path / "rows.csv", "frage,antwort\nwarum,darum\n")

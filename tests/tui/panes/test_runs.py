@@ -58,7 +58,7 @@ async def listed(
         yield app, pilot
 
 
-async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
+async def test_the_run_under_the_cursor_is_described(home: Path) -> None:
     two_runs(home)
     async with listed("≠ 20261123-090000-first", size=(200, 50)) as (app, pilot):
         assert "the loss is NaN. Lower train.learning_rate." in " ".join(screen_text(app).replace("│", " ").split())

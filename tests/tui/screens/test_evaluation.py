@@ -131,7 +131,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
 
 
 @pytest.mark.long
-async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession) -> None:
+async def test_what_cannot_be_meant_is_shown_in_the_form(session: ScriptedSession) -> None:
     async with running(size=(120, 40)) as (app, pilot):
         for lines, said in (
             (("prompts.jsonl", ""), "No model is named"),

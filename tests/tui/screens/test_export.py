@@ -86,7 +86,7 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
         await press(pilot, "escape", until=lambda: app.screen is not screen)
 
 
-async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_exported_is_reported_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
     run = make_run("full")
     write_result(make_result(paths.exports_dir() / f"{run.id}-merged"))
     async with exporting(run, size=(100, 30)) as (pilot, app, _):
@@ -100,7 +100,7 @@ async def test_what_cannot_be_exported_is_told_and_not_begun(scripted: pytest.Mo
         await press(pilot, "right", until="trained the weights themselves")
 
 
-async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
+async def test_without_llama_cpp_it_is_reported_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
     scripted.setattr("core.export.llama_cpp.has_library", lambda: False)
     async with exporting(make_run(), size=(100, 30)) as (pilot, app, _):
         await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
@@ -110,7 +110,7 @@ async def test_without_llama_cpp_it_is_told_before_minutes_are_spent(scripted: p
         assert "enter export" not in screen_text(app)
 
 
-async def test_an_error_is_told_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:
+async def test_an_error_is_reported_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "error")
     async with exporting(make_run()) as (pilot, app, _):
         await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))

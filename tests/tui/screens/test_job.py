@@ -91,7 +91,7 @@ async def at_work(
         yield pilot, app
 
 
-async def test_it_begins_when_told_to_and_its_result_can_be_taken() -> None:
+async def test_it_begins_when_asked_to_and_its_result_can_be_taken() -> None:
     page = Counting()
     app = ScreenApp(JobScreen(page))
     async with app.run_test(size=(80, 24)) as pilot:
@@ -126,7 +126,7 @@ async def test_leaving_gives_the_job_up() -> None:
     assert page.is_closed
 
 
-async def test_a_failure_is_told() -> None:
+async def test_a_failure_is_reported() -> None:
     async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, _):
         await shown(pilot, "No. Try another.", "j k scroll  esc close")
 

@@ -60,7 +60,7 @@ def row(
         (Fit(reason="Because."), "memory unknown"),
     ],
 )
-def test_memory_is_told_against_what_is_free(fit: Fit, told: str) -> None:
+def test_memory_is_reported_against_what_is_free(fit: Fit, told: str) -> None:
     assert tell_fit(fit)[0] == told
 
 
@@ -252,7 +252,7 @@ async def test_a_text_that_names_nothing_can_be_taken_and_says_what_was_meant(wo
     assert app.answers == ["smolxyz", prepared]
 
 
-async def test_what_cannot_be_searched_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, gguf: Path) -> None:
+async def test_what_cannot_be_searched_is_reported(work: Path, monkeypatch: pytest.MonkeyPatch, gguf: Path) -> None:
     in_ollama(gguf)
     monkeypatch.setattr("core.models.places.os.access", lambda _path, _mode: False)
     async with choosing(size=(120, 30)) as (pilot, _):
@@ -325,7 +325,9 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
     assert app.answers == []
 
 
-async def test_a_long_reason_is_told_whole(work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_reason_is_reported_whole(
+    work: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(24):
         copy_model(tiny_model_dir, work / f"model-{number:02}")
     reason = " ".join(f"reason{number}" for number in range(36))

@@ -111,7 +111,7 @@ async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypa
         await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
 
 
-async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
+async def test_what_may_not_be_done_is_reported_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
     run = ScriptedRun(home).train_to(10)
     add("a", "b")
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
@@ -122,7 +122,7 @@ async def test_what_may_not_be_done_is_said_and_enter_shows_the_run_of_an_entry(
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)
 
 
-async def test_a_torn_queue_is_told(home: Path) -> None:
+async def test_a_torn_queue_is_reported(home: Path) -> None:
     add("a")
     store.queue_path().write_text("{")
     async with running(size=(120, 40)) as (_, pilot):

@@ -71,7 +71,7 @@ def test_why_a_checkpoint_is_kept(run: Run, record: RunRecord) -> None:
     assert [item.reasons for item in found] == [("best", "newest", "result"), (), ()]
 
 
-def test_a_configuration_tells_what_differs_first(record: RunRecord) -> None:
+def test_a_configuration_shows_what_differs_first(record: RunRecord) -> None:
     head, _, rest = run_screen.configuration(record.values, {}, 100).plain.partition("\n\n")
     assert "• data.train" in head
     assert "rank" not in head

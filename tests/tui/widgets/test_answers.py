@@ -105,7 +105,7 @@ def marked(lines: list[Content]) -> list[str]:
     return [line.plain[span.start : span.end] for line in lines for span in line.spans if span.style == CHANGED]
 
 
-def test_what_did_not_change_and_what_is_all_new_is_said() -> None:
+def test_what_did_not_change_and_what_is_all_new_is_reported() -> None:
     assert lines(walk_to(ROUTER, back=1))[-2:] == ['step 45  ✗ {"ref": 1}', "step 30  ✗ the same"]
     walk = walk_to(ROUTER, back=2)
     assert lines(walk)[2:] == [

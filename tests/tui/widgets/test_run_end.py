@@ -119,5 +119,5 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
         ([row(1, "held")], None, r"Q queue   nothing waits · 1 held"),
     ],
 )
-def test_what_comes_next_is_told(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
+def test_what_comes_next_is_reported(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
     assert re.fullmatch(line, queue_line(QueueView(tuple(rows), runner), "Q").plain)

@@ -36,7 +36,7 @@ def test_what_a_card_does_not_report_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert check_card_meters(replace(NVIDIA, problem="gone")) == []
 
 
-def test_a_limit_that_a_run_left_is_told(private_home: Path) -> None:
+def test_a_limit_that_a_run_left_is_reported(private_home: Path) -> None:
     (private_home / "power").mkdir(parents=True)
     (private_home / "power/GPU-1.json").write_text(json.dumps({"uuid": "GPU-1", "watts": 450.0}))
     finding = check_card_meters(NVIDIA)[-1]
@@ -47,7 +47,7 @@ def test_a_limit_that_a_run_left_is_told(private_home: Path) -> None:
     assert [item.status for item in check_card_meters(replace(NVIDIA, power_limit_w=450.0))] == ["ok", "ok"]
 
 
-def test_amds_cards_are_said_to_be_untried(tmp_path: Path) -> None:
+def test_amds_cards_are_reported_to_be_untried(tmp_path: Path) -> None:
     make_card(tmp_path, {**CARD, "product_name": "Radeon RX 7900 XTX"})
     (finding,) = check_amd(AmdSource(tmp_path))
     assert finding.status == "warn"
@@ -73,6 +73,6 @@ def test_the_processors_counters(tmp_path: Path) -> None:
     assert check_cpu_meters(replace(cpu, energy_j=0.0), tmp_path).what.endswith("; its power can be read")
 
 
-def test_a_mac_is_told_why_not() -> None:
+def test_a_mac_gets_the_reason() -> None:
     assert [finding.what for finding in check_platform("darwin")] == [APPLE]
     assert check_platform("linux") == []

@@ -59,7 +59,7 @@ KEPT = [(row[0], facts_of(**(row[1:] or [{}])[0])) for row in TABLES["kept"]]
 
 
 @cases(("options", "level", "words", "facts"), BROKEN)
-def test_a_broken_rule_is_told_once(options: str, level: str, words: str, facts: Facts) -> None:
+def test_a_broken_rule_is_reported_once(options: str, level: str, words: str, facts: Facts) -> None:
     (remark,) = check_rules(config(options), facts)
     assert remark.level == level
     assert words in remark.sentence

@@ -172,7 +172,7 @@ def test_closing_ends_the_index_and_leaves_nothing(tmp_path: Path, private_home:
     assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []
 
 
-def test_the_end_of_the_helper_is_told(tmp_path: Path) -> None:
+def test_the_end_of_the_helper_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(noise(300_000), 1))
     with open_rows(path) as file:
         helper = file._bytes._helper  # type: ignore[attr-defined]
@@ -298,7 +298,7 @@ def _by_rows(batch: pa.RecordBatch) -> bytes:
 
 @settings(max_examples=examples(300), deadline=None)
 @given(st.data(), st.lists(st.recursive(st.sampled_from(_LEAVES), _nested, max_leaves=4), min_size=1, max_size=3))
-def test_the_lines_are_those_of_the_rows(data: st.DataObject, typed: list[Typed]) -> None:
+def test_the_lines_match_the_rows(data: st.DataObject, typed: list[Typed]) -> None:
     count = data.draw(st.integers(0, 6))
     columns = [
         pa.array(data.draw(st.lists(_maybe(values), min_size=count, max_size=count)), type=kind)

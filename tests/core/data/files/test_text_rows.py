@@ -47,7 +47,7 @@ def test_lines(pieces: list[bytes], chunk: int) -> None:
 
 @settings(max_examples=examples(300))
 @given(st.text('ab",\n', max_size=40), CHUNKS)
-def test_csv_records_are_those_of_the_csv_module(text: str, chunk: int) -> None:
+def test_csv_records_match_the_csv_module(text: str, chunk: int) -> None:
     found = scan(comma, text.encode(), chunk)
     parsed = [next(csv.reader(io.StringIO(record.decode(), newline=""))) for record, _ in found]
     assert parsed == [record for record in csv.reader(io.StringIO(text, newline="")) if record]

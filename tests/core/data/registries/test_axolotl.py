@@ -86,7 +86,7 @@ def test_columns_that_say_the_same_as_a_chat(tmp_path: Path, keys: dict[str, Any
     assert found.tools == wanted.tools
 
 
-def test_inverted_speakers_are_said_too() -> None:
+def test_inverted_speakers_are_reported_too() -> None:
     columns = plain_columns({"type": "chat_template", "roles": {"user": ["gpt"], "assistant": ["human"]}}, "here")
     assert columns is not None
     assert (columns.columns["user_role"], columns.columns["assistant_role"]) == ("gpt", "human")

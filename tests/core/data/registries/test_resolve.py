@@ -195,7 +195,7 @@ def test_a_file_beside_the_registry_needs_no_word(tmp_path: Path, read: Any, nam
 
 @READERS
 @cases("form", ["absolute", "upward", "link", "linked directory"])
-def test_a_file_elsewhere_is_said_with_the_rows(tmp_path: Path, read: Any, form: str) -> None:
+def test_a_file_elsewhere_is_reported_with_the_rows(tmp_path: Path, read: Any, form: str) -> None:
     own = directory_in(tmp_path)
     elsewhere = own.parent / "elsewhere.jsonl"
     (own / "link.jsonl").symlink_to(elsewhere)

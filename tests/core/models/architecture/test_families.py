@@ -31,7 +31,7 @@ def test_published_models_have_exactly_their_parameters(name: str) -> None:
     assert architecture.parameters == parameters
 
 
-def test_layers_of_two_kinds_are_told_apart() -> None:
+def test_layers_of_two_kinds_are_distinguished() -> None:
     config = {**published.QWEN_1_5_MOE, "mlp_only_layers": [0, 1], "decoder_sparse_step": 2}
     architecture = read_architecture(config, "x")
     sparse, dense = architecture.layers
@@ -68,7 +68,7 @@ def test_what_cannot_be_known_is_refused_in_one_sentence(config: dict[str, Any],
     assert refusal.value.hint
 
 
-def test_what_sees_images_is_told_and_not_counted() -> None:
+def test_what_sees_images_is_reported_and_not_counted() -> None:
     architecture = read_architecture(published.GEMMA_3_4B, "x")
     text = read_architecture(published.GEMMA_3_4B["text_config"], "x")
     assert architecture.parameters == text.parameters
@@ -180,7 +180,7 @@ def test_damaged_weights_leave_what_the_configuration_says(model: Path, damage: 
 
 
 @pytest.mark.slow
-def test_towers_are_told_of_families_that_are_measured(tmp_path: Path) -> None:
+def test_towers_are_reported_of_families_that_are_measured(tmp_path: Path) -> None:
     model = write_family("qwen3_5", tmp_path / "m")
     names = load_file(model / "model.safetensors")
     towers = sum(tensor.nbytes for name, tensor in names.items() if ".visual." in name)

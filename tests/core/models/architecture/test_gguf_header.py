@@ -155,7 +155,7 @@ def test_a_whole_file_is_accepted_and_its_places_are_known(tmp_path: Path) -> No
 
 
 @cases("kind", GGML_QUANT_SIZES)
-def test_sizes_are_those_of_the_reference(kind: GGMLQuantizationType) -> None:
+def test_sizes_match_the_reference(kind: GGMLQuantizationType) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     assert GgufTensor((block * 3, 5), int(kind), 0).size == 15 * size
 
@@ -180,7 +180,7 @@ def test_further_blocks_may_be_there_or_not(tmp_path: Path) -> None:
         ({"split__count": 3}, "is one of 3 parts"),
     ],
 )
-def test_blocks_that_are_not_there_are_told(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_blocks_that_are_not_there_are_reported(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", **options)
     with pytest.raises(UserError, match=says) as caught:
         check_gguf(path)

@@ -82,7 +82,7 @@ def test_processes_begin_and_end_at_the_same_time() -> None:
     ],
     ids=["alone", "the first", "an error of the first", "another", "an error of another", "nobody"],
 )
-def test_who_was_the_reason_is_told(parts: tuple[Part, ...], reason: str) -> None:
+def test_who_was_the_reason_is_reported(parts: tuple[Part, ...], reason: str) -> None:
     assert run(*parts)[0] == reason
 
 

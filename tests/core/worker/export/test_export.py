@@ -170,7 +170,7 @@ def test_the_disk_is_asked_for_all_that_a_merge_may_come_to(
     plan.check()
 
 
-def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+def test_what_was_trained_for_another_file_is_reported(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace('name = "lora"', 'name = "lora"\ntrain_for = "q4_0"'))
     result = make(run, "merged")
@@ -179,7 +179,7 @@ def test_what_was_trained_for_another_file_is_told(run: Run, answers: list[Agree
     assert notes == ("It was trained for a merged Q4_0 file; beside its base it answers without that rounding.",)
 
 
-def test_what_llama_cpp_reads_otherwise_is_told(
+def test_what_llama_cpp_reads_otherwise_is_reported(
     run: Run, answers: list[Agreement], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(_model: Path, target: Path, *_further: Any) -> tuple[str, ...]:

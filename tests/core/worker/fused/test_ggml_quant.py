@@ -42,7 +42,7 @@ def drawn(low: float, high: float) -> st.SearchStrategy[np.ndarray]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(weights=drawn(SMALLEST, LARGEST))
-def test_the_values_are_those_of_the_file(kind: GgmlType, weights: np.ndarray) -> None:
+def test_the_values_match_the_file(kind: GgmlType, weights: np.ndarray) -> None:
     found = fake_quantize(torch.from_numpy(weights), kind).numpy()
     # Bit for bit, but for the sign of a zero.
     assert np.array_equal(found, values(reference(weights, kind), kind))

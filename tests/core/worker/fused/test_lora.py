@@ -44,9 +44,7 @@ def gradients(layer: Any, forward: Any, x: torch.Tensor, weight: torch.Tensor) -
 @cases("method", ["qlora", "lora"])
 @cases("dropout", [0.0, 0.3])
 @cases("keep", [False, True])
-def test_output_and_gradients_are_those_of_the_layer(
-    tiny_model_dir: Path, method: str, dropout: float, keep: bool
-) -> None:
+def test_output_and_gradients_match_the_layer(tiny_model_dir: Path, method: str, dropout: float, keep: bool) -> None:
     layer = first_layer(adapted(tiny_model_dir, method=method, dropout=dropout))
     usual, fused = layer.forward, FusedLora(layer, TRAINED)
     if keep:

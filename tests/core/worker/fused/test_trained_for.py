@@ -64,7 +64,7 @@ def test_output_and_gradients_are_those_of_a_straight_through_estimator(
 
 
 @cases("kind", KINDS)
-def test_a_kept_matrix_follows_its_adapter_when_told(tiny_model_dir: Path, kind: GgmlType) -> None:
+def test_a_kept_matrix_follows_its_adapter_when_asked(tiny_model_dir: Path, kind: GgmlType) -> None:
     layer = first_layer(adapted(tiny_model_dir))
     weight = FusedLora(layer, TRAINED).weight
     weight.keep(torch.float32)

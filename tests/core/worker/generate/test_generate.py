@@ -245,7 +245,7 @@ def _spoil_weights(loaded: LoadedModel) -> None:
         (lambda _loaded: None, 1, "{% if add_generation_prompt %}" + SLOW + "{% endif %}", SLOW_SAID),
     ],
 )
-def test_what_cannot_be_answered_is_said(
+def test_what_cannot_be_answered_is_reported(
     tiny_model_dir: Path,
     spoil: Callable[[LoadedModel], None],
     words: int,

@@ -99,7 +99,7 @@ def test_a_schema_without_any_answer_is_refused_without_the_state_of_the_library
         ("a\x1b[2J\tb " + "x" * 400, "a\ufffd[2J b " + "x" * 291 + "…"),
     ],
 )
-def test_of_a_problem_the_first_line_is_told(problem: str, reason: str) -> None:
+def test_of_a_problem_the_first_line_is_reported(problem: str, reason: str) -> None:
     assert reason_of(problem) == reason
 
 

@@ -151,7 +151,7 @@ def test_the_peak_of_a_scan_is_the_larger_of_what_peaks_in_short_and_in_long_row
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, 64))
-def test_what_is_for_all_rows_is_told_from_what_is_for_each(
+def test_what_is_for_all_rows_is_distinguished_from_what_is_for_each(
     once: int, per_token: int, per_pair: int, per_column: int, per_square: int
 ) -> None:
     growth = Growth(once, per_token, per_pair, per_column, per_square)

@@ -190,7 +190,7 @@ MIXTURES = [published.QWEN_1_5_MOE, published.MIXTRAL_8X7B, published.GPT_OSS_20
 
 
 @cases("description", [*MIXTURES, published.GPT_2, published.PYTHIA_160M], ids=lambda one: one["model_type"])
-def test_weights_by_the_tables_are_those_of_the_structure(description: dict[str, Any], tmp_path: Path) -> None:
+def test_weights_by_the_tables_match_the_structure(description: dict[str, Any], tmp_path: Path) -> None:
     table = read_architecture(description, "m")
     found = measure_architecture(Unmeasured(json.dumps(description, sort_keys=True), "m"))
     how = arithmetic(config_of(tmp_path), Machine("cuda"))

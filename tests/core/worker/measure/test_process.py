@@ -111,7 +111,7 @@ def test_infinity_in_the_form_of_transformers_is_read() -> None:
 
 
 @pytest.mark.anew
-def test_a_process_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MEMORY", 64 << 20)
     with pytest.raises(UserError, match="measure") as raised:
         measure_architecture(model())

@@ -308,7 +308,7 @@ UP = "base_model.model.model.layers.1.mlp.up_proj"
         (lambda state: [state.update({f"{UP}.lora_A.weight": torch.ones(2, 64)})], "does not fit this model"),
     ],
 )
-def test_factors_that_are_missing_or_left_over_are_told_by_name(
+def test_factors_that_are_missing_or_left_over_are_named(
     tmp_path: Path, tiny_model_dir: Path, change: Any, says: str
 ) -> None:
     adapter = tmp_path / "adapter"

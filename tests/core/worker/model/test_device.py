@@ -100,7 +100,7 @@ def test_a_card_without_kernels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device("auto") == torch.device("cuda", 0)
 
 
-def test_the_device_is_told_in_a_sentence() -> None:
+def test_the_device_is_reported_in_a_sentence() -> None:
     found = describe_device(Build("2.13.0", "13.0"), torch.bfloat16, CARD, threads=8)
     assert found == (
         "Trains on GPU 1, NVIDIA GeForce RTX 4090 (compute 8.9, 25.8 GB) in bf16, by torch 2.13.0 for CUDA 13.0, "

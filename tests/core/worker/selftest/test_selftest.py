@@ -97,7 +97,7 @@ def test_a_model_that_cannot_be_trained_fails_in_a_sentence(tmp_path: Path) -> N
     assert str(tmp_path) not in check.detail
 
 
-def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_check_fails_by_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(bench: Bench) -> Outcome:
         raise UserError("The disk is full.", "Make room.")
 

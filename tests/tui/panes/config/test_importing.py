@@ -64,7 +64,7 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
         await wait_for(pilot, lambda: box.outer_size.width <= 90)
 
 
-async def test_a_file_that_is_none_is_said_and_nothing_changes(tmp_path: Path) -> None:
+async def test_a_file_that_is_none_is_reported_and_nothing_changes(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("a: [\n")
     async with config_pane(size=(120, 30)) as (pilot, pane):

@@ -199,7 +199,7 @@ async def test_search_by_name_and_help() -> None:
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
 
 
-async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) -> None:
+async def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("# not yours\n")
     async with config_pane(size=(100, 30)) as (pilot, _pane):

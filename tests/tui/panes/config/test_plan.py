@@ -123,7 +123,7 @@ def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_
     assert said == [True, False, False]
 
 
-async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
+async def test_the_data_pane_shows_what_it_knows_of_lengths(home: Path) -> None:
     async with running(size=(120, 40)) as (app, pilot):
         taken: list[Path] = []
         pane_of(app, "config").known.take_lengths = lambda path, _: taken.append(path)

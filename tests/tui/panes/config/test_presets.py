@@ -63,7 +63,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         await press(pilot, "enter", until=lambda: pane.document.get("train.epochs") == 1.0)
 
 
-async def test_a_model_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_too_large_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
     async with config_pane(write_config(tmp_path), size=(100, 40)) as (pilot, pane):
         await pilot.press("P")

@@ -176,7 +176,7 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         assert len(requests) == 1
 
 
-async def test_a_failed_analysis_is_said(
+async def test_a_failed_analysis_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])

@@ -175,7 +175,7 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
         assert isinstance(pilot.app.screen, ColumnsScreen)
 
 
-async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) -> None:
+async def test_a_part_that_does_not_exist_is_reported_and_left_out(directory: Path) -> None:
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "! data.columns has no part usr; what you save is without it." in words(pilot)

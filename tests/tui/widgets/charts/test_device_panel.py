@@ -83,14 +83,14 @@ def test_half_a_pane_keeps_the_power() -> None:
     assert {len(line) for line in lines} == {56}
 
 
-def test_what_holds_it_back_is_told_in_a_narrow_pane_where_it_is_heat() -> None:
+def test_what_holds_it_back_is_reported_in_a_narrow_pane_where_it_is_heat() -> None:
     (line,) = text_of(replace(FULL, throttle_reasons=["power cap", "hardware thermal slowdown"]), 76)
     assert "held back" in line
     assert "held back" not in text_of(FULL, 76)[0]
     assert "held back: power cap" in text_of(replace(FULL, utilization=None), 95)[0]
 
 
-def test_a_large_pane_tells_of_a_narrow_bus_what_holds_it_back_and_other_programs() -> None:
+def test_a_large_pane_shows_a_narrow_bus_what_holds_it_back_and_other_programs() -> None:
     text = "\n".join(text_of(FULL, 196))
     for part in ("PCIe 4.0 ×8 of 4.0 ×16", "held back by: power cap", "also on it: ollama of anna 1.2 GB"):
         assert part in text, part

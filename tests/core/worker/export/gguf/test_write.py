@@ -117,7 +117,7 @@ def test_giving_up_ends_the_processes_and_leaves_nothing(tiny_model_dir: Path, t
     assert not [child for child in psutil.Process().children() if "core.worker.job" in command_of(child)]
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tiny_model_dir: Path, tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -86,7 +86,7 @@ def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, file: Pat
     assert refused["error"] == "A GGUF file's answers cannot be held to a JSON Schema."
 
 
-def test_a_file_that_llama_cpp_does_not_know_is_told_with_its_reason(reader: Asked, file: Path) -> None:
+def test_a_file_that_llama_cpp_does_not_know_is_reported_with_its_reason(reader: Asked, file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"llama", b"lhama"))
     refused = reader.ask("load", base=str(file))
     assert refused["ok"] is False

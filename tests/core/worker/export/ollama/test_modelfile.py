@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_refused(options: dict[str, Any], message: str
     assert message in error.value.message
 
 
-def test_a_license_that_cannot_be_written_is_told() -> None:
+def test_a_license_that_cannot_be_written_is_reported() -> None:
     made = make(license='A """quoted""" text')
     assert "LICENSE" not in made.text
     assert any("license is not in the Modelfile" in note for note in made.notes)

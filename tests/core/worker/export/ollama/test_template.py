@@ -236,7 +236,7 @@ def test_a_refused_system_prompt_is_refused_by_the_copy_too() -> None:
         GoTemplate(found.text).render(messages)
 
 
-def test_reasoning_is_told_apart_by_the_texts_around_it() -> None:
+def test_reasoning_is_distinguished_by_the_texts_around_it() -> None:
     # Ollama takes the first and last text of the block with .Thinking for the tags of reasoning.
     assert "}}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}" in carried(QWEN3.name).text
     assert ".Thinking" not in carried("built-in chatml").text

@@ -21,7 +21,7 @@ from core.worker.export.verify.compare import (
 from tests.progress import quiet
 
 
-def test_figures_are_those_of_the_definitions() -> None:
+def test_figures_match_the_definitions() -> None:
     first, second = np.array([2.0, 0.0, -1.0]), np.array([1.0, 2.0, -3.0])
     shares = [np.exp(each) / np.exp(each).sum() for each in (first, second)]
     figures = Figures()

@@ -16,7 +16,7 @@ from tests.core.worker.export.bench import IDS, train_adapter
 from tests.families.tiny import write_family
 
 
-def test_4_bit_layers_are_those_of_the_training_and_computed_in_fp32_on_any_cpu(
+def test_4_bit_layers_match_the_training_and_computed_in_fp32_on_any_cpu(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = write_adapter(tiny_model_dir, tmp_path / "adapter")

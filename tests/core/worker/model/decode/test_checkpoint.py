@@ -96,14 +96,16 @@ def _spoil(twins: Twins, **changes: torch.Tensor | None) -> Path:
         ("ct_nvfp4", {"weight_global_scale": None}, "which does not fit its scales"),
     ],
 )
-def test_parts_that_are_missing_or_do_not_fit_are_told(
+def test_parts_that_are_missing_or_do_not_fit_are_reported(
     base_of: Callable[[str], Path], tmp_path: Path, name: str, changes: dict[str, torch.Tensor | None], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
         Checkpoint(_spoil(quantize_checkpoint(base_of("llama"), tmp_path, name), **changes))
 
 
-def test_values_that_make_no_sense_are_told_when_they_are_read(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_values_that_make_no_sense_are_reported_when_they_are_read(
+    base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     twins = quantize_checkpoint(base_of("llama"), tmp_path / "shape", "ct_w4a16")
     told = Checkpoint(_spoil(twins, weight_shape=torch.tensor([64, 60])))
