@@ -64,7 +64,7 @@ def test_the_exports_of_the_home_are_listed_newest_first() -> None:
     assert [export.path.name for export in list_exports("one")] == ["one-2", "one-0"]
 
 
-@cases(("changes", "quants", "failures"), tables(__file__)["each_missed_bar_is_told_with_its_figure"])
+@cases(("changes", "quants", "failures"), tables(__file__)["each_missed_bar_is_reported_with_its_figure"])
 def test_each_missed_bar_is_reported_with_its_figure(
     tmp_path: Path, changes: dict[str, Any], quants: str, failures: list[str]
 ) -> None:

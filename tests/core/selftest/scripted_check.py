@@ -1,10 +1,11 @@
-"""A check that follows a plan in its request's model: it passes, fails or dies."""
+"""A check that follows a plan in its request's model: it passes, fails, dies or hangs."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from core.jobs.process import Answers, run_job
@@ -20,6 +21,8 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     if what == "word":
         sys.stderr.write(f"\nbroken in {os.path.expanduser('~')}/models/x.py\n")
         sys.exit(3)
+    if what == "hang":
+        time.sleep(600)
     found = {"kind": "cuda", "name": "Card 9000"} if name == "driver" else None
     if what == "odd":
         return {"result": "perhaps", "detail": "?"}
