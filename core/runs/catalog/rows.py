@@ -24,7 +24,7 @@ from core.errors import UserError
 from core.runs.catalog.removal import directory_size
 from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
-from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
+from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_step, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
 from core.runs.record.state import Rank, RunState, StepProgress, last_events, read_lines, read_ranks
 from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
@@ -409,7 +409,7 @@ def read_totals(events: Path) -> RunTotals:
                 if not line.is_ended or line.is_cut:
                     continue
                 try:
-                    event = decode_totals(line.data)
+                    event = decode_step(line.data) or decode_totals(line.data)
                 except MalformedEventError:
                     continue
                 if event is not None:
