@@ -160,7 +160,7 @@ def check_7(stand: Stand) -> Found:
 
 
 def plan_error(case: dict[str, Any]) -> float | None:
-    """How much more was predicted than measured, as a share; None without a prediction."""
+    """Error of the plan: its excess over the measured peak, as a share; None without a prediction."""
     predicted = case.get("predicted_bytes")
     return None if not predicted else float(predicted / case["peak_bytes"] - 1)
 

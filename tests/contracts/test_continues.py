@@ -1,25 +1,16 @@
-"""A run that an earlier version has begun goes on with this one, to the same bits.
-
-Commit 4b94b32 has made it, by its own commands, with the program that ``git show 1f4ab843:tests/contracts/make_run.py``
-prints. ``home`` has a random model, a dataset and a run that was stopped after some of its steps; model and dataset
-have names of a hub, as paths are part of the configuration's hash. ``continued`` is what that version made of the run:
-steps, evaluations, the last checkpoint, and the facts that decide whether another machine calculates the same bits.
-"""
+"""A run that an earlier version has begun goes on with this one, to the same bits (``make_run.py`` made it)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +20,7 @@ from safetensors.torch import load_file
 
 from core.launch import launcher
 from tests.contracts.collect import assert_contract, keys_of
+from tests.contracts.make_run import OVERRIDES, arithmetic, environment, read_events
 from tests.contracts.talking import PATIENCE, Message, answer_to, ask, take_steps
 from tui.__main__ import main
 
@@ -41,10 +33,6 @@ WATCHED_WORKER = Path(__file__).with_name("watched_worker.py")
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: Figures of an event that hang on the way in which a processor adds up.
 MEASURED = ("loss", "grad_norm")
-#: Options changed in the live run, before its first step.
-OVERRIDES: Message = {"train.learning_rate": 4e-3}
-#: Beginnings of variables that would decide where things are, or with which instructions a processor adds up.
-_NOT_PASSED = ("LOCALTUNE_", "XDG_", "PYTHON", "ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "TORCH_")
 #: A conversation with the worker before it goes on: training must not depend on it.
 QUESTION: Message = {"messages": [{"role": "user", "content": "high ticket"}], "max_new_tokens": 4}
 
@@ -61,36 +49,6 @@ class Continued:
     events: list[Message] = field(default_factory=list)
     """The events since."""
     answers: list[list[Message]] = field(default_factory=list)
-
-
-def environment(home: Path) -> dict[str, str]:
-    """The environment in which a run computes the same bits each time."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED)}
-    return {**kept, "LOCALTUNE_HOME": str(home), "OMP_NUM_THREADS": "1"}
-
-
-def arithmetic() -> dict[str, str]:
-    """The facts that decide the rounding of sums: if all are equal, so are the bits."""
-    facts: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    flags = [flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "fma", "amx", "sse", "f16c"))]
-    return {
-        "machine": platform.machine(),
-        "vendor": facts.get("vendor_id", ""),
-        "family": facts.get("cpu family", ""),
-        "model": facts.get("model", ""),
-        "flags": " ".join(sorted(flags)),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
-    }
-
-
-def read_events(run: Path) -> list[Message]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def copy_home(directory: Path) -> Path:

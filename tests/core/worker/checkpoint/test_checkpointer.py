@@ -37,7 +37,7 @@ def recorder(private_home: Path) -> Iterator[Recorder]:
 
 @pytest.fixture
 def checkpointer(recorder: Recorder) -> Checkpointer:
-    """That of a run that has done three steps."""
+    """Checkpointer of a run after three steps."""
     state = make_state(8)
     state.step, state.total_steps = 3, 9
     fingerprints: Any = SimpleNamespace(data="d", held_out="", base=SimpleNamespace(value="b"))
