@@ -366,7 +366,8 @@ class MainScreen(Screen[None]):
                 name = slot.spec.id
                 shown = name in self._shown
                 if (name in before) != shown or not self._arranged:
-                    self.app.call_later(shell_of(self).pane_shown, name, shown=shown)
+                    # Its threads start after the paint, which they would delay.
+                    self.call_after_refresh(shell_of(self).pane_shown, name, shown=shown)
                 slot.mark(is_current=name == self.current)
             self.query_one(TooSmall).display = self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
             self._arranged = True

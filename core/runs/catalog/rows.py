@@ -68,7 +68,7 @@ class RunCache(Generic[T]):
 
     def __init__(self, kind: type[T], name: str = "") -> None:
         self._make: Callable[..., T] = kind
-        self._fields = {item.name: str(item.type) for item in dataclasses.fields(cast(Any, kind))}
+        self._types = {item.name: _types_of(str(item.type)) for item in dataclasses.fields(cast(Any, kind))}
         self._name = f"{name}.json" if name else ""
         self._known: dict[str, tuple[Stamp, T]] = {}
         self._entries: dict[str, Any] | None = None if name else {}
@@ -118,21 +118,23 @@ class RunCache(Generic[T]):
         """Stamp and facts in an entry of the file; None if it is missing, damaged or of another version."""
         try:
             stamp, values = tuple(map(int, entry["stamp"])), entry["facts"]
-            if values.keys() != self._fields.keys():
+            if values.keys() != self._types.keys():
                 return None
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
-        if not all(_has_type(values[name], annotation) for name, annotation in self._fields.items()):
-            return None
-        return stamp, self._make(
-            **{name: tuple(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        facts = {}
+        for name, types in self._types.items():
+            value = values[name]
+            if type(value) not in types:
+                return None
+            facts[name] = tuple(map(str, value)) if type(value) is list else value
+        return stamp, self._make(**facts)
 
 
-def _has_type(value: Any, annotation: str) -> bool:
-    if value is None:
-        return annotation.endswith(" | None")
-    return type(value) in _JSON_TYPES[annotation.removesuffix(" | None")]
+def _types_of(annotation: str) -> tuple[type, ...]:
+    """Types of JSON that a field of this annotation may have."""
+    types = _JSON_TYPES[annotation.removesuffix(" | None")]
+    return (*types, type(None)) if annotation.endswith(" | None") else types
 
 
 @dataclass(frozen=True)

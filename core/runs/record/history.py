@@ -529,9 +529,7 @@ def read_glimpse(run: Run) -> RunHistory | None:
         return None
     if (evaluated := last_evaluation(run)) is not None:
         history.evals.append(evaluated)
-    history.end = next(
-        (event for event in last_events(run.events_path, events.Event) if isinstance(event, events.FinishedEvent)), None
-    )
+    history.end = next(last_events(run.events_path, events.FinishedEvent), None)
     return history
 
 
