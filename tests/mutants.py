@@ -43,7 +43,8 @@ def sample(pattern: str, count: int) -> list[MutationSpec]:
 def run(mutant: MutationSpec, tests: str, options: str) -> dict[str, object]:
     """Make a change, run the tests, take it back."""
     begun = time.monotonic()
-    command = f"{shlex.quote(sys.executable)} -m pytest -x -q -p no:cacheprovider {options} {tests}"
+    # Without --keep-duplicates, pytest leaves out a folder after one of its modules.
+    command = f"{shlex.quote(sys.executable)} -m pytest -x -q -p no:cacheprovider --keep-duplicates {options} {tests}"
     result = mutate_and_test([mutant], command, _LIMIT)
     return {
         "module": str(mutant.module_path),

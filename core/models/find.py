@@ -21,6 +21,9 @@ from core.text import one_line
 
 #: Model that needs no hub; the first run with it prepares it.
 STARTER_NAME = "smollm2-135m-instruct"
+#: Key in the record of a conversion: the GGUF file had exactly the weights of its architecture. Conversions by versions
+#: that did not check this are made anew.
+CHECKED = "checked"
 #: Prefix of the directories of models in the Hugging Face cache.
 _CACHED_PREFIX = "models--"
 #: Most directories listed to find a name like a mistyped one.
@@ -236,8 +239,8 @@ def find_converted(gguf: Path) -> Path | None:
     except OSError:
         return None
     for directory in sorted(paths.models_dir().glob(f"{glob.escape(converted_stem(gguf))}-*")):
-        record = read_record(directory)
-        if record is not None and record.get("identity") == identity:
+        record = read_record(directory) or {}
+        if record.get("identity") == identity and record.get(CHECKED):
             return directory
     return None
 

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.atomic import write_atomic
 from core.directories import Progress, disk_error, exclusive_lock, require_space, whole_directory
 from core.errors import UserError, is_panic
 from core.hardware import cpu
 from core.models.architecture.gguf_header import GgufHeader, check_gguf
 from core.models.description import RECORD_NAME, read_record
-from core.models.find import converted_stem, find_converted, gguf_identity
+from core.models.find import CHECKED, converted_stem, gguf_identity
 from core.text import one_line
 from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, reading_in_turn, tell
 
-#: Key in a conversion's ``localtune.json``: the file had exactly the weights of its architecture.
-CHECKED = "checked"
 #: Bytes of a dequantized weight on disk: bfloat16, the usual dtype of published models. The rounding is far below the
 #: error of the GGUF's own quantization, and the files are half the size of float32.
 BYTES_PER_WEIGHT = 2
@@ -90,7 +87,7 @@ def convert_gguf(
 
 
 def convert_once(gguf: Path, progress: Progress) -> Path:
-    """The directory of a GGUF file's conversion, made if there is none.
+    """The directory that a GGUF file is converted to; one from the same bytes at another path is used again.
 
     Args:
         gguf: The file.
@@ -99,34 +96,13 @@ def convert_once(gguf: Path, progress: Progress) -> Path:
     Raises:
         UserError: As :func:`convert_gguf`.
     """
-    if (earlier := find_converted(gguf)) is not None:
-        return _rechecked(gguf, earlier, progress)
     header, identity = check_gguf(gguf), gguf_identity(gguf)
     digest = hash_file(gguf, progress, "checking the GGUF file")
     target = paths.make_private_dir(paths.models_dir()) / f"{converted_stem(gguf)}-{digest[:12]}"
     with exclusive_lock(target, progress):
-        if read_record(target) is not None:
-            return _rechecked(gguf, target, progress)  # the same bytes under another path or date
+        if (read_record(target) or {}).get(CHECKED):
+            return target
         return convert_gguf(gguf, header, target, progress, {"source": "gguf", "identity": identity, "sha256": digest})
-
-
-def _rechecked(gguf: Path, converted: Path, progress: Progress) -> Path:
-    """The directory of a conversion. If an earlier version made it, which did not compare the weights, the file is
-    checked once.
-
-    Raises:
-        UserError: If the file lacks weights, or has unexpected ones.
-    """
-    record = read_record(converted) or {}
-    if record.get(CHECKED):
-        return converted
-    header = check_gguf(gguf)
-    with tempfile.TemporaryDirectory(prefix="source-") as alone, _alone(gguf, Path(alone)) as source:
-        progress("importing transformers", None, None)
-        with _reading_explained(gguf):
-            _describe(source, gguf, header)
-    write_atomic(converted / RECORD_NAME, json.dumps({**record, CHECKED: True}, indent=1) + "\n")
-    return converted
 
 
 def hash_file(path: Path, progress: Progress, detail: str) -> str:

@@ -94,12 +94,12 @@ def resolve_base(name: str, progress: Progress) -> Path:
     """
     path = model_path(name)
     # os.path instead of Path, whose methods raise where a parent directory may not be entered.
-    if os.path.isfile(path):
-        base = convert_once(path, progress)
-    elif name == STARTER_NAME and not os.path.isdir(path):
+    if name == STARTER_NAME and not os.path.exists(path):
         base = prepare_starter(progress)
     elif (found := find_model(name)) is not None:
         base = found
+    elif os.path.isfile(path):
+        base = convert_once(path, progress)
     else:
         raise missing_model(name)
     model = check_model_directory(base)

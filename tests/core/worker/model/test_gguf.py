@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.modeling_gguf_pytorch_utils import Qwen2MoeTensorProcessor
 
-from core import paths
 from core.errors import UserError
-from core.models.description import RECORD_NAME, read_record
-from core.models.find import gguf_identity
+from core.models.description import RECORD_NAME
+from core.models.find import CHECKED
 from core.worker.model import gguf
 from core.worker.model.spill import Spill, SpilledTensors
 from core.worker.model.support import resolve_base
@@ -75,35 +73,19 @@ def test_a_head_of_its_own_and_tables_of_the_rotary_embedding_may_be_there(
     assert config["tie_word_embeddings"] is False
 
 
-def _as_an_earlier_version_left_it(directory: Path, path: Path) -> None:
-    """The record of a conversion that was not looked at."""
-    record = json.loads((directory / RECORD_NAME).read_text())
-    del record[gguf.CHECKED]
-    record["identity"] = gguf_identity(path)
-    (directory / RECORD_NAME).write_text(json.dumps(record))
-
-
-def test_what_an_earlier_version_converted_is_looked_at_once(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_conversion_of_a_version_that_did_not_check_the_weights_is_made_anew(
+    tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")
     directory = resolve_base(str(path), quiet)
-    weights = (directory / "model.safetensors").stat()
-    _as_an_earlier_version_left_it(directory, path)
+    record, weights = json.loads((directory / RECORD_NAME).read_text()), (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(b"zeros in place of missing weights")
+    (directory / RECORD_NAME).write_text(json.dumps({**record, CHECKED: False}))
     assert resolve_base(str(path), quiet) == directory
-    assert (read_record(directory) or {})[gguf.CHECKED] is True
-    assert (directory / "model.safetensors").stat().st_ino == weights.st_ino
-    monkeypatch.setattr(gguf, "check_gguf", lambda _path: pytest.fail("it was looked at again"))
+    assert (directory / "model.safetensors").read_bytes() == weights
+    inode = (directory / "model.safetensors").stat().st_ino
     assert resolve_base(str(path), quiet) == directory
-
-
-def test_holes_that_an_earlier_version_filled_are_reported(tmp_path: Path, tiny_model_dir: Path) -> None:
-    whole = resolve_base(str(write_gguf(tiny_model_dir, tmp_path / "whole.gguf")), quiet)
-    holes = write_gguf(tiny_model_dir, tmp_path / "holes.gguf", without=("blk.1.ffn_down.weight",))
-    filled = Path(shutil.copytree(whole, paths.models_dir() / "holes-0123456789ab"))
-    _as_an_earlier_version_left_it(filled, holes)
-    with pytest.raises(UserError, match=r"lacks weights of its architecture: blk\.1\.ffn_down\.weight"):
-        resolve_base(str(holes), quiet)
+    assert (directory / "model.safetensors").stat().st_ino == inode
 
 
 @cases("write", [write_gguf, write_lfm2_gguf], ids=["by processor", "by mapping"])
