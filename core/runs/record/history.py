@@ -80,7 +80,7 @@ _TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Bytes from which a record is long: reading it takes more than a second.
 LONG_BYTES = 8 << 20
 #: Places of a long record at which a step is read, and bytes read at each.
-PLACES, PLACE_BYTES = 2000, 2048
+PLACES, PLACE_BYTES = 1500, 2048
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
 

@@ -209,7 +209,7 @@ def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[
         limit: Most bytes searched.
     """
     sign = f'"{kind.type}"'.encode() if kind.type else b""
-    for line in _last_lines(path, limit):
+    for line in _last_lines(path, limit, sign):
         if sign not in line:
             continue
         try:
@@ -220,8 +220,10 @@ def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[
             yield event
 
 
-def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
-    """Lines at the end of a file, the last one first; an unterminated line is skipped."""
+def _last_lines(path: Path, limit: int, sign: bytes) -> Iterator[bytes]:
+    """Lines at the end of a file, the last one first; an unterminated line is skipped. Lines of a block without the
+    sign come in one piece.
+    """
     try:
         with open_regular(path) as file:
             place = file.seek(0, os.SEEK_END)
@@ -229,7 +231,8 @@ def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
             while place > stop:
                 begin = max(place - _END_BYTES, stop)
                 file.seek(begin)
-                lines = ((file.read(place - begin) or b"") + rest).split(b"\n")
+                block = (file.read(place - begin) or b"") + rest
+                lines = block.split(b"\n", -1 if sign in block else 1)
                 place = begin
                 # The first piece is the rest of a line that begins earlier, unless the file begins with it. A line that
                 # is too long is kept only up to the limit.
