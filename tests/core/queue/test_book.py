@@ -52,6 +52,15 @@ def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_
     assert queue.with_position(2, 1).active == queue.entry(1)
 
 
+def test_the_hint_to_clear_is_for_ended_entries_that_were_to_be_removed() -> None:
+    queue = queue_of("a")
+    queue = queue.with_entry(queue.entry(1).moved("starting", run="20260101-000000-a").moved("failed"))
+    for change, hint in ((queue.removed, "queue clear"), (queue.held, "queue list")):
+        with pytest.raises(UserError, match="Entry 1 is failed") as error:
+            change(1)
+        assert hint in error.value.hint
+
+
 def test_a_sweep_that_was_taken_out_is_not_named_among_those_there_are() -> None:
     entries = [QueueEntry(id=1, name=name, sweep=name) for name in ("s1", "s2", "s3")]
     queue = Queue().with_added(entries).removed(1)
