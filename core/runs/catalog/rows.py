@@ -24,12 +24,12 @@ from core.errors import UserError
 from core.runs.catalog.removal import directory_size
 from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
-from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_step, decode_totals
+from core.runs.record.events import Event, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
-from core.runs.record.state import Rank, RunState, StepProgress, last_events, read_lines, read_ranks
+from core.runs.record.state import EventTail, Rank, RunState, StepProgress, last_events, read_ranks
 from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
 from core.runs.record.timings import RunTotals
-from core.small_files import open_regular, read_json
+from core.small_files import read_json
 from core.text import one_line
 
 T = TypeVar("T")
@@ -405,19 +405,9 @@ class RunFigures:
 def read_totals(events: Path) -> RunTotals:
     """Totals of an event record, in one fast pass; empty if it cannot be read."""
     totals = RunTotals()
-    try:
-        with open_regular(events) as file:
-            for line in read_lines(file, LINE_LIMIT):
-                if not line.is_ended or line.is_cut:
-                    continue
-                try:
-                    event = decode_step(line.data) or decode_totals(line.data)
-                except MalformedEventError:
-                    continue
-                if event is not None:
-                    totals.apply(event)
-    except OSError:
-        return RunTotals()
+    for batch in EventTail(events, decode=decode_totals).batches():
+        for event in batch:
+            totals.apply(event)
     return totals
 
 

@@ -498,12 +498,14 @@ _HARDWARE_LINE = re.compile(
 
 
 def decode_totals(line: bytes) -> Event | None:
-    """Decode an event that is no usual step for :class:`core.runs.record.timings.RunTotals`: as :func:`decode_event`,
-    but a hardware event gets only time and energy, in a tenth of the time.
+    """Decode an event for :class:`core.runs.record.timings.RunTotals`: as :func:`decode_event`, but a hardware event
+    gets only time and energy, in a tenth of the time.
 
     Raises:
         MalformedEventError: As :func:`decode_event`.
     """
+    if (step := decode_step(line)) is not None:
+        return step
     if (found := _HARDWARE_LINE.match(line)) is None:
         return decode_event(line)
     energy = None if found[2] is None else float(found[2])

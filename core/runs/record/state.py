@@ -20,7 +20,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -117,10 +117,12 @@ class EventTail:
     Args:
         path: The file; it need not exist yet.
         offset: Bytes already read, up to the end of a line.
+        decode: Decodes a line, as :func:`core.runs.record.events.decode_event`.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, decode: Callable[[bytes], Event | None] = decode_event) -> None:
         self.path = path
+        self._decode_line = decode
         self.skipped = 0
         """Lines that could not be read as events."""
         self._offset = offset
@@ -186,7 +188,7 @@ class EventTail:
             if not line.strip():
                 continue
             try:
-                event = _decode_whole(line)
+                event = _decode_whole(line, self._decode_line)
             except MalformedEventError:
                 self.skipped += 1
             else:
@@ -194,10 +196,10 @@ class EventTail:
         return found
 
 
-def _decode_whole(line: bytes) -> Event | None:
+def _decode_whole(line: bytes, decode: Callable[[bytes], Event | None] = decode_event) -> Event | None:
     if len(line) > LINE_LIMIT:
         raise MalformedEventError("too long")
-    return decode_event(line)
+    return decode(line)
 
 
 def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[E]:
@@ -431,12 +433,16 @@ class RunState:
         data = _load_state(path) or _load_state(path)
         if data is None:
             return None
-        values = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        values = {name: data[name] for name in _FIELDS if name in data}
         pending, progress = _pending(values.pop("pending", None)), _progress(values.pop("progress", None))
         if "state" not in values or not all(_is_sound(name, value) for name, value in values.items()):
             return None
         values.update({name: one_line(values[name]) for name in _TEXTS if name in values})
         return cls(**values, pending=pending, progress=progress)
+
+
+# The list of runs reads hundreds of states at once.
+_FIELDS = tuple(item.name for item in dataclasses.fields(RunState))
 
 
 def _pending(value: Any) -> tuple[str, ...]:
