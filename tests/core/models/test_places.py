@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.hub_uri import HubEntry, parse_entry
 from core.models import places
 from core.models.find import (
+    CHECKED,
     STARTER_NAME,
     close_name,
     find_in_hub_cache,
@@ -286,7 +287,7 @@ def test_a_gguf_is_found_once_it_has_been_converted(tmp_path: Path) -> None:
     assert find_model(str(gguf)) is None
     assert "not converted yet" in missing_model(str(gguf)).message
     directory = model_in(paths.models_dir() / "My-model-0123")
-    record = {"identity": gguf_identity(gguf), "files": {"config.json": 2}}
+    record = {"identity": gguf_identity(gguf), CHECKED: True, "files": {"config.json": 2}}
     (directory / "localtune.json").write_text(json.dumps(record))
     assert find_model(str(gguf)) == find_model("My model.gguf", tmp_path) == directory
     (directory / "config.json").write_text("{ }")
