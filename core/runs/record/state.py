@@ -68,13 +68,10 @@ def read_lines(file: FileIO, limit: int, begin: int = 0) -> Iterator[Line]:
     while block := file.read(_BLOCK):
         *pieces, rest = block.split(b"\n")
         for piece in pieces:
+            data = held + piece
             end += len(piece) + 1
-            if held or is_cut or len(piece) > limit:
-                data = held + piece
-                yield Line(data[:limit], end, True, is_cut or len(data) > limit)
-                held, is_cut = b"", False
-            else:
-                yield Line(piece, end, True, False)
+            yield Line(data[:limit], end, True, is_cut or len(data) > limit)
+            held, is_cut = b"", False
         end += len(rest)
         if not is_cut:
             held += rest

@@ -73,9 +73,7 @@ def test_a_head_of_its_own_and_tables_of_the_rotary_embedding_may_be_there(
     assert config["tie_word_embeddings"] is False
 
 
-def test_a_conversion_of_a_version_that_did_not_check_the_weights_is_made_anew(
-    tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_a_conversion_whose_weights_were_not_checked_is_made_anew(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write_gguf(tiny_model_dir, tmp_path / "model.gguf")
     directory = resolve_base(str(path), quiet)
     record, weights = json.loads((directory / RECORD_NAME).read_text()), (directory / "model.safetensors").read_bytes()
