@@ -15,7 +15,7 @@ from tests.core.worker.model.gguf_files import write_gguf
 from tests.fuzzing import Reader, mutate, outcome, readers
 
 #: Mutations of each kind, divided by the cost of one, and of the long test.
-FEW, MANY = 20, 100
+FEW, MANY = 12, 100
 #: Limit of this process's memory growth by all of them, in bytes.
 MOST_GROWTH = 256 << 20
 

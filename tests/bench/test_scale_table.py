@@ -11,7 +11,7 @@ from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_the_page_has_the_table_of_today() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,8 @@ LIMITS = {
 }
 #: First words of a docstring that has no noun of the field yet.
 VAGUE = ("What", "Whether", "One", "Those")
+#: The tokenizer of Python takes ten times as long.
+COMMENT = re.compile(r"(?:^ *|  )#:? .*")
 
 
 class Passage(NamedTuple):
@@ -41,9 +41,9 @@ def passages(path: Path) -> Iterator[Passage]:
                 match statement:
                     case ast.Expr(value=ast.Constant(value=str(text))):
                         yield Passage(path, statement.lineno, text, True)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield Passage(path, token.start[0], token.string, False)
+    for number, line in enumerate(source.splitlines(), 1):
+        if comment := COMMENT.search(line):
+            yield Passage(path, number, comment[0], False)
 
 
 def rate(pattern: str, texts: list[str]) -> float:

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import save
+from tests.short_list import long_but
 from tests.snapshots.conftest import Compare, make_app
 from tests.tui.data_panes import row
 from tests.tui.harness import pane_of, press, screen_text, wait_for
@@ -103,11 +104,11 @@ def test_matches_in_tokens(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, **showing("80x24", *keys, ready=lambda pane: pane.body.mask_view.match_place == (1, 1)))
 
 
-@pytest.mark.parametrize("place", ["80x24", "200x50-zoomed"])
+@pytest.mark.parametrize("place", long_but(["80x24"], ["80x24", "200x50-zoomed"]))
 def test_report(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
     assert snap_compare(app, **showing(place, "s", ready=lambda pane: pane.shows_report))
 
 
-@pytest.mark.parametrize("place", ["80x24", "200x50-tiled"])
+@pytest.mark.parametrize("place", long_but(["80x24"], ["80x24", "200x50-tiled"]))
 def test_filter(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
     assert snap_compare(app, **showing(place, "f", ready=lambda pane: pane.session.filter is not None))

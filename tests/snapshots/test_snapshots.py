@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from tui.screens.start import StartPlan
 from tui.widgets.charts.plan_bar import PlanView
 
 SIZES = ("80x24", "200x50")
+THEMES = ("localtune-dark", "localtune-light")
 #: Keys that leave only the Train pane on the screen.
 ZOOM = {"80x24": (), "200x50": ("3",)}
 
@@ -41,8 +43,10 @@ def run(private_home: Path) -> ScriptedRun:
     return ScriptedRun(private_home, start=MOMENT).train_to(64)
 
 
-@pytest.mark.parametrize("theme", ["localtune-dark", "localtune-light"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "theme"),
+    long_but([("80x24", "localtune-light"), ("200x50", "localtune-dark")], itertools.product(SIZES, THEMES)),
+)
 def test_train(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, size: str, theme: str) -> None:
     app.theme = theme
     assert snap_compare(app, terminal_size=cells(size), run_before=until("64/120", *ZOOM[size]))
@@ -53,7 +57,7 @@ def test_live_panes(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, 
     assert snap_compare(app, terminal_size=cells(size), run_before=until("64/120", "0" if size == "120x30" else "4"))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_empty(snap_compare: Compare, app: LocaltuneApp, size: str) -> None:
     assert snap_compare(app, terminal_size=cells(size), run_before=until("No run yet.", *ZOOM[size]))
 
@@ -120,7 +124,7 @@ def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
     assert snap_compare(app, terminal_size=(50, 15), run_before=until("too small"))
 
 
-@pytest.mark.parametrize("size", ["80x24", "120x30"])
+@pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "120x30"]))
 def test_start_card(
     snap_compare: Compare, app: LocaltuneApp, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, size: str
 ) -> None:
@@ -153,7 +157,7 @@ def forms_config(tmp_path: Path, tiny_model_dir: Path) -> Path:
     return tmp_path / "c.toml"
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
     forms_config.write_text(forms_config.read_text().replace("mine.csv", "rows.jsonl").partition("columns")[0])
     (forms_config.parent / "rows.jsonl").write_text('{"prompt": "ask", "completion": "a reply\\nin two lines"}\n')
@@ -169,7 +173,7 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
     assert snap_compare(app, terminal_size=cells(size), run_before=run)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
     app._config_path = forms_config
 
@@ -211,7 +215,7 @@ def finished(private_home: Path) -> None:
     script_run(private_home, start=MOMENT).hardware(energy_wh=9.1).end("finished")
 
 
-@pytest.mark.parametrize("size", ["80x24", "120x34", "200x50"])
+@pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "120x34", "200x50"]))
 def test_finished(snap_compare: Compare, app: LocaltuneApp, finished: None, size: str) -> None:
     app._run_name = "latest"
     assert snap_compare(app, terminal_size=cells(size), run_before=until("use it elsewhere", "3"))
@@ -329,7 +333,7 @@ def fill(home: Path) -> None:
     store.change(how)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", long_but(["80x24"], SIZES))
 def test_queue(snap_compare: Compare, private_home: Path, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
     app = make_app(private_home)
     fill(private_home)

@@ -79,6 +79,7 @@ FEW_SETTINGS = [tuple(row) for row in TABLES["few"]]
 ALL_SETTINGS = FEW_SETTINGS + [
     row
     for row in (
+        *map(tuple, TABLES["long"]),
         *((family, {"checkpointing": on}, 0.02, fused) for family in PLAIN for on in BOTH for fused in BOTH),
         *((*setting, fused) for setting in TABLES["more"] for fused in BOTH),
         *((family, {"checkpointing": on}, 0.02, True) for family in OTHERS for on in BOTH),
