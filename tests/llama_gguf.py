@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -68,9 +69,14 @@ def tensor_name(name: str) -> str:
     Raises:
         KeyError: If a Llama has none of that name.
     """
+    return f"{_names()[name.removesuffix('.weight')]}.weight"
+
+
+@functools.cache
+def _names() -> Any:
     import gguf
 
-    return f"{gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99)[name.removesuffix('.weight')]}.weight"
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99)
 
 
 def tensor_values(name: str, tensor: Any, config: Any) -> Any:

@@ -74,7 +74,6 @@ def test_every_packing_holds_the_same_rows(tmp_path: Path) -> None:
             rows.index()
             assert (rows.complete, rows.count_known, rows.size) == (True, 40, path.stat().st_size), path
             assert values(rows.rows(0, 99)) == ROWS, path
-        assert values(read_rows(path)) == ROWS, path
 
 
 def test_what_is_inside_is_recognized_by_the_inner_ending(tmp_path: Path) -> None:
