@@ -75,6 +75,11 @@ def cache_dir() -> Path:
     return home() / "cache"
 
 
+def answers_dir() -> Path:
+    """Answers of trained models that are kept between exports."""
+    return cache_dir() / "answers"
+
+
 def trash_dir() -> Path:
     """Runs that were deleted and can be restored, a directory for each deletion."""
     return home() / "trash"

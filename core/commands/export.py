@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=ROWS,
-        help=f"rows of your data on which it is compared with the trained model (default: {ROWS})",
+        help=f"rows of your data on which it is compared with the trained model (default: {ROWS}; 0: not verified)",
     )
     add_json_flag(parser)
 

@@ -62,18 +62,19 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from core.config.derived import torchrun_line
     from core.memory.planner import make_plan
-    from core.models.find import locate_model
+    from core.models.published import locate_shape
     from core.models.sandboxed import load_architecture, read_model
     from core.runs.outlook.forecast import forecast, this_machine
 
     document, has_rows = _document(args)
     config = document.validate()
     machine = this_machine(config, card_memory(args.gpu_memory))
-    base = locate_model(config.model.base)
+    base = locate_shape(config.model.base)
     # A damaged model, or one with code of its own, is refused before its family is measured; other errors of the model
     # and of the options are found before the rows are measured. Both measurements may take a while.
-    read_model(base)
-    _warn(base)
+    if isinstance(base, Path):
+        read_model(base)
+        _warn(base)
     architecture = load_architecture(base)
     is_here = args.gpu_memory is None
     remarks = _remarks(document, config, machine, architecture, is_here) if args.config is not None else []
@@ -267,7 +268,7 @@ def as_json(
         ],
         **fields(plan, "checkpoint_bytes", "disk_bytes", "disk_free_bytes", "disk_fits"),
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
-        "notes": list(plan.notes),
+        "notes": list(found.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
         "unmet": [wish._asdict() for wish in wishes],
         "remarks": [

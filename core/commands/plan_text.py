@@ -104,7 +104,7 @@ def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
     if found.estimate is not None:
         yield "time", _time(found.estimate)
     yield from (("advice", advice.text) for advice in found.advice)
-    notes = [*([found.plan.reason] if found.plan.reason else []), *found.plan.notes]
+    notes = [*([found.plan.reason] if found.plan.reason else []), *found.notes]
     yield from (("note", one_line(sentence)) for sentence in notes)
 
 

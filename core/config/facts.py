@@ -12,7 +12,7 @@ from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
-from core.models.find import locate_model
+from core.models.published import locate_shape
 from core.models.sandboxed import load_architecture
 
 
@@ -88,14 +88,14 @@ def find_missing_trackers() -> frozenset[str]:
 
 
 def read_shape(base: str, relative_to: Path | None = None) -> Architecture | None:
-    """The shape of a local base model, a GGUF file included; None where it is unknown.
+    """The shape of a base model, a GGUF file included, here or as published; None where it is unknown.
 
     Args:
         base: As ``model.base``.
         relative_to: The directory that a relative path starts from; the working directory by default.
     """
     try:
-        return load_architecture(locate_model(base, relative_to))
+        return load_architecture(locate_shape(base, relative_to))
     except (UserError, OSError, ValueError):
         # Errors of the model are reported where it is needed.
         return None

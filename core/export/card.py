@@ -19,7 +19,7 @@ from core.export.result import Agreement
 from core.hub_uri import is_hub_entry, is_hub_id
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import auto_class, read_description, read_record
-from core.models.find import model_entry, model_path
+from core.models.find import cached_id, model_entry, model_path
 from core.paths import user_path
 from core.runs.catalog.result import result_of
 from core.runs.catalog.trained import TrainedModel, newest_manifest
@@ -70,8 +70,9 @@ def _find(base: str, directory: Path | None) -> BaseModel:
         return BaseModel(repository, hub_id=repository)
     # Not the method of Path, which raises on impossible file names.
     entry = None if os.path.exists(model_path(base)) else model_entry(base)
-    if entry is not None:
-        return BaseModel(entry.repository, hub_id=entry.repository)
+    hub_id = entry.repository if entry is not None else cached_id(Path(base))
+    if hub_id is not None:
+        return BaseModel(hub_id, hub_id=hub_id)
     name, identity = Path(base).name or base, record.get("identity")
     if isinstance(file := record.get("file"), str):
         return BaseModel(name, gguf_file=file, package=str(record.get("source")))
@@ -409,7 +410,11 @@ def _use(facts: CardFacts) -> list[Markdown]:
         'model = PeftModel.from_pretrained(base, ".")',
         'tokenizer = AutoTokenizer.from_pretrained(".")',
     )
-    return [loading] if base.hub_id else [loading, _where(base, "BASE")]
+    if base.hub_id:
+        return [loading]
+    key = "`base_model_name_or_path` in `adapter_config.json`"
+    path = Markdown(f"{key} is the base's path on the machine of the export: elsewhere, write its path there.")
+    return [loading, _where(base, "BASE"), *([path] if facts.kind == "adapter" else [])]
 
 
 def _literal(text: str) -> str:

@@ -61,7 +61,9 @@ class ExportPlan:
 
     @property
     def unverified(self) -> NotVerifiedError | None:
-        """The reason why this machine cannot compare the file with the trained model; None if it can."""
+        """The reason why the file is not compared with the trained model; None if it is."""
+        if not self.request.rows and self.request.kind != "card":
+            return NotVerifiedError("The file is not verified: it was not to be compared.", "Leave out --rows 0.")
         try:
             refuse_unreadable("gguf" if self.request.adapter_only else self.request.kind)
         except NotVerifiedError as reason:
@@ -110,6 +112,9 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     if request.quant is None and trained.file is not None and request.kind in _WHOLE and not request.adapter_only:
         request = replace(request, quant=trained.file.type)
     _check_kind(request, trained)
+    if not request.rows and _tries_both(request, trained):
+        # Without a comparison to choose by: the weights of the training.
+        request = replace(request, merge_from="quantized")
     if request.kind in _WHOLE and not request.adapter_only and request.weights is not None:
         require_quantizer(request.weights)
     tries_both = _tries_both(request, trained)

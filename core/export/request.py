@@ -55,7 +55,7 @@ class ExportRequest:
     adapter_only: bool = False
     """True if a GGUF file of the adapter alone is written, to be used with a GGUF file of the base."""
     rows: int = ROWS
-    """Held-out rows for the comparison with the trained model."""
+    """Held-out rows for the comparison with the trained model; with none, the export is not verified."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -73,8 +73,8 @@ class ExportRequest:
             raise UserError(
                 f"Weights are not merged from {self.merge_from}.", f"Merge them from {', '.join(MERGE_FROM)}."
             )
-        if not 1 <= self.rows <= _MOST_ROWS:
-            raise UserError(f"An export is compared on 1 to {_MOST_ROWS} rows, not {self.rows}.", "Change --rows.")
+        if not 0 <= self.rows <= _MOST_ROWS:
+            raise UserError(f"An export is compared on 0 to {_MOST_ROWS} rows, not {self.rows}.", "Change --rows.")
 
     @property
     def quants(self) -> tuple[Quant, ...]:

@@ -215,9 +215,15 @@ def cached_directory(entry: HubEntry) -> Path:
 def cached_models() -> Iterator[str]:
     """Hub ids of the models in the local Hugging Face cache, whole or not."""
     for directory in _directories(hub_cache_dir(), _CACHED_PREFIX):
-        name = directory.name.removeprefix(_CACHED_PREFIX).replace("--", "/", 1)
-        if is_hub_id(name):
+        if (name := cached_id(directory)) is not None:
             yield name
+
+
+def cached_id(path: Path) -> str | None:
+    """The hub id of a path in a Hugging Face cache; None for other paths."""
+    part = next((part for part in path.parts if part.startswith(_CACHED_PREFIX)), "")
+    name = part.removeprefix(_CACHED_PREFIX).replace("--", "/", 1)
+    return name if is_hub_id(name) else None
 
 
 def _directories(place: Path, prefix: str = "") -> list[Path]:

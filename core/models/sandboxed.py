@@ -16,11 +16,12 @@ from core.errors import UserError
 from core.models import check, inspection
 from core.models.architecture import architecture, gguf_header
 from core.models.architecture.architecture import Architecture, Unmeasured
-from core.models.architecture.measuring import measure_architecture
+from core.models.architecture.measuring import measure_architecture, published_architecture
 from core.models.description import check_quantization
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.inspection import ModelFacts
 from core.models.installed import check_known
+from core.models.published import Published
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
 from core.text import one_line
@@ -36,8 +37,11 @@ def _named(path: Path) -> str:
     return f"The model in {one_line(str(path))}"
 
 
-def load_architecture(path: Path) -> Architecture:
-    """As :func:`core.models.architecture.measuring.load_architecture`; takes seconds if its family is measured."""
+def load_architecture(path: Path | Published) -> Architecture:
+    """As :func:`core.models.architecture.measuring.load_architecture`, or of a published model; takes seconds if its
+    family is measured."""
+    if isinstance(path, Published):
+        return published_architecture(path)
     found = read_model(path)
     if not isinstance(found, Unmeasured):
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -122,7 +123,7 @@ class TensorBoard(Destination):
             os.close(descriptor)
 
     def open(self) -> None:
-        """Open the file; a new file begins with the format version."""
+        """Open the file; a new file begins with the format version, and the options for the tab HParams."""
         self._protos = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
@@ -130,7 +131,11 @@ class TensorBoard(Destination):
         self._writer = records.RecordWriter(self._file)
         if self._file.tell() == 0:
             begun = self.place.run.created
-            self._write(self._protos.Event(wall_time=begun.timestamp() if begun else 0.0, file_version="brain.Event:2"))
+            time = begun.timestamp() if begun else 0.0
+            self._write(self._protos.Event(wall_time=time, file_version="brain.Event:2"))
+            hparams = importlib.import_module("tensorboard.plugins.hparams.summary_v2")
+            options = hparams.hparams_pb(_scalars(self.told), trial_id=self.name, start_time_secs=time)
+            self._write(self._protos.Event(wall_time=time, summary=options))
 
     def tell(self, figures: Mapping[str, float], step: int, time: float, row: int) -> None:
         """Write the metrics as scalars."""
@@ -153,6 +158,13 @@ class TensorBoard(Destination):
     def remember(self) -> dict[str, Any]:
         """The confirmed size of the file."""
         return {"size": self.path.stat().st_size}
+
+
+def _scalars(told: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    """Options as values of the HParams tab, which takes no lists; those that are not set are left out."""
+    plain = (bool, int, float, str)
+    given = {key: value for key, value in told.items() if value is not None}
+    return {key: value if isinstance(value, plain) else json.dumps(value) for key, value in given.items()}
 
 
 class Wandb(Destination):

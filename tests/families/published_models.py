@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from core.models.published import find_published
 
 DIRECTORY = Path(__file__).parent / "published"
 
@@ -47,5 +48,6 @@ PUBLISHED = {name: Published(**numbers) for name, numbers in _NUMBERS.items()}
 
 def published_config(name: str) -> dict[str, Any]:
     """The configuration of a published model, as far as it decides shapes and positions."""
-    config: dict[str, Any] = json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
-    return config
+    found = find_published(f"any/{name}")
+    assert found is not None, name
+    return found.config

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,18 @@ from pydantic import TypeAdapter
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.jobs.job import JobProgress, call
-from core.models.architecture.architecture import Architecture, Unmeasured, complete, read_model
-from core.models.installed import version_of
+from core.models.architecture.architecture import (
+    Architecture,
+    UnknownFamilyError,
+    Unmeasured,
+    complete,
+    read_architecture,
+    read_model,
+    read_towers,
+)
+from core.models.description import is_composite
+from core.models.installed import check_known, missing_kernels, version_of
+from core.models.published import Published
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
@@ -208,6 +218,22 @@ def load_architecture(path: Path) -> Architecture:
     """
     found = read_model(path)
     return complete(measure_architecture(found), path) if isinstance(found, Unmeasured) else found
+
+
+def published_architecture(model: Published) -> Architecture:
+    """The architecture of a published model; blocks for seconds if its family has to be measured.
+
+    Raises:
+        UserError: If the installed transformers does not know its family.
+    """
+    config = model.config
+    try:
+        found = read_architecture(config, model.id)
+    except UnknownFamilyError:
+        check_known(config, Path(model.id))
+        found = measure_architecture(Unmeasured(json.dumps(config, sort_keys=True), model.id))
+    towers = read_towers(config) if is_composite(config) else None
+    return replace(found, kernels=missing_kernels(config), towers=towers)
 
 
 def measure_architecture(model: Unmeasured) -> Architecture:

@@ -7,6 +7,7 @@ run enters and leaves by one rename, so that a partial run is never listed.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -135,11 +136,13 @@ def delete_directory(directory: Path) -> str | None:
 
 
 def _delete(aside: Path, name: str) -> None:
-    """Delete a directory that was moved aside.
+    """Delete the directory of a run that was moved aside, and the answers of its trained model that exports have kept.
 
     Raises:
         UserError: If a part of it is left.
     """
+    for kept in paths.answers_dir().glob(f"{glob.escape(name)}-*"):
+        shutil.rmtree(kept, ignore_errors=True)
     if (fault := delete_directory(aside)) is not None:
         raise UserError(
             f"{one_line(name, 100)} is deleted only in part, as {fault}.",

@@ -28,7 +28,7 @@ from core.memory.planner import Source
 from core.memory.rows import Rows, rows_of_lengths
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.architecture import Architecture
-from core.models.find import locate_model
+from core.models.published import Published, locate_shape
 from core.models.sandboxed import load_architecture
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
 
@@ -44,7 +44,7 @@ _CORE_RATE = 5e10
 class Forecast:
     """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are for a single card."""
 
-    base: Path
+    base: Path | Published
     architecture: Architecture
     plan: Plan
     advice: tuple[Advice, ...]
@@ -60,6 +60,11 @@ class Forecast:
     def fits(self) -> bool | None:
         """True if the run fits, on each of several cards and in their machine's memory; None if unknown."""
         return self.plan.fits if self.chosen is None else self.chosen.fits
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the plan, a sentence each."""
+        return (*((self.base.note,) if isinstance(self.base, Published) else ()), *self.plan.notes)
 
     @property
     def is_rough(self) -> bool:
@@ -94,9 +99,10 @@ def forecast(
         source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
-        UserError: If the model is not on this machine, its memory cannot be planned, or the rows do not suit it.
+        UserError: If the model is not on this machine and its shape is unknown, its memory cannot be planned, or the
+            rows do not suit it.
     """
-    base = locate_model(config.model.base)
+    base = locate_shape(config.model.base)
     architecture = load_architecture(base)
     found = cards_here(config) if cards is None else cards
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found, source=source)

@@ -16,7 +16,7 @@ from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
-from core.export.llama_cpp import NotVerifiedError, refuse_unreadable
+from core.export.llama_cpp import NotVerifiedError
 from core.export.plan import COMPARING_BASE, HASHING, ExportPlan, WholeProgress, merged_quant, stages_of
 from core.export.request import CONVERTED, MERGED_QUANTS, Kind, Quant
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
@@ -110,7 +110,7 @@ class Export:
 
     def _make(self) -> ExportResult:
         began, plan = time.monotonic(), self._plan
-        base, fingerprint = self._find_base()
+        base, self._fingerprint = self._find_base()
         try:
             with new_directory(plan.target) as directory:
                 made = directory / _MADE
@@ -118,7 +118,7 @@ class Export:
                 self._answers = directory / _PROOF
                 written = self._write(base, made, directory)
                 self._refuse_others(written)
-                result = self._record(base, fingerprint, made, written, began)
+                result = self._record(base, made, written, began)
                 for name in (_PROOF, _DECODED):
                     shutil.rmtree(directory / name, ignore_errors=True)
                 for path in sorted(made.iterdir()):
@@ -166,7 +166,7 @@ class Export:
 
     def _write_merged(self, base: Path, made: Path, conversation: Conversation) -> _Made:
         """Write a merged model: in the requested type, else in the first type that meets its bar."""
-        asked, missed = self._request.quant, ""
+        asked, missed = self._request.quant, list[str]()
         for quant in MERGED_QUANTS if asked is None else (asked,):
             is_last = quant in (asked, MERGED_QUANTS[-1])
             try:
@@ -176,14 +176,15 @@ class Export:
                     raise
                 failures = ["Its weights are beyond the range of the type."]
             else:
-                notes = (*merge.notes, f"Its weights are {quant}: {missed}") if missed else merge.notes
+                why = f"Its weights are {quant}, because {', and '.join(missed)}."
+                notes = (*merge.notes, why) if missed else merge.notes
                 written = _Made(quant, merge.agreement, merge.way, notes)
                 if merge.agreement is None:
                     written = self._proven(made, written)
                 failures = [] if written.agreement is None else written.agreement.failures(quant)
                 if is_last or not failures:
                     return written
-            missed = f"{missed} As {quant}: {' '.join(failures)}".strip()
+            missed.append(f"as {quant} " + " and ".join(f"{one[0].lower()}{one[1:].rstrip('.')}" for one in failures))
             shutil.rmtree(made)
             made.mkdir(mode=paths.DIRECTORY_MODE)
         raise ValueError("there is no type of weights to try")
@@ -192,16 +193,23 @@ class Export:
         """Compare the export in a directory with the trained model, whose answers are measured once.
 
         Raises:
-            NotVerifiedError: If there is no reader for its kind.
+            NotVerifiedError: If there is no reader for its kind, or no comparison was asked for.
             UserError: If it cannot be read, or the rows or the base are gone.
         """
-        refuse_unreadable(kind)
+        if (reason := self._plan.unverified) is not None:
+            raise reason
         if not self._answers.exists():
             self._answers.mkdir(mode=paths.DIRECTORY_MODE)
             whole = kind != "adapter"
             as_file = whole and base is None
             measure_trained(
-                self._trained, self._answers, self._progress, self._request.rows, plain_base=whole, as_file=as_file
+                self._trained,
+                self._answers,
+                self._progress,
+                self._request.rows,
+                plain_base=whole,
+                as_file=as_file,
+                base_sha256=self._fingerprint,
             )
         return compare_export(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
 
@@ -348,7 +356,7 @@ class Export:
                 "Choose a type with more bits, or report it.",
             )
 
-    def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
+    def _record(self, base: Path, made: Path, written: _Made, began: float) -> ExportResult:
         """Write the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         described = self._describe(base)
@@ -375,7 +383,7 @@ class Export:
             run=trained.run.id,
             step=trained.step,
             base=described.name,
-            base_sha256=fingerprint,
+            base_sha256=self._fingerprint,
             merged_from=written.merged_from,
             files=tuple(_files(made)),
             agreement=written.agreement,

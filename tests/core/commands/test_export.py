@@ -57,7 +57,7 @@ def test_what_cannot_be_exported_is_one_line(cli: CommandLine, run: Run, monkeyp
         (("tickets@7", "--to", "gguf"), "has no checkpoint of step 7"),
         (("nothing", "--to", "gguf"), "no run called nothing"),
         (("tickets", "--to", "adapter", "--quant", "F16"), "no type of weights to choose"),
-        (("tickets", "--to", "merged", "--merge-from", "base", "--rows", "0"), "compared on 1 to 1000 rows"),
+        (("tickets", "--to", "merged", "--merge-from", "base", "--rows", "1001"), "compared on 0 to 1000 rows"),
     ):
         cli.refused(says, "export", *words)
     assert "--to" in cli("export", "tickets").err

@@ -57,6 +57,20 @@ def test_a_directory_with_nothing_but_a_configuration_is_planned(cli: CommandLin
     assert any("2048 tokens" in note for note in plan["notes"])
 
 
+def test_a_published_model_is_planned_by_its_name_alone(cli: CommandLine, base: Path) -> None:
+    """With the plan of its files, and it says so; the rows of a configuration are not measured without a tokenizer."""
+    name = "unsloth/llama-3-8b-Instruct-bnb-4bit"
+    alone = cli.ok("plan", "--model", name, "--gpu-memory", "24GB", "--json").json
+    here = cli.ok("plan", "--model", str(base), "--gpu-memory", "24GB", "--json").json
+    assert alone["notes"][0] == (
+        "The model is not on this machine: the plan is by the published shape of meta-llama/Meta-Llama-3-8B."
+    )
+    assert alone == {**here, "model": name, "notes": [alone["notes"][0], *here["notes"]]}
+    configured = cli.ok("plan", config_file(cli, base), "--set", f"model.base={name}", "--gpu-memory", "24GB")
+    assert f"model        {name}\n" in configured.out
+    assert "by the published shape of meta-llama/Meta-Llama-3-8B" in configured.out
+
+
 def test_a_model_that_is_too_damaged_to_plan_for_is_reported_once(cli: CommandLine, base: Path) -> None:
     (base / "config.json").write_text("{")
     result = cli.refused("is damaged", "plan", "--model", str(base), "--gpu-memory", "24GB")

@@ -25,7 +25,7 @@ RUN = Path("/runs/20261126-120000-tickets")
         ({"kind": "merged", "adapter_only": True}, "Only a GGUF file can be of the adapter alone"),
         ({"kind": "merged", "quant": "F16", "adapter_only": True}, "Only a GGUF file can be of the adapter alone"),
         ({"kind": "merged", "merge_from": "elsewhere"}, "not merged from elsewhere"),
-        ({"kind": "gguf", "rows": 0}, "compared on 1 to 1000 rows, not 0"),
+        ({"kind": "gguf", "rows": -1}, "compared on 0 to 1000 rows, not -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values: dict[str, Any], says: str) -> None:

@@ -102,6 +102,26 @@ def test_its_own_reader_finds_every_figure_once(desk: Desk) -> None:
     assert len(list(place.data.iterdir())) == 1
 
 
+def test_its_hparams_tab_lists_the_options_once(desk: Desk) -> None:
+    installed("tensorboard")
+    place = desk.recorded(2, "tensorboard", is_fake=False)
+    assert desk.track(place)[0] == 0
+    desk.write(steps(3, 4))
+    assert desk.track(place)[0] == 0
+    (file,) = place.data.iterdir()
+    loader: Any = importlib.import_module("tensorboard.backend.event_processing.event_file_loader")
+    metadata: Any = importlib.import_module("tensorboard.plugins.hparams.metadata")
+    values = [value for event in loader.EventFileLoader(str(file)).Load() for value in event.summary.value]
+    (told,) = [value.metadata.plugin_data.content for value in values if value.tag == metadata.SESSION_START_INFO_TAG]
+    session = metadata.parse_session_start_info_plugin_data(told)
+    config = desk.run.config()
+    assert session.group_name
+    assert session.hparams["train.learning_rate"].number_value == config.train.learning_rate
+    assert session.hparams["method.name"].string_value == config.method.name
+    assert session.hparams["method.dora"].bool_value is config.method.dora
+    assert not [name for name in session.hparams if name.startswith("data.")]
+
+
 def test_what_a_killed_process_left_behind_its_position_is_cut_off(desk: Desk) -> None:
     installed("tensorboard")
     desk.write(steps(1, 3))

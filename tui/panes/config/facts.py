@@ -16,6 +16,7 @@ from core.governor.check import unkept_on
 from core.memory.plan import RECLAIMABLE
 from core.memory.planner import Source, disk_need
 from core.models.find import find_model
+from core.models.published import find_published
 from core.text import one_line
 from core.units import format_count
 from tui.datasets.summary import counted
@@ -166,7 +167,7 @@ def plan_document(
         source: As in :func:`core.memory.planner.make_plan`.
 
     Returns:
-        None if the configuration has problems, or its model is not on this machine or has no ``config.json``.
+        None if the configuration has problems, or its model has no ``config.json`` and no published shape.
 
     Raises:
         UserError: If the memory of its model cannot be estimated.
@@ -181,11 +182,12 @@ def plan_document(
     except UserError:
         return None
     base = find_model(config.model.base)
-    if base is None or (base.is_dir() and not (base / "config.json").is_file()):
+    is_unknown = find_published(config.model.base) is None
+    if is_unknown if base is None else base.is_dir() and not (base / "config.json").is_file():
         return None
     found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces, source)
     batch = found.plan.micro_batch
-    each = f", {found.each}" if found.each else ""
+    each = (f", {found.each}" if found.each else "") + (", by its published shape" if base is None else "")
     return PlanView(
         [(part.name, part.bytes) for part in found.plan.parts if part.bytes and part.name not in RECLAIMABLE],
         found.plan.needed_bytes,

@@ -3,7 +3,7 @@
 A request has a ``task``:
 
 ``reference``
-    ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
+    ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``, ``base_sha256``: see
     :func:`core.worker.export.verify.reference.measure_reference`.
 ``gguf``, ``merged``, ``adapter``
     ``directory`` (of the measured answers), ``exported``, and ``base`` for an adapter: a GGUF file, or the name of the
@@ -52,7 +52,14 @@ _HINT = "Export it again."
 
 
 def measure_trained(
-    trained: TrainedModel, directory: Path, progress: Progress, rows: int, *, plain_base: bool, as_file: bool
+    trained: TrainedModel,
+    directory: Path,
+    progress: Progress,
+    rows: int,
+    *,
+    plain_base: bool,
+    as_file: bool,
+    base_sha256: str | None = None,
 ) -> None:
     """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
 
@@ -65,6 +72,7 @@ def measure_trained(
         rows: How many rows.
         plain_base: Whether the adapter on the base in 16 bits is measured as well, if the run trained on 4 bits.
         as_file: Whether a model trained for a file answers with the file's weights, as all exports but adapters do.
+        base_sha256: The fingerprint of the base, if the answers are kept for further exports.
 
     Raises:
         UserError: If the base or the rows are missing, or memory or disk are short.
@@ -76,6 +84,7 @@ def measure_trained(
         "rows": rows,
         "plain_base": plain_base,
         "as_file": as_file,
+        "base_sha256": base_sha256,
         "directory": str(directory),
     }
     run_process(PROGRAM, request, "the measurement of the trained model", progress, _HINT)
@@ -183,6 +192,7 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
         answers.progress,
         plain_base=bool(job["plain_base"]),
         as_file=bool(job["as_file"]),
+        base_sha256=job.get("base_sha256"),
     )
     return {}
 

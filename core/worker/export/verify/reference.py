@@ -37,6 +37,7 @@ from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, as_model_tokenizer, stop_token_ids
 from core.worker.export.verify.compare import LogitsFile, Proof, ProofRow, places_kept, require_room
+from core.worker.export.verify.kept import KeptAnswers
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.generate.room import runs_on
@@ -151,6 +152,7 @@ def measure_reference(
     *,
     plain_base: bool,
     as_file: bool = True,
+    base_sha256: str | None = None,
 ) -> Proof:
     """Measure the trained model on rows of the user's data, and write the answers into a directory. Its base is known
     to be that of the training.
@@ -166,6 +168,8 @@ def measure_reference(
         plain_base: Recognize a merge with the base in 16 bits; not needed for a model trained with the weights of a
             file, which is merged already.
         as_file: Measure such a model with the weights of its file; else with its adapter beside the base.
+        base_sha256: The fingerprint of the base, if the answers are kept for further exports, or taken from an earlier
+            one.
 
     Raises:
         UserError: If the base is missing, the rows cannot be read, or disk or memory are short.
@@ -180,6 +184,12 @@ def measure_reference(
     elements = read_decoded(base).elements
     file = trained.file if as_file else None
     second = plain_base and method == "qlora" and trained.adapter is not None and file is None
+    kept = None
+    if base_sha256 is not None:
+        options = {"asked": repr(asked), "file": repr(file), "second": second}
+        kept = KeptAnswers(trained, base_sha256, options)
+        if kept.take(directory):
+            return Proof.read(directory)
     require_room(directory, asked.rows, asked.vocabulary, 3 if second else 2)
     way = choose_way(config, elements * (_QUANTIZED if method == "qlora" else _WHOLE))
     progress(LOADING_TRAINED, None, None)
@@ -203,6 +213,9 @@ def measure_reference(
     date = trained.run.created.isoformat() if trained.run.created else ""
     proof = Proof(directory, asked.rows, greedy, asked.vocabulary, asked.data, date, arithmetic)
     proof.write()
+    # With more free memory the next measurement would be a better one.
+    if kept is not None and arithmetic == "fp32" and (not second or proof.logits("plain") is not None):
+        kept.keep(directory)
     return proof
 
 

