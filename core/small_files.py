@@ -14,6 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
+from core.text import one_line
+
 #: The largest magnitude of an integer in JSON, as 64 bits hold it.
 INTEGER_LIMIT = 1 << 63
 
@@ -38,6 +41,19 @@ def open_regular(path: Path | str) -> FileIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """True if ``start`` is the beginning of a Git LFS pointer."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def lfs_pointer(path: Path, *, otherwise: str = "") -> UserError:
+    """The error for a Git LFS pointer in place of a file; ``otherwise`` is another way to get the file."""
+    return UserError(
+        f"{one_line(str(path))} is a Git LFS pointer, not the file itself.",
+        f"Run 'git lfs pull' in {one_line(str(path.parent))}{otherwise}.",
+    )
 
 
 def hash_file(path: Path | str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from core.analysis.division import digest, normalized
+from core.analysis.problems import kind_of
 from core.config.choices import RefusalCode
 from core.data.conversation import Example
 from core.errors import UserError
@@ -132,6 +133,12 @@ class Preflight:
                 "behind each.",
                 "Name a template that ends answers in template.name or template.file.",
             )
+
+    def tell_marked(self, rows: int) -> None:
+        """Report rows with an end mark at the end of an answer, which is left out."""
+        if rows:
+            mark = "1 row has an end mark" if rows == 1 else f"{rows} rows have an end mark"
+            self._notice("end_mark", f"{mark} at the end of an answer.", kind_of("end_mark").hint)
 
     def tell_alike(self) -> None:
         """Report near duplicates of held-out rows among the rows trained on, for lack of other rows."""

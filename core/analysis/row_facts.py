@@ -38,6 +38,9 @@ _MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00c3[\u0192\u201a\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d]"
     "|\u00e2\u20ac[\u0080-\u00bf\u2018-\u203a\u0153\u0161\u017e\u02dc\u2122\u0152]|\u00ef\u00bb\u00bf|\u00f0\u0178[\u0080-\u203a]"
 )
+_UNFILLED = re.compile(r"\{\{ ?[A-Za-z_][A-Za-z0-9_]{0,39} ?\}\}")
+#: Most placeholders of a row that are named.
+_SHOWN = 5
 _LABEL = re.compile(r"[A-Za-z0-9_+.-]{1,20}")
 _TABLES = tomli.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _ANSWER_COLUMNS = frozenset(_TABLES["answer_columns"])
@@ -189,6 +192,9 @@ class Examiner:
             facts.dropped.append((number, reason.code, reason.message))
             return
         self._use(number, facts)
+        if self._masker is not None and (bare := self._masker.unmarked(example)) is not example:
+            mark = example.answer.removeprefix(bare.answer).strip() or "an end mark"
+            facts.found.append((number, "end_mark", f"An answer ends in {one_line(mark, 40)}."))
         if row.left_out:
             facts.found.append((number, "prompt_drops", row.left_out))
         if length > limit:
@@ -233,6 +239,8 @@ def _text_problems(text: str) -> Iterator[tuple[str, str]]:
             yield "encoding_damage", "It holds U+FFFD, which stands for a character that was lost."
         elif (found := _MOJIBAKE.search(text)) is not None:
             yield "encoding_damage", f"It holds {one_line(found.group())}, UTF-8 read in another encoding."
+    if names := dict.fromkeys(_UNFILLED.findall(text)):
+        yield "unfilled", f"It holds {', '.join(list(names)[:_SHOWN])}."
     if kinds := find_placeholders(text):
         yield "placeholder", f"It holds <{kinds[0]}>, and no column has what that may stand for."
     if (secret := find_secret(text)) is not None:

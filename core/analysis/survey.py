@@ -321,6 +321,8 @@ class _Findings:
     def _sum_up(self, began: float) -> Analysis:
         whole = self._total
         problems = [*self._tally.problems(self._place), *self._source_problems()]
+        # A single row may be about templates.
+        problems = [problem for problem in problems if problem.code != "unfilled" or problem.count > 1]
         return Analysis(
             sources=tuple(
                 SourceFormat(one_line(item.source.name), item.detection.format, item.detection.reason, item.rows)

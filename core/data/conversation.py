@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.data.exported_chats import exported_turns
 from core.text import one_line
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -359,7 +360,7 @@ def _conversation(data: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
     for key in CONVERSATION_KEYS:
         if isinstance(found := parsed(data.get(key)), list):
             return key, found
-    return None
+    return exported_turns(data)
 
 
 def turn_keys(turn: Any) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ from typing import Any
 from core.errors import UserError
 from core.hub_uri import is_hub_id
 from core.models.tables import TABLES
-from core.small_files import read_json, read_small
+from core.small_files import is_lfs_pointer, lfs_pointer, read_json, read_small
 from core.text import one_line
 
 #: Largest ``config.json`` or similar file; real ones have kilobytes, or up to 4 MB if they contain all tokens.
@@ -33,6 +33,8 @@ DEPTH_LIMIT = 64
 #: Bytes of the size limit per object or list that a file may have.
 _BYTES_PER_OBJECT = 32
 _AGAIN = "Copy it again from where the model is from."
+#: Another way to get a file of a model; ends a hint.
+FETCH = ", or fetch the model with 'localtune-tui fetch'"
 
 
 def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
         if is_lfs_pointer(raw):
-            raise lfs_pointer(path) from error
+            raise lfs_pointer(path, otherwise=FETCH) from error
         raise UserError(f"{path} is damaged: it is not JSON.", _AGAIN) from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object.", _AGAIN)
@@ -107,19 +109,6 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a configuration."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
-
-
-def is_lfs_pointer(start: bytes) -> bool:
-    """True if ``start`` is the beginning of a Git LFS pointer."""
-    return start.startswith(b"version https://git-lfs.github.com/spec/")
-
-
-def lfs_pointer(path: Path) -> UserError:
-    """The error for a Git LFS pointer in place of a file."""
-    return UserError(
-        f"{path} is a Git LFS pointer, not the file itself.",
-        f"Run 'git lfs pull' in {path.parent}, or fetch the model with 'localtune-tui fetch'.",
-    )
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

@@ -22,19 +22,18 @@ from typing import Any, Literal
 
 from core.errors import UserError
 from core.models.description import (
+    FETCH,
     PICKLES,
     WEIGHTS,
     WEIGHTS_INDEX,
     Quantization,
     config_groups,
-    is_lfs_pointer,
-    lfs_pointer,
     read_description,
     read_quantization,
     refused,
     unreadable,
 )
-from core.small_files import open_regular
+from core.small_files import is_lfs_pointer, lfs_pointer, open_regular
 from core.text import one_line
 
 #: Bytes with the length of the header, before it.
@@ -141,7 +140,7 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
             start = file.read(_LENGTH_BYTES + 64) or b""
             length, room = int.from_bytes(start[:_LENGTH_BYTES], "little"), size - _LENGTH_BYTES
             if is_lfs_pointer(start):
-                raise lfs_pointer(path)
+                raise lfs_pointer(path, otherwise=FETCH)
             if not 2 <= length <= min(HEADER_LIMIT, room):
                 raise _damaged(path, _wrong_length(length, room))
             file.seek(_LENGTH_BYTES)

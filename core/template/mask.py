@@ -253,6 +253,9 @@ def _with_probe(tool: Mapping[str, Any]) -> dict[str, Any]:
 #: Codes of row errors caused by the chat template, not by the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
 
+#: End marks of common models, which rows may hold that were written for another one.
+_END_MARKS = ("<|endoftext|>", "</s>", "<|im_end|>")
+
 #: Most cached messages of errors with the remedy added.
 _REASONS = 64
 
@@ -266,6 +269,8 @@ class Masker:
     The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token, here as at
     inference, and end the turn. Such a row is refused as ``special_in_content``. With ``allow_special`` it is used and
     the text acts as the token, but an answer can never contain a stop token. Plain text is used as is.
+
+    An end mark at the very end of an answer is left out, as the template writes its own.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -317,6 +322,7 @@ class Masker:
         Raises:
             UserError: If there are conversations and the model has no chat template.
         """
+        examples = [self.unmarked(example) for example in examples]
         pairs = [example for example in examples if example.is_preference]
         worse = [replace(pair, chosen=pair.rejected) for pair in pairs]
         found = iter(self._mask([*examples, *worse]))
@@ -325,6 +331,29 @@ class Masker:
             _paired(row, next(found)) if example.is_preference else _labeled(row, example.label)
             for example, row in zip(examples, rows, strict=True)
         ]
+
+    def unmarked(self, example: Example) -> Example:
+        """An example without end marks at the end of its answers; the same object if there are none."""
+        found = example.messages, example.chosen, example.rejected
+        bare = messages, chosen, rejected = tuple(tuple(map(self._bare, turns)) for turns in found)
+        return example if bare == found else replace(example, messages=messages, chosen=chosen, rejected=rejected)
+
+    def _bare(self, turn: Message) -> Message:
+        text = turn.content
+        if turn.role != "assistant" or not text.rstrip().endswith(self._end_marks):
+            return turn
+        while found := next((mark for mark in self._end_marks if text.rstrip().endswith(mark)), ""):
+            if found == "</s>" and "<s>" in text:
+                break  # text struck through
+            text = text.rstrip().removesuffix(found)
+        # An answer of nothing else is refused as a whole.
+        return replace(turn, content=text) if text.strip() else turn
+
+    @functools.cached_property
+    def _end_marks(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens
+        own = (added[number].content for number in self.stop_ids if number in added)
+        return (*_END_MARKS, *filter(str.strip, own))
 
     def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
         """Training sequences of examples; for preference pairs, of the better answer only."""

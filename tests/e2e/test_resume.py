@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(stopped: tuple[Wor
 
 def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run]) -> None:
     workers, original = stopped
-    damaged, other_data = (workers.copy(original, name) for name in ("all", "data"))
+    damaged, other_data, reread = (workers.copy(original, name) for name in ("all", "data", "reread"))
     before = len(e2e.steps(original))
     for path in newest_first(damaged):
         manifest = json.loads((path / "manifest.json").read_text())
@@ -121,7 +121,15 @@ def test_what_cannot_be_resumed_exactly_is_refused(stopped: tuple[Workers, Run])
             file.write_text(kept)
         assert last.reason.startswith(f"{what} has changed since step-")
     assert "new run" in last.hint
-    for run in (damaged, other_data):
+    # The same files, whose rows another version had read in another way.
+    for path in newest_first(reread):
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["data_sha256"] = "0" * 64
+        manifest["manifest_sha256"] = hash_manifest(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    workers.resume(reread)
+    assert "their rows are read differently by this version" in e2e.failure(reread).reason
+    for run in (damaged, other_data, reread):
         assert len(e2e.steps(run)) == before
         assert len(newest_first(run)) == 3
 

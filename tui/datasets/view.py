@@ -108,8 +108,11 @@ class DatasetView:
 
     def __init__(self, path: Path, reading: Reading = Reading()) -> None:  # noqa: B008 - it cannot be changed
         self.path = path
-        # Without the reading: if that is wrong, the file is still opened, and its rows shown raw.
-        self._source = Reading().source(path)
+        try:
+            self._source = reading.source(path)
+        except UserError:
+            # If the reading is wrong, the file is still opened, and its rows shown raw.
+            self._source = Reading().source(path)
         self.file = self._source.open()
         self.failure: UserError | None = None
         """The error with which reading failed: the file has changed, or its disk is gone."""
@@ -179,7 +182,7 @@ class DatasetView:
         try:
             source = self._source if self.is_entry else reading.source(self.path)
             rows = self.file.rows(0, SAMPLE)
-            return Recognized(reading, len(rows), source.detect(rows, one_line(self.path.name, 80)))
+            return Recognized(reading, len(rows), source.detect(rows, one_line(self.path.name, 80), self.file.note))
         except UserError as error:
             return Recognized(reading, len(rows), None, error)
 

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
@@ -21,30 +21,32 @@ from core.text import one_line
 _BATCH = 256
 
 
-def open_rows(path: Path) -> RowFile:
+def open_rows(path: Path, *, numbered: Collection[str] = ()) -> RowFile:
     """Open a dataset and index its first rows, so that a page can be shown at once.
 
     Args:
         path: JSON Lines, JSON (an array, an object with an array, an object of arrays), CSV, TSV, text, Parquet or
             Arrow, also compressed with gzip or zstd; a directory of such files, or ``directory#split`` for one split;
             a directory saved by ``datasets``.
+        numbered: Numbers of columns wanted of a CSV without a header, from 1; a CSV that has columns of these names has
+            a header.
 
     Raises:
         UserError: If it is missing, special, unreadable, empty, damaged, of an unsupported kind, or without rows.
     """
     path, split = split_reference(path)
     if os.path.isdir(path):  # not the method, which raises without permission
-        return open_files(path, list_shards(path, split))
-    return TextRows(open_source(path))
+        return open_files(path, list_shards(path, split), numbered=numbered)
+    return TextRows(open_source(path), numbered=numbered)
 
 
-def open_files(directory: Path, files: Sequence[Path]) -> RowFile:
+def open_files(directory: Path, files: Sequence[Path], *, numbered: Collection[str] = ()) -> RowFile:
     """Open files of a directory, in the given order, as one dataset.
 
     Raises:
         UserError: As :func:`open_rows`.
     """
-    return ShardedRows(directory, list(files))
+    return ShardedRows(directory, list(files), numbered=numbered)
 
 
 def all_rows(file: RowFile) -> Iterator[Row]:
@@ -139,13 +141,14 @@ class ShardedRows(RowFile):
     Args:
         path: The directory, for messages.
         shards: Its data files.
+        numbered: As for :func:`open_rows`.
 
     Raises:
         UserError: If the first file cannot be read, or no file has rows.
     """
 
-    def __init__(self, path: Path, shards: list[Path]) -> None:
-        self.path = path
+    def __init__(self, path: Path, shards: list[Path], *, numbered: Collection[str] = ()) -> None:
+        self.path, self._numbered = path, numbered
         self._waiting = list(reversed(shards))
         self.size = sum(map(_size_of, shards))
         self._files: list[RowFile] = []
@@ -156,7 +159,7 @@ class ShardedRows(RowFile):
         self._open_next()
         if not self._files:
             raise NoRowsError(f"{one_line(str(path))} holds no rows.", "Give files with at least one row.")
-        self.kind, self.columns = self._files[0].kind, self._files[0].columns
+        self.kind, self.columns, self.note = self._files[0].kind, self._files[0].columns, self._files[0].note
 
     @property
     def count_known(self) -> int:
@@ -227,7 +230,7 @@ class ShardedRows(RowFile):
         """Open the next shard with rows, if any."""
         while self._waiting and not self._closed.is_set():
             try:
-                file = TextRows(open_source(self._waiting[-1]))
+                file = TextRows(open_source(self._waiting[-1]), numbered=self._numbered)
             except NoRowsError:
                 self._waiting.pop()
                 continue

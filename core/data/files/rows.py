@@ -61,6 +61,8 @@ class RowFile(ABC):
     """Header of a CSV; empty for other kinds."""
     size: int
     """Size on disk in bytes."""
+    note: str
+    """Sentences on how the file is read, if that is unusual; empty otherwise."""
 
     @property
     @abstractmethod

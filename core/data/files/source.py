@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.data.files.encodings import encoding_name, find_encoding
 from core.errors import UserError
+from core.small_files import is_lfs_pointer, lfs_pointer
 from core.text import one_line
 
 Kind = Literal["jsonl", "json", "csv", "text"]
@@ -74,7 +76,7 @@ def recognize(suffix: str, head: bytes, shown: str) -> Layout:
         UserError: If it is not text, or not of a supported kind.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{shown} is UTF-16 text.", "Save it as UTF-8.")
+        raise UserError(f"{shown} is UTF-16 text inside.", "Save it as UTF-8.")
     if len(head.translate(None, _CONTROL)) < len(head) * (1 - _CONTROL_SHARE):
         raise UserError(f"{shown} is not text.", f"Give a text file: {READ}.")
     start = len(_BOM) if head.startswith(_BOM) else 0
@@ -219,10 +221,11 @@ class Source:
         descriptor: File descriptor, open for reading.
         status: Its status when opened.
         packing: Packing to undo before rows can be read: empty, ``gzip``, ``zstd``, ``parquet``, ``arrow``,
-            ``columns``, or a compression and a content such as ``gzip+parquet``. The layout of ``gzip+json`` is known
-            only after decompression.
+            ``columns``, an encoding other than UTF-8, or a compression or encoding and a content such as
+            ``gzip+parquet``. The layout of ``gzip+json`` is known only after decompression.
         suffix: Extension of the name, in lower case; for a compressed file, the inner extension.
         layout: Layout of the rows; None if the file is packed.
+        note: A sentence on its encoding; empty for UTF-8.
     """
 
     path: Path
@@ -231,6 +234,7 @@ class Source:
     packing: str
     suffix: str
     layout: Layout | None
+    note: str = ""
 
     @property
     def size(self) -> int:
@@ -286,7 +290,13 @@ def open_source(path: Path) -> Source:
         status = os.fstat(descriptor)
         _refuse_special(status, shown)
         head = os.pread(descriptor, HEAD_BYTES, 0)
+        if is_lfs_pointer(head):
+            raise lfs_pointer(path)
         packing, suffix = _packing(path, head, shown)
+        note = ""
+        if packing in ("", "columns") and (encoding := find_encoding(descriptor, status.st_size)):
+            packing = f"{encoding}+json" if suffix == ".json" else encoding
+            note = f"It is read as {encoding_name(encoding)}."
         layout = None if packing else recognize(suffix, head, shown)
     except OSError as error:
         os.close(descriptor)
@@ -294,7 +304,7 @@ def open_source(path: Path) -> Source:
     except UserError:
         os.close(descriptor)
         raise
-    return Source(path, descriptor, status, packing, suffix, layout)
+    return Source(path, descriptor, status, packing, suffix, layout, note)
 
 
 def cannot_open(error: OSError | ValueError, shown: str) -> UserError:

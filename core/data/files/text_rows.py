@@ -14,7 +14,10 @@ import re
 import tempfile
 import threading
 from array import array
+from collections.abc import Collection
 
+from core.data.conversation import turn_keys
+from core.data.files.encodings import UNDECODABLE
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.source import HEAD_BYTES, Layout, Source, recognize
 from core.errors import UserError
@@ -456,6 +459,8 @@ def parse_json(index: int, line: int, raw: bytes) -> Row:
     except (ValueError, RecursionError):
         # A number with thousands of digits, or thousands of brackets.
         return Row(index, line, None, "The row is JSON that goes beyond all bounds.", "not_json", preview(raw))
+    if isinstance(data, list) and data and all(map(turn_keys, data)):
+        data = {"messages": data}
     if not isinstance(data, dict):
         return Row(index, line, None, "The row is JSON but no object with keys.", "not_an_object", preview(raw))
     return Row(index, line, data)
@@ -505,7 +510,10 @@ def preview(raw: bytes) -> str:
 
 
 def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> Row:
-    return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
+    reason = f"The row is not UTF-8 at byte {error.start}."
+    if raw.startswith(UNDECODABLE.encode("utf-8", "surrogatepass"), error.start):
+        reason = "The row has bytes that are no character in the encoding of the file."
+    return Row(index, line, None, reason, "not_utf8", preview(raw))
 
 
 class TextRows(RowFile):
@@ -513,20 +521,22 @@ class TextRows(RowFile):
 
     Args:
         source: The file.
+        numbered: As for :func:`~core.data.files.reader.open_rows`.
 
     Raises:
         NoRowsError: If it has no rows.
         UserError: If it cannot be read.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.path, self.size = source.path, source.size
+    def __init__(self, source: Source, *, numbered: Collection[str] = ()) -> None:
+        self.path, self.size, self.note = source.path, source.size, source.note
         self._bytes = PlainBytes(source, source.layout) if source.layout is not None else SpooledBytes(source)
         self._source = source
         self._indexing = threading.Lock()
         self._closed = threading.Event()
         self._layout = self._bytes.layout
         self.kind = self._layout.kind
+        self._skip = 1 if self.kind == "csv" else 0
         self._offset = self._layout.start
         self._rest = b""
         self.columns: list[str] = []
@@ -538,7 +548,7 @@ class TextRows(RowFile):
                 self.advance()
             self._refuse_no_rows()
             if self.kind == "csv":
-                self.columns = self._read_header()
+                self.columns = self._read_header(numbered)
         except BaseException:
             self.close()
             raise
@@ -552,10 +562,6 @@ class TextRows(RowFile):
     def complete(self) -> bool:
         """See :class:`~core.data.files.rows.RowFile`."""
         return self._complete
-
-    @property
-    def _skip(self) -> int:
-        return 1 if self.kind == "csv" else 0
 
     def advance(self) -> tuple[int, int]:
         """See :class:`~core.data.files.rows.RowFile`."""
@@ -670,7 +676,7 @@ class TextRows(RowFile):
             return 0
         return line
 
-    def _read_header(self) -> list[str]:
+    def _read_header(self, numbered: Collection[str]) -> list[str]:
         shown = self._source.shown
         if not len(self._spans):
             raise UserError(
@@ -685,6 +691,10 @@ class TextRows(RowFile):
             raise UserError(
                 f"{shown} has no readable header: {one_line(str(error), 200)}.", "Save it as UTF-8 CSV."
             ) from error
+        if not set(names).issuperset(numbered):
+            self._skip = 0
+            self.note = f"{self.note} Its columns are numbered, and its first line is a record.".lstrip()
+            return [str(number) for number, _ in enumerate(names, 1)]
         seen: set[str] = set()
         for name in names:
             if name in seen:

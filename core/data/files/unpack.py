@@ -1,6 +1,7 @@
 """Unpacking helper: a process that unpacks a file to text, ``python -m core.data.files.unpack PACKING SOURCE SPOOL``.
 
-It decompresses gzip and zstd, and converts Parquet, Arrow and JSON objects of arrays to JSON Lines. It is a separate
+It decompresses gzip and zstd, converts text of other encodings to UTF-8, and Parquet, Arrow and JSON objects of arrays
+to JSON Lines. It is a separate
 process because pyarrow imports numpy, which the app must not load, and because a damaged or malicious file may crash
 it or exhaust its memory.
 
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from core.data.files.encodings import recoded
 from core.data.files.source import HEAD_BYTES, is_column_arrays
 from core.helper import tie_to_parent
 from core.paths import home
@@ -226,7 +228,8 @@ def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Ite
     def done() -> int:
         return size if file.closed else file.tell()  # pyarrow closes it at its end
 
-    pieces = gunzip(file) if compression == "gzip" else unzstd(file)
+    unpacked = {"gzip": gunzip, "zstd": unzstd}.get(compression)
+    pieces = recoded(file, compression) if unpacked is None else unpacked(file)
     if inner == "json":
         # The beginning shows an object of arrays.
         first = b""

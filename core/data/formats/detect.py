@@ -36,7 +36,7 @@ from core.data.conversation import (
     with_system,
 )
 from core.data.files.rows import Row
-from core.data.formats.mapping import ColumnMap, UnknownColumnsError, missing_columns
+from core.data.formats.mapping import ColumnMap, UnknownColumnsError, headless, missing_columns
 from core.data.formats.media import media_columns, refuse_media, refuse_placeholders
 from core.errors import UserError
 from core.text import one_line
@@ -401,7 +401,7 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
         if (found := format_of(data)) is not None:
             votes[found] = votes.get(found, 0) + 1
     if not votes:
-        raise _unknown_columns(readable[0], source)
+        raise headless(readable[0], source) or _unknown_columns(readable[0], source)
     winner = max(votes, key=lambda name: votes[name])
     if winner == "text" and (asked := next(filter(None, map(question_beside_text, readable)), "")):
         raise UnknownColumnsError(
@@ -444,6 +444,8 @@ def choose(
     if chosen is None:
         raise UserError(f"There is no format {one_line(wanted, 60)}.", f"The formats are {', '.join(FORMATS)}.")
     if not any(FITS[chosen](data) for data in readable):
+        if (question := headless(readable[0], source)) is not None:
+            raise question
         error = _unknown_columns(readable[0], source)
         raise UnknownColumnsError(f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}.", error.hint)
     return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import re
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ _READ: dict[Format, frozenset[ColumnRole]] = {
 _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
 #: Column names in the format of the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*%?")
+#: Fewest words of a sentence.
+_SENTENCE = 5
 
 #: Most columns, and characters of their names, compared to find a similar name.
 _LOOKED_AT, _NAME_LENGTH = 64, 40
@@ -93,6 +98,11 @@ class ColumnMap:
     def read_columns(self) -> frozenset[str]:
         """Columns with a role that the format reads."""
         return frozenset(column for role, column in self.columns.items() if role in _READ[self.format])
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """The columns, if all are named by their numbers, as in a CSV without a header; empty otherwise."""
+        return self.read_columns if all(map(str.isdecimal, self.read_columns)) else frozenset()
 
     def _format(self) -> Format | None:
         known: tuple[tuple[ColumnRole, Format], ...] = (
@@ -188,6 +198,35 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
         f"{source} has no column '{one_line(column, 40)}', which data.columns names; it has {shown or 'none'}.",
         f"Did you mean {one_line(near, 40)}?" if near else "Name one of these in data.columns.",
     )
+
+
+def headless(data: Mapping[str, Any], source: str) -> UnknownColumnsError | None:
+    """The question if a CSV has a header, if the names of its columns look like the cells of a record; None otherwise.
+
+    Args:
+        data: The first row.
+        source: Name of the rows' source, for the message.
+    """
+    names = list(data)
+    if not all(isinstance(value, str) for value in data.values()) or not any(map(_is_cell, names)):
+        return None
+    longest = sorted(range(len(names)), key=lambda place: -len(names[place]) - len(data[names[place]]))[:2]
+    parts = list(zip(("user", "assistant"), (place + 1 for place in sorted(longest)), strict=False))
+    if len(parts) < 2:
+        parts = [("text", 1)]
+    shown = ", ".join(f'{part} = "{number}"' for part, number in parts)
+    return UnknownColumnsError(
+        f"The first line of {source} looks like a record ({one_line(names[0], 40)}): has the file a header?",
+        f"If not, number its columns: data.columns = {{{shown}}} "
+        f"(--columns {','.join(f'{part}={number}' for part, number in parts)}). "
+        "If it has, name two of its columns in the same way.",
+    )
+
+
+def _is_cell(name: str) -> bool:
+    """True if the name of a column is rather a number or a sentence."""
+    name = name.strip()
+    return bool(_NUMBER.fullmatch(name)) or len(name.split()) >= _SENTENCE or name.endswith(tuple("?!。？！"))
 
 
 def nearest_column(name: str, columns: Iterable[str]) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.data.conversation import CONVERSATION_KEYS, Example, RowError, is_spelled_out, parsed
+from core.data.exported_chats import ATTACHED, exported_turns
 from core.data.formats.mapping import ColumnMap
 from core.text import one_line
 
@@ -184,6 +185,8 @@ def _is_file(value: Any) -> bool:
 
 def _conversations(data: Mapping[str, Any], columns: ColumnMap | None) -> Iterator[list[Any]]:
     """Lists of messages in a row. JSON text counts only where it would be read as messages, not in an answer."""
+    if columns is None and (exported := exported_turns(data)) is not None:
+        yield exported[1]
     whole: Container[str] = CONVERSATION_KEYS if columns is None else ()
     sides: Container[str] = _SIDES if columns is None else columns.read_columns
     if columns is not None and columns.format == "messages":
@@ -215,7 +218,7 @@ def _refuse_in_parts(parts: list[Any], where: str) -> None:
         if not isinstance(part, dict):
             continue
         kind = part.get("type")
-        if isinstance(kind, str) and _kind(kind) is not None:
+        if isinstance(kind, str) and (kind == ATTACHED or _kind(kind) is not None):
             raise RowError(HAS_MEDIA, f"Part {number} of {where} is of type {one_line(kind, 40)}; only text is read.")
         if (key := _filled_key(part)) is not None:
             raise RowError(HAS_MEDIA, f"Part {number} of {where} has {one_line(key, 40)}; only text is read.")

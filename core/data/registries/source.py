@@ -58,21 +58,34 @@ class DataSource:
 
     def open(self) -> RowFile:
         """Open the source for paging; see :func:`~core.data.files.reader.open_rows`."""
-        return open_files(self.path, self.files) if self.files else open_rows(self.path)
+        numbered = self.columns.numbers if self.columns is not None else ()
+        if self.files:
+            return open_files(self.path, self.files, numbered=numbered)
+        return open_rows(self.path, numbered=numbered)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.all_rows`."""
-        with self.open() as file:
-            yield from itertools.islice(all_rows(file), self.limit)
+    def rows(self, file: RowFile | None = None) -> Iterator[Row]:
+        """All rows in order, up to ``limit``; see :func:`~core.data.files.reader.all_rows`.
+
+        Args:
+            file: The source, opened; it is closed at the end. None to open it.
+        """
+        with file or self.open() as opened:
+            yield from itertools.islice(all_rows(opened), self.limit)
 
     def recognize(self, file: RowFile, shown: str = "") -> Detection:
         """Detect the format from the first rows of the opened file; ``shown`` is its name in messages."""
-        return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown)
+        return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown, file.note)
 
-    def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
-        """Detect the format from the first rows; see :func:`~core.data.formats.detect.choose`."""
+    def detect(self, rows: Iterable[Row], shown: str = "", note: str = "") -> Detection:
+        """Detect the format from the first rows; see :func:`~core.data.formats.detect.choose`.
+
+        Args:
+            rows: The first rows.
+            shown: Name of the source in messages.
+            note: Note of the file (:attr:`RowFile.note <core.data.files.rows.RowFile.note>`).
+        """
         found = choose(rows, self.format, shown or one_line(self.name), self.columns)
-        return replace(found, reason=f"{found.reason} {self.note}") if self.note else found
+        return replace(found, reason=" ".join(filter(None, (found.reason, note, self.note))))
 
 
 def hub_source(entry: HubEntry, source: DataSource) -> DataSource:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,13 +219,23 @@ class Checkpointer:
 
     # Going on.
 
-    def resume(self, found: Checkpoint) -> None:
+    def resume(self, found: Checkpoint, has_same_files: Callable[[], bool] = lambda: False) -> None:
         """Restore a resumed run, including options changed while it ran.
+
+        Args:
+            found: The checkpoint.
+            has_same_files: Returns True if the data files are those that the checkpoint was made with.
 
         Raises:
             UserError: If data, base or the base's storage format have changed.
         """
         manifest, now = found.manifest, self.fingerprints
+        if manifest["data_sha256"] != now.data and has_same_files():
+            raise UserError(
+                f"The data files are as they were at {found.path.name}, and their rows are read differently by this "
+                "version.",
+                "Continue the run with the version that began it, or start a new run.",
+            )
         for what, is_as_before in (
             ("The training data", manifest["data_sha256"] == now.data),
             # Manifests of earlier versions have no hash of the held-out rows.

@@ -47,6 +47,8 @@ class Dataset:
     further: int = 0
     """Number of ``rows`` that are additional rows of an example, for turns whose context its first row does not show as
     inference does."""
+    marked: int = 0
+    """Number of rows read whose answers had an end mark at their end, which is left out."""
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
     """Message about the first row dropped, by reason."""
@@ -162,6 +164,7 @@ class Loader:
             if not example.text
         ]
         self.preflight.tell_ended(self.encoder.ended)
+        self.preflight.tell_marked(dataset.marked)
         self.preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
 
     def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
@@ -186,9 +189,10 @@ class Loader:
         return dataset
 
     def _load_source(self, source: DataSource, dataset: Dataset, limit: int | None) -> None:
-        rows = source.rows()
+        file = source.open()
+        rows = source.rows(file)
         head = list(itertools.islice(rows, SAMPLE))
-        detection = source.detect(head)
+        detection = source.detect(head, note=file.note)
         refuse_untrainable(detection, one_line(source.name), self.config.train.objective)
         if self.preflight is not None:
             self.preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
@@ -198,7 +202,10 @@ class Loader:
             if limit is not None and len(dataset.rows) >= limit:
                 return
             dataset.read += len(chunk)
-            numbered = list(_examples(chunk, detection, source, dataset))
+            numbered = []
+            for row, example in _examples(chunk, detection, source, dataset):
+                numbered.append((row, self.encoder.unmarked(example)))
+                dataset.marked += numbered[-1][1] is not example
             for row, _ in numbered:
                 count_names(counts, dict.fromkeys(unread.of(row.data or {}), 1))
             for (row, example), encoded in zip(numbered, self._encode([item for _, item in numbered]), strict=True):

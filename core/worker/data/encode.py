@@ -85,6 +85,10 @@ class Encoder:
         """Number of answers so far to which the end-of-text token was added."""
         return self._masker.ended
 
+    def unmarked(self, example: Example) -> Example:
+        """An example without end marks at the end of its answers; the same object if there are none."""
+        return self._masker.unmarked(example)
+
     def learns_stop(self, row: TokenizedRow) -> bool:
         """True if a stop token is in the loss."""
         return not self._stops.isdisjoint(row.input_ids[row.supervised].tolist())

@@ -71,7 +71,7 @@ from core.worker.setup.memory_decision import (
 )
 from core.worker.setup.objective import make_evaluations, make_goal
 from core.worker.setup.preparation import prepare
-from core.worker.setup.provenance import start_facts
+from core.worker.setup.provenance import has_same_files, start_facts
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
     agree_kept_layers,
@@ -137,7 +137,7 @@ def set_up(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks 
     parts = build(config, recorder, controls, found, ranks)
     ranks.meet()
     if found is not None:
-        parts.checkpointer.resume(found)
+        parts.checkpointer.resume(found, lambda: has_same_files(recorder.run, found, parts.hashes))
     ranks.meet()
     parts.checkpointer.spread()
     if parts.file is not None:

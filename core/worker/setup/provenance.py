@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from core import __version__
+from core.audit.chain_check import read_sealed
 from core.config.schema import Config
 from core.data.registries.resolve import DataHashes
 from core.hardware.cpu import cpu_name
 from core.runs.record.chain import short
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.data.batches import row_bytes
@@ -55,6 +57,12 @@ def start_facts(
         "software": software(),
         "facts": {name: value for name, value in state.facts().items() if name != "limits"},
     }
+
+
+def has_same_files(run: Run, found: Checkpoint, files: DataHashes | None) -> bool:
+    """True if the data files are those that a checkpoint of a run was made with; false if that is not known."""
+    before = read_sealed(run).start_of(int(found.manifest["step"])).get("files")
+    return files is not None and files.found == before and bool(before) and all(before.values())
 
 
 def row_digits(dataset: Dataset) -> str:

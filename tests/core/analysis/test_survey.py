@@ -300,6 +300,14 @@ def test_placeholders_without_a_column_are_noted(tmp_path: Path, text: str, note
     assert (found.problem("placeholder") is not None) == noted
 
 
+def test_placeholders_that_nobody_filled_in_are_noted_in_several_rows(tmp_path: Path) -> None:
+    rows = [row("Who are you?", "{{name}}, by {{ author }}."), row("Hi", "Hello."), row("And you?", "{{name}}.")]
+    found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert rows_of(found, "unfilled") == [0, 2]
+    assert problem_of(found, "unfilled").detail == "It holds {{name}}, {{ author }}."
+    assert look(write(tmp_path / "b.jsonl", json_lines(rows[:2]))).problem("unfilled") is None
+
+
 @cases(("data", "code"), CASES["bad"])
 def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, data: dict[str, Any], code: str) -> None:
     analysis = look(write(tmp_path / "rows.jsonl", json_lines([*CASES["clean"], data])))

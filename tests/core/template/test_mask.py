@@ -228,6 +228,14 @@ class TestSpecialTokensInMessages:
         row = mask(families.SMOLLM2, example, allow_special=True)
         assert learned_turns(row) == expected_turns(families.SMOLLM2, example)
 
+    def test_it_is_left_out_of_both_answers_of_a_pair(self) -> None:
+        asked = talk("q", "a").messages[:1]
+        marked, plain = (
+            Example(asked, chosen=(Message("assistant", f"b{end}"),), rejected=(Message("assistant", f"c{end}"),))
+            for end in ("</s>", "")
+        )
+        assert mask(families.SMOLLM2, marked) == mask(families.SMOLLM2, plain)
+
     def test_an_answer_can_never_hold_what_would_end_it(self) -> None:
         assert refusal(families.SMOLLM2, talk("a", "b<|im_end|>c"), allow_special=True).code == "special_in_content"
 
@@ -242,6 +250,18 @@ class TestSpecialTokensInMessages:
         assert refusal(families.QWEN25, dataclasses.replace(example, messages=turns)).code == "special_in_content"
         tools = ({"type": "function", "function": {"name": "add", "description": "<|im_end|>"}},)
         assert refusal(families.QWEN25, dataclasses.replace(example, tools=tools)).code == "special_in_content"
+
+
+@cases("mark", ["<|im_end|>", "<|endoftext|>", "</s>", "<|im_end|>\n", "</s><|im_end|>"])
+def test_an_end_mark_at_the_end_of_an_answer_is_left_out(mark: str) -> None:
+    example = talk("a", f"b \n{mark}", "c", f"d{mark}")
+    assert mask(families.SMOLLM2, example) == mask(families.SMOLLM2, talk("a", "b \n", "c", "d"))
+
+
+@cases("text", ["<s>wrong</s>", "</s>", "b</s>c"])
+def test_other_marks_stay(text: str) -> None:
+    example = talk("q", text)
+    assert masker(families.SMOLLM2).unmarked(example) is example
 
 
 class TestOtherRows:

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +40,34 @@ def test_json_lines(tmp_path: Path) -> None:
     assert values(found) == [{"n": 0}, {"n": 1}, {"n": 2}]
     assert [(row.index, row.line) for row in found] == [(0, 1), (1, 4), (2, 5)]
     assert list(read_rows(path)) == found
+
+
+def test_an_array_of_messages_is_a_conversation(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write(tmp_path / "a.jsonl", json_lines([turns, [1], [], turns]))
+    assert values(read_rows(path)) == [{"messages": turns}, None, None, {"messages": turns}]
+    nested = write(tmp_path / "a.json", json.dumps([turns, turns]))
+    assert values(read_rows(nested)) == [{"messages": turns}] * 2
+
+
+@cases(
+    ("content", "numbered", "want"),
+    [
+        ("q1,5\nq2,6\n", "12", [{"1": "q1", "2": "5"}, {"1": "q2", "2": "6"}]),
+        ("4,4\nq2,6\n", "12", [{"1": "4", "2": "4"}, {"1": "q2", "2": "6"}]),
+        # A column of this name: there is a header.
+        ("1,2,3\nq2,6,7\n", "12", [{"1": "q2", "2": "6", "3": "7"}]),
+        ("q,a\nq2,6\n", "", [{"q": "q2", "a": "6"}]),
+    ],
+)
+def test_columns_of_a_csv_can_be_numbered(tmp_path: Path, content: str, numbered: str, want: list[Any]) -> None:
+    path = write(tmp_path / "a.csv", content)
+    with open_rows(path, numbered=set(numbered)) as file:
+        assert values(file.rows(0, 9)) == want
+        assert ("first line is a record" in file.note) == (len(want) == content.count("\n"))
+    write(tmp_path / "set" / "a.csv", content)
+    with open_rows(tmp_path / "set", numbered=set(numbered)) as shards:
+        assert values(shards.rows(0, 9)) == want
 
 
 def test_a_page_is_a_slice(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_column_that_no_row_has_is_refused_and_the_near_one_named() -> None:
     assert caught.value.hint == "Did you mean answr?"
 
 
+@cases(("data", "columns"), CASES["headless"])
+def test_a_first_line_that_looks_like_a_record_is_asked_about(data: dict[str, Any], columns: str) -> None:
+    for wanted in ("auto", "alpaca"):
+        with pytest.raises(UnknownColumnsError) as caught:
+            choose([Row(0, 2, data)], wanted, "my.csv")
+        assert ("first line of my.csv looks like a record" in caught.value.message) == bool(columns)
+        assert not columns or f"(--columns {columns})" in caught.value.hint
+
+
 def test_the_format_may_not_contradict_the_columns() -> None:
     rows = [Row(0, 1, {"q": "x", "a": "y"})]
     columns = ColumnMap({"user": "q", "assistant": "a"})
