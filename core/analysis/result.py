@@ -134,7 +134,7 @@ class AnalysisRequest:
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
         eval_share: As ``data.eval_share``.
         seed: As ``train.seed``; decides the rows held out and left out.
-        objective: As ``train.objective``; decides the rows trained on.
+        objective: As ``train.objective``; decides the rows trained on. None to suit the rows.
     """
 
     train: tuple[str, ...]
@@ -146,7 +146,7 @@ class AnalysisRequest:
     weights: tuple[float, ...] | None = None
     eval_share: float = 0.0
     seed: int = 0
-    objective: Objective = "sft"
+    objective: Objective | None = "sft"
 
     @property
     def max_length(self) -> int:

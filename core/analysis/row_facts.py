@@ -14,7 +14,7 @@ from typing import Any
 import tomli
 
 from core.analysis.division import digest, normalized, signature
-from core.config.choices import COMPARED, LEARNED, Objective, Overlong
+from core.config.choices import COMPARED, LEARNED, Objective, Overlong, objective_for
 from core.data.conversation import Example, Message, RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import Detection, UnreadColumns, count_names
@@ -87,7 +87,7 @@ class Examiner:
         masker: Renders and tokenizes; None for no tokens.
         max_length: Most tokens of a row; 0 for no limit.
         overlong: Treatment of longer rows.
-        objective: As ``train.objective``.
+        objective: As ``train.objective``; None for the one that learns from the rows.
     """
 
     def __init__(
@@ -96,13 +96,14 @@ class Examiner:
         masker: Masker | None,
         max_length: int,
         overlong: Overlong,
-        objective: Objective = "sft",
+        objective: Objective | None = "sft",
     ) -> None:
         self._detection = detection
         self._masker = masker
         self._max_length = max_length
         self._overlong = overlong
-        wanted, held = LEARNED.get(objective), detection.format
+        held = detection.format
+        wanted = LEARNED.get(objective or objective_for(held))
         learned = held not in COMPARED if wanted is None else held == wanted
         self._shown_only = "" if learned else COMPARED.get(held, f"of the format {held}")
         self._unread = UnreadColumns(detection)

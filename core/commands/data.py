@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.commands.common import add_json_flag, emit, note, say
 from core.commands.parser import column_parts, whole_number
+from core.config.choices import LEARNED
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
         mapped = ColumnMap(args.columns)
         request = dataclasses.replace(request, columns={str(part): name for part, name in mapped.columns.items()})
     if args.config is None:
-        # Without a configuration nobody has set a limit, so the default does not drop rows.
-        request = request.without_limit()
+        # Without a configuration nobody has set a limit or an objective, so their defaults do not drop rows.
+        request = dataclasses.replace(request.without_limit(), objective=None)
     if args.file is None:
         return request
     # The weights are for the entries of the configuration.
@@ -183,7 +184,10 @@ def render(analysis: Analysis, request: AnalysisRequest) -> list[str]:
     lines = []
     for source in analysis.sources:
         lines += [f"{'file':<10} {one_line(source.name)}", f"{'format':<10} {source.format}: {one_line(source.reason)}"]
-    lines.append(f"{'rows':<10} {analysis.rows} read, {analysis.used} used")
+    held = {source.format for source in analysis.sources}
+    fitting = [objective for objective, wanted in LEARNED.items() if wanted in held]
+    by = f" by train.objective = {' or '.join(fitting)}" if request.objective is None and fitting else ""
+    lines.append(f"{'rows':<10} {analysis.rows} read, {analysis.used} used{by}")
     lines += [f"{'':<10} {count} dropped: {code}" for code, count in analysis.dropped.items()]
     if analysis.turns:
         lines.append(f"{'messages':<10} " + ", ".join(f"{rows} x {turns}" for turns, rows in _most(analysis.turns)))

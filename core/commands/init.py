@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from core.commands.common import (
     PROGRAM,
     add_json_flag,
+    add_set,
     card_memory,
     emit,
     fields,
@@ -23,11 +24,13 @@ from core.commands.common import (
     tell_measuring,
     write_file,
 )
-from core.commands.parser import ArgumentParser
-from core.config.choices import AIMS
+from core.commands.parser import ArgumentParser, column_parts
+from core.config.choices import AIMS, COMPARED, OBJECTIVES, Objective, objective_for
 from core.errors import UserError
+from core.text import one_line
 
 if TYPE_CHECKING:
+    from core.config.schema import Config
     from core.presets.advised import Advised
     from core.presets.begin import HeldOut
     from core.presets.choose import Choice
@@ -39,9 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL")
     parser.add_argument("--data", metavar="FILE", action="append")
     parser.add_argument("--eval", metavar="FILE", action="append")
+    parser.add_argument("--columns", metavar="PART=COLUMN,…", type=column_parts)
+    parser.add_argument("--objective", choices=OBJECTIVES)
     parser.add_argument("--preset", metavar="NAME", default="auto")
     parser.add_argument("--aim", choices=AIMS, default="balanced")
     parser.add_argument("--gpu-memory", metavar="SIZE")
+    add_set(parser, "an option for the file; may be repeated")
     parser.add_argument("--out", metavar="FILE")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--list", action="store_true")
@@ -71,7 +77,7 @@ def _init(args: argparse.Namespace) -> int:
     if args.json:
         emit(_as_json(made, out))
     elif out is None:
-        note(made.choice.why, *map(str, made.advised))
+        note(*filter(None, (made.choice.why, made.learns)), *map(str, made.advised))
         put(made.text)
     else:
         _tell(made, out)
@@ -97,6 +103,12 @@ class _Made(NamedTuple):
     choice: Choice
     held_out: HeldOut | None
     advised: tuple[Advised, ...]
+    learns: str = ""
+    """The reason for an objective that the rows decide."""
+
+
+#: Highest learning rate for preference training, above which answers soon fall apart.
+_PREFERENCE_RATE = 5e-5
 
 
 def _make(args: argparse.Namespace, path: Path) -> _Made:
@@ -115,11 +127,18 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     from core.config.document import ConfigDocument
     from core.presets.advised import taken_values
     from core.presets.begin import advice_on, held_out_of
+    from core.presets.library import TOGETHER
 
     asked = _asked(args, path.parent)
     # Checked before the choice, which reads the model and the rows.
-    config = ConfigDocument(draft_config(asked), path.parent / "draft.toml").validate()
+    document = ConfigDocument(draft_config(asked), path.parent / "draft.toml")
+    config = document.validate()
     check_model(config)
+    learns = ""
+    if "train.objective" not in asked and (needed := _needed_objective(config)) is not None:
+        asked["train.objective"], learns = needed
+        document.set("train.objective", asked["train.objective"])
+        config = document.validate()
     check_data(config)
     memory = card_memory(args.gpu_memory)
     with busy("reading the model and the first rows"):
@@ -127,18 +146,36 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
         held_out = held_out_of(config)
         advised = advice_on(config.model.base, choice, find_card_of(config, memory))
     given = held_out.values if held_out is not None else {}
-    values = {**choice.preset.values, **given, **taken_values(advised), **asked}
+    values = {**choice.preset.values, **given, **taken_values(advised)}
+    remarks = {"train.objective": learns} if learns else {}
+    if config.train.objective != "sft" and values.get("train.learning_rate", 1.0) > _PREFERENCE_RATE:
+        values["train.learning_rate"] = _PREFERENCE_RATE
+        remarks["train.learning_rate"] = "Preference training takes small steps: it changes what is learned already."
+    replaced = {name for pair in TOGETHER if asked.keys() & {*pair} for name in pair}
+    values = {name: value for name, value in values.items() if name not in replaced} | asked
     if values.get("eval.every_steps") is not None:
         values.pop("eval.every_epochs", None)
     if choice.max_length is not None:
         values["train.max_length"] = choice.max_length
-    text = _draft(values, choice, held_out, advised)
+    text = _draft(values, choice, held_out, advised, remarks)
     document = ConfigDocument(text, path)
     facts = gather_facts(document.validate())
     if memory is not None:
         facts = replace(facts, device="cuda", device_bytes=memory, bf16=None)
     note(*(f"{remark.level}: {remark.sentence} {remark.hint}" for remark in document.remarks(facts)))
-    return _Made(text, choice, held_out, advised)
+    return _Made(text, choice, held_out, advised, learns)
+
+
+def _needed_objective(config: Config) -> tuple[Objective, str] | None:
+    """The objective for preference pairs or labeled answers, with the reason; None for other rows."""
+    from core.commands.train import recognize_data
+
+    source, found = next(recognize_data(config))
+    objective = objective_for(found.format)
+    if objective == "sft":
+        return None
+    name = one_line(os.path.basename(source.name), 80)
+    return objective, f"train.objective is {objective}, as {name} holds {COMPARED[found.format]}."
 
 
 def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:
@@ -155,7 +192,7 @@ def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:
     return {
         "file": str(out) if out is not None else None,
         "preset": made.choice.preset.name,
-        "why": made.choice.why,
+        "why": f"{made.choice.why} {made.learns}".strip(),
         "advice": advice,
         "toml": made.text,
     }
@@ -166,13 +203,14 @@ def _tell(made: _Made, out: Path) -> None:
     say(f"Written to {out} with the preset {made.choice.why}")
     if made.held_out is not None:
         note(f"{made.held_out} (data.eval_share), to measure on; --eval names other rows.")
-    note(*map(str, made.advised))
+    note(*filter(None, (made.learns,)), *map(str, made.advised))
     note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
 
 
 def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:
     """The options that the arguments set, with paths relative to the directory of the new file."""
-    from core.config.schema import ModelSection
+    from core.config.document import ConfigDocument
+    from core.config.schema import ModelSection, options
 
     model = args.model if args.model is not None else ModelSection().base
     # A model may be a hub name; only an existing path is changed.
@@ -182,6 +220,13 @@ def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:
         if given:
             paths = [_relative(path, base) for path in given]
             values[name] = paths[0] if len(paths) == 1 else paths
+    named = {"data.columns": args.columns, "train.objective": args.objective}
+    values |= {name: value for name, value in named.items() if value is not None}
+    document = ConfigDocument()
+    document.apply(args.set)
+    for option in options():
+        if (value := document.get(option.name)) is not None:
+            values[option.name] = value
     return values
 
 
@@ -197,7 +242,13 @@ def _stem(path: str) -> str:
     return entry if file and entry else (os.path.basename(os.path.abspath(path)).split(".")[0] or "localtune")
 
 
-def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None, advised: tuple[Advised, ...] = ()) -> str:
+def _draft(
+    values: dict[str, Any],
+    choice: Choice,
+    held_out: HeldOut | None,
+    advised: tuple[Advised, ...],
+    remarks: Mapping[str, str],
+) -> str:
     from core.presets.switch import note_line
 
     head = [
@@ -210,6 +261,7 @@ def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None, adv
     for item in advised:
         if item.taken:
             notes[item.advice.option] = f"{item.advice.models}: {item.advice.says} ({item.advice.source})"
+    notes |= remarks
     if held_out is not None:
         notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
         notes["eval.every_epochs"] = "Four evaluations in a pass over the rows."
@@ -249,6 +301,7 @@ def draft_config(values: Mapping[str, Any], *, head: Sequence[str] = (), notes: 
     """
     import tomlkit
 
+    from core.config.document import as_item
     from core.config.schema import find_option, options
 
     for name in values:
@@ -269,7 +322,7 @@ def draft_config(values: Mapping[str, Any], *, head: Sequence[str] = (), notes: 
         if is_example:
             lines.append(_EVAL_EXAMPLE)
         else:
-            lines.append(f"{option.key} = {tomlkit.item(values[option.name]).as_string()}")
+            lines.append(f"{option.key} = {tomlkit.item(as_item(values[option.name])).as_string()}")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

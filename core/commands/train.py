@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from core.commands.follow import Interrupts
     from core.config.choices import RefusalCode
     from core.config.schema import Config
+    from core.data.formats.detect import Detection
+    from core.data.registries.source import DataSource
     from core.runs.record.store import Run
 
 
@@ -217,13 +219,24 @@ def check_data(config: Config) -> None:
         UserError: For the first file that cannot be used.
     """
     from core.data.formats.detect import refuse_untrainable
+
+    for source, found in recognize_data(config):
+        refuse_untrainable(found, source.name, config.train.objective)
+
+
+def recognize_data(config: Config) -> Iterator[tuple[DataSource, Detection]]:
+    """Every source of a configuration with the format of its first rows, those trained on first.
+
+    Raises:
+        UserError: For the first file that cannot be read.
+    """
     from core.data.registries.resolve import flat_sources, training_sources
 
     data = config.data
     trained = [source for sources, _ in training_sources(data) for source in sources]
     for source in [*trained, *flat_sources(data.eval, data.format, data.columns)]:
         with source.open() as file:
-            refuse_untrainable(source.recognize(file), source.name, config.train.objective)
+            yield source, source.recognize(file)
 
 
 def report_prepared(config: Config, name: str, *, as_json: bool) -> None:

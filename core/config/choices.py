@@ -29,8 +29,15 @@ FORMATS: dict[Format, str] = {
 COMPARED: dict[Format, str] = {"preference": "preference pairs", "kto": "answers labeled good or bad"}
 #: The training objective: supervised fine-tuning on answers, or preference optimization.
 Objective = Literal["sft", "dpo", "orpo", "kto"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 #: The format that an objective needs; an objective that is not here takes all the others.
 LEARNED: dict[Objective, Format] = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
+
+
+def objective_for(held: Format) -> Objective:
+    """The objective for rows of a format."""
+    return next((objective for objective, wanted in LEARNED.items() if wanted == held), "sft")
+
 
 #: Roles: of columns in a row, of keys in a message, and of speakers.
 ColumnRole = Literal[

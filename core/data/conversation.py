@@ -334,6 +334,22 @@ ROLE_NAMES = {
 }
 
 
+#: Characters within which a transcript begins with its first mark.
+_TRANSCRIPT_START = 40
+#: Marks before the turns of a transcript: hh-rlhf's, and Guanaco's.
+_TURN_MARKS = (re.compile(r"(?:^|\n\n)\s*(Human|Assistant):"), re.compile(r"### ?(Human|Assistant):"))
+
+
+def read_transcript(text: str) -> list[Message] | None:
+    """Turns of a conversation written as one text, ``\\n\\nHuman: ...\\n\\nAssistant: ...``; None for other texts."""
+    for mark in _TURN_MARKS if "Assistant:" in text and "Human:" in text[:_TRANSCRIPT_START] else ():
+        before, *pieces = mark.split(text)
+        roles, contents = pieces[::2], pieces[1::2]
+        if not before.strip() and roles[:1] == ["Human"] and "Assistant" in roles:
+            return [Message(ROLE_NAMES[role.lower()], said.strip()) for role, said in zip(roles, contents, strict=True)]
+    return None
+
+
 def parsed(value: Any) -> Any:
     """A list or object, parsed if stored as JSON text; any other value unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):

@@ -116,6 +116,7 @@ def suitable_preset(
         aim,
         lengths=sample_lengths(rows) if rows is not None else [],
         card_name=f"the {card.name}" if card is not None else "the card",
+        objective=rows.train.objective if rows is not None else "sft",
     )
 
 

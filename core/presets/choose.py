@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from core.config.choices import Aim
+from core.config.choices import Aim, Objective
 from core.config.facts import Facts
 from core.config.schema import Config
 from core.errors import UserError
@@ -44,7 +44,12 @@ class Choice:
 
 
 def choose_preset(
-    facts: Facts, aim: Aim = "balanced", *, lengths: Sequence[int] = (), card_name: str = "the card"
+    facts: Facts,
+    aim: Aim = "balanced",
+    *,
+    lengths: Sequence[int] = (),
+    card_name: str = "the card",
+    objective: Objective = "sft",
 ) -> Choice:
     """The preset for the known facts; the CPU's where no card is known.
 
@@ -53,6 +58,8 @@ def choose_preset(
         aim: The aim; the balanced preset is taken where there is none for it.
         lengths: Lengths in tokens of some rows.
         card_name: The card's name in the sentence.
+        objective: As ``train.objective``, which decides the memory of a row; among the preset's values unless it is
+            ``sft``.
 
     Raises:
         UserError: If the model is too large for the card.
@@ -75,6 +82,8 @@ def choose_preset(
         )
     # A model too large for the CPU trains there too, in its own time.
     fitting = fitting or [preset for preset in presets().values() if preset.memory_gb == 0]
+    if objective != "sft":
+        fitting = [replace(one, values={**one.values, "train.objective": objective}) for one in fitting]
     size = f"{billions:.3g} billion" if billions >= 1 else f"{billions * 1000:.3g} million"
     reasons = [
         f"the model has {size} parameters" if known else f"{size} parameters are assumed for a model of unknown shape",

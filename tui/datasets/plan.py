@@ -93,6 +93,8 @@ class ReadPlan:
             eval=self.held_out(path),
             format=reading.format,
             columns=reading.column_names,
+            # The objective is chosen with the rows: it judges those of the configuration alone.
+            objective=wanted.objective if is_among((*wanted.train, *wanted.eval), path) else None,
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from core.config.choices import COMPARED, FORMATS, LEARNED, Format, Objective
+from core.config.choices import COMPARED, FORMATS, LEARNED, ROLES, ColumnRole, Format, Objective, objective_for
 from core.data.conversation import (
     CONVERSATION_KEYS,
     ROLE_NAMES,
@@ -31,11 +32,21 @@ from core.data.conversation import (
     read_history,
     read_messages,
     read_tools,
+    read_transcript,
     turn_keys,
     turns_column,
     with_system,
 )
 from core.data.files.rows import Row
+from core.data.formats.guess import (
+    answer_beside,
+    find_pair,
+    find_transcripts,
+    first_filled,
+    folded,
+    guess_columns,
+    mapping_line,
+)
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError, headless, missing_columns
 from core.data.formats.media import media_columns, refuse_media, refuse_placeholders
 from core.errors import UserError
@@ -53,8 +64,8 @@ _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
 _LABEL_KEYS = ("label", "kto_tag")
 _CHOSEN_KEYS, _REJECTED_KEYS = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
-#: Most characters of a column name compared.
-_NAME_LENGTH = 40
+#: Most columns compared with known names, and the longest name.
+_COMPARED_COLUMNS, _NAME_LENGTH = 8, 40
 _KNOWN_COLUMNS = (
     *("messages", "conversations", "instruction", "input", "context", "output", "response"),
     *("prompt", "completion", "question", "answer", "text", "system", "history"),
@@ -64,6 +75,14 @@ _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
 #: Names of a question beside a text; not ``source`` and ``user``, which may be the origin of a text.
 _QUESTION_KEYS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem")
 _TOOL_KEYS = ("tools", "functions")
+#: Known column names by their folded spelling.
+_SPELLINGS = {
+    folded(name): name
+    for name in (
+        *(*_KNOWN_COLUMNS, *CONVERSATION_KEYS, *itertools.chain.from_iterable(_PAIRS)),
+        *(*_TOOL_KEYS, *_LABEL_KEYS, "system_prompt", "attention_mask", "labels"),
+    )
+}
 #: Columns that formats read besides their roles.
 _FURTHER_COLUMNS: dict[Format, tuple[str, ...]] = {
     "segments": ("segments", "add_special_tokens"),
@@ -116,15 +135,42 @@ def read_columns(data: Mapping[str, Any], wanted: Format) -> frozenset[str]:
     return frozenset(read | ({*_TOOL_KEYS} if "tools" in parts else set()))
 
 
-def question_beside_text(data: Mapping[str, Any]) -> str:
+def question_beside_text(data: Mapping[str, Any], text: str = "text") -> str:
     """Column with a question in a row with a text, which may be its answer; empty without one."""
-    if not isinstance(data.get("text"), str):
+    if not isinstance(data.get(text), str):
         return ""
+    # Named as such first, then in another spelling.
+    spelled = {folded(str(name)): name for name in reversed([*data])} | {name: name for name in data}
     for key in _QUESTION_KEYS:
-        asked = data.get(key)
+        asked = data.get(name := spelled.get(key, key))
         if isinstance(asked, (str, list, dict)) and (asked.strip() if isinstance(asked, str) else asked):
-            return key
+            return name
     return ""
+
+
+def _doubtful_text(rows: Sequence[Mapping[str, Any]], source: str, column: str = "text") -> UnknownColumnsError | None:
+    """The error for rows with a text that may be a question, an answer or turns; None where it is plain text."""
+    rows = [data for data in rows if isinstance(data.get(column), str)]
+    alone = f"to learn the text alone, {mapping_line({'text': column})}."
+    meant: dict[ColumnRole, str]
+    if asked := next(filter(None, (question_beside_text(data, column) for data in rows)), ""):
+        meant, doubt = {"user": asked, "assistant": column}, "the text is the answer"
+        beside = f"{asked} beside {column}"
+    elif find_transcripts([{column: data.get(column)} for data in rows]):
+        meant, doubt, beside = {"messages": column}, "they are read as turns", f"written conversations in {column}"
+    elif answer := answer_beside(rows, column):
+        meant, doubt = {"user": column, "assistant": answer}, f"{answer} is the answer"
+        beside = f"{answer} beside {column}"
+    elif rows and all(ROLE_NAMES.get(str(data.get("role")).lower()) for data in rows):
+        meant, doubt, beside = {}, "the rows are messages of one conversation", f"role beside {column}"
+    else:
+        return None
+    join = "give each conversation a row with messages" if not meant else f"set {mapping_line(meant)}"
+    return UnknownColumnsError(
+        f"{source} has {one_line(beside, 120)}, and nothing says whether {one_line(doubt, 80)}.",
+        f"If so, {join}; {alone}",
+        meant,
+    )
 
 
 def _is_whole(answer: Any) -> bool:
@@ -195,26 +241,51 @@ FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
 
 def _wrong_keys(data: Mapping[str, Any], wanted: Format) -> RowError:
     shown = ", ".join(one_line(str(key), 40) for key in list(data)[:8]) or "none"
-    guess = misspelled_column([str(key) for key in list(data)[:8]])
+    guess = misspelled_column(data)
     meant = f" Did you mean {guess[1]} by {one_line(guess[0], 40)}?" if guess is not None else ""
     return RowError("wrong_keys", f"The row needs {FORMATS[wanted]}; its columns are {shown}.{meant}")
 
 
-def misspelled_column(columns: Sequence[str]) -> tuple[str, str] | None:
-    """A column with almost the name of a missing known column, and that name; None without one."""
-    for name in columns:
-        known = _nearest_column(name[:_NAME_LENGTH])
-        if known is not None and known not in columns:
+def misspelled_column(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A column one letter off a known name with which the row would fit a format, and that name; None without one."""
+    for name in [*data][:_COMPARED_COLUMNS]:
+        known = _nearest_column(name) if len(name) <= _NAME_LENGTH else None
+        if known is None or known in data or (known == "text" and len(data) > 1):
+            continue
+        if _parts_as(data, {known: name})[1]:
             return name, known
     return None
+
+
+def _parts_as(data: Mapping[str, Any], named: Mapping[str, str]) -> tuple[Format | None, dict[ColumnRole, str]]:
+    """The format of a row in which columns bear known names, and its own columns by role.
+
+    Args:
+        data: The row.
+        named: Known name to the row's own.
+    """
+    row = {**data, **{known: data[name] for known, name in named.items()}}
+    found = format_of(row) if named else None
+    parts = {} if found is None else find_parts(row, found)
+    return found, {role: named.get(parts[role], parts[role]) for role in ROLES if role in parts}
 
 
 @functools.lru_cache(maxsize=1024)
 def _nearest_column(name: str) -> str | None:
     if name in _KNOWN_COLUMNS:
         return None
-    found = difflib.get_close_matches(name.strip().lower(), _KNOWN_COLUMNS, n=1, cutoff=0.75)
-    return found[0] if found else None
+    return next((known for known in _KNOWN_COLUMNS if _differ_by_one(name.strip().lower(), known)), None)
+
+
+def _differ_by_one(one: str, other: str) -> bool:
+    """True if one letter is missing, added or replaced, or two neighbors are exchanged."""
+    if abs(len(one) - len(other)) > 1 or one == other:
+        return False
+    edits = [
+        edit for edit in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes() if edit[0] != "equal"
+    ]
+    sizes = [max(to - start, end - begin) for _, start, to, begin, end in edits]
+    return sizes == [1] or (len(one) == len(other) and sorted(one) == sorted(other) and sizes == [1, 1])
 
 
 def _turns_of(data: Mapping[str, Any], wanted: Format) -> list[Message]:
@@ -311,14 +382,20 @@ def _read_preference(data: Mapping[str, Any]) -> Example:
         asked = with_system(data, [*read_history(data), *_side(data[key], "user", f"The {key}", 1)])
     else:
         asked = []
-    if chosen[0].role in ("user", "system"):
+        # A transcript beside a question is that answer's text.
+        better, worse = (read_transcript(turns[0].content) if turns else None for turns in (chosen, rejected))
+        if better is not None and worse is not None:
+            chosen, rejected = better, worse
+    if whole := chosen[0].role in ("user", "system"):
         # Whole conversations: their common prefix is the prompt.
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
         asked, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if not asked:
-        raise RowError("no_messages", "The row has two answers and nothing that was asked.")
+        if whole:
+            raise RowError("no_messages", "The two conversations of the row do not begin with the same question.")
+        raise RowError("wrong_keys", "The row has two answers and no question: no column prompt, no turns in them.")
     return make_preference(asked, chosen, rejected, read_tools(data))
 
 
@@ -368,12 +445,14 @@ class Detection:
     Args:
         format: Format of the rows.
         reason: Reason for the format, in one sentence.
-        columns: The column mapping, if the configuration has one.
+        columns: The column mapping, if the configuration has one, or the columns have other names than the format's.
+        parts: Columns by role in the first row of the format.
     """
 
     format: Format
     reason: str
     columns: ColumnMap | None = None
+    parts: Mapping[ColumnRole, str] = field(default_factory=dict)
 
     def example(self, row: Row) -> Example:
         """Convert a row to an example; see :func:`row_example`."""
@@ -396,21 +475,34 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
             known column. Also if the rows have a question beside a text, which may or may not be its answer.
     """
     readable = _readable(rows, source)
-    votes: dict[Format, int] = {}
-    for data in readable:
-        if (found := format_of(data)) is not None:
-            votes[found] = votes.get(found, 0) + 1
+    votes = Counter(found for data in readable if (found := format_of(data)) is not None)
     if not votes:
-        raise headless(readable[0], source) or _unknown_columns(readable[0], source)
-    winner = max(votes, key=lambda name: votes[name])
-    if winner == "text" and (asked := next(filter(None, map(question_beside_text, readable)), "")):
-        raise UnknownColumnsError(
-            f"{source} has {asked} beside text, and nothing says whether the text is the answer.",
-            f'If it is, set data.columns = {{user = "{asked}", assistant = "text"}} '
-            f"(--columns user={asked},assistant=text); to learn the text alone, "
-            f'data.columns = {{text = "text"}} (--columns text=text).',
-        )
-    return Detection(winner, f"{_share(votes[winner], len(readable))} {FORMATS[winner]}.")
+        if (named := _by_other_names(readable, source)) is not None:
+            return named
+        raise headless(readable[0], source) or _unknown_columns(readable, source)
+    winner, count = votes.most_common(1)[0]
+    if winner == "text" and (doubt := _doubtful_text(readable, source)) is not None:
+        raise doubt
+    return Detection(winner, f"{_share(count, len(readable))} {FORMATS[winner]}.", parts=_parts(readable, winner))
+
+
+def _parts(rows: Iterable[Mapping[str, Any]], format: Format) -> dict[ColumnRole, str]:  # noqa: A002
+    found = next((find_parts(data, format) for data in rows if FITS[format](data)), {})
+    return {role: found[role] for role in ROLES if role in found}
+
+
+def _by_other_names(rows: Sequence[Mapping[str, Any]], source: str, wanted: str = "auto") -> Detection | None:
+    """The format of rows whose columns have other names: in another spelling, of a pair of answers, of transcripts."""
+    filled = first_filled(rows)
+    named = {known: name for name in filled if (known := _SPELLINGS.get(folded(name), name)) not in filled}
+    spelled, parts = _parts_as(filled, named)
+    if spelled == "text" != wanted and (doubt := _doubtful_text(rows, source, parts["text"])) is not None:
+        raise doubt
+    for columns in (parts, find_pair(rows), find_transcripts(rows)):
+        found = ColumnMap(columns) if columns else None
+        if found is not None and 2 * sum(not found.missing(data) for data in rows) > len(rows):
+            return Detection(found.format, f"By the names of the columns, {found.describe()}.", found, columns)
+    return None
 
 
 def choose(
@@ -436,7 +528,7 @@ def choose(
             )
         if (missing := missing_columns(columns, _readable(rows, source), source)) is not None:
             raise missing
-        return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns)
+        return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns, columns.columns)
     if wanted == "auto":
         return detect(rows, source)
     readable = _readable(rows, source)
@@ -444,11 +536,15 @@ def choose(
     if chosen is None:
         raise UserError(f"There is no format {one_line(wanted, 60)}.", f"The formats are {', '.join(FORMATS)}.")
     if not any(FITS[chosen](data) for data in readable):
+        found = _by_other_names(readable, source, wanted)
+        if found is not None and chosen in _ALIKE.get(found.format, (found.format,)):
+            return found
         if (question := headless(readable[0], source)) is not None:
             raise question
-        error = _unknown_columns(readable[0], source)
-        raise UnknownColumnsError(f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}.", error.hint)
-    return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.")
+        error = _unknown_columns(readable, source)
+        words = f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}."
+        raise UnknownColumnsError(words, error.hint, error.columns)
+    return Detection(chosen, f"The configuration says {chosen}: {FORMATS[chosen]}.", parts=_parts(readable, chosen))
 
 
 def refuse_untrainable(detection: Detection, source: str, objective: Objective) -> None:
@@ -464,22 +560,32 @@ def refuse_untrainable(detection: Detection, source: str, objective: Objective) 
     """
     noun = COMPARED.get(detection.format)
     wanted = LEARNED.get(objective)
+    fitting = objective_for(detection.format)
     if wanted is None and noun is not None:
+        either = "dpo or orpo" if fitting == "dpo" else fitting
+        alike = "the good answers alone" if fitting == "dpo" else "all answers alike"
+        learned = _answers_alone(detection.parts)
+        also = f" To train on {alike}, name them: {mapping_line(learned)}." if learned else ""
         raise UserError(
             f"{source} holds {noun}, and train.objective is sft, which learns answers as they are.",
-            "Set train.objective = dpo or orpo. To train on the good answers alone, name them: "
-            'data.columns = {user = "prompt", assistant = "chosen"}.'
-            if detection.format == "preference"
-            else "Set train.objective = kto. To train on all answers alike: "
-            'data.columns = {user = "prompt", assistant = "completion"}.',
+            f"Set train.objective = {either}.{also}",
         )
     if wanted is not None and detection.format != wanted:
         held = noun or f"rows of the format {detection.format}"
-        fitting = "kto" if detection.format == "kto" else "dpo" if detection.format == "preference" else "sft"
         raise UserError(
             f"{source} holds {held}, and train.objective is {objective}, which learns from {COMPARED[wanted]}.",
             f"Give it {FORMATS[wanted]}, or set train.objective = {fitting}.",
         )
+
+
+def _answers_alone(parts: Mapping[ColumnRole, str]) -> dict[ColumnRole, str]:
+    """The columns of compared rows for supervised fine-tuning; empty if no mapping says it."""
+    answer = parts.get("chosen", parts.get("assistant"))
+    if "user" in parts and answer is not None:
+        return {"user": parts["user"], "assistant": answer}
+    # The better answers are whole conversations, or the conversations are labeled.
+    talk = parts.get("messages") if "label" in parts else parts.get("chosen") if "messages" not in parts else None
+    return {"messages": talk} if talk is not None else {}
 
 
 def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> Example:  # noqa: A002
@@ -532,18 +638,21 @@ def _share(count: int, total: int) -> str:
     return f"Each of the first {total} rows has" if count == total else f"{count} of the first {total} rows have"
 
 
-def _unknown_columns(data: Mapping[str, Any], source: str) -> UnknownColumnsError:
-    columns = [str(key) for key in data]
+def _unknown_columns(rows: Sequence[Mapping[str, Any]], source: str) -> UnknownColumnsError:
+    columns = list(rows[0])
     shown = ", ".join(one_line(name, 40) for name in columns[:12]) + (", …" if len(columns) > 12 else "")
     message = f"{source} has rows of no known format: their columns are {shown or 'none'}."
-    if (guess := misspelled_column(columns)) is not None:
-        name, known = guess
-        return UnknownColumnsError(message, f"Did you mean {known}? Rename the column {one_line(name, 40)}.")
+    if (near := misspelled_column(rows[0])) is not None:
+        name, known = near
+        _, parts = _parts_as(rows[0], {known: name})
+        hint = f"Did you mean {known}? Rename the column {one_line(name)}, or set {mapping_line(parts)}."
+        return UnknownColumnsError(message, hint, parts)
+    guess, lacks = guess_columns(rows)
+    if guess:
+        hint = f"If {guess['user']} is asked and {guess['assistant']} is the answer, set {mapping_line(guess)}."
+        return UnknownColumnsError(message, hint, guess)
     every = "; ".join(f"{name} ({description})" for name, description in FORMATS.items())
-    parts = "user", "assistant"
-    shown_parts = ", ".join(f'{part} = "{one_line(name, 40)}"' for part, name in zip(parts, columns, strict=False))
-    example = f": data.columns = {{{shown_parts}}}, with the right ones" if len(columns) > 1 else " in data.columns"
-    return UnknownColumnsError(message, f"Name the columns{example}. The formats read as they are: {every}.")
+    return UnknownColumnsError(message, f"It has {lacks} The formats read as they are: {every}.")
 
 
 #: Share of rows in another format above which a file is reported as mixed.

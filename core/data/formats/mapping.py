@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from core.config.choices import ROLES, ColumnRole, Format
-from core.data.conversation import CALL_ROLE, RowError, parsed
+from core.data.conversation import CALL_ROLE, RowError, parsed, read_transcript
 from core.errors import UserError
 from core.text import one_line
 
@@ -48,7 +48,17 @@ _LOOKED_AT, _NAME_LENGTH = 64, 40
 
 
 class UnknownColumnsError(UserError):
-    """The columns of the rows fit no format; ``data.columns`` can name them."""
+    """The columns of the rows fit no format; ``data.columns`` can name them.
+
+    Args:
+        message: As in :class:`~core.errors.UserError`.
+        hint: As in :class:`~core.errors.UserError`.
+        columns: Guessed columns by role; empty without a guess.
+    """
+
+    def __init__(self, message: str, hint: str = "", columns: Mapping[ColumnRole, str] | None = None) -> None:
+        super().__init__(message, hint)
+        self.columns = dict(columns or {})
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,8 @@ class ColumnMap:
             if role in (*_KEYS, *_SPEAKERS, "context") or column not in data:
                 continue
             value = data[column]
+            if role == "messages" and isinstance(value, str) and (turns := read_transcript(value)) is not None:
+                value = [turn.fields() for turn in turns]
             row[_CANONICAL.get(role, role)] = (
                 self._renamed(value) if role in ("messages", "chosen", "rejected") else value
             )

@@ -86,6 +86,9 @@ def test_both_answers_of_a_pair_are_shown_and_a_label_in_words(
     assert learned == ["yes<|im_end|>", "no, never<|im_end|>"]
     assert told["lengths"]["max"] == len(told["rejected"]) > len(told["tokens"])
     assert "row 1, bad answer: " in call("data", str(labels), "--model", str(tiny_model_dir)).out
+    # Without a configuration no objective forbids them.
+    assert "1 read, 1 used by train.objective = dpo or orpo" in shown
+    assert (told["used"], told["dropped"]) == (1, {})
 
 
 def test_a_template_that_cannot_be_used_is_named_for_every_row(

@@ -108,6 +108,30 @@ def test_elsewhere_paths_are_still_right(cli: CommandLine, work: Path) -> None:
     assert config.data.train == [str(work / "rows.jsonl"), str(work / "held-out.jsonl")]
 
 
+@cases(("row", "words", "objective", "rate"), TABLES["objectives"])
+def test_the_rows_decide_the_objective(
+    cli: CommandLine, work: Path, row: dict[str, object], words: list[str], objective: str, rate: float
+) -> None:
+    (work / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    made = cli.ok("init", "rows.jsonl", "--model", "llama", "--preset", "24gb-7b", "--out", "-", *words)
+    config = ConfigDocument(made.out, work / "x.toml").validate()
+    assert (config.train.objective, config.train.learning_rate) == (objective, rate)
+    reason = f"train.objective is {objective}, as rows.jsonl holds"
+    assert (reason in made.err) == (f"# {reason}" in made.out) == (objective != "sft" and not words)
+
+
+def test_options_are_set_and_those_of_the_preset_that_they_replace_are_not_written(
+    cli: CommandLine, work: Path
+) -> None:
+    words = ("--set", "train.max_steps=7", "--set", "train.seed=3", "--columns", "user=question,assistant=answer")
+    (work / "faq.csv").write_text("question,answer\nq,a\n")
+    made = cli.ok("init", "faq.csv", "--model", "llama", "--out", "-", *words)
+    config = ConfigDocument(made.out, work / "x.toml").validate()
+    assert (config.train.max_steps, config.train.seed) == (7, 3)
+    assert "epochs =" not in made.out
+    assert config.data.columns == {"user": "question", "assistant": "answer"}
+
+
 @cases(("words", "said"), TABLES["what_cannot_be_is_one_sentence"])
 def test_what_cannot_be_is_one_sentence(cli: CommandLine, work: Path, words: list[str], said: str) -> None:
     before = sorted(os.listdir(work))

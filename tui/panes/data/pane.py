@@ -501,7 +501,10 @@ class DataPane(Pane):
         """A problem of the file, with the key that helps."""
         columns = self.keys["data.columns"].display
         if isinstance(problem, UnknownColumnsError):
-            # Only a guess in its hint applies here; other hints are about the configuration's file.
+            if problem.columns:
+                roles = ", ".join(f"{role} = {one_line(name, 40)}" for role, name in problem.columns.items())
+                return f"{problem.message} {columns} offers {roles}."
+            # Other hints are about the configuration's file.
             guess = f" {problem.hint}" if problem.hint.startswith("Did you mean") else ""
             return f"{problem.message}{guess} {columns} says which column is the question."
         if self.view is not None and problem is self.view.unknown:

@@ -12,7 +12,7 @@ from core.config.schema import find_option
 from core.data.conversation import CONTENT_KEYS, ROLE_KEYS, RowError, parsed
 from core.data.files.rows import Row
 from core.data.formats.detect import FITS, SAMPLE, Detection, choose, detect, find_parts, refuse_untrainable
-from core.data.formats.mapping import ColumnMap
+from core.data.formats.mapping import ColumnMap, UnknownColumnsError
 from core.errors import UserError
 from core.text import one_line
 from tui.datasets.view import DatasetView, Turn, turns_of
@@ -88,11 +88,16 @@ class ColumnSample:
     unknown: UserError | None = None
     """The reason why the detection failed."""
 
+    @property
+    def guess(self) -> Mapping[ColumnRole, str]:
+        """The guessed columns of an unknown format; empty without a guess."""
+        return self.unknown.columns if isinstance(self.unknown, UnknownColumnsError) else {}
+
     def parts(self, wanted: str) -> dict[ColumnRole, str]:
-        """The columns read by a format, or the detected columns for ``auto``; empty if the format is unknown."""
+        """The columns read by a format, or the detected or guessed columns for ``auto``; empty if nothing is known."""
+        if wanted == "auto":
+            return dict(self.detection.parts) if self.detection is not None else dict(self.guess)
         known = next((name for name in FORMATS if name == wanted), None)
-        if wanted == "auto" and self.detection is not None:
-            known = self.detection.format
         if known is None:
             return {}
         row = next((row.data for row in self.rows if row.data is not None and FITS[known](row.data)), {})
@@ -244,6 +249,8 @@ class ColumnChoice:
         """Fill in the detected columns, unless they are named by hand."""
         if not self.by_hand:
             self.columns = sample.parts(self.wanted)
+            # A guess is no recognition: it holds only once it is saved.
+            self.by_hand = self.wanted == "auto" and bool(sample.guess)
 
     def take(self, part: Choosable, value: str, sample: ColumnSample) -> bool:
         """Choose a value for a part; an empty text clears it.

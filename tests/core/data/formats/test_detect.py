@@ -15,7 +15,8 @@ from core.config.choices import FORMATS, Format, Objective
 from core.data.conversation import RowError
 from core.data.files.rows import Row
 from core.data.formats.detect import choose, detect, refuse_untrainable, to_example
-from core.data.formats.mapping import ColumnMap
+from core.data.formats.guess import mapping_line
+from core.data.formats.mapping import ColumnMap, UnknownColumnsError
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.conversations import viewed
@@ -70,13 +71,49 @@ def test_looks_at_the_first_rows_only() -> None:
     assert detect(Row(index, index + 1, {"text": "x"}) for index in itertools.count()).format == "text"
 
 
-@cases(("data", "meant", "column"), COLUMNS["near"])
-def test_a_near_miss_is_named(data: dict[str, Any], meant: str, column: str) -> None:
+@cases(("data", "meant", "column", "mapping"), COLUMNS["near"])
+def test_a_near_miss_is_named(data: dict[str, Any], meant: str, column: str, mapping: str) -> None:
     with pytest.raises(UserError) as caught:
         detect(rows(data), "my.jsonl")
     assert "my.jsonl" in caught.value.message
     assert column in caught.value.message
-    assert caught.value.hint == f"Did you mean {meant}? Rename the column {column}."
+    assert caught.value.hint.startswith(
+        f"Did you mean {meant}? Rename the column {column}, or set data.columns = {{{mapping}}}"
+    )
+
+
+@cases(("data", "wanted", "mapping"), COLUMNS["other names"])
+def test_columns_are_recognized_under_other_names(
+    data: dict[str, Any], wanted: Format, mapping: dict[str, str]
+) -> None:
+    found = detect(rows(data, {}, data))
+    assert (found.format, found.parts) == (wanted, mapping)
+    assert choose(rows(data), wanted).format == wanted
+    assert choose(rows(data), "auto", "f", ColumnMap(mapping)).example(rows(data)[0]) == found.example(rows(data)[0])  # type: ignore[arg-type]
+
+
+@cases(("data", "mapping"), COLUMNS["guesses"])
+def test_a_hint_is_guessed_from_contents(data: list[dict[str, Any]], mapping: dict[str, str]) -> None:
+    with pytest.raises(UnknownColumnsError) as caught:
+        detect(rows(*data))
+    assert caught.value.columns == mapping
+    assert mapping_line(mapping) in caught.value.hint  # type: ignore[arg-type]
+    # The line reads every row.
+    found = choose(rows(*data), "auto", "f", ColumnMap(mapping))  # type: ignore[arg-type]
+    assert all(found.example(row) for row in rows(*data))
+
+
+@cases(("data", "words"), COLUMNS["no guess"])
+def test_without_an_honest_guess_the_missing_column_is_named(data: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(UnknownColumnsError) as caught:
+        detect(rows(*data))
+    assert words in caught.value.hint
+    assert not caught.value.columns
+
+
+def test_a_mapping_is_written_as_a_whole_line() -> None:
+    assert mapping_line({"user": "Frage 1", "text": "t"}).endswith('(--columns "user=Frage 1,text=t")')
+    assert mapping_line({"text": 'a "b"\\, c'}) == r'data.columns = {text = "a \"b\"\\, c"}'
 
 
 def test_unknown_columns_get_the_list_of_formats() -> None:

@@ -112,6 +112,19 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert source.detect(rows).example(rows[0]).answer == "So geht das."
 
 
+async def test_a_guess_is_offered_and_saved_by_one_key(directory: Path) -> None:
+    texts = [
+        ("Wann wird der Kompost geleert?", "Jeden zweiten Freitag."),
+        ("Wie melde ich mich um?", "Mit Ausweis im Rathaus."),
+    ]
+    write(directory, [{"nr": place, "frage": asked, "antwort": said} for place, (asked, said) in enumerate(texts)])
+    async with columns(directory) as (pilot, screen):
+        assert screen.choice.columns == {"user": "frage", "assistant": "antwort"}
+        assert "✓ 2 of the first 2 rows can be used" in words(pilot)
+        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
+        assert value(pilot, "data.columns") == {"user": "frage", "assistant": "antwort"}
+
+
 async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(directory: Path) -> None:
     write(directory, [{"question": "q", "answer": "a", "persona": "p"}] * 2)
     async with columns(directory) as (pilot, screen):
