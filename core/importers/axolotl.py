@@ -108,6 +108,9 @@ def _adapters(work: Translation) -> None:
     ours, is_lora, targets = MethodSection(), work.has("adapter"), "lora_target_modules"
     work.carry("lora_r", "method.rank", work.integer("lora_r"))
     work.carry("lora_alpha", "method.alpha", work.number("lora_alpha"))
+    if is_lora and work.value("method.rank") and not work.has("lora_alpha"):
+        twice = float(2 * work.value("method.rank"))
+        work.change("lora_alpha", "method.alpha", twice, f"Not given, and {_TITLE} has no default: twice the rank.")
     if is_lora:
         for key, option, default in (("lora_r", "method.rank", ours.rank), ("lora_alpha", "method.alpha", ours.alpha)):
             work.change(key, option, default, f"Not given, though {_TITLE} requires it: the default here.")

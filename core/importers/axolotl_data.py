@@ -29,8 +29,9 @@ from core.importers.translation import Translation, file_name
 
 # Keys of an entry that apply only to a dataset of the Hub.
 _OF_HUB = ("name", "revision")
-# Keys of an entry that have no counterpart and do not change the rows.
+# Keys of an entry that have no counterpart and do not change the rows, and those that Axolotl ignores.
 _LEFT = set(DATA["axolotl_dataset"]["left"].split())
+_IGNORED: Mapping[str, str] = DATA["axolotl_dataset"]["ignored"]
 _TEXT_COLUMN = "text_column"
 _ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
 # Nearest template of an instruction type, by the part of the type after the colon.
@@ -53,7 +54,7 @@ _FALLBACK = "tokenizer_default_fallback_"
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class Dataset:
     """A dataset entry.
 
     Args:
@@ -109,7 +110,7 @@ def datasets(work: Translation) -> bool:
         if any(entry.key.startswith(f"{key}[") for entry in entries):
             sources = [source for entry in entries for source in _written(work, entry, is_named=entry in named)]
             put_sources(work, key, option, sources, _remark(work, entries, named))
-            _take_parts(work, option, entries, sources)
+            take_parts(work, option, entries, sources)
         elif option == "data.eval":
             work.drop(key, "It names no data that can be read here.")
     if not train:
@@ -126,7 +127,7 @@ def datasets(work: Translation) -> bool:
     return bool(held)
 
 
-def _written(work: Translation, entry: _Dataset, *, is_named: bool) -> list[Written]:
+def _written(work: Translation, entry: Dataset, *, is_named: bool) -> list[Written]:
     """Sources of an entry as written to the configuration."""
     if not is_named:
         return entry.sources
@@ -135,7 +136,7 @@ def _written(work: Translation, entry: _Dataset, *, is_named: bool) -> list[Writ
     return [Written(work.places.write(Path(os.path.abspath(work.source.path)), mark), "", True, tuple(fetch))]
 
 
-def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -> str:
+def _remark(work: Translation, entries: list[Dataset], named: list[Dataset]) -> str:
     """A remark on the decisions for all entries."""
     if any(entry in named for entry in entries):
         return f"Rows are read as {file_name(work.source.path)} says, which must stay where it is."
@@ -146,7 +147,7 @@ def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -
     return ""
 
 
-def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources: list[Written]) -> None:
+def take_parts(work: Translation, option: str, entries: list[Dataset], sources: list[Written]) -> None:
     """Convert slices of splits to ``data.weights``: as many rows, though not the same rows."""
     parted = [entry for entry in entries if any(source.part is not None for source in entry.sources)]
     train = work.value("data.train")
@@ -173,7 +174,7 @@ def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources
             work.drop(key, "A part of a split whose rows cannot be counted: all are used.")
 
 
-def _read(work: Translation, key: str) -> list[_Dataset]:
+def _read(work: Translation, key: str) -> list[Dataset]:
     value = work.values.get(key)
     if value is None:
         return []
@@ -191,22 +192,27 @@ def _read(work: Translation, key: str) -> list[_Dataset]:
     return found
 
 
-def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Dataset | None:
+def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> Dataset | None:
     given = {name: value for name, value in entry.items() if value is not None}
     work.inner |= {key: given, **{f"{key}.{name}": value for name, value in given.items()}}
     for name, value in given.items():
-        if name not in _ENTRY_KEYS:
+        if name in _IGNORED:
+            work.drop(f"{key}.{name}", _IGNORED[name])
+        elif name not in _ENTRY_KEYS:
             work.note_unknown(f"{key}.{name}", [f"{key}.{known}" for known in sorted(_ENTRY_KEYS)])
         elif name in _LEFT and value is not False:
             work.drop(f"{key}.{name}", REASONS["data"])
     if key.startswith("pretraining"):
         given = {"type": "pretrain", "field": given.get(_TEXT_COLUMN) or "text", **given}
     path = given.get("path")
+    if path is None and given.get("data_files"):
+        # Preferences could be given so, with the loader of the files as ds_type.
+        path = next((name for name in (given.get("ds_type"),) if name in LOADERS), "json")
     if not isinstance(path, str) or not path.strip():
         work.drop(key, "It has no path.")
         return None
     given["path"] = path.strip()
-    sources = _sources(work, key, given)
+    sources = read_sources(work, key, given)
     kind = given["type"] if isinstance(given.get("type"), str) else ""
     template = given.get("chat_template")
     if template != "tokenizer_default":
@@ -215,7 +221,10 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
         # Axolotl's loader ignores the rest of the name for supervised rows.
         given["type"] = "chat_template"
     is_whole = (
-        template in (None, "tokenizer_default") and given.keys() <= KEYS and given.get("type") == entry.get("type")
+        template in (None, "tokenizer_default")
+        and given.keys() <= KEYS
+        and given.get("type") == entry.get("type")
+        and entry.get("path") is not None
     )
     readable = {name: value for name, value in given.items() if name in KEYS}
     try:
@@ -223,9 +232,9 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
         plain = plain_columns(readable, key) if given.get("type") == "chat_template" else columns
     except UserError as error:
         work.drop(key, f"{error} Until then, its columns decide how it is read.")
-        return _Dataset(key, sources)
+        return Dataset(key, sources)
     needs_file = columns is not None and (type(plain) is not ColumnMap or bool(plain.constants))
-    return _Dataset(
+    return Dataset(
         key,
         sources,
         format_,
@@ -257,7 +266,7 @@ def _style(kind: str) -> str | None:
     return "vicuna" if name.startswith("alpaca_chat") else None
 
 
-def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:
+def read_sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:
     """Files of an entry, or its part of a Hub dataset."""
     path, listed = entry["path"], entry.get("data_files")
     files = [listed] if isinstance(listed, str) else listed or []
@@ -274,8 +283,10 @@ def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Writ
         if entry.get(name):
             work.drop(f"{key}.{name}", "It selects from a dataset of the Hub, and the data is on this machine.")
     if files:
-        prefix = "" if path in LOADERS else f"{path.rstrip('/')}/"
-        return [write_file(work, f"{prefix}{name}") for name in files]
+        # Below a directory; an absolute file stands alone, and so does the path where it is the file itself.
+        alone = [path in LOADERS or name == path or os.path.isabs(name) for name in files]
+        names = [name if stands else f"{path.rstrip('/')}/{name}" for name, stands in zip(files, alone, strict=True)]
+        return [write_file(work, name) for name in dict.fromkeys(names)]
     written = []
     for part in parts:
         mark = f"#{part.split}" if part.split and _names_split(work, path, part.split) else ""
@@ -307,7 +318,7 @@ def _names_split(work: Translation, path: str, split: str) -> bool:
         return False
 
 
-def _template(work: Translation, train: Sequence[_Dataset]) -> None:
+def _template(work: Translation, train: Sequence[Dataset]) -> None:
     """Convert the chat template, which the format of an instruction type overrides."""
     name, jinja, option = "chat_template", "chat_template_jinja", "template.name"
     styles = {entry.style for entry in train}

@@ -18,16 +18,22 @@ from core.errors import UserError
 from core.importers.axolotl import AXOLOTL
 from core.importers.data_files import count_rows
 from core.importers.llama_factory import LLAMA_FACTORY
+from core.importers.llama_factory_v1 import LLAMA_FACTORY_V1
+from core.importers.python_calls import SUFFIXES, CodeFile, read_calls
 from core.importers.redact import cleaned, redact_name, shown
 from core.importers.tool import DATA, Tool, carry_over
 from core.importers.translation import Entry, Places, Translation, Unknown, file_name
 from core.importers.unsloth import UNSLOTH
+from core.importers.unsloth_script import UNSLOTH_SCRIPT
 from core.text import one_line
 from core.yaml.file import YamlFile, read_yaml
 
 #: Supported tools, by the name for ``--from``.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
+#: Their forms: the tools, and what some of them read besides.
+FORMS: dict[str, Tool] = {**TOOLS, LLAMA_FACTORY_V1.kind: LLAMA_FACTORY_V1}
 
+_CODE = "It calls FastLanguageModel.from_pretrained, as programs of Unsloth do."
 #: Characters that TOML does not escape but a terminal acts on: DEL, C1, bidirectional controls, separators.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: Longest value and widest line of the report, in characters.
@@ -69,7 +75,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
     """Convert a configuration.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; or the script or notebook, for Unsloth.
         kind: The tool, as for ``--from``; None to recognize it from the keys.
         home: Directory of the result; paths below it are written relative to it, others absolute.
 
@@ -82,17 +88,34 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
             f"{one_line(str(path), 200)} is TOML; configurations of other tools are YAML.",
             "A configuration of ours needs no import: localtune-tui opens it, and train takes it.",
         )
-    source = read_yaml(path, cleaned)
-    tool, reason = _tool(source, kind)
+    is_code = path.suffix.lower() in SUFFIXES
+    if is_code and kind not in (None, UNSLOTH.kind):
+        problem = f"{one_line(str(path), 200)} is Python, and {TOOLS[kind].title} is set by YAML."
+        raise UserError(problem, "Leave out --from.")
+    source = read_calls(path) if is_code else read_yaml(path, cleaned)
+    tool, reason = (UNSLOTH_SCRIPT, _CODE) if is_code else _tool(source, kind)
     values, empty = _flatten(tool, source)
     places = Places.find(path, tool.places(source.values), home)
     work = Translation(tool.title, source, places, values, empty)
+    if isinstance(source, CodeFile):
+        _note_code(work, source)
     carry_over(tool, work)
+    work.note_repeated()
     toml = _write(work)
     facts = Facts(rows=count_rows(work))
     remarks = [f"{remark.sentence} {remark.hint}" for remark in ConfigDocument(toml).remarks(facts)]
     lists = (work.carried, work.changed, work.unsupported, work.unknown)
     return Imported(tool.kind, tool.title, reason, toml, *lists, remarks)
+
+
+def _note_code(work: Translation, source: CodeFile) -> None:
+    """Report the arguments that are computed, and the places that are not read."""
+    for key, code in source.computed.items():
+        work.inner[key] = code
+        work.drop(key, "Computed in the code, which is not run: the option keeps its default.")
+    for place, (code, reason) in source.left.items():
+        work.inner[place] = code
+        work.drop(place, reason)
 
 
 def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,12 +141,14 @@ def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, An
 
 
 def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
-    if kind is not None:
-        return TOOLS[kind], "Given by --from."
     keys = set(source.values)
-    own = {name: _own_keys(tool, keys, source.values) for name, tool in TOOLS.items()}
-    ranked = sorted(own, key=lambda name: -len(own[name]))
-    best, second = ranked[0], ranked[1]
+    own = {name: _own_keys(tool, keys, source.values) for name, tool in FORMS.items()}
+    ranked = sorted(FORMS, key=lambda name: -len(own[name]))
+    if kind is not None:
+        forms = [name for name in ranked if kind in TOOLS and FORMS[name].title == TOOLS[kind].title]
+        return FORMS[forms[0] if forms else kind], "Given by --from."
+    best = ranked[0]
+    second = next(name for name in ranked if FORMS[name].title != FORMS[best].title)
     if (other := _other_kind(keys, own)) is not None:
         raise UserError(f"{source.shown} is {other}.", "Name the configuration of a training.")
     names = ", ".join(TOOLS)
@@ -134,23 +159,22 @@ def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
         )
     if len(own[second]) * 3 > len(own[best]):
         raise UserError(
-            f"{source.shown} has keys of {TOOLS[best].title} ({_some(own[best])}) and of {TOOLS[second].title} "
+            f"{source.shown} has keys of {FORMS[best].title} ({_some(own[best])}) and of {FORMS[second].title} "
             f"({_some(own[second])}).",
             f"Say which it is with --from: {names}.",
         )
-    return TOOLS[best], f"It has {_some(own[best])}, as configurations of {TOOLS[best].title} have."
+    return FORMS[best], f"It has {_some(own[best])}, as configurations of {FORMS[best].title} have."
 
 
 def _own_keys(tool: Tool, keys: set[str], values: Mapping[str, Any]) -> list[str]:
-    """Keys of a file that only this tool has, the most characteristic first."""
-    others = {key for other in TOOLS.values() if other is not tool for key in other.table}
-    if tool.sections:
-        mine = [key for key in tool.signs if key in tool.sections and isinstance(values.get(key), dict)]
-        # Its keys are in sections, so both the sections and their keys count.
-        return mine + [f"{key}.{name}" for key in mine for name in values[key] if f"{key}.{name}" in tool.table]
-    mine = [key for key in tool.table if key in keys and key not in others]
-    signs = [key for key in tool.signs if key in mine]
-    return signs + [key for key in mine if key not in signs]
+    """Keys of a file that only this tool has, the most characteristic first; ``model`` is in too many files."""
+    others = {key for other in TOOLS.values() if other.title != tool.title for key in other.table}
+    tables = [key for key in tool.signs if key in tool.sections and isinstance(values.get(key), dict)]
+    # Both the sections and their keys count.
+    inner = [f"{key}.{name}" for key in tables for name in values[key] if f"{key}.{name}" in tool.table]
+    mine = [key for key in tool.table if key in keys and key not in others and key != "model"]
+    signs = [key for key in tool.signs if key in mine or key in tables]
+    return [*signs, *inner, *(key for key in mine if key not in signs)]
 
 
 def _other_kind(keys: set[str], own: Mapping[str, list[str]]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _LISTED = "Its keys are listed one by one."
 
 _ZERO = "zero_optimization"
 _DEEPSPEED_DEFAULT = "DeepSpeed runs with its own default; optimizer, schedule and logs come from the configuration."
+# ZeRO stage in the name of a file, such as ds_z3_offload_config.json, zero2.json or zero_stage3_config.json.
+_STAGE_NAME = re.compile(r"(?:zero|stage|(?:^|[_-])z)[_-]?([0-3])(?![0-9])")
 #: Prefixes of DeepSpeed settings that match our behavior or repeat the configuration.
 _DEEPSPEED_SAME = tuple(DATA["deepspeed"]["same"].split())
 
@@ -63,25 +66,23 @@ def ddp_timeout(work: Translation) -> None:
 # DeepSpeed.
 
 
-def deepspeed(work: Translation) -> None:
-    """Convert ``deepspeed``: a file, or a table of settings.
+def deepspeed(work: Translation, key: str = "deepspeed") -> None:
+    """Convert a key of DeepSpeed: a file, or a table of settings.
 
     Raises:
         UserError: If it is neither, or the file cannot be read.
     """
-    key = "deepspeed"
     if work.is_off(key):
         work.keep(key)
     if not work.has(key) or work.is_done(key):
         return
     settings = _settings(work, key)
     if settings is None:
-        work.change(key, _STRATEGY, key, f"DeepSpeed with its stage 2, until the file is known. {_NOT_HERE} {_GPUS}")
-        _adamw_only(work)
+        _by_name(work, key, Path(str(work.values[key])).name.lower())
         return
     named = _listed(work, key, settings)
-    stage = _stage(work, named)
-    _offload(work, named, stage)
+    stage = _stage(work, key, named)
+    _offload(work, key, named, stage)
     if stage:
         _adamw_only(work)
     clipping = named.get("gradient_clipping")
@@ -104,10 +105,32 @@ def deepspeed(work: Translation) -> None:
     work.note_change(key, _STRATEGY, f"{_LISTED} {_GPUS}")
 
 
-def _stage(work: Translation, named: Mapping[str, Any]) -> int:
+def _by_name(work: Translation, key: str, name: str) -> None:
+    """Convert a DeepSpeed file that is not here by its name, as the tools and their examples name theirs."""
+    found = _STAGE_NAME.search(name)
+    if found is None:
+        work.change(key, _STRATEGY, key, f"DeepSpeed with its stage 2, until the file is known. {_NOT_HERE} {_GPUS}")
+        _adamw_only(work)
+        return
+    stage, by = int(found[1]), "By the name of the file."
+    offload = None
+    if stage and "offload" in name and not re.search("no_?offload", name):
+        offload = "all" if stage == 3 and not re.search("offload_?opt", name) else "optimizer"
+    said = f"Stage {stage}{' with offloading' if offload else ''}, by the name of the file. {_NOT_HERE}"
+    if stage:
+        work.change(key, _STRATEGY, key, f"{said} {_GPUS}")
+        work.put("distributed.zero_stage", stage, by)
+        _adamw_only(work)
+    else:
+        work.change(key, _STRATEGY, "replicate", f"{said} {_REPLICATED}")
+    if offload:
+        work.put(_OFFLOAD, offload, by)
+
+
+def _stage(work: Translation, file: str, named: Mapping[str, Any]) -> int:
     """Convert the ZeRO stage; without it DeepSpeed shards nothing."""
     name = f"{_ZERO}.stage"
-    value, key = named.get(name, 0), f"deepspeed.{name}"
+    value, key = named.get(name, 0), f"{file}.{name}"
     if isinstance(value, bool) or str(value) not in ("0", "1", "2", "3"):
         work.put(_STRATEGY, "deepspeed", f"DeepSpeed. {_GPUS}")
         work.drop(key, "It may be 0, 1, 2 or 3: distributed.zero_stage keeps its default.")
@@ -135,14 +158,14 @@ def _adamw_only(work: Translation) -> None:
             work.change(key, rule.option, "adamw", "DeepSpeed shards only the states of AdamW here, in 32 bits.")
 
 
-def _offload(work: Translation, named: Mapping[str, Any], stage: int) -> None:
+def _offload(work: Translation, file: str, named: Mapping[str, Any], stage: int) -> None:
     """Convert offloading to host memory: optimizer states, and weights with stage 3."""
     tables = [f"{_ZERO}.offload_optimizer.device", f"{_ZERO}.offload_param.device"]
     optimizer, param = (str(named.get(name, "none")).strip().lower() for name in tables)
     optimizer, param = ("" if device == "none" else device for device in (optimizer, param))
-    optimizer_key, param_key = (f"deepspeed.{name}" for name in tables)
+    optimizer_key, param_key = (f"{file}.{name}" for name in tables)
     if is_one_of(named.get(f"{_ZERO}.cpu_offload"), (True, "true")):
-        work.carry(f"deepspeed.{_ZERO}.cpu_offload", _OFFLOAD, "optimizer")
+        work.carry(f"{file}.{_ZERO}.cpu_offload", _OFFLOAD, "optimizer")
     if optimizer and stage:
         work.put(_OFFLOAD, "optimizer")
         _note_device(work, optimizer_key, optimizer)
@@ -163,6 +186,11 @@ def _note_device(work: Translation, key: str, device: str) -> None:
 
 
 # FSDP.
+
+
+def fsdp2(work: Translation, key: str, differs: str) -> None:
+    """Convert a key that asks for FSDP2, or for something like it with a sentence on the difference."""
+    work.change(key, _STRATEGY, "fsdp2", f"{differs} FSDP2. {_GPUS}".strip())
 
 
 def fsdp(work: Translation, *keys: str) -> None:

@@ -215,11 +215,11 @@ def _method(work: Translation) -> None:
     else:
         noun = "OFT" if kind == "oft" else "This method"
         work.drop("finetuning_type", f"{noun} is not available: adapters on a 16-bit base.", "method.name", name)
-    _layers(work, is_freeze=kind == "freeze")
+    trained_layers(work, is_freeze=kind == "freeze")
     if bits is None and kind == "lora":
         work.change("quantization_bit", "method.name", name, "No quantization_bit: the base is not quantized.")
     elif kind != "lora":
-        work.drop("quantization_bit", "It counts only for adapters.")
+        work.drop("quantization_bit", trainer.ADAPTERS_ONLY)
     elif bits == 4:
         work.carry("quantization_bit", "method.name", name)
     elif bits:
@@ -230,21 +230,32 @@ def _method(work: Translation) -> None:
     work.drop("quantization_method", "Quantized by bitsandbytes (NF4) instead.")
 
 
-def _layers(work: Translation, *, is_freeze: bool) -> None:
-    """Convert trainable layers: a positive number counts from the end, a negative number from the start."""
-    layers, modules = work.integer("freeze_trainable_layers"), work.word("freeze_trainable_modules")
+def trained_layers(work: Translation, table: str = "", *, is_freeze: bool) -> None:
+    """Convert trainable layers: a positive number counts from the end, a negative number from the start.
+
+    Args:
+        work: The translation.
+        table: Prefix of the keys.
+        is_freeze: True if layers are trained.
+    """
+    number, names = f"{table}freeze_trainable_layers", f"{table}freeze_trainable_modules"
+    layers, modules = work.integer(number), work.word(names)
     if layers is not None and is_freeze:
         if layers < 0:
             work.put("method.trainable_end", "first")
-        work.carry("freeze_trainable_layers", "method.trainable_layers", abs(layers))
-    work.keep("freeze_trainable_layers")
+        work.carry(number, "method.trainable_layers", abs(layers))
+    work.keep(number)
     if modules == "all" or not is_freeze:
-        work.keep("freeze_trainable_modules")
-    work.drop("freeze_trainable_modules", "Whole layers are trained, not some of their modules.")
+        work.keep(names)
+    work.drop(names, "Whole layers are trained, not some of their modules.")
 
 
 def _adapters(work: Translation) -> None:
     """Convert adapters; ``lora_alpha`` defaults to twice the rank."""
+    if work.value("method.name") in WEIGHT_METHODS:
+        for key in ("lora_rank", "lora_alpha", "lora_target"):
+            work.drop(key, trainer.ADAPTERS_ONLY)
+        return
     rank = work.integer("lora_rank")
     work.carry("lora_rank", "method.rank", rank)
     work.change("lora_rank", "method.rank", 8, f"Not given: {_TITLE}'s default is 8.")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tomli
 
-from core.config.schema import find_option, options
+from core.config.schema import WEIGHT_METHODS, find_option, options
 from core.importers.redact import shown
 from core.importers.translation import OFF, SAME, Kind, Translation, is_one_of
 
@@ -19,6 +19,8 @@ _UNSUPPORTED, DATA = (
 )
 #: Reasons for unsupported keys, by name.
 REASONS: dict[str, str] = _UNSUPPORTED["reasons"]
+# Options with defaults of the tools that only adapters read.
+_OF_ADAPTERS = ("method.rank", "method.alpha", "method.dropout")
 _KINDS: dict[str, Any] = {option.name: option.type for option in options()}
 
 
@@ -86,6 +88,8 @@ class Choice:
         if not isinstance(word, (str, bool, int, float)):
             work.refuse(key, f"must be a name, not {shown(key, word)}")
         word = word.strip() if isinstance(word, str) else word
+        if word in (0, 1) and {True, False} & {*self.same, *self.near}:
+            word = bool(word)
         for theirs, ours in self.same.items():
             if is_one_of(word, (theirs,)):
                 work.carry(key, self.option, ours, SAME if ours is None else "")
@@ -128,6 +132,7 @@ class Tool:
         signs: Keys that identify its files, the most characteristic first.
         places: Paths named in a file; relative ones hint at the tool's working directory.
         sections: Keys whose values are tables of keys.
+        is_open: True if keys that are not in the table are no errors.
     """
 
     kind: str
@@ -136,6 +141,7 @@ class Tool:
     signs: tuple[str, ...]
     places: Callable[[Mapping[str, Any]], Iterable[str]]
     sections: frozenset[str] = frozenset()
+    is_open: bool = False
 
 
 def carry_over(tool: Tool, work: Translation) -> None:
@@ -157,13 +163,16 @@ def carry_over(tool: Tool, work: Translation) -> None:
         else:
             work.drop(key, rule.reason)
     known = [*tool.table, *tool.sections]
+    likely = [key for key in known if getattr(tool.table.get(key), "reason", "") != REASONS["older"]]
     for key in [*work.values, *work.empty]:
         if work.is_done(key):
             continue
-        if key in work.empty and key in known:
+        if key in work.empty and (key in known or tool.is_open):
             work.note_empty(key)
+        elif tool.is_open:
+            work.drop(key, "It has no counterpart among the options.")
         else:
-            work.note_unknown(key, known)
+            work.note_unknown(key, likely)
 
 
 def joint(function: Joint, keys: str) -> dict[str, Joint]:
@@ -188,10 +197,16 @@ def read_tool(kind: str, carried: Mapping[str, Joint], places: Callable[[Mapping
     rules: dict[str, Rule] = table(
         carried,
         {key: _read_rule(**parts) for key, parts in entry["rules"].items()},
-        {key: Unsupported(reason, tuple(same.get(key, OFF))) for key, reason in reasons.items()},
+        {key: Unsupported(reason, _off(reason, same.get(key, OFF))) for key, reason in reasons.items()},
     )
     sections = frozenset(entry.get("sections", "").split())
-    return Tool(kind, entry["title"], rules, tuple(entry["signs"].split()), places, sections)
+    signs = tuple(entry["signs"].split())
+    return Tool(kind, entry["title"], rules, signs, places, sections, bool(entry.get("is_open")))
+
+
+def _off(reason: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    """Values with which a key asks for our behavior; a key of an older version is reported with any."""
+    return () if reason == REASONS["older"] else tuple(values)
 
 
 def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
@@ -230,7 +245,8 @@ def _write_default(work: Translation, key: str, rule: Copy | Choice) -> None:
     """Write the default of the tool, if ours differs and no other key has set the option."""
     declared = find_option(rule.option)
     ours = declared.default if declared is not None else None
-    if rule.absent not in (None, ours) and rule.option not in work.settings:
+    is_idle = rule.option in _OF_ADAPTERS and work.value("method.name") in WEIGHT_METHODS
+    if rule.absent not in (None, ours) and rule.option not in work.settings and not is_idle:
         work.change(key, rule.option, rule.absent, f"Not given: {work.title}'s default is {rule.absent}.")
 
 

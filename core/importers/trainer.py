@@ -18,6 +18,8 @@ from core.models.find import find_model
 
 #: Reason for evaluation keys without evaluation rows.
 NOTHING_HELD_OUT = "Nothing is held out, so there is nothing to evaluate."
+#: Reason for keys of adapters where all weights, or whole layers, are trained.
+ADAPTERS_ONLY = "It counts only for adapters."
 #: Remark on the batch size of a file with packed rows.
 PACKED_ROWS = " Packed rows held several each: raise it for as many in a step."
 _PATTERN = re.compile(r"[\\*+?()\[\]{}|^$]")

@@ -34,7 +34,7 @@ _WANTED: dict[Kind, str] = {
     "text": "a text",
     "texts": "a text or a list of texts",
 }
-_TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+_TRUE, _FALSE = {"true", "yes", "on", "1", "1.0"}, {"false", "no", "off", "0", "0.0"}
 #: Most parent directories considered as the tool's working directory.
 _UPWARD = 5
 
@@ -159,6 +159,7 @@ class Translation:
     counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
     """Cached row counts by entries of ``data.train``."""
     _done: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
     _as_text: set[str] = field(default_factory=set)
 
     # Values of the file.
@@ -326,8 +327,29 @@ class Translation:
         if key in self._done:
             return
         self._done.add(key)
+        if twice := self._repeated(key):
+            where = self.changed if where is self.carried else where
+            reason = " ".join([*([reason] if reason else []), *twice])
         value = next((held[key] for held in (self.values, self.inner, self.empty) if key in held), None)
         where.append(Entry(redact_name(key), redact(key, value), to, cleaned(reason)))
+
+    def note_repeated(self) -> None:
+        """Record repeated keys without an entry of their own or of a table that they are in."""
+        for name in self.source.repeated.keys() - self._told:
+            self.inner.setdefault(name, self.source.values.get(name))
+            self._note(self.changed, name, None, "")
+
+    def _repeated(self, key: str) -> list[str]:
+        """A sentence for each repeated key at or below a key, unless it was told already."""
+        inside = (f"{key}.", f"{key}[")
+        found = [name for name in self.source.repeated if name == key or name.startswith(inside)]
+        found = [name for name in found if name not in self._told]
+        self._told.update(found)
+        return [
+            f"{redact_name(name)} is on lines {_listed([*self.source.repeated[name], self.source.lines[name]])}: "
+            "the last one counts."
+            for name in found
+        ]
 
 
 def is_one_of(value: Any, values: Iterable[Any]) -> bool:
@@ -342,6 +364,11 @@ def is_one_of(value: Any, values: Iterable[Any]) -> bool:
 def file_name(path: Path) -> str:
     """The name of a file, for a comment."""
     return cleaned(one_line(path.name, 80))
+
+
+def _listed(lines: list[int]) -> str:
+    earlier = [*map(str, lines[:-1][:4]), *(["…"] if len(lines) > 5 else [])]
+    return f"{', '.join(earlier)} and {lines[-1]}"
 
 
 def _exists(path: Path) -> bool:
@@ -362,8 +389,8 @@ def _texts_in(value: Any) -> Iterable[str]:
 def _as_kind(value: Any, kind: Kind) -> Any:
     """A value converted to a kind; None if that is impossible."""
     if kind == "boolean":
-        word = value.strip().lower() if isinstance(value, str) else ""
-        return value if isinstance(value, bool) else True if word in _TRUE else False if word in _FALSE else None
+        word = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
+        return True if word in _TRUE else False if word in _FALSE else None
     if kind == "text":
         plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
         return (str(value).strip() or None) if plain else None

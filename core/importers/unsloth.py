@@ -29,7 +29,7 @@ def _method(work: Translation) -> None:
     if work.word(kind, "lora") != "lora":
         work.carry(kind, "method.name", "full")
         trainer.train_weights(work)
-        work.drop(bits, "It counts only for adapters.")
+        work.drop(bits, trainer.ADAPTERS_ONLY)
         return
     work.carry(kind, "method.name")
     if in_4bit is None:
@@ -42,7 +42,7 @@ def _targets(work: Translation) -> None:
     key = "lora.target_modules"
     if names := work.texts(key):
         trainer.target_modules(work, key, names)
-    else:
+    elif work.value("method.name") != "full":
         reason = "Not given: Unsloth's default is the seven linear layers of a block."
         work.change(key, "method.target_modules", "all-linear", reason)
 

@@ -20,11 +20,13 @@ class YamlFile:
         path: Path of the file.
         values: Its keys, in order.
         lines: Line of each key, from 1; nested keys as ``table.key``, keys in a list of tables as ``list[1].key``.
+        repeated: Earlier lines of keys that are given more than once; the last value counts.
     """
 
     path: Path
     values: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -47,8 +49,8 @@ def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         clean: Redacts secrets in text quoted by an error; a module-level function, since it is pickled.
 
     Raises:
-        UserError: If it cannot be read, is not a single YAML document with a mapping, has a duplicate key, or is too
-            large. The message names file and line.
+        UserError: If it cannot be read, is not a single YAML document with a mapping, or is too large. The message
+            names file and line.
     """
     return sandboxed(read_document, one_line(str(path)), rights=reading(path))(path, clean)
 

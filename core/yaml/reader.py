@@ -33,9 +33,11 @@ _SCALARS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
 # None of the tools has dates as values; they are kept as text.
 _TEXTS = {f"{_TAG}timestamp", f"{_TAG}value"}
 
+Lines = dict[str, int]
 
-def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values of a file and the line of each key, as in :class:`core.yaml.file.YamlFile`.
+
+def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any], Lines, dict[str, list[int]]]:
+    """Values of a file, the line of each key, and repeated keys, as in :class:`core.yaml.file.YamlFile`.
 
     Raises:
         UserError: As :func:`core.yaml.file.read_yaml`.
@@ -58,14 +60,15 @@ def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any]
         raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Fix it.") from error
     except RecursionError as error:
         raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
-    return values, reader.lines
+    return values, reader.lines, reader.repeated
 
 
 class _Reader:
     """Converts the nodes of a document to plain values, and records the lines of the keys."""
 
     def __init__(self, shown: str, clean: Callable[[str], str]) -> None:
-        self.lines: dict[str, int] = {}
+        self.lines: Lines = {}
+        self.repeated: dict[str, list[int]] = {}
         self._shown = shown
         self._clean = clean
         self._left = MOST_VALUES
@@ -135,7 +138,6 @@ class _Reader:
     def _table(self, node: yaml.MappingNode, where: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         table: dict[str, Any] = {}
-        first: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line
             self._last_line = max(self._last_line, line)
@@ -148,14 +150,20 @@ class _Reader:
             key = self._checked(str(key_node.value), key_node)
             if len(key) > LONGEST_KEY:
                 self.refuse(line, f"has a key of {len(key)} characters")
-            if key in first:
-                problem = f"has {one_line(key, 60)} a second time; the first is on line {first[key] + 1}"
-                self.refuse(line, problem, "Remove one of them.")
-            first[key] = line
             name = f"{where}.{key}" if where else key
+            if key in table:
+                self._replace(name)
             self.lines[name] = line + 1
             table[key] = self._value(value_node, name)
         return {**{key: value for key, value in merged.items() if key not in table}, **table}
+
+    def _replace(self, name: str) -> None:
+        """Note a key that is given again: its last value counts, as for PyYAML and the tools that use it."""
+        earlier = [*self.repeated.pop(name, []), self.lines[name]]
+        inner = (f"{name}.", f"{name}[")
+        self.lines = {key: line for key, line in self.lines.items() if not key.startswith(inner)}
+        self.repeated = {key: lines for key, lines in self.repeated.items() if not key.startswith(inner)}
+        self.repeated[name] = earlier
 
     def _merged(self, node: yaml.Node, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.config.document import load_config
 from core.config.schema import Config
-from core.importers.convert import TOOLS, Imported, import_config
+from core.importers.convert import FORMS, Imported, import_config
 from core.importers.translation import Entry
 from tests.core.data.sample_files import json_lines, pairs, write
 
@@ -40,7 +40,7 @@ def assert_all_accounted(imported: Imported, given: dict[str, Any]) -> None:
     """Each key of a file has exactly one entry; keys of sections as ``section.key``."""
     keys = []
     for key, value in given.items():
-        is_section = key in TOOLS[imported.kind].sections and isinstance(value, dict)
+        is_section = key in FORMS[imported.kind].sections and isinstance(value, dict)
         keys += [f"{key}.{name}" for name in value] if is_section else [key]
     counts = Counter(entry.key for entry in entries(imported))
     assert {key: counts[key] for key in keys} == dict.fromkeys(keys, 1)

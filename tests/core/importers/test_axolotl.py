@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from core.data.formats.detect import SAMPLE
@@ -63,3 +64,12 @@ def test_templates_of_their_own(tmp_path: Path, given: dict[str, Any], name: str
     assert setting(imported, name) == value
     assert_all_accounted(imported, yaml.safe_load(BASE) | given)
     loaded(tmp_path, imported)
+
+
+@cases(("given", "train"), TABLES["data_files"])
+def test_files_of_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], train: str | list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = yaml.safe_dump({"datasets": [{**given, "type": "alpaca"}]}).replace("HERE", str(tmp_path))
+    assert setting(carry(tmp_path, BASE + text), "data.train") == train

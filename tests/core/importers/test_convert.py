@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.config.document import ConfigDocument
 from core.config.schema import find_option
 from core.errors import UserError
-from core.importers.convert import TOOLS, import_config
+from core.importers.convert import FORMS, import_config
 from core.importers.redact import REDACTED, cleaned, is_secret_name, redact
 from core.importers.tool import Choice, Copy, Tool, Unsupported
 from core.importers.translation import is_one_of
@@ -25,21 +25,22 @@ from tests.examples import examples
 
 TABLES = tables(__file__)
 
-EVERY = list(TOOLS.values())
+EVERY = list(FORMS.values())
 MINIMAL = {
     "axolotl": "base_model: a/b\nsequence_len: 64\n",
     "llama-factory": "model_name_or_path: a/b\ncutoff_len: 64\n",
+    "llama-factory-v1": "model: a/b\ntrain_dataset: a/b\nmodel_class: llm\n",
     "unsloth": "model: a/b\ntraining: {max_seq_length: 64}\n",
 }
 
 
-@cases("kind", TOOLS)
+@cases("kind", FORMS)
 def test_whose_it_is_is_seen_from_its_keys(tmp_path: Path, kind: str) -> None:
     imported = carry(tmp_path, MINIMAL[kind])
     assert imported.kind == kind
     assert imported.title in imported.reason
     first = next(iter(yaml.safe_load(MINIMAL[kind])))
-    assert first in imported.reason or "training" in imported.reason
+    assert any(word in imported.reason for word in (first, "training", "train_dataset"))
 
 
 @cases(("text", "part"), TABLES["files_of_which_it_cannot_be_told"])
@@ -250,3 +251,15 @@ def test_nothing_of_them_is_written_or_reported(tmp_path: Path) -> None:
     assert TOKEN not in everything
     assert "short" not in everything
     assert REDACTED in everything
+
+
+@cases(("kind", "lines", "key", "option", "value", "reason"), TABLES["repeated_keys"])
+def test_the_last_of_repeated_keys_counts_and_is_told(
+    tmp_path: Path, kind: str, lines: str, key: str, option: str, value: Any, reason: str
+) -> None:
+    imported = carry(tmp_path, MINIMAL[kind] + lines)
+    where, said = entry(imported, key)
+    assert where == "changed"
+    assert reason in said.reason
+    assert setting(imported, option) == value
+    assert not imported.unknown

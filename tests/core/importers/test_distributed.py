@@ -90,6 +90,17 @@ def test_a_file_that_is_not_here_is_reported(tmp_path: Path, text: str) -> None:
     assert "The file is not here" in entry(fsdp, "fsdp_config")[1].reason
 
 
+@cases(("name", "stage", "offload"), TABLES["names_of_files"])
+def test_a_file_that_is_not_here_is_known_by_its_name(
+    tmp_path: Path, name: str, stage: int | None, offload: str | None
+) -> None:
+    result = carry(tmp_path, f"{FACTORY}deepspeed: {name}\n")
+    assert setting(result, "distributed.zero_stage") == stage
+    assert setting(result, "distributed.offload") == offload
+    assert setting(result, "distributed.strategy") == ("replicate" if "z0" in name else "deepspeed")
+    assert "not here" in entry(result, "deepspeed")[1].reason
+
+
 @cases(("text", "words"), TABLES["hostile_files_are_refused_in_a_sentence"])
 def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):

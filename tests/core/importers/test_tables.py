@@ -13,7 +13,7 @@ import yaml
 
 from core.config.schema import find_option
 from core.errors import UserError
-from core.importers.convert import TOOLS, Imported, import_config
+from core.importers.convert import FORMS, Imported, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
 from core.yaml.file import read_document
@@ -33,7 +33,7 @@ from tests.core.importers.helpers import (
 TABLES = tables(__file__)
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
-EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
+EVERY = cases("tool", FORMS.values(), ids=lambda tool: tool.kind)
 #: Files of each tool with the settings that are added to them, and the options that they become.
 SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8")
@@ -160,9 +160,10 @@ def test_an_unsupported_key_has_one_entry_with_a_reason(tmp_path: Path, tool: To
 
 def test_no_key_is_lost() -> None:
     """A key that leaves its table becomes an error for the user."""
-    assert {kind: len(tool.table) for kind, tool in TOOLS.items()} == {
-        "axolotl": 499,
-        "llama-factory": 419,
+    assert {kind: len(tool.table) for kind, tool in FORMS.items()} == {
+        "axolotl": 525,
+        "llama-factory": 512,
+        "llama-factory-v1": 91,
         "unsloth": 51,
     }
     with pytest.raises(ValueError, match="two rules for a"):
@@ -170,7 +171,7 @@ def test_no_key_is_lost() -> None:
 
 
 def test_every_reason_is_used() -> None:
-    used = {rule.reason for tool in TOOLS.values() for rule in tool.table.values() if isinstance(rule, Unsupported)}
+    used = {rule.reason for tool in FORMS.values() for rule in tool.table.values() if isinstance(rule, Unsupported)}
     assert used == set(REASONS.values())
     assert all(reason.endswith(".") for reason in used)
 

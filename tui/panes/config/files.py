@@ -196,8 +196,8 @@ async def show_difference(
     app.push_screen(DifferenceScreen(before, f"{path.name}{edited}" if path is not None else "not saved yet", lines))
 
 
-#: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth.
-SUFFIXES = (".yml", ".yaml")
+#: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth, whose settings may be in code.
+SUFFIXES = (".yml", ".yaml", ".py", ".ipynb")
 
 
 def read_import(path: Path) -> Imported:
