@@ -127,8 +127,8 @@ class ChatRequest:
     """A question with the conversation before it."""
 
     messages: list[dict[str, Any]]
-    """``role`` and ``content`` each, and with tools ``tool_calls``, ``name`` and ``tool_call_id``; the last one is the
-    user's or a tool's. Empty with a ``prompt``."""
+    """``role`` and ``content`` each, and with tools ``tool_calls``, ``name`` and ``tool_call_id``. An answer at the end
+    is continued. Empty with a ``prompt``."""
     source: Source = TUNED
     """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
@@ -138,6 +138,10 @@ class ChatRequest:
     """A text to continue, instead of a conversation."""
     json_schema: str | None = None
     """A JSON Schema that the answer follows, as JSON."""
+    forced_tools: list[str] = field(default_factory=list)
+    """Names of tools, of which the answer is a call; empty where the model chooses."""
+    several_calls: bool = True
+    """Such an answer may have more than one call."""
 
     def __post_init__(self) -> None:
         if self.prompt is None:
@@ -146,6 +150,10 @@ class ChatRequest:
             _check_prompt(self.prompt, self.messages)
         if not isinstance(self.tools, list) or not all(isinstance(tool, dict) for tool in self.tools):
             raise UserError("Tools are a list of objects.")
+        functions = [each for tool in self.tools if isinstance(each := tool.get("function"), dict)]
+        names = [function.get("name") for function in functions]
+        if not isinstance(self.forced_tools, list) or not all(name in names for name in self.forced_tools):
+            raise UserError("A tool that the answer has to call is not among the tools.")
         if self.json_schema is not None and not isinstance(self.json_schema, str):
             raise UserError("The JSON Schema of an answer is given as a text.")
         if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
@@ -153,7 +161,7 @@ class ChatRequest:
 
     def to_args(self) -> dict[str, Any]:
         """The arguments of a ``generate`` command."""
-        args = {"messages": [_packed(message) for message in self.messages], "source": self.source}
+        args: dict[str, Any] = {"messages": [_packed(message) for message in self.messages], "source": self.source}
         if self.tools:
             # As a text: schemas are nested deeper than a message of the protocol may be.
             args["tools"] = json.dumps(self.tools)
@@ -161,6 +169,8 @@ class ChatRequest:
             args["prompt"] = self.prompt
         if self.json_schema is not None:
             args["json_schema"] = self.json_schema
+        if self.forced_tools:
+            args |= {"forced_tools": self.forced_tools, "several_calls": self.several_calls}
         return {**args, **asdict(self.settings)}
 
     @classmethod
@@ -178,6 +188,8 @@ class ChatRequest:
             tools=_parsed(args.get("tools", [])),
             prompt=args.get("prompt"),
             json_schema=args.get("json_schema"),
+            forced_tools=args.get("forced_tools", []),
+            several_calls=args.get("several_calls") is not False,
         )
 
 
@@ -228,8 +240,8 @@ def _check_messages(messages: Any) -> None:
         if not is_unicode(message["content"]):
             raise UserError("A message holds half a character, which no model can read.", "Remove it and ask again.")
         _check_calls(message)
-    if messages[-1]["role"] not in ("user", "tool"):
-        raise UserError("The last message of the conversation must be the user's, or a tool's.", "Write one.")
+    if messages[-1].get("tool_calls"):
+        raise UserError("The conversation ends with a call of a tool.", "Add what the tool returned.")
 
 
 def _check_calls(message: dict[str, Any]) -> None:
@@ -269,6 +281,10 @@ def _is_number(value: object) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+#: llguidance's reason against a schema with keywords, or formats of strings, that it lacks.
+_LACKING = re.compile(r"(?:Unimplemented keys|Unknown format): (.*)")
+
+
 def grammar_of(schema: str) -> str:
     """The grammar of a JSON Schema for an answer, for ``llguidance.LLMatcher``.
 
@@ -286,17 +302,23 @@ def grammar_of(schema: str) -> str:
             "Answers in a JSON Schema need llguidance, which is not installed.",
             "Install it with the app: pip install 'localtune-tui[serve]'",
         ) from error
+    from core.template.tool_call_grammar import COMPACT_JSON
+
     if len(schema) > SCHEMA_LIMIT:
         raise QuestionError(f"The JSON Schema has more than {SCHEMA_LIMIT >> 10} KiB.", "Ask with a smaller one.")
     try:
-        grammar = str(
-            LLMatcher.grammar_from_json_schema(schema, overrides={"json_allow_general_unicode_escapes": True})
-        )
+        options: Any = dict(COMPACT_JSON)
+        grammar = str(LLMatcher.grammar_from_json_schema(schema, overrides=options))
         problem = LLMatcher.validate_grammar(grammar, None)
     except ValueError as error:
         grammar, problem = "", str(error)
     if problem:
-        raise QuestionError(f"The JSON Schema cannot be followed: {reason_of(problem)}.", "Ask with another one.")
+        lacking = _LACKING.search(problem)
+        hint = "Ask with another one."
+        if lacking is not None:
+            names = ", ".join(re.findall(r"[\w$-]+", lacking[1]))
+            hint = f"Leave {names} out, or send 'strict': false, which holds the answer to the rest."
+        raise QuestionError(f"The JSON Schema cannot be followed: {reason_of(problem)}.", hint)
     return grammar
 
 

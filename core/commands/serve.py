@@ -26,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--key", metavar="KEY", default="", help=f"the key that clients send (default: {KEY_VARIABLE}, or a random one)"
     )
     parser.add_argument("--allow-host", metavar="NAME", action="append", default=[])
+    parser.add_argument("--allow-origin", metavar="ORIGIN", action="append", default=[])
     parser.add_argument("--queue", metavar="N", type=int, default=QUEUE)
     add_json_flag(parser, "print address, key and models as one JSON object when clients can connect")
     for place in ("--host", "--port"):
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         uds=args.uds.absolute() if args.uds is not None else None,
         key=given,
         names=tuple(args.allow_host),
+        origins=tuple(args.allow_origin),
         queue=args.queue,
     )
     if not options.is_loopback:

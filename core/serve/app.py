@@ -7,11 +7,12 @@ import hmac
 import ipaddress
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -50,7 +51,7 @@ class AccessMiddleware:
     """ASGI middleware that refuses requests before they reach the application.
 
     A page in a browser cannot get through: with its own name (DNS rebinding) it fails at ``Host``, and without CORS
-    headers it may send neither the key nor JSON.
+    headers, which only allowed origins get, it may send neither the key nor JSON.
 
     A response to a request without the key is the last one on its connection.
 
@@ -208,7 +209,22 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
     )
     # A redirection would repeat the client's name of this machine.
     app.router.redirect_slashes = False
-    return AccessMiddleware(app, names=options.allowed_names, key=options.key, any_address=options.listens_everywhere)
+    guarded = AccessMiddleware(
+        app, names=options.allowed_names, key=options.key, any_address=options.listens_everywhere
+    )
+    return _with_origins(guarded, options.origins) if options.origins else guarded
+
+
+def _with_origins(app: App, origins: Sequence[str]) -> App:
+    """An application that pages of some origins may ask, with the key: errors have the headers of CORS as well."""
+    allowing = CORSMiddleware(app, origins, ("GET", "POST"), ("*",), expose_headers=("Retry-After",))
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # A preflight is answered without the key, so it is the last request of its connection.
+        is_keyless = scope["type"] == "http" and scope["method"] == "OPTIONS"
+        await allowing(scope, receive, closing(send) if is_keyless else send)
+
+    return answer
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import stat
@@ -23,6 +24,8 @@ PORT = 8765
 #: Requests that wait for their turn; more are refused.
 QUEUE = 32
 _SHORTEST_KEY = 8
+#: An origin as browsers send it (RFC 6454, section 6.2): in lower case, without a path.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ServeOptions:
     """The key that clients have to send; empty for a random one."""
     names: tuple[str, ...] = ()
     """Other names of this machine that a client may use."""
+    origins: tuple[str, ...] = ()
+    """Origins of web pages that may ask, such as ``http://localhost:3000``."""
     queue: int = QUEUE
     """Requests that may wait."""
 
@@ -54,6 +59,13 @@ class ServeOptions:
                 f"The key must have at least {_SHORTEST_KEY} characters, all of them ASCII, without spaces.",
                 f"Give another one with --key or {KEY_VARIABLE}, or none, for a random one.",
             )
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise UserError(
+                    f"{one_line(origin, 80)} is no origin of a web page.",
+                    "Give scheme, name and port as the browser sends them, as in http://localhost:3000. All pages at "
+                    "once cannot be allowed.",
+                )
         if not 0 <= self.port <= 65535:
             raise UserError(f"{self.port} is no port.", "Give one from 1 to 65535, or 0 for any that is free.")
 

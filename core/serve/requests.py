@@ -7,7 +7,7 @@ The fields are OpenAI's, https://platform.openai.com/docs/api-reference, and ``t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from core.config.schema import ChatSection
 from core.data.conversation import RowError, read_messages, read_tools
 from core.errors import UserError
 from core.serve.asgi import ApiError
+from core.template.tool_call_grammar import LENIENT, parameters_of
 
 #: Tokens of the longest answer where the request names no limit; the model's context cuts it as well.
 LONGEST_ANSWER = 4096
@@ -53,6 +54,13 @@ _OneAnswer: TypeAlias = Annotated[Any, _unless(lambda n: n not in (None, 1), "th
 _Penalty: TypeAlias = Annotated[_Number, _unless(bool, "use repetition_penalty.")]
 _TextOnly: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "only text is read and written.")]
 _Functions: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "pass tools instead.")]
+_Grammar: TypeAlias = Annotated[
+    Any,
+    _unless(
+        lambda value: value is not None,
+        "use response_format with a JSON Schema, in which enum has choices, and pattern a regular expression.",
+    ),
+]
 _NO_PROBABILITIES = "probabilities are not returned."
 
 
@@ -62,6 +70,7 @@ class _StreamOptions(BaseModel):
 
 class _JsonSchema(BaseModel):
     schema_: Any = Field(None, alias="schema")
+    strict: StrictBool | None = None
 
 
 class _ResponseFormat(BaseModel):
@@ -88,6 +97,15 @@ class _Body(BaseModel):
     stream: StrictBool | None = None
     stream_options: _StreamOptions | None = None
     response_format: _ResponseFormat | None = None
+    # Names of vLLM and llama.cpp.
+    guided_json: _Grammar = None
+    guided_regex: _Grammar = None
+    guided_choice: _Grammar = None
+    guided_grammar: _Grammar = None
+    structured_outputs: _Grammar = None
+    structural_tag: _Grammar = None
+    grammar: _Grammar = None
+    json_schema: _Grammar = None
 
 
 class _ChatBody(_Body):
@@ -95,13 +113,11 @@ class _ChatBody(_Body):
 
     messages: list[Any] | None = None
     tools: list[Any] | None = None
-    tool_choice: Annotated[
-        Any,
-        _unless(
-            lambda choice: choice not in (None, "auto", "none"),
-            "the model chooses, so only 'auto' and 'none' can be asked for.",
-        ),
-    ] = None
+    tool_choice: Any = None
+    parallel_tool_calls: StrictBool | None = None
+    # Names of vLLM.
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
     max_completion_tokens: _Limit = None
     functions: _Functions = None
     function_call: _Functions = None
@@ -137,6 +153,8 @@ class CompletionRequest:
     """A stream ends with the number of tokens."""
     tools: frozenset[str] = frozenset()
     """Names of the tools that may be called."""
+    one_call: bool = False
+    """No more than one of them, once."""
 
 
 def model_name(body: Mapping[str, Any]) -> str:
@@ -169,11 +187,21 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionReque
     schema = _schema(asked.response_format)
     if schema is not None and tools:
         raise _not_offered("response_format", "with tools, the model chooses between a call and an answer.")
+    _check_continuation(asked, messages[-1]["role"] == "assistant")
+    forced = _forced_tools(asked.tool_choice, tools)
+    one_call = asked.parallel_tool_calls is False or isinstance(asked.tool_choice, dict)
     longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     settings = _settings(asked, defaults, LONGEST_ANSWER if longest is None else longest)
-    question = _question(messages=messages, settings=settings, tools=list(tools), json_schema=schema)
+    question = _question(
+        messages=messages,
+        settings=settings,
+        tools=list(tools),
+        json_schema=schema,
+        forced_tools=forced,
+        several_calls=not one_call,
+    )
     names = frozenset(str(tool["function"]["name"]) for tool in tools)
-    return CompletionRequest("chat", asked.model, question, *_stream(asked), tools=names)
+    return CompletionRequest("chat", asked.model, question, *_stream(asked), tools=names, one_call=one_call)
 
 
 def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
@@ -275,12 +303,45 @@ def _schema(asked: _ResponseFormat | None) -> str | None:
     if asked.type != "json_schema":
         raise _invalid("response_format.type", "text, json_object or json_schema")
     place = "response_format.json_schema.schema"
-    schema = None if asked.json_schema is None else asked.json_schema.schema_
-    if not isinstance(schema, (dict, bool)):
+    asked_schema = _JsonSchema() if asked.json_schema is None else asked.json_schema
+    if not isinstance(asked_schema.schema_, (dict, bool)):
         raise _invalid(place, "a JSON Schema")
+    schema = asked_schema.schema_
+    if isinstance(schema, dict) and asked_schema.strict is False:
+        schema = {**schema, **LENIENT}
     text = json.dumps(schema, ensure_ascii=False)
+    _check_schema(text, place)
+    return text
+
+
+def _check_schema(schema: str, place: str) -> None:
     try:
-        grammar_of(text)
+        grammar_of(schema)
     except UserError as error:
         raise ApiError(400, str(error), param=place, code="invalid_json_schema") from error
-    return text
+
+
+def _check_continuation(asked: _ChatBody, is_begun: bool) -> None:
+    """Refuse a prompt other than that for the next answer, or for the rest of an answer at the end."""
+    if asked.add_generation_prompt is is_begun:
+        raise _not_offered("add_generation_prompt", "an answer at the end is continued, and only that.")
+    if asked.continue_final_message not in (None, is_begun):
+        raise _not_offered("continue_final_message", "an answer at the end is continued, and only that.")
+
+
+def _forced_tools(choice: Any, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the tools, of which the answer has to be a call; empty if the model chooses."""
+    if choice in (None, "auto", "none"):
+        return []
+    functions = {str(tool["function"]["name"]): tool["function"] for tool in tools}
+    named = choice.get("function", choice) if isinstance(choice, dict) else {}
+    name = named.get("name") if isinstance(named, dict) else None
+    if choice != "required" and not isinstance(name, str):
+        raise _invalid("tool_choice", 'auto, none, required or {"type": "function", "function": {"name": NAME}}')
+    if not functions or (choice != "required" and name not in functions):
+        raise _invalid("tool_choice", "a choice among tools, which lacks it")
+    forced = list(functions) if choice == "required" else [str(name)]
+    for each in forced:
+        schema = parameters_of(functions[each])
+        _check_schema(json.dumps(schema, ensure_ascii=False), "tools")
+    return forced

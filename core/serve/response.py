@@ -194,9 +194,7 @@ class CompletionResponse:
         if isinstance(event, Failure):
             await send_json(send, event.error.status, event.error.body, event.error.headers)
             return
-        text, calls = "".join(pieces), list[ToolCall]()
-        if self._asked.tools:
-            text, calls = parse_tool_calls(text, self._asked.tools)
+        text, calls = self._split("".join(pieces))
         await send_json(send, 200, self._completion.whole(text, calls, event))
 
     async def _stream(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
@@ -212,6 +210,8 @@ class CompletionResponse:
         while isinstance(event, Piece):
             held += event.text
             begins = tool_call_start(held) if self._asked.tools else len(held)
+            if self._asked.question.forced_tools:
+                begins = 0
             if begins:
                 await write(self._completion.piece(held[:begins]))
                 held = held[begins:]
@@ -222,8 +222,15 @@ class CompletionResponse:
             await write(*self._end(event, held))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _split(self, answer: str) -> tuple[str, list[ToolCall]]:
+        """The text of an answer, and its calls."""
+        text, calls = parse_tool_calls(answer, self._asked.tools) if self._asked.tools else (answer, [])
+        if calls and self._asked.question.forced_tools:
+            text = ""  # the template's own, such as an empty block of reasoning
+        return text, calls[:1] if self._asked.one_call else calls
+
     def _end(self, end: End, held: str) -> list[bytes]:
-        text, calls = parse_tool_calls(held, self._asked.tools) if held else ("", [])
+        text, calls = self._split(held)
         lines = [self._completion.piece(text)] if text else []
         lines += [self._completion.calls(calls)] if calls else []
         return lines + self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)

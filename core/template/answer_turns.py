@@ -471,6 +471,26 @@ def read_turn(
     return Turn(index, prompt, answer, rest, is_ended)
 
 
+def begun_answer(render: Render, messages: Sequence[dict[str, Any]], stops: re.Pattern[str]) -> str:
+    """Text of a conversation up to the end of its last message, an answer for the model to continue.
+
+    Args:
+        render: Renders messages.
+        messages: The conversation.
+        stops: As for :func:`read_turn`.
+
+    Raises:
+        RowError: As :func:`read_turn`, but for ``no_stop_token``.
+    """
+    turn = read_turn(render, messages, len(messages) - 1, stops, ending="\0")
+    stop = stops.search(turn.answer)
+    said = turn.answer if stop is None else turn.answer[: stop.start()]
+    content = text_of(messages[-1])
+    # Some templates trim answers.
+    content = content if content in said else content.strip()
+    return turn.prompt + said[: said.rfind(content) + len(content)] if content else turn.prompt
+
+
 def group_turns(turns: Sequence[Turn]) -> list[RowText]:
     """The fewest rows in which every turn is exactly as at inference.
 

@@ -9,7 +9,7 @@ import json
 import re
 import string
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from core.template.answer_turns import (
     Render,
     RowText,
     Turn,
+    begun_answer,
     closed_error,
     group_turns,
     has_reasoning,
@@ -32,6 +33,7 @@ from core.template.answer_turns import (
 from core.template.render import ChatTemplate, Shapes, reads_variable, with_variables
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import MaskedRow, ModelTokenizer, RowTokenizer, any_of, stop_text
+from core.template.tool_call_grammar import call_grammar, find_form
 
 #: Variables of published templates that turn reasoning off: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
 #: MiniMax; Hunyuan; templates with OpenAI's names; Seed.
@@ -374,7 +376,7 @@ class Masker:
         return masked
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Render a conversation as a prompt, ready for the model to answer.
+        """Render a conversation as a prompt, ready for the model to answer, or to continue if it ends with an answer.
 
         Raises:
             UserError: If the model has no chat template.
@@ -382,7 +384,44 @@ class Masker:
         """
         template = self._needed()
         passed = _as_read(template, [dict(message) for message in messages], tools)
+        if passed[-1]["role"] == "assistant":
+            return begun_answer(_renderer(template, tools), passed, self._rows.stops)
         return template.render(passed, tools=tools, add_generation_prompt=True)
+
+    def call_grammar(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        names: Collection[str],
+        *,
+        several: bool,
+    ) -> str:
+        """Grammar of an answer that calls tools as in a training sequence; see :mod:`core.template.tool_call_grammar`.
+
+        Args:
+            messages: The conversation.
+            tools: The tools that its prompt offers.
+            names: Names of those that may be called.
+            several: Allow more than one call.
+
+        Raises:
+            UserError: If the model has no chat template.
+        """
+        template = self._needed()
+        asked = [dict(message) for message in messages]
+        if asked[-1]["role"] == "assistant":
+            asked.pop()
+
+        def write(calls: Sequence[dict[str, Any]]) -> str:
+            passed = _as_read(
+                template, [*asked, {"role": "assistant", "content": "", "tool_calls": list(calls)}], tools
+            )
+            answer = read_turn(_renderer(template, tools), passed, len(asked), self._rows.stops).answer
+            return self._rows.stops.split(answer)[0]
+
+        special = {token.content: number for number, token in self.tokenizer.added_tokens.items() if token.special}
+        wanted = [tool["function"] for tool in tools if tool["function"]["name"] in names]
+        return call_grammar(find_form(write, any_of(special)), wanted, special, several=several)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a prompt, the same as before an answer in a training sequence.

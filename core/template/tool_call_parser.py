@@ -29,7 +29,7 @@ _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTA
 _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _HARMONY = re.compile(r"(?:assistant)?(?:commentary)?\s*to=functions\.([\w.-]+?)\s*(?:commentary)?\s*(?:json)?\s*(?={)")
 _LIST = re.compile(r"\s*(?:<\|tool_call\|>|\[TOOL_CALLS\]|<\|python_tag\|>)?\s*(?=[\[{])")
-_NAMED = re.compile(r"\s*\[TOOL_CALLS\]\s*([\w.-]+)\s*(?:\[ARGS\])?\s*(?={)")
+_NAMED = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)\s*(?:\[ARGS\])?\s*(?={)")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _harmony(text: str) -> _Found | None:
 
 
 def _named(text: str) -> _Found | None:
-    """Mistral's newer form: a marker, the name and the arguments for each call."""
+    """Mistral's newer form: the name and the arguments of each call, with or without markers."""
     calls, place = [], 0
     while (match := _NAMED.match(text, place)) is not None:
         try:

@@ -219,6 +219,8 @@ class ControlPoint:
                 self.template,
                 tools=asked.tools,
                 text=asked.prompt,
+                forced_tools=asked.forced_tools,
+                several_calls=asked.several_calls,
             )
             ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
             return answer_prompt(

@@ -108,6 +108,18 @@ class Encoder:
         with _bounded("a conversation", self._check):
             return self._masker.prompt_ids(messages, tools)
 
+    def call_grammar(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
+        *,
+        several: bool,
+    ) -> str:
+        """Grammar of an answer that calls tools; see :meth:`core.template.mask.Masker.call_grammar`."""
+        with _bounded("a conversation", self._check):
+            return self._masker.call_grammar(messages, tools, names, several=several)
+
     def text_ids(self, text: str) -> list[int]:
         """A text for the model to continue, as tokens, identical to those in training without the end."""
         with _bounded("a text", self._check):

@@ -145,6 +145,8 @@ class ChatEngine:
                 sources.template_of(source),
                 tools=asked.tools,
                 text=asked.prompt,
+                forced_tools=asked.forced_tools,
+                several_calls=asked.several_calls,
             )
             if runs := runs_on(loaded.device):
                 ask_for_room(

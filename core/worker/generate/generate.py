@@ -31,32 +31,31 @@ if TYPE_CHECKING:
 
 
 class Grammar:
-    """Constrains an answer to a JSON Schema, token by token.
+    """Constrains an answer to a grammar, such as that of a JSON Schema, token by token.
 
     Args:
         tokenizer: The model's tokenizer, of transformers.
-        stop_ids: Stop tokens; they are allowed once the JSON is complete.
-        schema: The schema, as JSON.
+        stop_ids: Stop tokens; they are allowed once the answer is complete.
+        grammar: The grammar, for llguidance.
 
     Raises:
-        QuestionError: If the schema is unsupported.
+        QuestionError: If the grammar is unsupported.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], schema: str) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], grammar: str) -> None:
         from llguidance import LLMatcher
 
-        grammar = grammar_of(schema)
         self._matcher = LLMatcher(_tokens(tokenizer, tuple(sorted(stop_ids))), grammar, log_level=0)
         self._check()
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits, with minus infinity for tokens that violate the schema.
+        """The logits, with minus infinity for tokens that violate the grammar.
 
         Args:
             logits: ``(vocabulary,)``.
 
         Raises:
-            QuestionError: If the schema is too complex to continue.
+            QuestionError: If the grammar is too complex to continue.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
@@ -76,7 +75,7 @@ class Grammar:
 
     @property
     def is_complete(self) -> bool:
-        """True if the JSON is complete and nothing can follow."""
+        """True if the answer is complete and nothing can follow."""
         return bool(self._matcher.is_stopped())
 
     def _check(self) -> None:
@@ -199,6 +198,8 @@ class Prompt:
     """Most tokens of the answer."""
     context_limit: int | None
     """Largest number of tokens that the model reads; None where it does not say."""
+    call_grammar: str | None = None
+    """Grammar of an answer that has to call a tool."""
 
 
 def prepare_prompt(
@@ -210,6 +211,8 @@ def prepare_prompt(
     *,
     tools: Sequence[dict[str, Any]] = (),
     text: str | None = None,
+    forced_tools: Sequence[str] = (),
+    several_calls: bool = True,
 ) -> Prompt:
     """Render and tokenize a conversation.
 
@@ -221,6 +224,8 @@ def prepare_prompt(
         template: A chat template instead of the tokenizer's own.
         tools: Tools offered to the model, in OpenAI's schema.
         text: A text to continue, instead of the conversation.
+        forced_tools: Names of tools, of which the answer is a call.
+        several_calls: Allow more than one call in such an answer.
 
     Raises:
         UserError: If the conversation cannot be rendered or is too long for the model.
@@ -231,7 +236,11 @@ def prepare_prompt(
         tokens = Encoder(tokenizer, sorted(stop_ids), template).text_ids(text)
     else:
         tokens = _encode(tokenizer, [messages], stop_ids, template, tools)[0]
-    return Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
+    prompt = Prompt(network, tokens, stop_ids, _room(network, tokens, max_new_tokens), _context_limit(network))
+    if forced_tools:
+        encoder = Encoder(tokenizer, sorted(stop_ids), template)
+        prompt.call_grammar = encoder.call_grammar(messages, tools, forced_tools, several=several_calls)
+    return prompt
 
 
 def answer_prompt(
@@ -265,7 +274,8 @@ def answer_prompt(
         UserError: If the logits are not finite, or memory runs out.
     """
     tokens, limit, read = prompt.tokens, prompt.context_limit, 0
-    grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
+    held = prompt.call_grammar if json_schema is None else grammar_of(json_schema)
+    grammar = Grammar(tokenizer, prompt.stop_ids, held) if held is not None else None
     answer = _Answer(prompt, TextStream(tokenizer), StopTexts(settings.stop), grammar, on_token)
     with _out_of_memory_explained(), _no_gradients(model):
         network = prompt.network

@@ -164,8 +164,8 @@ def test_an_engine_session_loads_once_and_answers_safely() -> None:
 
 def test_a_conversation_that_makes_no_sense_starts_no_engine() -> None:
     session = engine_session("answer")
-    with pytest.raises(UserError, match="last message"):
-        list(session.generate([*ASK, {"role": "assistant", "content": "1"}], "base", GenerationSettings()))
+    with pytest.raises(UserError, match="at least one message"):
+        list(session.generate([], "base", GenerationSettings()))
     assert session._engine.pid is None
 
 

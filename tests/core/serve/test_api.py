@@ -90,6 +90,26 @@ def test_calls_of_tools_are_distinguished_from_text(played: RunningServer) -> No
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == f"I add. {call}"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_answer_has_its_calls_alone(played: RunningServer, stream: bool) -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+    def ask_for(said: str, **options: object) -> tuple[str, int, str]:
+        asked = {"model": "run-1", "messages": ask(f"say {said}"), "tools": TOOLS, "stream": stream, **options}
+        answer = played.client().chat.completions.create(**asked)
+        parts = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+        told = [part.delta if stream else part.message for part in parts]
+        calls = [call for each in told for call in each.tool_calls or []]
+        return "".join(each.content or "" for each in told), len(calls), parts[-1].finish_reason
+
+    both = f"<think>\n\n</think>\n\n{call}\n{call}"
+    assert ask_for(both, tool_choice="required") == ("", 2, "tool_calls")
+    assert ask_for(both, tool_choice={"type": "function", "function": {"name": "add"}}) == ("", 1, "tool_calls")
+    assert ask_for(both, parallel_tool_calls=False)[1:] == (1, "tool_calls")
+    # A call that was cut off is text, for the client to see why.
+    assert ask_for(call[:20], tool_choice="required") == (call[:20], 0, "stop")
+
+
 @cases(("changes", "param"), FIELDS)
 def test_what_is_not_offered_or_makes_no_sense_is_refused_in_a_sentence(
     played: RunningServer, changes: dict[str, object], param: str

@@ -8,6 +8,7 @@ import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -83,6 +84,31 @@ def test_a_page_gets_no_permission(played: RunningServer) -> None:
         _, headers, _ = exchange(played, head(played, method=method, Content_Length=str(len(body)), **asked) + body)
         assert not [name for name in headers if name.startswith("access-control")]
     assert exchange(played, head(played, method="OPTIONS", Authorization=None))[0] == 401
+
+
+def test_a_page_of_an_allowed_origin_may_ask_with_the_key(serve: Callable[..., RunningServer]) -> None:
+    page, allowed = "http://localhost:3000", "access-control-allow-origin"
+    server = serve(origins=[page, "https://chat.example"])
+    preflight: dict[str, Any] = {"Authorization": None, "Access_Control_Request_Method": "POST"}
+    names = "authorization,content-type,x-stainless-os"
+    asked = head(server, method="OPTIONS", Origin=page, Access_Control_Request_Headers=names, **preflight)
+    status, headers, _ = exchange(server, asked)
+    assert (status, headers[allowed], headers["access-control-allow-headers"]) == (200, page, names)
+    assert (headers["access-control-allow-methods"], headers["connection"]) == ("GET, POST", "close")
+    assert "access-control-allow-credentials" not in headers
+    for changes, wanted in (({}, 200), ({"Authorization": None}, 401), ({"Host": "evil.example"}, 421)):
+        status, headers, _ = post(server, question("say x"), **{"Origin": page, **changes})
+        assert (status, headers[allowed], headers["vary"]) == (wanted, page, "Origin")
+    for other in ("http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.example", "null"):
+        assert exchange(server, head(server, method="OPTIONS", Origin=other, **preflight))[0] == 400
+        status, headers, _ = post(server, question("say x"), Origin=other)
+        assert (status, allowed in headers) == (200, False)
+
+
+@cases("origin", ["*", "null", "", "localhost:3000", "http://localhost:3000/", "http://Box:3000", "http://*.example"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match="no origin"):
+        ServeOptions(("run",), origins=(origin,))
 
 
 @cases(

@@ -147,6 +147,31 @@ def test_a_conversation_with_tools_is_answered(served: Served) -> None:
     assert served.ask(served.runs[0].id, messages, tools=tools).usage.completion_tokens == 12
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_call_is_forced_whatever_the_model_would_say(served: Served, seed: int) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": SCHEMA, "strict": True}}
+        for name in ("file", "drop")
+    ]
+    for choice in ({"type": "function", "function": {"name": "drop"}}, "required"):
+        found = served.ask(
+            served.runs[0].id, tools=tools, tool_choice=choice, temperature=1.0, seed=seed, max_tokens=480
+        ).choices[0]
+        assert (found.finish_reason, found.message.content) == ("tool_calls", None)
+        for call in found.message.tool_calls:
+            jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+            assert choice == "required" or call.function.name == "drop"
+
+
+def test_an_answer_at_the_end_is_continued(served: Served) -> None:
+    whole, _ = served.expected(None, tokens=12)
+    begun = whole[: len(whole) // 2].rstrip()
+    found = served.ask(served.model.name, [*QUESTION, {"role": "assistant", "content": begun}])
+    prompt = served.ask(served.model.name).usage.prompt_tokens
+    assert found.usage.prompt_tokens > prompt
+    assert found.choices[0].message.content
+
+
 def test_an_engine_that_is_killed_is_reported_and_started_again(served: Served) -> None:
     before = served.ask(served.runs[0].id).choices[0].message.content
     (engine,) = served.engines

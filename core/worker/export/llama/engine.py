@@ -106,10 +106,13 @@ class GgufEngine:
             QuestionError: If a JSON Schema is requested, or the template rejects the conversation.
         """
         asked = ChatRequest.from_args(call.args)
-        if asked.json_schema is not None:
+        if asked.json_schema is not None or asked.forced_tools:
+            held, field = (
+                ("calls of tools", "tool_choice") if asked.forced_tools else ("a JSON Schema", "response_format")
+            )
             raise QuestionError(
-                "A GGUF file's answers cannot be held to a JSON Schema.",
-                "Leave response_format out, or ask the run or its merged export.",
+                f"A GGUF file's answers cannot be held to {held}.",
+                f"Leave {field} out, or ask the run or its merged export.",
             )
         model, prompt = self._loaded(), self._prompt(asked)
         answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)

@@ -26,7 +26,9 @@ from core.memory.sizes import kv_bytes
 from core.models.architecture.architecture import read_architecture
 from core.models.architecture.gguf_header import check_gguf, read_gguf_header
 from core.sandbox.limits import growth_limit
+from core.template.answer_turns import begun_answer
 from core.template.render import ChatTemplate
+from core.template.tokenizer import any_of
 from core.text import one_line
 from core.worker.generate.stops import StopTexts, common_prefix
 
@@ -529,16 +531,23 @@ class GgufTemplate:
             raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
         self._template = ChatTemplate(source, model.specials, with_tools=model.templates.get("tool_use"), now=now)
         self._template.check()
+        self._stops = any_of(filter(None, [model.specials["eos_token"]]))
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """A conversation as text, ready for the model to answer.
+        """A conversation as text, ready for the model to answer, or to continue if it ends with an answer.
 
         Raises:
             RowError: If the template rejects it.
             UserError: If it takes too much time.
         """
+
+        def render(given: Sequence[Mapping[str, Any]], generation_prompt: bool) -> str:
+            return self._template.render(given, tools=tools, add_generation_prompt=generation_prompt)
+
         with growth_limit():
-            return self._template.render(messages, tools=tools, add_generation_prompt=True)
+            if messages and messages[-1]["role"] == "assistant":
+                return begun_answer(render, [dict(message) for message in messages], self._stops)
+            return render(messages, True)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The same, for a user's conversation.

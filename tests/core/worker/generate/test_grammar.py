@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from core.chat.request import SCHEMA_LIMIT, QuestionError, grammar_of, reason_of
+from core.template.tool_call_grammar import LENIENT
 from core.worker.generate.generate import Grammar
 from tests.cases import cases
 
@@ -37,7 +39,7 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 def answer(tokenizer: Any, schema: dict[str, Any], seed: int, extra: int = 0) -> str:
     """The answer of random logits, held to a schema; ``extra`` counts tokens of the model that its tokenizer lacks."""
     stop = tokenizer.eos_token_id
-    grammar = Grammar(tokenizer, [stop], json.dumps(schema))
+    grammar = Grammar(tokenizer, [stop], grammar_of(json.dumps(schema)))
     generator = torch.Generator().manual_seed(seed)
     tokens: list[int] = []
     for _ in range(2000):
@@ -56,7 +58,9 @@ def answer(tokenizer: Any, schema: dict[str, Any], seed: int, extra: int = 0) ->
 @cases("schema", SCHEMAS)
 @cases("seed", range(5))
 def test_random_logits_follow_a_schema(tokenizer: Any, schema: dict[str, Any], seed: int) -> None:
-    jsonschema.validate(json.loads(answer(tokenizer, schema, seed, extra=seed * 37)), schema)
+    said = answer(tokenizer, schema, seed, extra=seed * 37)
+    jsonschema.validate(json.loads(said), schema)
+    assert re.sub("([,:]) ", r"\1", said) == json.dumps(json.loads(said), separators=(",", ":"), ensure_ascii=False)
 
 
 @cases(
@@ -80,9 +84,20 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_a_sentence(schema: str, 
     assert "\n" not in refused.value.message
 
 
+def test_keywords_that_are_not_held_are_named_or_left_out() -> None:
+    schema = {"type": "array", "uniqueItems": True, "contains": {"type": "string", "format": "colour"}}
+    with pytest.raises(QuestionError) as refused:
+        grammar_of(json.dumps(schema))
+    assert "Leave contains, uniqueItems out" in refused.value.hint
+    with pytest.raises(QuestionError) as refused:
+        grammar_of(json.dumps({"type": "string", "format": "colour"}))
+    assert "Leave colour out" in refused.value.hint
+    assert grammar_of(json.dumps({**schema, **LENIENT}))
+
+
 @cases("schema", ['{"$ref": "#"}', '{"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}'])
 def test_a_schema_without_any_answer_is_refused_without_the_state_of_the_library(tokenizer: Any, schema: str) -> None:
-    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], schema)
+    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], grammar_of(schema))
     with pytest.raises(QuestionError) as refused:
         grammar.allow(torch.zeros(len(tokenizer)))
     assert refused.value.message == "The JSON Schema cannot be followed: NoExtensionBias."
@@ -104,6 +119,6 @@ def test_of_a_problem_the_first_line_is_reported(problem: str, reason: str) -> N
 
 
 def test_tokens_that_leave_the_schema_are_noticed(tokenizer: Any) -> None:
-    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], '{"type": "boolean"}')
+    grammar = Grammar(tokenizer, [tokenizer.eos_token_id], grammar_of('{"type": "boolean"}'))
     with pytest.raises(QuestionError, match="cannot be followed"):
         grammar.take(tokenizer.encode("ticket", add_special_tokens=False)[0])

@@ -84,6 +84,19 @@ def test_a_text_is_gone_on_with_and_a_schema_is_refused(reader: Asked, file: Pat
     assert asked["prompt_tokens"] > plain["prompt_tokens"]
     refused = reader.ask("generate", prompt=text, json_schema='{"type": "object"}')
     assert refused["error"] == "A GGUF file's answers cannot be held to a JSON Schema."
+    messages = [{"role": "user", "content": text}]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    refused = reader.ask("generate", messages=messages, tools=tools, forced_tools=["add"])
+    assert refused["error"] == "A GGUF file's answers cannot be held to calls of tools."
+    assert "tool_choice" in refused["hint"]
+
+
+def test_an_answer_at_the_end_is_continued(reader: Asked, file: Path) -> None:
+    assert reader.ask("load", base=str(file))["ok"]
+    messages = [{"role": "user", "content": "ticket"}]
+    prompt = reader.ask("tokenize", messages=messages)["text"]
+    begun = reader.ask("tokenize", messages=[*messages, {"role": "assistant", "content": "login pr"}])["text"]
+    assert begun == f"{prompt}login pr"
 
 
 def test_a_file_that_llama_cpp_does_not_know_is_reported_with_its_reason(reader: Asked, file: Path) -> None:
