@@ -20,8 +20,11 @@ ATTACHED = "file"
 def exported_turns(data: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
     """Column and messages of an exported conversation; None for other rows."""
     nodes, listed = data.get(TREE), data.get(LIST)
-    tree = [*map(_object, nodes.values())] if isinstance(nodes, dict) else []
-    if tree and all({"parent", "message"} <= set(node) for node in tree):
+    if (
+        isinstance(nodes, dict)
+        and nodes
+        and all({"parent", "message"} <= _object(node).keys() for node in nodes.values())
+    ):
         return TREE, _branch(nodes, data.get("current_node"))
     if isinstance(listed, list) and listed and all(isinstance(turn, dict) and "sender" in turn for turn in listed):
         return LIST, [_listed(turn) for turn in listed]

@@ -73,7 +73,7 @@ def test_all_parameters_are_planned_and_the_table_says_what_fits(name: str, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("figure", long_but([figure for figure in FIGURES if figure["model"] in FEW], FIGURES))
+@pytest.mark.parametrize("figure", long_but([figure for figure in FIGURES if figure["model"] == FEW[0]], FIGURES))
 def test_the_plan_is_near_what_others_have_published(figure: dict[str, Any], tmp_path: Path) -> None:
     least, most = BOUNDS[figure["bounds"]]
     planned = _plan(_model(figure["model"], tmp_path), **figure.get("settings", {})).needed_bytes / GIB

@@ -70,8 +70,10 @@ def test_a_call_is_a_call() -> None:
 
 
 def test_messages_of_claude() -> None:
-    first, second = ({"sender": "assistant", "text": text, "content": []} for text in ("Hello.", "?"))
-    row = claude(HUMAN, first, HUMAN, second)
+    answers: list[dict[str, object]] = [
+        {"sender": "assistant", "text": text, "content": []} for text in ("Hello.", "?")
+    ]
+    row = claude(HUMAN, answers[0], HUMAN, answers[1])
     want = {"turns": [["user", "Hi"], ["assistant", "Hello."], ["user", "Hi"], ["assistant", "?"]]}
     assert viewed(detect([Row(0, 1, row)]).example(Row(0, 1, row)), want) == want
 
