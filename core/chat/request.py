@@ -28,6 +28,8 @@ STOP_LIMIT, STOP_LENGTH = 16, 200
 ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
+#: Most alternatives to a token that are returned with their log-probabilities.
+LOGPROBS_LIMIT = 20
 #: Longest JSON Schema of an answer, in characters.
 SCHEMA_LIMIT = 1 << 16
 
@@ -49,7 +51,8 @@ class SettingError(UserError):
 class GenerationSettings:
     """Sampling settings of an answer.
 
-    They act in this order, as in transformers: repetition penalty, temperature, ``top_k``, ``top_p``, ``min_p``.
+    They act in this order: repetition penalty, frequency and presence penalty, temperature, ``top_k``, ``top_p``,
+    ``min_p``.
     """
 
     max_new_tokens: int = 256
@@ -68,6 +71,10 @@ class GenerationSettings:
     """Seed of the draws; None for another one each time."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token for each time that the answer has it already, from -2 to 2; 0 for none."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token once if the answer has it already, from -2 to 2; 0 for none."""
 
     def __post_init__(self) -> None:
         limit = MAX_NEW_TOKENS_LIMIT
@@ -79,6 +86,9 @@ class GenerationSettings:
         _check(_is_number(self.min_p) and 0 <= self.min_p < 1, "min_p", "a number from 0 to below 1")
         penalty = self.repetition_penalty
         _check(_is_number(penalty) and 0 < penalty <= 10, "repetition_penalty", "a number above 0 and at most 10")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(_is_number(value) and -2 <= value <= 2, name, "a number from -2 to 2")
         seed = self.seed
         _check(seed is None or (_is_int(seed) and 0 <= seed < 1 << 32), "seed", "a whole number from 0 to 4294967295")
         object.__setattr__(self, "stop", _stops(self.stop))
@@ -109,7 +119,7 @@ SETTING_NAMES = tuple(each.name for each in fields(GenerationSettings))
 def settings_of(chat: ChatSection) -> dict[str, Any]:
     """The sampling settings of a configuration, by the names of :class:`GenerationSettings`."""
     stop = chat.stop
-    values = {name: getattr(chat, name) for name in SETTING_NAMES if name != "stop"}
+    values = {name: getattr(chat, name) for name in SETTING_NAMES if name != "stop" and hasattr(chat, name)}
     return values | {"stop": () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)}
 
 
@@ -134,14 +144,20 @@ class ChatRequest:
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     tools: list[dict[str, Any]] = field(default_factory=list)
     """Tools that the answer may call, in OpenAI's schema."""
-    prompt: str | None = None
-    """A text to continue, instead of a conversation."""
+    prompt: str | list[int] | None = None
+    """A text to continue, or its tokens, instead of a conversation."""
     json_schema: str | None = None
     """A JSON Schema that the answer follows, as JSON."""
     forced_tools: list[str] = field(default_factory=list)
     """Names of tools, of which the answer is a call; empty where the model chooses."""
     several_calls: bool = True
     """Such an answer may have more than one call."""
+    logprobs: int | None = None
+    """Number of likeliest tokens that each token comes with, with their log-probabilities; None for no figures."""
+    echo: bool = False
+    """The prompt comes before the answer, with its log-probabilities where they are asked for."""
+    reads_only: bool = False
+    """The prompt is echoed and nothing is written."""
 
     def __post_init__(self) -> None:
         if self.prompt is None:
@@ -158,6 +174,16 @@ class ChatRequest:
             raise UserError("The JSON Schema of an answer is given as a text.")
         if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
             raise UserError("The source of an answer is tuned or base, or the name of an adapter.")
+        if self.logprobs is not None:
+            fits = _is_int(self.logprobs) and 0 <= self.logprobs <= LOGPROBS_LIMIT
+            _check(fits, "logprobs", f"a whole number from 0 to {LOGPROBS_LIMIT}")
+        if self.echo and self.prompt is None:
+            raise UserError("Only a prompt can be echoed, not a conversation.")
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of the answer."""
+        return 0 if self.reads_only else self.settings.max_new_tokens
 
     def to_args(self) -> dict[str, Any]:
         """The arguments of a ``generate`` command."""
@@ -171,6 +197,9 @@ class ChatRequest:
             args["json_schema"] = self.json_schema
         if self.forced_tools:
             args |= {"forced_tools": self.forced_tools, "several_calls": self.several_calls}
+        for name in ("logprobs", "echo", "reads_only"):
+            if (value := getattr(self, name)) is not None and value is not False:
+                args[name] = value
         return {**args, **asdict(self.settings)}
 
     @classmethod
@@ -190,6 +219,9 @@ class ChatRequest:
             json_schema=args.get("json_schema"),
             forced_tools=args.get("forced_tools", []),
             several_calls=args.get("several_calls") is not False,
+            logprobs=args.get("logprobs"),
+            echo=args.get("echo", False) is True,
+            reads_only=args.get("reads_only", False) is True,
         )
 
 
@@ -215,9 +247,10 @@ def _parsed(value: Any) -> Any:
 
 
 def _check_prompt(prompt: Any, messages: Any) -> None:
-    if not isinstance(prompt, str) or not prompt or messages:
-        raise UserError("A prompt is a text that is not empty, and has no conversation beside it.")
-    if not is_unicode(prompt):
+    is_ids = isinstance(prompt, list) and all(_is_int(token) and token >= 0 for token in prompt)
+    if not (isinstance(prompt, str) or is_ids) or not prompt or messages:
+        raise UserError("A prompt is a text or a list of tokens, is not empty, and has no conversation beside it.")
+    if isinstance(prompt, str) and not is_unicode(prompt):
         raise UserError("The prompt holds half a character, which no model can read.", "Remove it and ask again.")
 
 

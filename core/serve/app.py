@@ -188,7 +188,8 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
                 body = read_object(received)
                 model = models.find(model_name(body))
                 asked = read(body, model.defaults)
-                queued = QueuedAnswer(model, model.question(asked.question), asyncio.get_running_loop())
+                questions = [model.question(each) for each in asked.questions]
+                queued = QueuedAnswer(model, questions, asyncio.get_running_loop())
                 queue.submit(queued, give_back)
             except BaseException:
                 give_back()

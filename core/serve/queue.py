@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,9 +19,13 @@ from core.serve.models import ServedModel
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the answer, as the model wrote it."""
+    """A piece of an answer, as the model wrote it."""
 
     text: str
+    index: int = 0
+    """Number of the answer, from 0."""
+    scores: tuple[dict[str, Any], ...] = ()
+    """The log-probabilities of its tokens; see :class:`core.worker.generate.scores.TokenScores`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class End:
     tokens: int
     source: str
     """The weights that answered: ``base``, ``adapter`` or ``step-N``."""
+    index: int = 0
+    """Number of the answer."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ Event: TypeAlias = "Piece | End | Failure"
 
 
 class QueuedAnswer:
-    """An answer that waits for its turn or is being generated; its events arrive in :attr:`events`.
+    """The answers of a request, which wait for their turn or are generated; their events arrive in :attr:`events`.
 
     Events wait there for their reader: a slow reader holds up nobody else.
     """
 
-    def __init__(self, model: ServedModel, question: ChatRequest, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, model: ServedModel, questions: Sequence[ChatRequest], loop: asyncio.AbstractEventLoop) -> None:
         self.model = model
-        self.question = question
+        self.questions = questions
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.is_cancelled = threading.Event()
         self._loop = loop
@@ -162,14 +168,23 @@ class RequestQueue:
 
     def _answer(self, answer: QueuedAnswer) -> None:
         session = answer.model.holder.open()
-        if answer.is_cancelled.is_set():
-            return  # the model took so long to load that nobody waits any more
+        for index, question in enumerate(answer.questions):
+            if answer.is_cancelled.is_set():
+                return  # the model took so long to load that nobody waits any more
+            self._answer_one(answer, index, session.stream(question))
+
+    @staticmethod
+    def _answer_one(answer: QueuedAnswer, index: int, messages: Iterable[dict[str, Any]]) -> None:
         end: dict[str, Any] | None = None
-        for message in session.stream(answer.question):
+        scores: list[dict[str, Any]] = []
+        for message in messages:
             if answer.is_cancelled.is_set():
                 break
             if "token" in message:
-                answer.tell(Piece(str(message["token"])))
+                answer.tell(Piece(str(message["token"]), index, tuple(scores)))
+                scores.clear()
+            elif "logprobs" in message:
+                scores += message["logprobs"]
             else:
                 end = message
         if answer.is_cancelled.is_set():
@@ -180,4 +195,6 @@ class RequestQueue:
             count if isinstance(count := end.get(name), int) and not isinstance(count, bool) else 0
             for name in ("prompt_tokens", "tokens")
         )
-        answer.tell(End(str(end.get("finish", "stop")), prompt_tokens, tokens, str(end.get("source", ""))))
+        if scores:
+            answer.tell(Piece("", index, tuple(scores)))
+        answer.tell(End(str(end.get("finish", "stop")), prompt_tokens, tokens, str(end.get("source", "")), index))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StrictInt, StrictStr, ValidationError
@@ -25,6 +25,8 @@ from core.template.tool_call_grammar import LENIENT, parameters_of
 LONGEST_ANSWER = 4096
 #: The same where a text is continued, as in OpenAI's API.
 LONGEST_COMPLETION = 16
+#: Most answers to one request: its prompts, each ``n`` times.
+ANSWER_LIMIT = 128
 #: The valid value by pydantic's type of error, for the sentence "NAME must be …".
 _WANTED = {
     **dict.fromkeys(("missing", "string_type", "string_unicode"), "a text"),
@@ -50,8 +52,6 @@ def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
 
 _Number: TypeAlias = Annotated[float, Strict(), Field(allow_inf_nan=False)] | None
 _Limit: TypeAlias = Annotated[StrictInt, Field(ge=1)] | None
-_OneAnswer: TypeAlias = Annotated[Any, _unless(lambda n: n not in (None, 1), "there is one answer to a request.")]
-_Penalty: TypeAlias = Annotated[_Number, _unless(bool, "use repetition_penalty.")]
 _TextOnly: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "only text is read and written.")]
 _Functions: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "pass tools instead.")]
 _Grammar: TypeAlias = Annotated[
@@ -61,7 +61,6 @@ _Grammar: TypeAlias = Annotated[
         "use response_format with a JSON Schema, in which enum has choices, and pattern a regular expression.",
     ),
 ]
-_NO_PROBABILITIES = "probabilities are not returned."
 
 
 class _StreamOptions(BaseModel):
@@ -82,9 +81,9 @@ class _Body(BaseModel):
     """Fields of both kinds of requests. Fields that would change no answer are left alone."""
 
     model: StrictStr
-    n: _OneAnswer = None
-    frequency_penalty: _Penalty = None
-    presence_penalty: _Penalty = None
+    n: _Limit = None
+    frequency_penalty: _Number = None
+    presence_penalty: _Number = None
     logit_bias: Annotated[Any, _unless(bool, "the likelihood of tokens is the model's own.")] = None
     max_tokens: _Limit = None
     temperature: _Number = None
@@ -121,8 +120,8 @@ class _ChatBody(_Body):
     max_completion_tokens: _Limit = None
     functions: _Functions = None
     function_call: _Functions = None
-    logprobs: Annotated[StrictBool | None, _unless(bool, _NO_PROBABILITIES)] = None
-    top_logprobs: Annotated[Any, _unless(bool, _NO_PROBABILITIES)] = None
+    logprobs: StrictBool | None = None
+    top_logprobs: StrictInt | None = None
     audio: _TextOnly = None
     web_search_options: _TextOnly = None
 
@@ -131,10 +130,11 @@ class _TextBody(_Body):
     """Body of ``/v1/completions``."""
 
     prompt: Any = None
-    logprobs: Annotated[Any, _unless(bool, _NO_PROBABILITIES)] = None
-    echo: Annotated[StrictBool | None, _unless(bool, "the answer has only the model's own text.")] = None
+    max_tokens: StrictInt | None = None
+    logprobs: StrictInt | None = None
+    echo: StrictBool | None = None
     suffix: Annotated[Any, _unless(bool, "a text is only continued at its end.")] = None
-    best_of: _OneAnswer = None
+    best_of: Annotated[Any, _unless(lambda n: n not in (None, 1), "all answers are returned; use n.")] = None
 
 
 class _Named(BaseModel):
@@ -155,6 +155,20 @@ class CompletionRequest:
     """Names of the tools that may be called."""
     one_call: bool = False
     """No more than one of them, once."""
+    n: int = 1
+    """Answers to each question."""
+    others: tuple[ChatRequest, ...] = ()
+    """Further questions."""
+
+    @property
+    def questions(self) -> list[ChatRequest]:
+        """The question of each answer. Answers to one question differ by their seeds."""
+        return [_draw(question, number) for question in (self.question, *self.others) for number in range(self.n)]
+
+    @property
+    def count(self) -> int:
+        """Number of answers."""
+        return (1 + len(self.others)) * self.n
 
 
 def model_name(body: Mapping[str, Any]) -> str:
@@ -192,6 +206,8 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionReque
     one_call = asked.parallel_tool_calls is False or isinstance(asked.tool_choice, dict)
     longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     settings = _settings(asked, defaults, LONGEST_ANSWER if longest is None else longest)
+    if asked.top_logprobs and not asked.logprobs:
+        raise _invalid("top_logprobs", "given with logprobs")
     question = _question(
         messages=messages,
         settings=settings,
@@ -199,9 +215,12 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionReque
         json_schema=schema,
         forced_tools=forced,
         several_calls=not one_call,
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
     names = frozenset(str(tool["function"]["name"]) for tool in tools)
-    return CompletionRequest("chat", asked.model, question, *_stream(asked), tools=names, one_call=one_call)
+    return CompletionRequest(
+        "chat", asked.model, question, *_stream(asked), tools=names, one_call=one_call, n=_answers(asked)
+    )
 
 
 def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
@@ -211,15 +230,43 @@ def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> Completio
         ApiError: If it is invalid, or asks for something that is not offered.
     """
     asked = _read(_TextBody, body)
-    prompt = asked.prompt
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt:
-        raise _invalid("prompt", "one text that is not empty; tokens and lists of several texts are not read")
-    settings = _settings(asked, defaults, LONGEST_COMPLETION if asked.max_tokens is None else asked.max_tokens)
-    schema = _schema(asked.response_format)
-    question = _question(messages=[], prompt=prompt, settings=settings, json_schema=schema)
-    return CompletionRequest("text", asked.model, question, *_stream(asked))
+    echo, longest = bool(asked.echo), LONGEST_COMPLETION if asked.max_tokens is None else asked.max_tokens
+    if longest < (0 if echo else 1):
+        raise _invalid("max_tokens", "at least 1, or 0 with echo")
+    settings = _settings(asked, defaults, max(longest, 1))
+    how = {"settings": settings, "json_schema": _schema(asked.response_format), "logprobs": asked.logprobs}
+    prompts = _prompts(asked.prompt)
+    n = _answers(asked, len(prompts))
+    question, *others = (
+        _question(messages=[], prompt=prompt, echo=echo, reads_only=not longest, **how) for prompt in prompts
+    )
+    return CompletionRequest("text", asked.model, question, *_stream(asked), n=n, others=tuple(others))
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """The prompts of a request: a text, its tokens, or a list of either."""
+    is_one = isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, int) for each in value))
+    prompts = [value] if is_one else value
+    if not isinstance(prompts, list) or not all(isinstance(each, (str, list)) and each for each in prompts):
+        raise _invalid("prompt", "a text, a list of tokens, or a list of either, and not be empty")
+    return prompts
+
+
+def _answers(asked: _Body, prompts: int = 1) -> int:
+    """Number of answers to each of a request's prompts."""
+    n = 1 if asked.n is None else asked.n
+    if n * prompts > ANSWER_LIMIT:
+        name = "n" if n > 1 else "prompt"
+        raise ApiError(400, f"A request has at most {ANSWER_LIMIT} answers, and this one {n * prompts}.", param=name)
+    return n
+
+
+def _draw(question: ChatRequest, number: int) -> ChatRequest:
+    """A question with the seed of one of its answers, by its number."""
+    seed = question.settings.seed
+    if seed is None or not number:
+        return question
+    return replace(question, settings=replace(question.settings, seed=(seed + number) % (1 << 32)))
 
 
 _AnyBody = TypeVar("_AnyBody", bound=BaseModel)
@@ -252,6 +299,8 @@ def _not_offered(name: str, why: str) -> ApiError:
 def _question(**parts: Any) -> ChatRequest:
     try:
         return ChatRequest(**parts)
+    except SettingError as error:
+        raise ApiError(400, error.message, param="logprobs" if "prompt" in parts else "top_logprobs") from error
     except UserError as error:
         raise ApiError(400, str(error), param="prompt" if "prompt" in parts else "messages") from error
 
@@ -274,6 +323,8 @@ def _settings(asked: _Body, defaults: ChatSection, longest: int) -> GenerationSe
             top_k=None if asked.top_k is None else max(asked.top_k, 0),
             min_p=asked.min_p,
             repetition_penalty=asked.repetition_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            presence_penalty=asked.presence_penalty,
             seed=None if asked.seed is None else asked.seed % (1 << 32),
             stop=_stops(asked.stop),
         )

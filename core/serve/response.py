@@ -6,15 +6,18 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
+from core.serve.logprobs import Logprobs
 from core.serve.models import ServedModel
 from core.serve.queue import End, Event, Failure, Piece, QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest
 from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
+#: Scores of tokens, as in :class:`core.worker.generate.scores.TokenScores`.
+Scores: TypeAlias = Sequence[Mapping[str, Any]]
 #: The last line of a complete stream.
 DONE = b"data: [DONE]\n\n"
 
@@ -34,49 +37,70 @@ class Completion:
         self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = asked.model
+        self._n = asked.n
+        self._logprobs = [Logprobs(asked.kind) for _ in range(asked.count)]
 
-    def whole(self, text: str, calls: Sequence[ToolCall], end: End) -> dict[str, Any]:
-        """The answer as a whole."""
+    def whole(self, choices: Sequence[dict[str, Any]], ends: Sequence[End]) -> dict[str, Any]:
+        """All answers."""
+        head = self._head(self._kind, ends[0].source or None)
+        return {**head, "choices": list(choices), "usage": self._usage(ends)}
+
+    def choice(self, text: str, calls: Sequence[ToolCall], scores: Scores, end: End) -> dict[str, Any]:
+        """An answer as a whole."""
         part: dict[str, Any] = {"text": text}
         if self._is_chat:
             message = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
             part = {"message": {**message, "tool_calls": [_call(call) for call in calls]} if calls else message}
-        choices = [_choice(part, _finish(end, bool(calls)))]
-        return {**self._head(self._kind, end.source or None), "choices": choices, "usage": _usage(end)}
+        return self._choice(end.index, part, scores, _finish(end, bool(calls)))
 
-    def opening(self) -> list[bytes]:
-        """First chunks of a stream."""
+    def opening(self, index: int) -> list[bytes]:
+        """First chunks of an answer in a stream."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk({"delta": delta})] if self._is_chat else []
+        return [self._chunk(index, {"delta": delta})] if self._is_chat else []
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, index: int, text: str, scores: Scores = ()) -> bytes:
         """A piece of the text."""
-        return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
+        return self._chunk(index, {"delta": {"content": text}} if self._is_chat else {"text": text}, scores)
 
-    def calls(self, calls: Sequence[ToolCall]) -> bytes:
+    def calls(self, index: int, calls: Sequence[ToolCall]) -> bytes:
         """Calls of tools, each whole."""
         listed = [{"index": place, **_call(call)} for place, call in enumerate(calls)]
-        return self._chunk({"delta": {"tool_calls": listed}})
+        return self._chunk(index, {"delta": {"tool_calls": listed}})
 
-    def ending(self, end: End, *, called: bool, with_usage: bool) -> list[bytes]:
+    def ending(self, end: End, *, called: bool) -> bytes:
+        """Last chunk of an answer in a stream."""
+        part: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+        return self._chunk(end.index, part, (), _finish(end, called), end.source or None)
+
+    def closing(self, ends: Sequence[End], *, with_usage: bool) -> list[bytes]:
         """Last chunks of a stream."""
-        source = end.source or None
-        chunks = [self._chunk({"delta": {}} if self._is_chat else {"text": ""}, _finish(end, called), source)]
-        if with_usage:
-            chunks.append(_line({**self._head(self._chunk_kind, source), "choices": [], "usage": _usage(end)}))
-        return [*chunks, DONE]
+        head = self._head(self._chunk_kind, ends[0].source or None)
+        return [*([_line({**head, "choices": [], "usage": self._usage(ends)})] if with_usage else []), DONE]
 
-    def _chunk(self, part: dict[str, Any], finish: str | None = None, source: str | None = None) -> bytes:
-        return _line({**self._head(self._chunk_kind, source), "choices": [_choice(part, finish)]})
+    def _chunk(
+        self,
+        index: int,
+        part: dict[str, Any],
+        scores: Scores = (),
+        finish: str | None = None,
+        source: str | None = None,
+    ) -> bytes:
+        choice = self._choice(index, part, scores, finish)
+        return _line({**self._head(self._chunk_kind, source), "choices": [choice]})
+
+    def _choice(self, index: int, part: dict[str, Any], scores: Scores, finish: str | None) -> dict[str, Any]:
+        """A choice of a completion or a chunk: its message, delta or text, and the reason of its end."""
+        logprobs = self._logprobs[index].take(scores) if scores else None
+        return {"index": index, **part, "logprobs": logprobs, "finish_reason": finish}
+
+    def _usage(self, ends: Sequence[End]) -> dict[str, int]:
+        # A prompt counts once, however many answers it has.
+        read, written = sum(end.prompt_tokens for end in ends[:: self._n]), sum(end.tokens for end in ends)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def _head(self, kind: str, source: str | None) -> dict[str, Any]:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return {**head, "system_fingerprint": source}
-
-
-def _choice(part: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    """The only choice of a completion or a chunk: its message, delta or text, and the reason of its end."""
-    return {"index": 0, **part, "logprobs": None, "finish_reason": finish}
 
 
 def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
@@ -98,14 +122,6 @@ def model_object(model: ServedModel) -> dict[str, Any]:
 
 def _finish(end: End, called: bool) -> str:
     return "tool_calls" if called else "length" if end.finish == "length" else "stop"
-
-
-def _usage(end: End) -> dict[str, int]:
-    return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.tokens,
-        "total_tokens": end.prompt_tokens + end.tokens,
-    }
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -186,16 +202,25 @@ class CompletionResponse:
         return self._answer.events.get_nowait()
 
     async def _whole(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
-        pieces: list[str] = []
+        choices: list[dict[str, Any]] = []
+        ends: list[End] = []
         event = first
-        while isinstance(event, Piece):
-            pieces.append(event.text)
+        while True:
+            pieces, scores = list[str](), list[dict[str, Any]]()
+            while isinstance(event, Piece):
+                pieces.append(event.text)
+                scores += event.scores
+                event = await self._next(gone)
+            if isinstance(event, Failure):
+                await send_json(send, event.error.status, event.error.body, event.error.headers)
+                return
+            text, calls = self._split("".join(pieces))
+            choices.append(self._completion.choice(text, calls, scores, event))
+            ends.append(event)
+            if len(ends) == self._asked.count:
+                break
             event = await self._next(gone)
-        if isinstance(event, Failure):
-            await send_json(send, event.error.status, event.error.body, event.error.headers)
-            return
-        text, calls = self._split("".join(pieces))
-        await send_json(send, 200, self._completion.whole(text, calls, event))
+        await send_json(send, 200, self._completion.whole(choices, ends))
 
     async def _stream(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
@@ -204,22 +229,30 @@ class CompletionResponse:
             if lines:
                 await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
 
-        await write(*self._completion.opening())
-        held = ""
+        ends: list[End] = []
         event = first
-        while isinstance(event, Piece):
-            held += event.text
-            begins = tool_call_start(held) if self._asked.tools else len(held)
-            if self._asked.question.forced_tools:
-                begins = 0
-            if begins:
-                await write(self._completion.piece(held[:begins]))
-                held = held[begins:]
+        while True:
+            await write(*self._completion.opening(len(ends)))
+            held, scores = "", list[dict[str, Any]]()
+            while isinstance(event, Piece):
+                held += event.text
+                scores += event.scores
+                begins = tool_call_start(held) if self._asked.tools else len(held)
+                if self._asked.question.forced_tools:
+                    begins = 0
+                if begins or (scores and not held):
+                    await write(self._completion.piece(len(ends), held[:begins], scores))
+                    held, scores = held[begins:], []
+                event = await self._next(gone)
+            if isinstance(event, Failure):
+                await write(_line(event.error.body))
+                break
+            await write(*self._end(event, held, scores))
+            ends.append(event)
+            if len(ends) == self._asked.count:
+                await write(*self._completion.closing(ends, with_usage=self._asked.include_usage))
+                break
             event = await self._next(gone)
-        if isinstance(event, Failure):
-            await write(_line(event.error.body))
-        else:
-            await write(*self._end(event, held))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _split(self, answer: str) -> tuple[str, list[ToolCall]]:
@@ -229,11 +262,11 @@ class CompletionResponse:
             text = ""  # the template's own, such as an empty block of reasoning
         return text, calls[:1] if self._asked.one_call else calls
 
-    def _end(self, end: End, held: str) -> list[bytes]:
+    def _end(self, end: End, held: str, scores: Scores) -> list[bytes]:
         text, calls = self._split(held)
-        lines = [self._completion.piece(text)] if text else []
-        lines += [self._completion.calls(calls)] if calls else []
-        return lines + self._completion.ending(end, called=bool(calls), with_usage=self._asked.include_usage)
+        lines = [self._completion.piece(end.index, text, scores)] if text or scores else []
+        lines += [self._completion.calls(end.index, calls)] if calls else []
+        return [*lines, self._completion.ending(end, called=bool(calls))]
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -18,11 +18,13 @@ from core.runs.record.events import ControlEvent
 from core.runs.record.sentences import encode_changes
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.data.encode import as_model_tokenizer
 from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.distributed.rendezvous import RankLostError
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
+from core.worker.generate.scores import TokenScores
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Command, Controls, EvaluationSkipped
 from core.worker.process.governor import Governor
@@ -183,9 +185,7 @@ class ControlPoint:
         has_base = self.config.method.name not in WEIGHT_METHODS
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
-            generation = self._answer(
-                asked, lambda piece: command.token(piece, answered_by), lambda: self._is_to_end(command)
-            )
+            generation = self._answer(asked, command, answered_by)
         except MemoryShortageError as error:
             self.recorder.warn("memory_chat", f"A chat question is refused. {error.message}", error.hint)
             raise
@@ -199,7 +199,7 @@ class ControlPoint:
         command.answer(**generation.to_answer(answered_by))
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
 
-    def _answer(self, asked: ChatRequest, on_text: Callable[[str], None], cancelled: Callable[[], bool]) -> Generation:
+    def _answer(self, asked: ChatRequest, command: Command, answered_by: str) -> Generation:
         """Answer of the model in training, or of its base.
 
         Raises:
@@ -215,12 +215,13 @@ class ControlPoint:
                 model,
                 self.loaded.tokenizer,
                 asked.messages,
-                asked.settings.max_new_tokens,
+                asked.budget,
                 self.template,
                 tools=asked.tools,
                 text=asked.prompt,
                 forced_tools=asked.forced_tools,
                 several_calls=asked.several_calls,
+                echo=asked.echo,
             )
             ask_for_room(prompt, self.loaded.dtype, self.loaded.device)
             return answer_prompt(
@@ -228,10 +229,13 @@ class ControlPoint:
                 self.loaded.tokenizer,
                 prompt,
                 asked.settings,
-                on_text,
-                cancelled,
+                lambda piece: command.token(piece, answered_by),
+                lambda: self._is_to_end(command),
                 began=began,
                 json_schema=asked.json_schema,
+                scores=TokenScores.of(
+                    asked, as_model_tokenizer(self.loaded.tokenizer, ()).token_bytes, command.say_scores
+                ),
             )
 
     def _is_to_end(self, command: Command) -> bool:

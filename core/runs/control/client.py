@@ -81,7 +81,8 @@ class ControlClient:
             args: ``messages``, ``source`` and the settings of the generation.
 
         Yields:
-            ``{"token": text}`` for each piece, with ``source`` if the worker sends it, then the answer. The text is as
+            ``{"token": text}`` for each piece, with ``source`` if the worker sends it, and ``{"logprobs": list}``
+            before the pieces of a request for them, then the answer. The text is as
             the model wrote it: sanitize it to show it. Closing the iterator (or the client) before its end cancels the
             generation.
 
@@ -92,6 +93,8 @@ class ControlClient:
             if "ok" in message:
                 yield self._accept(message)
                 return
+            if isinstance(message.get("logprobs"), list):
+                yield {"logprobs": message["logprobs"]}
             if isinstance(message.get("token"), str):
                 source = message.get("source")
                 yield {"token": message["token"], **({"source": source} if isinstance(source, str) else {})}

@@ -1,8 +1,8 @@
 """The line protocol of the control socket and of the chat engine: one JSON object per line, both ways.
 
 A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
-number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries ``error``, ``hint``, and, if
-another command helps, ``action``, which the client puts into words for its users.
+number of ``{"id", "token"}`` (a worker adds ``source``) and ``{"id", "logprobs"}``. An answer that is not ok carries
+``error``, ``hint``, and, if another command helps, ``action``, which the client puts into words for its users.
 """
 
 from __future__ import annotations

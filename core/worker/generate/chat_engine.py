@@ -16,7 +16,8 @@ It ends when its input is closed, whatever it is doing. Commands:
 ``remove``
     ``name`` of such an adapter, to be unloaded.
 ``generate``
-    :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
+    :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer, and ``{"id", "logprobs"}``
+    (:class:`core.worker.generate.scores.TokenScores`) before the text of these tokens.
 ``cancel``
     ``id`` of the ``generate`` to cancel; answered at once, in the middle of it.
 ``ping``
@@ -131,8 +132,10 @@ class ChatEngine:
     def _generate(self, call: Call) -> dict[str, Any]:
         began = time.monotonic()
         sources = self._loaded
+        from core.worker.data.encode import as_model_tokenizer
         from core.worker.generate.generate import answer_prompt, prepare_prompt
         from core.worker.generate.room import ask_for_room, runs_on
+        from core.worker.generate.scores import TokenScores
 
         asked = ChatRequest.from_args(call.args)
         loaded, source = sources.loaded, asked.source
@@ -141,12 +144,13 @@ class ChatEngine:
                 model,
                 loaded.tokenizer,
                 asked.messages,
-                asked.settings.max_new_tokens,
+                asked.budget,
                 sources.template_of(source),
                 tools=asked.tools,
                 text=asked.prompt,
                 forced_tools=asked.forced_tools,
                 several_calls=asked.several_calls,
+                echo=asked.echo,
             )
             if runs := runs_on(loaded.device):
                 ask_for_room(
@@ -154,6 +158,7 @@ class ChatEngine:
                     loaded.dtype,
                     loaded.device,
                     kept=sources.kept.tokens_of(source),
+                    copied=sources.kept.copied_of(prompt),
                     give_up=sources.kept.forget,
                     beside=f"run {runs[0]}",
                 )
@@ -169,6 +174,7 @@ class ChatEngine:
                     kept=sources.kept,
                     source=source,
                     json_schema=asked.json_schema,
+                    scores=TokenScores.of(asked, as_model_tokenizer(loaded.tokenizer, ()).token_bytes, call.tell),
                 )
             except UserError:
                 # Memory may have run out: the caches of other turns are dropped first.

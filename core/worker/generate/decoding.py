@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +17,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.worker.generate.cache_trial import cache_argument, cache_use
-from core.worker.generate.stops import common_prefix
+from core.worker.generate.stops import PIECE_TOKENS, common_prefix, whole_pieces
 
-#: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
-PREFILL_TOKENS = 512
 #: Fewer shared tokens are not worth a separate pass.
 SHORTEST_SHARED_PREFIX = 16
 #: Tokens that a draw considers first; they hold nearly all of a language model's distribution.
 LIKELIEST = 512
+#: Rows of logits whose log-probabilities are computed at once.
+_ROWS = 16
 
 
 class KeyValues:
@@ -35,6 +37,10 @@ class KeyValues:
     """
 
     def __init__(self, network: Any) -> None:
+        self.copies = False
+        """Copy the keys and values of a prompt's whole pieces as it is read, for :meth:`beginning`: the sequence will
+        be too long to be cut."""
+        self._copy: KeyValues | None = None
         self.device = network.get_input_embeddings().weight.device
         self.length = 0
         """Tokens read so far."""
@@ -57,26 +63,30 @@ class KeyValues:
         Returns:
             The logits after the last token, ``(rows, vocabulary)``.
         """
+        return self._extend(input_ids, 1, arguments)[:, -1]
+
+    def _extend(self, input_ids: torch.Tensor, last: int, arguments: dict[str, Any]) -> torch.Tensor:
+        """The logits after the ``last`` tokens of those read, ``(rows, at least last, vocabulary)``."""
         if self._limits_head:
             # An index, not a count: with a count the model slices its hidden states, and for a frozen head torch then
             # copies the whole head for every row of a batch.
-            arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1])
+            arguments["logits_to_keep"] = torch.arange(input_ids.shape[1] - last, input_ids.shape[1])
         self.length += input_ids.shape[1]
         if self._cache is None:
-            return self._extend_plainly(input_ids, arguments)
+            return self._extend_plainly(input_ids, last, arguments)
         arguments[self._cache_name] = self._cache
         logits: torch.Tensor = self._network(input_ids=input_ids.to(self.device), use_cache=True, **arguments).logits
-        return logits[:, -1]
+        return logits
 
-    def _extend_plainly(self, input_ids: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+    def _extend_plainly(self, input_ids: torch.Tensor, last: int, arguments: dict[str, Any]) -> torch.Tensor:
         """Read all tokens so far again, without a cache."""
         known = ("position_ids",)
         self._read.append({"input_ids": input_ids} | {name: arguments[name] for name in known if name in arguments})
         every = {name: torch.cat([part[name].to(self.device) for part in self._read], 1) for name in self._read[0]}
         if self._limits_head:
-            arguments["logits_to_keep"] = torch.tensor([self.length - 1])
+            arguments["logits_to_keep"] = torch.arange(self.length - last, self.length)
         logits: torch.Tensor = self._network(**{**arguments, **every}, use_cache=False).logits
-        return logits[:, -1]
+        return logits
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep some rows of the batch; a row may be repeated.
@@ -93,20 +103,26 @@ class KeyValues:
             self._cache.batch_select_indices(rows)
 
     def cut(self, wanted: int) -> bool:
-        """Cut to the first tokens; returns True on success.
-
-        A sliding window has lost its earlier tokens, and a state cannot be cut.
-        """
+        """Cut to the first tokens; returns True on success."""
         if wanted == self.length:
             return True
-        if self._cache is None or self.use.recurrent:
+        if self._cache is None or not self.can_be_cut(self.length):
             return False
-        for layer in self._cache.layers:
-            if isinstance(layer, DynamicSlidingWindowLayer) and self.length >= layer.sliding_window:
-                return False
         self._cache.crop(wanted - self.length)
         self.length = wanted
         return True
+
+    def can_be_cut(self, length: int) -> bool:
+        """True if so many tokens can be cut to fewer: a sliding window loses its first tokens, and a state has none."""
+        if self._cache is None or self.use.recurrent:
+            return False
+        sliding = [layer for layer in self._cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        return all(length < layer.sliding_window for layer in sliding)
+
+    def beginning(self, wanted: int) -> KeyValues | None:
+        """The keys and values of the first tokens: these, cut, or their copy; None if there are none."""
+        found = self if self.cut(wanted) else self._copy
+        return found if found is not None and found.may_be_kept and found.length == wanted else None
 
     @property
     def may_be_kept(self) -> bool:
@@ -116,14 +132,36 @@ class KeyValues:
         plain = (DynamicLayer, DynamicSlidingWindowLayer)
         return self.use.recurrent or all(type(layer) in plain for layer in self._cache.layers)
 
-    def read(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> torch.Tensor | None:
-        """Read a prompt in pieces: the logits after it, ``(1, vocabulary)``, or None when cancelled or empty."""
+    def read(
+        self,
+        tokens: Sequence[int],
+        cancelled: Callable[[], bool],
+        hear: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor | None:
+        """Read a prompt, or the rest of one, in pieces.
+
+        Args:
+            tokens: The tokens.
+            cancelled: Asked between two pieces.
+            hear: Receives the logits after every token of a piece, ``(tokens, vocabulary)``.
+
+        Returns:
+            The logits after the last token, ``(1, vocabulary)``; None when cancelled or empty.
+        """
         logits: torch.Tensor | None = None
-        step = PREFILL_TOKENS if self.use.pieces and self._cache is not None else max(1, len(tokens))
+        step = PIECE_TOKENS if self.use.pieces and self._cache is not None else max(1, len(tokens))
+        whole = whole_pieces(self.length + len(tokens))
         for begin in range(0, len(tokens), step):
             if cancelled():
                 return None
-            logits = self.extend(torch.tensor([list(tokens[begin : begin + step])]))
+            if self.copies and 0 < self.length == whole and self.may_be_kept:
+                self._copy = copy.copy(self)
+                self._copy._cache = copy.deepcopy(self._cache)
+            piece = torch.tensor([list(tokens[begin : begin + step])])
+            every = self._extend(piece, 1 if hear is None else piece.shape[1], {})
+            if hear is not None:
+                hear(every[0, -piece.shape[1] :])
+            logits = every[:, -1]
         return logits
 
 
@@ -225,6 +263,7 @@ class Sampler:
             self._generator.manual_seed(settings.seed)
         self._seen = sorted(set(before)) if settings.repetition_penalty != 1 else []
         self._seen_here: torch.Tensor | None = None
+        self._written: Counter[int] = Counter()
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token.
@@ -235,11 +274,23 @@ class Sampler:
         Raises:
             UserError: If the logits are not finite.
         """
-        if self._settings.repetition_penalty == 1:
-            return self._choose(logits)
-        token = self._choose(self._penalized(logits))
-        self._seen.append(token)
+        settings = self._settings
+        if settings.repetition_penalty != 1:
+            logits = self._penalized(logits)
+        if self._written and (settings.frequency_penalty or settings.presence_penalty):
+            logits = self._lowered(logits)
+        token = self._choose(logits)
+        if settings.repetition_penalty != 1:
+            self._seen.append(token)
+        self._written[token] += 1
         return token
+
+    def _lowered(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits less the frequency and presence penalties of the tokens of the answer, as OpenAI defines them."""
+        settings = self._settings
+        taken = [settings.frequency_penalty * count + settings.presence_penalty for count in self._written.values()]
+        places = torch.tensor(list(self._written), device=logits.device)
+        return logits.float().index_add(0, places, -torch.tensor(taken, device=logits.device))
 
     def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits with earlier tokens' logits divided by the penalty where positive, else multiplied by it."""
@@ -338,6 +389,29 @@ def _check_finite(logit: float) -> None:
             "The model computes values that are no numbers (NaN or infinite).",
             "Its weights are damaged, or the training has diverged: go back to an earlier checkpoint.",
         )
+
+
+def likeliest(logits: torch.Tensor, tokens: Sequence[int], count: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Log-probabilities of tokens and of the likeliest ones in their places.
+
+    Args:
+        logits: ``(tokens, vocabulary)``, or more rows.
+        tokens: The tokens.
+        count: Number of likeliest tokens.
+
+    Returns:
+        For each token its log-probability, and the likeliest tokens with theirs.
+    """
+    found: list[tuple[float, list[tuple[int, float]]]] = []
+    # Few at a time: in fp32 the rows of a large vocabulary take a lot of memory.
+    for begin in range(0, len(tokens), _ROWS):
+        part = torch.tensor(tokens[begin : begin + _ROWS], device=logits.device)[:, None]
+        log = logits[begin : begin + len(part)].float().log_softmax(-1)
+        _check_finite(log.max().item())
+        values, ids = log.topk(count)
+        best = [list(zip(*each, strict=True)) for each in zip(ids.tolist(), values.tolist(), strict=True)]
+        found += zip(log.gather(1, part)[:, 0].tolist(), best, strict=True)
+    return found
 
 
 class TextStream:

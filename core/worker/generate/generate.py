@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ from core.chat.request import BASE, GenerationSettings, QuestionError, grammar_o
 from core.data.conversation import RowError
 from core.worker.data.encode import Encoder, backend_of, stop_token_ids
 from core.worker.generate.cache_trial import cache_use
-from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
-from core.worker.generate.stops import StopTexts, common_prefix
+from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream, likeliest
+from core.worker.generate.scores import TokenScores
+from core.worker.generate.stops import StopTexts, checked_tokens, reusable, whole_pieces
 from core.worker.model.adapters import switched_off
 from core.worker.oom.retry import Attempt, MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
@@ -97,7 +99,7 @@ KEPT = 3
 
 
 class PrefixCache:
-    """The keys and values of the newest conversation of each source.
+    """The keys and values of the newest conversation of each source, of the pieces that every answer reads alike.
 
     They are valid for the weights that computed them: a change of a source's weights must call :meth:`forget`.
     """
@@ -105,21 +107,28 @@ class PrefixCache:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[list[int], KeyValues, float]] = {}
 
-    def take(self, source: str, prompt: Sequence[int], network: Any) -> tuple[KeyValues, int]:
+    def take(self, source: str, prompt: Prompt) -> tuple[KeyValues, int]:
         """Keys and values for a prompt, and the number of its tokens that they cover; at least one is left to read.
         They leave the cache, so a failed answer leaves nothing behind."""
         tokens, state, _ = self._kept.pop(source, ([], None, 0.0))
-        if state is not None:
-            shared = common_prefix([tokens, prompt[:-1]])
-            if shared and state.cut(shared):
-                return state, shared
-        return KeyValues(network), 0
+        shared = reusable(tokens, prompt.tokens)
+        if state is None or not shared or not state.cut(shared):
+            state, shared = KeyValues(prompt.network), 0
+        state.copies = self.copied_of(prompt) > 0
+        return state, shared
 
-    def keep(self, source: str, tokens: Sequence[int], state: KeyValues) -> None:
-        """Keep the keys and values of these tokens for the next turn; the least recently used are dropped."""
-        if not state.may_be_kept:
+    def copied_of(self, prompt: Prompt) -> int:
+        """Number of tokens whose keys and values are copied, as they cannot be cut out after the answer."""
+        total = len(prompt.tokens) + prompt.budget
+        return 0 if KeyValues(prompt.network).can_be_cut(total) else whole_pieces(len(prompt.tokens))
+
+    def keep(self, source: str, prompt: Prompt, state: KeyValues) -> None:
+        """Keep the keys and values of a prompt for the next turn; the least recently used are dropped."""
+        whole = whole_pieces(len(prompt.tokens))
+        beginning = state.beginning(whole) if whole else None
+        if beginning is None:
             return
-        self._kept[source] = (list(tokens[: state.length]), state, time.monotonic())
+        self._kept[source] = (prompt.tokens[:whole], beginning, time.monotonic())
         while len(self._kept) > KEPT:
             del self._kept[min(self._kept, key=lambda name: self._kept[name][2])]
 
@@ -200,6 +209,8 @@ class Prompt:
     """Largest number of tokens that the model reads; None where it does not say."""
     call_grammar: str | None = None
     """Grammar of an answer that has to call a tool."""
+    echo: str | None = None
+    """The text that comes before the answer."""
 
 
 def prepare_prompt(
@@ -210,7 +221,8 @@ def prepare_prompt(
     template: str | None = None,
     *,
     tools: Sequence[dict[str, Any]] = (),
-    text: str | None = None,
+    text: str | list[int] | None = None,
+    echo: bool = False,
     forced_tools: Sequence[str] = (),
     several_calls: bool = True,
 ) -> Prompt:
@@ -223,7 +235,8 @@ def prepare_prompt(
         max_new_tokens: Longest answer.
         template: A chat template instead of the tokenizer's own.
         tools: Tools offered to the model, in OpenAI's schema.
-        text: A text to continue, instead of the conversation.
+        text: A text to continue, or its tokens, instead of the conversation.
+        echo: Return the text before the answer.
         forced_tools: Names of tools, of which the answer is a call.
         several_calls: Allow more than one call in such an answer.
 
@@ -232,7 +245,9 @@ def prepare_prompt(
     """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
-    if text is not None:
+    if isinstance(text, list):
+        tokens = checked_tokens(text, int(network.get_input_embeddings().weight.shape[0]))
+    elif text is not None:
         tokens = Encoder(tokenizer, sorted(stop_ids), template).text_ids(text)
     else:
         tokens = _encode(tokenizer, [messages], stop_ids, template, tools)[0]
@@ -240,6 +255,8 @@ def prepare_prompt(
     if forced_tools:
         encoder = Encoder(tokenizer, sorted(stop_ids), template)
         prompt.call_grammar = encoder.call_grammar(messages, tools, forced_tools, several=several_calls)
+    if echo:
+        prompt.echo = text if isinstance(text, str) else backend_of(tokenizer).decode(tokens, skip_special_tokens=False)
     return prompt
 
 
@@ -255,6 +272,7 @@ def answer_prompt(
     kept: PrefixCache | None = None,
     source: str = "",
     json_schema: str | None = None,
+    scores: TokenScores | None = None,
 ) -> Generation:
     """Answer a prepared conversation, streaming.
 
@@ -269,6 +287,7 @@ def answer_prompt(
         kept: Keys and values of earlier turns; None to keep none, as for changing weights.
         source: Their source.
         json_schema: A JSON Schema for the answer, as JSON.
+        scores: Receives the log-probabilities of the answer's tokens, and of those of a prompt that is echoed.
 
     Raises:
         UserError: If the logits are not finite, or memory runs out.
@@ -276,18 +295,26 @@ def answer_prompt(
     tokens, limit, read = prompt.tokens, prompt.context_limit, 0
     held = prompt.call_grammar if json_schema is None else grammar_of(json_schema)
     grammar = Grammar(tokenizer, prompt.stop_ids, held) if held is not None else None
-    answer = _Answer(prompt, TextStream(tokenizer), StopTexts(settings.stop), grammar, on_token)
+    answer = _Answer(prompt, TextStream(tokenizer), StopTexts(settings.stop), grammar, on_token, scores)
+    hear = None if prompt.echo is None or scores is None else _scoring(tokens, scores)
     with _out_of_memory_explained(), _no_gradients(model):
         network = prompt.network
-        state, read = kept.take(source, tokens, network) if kept is not None else (KeyValues(network), 0)
-        logits = state.read(tokens[read:], cancelled)
+        # A prompt that is scored is read from its beginning.
+        kept = None if hear is not None else kept
+        state, read = (KeyValues(network), 0) if kept is None else kept.take(source, prompt)
+        logits = state.read(tokens[read:], cancelled, hear)
         if logits is None:
             return Generation("", 0, time.monotonic() - began, 0.0, "cancelled", len(tokens), limit, read)
-        finish = answer.decode(state, logits, Sampler(settings, before=tokens), cancelled)
+        if prompt.echo is not None:
+            on_token(prompt.echo)
+        finish: Finish = "length"
+        if prompt.budget:
+            finish = answer.decode(state, logits, Sampler(settings, before=tokens), cancelled)
         if kept is not None:
-            kept.keep(source, [*tokens, *answer.tokens], state)
+            kept.keep(source, prompt, state)
     answer.flush()
-    ended, first, count = time.monotonic(), answer.first_token, len(answer.tokens)
+    ended, count = time.monotonic(), len(answer.tokens)
+    first = answer.first_token or ended
     decoded, seconds = (count - 1, ended - first) if count > 1 else (count, ended - began)
     rate = decoded / max(seconds, 1e-9)
     return Generation(answer.text, count, first - began, rate, finish, len(tokens), limit, read)
@@ -302,8 +329,13 @@ class _Answer:
     stops: StopTexts
     grammar: Grammar | None
     on_token: Callable[[str], None]
+    scores: TokenScores | None = None
     first_token: float = 0.0
     """Time of the first token, by the monotonic clock."""
+    read: int = 0
+    """Characters written by the model."""
+    given: int = 0
+    """Characters emitted."""
 
     @property
     def tokens(self) -> list[int]:
@@ -326,6 +358,9 @@ class _Answer:
         """
         while True:
             token = sampler.choose(logits[0] if self.grammar is None else self.grammar.allow(logits[0]))
+            if self.scores is not None and (self.scores.has_end or token not in self.prompt.stop_ids):
+                ((logprob, top),) = likeliest(logits, [token], self.scores.count)
+                self.scores.add(token, logprob, top, self.read)
             if (finish := self._take(token)) is not None:
                 return finish
             if cancelled():
@@ -338,7 +373,7 @@ class _Answer:
             self.first_token = time.monotonic()
         if token in self.prompt.stop_ids:
             return "stop"
-        self._give(self.stops.push(self.stream.push(token)))
+        self._push(self.stream.push(token))
         if self.grammar is not None:
             self.grammar.take(token)
         if self.stops.found or (self.grammar is not None and self.grammar.is_complete):
@@ -347,11 +382,20 @@ class _Answer:
 
     def flush(self) -> None:
         """Emit the held-back text."""
-        self._give(self.stops.push(self.stream.flush()))
+        self._push(self.stream.flush())
         self._give(self.stops.flush())
+        if self.scores is not None and not self.stops.found:
+            self.scores.release()
+
+    def _push(self, piece: str) -> None:
+        self.read += len(piece)
+        self._give(self.stops.push(piece))
 
     def _give(self, piece: str) -> None:
         if piece:
+            self.given += len(piece)
+            if self.scores is not None:
+                self.scores.release(self.given)
             self.on_token(piece)
 
 
@@ -469,6 +513,20 @@ def _encode(
         return [encoder.prompt_ids(messages, tools) for messages in conversations]
     except RowError as error:
         raise QuestionError(error.message, "Change the conversation, or the template in template.file.") from error
+
+
+def _scoring(tokens: Sequence[int], scores: TokenScores) -> Callable[[torch.Tensor], None]:
+    """A function that scores a prompt with the logits after its tokens, a piece at a time."""
+    scores.add(tokens[0], None, ())
+    places = itertools.count(1)
+
+    def hear(logits: torch.Tensor) -> None:
+        following = [tokens[place] for place in itertools.islice(places, len(logits)) if place < len(tokens)]
+        for token, (logprob, top) in zip(following, likeliest(logits, following, scores.count), strict=True):
+            scores.add(token, logprob, top)
+        scores.release()
+
+    return hear
 
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:

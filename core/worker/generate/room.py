@@ -14,8 +14,8 @@ from core.memory.sizes import answer_bytes
 from core.models.architecture.architecture import read_architecture
 from core.runs.control.devices import runs_on_card, runs_on_cpu
 from core.units import format_bytes
-from core.worker.generate.decoding import PREFILL_TOKENS
 from core.worker.generate.generate import Prompt
+from core.worker.generate.stops import PIECE_TOKENS
 from core.worker.oom.retry import MemoryShortageError, release
 
 #: Factor on an estimate, for the allocator's rounding.
@@ -37,22 +37,23 @@ def runs_on(device: torch.device) -> list[str]:
     return runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
 
 
-def needed_bytes(prompt: Prompt, dtype: torch.dtype, kept: int = 0) -> int | None:
+def needed_bytes(prompt: Prompt, dtype: torch.dtype, kept: int = 0, copied: int = 0) -> int | None:
     """Peak bytes of an answer beside the model; None where the architecture is unknown.
 
     Args:
         prompt: The conversation and the longest answer.
         dtype: The model's arithmetic.
         kept: Tokens of the conversation with cached keys and values.
+        copied: Tokens whose keys and values are there twice.
     """
     with suppress(UserError):
         model = read_architecture(prompt.network.config.to_dict(), "the model")
         estimate = answer_bytes(
             model,
             prompt=len(prompt.tokens),
-            answer=prompt.budget,
+            answer=prompt.budget + copied,
             width=dtype.itemsize,
-            chunk=PREFILL_TOKENS,
+            chunk=PIECE_TOKENS,
             kept=kept,
             sliding=_sliding_layers(prompt.network.config.get_text_config()),
         )
@@ -66,6 +67,7 @@ def ask_for_room(
     device: torch.device,
     *,
     kept: int = 0,
+    copied: int = 0,
     give_up: Callable[[], None] = lambda: None,
     beside: str = "the training",
 ) -> None:
@@ -76,19 +78,20 @@ def ask_for_room(
         dtype: The model's arithmetic.
         device: Device of the computation.
         kept: Tokens of the conversation with cached keys and values.
+        copied: Tokens whose keys and values are there twice.
         give_up: Drops caches, called where there is no room.
         beside: User of the rest of the memory, for the message.
 
     Raises:
         MemoryShortageError: If it does not fit.
     """
-    needed = needed_bytes(prompt, dtype, kept)
+    needed = needed_bytes(prompt, dtype, kept, copied)
     if needed is None or needed <= free_bytes(device):
         return
     give_up()
     release()
     # The dropped cache has to be computed again.
-    needed = needed_bytes(prompt, dtype)
+    needed = needed_bytes(prompt, dtype, copied=copied)
     free = free_bytes(device)
     if needed is not None and needed > free:
         where = "this machine" if device.type == "cpu" else str(device)

@@ -1,4 +1,4 @@
-"""Stop texts, found in a stream that holds back a possible beginning of one; and the common prefix of token sequences.
+"""Stop texts, found in a stream that holds back a possible beginning of one; and the pieces in which prompts are read.
 
 Nothing here needs torch: the reader of GGUF files has none.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.chat.request import QuestionError
 from core.text import beginning_at_end
 
 
@@ -49,6 +50,36 @@ class StopTexts:
         if given:
             self._given.append(given)
         return given
+
+
+#: Tokens of a prompt read at once; between two pieces the answer can be cancelled. Keys and values differ in their last
+#: bits with the number of tokens beside them, so every prompt is read in the same pieces, and only whole pieces are
+#: kept: an answer does not depend on what was asked before.
+PIECE_TOKENS = 128
+
+
+def checked_tokens(tokens: list[int], vocabulary: int) -> list[int]:
+    """The tokens of a request.
+
+    Raises:
+        QuestionError: If one is not in the vocabulary.
+    """
+    if max(tokens) >= vocabulary:
+        raise QuestionError(
+            f"The prompt has the token {max(tokens)}, and the model knows those below {vocabulary}.",
+            "Take the tokenizer of this model.",
+        )
+    return tokens
+
+
+def whole_pieces(tokens: int) -> int:
+    """Number of tokens of a prompt before its last piece, which is read for each answer."""
+    return max(0, tokens - 1) // PIECE_TOKENS * PIECE_TOKENS
+
+
+def reusable(kept: Sequence[int], prompt: Sequence[int]) -> int:
+    """Number of tokens of a prompt that are not read again if ``kept``, whole pieces of another one, are cached."""
+    return min(common_prefix([kept, prompt]) // PIECE_TOKENS * PIECE_TOKENS, whole_pieces(len(prompt)))
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -100,6 +100,10 @@ class Command:
         """Send a piece of a generated answer, with the weights that produced it."""
         self.send({"id": self.request.id, "token": text, "source": source})
 
+    def say_scores(self, message: dict[str, Any]) -> None:
+        """Send the log-probabilities of tokens whose text comes next."""
+        self.send({"id": self.request.id, **message})
+
 
 class Controls:
     """Queue of commands for the training thread.

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import paths
 from core.chat.candidates import find_candidates
@@ -139,6 +141,26 @@ def test_what_stays_of_a_conversation_changes_no_answer(reader: ChatEngine) -> N
     assert second["prompt_tokens"] > first["prompt_tokens"]
 
 
+def test_a_file_scores_as_transformers_scores(reader: ChatEngine, tiny_model_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(tiny_model_dir)("the ticket " * 90)["input_ids"]
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    log = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    asked = ChatRequest([], "base", GenerationSettings(1), prompt=ids, logprobs=1, echo=True)
+    *told, end = reader.generate(asked)
+    scores = [score for message in told for score in message.get("logprobs", ())]
+    assert scores[0]["logprob"] is None
+    wanted = log[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    # llama.cpp keeps keys and values in fp16.
+    assert [score["logprob"] for score in scores[1 : len(ids)]] == pytest.approx(wanted, abs=0.02)
+    assert (len(scores), end["prompt_tokens"]) == (len(ids) + 1, len(ids))
+    *told, end = reader.generate(replace(asked, reads_only=True))
+    assert ("".join(message.get("token", "") for message in told).split()[:2], end["tokens"]) == (["the", "ticket"], 0)
+    with pytest.raises(QuestionError, match="the token 99999"):
+        list(reader.generate(replace(asked, prompt=[99999])))
+
+
 def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     def ask(**settings: Any) -> dict[str, Any]:
         return list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(24, **settings))))[-1]
@@ -151,6 +173,7 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({ask(temperature=1.5, top_p=0.9)["text"] for _ in range(4)}) > 1
     assert ask(repetition_penalty=5.0)["text"] != likeliest
+    assert ask(frequency_penalty=2.0, presence_penalty=2.0)["text"] != likeliest
     end = likeliest[3:5]
     stopped = ask(stop=(end,))
     assert (stopped["text"], stopped["finish"]) == (likeliest[: likeliest.index(end)], "stop")

@@ -19,9 +19,11 @@ ASK = [{"role": "user", "content": "Hello"}]
 
 
 def test_a_request_survives_the_way() -> None:
-    settings = GenerationSettings(17, 0.5, 0.9, 40, 0.05, 1.1, 7, ("\nUser:", "###"))
+    settings = GenerationSettings(17, 0.5, 0.9, 40, 0.05, 1.1, 7, ("\nUser:", "###"), 0.5, -1)
     request = ChatRequest(ASK, "base", settings)
     assert ChatRequest.from_args(json.loads(json.dumps(request.to_args()))) == request
+    scored = ChatRequest([], prompt=[3, 5], logprobs=0, echo=True, reads_only=True)
+    assert ChatRequest.from_args(json.loads(json.dumps(scored.to_args()))) == scored
     assert ChatRequest.from_args({"messages": ASK}) == ChatRequest(ASK)
     assert ChatRequest.from_args({"messages": ASK, "stop": "###"}).settings.stop == ("###",)
 

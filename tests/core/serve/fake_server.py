@@ -53,7 +53,7 @@ class PlayedSession(ChatSession):
             kind._at_once -= 1
 
     def _play(self, request: ChatRequest) -> Iterator[dict[str, Any]]:
-        asked = request.prompt if request.prompt is not None else str(request.messages[-1]["content"])
+        asked = str(request.messages[-1]["content"]) if request.prompt is None else str(request.prompt)
         word, _, rest = asked.partition(" ")
         if word == "hang":
             yield {"token": "…"}
@@ -66,12 +66,16 @@ class PlayedSession(ChatSession):
             raise QuestionError("The conversation is too long.", "Shorten it.", "context_length_exceeded")
         if word == "mistake":
             raise RuntimeError("a secret of the machine")
+        if word == "seed":
+            rest = str(request.settings.seed)
         if word == "counts":
             rest = json.dumps([self.opened, self.most_at_once])
         pieces = ["x" * 1000] * int(rest) if word == "long" else [rest[at : at + 3] for at in range(0, len(rest), 3)]
         for piece in pieces:
             if self._cancelled.is_set():
                 return
+            if request.logprobs is not None:
+                yield {"logprobs": [{"token": piece, "logprob": -0.5, "top": [["other", -0.1]][: request.logprobs]}]}
             yield {"token": piece}
         told = {"finish": "stop", "tokens": len(pieces), "prompt_tokens": len(asked), "source": "step-7"}
         yield {"text": "".join(pieces), "first_token_seconds": 0.0, "tokens_per_second": 1.0, **told}

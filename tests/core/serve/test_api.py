@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
 import pytest
 import yaml
 
+from core.serve.logprobs import Logprobs
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 
@@ -66,6 +68,51 @@ def test_texts_are_gone_on_with(played: RunningServer) -> None:
     assert (answer.choices[0].text, answer.object) == ("one two", "text_completion")
     pieces = client.completions.create(model="tiny", prompt=["say one two"], stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == "one two"
+
+
+def test_answers_of_one_request_have_their_places(played: RunningServer) -> None:
+    client = played.client()
+    found = client.completions.create(model="tiny", prompt=["say one", "say two"], n=2)
+    assert [(choice.index, choice.text) for choice in found.choices] == list(enumerate(["one", "one", "two", "two"]))
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (14, 4), "each prompt counts once"
+    drawn = client.chat.completions.create(model="tiny", messages=ask("seed"), n=3, seed=7)
+    assert [choice.message.content for choice in drawn.choices] == ["7", "8", "9"]
+    options = {"include_usage": True}
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=ask("seed"), n=2, seed=7, stream=True, stream_options=options
+        )
+    )
+    said = [(choice.index, choice.delta.content, choice.finish_reason) for chunk in chunks for choice in chunk.choices]
+    wanted = [(0, "", None), (0, "7", None), (0, None, "stop"), (1, "", None), (1, "8", None), (1, None, "stop")]
+    assert (said, chunks[-1].usage.completion_tokens) == (wanted, 2)
+    with pytest.raises(openai.BadRequestError, match="at most 128 answers, and this one 130"):
+        client.completions.create(model="tiny", prompt=["say x"] * 65, n=2)
+    with pytest.raises(openai.BadRequestError, match="max_tokens must be at least 1, or 0 with echo"):
+        client.completions.create(model="tiny", prompt="say x", max_tokens=0)
+
+
+def test_log_probabilities_have_both_forms(played: RunningServer) -> None:
+    client = played.client()
+    with_top = {"messages": ask("say Hello"), "logprobs": True, "top_logprobs": 1}
+    chat = client.chat.completions.create(model="tiny", **with_top).choices[0].logprobs
+    assert [token.token for token in chat.content] == ["Hel", "lo"]
+    assert (chat.content[0].logprob, chat.content[0].bytes) == (-0.5, list(b"Hel"))
+    assert [(other.token, other.logprob) for other in chat.content[0].top_logprobs] == [("other", -0.1)]
+    chunks = client.chat.completions.create(model="tiny", stream=True, **with_top)
+    parts = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs is not None]
+    assert [token for part in parts for token in part.content] == chat.content
+    text = client.completions.create(model="tiny", prompt="say Hello", logprobs=0).choices[0].logprobs
+    assert (text.tokens, text.token_logprobs, text.text_offset) == (["Hel", "lo"], [-0.5, -0.5], [0, 3])
+    assert text.top_logprobs == [{"Hel": -0.5}, {"lo": -0.5}]
+
+
+def test_a_character_of_several_tokens_has_one_place_in_the_text() -> None:
+    tokens, rest = ("a", "\xc3", "\xa9", "b"), {"logprob": -1.0, "top": list[Any]()}
+    scores: list[dict[str, Any]] = [{"token": token, **rest} for token in tokens]
+    taken = Logprobs("text").take(scores)
+    assert (taken["tokens"], taken["text_offset"]) == (["a", "bytes:\\xc3", "bytes:\\xa9", "b"], [0, 1, 1, 2])
+    assert Logprobs("chat").take(scores)["content"][1]["bytes"] == [0xC3]
 
 
 def test_calls_of_tools_are_distinguished_from_text(played: RunningServer) -> None:

@@ -29,7 +29,7 @@ SENT: list[tuple[bytes, dict[str, Any], set[int]]] = [
     (question("refuse"), {}, {400, *FULL}),
     (question("mistake"), {}, {500, *FULL}),
     (question("say x", model="gpt-9"), {}, {404, *FULL}),
-    (question("say x", n=3), {}, {400, *FULL}),
+    (question("say x", n=0), {}, {400, *FULL}),
     (b"{" * 1000, {}, {400, *FULL}),
     (b"[" * 100_000, {}, {400, *FULL}),
     (question("say x"), {"Host": "evil.example"}, {421, *FULL}),

@@ -32,7 +32,7 @@ async def test_a_hung_engine_is_ended_and_the_next_request_is_answered(
     model = ServedModel("some-model", holder, "base", ChatSection(), 0)
     queue, loop = RequestQueue(2), asyncio.get_running_loop()
     try:
-        left, waits = (QueuedAnswer(model, QUESTION, loop) for _ in range(2))
+        left, waits = (QueuedAnswer(model, [QUESTION], loop) for _ in range(2))
         queue.submit(left, queue.take_place())
         queue.submit(waits, queue.take_place())
         assert await left.events.get() == Piece("One")

@@ -112,6 +112,56 @@ def test_a_text_is_gone_on_with(served: Served) -> None:
     assert (found.choices[0].text, found.usage.prompt_tokens) == (wanted, len(ids))
 
 
+def test_prompts_are_scored_as_transformers_scores_them(served: Served) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(served.model)
+    network: Any = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.float32).requires_grad_(False)
+    client = served.server.client()
+    texts = ["the ticket area", "the ticket " * 90]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    asked = {"model": served.model.name, "echo": True, "logprobs": 3, "temperature": 0}
+    by_ids = client.completions.create(prompt=prompts, max_tokens=1, **asked)
+    alone = client.completions.create(prompt=texts, max_tokens=0, **asked)
+    for choice, read, ids, text in zip(by_ids.choices, alone.choices, prompts, texts, strict=True):
+        log = network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = log[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        found = choice.logprobs
+        assert [found.token_logprobs[0], found.top_logprobs[0]] == [None, None]
+        assert found.token_logprobs[1:-1] == pytest.approx(wanted, abs=1e-4)
+        assert found.token_logprobs[-1] == pytest.approx(float(log[-1].max()), abs=1e-4)
+        assert [max(top.values()) for top in found.top_logprobs[1:]] == pytest.approx(
+            log.max(-1).values.tolist(), abs=1e-4
+        )
+        assert "".join(found.tokens) == choice.text
+        assert choice.text[: found.text_offset[-1]] == read.text == text
+        assert read.logprobs.token_logprobs == found.token_logprobs[:-1]
+    with pytest.raises(openai.BadRequestError, match="the token 999999"):
+        client.completions.create(prompt=[1, 999999], max_tokens=1, **asked)
+
+
+def test_answers_come_with_their_log_probabilities(served: Served) -> None:
+    def text_of(tokens: Any) -> str:
+        return bytes(byte for token in tokens for byte in token.bytes).decode("utf-8", "replace")
+
+    def scored(**options: Any) -> Any:
+        return served.ask(served.runs[0].id, logprobs=True, top_logprobs=2, **options)
+
+    choice = scored().choices[0]
+    tokens = choice.logprobs.content
+    assert len(tokens) == 12
+    assert text_of(tokens) == choice.message.content
+    assert all(token.top_logprobs[0].logprob == token.logprob for token in tokens), "greedy"
+    # Those of the model itself, whatever changes the choice.
+    first = scored(temperature=2.0, seed=3, frequency_penalty=2).choices[0].logprobs.content[0]
+    assert first.top_logprobs == tokens[0].top_logprobs
+    stop = choice.message.content[7:10]
+    cut = scored(stop=[stop]).choices[0]
+    assert text_of(cut.logprobs.content).startswith(cut.message.content)
+    assert len(cut.logprobs.content) < 12
+
+
 def test_seeds_and_stops_are_followed(served: Served) -> None:
     def drawn(seed: int, **options: Any) -> Any:
         return served.ask(served.runs[0].id, temperature=1.5, seed=seed, max_tokens=30, **options)

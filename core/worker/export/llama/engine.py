@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from core.sandbox.limits import growth_limit, limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, GgufTemplate, context_bytes
+from core.worker.generate.scores import TokenScores
+from core.worker.generate.stops import checked_tokens
 from core.worker.process.command_server import Call, Handler
 
 #: A conversation that shows if two templates write the same.
@@ -115,11 +118,25 @@ class GgufEngine:
                 f"Leave {field} out, or ask the run or its merged export.",
             )
         model, prompt = self._loaded(), self._prompt(asked)
-        answer = model.generate(prompt, asked.settings, lambda text: call.tell({"token": text}), call.cancelled)
+        piece = partial(model.piece, special=True)
+        text = asked.prompt
+        if not isinstance(text, str):
+            text = b"".join(map(piece, prompt)).decode("utf-8", "replace")
+        answer = model.generate(
+            prompt,
+            asked.settings,
+            lambda text: call.tell({"token": text}),
+            call.cancelled,
+            echo=text if asked.echo else None,
+            budget=asked.budget,
+            scores=TokenScores.of(asked, piece, call.tell),
+        )
         return answer | {"source": self._name}
 
     def _prompt(self, asked: ChatRequest) -> list[int]:
         """The tokens of the prompt: of the conversation with its tools, or of the text to continue."""
+        if isinstance(asked.prompt, list):
+            return checked_tokens(asked.prompt, self._loaded().vocabulary_size)
         if asked.prompt is not None:
             return self._loaded().prompt_ids(asked.prompt)
         model, template = self._ready()

@@ -30,7 +30,8 @@ from core.template.answer_turns import begun_answer
 from core.template.render import ChatTemplate
 from core.template.tokenizer import any_of
 from core.text import one_line
-from core.worker.generate.stops import StopTexts, common_prefix
+from core.worker.generate.scores import TokenScores
+from core.worker.generate.stops import PIECE_TOKENS, StopTexts, reusable, whole_pieces
 
 #: Level of ggml's log for errors.
 _ERROR = 4
@@ -127,8 +128,6 @@ def as_path(path: Path) -> bytes:
     return os.fsencode(path)
 
 
-#: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
-PIECE_TOKENS = 512
 #: The smallest context; it doubles as conversations grow.
 LEAST_CONTEXT = 512
 #: ``GGML_TYPE_F32``, and ``LLAMA_FLASH_ATTN_TYPE_DISABLED``.
@@ -194,6 +193,8 @@ class GgufModel:
         self._size = 0
         #: Tokens with keys and values in the context.
         self._cached: list[int] = []
+        #: The first of them that were read in whole pieces.
+        self._whole = 0
         self._adapters: Any = None
         self._model = self._load(path, progress)
         self._vocabulary = self._lib.llama_model_get_vocab(self._model)
@@ -313,6 +314,7 @@ class GgufModel:
             tokens: The sequence.
             positions: Places in it, ascending.
         """
+        self._whole = 0
         self._prepare(len(tokens))
         self._forget()
         wanted = frozenset(positions)
@@ -394,14 +396,21 @@ class GgufModel:
         settings: GenerationSettings,
         on_text: Callable[[str], None],
         cancelled: Callable[[], bool],
+        *,
+        echo: str | None = None,
+        budget: int | None = None,
+        scores: TokenScores | None = None,
     ) -> dict[str, Any]:
-        """Answer a prompt, streaming; keys and values of the common prefix with the previous question are reused.
+        """Answer a prompt, streaming; keys and values of its common pieces with the previous question are reused.
 
         Args:
             prompt: Its tokens.
             settings: Length and randomness.
             on_text: Called with each piece of text, whole characters only.
             cancelled: Asked between two tokens, and between two pieces of a long prompt.
+            echo: The text that comes before the answer.
+            budget: Most tokens of the answer in place of the settings'.
+            scores: Receives the log-probabilities of the answer's tokens, and of those of a prompt that is echoed.
 
         Returns:
             The fields of an answer, without its source; see :class:`core.worker.generate.generate.Generation`.
@@ -410,31 +419,45 @@ class GgufModel:
             UserError: If the prompt is too long for the model, or memory is short.
         """
         began = time.monotonic()
-        room = min(settings.max_new_tokens, max(self.longest_context - len(prompt), 1))
+        wanted = settings.max_new_tokens if budget is None else budget
+        room = min(wanted, max(self.longest_context - len(prompt), 1))
         self._prepare(len(prompt) + room)
-        place = self._take_in(prompt, cancelled)
+        place = self._take_in(prompt, cancelled, scores if echo is not None else None)
         first = time.monotonic()
+        if echo is not None and place is not None:
+            on_text(echo)
         # Whole characters only.
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         stops = StopTexts(settings.stop)
 
+        given = read = 0
+
         def give(text: str) -> None:
+            nonlocal given
             if text:
+                given += len(text)
+                if scores is not None:
+                    scores.release(given)
                 on_text(text)
 
-        made, finish = 0, "cancelled"
+        made, finish = 0, "cancelled" if room or place is None else "length"
         sampler = self._sampler(settings, prompt)
         try:
-            while place is not None:
-                self._check_finite(place)
+            while place is not None and room:
+                logits = self._finite(place)
                 token = int(self._lib.llama_sampler_sample(sampler, self._context, place))
                 if not made:
                     first = time.monotonic()
-                if self.ends_answer(token):
+                is_end = self.ends_answer(token)
+                if scores is not None and (scores.has_end or not is_end):
+                    scores.add(token, *_likeliest(logits, token, scores.count), read)
+                if is_end:
                     finish = "stop"
                     break
                 made += 1
-                give(stops.push(characters.decode(self.piece(token))))
+                text = characters.decode(self.piece(token))
+                read += len(text)
+                give(stops.push(text))
                 if stops.found or made >= room:
                     finish = "stop" if stops.found else "length"
                     break
@@ -446,6 +469,8 @@ class GgufModel:
         finally:
             self._lib.llama_sampler_free(sampler)
         give(stops.push(characters.decode(b"", final=True)) + stops.flush())
+        if scores is not None and not stops.found:
+            scores.release()
         ended = time.monotonic()
         decoded, seconds = (made - 1, ended - first) if made > 1 else (made, ended - began)
         return {
@@ -458,30 +483,47 @@ class GgufModel:
             "context_limit": self.longest_context,
         }
 
-    def _take_in(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> int | None:
+    def _take_in(
+        self, prompt: Sequence[int], cancelled: Callable[[], bool], scores: TokenScores | None = None
+    ) -> int | None:
         """Compute the keys and values of a prompt, reusing those of the previous question.
+
+        Args:
+            prompt: Its tokens.
+            cancelled: Asked between two pieces.
+            scores: Receives their log-probabilities; then nothing is reused.
 
         Returns:
             The place of its last token in the last decoded batch, for its logits; None if cancelled.
         """
-        # At least one token is read again, for its logits.
-        self._forget(common_prefix([self._cached, prompt[:-1]]))
+        kept, self._whole = self._cached[: self._whole], 0
+        self._forget(0 if scores is not None else reusable(kept, prompt))
         place = -1
+        if scores is not None:
+            scores.add(prompt[0], None, ())
         for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
             if cancelled():
                 return None
             piece = list(prompt[begin : begin + PIECE_TOKENS])
             place = len(piece) - 1
-            self._decode(piece, begin, [place])
+            self._decode(piece, begin, [place] if scores is None else range(len(piece)))
             self._cached += piece
+            if scores is not None:
+                for at, token in enumerate(prompt[begin + 1 : begin + len(piece) + 1]):
+                    scores.add(token, *_likeliest(self._finite(at), token, scores.count))
+                scores.release()
+        self._whole = whole_pieces(len(prompt))
         return place
 
-    def _check_finite(self, place: int) -> None:
-        if not np.isfinite(self._read(place)).all():
+    def _finite(self, place: int) -> Logits:
+        """The logits at a place of the last batch, if they are numbers."""
+        logits = self._read(place)
+        if not np.isfinite(logits).all():
             raise UserError(
                 f"{one_line(str(self.path))} computes values that are no numbers (NaN or infinite).",
                 f"Its weights are damaged. {_AGAIN}",
             )
+        return logits
 
     def _sampler(self, settings: GenerationSettings, prompt: Sequence[int]) -> Any:
         """A chain of llama.cpp's own samplers, in our order: see :class:`GenerationSettings`."""
@@ -492,6 +534,15 @@ class GgufModel:
             links.append(
                 lib.llama_sampler_init_penalties(
                     self.vocabulary_size, self._size, settings.repetition_penalty, 0.0, 0.0
+                )
+            )
+            for token in prompt:
+                lib.llama_sampler_accept(links[0], token)
+        if settings.frequency_penalty or settings.presence_penalty:
+            # A link of its own, which never hears of the prompt.
+            links.append(
+                lib.llama_sampler_init_penalties(
+                    self.vocabulary_size, self._size, 1.0, settings.frequency_penalty, settings.presence_penalty
                 )
             )
         if settings.temperature == 0:
@@ -508,10 +559,17 @@ class GgufModel:
             links.append(lib.llama_sampler_init_dist(seed))
         for link in links:
             lib.llama_sampler_chain_add(chain, link)
-        if settings.repetition_penalty != 1:
-            for token in prompt:
-                lib.llama_sampler_accept(chain, token)
         return chain
+
+
+def _likeliest(logits: Logits, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """The log-probability of a token, and the likeliest tokens with theirs."""
+    top = logits.max()
+    log = logits - top - np.log(np.exp(logits - top, dtype=np.float64).sum())
+    # One more than is needed, as none cannot be asked for.
+    best = np.argpartition(log, -count - 1)[-count - 1 :].tolist()
+    found = [(int(each), float(log[each])) for each in best]
+    return float(log[token]), sorted(found, key=lambda each: -each[1])[:count]
 
 
 class GgufTemplate:
@@ -531,7 +589,7 @@ class GgufTemplate:
             raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
         self._template = ChatTemplate(source, model.specials, with_tools=model.templates.get("tool_use"), now=now)
         self._template.check()
-        self._stops = any_of(filter(None, [model.specials["eos_token"]]))
+        self._stops = any_of(filter(None, [model.specials.get("eos_token")]))
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """A conversation as text, ready for the model to answer, or to continue if it ends with an answer.

@@ -16,6 +16,7 @@ from core.chat.engine import AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
 from core.errors import UserError
 from core.worker.generate import chat_engine
+from core.worker.generate.stops import whole_pieces
 from tests.progress import quiet
 from tests.tiny_model import write_tiny_adapter
 from tests.waiting import wait_for
@@ -189,21 +190,20 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, ada
     def ask(messages: list[dict[str, str]], source: str = "tuned") -> dict[str, Any]:
         return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
 
-    question = [{"role": "user", "content": "the first ticket of the day"}]
+    question = [{"role": "user", "content": "the ticket " * 90}]
     # A question to the base unfolds the adapter for good, which drops the cache.
     assert ask(question, "base")["source"] == "base"
     first = ask(question)
     longer = [*question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "and now"}]
     second = ask(longer)
-    assert second["reused_tokens"] > first["prompt_tokens"] - 2
-    assert second["prompt_tokens"] > second["reused_tokens"]
+    assert second["reused_tokens"] == whole_pieces(first["prompt_tokens"]) > 0
     # Another source has keys and values of its own.
     assert ask(longer, "base")["text"] != second["text"]
     again = ask(longer)
-    assert again["reused_tokens"] == again["prompt_tokens"] - 1
+    assert again["reused_tokens"] == whole_pieces(again["prompt_tokens"])
     assert again["text"] == second["text"]
     other = ask([{"role": "user", "content": "something else"}])
-    assert other["reused_tokens"] < 12
+    assert other["reused_tokens"] == 0
     assert ask(longer)["text"] == second["text"], "nothing of the other conversation is left in it"
     engine.add(AdapterSpec("other@9", str(adapter_dir), "step-9"))
     anew = ask(longer)

@@ -133,6 +133,20 @@ def test_what_is_drawn_is_what_transformers_would_draw(
     assert float((found - wanted).abs().max()) <= 1 / DRAWS + 1e-6
 
 
+def test_frequency_and_presence_penalties_are_those_of_openai() -> None:
+    settings = GenerationSettings(frequency_penalty=0.5, presence_penalty=0.75)
+    logits, written = torch.tensor([3.0, 2.0, 1.5, 0.0]), list[int]()
+    sampler = Sampler(settings, before=[0])
+    for _ in range(8):
+        lowered = [
+            logit - 0.5 * written.count(token) - 0.75 * (token in written)
+            for token, logit in enumerate(logits.tolist())
+        ]
+        assert sampler.choose(logits) == lowered.index(max(lowered))
+        written.append(lowered.index(max(lowered)))
+    assert len(set(written)) == 3, "the prompt does not count"
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-3])
 def test_a_penalty_falls_on_tokens_that_were_there(temperature: float) -> None:
     settings = GenerationSettings(temperature=temperature, repetition_penalty=1.5)

@@ -76,7 +76,7 @@ def reference(tiny: LoadedModel) -> list[int]:
 
 @pytest.mark.parametrize("piece", [3, 512])
 def test_the_answer_is_that_of_transformers(tiny: LoadedModel, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.worker.generate.decoding.PREFILL_TOKENS", piece)
+    monkeypatch.setattr("core.worker.generate.decoding.PIECE_TOKENS", piece)
     heard: list[str] = []
     generation = generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(40), heard.append, never)
     expected = reference(tiny)
@@ -99,7 +99,7 @@ def test_it_stops_at_every_token_that_ends_a_turn(tiny: LoadedModel) -> None:
 
 
 def test_a_long_prompt_can_be_cancelled_while_it_is_read(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.worker.generate.decoding.PREFILL_TOKENS", 4)
+    monkeypatch.setattr("core.worker.generate.decoding.PIECE_TOKENS", 4)
     asked: list[int] = []
 
     def cancelled() -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from core.worker.generate import decoding
+from core.worker.generate import decoding, stops
 from core.worker.generate.cache_trial import CacheUse, cache_use
 from core.worker.generate.decoding import BatchDecoder, KeyValues
-from core.worker.generate.generate import PrefixCache, _batches
+from core.worker.generate.generate import PrefixCache, Prompt, _batches
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
 from tests.tiny_model import write_tiny_model
 
@@ -52,7 +52,7 @@ def not_cancelled() -> bool:
 def test_a_prompt_in_pieces_and_tokens_after_it_are_as_if_read_at_once(
     network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 11)
+    monkeypatch.setattr(decoding, "PIECE_TOKENS", 11)
     state = KeyValues(network)
     first = state.read(IDS[:40], not_cancelled)
     for token in IDS[40:]:
@@ -64,24 +64,26 @@ def test_a_prompt_in_pieces_and_tokens_after_it_are_as_if_read_at_once(
 
 
 @torch.no_grad()
-def test_another_turn_or_branch_equals_a_conversation_read_anew(network: Any) -> None:
+def test_another_turn_or_branch_equals_a_conversation_read_anew(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (decoding, stops):
+        monkeypatch.setattr(module, "PIECE_TOKENS", 8)
     kept = PrefixCache()
-    state, read = kept.take("tuned", IDS[:20], network)
-    assert read == 0
-    state.read(IDS[:20], not_cancelled)
-    for token in IDS[20:30]:
-        state.extend(torch.tensor([[token]]))
-    # The last token of an answer is not read any more.
-    kept.keep("tuned", IDS[:31], state)
-    state, read = kept.take("tuned", IDS, network)
-    assert read == (30 if cache_use(network).pieces else 0)
-    assert differ(state.read(IDS[read:], not_cancelled), anew(network, IDS)) < TOLERANCE
-    # A state cannot be cut to fewer tokens.
-    kept.keep("tuned", IDS, state)
-    branch = [*IDS[:20], *IDS[35:45]]
-    state, read = kept.take("tuned", branch, network)
-    assert read == 0
-    assert differ(state.read(branch, not_cancelled), anew(network, branch)) < TOLERANCE
+
+    def ask(tokens: list[int]) -> int:
+        """Read a prompt and write an answer; returns the tokens that were not read again."""
+        prompt = Prompt(network, tokens, frozenset(), 10, None)
+        state, read = kept.take("tuned", prompt)
+        assert differ(state.read(tokens[read:], not_cancelled), anew(network, tokens)) < TOLERANCE
+        for token in IDS[:10]:
+            state.extend(torch.tensor([[token]]))
+        kept.keep("tuned", prompt, state)
+        return read
+
+    resumes = cache_use(network).pieces
+    assert ask(IDS[:20]) == 0
+    # A state cannot be cut to fewer tokens, so that of the whole pieces was copied.
+    assert [ask(IDS[:20]), ask(IDS)] == [16 * resumes] * 2
+    assert ask([*IDS[:20], *IDS[35:45]]) == 0
 
 
 @torch.no_grad()
