@@ -183,7 +183,7 @@ def test_pairs_count_as_a_run_counts_them(both: Both, tmp_path: Path, objective:
     pairs: list[dict[str, Any]] = [
         {"prompt": "q", "chosen": "a", "rejected": "bb"},
         {"prompt": "r", "chosen": "a", "rejected": "b" * 300},
-        {"prompt": "s", "chosen": "a", "rejected": "x <|im_end|>"},
+        {"prompt": "s", "chosen": "a", "rejected": "x <|im_end|> y"},
     ]
     path = write(tmp_path / "a.jsonl", json_lines([*pairs, chat("q")]))
     analysis, run = both(config(path, max_length=128, objective=objective))

@@ -214,9 +214,7 @@ def test_a_call_is_forced_whatever_the_model_would_say(served: Served, seed: int
 
 
 def test_an_answer_at_the_end_is_continued(served: Served) -> None:
-    whole, _ = served.expected(None, tokens=12)
-    begun = whole[: len(whole) // 2].rstrip()
-    found = served.ask(served.model.name, [*QUESTION, {"role": "assistant", "content": begun}])
+    found = served.ask(served.model.name, [*QUESTION, {"role": "assistant", "content": "The area is"}])
     prompt = served.ask(served.model.name).usage.prompt_tokens
     assert found.usage.prompt_tokens > prompt
     assert found.choices[0].message.content
