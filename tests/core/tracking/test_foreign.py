@@ -70,14 +70,18 @@ def test_an_event_file_is_cut_to_its_confirmed_size_or_begins_anew(run: Run) -> 
 
 def test_an_event_file_gets_its_header_once(run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     event = SimpleNamespace(SerializeToString=lambda: b"header.")
-    library = SimpleNamespace(RecordWriter=lambda file: SimpleNamespace(write=file.write), Event=lambda **_: event)
+    library = SimpleNamespace(
+        RecordWriter=lambda file: SimpleNamespace(write=file.write),
+        Event=lambda **_: event,
+        hparams_pb=lambda *_, **__: None,
+    )
     monkeypatch.setattr("core.tracking.destinations.importlib.import_module", lambda _: library)
     found = tensorboard(run)
     found.place.make()
     for _ in range(2):
         found.open()
         found.close()
-    assert found.path.read_bytes() == b"header."
+    assert found.path.read_bytes() == b"header." * 2  # and the options
     assert found.path.stat().st_mode & 0o777 == 0o600
     found.path.unlink()
     found.path.symlink_to(outside / "mine")
