@@ -463,16 +463,18 @@ class Detection:
         return read_columns(data, self.format) if self.columns is None else self.columns.read_columns
 
 
-def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
+def detect(rows: Iterable[Row], source: str = "The file", *, asks: bool = True) -> Detection:
     """Detect the format that most of the first readable rows fit.
 
     Args:
         rows: Rows, of which the first 200 are inspected.
         source: Name of the rows' source, for messages.
+        asks: Refuse texts beside a column that may be their question, answer or label. A recorded run has learned them
+            as they are.
 
     Raises:
         UserError: If no row can be read, or none fits a format; the message names the columns, the hint the nearest
-            known column. Also if the rows have a question beside a text, which may or may not be its answer.
+            known column. Also for such texts.
     """
     readable = _readable(rows, source)
     votes = Counter(found for data in readable if (found := format_of(data)) is not None)
@@ -481,7 +483,7 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
             return named
         raise headless(readable[0], source) or _unknown_columns(readable, source)
     winner, count = votes.most_common(1)[0]
-    if winner == "text" and (doubt := _doubtful_text(readable, source)) is not None:
+    if asks and winner == "text" and (doubt := _doubtful_text(readable, source)) is not None:
         raise doubt
     return Detection(winner, f"{_share(count, len(readable))} {FORMATS[winner]}.", parts=_parts(readable, winner))
 
@@ -506,7 +508,12 @@ def _by_other_names(rows: Sequence[Mapping[str, Any]], source: str, wanted: str 
 
 
 def choose(
-    rows: Iterable[Row], wanted: str = "auto", source: str = "The file", columns: ColumnMap | None = None
+    rows: Iterable[Row],
+    wanted: str = "auto",
+    source: str = "The file",
+    columns: ColumnMap | None = None,
+    *,
+    asks: bool = True,
 ) -> Detection:
     """The configured format, or the detected format for ``auto``.
 
@@ -515,6 +522,7 @@ def choose(
         wanted: A format, or ``auto``.
         source: Name of the rows' source, for messages.
         columns: The column mapping of the configuration; it decides the format.
+        asks: As for :func:`detect`.
 
     Raises:
         UserError: As :func:`detect`, or if no row is of the wanted format or has the mapped columns.
@@ -530,7 +538,7 @@ def choose(
             raise missing
         return Detection(columns.format, f"The columns are named: {columns.describe()}.", columns, columns.columns)
     if wanted == "auto":
-        return detect(rows, source)
+        return detect(rows, source, asks=asks)
     readable = _readable(rows, source)
     chosen = next((name for name in FORMATS if name == wanted), None)
     if chosen is None:

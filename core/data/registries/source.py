@@ -76,15 +76,16 @@ class DataSource:
         """Detect the format from the first rows of the opened file; ``shown`` is its name in messages."""
         return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown, file.note)
 
-    def detect(self, rows: Iterable[Row], shown: str = "", note: str = "") -> Detection:
+    def detect(self, rows: Iterable[Row], shown: str = "", note: str = "", *, asks: bool = True) -> Detection:
         """Detect the format from the first rows; see :func:`~core.data.formats.detect.choose`.
 
         Args:
             rows: The first rows.
             shown: Name of the source in messages.
             note: Note of the file (:attr:`RowFile.note <core.data.files.rows.RowFile.note>`).
+            asks: As for :func:`~core.data.formats.detect.detect`.
         """
-        found = choose(rows, self.format, shown or one_line(self.name), self.columns)
+        found = choose(rows, self.format, shown or one_line(self.name), self.columns, asks=asks)
         return replace(found, reason=" ".join(filter(None, (found.reason, note, self.note))))
 
 

@@ -108,6 +108,7 @@ class Loader:
         vocabulary: Vocabulary size, to check pretokenized rows; None to trust them.
         progress: Called with the number of rows read; may raise to stop.
         preflight: Refuses data that would waste the run; None to refuse nothing.
+        asks: Whether the run is new; see :func:`core.data.formats.detect.detect`.
     """
 
     config: Config
@@ -115,6 +116,7 @@ class Loader:
     vocabulary: int | None = None
     progress: Callable[[int], None] = lambda _: None
     preflight: Preflight | None = None
+    asks: bool = False
 
     def training(self) -> tuple[Dataset, Dataset | None]:
         """The training rows, and the held-out rows, if there are any.
@@ -192,7 +194,7 @@ class Loader:
         file = source.open()
         rows = source.rows(file)
         head = list(itertools.islice(rows, SAMPLE))
-        detection = source.detect(head, note=file.note)
+        detection = source.detect(head, note=file.note, asks=self.asks)
         refuse_untrainable(detection, one_line(source.name), self.config.train.objective)
         if self.preflight is not None:
             self.preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))

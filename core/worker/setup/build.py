@@ -176,7 +176,7 @@ def build(
     planner = Planner(config.model.base, device)
     if ranks.is_first:
         planner.measure_ahead(config)
-    prepared = prepare(config, base, recorder, controls.check_stop, recorder.run.created)
+    prepared = prepare(config, base, recorder, controls.check_stop, recorder.run.created, is_resumed=found is not None)
     dataset = prepared.dataset
     config = settle_strategy(config, planner, dataset, recorder, ranks)
     strategy = make_strategy(config, ranks, recorder, holds=lambda: governor.pause is not None)

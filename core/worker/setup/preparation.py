@@ -65,7 +65,13 @@ class Prepared:
 
 
 def prepare(
-    config: Config, base: Path, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None
+    config: Config,
+    base: Path,
+    recorder: Recorder,
+    check_stop: Callable[[], None],
+    now: datetime | None,
+    *,
+    is_resumed: bool = False,
 ) -> Prepared:
     """Read and tokenize the rows, and refuse anything that would waste the run.
 
@@ -76,6 +82,7 @@ def prepare(
         check_stop: Called often; may raise to stop.
         now: Date for templates that insert one. A resumed run keeps its first date, so its rows stay the same. None for
             today.
+        is_resumed: Whether the rows have been trained on.
 
     Raises:
         UserError: If the rows cannot be used or would waste the run.
@@ -103,7 +110,7 @@ def prepare(
         recorder.phase("preparing_data", done=rows)
 
     vocabulary = vocabulary_size(base)
-    loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight)
+    loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress, preflight=preflight, asks=not is_resumed)
     dataset, held_out = loader.training()
     _check_tokens(dataset, base, vocabulary)
     recorder.event(dataset.event(held_out))

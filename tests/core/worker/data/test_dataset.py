@@ -60,6 +60,16 @@ def questions(dataset: Dataset) -> list[str]:
     return [example.messages[0].content for example in dataset.examples]
 
 
+def test_a_text_beside_a_label_is_asked_about_before_a_run_and_never_after(encoder: Encoder, write: Writes) -> None:
+    path = write({"text": "My card was eaten.", "category": "lost"}, {"text": "Where is my card?", "category": "late"})
+    assert [example.text for example in loader(encoder).load(path).examples] == [
+        "My card was eaten.",
+        "Where is my card?",
+    ]
+    with pytest.raises(UserError, match="category"):
+        dataclasses.replace(loader(encoder), asks=True).load(path)
+
+
 def test_rows_with_pictures_are_dropped_and_unread_columns_kept(encoder: Encoder, write: Writes) -> None:
     shown = {**chat("<image>what is this"), "images": ["a.png"]}
     path = write(shown, {**chat("how"), "images": [], "id": 1}, {**chat("why"), "tag": "x"})
