@@ -78,11 +78,11 @@ class RunsPane(Pane):
         self._show_hints()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Place the details of a run where they fit."""
+        """Place the details of a run where they fit, and request them once there is room."""
         width, height = event.size
         self.set_class(width >= BESIDE_WIDTH, "-beside")
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
-        self.call_after_refresh(self._show_account)
+        self.call_after_refresh(self._look)
 
     def show_queue(self, view: QueueView) -> None:
         """Show the queue in a line."""
