@@ -26,6 +26,8 @@ ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet"
 #: Suffixes of files whose lines are JSON objects.
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 YAML_SUFFIXES = (".yml", ".yaml")
+#: Scripts and notebooks, whose settings can be imported.
+CODE_SUFFIXES = (".py", ".ipynb")
 
 _HEAD_BYTES, _DESCRIPTION_BYTES = 4 << 10, 64 << 10
 _DATA_MAGIC = (b"PAR1", b"ARROW1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")

@@ -34,7 +34,7 @@ _BY_ARGUMENT = {
         "any_file": "compare.markdown compare.csv compare.curves continue.checkpoints export.out eval.prompts eval.out "
         "eval.include schema.out serve.uds slurm.output train.slurm",
         "template_file": "data.template",
-        "yaml_file": "import.file",
+        "import_file": "import.file",
         "config_file": "import.out init.out",
         "presets": "init.preset queue.preset train.preset",
         "trash": "trash.runs",

@@ -337,7 +337,7 @@ ROLE_NAMES = {
 #: Characters within which a transcript begins with its first mark.
 _TRANSCRIPT_START = 40
 #: Marks before the turns of a transcript: hh-rlhf's, and Guanaco's.
-_TURN_MARKS = (re.compile(r"(?:^|\n\n)\s*(Human|Assistant):"), re.compile(r"### ?(Human|Assistant):"))
+_TURN_MARKS = (re.compile(r"(?:^|\n\n)\s{0,9}(Human|Assistant):"), re.compile(r"### ?(Human|Assistant):"))
 
 
 def read_transcript(text: str) -> list[Message] | None:

@@ -286,12 +286,18 @@ def read_sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[
         # Below a directory; an absolute file stands alone, and so does the path where it is the file itself.
         alone = [path in LOADERS or name == path or os.path.isabs(name) for name in files]
         names = [name if stands else f"{path.rstrip('/')}/{name}" for name, stands in zip(files, alone, strict=True)]
-        return [write_file(work, name) for name in dict.fromkeys(names)]
-    written = []
-    for part in parts:
-        mark = f"#{part.split}" if part.split and _names_split(work, path, part.split) else ""
-        written.append(replace(write_file(work, path, mark), part=None if part.is_whole else part))
-    return list(dict.fromkeys(written))
+        if len(names) > 1 and not all(part.is_whole for part in parts):
+            work.drop(f"{key}.split", "A part of several files together: all their rows are used.")
+            parts = [Part("")]
+        placed = [(name, "", part) for name in names for part in parts]
+    else:
+        marks = [f"#{part.split}" if part.split and _names_split(work, path, part.split) else "" for part in parts]
+        placed = [(path, mark, part) for mark, part in zip(marks, parts, strict=True)]
+    return list(
+        dict.fromkeys(
+            replace(write_file(work, name, mark), part=None if part.is_whole else part) for name, mark, part in placed
+        )
+    )
 
 
 def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[Written] | None:

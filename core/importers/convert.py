@@ -19,12 +19,13 @@ from core.importers.axolotl import AXOLOTL
 from core.importers.data_files import count_rows
 from core.importers.llama_factory import LLAMA_FACTORY
 from core.importers.llama_factory_v1 import LLAMA_FACTORY_V1
-from core.importers.python_calls import SUFFIXES, CodeFile, read_calls
+from core.importers.python_calls import CodeFile, read_calls
 from core.importers.redact import cleaned, redact_name, shown
 from core.importers.tool import DATA, Tool, carry_over
 from core.importers.translation import Entry, Places, Translation, Unknown, file_name
 from core.importers.unsloth import UNSLOTH
 from core.importers.unsloth_script import UNSLOTH_SCRIPT
+from core.path_kind import CODE_SUFFIXES
 from core.text import one_line
 from core.yaml.file import YamlFile, read_yaml
 
@@ -88,7 +89,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
             f"{one_line(str(path), 200)} is TOML; configurations of other tools are YAML.",
             "A configuration of ours needs no import: localtune-tui opens it, and train takes it.",
         )
-    is_code = path.suffix.lower() in SUFFIXES
+    is_code = path.suffix.lower() in CODE_SUFFIXES
     if is_code and kind not in (None, UNSLOTH.kind):
         problem = f"{one_line(str(path), 200)} is Python, and {TOOLS[kind].title} is set by YAML."
         raise UserError(problem, "Leave out --from.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from core.small_files import read_small
 from core.text import one_line
 from core.yaml.file import YamlFile
 
-#: Suffixes of the files.
-SUFFIXES = (".py", ".ipynb")
 #: Most bytes of a notebook with its outputs, and most characters of code.
 _NOTEBOOK, _CODE = 32 << 20, 128 << 10
 _LARGEST = 1 << 63
+#: Most values in the list or dictionary of a name; a list of such names would have any number.
+_PARTS = 1000
 
 # The calls, by the last part of their name; the first of each kind counts.
 _CALLS = {
@@ -151,7 +152,7 @@ class _Reader:
     def finish(self) -> None:
         """Find the datasets: those loaded for the trainer, else all of them."""
         for key, node in self._data.items():
-            loads = list(self._loaded(node, set()))
+            loads = list(self._loaded(node))
             if key == "train_dataset" and not loads:
                 loads = self._loads
             entries = [entry for load in loads if (entry := self._entry(load)) is not None]
@@ -164,11 +165,9 @@ class _Reader:
     def _assign(self, target: ast.AST, value: ast.AST) -> None:
         for name in [node.id for node in ast.walk(target) if isinstance(node, ast.Name)]:
             self._constants.pop(name, None)
-            try:
-                if isinstance(target, ast.Name):
-                    self._constants[name] = self._value(value)
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):
+                if isinstance(target, ast.Name) and _parts(constant := self._value(value)) <= _PARTS:
+                    self._constants[name] = constant
             self._origins.setdefault(name, []).append(value)
 
     def _call(self, node: ast.Call, cell: str) -> None:
@@ -243,15 +242,16 @@ class _Reader:
             return _bounded(left + right if add else left - right if subtract else left * right)
         raise ValueError
 
-    def _loaded(self, node: ast.AST, seen: set[str]) -> Iterator[ast.Call]:
+    def _loaded(self, node: ast.AST) -> Iterator[ast.Call]:
         """Calls of ``load_dataset`` that an expression comes from."""
-        for each in ast.walk(node):
-            if isinstance(each, ast.Call) and _name(each)[0] == "load_dataset":
-                yield each
-            elif isinstance(each, ast.Name) and each.id not in seen:
-                seen.add(each.id)
-                for origin in self._origins.get(each.id, ()):
-                    yield from self._loaded(origin, seen)
+        origins, seen = [node], set[str]()
+        for origin in origins:
+            for each in ast.walk(origin):
+                if isinstance(each, ast.Call) and _name(each)[0] == "load_dataset":
+                    yield each
+                elif isinstance(each, ast.Name) and each.id not in seen:
+                    seen.add(each.id)
+                    origins += self._origins.get(each.id, ())
 
     def _entry(self, load: ast.Call) -> dict[str, Any] | None:
         """A dataset as ``path``, ``name``, ``split``, ``data_files`` and ``revision``; None if it is computed."""
@@ -290,6 +290,12 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError
     return value
+
+
+def _parts(value: Any) -> int:
+    """The number of values in a value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_parts, inner))
 
 
 def _bounded(value: Any) -> Any:

@@ -33,7 +33,7 @@ _localtune_tui_models_or_dirs() {
 _localtune_tui_chat_dirs() { _localtune_tui_runs "$1"; _localtune_tui_models_or_dirs "$1"; }
 _localtune_tui_any_file() { compgen -f -- "$1"; }
 _localtune_tui_config_file() { _localtune_tui_matching "$1" '*.toml'; }
-_localtune_tui_yaml_file() { _localtune_tui_matching "$1" '*.yml' '*.yaml'; }
+_localtune_tui_import_file() { _localtune_tui_matching "$1" '*.yml' '*.yaml' '*.py' '*.ipynb'; }
 _localtune_tui_template_file() { _localtune_tui_matching "$1" '*.jinja' '*.j2'; }
 _localtune_tui_data_file() { _localtune_tui_matching "$1" "${_localtune_tui_data_patterns[@]}"; }
 _localtune_tui_opened_file() { _localtune_tui_matching "$1" '*.toml' "${_localtune_tui_data_patterns[@]}"; }

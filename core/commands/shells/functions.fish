@@ -52,8 +52,8 @@ end
 function _localtune_tui_config_file
   _localtune_tui_matching '*.toml'
 end
-function _localtune_tui_yaml_file
-  _localtune_tui_matching '*.yml' '*.yaml'
+function _localtune_tui_import_file
+  _localtune_tui_matching '*.yml' '*.yaml' '*.py' '*.ipynb'
 end
 function _localtune_tui_template_file
   _localtune_tui_matching '*.jinja' '*.j2'

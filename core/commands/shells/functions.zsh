@@ -11,7 +11,7 @@ _localtune_tui_models_or_dirs() { _localtune_tui_named 'models/*/config.json'; _
 _localtune_tui_chat_dirs() { _localtune_tui_runs; _localtune_tui_models_or_dirs; }
 _localtune_tui_any_file() { _files; }
 _localtune_tui_config_file() { _files -g '*.toml'; }
-_localtune_tui_yaml_file() { _files -g '*.(yml|yaml)'; }
+_localtune_tui_import_file() { _files -g '*.(yml|yaml|py|ipynb)'; }
 _localtune_tui_template_file() { _files -g '*.(jinja|j2)'; }
 _localtune_tui_data_file() { _files -g "(${(j:|:)_localtune_tui_data_patterns})"; }
 _localtune_tui_opened_file() { _files -g "(*.toml|${(j:|:)_localtune_tui_data_patterns})"; }

@@ -37,8 +37,9 @@ _BETTER_WORSE = (
     *(("preferred", "dispreferred"), ("winner", "loser"), ("win", "lose"), ("good", "bad")),
 )
 _WORDS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])|\d+")
-#: Values that are no texts to learn: numbers, dates, addresses, hashes and identifiers.
-_CODES = re.compile(r"[\d\s.,:/TZ+-]+|\w+://\S+|[0-9a-f-]{16,}|[\w.-]*[\d_/][\w./-]*", re.IGNORECASE)
+#: Values that are no texts to learn: numbers, dates, addresses, hashes and identifiers. Long texts take
+#: linear time.
+_CODES = re.compile(r"[\d\s.,:/TZ+-]+|\w+://\S+|[0-9a-f-]{16,}|(?:[^\W\d_]|[.-])*[\d_/][\w./-]*", re.IGNORECASE)
 #: Mean characters from which texts are long; names and labels have fewer.
 _LONG = 20
 #: Longest name that a hint writes out.

@@ -220,7 +220,8 @@ def headless(data: Mapping[str, Any], source: str) -> UnknownColumnsError | None
         source: Name of the rows' source, for the message.
     """
     names = list(data)
-    if not all(isinstance(value, str) for value in data.values()) or not any(map(_is_cell, names)):
+    cell = next(filter(_is_cell, names), None)
+    if cell is None or not all(isinstance(value, str) for value in data.values()):
         return None
     longest = sorted(range(len(names)), key=lambda place: -len(names[place]) - len(data[names[place]]))[:2]
     parts = list(zip(("user", "assistant"), (place + 1 for place in sorted(longest)), strict=False))
@@ -228,7 +229,7 @@ def headless(data: Mapping[str, Any], source: str) -> UnknownColumnsError | None
         parts = [("text", 1)]
     shown = ", ".join(f'{part} = "{number}"' for part, number in parts)
     return UnknownColumnsError(
-        f"The first line of {source} looks like a record ({one_line(names[0], 40)}): has the file a header?",
+        f"The first line of {source} looks like a record ({one_line(cell, 40)}): has the file a header?",
         f"If not, number its columns: data.columns = {{{shown}}} "
         f"(--columns {','.join(f'{part}={number}' for part, number in parts)}). "
         "If it has, name two of its columns in the same way.",

@@ -41,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "models" / "tiny").mkdir(parents=True)
     (home / "models" / "tiny" / "config.json").touch()
     (work / "rows").mkdir(parents=True)
-    for name in ("faq.csv", "faq.toml", "axolotl.yml", "notes.md"):
+    for name in ("faq.csv", "faq.toml", "axolotl.yml", "unsloth.ipynb", "notes.md"):
         (work / name).touch()
     monkeypatch.setenv("LOCALTUNE_HOME", str(home))
     monkeypatch.chdir(work)

@@ -88,3 +88,12 @@ def test_code_is_limited_and_belongs_to_unsloth(tmp_path: Path) -> None:
         import_config(path)
     with pytest.raises(UserError, match="more than 128 KB of code"):
         import_config(notebook(tmp_path, "x = 1\n" * 30_000))
+
+
+def test_names_of_names_are_followed_and_multiplied_lists_refused(tmp_path: Path) -> None:
+    names = "".join(f"d{number} = d{number - 1}\n" for number in range(1, 2000))
+    imported = script(tmp_path, **{"trainer = SFT": f"d0 = dataset\n{names}dataset = d1999\ntrainer = SFT"})
+    assert setting(imported, "data.train") == "rows.jsonl"
+    lists = "".join(f"t{number} = [t{number - 1}, t{number - 1}]\n" for number in range(1, 60))
+    imported = script(tmp_path, **{"model = Fast": f't0 = ["q"]\n{lists}model = Fast', '["q_proj", "v_proj"]': "t59"})
+    assert entry(imported, "target_modules")[1].reason.startswith("Computed in the code")

@@ -13,6 +13,7 @@ from core.config.document import ConfigDocument
 from core.config.files import recent_configs
 from core.drafts import remove_draft
 from core.errors import UserError
+from core.path_kind import CODE_SUFFIXES, YAML_SUFFIXES
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line
 from tui.panes.config.editor import ConfigEditor, Opened, describe, kept_drafts, open_draft
@@ -197,7 +198,7 @@ async def show_difference(
 
 
 #: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth, whose settings may be in code.
-SUFFIXES = (".yml", ".yaml", ".py", ".ipynb")
+SUFFIXES = (*YAML_SUFFIXES, *CODE_SUFFIXES)
 
 
 def read_import(path: Path) -> Imported:
