@@ -8,7 +8,7 @@ from typing import Any
 from core.config.choices import Objective, Tracker
 from core.config.schema import MethodSection
 from core.importers import trainer
-from core.importers.axolotl_data import datasets
+from core.importers.axolotl_data import datasets, named_files
 from core.importers.data_files import INSTEAD, every, per_epoch
 from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
 from core.importers.tool import REASONS, SHARED, Joint, joint, read_tool, shared
@@ -393,17 +393,9 @@ _CARRIED: dict[str, Joint] = {
 }
 
 
-def _places(values: Mapping[str, Any]) -> Iterable[str]:
-    names = [values.get("base_model"), values.get("chat_template_jinja"), *file_names(values)]
-    for key in ("datasets", "test_datasets", "pretraining_dataset"):
-        entries = values.get(key)
-        for entry in entries if isinstance(entries, list) else [entries]:
-            if isinstance(entry, dict):
-                files = entry.get("data_files")
-                names += [entry.get("path"), *(files if isinstance(files, list) else [files])]
-            else:
-                names.append(entry)
-    return [name for name in names if isinstance(name, str) and len(name) < 400]
+def _places(values: Mapping[str, Any]) -> Iterable[Any]:
+    data = named_files(*(values.get(key) for key in ("datasets", "test_datasets", "pretraining_dataset")))
+    return [values.get("base_model"), values.get("chat_template_jinja"), *file_names(values), *data]
 
 
 AXOLOTL = read_tool("axolotl", _CARRIED, _places)

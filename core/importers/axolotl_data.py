@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -264,6 +264,15 @@ def _style(kind: str) -> str | None:
     if name in _ALPACA_TYPES:
         return _STYLES.get(style)
     return "vicuna" if name.startswith("alpaca_chat") else None
+
+
+def named_files(*data: Any) -> Iterator[Any]:
+    """Paths and names in the values of keys of datasets, as they are written there."""
+    for entries in data:
+        for entry in entries if isinstance(entries, list) else [entries]:
+            files = entry.get("data_files") if isinstance(entry, dict) else None
+            yield entry.get("path") if isinstance(entry, dict) else entry
+            yield from files if isinstance(files, list) else [files]
 
 
 def read_sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -477,11 +478,10 @@ _CARRIED: dict[str, Joint] = {
 }
 
 
-def _places(values: Mapping[str, Any]) -> Iterable[str]:
+def _places(values: Mapping[str, Any]) -> Iterable[Any]:
     directory = values.get("dataset_dir", "data")
-    model = values.get("model_name_or_path")
-    names = [str(Path(directory) / REGISTRY)] if isinstance(directory, str) and "\0" not in directory else []
-    return [*names, *([model] if isinstance(model, str) else []), *file_names(values)]
+    registry = os.path.join(directory, REGISTRY) if isinstance(directory, str) else None
+    return [registry, values.get("model_name_or_path"), *file_names(values)]
 
 
 LLAMA_FACTORY = read_tool("llama-factory", _CARRIED, _places)

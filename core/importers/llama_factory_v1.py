@@ -155,11 +155,10 @@ _CARRIED: dict[str, Joint] = {
 }
 
 
-def _places(values: Mapping[str, Any]) -> Iterable[str]:
+def _places(values: Mapping[str, Any]) -> Iterable[Any]:
     several = values.get("dist_config")
     file = several.get("config_file") if isinstance(several, dict) else None
-    names = [values.get("model"), values.get("train_dataset"), values.get("eval_dataset"), file]
-    return [name for name in names if isinstance(name, str) and len(name) < 400]
+    return [values.get("model"), values.get("train_dataset"), values.get("eval_dataset"), file]
 
 
 LLAMA_FACTORY_V1 = read_tool("llama-factory-v1", _CARRIED, _places)

@@ -130,7 +130,7 @@ class Tool:
         title: Its name.
         table: Rule of each key; keys inside ``sections`` are written ``section.key``.
         signs: Keys that identify its files, the most characteristic first.
-        places: Paths named in a file; relative ones hint at the tool's working directory.
+        places: Values of a file that may be paths; relative ones hint at the tool's working directory.
         sections: Keys whose values are tables of keys.
         is_open: True if keys that are not in the table are no errors.
     """
@@ -139,7 +139,7 @@ class Tool:
     title: str
     table: Mapping[str, Rule]
     signs: tuple[str, ...]
-    places: Callable[[Mapping[str, Any]], Iterable[str]]
+    places: Callable[[Mapping[str, Any]], Iterable[Any]]
     sections: frozenset[str] = frozenset()
     is_open: bool = False
 
@@ -190,7 +190,7 @@ def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, 
     return dict.fromkeys(names, convert)
 
 
-def read_tool(kind: str, carried: Mapping[str, Joint], places: Callable[[Mapping[str, Any]], Iterable[str]]) -> Tool:
+def read_tool(kind: str, carried: Mapping[str, Joint], places: Callable[[Mapping[str, Any]], Iterable[Any]]) -> Tool:
     """A tool of ``rules.toml`` and ``unsupported.toml``; ``carried`` has the rules of keys that functions convert."""
     entry, keys, same = DATA[kind], _UNSUPPORTED[kind]["keys"], _UNSUPPORTED[kind]["same"]
     reasons = table(*(dict.fromkeys(names.split(), REASONS[reason]) for reason, names in keys.items()))

@@ -37,6 +37,8 @@ _WANTED: dict[Kind, str] = {
 _TRUE, _FALSE = {"true", "yes", "on", "1", "1.0"}, {"false", "no", "off", "0", "0.0"}
 #: Most parent directories considered as the tool's working directory.
 _UPWARD = 5
+#: Longest name taken for a path.
+_LONGEST = 400
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Places:
     home: Path | None = None
 
     @classmethod
-    def find(cls, file: Path, names: Iterable[str], home: Path | None = None) -> Places:
+    def find(cls, file: Path, names: Iterable[Any], home: Path | None = None) -> Places:
         """Guess the tool's working directory, which the file does not record.
 
         Candidates are the current directory, the directory of the file, and its parents. The first with the most named
@@ -60,7 +62,8 @@ class Places:
         """
         start = Path(os.path.abspath(file)).parent
         candidates = list(dict.fromkeys([Path.cwd(), start, *list(start.parents)[:_UPWARD]]))
-        wanted = [name for name in dict.fromkeys(names) if name and "://" not in name]
+        texts = dict.fromkeys(name for name in names if isinstance(name, str) and 0 < len(name) < _LONGEST)
+        wanted = [name for name in texts if "://" not in name]
         wanted = [name for name in wanted if not os.path.isabs(os.path.expanduser(name))]
         best = max(candidates, key=lambda base: sum(_exists(base / name) for name in wanted))
         return cls(best, Path(os.path.abspath(home)) if home is not None else None)

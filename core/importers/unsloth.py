@@ -25,23 +25,27 @@ def _data(work: Translation) -> None:
 
 def _method(work: Translation) -> None:
     kind, bits = "training.training_type", "training.load_in_4bit"
-    in_4bit = work.boolean(bits)
     if work.word(kind, "lora") != "lora":
         work.carry(kind, "method.name", "full")
         trainer.train_weights(work)
         work.drop(bits, trainer.ADAPTERS_ONLY)
         return
     work.carry(kind, "method.name")
-    if in_4bit is None:
-        work.change(bits, "method.name", "qlora", "Not given: Unsloth's default is 4 bits.")
+    four_bits(work, bits)
+
+
+def four_bits(work: Translation, key: str) -> None:
+    """Convert a key that asks for a base in 4 bits."""
+    if (in_4bit := work.boolean(key)) is None:
+        work.change(key, "method.name", "qlora", "Not given: Unsloth's default is 4 bits.")
     else:
-        work.carry(bits, "method.name", "qlora" if in_4bit else "lora")
+        work.carry(key, "method.name", "qlora" if in_4bit else "lora")
 
 
-def _targets(work: Translation) -> None:
-    key = "lora.target_modules"
+def targets(work: Translation, key: str, *, is_text: bool = False) -> None:
+    """Convert target modules; ``is_text`` as for :func:`core.importers.trainer.target_modules`."""
     if names := work.texts(key):
-        trainer.target_modules(work, key, names)
+        trainer.target_modules(work, key, names, is_text=is_text)
     elif work.value("method.name") != "full":
         reason = "Not given: Unsloth's default is the seven linear layers of a block."
         work.change(key, "method.target_modules", "all-linear", reason)
@@ -86,12 +90,12 @@ def _packing(work: Translation) -> None:
     work.keep(key)
 
 
-def _activations(work: Translation) -> None:
+def activations(work: Translation, key: str) -> None:
     """Convert gradient checkpointing; ``unsloth`` offloads the layer inputs to host memory."""
-    key = "training.gradient_checkpointing"
     if work.is_(key, "unsloth"):
         trainer.offload_activations(work, key)
-    SHARED["checkpointing_or_none"].apply(work, key)
+    else:
+        SHARED["checkpointing_or_none"].apply(work, key)
 
 
 def _trackers(work: Translation) -> None:
@@ -118,18 +122,17 @@ _CARRIED: dict[str, Joint] = {
     "training.eval_steps": _evaluation,
     "training.packing": _packing,
     "training.train_on_completions": _supervise,
-    "training.gradient_checkpointing": _activations,
-    "lora.target_modules": _targets,
+    **shared(activations, "training.gradient_checkpointing"),
+    **shared(targets, "lora.target_modules"),
     "lora.use_loftq": _loftq,
     **joint(_trackers, "logging.enable_wandb logging.wandb_project logging.enable_tensorboard"),
 }
 
 
-def _places(values: Mapping[str, Any]) -> Iterable[str]:
+def _places(values: Mapping[str, Any]) -> Iterable[Any]:
     data = values.get("data")
     listed = data.get("local_dataset") if isinstance(data, dict) else None
-    files = listed if isinstance(listed, list) else [listed]
-    return [name for name in [*files, values.get("model")] if isinstance(name, str)]
+    return [*(listed if isinstance(listed, list) else [listed]), values.get("model")]
 
 
 UNSLOTH = read_tool("unsloth", _CARRIED, _places)

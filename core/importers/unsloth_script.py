@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from core.config.choices import Objective
-from core.importers import trainer
-from core.importers.axolotl_data import Dataset, read_sources, take_parts
+from core.importers import trainer, unsloth
+from core.importers.axolotl_data import Dataset, named_files, read_sources, take_parts
 from core.importers.data_files import PLACEHOLDER, put_sources
 from core.importers.llama_factory import LLAMA_FACTORY
-from core.importers.tool import REASONS, SHARED, Joint, Unsupported, joint, read_tool, shared
+from core.importers.tool import REASONS, Joint, Unsupported, joint, read_tool, shared
 from core.importers.translation import Translation
 
 _PREPARED = "The script's functions are not run: rows are recognized by their columns. 'localtune-tui data' shows them."
@@ -52,11 +52,11 @@ def _model(work: Translation) -> None:
 
 
 def _method(work: Translation) -> None:
-    bits, in_4bit, name = "load_in_4bit", work.boolean("load_in_4bit"), "method.name"
+    bits, targets, name = "load_in_4bit", "target_modules", "method.name"
     if work.boolean("full_finetuning"):
         work.carry("full_finetuning", name, "full")
         trainer.train_weights(work)
-        for key in (bits, "load_in_8bit", "r", "lora_alpha", "lora_dropout", "target_modules"):
+        for key in (bits, "load_in_8bit", "r", "lora_alpha", "lora_dropout", targets):
             work.drop(key, trainer.ADAPTERS_ONLY)
         return
     work.keep("full_finetuning")
@@ -64,17 +64,10 @@ def _method(work: Translation) -> None:
         work.drop("load_in_8bit", "8 bits are not available: 4; lora keeps 16.", name, "qlora")
     elif work.boolean("load_in_16bit"):
         work.carry("load_in_16bit", name, "lora")
-    elif in_4bit is None:
-        work.change(bits, name, "qlora", "Not given: Unsloth's default is 4 bits.")
     else:
-        work.carry(bits, name, "qlora" if in_4bit else "lora")
+        unsloth.four_bits(work, bits)
     work.keep(bits, "load_in_8bit", "load_in_16bit")
-    raw, targets = work.values.get("target_modules"), work.texts("target_modules")
-    if targets:
-        trainer.target_modules(work, "target_modules", targets, is_text=isinstance(raw, str))
-    else:
-        reason = "Not given: Unsloth's default is the seven linear layers of a block."
-        work.change("target_modules", "method.target_modules", "all-linear", reason)
+    unsloth.targets(work, targets, is_text=isinstance(work.values.get(targets), str))
 
 
 def _length(work: Translation) -> None:
@@ -117,13 +110,12 @@ def _packing(work: Translation) -> None:
 
 
 def _activations(work: Translation) -> None:
-    for key in ("use_gradient_checkpointing", "gradient_checkpointing"):
-        if work.is_(key, "unsloth"):
-            trainer.offload_activations(work, key)
-        elif key == "gradient_checkpointing" and "memory.gradient_checkpointing" in work.settings:
-            work.keep(key)
-        else:
-            SHARED["checkpointing_or_none"].apply(work, key)
+    of_model, of_trainer = "use_gradient_checkpointing", "gradient_checkpointing"
+    unsloth.activations(work, of_model)
+    if "memory.gradient_checkpointing" in work.settings and not work.is_(of_trainer, "unsloth"):
+        work.keep(of_trainer)
+    else:
+        unsloth.activations(work, of_trainer)
 
 
 def _seed(work: Translation) -> None:
@@ -152,14 +144,8 @@ _CARRIED: dict[str, Joint] = {
 }
 
 
-def _places(values: Mapping[str, Any]) -> Iterable[str]:
-    names = [values.get("model_name")]
-    for key in ("train_dataset", "eval_dataset"):
-        for entry in values.get(key) or ():
-            if isinstance(entry, dict):
-                files = entry.get("data_files")
-                names += [entry.get("path"), *(files if isinstance(files, list) else [files])]
-    return [name for name in names if isinstance(name, str) and len(name) < 400]
+def _places(values: Mapping[str, Any]) -> Iterable[Any]:
+    return [values.get("model_name"), *named_files(values.get("train_dataset"), values.get("eval_dataset"))]
 
 
 def _tool() -> Any:
