@@ -22,7 +22,7 @@ from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowP
 from core.analysis.result import Analysis, AnalysisRequest, SourceFormat, measure_lengths
 from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
-from core.data.formats.detect import SAMPLE, Detection, count_names, describe_columns, find_ambiguity
+from core.data.formats.detect import SAMPLE, Detection, count_names, find_ambiguity
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
 from core.data.registries.source import DataSource
 from core.directories import Progress
@@ -349,7 +349,7 @@ class _Findings:
                 yield Problem("format_ambiguous", item.rows, (), numbers, f"{name}: {sentence}")
             if item.unread:
                 where = f"{name}: " if len(self._train) > 1 else ""
-                names = f"{where}{describe_columns(item.unread)}"
+                names = f"{where}{item.detection.describe_unread(item.unread, item.head())}"
                 yield Problem(COLUMNS_NOT_READ, item.rows_unread, detail=names)
 
     def _place(self, number: int) -> RowPlace:

@@ -686,7 +686,8 @@ class TextRows(RowFile):
         start, end = self._spans.starts[0], self._spans.ends[0]
         raw = self._bytes.read(start, min(end - start, ROW_LIMIT)) or b""
         try:
-            names = [name.strip() for name in split_csv(raw.decode("utf-8"), self._layout.delimiter)]
+            cells = split_csv(raw.decode("utf-8"), self._layout.delimiter)
+            names = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"{shown} has no readable header: {one_line(str(error), 200)}.", "Save it as UTF-8 CSV."

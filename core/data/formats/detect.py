@@ -45,6 +45,7 @@ from core.data.formats.guess import (
     first_filled,
     folded,
     guess_columns,
+    is_context,
     mapping_line,
 )
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError, headless, missing_columns
@@ -58,7 +59,7 @@ _PAIRS = (
     *(("query", answer) for answer in ("response", "answer", "output")),
     *(("input", answer) for answer in ("output", "target", "response")),
     *(("inputs", "targets"), ("problem", "solution"), ("user", "assistant"), ("human", "assistant")),
-    ("source", "target"),
+    *(("source", "target"), ("q", "a")),
 )
 _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
@@ -252,9 +253,19 @@ def misspelled_column(data: Mapping[str, Any]) -> tuple[str, str] | None:
         known = _nearest_column(name) if len(name) <= _NAME_LENGTH else None
         if known is None or known in data or (known == "text" and len(data) > 1):
             continue
-        if _parts_as(data, {known: name})[1]:
+        if _parts_as(data, {known: name})[1] and _is_readable({**data, known: data[name]}):
             return name, known
     return None
+
+
+def _is_readable(data: Mapping[str, Any]) -> bool:
+    """False if the format of a row cannot read its contents, such as objects in place of a text."""
+    try:
+        if (found := format_of(data)) is not None:
+            to_example(data, found)
+    except RowError as error:
+        return error.code != "bad_content"
+    return True
 
 
 def _parts_as(data: Mapping[str, Any], named: Mapping[str, str]) -> tuple[Format | None, dict[ColumnRole, str]]:
@@ -462,6 +473,22 @@ class Detection:
         """Columns of a row that are read."""
         return read_columns(data, self.format) if self.columns is None else self.columns.read_columns
 
+    def describe_unread(self, names: Collection[str], rows: Iterable[Row]) -> str:
+        """Columns that are not read, and the mapping that reads a context of the question among them.
+
+        Args:
+            names: The columns.
+            rows: The first rows.
+        """
+        filled = first_filled(row.data for row in rows if row.data is not None)
+        texts = (name for name in sorted(names) if is_context(name) and isinstance(filled.get(name), str))
+        context = next(texts, None)
+        shown = describe_columns(names)
+        if context is None or "user" not in self.parts or "context" in self.parts:
+            return shown
+        line = mapping_line({**self.parts, "context": context})
+        return f"{shown}. To put {one_line(context, 40)} under the question: {line}"
+
 
 def detect(rows: Iterable[Row], source: str = "The file", *, asks: bool = True) -> Detection:
     """Detect the format that most of the first readable rows fit.
@@ -481,7 +508,7 @@ def detect(rows: Iterable[Row], source: str = "The file", *, asks: bool = True) 
     if not votes:
         if (named := _by_other_names(readable, source)) is not None:
             return named
-        raise headless(readable[0], source) or _unknown_columns(readable, source)
+        raise headless(readable, source) or _unknown_columns(readable, source)
     winner, count = votes.most_common(1)[0]
     if asks and winner == "text" and (doubt := _doubtful_text(readable, source)) is not None:
         raise doubt
@@ -547,7 +574,7 @@ def choose(
         found = _by_other_names(readable, source, wanted)
         if found is not None and chosen in _ALIKE.get(found.format, (found.format,)):
             return found
-        if (question := headless(readable[0], source)) is not None:
+        if (question := headless(readable, source)) is not None:
             raise question
         error = _unknown_columns(readable, source)
         words = f"{error.message[:-1]}, and {chosen} needs {FORMATS[chosen]}."

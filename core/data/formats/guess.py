@@ -15,6 +15,7 @@ from core.text import one_line
 #: Names of a question and of an answer, the surest first.
 _QUESTIONS = (
     *("question", "instruction", "prompt", "query", "problem", "input", "inputs", "request", "utterance", "task"),
+    "ask",
 )
 _ANSWERS = (
     *("answer", "response", "completion", "output", "outputs", "solution", "reply", "sql", "target", "targets"),
@@ -22,6 +23,8 @@ _ANSWERS = (
 )
 #: Further names of an answer where another column is the question: a program, or the query of text-to-SQL.
 _ANSWERS_TO = (*_ANSWERS, "code", "query")
+#: Last words of the names of texts that a question is about.
+_CONTEXTS = frozenset(("context", "passage", "document", "schema", "background"))
 _LABELS = ("label", "labels", "category", "class", "intent", "sentiment", "emotion", "topic")
 #: Last words of the names of columns about a row.
 _ABOUT = frozenset(
@@ -34,13 +37,13 @@ _ABOUT = frozenset(
 #: Words of the better and the worse of two answers. Of ``j`` and ``k``, StackExchange's, ``j`` is the better one.
 _BETTER_WORSE = (
     *(("chosen", "rejected"), ("j", "k"), ("better", "worse"), ("preferred", "rejected"), ("accepted", "rejected")),
-    *(("preferred", "dispreferred"), ("winner", "loser"), ("win", "lose"), ("good", "bad")),
+    *(("preferred", "dispreferred"), ("preferred", "other"), ("winner", "loser"), ("win", "lose"), ("good", "bad")),
 )
 _WORDS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])|\d+")
 #: Values that are no texts to learn: numbers, dates, addresses, hashes and identifiers. Long texts take
 #: linear time.
 _CODES = re.compile(r"[\d\s.,:/TZ+-]+|\w+://\S+|[0-9a-f-]{16,}|(?:[^\W\d_]|[.-])*[\d_/][\w./-]*", re.IGNORECASE)
-#: Mean characters from which texts are long; names and labels have fewer.
+#: Mean width from which texts are long; names and labels are shorter.
 _LONG = 20
 #: Longest name that a hint writes out.
 _NAME_LENGTH = 80
@@ -49,6 +52,16 @@ _NAME_LENGTH = 80
 def folded(name: str) -> str:
     """A column name without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def width(text: str) -> float:
+    """Characters of a text, of which Chinese and Japanese ones count twice, since they say more than a letter."""
+    return (len(text) + len(text.encode(errors="surrogatepass"))) / 2
+
+
+def is_context(name: str) -> bool:
+    """True for the name of a text that a question is about."""
+    return not _CONTEXTS.isdisjoint(_words(name)[-1:])
 
 
 def first_filled(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,7 +140,9 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[ColumnRole, s
     if asked is None:
         left = [column for column in long if column is not answer]
         if answer is None and left:
-            answer = _named([column for column in texts if not column.is_long], _LABELS)
+            short = [column for column in texts if not column.is_long]
+            labels = [column for column in short if column.is_repeated] if len(left) == 1 else []
+            answer = _named(short, _LABELS) or (labels[0] if len(labels) == 1 else None)
         if answer is not None:
             asked = max(left, key=lambda column: column.length, default=None)
         elif len(left) == 2 and _named(left, _ANSWERS_TO) is None:
@@ -135,8 +150,15 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[ColumnRole, s
     elif answer is None:
         left = [column for column in long if column is not asked]
         answer = max(left, key=lambda column: column.length, default=None)
+    if answer is not None and (alike := [column for column in texts if _are_alike(column, answer)]):
+        names = f"{one_line(answer.name, 40)} and {one_line(alike[0].name, 40)}"
+        return {}, f"{names} side by side: write the better answer to chosen and the worse to rejected, or map one."
     if asked is not None and answer is not None:
-        return {"user": asked.name, "assistant": answer.name}, ""
+        pair: dict[ColumnRole, str] = {"user": asked.name, "assistant": answer.name}
+        about = [column.name for column in columns if column.is_text and is_context(column.name)]
+        if about and about[0] not in pair.values():
+            pair["context"] = about[0]
+        return pair, ""
     lacking = [noun for noun, found in (("questions", asked), ("answers", answer)) if found is None]
     nested = [one_line(column.name, 40) for column in columns if column.is_nested][:4]
     why = f" ({', '.join(nested)}: lists and objects are not read as texts)" if nested else ""
@@ -154,10 +176,12 @@ class _Column:
     words: tuple[str, ...]
     is_text: bool
     is_nested: bool
+    is_repeated: bool
+    """Its texts are short and few, as labels are."""
     is_long: bool
     """Its texts are long and differ from row to row."""
     length: float
-    """Mean characters of its texts."""
+    """Mean width of its texts."""
 
     @property
     def is_writable(self) -> bool:
@@ -180,11 +204,25 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[_Column]:
 def _column(name: str, values: Sequence[Any], rows: int) -> _Column:
     texts = [value for value in values if isinstance(value, str) and not isinstance(parsed(value), (list, dict))]
     is_text = 2 * len(texts) > rows
-    length = sum(map(len, texts)) / len(texts) if texts else 0.0
+    length = sum(map(width, texts)) / len(texts) if texts else 0.0
     codes = sum(_CODES.fullmatch(text.strip()) is not None for text in texts)
     is_varied = 2 * len(set(texts)) > len(texts) and 2 * codes <= len(texts)
     is_nested = any(isinstance(value, (list, dict)) for value in values)
-    return _Column(name, _words(name), is_text, is_nested, is_text and is_varied and length >= _LONG, length)
+    is_long = length >= _LONG
+    is_repeated = is_text and not is_long and 2 * len(set(texts)) <= len(texts)
+    return _Column(name, _words(name), is_text, is_nested, is_repeated, is_text and is_varied and is_long, length)
+
+
+def _are_alike(one: _Column, other: _Column) -> bool:
+    """True for two columns of answers: ``response_a`` and ``response_b`` differ in one letter or number."""
+    pairs = zip(one.words, other.words, strict=False)
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    return (
+        min(one.length, other.length) >= _LONG
+        and len(one.words) == len(other.words) > 1
+        and len(differing) == 1
+        and all(len(word) == 1 or word.isdecimal() for word in differing[0])
+    )
 
 
 def _named(columns: Iterable[_Column], names: Sequence[str]) -> _Column | None:

@@ -7,12 +7,13 @@ import functools
 import itertools
 import re
 import string
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from core.config.choices import ROLES, ColumnRole, Format
 from core.data.conversation import CALL_ROLE, RowError, parsed, read_transcript
+from core.data.formats.guess import mapping_line, width
 from core.errors import UserError
 from core.text import one_line
 
@@ -212,27 +213,28 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
     )
 
 
-def headless(data: Mapping[str, Any], source: str) -> UnknownColumnsError | None:
+def headless(rows: Sequence[Mapping[str, Any]], source: str) -> UnknownColumnsError | None:
     """The question if a CSV has a header, if the names of its columns look like the cells of a record; None otherwise.
 
+    Of the two widest columns the first is taken for the question, unless it repeats itself, as labels do.
+
     Args:
-        data: The first row.
+        rows: The first rows.
         source: Name of the rows' source, for the message.
     """
-    names = list(data)
+    names = list(rows[0])
     cell = next(filter(_is_cell, names), None)
-    if cell is None or not all(isinstance(value, str) for value in data.values()):
+    if cell is None or not all(isinstance(value, str) for value in rows[0].values()):
         return None
-    longest = sorted(range(len(names)), key=lambda place: -len(names[place]) - len(data[names[place]]))[:2]
-    parts = list(zip(("user", "assistant"), (place + 1 for place in sorted(longest)), strict=False))
-    if len(parts) < 2:
-        parts = [("text", 1)]
-    shown = ", ".join(f'{part} = "{number}"' for part, number in parts)
+    cells = [[name, *(text for data in rows if isinstance(text := data.get(name), str))] for name in names]
+    widest = sorted(range(len(names)), key=lambda place: -sum(map(width, cells[place])))[:2]
+    asked, *answers = sorted(widest, key=lambda place: (2 * len(set(cells[place])) <= len(cells[place]), place))
+    parts: dict[ColumnRole, str] = {"text": "1"}
+    if answers:
+        parts = {"user": str(asked + 1), "assistant": str(answers[0] + 1)}
     return UnknownColumnsError(
         f"The first line of {source} looks like a record ({one_line(cell, 40)}): has the file a header?",
-        f"If not, number its columns: data.columns = {{{shown}}} "
-        f"(--columns {','.join(f'{part}={number}' for part, number in parts)}). "
-        "If it has, name two of its columns in the same way.",
+        f"If not, number its columns: {mapping_line(parts)}. If it has, name two of its columns in the same way.",
     )
 
 

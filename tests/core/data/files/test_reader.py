@@ -58,6 +58,8 @@ def test_an_array_of_messages_is_a_conversation(tmp_path: Path) -> None:
         # A column of this name: there is a header.
         ("1,2,3\nq2,6,7\n", "12", [{"1": "q2", "2": "6", "3": "7"}]),
         ("q,a\nq2,6\n", "", [{"q": "q2", "a": "6"}]),
+        # Columns without a name, as spreadsheets leave them.
+        ("q, ,\nq2,6,7\n", "", [{"q": "q2", "column 2": "6", "column 3": "7"}]),
     ],
 )
 def test_columns_of_a_csv_can_be_numbered(tmp_path: Path, content: str, numbered: str, want: list[Any]) -> None:

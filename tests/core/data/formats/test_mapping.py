@@ -61,7 +61,7 @@ def test_a_column_that_no_row_has_is_refused_and_the_near_one_named() -> None:
 def test_a_first_line_that_looks_like_a_record_is_asked_about(data: dict[str, Any], columns: str) -> None:
     for wanted in ("auto", "alpaca"):
         with pytest.raises(UnknownColumnsError) as caught:
-            choose([Row(0, 2, data)], wanted, "my.csv")
+            choose([Row(0, 2, data)] * 2, wanted, "my.csv")
         assert ("first line of my.csv looks like a record" in caught.value.message) == bool(columns)
         assert not columns or f"(--columns {columns})" in caught.value.hint
 
@@ -156,6 +156,17 @@ def test_columns_that_hold_nothing_are_not_named() -> None:
     values: list[Any] = [None, "", " \n", [], {}, 0, False, [None]]
     data = {"text": "t", **dict(zip("abcdefgh", values, strict=True))}
     assert unread(detect([Row(0, 1, data)]), data) == ["f", "g", "h"]
+
+
+def test_an_unread_context_is_named_with_the_mapping_that_reads_it() -> None:
+    data = {"question": "q", "answer": "a", "context": "c", "id": 3}
+    for context, line in (("c", ', context = "context"}'), (["c"], ""), ({"c": 1}, "")):
+        rows = [Row(0, 1, data | {"context": context})]
+        told = detect(rows).describe_unread(["id", "context"], rows)
+        assert told.startswith("context, id")
+        assert line in told
+        assert ("under the question" in told) == bool(line)
+    assert detect(rows).describe_unread(["id"], rows) == "id"
 
 
 def test_rows_that_each_have_other_columns_take_bounded_memory() -> None:
