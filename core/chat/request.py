@@ -25,6 +25,9 @@ _SOURCE = re.compile(r"[^\x00-\x1f\x7f]{1,4096}")
 MAX_NEW_TOKENS_LIMIT = 32768
 #: Most texts that end an answer, and characters of one.
 STOP_LIMIT, STOP_LENGTH = 16, 200
+#: Most tokens with a bias.
+BIAS_LIMIT = 300
+_TOKEN = re.compile(r"[0-9]{1,9}")
 ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
@@ -51,8 +54,8 @@ class SettingError(UserError):
 class GenerationSettings:
     """Sampling settings of an answer.
 
-    They act in this order: repetition penalty, frequency and presence penalty, temperature, ``top_k``, ``top_p``,
-    ``min_p``.
+    They act in this order: ``logit_bias``, repetition penalty, frequency and presence penalty, temperature, ``top_k``,
+    ``top_p``, ``min_p``.
     """
 
     max_new_tokens: int = 256
@@ -75,6 +78,8 @@ class GenerationSettings:
     """Taken from the logit of a token for each time that the answer has it already, from -2 to 2; 0 for none."""
     presence_penalty: float = 0.0
     """Taken from the logit of a token once if the answer has it already, from -2 to 2; 0 for none."""
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    """Added to the logits of tokens, from -100 to 100, by their numbers as text."""
 
     def __post_init__(self) -> None:
         limit = MAX_NEW_TOKENS_LIMIT
@@ -91,6 +96,9 @@ class GenerationSettings:
             _check(_is_number(value) and -2 <= value <= 2, name, "a number from -2 to 2")
         seed = self.seed
         _check(seed is None or (_is_int(seed) and 0 <= seed < 1 << 32), "seed", "a whole number from 0 to 4294967295")
+        bias = self.logit_bias
+        fits = isinstance(bias, Mapping) and len(bias) <= BIAS_LIMIT and all(map(_is_bias, bias.items()))
+        _check(fits, "logit_bias", f"at most {BIAS_LIMIT} numbers from -100 to 100, by numbers of tokens")
         object.__setattr__(self, "stop", _stops(self.stop))
 
     @classmethod
@@ -111,6 +119,17 @@ class GenerationSettings:
             SettingError: If a value has the wrong type or is out of range.
         """
         return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
+
+    def biases(self, vocabulary: int) -> list[tuple[int, float]]:
+        """Tokens with what is added to their logits.
+
+        Raises:
+            QuestionError: If one is not in the vocabulary.
+        """
+        found = [(int(token), bias) for token, bias in self.logit_bias.items()]
+        if (last := max((token for token, _ in found), default=0)) >= vocabulary:
+            raise QuestionError(f"logit_bias has the token {last}, and the model has {vocabulary}.", "Leave it out.")
+        return found
 
 
 SETTING_NAMES = tuple(each.name for each in fields(GenerationSettings))
@@ -304,6 +323,11 @@ def _stops(stop: Any) -> tuple[str, ...]:
         wanted = f"a text, or a list of at most {STOP_LIMIT}, of 1 to {STOP_LENGTH} characters each"
         raise SettingError("stop", wanted)
     return tuple(stop)
+
+
+def _is_bias(item: tuple[Any, Any]) -> bool:
+    token, bias = item
+    return isinstance(token, str) and bool(_TOKEN.fullmatch(token)) and _is_number(bias) and -100 <= bias <= 100
 
 
 def _is_int(value: object) -> bool:

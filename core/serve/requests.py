@@ -84,7 +84,7 @@ class _Body(BaseModel):
     n: _Limit = None
     frequency_penalty: _Number = None
     presence_penalty: _Number = None
-    logit_bias: Annotated[Any, _unless(bool, "the likelihood of tokens is the model's own.")] = None
+    logit_bias: dict[str, Any] | None = None
     max_tokens: _Limit = None
     temperature: _Number = None
     top_p: _Number = None
@@ -325,6 +325,7 @@ def _settings(asked: _Body, defaults: ChatSection, longest: int) -> GenerationSe
             repetition_penalty=asked.repetition_penalty,
             frequency_penalty=asked.frequency_penalty,
             presence_penalty=asked.presence_penalty,
+            logit_bias=asked.logit_bias,
             seed=None if asked.seed is None else asked.seed % (1 << 32),
             stop=_stops(asked.stop),
         )

@@ -275,6 +275,8 @@ class Sampler:
             UserError: If the logits are not finite.
         """
         settings = self._settings
+        if settings.logit_bias:
+            logits = _added(logits, settings.biases(len(logits)))
         if settings.repetition_penalty != 1:
             logits = self._penalized(logits)
         if self._written and (settings.frequency_penalty or settings.presence_penalty):
@@ -287,10 +289,8 @@ class Sampler:
 
     def _lowered(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits less the frequency and presence penalties of the tokens of the answer, as OpenAI defines them."""
-        settings = self._settings
-        taken = [settings.frequency_penalty * count + settings.presence_penalty for count in self._written.values()]
-        places = torch.tensor(list(self._written), device=logits.device)
-        return logits.float().index_add(0, places, -torch.tensor(taken, device=logits.device))
+        once, each = self._settings.presence_penalty, self._settings.frequency_penalty
+        return _added(logits, [(token, -each * count - once) for token, count in self._written.items()])
 
     def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits with earlier tokens' logits divided by the penalty where positive, else multiplied by it."""
@@ -316,6 +316,13 @@ class Sampler:
         if not likeliest.decide(drawn, settings):
             likeliest = _Likeliest.of(scaled, len(scaled))
         return likeliest.draw(drawn, settings)
+
+
+def _added(logits: torch.Tensor, values: Sequence[tuple[int, float]]) -> torch.Tensor:
+    """The logits with values added to those of some tokens, in fp32."""
+    tokens, added = zip(*values, strict=True)
+    places = torch.tensor(tokens, device=logits.device)
+    return logits.float().index_add(0, places, torch.tensor(added, device=logits.device))
 
 
 @dataclass(frozen=True)

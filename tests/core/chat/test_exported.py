@@ -174,6 +174,7 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     assert len({ask(temperature=1.5, top_p=0.9)["text"] for _ in range(4)}) > 1
     assert ask(repetition_penalty=5.0)["text"] != likeliest
     assert ask(frequency_penalty=2.0, presence_penalty=2.0)["text"] != likeliest
+    assert ask(logit_bias={"70": 100.0})["text"] != likeliest
     end = likeliest[3:5]
     stopped = ask(stop=(end,))
     assert (stopped["text"], stopped["finish"]) == (likeliest[: likeliest.index(end)], "stop")

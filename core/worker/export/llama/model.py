@@ -530,6 +530,9 @@ class GgufModel:
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         links = []
+        if biases := settings.biases(self.vocabulary_size):
+            given = self._ffi.new("llama_logit_bias[]", biases)
+            links.append(lib.llama_sampler_init_logit_bias(self.vocabulary_size, len(biases), given))
         if settings.repetition_penalty != 1:
             links.append(
                 lib.llama_sampler_init_penalties(
@@ -537,7 +540,7 @@ class GgufModel:
                 )
             )
             for token in prompt:
-                lib.llama_sampler_accept(links[0], token)
+                lib.llama_sampler_accept(links[-1], token)
         if settings.frequency_penalty or settings.presence_penalty:
             # A link of its own, which never hears of the prompt.
             links.append(

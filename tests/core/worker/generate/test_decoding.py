@@ -147,6 +147,13 @@ def test_frequency_and_presence_penalties_are_those_of_openai() -> None:
     assert len(set(written)) == 3, "the prompt does not count"
 
 
+def test_a_bias_is_added_to_the_logits_of_tokens() -> None:
+    logits = torch.tensor([3.0, 2.0, 1.5, 0.0])
+    assert Sampler(GenerationSettings(logit_bias={"0": -100, "3": 2.5})).choose(logits) == 3
+    with pytest.raises(UserError, match="the token 4, and the model has 4"):
+        Sampler(GenerationSettings(logit_bias={"4": 1})).choose(logits)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-3])
 def test_a_penalty_falls_on_tokens_that_were_there(temperature: float) -> None:
     settings = GenerationSettings(temperature=temperature, repetition_penalty=1.5)
