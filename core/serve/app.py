@@ -38,6 +38,7 @@ from core.serve.options import ServeOptions
 from core.serve.queue import QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest, model_name, read_chat, read_completion
 from core.serve.response import CompletionResponse, model_list, model_object
+from core.serve.responses import read_response
 from core.text import one_line
 
 #: Most bytes of the head of a request: its target, and the names and values of its headers.
@@ -179,6 +180,9 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
     async def show_model(request: Request) -> Response:
         return JSONResponse(model_object(models.find(request.path_params["name"])))
 
+    async def show_response(_: Request) -> Response:
+        raise ApiError(404, "Responses are not stored. Send the whole conversation as input.")
+
     def answers(read: Reader) -> Callable[[Request], Any]:
         async def answer(request: Request) -> CompletionResponse:
             # A request that is still arriving takes no place in the queue.
@@ -205,6 +209,8 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
             Route("/v1/models/{name:path}", show_model),
             Route("/v1/chat/completions", answers(read_chat), methods=["POST"]),
             Route("/v1/completions", answers(read_completion), methods=["POST"]),
+            Route("/v1/responses", answers(read_response), methods=["POST"]),
+            Route("/v1/responses/{name:path}", show_response, methods=["GET", "DELETE"]),
         ],
         exception_handlers={ApiError: _refused, HTTPException: _no_route, Exception: _mistake},
     )

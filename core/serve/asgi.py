@@ -38,6 +38,12 @@ async def send_json(send: Send, status: int, value: Any, headers: dict[str, str]
     await send({"type": "http.response.body", "body": body})
 
 
+def event_line(value: dict[str, Any], name: str = "") -> bytes:
+    """An event of a stream (server-sent events), with its name if it has one."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(value, allow_nan=False)}\n\n".encode("ascii")
+
+
 def closing(send: Send) -> Send:
     """A ``send`` whose response is the last one on its connection."""
 

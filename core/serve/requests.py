@@ -1,5 +1,7 @@
 """Requests for answers: the bodies of ``/v1/chat/completions`` and ``/v1/completions``, as questions to a model.
 
+Those of ``/v1/responses`` are in :mod:`core.serve.responses`.
+
 The fields are OpenAI's, https://platform.openai.com/docs/api-reference, and ``top_k``, ``min_p`` and
 ``repetition_penalty`` of vLLM and llama.cpp.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StrictInt, StrictStr, ValidationError
@@ -34,12 +36,12 @@ _WANTED = {
     "int_type": "a whole number",
     "greater_than_equal": "at least 1",
     **dict.fromkeys(("float_type", "finite_number"), "a number"),
-    "model_type": "an object",
+    **dict.fromkeys(("model_type", "dict_type"), "an object"),
     "list_type": "a list",
 }
 
 
-def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
+def unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
     """Validator that refuses a value which asks for an unsupported feature; ``why`` ends the message."""
 
     def check(value: Any) -> Any:
@@ -52,11 +54,11 @@ def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
 
 _Number: TypeAlias = Annotated[float, Strict(), Field(allow_inf_nan=False)] | None
 _Limit: TypeAlias = Annotated[StrictInt, Field(ge=1)] | None
-_TextOnly: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "only text is read and written.")]
-_Functions: TypeAlias = Annotated[Any, _unless(lambda value: value is not None, "pass tools instead.")]
+_TextOnly: TypeAlias = Annotated[Any, unless(lambda value: value is not None, "only text is read and written.")]
+_Functions: TypeAlias = Annotated[Any, unless(lambda value: value is not None, "pass tools instead.")]
 _Grammar: TypeAlias = Annotated[
     Any,
-    _unless(
+    unless(
         lambda value: value is not None,
         "use response_format with a JSON Schema, in which enum has choices, and pattern a regular expression.",
     ),
@@ -77,8 +79,8 @@ class _ResponseFormat(BaseModel):
     json_schema: _JsonSchema | None = None
 
 
-class _Body(BaseModel):
-    """Fields of both kinds of requests. Fields that would change no answer are left alone."""
+class RequestBody(BaseModel):
+    """Fields of all kinds of requests. Fields that would change no answer are left alone."""
 
     model: StrictStr
     n: _Limit = None
@@ -107,7 +109,7 @@ class _Body(BaseModel):
     json_schema: _Grammar = None
 
 
-class _ChatBody(_Body):
+class _ChatBody(RequestBody):
     """Body of ``/v1/chat/completions``."""
 
     messages: list[Any] | None = None
@@ -126,15 +128,15 @@ class _ChatBody(_Body):
     web_search_options: _TextOnly = None
 
 
-class _TextBody(_Body):
+class _TextBody(RequestBody):
     """Body of ``/v1/completions``."""
 
     prompt: Any = None
     max_tokens: StrictInt | None = None
     logprobs: StrictInt | None = None
     echo: StrictBool | None = None
-    suffix: Annotated[Any, _unless(bool, "a text is only continued at its end.")] = None
-    best_of: Annotated[Any, _unless(lambda n: n not in (None, 1), "all answers are returned; use n.")] = None
+    suffix: Annotated[Any, unless(bool, "a text is only continued at its end.")] = None
+    best_of: Annotated[Any, unless(lambda n: n not in (None, 1), "all answers are returned; use n.")] = None
 
 
 class _Named(BaseModel):
@@ -145,7 +147,7 @@ class _Named(BaseModel):
 class CompletionRequest:
     """A parsed request."""
 
-    kind: Literal["chat", "text"]
+    kind: Literal["chat", "text", "response"]
     model: str
     question: ChatRequest
     stream: bool
@@ -159,6 +161,8 @@ class CompletionRequest:
     """Answers to each question."""
     others: tuple[ChatRequest, ...] = ()
     """Further questions."""
+    repeated: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that a response repeats."""
 
     @property
     def questions(self) -> list[ChatRequest]:
@@ -173,7 +177,7 @@ class CompletionRequest:
 
 def model_name(body: Mapping[str, Any]) -> str:
     """The model that a request names."""
-    return _read(_Named, body).model
+    return read_fields(_Named, body).model
 
 
 def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
@@ -188,9 +192,9 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionReque
     Raises:
         ApiError: If it is invalid, or asks for something that is not offered.
     """
-    asked = _read(_ChatBody, body)
+    asked = read_fields(_ChatBody, body)
     if not asked.messages:
-        raise _invalid("messages", "a list of at least one message")
+        raise invalid("messages", "a list of at least one message")
     tools: tuple[Mapping[str, Any], ...] = ()
     try:
         messages = [message.fields() for message in read_messages(asked.messages, ("role", "content"))]
@@ -200,14 +204,14 @@ def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionReque
         raise ApiError(400, error.message, param="messages") from error
     schema = _schema(asked.response_format)
     if schema is not None and tools:
-        raise _not_offered("response_format", "with tools, the model chooses between a call and an answer.")
+        raise not_offered("response_format", "with tools, the model chooses between a call and an answer.")
     _check_continuation(asked, messages[-1]["role"] == "assistant")
     forced = _forced_tools(asked.tool_choice, tools)
     one_call = asked.parallel_tool_calls is False or isinstance(asked.tool_choice, dict)
     longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     settings = _settings(asked, defaults, LONGEST_ANSWER if longest is None else longest)
     if asked.top_logprobs and not asked.logprobs:
-        raise _invalid("top_logprobs", "given with logprobs")
+        raise invalid("top_logprobs", "given with logprobs")
     question = _question(
         messages=messages,
         settings=settings,
@@ -229,10 +233,10 @@ def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> Completio
     Raises:
         ApiError: If it is invalid, or asks for something that is not offered.
     """
-    asked = _read(_TextBody, body)
+    asked = read_fields(_TextBody, body)
     echo, longest = bool(asked.echo), LONGEST_COMPLETION if asked.max_tokens is None else asked.max_tokens
     if longest < (0 if echo else 1):
-        raise _invalid("max_tokens", "at least 1, or 0 with echo")
+        raise invalid("max_tokens", "at least 1, or 0 with echo")
     settings = _settings(asked, defaults, max(longest, 1))
     how = {"settings": settings, "json_schema": _schema(asked.response_format), "logprobs": asked.logprobs}
     prompts = _prompts(asked.prompt)
@@ -248,11 +252,11 @@ def _prompts(value: Any) -> list[str | list[int]]:
     is_one = isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, int) for each in value))
     prompts = [value] if is_one else value
     if not isinstance(prompts, list) or not all(isinstance(each, (str, list)) and each for each in prompts):
-        raise _invalid("prompt", "a text, a list of tokens, or a list of either, and not be empty")
+        raise invalid("prompt", "a text, a list of tokens, or a list of either, and not be empty")
     return prompts
 
 
-def _answers(asked: _Body, prompts: int = 1) -> int:
+def _answers(asked: RequestBody, prompts: int = 1) -> int:
     """Number of answers to each of a request's prompts."""
     n = 1 if asked.n is None else asked.n
     if n * prompts > ANSWER_LIMIT:
@@ -272,7 +276,7 @@ def _draw(question: ChatRequest, number: int) -> ChatRequest:
 _AnyBody = TypeVar("_AnyBody", bound=BaseModel)
 
 
-def _read(kind: type[_AnyBody], body: Mapping[str, Any]) -> _AnyBody:
+def read_fields(kind: type[_AnyBody], body: Mapping[str, Any]) -> _AnyBody:
     """A body's fields; the first invalid field becomes an error of OpenAI's form.
 
     Raises:
@@ -284,15 +288,17 @@ def _read(kind: type[_AnyBody], body: Mapping[str, Any]) -> _AnyBody:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "not_offered":
-            raise _not_offered(name, first["msg"]) from None
-        raise _invalid(name, _WANTED.get(first["type"], first["msg"])) from None
+            raise not_offered(name, first["msg"]) from None
+        raise invalid(name, _WANTED.get(first["type"], first["msg"])) from None
 
 
-def _invalid(name: str, wanted: str) -> ApiError:
+def invalid(name: str, wanted: str) -> ApiError:
+    """The error for a field with an invalid value."""
     return ApiError(400, f"{name} must be {wanted}.", param=name)
 
 
-def _not_offered(name: str, why: str) -> ApiError:
+def not_offered(name: str, why: str) -> ApiError:
+    """The error for a field that asks for an unsupported feature."""
     return ApiError(400, f"{name} is not offered: {why}", param=name, code="unsupported_parameter")
 
 
@@ -305,7 +311,7 @@ def _question(**parts: Any) -> ChatRequest:
         raise ApiError(400, str(error), param="prompt" if "prompt" in parts else "messages") from error
 
 
-def _settings(asked: _Body, defaults: ChatSection, longest: int) -> GenerationSettings:
+def _settings(asked: RequestBody, defaults: ChatSection, longest: int) -> GenerationSettings:
     """The settings of an answer.
 
     Args:
@@ -341,7 +347,7 @@ def _stops(value: Any) -> Any:
     return value or None
 
 
-def _stream(asked: _Body) -> tuple[bool, bool]:
+def _stream(asked: RequestBody) -> tuple[bool, bool]:
     stream = bool(asked.stream)
     return stream, stream and asked.stream_options is not None and bool(asked.stream_options.include_usage)
 
@@ -353,11 +359,11 @@ def _schema(asked: _ResponseFormat | None) -> str | None:
     if asked.type == "json_object":
         return '{"type":"object"}'
     if asked.type != "json_schema":
-        raise _invalid("response_format.type", "text, json_object or json_schema")
+        raise invalid("response_format.type", "text, json_object or json_schema")
     place = "response_format.json_schema.schema"
     asked_schema = _JsonSchema() if asked.json_schema is None else asked.json_schema
     if not isinstance(asked_schema.schema_, (dict, bool)):
-        raise _invalid(place, "a JSON Schema")
+        raise invalid(place, "a JSON Schema")
     schema = asked_schema.schema_
     if isinstance(schema, dict) and asked_schema.strict is False:
         schema = {**schema, **LENIENT}
@@ -376,9 +382,9 @@ def _check_schema(schema: str, place: str) -> None:
 def _check_continuation(asked: _ChatBody, is_begun: bool) -> None:
     """Refuse a prompt other than that for the next answer, or for the rest of an answer at the end."""
     if asked.add_generation_prompt is is_begun:
-        raise _not_offered("add_generation_prompt", "an answer at the end is continued, and only that.")
+        raise not_offered("add_generation_prompt", "an answer at the end is continued, and only that.")
     if asked.continue_final_message not in (None, is_begun):
-        raise _not_offered("continue_final_message", "an answer at the end is continued, and only that.")
+        raise not_offered("continue_final_message", "an answer at the end is continued, and only that.")
 
 
 def _forced_tools(choice: Any, tools: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -389,9 +395,9 @@ def _forced_tools(choice: Any, tools: Sequence[Mapping[str, Any]]) -> list[str]:
     named = choice.get("function", choice) if isinstance(choice, dict) else {}
     name = named.get("name") if isinstance(named, dict) else None
     if choice != "required" and not isinstance(name, str):
-        raise _invalid("tool_choice", 'auto, none, required or {"type": "function", "function": {"name": NAME}}')
+        raise invalid("tool_choice", 'auto, none, required or {"type": "function", "function": {"name": NAME}}')
     if not functions or (choice != "required" and name not in functions):
-        raise _invalid("tool_choice", "a choice among tools, which lacks it")
+        raise invalid("tool_choice", "a choice among tools, which lacks it")
     forced = list(functions) if choice == "required" else [str(name)]
     for each in forced:
         schema = parameters_of(functions[each])

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
+from core.serve.asgi import MEANS_NOTHING, ApiError, Receive, Scope, Send, event_line, send_json
 from core.serve.logprobs import Logprobs
 from core.serve.models import ServedModel
 from core.serve.queue import End, Event, Failure, Piece, QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest
+from core.serve.responses import ModelResponse
 from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
 #: Scores of tokens, as in :class:`core.worker.generate.scores.TokenScores`.
@@ -38,7 +39,8 @@ class Completion:
         self._created = int(time.time())
         self._model = asked.model
         self._n = asked.n
-        self._logprobs = [Logprobs(asked.kind) for _ in range(asked.count)]
+        self._include_usage = asked.include_usage
+        self._logprobs = [Logprobs("chat" if self._is_chat else "text") for _ in range(asked.count)]
 
     def whole(self, choices: Sequence[dict[str, Any]], ends: Sequence[End]) -> dict[str, Any]:
         """All answers."""
@@ -72,10 +74,15 @@ class Completion:
         part: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
         return self._chunk(end.index, part, (), _finish(end, called), end.source or None)
 
-    def closing(self, ends: Sequence[End], *, with_usage: bool) -> list[bytes]:
+    def closing(self, ends: Sequence[End]) -> list[bytes]:
         """Last chunks of a stream."""
         head = self._head(self._chunk_kind, ends[0].source or None)
-        return [*([_line({**head, "choices": [], "usage": self._usage(ends)})] if with_usage else []), DONE]
+        usage = [event_line({**head, "choices": [], "usage": self._usage(ends)})] if self._include_usage else []
+        return [*usage, DONE]
+
+    def failure(self, error: ApiError) -> bytes:
+        """Last line of a stream that is broken off."""
+        return event_line(error.body)
 
     def _chunk(
         self,
@@ -86,7 +93,7 @@ class Completion:
         source: str | None = None,
     ) -> bytes:
         choice = self._choice(index, part, scores, finish)
-        return _line({**self._head(self._chunk_kind, source), "choices": [choice]})
+        return event_line({**self._head(self._chunk_kind, source), "choices": [choice]})
 
     def _choice(self, index: int, part: dict[str, Any], scores: Scores, finish: str | None) -> dict[str, Any]:
         """A choice of a completion or a chunk: its message, delta or text, and the reason of its end."""
@@ -129,10 +136,6 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, allow_nan=False).encode("ascii") + b"\n\n"
-
-
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -161,7 +164,9 @@ class CompletionResponse:
         self._asked = asked
         self._answer = answer
         self._queue = queue
-        self._completion = Completion(asked)
+        self._completion: Completion | ModelResponse = (
+            ModelResponse(asked) if asked.kind == "response" else Completion(asked)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -245,12 +250,12 @@ class CompletionResponse:
                     held, scores = held[begins:], []
                 event = await self._next(gone)
             if isinstance(event, Failure):
-                await write(_line(event.error.body))
+                await write(self._completion.failure(event.error))
                 break
             await write(*self._end(event, held, scores))
             ends.append(event)
             if len(ends) == self._asked.count:
-                await write(*self._completion.closing(ends, with_usage=self._asked.include_usage))
+                await write(*self._completion.closing(ends))
                 break
             event = await self._next(gone)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -15,7 +15,7 @@ from core.serve.logprobs import Logprobs
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 
-FIELDS = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))["fields"]
+REFUSED = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
@@ -157,13 +157,19 @@ def test_a_forced_answer_has_its_calls_alone(played: RunningServer, stream: bool
     assert ask_for(call[:20], tool_choice="required") == (call[:20], 0, "stop")
 
 
-@cases(("changes", "param"), FIELDS)
+@cases(
+    ("path", "changes", "param"),
+    [
+        *(("chat/completions", *row) for row in REFUSED["fields"]),
+        *(("responses", *row) for row in REFUSED["responses"]),
+    ],
+)
 def test_what_is_not_offered_or_makes_no_sense_is_refused_in_a_sentence(
-    played: RunningServer, changes: dict[str, object], param: str
+    played: RunningServer, path: str, changes: dict[str, object], param: str
 ) -> None:
-    body = {"model": "run-1", "messages": ask("say x"), **changes}
+    body = {"model": "run-1", "input" if path == "responses" else "messages": ask("say x"), **changes}
     found = httpx2.post(
-        f"{played.url}/chat/completions",
+        f"{played.url}/{path}",
         content=json.dumps(body),
         headers={"Authorization": f"Bearer {played.key}", "Content-Type": "application/json"},
     )

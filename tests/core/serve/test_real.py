@@ -213,6 +213,27 @@ def test_a_call_is_forced_whatever_the_model_would_say(served: Served, seed: int
             assert choice == "required" or call.function.name == "drop"
 
 
+def test_responses_are_answers_of_chats(served: Served) -> None:
+    responses, name = served.server.client().responses, served.runs[0].id
+    wanted = served.ask(name, [{"role": "system", "content": "area"}, *QUESTION])
+    asked = {"model": name, "input": "the ticket", "instructions": "area", "max_output_tokens": 12}
+    found = responses.create(**asked)
+    assert (found.output_text, found.status) == (wanted.choices[0].message.content, "incomplete")
+    assert found.incomplete_details.reason == "max_output_tokens"
+    assert found.usage.total_tokens == wanted.usage.total_tokens
+    with responses.stream(**asked) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == found.output_text
+    function = {"type": "function", "name": "drop", "parameters": SCHEMA, "strict": True}
+    drawn = {**asked, "temperature": 1.0, "max_output_tokens": 480, "extra_body": {"seed": 1}}
+    called = responses.create(tools=[function], tool_choice={"type": "function", "name": "drop"}, **drawn)
+    (call,) = called.output
+    assert (called.status, call.type, call.name) == ("completed", "function_call", "drop")
+    jsonschema.validate(json.loads(call.arguments), SCHEMA)
+    form = {"type": "json_schema", "name": "ticket", "strict": True, "schema": SCHEMA}
+    jsonschema.validate(json.loads(responses.create(text={"format": form}, **drawn).output_text), SCHEMA)
+
+
 def test_an_answer_at_the_end_is_continued(served: Served) -> None:
     found = served.ask(served.model.name, [*QUESTION, {"role": "assistant", "content": "The area is"}])
     prompt = served.ask(served.model.name).usage.prompt_tokens
