@@ -322,7 +322,7 @@ def _added(logits: torch.Tensor, values: Sequence[tuple[int, float]]) -> torch.T
     """The logits with values added to those of some tokens, in fp32."""
     tokens, added = zip(*values, strict=True)
     places = torch.tensor(tokens, device=logits.device)
-    return logits.float().index_add(0, places, torch.tensor(added, device=logits.device))
+    return logits.float().index_add(0, places, torch.tensor(added, dtype=torch.float32, device=logits.device))
 
 
 @dataclass(frozen=True)

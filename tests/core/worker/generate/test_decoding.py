@@ -149,7 +149,7 @@ def test_frequency_and_presence_penalties_are_those_of_openai() -> None:
 
 def test_a_bias_is_added_to_the_logits_of_tokens() -> None:
     logits = torch.tensor([3.0, 2.0, 1.5, 0.0])
-    assert Sampler(GenerationSettings(logit_bias={"0": -100, "3": 2.5})).choose(logits) == 3
+    assert Sampler(GenerationSettings(logit_bias={"0": -100, "3": 3})).choose(logits) == 3
     with pytest.raises(UserError, match="the token 4, and the model has 4"):
         Sampler(GenerationSettings(logit_bias={"4": 1})).choose(logits)
 
