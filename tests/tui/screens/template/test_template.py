@@ -99,7 +99,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
     append(directory, '\n[template]\nfile = "./mine.jinja" # as it is\n')
     async with templates(directory, notifications=True) as (pilot, screen):
         assert "in force: mine.jinja, by template.file" in screen_text(pilot.app)
-        await press(pilot, "enter")
+        await press(pilot, "enter", until=lambda: not isinstance(pilot.app.screen, TemplateScreen))
         assert value(pilot, "template.file") == "./mine.jinja", "what is in force stays as it is spelled"
         screen = await opened(pilot)
         assert lit(screen) == "a reply<|im_end|>"
