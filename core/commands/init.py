@@ -25,12 +25,10 @@ from core.commands.common import (
     write_file,
 )
 from core.commands.parser import ArgumentParser, column_parts
-from core.config.choices import AIMS, COMPARED, OBJECTIVES, Objective, objective_for
+from core.config.choices import AIMS, OBJECTIVES
 from core.errors import UserError
-from core.text import one_line
 
 if TYPE_CHECKING:
-    from core.config.schema import Config
     from core.presets.advised import Advised
     from core.presets.begin import HeldOut
     from core.presets.choose import Choice
@@ -107,10 +105,6 @@ class _Made(NamedTuple):
     """The reason for an objective that the rows decide."""
 
 
-#: Highest learning rate for preference training, above which answers soon fall apart.
-_PREFERENCE_RATE = 5e-5
-
-
 def _make(args: argparse.Namespace, path: Path) -> _Made:
     """The configuration for the model and the rows, checked; remarks on it are noted.
 
@@ -126,7 +120,8 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument
     from core.presets.advised import taken_values
-    from core.presets.begin import advice_on, held_out_of
+    from core.presets.begin import advice_on, held_out_of, needed_objective
+    from core.presets.choose import PREFERENCE_RATE
     from core.presets.library import TOGETHER
 
     asked = _asked(args, path.parent)
@@ -135,7 +130,7 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     config = document.validate()
     check_model(config)
     learns = ""
-    if "train.objective" not in asked and (needed := _needed_objective(config)) is not None:
+    if "train.objective" not in asked and (needed := needed_objective(config)) is not None:
         asked["train.objective"], learns = needed
         document.set("train.objective", asked["train.objective"])
         config = document.validate()
@@ -148,8 +143,8 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     given = held_out.values if held_out is not None else {}
     values = {**choice.preset.values, **given, **taken_values(advised)}
     remarks = {"train.objective": learns} if learns else {}
-    if config.train.objective != "sft" and values.get("train.learning_rate", 1.0) > _PREFERENCE_RATE:
-        values["train.learning_rate"] = _PREFERENCE_RATE
+    if config.train.objective != "sft" and values.get("train.learning_rate", 1.0) >= PREFERENCE_RATE:
+        values["train.learning_rate"] = PREFERENCE_RATE
         remarks["train.learning_rate"] = "Preference training takes small steps: it changes what is learned already."
     replaced = {name for pair in TOGETHER if asked.keys() & {*pair} for name in pair}
     values = {name: value for name, value in values.items() if name not in replaced} | asked
@@ -164,18 +159,6 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
         facts = replace(facts, device="cuda", device_bytes=memory, bf16=None)
     note(*(f"{remark.level}: {remark.sentence} {remark.hint}" for remark in document.remarks(facts)))
     return _Made(text, choice, held_out, advised, learns)
-
-
-def _needed_objective(config: Config) -> tuple[Objective, str] | None:
-    """The objective for preference pairs or labeled answers, with the reason; None for other rows."""
-    from core.commands.train import recognize_data
-
-    source, found = next(recognize_data(config))
-    objective = objective_for(found.format)
-    if objective == "sft":
-        return None
-    name = one_line(os.path.basename(source.name), 80)
-    return objective, f"train.objective is {objective}, as {name} holds {COMPARED[found.format]}."
 
 
 def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:

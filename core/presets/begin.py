@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from core.analysis.division import held_out_count
 from core.analysis.row_samples import count_rows, sample_lengths
-from core.config.choices import Aim
+from core.config.choices import COMPARED, Aim, Objective, objective_for
 from core.config.facts import Facts, read_shape
 from core.config.schema import Config
+from core.data.registries.resolve import training_sources
 from core.errors import UserError
 from core.presets.advised import Advised, advise
 from core.presets.choose import Choice, choose_preset
+from core.text import one_line
 
 if TYPE_CHECKING:
     from core.hardware.card import Card
@@ -78,8 +81,28 @@ def begin(config: Config, card: Card | None, aim: Aim = "balanced") -> Beginning
     Raises:
         UserError: If the model is too large for the card, or tokenizer or template exceed the limits of the sandbox.
     """
+    # Of rows that cannot be read, the Data pane says why.
+    with suppress(UserError, OSError):
+        if "objective" not in config.train.model_fields_set and (needed := needed_objective(config)) is not None:
+            config = config.with_options(train={"objective": needed[0]})
     choice = suitable_preset(config.model.base, card, config, aim=aim)
     return Beginning(choice, held_out_of(config), advice_on(config.model.base, choice, card))
+
+
+def needed_objective(config: Config) -> tuple[Objective, str] | None:
+    """The objective for preference pairs or labeled answers, with the reason; None for other rows.
+
+    Raises:
+        UserError: If the rows cannot be read.
+    """
+    source = training_sources(config.data)[0][0][0]
+    with source.open() as file:
+        found = source.recognize(file)
+    objective = objective_for(found.format)
+    if objective == "sft":
+        return None
+    name = one_line(os.path.basename(source.name), 80)
+    return objective, f"train.objective is {objective}, as {name} holds {COMPARED[found.format]}."
 
 
 def advice_on(base: str, choice: Choice, card: Card | None) -> tuple[Advised, ...]:

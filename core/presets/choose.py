@@ -18,6 +18,8 @@ from core.presets.library import Preset, presets
 from core.units import format_bytes
 
 _GIB = 1 << 30
+#: Highest learning rate for preference training, above which answers soon fall apart.
+PREFERENCE_RATE = 5e-5
 #: Share of its nominal memory that a card reports at least: with error correction a card of 24 GB has 22.5 GiB.
 _REPORTED_SHARE = 0.9
 #: Share of the card that a run may need by the memory plan.
@@ -83,7 +85,7 @@ def choose_preset(
     # A model too large for the CPU trains there too, in its own time.
     fitting = fitting or [preset for preset in presets().values() if preset.memory_gb == 0]
     if objective != "sft":
-        fitting = [replace(one, values={**one.values, "train.objective": objective}) for one in fitting]
+        fitting = [_for_objective(preset, objective) for preset in fitting]
     size = f"{billions:.3g} billion" if billions >= 1 else f"{billions * 1000:.3g} million"
     reasons = [
         f"the model has {size} parameters" if known else f"{size} parameters are assumed for a model of unknown shape",
@@ -112,6 +114,12 @@ def choose_preset(
     if cut is not None:
         reasons.append(f"train.max_length is {cut}, as the model reads no more")
     return Choice(chosen, cut, f"{chosen.name}, as {_enumerate(reasons)}.")
+
+
+def _for_objective(preset: Preset, objective: Objective) -> Preset:
+    """A preset for preference training."""
+    rate = min(preset.values.get("train.learning_rate", PREFERENCE_RATE), PREFERENCE_RATE)
+    return replace(preset, values={**preset.values, "train.objective": objective, "train.learning_rate": rate})
 
 
 def _best(candidates: Sequence[Preset], aim: Aim) -> Preset:

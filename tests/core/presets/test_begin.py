@@ -65,3 +65,11 @@ def test_the_beginning_of_a_new_configuration(tmp_path: Path, monkeypatch: pytes
     assert "no row sampled is longer than 512 tokens" in beginning.choice.why
     assert beginning.held_out == hold_out(60)
     assert looked_at == [found]
+
+
+def test_pairs_are_trained_as_pairs_unless_the_configuration_names_an_objective(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"q {number}", "chosen": "a", "rejected": "b"} for number in range(4)]
+    values = begin_with(config(tmp_path, pairs), None).choice.preset.values
+    assert (values["train.objective"], values["train.learning_rate"]) == ("dpo", 5e-5)
+    named = begin_with(config(tmp_path, pairs, '[train]\nobjective = "orpo"\n'), None).choice.preset.values
+    assert named["train.objective"] == "orpo"
