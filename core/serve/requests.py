@@ -60,7 +60,8 @@ _Grammar: TypeAlias = Annotated[
     Any,
     unless(
         lambda value: value is not None,
-        "use response_format with a JSON Schema, in which enum has choices, and pattern a regular expression.",
+        "use a JSON Schema in response_format, or in text.format of a response: enum has choices, pattern a regular "
+        "expression.",
     ),
 ]
 

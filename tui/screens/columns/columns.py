@@ -269,7 +269,11 @@ class ColumnsScreen(Overlay[None]):
 
     def _refresh_title(self) -> None:
         choice, box = self.choice, self.query_one("#columns-box")
-        how = "by hand" if choice.named is not None else "as recognized" if choice.is_plain else "by its format"
+        guess = self.sample.guess if self.sample is not None else {}
+        if choice.named is not None:
+            how = "a guess" if choice.wanted == "auto" and choice.named == guess else "by hand"
+        else:
+            how = "as recognized" if choice.is_plain else "by its format"
         box.border_title = Content(f"Columns · {one_line(self.view.path.name, 60)} · {how}")
         self.query_one("#columns-preview").border_title = Content(" the first rows ")
 

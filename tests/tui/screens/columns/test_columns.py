@@ -120,6 +120,7 @@ async def test_a_guess_is_offered_and_saved_by_one_key(directory: Path) -> None:
     write(directory, [{"nr": place, "frage": asked, "antwort": said} for place, (asked, said) in enumerate(texts)])
     async with columns(directory) as (pilot, screen):
         assert screen.choice.columns == {"user": "frage", "assistant": "antwort"}
+        assert "a guess" in screen_lines(pilot.app)[0]
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
         await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
         assert value(pilot, "data.columns") == {"user": "frage", "assistant": "antwort"}
