@@ -75,9 +75,6 @@ def remove_tree(path: Path) -> None:
 def new_directory(target: Path) -> Iterator[Path]:
     """A new directory that is whole or not there: as :func:`whole_directory`, but nothing is ever replaced.
 
-    The hidden directory is locked while it is filled. Without a lock it is a leftover of a killed attempt, and the next
-    attempt removes it.
-
     Args:
         target: Its path. Its parent must exist.
 
@@ -87,6 +84,21 @@ def new_directory(target: Path) -> Iterator[Path]:
     Raises:
         UserError: If something is there already, or is being made there by another process.
         OSError: If it cannot be written; nothing of it remains then.
+    """
+    with hidden_directory(target) as temporary:
+        yield temporary
+        put_into_place(temporary, target)
+
+
+@contextlib.contextmanager
+def hidden_directory(target: Path) -> Iterator[Path]:
+    """A hidden directory beside a path that is to be made; removed in the end.
+
+    It is locked meanwhile. Without a lock it is a leftover of a killed attempt, and the next attempt removes it.
+
+    Raises:
+        UserError: If something is at the path already, or is being made there by another process.
+        OSError: If it cannot be made.
     """
     refuse_existing(target)
     for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
@@ -100,16 +112,24 @@ def new_directory(target: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield temporary
-            _settle(temporary)
-            refuse_existing(target)
-            # Of directories only an empty one would be replaced.
-            os.rename(temporary, target)
         finally:
             os.close(descriptor)
-        fsync_dir(target.parent)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def put_into_place(directory: Path, target: Path) -> None:
+    """Make a directory private and durable, and move it to its place on the same disk.
+
+    Raises:
+        UserError: If something is there already.
+        OSError: If it cannot be moved.
+    """
+    _settle(directory)
+    refuse_existing(target)
+    # Of directories only an empty one would be replaced.
+    os.rename(directory, target)
+    fsync_dir(target.parent)
 
 
 def refuse_existing(target: Path) -> None:

@@ -76,7 +76,8 @@ def exports_of(run: str) -> list[ExportedModel]:
         run: Its id.
     """
     # An adapter alone, which has no type of weights, cannot answer without a file of its base.
-    exports = [export for export in list_exports(run) if not (export.kind == "gguf" and export.quant is None)]
+    is_alone = ("gguf", None)
+    exports = [each for each in list_exports(run) if (each.kind, each.quant) != is_alone and each.proof != "failed"]
     files = [(_gguf_file(export.path), export) for export in sorted(exports, key=lambda export: export.path)]
     return [_exported(file, export) for file, export in files if file is not None]
 

@@ -11,6 +11,7 @@ from core.commands.live_line import ProgressLine
 from core.export.request import KINDS, MERGE_FROM, QUANTS, ROWS
 
 if TYPE_CHECKING:
+    from core.export.job import ExportProgress
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
 
@@ -28,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=ROWS,
-        help=f"rows of your data on which it is compared with the trained model (default: {ROWS}; 0: not verified)",
+        help=f"rows of your data on which it is compared with the trained model (default: {ROWS}; 0: unproven)",
     )
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the export, and print its files and its agreement with the trained model."""
+    """Make the export, and print its files, the verdict of their proof, and lines to use them."""
     from core.export.job import export_job
     from core.export.plan import plan_export
     from core.export.request import ExportRequest
@@ -58,9 +59,17 @@ def run(args: argparse.Namespace) -> int:
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
     with ProgressLine("The export was broken off; nothing of it is left.") as line:
-        result = export_job(plan).run(line.follow)
+
+        def follow(progress: ExportProgress) -> None:
+            left = f"written: {progress.written}, unproven"
+            if progress.written is not None and left not in line.broken_off:
+                line.broken_off = f"The proof was broken off; {left}."
+                line.message(left)
+            line.follow(progress)
+
+        result = export_job(plan).run(follow)
     if args.json:
-        emit(result.to_dict())
+        emit({**result.to_dict(), "commands": result.commands})
     else:
         say(*result_lines(result))
     return 0
@@ -79,18 +88,15 @@ def plan_line(plan: ExportPlan) -> str:
 
 
 def result_lines(result: ExportResult) -> list[str]:
-    """An export in lines: its files, and its agreement with the trained model."""
-    from core.export.card import agreement_rows
+    """An export in lines: its files, the verdict of its proof, and lines to use it."""
     from core.text import one_line
     from core.units import format_bytes, format_duration
 
     rows = [("directory", str(result.path))]
     rows += [("file", f"{one_line(file.name, 100)}, {format_bytes(file.bytes)}") for file in result.files]
-    if result.agreement is not None:
-        rows += agreement_rows(result.agreement)
     rows += [("note", note) for note in result.notes]
-    state = "verified" if result.verified else "not verified"
-    if result.kind != "card":
-        rows.append((state, f"in {format_duration(result.seconds)}"))
+    rows += result.commands.items()
     width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {text}" for name, text in rows]
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    took = f"Exported in {format_duration(result.seconds)}."
+    return [*lines, f"{result.verdict} {took}".strip()]

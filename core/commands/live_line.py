@@ -94,7 +94,7 @@ class ProgressLine(LiveLine):
 
     def __init__(self, broken_off: str = "") -> None:
         super().__init__()
-        self._broken_off = broken_off
+        self.broken_off = broken_off
         self._shown = ""
         self._printed = time.monotonic()
 
@@ -118,8 +118,8 @@ class ProgressLine(LiveLine):
     def __exit__(self, *exception: object) -> None:
         """Clear the line; after Ctrl-C print that the work was broken off."""
         self.clear()
-        if self._broken_off and isinstance(exception[1], KeyboardInterrupt):
-            note(self._broken_off)
+        if self.broken_off and isinstance(exception[1], KeyboardInterrupt):
+            note(self.broken_off)
 
 
 def progress_words(progress: JobProgress) -> str:

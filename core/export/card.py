@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any, NewType
 
 from core.config.schema import WEIGHT_METHODS, options
 from core.errors import UserError
-from core.export.request import Kind, Quant
-from core.export.result import Agreement
+from core.export.request import Kind
+from core.export.result import RECORD, Agreement, ExportResult
 from core.hub_uri import is_hub_entry, is_hub_id
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import auto_class, read_description, read_record
@@ -23,10 +22,8 @@ from core.models.find import cached_id, model_entry, model_path
 from core.paths import user_path
 from core.runs.catalog.result import result_of
 from core.runs.catalog.trained import TrainedModel, newest_manifest
-from core.runs.record.chain import chain_head
 from core.runs.record.history import read_history
 from core.runs.record.sentences import slug_of
-from core.runs.record.store import make_slug
 from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number
@@ -148,11 +145,6 @@ def block(language: str, *lines: str) -> Markdown:
     return Markdown("\n".join([f"```{language}", *lines, "```"]))
 
 
-def shell_word(text: str) -> str:
-    """Foreign text as a word of a command line."""
-    return shlex.quote(one_line(text, 200))
-
-
 def page(parts: Sequence[Markdown]) -> str:
     """A page of parts; empty parts are left out."""
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -172,20 +164,16 @@ class CardFacts:
     """Facts of a model card beside the run's own files."""
 
     trained: TrainedModel
-    kind: Kind
-    quant: Quant | None
+    result: ExportResult
     base: BaseModel
     license: str | None
     """Its license, if known."""
-    agreement: Agreement | None = None
-    notes: Sequence[str] = ()
-    files: Sequence[str] = ()
-    """The names of the files beside the card."""
 
     @property
     def is_adapter(self) -> bool:
         """True for an adapter alone."""
-        is_alone = self.kind in ("adapter", "card") or (self.kind == "gguf" and self.quant is None)
+        kind = self.result.kind
+        is_alone = kind in ("adapter", "card") or (kind == "gguf" and self.result.quant is None)
         return is_alone and self.trained.adapter is not None
 
 
@@ -235,10 +223,10 @@ def _license_of_card(path: Path) -> str | None:
 
 
 def _front(facts: CardFacts) -> Markdown:
-    library = {"merged": "transformers", "gguf": "gguf", "ollama": "gguf"}.get(facts.kind)
+    library = {"merged": "transformers", "gguf": "gguf", "ollama": "gguf"}.get(facts.result.kind)
     if library is None:
         library = "peft" if facts.is_adapter else "transformers"
-    relation = "adapter" if facts.is_adapter else _RELATIONS.get(facts.kind, "finetune")
+    relation = "adapter" if facts.is_adapter else _RELATIONS.get(facts.result.kind, "finetune")
     method = facts.trained.config.method
     tags = ["localtune", "text-generation", *({method.name} if method.name not in WEIGHT_METHODS else ())]
     tags += ["dora"] if method.dora else []
@@ -257,8 +245,8 @@ def _front(facts: CardFacts) -> Markdown:
 
 
 def _what(facts: CardFacts) -> Markdown:
-    weights = f" ({facts.quant})" if facts.quant else ""
-    what = {"gguf": f"A GGUF file{weights}", "ollama": f"A model for Ollama{weights}"}.get(facts.kind)
+    weights = f" ({facts.result.quant})" if facts.result.quant else ""
+    what = {"gguf": f"A GGUF file{weights}", "ollama": f"A model for Ollama{weights}"}.get(facts.result.kind)
     if facts.is_adapter:
         what = f"An adapter ({_method(facts.trained.config.method)})"
     step = "" if facts.trained.step is None else f", as of step {facts.trained.step}"
@@ -275,11 +263,6 @@ def _method(method: Any) -> str:
 
 def _section(title: str, parts: Sequence[Markdown]) -> list[Markdown]:
     return [heading(2, Markdown(title)), *parts] if parts else []
-
-
-def _figures(rows: Sequence[tuple[str, str]]) -> Markdown:
-    """A table of names and values."""
-    return table((Markdown(""), Markdown("")), [(prose(name), prose(figure)) for name, figure in rows])
 
 
 def _data(trained: TrainedModel) -> list[Markdown]:
@@ -322,10 +305,7 @@ def _training(trained: TrainedModel) -> list[Markdown]:
     result = result_of(trained.run, state, history)
     steps = trained.step if trained.step is not None else result.step
     facts = [_method(trained.config.method), f"{steps} optimizer steps", f"{format_duration(result.seconds)} of work"]
-    told = [prose(", ".join(facts) + ". Options that differ from the defaults:"), *_options(trained)]
-    if (head := chain_head(trained.run.path)) is not None:
-        told.append(filled("The hash chain of the run ends with {head}.", head=code(head)))
-    return told
+    return [prose(", ".join(facts) + ". Options that differ from the defaults:"), *_options(trained)]
 
 
 def _options(trained: TrainedModel) -> list[Markdown]:
@@ -352,10 +332,10 @@ def _measured(facts: CardFacts) -> list[Markdown]:
             for measure in result.measures
         ]
         parts.append(table((Markdown("on held-out rows"), prose(result.before), prose(result.after)), rows))
-    if facts.agreement is not None:
-        parts.append(prose("The file against the model that was trained, read by another program:"))
-        parts.append(_figures(agreement_rows(facts.agreement)))
-    return [*parts, *map(prose, facts.notes)]
+    if verdict := facts.result.verdict:
+        parts.append(prose(verdict))
+    parts += map(prose, facts.result.notes)
+    return [*parts, Markdown(f"[{RECORD}]({RECORD}) has the figures, and the hashes of the files and of the run.")]
 
 
 def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
@@ -379,14 +359,9 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
 
 
 def _use(facts: CardFacts) -> list[Markdown]:
-    if facts.kind == "gguf":
-        name = shell_word(next((name for name in facts.files if name.endswith(".gguf")), "model.gguf"))
-        if not facts.is_adapter:
-            return [block("sh", f"llama-server -m {name}")]
-        return [block("sh", f"llama-server -m BASE.gguf --lora {name}"), _where(facts.base, "BASE.gguf")]
-    if facts.kind == "ollama":
-        name = shell_word(make_slug(slug_of(facts.trained.run.id)))
-        return [block("sh", f"ollama create {name} -f Modelfile")]
+    if (program := {"gguf": "llama-server", "ollama": "Ollama"}.get(facts.result.kind)) is not None:
+        line = block("sh", replace(facts.result, path=Path()).commands[program])
+        return [line, _where(facts.base, "BASE.gguf")] if facts.is_adapter else [line]
     loader = facts.base.auto_class
     if not facts.is_adapter:
         return [
@@ -414,7 +389,7 @@ def _use(facts: CardFacts) -> list[Markdown]:
         return [loading]
     key = "`base_model_name_or_path` in `adapter_config.json`"
     path = Markdown(f"{key} is the base's path on the machine of the export: elsewhere, write its path there.")
-    return [loading, _where(base, "BASE"), *([path] if facts.kind == "adapter" else [])]
+    return [loading, _where(base, "BASE"), *([path] if facts.result.kind == "adapter" else [])]
 
 
 def _literal(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from core import paths
@@ -17,12 +19,29 @@ from core.launch.launcher import worker_environment
 
 PROGRAM = "core.worker.job export"
 
-ExportJob = Job[JobProgress, ExportResult]
+
+@dataclass(frozen=True)
+class ExportProgress(JobProgress):
+    """Progress of an export: ``done`` of ``total`` estimated seconds. ``done`` only grows; ``total`` only shrinks,
+    where a stage is left out.
+
+    Args:
+        written: The directory of the export, once its files are in place, unproven; None before.
+    """
+
+    written: Path | None = None
+
+
+ExportJob = Job[ExportProgress, ExportResult]
 
 
 def export_job(plan: ExportPlan) -> ExportJob:
-    """An export job. It fails if the export cannot be written, or does not answer as the trained model; nothing remains
-    then, or when the job is closed."""
+    """An export job: the files first, then their proof.
+
+    It fails if they cannot be written, and nothing remains then, or when the job is closed before. If the proof fails,
+    the directory is renamed to ``NAME-failed``; if it is broken off, or the job is closed meanwhile, the files stay in
+    their place, unproven.
+    """
     return Job("the export", partial(_export, plan), "Export it again.")
 
 
@@ -37,8 +56,18 @@ def _export(plan: ExportPlan, job: ExportJob) -> ExportResult:
         for leftover in paths.exports_dir().glob(".*.tmp"):
             remove_abandoned(leftover)
     values = {"plan": plan.to_dict(), "directory": str(plan.target.parent)}
+    written: Path | None = None
+
+    def hear(message: dict[str, Any]) -> None:
+        nonlocal written
+        written = plan.target if message.get("written") else None
+
+    def follow(at: JobProgress) -> None:
+        job.report(ExportProgress(at.activity, at.done, at.total, written))
+
     try:
-        return ExportResult.from_dict(job.call(PROGRAM, values, job.report, environment=worker_environment()))
+        found = job.call(PROGRAM, values, follow, hear=hear, environment=worker_environment())
+        return ExportResult.from_dict(found)
     finally:
         # The directory that a killed process was filling.
         remove_abandoned(plan.target.with_name(f".{plan.target.name}.{job.pid}.tmp"))

@@ -1,7 +1,6 @@
 """Plans of exports: source, destination, size and stages, without loading anything.
 
-Stages are known by their activity. Each stands for some work: bytes read or written for each parameter of the model,
-so that a pass of a row over the weights counts as a share of reading them.
+Stages are known by their activity. Each stands for some work: seconds for a billion parameters on two cores.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ class ExportPlan:
     named type."""
     peak: int | None
     """Most bytes on the disk during the export, in that type."""
-    tries_both: bool
-    """True if the adapter is merged into both the base's own weights and 4-bit rounded ones, to take the better."""
+    parameters: int | None
+    """Parameters of the model; None if unknown."""
 
     @property
     def size_in_words(self) -> str:
@@ -112,19 +111,15 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     if request.quant is None and trained.file is not None and request.kind in _WHOLE and not request.adapter_only:
         request = replace(request, quant=trained.file.type)
     _check_kind(request, trained)
-    if not request.rows and _tries_both(request, trained):
-        # Without a comparison to choose by: the weights of the training.
-        request = replace(request, merge_from="quantized")
     if request.kind in _WHOLE and not request.adapter_only and request.weights is not None:
         require_quantizer(request.weights)
-    tries_both = _tries_both(request, trained)
-    variants = 2 if tries_both else 1
-    size, peak = _bytes(request, trained, variants)
+    facts = ModelFacts() if request.kind == "card" else _base_facts(trained)
+    size, peak = _bytes(request, trained, facts)
     largest = size
     # Without a named type, types are tried in order, and the last one is the largest.
     if request.kind == "merged" and request.quant is None:
-        largest, peak = _bytes(replace(request, quant=MERGED_QUANTS[-1]), trained, variants)
-    return ExportPlan(request, trained, _target(request, trained), size, largest, peak, tries_both)
+        largest, peak = _bytes(replace(request, quant=MERGED_QUANTS[-1]), trained, facts)
+    return ExportPlan(request, trained, _target(request, trained), size, largest, peak, facts.parameters)
 
 
 def _check_kind(request: ExportRequest, trained: TrainedModel) -> None:
@@ -147,11 +142,6 @@ def _check_kind(request: ExportRequest, trained: TrainedModel) -> None:
         )
 
 
-def _tries_both(request: ExportRequest, trained: TrainedModel) -> bool:
-    merges = request.kind in ("merged", "gguf", "ollama") and not request.adapter_only
-    return merges and request.merge_from == "auto" and trained.config.method.name == "qlora" and not trained.file
-
-
 def _target(request: ExportRequest, trained: TrainedModel) -> Path:
     """The requested directory; by default one in the home named by run, step, kind and type."""
     if request.out is not None:
@@ -164,29 +154,27 @@ def _target(request: ExportRequest, trained: TrainedModel) -> Path:
     return paths.exports_dir() / "-".join([trained.run.id, *step, *kind, *weights])
 
 
-def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tuple[int | None, int | None]:
+def _bytes(request: ExportRequest, trained: TrainedModel, facts: ModelFacts) -> tuple[int | None, int | None]:
     """Bytes of an export, and most bytes on the disk during it; None if unknown."""
     if request.kind == "card":
         return 0, 1 << 20
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
         # A GGUF file of an adapter is read together with a GGUF file of its base.
-        facts = _base_facts(trained) if request.adapter_only else ModelFacts()
         base = _gguf_bytes(facts, "F32") if request.adapter_only else 0
-        if facts.quantization is not None:
+        if request.adapter_only and facts.quantization is not None:
             base += 2 * (facts.parameters or 0)  # decoded for the converter
         return size, size + base + _BESIDE
-    facts = _base_facts(trained)
     if facts.parameters is None or request.weights is None:
         return None, None
     first = merged_quant(request, trained)
     merged = facts.parameters * (4 if first == "F32" else 2)
     if request.kind == "merged":
-        return merged, variants * merged + _BESIDE
+        return merged, merged + _BESIDE
     is_exact = trained.file is not None and request.weights == trained.file.type
     size = _gguf_bytes(facts, request.weights, is_exact=is_exact)
     between = 0 if request.weights in CONVERTED else _gguf_bytes(facts, first)
-    return size, size + variants * merged + between + _BESIDE
+    return size, size + merged + between + _BESIDE
 
 
 def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
@@ -248,15 +236,16 @@ LOADING_MODEL, IMPORTANCE, QUANTIZING = (
 )
 HASHING = "hashing the files"
 
-#: Bytes of a parameter of the base, and the work of a byte that is only hashed.
-_BASE, _HASHED = 2.0, 0.5
-#: Work to measure a row, to answer it, and to read the file with it: bytes of a parameter.
-#: By the seconds of an export of 135 million parameters on two cores, ``Q4_K_M`` with 16 rows.
-_MEASURED, _ANSWERED, _READ = 0.7, 4.5, 1.5
-#: Work of the importance matrix, and of the quantization; by the same export.
-_IMPORTANCE, _QUANTIZED = 80.0, 10.0
-#: Resolution of a share.
-_PARTS = 1000
+#: Work of a byte of each parameter that is hashed, read or written, or merged.
+_HASHED, _MOVED, _MERGED = 1.0, 2.5, 13.0
+#: Work to measure a row, to answer it, and to read the file with it.
+_MEASURED, _ANSWERED, _READ = 1.7, 1.2, 2.0
+#: Work of the importance matrix, and of the quantization.
+_IMPORTANCE, _QUANTIZED = 90.0, 20.0
+#: Seconds for a process to import torch and its family, and the converter.
+_IMPORTED, _CONVERTER = 5.0, 3.0
+#: Parameters of a model that is not known.
+_USUAL = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -265,115 +254,103 @@ class Stage:
 
     Args:
         activity: Its activity in messages.
-        work: Bytes that are read or written for each parameter, about.
+        work: Seconds for a billion parameters, about.
+        seconds: Seconds for any model.
     """
 
     activity: str
     work: float
+    seconds: float = 0.0
 
 
 class WholeProgress:
-    """Progress of a whole export from its stages; a :data:`~core.directories.Progress` itself.
+    """Progress of a whole export from its stages, in estimated seconds; a :data:`~core.directories.Progress` itself.
 
-    A skipped stage leaves its part to the later ones. An unexpected stage, as a merge repeated in more bits, gets a
-    part of the remainder; a stage without work gets none.
+    What is done only grows. A stage that is left out is taken from the total; an unexpected one, as a merge repeated in
+    more bits, counts as nothing.
 
     Args:
         stages: The expected stages, in order.
-        progress: Called with the activity and the progress of the export, in thousandths.
+        progress: Called with the activity, and the seconds that are done and those in all.
+        parameters: Parameters of the model.
     """
 
-    def __init__(self, stages: Sequence[Stage], progress: Progress) -> None:
-        self._left, self._progress = list(stages), progress
-        self._work = {stage.activity: stage.work for stage in reversed(stages)}
+    def __init__(self, stages: Sequence[Stage], progress: Progress, parameters: int | None = None) -> None:
+        scale = (parameters or _USUAL) / 1e9
+        self._left, self._progress = (
+            [(stage.activity, stage.work * scale + stage.seconds) for stage in stages],
+            progress,
+        )
+        self._total = sum(seconds for _, seconds in self._left)
         self._activity = ""
-        self._begin = self._span = self._share = 0.0
+        self._begin = self._span = self._done = 0.0
 
     def __call__(self, activity: str, done: int | None = None, total: int | None = None) -> None:
         """Report the progress of the present stage."""
         if activity != self._activity:
             self._enter(activity)
-        within = min(done / total, 1.0) if done is not None and total else 0.0
-        self._share = max(self._share, self._begin + self._span * within)
-        self._progress(activity, round(self._share * _PARTS), _PARTS)
+        within = min(max(done, 0) / total, 1.0) if done is not None and total else 0.0
+        self._done = max(self._done, self._begin + self._span * within)
+        whole = max(round(self._total), 1)
+        self._progress(activity, min(round(self._done), whole), whole)
 
     def _enter(self, activity: str) -> None:
         """End the previous stage, and begin another."""
         self._begin += self._span
-        number = next((number for number, stage in enumerate(self._left) if stage.activity == activity), None)
-        if number is None:
-            work = self._work.get(activity, 0.0)
-        else:
-            work = self._left[number].work
+        number = next((number for number, (name, _) in enumerate(self._left) if name == activity), None)
+        self._span = 0.0
+        if number is not None:
+            *skipped, (_, self._span) = self._left[: number + 1]
+            self._total -= sum(seconds for _, seconds in skipped)
             del self._left[: number + 1]
-        rest = sum(stage.work for stage in self._left)
-        self._span = (1.0 - self._begin) * work / (work + rest) if work else 0.0
-        self._share = max(self._share, self._begin)
+        self._done = max(self._done, self._begin)
         self._activity = activity
 
 
 def stages_of(plan: ExportPlan) -> list[Stage]:
-    """The stages of a planned export, in order."""
+    """The stages of a planned export, in order: of the files, then of their proof."""
     if plan.request.kind == "card":
         return [Stage(HASHING, 1.0)]  # there is nothing else
     hashed = Stage(HASHING, _HASHED * _weight(plan.request.weights))
-    return [Stage(COMPARING_BASE, _HASHED * _BASE), *_made(plan), hashed]
+    stages = [Stage(COMPARING_BASE, 2 * _HASHED), *_made(plan), hashed]
+    return stages if plan.unverified is not None else [*stages, *_proof(plan)]
 
 
 def _made(plan: ExportPlan) -> Iterator[Stage]:
     """Stages between the comparison of the base and the hashes of the files."""
     request, trained = plan.request, plan.trained
-    if request.kind == "adapter":
-        yield from _proof(plan, is_first=True)
-    elif request.adapter_only:
-        yield Stage(CONVERTING_ADAPTER, 0.1)
-        if plan.unverified is None:
-            yield from _conversion("F32")
-            yield from _proof(plan, is_first=True)
-    else:
-        yield from _merges(plan)
+    if request.adapter_only:
+        yield Stage(CONVERTING_ADAPTER, 1.0, _CONVERTER)
+    elif request.kind != "adapter":
+        first = merged_quant(request, trained)
+        yield Stage(MERGING, _MERGED * (2 + _weight(first)))
         if request.kind == "merged":
-            if not plan.tries_both:
-                yield from _proof(plan, is_first=True)
             return
         quant = request.weights or "Q8_0"
-        yield from _conversion(quant if quant in CONVERTED else merged_quant(request, trained))
+        yield from _conversion(quant if quant in CONVERTED else first)
         if quant not in CONVERTED:
-            is_exact = trained.file is not None and quant == trained.file.type
-            if not is_exact:
-                yield from (Stage(LOADING_MODEL, _BASE), Stage(IMPORTANCE, _IMPORTANCE))
+            if trained.file is None or quant != trained.file.type:
+                yield from (Stage(LOADING_MODEL, 2 * _MOVED), Stage(IMPORTANCE, _IMPORTANCE))
             yield Stage(QUANTIZING, _QUANTIZED)
-        yield from _proof(plan, is_first=not plan.tries_both)
-
-
-def _merges(plan: ExportPlan) -> Iterator[Stage]:
-    """The merge; if both ways are tried, each with its comparison."""
-    merge = Stage(MERGING, _BASE + _weight(merged_quant(plan.request, plan.trained)))
-    yield merge
-    if plan.tries_both:
-        yield from _proof(plan, is_first=True)
-        yield merge
-        yield from _proof(plan, is_first=False)
 
 
 def _conversion(quant: Quant) -> Iterator[Stage]:
-    yield from (Stage(READING_MODEL, _BASE), Stage(WRITING, _weight(quant)))
+    yield from (Stage(READING_MODEL, 2 * _MOVED, _CONVERTER), Stage(WRITING, _MOVED * _weight(quant)))
 
 
-def _proof(plan: ExportPlan, *, is_first: bool) -> Iterator[Stage]:
-    """The comparison with the trained model, which is measured before the first one."""
-    if plan.unverified is not None:
-        return
-    trained, rows = plan.trained, plan.request.rows
-    if is_first:
-        is_quantized = trained.config.method.name == "qlora" and plan.request.kind != "adapter" and trained.file is None
-        yield from (Stage(LOADING_TRAINED, _BASE), Stage(MEASURING_TRAINED, _MEASURED * rows))
-        if trained.adapter is not None:
-            yield Stage(MEASURING_BASE, _MEASURED * rows)
-        yield Stage(ANSWERING, _ANSWERED * rows)
-        if trained.adapter is not None and is_quantized:
-            yield from (Stage(LOADING_PLAIN, _BASE), Stage(MEASURING_PLAIN, _MEASURED * rows))
-    yield from (Stage(LOADING_FILE, _BASE), Stage(MEASURING_FILE, _READ * rows))
+def _proof(plan: ExportPlan) -> Iterator[Stage]:
+    """The measurement of the trained model, and the comparison with it."""
+    request, trained, rows = plan.request, plan.trained, plan.request.rows
+    if request.adapter_only:
+        yield from _conversion("F32")
+    yield from (Stage(LOADING_TRAINED, 2 * _MOVED, _IMPORTED), Stage(MEASURING_TRAINED, _MEASURED * rows))
+    if trained.adapter is not None:
+        yield Stage(MEASURING_BASE, _MEASURED * rows)
+    yield Stage(ANSWERING, _ANSWERED * rows)
+    if trained.config.method.name == "qlora" and request.merge_from == "base":
+        yield from (Stage(LOADING_PLAIN, 2 * _MOVED), Stage(MEASURING_PLAIN, _MEASURED * rows))
+    imported = _IMPORTED if request.kind in ("merged", "adapter") else 0.0
+    yield from (Stage(LOADING_FILE, _MOVED, imported), Stage(MEASURING_FILE, _READ * rows))
 
 
 def _weight(quant: Quant | None) -> float:

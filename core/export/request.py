@@ -19,8 +19,8 @@ CONVERTED: tuple[Quant, ...] = ("F32", "F16", "BF16", "Q8_0")
 
 
 MergeFrom = Literal["auto", "base", "quantized"]
-#: The base's weights for the merge of an adapter: its own in 16 bit, its weights rounded to 4 bit as in training, or
-#: whichever answers more like the trained model.
+#: The base's weights for the merge of an adapter: its own in 16 bit, its weights rounded to 4 bit as in training; by
+#: default those of the training.
 MERGE_FROM: tuple[MergeFrom, ...] = get_args(MergeFrom)
 #: The types of weights of a merged model in the format of transformers, in the order in which they are tried where none
 #: is named: most models are served in bf16, which has the fewest bits of mantissa.
@@ -55,7 +55,7 @@ class ExportRequest:
     adapter_only: bool = False
     """True if a GGUF file of the adapter alone is written, to be used with a GGUF file of the base."""
     rows: int = ROWS
-    """Held-out rows for the comparison with the trained model; with none, the export is not verified."""
+    """Held-out rows for the comparison with the trained model; with none, the export stays unproven."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

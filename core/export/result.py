@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from core import paths
 from core.export.request import Kind, Quant
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import make_slug
 from core.small_files import read_json
+from core.text import one_line
 
 #: Divergence from the untouched base, relative to that from the trained model, below which a file is the base itself;
 #: and the least divergence of these two models, in nats, for the comparison.
@@ -71,6 +76,8 @@ class Agreement:
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
     """Mean divergence of the base from the trained model, in nats: the effect of training."""
+    is_finite: bool = True
+    """False if the file computes values that are no numbers; the other figures are of the rows before then."""
 
     @property
     def judged(self) -> Figures | None:
@@ -114,6 +121,8 @@ class Agreement:
             quant: The type of the file's weights; None for an adapter, whose weights are unchanged.
         """
         failed = []
+        if not self.is_finite:
+            failed.append("It computes values that are no numbers (NaN or infinite).")
         if not self.prompts_equal:
             failed.append("The file's tokenizer or template makes other tokens of a prompt than training did.")
         if self._is_base():
@@ -170,9 +179,13 @@ BARS: dict[Quant, Bar] = {
 }
 
 
+Proof = Literal["proven", "unproven", "failed"]
+
 #: The record of an export, in its directory.
 RECORD = "export.json"
 _VERSION = 1
+#: Least share of equal answers that is called most of them.
+_MOSTLY = 0.5
 _RECORD_LIMIT = 4 << 20
 
 
@@ -212,6 +225,8 @@ class ExportResult:
     seconds: float
     created: float
     """Unix seconds."""
+    chain: str | None = None
+    """The head of the run's hash chain; None if it has none."""
 
     @property
     def bytes(self) -> int:
@@ -221,7 +236,50 @@ class ExportResult:
     @property
     def verified(self) -> bool:
         """True if it was compared with the trained model, and reaches the bars."""
-        return self.agreement is not None and not self.agreement.failures(self.quant)
+        return self.proof == "proven"
+
+    @property
+    def proof(self) -> Proof:
+        """State of the comparison with the trained model: ``unproven`` before it, or where there was none."""
+        if self.agreement is None:
+            return "unproven"
+        return "failed" if self.agreement.failures(self.quant) else "proven"
+
+    @property
+    def verdict(self) -> str:
+        """The result of the proof in a sentence; empty for a card."""
+        found, said = self.agreement, ""
+        if found is None:
+            said = "unproven."
+        elif failures := found.failures(self.quant):
+            said = f"no. {failures[0]}"
+        elif found.greedy_equal is None:
+            said = f"yes, by {found.rows} texts that it continues."
+        else:
+            of = found.rows if found.greedy_rows is None else found.greedy_rows
+            share = found.greedy_equal / max(of, 1)
+            word = "yes" if share == 1 else "mostly" if share >= _MOSTLY else "not word for word"
+            said = f"{word}, {found.greedy_equal} of {of} answers agree."
+        return "" if self.kind == "card" else f"Answers as the trained model: {said}"
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Command lines that use the files, by program; empty for an adapter and a card."""
+        if self.kind == "merged":
+            return {"vLLM": f"vllm serve {shell_word(self.path)}", "curl": _curl(8000, str(self.path))}
+        file = next((file.name for file in self.files if file.name.endswith(".gguf")), None)
+        if file is None:
+            return {}
+        path = shell_word(self.path / file)
+        if self.quant is None:
+            return {"llama-server": f"llama-server -m BASE.gguf --lora {path} --port 8080", "curl": _curl(8080)}
+        lines = {"llama-server": f"llama-server -m {path} --port 8080", "curl": _curl(8080)}
+        if self.kind == "ollama":
+            name = make_slug(slug_of(self.run))
+            lines["Ollama"] = f"ollama create {name} -f {shell_word(self.path / 'Modelfile')} && ollama run {name}"
+            return lines | {"curl": _curl(11434, name)}
+        at = "" if self.step is None else f"@{self.step}"
+        return lines | {"Ollama": f"localtune-tui export {shell_word(self.run + at)} --to ollama --quant {self.quant}"}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -231,6 +289,8 @@ class ExportResult:
             "path": str(self.path),
             "bytes": self.bytes,
             "verified": self.verified,
+            "proof": self.proof,
+            "verdict": self.verdict,
         }
 
     @classmethod
@@ -247,6 +307,19 @@ class ExportResult:
         if data.get("version") != _VERSION:
             raise ValueError("no export of this version")
         return _reader().validate_python(data if path is None else {**data, "path": path})
+
+
+def shell_word(text: object) -> str:
+    """Foreign text as a word of a command line."""
+    return shlex.quote(one_line(str(text), 4096))
+
+
+def _curl(port: int, model: str | None = None) -> str:
+    """A question to a server of OpenAI's API on this machine."""
+    question = {"model": model} if model else {}
+    body = json.dumps({**question, "messages": [{"role": "user", "content": "Hello"}]})
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return f"curl {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 @functools.cache

@@ -141,7 +141,7 @@ def _delete(aside: Path, name: str) -> None:
     Raises:
         UserError: If a part of it is left.
     """
-    for kept in paths.answers_dir().glob(f"{glob.escape(name)}-*"):
+    for kept in paths.answers_dir().glob(f"{glob.escape(name)}-{'[0-9a-f]' * 32}"):
         shutil.rmtree(kept, ignore_errors=True)
     if (fault := delete_directory(aside)) is not None:
         raise UserError(

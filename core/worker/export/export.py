@@ -6,19 +6,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from core import paths
-from core.directories import Progress, disk_error, new_directory
+from core.atomic import write_atomic
+from core.directories import Progress, disk_error, hidden_directory, put_into_place
 from core.errors import UserError
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
-from core.export.llama_cpp import NotVerifiedError
 from core.export.plan import COMPARING_BASE, HASHING, ExportPlan, WholeProgress, merged_quant, stages_of
-from core.export.request import CONVERTED, MERGED_QUANTS, Kind, Quant
+from core.export.request import CONVERTED, MERGED_QUANTS, Quant
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
 from core.jobs.process import Answers
 from core.models.check import check_adapter
@@ -26,8 +25,9 @@ from core.models.description import is_composite, read_description, read_quantiz
 from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
 from core.runs.catalog.trained import TrainedModel, held_checkpoint
+from core.runs.record.chain import chain_head
 from core.runs.record.sentences import slug_of
-from core.runs.record.store import make_slug
+from core.runs.record.store import make_slug, numbered
 from core.small_files import hash_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
@@ -35,10 +35,18 @@ from core.worker.data.encode import Encoder
 from core.worker.export.gguf.converter import check_arithmetic, fetch_converter
 from core.worker.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
 from core.worker.export.merge import BeyondRangeError
-from core.worker.export.model_directory import Conversation, Merge, read_conversation, write_adapter, write_merged
+from core.worker.export.model_directory import (
+    Conversation,
+    Way,
+    read_conversation,
+    way_to_merge,
+    write_adapter,
+    write_merged,
+)
 from core.worker.export.verify.job import compare_export, measure_trained
 from core.worker.model.model import load_tokenizer
 from core.worker.model.support import resolve_base
+from core.worker.process.openmp import SpinControl
 
 #: Most rows to read; further ones hardly matter.
 _MOST_ROWS = 1000
@@ -69,31 +77,36 @@ def conversations(dataset: Dataset) -> list[list[dict[str, Any]]]:
     return [[message.fields() for message in example.messages] for example in dataset.examples if example.messages]
 
 
-#: Names inside the hidden directory that becomes the export: the export itself, and temporary files beside it.
-_MADE, _MERGED, _PROOF, _BASE, _DECODED = "made", "merged", "proof", "base.gguf", "decoded"
+#: Names inside the hidden directory of an export: its files, the merged model that they are made of, files of the
+#: proof, and files that have missed their bar.
+_MADE, _MERGED, _PROOF, _MISSED = "made", "merged", "proof", "missed"
+_BASE, _DECODED = "base.gguf", "decoded"
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A written export that is not in its place yet."""
+class _Written:
+    """The files of an export, before they are recorded."""
 
     quant: Quant | None
-    agreement: Agreement | None = None
-    merged_from: str | None = None
+    way: Way | None = None
     notes: tuple[str, ...] = ()
 
 
 class Export:
-    """An export.
+    """An export: its files in their place first, then their proof.
 
     Args:
         plan: The plan.
         progress: Called with each stage, and the progress of the whole export.
+        placed: Called with True once the files are in their place, unproven; with False where they have missed their
+            bar and others follow.
     """
 
-    def __init__(self, plan: ExportPlan, progress: Progress) -> None:
+    def __init__(self, plan: ExportPlan, progress: Progress, placed: Callable[[bool], object] = lambda _: None) -> None:
         self._plan, self._request, self._trained = plan, plan.request, plan.trained
-        self._progress = WholeProgress(stages_of(plan), progress)
+        self._progress = WholeProgress(stages_of(plan), progress, plan.parameters)
+        self._placed = placed
+        self._began = time.monotonic()
 
     def make(self) -> ExportResult:
         """Make the export.
@@ -102,32 +115,121 @@ class Export:
             The export in its place.
 
         Raises:
-            UserError: If it fails, or misses the bars of its agreement; it then leaves nothing behind.
+            UserError: If it cannot be written, which leaves nothing behind; if its proof fails, after which it has
+                another name; or if its proof cannot be made, and it stays unproven.
         """
         # A run in training would delete the checkpoint long before the answers are compared.
         with held_checkpoint(self._trained.checkpoint):
             return self._make()
 
     def _make(self) -> ExportResult:
-        began, plan = time.monotonic(), self._plan
         base, self._fingerprint = self._find_base()
+        target, missed = self._plan.target, list[str]()
+        quants: tuple[Quant | None, ...] = (self._request.weights,)
+        if self._request.kind == "merged" and self._request.quant is None:
+            quants = MERGED_QUANTS
         try:
-            with new_directory(plan.target) as directory:
-                made = directory / _MADE
-                made.mkdir(mode=paths.DIRECTORY_MODE)
-                self._answers = directory / _PROOF
-                written = self._write(base, made, directory)
-                self._refuse_others(written)
-                result = self._record(base, made, written, began)
-                for name in (_PROOF, _DECODED):
-                    shutil.rmtree(directory / name, ignore_errors=True)
-                for path in sorted(made.iterdir()):
-                    path.rename(directory / path.name)
-                made.rmdir()
+            with hidden_directory(target) as directory:
+                for quant in quants:
+                    is_last = quant == quants[-1]
+                    try:
+                        written, result = self._put(base, directory, quant, missed)
+                    except BeyondRangeError:
+                        if is_last:
+                            raise
+                        failures = ["Its weights are beyond the range of the type."]
+                    else:
+                        result = self._prove(base, directory, written, result)
+                        if result.proof != "failed" or result.agreement is None:
+                            return result
+                        failures = result.agreement.failures(quant)
+                        if is_last:
+                            self._reject(failures)
+                        self._placed(False)
+                        os.rename(target, directory / _MISSED)
+                    words = " and ".join(f"{one[0].lower()}{one[1:].rstrip('.')}" for one in failures)
+                    missed.append(f"as {quant} {words}")
+                    for name in (_MADE, _MISSED):
+                        shutil.rmtree(directory / name, ignore_errors=True)
         except OSError as error:
             hint = "Make room, or name a directory on another disk with --out."
-            raise UserError(disk_error(plan.target.parent, error).message, hint) from error
+            raise UserError(disk_error(target.parent, error).message, hint) from error
+        raise ValueError("there is no type of weights to try")
+
+    def _put(
+        self, base: Path, directory: Path, quant: Quant | None, missed: Sequence[str]
+    ) -> tuple[_Written, ExportResult]:
+        """Write the files and put them into their place, unproven."""
+        made = directory / _MADE
+        made.mkdir(mode=paths.DIRECTORY_MODE)
+        written = self._write(base, made, directory, quant)
+        if missed:
+            written = replace(written, notes=(*written.notes, f"Its weights are {quant}, because {', '.join(missed)}."))
+        if (reason := self._plan.unverified) is not None:
+            written = replace(written, notes=(*written.notes, str(reason)))
+        result = self._record(base, made, written)
+        put_into_place(made, self._plan.target)
+        self._placed(True)
+        return written, result
+
+    def _prove(self, base: Path, directory: Path, written: _Written, result: ExportResult) -> ExportResult:
+        """Compare the files in their place with the trained model, and record the result."""
+        target, kind = self._plan.target, self._request.kind
+        if self._plan.unverified is None and kind != "card":
+            try:
+                result = self._record(base, target, written, self._compare(base, directory, written), result)
+            except UserError as error:
+                raise UserError(f"{error.message} The files stay in {target}, unproven.", error.hint) from error
+        if kind == "ollama" and written.quant is not None and result.proof != "failed":
+            from core.worker.export.ollama.create import create_and_ask
+
+            asked = create_and_ask(target, self._trained, written.quant, self._progress)
+            written = replace(written, notes=(*written.notes, *asked))
+            result = self._record(base, target, written, result.agreement, result)
         return result
+
+    def _compare(self, base: Path, directory: Path, written: _Written) -> Agreement:
+        """The agreement of the files in their place with the trained model, whose answers are measured once."""
+        kind, answers, base_gguf = self._request.kind, directory / _PROOF, None
+        if self._request.adapter_only:
+            base_gguf = directory / _BASE
+            write_gguf(self._decoded(base, directory), base_gguf, "F32", GgufOptions(), self._progress)
+        if not answers.exists():
+            answers.mkdir(mode=paths.DIRECTORY_MODE)
+            measure_trained(
+                self._trained,
+                answers,
+                self._progress,
+                self._request.rows,
+                plain_base=written.way == "base",
+                as_file=kind != "adapter" and base_gguf is None,
+                base_sha256=self._fingerprint,
+            )
+        return compare_export(
+            self._plan.target,
+            kind,
+            written.quant,
+            self._trained,
+            answers,
+            self._progress,
+            way=written.way,
+            base=base_gguf,
+        )
+
+    def _reject(self, failures: Sequence[str]) -> NoReturn:
+        """Rename files that do not answer as the trained model does.
+
+        Raises:
+            UserError: Always; it names the missed bars.
+        """
+        target = self._plan.target
+        names = numbered(f"{target.name}-failed")
+        place = next(place for name in names if not os.path.lexists(place := target.with_name(name)))
+        os.rename(target, place)
+        raise UserError(
+            f"The export has failed, and its files are now in {place}: {' '.join(failures)}",
+            "Choose a type with more bits, or report it.",
+        )
 
     def _find_base(self) -> tuple[Path, str | None]:
         """The directory of the base, which must be the training's; and its fingerprint.
@@ -150,75 +252,31 @@ class Export:
             fingerprint.require(trained.base_sha256, f"run {trained.run.id}")
         return base, fingerprint.value
 
-    def _write(self, base: Path, made: Path, directory: Path) -> _Made:
+    def _write(self, base: Path, made: Path, directory: Path, quant: Quant | None) -> _Written:
         kind = self._request.kind
         if kind == "card":
-            return _Made(None)
+            return _Written(None)
         conversation = read_conversation(base, self._trained)
         if kind == "adapter":
             write_adapter(base, self._trained, made, conversation)
-            return self._proven(made, _Made(None))
-        if kind == "merged":
-            return self._write_merged(base, made, conversation)
+            return _Written(None)
         if self._request.adapter_only:
-            return self._write_adapter_gguf(base, made, directory, conversation)
-        return self._write_gguf(base, made, directory / _MERGED, conversation)
-
-    def _write_merged(self, base: Path, made: Path, conversation: Conversation) -> _Made:
-        """Write a merged model: in the requested type, else in the first type that meets its bar."""
-        asked, missed = self._request.quant, list[str]()
-        for quant in MERGED_QUANTS if asked is None else (asked,):
-            is_last = quant in (asked, MERGED_QUANTS[-1])
-            try:
-                merge = self._merge(base, made, quant, conversation)
-            except BeyondRangeError:
-                if is_last:
-                    raise
-                failures = ["Its weights are beyond the range of the type."]
-            else:
-                why = f"Its weights are {quant}, because {', and '.join(missed)}."
-                notes = (*merge.notes, why) if missed else merge.notes
-                written = _Made(quant, merge.agreement, merge.way, notes)
-                if merge.agreement is None:
-                    written = self._proven(made, written)
-                failures = [] if written.agreement is None else written.agreement.failures(quant)
-                if is_last or not failures:
-                    return written
-            missed.append(f"as {quant} " + " and ".join(f"{one[0].lower()}{one[1:].rstrip('.')}" for one in failures))
-            shutil.rmtree(made)
-            made.mkdir(mode=paths.DIRECTORY_MODE)
-        raise ValueError("there is no type of weights to try")
-
-    def _compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
-        """Compare the export in a directory with the trained model, whose answers are measured once.
-
-        Raises:
-            NotVerifiedError: If there is no reader for its kind, or no comparison was asked for.
-            UserError: If it cannot be read, or the rows or the base are gone.
-        """
-        if (reason := self._plan.unverified) is not None:
-            raise reason
-        if not self._answers.exists():
-            self._answers.mkdir(mode=paths.DIRECTORY_MODE)
-            whole = kind != "adapter"
-            as_file = whole and base is None
-            measure_trained(
-                self._trained,
-                self._answers,
-                self._progress,
-                self._request.rows,
-                plain_base=whole,
-                as_file=as_file,
-                base_sha256=self._fingerprint,
+            if self._trained.adapter is None:
+                raise ValueError(f"{self._trained.label} has no adapter")
+            write_adapter_gguf(
+                self._trained.adapter, self._decoded(base, directory), made / self._file_name, self._progress
             )
-        return compare_export(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
+            return _Written(None)
+        way = way_to_merge(base, self._trained, self._request.merge_from)
+        merged_from = way if self._trained.adapter is not None else None
+        if kind == "merged":
+            if quant is None:
+                raise ValueError("a merged model has a type")
+            write_merged(base, self._trained, made, quant, way, conversation, self._progress)
+            return _Written(quant, merged_from)
+        return replace(self._write_gguf(base, made, directory / _MERGED, conversation, way), way=merged_from)
 
-    def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
-        way = self._request.merge_from
-        compare = partial(self._compare, kind="merged", quant=quant)
-        return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
-
-    def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
+    def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation, way: Way) -> _Written:
         """Write a GGUF file of the merged model, which is then deleted; for Ollama also a Modelfile."""
         quant = self._request.weights or "Q8_0"
         # Before minutes of merging.
@@ -227,7 +285,7 @@ class Export:
 
             check_carried(conversation)
         fetch_converter(self._progress)
-        merge = self._merged_for(base, merged, conversation)
+        self._merge(base, merged, conversation, way)
         file = self._trained.file
         is_exact = file is not None and quant == file.type
         is_calibrated = quant not in CONVERTED and not is_exact
@@ -248,55 +306,36 @@ class Export:
         )
         told = write_gguf(merged, made / self._file_name, quant, options, self._progress)
         shutil.rmtree(merged)
-        written = _Made(quant, None, merge.way, (*merge.notes, *told))
-        if self._request.kind != "ollama":
-            return self._proven(made, written)
-        from core.worker.export.ollama.create import create_and_ask
-        from core.worker.export.ollama.modelfile import write_modelfile
+        if self._request.kind == "ollama":
+            from core.worker.export.ollama.modelfile import write_modelfile
 
-        notes = write_modelfile(
-            made / self._file_name, base, self._trained, conversation, options.license, conversations(rows)
-        )
-        written = self._proven(made, replace(written, notes=(*written.notes, *notes)))
-        self._refuse_others(written)
-        asked = create_and_ask(made, self._trained, quant, self._progress)
-        return replace(written, notes=(*written.notes, *asked))
+            written = made / self._file_name
+            told += write_modelfile(written, base, self._trained, conversation, options.license, conversations(rows))
+        return _Written(quant, notes=told)
 
-    def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
-        """The merged model for a GGUF file; in 32 bits where its weights exceed the range of 16."""
-        quant = merged_quant(self._request, self._trained)
-        place.mkdir(mode=paths.DIRECTORY_MODE)
-        try:
-            return self._merge(base, place, quant, conversation)
-        except BeyondRangeError:
-            if quant == self._request.weights:
-                raise
-        shutil.rmtree(place)
-        place.mkdir(mode=paths.DIRECTORY_MODE)
-        return self._merge(base, place, "F32", conversation)
+    def _merge(self, base: Path, place: Path, conversation: Conversation, way: Way) -> None:
+        """Write the merged model for a GGUF file; in 32 bits where its weights exceed the range of 16."""
+        widest: Quant = "F32"
+        for quant in (merged_quant(self._request, self._trained), widest):
+            place.mkdir(mode=paths.DIRECTORY_MODE)
+            try:
+                write_merged(base, self._trained, place, quant, way, conversation, self._progress)
+                return
+            except BeyondRangeError:
+                if quant in (widest, self._request.weights):
+                    raise
+                shutil.rmtree(place)
 
-    def _write_adapter_gguf(self, base: Path, made: Path, directory: Path, conversation: Conversation) -> _Made:
-        """Write a GGUF file of the adapter, verified with a GGUF file of the base, which is then deleted."""
-        if self._trained.adapter is None:
-            raise ValueError(f"{self._trained.label} has no adapter")
-        base, base_gguf = self._decoded(base, directory / _DECODED, conversation), directory / _BASE
-        write_adapter_gguf(self._trained.adapter, base, made / self._file_name, self._progress)
-        if (reason := self._plan.unverified) is not None:
-            return _Made(None, notes=(str(reason),))
-        write_gguf(base, base_gguf, "F32", GgufOptions(), self._progress)
-        written = self._proven(made, _Made(None), base_gguf)
-        base_gguf.unlink()
-        return written
-
-    def _decoded(self, base: Path, place: Path, conversation: Conversation) -> Path:
+    def _decoded(self, base: Path, directory: Path) -> Path:
         """The base in 16 bits for the converter, which reads no quantized files: decoded into a directory if needed."""
-        quantization = read_quantization(base)
-        if quantization is None:
-            return base
+        quantization, place = read_quantization(base), directory / _DECODED
+        if quantization is None or place.exists():
+            return base if quantization is None else place
         place.mkdir(mode=paths.DIRECTORY_MODE)
         untrained = replace(self._trained, adapter=None, weights=None, file=None)
         quant: Quant = "F16" if quantization.dtype == "F16" else "BF16"
-        write_merged(base, untrained, place, quant, "base", conversation, _uncompared, self._progress)
+        conversation = read_conversation(base, self._trained)
+        write_merged(base, untrained, place, quant, "base", conversation, self._progress)
         return place
 
     @property
@@ -314,14 +353,6 @@ class Export:
         """The base of the training, which is not the merge's base if all weights are in the result."""
         trained = self._trained
         return describe_base(trained.config.model.base, base if trained.base == trained.config.model.base else None)
-
-    def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
-        """The export with its measured agreement; with a note if there is no reader."""
-        try:
-            agreement = self._compare(made, self._request.kind, written.quant, base)
-        except NotVerifiedError as error:
-            return replace(written, notes=(*written.notes, str(error)))
-        return replace(written, agreement=agreement)
 
     def _notes_of_file(self, quant: Quant | None) -> list[str]:
         """Notes on a model that was trained for another file than this one."""
@@ -343,39 +374,31 @@ class Export:
             return []
         return ["It is the language model of its base alone, without what that has for images or sound."]
 
-    def _refuse_others(self, written: _Made) -> None:
-        """Reject an export that does not answer as the trained model does.
+    def _record(
+        self,
+        base: Path,
+        directory: Path,
+        written: _Written,
+        agreement: Agreement | None = None,
+        before: ExportResult | None = None,
+    ) -> ExportResult:
+        """Write the card and the record beside the files.
 
-        Raises:
-            UserError: If so; it names the missed bar.
+        Args:
+            base: The directory of the base.
+            directory: The directory of the files.
+            written: The files.
+            agreement: Their agreement with the trained model, if measured.
+            before: The record so far, with the hashes of the files.
         """
-        failures = [] if written.agreement is None else written.agreement.failures(written.quant)
-        if failures:
-            raise UserError(
-                f"The export has failed, and nothing was put into {self._plan.target}: {' '.join(failures)}",
-                "Choose a type with more bits, or report it.",
-            )
-
-    def _record(self, base: Path, made: Path, written: _Made, began: float) -> ExportResult:
-        """Write the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         described = self._describe(base)
         warning = (trained.warning,) if trained.warning else ()
-        agreed = () if written.agreement is None else written.agreement.notes
+        agreed = () if agreement is None else agreement.notes
         parts = self._notes_of_parts(base)
         notes = (*warning, *written.notes, *self._notes_of_file(written.quant), *parts, *agreed)
-        facts = CardFacts(
-            trained=trained,
-            kind=kind,
-            quant=written.quant,
-            base=described,
-            license=base_license(trained.config.model.base, base),
-            agreement=written.agreement,
-            notes=notes,
-            files=sorted(os.listdir(made)),
-        )
-        (made / CARD).write_text(write_card(facts), encoding="utf-8")
-        self._progress(HASHING, None, None)
+        if before is None:
+            self._progress(HASHING, None, None)
         result = ExportResult(
             path=self._plan.target,
             kind=kind,
@@ -384,24 +407,27 @@ class Export:
             step=trained.step,
             base=described.name,
             base_sha256=self._fingerprint,
-            merged_from=written.merged_from,
-            files=tuple(_files(made)),
-            agreement=written.agreement,
+            merged_from=written.way,
+            files=tuple(_files(directory)) if before is None else before.files,
+            agreement=agreement,
             notes=notes,
-            seconds=time.monotonic() - began,
-            created=time.time(),
+            seconds=time.monotonic() - self._began,
+            created=time.time() if before is None else before.created,
+            chain=chain_head(trained.run.path),
         )
-        self._progress(HASHING, 1, 1)
-        (made / RECORD).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        license_id = base_license(trained.config.model.base, base)
+        write_atomic(directory / CARD, write_card(CardFacts(trained, result, described, license_id)))
+        others = [file for file in result.files if file.name != CARD]
+        files = sorted([*others, *_files(directory, CARD)], key=lambda file: file.name)
+        result = replace(result, files=tuple(files))
+        write_atomic(directory / RECORD, json.dumps(result.to_dict(), indent=1) + "\n")
+        if before is None:
+            self._progress(HASHING, 1, 1)
         return result
 
 
-def _uncompared(_merged: Path) -> Agreement:
-    raise ValueError("there is nothing to choose")
-
-
-def _files(directory: Path) -> Iterator[ExportedFile]:
-    for path in sorted(directory.rglob("*")):
+def _files(directory: Path, pattern: str = "*") -> Iterator[ExportedFile]:
+    for path in sorted(directory.rglob(pattern)):
         if path.is_file():
             yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, hash_file(path))
 
@@ -416,4 +442,6 @@ def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Returns:
         An :class:`~core.export.result.ExportResult`.
     """
-    return Export(ExportPlan.from_dict(job["plan"]), answers.progress).make().to_dict()
+    SpinControl().start()
+    plan = ExportPlan.from_dict(job["plan"])
+    return Export(plan, answers.progress, lambda is_there: answers.send({"written": is_there})).make().to_dict()

@@ -178,6 +178,8 @@ class BatchDecoder:
     def __init__(self, network: Any, prompts: Sequence[Sequence[int]], pad_id: int, stop_ids: frozenset[int]) -> None:
         self.answers: list[list[int]] = [[] for _ in prompts]
         """Tokens so far, without the final stop token."""
+        self.stops: dict[int, int] = {}
+        """The stop tokens of finished answers, by the number of the prompt."""
         self.finished = 0
         """Finished answers."""
         self._stop_ids = stop_ids
@@ -223,6 +225,7 @@ class BatchDecoder:
                 continue
             if token in self._stop_ids:
                 self.finished += 1
+                self.stops[row] = token
                 self._rows[place] = -1
             else:
                 self.answers[row].append(token)

@@ -430,14 +430,49 @@ def generate_batch(
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
     prompts = _encode(tokenizer, conversations, stop_ids, template)
+    answers = answer_tokens(model, prompts, stop_ids, max_new_tokens, progress, tokenizer.pad_token_id, notice)
+    tokens = [[token for token in answer if token not in stop_ids] for answer in answers]
+    return [
+        str(text)
+        for text in tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ]
+
+
+def answer_tokens(
+    model: Any,
+    prompts: Sequence[list[int]],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None],
+    pad_id: int | None = None,
+    notice: Callable[[str], None] = ignore,
+) -> list[list[int]]:
+    """Answer many prompts greedily, as :func:`generate_batch`.
+
+    Args:
+        model: As for :func:`prepare_prompt`.
+        prompts: Their tokens.
+        stop_ids: Stop tokens.
+        max_new_tokens: Longest answer.
+        progress: As for :func:`generate_batch`.
+        pad_id: Any token.
+        notice: As for :func:`generate_batch`.
+
+    Returns:
+        The answers, each with its stop token.
+    """
+    network = _network(model)
     budgets = [_room(network, prompt, max_new_tokens) for prompt in prompts]
     answers: dict[int, list[int]] = {}
 
     def answer(batch: list[int]) -> list[list[int]]:
         chosen, budget = [prompts[row] for row in batch], min(budgets[row] for row in batch)
-        decoder = BatchDecoder(network, chosen, tokenizer.pad_token_id or 0, stop_ids)
+        decoder = BatchDecoder(network, chosen, pad_id or 0, stop_ids)
         _decode(decoder, budget, len(batch), lambda finished: progress(len(answers) + finished, len(prompts)))
-        return decoder.answers
+        return [
+            [*found, *([stop] if (stop := decoder.stops.get(row)) is not None else [])]
+            for row, found in enumerate(decoder.answers)
+        ]
 
     with _no_gradients(model):
         # Padding is tried: models with recurrent layers may not support it.
@@ -455,11 +490,7 @@ def generate_batch(
             notice(f"Memory ran out in answering {len(batch)} prompts at once: it is done with {half}.")
             rows = [row for each in (batch, *waiting) for row in each]
             waiting = [rows[begin : begin + half] for begin in range(0, len(rows), half)]
-    tokens = [answers[row] for row in range(len(prompts))]
-    return [
-        str(text)
-        for text in tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    ]
+    return [answers[row] for row in range(len(prompts))]
 
 
 def _decode(decoder: BatchDecoder, budget: int, rows: int, report: Callable[[int], None]) -> None:

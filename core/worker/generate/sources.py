@@ -66,7 +66,7 @@ def fold(model: Any, name: str) -> Callable[[], None] | None:
         inner, own = layer.get_base_layer(), None
         if name in layer.lora_A:
             if isinstance(inner, bnb.nn.Linear4bit):
-                inner = _dequantized(inner)
+                inner = dequantized(inner)
             else:
                 own = inner.weight.detach().to("cpu", copy=True)
             inner.weight.data.copy_(inner.weight.float() + layer.get_delta_weight(name).float())
@@ -83,7 +83,7 @@ def fold(model: Any, name: str) -> Callable[[], None] | None:
     return unfold
 
 
-def _dequantized(layer: bnb.nn.Linear4bit) -> torch.nn.Linear:
+def dequantized(layer: bnb.nn.Linear4bit) -> torch.nn.Linear:
     """A plain linear layer with a 4-bit layer's weights and bias, in its compute dtype."""
     weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")

@@ -27,11 +27,20 @@ def run(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Run:
     return made
 
 
-def test_an_export_is_reported_with_its_files_and_its_agreement(cli: CommandLine, run: Run) -> None:
+def test_an_export_is_reported_with_its_files_a_verdict_and_lines_to_use_it(cli: CommandLine, run: Run) -> None:
     result = cli.ok("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
     assert f"{run.id} to {paths.exports_dir()}/{run.id}-gguf-q4_k_m" in result.err
-    for words in ("tickets-Q4_K_M.gguf, 105 MB", "mean divergence", "0.0123 nats", "19 of 20", "verified"):
+    *_, last = result.out.splitlines()
+    assert last == "Answers as the trained model: mostly, 19 of 20 answers agree. Exported in 1m 01s."
+    for words in (
+        "tickets-Q4_K_M.gguf, 105 MB",
+        "llama-server -m /",
+        "--to ollama --quant Q4_K_M",
+        "/chat/completions",
+    ):
         assert words in result.out, result.out
+    written = f"written: {paths.exports_dir()}/{run.id}-gguf-q4_k_m, unproven"
+    assert result.err.count(written) == 1
 
 
 def test_a_file_that_nothing_here_can_read_is_reported_before(
@@ -49,6 +58,8 @@ def test_json_has_the_fields_that_scripts_read(cli: CommandLine, run: Run, tmp_p
     assert (found["bytes"], found["verified"]) == (105_000_900, True)
     assert [file["name"] for file in found["files"]] == ["tickets-Q4_K_M.gguf", "README.md"]
     agreement = {name: found["agreement"][name] for name in ("rows", "mean_kl", "top1", "greedy_equal")}
+    assert (found["proof"], sorted(found["commands"])) == ("proven", ["Ollama", "curl", "llama-server"])
+    assert found["verdict"] == "Answers as the trained model: mostly, 19 of 20 answers agree."
     assert agreement == {"rows": 20, "mean_kl": 0.0123, "top1": 0.975, "greedy_equal": 19}
 
 

@@ -23,6 +23,8 @@ def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         time.sleep(600)
     if how == "error":
         raise UserError("The export has failed: Its mean divergence is 0.3 nats.", "Choose a type with more bits.")
+    answers.send({"written": True})
+    answers.progress("measuring the file", 3, 4)
     return ExportResult(
         path=plan.target,
         kind=plan.request.kind,

@@ -25,17 +25,17 @@ from core.export.card import (
     heading,
     page,
     prose,
-    shell_word,
     table,
     write_card,
 )
 from core.export.request import Quant
-from core.export.result import Agreement
+from core.export.result import Agreement, ExportedFile, shell_word
 from core.runs.catalog.trained import find_trained
 from core.runs.record.store import Run
 from core.text import one_line
 from tests.cases import cases
 from tests.core.chat.test_session import add_adapter, make_run
+from tests.core.export.test_result import make_result
 
 STAMP = "20260101-000000-"
 NAMES = [
@@ -66,6 +66,10 @@ def hostile_run(name: str, **method: Any) -> Run:
     return Run(run.path.rename(elsewhere / f"{STAMP}{name}"))
 
 
+def facts_of(run: Run, base: BaseModel, **values: Any) -> CardFacts:
+    return CardFacts(find_trained(run), make_result(run.path, run=run.id, **values), base, None)
+
+
 def body(card: str) -> str:
     """A card without its front matter."""
     before, _, rest = card.partition("\n---\n")
@@ -80,7 +84,7 @@ def test_the_name_of_a_run_directory_stays_a_name(name: str, kind: Any) -> None:
     run = hostile_run(name)
     quant: Quant | None = None if kind == "adapter" else "Q8_0"
     base = BaseModel(f"base{name}", gguf_file=f"{name}.gguf", package=f"pack {name}")
-    text = write_card(CardFacts(find_trained(run), kind, quant, base, None, files=["README.md", "a b.gguf"]))
+    text = write_card(facts_of(run, base, kind=kind, quant=quant, files=(ExportedFile("a b.gguf", 1, "ab"),)))
     tokens = parse(body(text))
     headings = [tokens[at + 1] for at, token in enumerate(tokens) if token.type == "heading_open"]
     first, *others = lines(headings)
@@ -93,7 +97,7 @@ def test_the_name_of_a_run_directory_stays_a_name(name: str, kind: Any) -> None:
     list(lines(tokens))  # each holds nothing but text and code
     if fence.info == "sh":
         program, *words = shlex.split(fence.content)
-        assert (program, len(words)) == {"ollama": ("ollama", 4), "gguf": ("llama-server", 2)}[kind]
+        assert (program, len(words)) == {"ollama": ("ollama", 8), "gguf": ("llama-server", 4)}[kind]
         if kind == "ollama":
             assert words[0] == "create"
             assert words[1].replace("-", "").isalnum()
@@ -106,16 +110,17 @@ def test_notes_and_figures_stay_in_their_places(text: str, tmp_path: Path) -> No
     run = hostile_run("x", target_modules=["q_proj", "a|b`c"])
     dataclasses.replace(run.state(), refused=text).write(run.state_path)
     agreement = Agreement(2, True, 0.0, 1.0, 0.0, 2, text, data=text)
-    facts = CardFacts(find_trained(run), "merged", "BF16", BaseModel("b"), None, agreement, notes=[text, "Fine: <= 1."])
+    notes = (text, "Fine: <= 1.")
+    facts = facts_of(run, BaseModel("b"), kind="merged", quant="BF16", agreement=agreement, notes=notes)
     tokens = parse(body(write_card(facts)))
     found = list(lines(tokens))
     shown = text.replace("\n", "⏎")
     assert shown in found, "the note"
-    assert sum(line.startswith(shown[:20]) for line in found) >= 3
     assert "Fine: <= 1." in found
     assert '["q_proj", "a|b`c"]' in found
     assert [token.info for token in tokens if token.type == "fence"] == ["python"]
-    assert sum(token.type == "table_open" for token in tokens) == 2
+    assert sum(token.type == "table_open" for token in tokens) == 1
+    assert "Answers as the trained model: yes, 2 of 2 answers agree." in found
 
 
 HUB = BaseModel("owner/name", hub_id="owner/name")
@@ -129,12 +134,21 @@ HUB = BaseModel("owner/name", hub_id="owner/name")
             "Q8_0",
             HUB,
             [
-                *("\n# tickets\n", "A model for Ollama (Q8_0)", "ollama create tickets -f Modelfile"),
+                *(
+                    "\n# tickets\n",
+                    "A model for Ollama (Q8_0)",
+                    "ollama create tickets -f Modelfile && ollama run tickets\n",
+                ),
                 *("of `owner/name`, m", 'base_model: "owner/name"\nbase_model_relation: "quantized"'),
             ],
         ),
         ("gguf", None, HUB, ["An adapter (QLoRA, rank", "-m BASE.gguf --lora tickets.gguf", 'relation: "adapter"']),
-        ("gguf", "Q8_0", HUB, ["A GGUF file (Q8_0)", "llama-server -m tickets.gguf\n", 'relation: "quantized"']),
+        (
+            "gguf",
+            "Q8_0",
+            HUB,
+            ["A GGUF file (Q8_0)", "llama-server -m tickets.gguf --port 8080\n", 'relation: "quantized"'],
+        ),
         (
             "merged",
             "BF16",
@@ -150,13 +164,13 @@ def test_an_ordinary_card_says_how_its_files_are_used(
 ) -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
-    text = write_card(CardFacts(find_trained(run), kind, quant, base, None, files=["tickets.gguf"]))
+    text = write_card(facts_of(run, base, kind=kind, quant=quant, files=(ExportedFile("tickets.gguf", 1, "ab"),)))
     assert [part for part in said if part not in text] == []
 
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 #: Patterns of lines with foreign text.
-PLAIN = {"text", "text_special", "code_inline", "html_inline"}
+PLAIN = {"text", "text_special", "code_inline", "html_inline", "link_open", "link_close"}
 
 #: Signs that mean something in Markdown, in HTML or in a shell, among others.
 SIGNS = [
@@ -218,7 +232,7 @@ def test_foreign_text_stays_in_its_place_and_is_read_as_it_is(text: str) -> None
 def test_a_word_of_a_command_line_is_one_word(text: str) -> None:
     (fence,) = parse(page([block("sh", f"run -m {shell_word(text)} --last")]))
     assert (fence.type, fence.info) == ("fence", "sh")
-    assert shlex.split(fence.content) == ["run", "-m", one_line(text, 200), "--last"]
+    assert shlex.split(fence.content) == ["run", "-m", one_line(text, 4096), "--last"]
 
 
 @cases("text", ["tickets-2", "is <= 1.", "exact_match: -0.5 (12 %)", "Q4_K_M & F16", "3.5 nats", "-0.3"])

@@ -10,8 +10,8 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.export.job import export_job
-from core.export.plan import plan_export, stages_of
+from core.export.job import ExportProgress, export_job
+from core.export.plan import LOADING_TRAINED, plan_export, stages_of
 from core.export.request import ExportRequest
 from core.export.result import list_exports
 from core.jobs.job import JobCancelledError, JobProgress
@@ -87,6 +87,22 @@ def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
     assert left() == []
     with pytest.raises(JobCancelledError):
         job.run()
+
+
+def test_a_proof_that_is_killed_leaves_the_files_unproven(run: Run) -> None:
+    job, seen = export_job(plan_export(ExportRequest(run.path, "merged", rows=1))), list[ExportProgress]()
+    kill = at(LOADING_TRAINED, lambda: os.kill(job.pid or 0, signal.SIGKILL))
+
+    def follow(progress: ExportProgress) -> None:
+        seen.append(progress)
+        kill(progress)
+
+    with pytest.raises(UserError, match="ended by SIGKILL"):
+        job.run(follow)
+    (found,) = list_exports(run.id)
+    assert found.proof == "unproven"
+    assert left() == [found.path.name]
+    assert (seen[0].written, seen[-1].written) == (None, found.path)
 
 
 def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run, forks: Forks) -> None:

@@ -8,6 +8,7 @@ product of a weight with activations, so names and shapes are the quantizer's ow
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,8 @@ def load_ggml() -> Ggml:
 _PREFIX = "blk."
 _PRODUCT, _EXPERTS = "MUL_MAT", "MUL_MAT_ID"
 _F32 = 0
-#: Tokens per batch; the logits of all of them are in memory.
-_BATCH = 256
+#: Most tokens and rows of a batch; the logits of all its tokens have their place in memory.
+_BATCH, _BATCH_ROWS = 512, 64
 #: Least importance of a column, as a share of the mean: unused columns must be rounded somehow, too.
 _FLOOR = 1e-4
 
@@ -208,7 +209,8 @@ def compute_importance(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 class _Counter:
-    """Sums of squares of activations, by weight.
+    """Sums of squares of activations, by weight. Weights that multiply the same activations, such as those of queries,
+    keys and values, share the sums of the first of them.
 
     Args:
         library: llama.cpp's library.
@@ -218,10 +220,15 @@ class _Counter:
         self._library, self._ggml = library, load_ggml()
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
         self._counts: dict[str, npt.NDArray[np.float64]] = {}
+        self._shared: dict[str, str] = {}
+        #: The first weight that multiplies an activation, by the activation's address in the present graph.
+        self._first: dict[Any, str] = {}
+        #: The last weight that is counted: what follows, the head, is computed only once.
+        self._last = ""
         self._failure: BaseException | None = None
 
     def compute(self, source: Path, rows: list[list[int]], answers: Answers) -> None:
-        """Compute rows, each from an empty context."""
+        """Compute rows, each for itself, several at once."""
         ffi, lib = self._library.ffi, self._library.lib
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers = 0
@@ -234,8 +241,8 @@ class _Counter:
             )
         callback = ffi.callback("ggml_backend_sched_eval_callback", self._evaluated)
         choices = lib.llama_context_default_params()
-        choices.n_ctx = max(map(len, rows)) + 8
-        choices.n_batch = choices.n_ubatch = min(_BATCH, choices.n_ctx)
+        choices.n_ctx = choices.n_batch = choices.n_ubatch = _BATCH
+        choices.n_seq_max, choices.kv_unified = _BATCH_ROWS, True
         choices.n_threads = choices.n_threads_batch = threads()
         choices.cb_eval = callback
         context = lib.llama_init_from_model(model, choices)
@@ -247,12 +254,11 @@ class _Counter:
             )
         try:
             done, total = 0, sum(map(len, rows))
-            for row in rows:
+            for batch in _batches(rows):
+                answers.progress(IMPORTANCE, done, total)
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
-                for begin in range(0, len(row), _BATCH):
-                    answers.progress(IMPORTANCE, done, total)
-                    done += len(row[begin : begin + _BATCH])
-                    self._decode(context, row[begin : begin + _BATCH], begin)
+                self._decode(context, batch)
+                done += sum(map(len, batch))
         finally:
             lib.llama_free(context)
             lib.llama_model_free(model)
@@ -268,11 +274,13 @@ class _Counter:
             means += _FLOOR * means.mean(axis=1, keepdims=True)
             if np.isfinite(means).all() and (means > 0).all():
                 found[name] = means.astype(np.float32).ravel()
-        return found
+        return found | {name: found[first] for name, first in self._shared.items() if first in found}
 
-    def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
+    def _decode(self, context: Any, batch: list[list[int]]) -> None:
+        self._first.clear()
         # All logits are requested: the last layer skips the others.
-        code = self._library.decode(context, tokens, begin, range(len(tokens)))
+        code = self._library.decode(context, batch, 0, range(sum(map(len, batch))))
+        self._last = next(reversed(self._sums), "")
         if self._failure is not None:
             raise self._failure
         if code != 0:
@@ -284,14 +292,12 @@ class _Counter:
     def _evaluated(self, tensor: Any, ask: bool, _: Any) -> bool:
         """Called by llama.cpp: first to ask if a result is wanted, then with it."""
         try:
-            if not self._is_counted(tensor):
-                return not ask
-            if not ask:
-                self._count(tensor)
+            if ask:
+                return self._is_counted(tensor)
+            return self._count(tensor) != self._last
         except BaseException as error:  # it cannot pass through C
             self._failure = error
             return False
-        return True
 
     def _is_counted(self, tensor: Any) -> bool:
         if self._ggml.operation(tensor) not in (_PRODUCT, _EXPERTS):
@@ -301,23 +307,42 @@ class _Counter:
         if weight == null or activation == null or activation.type != _F32:
             return False
         name = self._ggml.text(weight.name)
-        return name.startswith(_PREFIX) and name.endswith(".weight")
+        if not (name.startswith(_PREFIX) and name.endswith(".weight")):
+            return False
+        first = self._first.setdefault((activation, tensor.src[2]), name)
+        if first != name:
+            self._shared[name] = first
+        return first == name
 
-    def _count(self, tensor: Any) -> None:
+    def _count(self, tensor: Any) -> str:
+        """Count the activations of a product; returns the name of its weight."""
         weight, activation = tensor.src[0], tensor.src[1]
         values = self._ggml.array(activation, np.float32)
         name, width = self._ggml.text(weight.name), values.shape[-1]
         if self._ggml.operation(tensor) == _PRODUCT:
             self._add(name, 1, 0, values.reshape(-1, width))
-            return
+            return name
         # Activations are (tokens, experts or 1, width), and the choice (tokens, experts).
         chosen = self._ggml.array(tensor.src[2], np.int32)[0, 0]
         spread = np.broadcast_to(values[0], (*chosen.shape, width))
         for expert in np.unique(chosen):
             self._add(name, int(weight.ne[2]), int(expert), spread[chosen == expert])
+        return name
 
     def _add(self, name: str, parts: int, place: int, values: Array) -> None:
         sums = self._sums.setdefault(name, np.zeros((parts, values.shape[1])))
         counts = self._counts.setdefault(name, np.zeros(parts))
-        sums[place] += (values.astype(np.float64) ** 2).sum(axis=0)
+        sums[place] += np.einsum("ij,ij->j", values, values)
         counts[place] += len(values)
+
+
+def _batches(rows: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Rows together up to the size of a batch; a longer one is cut."""
+    batch: list[list[int]] = []
+    for row in (row[:_BATCH] for row in rows):
+        if batch and (len(batch) == _BATCH_ROWS or sum(map(len, batch)) + len(row) > _BATCH):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

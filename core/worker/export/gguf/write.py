@@ -182,7 +182,7 @@ _WORKER = "core.worker.job"
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the calibration rows, and of a single row. Each token takes a forward pass on the processor, and
 #: after some thousands little changes.
-CALIBRATION_TOKENS, CALIBRATION_ROW = 10_000, 2048
+CALIBRATION_TOKENS, CALIBRATION_ROW = 4000, 512
 _HINT = "Export merged, and convert it elsewhere."
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,25 @@ class Library:
             _errors.append(said)
             sys.stderr.write(said)
 
-    def decode(self, context: Any, tokens: Sequence[int], begin: int, places: Collection[int]) -> int:
-        """Let a context read tokens.
+    def decode(self, context: Any, rows: Sequence[Sequence[int]], begin: int, places: Collection[int]) -> int:
+        """Let a context read rows of tokens, each a sequence of its own.
 
         Args:
             context: The context.
-            tokens: The tokens.
-            begin: The position of the first token.
-            places: Places of tokens whose logits are needed.
+            rows: The tokens.
+            begin: The position of the first token of each row.
+            places: Places of tokens, over all rows, whose logits are needed.
 
         Returns:
             0, or the library's error code.
         """
-        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        flat = [(token, begin + place, row) for row, tokens in enumerate(rows) for place, token in enumerate(tokens)]
+        batch = self.lib.llama_batch_init(len(flat), 0, 1)
         try:
-            batch.n_tokens = len(tokens)
-            for place, token in enumerate(tokens):
-                batch.token[place], batch.pos[place] = token, begin + place
-                batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.n_tokens = len(flat)
+            for place, (token, position, row) in enumerate(flat):
+                batch.token[place], batch.pos[place] = token, position
+                batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
                 batch.logits[place] = place in places
             return int(self.lib.llama_decode(context, batch))
         finally:
@@ -308,7 +310,8 @@ class GgufModel:
     # Logits
 
     def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[Logits]:
-        """Logits after the tokens at some positions, from a fresh context: ``(vocabulary,)`` each, in order.
+        """Logits after the tokens at some positions: ``(vocabulary,)`` each, in order. A beginning that the previous
+        tokens had too is not read again.
 
         Args:
             tokens: The sequence.
@@ -316,9 +319,10 @@ class GgufModel:
         """
         self._whole = 0
         self._prepare(len(tokens))
-        self._forget()
+        before = zip(self._cached, tokens[: min(positions, default=0)], strict=False)
+        self._forget(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], before)))
         wanted = frozenset(positions)
-        for begin in range(0, len(tokens), PIECE_TOKENS):
+        for begin in range(len(self._cached), len(tokens), PIECE_TOKENS):
             piece = list(tokens[begin : begin + PIECE_TOKENS])
             places = [place for place in range(len(piece)) if begin + place in wanted]
             self._decode(piece, begin, places)
@@ -337,7 +341,7 @@ class GgufModel:
 
     def _decode(self, tokens: Sequence[int], begin: int, places: Sequence[int]) -> None:
         """Read tokens after those in the context, with logits at some of their places."""
-        status = self.library.decode(self._context, tokens, begin, frozenset(places))
+        status = self.library.decode(self._context, [tokens], begin, frozenset(places))
         if status:
             raise UserError(
                 f"llama.cpp cannot compute with {one_line(str(self.path))} (code {status}){self.library.failure()}.",

@@ -6,6 +6,7 @@ by row.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,6 @@ import numpy as np
 
 from core.data.conversation import RowError
 from core.directories import Progress, require_space
-from core.errors import UserError
 from core.export.plan import MEASURING_FILE
 
 #: Most places per answer with stored logits.
@@ -143,6 +143,21 @@ class Reader(Protocol):
         """Logits after the tokens at some positions, ``(vocabulary,)`` in fp32 each."""
 
 
+class Place:
+    """The logits of a model at a place, in fp64.
+
+    Args:
+        logits: The logits; those beyond ``size`` are the padding of a vocabulary.
+        size: Number of them; by default all.
+    """
+
+    def __init__(self, logits: Logits, size: int | None = None) -> None:
+        wide = logits[:size].astype(np.float64)
+        self.centered: Logits = wide - wide.mean()
+        highest = self.centered.max()
+        self.log: Logits = self.centered - (highest + np.log(np.exp(self.centered - highest).sum()))
+
+
 @dataclass
 class Figures:
     """Sums over the places compared with one model."""
@@ -154,11 +169,9 @@ class Figures:
     squares: float = 0.0
     differences: float = 0.0
 
-    def add(self, wanted: Logits, found: Logits) -> None:
-        """Compare the logits at a place; ``found`` may have more of them, with a padded vocabulary."""
-        size = min(len(wanted), len(found))
-        first, second = _centered(wanted[:size]), _centered(found[:size])
-        log_first, log_second = _log_shares(first), _log_shares(second)
+    def add(self, wanted: Place, found: Place) -> None:
+        """Compare the logits at a place."""
+        first, second, log_first, log_second = wanted.centered, found.centered, wanted.log, found.log
         self.places += 1
         # Rounding can make it slightly negative.
         self.divergence += max(float((np.exp(log_first) * (log_first - log_second)).sum()), 0.0)
@@ -190,6 +203,8 @@ class Comparison:
     answers_equal: int = 0
     learned: Figures = field(default_factory=Figures)
     """The base against the trained model."""
+    is_finite: bool = False
+    """True if all logits of the file are numbers."""
 
     def to_dict(self, proof: Proof, reader: str) -> dict[str, Any]:
         """The fields of a :class:`core.export.result.Agreement`, but for the method of the training."""
@@ -205,6 +220,7 @@ class Comparison:
             "arithmetic": proof.arithmetic,
             "plain": plain or None,
             "base_kl": base.get("mean_kl"),
+            "is_finite": self.is_finite,
             "learned_kl": self.learned.to_dict().get("mean_kl"),
         }
 
@@ -220,20 +236,20 @@ def compare(proof: Proof, reader: Reader, progress: Progress) -> Comparison:
         reader: The reader, with the file loaded.
         progress: Called with the number of finished rows; it may raise to cancel.
 
-    Raises:
-        UserError: If the file's logits are not finite.
     """
     known = {name: file for name in MODELS if (file := proof.logits(name)) is not None}
     result = Comparison({name: Figures() for name in known})
     begin = 0
-    for done, (row, greedy) in enumerate(zip(proof.rows, proof.greedy, strict=True)):
-        progress(MEASURING_FILE, done, len(proof.rows))
-        same_prompt = _compare_prompt(row, reader, result)
-        _compare_places(row, reader, known, begin, result)
-        begin += len(row.positions)
-        if greedy:
-            result.answers += 1
-            result.answers_equal += same_prompt and _answers_so(reader, row.prompt_ids, greedy)
+    with contextlib.suppress(FloatingPointError):
+        for done, (row, greedy) in enumerate(zip(proof.rows, proof.greedy, strict=True)):
+            progress(MEASURING_FILE, done, len(proof.rows))
+            same_prompt = _compare_prompt(row, reader, result)
+            _compare_places(row, reader, known, begin, result)
+            begin += len(row.positions)
+            if greedy:
+                result.answers += 1
+                result.answers_equal += same_prompt and _answers_so(reader, row.prompt_ids, greedy)
+        result.is_finite = True
     progress(MEASURING_FILE, len(proof.rows), len(proof.rows))
     return result
 
@@ -259,10 +275,13 @@ def _compare_places(
         return
     for place, found in enumerate(reader.logits(row.input_ids, row.positions)):
         _check_finite(found)
-        for name, rows in wanted.items():
-            result.figures[name].add(rows[place], found)
-        if "base" in wanted and "trained" in wanted:
-            result.learned.add(wanted["trained"][place], wanted["base"][place])
+        size = min(len(found), *(rows.shape[1] for rows in wanted.values()))
+        own = Place(found, size)
+        others = {name: Place(rows[place], size) for name, rows in wanted.items()}
+        for name, other in others.items():
+            result.figures[name].add(other, own)
+        if "base" in others and "trained" in others:
+            result.learned.add(others["trained"], others["base"])
 
 
 def _answers_so(reader: Reader, prompt: Sequence[int], answer: Sequence[int]) -> bool:
@@ -275,19 +294,4 @@ def _answers_so(reader: Reader, prompt: Sequence[int], answer: Sequence[int]) ->
 
 def _check_finite(logits: Logits) -> None:
     if not np.isfinite(logits).all():
-        raise UserError(
-            "The exported file computes values that are no numbers (NaN or infinite).",
-            "Export it again; where that is no better, take a wider type of weights.",
-        )
-
-
-def _centered(logits: Logits) -> Logits:
-    wide = logits.astype(np.float64)
-    centered: Logits = wide - wide.mean()
-    return centered
-
-
-def _log_shares(logits: Logits) -> Logits:
-    highest = logits.max()
-    shares: Logits = logits - (highest + np.log(np.exp(logits - highest).sum()))
-    return shares
+        raise FloatingPointError

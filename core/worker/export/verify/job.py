@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from core.text import one_line
 from core.worker.export.llama.model import GgufModel, GgufTemplate
 from core.worker.export.verify.compare import Proof, ProofRow, compare
 from core.worker.process import environment
+
+if TYPE_CHECKING:
+    from core.worker.export.model_directory import Way
 
 #: The values of ``general.file_type`` (``llama_ftype`` of llama.cpp).
 FILE_TYPES: dict[Quant, int] = {
@@ -98,6 +101,7 @@ def compare_export(
     directory: Path,
     progress: Progress,
     *,
+    way: Way | None = None,
     base: Path | None = None,
 ) -> Agreement:
     """Compare an exported file with the answers of the trained model; see :func:`measure_trained`.
@@ -111,6 +115,7 @@ def compare_export(
         trained: Its source.
         directory: The directory of the answers.
         progress: As for :func:`measure_trained`.
+        way: The weights that the adapter was merged into.
         base: The GGUF file of the base, if the export is a GGUF file of an adapter alone.
 
     Raises:
@@ -123,11 +128,8 @@ def compare_export(
         "directory": str(directory),
     }
     found = run_process(PROGRAM, request, "the reader of the exported file", progress, _HINT)
-    in_4_bits = trained.config.method.name == "qlora" and kind != "adapter"
-    # A model trained for a file was merged in training already, so its weights are those of the file.
-    is_merged = trained.file is not None and base is None
     plain = None if found["plain"] is None else Figures(**found["plain"])
-    return Agreement(**found | {"plain": plain}, quantized_base=in_4_bits and not is_merged)
+    return Agreement(**found | {"plain": plain}, quantized_base=way == "base" and trained.config.method.name == "qlora")
 
 
 def _request(

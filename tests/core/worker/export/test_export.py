@@ -108,26 +108,20 @@ def test_a_merged_model_ends_its_answers_as_the_trained_one(run: Run, answers: l
     assert (result.merged_from, result.quant, result.verified) == ("base", "F16", True)
 
 
-def test_the_nearer_one_of_two_merges_is_taken(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_weights_of_its_training(
+    run: Run, answers: list[Agreement], tmp_path: Path
+) -> None:
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"'))
-    far, near = dataclasses.replace(SAME, mean_kl=0.02), dataclasses.replace(SAME, mean_kl=0.001)
-    answers[:] = [far, near]
-    result = make(run, "merged")
-    assert (result.merged_from, result.agreement) == ("base", near)
-    assert "by 0.00100 nats from the trained model; into weights rounded to 4 bit" in result.notes[0]
-    assert not [name for name in os.listdir(result.path) if name.startswith(".")]
-    answers[:] = [near, far]
-    other = make(run, "merged", out=tmp_path / "other")
-    assert other.merged_from == "quantized"
-    weights = [load_file(place / "model.safetensors") for place in (result.path, other.path)]
-    assert any(not weights[0][name].equal(weights[1][name]) for name in weights[0])
-    answers[:] = [near]
-    assert make(run, "merged", out=tmp_path / "asked", merge_from="quantized").merged_from == "quantized"
+    ways = ("auto", "quantized", "base")
+    results = [make(run, "merged", out=tmp_path / f"from-{way}", merge_from=way) for way in ways]
+    assert [result.merged_from for result in results] == ["quantized", "quantized", "base"]
+    auto, rounded, own = (load_file(result.path / "model.safetensors") for result in results)
+    assert all(auto[name].equal(rounded[name]) for name in auto)
+    assert any(not auto[name].equal(own[name]) for name in auto)
 
 
 def test_without_rows_an_export_is_not_verified(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
-    """Nor compared to choose a merge: it has the weights of the training."""
     told = "The file is not verified: it was not to be compared. Leave out --rows 0."
     answers.clear()  # no reader is asked
     text = run.config_path.read_text()
@@ -143,7 +137,7 @@ def test_what_was_trained_for_a_file_is_planned_as_that_file(run: Run) -> None:
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace('name = "lora"', 'name = "qlora"\ntrain_for = "q4_0"'))
     plan = plan_export(ExportRequest(run.path, "gguf"))
-    assert (plan.request.quant, plan.tries_both) == ("Q4_0", False)
+    assert plan.request.quant == "Q4_0"
     assert plan.target.name == f"{run.id}-gguf-q4_0"
     assert merged_quant(plan.request, plan.trained) == "F32"
     assert plan_export(ExportRequest(run.path, "gguf", quant="Q8_0")).request.quant == "Q8_0"
@@ -204,18 +198,42 @@ def test_what_llama_cpp_reads_otherwise_is_reported(
     assert "Blanks are swallowed." in make(run, "gguf", quant="F16").notes
 
 
-def test_an_export_that_misses_its_bar_stays_out_of_place(run: Run, answers: list[Agreement]) -> None:
+def test_an_export_that_misses_its_bar_is_called_failed(run: Run, answers: list[Agreement]) -> None:
     answers[:] = [dataclasses.replace(SAME, mean_kl=0.3, max_delta=2.0)]
-    with pytest.raises(
-        UserError, match=r"The export has failed, and nothing was put into .*: Its mean divergence is 0\.3"
-    ):
+    with pytest.raises(UserError, match=r"The export has failed, and its files are now in .*-failed: Its mean diver"):
         make(run, "merged", quant="BF16")
-    with pytest.raises(UserError, match=r"nothing was put into .*: Its logits differ by up to 2; F32 allows"):
+    with pytest.raises(UserError, match=r"-merged-failed: Its logits differ by up to 2; F32 allows"):
         make(run, "merged")
     answers[:] = [dataclasses.replace(SAME, prompts_equal=False)]
-    with pytest.raises(UserError, match="makes other tokens of a prompt"):
-        make(run, "adapter")
-    assert left() == []
+    for _ in range(2):
+        with pytest.raises(UserError, match="makes other tokens of a prompt"):
+            make(run, "adapter")
+    names = ["adapter-failed", "adapter-failed-2", "merged-bf16-failed", "merged-failed"]
+    assert left() == [f"{run.id}-{name}" for name in names]
+    found = read_result(paths.exports_dir() / left()[0])
+    assert found is not None
+    assert (found.proof, found.verified) == ("failed", False)
+    assert found.verdict.startswith("Answers as the trained model: no. The file's tokenizer")
+
+
+def test_the_files_are_in_their_place_before_their_proof_and_stay_without_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def broken(*_args: Any, **_more: Any) -> None:
+        found = read_result(paths.exports_dir() / f"{run.id}-merged-bf16")
+        assert found is not None
+        seen.append(found.proof)
+        raise UserError("Memory is short.", "Close something.")
+
+    monkeypatch.setattr(module, "measure_trained", broken)
+    with pytest.raises(UserError, match=r"^Memory is short\. The files stay in .*-merged-bf16, unproven\. Close"):
+        make(run, "merged", quant="BF16")
+    assert (seen, left()) == (["unproven"], [f"{run.id}-merged-bf16"])
+    card = (paths.exports_dir() / left()[0] / "README.md").read_text()
+    assert "Answers as the trained model: unproven." in card
+    assert "[export.json](export.json)" in card
 
 
 def test_a_merge_that_bf16_rounds_too_far_has_more_bits(run: Run, answers: list[Agreement]) -> None:

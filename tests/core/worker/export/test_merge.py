@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.errors import UserError
+from core.export.request import MERGE_FROM
 from core.models.tensors import read_weights, weight_files
 from core.worker.export.merge import BeyondRangeError, Source, merge_weights
-from core.worker.export.model_directory import Conversation, ways_to_merge, write_configs
+from core.worker.export.model_directory import Conversation, way_to_merge, write_configs
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import load_model
 from core.worker.model.safetensors_io import write_tensors
@@ -105,8 +106,7 @@ def test_a_head_of_its_own_leaves_the_embeddings_alone(tmp_path: Path) -> None:
 def test_weights_that_were_rounded_are_merged_as_they_were_trained(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     trained, wanted = train_adapter(base, tmp_path / "adapter", name="qlora")
-    assert ways_to_merge(base, trained, "auto") == ("quantized", "base")
-    assert ways_to_merge(base, trained, "base") == ("base",)
+    assert [way_to_merge(base, trained, asked) for asked in MERGE_FROM] == ["quantized", "base", "quantized"]
     rounded = logits(merge(base, trained, tmp_path / "rounded", rounded=True))
     own = logits(merge(base, trained, tmp_path / "own"))
     assert torch.allclose(rounded, wanted, atol=2e-5), (rounded - wanted).abs().max()

@@ -15,7 +15,7 @@ from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.models.tensors import read_weights
 from core.worker.export.export import Export
-from core.worker.export.model_directory import ways_to_merge
+from core.worker.export.model_directory import way_to_merge
 from core.worker.model.adapters import WeightFiles
 from core.worker.model.model import load_model
 from tests.cases import cases
@@ -29,26 +29,26 @@ from tests.tiny_model import write_tiny_model
 
 
 @cases(
-    ("family", "name", "method", "ways"),
+    ("family", "name", "method", "way"),
     [
-        ("llama", "fp8", {}, ("base",)),
-        ("llama", "ct_w4a16", {"name": "qlora"}, ("quantized", "base")),
-        ("llama", "bnb_nf4", {"name": "qlora"}, ("quantized",)),
-        ("llama", "bnb_nf4", {}, ("base",)),
-        ("llama", "gptq_actorder", {"dora": True}, ("base",)),
-        ("gpt_oss", "mxfp4", {"target_modules": ["q_proj", "o_proj"]}, ("base",)),
-        ("gpt_oss", "mxfp4", {"name": "qlora", "target_modules": ["q_proj"]}, ("quantized", "base")),
-        ("qwen3_moe", "fp8", {"target_modules": ["q_proj", "o_proj"]}, ("base",)),
-        ("qwen3_moe", "ct_w4a16", {"name": "qlora", "target_modules": ["q_proj"]}, ("quantized", "base")),
+        ("llama", "fp8", {}, "base"),
+        ("llama", "ct_w4a16", {"name": "qlora"}, "quantized"),
+        ("llama", "bnb_nf4", {"name": "qlora"}, "quantized"),
+        ("llama", "bnb_nf4", {}, "base"),
+        ("llama", "gptq_actorder", {"dora": True}, "base"),
+        ("gpt_oss", "mxfp4", {"target_modules": ["q_proj", "o_proj"]}, "base"),
+        ("gpt_oss", "mxfp4", {"name": "qlora", "target_modules": ["q_proj"]}, "quantized"),
+        ("qwen3_moe", "fp8", {"target_modules": ["q_proj", "o_proj"]}, "base"),
+        ("qwen3_moe", "ct_w4a16", {"name": "qlora", "target_modules": ["q_proj"]}, "quantized"),
     ],
 )
 def test_an_adapter_is_merged_into_decoded_weights(
-    tmp_path: Path, family: str, name: str, method: dict[str, Any], ways: tuple[str, ...]
+    tmp_path: Path, family: str, name: str, method: dict[str, Any], way: str
 ) -> None:
     twins = quantize_checkpoint(write_family(family, tmp_path / "source"), tmp_path, name)
     trained, wanted = train_adapter(twins.quantized, tmp_path / "adapter", **method)
-    assert ways_to_merge(twins.quantized, trained, "auto") == ways
-    merged = merge(twins.quantized, trained, tmp_path / "merged", rounded=ways[0] == "quantized")
+    assert way_to_merge(twins.quantized, trained, "auto") == way
+    merged = merge(twins.quantized, trained, tmp_path / "merged", rounded=way == "quantized")
     # Saved in NF4, it was trained in the arithmetic that its configuration names.
     near = 2e-4 if wanted.dtype == torch.float32 else 0.05
     assert torch.allclose(logits(merged), wanted.float(), atol=near), (logits(merged) - wanted).abs().max()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from core.config.schema import MethodSection
 from core.errors import UserError
 from core.runs.catalog.trained import TrainedFile, TrainedModel, find_trained
-from core.worker.export.model_directory import read_conversation, write_merged
+from core.worker.export.model_directory import read_conversation, way_to_merge, write_merged
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.install import fuse
 from core.worker.generate.generate import answering_as
@@ -59,11 +59,9 @@ def test_it_answers_as_the_merged_export_does(
     place = tmp_path / "merged"
     place.mkdir()
     conversation = read_conversation(tiny_model_dir, trained)
-    # No comparison: there is a single way to merge.
-    made = write_merged(
-        tiny_model_dir, trained, place, "F32", "auto", conversation, lambda _: pytest.fail("compared"), quiet
-    )
-    assert made.way == ("quantized" if method == "qlora" else "base")
+    way = way_to_merge(tiny_model_dir, trained, "auto")
+    assert way == ("quantized" if method == "qlora" else "base")
+    write_merged(tiny_model_dir, trained, place, "F32", way, conversation, quiet)
     merged = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     assert merged.config.tie_word_embeddings
     torch.testing.assert_close(found, logits(merged), atol=1e-4, rtol=1e-4)

@@ -24,7 +24,7 @@ from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.gguf.write import GgufOptions, conversion_job, stage
 from core.worker.export.llama.model import GgufModel
-from core.worker.export.verify.compare import Figures
+from core.worker.export.verify.compare import Figures, Place
 from tests.core.worker.export.gguf import random_models
 
 #: The types that an importance matrix is tried with.
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> int:
             figures = Figures()
             for row, reference in zip(held_out, references, strict=True):
                 for wanted_logits, found in zip(reference, reader.logits(row, range(len(row))), strict=True):
-                    figures.add(wanted_logits, found)
+                    figures.add(Place(wanted_logits), Place(found))
             reader.close()
             result = {
                 "quant": quant,

@@ -22,7 +22,7 @@ from core.worker.export.gguf.convert import convert
 from core.worker.export.gguf.converter import check_model
 from core.worker.export.gguf.write import GgufOptions, conversion_job, own_templates, stage
 from core.worker.export.llama.model import GgufModel
-from core.worker.export.verify.compare import Figures
+from core.worker.export.verify.compare import Figures, Place
 from tests.core.worker.export.gguf import random_models
 
 #: Architectures with a tokenizer of SentencePiece's kind; whether its ``tokenizer.model`` is with the model, with the
@@ -45,7 +45,7 @@ def largest_difference(wanted: Iterable[Any], found: Iterable[Any]) -> float:
     """Between logits at the same places."""
     figures = Figures()
     for first, second in zip(wanted, found, strict=True):
-        figures.add(first, second)
+        figures.add(Place(first), Place(second))
     return figures.delta
 
 

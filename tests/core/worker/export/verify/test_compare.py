@@ -13,6 +13,7 @@ from core.worker.export.verify.compare import (
     MOST_PLACES,
     Figures,
     LogitsFile,
+    Place,
     Proof,
     ProofRow,
     compare,
@@ -25,8 +26,8 @@ def test_figures_match_the_definitions() -> None:
     first, second = np.array([2.0, 0.0, -1.0]), np.array([1.0, 2.0, -3.0])
     shares = [np.exp(each) / np.exp(each).sum() for each in (first, second)]
     figures = Figures()
-    figures.add(first, second + 7.0)
-    figures.add(first, np.append(first, -30.0))
+    figures.add(Place(first), Place(second + 7.0))
+    figures.add(Place(first), Place(np.append(first, -30.0), 3))
     found = figures.to_dict()
     divergence = float((shares[0] * np.log(shares[0] / shares[1])).sum())
     assert found["mean_kl"] == pytest.approx(divergence / 2)

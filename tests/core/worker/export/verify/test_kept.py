@@ -88,8 +88,11 @@ def test_few_are_kept_and_none_after_the_run_or_without_room(
     measure(run, tmp_path / "answers", 1)
     assert len(loads) == 5
     assert not list((tmp_path / "answers").glob("more"))
+    longer = paths.answers_dir() / f"{run.id}-2-{'a' * 32}"
+    longer.mkdir()
     remove_run(run)
-    assert not list(paths.answers_dir().iterdir())
+    assert list(paths.answers_dir().iterdir()) == [longer], "those of a run whose id begins as this one's stay"
+    longer.rmdir()
     monkeypatch.setattr(kept, "free_bytes", lambda _path: 1)
     other = make_trained_run(tiny_model_dir, write_rows(tmp_path / "others.jsonl", 3))
     measure(other, tmp_path / "answers")
