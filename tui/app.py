@@ -33,6 +33,7 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.bridge import Bridge, Result
 from tui.controllers.configuration import Configuration
+from tui.controllers.jobs import Jobs
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Leaving, Runs, Starting
@@ -124,8 +125,11 @@ class LocaltuneApp(App[str]):
         self.drafts = DraftKeeper(self.state, desktop.panes, remembers=remembers)
         self.configuration = Configuration(desktop, self.drafts, lambda: self.starting.follow())
         self.returning = Returning(desktop, self.drafts, self.configuration, remembers=remembers)
-        self.leaving = Leaving(desktop, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop"))
-        self.runs = Runs(desktop, self.bridge, self.leaving, self.drafts)
+        self.jobs = Jobs(self, desktop)
+        self.leaving = Leaving(
+            desktop, self.drafts, self.returning, lambda run: self.run_control.send(run, "stop"), self.jobs.losses
+        )
+        self.runs = Runs(desktop, self.bridge, self.leaving, self.drafts, self.jobs)
         self.starting = Starting(desktop, self.bridge, self.configuration, self.runs)
         self.serving = Serving(self, desktop)
         self.run_control = RunControl(desktop, self.bridge, self.leaving, self.runs)
@@ -260,7 +264,8 @@ class LocaltuneApp(App[str]):
             await super()._on_message(message)
 
     async def on_unmount(self) -> None:
-        """Stop the threads, and the server."""
+        """Stop the threads, the jobs, and the server."""
+        self.jobs.close()
         self.serving.close()
         self.bridge.close()
 
@@ -440,13 +445,16 @@ class LocaltuneApp(App[str]):
         """Show the queue of runs."""
         self.starting.show_queue()
 
+    def action_jobs(self) -> None:
+        """Show the job, or the list of jobs."""
+        self.jobs.show()
+
     def action_self_test(self) -> None:
         """Open the self-test; a key in it begins the test."""
-        from tui.screens.job import JobScreen
         from tui.screens.selftest import SelfTestPage
 
         if not self.desktop.is_covered:
-            self.push_screen(JobScreen(SelfTestPage()))
+            self.jobs.open(SelfTestPage())
 
     def action_evaluate(self) -> None:
         """Evaluate the model of the shown run on a file of prompts."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from textual import events, on
 from textual.app import App, ComposeResult
@@ -406,7 +406,7 @@ class Desktop:
 
     def __init__(
         self,
-        app: App[str],
+        app: App[Any],
         state: AppState,
         keys: KeyTable,
         clock: Callable[[], float],
@@ -437,7 +437,8 @@ class Desktop:
         with suppress(NoMatches, StopIteration):
             main = self.main
             main.follow_run(live=self.state.live_run is not None)
-            main.query_one(StatusBar).show(self.state, self.clock(), loss=not main.slot("train").display)
+            loss, jobs = not main.slot("train").display, self.keys["app.jobs"].display
+            main.query_one(StatusBar).show(self.state, self.clock(), loss=loss, jobs=jobs)
 
     # Dialogs.
 

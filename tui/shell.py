@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.runs.catalog.earlier import Origin
     from core.runs.record.store import Labels, Run
+    from tui.jobs import JobPage
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,25 @@ class ServingRequests(Protocol):
         """Serve a model to other programs; show the server if it is running."""
 
 
+class JobRequests(Protocol):
+    """Requests about jobs, which go on while the app is used."""
+
+    def open(self, page: JobPage[Any, Any]) -> None:
+        """Show a job; one that has not begun can be begun there."""
+
+    def begin(self, page: JobPage[Any, Any]) -> None:
+        """Begin a job, in a thread."""
+
+    def follow(self, page: JobPage[Any, Any]) -> None:
+        """List a job that the caller runs."""
+
+    def changed(self, page: JobPage[Any, Any]) -> None:
+        """Show news of a job soon; for any thread."""
+
+    def cancel(self, page: JobPage[Any, Any]) -> None:
+        """End a job before it is done."""
+
+
 @runtime_checkable
 class Shell(Protocol):
     """The app's interface: keys, glyphs, clock and state, read-only, and a controller for each kind of request."""
@@ -194,6 +214,10 @@ class Shell(Protocol):
     @property
     def serving(self) -> ServingRequests:
         """The controller of the server."""
+
+    @property
+    def jobs(self) -> JobRequests:
+        """The controller of jobs."""
 
     async def first_painted(self) -> None:
         """Load everything that the first paint did not need."""

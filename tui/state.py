@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.runs.outlook.energy import Tariff
 from core.runs.record.state import PENDING, hostname
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
+    from core.jobs.running import RunningJob
     from core.runs.catalog.earlier import Origin
     from core.runs.outlook.time_left import Eta, Schedule
     from core.runs.record.history import RunHistory
@@ -226,6 +227,8 @@ class AppState:
     """True while a question from the chat holds up the training."""
     serving: ServingView | None = None
     """The API server; None while there is none."""
+    jobs: Sequence[RunningJob[Any, Any]] = ()
+    """The jobs that are on, and those whose end has not been seen."""
     is_starting: bool = False
     """True from the request for a run until it is shown."""
     has_worker: bool = False

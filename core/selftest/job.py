@@ -50,6 +50,11 @@ class SelfTestProgress(JobProgress):
     checks: tuple[Check, ...] = ()
     current: Subject | None = None
 
+    @property
+    def share(self) -> float:
+        """Share of all checks."""
+        return (len(self.checks) + (super().share or 0.0)) / len(SUBJECTS)
+
 
 SelfTestJob = Job[SelfTestProgress, Report]
 

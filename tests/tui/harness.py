@@ -20,8 +20,10 @@ from textual.widget import Widget
 import tui.app
 from core.config.document import ConfigDocument
 from themes.loader import DEFAULT, load_builtin, variable_defaults
+from tui.controllers.jobs import Jobs
 from tui.glyphs import BRAILLE
 from tui.keys import Key, KeyTable
+from tui.main_screen import Desktop
 from tui.screens.choice import ChoiceDialog
 from tui.state import AppState, RunView
 
@@ -64,6 +66,7 @@ class ShellApp(App[None]):
     bridge: Any
     run_control: Any
     serving: Any
+    jobs: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +78,10 @@ class ShellApp(App[None]):
         self.pace = 1.0
         self.clock: Callable[[], float] = time.time
         self.state = AppState()
+        self.jobs = Jobs(self, Desktop(self, self.state, self.keys, self.clock))
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return variable_defaults(True)
 
     def can_run(self, key: Key) -> bool:
         return False

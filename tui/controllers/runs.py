@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.runs.record.sentences import brief_id, needed_for, slug_of
@@ -16,6 +16,7 @@ from core.runs.record.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge, RunAdvanced, RunAttached, RunNews
 from tui.controllers.configuration import Configuration
+from tui.controllers.jobs import Jobs
 from tui.controllers.returning import Returning
 from tui.draft_keeper import DraftKeeper
 from tui.main_screen import Desktop
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from core.config.facts import Unkept
     from core.config.schema import Config
     from core.errors import UserError
+    from core.export.plan import ExportPlan
     from core.hardware.snapshot import Device
     from core.runs.record.events import Event
     from core.runs.record.store import Run
     from tui.datasets.here import Here
+    from tui.jobs import JobPage
     from tui.screens.choice import ChoiceDialog
     from tui.screens.start import SeenRows, Start, StartCard
     from tui.session import Session
@@ -48,10 +51,11 @@ class Runs:
         bridge: The threads that read, follow and change runs.
         leaving: The controller of quitting, which may wait for a run.
         drafts: The drafts of conversations.
+        jobs: The controller of jobs.
     """
 
-    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, drafts: DraftKeeper) -> None:
-        self._desktop, self._state = desktop, desktop.state
+    def __init__(self, desktop: Desktop, bridge: Bridge, leaving: Leaving, drafts: DraftKeeper, jobs: Jobs) -> None:
+        self._desktop, self._state, self._jobs = desktop, desktop.state, jobs
         self._bridge, self._leaving, self._drafts = bridge, leaving, drafts
         self._meters = SteadyMeters()
         self._landing = ""
@@ -116,10 +120,19 @@ class Runs:
         self._desktop.open(delete_dialog(run, state, size), answered)
 
     def export(self, run: Run, step: int | None = None) -> None:
-        """Open the export screen of a run."""
-        from tui.screens.export import ExportScreen
+        """Open the export screen of a run, and then the export."""
+        from tui.screens.export import ExportPage, ExportScreen
 
-        self._desktop.open_alone(ExportScreen(run, step, is_on=self._state.live_run is not None))
+        def planned(plan: ExportPlan | None) -> None:
+            if plan is not None:
+                self._begin(ExportPage(plan))
+
+        self._desktop.open_alone(ExportScreen(run, step, is_on=self._state.live_run is not None), planned)
+
+    def _begin(self, page: JobPage[Any, Any]) -> None:
+        """Begin a job, and show it."""
+        self._jobs.begin(page)
+        self._jobs.open(page)
 
     def evaluate(self, run: Run | None) -> None:
         """Open the form of an evaluation, and then the evaluation.
@@ -129,11 +142,11 @@ class Runs:
         """
         from core.evaluation.evaluation import EvaluationRequest
         from core.evaluation.record import EvaluationRecord
-        from tui.screens.evaluation import EvaluationForm, EvaluationScreen
+        from tui.screens.evaluation import EvaluationForm, EvaluationPage
 
         def answered(asked: EvaluationRequest | EvaluationRecord | None) -> None:
             if asked is not None:
-                self._desktop.open(EvaluationScreen(asked))
+                self._begin(EvaluationPage(asked))
 
         self._desktop.open_alone(EvaluationForm(run), answered)
 
@@ -378,13 +391,19 @@ class Leaving:
         drafts: The drafts of unsaved edits.
         returning: The controller of the session.
         stop: Asks a run to stop after a checkpoint.
+        losses: Sentences about the jobs that end with the app.
     """
 
     def __init__(
-        self, desktop: Desktop, drafts: DraftKeeper, returning: Returning, stop: Callable[[Run], None]
+        self,
+        desktop: Desktop,
+        drafts: DraftKeeper,
+        returning: Returning,
+        stop: Callable[[Run], None],
+        losses: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._desktop, self._state, self._drafts, self._returning = desktop, desktop.state, drafts, returning
-        self._stop = stop
+        self._stop, self._losses = stop, losses
         self._line: str | None = None
         self._awaits_start = False
         self._discards = False
@@ -461,10 +480,10 @@ class Leaving:
         self._line, self._awaits_start, self._discards = None, False, False
 
     def ask(self) -> None:
-        """Quit; ask first about unsaved edits, and otherwise about a live run."""
+        """Quit; ask first about unsaved edits, and otherwise about a live run and jobs."""
         from tui.screens.dialogs import quit_dialog, starting_dialog, unsaved_dialog
 
-        view, top = self._state.live_run, self._desktop.top
+        view, top, losses = self._state.live_run, self._desktop.top, self._losses()
         if top is self._edits_question:
             # A repeated request is no answer: a key that is held down must not discard edits.
             return
@@ -477,12 +496,12 @@ class Leaving:
         has_edits = self._state.is_dirty and (bool(self._state.file_name) or not self._drafts.is_config_kept)
         # A repeated request while the dialog about the run is open means its least drastic answer.
         if has_edits and top is not self._run_question:
-            self._edits_question = unsaved_dialog(self._state.file_name, view)
+            self._edits_question = unsaved_dialog(self._state.file_name, view, losses)
             self._desktop.open(self._edits_question, self._unsaved_answered)
-        elif view is None or top is self._run_question:
+        elif (view is None and not losses) or top is self._run_question:
             self.leave_by_choice()
         else:
-            self._run_question = quit_dialog(view)
+            self._run_question = quit_dialog(view, losses)
             self._desktop.open(self._run_question, self._quit_answered)
 
     def _unsaved_answered(self, answer: str | None) -> None:

@@ -8,11 +8,12 @@ from textual.content import Content
 
 from core.config.schema import Config
 from core.jobs.job import JobProgress
+from core.jobs.running import RunningJob
 from core.quantization.job import measure
 from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer_lines, sentence
-from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobState, progress_bar
+from tui.jobs import JobPage
+from tui.screens.job import progress_text
 from tui.widgets.charts.bars import bar
 
 _ABOUT = (
@@ -24,47 +25,47 @@ _ABOUT = (
 _BAR = 30
 
 
-class BitsPage:
-    """Page of the 4-bit measurement; its answer is the patterns of the layers to keep in 16 bit.
+class BitsPage(JobPage[JobProgress, QuantizationCost]):
+    """Page of the 4-bit measurement, which ends at its next progress when it is canceled.
 
     Args:
         config: The configuration, paths absolute.
+        take: Takes the patterns of the layers to keep in 16 bit.
+        ended: Called at the end.
     """
 
-    title = "What 4 bits cost"
-    width = 96
     takes = "keep them in 16 bit"
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, take: Callable[[tuple[str, ...]], object], ended: Callable[[], object]) -> None:
+        super().__init__(RunningJob("measurement", "4 bits"), "What 4 bits cost")
+        self._config, self._take, self._ended = config, take, ended
 
     def run(self, tell: Callable[[JobProgress], None]) -> QuantizationCost:
         """Measure."""
         return measure(self._config, lambda name, done, total: tell(JobProgress(name, done, total)))
 
-    def close(self) -> None:
-        """Do nothing: the measurement ends at its next progress report, a fraction of a second later."""
+    def has_ended(self) -> None:
+        """Show what is known now."""
+        self._ended()
 
-    def answer(self, result: QuantizationCost) -> tuple[str, ...] | None:
-        """The layers worth 16 bit, with the ones the configuration already keeps."""
-        return None if result.kept is None else (*result.keep_16bit, *result.kept.patterns)
+    def can_take(self) -> bool:
+        """True if some layers are worth 16 bit."""
+        return self.job.result is not None and self.job.result.kept is not None
 
-    def text(self, state: JobState[JobProgress, QuantizationCost], room: int, glyphs: GlyphSet) -> Content:
+    def take(self) -> None:
+        """Keep the layers worth 16 bit, with the ones the configuration already keeps."""
+        if (result := self.job.result) is not None and result.kept is not None:
+            self._take((*result.keep_16bit, *result.kept.patterns))
+
+    def outcome(self) -> str:
+        """The verdict."""
+        return sentence(self.job.result) if self.job.result is not None else ""
+
+    def text(self, room: int, glyphs: GlyphSet) -> Content:
         """The introduction, the progress, or the result."""
-        if state.stage == "asked":
+        if self.job.stage == "asked":
             return Content(_ABOUT)
-        if state.stage == "on":
-            return _working(state.progress or JobProgress("starting"), glyphs)
-        if state.result is None:
-            return Content.assemble(("It was not measured. ", "bold"), one_line(str(state.error), 600))
-        return _measured(state.result, room, glyphs)
-
-
-def _working(progress: JobProgress, glyphs: GlyphSet) -> Content:
-    if progress.share is None:
-        return Content(f"{progress.activity} …")
-    text = f"{progress.activity}: {progress.done} of {progress.total}\n"
-    return Content(text) + progress_bar(progress.share, glyphs)
+        return progress_text(self.job, glyphs) if self.job.result is None else _measured(self.job.result, room, glyphs)
 
 
 def _measured(cost: QuantizationCost, room: int, glyphs: GlyphSet) -> Content:

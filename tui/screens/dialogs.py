@@ -37,15 +37,18 @@ def unmet_dialog(wishes: Sequence[Unkept]) -> ChoiceDialog:
     )
 
 
-def quit_dialog(view: RunView) -> ChoiceDialog:
-    """The question about a live run when the user quits."""
-    return ChoiceDialog(
-        "Leave",
-        _run_sentence(view),
-        Choice("l", LEAVE, "leave it running"),
-        Choice("s", STOP, "stop it after a checkpoint", "it can be continued"),
-        Choice("escape", "", "stay"),
-    )
+def quit_dialog(view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialog:
+    """The question about a live run and jobs when the user quits.
+
+    Args:
+        view: The run; None for none.
+        losses: Sentences about the jobs, which end with the app.
+    """
+    it = "the run" if losses else "it"
+    stop = [Choice("s", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
+    leave = "leave it running" if not losses else "leave" if view is not None else "leave and end it"
+    text = _goes_on(view, losses)
+    return ChoiceDialog("Leave", text, Choice("l", LEAVE, leave), *stop, Choice("escape", "", "stay"))
 
 
 def starting_dialog() -> ChoiceDialog:
@@ -58,17 +61,18 @@ def starting_dialog() -> ChoiceDialog:
     )
 
 
-def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
+def unsaved_dialog(name: str, view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialog:
     """The question about unsaved edits, when the user quits.
 
     Args:
         name: The file of the configuration; empty if it has none yet.
         view: The live run, which is not affected; None for none.
+        losses: Sentences about the jobs, which end with the app.
     """
     shown = one_line(name, 60)
     text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
-    if view is not None:
-        text = Content.assemble(text, "\n\n", _run_sentence(view))
+    if view is not None or losses:
+        text = Content.assemble(text, "\n\n", _goes_on(view, losses))
     return ChoiceDialog(
         "Leave",
         text,
@@ -98,13 +102,15 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
     )
 
 
-def _run_sentence(view: RunView) -> Content:
-    # No step: the run goes on while the question is on the screen.
-    return Content.assemble(
-        (one_line(view.run.id, 60), "bold"),
-        f" is {view.state.state}.\n"
-        "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again.",
-    )
+def _goes_on(view: RunView | None, losses: Sequence[str]) -> Content:
+    """The run, which goes on without the app, and the jobs, which do not."""
+    parts = [Content(loss) for loss in losses]
+    if view is not None:
+        # No step: the run goes on while the question is on the screen.
+        goes_on = "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again."
+        run = Content.assemble((one_line(view.run.id, 60), "bold"), f" is {view.state.state}.\n{goes_on}")
+        parts.insert(0, run)
+    return Content("\n\n").join(parts)
 
 
 def stop_dialog(view: RunView) -> ChoiceDialog:

@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.screen import Screen
 from textual.widget import Widget
 
 from core.chat.request import BASE
@@ -22,13 +23,18 @@ from core.evaluation.evaluation import Evaluation, EvaluationRequest
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown
 from core.evaluation.table import TITLES, Comparison, EvaluationTable, Outcome
-from core.jobs.job import JobCancelledError, JobProgress
+from core.jobs.job import JobProgress
+from core.jobs.running import RunningJob
 from core.paths import working_directory
+from core.runs.record.sentences import brief_id
 from core.text import one_line, sanitize
 from core.units import format_fixed
+from tui.glyphs import GlyphSet
+from tui.jobs import NOTHING, JobPage
 from tui.keys import bindings
 from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
-from tui.screens.job import JobOverlay, follow, progress_bar
+from tui.screens.job import progress_text
+from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
 from tui.widgets.strips import style_of
@@ -253,6 +259,8 @@ def _words(text: str) -> tuple[str, ...]:
         raise UserError(f"'{one_line(text, 80)}' has an open quote.", "Close it.") from error
 
 
+#: Seconds of loading and of an answer, before any was measured.
+_LOADING_SECONDS, _SECONDS_PER_ANSWER = 20.0, 2.0
 #: The result of an evaluation.
 Compared = tuple[EvaluationRecord, EvaluationTable]
 
@@ -260,130 +268,124 @@ Compared = tuple[EvaluationRecord, EvaluationTable]
 class RowWindow(Widget):
     """Rows around the cursor, as many as fit."""
 
-    def __init__(self, *, id: str) -> None:  # noqa: A002
+    def __init__(self, rows: EvaluationRows, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.rows: EvaluationRows | None = None
+        self._rows = rows
 
     def render(self) -> Content:
-        return self.rows.lines(self.size.height, max(self.size.width, 20)) if self.rows is not None else Content("")
+        return self._rows.lines(self.size.height, max(self.size.width, 20))
 
 
-class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
-    """Progress of an evaluation, then its results.
+class EvaluationPage(JobPage[JobProgress, Compared]):
+    """An evaluation, whose result has a screen of its own.
 
     Args:
         asked: The request to run, or an existing record.
+    """
+
+    def __init__(self, asked: EvaluationRequest | EvaluationRecord) -> None:
+        names = asked.targets if isinstance(asked, EvaluationRequest) else tuple(asked.targets)
+        super().__init__(RunningJob("evaluation", one_line(brief_id(names[0]), 60)), "Evaluation")
+        self._asked = asked
+        self._evaluation: Evaluation | None = None
+
+    @property
+    def keeps(self) -> str:
+        """What is kept of it if it is ended now."""
+        is_kept = self._evaluation is not None and self._evaluation.record.done > 0
+        return "what was answered is kept, and the same request goes on with it" if is_kept else NOTHING
+
+    def run(self, tell: Callable[[JobProgress], None]) -> Compared:
+        """Ask and score, or compare the existing record: the bootstrap draws millions of numbers."""
+        record = self._asked
+        if not isinstance(record, EvaluationRecord):
+            tell(JobProgress("looking for the models and reading the prompts"))
+            evaluation = self._evaluation = record.prepare()
+            self.job.expected = _LOADING_SECONDS + _SECONDS_PER_ANSWER * evaluation.record.total
+            record = evaluation.run(tell)
+        return record, EvaluationTable.of(record)
+
+    def close(self) -> None:
+        """End it; finished answers are kept."""
+        if self._evaluation is not None:
+            self._evaluation.cancel()
+
+    def outcome(self) -> str:
+        """The rows won and lost."""
+        return f"{EvaluationRows(*self.job.result).head()}." if self.job.result is not None else ""
+
+    def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+        """The models and the progress."""
+        evaluation = self._evaluation
+        if evaluation is None:
+            return progress_text(self.job, glyphs)
+        names = ", ".join(one_line(target.name, 60) for target in evaluation.targets)
+        kept = "; goes on with what was kept" if evaluation.is_continued else ""
+        record = evaluation.record
+        head = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n"
+        head += f"{record.done} of {record.total} answers{kept}\n\n"
+        return Content(head) + progress_text(self.job, glyphs)
+
+    def result_screen(self) -> Screen[None] | None:
+        """The results."""
+        return EvaluationScreen(*self.job.result) if self.job.result is not None else None
+
+
+class EvaluationScreen(Overlay[None]):
+    """Results of an evaluation.
+
+    Args:
+        record: The record.
+        table: Its table.
     """
 
     DEFAULT_CSS = style_of("EvaluationScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
 
-    def __init__(self, asked: EvaluationRequest | EvaluationRecord) -> None:
+    def __init__(self, record: EvaluationRecord, table: EvaluationTable) -> None:
         super().__init__()
-        self._asked = asked
-        self._evaluation: Evaluation | None = None
-        self._rows: EvaluationRows | None = None
+        self._rows = EvaluationRows(record, table)
 
     def compose(self) -> ComposeResult:
-        """The table or the progress, the rows, and the answers to the question under the cursor."""
+        """The table, the rows, and the answers to the question under the cursor."""
         with RecordBox("Evaluation"):
             yield TextBlock(id="table")
             yield TextBlock(id="head")
-            yield RowWindow(id="rows")
+            yield RowWindow(self._rows, id="rows")
             with VerticalScroll(can_focus=False):
                 yield TextBlock(id="detail")
 
     def on_mount(self) -> None:
-        """Start the evaluation, or compare the existing record."""
+        """Show the results."""
         self._show()
-        follow(self, self._work)
 
     def on_resize(self) -> None:
         """Lay out the table for its width, which is known after the layout."""
         self.call_after_refresh(self._fit)
 
     def _fit(self) -> None:
-        if self._rows is not None and self.query("#detail"):  # neither before its parts are there nor after
+        if self.query("#detail"):  # neither before its parts are there nor after
             self._show()
 
-    def on_unmount(self) -> None:
-        """Cancel the evaluation; finished answers are kept."""
-        if self._evaluation is not None:
-            self._evaluation.cancel()
-
-    def _work(self, progress: Callable[[JobProgress], None]) -> Compared:
-        # In a thread even for a record: the bootstrap draws millions of numbers.
-        record = self._asked
-        if not isinstance(record, EvaluationRecord):
-            evaluation = self._evaluation = record.prepare()
-            if not self.is_running:  # it was left before there was anything to cancel
-                raise JobCancelledError
-            self.post_call(self._show)
-            record = evaluation.run(progress)
-        return record, EvaluationTable.of(record)
-
     def _show(self) -> None:
-        if self._rows is None and self._state.result is not None:
-            self._rows = EvaluationRows(*self._state.result)
-        rows = self._rows
-        for part in ("#head", "#rows", "VerticalScroll"):
-            self.query_one(part).display = rows is not None
-        box, keys = self.query_one(RecordBox), shell_of(self).keys
-        if rows is None:
-            self.query_one("#table", TextBlock).show(self._text())
-            leaves = "close" if self._state.stage == "ended" else "cancel"
-            box.border_subtitle = Content(f"{keys['evaluation.back'].display} {leaves}")
-            return
+        rows, box, keys = self._rows, self.query_one(RecordBox), shell_of(self).keys
         width = self.query_one("#table").content_size.width
         lines = summary_lines(rows.record, rows.table, width or None)
         self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
         self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
-        window = self.query_one(RowWindow)
-        window.rows = rows
-        window.refresh()
+        self.query_one(RowWindow).refresh()
         self.query_one("#detail", TextBlock).show(rows.detail())
         filters = ["filter", "against"][: len(rows.table.comparisons)]
         box.border_subtitle = Content(
             keys.hints(f"evaluation.{name}" for name in ("read", *filters, "save", "lines", "back"))
         )
 
-    def _text(self) -> Content:
-        """The text shown before there is a table."""
-        error = self._state.error
-        if error is not None:
-            is_kept = self._evaluation is not None and self._evaluation.record.done > 0
-            kept = "\n\nWhat was answered is kept: the same request goes on with it." if is_kept else ""
-            head = Content.styled("It was not carried through.", "bold")
-            return Content.assemble(head, f" {one_line(error.message, 600)}\n{one_line(error.hint, 400)}{kept}")
-        evaluation, progress = self._evaluation, self._state.progress
-        if isinstance(self._asked, EvaluationRecord):
-            return Content("Comparing the answers …")
-        if evaluation is None:
-            return Content("Looking for the models and reading the prompts …")
-        names = ", ".join(one_line(target.name, 60) for target in evaluation.targets)
-        text = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n\n"
-        if progress is None:
-            return Content(text)
-        kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
-        return Content.assemble(
-            text,
-            progress_bar(progress.share or 0.0, shell_of(self).glyphs),
-            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.activity, 120)}",
-        )
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Allow only leaving until there is a table."""
-        del parameters
-        mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
-        return self._rows is not None if action in mine else True
-
     def action_move(self, by: int) -> None:
         """Move the cursor."""
-        if self._rows is not None:
-            self._rows.move(by)
-            self._show()
-            self.query_one(VerticalScroll).scroll_home(animate=False)
+        self._rows.move(by)
+        self._show()
+        self.query_one(VerticalScroll).scroll_home(animate=False)
 
     def action_move_page(self, by: int) -> None:
         """Move the cursor by pages."""
@@ -391,8 +393,7 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
 
     def action_move_end(self, direction: int) -> None:
         """Move the cursor to the first or the last row."""
-        if self._rows is not None:
-            self.action_move(direction * len(self._rows.record.items))
+        self.action_move(direction * len(self._rows.record.items))
 
     def action_read(self, by: int) -> None:
         """Scroll the answers by pages."""
@@ -401,15 +402,13 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
 
     def action_filter(self) -> None:
         """Cycle between all, won and lost rows."""
-        if self._rows is not None:
-            self._rows.turn_filter()
-            self._show()
+        self._rows.turn_filter()
+        self._show()
 
     def action_turn(self) -> None:
         """Compare with the next model."""
-        if self._rows is not None:
-            self._rows.turn_comparison()
-            self._show()
+        self._rows.turn_comparison()
+        self._show()
 
     def action_save(self) -> None:
         """Save as Markdown."""
@@ -421,6 +420,5 @@ class EvaluationScreen(JobOverlay[JobProgress, Compared, None]):
 
     @work(thread=True, group="save")
     def _save(self, suffix: str, write: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
-        if (rows := self._rows) is not None:
-            said = save_files({"evaluation": write(rows.record, rows.table)}, suffix)
-            self.notify(said, markup=False)
+        said = save_files({"evaluation": write(self._rows.record, self._rows.table)}, suffix)
+        self.notify(said, markup=False)

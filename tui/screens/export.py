@@ -1,11 +1,12 @@
-"""Screen of an export: kind, weights and directory with their cost, then the progress and the result."""
+"""Screens of an export: kind, weights and directory with their cost; then the progress and the result."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -14,19 +15,23 @@ from textual.worker import get_current_worker
 
 from core.errors import UserError
 from core.export.request import ExportRequest, Kind, Quant
-from core.jobs.job import JobProgress
+from core.jobs.running import RunningJob
 from core.paths import shown_path, user_path, working_directory
-from core.text import one_line, sanitize
+from core.runs.record.sentences import brief_id
+from core.text import one_line
 from core.units import format_bytes, format_duration
+from tui.glyphs import GlyphSet
+from tui.jobs import NOTHING, JobPage
 from tui.screens.box import OverlayBox
-from tui.screens.job import JobOverlay, follow, progress_bar
-from tui.shell import shell_of
+from tui.screens.dialogs import error_text
+from tui.screens.job import progress_text
+from tui.screens.overlay import Overlay
 from tui.widgets.forms.inputs import PathInput
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:
-    from core.export.job import ExportJob
+    from core.export.job import ExportProgress
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
     from core.runs.record.store import Run
@@ -59,8 +64,8 @@ class Planned:
         return self.plan is not None and self.error is None
 
 
-class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
-    """Export of a run: the choices, the progress, and the verified result.
+class ExportScreen(Overlay["ExportPlan"]):
+    """The choices of an export; returns its plan.
 
     Args:
         run: The run.
@@ -76,8 +81,6 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
         self._request = ExportRequest(run.path, "gguf" if run.trains_adapter else "merged", step)
         self._field = 0
         self._planned: Planned | None = None
-        self._job: ExportJob | None = None
-        self._is_leaving = False
 
     @property
     def known_keys(self) -> Container[str]:
@@ -93,11 +96,6 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
     def on_mount(self) -> None:
         """Plan the default export."""
         self._plan()
-
-    def on_unmount(self) -> None:
-        """Cancel a running export, which leaves no files."""
-        if self._job is not None:
-            self._job.close()
 
     # Choices.
 
@@ -179,19 +177,8 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
-        """Choose, begin, cancel or leave; other keys scroll the box."""
-        if isinstance(self.focused, PathInput):
-            return
-        key = event.key
-        if self._state.stage == "ended":
-            if key not in ("escape", "enter", "q"):
-                return
-            self.dismiss()
-        elif self._job is not None:
-            if key != "escape":
-                return
-            self._cancel()
-        elif not self._choose(key):
+        """Choose, begin or leave; other keys scroll the box."""
+        if isinstance(self.focused, PathInput) or not self._choose(event.key):
             return
         event.stop()
         event.prevent_default()
@@ -211,48 +198,22 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
             return False
         return True
 
-    def _cancel(self) -> None:
-        """Cancel on the second press, because an export may have taken an hour."""
-        if not self._is_leaving:
-            self._is_leaving = True
-            self._show()
-            return
-        self.notify("The export was broken off; nothing of it is left.", markup=False)
-        self.dismiss()
-
-    # The export.
-
     def _begin(self) -> None:
-        if self._planned is None or self._planned.plan is None or not self._planned.can_begin:
-            return
-        from core.export.job import export_job
-
-        self._job = export_job(self._planned.plan)
-        self._show()
-        follow(self, self._job.run)
+        if self._planned is not None and self._planned.can_begin:
+            self.dismiss(self._planned.plan)
 
     # Display.
 
     def _show(self) -> None:
-        self.set_class(self._state.error is not None, "-alarm")
-        self.query_one("#export-text", TextBlock).show(self._text())
+        self.query_one("#export-text", TextBlock).show(self._fields())
         self.query_one(OverlayBox).show_keys(self._keys())
 
     def _keys(self) -> str:
         """The current keys, for the border."""
-        if self._state.stage == "ended":
-            return "j k scroll  esc close"
-        if self._job is not None:
-            return "esc cancel"
         if self.has_class("-editing"):
             return "tab complete  enter use it  esc leave it as it is"
         can_begin = self._planned is not None and self._planned.can_begin
         return f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
-
-    def _text(self) -> Content:
-        if self._state.stage == "ended":
-            return _error(self._state.error) if self._state.error is not None else _result(self._state.result)
-        return self._fields() if self._job is None else self._working()
 
     def _fields(self) -> Content:
         request = self._request
@@ -284,59 +245,116 @@ class ExportScreen(JobOverlay[JobProgress, "ExportResult", None]):
         if planned is None:
             return Content.styled("looking at what the run has trained …", "$muted")
         if planned.plan is None or planned.error is not None:
-            return _error(planned.error)
+            return error_text(planned.error) if planned.error is not None else Content("")
         plan = planned.plan
         what = f"{plan.trained.label}: {plan.size_in_words}" if plan.largest else plan.trained.label
         if plan.largest and plan.peak is not None and plan.peak > 2 * plan.largest:
             what += f", and {format_bytes(plan.peak)} on the disk while it is made"
         if (reason := plan.unverified) is not None:
             return Content.assemble(f"{one_line(what, 400)}.\n", (f"{reason.message} {reason.hint}", "$near"))
-        proof = "" if self._request.kind == "card" else " It is compared with the trained model before it is kept."
+        proof = "" if self._request.kind == "card" else " Once it is written, it is compared with the trained model."
         return Content(one_line(f"{what}.{proof}", 400))
 
-    def _working(self) -> Content:
-        progress = self._state.progress
-        share = progress.share if progress is not None else None
-        lines = [progress_bar(share or 0.0, shell_of(self).glyphs) + (f" {share:4.0%}" if share is not None else "")]
-        lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
-        if self._is_leaving:
-            lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))
-        return Content("\n").join(lines)
+
+class ExportPage(JobPage["ExportProgress", "ExportResult"]):
+    """An export: its progress, the files once they are there, and the verdict of their proof.
+
+    Args:
+        plan: The export as planned.
+    """
+
+    #: Keys that copy a command line, in their order in the border.
+    _COPIES: ClassVar[dict[str, str]] = {"l": "llama-server", "v": "vLLM", "o": "Ollama", "c": "curl"}
+
+    def __init__(self, plan: ExportPlan) -> None:
+        from core.export.job import export_job
+
+        run, weights = one_line(brief_id(plan.trained.run.id), 60), plan.request.weights
+        about = f"{run} as {weights or plan.request.kind}"
+        super().__init__(RunningJob("export", about, expected=None), f"Export {about}")
+        self._export, self._target = export_job(plan), plan.target
+        self._written = ""
+
+    @property
+    def keeps(self) -> str:
+        """What is kept of it if it is ended now."""
+        return f"the files stay in {shown_path(self._target)}, unproven" if self._written else NOTHING
+
+    def run(self, tell: Callable[[ExportProgress], None]) -> ExportResult:
+        """Export; progress counts estimated seconds."""
+
+        def told(progress: ExportProgress) -> None:
+            if progress.total is not None:
+                self.job.expected = progress.total
+            if progress.written is not None and not self._written:
+                self._written = _largest_file(progress.written)
+            tell(progress)
+
+        return self._export.run(told)
+
+    def close(self) -> None:
+        """End its processes."""
+        self._export.close()
+
+    def outcome(self) -> str:
+        """The verdict."""
+        return self.job.result.verdict if self.job.result is not None else ""
+
+    def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+        """The file, as soon as it is there; before it the progress, after it the proof."""
+        result = self.job.result
+        if result is not None:
+            return _result(result, self.copies())
+        if not self._written:
+            return progress_text(self.job, glyphs)
+        head = Content.assemble((f"written: {self._written}, unproven", "$near bold"), f"; checking, {self.job.left}\n")
+        place = Content.styled(f"{shown_path(self._target)}\n\n", "$muted")
+        return Content.assemble(head, place, progress_text(self.job, glyphs))
+
+    def numbers(self) -> Content:
+        """The figures of the proof, and remarks."""
+        from core.export.card import agreement_rows
+
+        result = self.job.result
+        if result is None:
+            return Content("")
+        lines = _facts(agreement_rows(result.agreement)) if result.agreement is not None else []
+        return Content("\n").join([*lines, *(Content(one_line(note, 400)) for note in result.notes)])
+
+    def copies(self) -> Mapping[str, tuple[str, str]]:
+        """The command lines that use the files."""
+        lines = self.job.result.commands if self.job.result is not None else {}
+        return {key: (name, lines[name]) for key, name in self._COPIES.items() if name in lines}
 
 
-def _error(error: UserError | None) -> Content:
-    if error is None:
-        return Content("")
-    text = Content(sanitize(error.message))
-    return Content.assemble(text, "\n", (sanitize(error.hint), "$muted")) if error.hint else text
+def _largest_file(directory: Path) -> str:
+    """The largest file of a directory with its size, by which people know an export."""
+    sizes: list[tuple[int, str]] = []
+    with suppress(OSError):
+        sizes = [(file.stat().st_size, file.name) for file in directory.iterdir() if file.is_file()]
+    size, name = max(sizes, default=(0, directory.name))
+    return f"{one_line(name, 100)} {format_bytes(size)}"
 
 
-def _result(result: ExportResult | None) -> Content:
-    """The written files, and their agreement with the trained model."""
-    if result is None:
-        return Content("")
-    from core.export.card import agreement_rows
-
-    head = ("✓ verified", "$ok bold") if result.verified else ("written, not verified", "$near bold")
-    if result.kind == "card":
-        head = ("written", "$ok bold")
-    lines = [
-        Content.assemble(head, f" · {format_bytes(result.bytes)} in {format_duration(result.seconds)}"),
-        Content(""),
-    ]
-    lines += _facts(
-        [
-            ("directory", shown_path(result.path)),
-            *(("file", f"{one_line(file.name, 100)}  {format_bytes(file.bytes)}") for file in result.files[:12]),
-        ]
+def _result(result: ExportResult, copies: Mapping[str, tuple[str, str]]) -> Content:
+    """The verdict in a sentence, the files, and the command lines."""
+    styles = {"proven": ("✓ ", "$ok bold"), "unproven": ("! ", "$near bold"), "failed": ("✗ ", "$limit bold")}
+    verdict = one_line(result.verdict, 300)
+    head = (
+        Content.assemble(styles[result.proof], (verdict, "bold"))
+        if verdict
+        else Content.styled("✓ written", "$ok bold")
     )
-    if result.agreement is not None:
-        lines += [Content(""), *_facts(agreement_rows(result.agreement))]
-    lines += [Content(one_line(note, 400)) for note in result.notes]
-    return Content("\n").join(lines)
+    facts = [
+        ("directory", shown_path(result.path)),
+        *(("file", f"{one_line(file.name, 100)}  {format_bytes(file.bytes)}") for file in result.files[:12]),
+        ("in all", f"{format_bytes(result.bytes)} in {format_duration(result.seconds)}"),
+        *((f"{key} {name}", line) for key, (name, line) in copies.items()),
+    ]
+    return Content("\n").join([head, Content(""), *_facts(facts)])
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> list[Content]:
     """Aligned lines of name and text."""
     width = max(len(name) for name, _ in rows)
-    return [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 300)}") for name, text in rows]
+    return [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 600)}") for name, text in rows]

@@ -1,217 +1,150 @@
-"""Jobs on screens: messages for their progress and end, and the screen that follows a job."""
+"""View of a job, which goes on without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from collections.abc import Container
+from typing import Any, ClassVar
 
-from textual import on
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.message import Message
 
-from core.errors import UserError
-from core.jobs.job import JobCancelledError
+from core.jobs.running import RunningJob
+from core.text import one_line
+from core.units import format_duration
 from tui.glyphs import GlyphSet
+from tui.jobs import NOTHING, JobPage
 from tui.screens.box import OverlayBox
+from tui.screens.dialogs import error_text
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.bars import bar
-from tui.widgets.text_block import TextBlock
-
-ProgressType = TypeVar("ProgressType")
-ResultType = TypeVar("ResultType")
-AnswerType = TypeVar("AnswerType")
-AnswerType_co = TypeVar("AnswerType_co", covariant=True)
+from tui.widgets.strips import style_of
+from tui.widgets.text_block import HangingBlock
 
 _BAR_CELLS = 40
+#: Seconds of work from which canceling asks once more.
+_ASKS_SECONDS = 60.0
 
 
-@dataclass
-class Progressed(Message, Generic[ProgressType]):
-    """A screen's job has made progress."""
-
-    progress: ProgressType
-
-    def can_replace(self, message: Message) -> bool:
-        """True for older progress."""
-        return isinstance(message, Progressed)
-
-
-@dataclass
-class Ended(Message, Generic[ResultType]):
-    """A screen's job has ended with a result or an error."""
-
-    result: ResultType | None = None
-    error: UserError | None = None
-
-
-def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]], ResultType]) -> None:
-    """Run a job in a thread, and post its progress and end to a screen. A canceled job posts no end.
+def progress_text(job: RunningJob[Any, Any], glyphs: GlyphSet) -> Content:
+    """A bar with the share and the time left, and the activity below.
 
     Args:
-        screen: The screen. Once it has been left, the next progress report cancels the job.
-        run: The job, called with a callback for its progress.
-    """
-
-    def progressed(progress: ProgressType) -> None:
-        # A popped screen keeps its parent, and a screen of a closing app keeps running for a moment.
-        if not (screen.is_running and screen.is_attached):
-            raise JobCancelledError
-        screen.post_message(Progressed(progress))
-
-    def work() -> None:
-        try:
-            ended = Ended(run(progressed))
-        except JobCancelledError:
-            return
-        except UserError as error:
-            ended = Ended(error=error)
-        if screen.is_attached:
-            screen.post_message(ended)
-
-    screen.run_worker(work, thread=True, group="job")
-
-
-def progress_bar(share: float, glyphs: GlyphSet) -> Content:
-    """A bar of 40 cells.
-
-    Args:
-        share: Completed share, from 0 to 1.
+        job: The job.
         glyphs: The glyphs to draw with.
     """
-    full, empty = bar(share, _BAR_CELLS, glyphs)
-    return Content.assemble((full, "$primary"), (empty, "$muted"))
+    full, empty = bar(job.share, _BAR_CELLS, glyphs)
+    activity = job.progress.activity if job.progress is not None else f"starting the {job.kind}"
+    told = f" {job.share:4.0%}  {job.left}\n" if job.progress is not None else "\n"
+    return Content.assemble((full, "$primary"), (empty, "$muted"), told, f"{one_line(activity, 120)} …")
 
 
-@dataclass(frozen=True)
-class JobState(Generic[ProgressType, ResultType]):
-    """State of a job: not started, running, or ended."""
-
-    stage: Literal["asked", "on", "ended"] = "asked"
-    progress: ProgressType | None = None
-    """The newest progress; None before the first."""
-    result: ResultType | None = None
-    error: UserError | None = None
-    """The error of a job that ended without a result."""
-
-
-class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
-    """A job with the texts of its screen."""
-
-    title: str
-    """The title of the screen."""
-    width: int
-    """Columns of the screen's box."""
-    takes: str
-    """A few words for the key that accepts the result."""
-
-    def run(self, tell: Callable[[ProgressType], None]) -> ResultType:
-        """Run the job, in a thread.
-
-        Args:
-            tell: Callback for the progress; it raises :class:`JobCancelledError` once the screen has been left.
-
-        Raises:
-            UserError: If there is no result.
-            JobCancelledError: If the job was closed.
-        """
-
-    def close(self) -> None:
-        """Cancel the job if it is running."""
-
-    def text(self, state: JobState[ProgressType, ResultType], room: int, glyphs: GlyphSet) -> Content:
-        """The text of the screen.
-
-        Args:
-            state: The state of the job.
-            room: Columns of a line.
-            glyphs: The glyphs to draw with.
-        """
-
-    def answer(self, result: ResultType) -> AnswerType_co | None:
-        """The screen's return value for a result; None if there is nothing to accept."""
-
-
-class JobOverlay(Overlay[AnswerType | None], Generic[ProgressType, ResultType, AnswerType]):
-    """A screen that shows the state of a job."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._state: JobState[ProgressType, ResultType] = JobState()
-
-    @on(Progressed)
-    def _progressed(self, message: Progressed[ProgressType]) -> None:
-        self._state = replace(self._state, progress=message.progress)
-        self._show()
-
-    @on(Ended)
-    def _has_ended(self, message: Ended[ResultType]) -> None:
-        self._state = replace(self._state, stage="ended", result=message.result, error=message.error)
-        self._show()
-
-    def _show(self) -> None:
-        """Show the state."""
-        raise NotImplementedError
-
-
-class JobScreen(JobOverlay[ProgressType, ResultType, AnswerType]):
-    """Screen of a job: enter starts it, leaving cancels it, and accepting returns the page's answer.
+class JobScreen(Overlay[None]):
+    """View of a job: leaving it changes nothing for the job.
 
     Args:
         page: The job with its texts.
     """
 
+    DEFAULT_CSS = style_of("JobScreen")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "go_on", show=False),
-        Binding("escape", "dismiss(None)", show=False),
-        Binding("q", "close", show=False),
+        Binding("escape,q", "dismiss(None)", show=False),
+        Binding("x", "cancel", show=False),
+        Binding("d", "numbers", show=False),
     ]
 
-    def __init__(self, page: JobPage[ProgressType, ResultType, AnswerType]) -> None:
+    def __init__(self, page: JobPage[Any, Any]) -> None:
         super().__init__()
-        self._page = page
+        self.page = page
+        self._is_asked = self._has_numbers = False
+        self._said = ""
+
+    @property
+    def known_keys(self) -> Container[str]:
+        """Keys with a function on this screen."""
+        return {*self.active_bindings, self.page.yes, "enter", *self.page.copies()}
 
     def compose(self) -> ComposeResult:
         """A scrolling text; the keys are in the border, where they stay visible."""
-        yield OverlayBox(TextBlock(), title=self._page.title, width=self._page.width)
+        yield OverlayBox(HangingBlock(), title=self.page.title, width=self.page.width)
 
     def on_mount(self) -> None:
-        """Show the introduction."""
-        self._show()
+        """Show the job."""
+        self.show()
 
     def on_resize(self) -> None:
         """Wrap the text for the new width."""
-        self._show()
+        self.show()
 
-    def on_unmount(self) -> None:
-        """Cancel a running job."""
-        self._page.close()
+    def on_key(self, event: events.Key) -> None:
+        """Begin, agree, accept or copy."""
+        page, stage = self.page, self.page.job.stage
+        if (copied := page.copies().get(event.key)) is not None:
+            self.app.copy_to_clipboard(copied[1])
+            self._said = f"✓ the line for {copied[0]} sent to your terminal's clipboard"
+            self.show()
+        elif event.key == page.yes and stage == "asked":
+            shell_of(self).jobs.begin(page)
+        elif event.key == page.yes and page.question:
+            page.agree()
+            self.show()
+        elif event.key == "enter" and stage == "ended":
+            self.dismiss()
+            if page.can_take():
+                page.take()
+        else:
+            return
+        event.stop()
 
-    @property
-    def _answer(self) -> AnswerType | None:
-        result = self._state.result
-        return None if result is None else self._page.answer(result)
+    def action_cancel(self) -> None:
+        """End the job; asks once more if minutes of work would be lost."""
+        page, job = self.page, self.page.job
+        if job.stage != "on":
+            return
+        if job.seconds < _ASKS_SECONDS or page.keeps != NOTHING or self._is_asked:
+            shell_of(self).jobs.cancel(page)
+        else:
+            self._is_asked = True
+            self.show()
 
-    def action_go_on(self) -> None:
-        """Start the job, or accept the result of an ended job and close."""
-        if self._state.stage == "asked":
-            self._state = replace(self._state, stage="on")
-            self._show()
-            follow(self, self._page.run)
-        elif self._state.stage == "ended":
-            self.dismiss(self._answer)
+    def action_numbers(self) -> None:
+        """Show the figures, or hide them."""
+        self._has_numbers = not self._has_numbers
+        self.show()
 
-    def action_close(self) -> None:
-        """Close the screen of a job that has ended."""
-        if self._state.stage == "ended":
-            self.dismiss(None)
+    def show(self) -> None:
+        """Show the present state of the job."""
+        if not self.query(OverlayBox):
+            return
+        page, job = self.page, self.page.job
+        self.set_class(job.error is not None, "-alarm")
+        box, parts = self.query_one(OverlayBox), []
+        if job.error is not None:
+            parts.append(Content.assemble(("✗ ", "$limit bold"), error_text(job.error)))
+            if job.progress is not None and page.keeps != NOTHING:
+                parts += [Content(""), Content(f"{page.keeps[0].upper()}{page.keeps[1:]}.")]
+        else:
+            parts.append(page.text(box.room, shell_of(self).glyphs))
+        numbers = page.numbers() if job.result is not None else Content("")
+        if numbers.plain and self._has_numbers:
+            parts += [Content(""), numbers]
+        if self._is_asked and job.stage == "on":
+            lost = f"x again ends it: {format_duration(job.seconds)} of work are lost."
+            parts += [Content(""), Content.styled(lost, "$near")]
+        if self._said:
+            parts += [Content(""), Content.styled(self._said, "$ok")]
+        box.query_one(HangingBlock).show(Content("\n").join(parts))
+        box.show_keys("  ".join(self._keys(has_numbers=bool(numbers.plain))))
 
-    def _show(self) -> None:
-        box = self.query_one(OverlayBox)
-        box.query_one(TextBlock).show(self._page.text(self._state, box.room, shell_of(self).glyphs))
-        takes = f"enter {self._page.takes}  " if self._answer is not None else ""
-        ended = f"{takes}j k scroll  esc close"
-        box.show_keys({"asked": "enter begin  esc leave", "on": "esc cancel", "ended": ended}[self._state.stage])
+    def _keys(self, *, has_numbers: bool) -> list[str]:
+        """The keys with their functions, for the border."""
+        page, stage = self.page, self.page.job.stage
+        if stage == "asked":
+            return [f"{page.yes} begin", "esc leave"]
+        if stage == "on":
+            return [f"{page.yes} {page.question}", "esc leave it"] if page.question else ["x cancel", "esc leave it on"]
+        keys = [f"enter {page.takes}"] if page.can_take() else []
+        keys += [f"{' '.join(copies)} copy"] if (copies := page.copies()) else []
+        return [*keys, *(["d numbers"] if has_numbers else []), "j k scroll", "esc close"]

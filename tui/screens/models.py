@@ -32,8 +32,9 @@ from core.runs.catalog.earlier import ModelCatalog
 from core.runs.outlook.forecast import machine_for
 from core.text import one_line
 from core.units import format_bytes, format_count, short_count
-from tui.screens.fetch import FetchDialog
+from tui.screens.fetch import FetchPage
 from tui.screens.pick import FindScreen
+from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput, common_prefix, complete_path
 from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
@@ -498,12 +499,13 @@ class ModelScreen(FindScreen[str | Path | None]):
             return
         base = hub.repository if not hub.revision else str(hub)
 
-        def ended(is_here: bool | None) -> None:
-            if is_here:
+        def take() -> None:
+            # It may have been left meanwhile: the model is in its list then.
+            if self.is_attached:
                 self.dismiss(base)
 
         why = f"{hub} is not whole on this machine." if base in self._rows else f"{hub} is not on this machine."
-        self.app.push_screen(FetchDialog(hub, why, asks_size=True), ended)
+        shell_of(self).jobs.open(FetchPage(hub, why, take, asks_size=True))
 
 
 def _note(text: str) -> _Entry:

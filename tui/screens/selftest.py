@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from core.errors import UserError
+from core.jobs.running import RunningJob
 from core.selftest.job import SelfTestProgress, selftest_job
 from core.selftest.report import LABELS, SUBJECTS, Check, Report, Result, Subject, device_line, write_report
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobState
+from tui.jobs import JobPage
+from tui.screens.job import progress_text
 
 #: Styles of the results.
 _STYLES: dict[Result, str] = {"pass": "$success", "fail": "$error bold", "not applicable": "$muted"}
@@ -21,6 +23,8 @@ _ABOUT = (
     "Proves on this device that training is right: seven checks, an estimated three minutes on a card, and five on two "
     "cores. Nothing leaves this machine. While it is on, no run should be."
 )
+#: Seconds of all checks on two cores, estimated.
+_SECONDS = 300.0
 #: Columns of a check's title.
 _TITLE = 15
 
@@ -34,19 +38,18 @@ class Made:
     reason: str = ""
 
 
-class SelfTestPage:
-    """Page of the self-test; it has no answer."""
+class SelfTestPage(JobPage[SelfTestProgress, Made]):
+    """Page of the self-test."""
 
-    title = "Self-test"
     width = 112
-    takes = ""
 
     def __init__(self) -> None:
-        self._job = selftest_job()
+        super().__init__(RunningJob("self-test", expected=_SECONDS), "Self-test")
+        self._test = selftest_job()
 
     def run(self, tell: Callable[[SelfTestProgress], None]) -> Made:
         """Run the checks, and write the report."""
-        report = self._job.run(tell)
+        report = self._test.run(tell)
         try:
             return Made(report, str(write_report(report)))
         except UserError as error:
@@ -54,18 +57,18 @@ class SelfTestPage:
 
     def close(self) -> None:
         """End the processes of the checks."""
-        self._job.close()
+        self._test.close()
 
-    def answer(self, result: Made) -> None:
-        """No answer."""
+    def outcome(self) -> str:
+        """The summary of the report."""
+        return self.job.result.report.summary() if self.job.result is not None else ""
 
-    def text(self, state: JobState[SelfTestProgress, Made], room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+    def text(self, room: int, glyphs: GlyphSet) -> Content:
         """The introduction, or the checks with their results so far."""
-        if state.stage == "asked":
+        if self.job.stage == "asked":
             return _about(room)
-        if state.error is not None:
-            return Content.assemble(("The self-test was not made. ", "bold"), one_line(str(state.error), 600))
-        return _checks(state.progress or SelfTestProgress(), state.result, room)
+        checks = _checks(self.job.progress or SelfTestProgress(), self.job.result, room)
+        return checks if self.job.is_over else Content.assemble(checks, "\n\n", progress_text(self.job, glyphs))
 
 
 def _about(room: int) -> Content:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from textual.content import Content
 from textual.widget import Widget
 
 from core.hardware.snapshot import Device
+from core.jobs.running import RunningJob
 from core.runs.outlook.energy import energy_words
 from core.runs.outlook.time_left import eta_words
 from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
@@ -22,6 +24,8 @@ from tui.widgets.strips import style_of
 
 #: Maximum number of cards with a value each.
 MOST_LISTED = 4
+#: Seconds from which a running job is shown.
+JOB_SECONDS = 3.0
 #: Blanks between two segments.
 _GAP = 2
 
@@ -69,8 +73,15 @@ def _length(segments: Iterable[Segment]) -> int:
     return sum(lengths) + _GAP * max(len(lengths) - 1, 0)
 
 
-def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:
-    """Segments of the header for the app's state at a Unix time; ``loss`` adds the loss, if no pane shows it."""
+def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J") -> list[Segment]:
+    """Segments of the header.
+
+    Args:
+        state: The app's state.
+        now: The current time, in Unix seconds.
+        loss: Add the loss, if no pane shows it.
+        jobs: The key that shows the jobs.
+    """
     segments = [_PROGRAM]
     view = state.view
     is_same, is_other = False, view is not None and not view.is_live and not state.is_of_config
@@ -93,12 +104,25 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
         glyph, style = ("●", "$ok") if is_on else ("◌", "$near")
         brief = Content.styled(f"{glyph} serving", style)
         segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
+    if listed := [job for job in state.jobs if job.is_over or job.seconds >= JOB_SECONDS]:
+        segments.append(_job_segment(listed, jobs))
     of_run = view.reading().devices if view is not None and view.is_live else ()
     devices = of_run or state.devices
     if cards := [item for item in devices if item.kind != "cpu"] or devices[:1]:
         segments += [*_heat_segments(cards), *_memory_segments(cards)]
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
     return segments
+
+
+def _job_segment(jobs: Sequence[RunningJob[Any, Any]], key: str) -> Segment:
+    """The running job that ends last, else the one that ended last, and the number of the others."""
+    running = [job for job in jobs if not job.is_over]
+    job = max(running, key=lambda item: item.seconds_left) if running else jobs[-1]
+    style = "$muted" if running else "$limit" if job.error is not None else "$ok"
+    more = f" +{len(jobs) - 1}" if len(jobs) > 1 else ""
+    head, short = Content.styled(f"{key} ", "$primary bold"), job.left if running else job.state
+    whole = Content.assemble(head, f"{job.kind} ", (job.state, style), more)
+    return Segment(whole, 1, Content.assemble(head, f"{job.kind} ", (short.removesuffix(" left"), style), more))
 
 
 def _other_run(view: RunView, now: float) -> list[Segment]:
@@ -234,9 +258,9 @@ class StatusBar(Widget):
         self._segments: Sequence[Segment] = [_PROGRAM]
         self._line = _PROGRAM.content
 
-    def show(self, state: AppState, now: float, *, loss: bool) -> None:
-        """Show the app's state at a Unix time."""
-        self._segments = header_segments(state, now, loss=loss)
+    def show(self, state: AppState, now: float, *, loss: bool, jobs: str = "J") -> None:
+        """Show the app's state at a Unix time; see :func:`header_segments`."""
+        self._segments = header_segments(state, now, loss=loss, jobs=jobs)
         self._fit()
 
     def on_resize(self) -> None:

@@ -1,5 +1,5 @@
-"""A process in place of that of an export, which does as the variable ``SCRIPTED_EXPORT`` says: ``result``, ``error``
-or ``hang``."""
+"""A process in place of that of an export, which does as the variable ``SCRIPTED_EXPORT`` says: ``result``, ``written``,
+``error`` or ``hang``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         time.sleep(600)
     if how == "error":
         raise UserError("The export has failed: Its mean divergence is 0.3 nats.", "Choose a type with more bits.")
+    if how == "written":
+        plan.target.mkdir(parents=True)
+        (plan.target / "tickets.gguf").write_bytes(bytes(1000))
     answers.send({"written": True})
     answers.progress("measuring the file", 3, 4)
+    if how == "written":
+        time.sleep(600)
     return ExportResult(
         path=plan.target,
         kind=plan.request.kind,

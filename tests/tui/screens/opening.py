@@ -10,7 +10,6 @@ from textual.screen import Screen
 
 from core.config.document import ConfigDocument
 from tests.tui.harness import ShellApp, document_of, pane_of, press
-from themes.loader import variable_defaults
 from tui.app import LocaltuneApp
 
 S = TypeVar("S", bound=Screen[Any])
@@ -23,9 +22,6 @@ class ScreenApp(ShellApp):
         super().__init__()
         self.first = screen
         self.answers: list[Any] = []
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return variable_defaults(True)
 
     def on_mount(self) -> None:
         self.push_screen(self.first, self.answers.append)

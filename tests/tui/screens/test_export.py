@@ -3,7 +3,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -15,10 +14,11 @@ from core.export import job
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
-from tests.tui.harness import FORBIDDEN, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import FORBIDDEN, press, running, screen_lines, screen_text, shown, wait_for, words
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
+from tui.screens.job import JobScreen
 from tui.widgets.lists.run_list import RunList
 
 
@@ -44,15 +44,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @asynccontextmanager
-async def exporting(
-    run: Run, *, size: tuple[int, int] = (80, 24)
-) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp, ExportScreen]]:
-    """The screen of a run's export."""
+async def exporting(run: Run, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[tuple[Pilot[Any], LocaltuneApp]]:
+    """The screen of a run's export, which is planned."""
     async with running(size=size) as (app, pilot):
         await pilot.pause()
-        screen = ExportScreen(run)
-        app.push_screen(screen)
-        yield pilot, app, screen
+        app.runs.export(run)
+        await wait_for(pilot, lambda: "kind" in words(pilot) and "looking at what" not in words(pilot))
+        yield pilot, app
 
 
 async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
@@ -60,36 +58,54 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
     async with running() as (app, pilot):
         await press(pilot, "5", until=lambda: isinstance(app.focused, RunList) and app.focused.selected is not None)
         await press(pilot, "X", until=lambda: isinstance(app.screen, ExportScreen))
-        await shown(pilot, "compared with the trained model", "a file for llama.cpp", "Q8_0")
+        await wait_for(pilot, lambda: "it is compared with the trained model" in words(pilot))
+        await shown(pilot, "a file for llama.cpp", "Q8_0")
         await press(pilot, "down", "right", "right", "right", until="Q4_K_M")
         assert f"{run.id}-gguf-q4_k_m" in "".join(line.strip(" │") for line in screen_lines(app))
-        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+        await wait_for(pilot, lambda: "compared with the trained model" in words(pilot))
         await press(pilot, "enter", until="esc close")
         text = screen_text(app)
-        for words in ("✓ verified", "tickets-Q4_K_M.gguf  105 MB", "0.0123 nats", "19 of 20", "One thing to know."):
-            assert words in text
-        assert not FORBIDDEN & set(text)
-        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ExportScreen))
+        for said in (
+            "✓ Answers as the trained model: mostly, 19 of 20",
+            "tickets-Q4_K_M.gguf  105 MB",
+            "llama-server -m",
+        ):
+            assert said in text
+        assert "0.0123 nats" not in text
+        await press(pilot, "d", "G", until=("0.0123 nats", "One thing to know."))
+        copied: list[str] = []
+        scripted.setattr(app, "copy_to_clipboard", copied.append)
+        await press(pilot, "l", until="the line for llama-server sent")
+        assert copied[0].startswith("llama-server -m ")
+        assert not FORBIDDEN & set(screen_text(app))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+        assert not app.state.jobs
+
+
+async def test_the_file_is_unproven_until_its_proof(scripted: pytest.MonkeyPatch) -> None:
+    scripted.setenv("SCRIPTED_EXPORT", "written")
+    async with exporting(make_run()) as (pilot, app):
+        await press(pilot, "enter", until=("written: tickets.gguf 1.0 kB, unproven; checking, 5s left", "75%"))
+        await press(pilot, "escape", "q", until=lambda: "Leaving ends it: the files stay in" in words(pilot))
 
 
 async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch) -> None:
     run = make_run()
-    async with exporting(run, size=(120, 40)) as (pilot, app, screen):
+    async with exporting(run, size=(120, 40)) as (pilot, app):
         await wait_for(pilot, lambda: "a file for llama.cpp" in screen_text(app))
         await press(pilot, "left", "left", until=("PEFT's directory", "as they were trained", "about 5.0 MB"))
         await press(pilot, "down", "down", "space", *"/tmp/it", "enter", until="/tmp/it")
-        assert screen._request.out == Path("/tmp/it")
         assert "enter use it" not in screen_text(app)
         await press(pilot, "right", until="tab complete  enter use it  esc leave it as it is")
         await pilot.press("escape")
-        assert app.screen is screen
-        await press(pilot, "escape", until=lambda: app.screen is not screen)
+        assert isinstance(app.screen, ExportScreen)
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ExportScreen))
 
 
 async def test_what_cannot_be_exported_is_reported_and_not_begun(scripted: pytest.MonkeyPatch) -> None:
     run = make_run("full")
     write_result(make_result(paths.exports_dir() / f"{run.id}-merged"))
-    async with exporting(run, size=(100, 30)) as (pilot, app, _):
+    async with exporting(run, size=(100, 30)) as (pilot, app):
 
         def told() -> str:
             return " ".join(line.strip(" │") for line in screen_lines(app))
@@ -102,9 +118,9 @@ async def test_what_cannot_be_exported_is_reported_and_not_begun(scripted: pytes
 
 async def test_without_llama_cpp_it_is_reported_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
     scripted.setattr("core.export.llama_cpp.has_library", lambda: False)
-    async with exporting(make_run(), size=(100, 30)) as (pilot, app, _):
+    async with exporting(make_run(), size=(100, 30)) as (pilot, app):
         await wait_for(pilot, lambda: "The file is not verified: llama.cpp's library" in screen_text(app))
-        assert "compared with the trained model" not in screen_text(app)
+        assert "compared with the trained model" not in words(pilot)
         assert "enter export" in screen_text(app)
         await press(pilot, "down", "right", "right", "right", until="Q4_K_M is written by llama.cpp's quantizer")
         assert "enter export" not in screen_text(app)
@@ -112,20 +128,18 @@ async def test_without_llama_cpp_it_is_reported_before_minutes_are_spent(scripte
 
 async def test_an_error_is_reported_with_its_remedy(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "error")
-    async with exporting(make_run()) as (pilot, app, _):
-        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+    async with exporting(make_run()) as (pilot, app):
         await press(pilot, "enter", until=("Its mean divergence is 0.3 nats.", "Choose a type with more bits."))
         assert app.screen.has_class("-alarm")
 
 
-async def test_the_second_escape_breaks_it_off(scripted: pytest.MonkeyPatch) -> None:
+async def test_canceling_minutes_of_work_asks_once_more(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "hang")
-    async with exporting(make_run()) as (pilot, app, screen):
-        await wait_for(pilot, lambda: "compared with the trained model" in screen_text(app))
+    scripted.setattr("tui.screens.job._ASKS_SECONDS", 0.0)
+    async with exporting(make_run()) as (pilot, app):
         await press(pilot, "enter", until=("25%", "merging the"))
-        await press(pilot, "enter", "escape", until="esc again breaks it off")
-        assert screen._job is not None
-        pid = screen._job.pid
-        assert pid is not None
-        await press(pilot, "escape", until=lambda: app.screen is not screen)
+        await press(pilot, "enter", "x", until="x again ends it")
+        page = app.screen.page  # type: ignore[attr-defined]
+        pid = page._export.pid
+        await press(pilot, "x", until=lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: has_ended(pid))

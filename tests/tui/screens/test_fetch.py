@@ -18,7 +18,7 @@ from tui.files import data_paths, entry_text, path_text
 from tui.panes.config.model import ConfigModel
 from tui.panes.data.pane import DataPane
 from tui.screens import fetch
-from tui.screens.fetch import FetchDialog
+from tui.screens.job import JobScreen
 
 ENTRY = "hf://datasets/me/set"
 
@@ -38,7 +38,7 @@ async def asking(
     async with app.run_test(size=size) as pilot:
         await pilot.press("o")
         await paste(pilot, entry)
-        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, FetchDialog))
+        await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, JobScreen))
         yield pilot, app, pane
 
 
@@ -49,10 +49,10 @@ async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) 
         assert hub.endpoint.removeprefix("http://") in words
         # The key that submits the prompt agrees to nothing.
         await pilot.press("enter")
-        await press(pilot, "escape", until=lambda: not isinstance(app.screen, FetchDialog))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
         assert "is not on this machine" in " ".join(screen_text(app).split())
         assert hub.asked == []
-        await press(pilot, "f5", until=lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, "f5", until=lambda: isinstance(app.screen, JobScreen))
 
 
 async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
@@ -69,20 +69,24 @@ async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
         asked = len(hub.asked)
         await press(pilot, "o", until=lambda: ENTRY in screen_text(app))
         await press(pilot, "enter")
-        assert not isinstance(app.screen, FetchDialog)
+        assert not isinstance(app.screen, JobScreen)
         assert len(hub.asked) == asked
 
 
-async def test_a_download_can_be_cancelled_and_goes_on_later(hub: FakeHub) -> None:
+async def test_a_download_goes_on_without_its_view_can_be_canceled_and_goes_on_later(hub: FakeHub) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(100_000))})
     hub.stalls["train.jsonl"] = 2 << 20
     async with asking() as (pilot, app, pane):
-        await press(pilot, "y", until=("what has come is kept", "downloading train.jsonl"))
-        await press(pilot, "escape", until=lambda: not isinstance(app.screen, FetchDialog))
+        await press(pilot, "y", until=("x cancel  esc leave it on", "downloading train.jsonl"))
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+        (job,) = app.state.jobs
+        assert job.stage == "on"
+        app.jobs.show()
+        await press(pilot, "x", until=lambda: not isinstance(app.screen, JobScreen) and job.stage == "canceled")
         assert pane.view is None
         hub.stalls.clear()
         hub.resume.set()
-        await press(pilot, "f5", until=lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, "f5", until=lambda: isinstance(app.screen, JobScreen))
         await press(pilot, "y", until=lambda: pane.view is not None)
     assert any("range" in asked.headers for asked in hub.asked)
 
@@ -105,7 +109,7 @@ async def test_what_a_configuration_names_is_not_asked_for_unasked(hub: FakeHub)
         assert entry_text(path) == ENTRY
         pane.show(path)
         await wait_for(pilot, lambda: "is not on this machine" in screen_text(app))
-        assert not isinstance(app.screen, FetchDialog)
+        assert not isinstance(app.screen, JobScreen)
         assert "asks whether to download it" in " ".join(screen_text(app).split())
     problems = ConfigModel(document).problems()
     assert problems["data.train"].startswith(f"{ENTRY} is not on this machine")

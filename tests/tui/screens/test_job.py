@@ -1,4 +1,4 @@
-"""The screen that follows a job, with a job of the test, the 4-bit measurement and the self-test."""
+"""Jobs and their view, with a job of the test, the 4-bit measurement and the self-test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from core import paths
 from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
-from core.jobs.job import JobCancelledError
+from core.jobs.job import JobProgress
+from core.jobs.running import RunningJob
 from core.quantization.result import Figures, QuantizationCost, sentence
 from core.selftest import job
 from core.selftest.job import SelfTestJob, selftest_job
@@ -28,107 +29,122 @@ from core.selftest.report import SUBJECTS
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
 from tests.tui.config_panes import write_config
-from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
-from tests.tui.screens.opening import ScreenApp
+from tests.tui.harness import ShellApp, has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobScreen, JobState
+from tui.jobs import JobPage
+from tui.screens.job import JobScreen
+from tui.widgets.status_bar import fit, header_segments
 
 
-class Counting:
+class Counting(JobPage[JobProgress, int]):
     """A job that counts until it may end.
 
     Args:
         result: The value to return, or the error to raise.
     """
 
-    title = "Counting"
     width = 60
     takes = "take it"
 
     def __init__(self, result: int | UserError = 7) -> None:
-        self.result = result
+        super().__init__(RunningJob("count"), "Counting")
+        self.scripted = result
         self.may_end = threading.Event()
-        self.given_up = threading.Event()
-        self.is_closed = False
+        self.taken = 0
 
-    def run(self, tell: Callable[[int], None]) -> int:
+    def run(self, tell: Callable[[JobProgress], None]) -> int:
         count = 0
         while not self.may_end.wait(0.01):
             count += 1
-            try:
-                tell(count)
-            except JobCancelledError:
-                self.given_up.set()
-                raise
-        if isinstance(self.result, UserError):
-            raise self.result
-        return self.result
+            tell(JobProgress("counting", count, 10_000))
+        if isinstance(self.scripted, UserError):
+            raise self.scripted
+        return self.scripted
 
-    def close(self) -> None:
-        self.is_closed = True
+    def take(self) -> None:
+        self.taken = self.job.result or 0
 
-    def answer(self, result: int) -> int | None:
-        return result or None
+    def outcome(self) -> str:
+        return f"It found {self.job.result}."
 
-    def text(self, state: JobState[int, int], room: int, glyphs: GlyphSet) -> Content:
+    def text(self, room: int, glyphs: GlyphSet) -> Content:
         lines = "\n".join(f"line {number} of {room} columns" for number in range(60))
-        told = {"asked": "Shall it?", "on": f"at {state.progress or 0}", "ended": f"found {state.result}\n{lines}"}
-        return Content(str(state.error) if state.error is not None else told[state.stage])
+        at = self.job.progress.done if self.job.progress is not None else 0
+        return Content(
+            {"asked": "Shall it?", "on": f"at {at}", "ended": f"found {self.job.result}\n{lines}"}[self.job.stage]
+        )
 
 
 @asynccontextmanager
 async def at_work(
     page: Counting, *, may_end: bool = False, size: tuple[int, int] = (80, 24)
-) -> AsyncIterator[tuple[Pilot[None], ScreenApp]]:
-    """The app with a job that has been begun."""
-    app = ScreenApp(JobScreen(page))
+) -> AsyncIterator[tuple[Pilot[Any], ShellApp]]:
+    """An app with a job that has been begun."""
+    app = ShellApp()
     if may_end:
         page.may_end.set()
     async with app.run_test(size=size) as pilot:
-        await pilot.press("enter")
+        app.jobs.open(page)
+        await press(pilot, "enter", until=lambda: page.job.stage != "asked")
         yield pilot, app
 
 
 async def test_it_begins_when_asked_to_and_its_result_can_be_taken() -> None:
-    page = Counting()
-    app = ScreenApp(JobScreen(page))
+    page, app = Counting(), ShellApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "Shall it?" in screen_text(app) and "enter begin  esc leave" in screen_text(app))
-        # Nothing has ended, so there is nothing to close.
-        await pilot.press("q")
+        app.jobs.open(page)
+        await shown(pilot, "Shall it?", "enter begin  esc leave")
         await press(pilot, "enter", until=lambda: re.search("at [1-9]", screen_text(app)))
-        assert "esc cancel" in screen_text(app)
-        await pilot.press("enter", "q")
-        assert app.answers == []
+        await shown(pilot, "x cancel  esc leave it on")
+        await pilot.press("enter")
         page.may_end.set()
-        await wait_for(pilot, lambda: "enter take it  j k scroll  esc close" in screen_text(app))
+        await shown(pilot, "enter take it  j k scroll  esc close")
         # The scrollbar has a column of its own.
         assert "line 0 of 53 columns" in screen_text(app)
-        await press(pilot, "enter", until=lambda: app.answers == [7])
-    assert page.is_closed
-    assert not page.given_up.is_set()
+        await press(pilot, "enter", until=lambda: page.taken == 7)
+        assert not app.state.jobs
 
 
 @cases("key", ["escape", "q"])
-async def test_a_result_can_be_left(key: str) -> None:
-    async with at_work(Counting(), may_end=True) as (pilot, app):
-        await wait_for(pilot, lambda: "enter take it" in screen_text(app))
-        await press(pilot, key, until=lambda: app.answers == [None])
-
-
-async def test_leaving_gives_the_job_up() -> None:
+async def test_leaving_leaves_it_on_and_a_result_is_listed_until_it_is_seen(key: str) -> None:
     page = Counting()
     async with at_work(page) as (pilot, app):
-        await wait_for(pilot, lambda: "at " in screen_text(app))
-        await press(pilot, "escape", until=lambda: app.answers == [None] and page.given_up.is_set())
-    assert page.is_closed
+        await press(pilot, key, until=lambda: not isinstance(app.screen, JobScreen))
+        count = page.job.share
+        await wait_for(pilot, lambda: page.job.share > count)
+        # The end of a job of three seconds is told.
+        page.job._began -= 10
+        page.may_end.set()
+        await wait_for(pilot, lambda: [note.message for note in app._notifications])
+        assert [note.message for note in app._notifications] == ["✓ The count is done. It found 7. J shows it."]
+        assert list(app.state.jobs) == [page.job]
+        app.jobs.show()
+        await shown(pilot, "found 7")
+        await press(pilot, key, until=lambda: not app.state.jobs)
+        assert page.taken == 0
+
+
+async def test_several_are_listed() -> None:
+    pages = [Counting(), Counting()]
+    async with at_work(pages[0]) as (pilot, app):
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+        app.jobs.begin(pages[1])
+        app.jobs.show()
+        await shown(pilot, "1  The count", "2  The count", "left")
+        await press(pilot, "2", until=lambda: isinstance(app.screen, JobScreen))
+        await press(pilot, "x", until=lambda: pages[1].job.stage == "canceled" and len(app.state.jobs) == 1)
+        assert pages[0].job.stage == "on"
+        assert "J count" not in fit(header_segments(app.state, 1e9, loss=False), 80).plain
+        pages[0].job._began -= 10
+        assert re.search(r"J count \d+%, \d+[sm] left", fit(header_segments(app.state, 1e9, loss=False), 80).plain)
+        assert app.jobs.losses()[0].startswith("The count is on (")
 
 
 async def test_a_failure_is_reported() -> None:
     async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, _):
-        await shown(pilot, "No. Try another.", "j k scroll  esc close")
+        await shown(pilot, "✗ No.", "Try another.", "j k scroll  esc close")
 
 
 async def test_the_box_scrolls_by_every_key_and_stays_within_the_terminal() -> None:
@@ -192,7 +208,7 @@ def config_file(tmp_path: Path) -> Path:
 async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
     async with asking("2", "B", config=config_file) as (pilot, app):
         assert measurement.configs == []
-        await press(pilot, "enter", until=("layer by layer: 7 of 30", "esc cancel"))
+        await press(pilot, "enter", until=("layer by layer", "23%", "esc leave it on"))
         measurement.may_end.set()
         await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
         assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
@@ -251,18 +267,15 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
 
 
-async def test_escape_cancels_it_and_ends_its_processes(
-    selftests: list[SelfTestJob], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_canceling_it_ends_its_processes(selftests: list[SelfTestJob], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_PLAN", json.dumps({"fast_paths": "hang"}))
     async with asking("f8") as (pilot, app):
-        await press(pilot, "enter", until=("working 1 of 2", "pass  driver"))
+        await press(pilot, "enter", until=("working 1 of 2", "pass  driver", "x cancel"))
         pid = selftests[0].pid
         assert pid is not None
-        assert "esc cancel" in screen_text(app)
         await pilot.press("enter")
         assert isinstance(app.screen, JobScreen)
-        await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+        await press(pilot, "x", until=lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: has_ended(pid))
         await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
 

@@ -28,7 +28,7 @@ from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
 from tests.tui.harness import FORBIDDEN, HOSTILE, press, screen_text, shown, wait_for
 from tests.tui.screens.opening import ScreenApp
-from tui.screens.fetch import FetchDialog
+from tui.screens.job import JobScreen
 from tui.screens.models import ModelRow, ModelScreen, hub_line, model_details, model_line, tell_fit, verdict
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
@@ -273,7 +273,7 @@ async def test_a_model_of_a_hub_is_fetched_once_its_size_is_shown(
     hub.models["org/tiny"] = Repository({**files_of(tiny_model_dir), **others}, large={"model.safetensors"})
     async with choosing(size=(100, 30)) as (pilot, app):
         await press(pilot, *"org/tiny", until=lambda: "fetch from the hub" in line_of(pilot, "▸"))
-        await press(pilot, "enter", until=lambda: isinstance(app.screen, FetchDialog))
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, JobScreen))
         # The key that chose it agrees to nothing.
         await press(pilot, "enter")
         assert hub.asked == []
@@ -316,7 +316,7 @@ async def test_without_a_network_there_is_one_sentence(work: Path, monkeypatch: 
     async with choosing() as (pilot, app):
         for said in ("HF_HUB_OFFLINE is set, so nothing is fetched.", "127.0.0.1:9 cannot be reached"):
             await type_text(pilot, "org/none")
-            await press(pilot, "enter", until=lambda: isinstance(app.screen, FetchDialog))
+            await press(pilot, "enter", until=lambda: isinstance(app.screen, JobScreen))
             await pilot.press("y")
             await wait_for(pilot, lambda said=said: said in screen_text(app))  # type: ignore[misc]
             await press(pilot, "escape", until=lambda: isinstance(app.screen, ModelScreen))

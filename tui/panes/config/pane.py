@@ -682,20 +682,28 @@ class ConfigPane(Pane):
             # The model may have been downloaded now.
             self.look_around(anew=True)
 
-    @_conversing
-    async def action_measure_bits(self) -> None:
+    def action_measure_bits(self) -> None:
         """Measure the loss of 4-bit quantization on the rows of the configuration."""
         from tui.screens.bits import BitsPage
-        from tui.screens.job import JobScreen
 
-        config = ConfigDocument(self.document.dumps(), self.document.path).validate()
-        kept = await self.app.push_screen_wait(JobScreen(BitsPage(config)))
-        if kept is not None:
+        self.commit_open()
+        try:
+            config = ConfigDocument(self.document.dumps(), self.document.path).validate()
+        except UserError as error:
+            self.say(f"✗ {error}")
+            return
+
+        base = self.model.effective(BASE)
+
+        def take(kept: tuple[str, ...]) -> None:
+            if self.model.effective(BASE) != base:
+                self.say(f"✗ The layers of {one_line(str(base), 60)} were measured, and the base is another one now.")
+                return
             self.document.set("model.keep_16bit", list(kept))
             undo = self.keys["config.undo"].display
             self.edited("layers in 16 bit", f"✓ model.keep_16bit has {len(kept)} entries; {undo} undoes it")
-        else:
-            self.refresh_plan()
+
+        self.shell.jobs.open(BitsPage(config, take, self.refresh_plan))
 
     @_conversing
     async def action_presets(self) -> None:

@@ -15,12 +15,13 @@ from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
-from core.analysis.result import Lengths
+from core.analysis.result import Analysis, Lengths
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.jobs.job import JobDiedError, JobProgress
+from core.jobs.running import RunningJob
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
@@ -30,6 +31,7 @@ from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
 from tui.datasets.view import DatasetView, open_dataset, paced
 from tui.files import entry_path, entry_text, follow_links, is_among
+from tui.jobs import JobPage
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.panes.data.report import ProblemList, Report
@@ -48,6 +50,31 @@ from tui.widgets.text_block import TextLine
 
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
+
+
+class AnalysisPage(JobPage[JobProgress, Analysis]):
+    """The analysis of the open dataset, whose view is the pane's report."""
+
+    shown_by = ("app.data", "data.report")
+
+    def __init__(self, pane: DataPane) -> None:
+        name = pane.view.path.name if pane.view is not None else ""
+        super().__init__(RunningJob("analysis", one_line(name, 60), expected=10), "Analysis")
+        self._pane = pane
+
+    def is_in_sight(self) -> bool:
+        """True if the pane is in sight."""
+        return self._pane.is_on_screen
+
+    def outcome(self) -> str:
+        """The number of problems."""
+        return counted(len(self.job.result.problems), "kind") + " of problems." if self.job.result is not None else ""
+
+    def show_in_pane(self) -> bool:
+        """Show the report."""
+        shell = self._pane.shell
+        self._pane.app.call_later(shell.run_key, shell.keys["app.data" if self._pane.shows_report else "data.report"])
+        return True
 
 
 class DataPane(Pane):
@@ -267,13 +294,11 @@ class DataPane(Pane):
             self._say("")
             self._show_empty(error)
 
-    @work
-    async def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
+    def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
         """Offer the download of an entry, and open it afterwards."""
-        from tui.screens.fetch import FetchDialog
+        from tui.screens.fetch import FetchPage
 
-        if await self.app.push_screen_wait(FetchDialog(error.entry, error.message)):
-            self.show(path)
+        self.shell.jobs.open(FetchPage(error.entry, error.message, lambda: self.show(path)))
 
     @work(exclusive=True, group="data-scan")
     async def _scan(self, view: DatasetView) -> None:
@@ -354,11 +379,23 @@ class DataPane(Pane):
 
     @work(exclusive=True, group="data-analysis")
     async def _analyze(self, job: AnalysisJob) -> None:
+        page, jobs, view = AnalysisPage(self), self.shell.jobs, self.view
+
         def report(progress: JobProgress) -> None:
+            page.job.tell(progress if progress.activity == "reading" else JobProgress(progress.activity))
+            jobs.changed(page)
             self.call_later(self._analyzed, job, progress)
 
-        if not await self.session.analyze(job, report):
-            return
+        jobs.follow(page)
+        try:
+            if not await self.session.analyze(job, report):
+                return
+            if view is not None:
+                page.job.end(view.analysis, view.analysis_error)
+        finally:
+            if not page.job.is_over:
+                page.job.end()
+            jobs.changed(page)
         if (move := self.session.after_analysis()).relists:
             self._list(move.filter)
             self._say(move.said or "")

@@ -116,8 +116,8 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
             await show_help(pilot, pane, name)
         top = panel.scroll_y
         assert top == 0
-        await press(pilot, "J", until=lambda: panel.scroll_y > 0)
-        await press(pilot, "K", until=lambda: panel.scroll_y == 0)
+        await press(pilot, "ctrl+d", until=lambda: panel.scroll_y > 0)
+        await press(pilot, "ctrl+u", until=lambda: panel.scroll_y == 0)
         text = flat(
             "".join(line.text for line in panel.render_lines(panel.region.reset_offset)) + screen_text(pilot.app)
         )
