@@ -433,13 +433,16 @@ class LocaltuneApp(App[str]):
         self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
 
     def action_help(self) -> None:
-        """Show help for the focused pane."""
+        """Show help for the focused pane, or for the screen over the panes."""
         from tui.screens.help import HelpScreen
 
-        if self.desktop.is_covered:
-            return
-        spec = pane_spec(self.main.current)
-        self.push_screen(HelpScreen(spec.title, pane_help(spec.id), self.keys, spec.id))
+        top = self.screen
+        if isinstance(top, Overlay):
+            about = pane_help(top.HELP or top.SCOPE)
+            self.push_screen(HelpScreen(top.help_title, about, self.keys, top.SCOPE, top.help_keys))
+        elif not self.desktop.is_covered:
+            spec = pane_spec(self.main.current)
+            self.push_screen(HelpScreen(spec.title, pane_help(spec.id), self.keys, spec.id))
 
     def action_queue(self) -> None:
         """Show the queue of runs."""
@@ -485,11 +488,19 @@ class LocaltuneApp(App[str]):
         from tui.palette import palette_screen
 
         def chosen(identity: str | None) -> None:
-            if identity:
-                self.call_later(self.run_key, self.keys[identity])
+            kind, _, option = (identity or "").partition(":")
+            if option:
+                self.call_later(self._go_to_option, option)
+            elif kind:
+                self.call_later(self.run_key, self.keys[kind])
 
         if not self.desktop.is_covered:
             self.push_screen(palette_screen(self.keys, self.main.current, self.can_run), chosen)
+
+    def _go_to_option(self, name: str) -> None:
+        self.main.show_pane("config", zoom=self.main.zoomed)
+        if (pane := self.desktop.panes.config) is not None:
+            pane.go_to_option(name)
 
     def search_themes(self) -> None:
         """Choose a theme, with a preview of the highlighted one."""

@@ -43,7 +43,7 @@ class Key:
     help: str = ""
     """A sentence for the help screen and the palette; the description where empty."""
     footer: bool = False
-    """True if the footer shows it when there is room."""
+    """True on the first page of the help; of the app also in the footer when there is room."""
     palette: bool = True
     """True if the command palette offers it; movement keys are no commands."""
     show: str = ""
@@ -62,6 +62,11 @@ class Key:
     def pane(self) -> str:
         """The pane that the action shows; empty for any other action."""
         return self.action.removeprefix("app.show_pane('").removesuffix("')") if "show_pane" in self.action else ""
+
+    @property
+    def is_twin(self) -> bool:
+        """True if it does the reverse of another key: ``walk(-1)`` beside ``walk(1)``."""
+        return self.action.endswith("(-1)")
 
     @property
     def display(self) -> str:
@@ -183,6 +188,12 @@ class KeyTable:
     def scope(self, scope: str) -> list[Key]:
         """Keys of a scope, in the order of the table."""
         return [key for key in self.keys if key.scope == scope]
+
+    def twin(self, key: Key) -> Key | None:
+        """The key that does the reverse of a key; None if there is none."""
+        reverse = key.action.replace("(1)", "(-1)")
+        found = (other for other in self.scope(key.scope) if other.action == reverse and other.is_twin)
+        return None if key.is_twin else next(found, None)
 
     def displayed(self, scope: str, shown: str) -> Key | None:
         """The binding of a pane or the app whose key is displayed as ``shown``; None if there is none."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from textual import events, on
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.css.query import NoMatches
@@ -25,7 +25,7 @@ from textual.widgets import Static
 
 from core.errors import UserError
 from core.text import one_line
-from tui.keys import KeyTable
+from tui.keys import KEYS, KeyTable
 from tui.panes import TILED, Panes, PaneSpec, pane_spec
 from tui.panes.base import Pane
 from tui.shell import shell_of
@@ -244,7 +244,11 @@ class MainScreen(Screen[None]):
         zoomed: Whether the pane fills a terminal that has room for more.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = []
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
+        for key in KEYS
+        if key.scope == "train" and key.palette
+    ]
     # The initial pane is focused once it is mounted, not the first focusable widget.
     AUTO_FOCUS = ""
     # Widgets repaint themselves when they get or lose the focus; the screen would repaint everything.
@@ -378,6 +382,21 @@ class MainScreen(Screen[None]):
         if (way := self.way) is not None:
             other = "over" if way == "beside" else "beside"
         self.query_one(KeyBar).show(self.current, offers_tiles=self.zoomed and self.room > 1, turn=other or "")
+        for slot in self.query(PaneSlot):
+            if slot.pane is not None and slot.pane.is_mounted:
+                slot.pane.focus_moved()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Enable the keys of a run's end card while it is visible; those of the focused pane come before them."""
+        if action == "end_card":
+            pane = self.slot("train").pane
+            return pane is not None and "train" in self._shown and pane.offers(str(parameters[0]))
+        return super().check_action(action, parameters)
+
+    async def action_end_card(self, identity: str) -> None:
+        """Run the action of a key of the end card."""
+        shell = shell_of(self)
+        await shell.run_key(shell.keys[identity])
 
     @on(events.DescendantFocus)
     def _focus_moved(self, event: events.DescendantFocus) -> None:

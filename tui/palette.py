@@ -1,4 +1,4 @@
-"""Command palette: every action of the key table, found by the beginnings of its words."""
+"""Command palette: every action of the key table and every option, found by the beginnings of their words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli
 
+from core.config.schema import Option, options
 from tui.keys import Key, KeyTable
 from tui.panes import PANES
 from tui.screens.pick import Pick, PickScreen
@@ -29,22 +30,29 @@ _NAME, _ALSO, _SENTENCE, _WITHIN = range(4)
 class Command:
     """Command of the palette, with the words that it is found by."""
 
-    key: Key
+    id: str
+    """The id of its key; ``option:`` and the name of an option."""
+    scope: str
+    text: str
+    """Its line in the palette: pane and sentence."""
+    shown: str
+    """The displayed key; empty for an option."""
     words: tuple[tuple[int, str], ...]
     """The words, each with the rank of a match at its beginning."""
 
     @classmethod
     def of(cls, key: Key) -> Command:
         """The command of a key."""
-        also = " ".join(WORDS.get(key.id, ()))
-        texts = ((_NAME, key.description), (_ALSO, also), (_SENTENCE, f"{key.help} {_title(key)}"))
-        return cls(key, tuple((rank, word) for rank, text in texts for word in _WORD.findall(text.lower())))
+        also, title = " ".join(WORDS.get(key.id, ())), _TITLES.get(key.scope, "")
+        sentence = key.help or key.description
+        words = _words((_NAME, key.description), (_ALSO, also), (_SENTENCE, f"{key.help} {title}"))
+        return cls(key.id, key.scope, f"{title}: {sentence}" if title else sentence, key.display, words)
 
-    @property
-    def text(self) -> str:
-        """Its line in the palette: pane and sentence."""
-        sentence = self.key.help or self.key.description
-        return f"{_title(self.key)}: {sentence}" if _title(self.key) else sentence
+    @classmethod
+    def of_option(cls, option: Option) -> Command:
+        """The command that goes to an option of the configuration."""
+        words = _words((_NAME, option.key), (_ALSO, option.section), (_SENTENCE, option.help))
+        return cls(f"option:{option.name}", "option", f"{_TITLES['config']}: {option.name}: {option.help}", "", words)
 
     def rank(self, terms: Sequence[str]) -> int | None:
         """The rank of a match of all terms, lower for a better match; None if a term is missing."""
@@ -60,12 +68,12 @@ class Command:
         return 2 * _WITHIN if any(term in word for _, word in self.words) else None
 
 
-def _title(key: Key) -> str:
-    return _TITLES.get(key.scope, "")
+def _words(*texts: tuple[int, str]) -> tuple[tuple[int, str], ...]:
+    return tuple((rank, word) for rank, text in texts for word in _WORD.findall(text.lower().replace("_", " ")))
 
 
 def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> list[Command]:
-    """The available commands: first of the pane, then of the app, then of the other panes.
+    """The available commands: first of the pane, then of the app, then of the other panes; then the options.
 
     Args:
         keys: The key table with the user's changes.
@@ -73,7 +81,8 @@ def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> 
         can_run: True if a key's action is available now.
     """
     offered = [Command.of(key) for key in keys.keys if key.palette and can_run(key)]
-    return sorted(offered, key=lambda command: (command.key.scope != pane, command.key.scope != "app"))
+    offered.sort(key=lambda command: (command.scope != pane, command.scope != "app"))
+    return offered + [Command.of_option(option) for option in options()]
 
 
 def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
@@ -85,11 +94,11 @@ def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
 
 
 def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> PickScreen:
-    """The palette's screen, which returns the id of a key; arguments as in :func:`list_commands`."""
+    """The palette's screen, which returns an id of a command; arguments as in :func:`list_commands`."""
     commands = list_commands(keys, pane, can_run)
 
     def picks(typed: str) -> list[Pick]:
         found = find_commands(commands, typed)
-        return [Pick(command.key.id, name=command.text, hint=command.key.display) for command in found]
+        return [Pick(command.id, name=command.text, hint=command.shown) for command in found]
 
     return PickScreen("Commands", picks(""), find=picks)

@@ -416,7 +416,7 @@ def test_compare(snap_compare: Compare, app: LocaltuneApp, config: Path, size: s
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)
         pane_of(app, "config").document.set("train.learning_rate", 1e-4)
-        await pilot.press("v", "f")
+        await pilot.press("c", "f")
         await until("- learning_rate = 2e-2 # high")(pilot)
 
     assert snap_compare(app, terminal_size=cells(size), run_before=run)

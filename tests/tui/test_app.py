@@ -30,11 +30,14 @@ from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Result
-from tui.keys import KeyTable
+from tui.keys import SCREENS, KeyTable
 from tui.main_screen import Desktop, PaneSlot, TooSmall, companions, direction, places, room
-from tui.panes import PANES, TILED, Panes
+from tui.panes import PANES, TILED, Panes, pane_help
 from tui.panes.train import STALE_SECONDS
-from tui.screens.help import HelpScreen
+from tui.screens.choice import ChoiceDialog
+from tui.screens.help import HelpScreen, help_content
+from tui.screens.queue import QueueScreen
+from tui.screens.start import StartCard
 from tui.state import AppState
 
 
@@ -202,7 +205,7 @@ async def test_quitting_beside_a_live_run_asks_and_goes_on_where_a_stop_fails(ho
     script = ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
-        await press(pilot, "s", until="Stop failed")
+        await press(pilot, "x", until="Stop failed")
         assert "cannot be reached" in screen_text(app)
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         assert app.is_running
@@ -218,7 +221,7 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
     sent = record_commands(monkeypatch)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
-        await press(pilot, "s", until=lambda: app.return_value is not None)
+        await press(pilot, "x", until=lambda: app.return_value is not None)
     assert sent == ["stop"]
     assert "stops after a checkpoint" in (app.return_value or "")
     assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
@@ -243,7 +246,7 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
     async with running() as (app, pilot):
         await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
         assert "Pause the run between two steps" in screen_text(app)
-        await press(pilot, "G", until="keymap.toml")
+        await press(pilot, "question_mark", "G", until="keymap.toml")
         await press(pilot, "i", "1")
         assert isinstance(app.screen, HelpScreen), "it keeps its keys"
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
@@ -251,13 +254,42 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
             await press(pilot, str(spec.number), "question_mark", until=f"Help · {spec.title}")
             await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
             hints = str(pane_of(app, spec.id).border_subtitle or "").split("  ")
-            assert len(hints) <= 7, (spec.id, hints)
+            assert len(hints) <= 6, (spec.id, hints)
+            assert hints[-1] == "? more"
+        for opens, about in (("Q", "Runs that wait"), ("r", "A run before it starts")):
+            await press(pilot, opens, until=lambda: isinstance(app.screen, (QueueScreen, StartCard)))
+            await press(pilot, "question_mark", until=about)
+            await press(pilot, "escape", "escape", until=lambda: len(app.screen_stack) == 1)
+
+
+@cases("scope", [spec.id for spec in PANES] + list(SCREENS))
+def test_the_first_page_of_the_help_is_short_and_the_second_has_every_key_once(scope: str) -> None:
+    table, about = KeyTable(), pane_help(scope)
+    first = help_content(about, table, scope).plain
+    assert len(first.split()) <= 150
+    assert about.partition("\n\n")[0][:20] in first
+    whole = help_content(about, table, scope, shows_all=True).plain
+    for key in table.scope(scope):
+        assert key.display in whole, key.id
+        if (twin := table.twin(key)) is not None:
+            assert f"{twin.display} goes back" in whole
+
+
+@pytest.mark.parametrize("pane", ["config", "chat"])
+async def test_the_keys_of_the_end_act_from_another_pane_unless_it_has_them(home: Path, pane: str) -> None:
+    ScriptedRun(home).train_to(120).end("finished")
+    async with running(LocaltuneApp(run="latest"), (200, 50), until="copy path") as (app, pilot):
+        await press(pilot, {"config": "2", "chat": "4"}[pane], until=lambda: app.main.current == pane)
+        assert "? more" not in str(pane_of(app, "train").border_subtitle)
+        own = pane == "config"  # Its long help.
+        await pilot.press("h")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog) is not own)
 
 
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
     config = private_home.parent / "config" / "localtune"
     (config / "themes").mkdir(parents=True)
-    (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "H"\n', encoding="utf-8")
+    (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "f9"\n', encoding="utf-8")
     (config / "settings.toml").write_text('glyphs = "fancy"\ntheme = "nowhere"\n', encoding="utf-8")
     (config / "themes" / "bad.toml").write_text('name = "bad"\n[colors]\nprimary = "bluish"\n', encoding="utf-8")
     async with running(size=(120, 34), notifications=True) as (app, pilot):
@@ -266,7 +298,7 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
         for part in ("puase", "glyphs", "bluish", "nowhere"):
             assert part in notes[0]
         assert app.theme == "localtune-dark"
-        await press(pilot, "H", until=lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "f9", until=lambda: isinstance(app.screen, HelpScreen))
 
 
 async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_in_the_c_locale_all_is_ascii(home: Path, environment: dict[str, str]) -
         terminal.wait_for_text("step")
         terminal.wait_for_text("5 Runs")
         terminal.press("1", until="d sample data")
-        terminal.press("d", until="400 used")
+        terminal.press("E", until="400 used")
         terminal.press("2", until="learning_rate")
         terminal.press("4", until="4 Chat")
         terminal.press("5", until="5 Runs - 1")

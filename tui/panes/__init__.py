@@ -54,9 +54,9 @@ TILED = ("data", "train", "config", "chat")
 
 
 def pane_help(name: str) -> str:
-    """A sentence or two about a pane, for the help screen."""
+    """Text about a pane or a screen over the panes, for the help: the first paragraph for its first page."""
     texts = tomli.loads(Path(__file__).with_name("help.toml").read_text(encoding="utf-8"))
-    return str(texts[name])
+    return str(texts.get(name, ""))
 
 
 def pane_spec(name: str) -> PaneSpec[Pane]:

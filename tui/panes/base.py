@@ -20,6 +20,8 @@ from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 
 #: Columns of the lower border around the hints; the width assumed for a pane without a size.
 _BORDER_WIDTH, _WIDEST = 6, 1000
+#: Maximum number of hints, before the key of the help.
+_HINTS = 5
 
 
 class Pane(Vertical):
@@ -66,25 +68,38 @@ class Pane(Vertical):
             self.border_title = Content(title)
 
     def set_hints(self, identities: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> None:
-        """Show key hints in the lower border, as many as fit; the help lists all keys.
+        """Show key hints in the lower border, five at most; the help lists all keys.
 
         Args:
             identities: The ids of the keys, the most important first.
-            more: Further hints: displayed key and label.
+            more: Hints before them: displayed key and label.
         """
         named = [(self.keys[name].display, self.keys[name].description) for name in identities]
-        self.show_hints([*named, *more])
+        self.show_hints([*more, *named])
 
     def show_hints(self, hints: Sequence[tuple[str, str]]) -> None:
         """Show key hints in the lower border: displayed keys with their labels."""
         self._hints = tuple(hints)
-        self._fit_hints()
+        self.fit_hints()
 
-    def _fit_hints(self) -> None:
+    def offers(self, identity: str) -> bool:  # noqa: ARG002 - for panes that do
+        """True if it shows a key that works while another pane has the focus."""
+        return False
+
+    def focus_moved(self) -> None:
+        """Show which keys work, after the focus has moved within the screen."""
+        self.fit_hints()
+
+    def fit_hints(self) -> None:
+        """Show the hints that fit; their keys are bright only in the focused pane, where they work."""
         room = max(self.outer_size.width - _BORDER_WIDTH, 0) or _WIDEST
         shown: list[Content] = []
-        for key, text in self._hints:
-            hint = Content.assemble((key, "$foreground bold"), f" {text}")
+        is_current = self.has_class("-current")
+        hints = [*self._hints[:_HINTS]]
+        if is_current and not takes_text(self.screen.focused):
+            hints.append((self.keys["app.help"].display, "more"))
+        for key, text in hints:
+            hint = Content.assemble((key, "$foreground bold" if is_current else ""), f" {text}")
             room -= hint.cell_length + (2 if shown else 0)
             if room < 0:
                 break
@@ -98,11 +113,11 @@ class Pane(Vertical):
     @on(events.Resize)
     def _refit_hints(self) -> None:
         """Fit the hints to the new width."""
-        self._fit_hints()
+        self.fit_hints()
 
     def watch_virtual_size(self) -> None:
         """Fit the hints to the first width: Textual posts no Resize if the region was requested before."""
-        self._fit_hints()
+        self.fit_hints()
 
     async def on_click(self, event: events.Click) -> None:
         """Run the action of a clicked key hint."""

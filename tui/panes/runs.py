@@ -159,9 +159,9 @@ class RunsPane(Pane):
 
     def _show_hints(self) -> None:
         """Show the most important keys; the comparison first if runs are marked."""
-        names = ["open", "details", "compare", "sort", "filter", "delete", "edit"]
+        names = ["open", "details", "compare", "edit", "filter"]
         if self.query_one(RunList).marked:
-            names = ["compare", "mark", "open", "details", "sort", "filter"]
+            names = ["compare", "mark", "open", "details", "filter"]
         self.set_hints([f"runs.{name}" for name in names])
 
     @on(RunList.Opened)

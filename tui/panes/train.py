@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
@@ -24,6 +24,7 @@ from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
 from tui.widgets.charts.line_chart import LineChart, RunChart
 from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
+from tui.widgets.forms.ask_bar import takes_text
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
@@ -56,6 +57,7 @@ class TrainPane(Pane, can_focus=True):
         self._is_looking = True
         self._log_count = 0
         self._result: RunResult | None = None
+        self._card: Sequence[run_end.Hint] = ()
         self._end: object = None
         self._answers_wanted: bool | None = None
         self._sampled: object = None
@@ -215,13 +217,14 @@ class TrainPane(Pane, can_focus=True):
         width, now, glyphs = self.content_size.width, self.shell.clock(), self.shell.glyphs
         charted, result = len(view.history.loss) > 0, self._result
         hints: list[run_end.Hint] = []
+        self._card = hints
         if result is not None:
             name = brief_id(view.run.id)
-            hints = run_end.end_hints(result, self.keys, has_answers=self._has_samples, name=name)
+            self._card = hints = run_end.end_hints(result, self.keys, has_answers=self._has_samples, name=name)
         self.query_one("#banner", TextBlock).show(
             run_lines.banner(view, self.keys)
             if result is None
-            else run_end.end_lines(result, hints, width, glyphs, roomy=self.size.height >= ROOMY)
+            else run_end.end_lines(result, hints, width, glyphs, works=self._works, roomy=self.size.height >= ROOMY)
         )
         self.query_one("#numbers", TextBlock).show(
             # The end repeats the important ones.
@@ -246,6 +249,26 @@ class TrainPane(Pane, can_focus=True):
             age = now - view.history.updated if view.history.updated is not None else 0.0
             stale = f"{age:.0f} s old" if age > STALE_SECONDS and view.state.state == "stalled" else ""
             panel.show_devices(shown.devices, stale, self._around(view))
+
+    def offers(self, identity: str) -> bool:
+        """True for a key of the end card."""
+        return any(shown == self.keys[identity].display for shown, _ in self._card)
+
+    def focus_moved(self) -> None:
+        """Show which keys of the border and of the end card work."""
+        super().focus_moved()
+        if self._card:
+            self.refresh_lines()
+
+    def _works(self, shown: str) -> bool:
+        """True if a displayed key of the end card works from where the focus is."""
+        focused, key = self.screen.focused, self.keys.displayed("train", shown)
+        if key is None or takes_text(focused):
+            return False
+        above = focused.ancestors_with_self if focused is not None else ()
+        scope = next((node.scope for node in above if isinstance(node, Pane)), "train")
+        own = self.keys.find(scope, key.keys.split(",")[0])
+        return key.scope == "app" or own is None or own.id == key.id
 
     def _around(self, view: RunView) -> Around:
         """The planned memory, the machine and the process, for the meters."""
@@ -343,14 +366,14 @@ class TrainPane(Pane, can_focus=True):
                 return view is not None
             case "toggle_log_axis":
                 return view is not None and self._curves.main(view.history).has_log_axis
-            case "turn_curve" | "turn_second" | "zoom" | "show_all" | "pan" | "move_cursor":
+            case "turn_curve" | "turn_second" | "zoom" | "show_all" | "pan":
                 return self._shows_chart
-            case "turn_question":
+            case "move_cursor":
                 return self._shows_answers or self._shows_chart
             case "show_curve":
                 is_moved = self._chart.cursor is not None or self._is_zoomed
                 return self._shows_answers or (self._shows_chart and is_moved)
-            case "scroll_answers" | "page_answers":
+            case "scroll_answers" | "page_answers" | "turn_question":
                 return self._shows_answers
             case "walk_answers" | "turn_layout":
                 return self._shows_answers and self._has_samples
@@ -444,7 +467,10 @@ class TrainPane(Pane, can_focus=True):
         self._chart.pan(by)
 
     def action_move_cursor(self, by: int) -> None:
-        """Move the cursor of the chart."""
+        """Move the cursor of the chart; without a chart, show the answers to another question."""
+        if not self._shows_chart:
+            self.action_turn_question(by)
+            return
         self._chart.move_cursor(by)
         self._subtitle()
 
@@ -465,10 +491,7 @@ class TrainPane(Pane, can_focus=True):
         self._subtitle()
 
     def action_turn_question(self, step: int) -> None:
-        """Show the answers to another question; without answers, move the cursor of the chart."""
-        if not self._shows_answers:
-            self.action_move_cursor(step)
-            return
+        """Show the answers to another question."""
         self.query_one(AnswersView).turn(step)
         self._set_stage()
 

@@ -126,7 +126,7 @@ class DifferenceScreen(Overlay[None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter,v", "dismiss(None)", show=False),
+        Binding("escape,q,enter,c", "dismiss(None)", show=False),
         Binding("n", "place(1)", show=False),
         Binding("N", "place(-1)", show=False),
     ]

@@ -139,6 +139,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
     """
 
     DEFAULT_CSS = style_of("ChatSources")
+    HELP = "sources"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),

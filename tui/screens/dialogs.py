@@ -45,7 +45,7 @@ def quit_dialog(view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialo
         losses: Sentences about the jobs, which end with the app.
     """
     it = "the run" if losses else "it"
-    stop = [Choice("s", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
+    stop = [Choice("x", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
     leave = "leave it running" if not losses else "leave" if view is not None else "leave and end it"
     text = _goes_on(view, losses)
     return ChoiceDialog("Leave", text, Choice("l", LEAVE, leave), *stop, Choice("escape", "", "stay"))

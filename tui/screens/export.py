@@ -74,6 +74,7 @@ class ExportScreen(Overlay["ExportPlan"]):
     """
 
     DEFAULT_CSS = style_of("ExportScreen")
+    HELP = "export"
 
     def __init__(self, run: Run, step: int | None = None, *, is_on: bool = False) -> None:
         super().__init__()

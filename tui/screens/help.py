@@ -1,7 +1,8 @@
-"""Help for the focused pane: its content, its keys, and the keys of the app."""
+"""Help for the focused pane or the screen over it: first what the first hour needs, then every key."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -10,7 +11,7 @@ from textual.content import Content
 
 from core.paths import config_dir, shown_path
 from core.text import one_line
-from tui.keys import Key, KeyTable, display_key
+from tui.keys import SCREENS, Key, KeyTable, display_key
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import HangingBlock
@@ -19,49 +20,87 @@ NOTES = (
     "Hold shift to select text with the mouse.",
     "In tmux, copying to your clipboard needs 'set -g set-clipboard on'.",
 )
+#: Keys that move in any list or text, which the first page leaves out.
+_MOVES = ("j", "k", "g", "G", "pageup", "pagedown")
 
 
 class HelpScreen(Overlay[None]):
-    """The help screen, built from the keys table with the user's changes.
+    """The help screen, built from the keys table with the user's changes; the key that opened it turns its page.
 
     Args:
-        title: The pane's name.
-        about: The content of the pane.
+        title: The name of the pane or screen.
+        about: Its content; the first paragraph is on the first page.
         keys: The key table with the user's changes.
-        scope: The pane's scope.
+        scope: The scope of its keys; empty for a screen whose keys are not in the table.
+        told: The keys that such a screen shows in its frame, with their functions.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,question_mark,f1,enter", "dismiss(None)", "close", show=False),
+        Binding("escape,q,enter", "dismiss(None)", "close", show=False),
+        Binding("question_mark,f1", "turn", "all keys", show=False, id="app.help"),
     ]
 
-    def __init__(self, title: str, about: str, keys: KeyTable, scope: str) -> None:
+    def __init__(self, title: str, about: str, keys: KeyTable, scope: str, told: Sequence[str] = ()) -> None:
         super().__init__()
-        self._title, self._about, self._keys, self._scope = title, about, keys, scope
+        self._title, self._about, self._keys, self._scope, self._told = title, about, keys, scope, told
+        self._shows_all = False
+        self._text = HangingBlock(Content(""))
 
     def compose(self) -> ComposeResult:
-        text = HangingBlock(help_content(self._title, self._about, self._keys, self._scope))
-        box = OverlayBox(text, title=f"Help · {self._title}", width=84)
-        box.show_keys("j k scroll  esc close")
-        yield box
+        yield OverlayBox(self._text, title=f"Help · {one_line(self._title, 60)}", width=84)
+
+    def on_mount(self) -> None:
+        """Show the first page."""
+        self._show()
+
+    def action_turn(self) -> None:
+        """Show all keys, or the first page again."""
+        self._shows_all = not self._shows_all
+        self._show()
+
+    def _show(self) -> None:
+        box, turns = self.query_one(OverlayBox), self._keys["app.help"].display
+        self._text.show(help_content(self._about, self._keys, self._scope, self._told, shows_all=self._shows_all))
+        box.show_keys(f"{turns} {'first page' if self._shows_all else 'all keys'}  j k scroll  esc close")
+        box.scroll_home(animate=False)
 
 
-def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
-    """The whole help as text."""
-    parts: list[Content] = [Content(about)] if about else []
-    own = keys.scope(scope)
-    if own:
-        parts += [Content(""), Content.styled(title, "$primary bold"), *key_lines(own)]
-    parts += [Content(""), Content.styled("Everywhere", "$primary bold"), *key_lines(keys.scope("app"))]
+def help_content(
+    about: str, keys: KeyTable, scope: str, told: Sequence[str] = (), *, shows_all: bool = False
+) -> Content:
+    """The first page of the help, at most 150 words, or all of it."""
+    first, _, rest = about.partition("\n\n")
+    own, app = keys.scope(scope), [] if scope in ("", *SCREENS) else keys.scope("app")
+    if not shows_all:
+        panes = [key for key in app if key.pane]
+        lines = [(" ".join(key.display for key in panes), ", ".join(key.description for key in panes))] if panes else []
+        chosen = [key for key in own if key.footer] or [key for key in own if key.keys.split(",")[0] not in _MOVES]
+        lines += [(key.display, key.help or key.description) for key in chosen]
+        lines += [(key.display, key.help) for key in app if key.footer]
+        return Content("\n").join([Content(first), Content(""), *map(Content, told), *_table(lines)])
+    parts = [Content(first), *([Content(""), Content(rest)] if rest else []), *map(Content, told)]
+    for head, listed in (("Keys here", own), ("Keys everywhere", app)):
+        if listed:
+            parts += [Content(""), Content.styled(head, "$primary bold"), *_table(_all_keys(listed, keys))]
     parts += [Content(""), Content.styled("Good to know", "$primary bold"), *(Content(note) for note in NOTES)]
     parts.append(Content(f"Your own keys: {one_line(shown_path(config_dir() / 'keymap.toml'), 200)}"))
-    return Content("\n").join(parts[1:] if not about else parts)
+    return Content("\n").join(parts)
 
 
-def key_lines(keys: list[Key]) -> list[Content]:
-    """A help line for each key."""
-    shown = [(" ".join(display_key(part.strip()) for part in key.keys.split(",")), key) for key in keys]
-    width = max(len(text) for text, _ in shown)
-    return [
-        Content.assemble((f"  {text.ljust(width)}", "bold"), f"   {key.help or key.description}") for text, key in shown
-    ]
+def _all_keys(listed: Sequence[Key], keys: KeyTable) -> list[tuple[str, str]]:
+    """Every key with its sentence; a key that does the reverse stands beside its own."""
+    lines = []
+    reverse = {twin.id for key in listed if (twin := keys.twin(key)) is not None}
+    for key in listed:
+        twin = keys.twin(key)
+        parts = [display_key(part) for part in key.keys.split(",")]
+        if twin is not None:
+            lines.append((" ".join([*parts, twin.display]), f"{key.help or key.description}; {twin.display} goes back"))
+        elif key.id not in reverse:
+            lines.append((" ".join(parts), key.help or key.description))
+    return lines
+
+
+def _table(lines: Sequence[tuple[str, str]]) -> list[Content]:
+    width = max((len(shown) for shown, _ in lines), default=0)
+    return [Content.assemble((f"  {shown.ljust(width)}", "bold"), f"   {text}") for shown, text in lines]

@@ -51,7 +51,12 @@ class Overlay(ModalScreen[ScreenResultType]):
     SCOPE: ClassVar[str] = ""
     """Its scope in the key table; empty for none."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [binding for binding in bindings("app") if binding.id == "app.picture"]
+    HELP: ClassVar[str] = ""
+    """The name of its text for the help; its scope where empty."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        binding for binding in bindings("app") if binding.id in ("app.picture", "app.help")
+    ]
 
     _is_left = False
     _has_keys_in_frame = False
@@ -73,6 +78,21 @@ class Overlay(ModalScreen[ScreenResultType]):
         lines = "\n".join(block.content.plain for block in self.query("#keys").results(TextBlock))
         told = [part.strip() for part in re.split(r"\n| {3}", lines) if part.strip()]
         return "  ".join(sorted(told, key=lambda part: (not part.startswith("enter"), not part.startswith("esc"))))
+
+    @property
+    def help_title(self) -> str:
+        """Its title for the help, that of its frame."""
+        boxes = self.query_children("*").results(Widget)
+        return next((str(box.border_title) for box in boxes if box.border_title), "this screen")
+
+    @property
+    def help_keys(self) -> list[str]:
+        """The keys in its frame or below its text with their functions, if the key table has none of it."""
+        if self.SCOPE:
+            return []
+        boxes = self.query_children("*").results(Widget)
+        shown = [str(box.border_subtitle) for box in boxes if box.border_subtitle] or [self.keys_in_frame()]
+        return re.findall(r"\S+(?: \S+)*", "  ".join(shown))
 
     @property
     def known_keys(self) -> Container[str]:

@@ -80,9 +80,10 @@ class PresetScreen(Overlay[Switch | None]):
     """
 
     DEFAULT_CSS = style_of("PresetScreen")
+    HELP = "presets"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
-        Binding("a", "toggle_own", show=False),
+        Binding("A", "toggle_own", show=False),
         Binding("tab", "app.focus_next", show=False),
         Binding("j,down", "move(1)", show=False),
         Binding("k,up", "move(-1)", show=False),
@@ -167,7 +168,7 @@ class PresetScreen(Overlay[Switch | None]):
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
             self._list.draw(place, self._line(place, name, width))
-        own = "a replace mine too" if self._keeps_own else "a keep mine"
+        own = "A replace mine too" if self._keeps_own else "A keep mine"
         self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab scroll  esc back")
         self._show_changes()
 

@@ -32,6 +32,8 @@ class ServeScreen(Overlay[str]):
         view: The server.
     """
 
+    HELP = "serve"
+
     def __init__(self, view: ServingView) -> None:
         super().__init__()
         self._view = view
@@ -40,7 +42,7 @@ class ServeScreen(Overlay[str]):
     @property
     def known_keys(self) -> Container[str]:
         """Keys with a function on this screen."""
-        return {*self.active_bindings, "escape", "q", "S", "s", *self._copyable}
+        return {*self.active_bindings, "escape", "q", "W", "x", *self._copyable}
 
     def compose(self) -> ComposeResult:
         """A scrolling text with the keys in its border."""
@@ -59,9 +61,9 @@ class ServeScreen(Overlay[str]):
     def on_key(self, event: events.Key) -> None:
         """Leave, stop, or copy."""
         copied = self._copyable.get(event.key)
-        if event.key in ("escape", "q", "S"):
+        if event.key in ("escape", "q", "W"):
             self.dismiss("")
-        elif event.key == "s":
+        elif event.key == "x":
             self.dismiss(STOP)
         elif copied is not None:
             what, text = copied
@@ -89,7 +91,7 @@ class ServeScreen(Overlay[str]):
         self.query_one(TextBlock).show(self._text())
         is_over = self._view.error is not None
         keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
-        keys += [("esc", "close")] if is_over else [("s", "stop"), ("esc", "leave it on")]
+        keys += [("esc", "close")] if is_over else [("x", "stop"), ("esc", "leave it on")]
         self.query_one(OverlayBox).show_keys(key_line(keys))
 
     def _text(self) -> Content:

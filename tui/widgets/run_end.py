@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from textual.content import Content
@@ -28,7 +28,13 @@ Hint = tuple[str, str]
 
 
 def end_lines(
-    result: RunResult, hints: Sequence[Hint], width: int, glyphs: GlyphSet, *, roomy: bool = False
+    result: RunResult,
+    hints: Sequence[Hint],
+    width: int,
+    glyphs: GlyphSet,
+    *,
+    works: Callable[[str], bool] = lambda _: True,
+    roomy: bool = False,
 ) -> Content:
     """Summary of an ended run.
 
@@ -37,9 +43,11 @@ def end_lines(
         hints: Keys as displayed, with their actions.
         width: Cells of a line.
         glyphs: The glyphs of sparklines.
+        works: True if a displayed key works from where the focus is; the others are dim.
         roomy: Separate the parts by blank lines.
     """
-    keys = (Content.assemble((key, "$primary bold"), f" {text}") for key, text in hints)
+    looks = ((key, text, ("$primary bold", "") if works(key) else ("$muted", "$muted")) for key, text in hints)
+    keys = (Content.assemble((key, bright), (f" {text}", plain)) for key, text, (bright, plain) in looks)
     parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(keys, width)]
     between = Content("\n\n" if roomy else "\n")
     return between.join(Content("\n").join(part) for part in parts if part)

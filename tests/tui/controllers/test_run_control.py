@@ -59,7 +59,7 @@ def is_told(app: LocaltuneApp, text: str) -> bool:
     return text in words(app)
 
 
-async def asked_to_stop(pilot: Pilot[Any], key: str = "s") -> None:
+async def asked_to_stop(pilot: Pilot[Any], key: str = "x") -> None:
     await press(pilot, key, until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
     await pilot.pause()
 
@@ -257,7 +257,7 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
 
     monkeypatch.setattr(ControlClient, "_exchange", refuse)
     async with attached() as (app, pilot):
-        await press(pilot, "c", until=lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "ctrl+s", until=lambda: isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
 
 
@@ -367,7 +367,7 @@ async def test_the_result_is_reported_and_not_the_wish(home: Path, worker: SlowW
 async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
     async with attached(notifications=True) as (app, pilot):
-        await pilot.press("P")
+        await pilot.press("Z")
         assert "◌ parking" in screen_text(app)
         assert "P take back" in screen_text(app)
         await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park"])
@@ -380,7 +380,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         assert "paused" not in screen_text(app)
         assert "p resume" in screen_text(app)
         assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
-        await press(pilot, "P", "p", until=lambda: [command for command, _ in worker.heard] == ["park", "resume"])
+        await press(pilot, "Z", "p", until=lambda: [command for command, _ in worker.heard] == ["park", "resume"])
 
 
 async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
@@ -425,7 +425,7 @@ async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worke
     script = in_step(home)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot, "q")
-        await press(pilot, "s", until=lambda: worker.heard == [("stop", {})])
+        await press(pilot, "x", until=lambda: worker.heard == [("stop", {})])
         assert app.is_running, "nobody has heard of it yet"
         script.write_state(pending=("stop",))
         await wait_for(pilot, lambda: not app.is_running)
@@ -452,7 +452,7 @@ async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, m
     monkeypatch.setattr(ControlClient, "request", late)
     async with attached() as (app, pilot):
         await press(pilot, "p")
-        await press(pilot, "c", until=lambda: "No step is done yet." in words(app))
+        await press(pilot, "ctrl+s", until=lambda: "No step is done yet." in words(app))
         assert "checkpoint" not in view_of(app).pending
 
 

@@ -43,7 +43,7 @@ async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
         await press(pilot, "5", until="20261123")
-        await pilot.press("S")
+        await pilot.press("W")
         yield pilot
 
 
@@ -81,9 +81,9 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
         # It stays on while other things are done, and the header says so.
         await press(pilot, "escape", until="● serving")
         assert listed(app) == 200
-        await press(pilot, "S", until=lambda: isinstance(app.screen, ServeScreen))
+        await press(pilot, "W", until=lambda: isinstance(app.screen, ServeScreen))
         assert app.state.serving is view, "no second one is started"
-        await press(pilot, "s", until=lambda: app.state.serving is None and "serving" not in screen_text(app))
+        await press(pilot, "x", until=lambda: app.state.serving is None and "serving" not in screen_text(app))
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(address.url)
 

@@ -181,22 +181,22 @@ async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: lis
         file.write("no JSON\n")
     async with ready(LocaltuneApp(config)) as (app, pilot):
         await press(pilot, "r", until="1 dropped: 1 no JSON · p shows them", seconds=60)
-        await press(pilot, "p", until=lambda: app.main.current == "data" and not has_card(app))
+        await press(pilot, "exclamation_mark", until=lambda: app.main.current == "data" and not has_card(app))
         await wait_for(pilot, lambda: pane_of(app, "data").index == 40)
         await pilot.press("r")
-        await press(pilot, "c", until=lambda: app.main.current == "config")
+        await press(pilot, "e", until=lambda: app.main.current == "config")
         assert not started
 
 
 async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: list[Config]) -> None:
     async with ready() as (app, pilot):
         await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
-        await press(pilot, "d", until=lambda: has_card(app))
+        await press(pilot, "E", until=lambda: has_card(app))
         await wait_for(pilot, lambda: "80 rows of tickets_eval.jsonl" in screen_text(app), 60)
         assert "P preset" not in screen_text(app)
         await press(pilot, "P", "escape")
         assert not started
-        await press(pilot, "d", until=lambda: has_card(app))
+        await press(pilot, "E", until=lambda: has_card(app))
         await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].data.train.endswith("tickets_train.jsonl")  # type: ignore[union-attr]
 
@@ -223,7 +223,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
 async def test_over_an_ended_run_d_does_nothing_and_without_a_checkpoint_the_run_says_so(home: Path) -> None:
     ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
     async with ready(with_run=True) as (app, pilot):
-        await press(pilot, "d")
+        await press(pilot, "E")
         assert not has_card(app)
         assert not app.can_run(app.keys["train.sample"])
         await press(pilot, "C", until="no complete checkpoint")
@@ -271,7 +271,7 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: li
         assert has_card(app)
         assert "enter start" not in screen_text(app)
         assert not started
-        await press(pilot, "p", until=lambda: not has_card(app))
+        await press(pilot, "exclamation_mark", until=lambda: not has_card(app))
         assert app.main.current == "data"
         assert "says which column is the question" in screen_text(app)
 

@@ -134,21 +134,21 @@ async def test_a_live_run_is_not_deleted(home: Path) -> None:
 async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     first, second = two_runs(home)
     async with listed(size=(120, 34)) as (app, pilot):
-        await press(pilot, "n", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
+        await press(pilot, "R", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await press(pilot, "t", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1"))
-        await press(pilot, "N", until="what to remember of it")
+        await press(pilot, "number_sign", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1"))
+        await press(pilot, "quotation_mark", until="what to remember of it")
         # As 'localtune-tui label' does while the question is open: a label keeps what another one has written.
         write_labels(second.run.path, Labels("more data", ("keep", "v2")))
         await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
         # The filter knows them; the other run has none.
         await press(pilot, "slash", *"#keep", "enter", until="5 Runs · 1 of 2")
-        await press(pilot, "escape", "a", until="5 Runs · 1 · 1 archived")
+        await press(pilot, "escape", "Z", until="5 Runs · 1 · 1 archived")
         assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
         assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
         await press(pilot, "A", until=("5 Runs · 2 · 1 archived too", "more data"))
-        await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
+        await press(pilot, "g", "Z", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
 
 
@@ -160,7 +160,7 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
     async with listed("5 Runs · 30") as (app, pilot):
         await press(pilot, "s", until=lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
-        await press(pilot, "R", until=lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
+        await press(pilot, "minus", until=lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
         widths = {len(line) for line in screen_lines(app)}
         assert widths == {80}
 
@@ -173,11 +173,11 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await press(pilot, "c", until=("2 runs compared", "best eval loss"))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
         await shown(pilot, "A 090000-second", "B 090000-first", "training loss over steps")
-        await press(pilot, "x", until=("training loss over tokens", " tokens"))
-        await press(pilot, "x", "m", until="eval loss over time spent in steps")
-        await press(pilot, "M", "x", "G", until="method.rank")
+        await press(pilot, "v", until=("training loss over tokens", " tokens"))
+        await press(pilot, "v", "m", until="eval loss over time spent in steps")
+        await press(pilot, "M", "v", "G", until="method.rank")
         await press(pilot, "tab", until=lambda: "figures" in screen_lines(app)[-2])
-        await press(pilot, "s", "S", until=lambda: len(list(tmp_path.glob("compare*"))) == 3)
+        await press(pilot, "ctrl+s", "S", until=lambda: len(list(tmp_path.glob("compare*"))) == 3)
         report = next(tmp_path.glob("compare-*.md")).read_text(encoding="utf-8")
         assert "20261124-090000-second" in report
         await resize(pilot, 20, 5)

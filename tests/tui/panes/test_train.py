@@ -80,7 +80,7 @@ async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -
         await press(pilot, "left_square_bracket", until=("[0 ✗]", "no earlier answer"))
         assert "[ step before" not in border(app)
         await press(pilot, "right_square_bracket", "right_square_bracket", "v", until="(0 ✗) 30 ✗ [60 ✓]")
-        await press(pilot, "escape", "escape", "a", "right", "plus", "l", "m", until="answers 2/2")
+        await press(pilot, "escape", "escape", "a", "right", "plus", "right", "m", until="answers 2/2")
         assert (chart_of(app).cursor, chart_of(app).zoom.span) == (None, None)
         await press(pilot, "escape", "right", until=("step 60", "loss "))
         assert chart_of(app).cursor == 60
@@ -108,7 +108,7 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
     async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         assert "ask      Router" not in screen_text(app), "a tile has no room for both"
         await press(pilot, "3", until=("┤", "ask      Router 12"))
-        await press(pilot, "g", until=lambda: "ask      Router" not in screen_text(app))
+        await press(pilot, "escape", until=lambda: "ask      Router" not in screen_text(app))
         await press(pilot, "a", until=("┤", "ask      Router 12"))
         await pilot.resize_terminal(100, 30)
         await wait_for(pilot, lambda: "┤" not in screen_text(app))
@@ -139,10 +139,10 @@ async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(hom
     async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
         await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
-        await pilot.press("x")
+        await pilot.press("h")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
         await press(pilot, "c", until=lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
-        await press(pilot, "x", until="copy the path")
+        await press(pilot, "h", until="copy the path")
         await press(pilot, "p", until=lambda: app.clipboard == str(script.run.adapter_path))
 
 
@@ -152,7 +152,7 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
     script.write_state(state="failed", reason="There is no model.")
     said = "✗ failed", "There is no model.", "No step was done.", "e again with changes"
     async with latest_run(*said) as (app, pilot):
-        await pilot.press("x", "a", "ctrl+y")
+        await pilot.press("h", "a", "ctrl+y")
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):
             assert text not in screen_text(app)
@@ -194,9 +194,9 @@ async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home:
     live_run(home)
     async with latest_run("each step ─") as (app, pilot):
         await press(pilot, "3", "m", "m", "m", "m", until=("temperature ━", "°C└"))
-        await press(pilot, "o", until=("temperature ━", "loss (right) ┈┈", "┘"))
+        await press(pilot, "y", until=("temperature ━", "loss (right) ┈┈", "┘"))
         before = axis(app).split()
-        await press(pilot, "O", "M", until=("tokens/s each step ─", "tok/s└"))
+        await press(pilot, "Y", "M", until=("tokens/s each step ─", "tok/s└"))
         assert "(right)" not in screen_text(app)
         await press(pilot, "M", "M", "M", until="each step ─  smoothed ━")
         assert {"100", "200", "400"} <= set(before), "all curves have the same axis of steps"
@@ -219,14 +219,14 @@ async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
         assert chart_of(app)._window == stood, "what was panned to stays in sight"
         await press(pilot, "minus", "minus", "minus", until="step 400")
         await press(pilot, "plus", until=lambda: chart_of(app).zoom.span is not None)
-        await press(pilot, "w", until=lambda: chart_of(app).zoom.span is None)
+        await press(pilot, "z", until=lambda: chart_of(app).zoom.span is None)
 
 
 async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─") as (app, pilot):
         await press(pilot, "3", "left", until=("step 240", "loss ", "smoothed "))
-        await pilot.press("left", "h", "right", "l", "l", "left")
+        await pilot.press("left", "left", "right", "right", "right", "left")
         found = chart_of(app).cursor
         assert found is not None
         assert 230 <= found < 240
@@ -245,10 +245,10 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─", size=(120, 34)) as (app, pilot):
-        await press(pilot, "y", until="log axis  each step")
+        await press(pilot, "L", until="log axis  each step")
         await press(pilot, "m", until="learning rate ━")
         assert "log axis  learning" not in screen_text(app)
-        await press(pilot, "m", "m", "m", "y", until="temperature ━")
+        await press(pilot, "m", "m", "m", "L", until="temperature ━")
         assert "log axis" not in border(app), "of a temperature it makes no sense"
         assert not chart_of(app).log_axis
         await press(pilot, "M", "M", "M", "M", until="log axis  each step")
@@ -259,7 +259,7 @@ async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None
     script_run(home).end("finished")
     async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         await press(pilot, "3", until=("┤", "answers 1/2"))
-        await press(pilot, "l", "right", until=("answers 2/2", "step 60"))
+        await press(pilot, "right", "n", until=("answers 2/2", "step 60"))
         assert chart_of(app).cursor == 60
         await pilot.press("escape")
         assert chart_of(app).cursor is None

@@ -63,28 +63,28 @@ async def queue(
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: Mock) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
-        await press(pilot, "a", until=("Added as entry 1", "mine"))
+        await press(pilot, "plus", until=("Added as entry 1", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
         assert entry.source == str(config)
-        await press(pilot, "s", until=lambda: runner.start.called)
+        await press(pilot, "r", until=lambda: runner.start.called)
 
 
 async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: Mock) -> None:
     add("a", "b", "c")
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._options.option_count == 3)
-        await pilot.press("j", "j", "K")
+        await pilot.press("j", "j", "less_than_sign")
         await wait_for(pilot, lambda: [entry.name for entry in store.read_queue().upcoming] == ["a", "c", "b"])
         await wait_for(pilot, lambda: [option.id for option in screen._options.options] == ["1", "3", "2"])
         assert screen._row is not None
         assert screen._row.entry.name == "c"
-        await press(pilot, "h", until=lambda: states()[3] == "held")
+        await press(pilot, "space", until=lambda: states()[3] == "held")
         await wait_for(pilot, lambda: "Entry 3 is held." in screen_text(app))
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
-        await press(pilot, "h", until=lambda: states()[3] == "waiting")
-        await press(pilot, "d", until=lambda: states()[3] == "removed")
-        await press(pilot, "S", until=lambda: runner.stop.called)
+        await press(pilot, "space", until=lambda: states()[3] == "waiting")
+        await press(pilot, "D", until=lambda: states()[3] == "removed")
+        await press(pilot, "x", until=lambda: runner.stop.called)
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, QueueScreen))
 
 
@@ -117,7 +117,7 @@ async def test_what_may_not_be_done_is_reported_and_enter_shows_the_run_of_an_en
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.run.id)))
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.id == 1)
-        await press(pilot, "d", until="Entry 1 is starting and cannot be removed.")
+        await press(pilot, "D", until="Entry 1 is starting and cannot be removed.")
         await press(pilot, "enter", until=lambda: not isinstance(app.screen, QueueScreen))
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == run.run)
 
@@ -134,7 +134,7 @@ async def test_a_run_while_another_is_on_is_offered_to_the_queue(home: Path, con
     async with running(LocaltuneApp(config), (120, 40), until=has_live_run) as (app, pilot):
         await wait_for(pilot, lambda: app.desktop.panes.config is not None)
         await press(pilot, "2", "r", until=lambda: asks(app, "add it to the queue"))
-        await press(pilot, "a", until=lambda: states() == {1: "waiting"})
+        await press(pilot, "plus", until=lambda: states() == {1: "waiting"})
         await wait_for(pilot, lambda: runner.start.called)
         await wait_for(pilot, lambda: any("Entry 1 of the queue" in told.message for told in app._notifications))
 

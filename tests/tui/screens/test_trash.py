@@ -65,9 +65,9 @@ async def test_what_is_deleted_for_good_is_asked_first(runs: list[Run]) -> None:
         await press(pilot, "D", until=lambda: asks(app, "delete 20261103-000003-third for good"))
         await press(pilot, "y", until=("freed.", "2 runs, "))
         assert [item.id for item in list_trash()] == [NAMES[1], NAMES[0]]
-        await press(pilot, "E", until=lambda: asks(app, "delete all of them for good"))
+        await press(pilot, "A", until=lambda: asks(app, "delete all of them for good"))
         await press(pilot, "y", until="The trash is empty")
         assert list_trash() == []
         # Keys about a run do nothing without one.
-        await pilot.press("enter", "D", "E")
+        await pilot.press("enter", "D", "A")
         assert isinstance(app.screen, TrashScreen)

@@ -31,7 +31,6 @@ from tui.screens.columns.column_plan import (
     read_sample,
     visible_roles,
 )
-from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay
 from tui.screens.pick import Pick, PickScreen
 from tui.shell import shell_of
@@ -138,12 +137,6 @@ def summary(preview: ColumnPreview, is_named: bool) -> Content:
 
 #: Minimum columns of the screen for the parts to the left of the rows instead of above them.
 WIDE = 120
-
-HELP = (
-    "Choose the column of each part, where the format is not recognized or is recognized wrongly. What is dim was "
-    "recognized and is not written into the configuration; with the first change all of it is by hand. A format can be "
-    "chosen without naming columns. The rows are shown as they are then read. Nothing is changed before you save."
-)
 
 
 class ColumnsScreen(Overlay[None]):
@@ -387,7 +380,3 @@ class ColumnsScreen(Overlay[None]):
         # First, so that the dialog of a failure is on the panes.
         self.dismiss(None)
         shell_of(self).configuration.choose_options(values, notice, self.view.path)
-
-    def action_help(self) -> None:
-        """Show help on the keys."""
-        self.app.push_screen(HelpScreen("Columns", HELP, self.keys, "columns"))

@@ -28,7 +28,6 @@ from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
 from tui.files import edit_text
 from tui.keys import KeyTable, bindings, yields_to_text
-from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay
 from tui.screens.template.template_entries import (
     FILE,
@@ -55,13 +54,6 @@ from tui.widgets.text_block import TextBlock
 #: Minimum columns for row and source side by side, with a description of each template in the list.
 WIDE = 120
 SUFFIXES = (".jinja", ".j2", ".txt")
-
-HELP = (
-    "A chat template turns a conversation into the text that the model sees. The list has the model's own, the file of "
-    "template.file and those that come with the app. The row shows what is learned with the one under the cursor, and "
-    "the generation prompt, after which the model answers. ● marks the one in force, ✗ one that cannot be used "
-    "for this row. What is chosen is in the configuration at once and in its file when that is saved."
-)
 
 
 class TemplateScreen(Overlay[None]):
@@ -330,10 +322,6 @@ class TemplateScreen(Overlay[None]):
         title = "The model's own" if entry.id == OWN else entry.title
         notice = entry.problem or f"{title} is the chat template."
         shell_of(self).configuration.choose_options(entry.values, notice if is_told else "")
-
-    def action_help(self) -> None:
-        """Show help on the keys."""
-        self.app.push_screen(HelpScreen("Chat template", HELP, self.keys, "template"))
 
     # Editing.
 

@@ -389,7 +389,7 @@ async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -
     async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
         session.script["tuned"] = ["second answer"]
-        await pilot.press("a")
+        await pilot.press("ctrl+r")
         await finished(pilot, pane)
         assert "second answer" in (text := screen_text(pilot.app))
         assert "short and tuned" not in text
@@ -399,7 +399,7 @@ async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -
         await talked(pilot, pane, "and then")
         asked = [each["content"] for each in session.asked[-1][1]]
         assert asked == ["Be brief.", "hello", "short and tuned", "and then"]
-        await press(pilot, "p", "right_square_bracket", until="second answer")
+        await press(pilot, "N", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
         await press(pilot, "right_square_bracket", until="and then")
 
@@ -408,13 +408,13 @@ async def test_an_earlier_question_is_asked_in_other_words(tmp_path: Path) -> No
     async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "one", "two")
         pane.prompt.insert("half written")
-        await press(pilot, "p", until="▸ you     one")
-        await pilot.press("E")
+        await press(pilot, "N", until="▸ you     one")
+        await pilot.press("R")
         assert pane.prompt.text == "one"
         assert pane.unsent == "half written"
         await pilot.press("escape")
         assert pane.prompt.text == "half written", "leaving it changes nothing"
-        await pilot.press("E", "!", "enter")
+        await pilot.press("R", "!", "enter")
         await finished(pilot, pane)
         assert [exchange.question for exchange in pane.dialogue.exchanges] == ["one!"]
         assert pane.prompt.text == "half written"
@@ -439,10 +439,10 @@ async def test_a_good_answer_becomes_a_row_of_a_file(tmp_path: Path, monkeypatch
     session.script["tuned"] = ["raw\x1b[2J"]
     async with chatting(tmp_path, session, size=(90, 30)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        await press(pilot, "t", until="A good answer")
+        await press(pilot, "K", until="A good answer")
         await press(pilot, "ctrl+s", until="Name a file")
         await press(pilot, *"good.jsonl", "enter", until="appended to")
-        await press(pilot, "t", until="A good answer")
+        await press(pilot, "K", until="A good answer")
         await press(pilot, "x", "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
         rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
@@ -505,7 +505,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
         assert [asked.args for asked in requested(pilot, "runs.export")] == wanted
         for sources in (("base",), ("tuned",), (str(written),), ("base", f"{run.path}@30")):
             pane.sources = sources
-            await pilot.press("S")
+            await pilot.press("W")
         served = [run, run, str(written), f"{run.path}@30"]
         await wait_for(pilot, lambda: [asked.args[0] for asked in requested(pilot, "serving.request")] == served)
         RunState(state="finished", refused="loss is 2 and should be <= 1", updated=time.time()).write(other.state_path)

@@ -48,7 +48,7 @@ async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_
         await wait_for(pilot, lambda: usual in flat(screen_text(pilot.app)))
         await wait_for(pilot, lambda: "warning" in screen_lines(pilot.app)[0])
         await go_to(pilot, pane, "train.epochs")
-        await pilot.press("p")
+        await pilot.press("exclamation_mark")
         await wait_for(
             pilot, lambda: pane.form.current is field or bool(pane.form.current and pane.form.current.warning)
         )
@@ -96,7 +96,7 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
     create_run(document.validate(), "tickets")
     async with config_pane(path) as (pilot, pane):
         await wait_for(pilot, lambda: pane.known.last_run is not None)
-        await pilot.press("c")
+        await pilot.press("f")
         shown = [field.option.name for field in pane.form.shown]
         assert shown == ["method.dora", "train.epochs", "train.learning_rate"]
         await wait_for(pilot, lambda: any("≠ last run 0.001" in line for line in screen_lines(pilot.app)))
@@ -109,7 +109,7 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
 @pytest.mark.long
 async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> None:
     async with config_pane(write_config(tmp_path), size=(60, 20)) as (pilot, pane):
-        await pilot.press("x", "G", "h")
+        await pilot.press("A", "G", "h")
         panel = pane.query_one(OptionHelp)
         await wait_for(pilot, lambda: panel.display and panel.size.height > 0)
         for name in ("train.learning_rate", "model.base", "method.rank"):
@@ -149,7 +149,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.form.current is pane.form.field("method.dropout")
         await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))
-        await press(pilot, "p", until=lambda: pane.form.current is pane.form.field("train.epochs"))
+        await press(pilot, "exclamation_mark", until=lambda: pane.form.current is pane.form.field("train.epochs"))
     assert list_runs() == []
 
 

@@ -57,12 +57,12 @@ async def test_new_configuration_shows_the_basic_options_and_what_is_needed() ->
         assert names == {option.name for option in options() if option.audience == "basic"}
         # With x those for experts are shown too.
         basic = len(pane.form.shown)
-        await pilot.press("x")
+        await pilot.press("A")
         names = {field.option.name for field in pane.form.shown}
         assert names == {option.name for option in options() if option.audience != "file"}
         said = f"{len(names)} of {len(list(options()))} options are shown; / finds the others"
         await shown(pilot, said)
-        await pilot.press("x")
+        await pilot.press("A")
         assert len(pane.form.shown) == basic
 
 
@@ -83,7 +83,7 @@ async def test_seldom_needed_options_are_listed_where_they_are_set_and_found_by_
 async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None:
     async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
         before = pane.document.dumps()
-        await pilot.press("x", "g")
+        await pilot.press("A", "g")
         opened: set[str] = set()
         for option in options():
             if option.audience == "file":
@@ -119,7 +119,7 @@ async def test_typing_is_checked_esc_undoes_and_enter_keeps(config_file: Path) -
         assert told(pilot) == ["configuration.edited"]
         assert any("▸• learning_rate" in line and "0.001" in line for line in screen_lines(pilot.app))
         assert "•edited" in screen_lines(pilot.app)[0]
-        await press(pilot, "d")
+        await press(pilot, "D")
         assert pane.document.get("train.learning_rate") is None
         assert "•edited" not in screen_lines(pilot.app)[0]
         await go_to(pilot, pane, "train.batch_size")
@@ -146,7 +146,7 @@ async def test_paths_complete_choices_step_without_an_input_and_saving_keeps_com
         assert pane.document.get("method.name") == "lora"
         await pilot.press("left")
         assert pane.document.get("method.name") == "qlora"
-        await pilot.press("x")
+        await pilot.press("A")
         await go_to(pilot, pane, "method.dora")
         await pilot.press("enter")
         assert pane.document.get("method.dora") is True
@@ -284,7 +284,7 @@ async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
     document.set("train.seed", HOSTILE)
     async with config_pane(size=(80, 30)) as (pilot, pane):
         pane.load(document)
-        await press(pilot, "x", until="[/]i[bold]j")
+        await press(pilot, "A", until="[/]i[bold]j")
         for name in ("model.base", "chat.system", "train.seed"):
             await go_to(pilot, pane, name)
             assert not FORBIDDEN & set(screen_text(pilot.app))

@@ -49,16 +49,16 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         assert any("• rank" in line and "• was 32 in preset" in line for line in screen_lines(pilot.app))
         assert "2 changed" in screen_lines(pilot.app)[0]
         # The preset's value first, and only then the default.
-        await pilot.press("d")
+        await pilot.press("D")
         assert pane.document.get("method.rank") == 32
-        await pilot.press("d")
+        await pilot.press("D")
         assert pane.document.get("method.rank") is None
         await pilot.press("u", "u", "u")
         await press(pilot, "u", until="Undone: preset 24gb-7b.")
         assert pane.document.dumps() == before
         # With a, it replaces what the user wrote too.
         await press(pilot, "P", until="Kept, as you wrote it")
-        await press(pilot, "a", until=lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
+        await press(pilot, "A", until=lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
         assert "train.epochs 2 → 1" in flat(screen_text(pilot.app))
         await press(pilot, "enter", until=lambda: pane.document.get("train.epochs") == 1.0)
 

@@ -18,7 +18,7 @@ async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> Non
         await go_to(pilot, pane, "method.name")
         await pilot.press("space")
         await go_to(pilot, pane, "train.epochs")
-        await pilot.press("d")
+        await pilot.press("D")
         after = pane.document.dumps()
         await press(pilot, "u", until="Undone: train.epochs is 3 again (was 1 by default).")
         await press(pilot, "u", until="Undone: method.name is qlora by default again (was lora).")

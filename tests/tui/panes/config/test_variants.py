@@ -46,7 +46,7 @@ async def test_the_first_file_of_a_configuration_names_data_beside_it_by_its_nam
 async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     async with config_pane(path, size=(160, 30)) as (pilot, pane):
-        await press(pilot, "y", until="✓ a copy of tickets.toml")
+        await press(pilot, "V", until="✓ a copy of tickets.toml")
         assert "not saved yet" in screen_lines(pilot.app)[0]
         assert edits(pilot)[-1].options["saved"] == ""
         assert pane.problems == {}
@@ -55,7 +55,7 @@ async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> N
         copy = tmp_path / "tickets-2.toml"
         await wait_for(pilot, copy.is_file)
         assert copy.read_text() == path.read_text()
-        await press(pilot, "y", "ctrl+s", until="tickets-3.toml")
+        await press(pilot, "V", "ctrl+s", until="tickets-3.toml")
 
 
 async def test_the_last_ones_can_be_opened_again(tmp_path: Path) -> None:
@@ -84,16 +84,16 @@ async def test_compare_with_the_file_the_last_run_and_another_file(tmp_path: Pat
         pane.look_around(anew=True)
         await wait_for(pilot, lambda: pane.known.last_run is not None)
         await type_value(pilot, pane, "train.epochs", "3")
-        await press(pilot, "v", "f", until=("- epochs = 2.0", "+ epochs = 3.0", "tickets.toml on the disk"))
+        await press(pilot, "c", "f", until=("- epochs = 2.0", "+ epochs = 3.0", "tickets.toml on the disk"))
         assert isinstance(pilot.app.screen, DifferenceScreen)
-        await press(pilot, "escape", "u", "v", "f", until="They say the same.")
+        await press(pilot, "escape", "u", "c", "f", until="They say the same.")
         await pilot.press("escape")
         await type_value(pilot, pane, "method.rank", "4")
-        await press(pilot, "v", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await press(pilot, "c", "l", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         await shown(pilot, "[method]", "- rank = 16", "+ rank = 4")
         text = screen_text(pilot.app)
         assert "train =" not in text
-        await pilot.press("escape", "v", "o")
+        await pilot.press("escape", "c", "o")
         await paste(pilot, str(other))
         await press(pilot, "enter", until=lambda: isinstance(pilot.app.screen, DifferenceScreen))
         text = screen_text(pilot.app)

@@ -172,5 +172,5 @@ async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
         await analyzed(pilot, pane)
         await press(pilot, "f")
         assert shows(pilot, "No problems, so there is nothing to filter by.")
-        await press(pilot, "p")
+        await press(pilot, "exclamation_mark")
         assert shows(pilot, "No problems.")

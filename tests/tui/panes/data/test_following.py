@@ -171,7 +171,7 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         await analyzed(pilot, pane)
         assert max(read, default=0) < 30
         assert pane.view.marks.level(44) == "drop"
-        await pilot.press("P")
+        await pilot.press("left_square_bracket")
         assert pane.index == 44
         assert len(requests) == 1
 

@@ -34,7 +34,7 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
             assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
         # Sample data is one key away.
         await resize(pilot, 100, 30)
-        await press(pilot, "d", until=lambda: pane.view is not None)
+        await press(pilot, "E", until=lambda: pane.view is not None)
         await analyzed(pilot, pane)
         await shown(pilot, "tickets_train.jsonl", "chat messages", "no problems")
 
@@ -126,7 +126,7 @@ async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monk
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
         assert "notes.md" not in text
         await press(pilot, "e", "tab", "enter", until=lambda: path_of(pane) == tmp_path / "tickets_eval.jsonl")
-        await press(pilot, "b", until="tickets_train.jsonl")
+        await press(pilot, "O", until="tickets_train.jsonl")
         assert "notes.md" not in screen_text(pilot.app)
         await press(pilot, "j", "enter", until="inner.jsonl")
         inner = tmp_path / "sub" / "inner.jsonl"
@@ -140,7 +140,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not requested(pilot, "configuration.use_dataset")
         await opened(pilot, pane, path)
-        await press(pilot, "t", "E")
+        await press(pilot, "t", "H")
         chosen = [request.args for request in requested(pilot, "configuration.use_dataset")]
         assert chosen == [(path, "train"), (path, "eval")]
 
@@ -193,7 +193,7 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
                 await pilot.press(key)
         await press(pilot, "slash", *"[/]i", "enter", until="next")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-        await press(pilot, "b", until="backspace goes up")
+        await press(pilot, "O", until="backspace goes up")
         await pilot.pause()
         assert not FORBIDDEN & set(screen_text(pilot.app))
 

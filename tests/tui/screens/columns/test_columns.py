@@ -100,7 +100,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
         assert "by hand" in screen_lines(pilot.app)[0]
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
-        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") is not None)
         text = document(pilot).dumps()
         assert 'columns = {user = "frage", assistant = "antwort"}' in text
         assert "# rows" in text
@@ -122,7 +122,7 @@ async def test_a_guess_is_offered_and_saved_by_one_key(directory: Path) -> None:
         assert screen.choice.columns == {"user": "frage", "assistant": "antwort"}
         assert "a guess" in screen_lines(pilot.app)[0]
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
-        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") is not None)
         assert value(pilot, "data.columns") == {"user": "frage", "assistant": "antwort"}
 
 
@@ -134,7 +134,7 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
         assert screen.choice.named is None
         assert "prompt_completion: Each of the first 2 rows has prompt and completion" in words(pilot)
         assert "✓ 2 of the first 2 rows can be used" in words(pilot)
-        await press(pilot, "s", until=lambda: not isinstance(pilot.app.screen, ColumnsScreen))
+        await press(pilot, "ctrl+s", until=lambda: not isinstance(pilot.app.screen, ColumnsScreen))
         assert not pilot.app.state.is_dirty  # type: ignore[attr-defined]
         screen = await opened(pilot)
         await go_to(pilot, screen, "system")
@@ -151,14 +151,14 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
     async with columns(directory) as (pilot, screen):
         assert screen.choice.named == {"user": "b", "assistant": "answer"}
         assert spoken(screen)[0] == ("user", "c")
-        await pilot.press("c")
+        await pilot.press("A")
         await seen(pilot, screen)
         assert spoken(screen)[0] == ("user", "q")
         assert value(pilot, "data.columns") is not None, "nothing is changed before it is saved"
         await press(pilot, "escape")
         assert value(pilot, "data.columns") is not None
         screen = await opened(pilot)
-        await press(pilot, "c", "s", until=lambda: value(pilot, "data.columns") is None)
+        await press(pilot, "A", "ctrl+s", until=lambda: value(pilot, "data.columns") is None)
 
 
 @pytest.mark.long
@@ -174,10 +174,10 @@ async def test_the_format_can_be_overridden(directory: Path) -> None:
         await seen(pilot, screen)
         assert spoken(screen) == [("text", "the text")]
         assert screen.choice.columns == {"text": "text"}
-        await press(pilot, "s", until=lambda: value(pilot, "data.format") == "text")
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.format") == "text")
         assert value(pilot, "data.columns") is None
         screen = await opened(pilot)
-        await press(pilot, "d", "s", until=lambda: value(pilot, "data.format") is None)
+        await press(pilot, "D", "ctrl+s", until=lambda: value(pilot, "data.format") is None)
 
 
 async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Path) -> None:
@@ -185,7 +185,7 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
     write(directory, [{"a": "q", "b": "r"}], more)
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "data.format says text" in words(pilot)
-        await press(pilot, "s", until="✗ Not saved.")
+        await press(pilot, "ctrl+s", until="✗ Not saved.")
         assert isinstance(pilot.app.screen, ColumnsScreen)
 
 
@@ -193,7 +193,7 @@ async def test_a_part_that_does_not_exist_is_reported_and_left_out(directory: Pa
     write(directory, [{"a": "q", "b": "r"}], 'columns = {user = "a", assistant = "b", usr = "c"}\n')
     async with columns(directory, (100, 30)) as (pilot, _):
         assert "! data.columns has no part usr; what you save is without it." in words(pilot)
-        await press(pilot, "s", until=lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
 
 
 @pytest.mark.long
@@ -206,7 +206,7 @@ async def test_another_file_than_the_configuration_names(directory: Path) -> Non
         await go_to(pilot, screen, "user")
         await pilot.press("right", "j", "left")
         await seen(pilot, screen)
-        await press(pilot, "s", until=lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.train") == str(directory / "other.jsonl"))
         assert value(pilot, "data.columns") == {"user": "a", "assistant": "b"}
         assert (document(pilot).path, app.state.former) == (None, "c.toml")
         (told,) = [note.message for note in app._notifications if "new configuration" in note.message]
@@ -221,11 +221,11 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     (directory / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "a.json"}}))
     (directory / "a.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
     async with running(configured(directory), (100, 30), notifications=True) as (app, pilot):
-        await pilot.press("1", "C")
+        await pilot.press("1", "vertical_line")
         await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
         pane_of(app, "data").show(directory / "dataset_info.json#x")
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
-        await pilot.press("C")
+        await pilot.press("vertical_line")
         await wait_for(pilot, lambda: any("an entry of a registry" in note.message for note in app._notifications))
         assert not isinstance(app.screen, ColumnsScreen)
 
@@ -248,7 +248,7 @@ async def test_hostile_names_and_values(directory: Path) -> None:
         text = screen_text(pilot.app)
         assert not FORBIDDEN & set(text)
         assert "[red]" in text
-        await press(pilot, "s", until=lambda: value(pilot, "data.columns") is not None)
+        await press(pilot, "ctrl+s", until=lambda: value(pilot, "data.columns") is not None)
         assert not FORBIDDEN & set(screen_text(pilot.app))
         chosen = document(pilot).validate().data.columns
         assert chosen == {"user": HOSTILE, "assistant": "[red]", "system": " spaced "}
@@ -285,18 +285,18 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
         assert [role for role, _ in spoken(screen)] == ["problem", "user", "assistant", "problem"]
         await pilot.press("escape")
         path.write_text("something else\n" * 10)
-        await press(pilot, "C", until=lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
-        await pilot.press("s", "c", "d", "right", "enter", "escape")
+        await press(pilot, "vertical_line", until=lambda: "✗" in words(pilot) and "since it was opened" in words(pilot))
+        await pilot.press("ctrl+s", "A", "D", "right", "enter", "escape")
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
 
 
 async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None:
     async with running(configured(directory), until=shows_rows) as (app, pilot):
-        await pilot.press("2", "x")
+        await pilot.press("2", "A")
         form = pane_of(app, "config").form
         for name in ("data.columns", "data.format"):
             form.go_to(form.field(name))
-            await press(pilot, "o", until=lambda: isinstance(app.screen, ColumnsScreen))
+            await press(pilot, "T", until=lambda: isinstance(app.screen, ColumnsScreen))
             await press(pilot, "escape", until=lambda: not isinstance(app.screen, ColumnsScreen))
 
 
