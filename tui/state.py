@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from core.runs.outlook.energy import Tariff
+from core.runs.outlook.time_left import Eta, Schedule, SteadyEta, estimate
 from core.runs.record.state import PENDING, hostname
 from tui.meters import MeterReading, SteadyMeters
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.jobs.running import RunningJob
     from core.runs.catalog.earlier import Origin
-    from core.runs.outlook.time_left import Eta, Schedule
     from core.runs.record.history import RunHistory
     from core.runs.record.state import Rank, RunState
     from core.runs.record.store import Run
@@ -154,6 +154,8 @@ class RunView:
     """Heartbeats of its processes; empty for a run of one."""
     meters: SteadyMeters = field(default_factory=SteadyMeters)
     """The meters of its devices."""
+    steady_eta: SteadyEta = field(default_factory=SteadyEta)
+    """The time left as shown last."""
 
     def reading(self) -> MeterReading:
         """The devices and the energy to show, without jitter while the run is paused."""
@@ -180,11 +182,9 @@ class RunView:
 
     def eta(self, now: float) -> Eta | None:
         """The time left at a Unix time; None if unknown."""
-        from core.runs.outlook.time_left import Schedule, estimate
-
         history = self.history
         schedule = (self.schedule or Schedule()).changed(history.settings)
-        return estimate(history.timings, schedule, self.state.total_steps, now)
+        return self.steady_eta.follow(estimate(history.timings, schedule, self.state.total_steps, now), now)
 
     @property
     def is_live(self) -> bool:

@@ -15,7 +15,7 @@ from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
 from core.errors import UserError
 from core.launch import launcher
 from core.runs.control.client import ControlClient
-from core.runs.outlook.time_left import Eta, Schedule, estimate
+from core.runs.outlook.time_left import Eta, Schedule, SteadyEta, estimate
 from core.runs.record.events import Event, MemoryEvent
 from core.runs.record.history import LogLine, RunHistory
 from core.runs.record.state import EventTail, RunState
@@ -55,6 +55,8 @@ class Followed:
     """Most memory that the worker process has held at once."""
     schedule: Schedule = field(init=False)
     """Its evaluations and checkpoints, by its configuration."""
+    steady_eta: SteadyEta = field(default_factory=SteadyEta)
+    """The time left as shown last."""
 
     def __post_init__(self) -> None:
         self.schedule = Schedule.of(self.run.values())
@@ -62,7 +64,7 @@ class Followed:
     def eta(self, now: float) -> Eta | None:
         """The time left at a Unix time; None while it is unknown."""
         schedule = self.schedule.changed(self.history.settings)
-        return estimate(self.history.timings, schedule, self.state.total_steps, now)
+        return self.steady_eta.follow(estimate(self.history.timings, schedule, self.state.total_steps, now), now)
 
     def apply(self, event: Event) -> list[LogLine]:
         """Apply one event, and return the log lines that it adds."""

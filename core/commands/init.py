@@ -138,7 +138,7 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     memory = card_memory(args.gpu_memory)
     with busy("reading the model and the first rows"):
         choice = choose(args.preset, config, args.aim, memory)
-        held_out = held_out_of(config)
+        held_out = held_out_of(config, choice)
         advised = advice_on(config.model.base, choice, find_card_of(config, memory))
     given = held_out.values if held_out is not None else {}
     values = {**choice.preset.values, **given, **taken_values(advised)}
@@ -247,7 +247,7 @@ def _draft(
     notes |= remarks
     if held_out is not None:
         notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
-        notes["eval.every_epochs"] = "Four evaluations in a pass over the rows."
+        notes["eval.every_epochs"] = "As often as fits into a tenth of the time."
     return draft_config(values, head=head, notes=notes)
 
 

@@ -193,9 +193,12 @@ def _disk(plan: Plan) -> str:
 
 def _time(guess: Estimate) -> str:
     from core.runs.outlook.estimate import estimate_words
+    from core.units import format_duration
 
     duration, energy, end, basis = estimate_words(guess)
-    about = duration if end else f"{duration} for {guess.steps} steps"
+    parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in guess.parts)
+    steps = "" if end else f" for {guess.steps} steps"
+    about = f"{duration} ({parts})" if len(guess.parts) > 1 else f"{duration}{steps}"
     return ", ".join(filter(None, (about, energy, basis))) + (f"; {end}" if end else "")
 
 

@@ -7,7 +7,7 @@ import time
 from core.commands.follow import Followed
 from core.commands.live_line import ProgressLine
 from core.runs.catalog.answers import verdict
-from core.runs.outlook.time_left import eta_words, evaluation_seconds_left
+from core.runs.outlook.time_left import eta_words
 from core.runs.record import sentences
 from core.runs.record.events import Event, SampleEvent, StepEvent
 from core.runs.record.history import LogLine, RunPhase
@@ -80,17 +80,15 @@ def present(followed: Followed) -> str:
     if state.state == "paused":
         word = f"parked ({state.parked})" if state.parked else "paused"
         return f"{front}{word} at step {state.step} of {state.total_steps}"
-    eta = "" if waits else f"  ETA {eta_words(followed.eta(now), split=True)}"
+    left = "" if waits else eta_words(followed.eta(now), split=True)
+    eta = f"  ETA {left}" if left else ""
     if last is not None and (phase is None or phase.name == "training"):
         within = progress_words(step_progress(state, history.timings, now))
         return f"{front}{step_words(last, state.total_steps)}{f'  {within}' if within else ''}{eta}"
     if phase is None:
         return f"{front}{state.state}"
     words = phase_words(phase, state.progress, history.phase_elapsed(now))
-    left = evaluation_seconds_left(history.timings, followed.schedule, now)
-    if left is not None and left >= 1:
-        words += f", {format_duration(left)} left"
-    return f"{front}{words}{eta if last is not None else ''}"
+    return f"{front}{words}{eta}"
 
 
 def phase_words(phase: RunPhase, progress: StepProgress | None, elapsed: float) -> str:

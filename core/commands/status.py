@@ -194,7 +194,8 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
         return parts
     if last is not None:
         parts.append((5, format_rate(last.tokens_per_second)))
-        parts.append((1, f"ETA {eta_words(status.eta)}"))
+    if left := eta_words(status.eta):
+        parts.append((1, f"ETA {left}"))
     for device in history.devices[:2]:
         parts += _device_parts(device)
     if history.energy_wh is not None:

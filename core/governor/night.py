@@ -460,6 +460,32 @@ def spans(limits: Limits, now: float) -> Iterator[Span]:
         begin = end
 
 
+def working_span(limits: Limits, now: float, seconds: float) -> tuple[float, float | None]:
+    """Begin and end of a job, with the quiet hours in which training pauses counted, in Unix seconds. The end is None
+    beyond :data:`~core.governor.plan.HORIZON`.
+
+    Args:
+        limits: Its limits; at reduced power in quiet hours, it is taken to go on at full speed.
+        now: Unix seconds at which it could begin.
+        seconds: Duration of the work, without pauses.
+    """
+    begin = quiet_until(limits, now) or now
+    left = seconds
+    for span in spans(limits, begin):
+        is_at_work = not span.is_quiet or limits.quiet_power_w is not None
+        if is_at_work and left <= span.end - span.begin:
+            return begin, span.begin + left
+        left -= is_at_work * (span.end - span.begin)
+    return begin, None
+
+
+def quiet_until(limits: Limits, moment: float) -> float | None:
+    """End of the quiet hours that pause training at a Unix time, in Unix seconds; None if they do not."""
+    quiet = limits.quiet
+    pauses = quiet is not None and limits.quiet_power_w is None and quiet.contains(moment)
+    return next_time(quiet.end, moment) if quiet is not None and pauses else None
+
+
 def impossible(limits: Limits, now: float) -> tuple[str, str] | None:
     """The reason why no run can keep a deadline, and the nearest possible wish; None if one may keep it."""
     if limits.deadline is None or limits.quiet is None or limits.quiet_power_w is not None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from core.data.registries.resolve import training_sources
 from core.errors import UserError
 from core.presets.advised import Advised, advise
 from core.presets.choose import Choice, choose_preset
+from core.runs.outlook.time_left import FORWARD_SHARE, Schedule
 from core.text import one_line
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
 FEWEST_ROWS = 50
 #: Share held out, and the most rows: more rows cost time at every evaluation and add little precision.
 SHARE, MOST_HELD_OUT = 0.1, 200
-#: Interval of evaluations, in epochs: four in a pass, so that a run shows its progress.
-EVALUATION_EPOCHS = 0.25
+#: Largest share of a run's time for its evaluations, the first look at the model and the last one included; and the
+#: intervals between them to choose from, in epochs. A run shows its progress as often as that allows.
+EVALUATION_SHARE = 0.1
+INTERVALS = 0.25, 0.5, 1.0, 2.0, 5.0, 10.0
+#: Tokens of a row and of its answer that are assumed where no row was looked at.
+_ROW_TOKENS, _LONGEST_ANSWER = 200.0, 256.0
 
 
 @dataclass(frozen=True)
@@ -40,16 +45,19 @@ class HeldOut:
         share: ``data.eval_share``.
         rows: The rows that are held out.
         total: The rows there are.
+        every_epochs: ``eval.every_epochs``; None to evaluate at the end only.
     """
 
     share: float
     rows: int
     total: int
+    every_epochs: float | None = None
 
     @property
     def values(self) -> dict[str, float]:
         """The options that hold the rows out and evaluate on them, ``section.key`` to value."""
-        return {"data.eval_share": self.share, "eval.every_epochs": EVALUATION_EPOCHS}
+        interval = {} if self.every_epochs is None else {"eval.every_epochs": self.every_epochs}
+        return {"data.eval_share": self.share, **interval}
 
     def __str__(self) -> str:
         return f"{self.rows} of {self.total} rows held out"
@@ -86,7 +94,7 @@ def begin(config: Config, card: Card | None, aim: Aim = "balanced") -> Beginning
         if "objective" not in config.train.model_fields_set and (needed := needed_objective(config)) is not None:
             config = config.with_options(train={"objective": needed[0]})
     choice = suitable_preset(config.model.base, card, config, aim=aim)
-    return Beginning(choice, held_out_of(config), advice_on(config.model.base, choice, card))
+    return Beginning(choice, held_out_of(config, choice), advice_on(config.model.base, choice, card))
 
 
 def needed_objective(config: Config) -> tuple[Objective, str] | None:
@@ -143,8 +151,14 @@ def suitable_preset(
     )
 
 
-def held_out_of(config: Config) -> HeldOut | None:
-    """The rows to hold out of a configuration's data; None where it says that itself, or there are too few."""
+def held_out_of(config: Config, choice: Choice) -> HeldOut | None:
+    """The rows to hold out of a configuration's data, and how often to evaluate on them; None where the configuration
+    says that itself, or there are too few.
+
+    Args:
+        config: The configuration; its own epochs and settings of ``[eval]`` count.
+        choice: Its preset.
+    """
     data = config.data
     if data.eval is not None or "eval_share" in data.model_fields_set:
         return None
@@ -152,8 +166,21 @@ def held_out_of(config: Config) -> HeldOut | None:
     # Rows that cannot be counted are reported where they are read.
     with suppress(UserError, OSError):
         count = count_rows(entries)
-        return hold_out(count.rows) if count.differ else None
+        found = hold_out(count.rows) if count.differ else None
+        return replace(found, every_epochs=_interval(config, choice, found)) if found is not None else None
     return None
+
+
+def _interval(config: Config, choice: Choice, held_out: HeldOut) -> float | None:
+    """The shortest interval at which evaluations keep to their share of the time; None if only the last one does."""
+    train, tokens = config.train, choice.row_tokens or _ROW_TOKENS
+    epochs = train.epochs if "epochs" in train.model_fields_set else choice.preset.values.get("train.epochs", 1.0)
+    schedule = Schedule.of_config(config.with_options(data={"eval_share": held_out.share}))
+    parts = schedule.evaluation_tokens(held_out.rows, tokens * held_out.rows, min(tokens / 2, _LONGEST_ANSWER))
+    trained = epochs * tokens * (held_out.total - held_out.rows) / FORWARD_SHARE
+    left = trained * EVALUATION_SHARE / (1 - EVALUATION_SHARE) - parts["probe"] - parts["samples"]
+    most = left / sum(parts.values())
+    return next((every for every in INTERVALS if every < epochs and math.ceil(epochs / every) <= most), None)
 
 
 def hold_out(rows: int) -> HeldOut | None:

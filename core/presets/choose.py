@@ -38,11 +38,13 @@ class Choice:
         preset: The preset.
         max_length: ``train.max_length`` to set instead of the preset's; None to leave it.
         why: The reasons in one sentence.
+        row_tokens: Mean length of the rows looked at; None if no row was.
     """
 
     preset: Preset
     max_length: int | None
     why: str
+    row_tokens: float | None = None
 
 
 def choose_preset(
@@ -113,7 +115,8 @@ def choose_preset(
     cut = positions if positions is not None and positions < limit else None
     if cut is not None:
         reasons.append(f"train.max_length is {cut}, as the model reads no more")
-    return Choice(chosen, cut, f"{chosen.name}, as {_enumerate(reasons)}.")
+    row_tokens = sum(lengths) / len(lengths) if lengths else None
+    return Choice(chosen, cut, f"{chosen.name}, as {_enumerate(reasons)}.", row_tokens)
 
 
 def _for_objective(preset: Preset, objective: Objective) -> Preset:

@@ -28,7 +28,7 @@ from tests.tui.panes.test_train import script_run
 from tests.tui.screens.opening import shows_rows
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tui.app import LocaltuneApp
-from tui.screens.start import StartPlan
+from tui.screens.start_facts import StartPlan
 from tui.widgets.charts.plan_bar import PlanView
 
 SIZES = ("80x24", "200x50")
@@ -129,7 +129,7 @@ def test_start_card(
     snap_compare: Compare, app: LocaltuneApp, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, size: str
 ) -> None:
     plan = StartPlan(135_000_000, 1_500_000_000, 22_900_000_000, True, "", 90, 61.0)
-    monkeypatch.setattr("tui.screens.start.find_plan", lambda *_: plan)
+    monkeypatch.setattr("tui.screens.start_facts.find_plan", lambda *_: plan)
     rows = "".join(f"What is {number} plus {number}?,{2 * number}\n" for number in range(200))
     (tmp_path / "faq.csv").write_text("question,answer\n" + rows)
     base = tmp_path / "SmolLM2-135M-Instruct"

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from tui.datasets.here import Here
     from tui.jobs import JobPage
     from tui.screens.choice import ChoiceDialog
-    from tui.screens.start import SeenRows, Start, StartCard
+    from tui.screens.start import StartCard
+    from tui.screens.start_facts import SeenRows, Start
     from tui.session import Session
 
 
@@ -584,7 +585,7 @@ class Starting:
         from core.presets.provenance import find_provenance
         from core.runs.catalog.earlier import Origin
         from tui.panes.config.model import ConfigModel
-        from tui.screens.start import Start
+        from tui.screens.start_facts import Start
 
         name = brief_id(run.id)
         try:
@@ -607,7 +608,7 @@ class Starting:
         from core.config.document import ConfigDocument
         from core.presets.provenance import find_provenance
         from sample_data import path
-        from tui.screens.start import Start
+        from tui.screens.start_facts import Start
 
         try:
             document = ConfigDocument.load(path("tickets.toml"))
@@ -624,7 +625,7 @@ class Starting:
         run = asked or (self._state.view.run if self._state.view is not None else None)
         if run is None or self._refuse_second_run():
             return
-        from tui.screens.start import Start, find_continuation
+        from tui.screens.start_facts import Start, find_continuation
 
         try:
             rest, config = find_continuation(run), run.config()
@@ -747,7 +748,7 @@ class Starting:
         """
         from core.presets.provenance import find_provenance
         from core.runs.catalog.earlier import run_name
-        from tui.screens.start import Start
+        from tui.screens.start_facts import Start
 
         path, state = document.path, self._state
         notes: list[str] = []

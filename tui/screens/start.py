@@ -1,14 +1,13 @@
-"""Start card: the facts of a run before it starts, their lines, and the dialog; only enter starts the run."""
+"""Start card: the lines about a run before it starts, and the dialog; only enter starts the run."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from textual import events, work
 from textual.app import ComposeResult
@@ -17,25 +16,37 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.worker import get_current_worker
 
-from core.analysis.division import HELD_OUT, held_out_count
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Analysis
-from core.config.derived import step_count
+from core.config.derived import holds_out, step_count
 from core.config.schema import Config, options
 from core.errors import UserError
+from core.governor.limits import Limits
+from core.governor.night import working_span
+from core.governor.plan import day_time
 from core.hub_uri import is_hub_entry
 from core.jobs.job import JobCancelledError, JobDiedError, JobProgress
 from core.models.architecture.measuring import telling
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.energy import expected_energy
-from core.runs.record.sentences import brief_id
-from core.runs.record.store import Run, complete_checkpoints
+from core.runs.record.sentences import brief_id, change_words
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
-from tui.datasets.marks import OF_THE_WHOLE
 from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable, bindings
 from tui.screens.overlay import Overlay
+from tui.screens.start_facts import (
+    Continuation,
+    Found,
+    SeenRows,
+    Start,
+    StartPlan,
+    StartRows,
+    analysis_job,
+    find_flaw,
+    find_warnings,
+    plan_of,
+)
 from tui.shell import shell_of
 from tui.widgets.charts.plan_bar import fit_words
 from tui.widgets.forms.ask_bar import AnswerKeys
@@ -43,206 +54,16 @@ from tui.widgets.forms.option_field import format_value
 from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock, clip
 
-if TYPE_CHECKING:
-    from core.analysis.job import AnalysisJob
-    from core.config.facts import Unkept
-    from core.memory.planner import Source
-    from core.runs.outlook.estimate import PaceBook
-
-
 #: Columns of the labels.
 LABEL_WIDTH = 10
 #: Lines kept free for warnings, so that none of the others moves when one is found.
 WARNING_LINES = 3
 #: Columns of the longest names of files, tried in order until the line has room.
-_NAME_WIDTHS = (40, 30, 20)
+_NAME_WIDTHS = (40, 30, 20, 12)
 #: Columns of the longest value shown beside the name of its option, and the most options that are listed.
 _VALUE_WIDTH, _MOST_LISTED = 24, 12
-
-
-@dataclass(frozen=True)
-class StartRows:
-    """Rows of a run, as far as they are known.
-
-    Args:
-        used: Rows trained on.
-        held_out: Rows measured on.
-        dropped: Rows that are not used, by reason.
-        look: Used rows that are worth a look.
-        doubts: Problems of the data as a whole, as sentences.
-        is_exact: True once all rows have been analyzed.
-        progress: The progress of the analysis, or the reason why it failed.
-        refusal: The reason why a run cannot read the rows either; empty for none.
-    """
-
-    used: int | None = None
-    held_out: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    look: int = 0
-    doubts: tuple[str, ...] = ()
-    is_exact: bool = False
-    progress: str = ""
-    refusal: str = ""
-
-    @classmethod
-    def counted(cls, count: int | None, config: Config, progress: str = "") -> StartRows:
-        """Rows known by their number alone."""
-        if count is None:
-            return cls(progress=progress)
-        kept_out = held_out_count(count, config.data.eval_share)
-        return cls(count - kept_out, kept_out, progress=progress)
-
-    @classmethod
-    def analyzed(cls, analysis: Analysis) -> StartRows:
-        """Rows as found by a complete analysis."""
-        dropped = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
-        return cls(
-            analysis.used,
-            analysis.dropped.get(HELD_OUT, 0) + analysis.eval_rows,
-            dropped,
-            sum(
-                problem.count
-                for problem in analysis.problems
-                if problem.kind.level == "warn" and problem.code not in OF_THE_WHOLE
-            ),
-            tuple(problem.kind.title for problem in analysis.problems if problem.code in OF_THE_WHOLE),
-            is_exact=True,
-        )
-
-
-@dataclass(frozen=True)
-class SeenRows:
-    """Rows of a run as known to another part of the app.
-
-    Args:
-        count: The number of rows; None while they are counted.
-        analysis: The complete analysis; None while it is running, or if it failed.
-        progress: Its progress, or the reason why it failed.
-        is_over: True if the analysis has ended.
-        refusal: The reason why a run cannot read the rows either; empty for none.
-    """
-
-    count: int | None
-    analysis: Analysis | None
-    progress: str = ""
-    is_over: bool = False
-    refusal: str = ""
-
-
-@dataclass(frozen=True)
-class StartPlan:
-    """Expected memory and time of a run.
-
-    Args:
-        parameters: Parameters of the base model; None if unknown.
-        needed: Bytes of memory.
-        free: Free bytes; None if unknown.
-        fits: True if the memory suffices; None if unknown.
-        advice: The best change that would make it fit; empty if it fits.
-        steps: Optimizer steps; None if unknown.
-        seconds: Duration of the steps; None if unknown.
-        watt_hours: Energy of the steps; None if no earlier run measured it and the device reports no power
-            limit.
-        pace_of: The earlier run whose pace is used; empty for a guess.
-        is_planned: The estimate is by the memory plan; its energy is then an upper bound.
-        early_end: Words on the limit that ends the run before its last step; empty for none.
-        problem: The reason why nothing is known.
-        seconds_per_step: The pace of a continued run; None if unknown.
-        unmet: The deadline or energy limit that cannot be met.
-        is_rough: The memory is a rough bound, because the model has not been measured yet.
-    """
-
-    parameters: int | None = None
-    needed: int = 0
-    free: int | None = None
-    fits: bool | None = None
-    advice: str = ""
-    steps: int | None = None
-    seconds: float | None = None
-    watt_hours: float | None = None
-    pace_of: str = ""
-    problem: str = ""
-    seconds_per_step: float | None = None
-    is_planned: bool = False
-    unmet: tuple[Unkept, ...] = ()
-    early_end: str = ""
-    is_rough: bool = False
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Rest of a continued run.
-
-    Args:
-        run: The run.
-        state: Its state, ``stopped`` or another end.
-        step: The step of the checkpoint to continue from.
-        saved: Time of that checkpoint, in Unix seconds; None if unknown.
-        total: Steps of the whole run; 0 if unknown.
-        done: The last finished step; steps after the checkpoint are repeated.
-    """
-
-    run: Run
-    state: str
-    step: int
-    saved: float | None
-    total: int
-    done: int
-
-    @property
-    def left(self) -> int | None:
-        """Number of steps left; None if unknown."""
-        return max(self.total - self.step, 0) if self.total else None
-
-
-@dataclass(frozen=True)
-class Start:
-    """A run about to start.
-
-    Args:
-        config: The checked configuration.
-        name: Its subject, the end of the run's id.
-        values: The sources of its values; None for no such line.
-        is_choosing: A preset is being chosen for it, and a start waits for that.
-        former: The name of the previous configuration, which a key brings back; empty for none.
-        notes: Remarks that do not depend on the facts found in the background.
-        continuation: The continued run; None for a new run.
-        has_form: The configuration is open in the Config pane and can be changed there.
-        title: The title of the card.
-    """
-
-    config: Config
-    name: str
-    values: Provenance | None = None
-    is_choosing: bool = False
-    former: str = ""
-    notes: tuple[str, ...] = ()
-    continuation: Continuation | None = None
-    has_form: bool = False
-    title: str = "Start a run"
-
-    @property
-    def train(self) -> list[str]:
-        """The entries of ``data.train``."""
-        train = self.config.data.train
-        return [train] if isinstance(train, str) else list(train)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Facts found so far.
-
-    Args:
-        rows: The rows.
-        plan: Memory and time; None while they are being estimated.
-        warnings: Warnings of the rules between options.
-        flaw: The reason why the files of the base model would be refused; empty for none.
-    """
-
-    rows: StartRows = field(default_factory=StartRows)
-    plan: StartPlan | None = None
-    warnings: tuple[str, ...] = ()
-    flaw: str = ""
+#: Ends of the names of options that limit the device or end the night.
+_LIMITS = ("_limit_c", "power_limit_w", "deadline", "energy_kwh")
 
 
 def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: float) -> list[Content]:
@@ -263,18 +84,18 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
         lines.append(("run", Content(f"{one_line(goes_on.run.id, 60)} · {goes_on.state}")))
     lines.append(("data", Content(_data(start, found.rows, room))))
     if goes_on is None:
-        lines.append(("held out", Content(_held_out(start, found.rows, room))))
         lines.append(("dropped", _dropped(start, found.rows, keys, room)))
-    lines.append(("model", Content(_model(start.config, plan))))
-    lines.append(("method", Content(_method(start.config))))
     if start.values is not None:
         lines.append(("values", Content(_values(start, start.values, keys, room))))
     if goes_on is not None:
         lines += [("from", Content(_from(goes_on))), ("left", Content(_left(goes_on)))]
-        lines.append(("time", _rest(goes_on, plan, now)))
-    else:
-        lines.append(("steps", Content(_steps(start.config, found))))
-        lines.append(("time", _time(plan, found.rows)))
+    lines.append(("time", _time(plan, found.rows, room) if goes_on is None else _rest(goes_on, plan)))
+    lines.append(("night", _night(start.config, plan, now)))
+    lines.append(("model", Content(_model(start.config, plan))))
+    lines.append(("method", Content(_method(start.config))))
+    if goes_on is None:
+        lines.append(("steps", Content(_steps(start.config, found, room))))
+        lines.append(("measured", Content(_measured(start.config, found))))
     lines.append(("memory", _memory(plan)))
     shown = [
         Content.assemble((fit(label, LABEL_WIDTH), "$muted"), text.truncate(room, ellipsis=True))
@@ -317,32 +138,29 @@ def _warning(text: str, width: int, most: int) -> list[str]:
 
 
 def _data(start: Start, rows: StartRows, room: int) -> str:
-    """The training files, and the number of training rows."""
+    """The training files with their number of rows, and the held-out rows with their source."""
     if start.continuation is not None or (rows.used is None and rows.refusal):
-        count = ""
-    elif rows.used is None:
-        count = " · …"
-    else:
-        count = f" · {'' if rows.is_exact else '~'}{counted(rows.used, 'row')}"
-    return _fitting([f"{_names(start.train, width)}{count}" for width in _NAME_WIDTHS], room)
+        return _fitting([_names(start.train, width) for width in _NAME_WIDTHS], room)
+    count = "…" if rows.used is None else f"{'' if rows.is_exact else '~'}{counted(rows.used, 'row')}"
+    texts = (f"{_names(start.train, width)} · {count}{_held_out(start, rows, width)}" for width in _NAME_WIDTHS)
+    return _fitting([*texts], room)
 
 
-def _held_out(start: Start, rows: StartRows, room: int) -> str:
-    """The number of held-out rows, and their source."""
+def _held_out(start: Start, rows: StartRows, width: int) -> str:
+    """The number of held-out rows and their source, to follow the training rows."""
     data, about = start.config.data, "" if rows.is_exact else "~"
     if data.eval is not None:
         # Their number is known once they have been read.
-        count = counted(rows.held_out, "row") if rows.is_exact else "rows"
-        entries = [data.eval] if isinstance(data.eval, str) else data.eval
-        return _fitting([f"{count} of {_names(entries, width)}" for width in _NAME_WIDTHS], room)
+        count = counted(rows.held_out, "row") if rows.is_exact else "the rows"
+        return f" + {count} of {_names([data.eval] if isinstance(data.eval, str) else data.eval, width)}"
     if not data.eval_share or (rows.used is not None and not rows.held_out):
-        return "none, so nothing is measured"
+        return ", none held out: nothing is measured"
     if rows.used is None:
-        return "…"
+        return ""
     first = start.train[0]
     is_file = not is_hub_entry(first) and "#" not in first and Path(first).suffix
     noun = "files" if len(start.train) > 1 else "file" if is_file else "data"
-    return f"{about}{counted(rows.held_out, 'row')} of the same {noun}"
+    return f" + {about}{format_count(rows.held_out)} held out of the same {noun}"
 
 
 def _names(entries: Sequence[str], width: int) -> str:
@@ -438,30 +256,96 @@ def _method(config: Config) -> str:
     return f"{method.name}{rank}{objective} · learning rate {rate} · batch {train.batch_size}"
 
 
-def _steps(config: Config, found: Found) -> str:
-    rows, train = found.rows, config.train
+def _steps(config: Config, found: Found, room: int) -> str:
+    """The number of steps and its origin, and the origin of their pace, as detailed as fits."""
+    rows, train, plan = found.rows, config.train, found.plan
     steps = step_count(config, rows.used)
     if steps is None:
         return "…"
-    if found.plan is not None and found.plan.early_end:
-        return found.plan.early_end
     about = "" if rows.is_exact or train.max_steps is not None else "~"
-    passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'} over the rows"
-    return f"{about}{counted(steps, 'step')} · {'train.max_steps' if train.max_steps is not None else passes}"
+    passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'}"
+    number = f"{about}{counted(steps, 'step')} · "
+    forms = [f"{number}train.max_steps"] if train.max_steps is not None else [f"{number}{passes} over the rows"]
+    if plan is not None and plan.early_end:
+        forms = [plan.early_end]
+    elif train.max_steps is None:
+        forms.append(f"{number}{passes}")
+    if plan is None or plan.seconds is None:
+        return forms[0]
+    if plan.is_planned:
+        source = "by the plan: no run like it yet"
+    elif not plan.pace_of:
+        source = "a guess: no run like it yet"
+    else:
+        source = f"pace of {plan.runs} runs" if plan.runs > 1 else f"pace of {brief_id(plan.pace_of)}"
+    energy = expected_energy(plan.watt_hours, is_most=plan.is_planned)
+    beside = [f" · {source}{' · ' * bool(energy)}{energy}", f" · {source}", ""]
+    return _fitting([f"{form}{more}" for more in beside for form in forms], room)
 
 
-def _time(plan: StartPlan | None, rows: StartRows) -> Content:
+def _measured(config: Config, found: Found) -> str:
+    """The number of evaluations and their contents: ``3 times: 12 rows, the general probe, 3 answers``."""
+    asks, rows = config.eval, found.rows
+    if not holds_out(config) and asks.prompts is None:
+        return "nothing, as no rows are held out"
+    parts = []
+    if holds_out(config):
+        number = min(rows.held_out, asks.max_rows)
+        parts.append(f"{'' if rows.is_exact else '~'}{counted(number, 'row')}" if number else "the rows held out")
+        parts += ["the general probe"] if asks.probe else []
+    if asks.prompts is not None:
+        parts.append("answers to eval.prompts")
+    elif asks.exact_match:
+        parts.append("an answer to each")
+    elif asks.samples:
+        parts.append(counted(asks.samples, "answer"))
+    number = found.plan.evaluations if found.plan is not None else 0
+    times = "at the end: " if number == 1 else f"{number} times: " if number else ""
+    return f"{times}{', '.join(parts)}"
+
+
+def _time(plan: StartPlan | None, rows: StartRows, room: int) -> Content:
+    """The duration of the run and its parts, as detailed as fits."""
     if plan is None:
         return Content.styled("…", "$muted")
     if plan.seconds is None:
         waits = not plan.problem and not rows.is_exact
         return Content.styled("…" if waits else "not known before the first steps", "$muted")
-    energy = expected_energy(plan.watt_hours, is_most=plan.is_planned)
-    source = f"at the pace of {one_line(plan.pace_of, 60)}" if plan.pace_of else "a guess: no run like it here yet"
-    source = "by the plan: no run like it here yet" if plan.is_planned else source
-    return Content.assemble(
-        f"~{format_duration(_rounded(plan.seconds))}{' · ' * bool(energy)}{energy}", (f" · {source}", "$muted")
-    )
+    whole = _about(plan.seconds)
+    if len(plan.parts) < 2:
+        return Content(whole)
+    forms = [" + ".join(f"{name} {_about(seconds)}" for name, seconds in plan.parts)]
+    forms.append(" + ".join(f"{name.rpartition(' ')[2]} {_about(seconds)}" for name, seconds in plan.parts))
+    return Content(_fitting([*(f"{whole} = {form}" for form in forms), whole], room))
+
+
+def _about(seconds: float) -> str:
+    return f"~{format_duration(_rounded(seconds))}" if seconds >= 60 else f"~{_rounded(seconds):.0f}s"
+
+
+def _night(config: Config, plan: StartPlan | None, now: float) -> Content:
+    """When the run begins and ends, by its quiet hours, and its other limits."""
+    try:
+        limits = Limits.of(config)
+    except UserError as error:  # the rules between options report it too
+        return Content.styled(one_line(error.message), "$near")
+    seconds = (plan.seconds_left or plan.seconds) if plan is not None else None
+    begin, end = working_span(limits, now, seconds or 0.0)
+    told = []
+    if config.night.quiet_hours is not None:
+        rests = begin > now or (end is not None and seconds is not None and end - begin > seconds + 1)
+        power = f" with {exact_number(limits.quiet_power_w)} W" if limits.quiet_power_w is not None else ""
+        waits = f": waits until {day_time(begin)}" if begin > now else ": pauses in them" if rests else ""
+        told.append(f"quiet {one_line(config.night.quiet_hours, 20)}{power}{waits}")
+    if seconds is not None and end is not None:
+        told.append(f"ends about {day_time(end)}")
+    wishes = {
+        option.name: value
+        for option in options()
+        if option.name.endswith(_LIMITS) and (value := getattr(getattr(config, option.section), option.key)) is not None
+    }
+    told += [change_words(wishes)] if wishes else []
+    return Content(" · ".join(told or ["no quiet hours, no limits"]))
 
 
 def _rounded(seconds: float) -> float:
@@ -495,17 +379,12 @@ def _left(goes_on: Continuation) -> str:
     return f"{counted(goes_on.left, 'step')}{repeated}"
 
 
-def _rest(goes_on: Continuation, plan: StartPlan | None, now: float) -> Content:
+def _rest(goes_on: Continuation, plan: StartPlan | None) -> Content:
     if plan is None:
         return Content.styled("…", "$muted")
-    if plan.seconds_per_step is None or goes_on.left is None:
+    if plan.seconds_left is None or goes_on.left is None:
         return Content.styled("not known before the next steps", "$muted")
-    seconds = plan.seconds_per_step * goes_on.left
-    pattern = "%H:%M" if seconds < 20 * 3600 else "%Y-%m-%d %H:%M"
-    until = format_moment(now + seconds, pattern)
-    return Content.assemble(
-        f"~{format_duration(_rounded(seconds))} · until about {until}", (" · at its pace", "$muted")
-    )
+    return Content.assemble(_about(plan.seconds_left), (" · at its pace, evaluations included", "$muted"))
 
 
 def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
@@ -518,142 +397,6 @@ def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
         if start.former:
             found.append("start.former")
     return [*found, "start.back"]
-
-
-def find_plan(
-    config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook, source: Source = "measured"
-) -> StartPlan:
-    """Plan memory and time; asks the driver and reads headers, so call it from a thread.
-
-    Args:
-        config: The checked configuration.
-        analysis: The complete analysis of the rows, if there is one.
-        used: The number of training rows; None if unknown.
-        paces: Earlier runs.
-        source: As for :func:`core.memory.planner.make_plan`.
-    """
-    from core.models.find import STARTER_NAME, find_model
-    from core.runs.outlook.estimate import cut, tell_early_end
-    from core.runs.outlook.forecast import forecast_here, rough_seconds, unmet
-
-    if find_model(config.model.base) is None:
-        first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
-        return StartPlan(problem=first or "not known: the model is not on this machine")
-    try:
-        found = forecast_here(config, analysis.lengths if analysis is not None else None, used, paces, source)
-    except UserError as error:
-        return StartPlan(problem=error.message)
-    plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
-    if guess is not None and guess.by == "plan" and rows is None:
-        guess = None  # it would be many times too long until the rows are measured
-    seconds, end = (guess.seconds, guess.early_end) if guess is not None else (None, None)
-    if seconds is None and steps is not None and rows is not None and rows.tokens:
-        rough = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
-        seconds, _, end = cut(config, steps, rough, None)
-    advice = ""
-    if found.fits is False and not found.is_rough:
-        first_advice = f" {found.advice[0].text}" if found.advice else ""
-        advice = f"The memory does not suffice.{first_advice}"
-    elif plan.disk_fits is False:
-        advice = "The disk has not enough room for the checkpoints."
-    return StartPlan(
-        parameters=plan.parameters,
-        needed=plan.needed_bytes,
-        free=plan.limit_bytes,
-        fits=found.fits,
-        advice=advice,
-        steps=steps,
-        seconds=seconds,
-        watt_hours=guess.watt_hours if guess is not None else None,
-        pace_of=guess.run if guess is not None else "",
-        is_planned=guess is not None and guess.by == "plan",
-        unmet=tuple(unmet(config, guess, time.time())),
-        early_end=tell_early_end(end) if end is not None else "",
-        is_rough=found.is_rough,
-    )
-
-
-def _plan(start: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
-    """The plan of a new run, or of the rest of one at its own pace; blocks."""
-    from core.runs.outlook.estimate import PaceBook
-
-    plan = find_plan(start.config, analysis, used, PaceBook(), "measured" if measures else "known")
-    if start.continuation is None:
-        return plan
-    return replace(plan, seconds_per_step=_find_pace(start.continuation.run), unmet=())
-
-
-def find_flaw(config: Config) -> str:
-    """The reason why the files of the base model would be refused; empty for none, or if it is no local directory.
-
-    Headers are read by a helper process, so call it from a thread.
-    """
-    from core.models.find import find_model
-    from core.models.sandboxed import check_model_directory
-
-    directory = find_model(config.model.base)
-    if directory is None or not directory.is_dir():
-        return ""
-    try:
-        check_model_directory(directory)
-    except UserError as error:
-        # The name is shorter than the path.
-        return str(error).replace(str(directory), directory.name)
-    return ""
-
-
-def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
-    """Warnings of the rules between options; asks for card and disk, so call it from a thread."""
-    from core.commands.configuration import gather_facts
-    from core.config.rules.check import check_rules
-
-    facts = replace(gather_facts(config), rows=used)
-    return tuple(remark.sentence for remark in check_rules(config, facts) if remark.level == "warning")
-
-
-def analysis_job(config: Config) -> AnalysisJob:
-    """Job that analyzes all rows of a configuration, with tokens if its model is on this machine."""
-    from core.analysis import job
-    from core.analysis.result import request_for
-    from core.analysis.row_samples import tokenizer_directory
-    from core.template.builtin import template_source
-
-    model = template = None
-    # Without tokenizer or template the rows are analyzed without tokens; the run reports the error.
-    with suppress(UserError):
-        template = template_source(config.template.file, config.template.name)
-        model = str(tokenizer_directory(config.model.base))
-    return job.analysis_job(request_for(config, model=model, template=template))
-
-
-def find_continuation(run: Run) -> Continuation:
-    """The rest of a run to continue.
-
-    Raises:
-        UserError: If it cannot be continued.
-    """
-    from core.launch.launcher import refuse_continuation
-
-    state = run.state()
-    refuse_continuation(run, state)
-    checkpoint = complete_checkpoints(run)[-1]
-    step = int(checkpoint.name.rpartition("-")[2])
-    saved = None
-    with suppress(OSError):
-        saved = (checkpoint / "manifest.json").stat().st_mtime
-    return Continuation(run, state.state, step, saved, state.total_steps, max(state.step, step))
-
-
-def _find_pace(run: Run) -> float | None:
-    """Recent seconds per step of a run; None if unknown. Reads its events, so call it from a thread."""
-    from core.runs.catalog.rows import read_totals
-    from core.runs.outlook.estimate import LONGEST_RECORD
-
-    with suppress(OSError):
-        if run.events_path.stat().st_size <= LONGEST_RECORD:
-            steps = read_totals(run.events_path).steps
-            return steps.seconds[-1] / steps.count if steps.seconds else None
-    return None
 
 
 #: The answers of a card; None where the user goes back.
@@ -825,7 +568,7 @@ class StartCard(Overlay[Answer]):
         # First a rough bound, because measuring the model takes seconds.
         for measures in (False, True):
             with telling(is_wanted=lambda: not worker.is_cancelled):
-                plan = await asyncio.to_thread(_plan, self.start, analysis, used, measures)
+                plan = await asyncio.to_thread(plan_of, self.start, analysis, used, measures)
             if config == self.start.config:
                 self._know(plan=plan)
             if not plan.is_rough:
@@ -847,14 +590,21 @@ class StartCard(Overlay[Answer]):
         # The answer may arrive after the card has been left.
         if not self.is_mounted or self._is_left:
             return
-        shell, box = shell_of(self), self._box
+        box = self._box
         if (width := box.content_size.width) > 0:
             self._block.show(self._content(width))
         if box.border_title != self.start.title:
             box.border_title = Content(one_line(self.start.title, 60))
         if (hints := list(hint_keys(self.start, self.found.rows))) != self._hints:
             self._hints = hints
-            box.border_subtitle = Content(shell.keys.hints(hints))
+            box.border_subtitle = self._hint_line(hints)
+
+    def _hint_line(self, hints: Sequence[str]) -> Content:
+        """The keys; the one that starts the run is the brightest thing on the screen."""
+        keys = shell_of(self).keys
+        if hints[0] != "start.start":
+            return Content(keys.hints(hints))
+        return Content.assemble((f" {keys.hints(hints[:1])} ", "$primary bold reverse"), f"  {keys.hints(hints[1:])}")
 
     def _content(self, width: int) -> Content:
         shell = shell_of(self)

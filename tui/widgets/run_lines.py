@@ -9,10 +9,11 @@ from textual.content import Content
 
 from core.governor import words
 from core.runs.outlook.energy import energy_words
-from core.runs.outlook.time_left import Eta, Schedule, eta_words, evaluation_seconds_left
+from core.runs.outlook.time_left import eta_words
 from core.runs.record.sentences import doing, evaluation_count, pending_words, phase_name, progress_words, step_progress
 from core.runs.record.series import Series
 from core.runs.record.state import Rank, silent_words
+from core.runs.record.timings import EVALUATING
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.glyphs import GlyphSet
@@ -133,7 +134,7 @@ def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
     if words:
         return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
     name = view.state.state
-    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {view.state.word}", state_style(name))
+    return Content.styled(f"{STATE_GLYPHS.get(name, '?')} {view.activity}", state_style(name))
 
 
 def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_awaited: bool = False) -> Content:
@@ -153,6 +154,8 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     count = f" {step:{len(str(total))}}/{total}" if total else f" step {step}" if step else ""
     if view.pending:
         count = f" {count}"
+    elif view.activity == EVALUATING:
+        count = f" at step{count}"  # its own counter follows the bar
     share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
     tail = f" {min(share, 1.0):4.0%}" if total else ""
@@ -180,15 +183,12 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
         counted = evaluation_count(state.progress, phase.done, phase.total)
-        done = f" {counted}" if counted else ""
+        is_named = view.activity == EVALUATING and not view.pending
+        words = " ".join(filter(None, ("" if is_named and counted else phase_name(phase.name), counted)))
         if state.state == "paused":
             # The clock of a paused run stands still.
-            return [f"   {phase_name(phase.name)}{done}"]
-        found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
-        left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
-        if left is not None and left >= 1:
-            found.append(f", {eta_words(Eta(0.0, left, 0.0))} left")
-        return found + _eta_texts(view, now)
+            return [f"   {words}"]
+        return [f"   {words} {format_duration(history.phase_elapsed(now))}", *_eta_texts(view, now)]
     if state.state == "training" and answer_awaited:
         return ["   training waits for an answer"]
     if state.state == "training":
@@ -203,7 +203,8 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
     """The time left and its parts, as far as known."""
     if doing(view.pending) in ("stopping", "pausing") or view.state.state != "training" or not view.state.total_steps:
         return []
-    eta = view.eta(now)
+    if (eta := view.eta(now)) is None:
+        return []
     whole, parts = eta_words(eta), eta_words(eta, split=True)
     # Padded, so that the bar does not jump as the time shrinks.
     return [f"   ETA {whole}", parts.removeprefix(whole), " " * (ETA_WIDTH - len(whole))]
@@ -216,6 +217,9 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
     # A parked run last saved its state, and will train again.
     later = _LAST_PHASES if view.state.parked else ()
     begun = {name: phase for name, phase in history.phases.items() if name not in later}
+    is_cut = not view.is_live and view.state.state != "finished"
+    if is_cut and not view.step and begun.keys() > {"training"}:
+        del begun["training"]
     names = [*begun, *(name for name in coming if name not in begun)]
     label_width = max((len(phase_name(name)) for name in names), default=0) + 2
     lines: list[Content] = []
@@ -224,6 +228,10 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
         known, label = begun.get(name), phase_name(name).ljust(label_width)
         if known is None:
             lines.append(Content.styled(f"  {label}", "$muted"))
+            continue
+        if is_cut and name == names[-1]:
+            mark = (f"{STATE_GLYPHS.get(view.state.state, '?')} ", state_style(view.state.state))
+            lines.append(Content.assemble(mark, label, (format_duration(known.seconds).rjust(8), "$muted")))
             continue
         if name != current:
             lines.append(Content.assemble(("✓ ", "$ok"), label, (format_duration(known.seconds).rjust(8), "$muted")))
@@ -234,7 +242,8 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
         if known.total and known.done is not None:
             full, empty = bar(known.done / known.total, 12, glyphs)
             line = Content.assemble(line, "  ", (full, "$meter-fill"), (empty, "$meter-track"))
-            line = Content.assemble(line, f" {known.done}/{known.total}")
+            counted = evaluation_count(view.state.progress, known.done, known.total)
+            line = Content.assemble(line, f" {counted}")
         if known.detail:
             room = max(width - line.cell_length - 3, 0)
             line = Content.assemble(line, "  ", (one_line(known.detail, max(room, 1)), "$muted")) if room > 8 else line

@@ -171,7 +171,7 @@ def _run_segments(
     segments.append(Segment(full, 0, brief))
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None
-    if is_going_on and total and (eta is not None or is_stepping):
+    if eta is not None:
         segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
     if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
         segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from core.analysis.division import held_out_count
-from core.config.derived import holds_out, step_count, usual_steps
+from core.analysis.row_samples import count_rows
+from core.config.derived import step_count, usual_steps
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.calibration import is_known_speed
@@ -22,13 +23,17 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.strategy import Chosen
 from core.runs.outlook.energy import expected_energy
-from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by, positive_number
+from core.runs.outlook.time_left import FORWARD_SHARE, RESULT_SHARE, Schedule, part_tokens, positive_number
 from core.runs.record.history import RunHistory, read_history
 from core.runs.record.store import Run, list_runs
-from core.units import exact_number, format_duration
+from core.units import counted, exact_number, format_duration
 
 #: Most runs examined, newest first, for a comparable one.
 LOOKED_AT = 50
+#: Newest comparable runs whose pace counts.
+PACED = 5
+#: Largest weight of a run in their median, in steps.
+_WEIGHT = 1000
 #: Steps that a run must have done for its pace to be meaningful.
 FEWEST_STEPS = 3
 #: Largest record read for an estimate, in bytes.
@@ -39,19 +44,22 @@ _GREATEST = 1e12
 
 @dataclass(frozen=True)
 class RunPace:
-    """The pace of an earlier run.
+    """The pace of an earlier run, or the median of several.
 
     Args:
-        run: Id of the run.
+        run: Id of the run, or of the newest of them.
         tokens_per_second: Tokens without padding over the seconds in steps.
         seconds_per_step: Mean of its steps.
         watt_hours_per_token: Energy over the whole run; None if no device reports power.
         rows_per_step: Its batch size.
         watt_hours_per_second: Energy over the seconds in steps; None if no device reports power.
         work_share: Share of the seconds in steps that was work, and not a rest by the governor.
-        evaluation_seconds: Duration of its newest evaluation; None if it had none.
+        evaluation_factor: Duration of its newest evaluation as a multiple of the expected one, by its tokens and the
+            pace; None if it had none.
         checkpoint_seconds: Duration of a checkpoint; None if it wrote none.
-        evaluated: Contents of its evaluations, to be compared (:func:`evaluated_by`).
+        start_seconds: Duration of loading and rehearsing.
+        steps: Number of steps, its weight in a median.
+        runs: Number of runs.
     """
 
     run: str
@@ -61,16 +69,39 @@ class RunPace:
     rows_per_step: int = 1
     watt_hours_per_second: float | None = None
     work_share: float = 1.0
-    evaluation_seconds: float | None = None
+    evaluation_factor: float | None = None
     checkpoint_seconds: float | None = None
-    evaluated: str = ""
+    start_seconds: float = 0.0
+    steps: int = 1
+    runs: int = 1
 
 
-def evaluated_by(config: Config) -> str:
-    """Contents of each evaluation of a run as a text: two runs with the same text measure as much each time."""
-    rows = {"eval", "eval_share"} | ({"train"} if config.data.eval is None else set())
-    measured = {"max_rows", "exact_match", "samples", "prompts", "probe"}
-    return config.model_dump_json(include={"data": rows, "eval": measured, "chat": {"max_new_tokens"}})
+def median_pace(paces: Sequence[RunPace]) -> RunPace:
+    """The median of some paces, newest first, weighted by their steps: a short run on a busy machine says little."""
+
+    import statistics  # its imports would delay the first screen
+
+    def median(figure: Callable[[RunPace], float | None]) -> float | None:
+        known = [[value] * min(pace.steps, _WEIGHT) for pace in paces if (value := figure(pace)) is not None]
+        return statistics.median(itertools.chain.from_iterable(known)) if known else None
+
+    newest = paces[0]
+    rate, row = (
+        median(lambda pace: pace.tokens_per_second),
+        median(lambda pace: pace.seconds_per_step / pace.rows_per_step),
+    )
+    return replace(
+        next((pace for pace in paces if pace.watt_hours_per_token is not None), newest),
+        run=newest.run,
+        tokens_per_second=rate or newest.tokens_per_second,
+        seconds_per_step=newest.rows_per_step * row if row is not None else newest.seconds_per_step,
+        rows_per_step=newest.rows_per_step,
+        work_share=newest.work_share,
+        evaluation_factor=median(lambda pace: pace.evaluation_factor),
+        checkpoint_seconds=median(lambda pace: pace.checkpoint_seconds),
+        start_seconds=median(lambda pace: pace.start_seconds) or 0.0,
+        runs=len(paces),
+    )
 
 
 class PaceBook:
@@ -88,18 +119,22 @@ class PaceBook:
         self._paces: dict[str, RunPace | None] = {}
 
     def pace(self, config: Config) -> RunPace | None:
-        """Pace of the newest run with the same base, method, device and gradient checkpointing; None if there
-        is none.
+        """Median pace of the newest runs with the same base, method, device and gradient checkpointing, and with the
+        same batch size where there are any; None if there is none.
         """
         mine = os.path.realpath(config.model.base)
+        found: list[RunPace] = []
         for run, other, theirs in self._runs:
             if not _is_alike(config, mine, other, theirs):
                 continue
             if run.id not in self._paces:
                 self._paces[run.id] = _pace(run, other)
             if (pace := self._paces[run.id]) is not None:
-                return pace
-        return None
+                found.append(pace)
+            if len(found) == PACED:
+                break
+        found = [pace for pace in found if pace.rows_per_step == config.train.batch_size] or found
+        return median_pace(found) if found else None
 
 
 def _readable(runs: Iterable[Run]) -> Iterator[tuple[Run, Config]]:
@@ -118,31 +153,45 @@ def _is_alike(config: Config, mine: str, other: Config, theirs: str) -> bool:
 
 
 def _pace(run: Run, config: Config) -> RunPace | None:
-    try:
-        if run.events_path.stat().st_size > LONGEST_RECORD:
-            return None
-    except OSError:
-        return None
-    history = read_history(run)
+    with suppress(OSError):
+        if run.events_path.stat().st_size <= LONGEST_RECORD:
+            return pace_of(run.id, config, read_history(run))
+    return None
+
+
+def pace_of(run: str, config: Config, history: RunHistory) -> RunPace | None:
+    """The pace of a run by its id, configuration and history; None if it has done too few steps."""
     rate, steps = history.tokens_per_second, history.step_count
     if rate is None or steps < FEWEST_STEPS:
         return None
     energy = history.energy_wh if history.energy_wh and history.energy_wh > 0 else None
     pace = RunPace(
-        run.id,
+        run,
         rate,
         history.step_seconds / steps,
         energy / history.tokens if energy and history.tokens else None,
         config.train.batch_size,
         energy / history.step_seconds if energy else None,
         history.work_share,
-        history.timings.evaluation_seconds,
+        _evaluation_factor(config, history, rate),
         history.timings.checkpoint_seconds,
-        evaluated_by(config),
+        sum(phase.seconds for name, phase in history.phases.items() if name in _STARTING),
+        steps,
     )
     # Implausible figures predict nothing.
     figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)
     return pace if all(figure is None or 0 < figure < _GREATEST for figure in figures) else None
+
+
+#: Phases of a run before its first evaluation or step.
+_STARTING = ("importing", "preparing_data", "loading_model", "rehearsing")
+
+
+def _evaluation_factor(config: Config, history: RunHistory, rate: float) -> float | None:
+    """Duration of the newest evaluation of a run as a multiple of the expected one."""
+    measured = history.timings.evaluation_seconds
+    tokens = sum(part_tokens(history.timings, Schedule.of_config(config)).values())
+    return measured * rate / (tokens * FORWARD_SHARE) if measured and tokens else None
 
 
 _SECONDS_PER_HOUR = 3600
@@ -257,7 +306,7 @@ class Estimate:
     """Estimated duration and energy, cut at the limits of the run.
 
     Args:
-        seconds: Duration of the optimizer steps, and of ``between_seconds``.
+        seconds: Duration of the run: of the optimizer steps, and of ``between_seconds``.
         steps: Number of optimizer steps, including steps after an early end.
         watt_hours: Energy of the steps; by the plan, an upper bound. None if the earlier run had no reading, or the
             device reports no power limit.
@@ -268,8 +317,10 @@ class Estimate:
         early_end: The early end by a limit; None if the run does all its steps.
         work_share: Share of the steps' duration that is work at full speed; the governor of the earlier run made it
             rest for the remainder.
-        between_seconds: Duration of the evaluations and checkpoints, as measured in the earlier run; 0 by the plan,
-            which does not model them.
+        between_seconds: Duration of all that is no step: loading, evaluations, checkpoints, the result.
+        evaluations: Number of evaluations, the last one included.
+        evaluation_seconds: Their duration, and that of the first look at probe and samples, in ``between_seconds``.
+        runs: Number of earlier runs whose median pace it is; 0 by the plan.
     """
 
     seconds: float
@@ -282,6 +333,19 @@ class Estimate:
     early_end: EarlyEnd | None = None
     work_share: float = 1.0
     between_seconds: float = 0.0
+    evaluations: int = 0
+    evaluation_seconds: float = 0.0
+    runs: int = 0
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """The parts of its duration with their seconds, ``156 steps``, ``24 evaluations``, ``loading and saving``; none
+        is shorter than a second. An early end leaves out the number of steps."""
+        seconds = self.seconds - self.between_seconds, self.between_seconds - self.evaluation_seconds
+        steps = counted(self.steps, "step") if self.early_end is None else "steps"
+        evaluations = counted(self.evaluations, "evaluation") if self.early_end is None else "evaluations"
+        parts = (steps, seconds[0]), (evaluations, self.evaluation_seconds), ("loading and saving", seconds[1])
+        return tuple(part for part in parts if part[1] >= 1)
 
     @property
     def full_speed_seconds(self) -> float:
@@ -345,8 +409,15 @@ def expected(
 def limited(config: Config, found: Estimate) -> Estimate:
     """An estimate of all steps of a run, cut at its limits."""
     seconds, energy, end = cut(config, found.steps, found.seconds, found.watt_hours, is_most=found.by == "plan")
-    between = found.between_seconds * (seconds / found.seconds if found.seconds > 0 else 1.0)
-    return replace(found, seconds=seconds, watt_hours=energy, early_end=end, between_seconds=between)
+    share = seconds / found.seconds if found.seconds > 0 else 1.0
+    return replace(
+        found,
+        seconds=seconds,
+        watt_hours=energy,
+        early_end=end,
+        between_seconds=share * found.between_seconds,
+        evaluation_seconds=share * found.evaluation_seconds,
+    )
 
 
 def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None = None) -> Estimate | None:
@@ -373,23 +444,63 @@ def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None
         each = pace.watt_hours_per_token
         energy = None if each is None else each * tokens
         seconds = tokens / pace.tokens_per_second
-    between = _between(config, pace, steps, _trained_rows(config, kept, count))
-    return Estimate(seconds + between, steps, energy, pace.run, work_share=pace.work_share, between_seconds=between)
+    found = Estimate(seconds, steps, energy, pace.run, work_share=pace.work_share, runs=pace.runs)
+    return with_evaluations(config, found, pace, kept, count)
 
 
-def _between(config: Config, pace: RunPace, steps: int, rows: int | None) -> float:
-    """Seconds of the evaluations and checkpoints of a run, as measured in an earlier run; evaluations only if both runs
-    evaluate the same."""
-    checkpoint, evaluation = pace.checkpoint_seconds or 0.0, 0.0
-    checkpoints = checkpoints_by(steps - 1, config.checkpoint.every_steps, steps) + 1
-    if pace.evaluation_seconds is not None and pace.evaluated == evaluated_by(config):
-        evaluation = pace.evaluation_seconds
-    asks = config.eval
+def with_evaluations(config: Config, found: Estimate, pace: RunPace, kept: Rows | None, count: int | None) -> Estimate:
+    """An estimate of the steps alone with all that comes beside them: loading, evaluations, checkpoints, the result.
+
+    Args:
+        config: Configuration of the run.
+        found: The estimate of its steps.
+        pace: The pace that evaluations are estimated by.
+        kept: Lengths of the rows that are not dropped, held-out rows included; None if unknown.
+        count: Number of rows trained on, if their lengths are unknown.
+    """
+    schedule, rows = Schedule.of_config(config), _trained_rows(config, kept, count)
+    row, share = pace.tokens_per_second * pace.seconds_per_step / pace.rows_per_step, _ANSWER_SHARE
+    if kept is not None and kept.tokens is not None:
+        row, share = kept.tokens / kept.count, min(kept.supervised, _ANSWER_SHARE)
+    answer = row * share
+    held_out = held_out_rows(config, rows) if schedule.measures else 0
+    parts = schedule.evaluation_tokens(held_out, held_out * row, min(answer, config.chat.max_new_tokens))
     per_epoch = math.ceil(rows / config.train.batch_size) if rows else None
-    evaluations = evaluations_by(steps - 1, asks.every_steps, asks.every_epochs, per_epoch) + 1 + asks.baseline
-    if not holds_out(config) and asks.prompts is None:
-        evaluations = 0
-    return evaluations * evaluation + (checkpoints + RESULT_SHARE) * checkpoint
+    between = schedule.evaluations_by(found.steps - 1, per_epoch)
+    number = between + 1 + schedule.baseline if schedule.evaluates else 0
+    first = 0.0 if schedule.baseline else parts["probe"] + parts["samples"]
+    tokens = number * sum(parts.values()) + first
+    evaluation = tokens * FORWARD_SHARE / pace.tokens_per_second * (pace.evaluation_factor or 1.0)
+    checkpoints = schedule.checkpoints_by(found.steps - 1, found.steps) + 1
+    saving = (checkpoints + RESULT_SHARE) * (pace.checkpoint_seconds or 0.0)
+    beside = evaluation + saving + pace.start_seconds
+    return replace(
+        found,
+        seconds=found.seconds + beside,
+        between_seconds=beside,
+        evaluations=number,
+        evaluation_seconds=evaluation,
+    )
+
+
+#: Largest share of a row's tokens that its answer is taken to have: what is not counted counts as learned entirely.
+_ANSWER_SHARE = 0.5
+
+
+def held_out_rows(config: Config, rows: int | None) -> int:
+    """Number of rows measured on; as many as there may be where they cannot be counted.
+
+    Args:
+        config: Configuration of the run.
+        rows: Number of rows trained on; None if unknown.
+    """
+    data, most = config.data, config.eval.max_rows
+    if data.eval is not None:
+        with suppress(UserError, OSError):
+            most = min(count_rows([data.eval] if isinstance(data.eval, str) else data.eval).rows, most)
+    elif rows is not None:
+        most = min(round(rows * data.eval_share / (1 - data.eval_share)), most)
+    return most
 
 
 def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int | None) -> Estimate | NoEstimate:
@@ -414,7 +525,23 @@ def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int |
         assumed.append(f"rows of {chosen.plan.micro_batch.length} tokens")
     if not is_known_speed(machine.device, machine.calibration):
         assumed.append("the speed of a common card")
-    return Estimate(seconds, steps, energy, "", "plan", tuple(assumed), machine.elsewhere)
+    found = Estimate(seconds, steps, energy, "", "plan", tuple(assumed), machine.elsewhere)
+    kept, tokens = _kept(config, rows or planned.rows), float(chosen.plan.micro_batch.length)
+    if kept is not None and kept.tokens is not None:
+        tokens = kept.tokens / kept.count
+    return with_evaluations(config, found, pace_of_steps(config, found, tokens), _kept(config, rows), count)
+
+
+def pace_of_steps(config: Config, found: Estimate, row_tokens: float) -> RunPace:
+    """The pace by which an estimate of the steps was made.
+
+    Args:
+        config: Configuration of the run.
+        found: The estimate of its steps alone.
+        row_tokens: Mean tokens of a row.
+    """
+    each, size = max(found.seconds, 1e-9) / max(found.steps, 1), config.train.batch_size
+    return RunPace("", size * row_tokens / each, each, None, size)
 
 
 def lack_of_speed(machine: Machine) -> NoEstimate | None:
@@ -449,7 +576,7 @@ def estimate_words(found: Estimate) -> EstimateWords:
 
 def _basis(found: Estimate) -> str:
     if found.by == "pace":
-        return f"at the pace of {found.run}"
+        return f"at the pace of {found.run}" if found.runs < 2 else f"at the median pace of {found.runs} earlier runs"
     why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
     return f"by the plan ({why}{tell_assumed(found.assumed)})"
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.runs.record.timings import PARTS, EvaluationTiming, Timings
 from core.units import format_duration
+
+if TYPE_CHECKING:
+    from core.config.schema import Config
 
 #: Checkpoints in a run without checkpoint.every_steps.
 DEFAULT_CHECKPOINTS = 10
 #: Added to a quotient that rounding may leave just below a whole number.
 _ROUNDING = 1e-9
 _MOST = 1e15
+#: Rows of a batch of answers; tokens measured in the time of a decoding step, which reads all weights, and for each row
+#: of the batch; factor and margin by which the longest answer of a batch, which the others wait for, is longer than the
+#: mean.
+BATCH_ROWS, DECODED_TOKENS, ROW_TOKENS, LONGER, MARGIN_TOKENS = 32, 56, 4, 1.25, 16
+#: Tokens of the general probe, by a usual tokenizer and template.
+PROBE_TOKENS = 3000
 
 
 def evaluations_by(
@@ -56,11 +65,17 @@ class Schedule:
     """True if they are answered as well (``eval.exact_match``)."""
     samples: int = 0
     """Sample answers at each evaluation besides."""
+    probe: bool = False
+    """True if the general probe is measured as well (``eval.probe``)."""
+    baseline: bool = False
+    """True if the untouched model is evaluated; without it, only the probe and the samples are measured at first."""
     prompts: bool = False
     """True if these answer prompts of their own (``eval.prompts``), whose expected length is unknown."""
     eval_steps: int | None = None
     eval_epochs: float | None = None
     checkpoint_steps: int | None = None
+    batch_rows: int = 8
+    """Rows of an optimizer step."""
     for_file: bool = False
     """True if the last steps train the weights of a file (``method.train_for``), which takes longer."""
 
@@ -71,7 +86,7 @@ class Schedule:
         Args:
             values: ``section.key`` to value, unchecked, as in ``run.toml``; missing options have their defaults.
         """
-        from core.config.schema import EvalSection
+        from core.config.schema import EvalSection, TrainSection
 
         share = positive_number(values.get("data.eval_share"))
         measures = bool(values.get("data.eval")) or bool(share)
@@ -83,11 +98,20 @@ class Schedule:
             answers=answers,
             prompts=prompts,
             samples=max(samples, 1) if prompts else samples if measures and not answers else 0,
+            probe=measures and values.get("eval.probe") is not False,
+            baseline=values.get("eval.baseline") is True,
             eval_steps=positive_count(values.get("eval.every_steps")),
             eval_epochs=positive_number(values.get("eval.every_epochs")),
             checkpoint_steps=positive_count(values.get("checkpoint.every_steps")),
+            batch_rows=positive_count(values.get("train.batch_size")) or TrainSection().batch_size,
             for_file=values.get("method.train_for") is not None,
         )
+
+    @classmethod
+    def of_config(cls, config: Config) -> Schedule:
+        """The schedule of a checked configuration."""
+        sections = config.model_dump()
+        return cls.of({f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()})
 
     def changed(self, settings: Mapping[str, Any]) -> Schedule:
         """The schedule with changes to the live run."""
@@ -106,6 +130,23 @@ class Schedule:
         if not self.for_file or step > (before := steps_before_file(total)):
             return float(left)
         return left + (FILE_SLOWNESS - 1) * min(left, total - before)
+
+    def evaluation_tokens(self, rows: int, tokens: float, answer: float) -> dict[str, float]:
+        """Duration of each part of an evaluation, as the number of tokens that forward passes read in that time.
+
+        Args:
+            rows: Held-out rows.
+            tokens: Their tokens.
+            answer: Mean tokens of an answer.
+        """
+
+        def decoded(number: int) -> float:
+            steps = answer * LONGER + MARGIN_TOKENS
+            return steps * (math.ceil(number / BATCH_ROWS) * DECODED_TOKENS + number * ROW_TOKENS)
+
+        answered = decoded(rows) if self.answers else 0.0
+        parts = tokens * self.measures, answered, float(PROBE_TOKENS * self.probe), decoded(self.samples)
+        return dict(zip(PARTS, parts, strict=True))
 
     @property
     def evaluates(self) -> bool:
@@ -142,11 +183,8 @@ KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
 CHECKPOINT_SECONDS = 0.3
 #: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
 RESULT_SHARE = 0.25
-#: Measuring a token takes a single pass, training on it three.
+#: Measuring a token takes a single pass, training on it about three.
 FORWARD_SHARE = 1 / 3
-#: Rows of a batch of answers; tokens measured in the time of a decoding step, which reads all weights; factor and
-#: margin by which the longest answer of a batch, which the others wait for, is longer than the mean.
-BATCH_ROWS, DECODED_TOKENS, LONGER, MARGIN_TOKENS = 32, 64, 1.25, 16
 
 
 @dataclass(frozen=True)
@@ -177,10 +215,10 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
         now: Unix seconds; the present step, evaluation or checkpoint counts down with it.
 
     Returns:
-        None before the first step is done, and at the end.
+        None at the end, and before the first step until an evaluation has shown the speed of the machine.
     """
-    pace, step, anchor = timings.seconds_per_step, timings.step, timings.anchor
-    if pace is None or total_steps < 1 or anchor is None or step < 1:
+    pace, step, anchor = timings.seconds_per_step or _first_pace(timings, schedule), timings.step, timings.anchor
+    if pace is None or total_steps < 1 or anchor is None:
         return None
     if timings.paused_since is not None:
         now = min(now, timings.paused_since)
@@ -197,7 +235,7 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
     # The elapsed time of the present part is taken off, down to nothing.
     if current is not None:
-        evaluation += _rest_of(current, timings, each, now)
+        evaluation += _rest_of(current, timings, schedule, now)
     elif timings.phase == "saving" or (not left and not is_evaluation_next):
         saving -= min(elapsed, saving if not evaluations else checkpoint)
     elif is_evaluation_next:
@@ -209,20 +247,8 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     return Eta(steps, evaluation, saving, not known or is_unmeasured)
 
 
-#: Share of an evaluation from which its pace predicts its end.
+#: Share of a part of an evaluation from which its progress predicts its end.
 _TELLING_SHARE = 0.1
-
-
-def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
-    """Seconds left of the evaluation under way; None where there is none, or it is too early to say."""
-    current = timings.evaluation
-    if current is None:
-        return None
-    # Answers come in batches, and the first batch takes longest.
-    has_begun = bool(current.done and current.total) and current.done >= _TELLING_SHARE * current.total
-    if timings.evaluation_seconds is None and not has_begun:
-        return None
-    return _rest_of(current, timings, _evaluation_seconds(timings, schedule), now)
 
 
 def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool:
@@ -256,57 +282,112 @@ def _checkpoints_left(timings: Timings, schedule: Schedule, total: int) -> int:
     return int(due) + between + 1
 
 
+def _answer_tokens(timings: Timings) -> float:
+    """Mean tokens of an expected answer; 0 if unknown."""
+    data = timings.data
+    return data.supervised_tokens / data.used if data is not None and data.used > 0 else 0.0
+
+
+def part_tokens(timings: Timings, schedule: Schedule) -> dict[str, float]:
+    """The parts of an evaluation of a run, as :meth:`Schedule.evaluation_tokens`."""
+    if (data := timings.data) is None:
+        return dict.fromkeys(PARTS, 0.0)
+    return schedule.evaluation_tokens(data.held_out_rows or 0, data.held_out_tokens or 0, _answer_tokens(timings))
+
+
+def _forward_seconds(timings: Timings, schedule: Schedule) -> float | None:
+    """Seconds of a forward pass per token, as an evaluation has shown; None before that."""
+    tokens = part_tokens(timings, schedule)
+    rates = (timings.warm[part] / tokens[part] for part in ("loss", "probe") if part in timings.warm and tokens[part])
+    return next(rates, None)
+
+
+def _first_pace(timings: Timings, schedule: Schedule) -> float | None:
+    """Seconds of a step by the speed of the first evaluation; None before that."""
+    forward, data = _forward_seconds(timings, schedule), timings.data
+    if forward is None or data is None or data.used < 1:
+        return None
+    return forward / FORWARD_SHARE * schedule.batch_rows * data.tokens / data.used
+
+
+def _expected_parts(timings: Timings, schedule: Schedule) -> dict[str, float]:
+    """Expected seconds of the parts of an evaluation that was not measured yet."""
+    trained = timings.seconds_per_token
+    rates = [_forward_seconds(timings, schedule), trained * FORWARD_SHARE if trained is not None else None]
+    forward = min((rate for rate in rates if rate is not None), default=0.0)
+    return {part: forward * tokens for part, tokens in part_tokens(timings, schedule).items()}
+
+
 def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
-    """Seconds of one evaluation: as measured, else from its rows and the pace of training."""
-    measured, data = timings.evaluation_seconds, timings.data
-    answer = data.supervised_tokens / data.used if data is not None and data.used > 0 else 0.0
+    """Seconds of one evaluation: as measured, else from its rows and the speed of the machine."""
+    measured, answer = timings.evaluation_seconds, _answer_tokens(timings)
+    if measured is None:
+        return sum(_expected_parts(timings, schedule).values())
+    if not timings.is_only_base_measured or schedule.prompts or answer <= 0:
+        return measured
+    # The untouched model answers up to the limit, a margin above the longest answer; a tuned model stops earlier.
+    parts = timings.part_seconds
     decoding = answer * LONGER + MARGIN_TOKENS
-    if measured is not None:
-        if not timings.is_only_base_measured or schedule.prompts or answer <= 0:
-            return measured
-        # The untouched model answers up to the limit, a margin above the longest answer; a tuned model stops earlier.
-        parts = timings.part_seconds
-        return measured - (parts.get("answers", 0.0) + parts.get("samples", 0.0)) * MARGIN_TOKENS / decoding
-    if data is None:
-        return 0.0
-    rows, tokens = data.held_out_rows or 0, data.held_out_tokens or 0
-    rate = (timings.seconds_per_token or 0.0) * FORWARD_SHARE
-    loss = timings.evaluation.part_seconds("loss") if timings.evaluation is not None else None
-    if loss is None:
-        loss = tokens * rate
-    elif tokens > 0:
-        rate = min(rate, loss / tokens)
-    passes = math.ceil((rows if schedule.answers else 0) / BATCH_ROWS) + math.ceil(schedule.samples / BATCH_ROWS)
-    return loss + passes * decoding * DECODED_TOKENS * rate
+    return measured - (parts.get("answers", 0.0) + parts.get("samples", 0.0)) * MARGIN_TOKENS / decoding
 
 
-def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: float) -> float:
-    """Seconds left of an evaluation: by the duration of the last one, else by the progress of its present part."""
+def _is_telling(current: EvaluationTiming) -> bool:
+    """True if the progress of its present part predicts its end. Answers come in batches, and the first batch takes
+    longest."""
+    return bool(current.done and current.total) and current.done >= _TELLING_SHARE * current.total
+
+
+def _rest_of(current: EvaluationTiming, timings: Timings, schedule: Schedule, now: float) -> float:
+    """Seconds left of an evaluation: of its present part by its progress, else as expected, and of the later parts by
+    the last evaluation, else as expected."""
     elapsed = max(now - current.began - current.paused, 0.0)
     before = {} if timings.is_only_base_measured else timings.part_seconds
-    in_part = max(now - (current.part_began or current.began), 0.0)
-    if current.part and before.get(current.part):
-        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(current.part) + 1 :])
-        return later + max(before[current.part] - in_part, 0.0)
-    if timings.evaluation_seconds is not None:
-        return max(each - elapsed, 0.0)
-    if current.done and current.total:
-        at = max(current.at - (current.part_began or current.began), 0.0)
-        return max(at * current.total / current.done - in_part, 0.0)
-    return max(each - elapsed, 0.0)
+    if timings.evaluation_seconds is not None and not before.get(current.part):
+        return max(_evaluation_seconds(timings, schedule) - elapsed, 0.0)
+    known = before or _expected_parts(timings, schedule)
+    part = current.part or PARTS[0]
+    whole, later = known.get(part, 0.0), PARTS[PARTS.index(part) + 1 :]
+    began = current.part_began or current.began
+    if not before and _is_telling(current):
+        whole = max(current.at - began, 0.0) * current.total / current.done
+    return max(whole - max(now - began, 0.0), 0.0) + sum(known.get(other, 0.0) for other in later)
+
+
+#: An end that comes later by this factor and so many seconds is shown at once; any other is approached.
+_MUCH, _MUCH_SECONDS = 1.25, 5.0
+
+
+class SteadyEta:
+    """Time left of a live run for a display: it counts down or stands still while the estimates go up and down a
+    little, and rises only if the end comes much later."""
+
+    def __init__(self) -> None:
+        self._left, self._at = 0.0, math.inf
+
+    def follow(self, eta: Eta | None, now: float) -> Eta | None:
+        """The time left to show at a Unix time, for a new estimate; its parts are in proportion."""
+        if eta is None or eta.seconds <= 0:
+            self._at = math.inf
+            return eta
+        shown, left = eta.seconds, self._left
+        if now >= self._at and left - (now - self._at) < shown <= _MUCH * left + _MUCH_SECONDS:
+            shown = min(shown, left)
+        self._left, self._at = shown, now
+        share = shown / eta.seconds
+        return replace(eta, steps=share * eta.steps, evaluation=share * eta.evaluation, saving=share * eta.saving)
 
 
 def eta_words(eta: Eta | None, *, split: bool = False) -> str:
-    """Time left, ``4m 10s``; ``~4m 10s`` for a guess, ``~`` alone if unknown.
+    """Time left, ``4m 10s``; ``~4m 10s`` for a guess, empty if unknown.
 
     Args:
         eta: The time left; None if unknown.
-        split: Whether to list its parts, if there are several: ``4m 10s (steps 2m 05s, evaluation 2m 05s)``.
+        split: Whether to list its parts, if there are several: ``4m 10s (steps 2m 05s, evaluations 2m 05s)``.
     """
     if eta is None:
-        return "~"
+        return ""
     words = ("~" if eta.is_rough else "") + _left(eta.seconds)
-    parts = {"steps": eta.steps, "evaluation": eta.evaluation, "saving": eta.saving}
+    parts = {"steps": eta.steps, "evaluations": eta.evaluation, "saving": eta.saving}
     told = [f"{name} {_left(seconds)}" for name, seconds in parts.items() if seconds >= 1]
     is_worth_it = split and len(told) > 1 and eta.seconds - eta.steps >= 0.05 * eta.seconds
     return f"{words} ({', '.join(told)})" if is_worth_it else words

@@ -222,6 +222,8 @@ VARIED = 0.08
 _FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
 EVALUATING, PARTS = "evaluating", ("loss", "answers", "probe", "samples")
+#: Least share of a part of an evaluation that shows its speed.
+_WARM_SHARE = 0.25
 #: Events that may come during any activity.
 _BESIDE = (events.HardwareEvent, events.MemoryEvent, events.NoticeEvent)
 
@@ -255,6 +257,9 @@ class EvaluationTiming:
     """Duration of each part that is over."""
     measured: bool = False
     """True if it has given a result."""
+    warm: dict[str, float] = field(default_factory=dict)
+    """As :attr:`Timings.warm`."""
+    _first: tuple[int, float] = (0, 0.0)
 
     def progress(self, event: events.PhaseEvent) -> None:
         """Take in a report of progress."""
@@ -265,8 +270,13 @@ class EvaluationTiming:
             if self.part:
                 self.seconds[self.part] = sound(self.at - began)
                 began = self.at
-            self.part, self.part_began = event.detail, began
+            self.part, self.part_began, self._first = event.detail, began, (0, 0.0)
         self.done, self.total, self.at = event.done, event.total, event.t
+        rows, since = self._first
+        if not rows:
+            self._first = event.done, event.t
+        elif event.done - rows >= _WARM_SHARE * event.total:
+            self.warm[event.detail] = sound(event.t - since) * event.total / (event.done - rows)
 
     def part_seconds(self, part: str) -> float | None:
         """Seconds of a part that is over; None for others."""
@@ -295,6 +305,8 @@ class Timings:
         """The evaluation under way."""
         self.evaluated_step: int | None = None
         """Step of the newest evaluation that is over."""
+        self.warm: dict[str, float] = {}
+        """Seconds of a part of an evaluation at the speed after its first batch, which warms the machine up."""
         self.saved_step: int | None = None
         """Step of the newest checkpoint."""
         self.phase = ""
@@ -421,6 +433,7 @@ class Timings:
         if event.name == self.phase and (is_evaluating or event.detail == self.detail):
             if self.evaluation is not None:
                 self.evaluation.progress(event)
+                self.warm |= self.evaluation.warm
             return
         self._close_evaluation(event.t)
         if event.name == "importing":

@@ -165,7 +165,9 @@ def test_rows_are_held_out_where_there_are_enough(cli: CommandLine, work: Path) 
     assert "40 of 400 rows held out (data.eval_share)" in cli.ok("init", "--data", "rows.jsonl", "--out", "a.toml").err
     text = (work / "a.toml").read_text()
     assert "eval_share = 0.1" in text
-    assert "every_epochs = 0.25" in text
+    assert "every_epochs" not in text, "a run so short is measured at its end"
+    cli.ok("init", "--data", "rows.jsonl", "--set", "train.epochs=20", "--set", "eval.samples=0", "--out", "long.toml")
+    assert "every_epochs = 0.5" in (work / "long.toml").read_text()
     assert "# eval =" not in text, "only one of both can say what is held out"
     assert ConfigDocument.load(work / "a.toml").validate().data.eval_share == 0.1
     cli.ok("init", "--data", "rows.jsonl", "--eval", "held-out.jsonl", "--out", "b.toml")

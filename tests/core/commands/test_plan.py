@@ -220,7 +220,8 @@ def test_without_an_earlier_run_the_plan_shows_how_long_it_takes(cli: CommandLin
     assumed = ["rows of 2048 tokens", "the speed of a common card"]
     assert estimate == {
         "steps": 30, "watt_hours": None, "run": "", "by": "plan", "assumed": assumed, "elsewhere": True,
-        "early_end": None, "work_share": 1.0, "between_seconds": 0.0,
+        "early_end": None, "work_share": 1.0, "between_seconds": 0.0, "evaluations": 0,
+        "evaluation_seconds": 0.0, "runs": 0,
     }  # fmt: skip
     out = cli("plan", path, "--gpu-memory", "24GB").out
     what = "rows of 2048 tokens and the speed of a common card assumed"
@@ -234,7 +235,8 @@ def test_an_earlier_run_shows_how_long_it_takes(cli: CommandLine, base: Path) ->
     estimate = cli("plan", path, "--json").json["estimate"]
     assert estimate == {
         "seconds": 120.0, "steps": 30, "watt_hours": None, "run": run.id, "by": "pace", "assumed": [],
-        "elsewhere": False, "early_end": None, "work_share": 1.0, "between_seconds": 0.0,
+        "elsewhere": False, "early_end": None, "work_share": 1.0, "between_seconds": 0.0, "evaluations": 0,
+        "evaluation_seconds": 0.0, "runs": 1,
     }  # fmt: skip
     assert f"about 2m 00s for 30 steps, at the pace of {run.id}" in cli("plan", path).out
     cut = cli("plan", path, "--set", "train.max_hours=0.01").out

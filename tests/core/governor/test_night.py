@@ -12,7 +12,7 @@ import pytest
 from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
 from core.governor.limits import Limits
-from core.governor.night import Course, Night, unmet
+from core.governor.night import Course, Night, unmet, working_span
 from core.governor.promise import Promise
 from core.governor.words import news
 from tests.core.runs.helpers import there
@@ -256,6 +256,22 @@ def test_quiet_hours_are_counted_on() -> None:
     assert run.now <= next_time(parse_time("09:00"), EVENING)
     assert run.told[0].finish == pytest.approx(run.now, abs=600)
     assert run.told[0].quiet_duty == 0.0
+
+
+def test_a_job_waits_through_quiet_hours() -> None:
+    midnight, hour = datetime(2026, 11, 24).timestamp(), 3600.0
+    quiet, quieter = Limits(quiet=parse_span("22:00-07:00")), Limits(quiet=parse_span("22:00-07:00"), quiet_power_w=99)
+    for limits, begin, seconds, expected in (
+        (Limits(), 6, 2, (6, 8)),
+        (quiet, 6, 2, (7, 9)),
+        (quiet, 20, 2, (20, 22)),
+        (quiet, 20, 3, (20, 32)),
+        (quiet, 20, 18, (20, 56)),
+        (quieter, 6, 2, (6, 8)),
+    ):
+        found = working_span(limits, midnight + begin * hour, seconds * hour)
+        assert found == tuple(midnight + there * hour for there in expected), (limits, begin, seconds)
+    assert working_span(quiet, midnight, 1000 * hour)[1] is None
 
 
 def test_other_wishes_are_promised_anew() -> None:

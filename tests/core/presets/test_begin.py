@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from core.config.schema import Config
 from core.presets import begin
 from core.presets.begin import FEWEST_ROWS, MOST_HELD_OUT, held_out_of, hold_out
 from core.presets.begin import begin as begin_with
+from core.presets.choose import Choice
+from core.presets.library import presets
+from tests.cases import cases
+
+CHOICE = Choice(presets()["cpu-small"], None, "", 40.0)
 
 
 def config(directory: Path, rows: list[dict[str, Any]], data: str = "") -> Config:
@@ -39,16 +45,38 @@ def test_never_more_rows_than_are_worth_measuring(rows: int) -> None:
 
 def test_what_the_configuration_says_itself_stays(tmp_path: Path) -> None:
     rows = texts(100)
-    assert held_out_of(config(tmp_path, rows)) == hold_out(100)
-    assert held_out_of(config(tmp_path, rows, 'eval = "rows.jsonl"')) is None
-    assert held_out_of(config(tmp_path, rows, "eval_share = 0.0")) is None
+    assert held_out_of(config(tmp_path, rows), CHOICE) == hold_out(100)
+    assert held_out_of(config(tmp_path, rows, 'eval = "rows.jsonl"'), CHOICE) is None
+    assert held_out_of(config(tmp_path, rows, "eval_share = 0.0"), CHOICE) is None
+
+
+@cases(
+    ("rows", "row_tokens", "more", "interval"),
+    [
+        (100, 40.0, "", None),
+        (100, 40.0, "[train]\nepochs = 30\n", 10.0),
+        (1000, 200.0, "", None),
+        (1000, 200.0, "[train]\nepochs = 3\n", 1.0),
+        (1000, 200.0, "[eval]\nprobe = false\nsamples = 0\n", 0.5),
+        (9000, 200.0, "", 0.25),
+        (9000, 200.0, "[eval]\nexact_match = true\n", 0.5),
+        (9000, None, "", 0.25),
+    ],
+)
+def test_evaluations_take_a_tenth_of_the_time_at_most(
+    tmp_path: Path, rows: int, row_tokens: float | None, more: str, interval: float | None
+) -> None:
+    found = held_out_of(config(tmp_path, texts(rows), more), replace(CHOICE, row_tokens=row_tokens))
+    assert found is not None
+    assert found.every_epochs == interval
+    assert ("eval.every_epochs" in found.values) == (interval is not None)
 
 
 def test_rows_that_are_all_the_same_or_cannot_be_read_are_not_divided(tmp_path: Path) -> None:
-    assert held_out_of(config(tmp_path, [{"text": "again"}] * 100)) is None
+    assert held_out_of(config(tmp_path, [{"text": "again"}] * 100), CHOICE) is None
     found = config(tmp_path, texts(100))
     (tmp_path / "rows.jsonl").unlink()
-    assert held_out_of(found) is None
+    assert held_out_of(found, CHOICE) is None
 
 
 def test_the_beginning_of_a_new_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

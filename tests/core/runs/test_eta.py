@@ -5,14 +5,20 @@ from __future__ import annotations
 import gzip
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from core.runs.outlook.time_left import Eta, Schedule, estimate, eta_words, evaluation_seconds_left
+from core.config.schema import Config
+from core.memory.rows import Rows
+from core.runs.outlook.estimate import RunPace, median_pace, pace_of
+from core.runs.outlook.estimate import estimate as estimate_before
+from core.runs.outlook.time_left import Eta, Schedule, SteadyEta, estimate, eta_words
 from core.runs.record import events
 from core.runs.record.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
+from core.runs.record.history import RunHistory
 from core.runs.record.sentences import pending_words, progress_words, step_progress
 from core.runs.record.state import RunState, StepProgress
 from core.runs.record.store import Run
@@ -117,6 +123,31 @@ def test_from_a_tenth_of_a_recorded_run_on_the_time_left_is_right(name: str) -> 
     assert not wrong, [(moment.step, moment.eta, round(moment.left, 1)) for moment in wrong[:5]]
 
 
+def recorded_pace(name: str) -> tuple[Config, RunHistory, RunPace | None]:
+    """The configuration of a recorded run, its history, and its pace for other runs."""
+    history = RunHistory()
+    for event in recorded(name):
+        history.apply(event)
+    config = Run(RECORDED / name).config()
+    return config, history, pace_of("", config, history)
+
+
+@cases(
+    "name",
+    ["adapters", "answers-at-the-ends", "evaluation-before-steps", "evaluations-and-samples", "large-batches", "varied-lengths"],
+)  # fmt: skip
+def test_before_the_start_the_pace_of_the_other_runs_predicts_the_whole_run(name: str) -> None:
+    config, history, _ = recorded_pace(name)
+    others = [recorded_pace(other) for other in STEADY if other != name]
+    alike = [pace for other, _, pace in others if pace is not None and other.method.name == config.method.name]
+    same = [pace for pace in alike if pace.rows_per_step == config.train.batch_size]
+    data, items = there(history.data), list(recorded(name))
+    rows = Rows([(16, data.used)], data.supervised_tokens / data.tokens, data.tokens)
+    config = config.with_options(train={"max_steps": history.step}, eval={"max_rows": data.held_out_rows or 0})
+    found = there(estimate_before(config, rows, median_pace(same or alike)))
+    assert found.seconds == pytest.approx(items[-1].t - items[0].t, rel=0.25)
+
+
 def test_the_time_left_follows_the_pace_and_is_right_again_when_others_have_gone() -> None:
     """Two other programs took the cores, and the disk, from step 12 to 26; nobody can foresee that, or its end."""
     told = list(moments("disturbed"))
@@ -132,17 +163,21 @@ def test_an_evaluation_before_the_first_step_is_no_part_of_the_steps() -> None:
     items = list(recorded("evaluation-before-steps"))
     schedule = Schedule.of(values_of("evaluation-before-steps"))
     timings, told = Timings(), []
+    firsts: list[float] = []
     for event in items:
         timings.apply(event)
         eta = estimate(timings, schedule, 10, event.t)
         if timings.step == 0:
-            assert eta is None, "nothing is known of the steps while the untouched model is measured"
+            assert eta is None or eta.is_rough
+            firsts += [eta.steps] if eta is not None else []
         elif isinstance(event, StepEvent):
             assert eta is not None
             told.append((event.step, eta.steps, eta.evaluation))
     measured = next(event.seconds for event in items if isinstance(event, events.EvalEvent))
     slowest = max(event.seconds for event in items if isinstance(event, StepEvent))
     assert measured > 20 * slowest
+    assert firsts
+    assert all(steps <= 10 * 1.5 * slowest for steps in firsts), "by the speed of the measurement"
     assert [step for step, _, _ in told] == list(range(1, 11))
     assert all(steps <= (10 - step) * 1.2 * slowest for step, steps, _ in told)
     assert all(evaluation < measured for *_, evaluation in told), "one is left, of a model that stops sooner"
@@ -170,6 +205,20 @@ def test_it_counts_down_within_a_step_but_not_below_what_comes_after() -> None:
     timings = fold(*steady(20))
     left = [left_of(timings, Schedule(), 30, 40.0 + passed).steps for passed in (0.0, 1.0, 2.0, 60.0)]
     assert left == pytest.approx([20.0, 19.0, 18.0, 18.0])
+
+
+def test_the_time_left_that_is_shown_stands_still_rather_than_rises() -> None:
+    steady_eta = SteadyEta()
+
+    def shown(now: float, seconds: float) -> float:
+        return there(steady_eta.follow(Eta(seconds, seconds / 4, 0.0), now)).seconds
+
+    assert shown(0.0, 80.0) == pytest.approx(100.0)
+    assert shown(10.0, 78.0) == pytest.approx(97.5), "it counts down slower where the end has moved"
+    assert shown(12.0, 82.0) == pytest.approx(97.5), "it stands still"
+    assert shown(14.0, 70.0) == pytest.approx(87.5)
+    assert shown(16.0, 120.0) == pytest.approx(150.0), "much later is told at once"
+    assert steady_eta.follow(None, 20.0) is None
 
 
 def test_a_pause_stops_the_clock_and_does_not_count_as_an_evaluation() -> None:
@@ -209,19 +258,27 @@ def test_before_anything_is_known_it_is_a_guess() -> None:
     assert estimate(Timings(), Schedule(), 100, 0.0) is None
     few, many = (left_of(fold(*steady(count)), Schedule(), 100, count * 2.0) for count in (2, 6))
     assert (few.is_rough, many.is_rough) == (True, False)
-    assert (eta_words(None), eta_words(few)[0], eta_words(many)[0]) == ("~", "~", "3")
+    assert (eta_words(None), eta_words(few)[0], eta_words(many)[0]) == ("", "~", "3")
     unmeasured = left_of(fold(*steady(6)), Schedule(measures=True), 100, 12.0)
     assert unmeasured.is_rough, "its evaluation at the end was never measured"
 
 
-def test_an_evaluation_says_how_long_it_still_takes() -> None:
-    timings = fold(PhaseEvent(t=0.0, name="evaluating", total=80))
-    assert evaluation_seconds_left(timings, Schedule(measures=True), 1.0) is None
-    timings.apply(PhaseEvent(t=9.0, name="evaluating", detail="loss", done=1, total=80))
-    assert evaluation_seconds_left(timings, Schedule(measures=True), 9.0) is None, "a batch is under way"
-    timings.apply(PhaseEvent(t=20.0, name="evaluating", detail="loss", done=20, total=80))
-    assert evaluation_seconds_left(timings, Schedule(measures=True), 20.0) == pytest.approx(60.0)
-    assert evaluation_seconds_left(timings, Schedule(measures=True), 30.0) == pytest.approx(50.0)
+def test_before_the_first_step_the_first_evaluation_shows_the_speed_of_the_machine() -> None:
+    data = events.DataEvent(
+        t=0.0, rows=40, used=40, dropped={}, tokens=4000, supervised_tokens=400, longest=200,
+        held_out_rows=8, held_out_tokens=800,
+    )  # fmt: skip
+    schedule = Schedule(measures=True, baseline=True, batch_rows=4)
+    timings = fold(data, PhaseEvent(t=0.0, name="evaluating", total=8))
+    timings.apply(PhaseEvent(t=2.0, name="evaluating", detail="loss", done=2, total=8))
+    assert estimate(timings, schedule, 10, 2.0) is None, "the first batches warm it up"
+    timings.apply(PhaseEvent(t=4.0, name="evaluating", detail="loss", done=4, total=8))
+    # Ten milliseconds a token in a forward pass, thirty in a step of 400 tokens.
+    eta = left_of(timings, schedule, 10, 4.0)
+    assert (eta.steps, eta.evaluation, eta.is_rough) == (pytest.approx(120.0), pytest.approx(4.0 + 8.0), True)
+    asked = replace(schedule, answers=True, probe=True)
+    # Answers to 8 rows take 28.5 decoding steps of 88 tokens, and the probe 3000; twice, as the end is measured too.
+    assert left_of(timings, asked, 10, 4.0).evaluation == pytest.approx(12.0 + 2 * 0.01 * (28.5 * 88 + 3000))
     timings.apply(events.ControlEvent(t=31.0, command="skip_evaluation", sender="socket", result="ok"))
     timings.apply(PhaseEvent(t=31.0, name="training", done=0))
     assert timings.evaluation_seconds is None, "one that was skipped says nothing of the next"
@@ -237,9 +294,9 @@ def test_a_run_that_goes_on_from_an_earlier_step_counts_from_there() -> None:
     ("values", "found"),
     [
         ({}, Schedule()),
-        ({"data.eval": "e.jsonl"}, Schedule(measures=True, samples=3)),
-        ({"data.eval_share": 0.1, "eval.samples": 0}, Schedule(measures=True)),
-        ({"data.eval": "e.jsonl", "eval.exact_match": True}, Schedule(measures=True, answers=True)),
+        ({"data.eval": "e.jsonl"}, Schedule(measures=True, samples=3, probe=True)),
+        ({"data.eval_share": 0.1, "eval.samples": 0, "train.batch_size": 4}, Schedule(True, probe=True, batch_rows=4)),
+        ({"data.eval": "e.jsonl", "eval.exact_match": True, "eval.probe": False}, Schedule(True, answers=True)),
         ({"eval.prompts": "p.txt"}, Schedule(samples=3, prompts=True)),
         ({"eval.every_steps": True, "eval.every_epochs": "x", "checkpoint.every_steps": -1}, Schedule()),
     ],
@@ -286,7 +343,7 @@ def test_progress_within_a_step_is_reported_where_there_is_time_to_read_it() -> 
 
 
 def test_the_split_of_the_time_left_is_reported_where_it_is_more_than_steps() -> None:
-    assert eta_words(Eta(125.0, 120.0, 0.2), split=True) == "4m 05s (steps 2m 05s, evaluation 2m 00s)"
+    assert eta_words(Eta(125.0, 120.0, 0.2), split=True) == "4m 05s (steps 2m 05s, evaluations 2m 00s)"
     assert eta_words(Eta(125.0, 0.0, 0.2), split=True) == "2m 05s"
     assert eta_words(Eta(125.0, 120.0, 0.2)) == "4m 05s"
     assert eta_words(Eta(0.2, 0.0, 0.0)) == "1s"

@@ -59,6 +59,8 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     turns = (("user", 0), ("assistant", 1))
     chats = [{"messages": [{"role": role, "content": pair[at]} for role, at in turns]} for pair in pairs]
     write_lines(tmp_path / "own_chat.jsonl", map(json.dumps, chats))
+    alpaca = [{"instruction": question, "input": "", "output": answer} for question, answer in pairs]
+    (tmp_path / "own_alpaca.json").write_text(json.dumps(alpaca))
     return tmp_path
 
 
@@ -104,9 +106,9 @@ async def start(pilot: Pilot[Any], started: list[Run]) -> str:
 def check_own(got: Mapping[str, Any]) -> None:
     """A run has nothing of the demo's: the preset's values, held-out rows of its own data, and defaults."""
     assert "data.eval" not in got
-    assert (got["data.eval_share"], got["data.format"], got["eval.every_epochs"]) == (0.1, "auto", 0.25)
+    assert (got["data.eval_share"], got["data.format"]) == (0.1, "auto")
     own = {name for name, known in got.items() if not is_same(known, DEFAULTS[name])}
-    assert own <= {*presets()["cpu-small"].values, "data.train", "data.eval_share", "eval.every_epochs"}
+    assert own <= {*presets()["cpu-small"].values, "data.train", "data.eval_share"}
 
 
 async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their_own(
@@ -115,9 +117,9 @@ async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their
     finished_demo()
     async with opened(size=(80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
-        for name in ("own.csv", "own_chat.jsonl"):
+        for name in ("own.csv", "own_chat.jsonl", "own_alpaca.json"):
             await use(pilot, here / name)
-            assert await start(pilot, started) == "preset cpu-small · 2 for the rows · P shows why"
+            assert await start(pilot, started) == "preset cpu-small · 1 for the rows · P shows why"
             check_own(started[-1].values())
         await use(pilot, here / "own.csv", "a")
         await start(pilot, started)
@@ -169,7 +171,7 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
         assert value(again, "train.learning_rate") == 0.002
         await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
         told = await start(pilot, started)
-        assert told == "preset cpu-small · 2 for the rows · you: learning_rate 0.002"
+        assert told == "preset cpu-small · 1 for the rows · you: learning_rate 0.002"
 
 
 async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_is_there(here: Path) -> None:

@@ -43,8 +43,8 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
         assert any("is used for training; r starts." in note.message for note in app._notifications)
         assert value(app, "data.eval_share") == 0.1
-        assert value(app, "eval.every_epochs") == 0.25
-        await press(pilot, "2", until="every 0.25 epochs")
+        assert value(app, "eval.every_epochs") is None, "a run so short is measured at its end"
+        await press(pilot, "2", until="at the end")
         # The notice lies on the line below.
         app.clear_notifications()
         told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"

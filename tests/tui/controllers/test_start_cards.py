@@ -28,7 +28,8 @@ from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
-from tui.screens.start import StartCard, find_flaw
+from tui.screens.start import StartCard
+from tui.screens.start_facts import find_flaw
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         text = screen_text(app)
         assert "step 30 of 120, saved " in text
         assert "90 steps · 3 of them done before and not saved" in text
-        await wait_for(pilot, lambda: "until about" in screen_text(app), 30)
+        await wait_for(pilot, lambda: "done about" in screen_text(app), 30)
         assert not continued
         await press(pilot, "enter", until=lambda: continued == [script.run])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,8 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable
-from tui.screens.start import (
-    LABEL_WIDTH,
-    WARNING_LINES,
-    Continuation,
-    Found,
-    Start,
-    StartPlan,
-    StartRows,
-    card_lines,
-    hint_keys,
-)
+from tui.screens.start import LABEL_WIDTH, WARNING_LINES, card_lines, hint_keys
+from tui.screens.start_facts import Continuation, Found, Start, StartPlan, StartRows
 
 NOW = 1_764_000_000.0
 KEYS = KeyTable()
@@ -59,28 +52,33 @@ HOURS = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
 COUNTED = StartRows.counted(200, config(), "reading 35%")
 EXACT = StartRows(180, 20, is_exact=True)
 METHOD = "qlora rank 16 · learning rate 2e-4 · batch 8"
-GUESS = "a guess: no run like it here yet"
+PASS = "23 steps · 1 pass over the rows"
 
 
 @cases(
     ("found", "wanted"),
     [
-        (Found(), {"data": "faq.csv · …", "held out": "…", "dropped": "looking at every row …", "steps": "…"}),
+        (Found(), {"data": "faq.csv · …", "dropped": "looking at every row …", "steps": "…"}),
+        (
+            Found(),
+            {"night": "no quiet hours, no limits", "measured": "the rows held out, the general probe, 3 answers"},
+        ),
         (Found(), {"model": "smol", "method": METHOD, "values": "preset cpu-small", "time": "…", "memory": "…"}),
-        (Found(COUNTED), {"data": "faq.csv · ~180 rows", "held out": "~20 rows of the same file"}),
+        (Found(COUNTED), {"data": "faq.csv · ~180 rows + ~20 held out of the same file"}),
         (Found(COUNTED), {"dropped": "reading 35%", "steps": "~23 steps · 1 pass over the rows"}),
         (
             Found(COUNTED, StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)),
-            {"time": "~40m 00s · at most 300 Wh · by the plan: no run like it here yet"},
+            {"time": "~40m 00s", "steps": f"~{PASS} · by the plan: no run like it yet · at most 300 Wh"},
         ),
         (
             Found(COUNTED, StartPlan(seconds=21600.0, pace_of="faq", early_end=HOURS)),
             {
-                "steps": "ends after 6 h by train.max_hours, at about step 1,200 of 3,000",
-                "time": "~6h 00m · at the pace of faq",
+                "steps": "ends after 6 h by train.max_hours, at about step 1,200 of 3,000 · pace of faq",
+                "time": "~6h 00m",
             },
         ),
-        (Found(EXACT, StartPlan(seconds=3000.0)), {"time": f"~50m 00s · {GUESS}"}),
+        (Found(EXACT, StartPlan(seconds=3000.0)), {"steps": f"{PASS} · a guess: no run like it yet"}),
+        (Found(EXACT, StartPlan(evaluations=1)), {"measured": "at the end: 20 rows, the general probe, 3 answers"}),
         (
             Found(EXACT, StartPlan(problem="not known: no model")),
             {"time": "not known before the first steps", "memory": "not known: no model"},
@@ -98,14 +96,18 @@ def test_a_line_says_what_is_known_so_far(found: Found, wanted: dict[str, str]) 
 def test_where_everything_is_known_each_line_has_its_figures() -> None:
     analysis = Analysis((), 203, 180, {"held_out": 20, "not_json": 2, "overlong": 1}, ())
     plan = StartPlan(
-        135_000_000, 1_200_000_000, 23_000_000_000, True, seconds=71.0, watt_hours=0.42, pace_of="20261124-143600-faq"
-    )
+        135_000_000, 1_200_000_000, 23_000_000_000, True, steps=23, seconds=80.0, watt_hours=0.42,
+        pace_of="20261124-143600-faq", evaluations=5, runs=3,
+        parts=(("23 steps", 56.0), ("5 evaluations", 15.0), ("loading and saving", 9.0)),
+    )  # fmt: skip
     shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
-    assert (shown["data"], shown["held out"]) == ("faq.csv · 180 rows", "20 rows of the same file")
+    assert shown["data"] == "faq.csv · 180 rows + 20 held out of the same file"
     assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · p shows them"
     assert shown["model"] == "smol · 135 million parameters"
-    assert shown["steps"] == "23 steps · 1 pass over the rows"
-    assert shown["time"] == "~1m 10s · 0.4 Wh · at the pace of 20261124-143600-faq"
+    assert shown["steps"] == f"{PASS} · pace of 3 runs · 0.4 Wh"
+    assert shown["time"] == "~1m 20s = 23 steps ~56s + 5 evaluations ~15s + loading and saving ~9s"
+    assert shown["measured"] == "5 times: 20 rows, the general probe, 3 answers"
+    assert lines(start(), Found(plan=plan), 72)["time"] == "~1m 20s = steps ~56s + evaluations ~15s + saving ~9s"
     assert shown["memory"] == "1.2 GB of 23.0 GB free  ✓ fits"
     assert "" not in shown or "!" not in shown[""]
 
@@ -140,21 +142,25 @@ def test_a_long_warning_takes_the_lines_that_are_free() -> None:
 @cases(
     ("data", "held_out", "shown"),
     [
-        ({"train": "a.csv", "eval": "b.csv"}, None, "rows of b.csv"),
-        ({"train": "a.csv", "eval": "b.csv"}, 80, "80 rows of b.csv"),
-        ({"train": "a.csv", "eval": ["b.csv", "c.csv"]}, 0, "0 rows of b.csv and 1 more"),
-        ({"train": "a.csv", "eval": "hf://datasets/me/faq"}, 1, "1 row of hf://datasets/me/faq"),
-        ({"train": ["a.csv", "b.csv"], "eval_share": 0.1}, None, "~3 rows of the same files"),
-        ({"train": "hf://datasets/me/faq", "eval_share": 0.1}, 3, "3 rows of the same data"),
-        ({"train": "/d/rows", "eval_share": 0.1}, 3, "3 rows of the same data"),
-        ({"train": "a.csv", "eval_share": 0.1}, 0, "none, so nothing is measured"),
-        ({"train": "a.csv"}, None, "none, so nothing is measured"),
+        ({"train": "a.csv", "eval": "b.csv"}, None, "a.csv · ~30 rows + the rows of b.csv"),
+        ({"train": "a.csv", "eval": "b.csv"}, 80, "a.csv · 30 rows + 80 rows of b.csv"),
+        ({"train": "a.csv", "eval": ["b.csv", "c.csv"]}, 0, "a.csv · 30 rows + 0 rows of b.csv and 1 more"),
+        ({"train": "a.csv", "eval": "hf://datasets/me/faq"}, 1, "a.csv · 30 rows + 1 row of hf://datasets/me/faq"),
+        (
+            {"train": ["a.csv", "b"], "eval_share": 0.1},
+            None,
+            "a.csv and 1 more · ~27 rows + ~3 held out of the same files",
+        ),
+        ({"train": "hf://datasets/a", "eval_share": 0.1}, 3, "hf://datasets/a · 30 rows + 3 held out of the same data"),
+        ({"train": "/d/rows", "eval_share": 0.1}, 3, "rows · 30 rows + 3 held out of the same data"),
+        ({"train": "a.csv", "eval_share": 0.1}, 0, "a.csv · 30 rows, none held out: nothing is measured"),
+        ({"train": "a.csv"}, None, "a.csv · ~30 rows, none held out: nothing is measured"),
     ],
 )
 def test_whose_rows_are_held_out(data: dict[str, Any], held_out: int | None, shown: str) -> None:
     run = start(config=config(data=data), former="tickets" if "eval" in data else "")
     rows = StartRows.counted(30, run.config) if held_out is None else StartRows(30, held_out, is_exact=True)
-    assert lines(run, Found(rows))["held out"] == shown
+    assert lines(run, Found(rows))["data"] == shown
     assert ("start.former" in hint_keys(run, rows)) == bool(run.former)
 
 
@@ -162,8 +168,7 @@ def test_long_names_leave_room_for_the_rows() -> None:
     data = {"train": f"/d/{'training-' * 9}.jsonl", "eval": f"/d/{'measured-' * 9}.jsonl"}
     run = start(config=config(data=data))
     shown = lines(run, Found(StartRows(1234, 80, is_exact=True)), 54)
-    assert shown["data"] == "training-training-training-tr… · 1,234 rows"
-    assert shown["held out"] == "80 rows of measured-measured-measured-me…"
+    assert shown["data"] == "training-tr… · 1,234 rows + 80 rows of meas…"
 
 
 USER = ValueGroup("user", "", {"train.learning_rate": 0.002, "train.epochs": 3.0, "night.quiet_hours": None})
@@ -199,6 +204,24 @@ def test_where_the_values_come_from(groups: tuple[ValueGroup, ...], is_chosen: b
     assert lines(replace(run, is_choosing=True))["values"] == "a preset is being chosen for model, card and rows …"
 
 
+@cases(
+    ("hour", "options", "shown"),
+    [
+        (23, {"quiet_hours": "22:00-07:00"}, "quiet 22:00-07:00: waits until 07:00 · ends about 08:00"),
+        (21, {"quiet_hours": "21:30-07:00"}, "quiet 21:30-07:00: pauses in them · ends about 07:30"),
+        (23, {"quiet_hours": "22:00-07:00", "quiet_power_w": 200}, "quiet 22:00-07:00 with 200 W · ends about 00:00"),
+        (12, {"quiet_hours": "22:00-07:00"}, "quiet 22:00-07:00 · ends about 13:00"),
+        (12, {"deadline": "07:00"}, "ends about 13:00 · done by 07:00"),
+        (12, {}, "ends about 13:00"),
+    ],
+)
+def test_when_the_night_lets_the_run_begin_and_end(hour: int, options: dict[str, Any], shown: str) -> None:
+    now = datetime(2026, 1, 15, hour).timestamp()
+    run, found = start(config=config(night=options)), Found(EXACT, StartPlan(seconds=3600.0))
+    labels = {line.plain[:LABEL_WIDTH].strip(): line.plain for line in card_lines(run, found, KEYS, 100, now)}
+    assert re.sub(r" (Thu|Fri)", "", labels["night"][LABEL_WIDTH:]) == shown
+
+
 def test_rows_worth_a_look_lead_to_them() -> None:
     problems = (
         Problem("duplicate", 4, (), array("q", range(4))),
@@ -210,7 +233,7 @@ def test_rows_worth_a_look_lead_to_them() -> None:
     assert "start.rows" in hint_keys(start(), found)
     assert "start.rows" not in hint_keys(start(has_form=False), found)
     several = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
-    assert lines(several, Found(found))["data"] == "a.csv and 1 more · 9 rows"
+    assert lines(several, Found(found))["data"] == "a.csv and 1 more · 9 rows, none held out: nothing is measured"
     assert "p shows" not in lines(several, Found(found))["dropped"], "the Data pane shows one file"
     assert len(found.doubts) == 1
 
@@ -218,14 +241,15 @@ def test_rows_worth_a_look_lead_to_them() -> None:
 def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
     rest = Continuation(Run(Path("20261124-143600-faq")), "stopped", 40, NOW - 60, 120, 43)
     run = start(continuation=rest, values=None, has_form=False)
-    shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_per_step=3.0)))
+    shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_left=240.0)))
     assert shown["run"] == "20261124-143600-faq · stopped"
     assert shown["from"].startswith("step 40 of 120, saved ")
     assert shown["left"] == "80 steps · 3 of them done before and not saved"
-    assert shown["time"].startswith("~4m 00s · until about ")
+    assert shown["time"] == "~4m 00s · at its pace, evaluations included"
+    assert shown["night"].startswith("ends about ")
     assert list(hint_keys(run, StartRows())) == ["start.start", "start.back"]
     unknown = replace(rest, total=0, saved=None, done=40)
-    shown = lines(replace(run, continuation=unknown), Found(plan=StartPlan(seconds_per_step=3.0)))
+    shown = lines(replace(run, continuation=unknown), Found(plan=StartPlan(seconds_left=240.0)))
     assert (shown["from"], shown["left"]) == ("step 40", "not known")
     assert shown["time"] == "not known before the next steps"
 

@@ -37,7 +37,7 @@ from tui.panes.base import Pane
 from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move, Opener, Return, sample_path
-from tui.screens.start import SeenRows
+from tui.screens.start_facts import SeenRows
 from tui.session import DataPlace
 from tui.widgets.empty_state import FirstSteps, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar

@@ -28,7 +28,7 @@ from tests.tui.config_panes import config_pane, type_value
 from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
 from tui.panes.config.facts import FactsFinder, plan_document
 from tui.panes.config.model import ConfigModel
-from tui.screens.start import find_plan
+from tui.screens.start_facts import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
 LLAMA = json.dumps(published.LLAMA_3_8B)
@@ -193,13 +193,17 @@ async def test_the_pane_reads_the_runs_once_and_again_when_one_ends(
         await type_value(pilot, pane, "train.max_steps", "50")
         await wait_for(pilot, lambda: "about 1m 40s · 50 Wh" in screen_text(pilot.app))
         assert len(listed) == 1
-        second = run_of(made, seconds=20.0)
+        run_of(made, seconds=20.0)
         pane.run_ended()
-        await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
+        await wait_for(
+            pilot, lambda: "about 9m 10s · 28 Wh · at the median pace of 2 earlier runs" in screen_text(pilot.app)
+        )
         assert len(listed) == 2
         for size in ((80, 24), (200, 50)):
             await pilot.resize_terminal(*size)
-            await wait_for(pilot, lambda: f"about 16m 40s · 50 Wh · at the pace of {second}" in screen_text(pilot.app))
+            await wait_for(
+                pilot, lambda: "about 9m 10s · 28 Wh · at the median pace of 2 earlier runs" in screen_text(pilot.app)
+            )
             assert {line[-1] for line in screen_lines(pilot.app)[1:-1]} == {"│"}
 
 
