@@ -23,7 +23,7 @@ from tui.settings import read_table
 #: The chat pane's equivalent of ``app.ask``, with the same keys.
 _ASKS = "chat.write"
 #: The key of each action that a worker's refusal may name.
-_ACTIONS = {"resume": "train.pause", "set": "train.settings", "stop": "train.stop"}
+_ACTIONS = {"resume": "train.pause", "set": "train.settings", "stop": "train.stop", "lift_quiet_hours": "train.pause"}
 #: Screens that cover the panes; the keys of the app do not work there.
 SCREENS = ("template", "columns", "start", "evaluation", "queue", "trash", "compare", "run")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)

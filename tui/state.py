@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.governor.policy import QUIET_HOURS
 from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, SteadyEta, estimate
 from core.runs.record.state import PENDING, hostname
@@ -169,6 +170,11 @@ class RunView:
         return (
             "evaluating" if self.state.state == "training" and phase and phase.name == "evaluating" else self.state.word
         )
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if quiet hours pause it."""
+        return self.state.state == "paused" and self.state.reason.startswith(QUIET_HOURS)
 
     @property
     def pending(self) -> tuple[str, ...]:

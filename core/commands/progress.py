@@ -79,7 +79,8 @@ def present(followed: Followed) -> str:
     front = f"{waits}  " if waits else ""
     if state.state == "paused":
         word = f"parked ({state.parked})" if state.parked else "paused"
-        return f"{front}{word} at step {state.step} of {state.total_steps}"
+        why = f": {state.reason}" if state.reason and not state.parked else ""
+        return f"{front}{word} at step {state.step} of {state.total_steps}{why}"
     left = "" if waits else eta_words(followed.eta(now), split=True)
     eta = f"  ETA {left}" if left else ""
     if last is not None and (phase is None or phase.name == "training"):

@@ -81,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         moving = action(name, help_, partial(_change, change))
         moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
     moving.add_argument("position", metavar="POSITION", nargs="?", type=whole_number, default=1)
+    night = action("night", "limits for all runs that start and the one that is on, in place of their own", _night)
+    night.add_argument("values", metavar="KEY=VALUE", nargs="*")
+    night.add_argument("--clear", action="store_true")
     action("stop", "end the runner; the run that is on goes on, and nothing else starts", _stop)
     action("clear", "take out the entries that have ended; their runs stay", _clear)
     _add_sweep_actions(action)
@@ -187,11 +190,15 @@ def _follow_runner() -> None:
 def _list(args: argparse.Namespace) -> int:
     from core.queue.estimate import Estimator
     from core.queue.view import QueueReader
+    from core.units import format_moment
 
-    view = QueueReader(Estimator()).read()
+    now = time.time()
+    view = QueueReader(Estimator()).read(now)
     if args.json:
         emit(describe_queue(view))
         return 0
+    if words := view.night.words(now):
+        note(f"tonight: {words}")
     if not view.rows:
         note(f"The queue is empty. Put a run into it with '{PROGRAM} queue add CONFIG'.")
         return 0
@@ -200,6 +207,9 @@ def _list(args: argparse.Namespace) -> int:
         note("* how long it takes is by the plan, as no run of this kind is here yet")
     if view.early_ends:
         note(f"^ ends before its last step by {' or '.join(view.early_ends)}")
+    if view.ends is not None:
+        starts = "" if view.runner is not None else ", if the runner starts now"
+        note(f"all done {format_moment(view.ends, '%a %H:%M')}{starts}")
     if view.runner is not None:
         note(f"runner: {view.runner.doing}")
     elif view.upcoming:
@@ -212,8 +222,9 @@ def describe_queue(view: QueueView) -> dict[str, Any]:
     runner = view.runner
     return {
         "runner": None if runner is None else {"pid": runner.pid, "doing": runner.doing, "entry": runner.entry},
-        "entries": [row.to_dict() for row in view.rows],
-        "ends_expected": view.ends,
+        "entries": [row.to_dict(starts=runner is not None) for row in view.rows],
+        "ends_expected": view.ends if runner is not None else None,
+        "night": dict(view.night.values),
     }
 
 
@@ -230,12 +241,38 @@ def _cells(row: EntryView) -> tuple[str, ...]:
     return (
         str(entry.id),
         words if entry.state not in ("waiting", "held") else entry.state,
-        one_line(entry.title, 48),
+        one_line(row.about, 64),
         entry.run or "–",
         format_moment(begins, "%m-%d %H:%M") if begins else "–",
         f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}{mark}" if ends else takes,
         one_line(entry.reason, 60) if entry.state in ("failed", "skipped") else "",
     )
+
+
+def _night(args: argparse.Namespace) -> int:
+    """Set or show the limits of the night; options that are not named stay as they are."""
+    from core.config.schema import full_name
+    from core.errors import UserError
+    from core.queue.store import read_queue
+    from core.queue.tonight import change_night, tell_live_run
+
+    now, night = time.time(), read_queue().night
+    if args.values or args.clear:
+        asked: dict[str, Any] = {} if args.clear else night.in_force(now)
+        for text in args.values:
+            name, sign, value = text.partition("=")
+            if not sign:
+                raise UserError(f"{text} is no KEY=VALUE.", "Write it as quiet_hours=22:00-07:00.")
+            asked[full_name(name)] = value.strip()
+        before = change_night(asked, now)
+        if told := tell_live_run(before, now):
+            note(told)
+        night = read_queue().night
+    if args.json:
+        emit({"night": dict(night.values)})
+    else:
+        say(night.words(now) or "Nothing is set for the night; each run has its own limits.")
+    return 0
 
 
 def _change(change: Callable[[Queue, argparse.Namespace], Queue], args: argparse.Namespace) -> int:

@@ -183,6 +183,8 @@ def _parts(status: RunStatus) -> list[tuple[int, str]]:
     steps = f" {status.row.step}/{state.total_steps}{share}" if state.total_steps else ""
     word = doing(state.pending) if not state.is_over else ""
     parts = [(0, f"{word or state.word}{', refused' if state.refused else ''}{steps}")]
+    if state.state == "paused" and (why := state.parked or state.reason):
+        parts.append((1, one_line(why, 60)))
     parts.append((6, one_line(status.row.labels.name, 30) or one_line(brief_id(status.run.id), 30)))
     if silent := silent_words(status.ranks, time.time()) if not state.is_over else "":
         parts.append((1, silent))

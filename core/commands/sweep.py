@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
 
 def sweep(args: argparse.Namespace) -> int:
     """Show the runs with their expected time and energy, ask, and put them into the queue."""
-    from core.queue import store
-    from core.queue.entry import QueueEntry, words_of
+    from core.config.document import ConfigDocument
+    from core.queue.entry import words_of
     from core.queue.estimate import Estimator, total_of
-    from core.queue.sweep import combinations, make_variants, name_of, parse_axis
+    from core.queue.sweep import add_variants, combinations, make_variants, parse_axis
     from core.runs.outlook.forecast import unmet
 
     path = Path(args.config)
     axes = [parse_axis(text) for text in args.over]
-    variants = make_variants(path, args.set, combinations(axes, args.random, args.seed))
-    _check(variants)
+    variants = make_variants(ConfigDocument.load(path), args.set, combinations(axes, args.random, args.seed))
+    check_variants(variants)
     estimator = Estimator()
     estimates = [estimator.estimate(variant.config) for variant in variants]
     total = total_of(estimates)
@@ -40,24 +39,7 @@ def sweep(args: argparse.Namespace) -> int:
     if not args.yes and not agrees(question, "Add --yes to do it without a question."):
         note("Nothing is added.")
         return EXIT_ERROR
-    name = args.name or path.stem
-    added = store.add(
-        [
-            (
-                QueueEntry(
-                    id=1,
-                    name=name_of(name, variant.values),
-                    added=time.time(),
-                    source=str(path.absolute()),
-                    overrides=(*args.set, *variant.assignments),
-                    values=variant.values,
-                ),
-                variant.config,
-            )
-            for variant in variants
-        ],
-        is_sweep=True,
-    )
+    added = add_variants(variants, args.name or path.stem, str(path.absolute()), args.set)
     runner = tell_runner(start=args.start)
     if args.json:
         emit(describe_sweep(added[0].sweep or "", [entry.id for entry in added], total, runner=runner))
@@ -79,7 +61,7 @@ def describe_sweep(sweep_id: str, entries: Sequence[int], total: Total, *, runne
     }
 
 
-def _check(variants: Sequence[Variant]) -> None:
+def check_variants(variants: Sequence[Variant]) -> None:
     """Check the models, the data and the rules between options of all variants.
 
     Raises:

@@ -461,6 +461,13 @@ def options() -> Iterator[Option]:
     yield from _by_name().values()
 
 
+def full_name(key: str) -> str:
+    """The name ``section.key`` of an option whose key alone is given, if only one option has it; else unchanged."""
+    key = key.strip()
+    found = [option.name for option in options() if option.key == key]
+    return found[0] if len(found) == 1 else key
+
+
 def find_option(name: str) -> Option | None:
     """The option with the name ``section.key``, or None."""
     return _by_name().get(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from core.config.clock import next_time
 from core.governor.holds import PowerHold, TemperatureHold
 from core.governor.limits import FLOOR, Limits
 from core.hardware.snapshot import Device
@@ -288,7 +289,7 @@ class Policy:
             return None
         hold = self._quiet_hold
         if hold is None:
-            return Action("pause", QUIET_HOURS)
+            return Action("pause", QUIET_HOURS, next_time(self.limits.quiet.end, seen.time))
         loud = self.duty <= FLOOR + 0.01 and hold.value is not None and hold.value > LOUD_SHARE * hold.limit
         seconds = self._loud.seconds(seen.moment, holds=loud and seen.at_work)
         self._is_too_loud = self._is_too_loud or seconds >= LOUD_SECONDS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from core.governor import policy
 from core.governor.plan import day_time, energy
 from core.text import one_line
-from core.units import format_fixed, format_number
+from core.units import format_fixed, format_moment, format_number
 
 if TYPE_CHECKING:
     from core.governor.promise import Promise
@@ -69,7 +69,8 @@ def _slowed(cause: str, limit: float | None, duty: float | None) -> str:
 def reason(cause: str, value: float | None, limit: float | None) -> str:
     """The reason of an action: ``the device is at 86 °C (limit 83 °C)``."""
     if cause == policy.QUIET_HOURS:
-        return "these are quiet hours"
+        # The value is the end of the hours in Unix seconds, which earlier versions did not record.
+        return cause if value is None else f"{cause} until {format_moment(value, '%H:%M')}"
     _, name = _UNITS.get(cause, ("", one_line(cause, 80)))
     if value is None:
         return name

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
-from core.queue.entry import ACTIVE, COUNTS, ENDED, PENDING, EntryState, QueueEntry
+from core.queue.entry import ACTIVE, COUNTS, ENDED, PENDING, EntryState, QueueEntry, is_time
+from core.queue.night import Night
 from core.small_files import parse_json
 from core.text import one_line
 
@@ -25,11 +26,13 @@ class Queue:
         entries: All entries, waiting ones in the order of their start; ended entries stay until the queue is cleared.
         next_id: Id of the next entry; ids are never reused.
         next_sweep: Number of the next sweep.
+        night: Limits for all runs that start.
     """
 
     entries: tuple[QueueEntry, ...] = ()
     next_id: int = 1
     next_sweep: int = 1
+    night: Night = field(default_factory=Night)
 
     @property
     def active(self) -> QueueEntry | None:
@@ -171,12 +174,14 @@ class Queue:
 
     def dumps(self, indent: int | None = 1) -> str:
         """The text of ``queue.json``; on one line without an indent."""
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "next_id": self.next_id,
             "next_sweep": self.next_sweep,
             "entries": [entry.to_dict() for entry in self.entries],
         }
+        if self.night.values:
+            data["night"] = {"values": dict(self.night.values), "since": self.night.since}
         return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -210,7 +215,21 @@ class Queue:
         if len(set(runs)) < len(runs):
             raise ValueError("two entries have one run")
         highest = max((entry.id for entry in entries), default=0)
-        return cls(entries, max(_number(data, "next_id"), highest + 1), _number(data, "next_sweep"))
+        number = max(_number(data, "next_id"), highest + 1)
+        return cls(entries, number, _number(data, "next_sweep"), _night(data.get("night")))
+
+
+def _night(data: Any) -> Night:
+    """The limits of the night in ``queue.json``."""
+    if data is None:
+        return Night()
+    values, since = (data.get("values"), data.get("since")) if isinstance(data, dict) else (None, None)
+    if not isinstance(values, dict) or not is_time(since) or since < 0:
+        raise ValueError("its night makes no sense")
+    try:
+        return Night.read(values, since)
+    except UserError as error:
+        raise ValueError(error.message) from error
 
 
 def _number(data: Mapping[str, Any], name: str) -> int:

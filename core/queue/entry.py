@@ -44,8 +44,10 @@ def words_of(values: Mapping[str, Any]) -> str:
 
 
 def word(value: Any) -> str:
-    """A value of a variant, short and safe to show."""
-    return f"{value:g}" if isinstance(value, float) else one_line(str(value), 40)
+    """A value of a variant, short and safe to show; of a path its last part."""
+    if isinstance(value, str):
+        value = value.rstrip("/").rpartition("/")[2]
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else one_line(str(value), 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +141,7 @@ def _is_sound(name: str, value: Any) -> bool:
     if name == "state":
         return isinstance(value, str) and value in STATES
     if name in ("begun", "ended", "added"):
-        is_number = type(value) in (int, float) and math.isfinite(value) and abs(value) <= TIME_LIMIT
-        return is_number or (value is None and name != "added")
+        return is_time(value) or (value is None and name != "added")
     if name == "run":
         return value is None or (isinstance(value, str) and is_run_id(value))
     if name in ("continued", "sweep"):
@@ -150,6 +151,11 @@ def _is_sound(name: str, value: Any) -> bool:
     if name == "values":
         return isinstance(value, dict)
     return isinstance(value, str)
+
+
+def is_time(value: Any) -> bool:
+    """True if a value is a plausible time in Unix seconds."""
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= TIME_LIMIT
 
 
 def is_run_id(text: str) -> bool:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.errors import UserError
 from core.launch import launcher
@@ -21,8 +22,10 @@ from core.memory.plan import Machine, Plan
 from core.queue import store
 from core.queue.book import Queue
 from core.queue.entry import FOLLOWS, EntryState, QueueEntry
+from core.queue.estimate import Estimator
 from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
 from core.queue.status import own_status
+from core.queue.view import QueueReader
 from core.runs.control.devices import occupant, run_devices
 from core.runs.record.state import END_STATES, RunState, boot_id, hostname
 from core.runs.record.store import Run, complete_checkpoints, free_run_id, make_run
@@ -203,7 +206,7 @@ class QueueRunner:
         if entry.starts >= MOST_STARTS:
             return self._end(entry, "failed", f"{entry.starts} starts of its process came to nothing; see worker.log")
         try:
-            text = store.read_entry_text(entry)
+            text = self._text(entry)
         except UserError as error:
             return self._end(entry, "failed", error.message)
         run = make_run(run.id, text)
@@ -216,6 +219,23 @@ class QueueRunner:
         launcher.launch(run, resume=bool(complete_checkpoints(run)), alone=True)
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
         return 0.0
+
+    def _text(self, entry: QueueEntry) -> str:
+        """The configuration of an entry's run: its own, with the limits of the night.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        text, night, now = store.read_entry_text(entry), store.read_queue().night, time.time()
+        if not night.values:
+            return text
+        share = QueueReader(Estimator()).read(now).share(entry.run, now) if night.deadline is not None else None
+        document = ConfigDocument(text)
+        for name, value in night.for_run(now, share).items():
+            document.set(name, value)
+        if document.get("night.quiet_hours") is None:
+            document.set("night.quiet_power_w", None)
+        return document.dumps()
 
     def _follow(self, entry: QueueEntry, fate: Fate) -> float:
         state = fate.state
@@ -271,7 +291,7 @@ class QueueRunner:
         if (other := live_run()) is not None:
             return self._await(f"waits for {other.id}, which is {other.state().state}", entry.id)
         try:
-            config = store.read_entry_config(entry)
+            config = store.read_queue().night.applied(store.read_entry_config(entry))
         except UserError as error:
             return self._end(entry, "skipped", str(error))
         if (reason := device_taken(config) or self._room(config)) is not None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from core import paths
 from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
-from core.config.schema import Config
+from core.config.rules.check import check_rules
+from core.config.schema import Config, full_name
 from core.errors import UserError
 from core.lock_file import open_lock_file
 from core.queue.book import Queue
-from core.queue.entry import QueueEntry
+from core.queue.entry import PENDING, QueueEntry, word
 from core.small_files import read_small
 from core.text import one_line
 
@@ -127,6 +128,41 @@ def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False)
             _forget_configurations(added)
             raise
         return added
+
+
+def edit(entry_id: int, assignments: Sequence[str]) -> QueueEntry:
+    """Change options of an entry that is not started yet; returns the entry.
+
+    Args:
+        entry_id: Its id.
+        assignments: ``section.key=value``, the section left out where the key is unique; an empty value is the default.
+
+    Raises:
+        UserError: If it has been started, or an assignment or the new configuration is invalid; nothing is changed.
+    """
+    if wrong := next((assignment for assignment in assignments if "=" not in assignment), None):
+        raise UserError(f"{one_line(wrong, 80)} has no value.", "Write an option and its value: rank = 32.")
+    pairs = (assignment.partition("=") for assignment in assignments)
+    changes = {full_name(name): value.strip() for name, _, value in pairs}
+    with locked():
+        queue = read_queue()
+        entry = queue.entry(entry_id)
+        if entry.state not in PENDING:
+            raise UserError(f"Entry {entry_id} is {entry.state} and cannot be changed.", "Its run keeps its values.")
+        document = ConfigDocument.load(config_path(entry_id))
+        document.apply(f"{name}={value}" for name, value in changes.items() if value)
+        for name in (name for name, value in changes.items() if not value):
+            document.set(name, None)
+        config = document.validate()
+        if broken := next((found for found in check_rules(config) if found.level == "error"), None):
+            raise UserError(broken.sentence, broken.hint)
+        values = {name: document.get(name) if name in changes else value for name, value in entry.values.items()}
+        before, now = (" ".join(map(word, varied.values())) for varied in (entry.values, values))
+        overrides = (*entry.overrides, *(f"{name}={value}" for name, value in changes.items()))
+        entry = replace(entry, name=entry.name.removesuffix(before) + now, overrides=overrides, values=values)
+        _write(config_path(entry_id), dump_config(config))
+        write_queue(queue.with_entry(entry))
+        return entry
 
 
 def _forget_configurations(entries: Sequence[QueueEntry]) -> None:

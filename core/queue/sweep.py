@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from core.config.document import ConfigDocument, dump_config
-from core.config.schema import Config
+from core.config.schema import Config, full_name
 from core.errors import UserError
+from core.queue import store
 from core.queue.entry import QueueEntry, word
 from core.queue.fate import run_of
 from core.runs.record.history import RunHistory, read_history
@@ -46,21 +47,22 @@ class Variant:
 
 
 def parse_axis(text: str) -> Axis:
-    """Parse ``train.learning_rate=1e-4,2e-4``; commas within brackets and quotes do not separate.
+    """Parse ``train.learning_rate=1e-4,2e-4``, or without a section where the key is unique; commas within brackets and
+    quotes do not separate.
 
     Raises:
         UserError: If it is not of this form, or a value is repeated.
     """
     name, found, listed = text.partition("=")
-    name = name.strip()
     values = tuple(split_values(listed))
-    if not found or not name or not values or not all(values):
+    if not found or not name.strip() or not values or not all(values):
         raise UserError(
-            f"--over {one_line(text, 80)} names no option with values.", "Write --over train.learning_rate=1e-4,2e-4."
+            f"{one_line(text, 80) or 'The sweep'} names no option with values.",
+            "Write an option and its values: learning_rate = 1e-4, 2e-4.",
         )
     if len(set(values)) < len(values):
-        raise UserError(f"--over {one_line(text, 80)} has a value twice.", "Name each value once.")
-    return Axis(name, values)
+        raise UserError(f"{one_line(text, 80)} has a value twice.", "Name each value once.")
+    return Axis(full_name(name), values)
 
 
 def split_values(text: str) -> list[str]:
@@ -96,7 +98,7 @@ def combinations(axes: Sequence[Axis], count: int | None = None, seed: int = 0) 
     """
     names = [axis.name for axis in axes]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--over names {one_line(doubled, 60)} twice.", "Give all its values at once.")
+        raise UserError(f"{one_line(doubled, 60)} is named twice.", "Give all its values at once.")
     total = math.prod(len(axis.values) for axis in axes)
     wanted = total if count is None else min(count, total)
     if wanted > MOST_VARIANTS:
@@ -120,11 +122,11 @@ def _combination(axes: Sequence[Axis], number: int) -> tuple[str, ...]:
     return tuple(reversed(found))
 
 
-def make_variants(path: Path, overrides: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[Variant]:
+def make_variants(base: ConfigDocument, overrides: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[Variant]:
     """The checked configurations of combinations.
 
     Args:
-        path: The configuration file.
+        base: The configuration; it is only read.
         overrides: ``section.key=value`` for all of them.
         choices: Result of :func:`combinations`.
 
@@ -133,7 +135,7 @@ def make_variants(path: Path, overrides: Sequence[str], choices: Sequence[tuple[
     """
     variants = []
     for assignments in choices:
-        document = ConfigDocument.load(path)
+        document = ConfigDocument(base.dumps(), base.path)
         document.apply(overrides)
         try:
             document.apply(assignments)
@@ -161,6 +163,28 @@ def _plain(value: Any) -> Any:
 def name_of(base: str, values: Mapping[str, Any]) -> str:
     """The name of a variant's run, ``faq 0.0001 8``; values without option names, as the slug in the id is short."""
     return f"{base[:16]} {' '.join(word(value) for value in values.values())}"
+
+
+def add_variants(
+    variants: Sequence[Variant], name: str, source: str, overrides: Sequence[str] = ()
+) -> list[QueueEntry]:
+    """Append the variants to the queue as a sweep; returns the entries.
+
+    Args:
+        variants: Result of :func:`make_variants`.
+        name: Subject of the runs.
+        source: The configuration file; may be empty.
+        overrides: ``section.key=value`` for all of them.
+
+    Raises:
+        UserError: If the queue cannot be read or written.
+    """
+    entries = []
+    for variant in variants:
+        entry = QueueEntry(id=1, name=name_of(name, variant.values), added=time.time(), source=source)
+        entry = replace(entry, overrides=(*overrides, *variant.assignments), values=variant.values)
+        entries.append((entry, variant.config))
+    return store.add(entries, is_sweep=True)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from core.config.live import GOVERNED, changed, changed_options
+from core.config.schema import Config, find_option
 from core.errors import UserError
+from core.governor.limits import Limits
+from core.governor.night import working_span
+from core.governor.policy import QUIET_HOURS
 from core.queue.book import Queue
-from core.queue.entry import ENDED, QueueEntry
+from core.queue.entry import ENDED, QueueEntry, words_of
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
+from core.queue.night import Night
 from core.queue.status import RunnerStatus, read_status
-from core.queue.store import read_entry_config, read_queue
+from core.queue.store import config_path, read_entry_config, read_queue
 from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
@@ -29,7 +38,7 @@ class EntryView:
         place: Its place among upcoming entries, 1 for the next; None for others.
         seconds: Expected duration of its run, or time left; None if unknown.
         watt_hours: Expected energy; None if unknown.
-        begins: Expected begin in Unix seconds; None if unknown, or without a runner.
+        begins: Expected begin in Unix seconds, quiet hours counted, if a runner is on or starts now; None if unknown.
         ends: Expected end, likewise.
         state: State of the run of an active entry; empty for others.
         step: Steps done by that run.
@@ -37,6 +46,7 @@ class EntryView:
         by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None if
             unknown.
         early_end: Early end of the run by a limit; None if it does all its steps.
+        differs: Options whose values differ from those of the entry above it, or for the first below it.
     """
 
     entry: QueueEntry
@@ -50,14 +60,25 @@ class EntryView:
     total_steps: int = 0
     by: Basis | None = None
     early_end: EarlyEnd | None = None
+    differs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def about(self) -> str:
+        """Its name, and what differs from the entry above it: ``korvo · learning_rate 0.0002``."""
+        more = words_of({name: value for name, value in self.differs.items() if name not in self.entry.values})
+        return f"{self.entry.title} · {more}" if more else self.entry.title
 
     @property
     def marks(self) -> str:
         """Marks of the duration: ``*`` if it is by the memory plan, ``^`` if a limit ends the run early."""
         return "*" * (self.by == "plan") + "^" * (self.early_end is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The view as JSON."""
+    def to_dict(self, *, starts: bool = True) -> dict[str, Any]:
+        """The view as JSON.
+
+        Args:
+            starts: Whether a runner is on; without one, no times are expected.
+        """
         entry = self.entry
         return {
             "id": entry.id,
@@ -78,10 +99,11 @@ class EntryView:
             "ended": entry.ended,
             "seconds_expected": self.seconds,
             "watt_hours_expected": self.watt_hours,
-            "begins_expected": self.begins,
-            "ends_expected": self.ends,
+            "begins_expected": self.begins if starts or self.state else None,
+            "ends_expected": self.ends if starts or self.state else None,
             "expected_by": self.by,
             "early_end": None if self.early_end is None else self.early_end.to_dict(),
+            "differs": dict(self.differs),
         }
 
 
@@ -92,6 +114,8 @@ class QueueView:
     rows: tuple[EntryView, ...]
     runner: RunnerStatus | None
     """The active runner; None without one, and nothing will start."""
+    night: Night = field(default_factory=Night)
+    """The limits of the night."""
 
     @property
     def upcoming(self) -> list[EntryView]:
@@ -111,8 +135,34 @@ class QueueView:
     @property
     def ends(self) -> float | None:
         """Expected end of all waiting entries in Unix seconds; None if unknown."""
-        rows = [row for row in self.upcoming if row.entry.state != "held"]
-        return rows[-1].ends if rows else None
+        return self._in_turn[-1].ends if self._in_turn else None
+
+    @property
+    def _in_turn(self) -> list[EntryView]:
+        return [row for row in self.upcoming if row.entry.state != "held"]
+
+    def share(self, run: str | None, now: float) -> float | None:
+        """The share of the time until the end of all runs that passes until the end of one; None if unknown.
+
+        Args:
+            run: Its id.
+            now: Unix seconds.
+        """
+        row = next((row for row in self._in_turn if row.entry.run == run), None)
+        if row is None or row is self._in_turn[-1]:
+            return None if row is None else 1.0
+        return None if row.ends is None or self.ends is None else (row.ends - now) / max(self.ends - now, 1.0)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The configuration of an entry with the limits of the night, kept while neither changes."""
+
+    stamp: tuple[int, Night]
+    config: Config
+    limits: Limits
+    options: Mapping[str, Any]
+    """The options that are not at their defaults, by section."""
 
 
 class QueueReader:
@@ -128,6 +178,7 @@ class QueueReader:
         self._estimator = estimator
         self._followed: tuple[Run, EventTail, RunHistory] | None = None
         self._known: dict[int, EntryView] = {}
+        self._values: dict[int, _Values] = {}
         self._active_id: int | None = None
 
     def read(self, now: float | None = None, *, known_only: bool = False) -> QueueView:
@@ -144,22 +195,56 @@ class QueueReader:
 
     def view(self, queue: Queue, runner: RunnerStatus | None, now: float, *, known_only: bool = False) -> QueueView:
         """The view of a queue."""
-        clock: float | None = now if runner is not None else None
+        clock: float | None = now
         shown: list[EntryView] = []
         self._note_end(queue.active)
         if (active := queue.active) is not None:
-            shown.append(self._active(active, now))
-            clock = shown[0].ends if clock is not None else None
+            has_run = active.run is not None and run_of(active).config_path.is_file()
+            view_of = self._active if has_run else self._waiting
+            shown.append(view_of(active, queue.night, now, known_only))
+            clock = shown[0].ends
         for place, entry in enumerate(queue.upcoming, 1):
-            view = replace(self._waiting(entry, known_only=known_only), entry=entry, place=place)
-            if entry.state == "waiting":
-                ends = clock + view.seconds if clock is not None and view.seconds is not None else None
-                view = replace(view, begins=clock, ends=ends)
-                clock = ends
-            shown.append(view)
+            view = self._waiting(entry, queue.night, clock if entry.state == "waiting" else None, known_only)
+            shown.append(replace(view, place=place))
+            clock = view.ends if entry.state == "waiting" else clock
         over = [entry for entry in queue.entries if entry.state in ENDED and entry.state != "removed"]
         over.sort(key=lambda entry: (entry.ended or 0.0, entry.id), reverse=True)
-        return QueueView((*shown, *map(EntryView, over)), runner)
+        rows = [*shown, *map(EntryView, over)]
+        if not known_only:
+            rows = self._with_differences(rows, queue.night)
+        return QueueView(tuple(rows), runner, queue.night)
+
+    def _with_differences(self, rows: list[EntryView], night: Night) -> list[EntryView]:
+        """The rows, each with what differs from the one above it; the first from the one below it."""
+        options = [None if (found := self._read(row.entry, night)) is None else found.options for row in rows]
+        found = []
+        for row, here, beside in zip(rows, options, [*options[1:2], *options], strict=False):
+            differs = {}
+            for change in changed_options(beside or {}, here or {}) if beside is not None and here is not None else ():
+                if change.name in night.values:
+                    continue
+                option = find_option(change.name)
+                is_default = change.now is None and option is not None
+                differs[change.name] = option.default if is_default and option is not None else change.now
+            found.append(replace(row, differs=differs))
+        return found
+
+    def _read(self, entry: QueueEntry, night: Night) -> _Values | None:
+        """The configuration of an entry; None if it cannot be read."""
+        try:
+            stamp = config_path(entry.id).stat().st_mtime_ns, night
+            known = self._values.get(entry.id)
+            if known is not None and known.stamp == stamp:
+                return known
+            if known is None or known.stamp[0] != stamp[0]:
+                self._known.pop(entry.id, None)
+            config = read_entry_config(entry)
+            options = config.model_dump(mode="json", exclude_defaults=True)
+            found = _Values(stamp, config, Limits.of(night.applied(config)), options)
+        except (OSError, UserError):
+            return None
+        self._values[entry.id] = found
+        return found
 
     def _note_end(self, active: QueueEntry | None) -> None:
         """After a run has ended, drop estimates by plans: the run may give a measured pace."""
@@ -168,20 +253,23 @@ class QueueReader:
             self._estimator.look_again()
             self._known = {number: view for number, view in self._known.items() if view.by == "pace"}
 
-    def _active(self, entry: QueueEntry, now: float) -> EntryView:
+    def _active(self, entry: QueueEntry, night: Night, now: float, known_only: bool) -> EntryView:
         """The active entry with its time left."""
-        if entry.run is None or not (run := run_of(entry)).config_path.is_file():
-            return EntryView(entry, begins=entry.begun)
+        run = run_of(entry)
         state, history = run.state(), self._history(run)
         values = run.values()
         schedule = Schedule.of(values).changed(history.settings)
         left = estimate(history.timings, schedule, state.total_steps, now)
         seconds, end = left.seconds if left is not None else None, None
-        if seconds is not None:
-            seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
-        # The end of a pause is unknown.
-        ends = now + seconds if seconds is not None and state.state != "paused" else None
         by: Basis | None = "pace" if seconds is not None else None
+        if seconds is None and not state.step:
+            expected = self._waiting(entry, night, None, known_only)
+            seconds, by = expected.seconds, expected.by
+        elif seconds is not None:
+            seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
+        # The end of a pause is unknown, but for that of quiet hours.
+        is_known = seconds is not None and (state.state != "paused" or state.reason.startswith(QUIET_HOURS))
+        ends = working_span(_limits(run, history), now, seconds)[1] if is_known and seconds is not None else None
         shown = EntryView(entry, None, seconds, None, entry.begun, ends, by=by, early_end=end)
         return replace(shown, state=state.state, step=state.step, total_steps=state.total_steps)
 
@@ -194,12 +282,19 @@ class QueueReader:
                 history.apply(event)
         return history
 
-    def _waiting(self, entry: QueueEntry, *, known_only: bool) -> EntryView:
+    def _waiting(self, entry: QueueEntry, night: Night, clock: float | None, known_only: bool) -> EntryView:
+        """An entry without a run, from the time on that the device is free for it; None if that is unknown."""
         if self._estimator is None or (known_only and entry.id not in self._known):
-            return EntryView(entry)
+            return EntryView(entry, begins=clock)
+        if (values := self._read(entry, night)) is None:
+            return EntryView(entry, begins=clock)
         if entry.id not in self._known:
-            self._known[entry.id] = _expected(entry, self._estimator)
-        return self._known[entry.id]
+            self._known[entry.id] = _expected(entry, values.config, self._estimator)
+        view = replace(self._known[entry.id], entry=entry)
+        if clock is None:
+            return view
+        begins, ends = working_span(values.limits, clock, view.seconds or 0.0)
+        return replace(view, begins=begins, ends=ends if view.seconds is not None else None)
 
 
 def next_begin(estimator: Estimator, now: float | None = None) -> float | None:
@@ -214,14 +309,20 @@ def next_begin(estimator: Estimator, now: float | None = None) -> float | None:
     before = [row for row in view.upcoming if row.entry.state != "held"]
     if not before:
         return moment
-    return None if any(row.by == "plan" for row in before) else view.ends
+    return None if view.runner is None or any(row.by == "plan" for row in before) else view.ends
 
 
-def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
+def _limits(run: Run, history: RunHistory) -> Limits:
+    """The limits of a live run, with the changes made to it; none if they cannot be read."""
     try:
-        found = estimator.estimate(read_entry_config(entry))
-    except UserError:
-        return EntryView(entry)
+        settings = {name: value for name, value in history.settings.items() if name in GOVERNED}
+        return Limits.of(changed(run.config(), settings))
+    except (UserError, ValidationError):
+        return Limits()
+
+
+def _expected(entry: QueueEntry, config: Config, estimator: Estimator) -> EntryView:
+    found = estimator.estimate(config)
     if isinstance(found, NoEstimate):
         return EntryView(entry)
     end = found.early_end

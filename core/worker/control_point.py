@@ -12,6 +12,7 @@ from core.chat.request import BASE, TUNED, ChatRequest, settings_of
 from core.config.live import GOVERNED, read_changes
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
+from core.governor.policy import QUIET_HOURS
 from core.governor.words import reason
 from core.runs.control.protocol import ActionError, refusal
 from core.runs.record.events import ControlEvent
@@ -154,8 +155,12 @@ class ControlPoint:
         if (hold := self.governor.pause) is not None:
             why = reason(hold.cause, hold.value, hold.limit)
             over = "Your pause is over. " * was_paused
+            is_quiet = hold.cause == QUIET_HOURS
+            sooner = "sooner without quiet hours" if is_quiet else "sooner with another limit"
             raise ActionError(
-                f"The governor pauses the run: {why}.", f"{over}It goes on by itself, sooner with another limit.", "set"
+                f"The governor pauses the run: {why}.",
+                f"{over}It goes on by itself, {sooner}.",
+                "lift_quiet_hours" if is_quiet else "set",
             )
         command.answer(state="training", step=self.state.step)
         return "ok" if was_paused else None

@@ -75,7 +75,13 @@ def test_every_action_that_a_refusal_names_has_its_key_that_of_the_keymap() -> N
     table = KeyTable({"train.pause": "space"})
     assert table.hints(["train.pause", "train.checkpoint"]) == "space pause  ^s checkpoint"
     ways = {action: table.way(action) for action in ACTIONS}
-    assert ways == {"resume": "space in the Train pane", "set": "e in the Train pane", "stop": "x in the Train pane"}
+    space = "space in the Train pane"
+    assert ways == {
+        "resume": space,
+        "set": "e in the Train pane",
+        "stop": "x in the Train pane",
+        "lift_quiet_hours": space,
+    }
 
 
 @cases(

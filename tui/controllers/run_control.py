@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.runs.record.sentences import change_words
@@ -37,13 +38,15 @@ class RunControl:
 
         The request is shown at once, before the worker has received it.
         """
-        from tui.screens.dialogs import stop_dialog
+        from tui.screens.dialogs import quiet_dialog, stop_dialog
 
         view = self._state.live_run
         if view is None:
             self._desktop.warn("No run is on", "There is nothing to control.")
         elif command == "stop":
             self._desktop.open(stop_dialog(view), self._stop_chosen(view.run))
+        elif command == "resume" and view.is_quiet:
+            self._confirm(view.run, "Nothing is changed", quiet_dialog, partial(self._lift_quiet_hours, view.run))
         elif command not in view.pending:
             self._ask(view.run, command)
         elif command == "resume":
@@ -76,6 +79,10 @@ class RunControl:
     def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
         """Change the settings of a run."""
         self.send(run, "set", **settings)
+
+    def _lift_quiet_hours(self, run: Run) -> None:
+        """Lift the quiet hours of a run."""
+        self.change_settings(run, {"night.quiet_hours": None})
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
         """The handler of the stop dialog's answer for this run, which may not be the shown run by then."""

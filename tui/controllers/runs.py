@@ -829,7 +829,7 @@ class Starting:
             if run is not None:
                 self._runs.open(run)
 
-        self._desktop.open_alone(QueueScreen(self.add_to_queue), left, clears=True)
+        self._desktop.open_alone(QueueScreen(self.add_to_queue, self.add_sweep), left, clears=True)
 
     async def add_to_queue(self) -> str:
         """Add a run of the app's configuration to the queue; returns a message with the result.
@@ -843,6 +843,26 @@ class Starting:
         start = self._of_document(document, document.validate())
         number = await self._add(start.config, start.name, document.path)
         return f"Added as entry {number}, as the configuration is now." if number is not None else "Nothing is added."
+
+    def add_sweep(self, text: str) -> str:
+        """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16; seed = 1, 2``;
+        returns a message with the result. Blocks.
+
+        Raises:
+            UserError: If the text or a configuration is invalid, or the queue cannot be written.
+        """
+        from core.commands.sweep import check_variants
+        from core.queue.sweep import add_variants, combinations, make_variants, parse_axis
+
+        document = self._state.document
+        if document is None:
+            raise UserError("There is no configuration.", "Open one, or choose data to train on.")
+        start = self._of_document(document, document.validate())
+        variants = make_variants(document, (), combinations([parse_axis(part) for part in text.split(";")]))
+        check_variants(variants)
+        added = add_variants(variants, start.name, str(document.path.absolute()) if document.path else "")
+        entries = "1 entry" if len(added) == 1 else f"{len(added)} entries"
+        return f"Added {entries} as {added[0].sweep}, of the configuration as it is now."
 
     async def _add(self, config: Config, name: str, source: Path | None) -> int | None:
         """Add a run to the queue; returns its number, None if the user does not agree to unmet wishes."""

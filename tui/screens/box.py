@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -250,6 +252,35 @@ class FormScreen(Overlay[ScreenResultType]):
         yield self._form
 
 
+class ValuesForm(FormScreen[str]):
+    """Form whose texts are taken over by a function; it stays open, with the typed text, where that refuses them.
+
+    Args:
+        form: The form.
+        accept: Takes the texts over and returns a message; called in a thread.
+    """
+
+    DEFAULT_CSS = style_of("ValuesForm")
+    ENTER_TAKES = True
+
+    def __init__(self, form: InputForm, accept: Callable[[dict[str, str]], str]) -> None:
+        super().__init__(form)
+        self._accept = accept
+
+    def take(self) -> None:
+        """Take the texts over and leave, or show the error."""
+        self._take_over()
+
+    @work(exclusive=True)
+    async def _take_over(self) -> None:
+        try:
+            said = await asyncio.to_thread(self._accept, self._form.texts)
+        except UserError as error:
+            self._form.answer(f"✗ {error}")
+        else:
+            self.dismiss(said)
+
+
 class ListScreen(Overlay[ScreenResultType]):
     """Screen of a list, whose keys act on the entry under the cursor.
 
@@ -270,11 +301,16 @@ class ListScreen(Overlay[ScreenResultType]):
 
     def on_mount(self) -> None:
         """Show the keys, and read the list."""
+        self.show_keys()
+        self._look()
+
+    def show_keys(self) -> None:
+        """Show the keys whose action is available."""
         table = shell_of(self).keys
         lines = [[table[f"{self.SCOPE}.{name}"] for name in line] for line in self._keys]
-        shown = [key_line([(key.display, key.description) for key in line]) for line in lines]
+        there = [[key for key in line if self.check_action(key.action.partition("(")[0], ())] for line in lines]
+        shown = [key_line([(key.display, key.description) for key in line]) for line in there]
         self._box.show_keys(Content("\n").join(shown))
-        self._look()
 
     def _look(self) -> object:
         """Read the list, in a thread."""

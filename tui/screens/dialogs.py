@@ -140,6 +140,17 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
     return ChoiceDialog("Stop the run", text, *choices, run=view.run.id)
 
 
+def quiet_dialog(view: RunView) -> ChoiceDialog:
+    """The question whether a run that quiet hours pause goes on without them."""
+    return ChoiceDialog(
+        "Quiet hours",
+        f"{one_line(view.run.id, 60)} is paused: {one_line(view.state.reason, 100)}. It goes on by itself then.",
+        Choice("y", YES, "lift them and go on", "for this run only"),
+        Choice("escape", "", "wait"),
+        run=view.run.id,
+    )
+
+
 def stop_now_dialog(view: RunView) -> ChoiceDialog:
     """The question before a run is stopped without a checkpoint, with the steps that would be lost."""
     text = Content.assemble((one_line(view.run.id, 60), "bold"), " saves nothing when it stops.\n", _unsaved(view))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
@@ -15,14 +15,20 @@ from textual.widgets.option_list import Option
 from core.errors import UserError
 from core.queue import status, store
 from core.queue.estimate import Estimator
+from core.queue.entry import QueueEntry
 from core.queue.fate import run_of
+from core.queue.night import NIGHT_OPTIONS
+from core.queue.tonight import change_night, tell_live_run
 from core.queue.view import EntryView, QueueReader, QueueView
 from core.runs.record.store import Run
 from core.text import one_line
 from core.units import format_duration, format_moment
 from tui.keys import bindings
-from tui.screens.box import ListScreen
+from tui.screens.box import InputForm, ListScreen, ValuesForm
+from tui.screens.run_settings import HINTS, LABELS
 from tui.shell import shell_of
+from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.forms.option_field import format_value
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0
 #: Columns of a line without its name.
 _STATE, _TIME = 18, 22
+#: Row for an option that has its default, and the keys of a form.
+_ANOTHER, _KEYS = "", (("tab", "next"), ("enter", "take over"), ("esc", "leave as it is"))
 _STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
 
 
@@ -40,16 +48,19 @@ class QueueScreen(ListScreen[Run]):
 
     Args:
         add: Adds a run of the app's configuration, and returns a notice.
+        sweep: Adds a run of it for each value in a text; returns a notice. Called in a thread.
     """
 
     SCOPE = "queue"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
 
-    def __init__(self, add: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, add: Callable[[], Awaitable[str]], sweep: Callable[[str], str]) -> None:
         super().__init__(
-            "Queue", ("add", "hold", "earlier", "later", "remove", "clear"), ("open", "start", "stop", "back")
+            "Queue",
+            ("add", "sweep", "hold", "earlier", "later", "remove", "clear"),
+            ("open", "night", "start", "stop", "back"),
         )
-        self._add = add
+        self._add, self._sweep = add, sweep
         self._reader = QueueReader(Estimator())
         self._view: QueueView | None = None
         self._wanted: int | None = None
@@ -81,12 +92,30 @@ class QueueScreen(ListScreen[Run]):
         self._view = view
         self._box.show_about(self._runner_line(view))
         self._box.border_subtitle = Content(_legend(view))
+        self.show_keys()
         self._show_entries(view)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """True if an action has an effect on the queue as it is."""
+        if (view := self._view) is None:
+            return True
+        match action:
+            case "clear":
+                return any(row.entry.is_over for row in view.rows)
+            case "start":
+                return view.runner is None and bool(view.upcoming)
+            case "stop":
+                return view.runner is not None
+        return super().check_action(action, parameters)
+
     def _runner_line(self, view: QueueView) -> Content:
+        """The runner's activity, and the limits of the night."""
+        line, words = self._activity(view), view.night.words(self._clock())
+        return Content.assemble(line, "\n", ("tonight  ", "$muted"), one_line(words, 200)) if words else line
+
+    def _activity(self, view: QueueView) -> Content:
         if view.runner is not None:
-            ends = f" · all done ~{format_moment(view.ends, '%a %H:%M')}" if view.ends is not None else ""
-            return Content.assemble(("on", "$primary bold"), f" · {one_line(view.runner.doing, 200)}{ends}")
+            return Content.assemble(("on", "$primary bold"), f" · {one_line(view.runner.doing, 200)}")
         shows = shell_of(self).keys["queue.start"].display
         if not view.upcoming:
             return Content.styled("Nothing waits.", "$muted")
@@ -96,7 +125,7 @@ class QueueScreen(ListScreen[Run]):
         """Update the changed lines; the cursor stays on its entry."""
         options, width = self._options, max(self._options.size.width, 40)
         here = self._wanted if self._wanted is not None else (row.entry.id if (row := self._row) else None)
-        lines = [_line(row, width, self._clock()) for row in view.rows]
+        lines = [_line(row, width, self._clock(), is_on=view.runner is not None) for row in view.rows]
         ids = [str(row.entry.id) for row in view.rows]
         if [option.id for option in options.options] == ids:
             for index, line in enumerate(lines):
@@ -122,16 +151,86 @@ class QueueScreen(ListScreen[Run]):
     # Keys.
 
     def action_open(self) -> None:
-        """Show the run of the entry under the cursor."""
+        """Show the run of the entry under the cursor, or its values if it has none."""
         if (row := self._row) is None:
             return
-        if row.entry.run is None or not (run := run_of(row.entry)).config_path.is_file():
-            self._box.say(f"Entry {row.entry.id} has no run yet.")
+        if row.entry.run is not None and (run := run_of(row.entry)).config_path.is_file():
+            self.dismiss(run)
+        else:
+            self._edit(row.entry)
+
+    @work
+    async def _edit(self, entry: QueueEntry) -> None:
+        """Show the values of an entry that are not the defaults, to be changed."""
+        try:
+            config = await asyncio.to_thread(store.read_entry_config, entry)
+        except UserError as error:
+            self._box.say(str(error), "$near")
             return
-        self.dismiss(run)
+        present = {
+            f"{section}.{key}": format_value(value)
+            for section, values in config.model_dump(mode="json", exclude_defaults=True).items()
+            for key, value in values.items()
+        }
+        rows = {name: (name, SafeInput(text, id=name.replace(".", "-")), "") for name, text in present.items()}
+        rows[_ANOTHER] = ("another option", SafeInput(placeholder="rank = 32", id="another-option"), "")
+
+        def accept(texts: dict[str, str]) -> str:
+            another = texts.pop(_ANOTHER)
+            changes = [f"{name}={text}" for name, text in texts.items() if text != present[name]]
+            changes += [another] if another else []
+            if changes:
+                store.edit(entry.id, changes)
+            return f"Entry {entry.id} is changed: {', '.join(changes)}" if changes else ""
+
+        about = "Every value that is not the default; an empty one is the default again."
+        self._ask(f"Entry {entry.id} · {one_line(entry.title, 50)}", rows, about, accept)
+
+    def action_sweep(self) -> None:
+        """Add a run of the app's configuration for each value of an option."""
+        line = SafeInput(placeholder="learning_rate = 1e-3, 2e-4", id="sweep")
+        about = (
+            "A run of the configuration in the app for each value of an option, or for each combination of several:\n"
+            "learning_rate = 1e-3, 2e-4; rank = 8, 16"
+        )
+        self._ask("Sweep", {"values": ("values", line, "")}, about, lambda texts: self._sweep(texts["values"]))
+
+    def action_night(self) -> None:
+        """Set the limits of the night."""
+        now = self._clock()
+        present = self._view.night.in_force(now) if self._view is not None else {}
+        rows = {}
+        for name in NIGHT_OPTIONS:
+            text = "none" if name in present and present[name] is None else format_value(present.get(name))
+            rows[name] = (LABELS[name], SafeInput(text, id=name.replace(".", "-")), HINTS[name].partition(";")[0])
+
+        def accept(texts: dict[str, str]) -> str:
+            before = change_night(texts, now)
+            self.post_call(self._box.carry_out, lambda: asyncio.to_thread(tell_live_run, before, now))
+            return ""
+
+        about = (
+            "For every run that the queue starts, and for the run that is on, in place of their own.\n"
+            "Empty: as each run has it. none: no limit."
+        )
+        self._ask("Tonight", rows, about, accept)
+
+    @work
+    async def _ask(
+        self,
+        title: str,
+        rows: Mapping[str, tuple[str, SafeInput, str]],
+        about: str,
+        accept: Callable[[dict[str, str]], str],
+    ) -> None:
+        """Show a form, then what became of it."""
+        form = InputForm(title, rows, _KEYS, Content(about))
+        if said := await self.app.push_screen_wait(ValuesForm(form, accept)):
+            self._box.say(said)
+        self._look()
 
     def take(self) -> None:
-        """Show the run of the entry under the cursor."""
+        """Show the run of the entry under the cursor, or its values."""
         self.action_open()
 
     def action_add(self) -> None:
@@ -179,10 +278,6 @@ class QueueScreen(ListScreen[Run]):
 
     def action_start(self) -> None:
         """Start the runner."""
-        rows = self._view.rows if self._view is not None else None
-        if rows is not None and all(row.entry.is_over for row in rows):
-            self._box.say("Nothing waits, so there is nothing to start.")
-            return
 
         async def start() -> str:
             _, is_new = await asyncio.to_thread(status.start_runner)
@@ -208,13 +303,15 @@ class QueueScreen(ListScreen[Run]):
 
 
 def _legend(view: QueueView) -> str:
-    """Legend for the marks of the durations."""
+    """End of all runs, and the legend for the marks of the durations."""
+    starts = "" if view.runner is not None else ", if started now"
+    done = [f"all done ~{format_moment(view.ends, '%a %H:%M')}{starts}"] if view.ends is not None else []
     plan = ["* by the plan: no run of this kind yet"] if view.has_plans else []
     early = [f"^ ends early by {' or '.join(view.early_ends)}"] if view.early_ends else []
-    return " · ".join([*plan, *early])
+    return " · ".join([*done, *plan, *early])
 
 
-def _line(row: EntryView, width: int, now: float) -> Content:
+def _line(row: EntryView, width: int, now: float, *, is_on: bool) -> Content:
     """The line of an entry: number, state, times, name, and the reason of a failure."""
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
@@ -222,13 +319,13 @@ def _line(row: EntryView, width: int, now: float) -> Content:
         doing = f"{doing} {row.step}/{row.total_steps}"
     head = f"{entry.id:>3}  "
     name_width = max(width - len(head) - _STATE - _TIME - 1, 8)
-    about = entry.title
+    about = row.about
     if entry.state in ("failed", "skipped") and entry.reason:
         about = f"{about}: {entry.reason}"
     return Content.assemble(
         (head, "$muted"),
         (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
-        fit(_when(row, now), _TIME),
+        (fit(_when(row, now), _TIME), "" if is_on or entry.is_over else "$muted"),
         " ",
         fit(one_line(about, 300), name_width),
     )

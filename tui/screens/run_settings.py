@@ -1,5 +1,5 @@
-"""Settings of a live run: learning rate, evaluation and checkpoint intervals, heat and power limits, deadline and
-energy."""
+"""Settings of a live run: learning rate, evaluation and checkpoint intervals, heat and power limits, quiet hours,
+deadline and energy."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ SETTINGS = (
     *TRAINING,
     "hardware.temperature_limit_c",
     "hardware.power_limit_w",
+    "night.quiet_hours",
     "night.deadline",
     "night.energy_kwh",
 )
-_LABELS = {
+LABELS = {
     "train.learning_rate": "learning rate",
     "eval.every_steps": "evaluate every",
     "checkpoint.every_steps": "save every",
     "hardware.temperature_limit_c": "temperature",
     "hardware.power_limit_w": "average power",
+    "night.quiet_hours": "quiet hours",
     "night.deadline": "done by",
     "night.energy_kwh": "energy",
 }
-_HINTS = {
+HINTS = {
     "checkpoint.every_steps": "steps; empty: ten times in the run",
     "hardware.temperature_limit_c": "°C at the most; empty: no limit",
     "hardware.power_limit_w": "W at the most; empty: no limit",
+    "night.quiet_hours": "as 22:00-07:00; empty: none",
     "night.deadline": "a time, as 07:00; empty: no deadline",
     "night.energy_kwh": "kWh at the most; empty: no limit",
 }
@@ -71,7 +74,7 @@ class RunSettings(FormScreen[None]):
             section, _, key = name.partition(".")
             self._present[name] = view.history.settings.get(name, getattr(getattr(config, section), key))
             line = SafeInput(format_value(self._present[name]), id=f"line-{key}-{section}")
-            rows[name] = (_LABELS[name], line, self._hint(name))
+            rows[name] = (LABELS[name], line, self._hint(name))
         super().__init__(InputForm("Settings of the run", rows, _KEYS, self._about()))
         self._lines = self._form.lines
         self._last_line = self._lines[SETTINGS[0]]
@@ -88,8 +91,8 @@ class RunSettings(FormScreen[None]):
     def _hint(self, name: str) -> str:
         if name == "train.learning_rate":
             return f"the peak of the schedule, {format_value(self._present[name])} now"
-        if name in _HINTS:
-            return _HINTS[name]
+        if name in HINTS:
+            return HINTS[name]
         epochs = self._config.eval.every_epochs
         return f"steps; empty: {f'every {exact_number(epochs)} epochs' if epochs is not None else 'at the end only'}"
 

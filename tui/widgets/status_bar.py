@@ -169,6 +169,8 @@ def _run_segments(
     if pending:
         full, brief = state_head(view, now), state_head(view, now, is_short=True)
     segments.append(Segment(full, 0, brief))
+    if name == "paused" and not pending and (why := view.state.parked or view.state.reason):
+        segments.append(Segment(Content.styled(one_line(why, 60), style), 1))
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None
     if eta is not None:

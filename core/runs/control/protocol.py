@@ -17,8 +17,8 @@ from typing import Any
 
 from core.errors import UserError
 
-#: Actions that a worker's refusal may name; each is a command of its own.
-ACTIONS = ("resume", "set", "stop")
+#: Actions that a worker's refusal may name: commands, and a change of one option.
+ACTIONS = ("resume", "set", "stop", "lift_quiet_hours")
 #: Puts an action into words; called with a name of :data:`ACTIONS` and the run's id.
 Ways = Callable[[str, str], str]
 
@@ -39,7 +39,8 @@ class ActionError(UserError):
 
 def by_command(action: str, run: str) -> str:
     """The command for an action, in quotes."""
-    return f"'localtune-tui {action} {run}'"
+    command = f"set {run} night.quiet_hours=none" if action == "lift_quiet_hours" else f"{action} {run}"
+    return f"'localtune-tui {command}'"
 
 
 def with_way(hint: str, way: str) -> str:

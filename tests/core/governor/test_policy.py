@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.config.clock import parse_span
+from core.config.clock import next_time, parse_span
 from core.governor.limits import FLOOR, Limits
 from core.governor.policy import HOPELESS_SECONDS, Action, Decision, Observation, Policy
 from core.hardware.snapshot import Device
@@ -133,7 +133,7 @@ def test_quiet_hours_pause_and_end() -> None:
     governed = Governed(Limits(quiet=parse_span("23:45-00:15")), time=NIGHT)
     assert governed.run(60).pause is None
     paused = governed.run(15 * 60)
-    assert paused.pause == Action("pause", "quiet hours")
+    assert paused.pause == Action("pause", "quiet hours", next_time(15, NIGHT))
     assert governed.run(30 * 60).pause is None
     assert governed.actions == [("pause", "quiet hours"), ("resume", "quiet hours")]
 

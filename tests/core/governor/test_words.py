@@ -4,6 +4,7 @@ import time
 
 from core.governor.promise import Promise
 from core.governor.words import describe, in_place, news, promised, stopped_by
+from core.units import format_moment
 from tests.cases import cases
 
 
@@ -16,6 +17,7 @@ from tests.cases import cases
         (("power_limit", "power", 200.0, 200.0, None), "the card's power limit is 200 W now"),
         (("power_limit", "power", None, None, None), "the card's own power limit again"),
         (("pause", "temperature", 86.0, 83.0, None), "paused: the device is at 86 °C (limit 83 °C)"),
+        (("pause", "quiet hours", 0.0, None, None), f"paused: quiet hours until {format_moment(0.0, '%H:%M')}"),
         (("resume", "quiet hours", None, None, None), "goes on: the quiet hours are over"),
         (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB)"),
         (("dance", "moon", 1.0, None, None), "dance: moon is 1.00"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.queue.entry import words_of
 from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis
@@ -67,12 +68,12 @@ def test_variants_are_whole_configurations(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
     choices = combinations([parse_axis("method.rank=8,16"), parse_axis('method.target_modules=["q_proj"],all-linear')])
-    variants = make_variants(path, ["train.seed=3"], choices)
+    variants = make_variants(ConfigDocument.load(path), ["train.seed=3"], choices)
     assert [variant.config.method.rank for variant in variants] == [8, 8, 16, 16]
     assert {variant.config.train.seed for variant in variants} == {3}
     assert variants[0].config.data.train == str(tmp_path / "rows.jsonl")
     assert dict(variants[0].values) == {"method.rank": 8, "method.target_modules": ["q_proj"]}
     assert words_of({"train.learning_rate": 1e-4, "method.rank": 8}) == "learning_rate 0.0001, rank 8"
     with pytest.raises(UserError) as error:
-        make_variants(path, [], combinations([parse_axis("method.rank=8,0")]))
+        make_variants(ConfigDocument.load(path), [], combinations([parse_axis("method.rank=8,0")]))
     assert "It is the variant method.rank=0." in error.value.hint

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from core.config.schema import Config
 from core.queue import store
 from core.queue.estimate import Estimator
+from core.queue.night import Night
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
@@ -44,6 +47,26 @@ def test_each_begins_when_the_one_before_is_expected_to_end(home: Path) -> None:
     assert view.ends == NOW + 80
 
 
+def test_quiet_hours_are_counted_and_a_line_says_what_differs_from_the_one_above(home: Path) -> None:
+    add("a", train={"max_steps": 6, "learning_rate": 1e-3}, night={"quiet_hours": "22:00-07:00"})
+    add("a", train={"max_steps": 6, "learning_rate": 2e-4})
+    add("a", train={"max_steps": 6, "learning_rate": 2e-4}, method={"rank": 8})
+    evening = datetime(2026, 11, 24, 22, 30).timestamp()
+    seven = datetime(2026, 11, 25, 7).timestamp()
+    reader = QueueReader(Known())
+    view = reader.view(store.read_queue(), RUNNER, evening)
+    assert [(row.begins, row.ends) for row in view.rows] == [
+        (seven + 60 * place, seven + 60 * (place + 1)) for place in range(3)
+    ]
+    words = [row.about for row in view.rows]
+    assert words[0] == "a · quiet_hours 22:00-07:00, learning_rate 0.001"
+    assert words[1:] == ["a · quiet_hours none, learning_rate 0.0002", "a · rank 8"]
+    store.change(lambda queue: replace(queue, night=Night.read({"quiet_hours": "none"}, evening)))
+    assert reader.view(store.read_queue(), RUNNER, evening).ends == evening + 180
+    store.edit(1, ["max_steps = 3"])
+    assert reader.view(store.read_queue(), RUNNER, evening).ends == evening + 150
+
+
 def test_a_duration_by_the_plan_is_distinguished_from_one_at_a_measured_pace(home: Path) -> None:
     add("a", train={"max_steps": 6})
     add("b", train={"max_steps": 3}, method={"rank": 32})
@@ -58,7 +81,9 @@ def test_a_duration_by_the_plan_is_distinguished_from_one_at_a_measured_pace(hom
     assert [(row.begins, row.ends) for row in view.rows[1:]] == [(NOW + 60, NOW + 90), (NOW + 90, None), (None, None)]
     assert view.ends is None
     assert [row.seconds for row in reader.read(NOW, known_only=True).rows] == [60, 30, None, 20]
-    assert {row.begins for row in reader.view(store.read_queue(), None, NOW).rows} == {None}, "nobody starts them"
+    idle = reader.view(store.read_queue(), None, NOW)
+    assert [row.begins for row in idle.rows] == [row.begins for row in view.rows], "as if a runner started now"
+    assert {row.to_dict(starts=False)["begins_expected"] for row in idle.rows} == {None}, "nobody starts them"
     store.change(lambda queue: queue.removed(2))
     assert not QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).has_plans
 

@@ -192,7 +192,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_reporte
     commands = record_commands(monkeypatch, {"step": 64})
     async with attached(notifications=True) as (app, pilot):
         screen = await settings(pilot)
-        assert values(screen) == ["2e-4", *6 * [""]]
+        assert values(screen) == ["2e-4", *7 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
         await press(pilot, *"5e-5", "tab", *"50", "enter", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands.with_args == [("set", {"train.learning_rate": 5e-5, "eval.every_steps": 50})]
@@ -228,6 +228,15 @@ async def test_a_value_that_is_invalid_or_as_before_is_not_sent_and_a_doubtful_o
         await press(pilot, "enter", until=lambda: len(commands) == 1)
 
 
+async def test_quiet_hours_that_pause_a_run_are_told_and_lifted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(10).write_state(state="paused", reason="quiet hours until 07:00")
+    commands = record_commands(monkeypatch, {"step": 10})
+    async with attached() as (app, pilot):
+        assert screen_text(app).count("quiet hours until 07:00") == 2, "the banner and the status bar"
+        await press(pilot, "p", until=lambda: asks(app, "lift them and go on"))
+        await press(pilot, "y", until=lambda: commands.with_args == [("set", {"night.quiet_hours": None})])
+
+
 async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     gate = threading.Event()
@@ -243,8 +252,8 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
         await pilot.press("7", "enter")
         gate.set()
         await wait_for(pilot, lambda: "✗ The run has ended. Continue it." in words(app))
-        assert values(screen) == ["2e-4", "50", *5 * [""]]
-        await press(pilot, "backspace", until=lambda: values(screen) == ["2e-4", "5", *5 * [""]])
+        assert values(screen) == ["2e-4", "50", *6 * [""]]
+        await press(pilot, "backspace", until=lambda: values(screen) == ["2e-4", "5", *6 * [""]])
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, RunSettings))
 
 
@@ -270,7 +279,7 @@ async def test_settings_show_what_holds_and_the_log_shows_changes_in_words(home:
         await wait_for(pilot, lambda: "change on request refused: No such value." in screen_text(app))
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
         assert line in screen_text(app)
-        assert values(await settings(pilot)) == ["5e-5", "50", *5 * [""]]
+        assert values(await settings(pilot)) == ["5e-5", "50", *6 * [""]]
     # A worker that continues from a checkpoint uses the checkpoint's settings.
     script.phase("importing")
     assert read_history(script.run).settings == {}

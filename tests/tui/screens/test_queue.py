@@ -25,7 +25,11 @@ from tests.tui.harness import asks, has_live_run, press, running, screen_text, w
 from tests.tui.screens.opening import open_screen
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
+from tui.screens.box import ValuesForm
 from tui.screens.queue import QueueScreen
+
+
+TYPED = {"=": "equals_sign"}
 
 
 @pytest.fixture
@@ -70,7 +74,9 @@ async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, 
         await press(pilot, "r", until=lambda: runner.start.called)
 
 
-async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: Path, runner: Mock) -> None:
+async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(
+    home: Path, runner: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add("a", "b", "c")
     async with queue() as (pilot, app, screen):
         await wait_for(pilot, lambda: screen._options.option_count == 3)
@@ -84,6 +90,8 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
         await press(pilot, "space", until=lambda: states()[3] == "waiting")
         await press(pilot, "D", until=lambda: states()[3] == "removed")
+        monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
+        await wait_for(pilot, lambda: "x stop the runner" in screen_text(app))
         await press(pilot, "x", until=lambda: runner.stop.called)
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, QueueScreen))
 
@@ -102,13 +110,30 @@ async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypa
     async with queue(size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "* by the plan: no run of this kind yet" in screen_text(app))
         lines = {name: line for line in screen_text(app).splitlines() for name in ("first", "another") if name in line}
-        assert re.search(r"waiting +takes ~\d+h \d\dm\* +first", lines["first"])
-        assert re.search(r"waiting +takes ~30m 00s\*\^ +short", screen_text(app))
+        assert re.search(r"waiting +\d\d:\d\d – .*\* +first", lines["first"])
+        assert re.search(r"\*\^ +short", screen_text(app))
         assert "no run of this kind yet · ^ ends early by train.max_hours" in screen_text(app)
         assert "takes" not in lines["another"], "a model that is not here"
         # With a runner they have a day and an hour each.
         monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
         await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
+
+
+async def test_values_a_sweep_and_the_night_are_typed_in_the_box(config: Path, runner: Mock) -> None:
+    async with queue(config, size=(80, 24)) as (pilot, app, screen):
+        await wait_for(pilot, lambda: "s start" not in screen_text(app) and "c clear" not in screen_text(app))
+        await press(pilot, "w", until=lambda: isinstance(app.screen, ValuesForm))
+        await pilot.press(*(TYPED.get(key, key) for key in "rank=8"), "enter")
+        await wait_for(pilot, lambda: "as s1, of the configuration as it is now." in screen_text(app))
+        await pilot.press("w")
+        await wait_for(pilot, lambda: isinstance(app.screen, ValuesForm))
+        await press(pilot, *"rank", "enter", until="rank names no option with values")
+        await press(pilot, "escape", until=lambda: app.screen is screen)
+        await press(pilot, "enter", until="method.rank")
+        await press(pilot, "escape", until=lambda: app.screen is screen)
+        await press(pilot, "n", until=lambda: isinstance(app.screen, ValuesForm))
+        await press(pilot, *"75", "enter", until="at most 75 °C")
+        assert store.read_queue().night.values == {"hardware.temperature_limit_c": 75.0}
 
 
 async def test_what_may_not_be_done_is_reported_and_enter_shows_the_run_of_an_entry(home: Path) -> None:
