@@ -38,7 +38,7 @@ def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
     """
     if path.suffix.lower() not in JSON_LINES_SUFFIXES:
         wanted = " or ".join(JSON_LINES_SUFFIXES)
-        raise UserError(f"{path} is no file of JSON lines.", f"Name one that ends in {wanted}; it is made.")
+        raise UserError(f"{path} is not a JSON Lines file.", f"Name one that ends in {wanted}; it is created.")
     row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
     if not is_unicode(row):
         # A lone surrogate is kept as a JSON escape: the file stays UTF-8.
@@ -91,8 +91,8 @@ def _check_first(path: Path, beginning: bytes) -> None:
         row = None
     if not isinstance(row, dict) or "messages" not in row:
         raise UserError(
-            f"{path} has rows of another kind: its first one has no messages.",
-            "Name another file; it is made where there is none.",
+            f"{path} has rows of another kind: the first one has no messages.",
+            "Name another file; it is created if it does not exist.",
         )
 
 

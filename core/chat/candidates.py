@@ -50,7 +50,7 @@ def find_candidates(run: Run) -> list[Candidate]:
     if not live and steps and not has_result(run):
         step = stand_in_step(run)
         kind = "newest checkpoint" if step == steps[0] else "checkpoint"
-        own = "checkpoint that is gone" if step is None else f"{kind}, step {step}"
+        own = "its checkpoint is gone" if step is None else f"{kind}, step {step}"
         own += REFUSED if run.state().refused else ""
     found = [Candidate(TUNED, "tuned", own)]
     exports = [

@@ -63,10 +63,17 @@ class Reply:
             self.state = "streaming"
         return bool(pieces)
 
-    def take_answer(self, answer: Answer) -> None:
-        """Take over a whole answer and its statistics; the text of an ended reply stays as it is."""
+    def take_answer(self, answer: Answer, *, alone: bool = False) -> None:
+        """Take over a whole answer and its statistics; the text of an ended reply stays as it is.
+
+        Args:
+            answer: The answer.
+            alone: True if its question was asked without what was said before.
+        """
         if self.is_open:
             self.text, self.raw, self.state = answer.text, answer.raw, "done"
+        elif not answer.tokens:
+            return
         self.stats = format_stats(
             answer.tokens,
             answer.first_token_seconds,
@@ -75,6 +82,8 @@ class Reply:
             context=answer.prompt_tokens + answer.tokens if answer.prompt_tokens else 0,
             context_limit=answer.context_limit,
         )
+        if alone:
+            self.stats += " · alone"
 
 
 @dataclass(eq=False)
@@ -87,6 +96,10 @@ class Exchange:
     """Follow-up exchanges: several if a question was asked again or in other words."""
     chosen: int = 0
     """Index in ``branches`` of the current follow-up."""
+    alone: bool = False
+    """True if it was asked without what was said before."""
+    wanted: str = ""
+    """The answer in the data, where the question is a row's."""
 
     def answer_of(self, source: Source) -> str:
         """The answer of this source, else another one's, as the model wrote it; empty if there is none."""
@@ -150,18 +163,20 @@ class Dialogue:
         before.chosen = max(0, before.chosen - (place <= before.chosen))
 
     def messages(self, source: Source, system: str = "", until: Exchange | None = None) -> list[dict[str, str]]:
-        """Messages for a source to answer a question; earlier questions without an answer are left out.
+        """Messages for a source to answer a question; earlier questions without an answer are left out, and all of them
+        for a question that is asked alone.
 
         Args:
             source: The source that answers.
             system: The system prompt; empty for none.
-            until: The question, which is in the conversation; None: the last one.
+            until: The question; None: the last one of the conversation.
         """
         path = self.exchanges
-        if until is not None and until in path:
-            path = path[: path.index(until) + 1]
+        if until is not None:
+            # A question that was taken back meanwhile is none of the conversation.
+            path = path[: path.index(until) + 1] if until in path else [until]
         messages = [{"role": "system", "content": system}] if system.strip() else []
-        for exchange in path[:-1]:
+        for exchange in path[:-1] if not path[-1].alone else ():
             if answer := exchange.answer_of(source):
                 messages.append({"role": "user", "content": exchange.question})
                 messages.append({"role": "assistant", "content": answer})
@@ -186,6 +201,7 @@ class Dialogue:
                 )
                 parts += [f"## {reply.label}", reply.text.rstrip() or reply.error or "–"]
                 parts += [f"*{notes}*"] if notes else []
+            parts += ["## wanted", exchange.wanted] if exchange.wanted else []
         return "\n\n".join(parts) + "\n"
 
     @classmethod
@@ -254,6 +270,8 @@ def _exchange_data(exchange: Exchange) -> dict[str, Any]:
             }
             for reply in exchange.replies
         ],
+        **({"alone": True} if exchange.alone else {}),
+        **({"wanted": exchange.wanted} if exchange.wanted else {}),
     }
 
 
@@ -281,7 +299,9 @@ def _exchange(item: dict[str, Any]) -> Exchange | None:
         return None
     replies = [_reply(one) for one in written if isinstance(one, dict)] if isinstance(written, list) else []
     kept = [reply for reply in replies if reply is not None][:COLUMNS]
-    return Exchange(question, kept) if kept else None
+    wanted = item.get("wanted")
+    shown = wanted if isinstance(wanted, str) else ""
+    return Exchange(question, kept, alone=item.get("alone") is True, wanted=shown) if kept else None
 
 
 #: Saved fields of a reply beside its text.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _PROMPT_LIMIT = 1 << 22
 _HELP = (
     "/base, /tuned and /as RUN@STEP choose who answers, /again answers anew, /keep [FILE] appends the answer to a "
-    "dataset, /clear begins a new conversation, /quit leaves; Ctrl-C cuts an answer short"
+    "dataset, /alone asks each question alone or with what was said before, /clear begins a new conversation, /quit "
+    "leaves; Ctrl-C cuts an answer short"
 )
 #: Flags of the sampling, by the settings that they change.
 _FLAGS = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     session = open_session(target, step, llama=args.reader == "llama")
     if args.base and not session.has_tuned and run is not None:
         raise UserError(
-            f"Run {run.id} trains the weights themselves, so it has no base to switch to.",
+            f"Run {run.id} trains all weights, so it has no base to switch to.",
             f"Talk to the base by itself: {PROGRAM} chat {run.config().model.base}",
         )
     try:
@@ -159,6 +160,7 @@ class Conversation:
         self._source: Source = source if session.has_tuned else BASE
         self._dialogue = Dialogue()
         self._run = run
+        self._alone = False
         self._is_unkept = False
 
     def ask(self, prompt: str, *, quiet: bool = False, again: bool = False) -> Answer:
@@ -183,10 +185,11 @@ class Conversation:
             exchange = self._dialogue.ask_again(last, prompt, (self._source,))
         else:
             exchange = self._dialogue.ask(prompt, (self._source,))
+        exchange.alone = self._alone and len(self._dialogue.exchanges) > 1
         messages = self._dialogue.messages(self._source, self._system)
         answer: Answer | None = None
         waiting = contextlib.ExitStack()
-        waiting.enter_context(busy("the model reads the conversation"))
+        waiting.enter_context(busy("the model reads the question"))
         try:
             for piece in self._session.generate(messages, self._source, self._settings):
                 waiting.close()
@@ -204,7 +207,7 @@ class Conversation:
         finally:
             waiting.close()
         reply = exchange.replies[0]
-        reply.take_answer(answer)
+        reply.take_answer(answer, alone=exchange.alone)
         reply.speaker = speaker_name(answer.source)
         self._keep()
         if not quiet:
@@ -231,10 +234,16 @@ class Conversation:
         with contextlib.suppress(ImportError):  # some Pythons are built without it, and input() works all the same
             import readline  # noqa: F401 - gives input() line editing and history
 
+        from core.chat.rows import look_up
+        from core.commands.live_line import busy
         from core.text import one_line
 
         note(one_line(self._session.description))
         note(_HELP)
+        with busy("reading the run's rows"):
+            self._alone, _ = look_up(self._run)
+        if self._alone:
+            note("No row has a second turn, so each question is asked alone; /alone asks with what was said before.")
         while True:
             try:
                 line = input("\n> ").strip()
@@ -252,8 +261,14 @@ class Conversation:
                 self._answer(line)
 
     def _answer(self, line: str, *, again: bool = False) -> None:
+        from core.chat.rows import look_up
+        from core.text import sanitize
+
         try:
             self.ask(line, again=again)
+            _, wanted = look_up(self._run, line)
+            if wanted:
+                note(f"wanted: {sanitize(wanted)}")
         except KeyboardInterrupt:
             note("\n(cut short)")
         except UserError as error:
@@ -270,15 +285,18 @@ class Conversation:
             self._source = TUNED
             note("The tuned model answers.")
         elif command == "/tuned":
-            note("Nothing was learned here; there is only the base model.")
+            note("Nothing was trained here; there is only the base model.")
         elif command == "/as" and rest:
             self._choose(rest)
+        elif command == "/alone":
+            self._alone = not self._alone
+            note("Questions are asked alone." if self._alone else "Questions are asked with what was said before.")
         elif command == "/again" and exchanges:
             self._answer(exchanges[-1].question, again=True)
         elif command == "/keep" and exchanges:
             self._append(rest)
         elif command in ("/again", "/keep"):
-            note("Nothing was asked yet.")
+            note("No question has been asked yet.")
         elif command == "/clear":
             from core.chat.dialogue import Dialogue
 
@@ -309,7 +327,7 @@ class Conversation:
 
         path = user_path(name) if name else remembered_file()
         if path is None:
-            note("Name a file once, which is made where there is none: /keep answers.jsonl")
+            note("Name a file once; it is created if it does not exist: /keep answers.jsonl")
             return
         reply = self._dialogue.exchanges[-1].replies[0]
         messages = self._dialogue.messages(reply.source, self._system)

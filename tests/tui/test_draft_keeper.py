@@ -126,7 +126,7 @@ async def test_each_run_has_its_own_conversation(home: Path) -> None:
             app.runs.open(run)
             await wait_for(pilot, lambda run=run: pane.target == run)  # type: ignore[misc]
             await pilot.pause()
-            assert len(pane.dialogue.exchanges) == count
+            assert (len(pane.dialogue.exchanges), pane.prompt.text) == (count, "half" * count)
 
 
 async def test_a_configuration_without_a_file_comes_back_with_its_paths(

@@ -28,7 +28,7 @@ from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
-_SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
+_SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "cancel"))
 
 
 class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
@@ -126,7 +126,7 @@ def _read_stops(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-_SOURCES_KEYS = (("space", "mark"), ("enter", "ask them"), ("esc", "leave as it is"))
+_SOURCES_KEYS = (("space", "mark"), ("enter", "let them answer"), ("esc", "cancel"))
 _NAME_WIDTH = 34
 
 
@@ -191,7 +191,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         elif len(self._marked) < COLUMNS:
             self._marked.append(source)
         else:
-            answer.show(Content.styled(f"At most {COLUMNS} answer at once; take another mark away.", "$near"))
+            answer.show(Content.styled(f"At most {COLUMNS} answer at once; unmark another one first.", "$near"))
             return
         for number, candidate in enumerate(self._candidates):
             self._options.replace_option_prompt_at_index(number, self._line(candidate))
@@ -207,7 +207,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             self.dismiss(tuple(self._marked))
 
 
-_KEEP_KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))
+_KEEP_KEYS = (("^s", "append"), ("tab", "next"), ("esc", "cancel"))
 
 
 @dataclass(frozen=True)
@@ -262,12 +262,12 @@ class KeepAnswer(Overlay[KeptAnswer]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = Content("A good answer, for a dataset")
+            box.border_title = Content("Add this answer to a dataset")
             yield TextBlock(Content.styled(one_line(self._question, 400), "$muted"), id="question")
             yield _AnswerArea(sanitize(self._answer))
             with Horizontal():
                 yield TextBlock(Content("file"), classes="label")
-                yield SafeInput(self._file, placeholder="answers.jsonl, made where there is none")
+                yield SafeInput(self._file, placeholder="answers.jsonl; created if it does not exist")
             yield TextBlock(id="answer")
             yield TextBlock(key_line(_KEEP_KEYS), id="keys")
 
@@ -275,7 +275,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
         """Return the answer and the file."""
         edited, file = self.query_one(TextArea).text, self.query_one(SafeInput).value.strip()
         says = "" if edited.strip() else "The answer is empty."
-        says = says or ("" if file else "Name a file, which is made where there is none.")
+        says = says or ("" if file else "Name a file; it is created if it does not exist.")
         if says:
             self.query_one("#answer", TextBlock).show(Content.styled(f"✗ {says}", "$limit"))
             if not file:

@@ -122,34 +122,36 @@ class ReplyMessage(ChatMessage):
 
 
 class ExchangeView(Vertical):
-    """A question with its answers, stacked or, with the class ``-wide``, side by side."""
+    """A question with its answers and the one that was wanted, stacked or, with the class ``-wide``, side by side."""
 
     DEFAULT_CSS = style_of("ExchangeView")
 
     def __init__(self, exchange: Exchange, *, width: int, markdown: bool = True) -> None:
         super().__init__()
         self.exchange = exchange
-        self._markdown = markdown
+        self._wanted = Reply("wanted", state="done")
+        self._cells = [ReplyMessage(reply, markdown=markdown) for reply in (*exchange.replies, self._wanted)]
+        for cell in self._cells[1:]:
+            cell.add_class("-second")
+        cell.add_class("-wanted")
+        # A grid gives the answers, and the lines between them, the same height.
+        self._grid = ItemGrid(*self._cells, classes="chat-replies")
         self.fit(width)
 
     def fit(self, width: int) -> None:
-        """Put the answers side by side if the columns suffice."""
-        self.set_class(width >= COLUMN_WIDTH * max(2, len(self.exchange.replies)), "-wide")
+        """Put the answers side by side if the columns suffice, with the one that was wanted, if it is known."""
+        self._wanted.text, cell = self.exchange.wanted, self._cells[-1]
+        cell.display = bool(self._wanted.text)
+        if cell.is_mounted:
+            cell.refresh_reply()
+        columns = len(self._cells) - (not cell.display)
+        self._grid.styles.grid_size_columns = columns
+        self.set_class(width >= COLUMN_WIDTH * max(2, columns), "-wide")
 
     def compose(self) -> ComposeResult:
         """The question, then the answers."""
         yield QuestionMessage(self.exchange)
-        # A grid gives the answers, and the lines between them, the same height.
-        with ItemGrid(classes="chat-replies") as grid:
-            grid.styles.grid_size_columns = len(self.exchange.replies)
-            for index, reply in enumerate(self.exchange.replies):
-                message = ReplyMessage(reply, markdown=self._markdown)
-                message.set_class(index > 0, "-second")
-                yield message
-
-    def message(self, reply: Reply) -> ReplyMessage | None:
-        """The widget of a reply."""
-        return next((widget for widget in self.query(ReplyMessage) if widget.reply is reply), None)
+        yield self._grid
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
@@ -213,18 +215,3 @@ class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
         self.markdown = not self.markdown
         for reply in self.query(ReplyMessage):
             reply.show_markdown(self.markdown)
-
-    def move(self, rows: int) -> None:
-        """Scroll by lines."""
-        self.scroll_relative(y=rows, animate=False)
-
-    def move_page(self, direction: int) -> None:
-        """Scroll by pages."""
-        self.scroll_relative(y=direction * max(1, self.size.height - 1), animate=False)
-
-    def move_end(self, direction: int) -> None:
-        """Scroll to the beginning or the end."""
-        if direction < 0:
-            self.scroll_home(animate=False)
-        else:
-            self.scroll_end(animate=False)

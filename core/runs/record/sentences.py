@@ -129,7 +129,7 @@ _DONE = {
 _ASKED = {"set": "change", "generate": "question", "skip_evaluation": "skipping the evaluation"}
 #: The worker's report of a generated answer: its source, tokens, and end.
 _GENERATED = re.compile(r"([\w.-]+): (\d+) tokens, (\w+)")
-_FINISHES = {"stop": "", "length": ", cut at the longest answer allowed", "cancelled": ", stopped by the asker"}
+_FINISHES = {"stop": "", "length": ", cut at the length limit", "cancelled": ", stopped in the chat"}
 
 
 def clock(moment: float) -> str:
@@ -237,13 +237,16 @@ def sender(name: str) -> str:
 
 
 def control(event: events.ControlEvent) -> str:
-    """Sentence of a command, ``paused on request``, ``answered a question as step-34: 106 tokens``, ``pause on request
+    """Sentence of a command, ``paused on request``, ``step 34 answered a question: 106 tokens``, ``pause on request
     refused: …``.
     """
     who, result = sender(event.sender), event.result
     if event.command == "generate" and (found := _GENERATED.fullmatch(result)):
         source, count, finish = found.groups()
-        line = f"answered a question as {source}: {count} {'token' if count == '1' else 'tokens'}"
+        if finish == "cancelled" and count == "0":
+            return "a question was taken back before its answer"
+        who = f"step {source[5:]}" if source.startswith("step-") else f"the {source} model"
+        line = f"{who} answered a question: {count} {'token' if count == '1' else 'tokens'}"
         return safe(line + _FINISHES.get(finish, f", {finish}"))
     if event.command == "withdraw":
         names = [_ASKED.get(name, name) for name in result.split(", ")]

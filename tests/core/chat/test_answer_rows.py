@@ -26,7 +26,7 @@ def test_answers_are_appended_as_they_were(tmp_path: Path) -> None:
 @cases(
     ("name", "content", "says"),
     [
-        ("rows.csv", None, "no file of JSON lines"),
+        ("rows.csv", None, "not a JSON Lines file"),
         ("rows.jsonl", b'{"instruction": "x"}\n', "no messages"),
         ("rows.jsonl", b"not JSON\n", "no messages"),
         ("rows.jsonl", b"[" * 100_000 + b"\n", "no messages"),

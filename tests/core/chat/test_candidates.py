@@ -48,7 +48,7 @@ def test_the_judged_checkpoint_answers_in_the_place_of_a_refused_result() -> Non
     run.events_path.write_text(encode_event(FinishedEvent(step=40, best=20, reason=reason, refused=refused)))
     assert find_candidates(run)[0].about == "checkpoint, step 20 (result refused by eval.gate)"
     shutil.rmtree(run.checkpoints_path / "step-00000020")
-    assert find_candidates(run)[0].about == "checkpoint that is gone (result refused by eval.gate)"
+    assert find_candidates(run)[0].about == "its checkpoint is gone (result refused by eval.gate)"
 
 
 def test_a_result_is_reported_with_the_loss_of_its_own_step() -> None:

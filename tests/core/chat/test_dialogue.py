@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.chat.session import Answer
 
-KEYS = ["question", "replies", "source", "text", "state", "others", "place"]
+KEYS = ["question", "replies", "source", "text", "state", "others", "place", "alone", "wanted"]
 TEXTS = st.text(max_size=8)
 REPLIES = st.builds(
     Reply,
@@ -28,7 +28,7 @@ def plant(dialogue: Dialogue, before: Exchange | None, tree: list[tuple[str, lis
     first: Exchange | None = None
     for question, replies, below in tree:
         exchange = dialogue.ask(question, ()) if first is None else dialogue.ask_again(first, question, ())
-        exchange.replies = replies
+        exchange.replies, exchange.alone, exchange.wanted = replies, bool(below), question
         first = exchange
         plant(dialogue, exchange, below)
 
@@ -78,6 +78,8 @@ def test_a_question_asked_again_keeps_what_was_there() -> None:
     # The model gets the branch that is shown.
     assert [each["content"] for each in dialogue.messages("tuned")] == ["one", "1", "two, in other words"]
     assert [each["content"] for each in dialogue.messages("tuned", until=first)] == ["one"]
+    again.alone = True
+    assert [each["content"] for each in dialogue.messages("tuned")] == ["two, in other words"]
     assert dialogue.turn(again, 1) is second
     assert [each.question for each in dialogue.exchanges] == ["one", "two", "three"], "what followed it follows again"
     dialogue.remove(second)
@@ -125,7 +127,10 @@ def test_dialogue_gives_each_source_its_own_answers() -> None:
 
 def test_a_reply_takes_an_answer_with_its_figures_and_keeps_the_text_that_it_was_ended_with() -> None:
     answer = Answer("all of it", 4, 0.5, 20.0, "adapter", prompt_tokens=100, context_limit=8192, raw="all of\x07 it")
-    whole, ended = Reply("tuned", state="streaming"), Reply("tuned", "all of", "stopped")
+    whole, ended, blank = Reply("tuned", state="streaming"), Reply("tuned", "all of", "stopped"), Reply("tuned")
+    blank.state = "stopped"
+    blank.take_answer(Answer("", 0, 0, 0, "adapter"), alone=True)
+    assert blank.stats == ""
     for reply in (whole, ended):
         reply.take_answer(answer)
     assert (whole.text, whole.as_written, whole.state) == ("all of it", "all of\x07 it", "done")

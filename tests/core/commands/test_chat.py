@@ -96,10 +96,12 @@ def hear(terminal: Terminal, act: Callable[[], object], said: str, end: str = ">
 def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
     run = cli.start(steps=10_000, pace=0.02)
     terminal = cli.terminal("chat", run.id)
-    hear(terminal, lambda: None, "> ")
+    hear(terminal, lambda: None, "No row has a second turn, so each question is asked alone")
     for line, said in [
         ("hi", "1 user hi"),
-        ("again", "3 user again"),
+        ("again", "1 user again"),
+        ("/alone", "with what was said before."),
+        ("and?", "5 user and?"),
         ("/base", "The base model answers."),
         ("who", "base · 7 tokens"),
         ("/clear", "forgotten"),

@@ -69,6 +69,7 @@ def test_the_log_says_what_a_person_would() -> None:
         events.ControlEvent(command="stop", sender="SIGTERM", result="ok"),
         control("generate", 1, "step-30: 106 tokens, cancelled"),
         control("generate", 1, "base: 1 tokens, stop"),
+        control("generate", 1, "step-30: 0 tokens, cancelled"),
         control("checkpoint", 1, "refused: No step is done yet."),
         control("set", 1, "train.learning_rate = 5e-05, eval.every_steps = 1"),
         events.ControlEvent(command="set", sender="checkpoint", result="eval.every_steps = None"),
@@ -83,8 +84,9 @@ def test_the_log_says_what_a_person_would() -> None:
         "A row is odd. Look at it.",
         "paused on request",
         "stopped by SIGTERM",
-        "answered a question as step-30: 106 tokens, stopped by the asker",
-        "answered a question as base: 1 token",
+        "step 30 answered a question: 106 tokens, stopped in the chat",
+        "the base model answered a question: 1 token",
+        "a question was taken back before its answer",
         "checkpoint on request refused: No step is done yet.",
         "changed on request: learning rate 5e-5, evaluation every step",
         "kept from the checkpoint: no evaluation by steps",
@@ -92,7 +94,7 @@ def test_the_log_says_what_a_person_would() -> None:
         "failed at step 31: no space. Make room.",
     ]
     levels = [line.level for line in history.log]
-    assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 8, "error"]
+    assert levels == ["info", "info", "info", "warning", "warning", *["info"] * 9, "error"]
 
 
 def test_settings_match_the_newest_start() -> None:

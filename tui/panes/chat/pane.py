@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -71,6 +72,10 @@ class ChatPane(Pane):
         self._edited: Exchange | None = None
         self._set_aside = ""
         self._current: Exchange | None = None
+        self._instead: Exchange | None = None
+        self._is_reading = False
+        self._alone: bool | None = False  # None until the rows are read
+        self._said, self._can_empty = "", False
         self._holder = SessionHolder(open_session, lambda action, run: self.keys.way(action, run))
         self._flush: Timer | None = None
 
@@ -112,7 +117,13 @@ class ChatPane(Pane):
         if not same_run:
             self._step = None
             self._former = None
+            self._leave_edit()
+            if self.is_mounted and self.prompt.text and not self.prompt.has_focus:
+                # It was meant for the former model; the draft of that conversation has it, and so has the history.
+                self._empty_prompt()
             self._begin_anew()
+            self._is_reading = False
+            self._alone = False if self.partner.run is None else None
         self._holder.set_target(run)
         if self.is_mounted:
             self.run_worker(self._holder.close_retired, group="chat-release", thread=True)
@@ -234,10 +245,18 @@ class ChatPane(Pane):
             reader.focus()
         self._refresh_hints()
         self._refresh_title()
+        if not self._said:
+            self._say("")
 
     def on_descendant_focus(self) -> None:
         """Update the hints: single-letter keys work only outside the prompt."""
         self._refresh_hints()
+        if self.prompt.has_focus:
+            if self._can_empty:
+                self._say("")
+            if self._alone is None and not self._is_reading:
+                # Early, so that the rows are known before the second question.
+                self._look_up()
 
     def on_descendant_blur(self) -> None:
         """Update the hints when the focus leaves the pane."""
@@ -248,7 +267,7 @@ class ChatPane(Pane):
         cancel = self.keys["chat.cancel"].display
         leave = "stops the answer" if self.is_answering else "leaves the prompt"
         if prompt.has_focus and self._edited is not None:
-            prompt.placeholder = f"the question in other words  ·  enter asks it  ·  {cancel} leaves it as it is"
+            prompt.placeholder = f"the question in other words  ·  enter asks it  ·  {cancel} cancels"
         elif prompt.has_focus:
             prompt.placeholder = f"ask {self._mode}  ·  enter sends  ·  {cancel} {leave}"
         else:
@@ -256,6 +275,8 @@ class ChatPane(Pane):
         if not self.partner.can_answer:
             self.set_hints(["app.start", "app.runs"])
             return
+        new = self.keys["chat.clear"]
+        begins = [(new.display, new.description)] if self.dialogue.exchanges else []
         toggles = ["chat.source", "chat.both"] if self.partner.has_adapter else []
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
         offered = ((cancel, leave), ("enter", "sends"), ("^n", "breaks the line"), *keys, ("↑", "earlier questions"))
@@ -265,11 +286,12 @@ class ChatPane(Pane):
             self.refresh_bindings()
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
-            answered = ["chat.again", "chat.edit", "chat.keep"] if self.dialogue.exchanges else []
-            self.set_hints(["chat.write", *toggles, "chat.settings", *answered], stop)
+            begun, more = (["chat.clear", "chat.again"], ["chat.edit", "chat.keep"]) if begins else ([], [])
+            toggles = [*(["chat.compare"] if self.partner.run is not None else []), *toggles]
+            self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], stop)
             return
         ending = (cancel, leave.partition(" ")[0][:-1])
-        self.show_hints([("enter", "send"), ending, ("^n", "line break"), *keys])
+        self.show_hints([("enter", "send"), ending, *begins, *keys, ("^n", "line break")])
 
     def _key_while_writing(self, identity: str) -> str:
         """An action's first key that types no text; else its first key."""
@@ -291,7 +313,12 @@ class ChatPane(Pane):
             self.set_title("4 Chat", self.partner.name, self._mode)
 
     def _say(self, text: str, style: str = "") -> None:
+        """Show a message; empty for the way in which questions are asked."""
         line = self.query_one("#chat-status", Static)
+        self._said, self._can_empty = text, False
+        if not text and self._alone is not None and (self._alone or self.dialogue.exchanges):
+            before, key = "with what was said before", self.keys["chat.alone"].display
+            text = f"alone · {key}: {before}" if self._alone else f"{before} · {key}: alone"
         line.display = bool(text)
         line.update(Content.styled(one_line(text), style))
 
@@ -327,17 +354,41 @@ class ChatPane(Pane):
         for reply in exchange.replies:
             if reply.source not in (TUNED, BASE):
                 reply.speaker = self.partner.name_of(reply.source)
-        self._current, self._pointed_at = exchange, None
+        self._current, self._instead, self._pointed_at = exchange, instead, None
         self._refresh()
         self._show_path()
         self._is_waiting = True
-        self._say_waiting()
         if self.is_live:
             self.shell.runs.await_answer(True)
         if self._flush is not None:
             self._flush.resume()
+        self._say_waiting()
+        self._look_up(exchange)
         talk = partial(self._talk, self.dialogue, exchange, self._holder.epoch)
         self.run_worker(talk, group="chat-talk", thread=True)
+
+    def _look_up(self, exchange: Exchange | None = None) -> None:
+        """Read the rows of the run, and look for a question among them, in a thread that nothing waits for."""
+        from core.chat.rows import look_up
+
+        self._is_reading, run = True, self.partner.run
+
+        def look() -> None:
+            found = look_up(run, exchange.question if exchange else "")
+            with suppress(RuntimeError):  # the app may have ended meanwhile
+                self.call_later(self._looked_up, run, exchange, *found)
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def _looked_up(self, run: Run | None, exchange: Exchange | None, alone: bool, wanted: str) -> None:
+        if exchange is not None:
+            exchange.wanted = wanted
+            self.transcript.fit(self.size.width)
+        if run == self.partner.run and self._alone is None:
+            self._alone = alone
+            if self._is_waiting:
+                self._say_waiting()
+            self._refresh()
 
     def _talk(self, dialogue: Dialogue, exchange: Exchange, epoch: int) -> None:
         """Generate the replies of an exchange, up to the first error; blocks.
@@ -349,6 +400,7 @@ class ChatPane(Pane):
             exchange: The question and its replies.
             epoch: The epoch of the session at the time of the question.
         """
+        from core.chat.rows import look_up
         from core.chat.session import Answer
 
         def progress(detail: str, done: int | None, total: int | None) -> None:
@@ -357,6 +409,8 @@ class ChatPane(Pane):
         reply = exchange.replies[0]
         try:
             system, settings = self._holder.settings()
+            if exchange not in dialogue.exchanges[:1]:
+                exchange.alone = look_up(self.partner.run)[0] if self._alone is None else self._alone
             for reply in exchange.replies:
                 answer: Answer | None = None
                 messages = dialogue.messages(reply.source, system, exchange)
@@ -367,7 +421,7 @@ class ChatPane(Pane):
                         if not reply.pending and not reply.text:
                             self.call_later(self._speaking)
                         reply.pending.append(item.text)
-                self.call_later(self._answered, reply, answer)
+                self.call_later(self._answered, exchange, reply, answer)
         except UserError as error:
             self.call_later(self._failed, reply, error)
         self.call_later(self._turn_ended, exchange)
@@ -378,14 +432,16 @@ class ChatPane(Pane):
     def _say_waiting(self) -> None:
         """Show why the question waits."""
         asked = self._current.replies[0].source if self._current is not None else TUNED
-        if not self.is_live or asked not in (TUNED, BASE):
+        if self._alone is None and self._current is not self.dialogue.exchanges[0]:
+            waiting = "reading the run's rows, to ask as they do …"
+        elif not self.is_live or asked not in (TUNED, BASE):
             waiting = "" if self._holder.is_loaded else "loading the model …"
         elif self._phase == "evaluating":
-            waiting = "the model is being measured; the answer follows …"
+            waiting = "the run is evaluating; the answer comes after that …"
         elif self._phase in ("training", ""):
             waiting = "waiting for the end of a step …"
         else:
-            waiting = "the run is still starting; the answer follows …"
+            waiting = "the run is still starting; the answer comes after that …"
         self._say(f"{waiting} {self.keys['chat.cancel'].display} cancels" if waiting else "")
 
     def _loading(self, detail: str, done: int | None, total: int | None) -> None:
@@ -408,13 +464,13 @@ class ChatPane(Pane):
             if reply.is_open and reply.take_pending():
                 self.transcript.refresh_reply(reply)
 
-    def _answered(self, reply: Reply, answer: Answer | None) -> None:
+    def _answered(self, exchange: Exchange, reply: Reply, answer: Answer | None) -> None:
         """Show the end of an answer; None if it was canceled before it began."""
         reply.take_pending()
         if answer is None and reply.is_open:
             reply.state = "stopped"
         if answer is not None:
-            reply.take_answer(answer)
+            reply.take_answer(answer, alone=exchange.alone)
             if reply.source in (TUNED, BASE):
                 reply.speaker = self.partner.name_of(answer.source)
             if answer.source.startswith("step-") and answer.source[5:].isdecimal():
@@ -448,10 +504,24 @@ class ChatPane(Pane):
                 self.transcript.refresh_reply(reply)
 
     def _stop_answer(self) -> None:
-        """Cancel the answer in progress; its statistics may still arrive."""
-        if self.is_answering:
-            self._holder.cancel()
-            self._finish_turn()
+        """Cancel the answer in progress; its statistics may still arrive. A question without answer is taken back."""
+        if (exchange := self._current) is None:
+            return
+        self._holder.cancel()
+        is_blank = all(reply.state == "waiting" and not reply.pending for reply in exchange.replies)
+        self._finish_turn()
+        if is_blank:
+            self._take_back(exchange, self._instead)
+
+    def _take_back(self, exchange: Exchange, instead: Exchange | None) -> None:
+        """Remove a question; the one in whose place it was asked is back, or its text in the prompt."""
+        self.dialogue.remove(exchange)
+        if instead is not None:
+            self.dialogue.turn(instead, 0)
+        self._show_path()
+        if (instead is None or instead.question != exchange.question) and not self.prompt.text:
+            self.prompt.insert(exchange.question)
+        self._refresh()
 
     # Keys.
 
@@ -462,7 +532,8 @@ class ChatPane(Pane):
             self.screen.set_focus(self.prompt)
 
     def action_cancel(self) -> None:
-        """Cancel the answer; else leave the edit, the prompt or the selected question."""
+        """Cancel the answer; else leave the edit, the prompt or the selected question; twice, empty the prompt."""
+        can_empty, says = False, ""
         if self.is_answering:
             self._stop_answer()
         elif self._edited is not None:
@@ -470,9 +541,25 @@ class ChatPane(Pane):
             self._reader.focus()
         elif self.prompt.has_focus:
             self._reader.focus()
+            if can_empty := bool(self.prompt.text):
+                says = f"{self.keys['chat.cancel'].display} again empties the prompt."
+        elif self._can_empty and self.prompt.text:
+            self._empty_prompt()
+            says = "The prompt is empty; ↑ in it brings the text back."
         elif self._pointed_at is not None:
             self._point_at(None)
-        self._say("")
+        self._say(says)
+        self._can_empty = can_empty
+
+    def _empty_prompt(self) -> None:
+        self.prompt.remember(self.prompt.text)
+        self.prompt.clear()
+
+    def action_toggle_alone(self) -> None:
+        """Ask the next questions alone, or with what was said before."""
+        if self.partner.can_answer:
+            self._alone = not self._alone
+            self._say("")
 
     def action_toggle_source(self) -> None:
         """Switch between the base and the tuned model."""
@@ -485,7 +572,7 @@ class ChatPane(Pane):
     def action_compare(self) -> None:
         """Choose the sources of the answers: checkpoints, the base, other runs on the same base."""
         if self.partner.run is None or not self.partner.can_answer:
-            self._say("There is no run here whose checkpoints could answer.", "$near")
+            self._say("No run is open whose checkpoints could answer.", "$near")
             return
         self._choose_sources(self.partner.run)
 
@@ -509,7 +596,7 @@ class ChatPane(Pane):
         if not self.partner.has_adapter:
             trained = self.partner.run is not None
             self._say(
-                "Its weights themselves are trained: there is no base to switch to."
+                "This run trains all weights, so there is no base to switch to."
                 if trained
                 else "This model has no adapter: it is the base.",
                 "$near",
@@ -534,15 +621,16 @@ class ChatPane(Pane):
     def action_clear(self) -> None:
         """Start a new conversation with the same model; in an empty one, bring back the previous one."""
         self._stop_answer()
+        self._leave_edit()
         former, key = self._former, self.keys["chat.clear"].display
         if self.dialogue.exchanges:
             self._former = self.dialogue
             self._begin_anew()
-            self._say(f"A new conversation; {key} again brings the former one back.")
+            self._say(f"A new conversation; {key} again brings the previous one back.")
         elif former is not None:
             self._former = None
             self.take_up(former, "")
-            self._say("The former conversation is back.")
+            self._say("The previous conversation is back.")
         self._refresh()
 
     def action_change_settings(self) -> None:
@@ -552,7 +640,7 @@ class ChatPane(Pane):
         def changed(chosen: tuple[str, GenerationSettings] | None) -> None:
             if chosen is not None:
                 self._holder.chosen = chosen
-                self._say("The next answers follow the new settings; the run's configuration stays as it is.")
+                self._say("The next answers use these settings; the run's configuration is unchanged.")
 
         if self.partner.can_answer:
             # Pushed directly, as keys typed ahead are its text.
@@ -609,7 +697,7 @@ class ChatPane(Pane):
             self._say(f"The model is still answering; {self.keys['chat.cancel'].display} stops it.", "$near")
             return None
         if chosen is None:
-            self._say("Nothing was asked yet.", "$near")
+            self._say("No question has been asked yet.", "$near")
         return chosen
 
     def action_turn(self, step: int) -> None:
@@ -619,7 +707,7 @@ class ChatPane(Pane):
             return
         if self.dialogue.variants(chosen)[1] < 2:
             again, edit = (self.keys[name].display for name in ("chat.again", "chat.edit"))
-            self._say(f"There is one answer to it; {again} asks again, {edit} in other words.", "$near")
+            self._say(f"This question has one answer; {again} asks it again, {edit} in other words.", "$near")
             return
         turned = self.dialogue.turn(chosen, step)
         self._pointed_at = turned if turned is not self.dialogue.exchanges[-1] else None
@@ -632,7 +720,7 @@ class ChatPane(Pane):
             return
         reply = next((each for each in chosen.replies if each.text and each.state != "failed"), None)
         if reply is None:
-            self._say("It has no answer to keep.", "$near")
+            self._say("This question has no answer to keep.", "$near")
             return
         from core.chat.answer_rows import remembered_file
         from tui.screens.chat import KeepAnswer
@@ -670,7 +758,7 @@ class ChatPane(Pane):
     def action_open_former(self) -> None:
         """Open a conversation that is kept with the run."""
         if self.partner.run is None:
-            self._say("Conversations are kept with a run, and there is none here.", "$near")
+            self._say("Conversations are kept with a run, and no run is open.", "$near")
             return
         self._choose_transcript(self.partner.run)
 
@@ -690,7 +778,7 @@ class ChatPane(Pane):
         if run != self.target:
             return
         if not by_id:
-            self._say("No conversation was kept with this run yet.", "$near")
+            self._say("This run has no saved conversations yet.", "$near")
             return
         picks = [Pick(one.id, one.title, one.when) for one in by_id.values()]
         # The open conversation would be written again.
@@ -741,12 +829,12 @@ class ChatPane(Pane):
 
     def action_move(self, rows: int) -> None:
         """Scroll by lines."""
-        self.transcript.move(rows)
+        self.transcript.scroll_relative(y=rows, animate=False)
 
     def action_move_page(self, direction: int) -> None:
         """Scroll by pages."""
-        self.transcript.move_page(direction)
+        self.transcript.scroll_relative(y=direction * max(1, self.transcript.size.height - 1), animate=False)
 
     def action_move_end(self, direction: int) -> None:
         """Scroll to the beginning or the end."""
-        self.transcript.move_end(direction)
+        (self.transcript.scroll_home if direction < 0 else self.transcript.scroll_end)(animate=False)

@@ -95,9 +95,9 @@ class Partner:
         if run is None:
             return "This model was not trained here: there is nothing to export."
         if source is None:
-            return f"The base answers, which was not trained here; {other} lets the tuned one answer."
+            return f"The base model answers, and it was not trained here; {other} switches to the tuned one."
         if os.path.isfile(source):
-            return f"It is an export already: {source}"
+            return f"This is already an export: {source}"
         if source != TUNED:
             run, step = find_run_at(source)
         if not has_weights(run):
@@ -109,11 +109,11 @@ class Partner:
         start = (keys["app.start"].display, "Start a run; its model answers here while it trains")
         runs = keys["app.runs"].display
         if self.target is None:
-            opens = (runs, "Open a run that has ended, and talk to what it made")
+            opens = (runs, "Open a run that has ended, and talk to its model")
             return "Nothing to talk to yet.", [start, opens]
         if not self.has_weights:
             text = "This run ended before it saved anything, so there is no model to ask."
-            return text, [start, (runs, "Open another run, and talk to what it made")]
+            return text, [start, (runs, "Open another run, and talk to its model")]
         write = (keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt")
         named = ("chat.source", "chat.both", "chat.compare") if self.has_adapter else ()
         return self._effect, [write, *((keys[name].display, keys[name].help) for name in named)]
@@ -122,10 +122,10 @@ class Partner:
     def _effect(self) -> str:
         """The text above the keys, on the effect of a question."""
         if self.is_live:
-            return "Ask the model that is being trained; it answers between two steps, and says which step that was."
+            return "Ask the model in training. It answers between two steps, and the answer names the step."
         if not self.has_adapter:
-            return "Ask the model; it is loaded when the first question comes."
-        return "Ask the tuned model; it is loaded with its base when the first question comes."
+            return "Ask the model. The first question loads it."
+        return "Ask the tuned model. The first question loads it, with its base."
 
     def name_of(self, source: Source) -> str:
         """The name of a source for the title: ``tuned``, ``base``, ``step 30``, ``Q4_K_M`` or another run's step."""

@@ -147,8 +147,10 @@ async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
     async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await shown(pilot, "loading the weights 25%")
-        await press(pilot, "escape", until="■ stopped")
+        await press(pilot, "escape", until=lambda: pane.prompt.text == "hello")
+        assert not pane.dialogue.exchanges, "a question without an answer is back in the prompt"
         loading.set()
+        pane.prompt.clear()
         await said(pilot, pane, "again")
         assert [messages[-1]["content"] for _, messages, _ in session.asked] == ["again"]
 
@@ -233,7 +235,7 @@ async def test_a_conversation_is_copied_saved_and_cleared_and_comes_back(
         assert file.stat().st_mode & 0o777 == 0o600
         text = file.read_text(encoding="utf-8")
         assert text.startswith("# 20261124-143600-tickets\n\n## you\n\nhello\n\n## tuned\n\nshort and tuned\n")
-        await press(pilot, "ctrl+l", until="^l again brings the former one back")
+        await press(pilot, "ctrl+l", until="^l again brings the previous one back")
         assert "hello" not in screen_text(pilot.app)
         await press(pilot, "ctrl+l", until="you       hello")
         await said(pilot, pane, "and then?")
@@ -266,6 +268,42 @@ async def test_prompts_are_pasted_broken_into_lines_and_recalled_and_pages_turne
         await pilot.press("pagedown", "enter")
         await finished(pilot, pane)
         assert session.asked[-1][1][-1]["content"] == "a\nb"
+
+
+async def test_the_prompt_is_emptied_by_esc_twice_and_is_not_for_another_run(tmp_path: Path) -> None:
+    async with chatting(tmp_path) as (pilot, pane, _):
+        await wait_for(pilot, lambda: pane.prompt.display)
+        await press(pilot, "i", *"one", "ctrl+n", *"two", "escape", until="esc again empties the prompt")
+        await press(pilot, "i", "escape", until="esc again")
+        assert pane.prompt.text == "one\ntwo"
+        await press(pilot, "escape", until=lambda: pane.prompt.text == "")
+        await pilot.press("i", "up")
+        assert pane.prompt.text == "one\ntwo", "nothing typed is lost"
+        pane.set_target(make_run(tmp_path, "20261124-143700-other"))
+        assert pane.prompt.text == "one\ntwo", "it is being written"
+        await press(pilot, "escape", until="esc again")
+        pane.set_target(make_run(tmp_path, "20261124-143800-third"))
+        assert pane.prompt.text == ""
+
+
+async def test_questions_go_alone_where_no_row_has_a_second_turn(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.config_path.write_text(f'[data]\ntrain = "{tmp_path}/rows.csv"\n')
+    (tmp_path / "rows.csv").write_text("question,answer\nWhere is it?,In the [b]shed\x1b[2J\nWho?,Ann\n")
+    async with chatting(run, size=(80, 24)) as (pilot, pane, session):
+        await said(pilot, pane, "one", "where IS it?")
+        await shown(pilot, "tok/s · alone", "wanted    In the [b]shed", "alone · ^o: with what was said before")
+        await press(pilot, "ctrl+o", until="with what was said before · ^o: alone")
+        await said(pilot, pane, "three")
+        asked = [[each["content"] for each in messages] for _, messages, _ in session.asked]
+        answer = "short and tuned"
+        assert asked == [["one"], ["where IS it?"], ["one", answer, "where IS it?", answer, "three"]]
+        assert [exchange.wanted for exchange in pane.dialogue.exchanges][::2] == ["", ""]
+        await resize(pilot, 140, 30)
+        await wait_for(
+            pilot, lambda: any("short and tuned" in line and "wanted" in line for line in screen_lines(pilot.app))
+        )
+        await press(pilot, "escape", until="^l new  a again  c who answers")
 
 
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
@@ -399,6 +437,11 @@ async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -
         await talked(pilot, pane, "and then")
         asked = [each["content"] for each in session.asked[-1][1]]
         assert asked == ["Be brief.", "hello", "short and tuned", "and then"]
+        session.gate = threading.Semaphore(0)
+        await press(pilot, "N", "ctrl+r", until=lambda: pane.is_answering)
+        await press(pilot, "escape", until=("short and tuned", "‹1 of 2›", "and then"))
+        assert pane.prompt.text == "", "only the answer that was there is back"
+        session.gate = None
         await press(pilot, "N", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
         await press(pilot, "right_square_bracket", until="and then")
@@ -439,10 +482,10 @@ async def test_a_good_answer_becomes_a_row_of_a_file(tmp_path: Path, monkeypatch
     session.script["tuned"] = ["raw\x1b[2J"]
     async with chatting(tmp_path, session, size=(90, 30)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        await press(pilot, "K", until="A good answer")
+        await press(pilot, "K", until="Add this answer")
         await press(pilot, "ctrl+s", until="Name a file")
         await press(pilot, *"good.jsonl", "enter", until="appended to")
-        await press(pilot, "K", until="A good answer")
+        await press(pilot, "K", until="Add this answer")
         await press(pilot, "x", "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
         rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
@@ -496,8 +539,8 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             wanted.append(found)
             await wait_for(pilot, lambda: [asked.args for asked in requested(pilot, "runs.export")] == wanted)
         for sources, said in (
-            (("base",), "The base answers, which was not trained here; b lets"),
-            ((str(written), "tuned"), "It is an export already: "),
+            (("base",), "The base model answers, and it was not trained here; b"),
+            ((str(written), "tuned"), "This is already an export: "),
             ((f"{tmp_path}/gone@9",), "✗ There are no runs"),
         ):
             pane.sources = sources
