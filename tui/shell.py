@@ -96,7 +96,8 @@ class StartRequests(Protocol):
         """Offer a run of the sample data on the starter model."""
 
     def continue_run(self, asked: Run | None = None) -> None:
-        """Offer to continue an ended run from its last checkpoint; the shown one by default."""
+        """Offer to continue an ended run from its last checkpoint, or to train a finished one further; the shown one by
+        default."""
 
 
 class RunRequests(Protocol):
@@ -116,6 +117,9 @@ class RunRequests(Protocol):
 
     def export(self, run: Run, step: int | None = None) -> None:
         """Open the export screen; for the result or the newest checkpoint if ``step`` is None."""
+
+    def take_result(self, run: Run, step: int | None) -> None:
+        """Take a checkpoint as the result of a run; None for the result that the run wrote."""
 
     def delete(self, run: Run, size: int | None) -> None:
         """Delete a run after a confirmation; ``size`` in bytes if known."""

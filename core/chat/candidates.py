@@ -18,6 +18,7 @@ from core.runs.catalog.trained import (
     reference_to,
     result_step,
     stand_in_step,
+    taken_step,
 )
 from core.runs.record.history import read_history
 from core.runs.record.store import Run, list_runs
@@ -47,6 +48,8 @@ def find_candidates(run: Run) -> list[Candidate]:
     losses = held_out_losses(run)
     steps = list(reversed(checkpoint_steps(run)))
     own = "in training, answers between two steps" if live else "result of the run"
+    if (taken := taken_step(run)) is not None:
+        own = f"step {taken}, taken as the result"
     if not live and steps and not has_result(run):
         step = stand_in_step(run)
         kind = "newest checkpoint" if step == steps[0] else "checkpoint"
@@ -80,7 +83,7 @@ def _of_other(other: Run) -> list[Candidate]:
     steps, losses = list(reversed(checkpoint_steps(other))), held_out_losses(other)
     found = []
     if is_adapter(other.adapter_path):
-        step = result_step(other)
+        step = taken_step(other) or result_step(other)
         step = max(losses, default=-1) if step is None else step
         found.append(Candidate(reference_to(other), other.id, f"result{_told(_loss(losses, step))}"))
     return found + [

@@ -40,6 +40,11 @@ def read_config(
     """
     document = ConfigDocument.load(path)
     document.apply(assignments)
+    return check_config(document, preset, is_for_here=is_for_here)
+
+
+def check_config(document: ConfigDocument, preset: str | None = None, *, is_for_here: bool = True) -> Config:
+    """Check a configuration as :func:`read_config` does."""
     config = document.validate()
     if preset is not None:
         config = _fill(document, config, preset)

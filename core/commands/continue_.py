@@ -1,18 +1,26 @@
-"""``continue RUN``: continue an ended run from its last checkpoint, and follow it to its end."""
+"""``continue RUN``: continue an ended run from its last checkpoint, or train its result further as a new run, and
+follow that to its end."""
 
 from __future__ import annotations
 
 import argparse
 
-from core.commands.common import add_json_flag, add_run_argument
+from core.commands.common import add_json_flag, add_run_argument, add_set
+from core.commands.parser import ArgumentParser
+from core.commands.starting import add_consent
+from core.errors import UserError
 from core.paths import user_path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_run_argument(parser)
     parser.add_argument("--checkpoints", metavar="DIR", type=user_path)
+    parser.add_argument("--further", action="store_true")
+    add_set(parser, "with --further: set an option of the new run; may be repeated")
     parser.add_argument("--detach", action="store_true")
+    add_consent(parser)
+    parser.add_conflict("--checkpoints", "--further", "a new run writes its own.")
     add_json_flag(parser)
 
 
@@ -27,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from core.launch.launcher import continue_run
     from core.runs.record.store import confirm_checkpoints, find_run
 
+    if args.further:
+        return train_further(args)
+    if args.set:
+        raise UserError("--set goes with --further: a run is continued as it began.", "Add --further for a new run.")
     target = find_run(args.run)
     if args.checkpoints is not None:
         confirm_checkpoints(target, args.checkpoints)
@@ -36,3 +48,24 @@ def run(args: argparse.Namespace) -> int:
             report_detached(target, as_json=args.json)
             return 0
         return follow_to_end(target, interrupts, as_json=args.json, skip_past=True)
+
+
+def train_further(args: argparse.Namespace) -> int:
+    """Train the result of a run further, as a new run; returns its exit code.
+
+    Raises:
+        UserError: If there is no such run or result, or the configuration is refused.
+    """
+    from core.commands.configuration import check_config
+    from core.commands.train import check_data, check_model, start
+    from core.runs.catalog.earlier import train_further as further
+    from core.runs.catalog.trained import find_run_at
+    from core.runs.record.sentences import slug_of
+
+    target, step = find_run_at(args.run)
+    document = further(target, step)
+    document.apply(args.set)
+    config = check_config(document)
+    check_model(config)
+    check_data(config)
+    return start(config, slug_of(target.id), args)

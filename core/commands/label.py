@@ -1,4 +1,5 @@
-"""``label RUN…``: a display name, tags and a note for runs, and whether lists leave them out."""
+"""``label RUN…``: a display name, tags and a note for runs, whether lists leave them out, and the step that is their
+result."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", metavar="TAG", action="append", default=[])
     parser.add_argument("--untag", metavar="TAG", action="append", default=[])
     parser.add_argument("--note", metavar="TEXT")
+    parser.add_argument("--result", metavar="STEP", type=int)
     archived = parser.add_mutually_exclusive_group()
     archived.add_argument("--archive", action="store_true")
     archived.add_argument("--unarchive", action="store_true")
@@ -37,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = find_runs(args.runs)
     if args.name and len(chosen) > 1:
         raise UserError("A name is for one run.", "Name one run, or give tags to several.")
+    for target in chosen if args.result else ():
+        check_result(target, args.result)
     before = [read_labels(target.path) for target in chosen]
     after = [changed(labels, args) for labels in before]
     for target, old, new in zip(chosen, before, after, strict=True):
@@ -67,15 +71,31 @@ def changed(labels: Labels, args: argparse.Namespace) -> Labels:
         tags=tags,
         note=labels.note if args.note is None else clean_text(args.note, NOTE_LIMIT, "note"),
         archived=args.archive or (labels.archived and not args.unarchive),
+        result=labels.result if args.result is None else args.result or None,
     )
 
 
+def check_result(target: Run, step: int) -> None:
+    """Refuse a step that cannot be taken as the result of a run.
+
+    Raises:
+        UserError: If its checkpoint is missing or damaged, or the run has no adapter as its result.
+    """
+    from core.runs.catalog.trained import find_trained, is_adapter
+
+    if not is_adapter(target.adapter_path):
+        raise UserError(f"Run {target.id} has no adapter of its own.", f"Name the step in its use: {target.id}@{step}")
+    find_trained(target, step)
+
+
 def describe(target: Run, labels: Labels) -> dict[str, Any]:
-    """The labels of a run: ``run``, ``name``, ``tags``, ``note`` and ``archived``."""
+    """The labels of a run: ``run``, ``name``, ``tags``, ``note``, ``archived`` and ``result``."""
     return {"run": target.id, **dataclasses.asdict(labels), "tags": list(labels.tags)}
 
 
 def words(labels: Labels) -> str:
     """Labels on one line: ``more data  #keep  best so far  (archived)``."""
     tags = " ".join(f"#{tag}" for tag in labels.tags)
-    return "  ".join(part for part in (labels.name, tags, labels.note, "(archived)" if labels.archived else "") if part)
+    taken = f"(step {labels.result} is the result)" if labels.result is not None else ""
+    archived = "(archived)" if labels.archived else ""
+    return "  ".join(part for part in (labels.name, tags, labels.note, taken, archived) if part)

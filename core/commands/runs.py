@@ -90,7 +90,7 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of
         its exports in the home, newest first) and ``refused`` (the bars of ``eval.gate`` that the result misses, empty
         if it passes); of its configuration ``method``, ``rank``, ``learning_rate``, ``batch_size`` and ``data`` (file
-        names);
+        names), and the run that it trains further as ``parent``;
         its labels ``name``, ``tags``, ``note`` and ``archived``; its figures ``eval_loss`` and ``exact_match`` (of the
         last evaluation), ``best_loss`` and ``best_step`` (of the best one), ``tokens``, ``tokens_per_second``,
         ``energy_wh``, ``working_seconds`` and ``size`` (bytes), and with its tariff ``cost`` and ``currency``. None
@@ -111,6 +111,7 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         "method": row.method or None,
         **fields(row, "rank", "learning_rate", "batch_size"),
         "data": list(row.data),
+        "parent": row.parent or None,
         **fields(row.labels, "name", "tags", "note", "archived"),
         **measured,
         "cost": row.tariff.cost(measured["energy_wh"]),
@@ -132,11 +133,13 @@ def state_words(row: RunRow) -> str:
 
 def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
     """The cells of a row by heading, each number with its unit or under a heading that has it."""
+    from core.runs.record.sentences import brief_id
     from core.text import one_line
     from core.units import format_bytes, format_fixed, format_moment, format_number, format_rate
 
     labels = row.labels
     tags = " ".join(f"#{tag}" for tag in labels.tags)
+    further = f"further from {brief_id(row.parent)}" if row.parent else ""
     name = f"{labels.name} ({row.run.id})" if labels.name else one_line(row.run.id, 60)
     return {
         "RUN": name,
@@ -152,7 +155,7 @@ def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
         "METHOD": row.method_words or "–",
         "DATA": one_line(", ".join(row.data) or "–", 40),
         "SIZE": format_bytes(figures.size),
-        "NOTE": "  ".join(part for part in (tags, one_line(labels.note, 80), "(archived)" * labels.archived) if part),
+        "NOTE": "  ".join(filter(None, (further, tags, one_line(labels.note, 80), "(archived)" * labels.archived))),
     }
 
 

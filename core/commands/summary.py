@@ -10,6 +10,7 @@ from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
 from core.runs.catalog.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
+from core.runs.catalog.trained import take_command
 from core.runs.outlook.energy import energy_words
 from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
 from core.text import one_line
@@ -65,7 +66,7 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     # A run that ended before its first step has no loss.
     if summary["loss"] is not None:
         lines.append(f"loss      {format_number(summary['loss'])}")
-    lines += _gain_lines(result_of(run, followed.state, followed.history))
+    lines += _gain_lines(run, result_of(run, followed.state, followed.history))
     if (speed := summary["tokens_per_second"]) is not None:
         lines.append(f"speed     {format_rate(speed)}")
     if (peak := summary["peak_rss_bytes"]) is not None:
@@ -86,8 +87,9 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     return lines + _tracker_lines(run)
 
 
-def _gain_lines(result: RunResult) -> list[str]:
-    """The figures of the last evaluation, each with its baseline if there is one, and the run's time and energy."""
+def _gain_lines(run: Run, result: RunResult) -> list[str]:
+    """The figures of the last evaluation, each with its baseline if there is one, a better step, and the run's time and
+    energy."""
     lines = [
         f"measured  {measure.name} {measure.words(measure.after)}"
         if measure.before is None
@@ -100,6 +102,8 @@ def _gain_lines(result: RunResult) -> list[str]:
         for measure in result.measures
         if measure.name == PROBE_LOSS and measure.before is not None
     ]
+    if (better := result.better) is not None and not better.is_taken:
+        lines.append(f"better    {better.told}; take it: {take_command(run, better.step)}")
     took = ", ".join([format_duration(result.seconds), *energy_words(result.energy_wh, result.tariff)])
     return [*lines, *([f"took      {took}"] if result.step else [])]
 

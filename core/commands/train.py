@@ -98,26 +98,39 @@ def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Confi
 def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``; 2 if a
     deadline or an energy cannot be met and the user does not agree to that."""
-    from core.commands.follow import Interrupts
-    from core.commands.live_line import busy
-    from core.launch.launcher import start_run
-
     if args.slurm is not None:
         more = [*(["--preset", args.preset] if args.preset else []), *(f"--allow={code}" for code in args.allow)]
         return write_batch_file(args, args.slurm, args.processes, *more)
     _refuse_job_options(args)
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
-    path, config = Path(args.config), read_run_config(args, several)
+    return start(read_run_config(args, several), args.name or Path(args.config).stem, args)
+
+
+def start(config: Config, name: str, args: argparse.Namespace) -> int:
+    """Start a run by the arguments ``--detach``, ``--yes``, ``--json`` and, if there is one, ``--no-start``.
+
+    Args:
+        config: The checked configuration.
+        name: Subject of the run.
+        args: The arguments.
+
+    Returns:
+        The exit code of the run, as in :func:`run`.
+    """
+    from core.commands.follow import Interrupts
+    from core.commands.live_line import busy
+    from core.launch.launcher import start_run
+
     with busy("estimating how long the run takes"):
         wishes = unmet_now(config)
     if not starts_all_the_same(wishes, yes=args.yes):
         return EXIT_USAGE
-    if args.no_start:
-        report_prepared(config, args.name or path.stem, as_json=args.json)
+    if getattr(args, "no_start", False):
+        report_prepared(config, name, as_json=args.json)
         return 0
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
-        started = start_run(config, args.name or path.stem)
+        started = start_run(config, name)
         if args.detach:
             report_detached(started, as_json=args.json)
             return 0
@@ -193,7 +206,8 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 
 def check_model(config: Config) -> None:
-    """Refuse a base model that is missing or cannot be trained by its description, and missing templates or prompts.
+    """Refuse a base model that is missing or cannot be trained by its description, an adapter that does not fit, and
+    missing templates or prompts.
 
     A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
 
@@ -201,8 +215,10 @@ def check_model(config: Config) -> None:
         UserError: In these cases.
     """
     from core.models.sandboxed import check_base
+    from core.runs.catalog.trained import check_beginning
 
     check_base(config.model.base)
+    check_beginning(config)
     template = config.template.file
     if template is not None and not os.path.isfile(template):
         raise UserError(f"There is no template file {template}.", "Fix template.file, or leave it out.")

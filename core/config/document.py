@@ -382,9 +382,11 @@ class ConfigDocument:
             update["eval"] = {"prompts": absolute(config.eval.prompts, base)}
         if config.template.file:
             update["template"] = {"file": absolute(config.template.file, base)}
+        if config.model.adapter:
+            update["model"] = {"adapter": absolute(config.model.adapter, base)}
         # A model may be a hub name; only an existing path is made absolute.
         if os.path.exists(absolute(config.model.base, base)):
-            update["model"] = {"base": absolute(config.model.base, base)}
+            update.setdefault("model", {})["base"] = absolute(config.model.base, base)
         return config.with_options(**update)
 
 

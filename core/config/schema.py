@@ -97,6 +97,7 @@ class ModelSection(Section):
 
     base: Text = "smollm2-135m-instruct"
     keep_16bit: Literal["auto"] | list[Text] | None = None
+    adapter: Text | None = None
 
 
 class DataSection(Section):

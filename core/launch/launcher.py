@@ -134,7 +134,7 @@ def refuse_continuation(run: Run, state: RunState) -> None:
     if state.state == "finished":
         raise UserError(
             f"Run {run.id} is finished; there is nothing to continue.",
-            "To train longer, raise train.epochs in its configuration and start anew.",
+            f"Train it further, as a new run: localtune-tui continue {run.id} --further",
         )
     if not state.is_over:
         where = f" on {state.host}" if state.host and state.host != hostname() else ""

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from core.runs.control.client import ControlClient
-from core.runs.record.events import NoticeEvent
+from core.runs.record.events import EvalEvent, NoticeEvent, SampleEvent
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from tests.families.tiny import write_family
@@ -82,6 +82,37 @@ def test_a_killed_run_ends_bit_equal(workers: Workers, way: str) -> None:
     if way == "loftq":
         told = [event.message for event in e2e.only(NoticeEvent, run) if event.code == "adapters"]
         assert told[0] == "10 layers have adapters: q_proj 2, v_proj 2, gate_proj 2, up_proj 2, down_proj 2."
+
+
+@pytest.mark.parametrize("init", ["default", pytest.param("pissa", marks=pytest.mark.long)])
+def test_a_finished_adapter_is_trained_further(workers: Workers, init: str) -> None:
+    method = {"init": init, "dropout": 0.0}
+    short: dict[str, dict[str, Any]] = {"train": {"max_steps": 10}, "eval": {"exact_match": False, "samples": 1}}
+    parent = workers.finished("parent", method=method, **short)
+    begun = {"model": {"base": str(workers.model), "adapter": str(parent.adapter_path)}}
+    further = short | begun | {"eval": short["eval"] | {"baseline": True}, "method": method}
+    undisturbed = workers.finished("further", **further)
+    first, last = e2e.only(EvalEvent, undisturbed)[0], e2e.only(EvalEvent, parent)[-1]
+    assert first.step == 0
+    assert first.loss == pytest.approx(last.loss, rel=1e-5)
+    assert e2e.only(SampleEvent, undisturbed)[0].source == "step-0"
+    assert e2e.losses(undisturbed)[0] < e2e.losses(parent)[0] - 0.2
+    assert e2e.adapter_bytes(undisturbed) != e2e.adapter_bytes(parent)
+
+    run = workers.start("killed", e2e.held_at(7), **further)
+    e2e.wait_until_step(run, 7)
+    e2e.kill(run)
+    away = parent.path.rename(parent.path.with_name("away"))
+    workers.complete(run)
+    assert e2e.adapter_bytes(run) == e2e.adapter_bytes(undisturbed), "a checkpoint needs the parent no longer"
+
+    for target, said in (
+        ({"method": method | {"rank": 8}}, "was trained with method.rank = 4, and method.rank is 8."),
+        ({"method": method | {"target_modules": ["q_proj"]}}, "has other layers or ranks than this run"),
+    ):
+        begun["model"]["adapter"] = str(away / "adapter")
+        refused = workers.start("refused", **further | begun | target)
+        assert said in e2e.failure(refused).reason
 
 
 @pytest.fixture

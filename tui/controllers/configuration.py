@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -84,17 +85,26 @@ class Configuration:
         """Open a copy of a run's configuration; the present configuration is kept."""
         from tui.panes.config.editor import open_run
 
+        self._open_over(partial(open_run, run))
+
+    def train_further(self, run: Run, then: Callable[[], None]) -> None:
+        """Open a configuration that trains a finished run further, and go on; the present configuration is kept."""
+        from tui.panes.config.editor import open_further
+
+        self._open_over(partial(open_further, run), then)
+
+    def _open_over(self, find: Callable[[], Opened], then: Callable[[], None] | None = None) -> None:
         form = self._desktop.panes.config
         if form is None:
             return
         try:
-            opened = open_run(run)
+            opened = find()
         except UserError as error:
             self._desktop.fail("The configuration cannot be opened", error)
             return
         self._desktop.show_pane("config", zoom=self._desktop.main.zoomed)
         # After the pane has the focus, which its dialog then takes.
-        self._desktop.call_later(form.open_over, opened)
+        self._desktop.call_later(form.open_over, opened, then)
 
     def edited(
         self,

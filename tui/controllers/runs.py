@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from core.export.plan import ExportPlan
     from core.hardware.snapshot import Device
     from core.runs.record.events import Event
-    from core.runs.record.store import Run
+    from core.runs.record.store import Labels, Run
     from tui.datasets.here import Here
     from tui.jobs import JobPage
     from tui.screens.choice import ChoiceDialog
@@ -134,6 +135,19 @@ class Runs:
         """Begin a job, and show it."""
         self._jobs.begin(page)
         self._jobs.open(page)
+
+    def take_result(self, run: Run, step: int | None) -> None:
+        """Take a checkpoint as the result of a run; None for the result that the run wrote."""
+        self._bridge.label(run, partial(replace, result=step), self._taken)
+
+    def _taken(self, run: Run, labels: Labels) -> None:
+        chat, train = self._desktop.panes.chat, self._desktop.panes.train
+        if chat is not None and chat.target == run:
+            self._desktop.run(chat.release, "chat-result")
+        if train is not None:
+            train.result_taken()
+        now = f"Step {labels.result} is the result now" if labels.result is not None else "The run's own result is back"
+        self._desktop.tell(f"{now}: chat, export and serve use it.")
 
     def evaluate(self, run: Run | None) -> None:
         """Open the form of an evaluation, and then the evaluation.
@@ -621,8 +635,11 @@ class Starting:
         self._open_card(start)
 
     def continue_run(self, asked: Run | None = None) -> None:
-        """Offer to continue an ended run; the shown one by default."""
+        """Offer to continue an ended run, or to train a finished one further; the shown one by default."""
         run = asked or (self._state.view.run if self._state.view is not None else None)
+        if run is not None and run.state().state == "finished":
+            self._configuration.train_further(run, self.start)
+            return
         if run is None or self._refuse_second_run():
             return
         from tui.screens.start_facts import Start, find_continuation

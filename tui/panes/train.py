@@ -224,7 +224,15 @@ class TrainPane(Pane, can_focus=True):
         self.query_one("#banner", TextBlock).show(
             run_lines.banner(view, self.keys)
             if result is None
-            else run_end.end_lines(result, hints, width, glyphs, works=self._works, roomy=self.size.height >= ROOMY)
+            else run_end.end_lines(
+                result,
+                hints,
+                width,
+                glyphs,
+                works=self._works,
+                take=self.keys["train.better"].display,
+                roomy=self.size.height >= ROOMY,
+            )
         )
         self.query_one("#numbers", TextBlock).show(
             # The end repeats the important ones.
@@ -377,6 +385,8 @@ class TrainPane(Pane, can_focus=True):
                 return self._shows_answers
             case "walk_answers" | "turn_layout":
                 return self._shows_answers and self._has_samples
+            case "take_better":
+                return self._result is not None and self._result.better is not None
             case "copy_path" | "export" | "use_elsewhere":
                 return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)
@@ -425,8 +435,21 @@ class TrainPane(Pane, can_focus=True):
         self.app.push_screen(RunSettings(view, config, send))
 
     def action_continue_run(self) -> None:
-        """Continue the run from its last checkpoint."""
+        """Continue the run from its last checkpoint; train a finished one further."""
         self.shell.starting.continue_run(self._view.run if self._view is not None else None)
+
+    def action_take_better(self) -> None:
+        """Take the better step as the result of the run, or give it back."""
+        view, better = self._view, self._result.better if self._result is not None else None
+        if view is not None and better is not None:
+            self.shell.runs.take_result(view.run, None if better.is_taken else better.step)
+
+    def result_taken(self) -> None:
+        """Read the result again, after another step was taken as it."""
+        self._result = None
+        if self._view is not None:
+            self._update(self._view)
+            self.refresh_bindings()
 
     def action_sample(self) -> None:
         """Train on the sample data."""

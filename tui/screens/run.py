@@ -68,6 +68,7 @@ def summary(record: RunRecord, width: int) -> Content:
         ("refused", state.refused),
         ("started", format_moment(row.started, "%Y-%m-%d %H:%M") if row.started else ""),
         ("model", row.model),
+        ("further from", row.parent),
         ("data", ", ".join(row.data)),
         ("rows", _rows(record)),
         ("training loss", format_number(row.loss) if row.loss is not None else ""),

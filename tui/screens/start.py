@@ -28,6 +28,7 @@ from core.hub_uri import is_hub_entry
 from core.jobs.job import JobCancelledError, JobDiedError, JobProgress
 from core.models.architecture.measuring import telling
 from core.presets.provenance import Provenance, ValueGroup
+from core.runs.catalog.rows import parent_of
 from core.runs.outlook.energy import expected_energy
 from core.runs.record.sentences import brief_id, change_words
 from core.text import one_line
@@ -92,6 +93,8 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     lines.append(("time", _time(plan, found.rows, room) if goes_on is None else _rest(goes_on, plan)))
     lines.append(("night", _night(start.config, plan, now)))
     lines.append(("model", Content(_model(start.config, plan))))
+    if parent := _parent(start.config):
+        lines.append(("further", Content(f"{parent} · new optimizer and schedule")))
     lines.append(("method", Content(_method(start.config))))
     if goes_on is None:
         lines.append(("steps", Content(_steps(start.config, found, room))))
@@ -246,6 +249,11 @@ def _model(config: Config, plan: StartPlan | None) -> str:
     count = plan.parameters
     size = f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
     return f"{base} · {size} parameters"
+
+
+def _parent(config: Config) -> str:
+    """The run that a new run trains further; empty for none."""
+    return brief_id(parent_of({"model.adapter": config.model.adapter, "model.base": config.model.base}))
 
 
 def _method(config: Config) -> str:

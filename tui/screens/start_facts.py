@@ -291,11 +291,13 @@ def find_flaw(config: Config) -> str:
     """
     from core.models.find import find_model
     from core.models.sandboxed import check_model_directory
+    from core.runs.catalog.trained import check_beginning
 
     directory = find_model(config.model.base)
     if directory is None or not directory.is_dir():
         return ""
     try:
+        check_beginning(config)
         check_model_directory(directory)
     except UserError as error:
         # The name is shorter than the path.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
+from core.runs.record.sentences import brief_id
 from core.text import one_line, steady
 from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
 from tui.glyphs import GlyphSet
@@ -125,7 +126,8 @@ def curve_lines(loss: Series, width: int, rows: int, glyphs: GlyphSet) -> list[C
 
 
 def _curve_words(loss: Series) -> str:
-    return f"loss {format_number(loss.values[0])} → {format_number(loss.last)}"
+    settled = loss.settled()
+    return f"loss {format_number(loss.values[0])} → {format_number(settled[0] if settled else loss.last)}"
 
 
 def _head(row: RunRow, width: int) -> Content:
@@ -154,6 +156,7 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
     facts = [
         ("note", steady(row.labels.note)),
         ("tags", " ".join(f"#{steady(tag)}" for tag in row.labels.tags)),
+        ("further from", brief_id(row.parent)),
         ("eval loss", change(detail.evals)),
         ("best", best),
         ("exact", " → ".join(dict.fromkeys(format_fixed(value, 2) for value in detail.exact_matches))),

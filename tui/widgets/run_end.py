@@ -34,6 +34,7 @@ def end_lines(
     glyphs: GlyphSet,
     *,
     works: Callable[[str], bool] = lambda _: True,
+    take: str = "",
     roomy: bool = False,
 ) -> Content:
     """Summary of an ended run.
@@ -44,11 +45,13 @@ def end_lines(
         width: Cells of a line.
         glyphs: The glyphs of sparklines.
         works: True if a displayed key works from where the focus is; the others are dim.
+        take: The key that takes a better step as the result.
         roomy: Separate the parts by blank lines.
     """
     looks = ((key, text, ("$primary bold", "") if works(key) else ("$muted", "$muted")) for key, text in hints)
     keys = (Content.assemble((key, bright), (f" {text}", plain)) for key, text, (bright, plain) in looks)
-    parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(keys, width)]
+    figures = [*_table(result, width, glyphs), *_better(result, take)]
+    parts = [_head(result, width), figures, _kept(result, width), flow(keys, width)]
     between = Content("\n\n" if roomy else "\n")
     return between.join(Content("\n").join(part) for part in parts if part)
 
@@ -62,6 +65,8 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
         shown.append(("app.ask", "ask it"))
     if has_answers:
         shown.append(("train.answers", "answers"))
+    if result.state == "finished" and result.path is not None:
+        shown.append(("train.continue", "train it further"))
     shown.append(("app.start", f"start {name} again" if name else "start it again"))
     shown.append(("train.settings", "again with changes"))
     if result.path is not None:
@@ -92,8 +97,8 @@ def _head(result: RunResult, width: int) -> list[Content]:
     return [head, *(_indented(" ".join(told), width) if told else [])]
 
 
-def _indented(text: str, width: int) -> list[Content]:
-    return [Content("  ") + line for line in Content(text).wrap(max(width - 2, 10))]
+def _indented(text: str, width: int, by: int = 2) -> list[Content]:
+    return [Content(" " * by) + line for line in Content(text).wrap(max(width - by, 10))]
 
 
 def _event(result: RunResult) -> str:
@@ -113,10 +118,11 @@ def _table(result: RunResult, width: int, glyphs: GlyphSet) -> list[Content]:
         return []
     room = width - _NAME - 2 * _FIGURE - 6
     head = f"{'':{_NAME}}{result.before:>{_FIGURE}}    {result.after:>{_FIGURE}}"
-    return [Content.styled(head, "$muted"), *(_row(measure, room, glyphs) for measure in result.measures)]
+    rows = (_row(measure, room, glyphs, width) for measure in result.measures)
+    return [Content.styled(head, "$muted"), *(line for row in rows for line in row)]
 
 
-def _row(measure: Measure, room: int, glyphs: GlyphSet) -> Content:
+def _row(measure: Measure, room: int, glyphs: GlyphSet, width: int) -> list[Content]:
     before, after = measure.words(measure.before), measure.words(measure.after)
     row = Content.assemble(
         f"  {measure.name:<{_NAME - 2}}{before:>{_FIGURE}}",
@@ -129,7 +135,17 @@ def _row(measure: Measure, room: int, glyphs: GlyphSet) -> Content:
         room -= len(bars) + 3
     if measure.note and room >= len(measure.note):
         row = Content.assemble(row, "   ", (measure.note, "$muted"))
-    return row
+    elif measure.is_explained:
+        return [row, *(line.stylize("$muted") for line in _indented(measure.note, width, 4))]
+    return [row]
+
+
+def _better(result: RunResult, key: str) -> list[Content]:
+    """The better step, and the key that takes it or gives it back."""
+    if (better := result.better) is None:
+        return []
+    what = f"step {better.own} again" if better.is_taken else "it"
+    return [Content.assemble((f"  {better.told}: ", "$near"), (key, "$primary bold"), (f" takes {what}", "$near"))]
 
 
 def _kept(result: RunResult, width: int) -> list[Content]:

@@ -130,6 +130,16 @@ def only_4_bits_leave_layers_out(config: Config, _: Facts) -> Findings:
         )
 
 
+@rule("error", "model.adapter", "method.name")
+def only_adapters_begin_from_one(config: Config, _: Facts) -> Findings:
+    """model.adapter is for method.name = qlora or lora."""
+    if config.model.adapter is not None and config.method.name in WEIGHT_METHODS:
+        yield (
+            f"model.adapter is set, and method.name = {config.method.name} trains no adapter.",
+            "Remove it, or set method.name = qlora.",
+        )
+
+
 @rule("warning", "model.keep_16bit", "model.base")
 def kept_layers_are_there(config: Config, facts: Facts) -> Findings:
     """Every entry of model.keep_16bit is the name of a layer of the model."""

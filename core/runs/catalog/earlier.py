@@ -19,7 +19,9 @@ from core.config.schema import options
 from core.errors import UserError
 from core.hub_uri import short_name
 from core.paths import user_path, working_directory
+from core.runs.catalog.trained import find_trained
 from core.runs.record.sentences import slug_of
+from core.runs.record.state import in_words
 from core.runs.record.store import Run, list_runs, make_slug
 
 if TYPE_CHECKING:
@@ -87,6 +89,34 @@ def begin_from(run: Run) -> ConfigDocument:
     for option in options():
         if not option.required and document.get(option.name) == option.default:
             document.set(option.name, None)
+    return document
+
+
+def train_further(run: Run, step: int | None = None) -> ConfigDocument:
+    """A new configuration that trains the result of an ended run further: the run's own, at half its learning rate.
+
+    Args:
+        run: The run.
+        step: The step of a checkpoint; the result by default.
+
+    Raises:
+        UserError: If the run is live, or has no such result.
+    """
+    state = run.state()
+    if not state.is_over:
+        raise UserError(
+            f"Run {run.id} {in_words(state.state)}; only an ended run is trained further.",
+            f"Stop it first with 'localtune-tui stop {run.id}'.",
+        )
+    trained, document = find_trained(run, step), begin_from(run)
+    if trained.weights is not None:
+        raise UserError(
+            f"A checkpoint of run {run.id} has only some of the model's weights, and is no base to train further.",
+            f"'localtune-tui continue {run.id}' trains it to its end.",
+        )
+    document.set("model.base", trained.base)
+    document.set("model.adapter", None if trained.adapter is None else str(trained.adapter))
+    document.set("train.learning_rate", trained.config.train.learning_rate / 2)
     return document
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from core.config.gate import Bar, Figure
 from core.runs.catalog.rows import MOST_FILES, file_names
+from core.runs.catalog.trained import checkpoint_steps, taken_step
 from core.runs.outlook.energy import Tariff
 from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent
 from core.runs.record.history import RunHistory, last_evaluation, last_step, read_glimpse, read_history
@@ -86,8 +87,6 @@ def _miss(bar: Bar, figures: GateFigures) -> str:
     return f"{bar.figure} is {format_number(after)} and should be {wanted} ({bar.text}, before {format_number(before)})"
 
 
-#: Most steps at the end of a run whose mean is its last training loss, and most of the run as a fraction 1/N.
-LAST_STEPS, LAST_SHARE = 50, 10
 #: The name of the loss on the general probe.
 PROBE_LOSS = "probe loss"
 #: Least rise of it that is reported.
@@ -109,11 +108,31 @@ class Measure:
     course: tuple[float, ...] = ()
     """Its values over all evaluations."""
     note: str = ""
-    """The same in another unit."""
+    """The same in another unit, or what it means."""
+    is_explained: bool = False
+    """True if it is not understood without its note, which is then shown at every width."""
 
     def words(self, value: float | None) -> str:
         """A value as it is shown; ``–`` for None."""
         return format_fixed(value, 2) if self.unit == "share" else format_number(value)
+
+
+@dataclass(frozen=True)
+class BetterStep:
+    """A kept checkpoint that is better than the result as the run wrote it, or was taken in its place."""
+
+    step: int
+    loss: float | None
+    """Its held-out loss; None if it was not measured."""
+    own: int
+    """The step of the result as the run wrote it."""
+    is_taken: bool
+
+    @property
+    def told(self) -> str:
+        """The step in words: ``step 85 was better (0.546)``."""
+        loss = "" if self.loss is None else f" ({format_number(self.loss)})"
+        return f"step {self.step} {'is taken as the result' if self.is_taken else 'was better'}{loss}"
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,8 @@ class RunResult:
     """The price of the energy."""
     refused: str = ""
     """Missed bars of ``eval.gate``; empty if it passes."""
+    better: BetterStep | None = None
+    """A better step that can be taken as the result, or the one that was."""
 
     @property
     def lost_steps(self) -> int:
@@ -157,12 +178,14 @@ class RunResult:
 def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
     """The result of an ended run. Reads the sizes of the files of its result, and nothing else."""
     end, step = history.end, max(history.step, state.step)
-    before, after = _compared(history.evals, end)
+    better = _better(run, history.evals, end)
+    taken = better.step if better is not None and better.is_taken else None
+    before, after = _compared(history.evals, end, taken)
     measures = _measures(history, before, after)
     if after is not None and before is None and state.state == "finished":
         # With a single evaluation, this is the only sign of a gain.
         measures += _training_loss(history.loss)
-    path = result_path(run, end)
+    path = result_path(run, end) if taken is None else run.checkpoints_path / f"step-{taken:08d}" / "adapter"
     size = None if path is None else _size(path)
     return RunResult(
         state=state.state,
@@ -181,7 +204,22 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
         saved_step=history.checkpoints[-1].step if history.checkpoints else None,
         tariff=Tariff.of(run.values()),
         refused=refusal_of(state, end),
+        better=better,
     )
+
+
+def _better(run: Run, evals: Sequence[EvalEvent], end: FinishedEvent | None) -> BetterStep | None:
+    """The step that was taken as the result, else the kept step with the lowest held-out loss, if it is lower than that
+    of the result by what is shown."""
+    if end is None or end.adapter != run.adapter_path.name:
+        return None
+    own, losses = end.result_step, {event.step: event.loss for event in evals if math.isfinite(event.loss)}
+    if (taken := taken_step(run)) is not None:
+        return BetterStep(taken, losses.get(taken), own, is_taken=True)
+    best = min((step for step in checkpoint_steps(run) if step in losses), key=lambda step: losses[step], default=own)
+    if own not in losses or losses[best] >= losses[own] or format_number(losses[best]) == format_number(losses[own]):
+        return None
+    return BetterStep(best, losses[best], own, is_taken=False)
 
 
 def refusal_of(state: RunState, end: FinishedEvent | None) -> str:
@@ -198,13 +236,16 @@ def result_path(run: Run, end: FinishedEvent | None) -> Path | None:
     return run.path / end.adapter if is_inside else None
 
 
-def _compared(evals: Sequence[EvalEvent], end: FinishedEvent | None) -> tuple[EvalEvent | None, EvalEvent | None]:
-    """The first evaluation, if there are several, and the evaluation of the result: the last one or the best."""
-    if not evals:
+def _compared(
+    evals: Sequence[EvalEvent], end: FinishedEvent | None, taken: int | None
+) -> tuple[EvalEvent | None, EvalEvent | None]:
+    """The first evaluation, if there are several, and the evaluation of the result: the last one, the best, or that of
+    the step that was taken."""
+    if not evals or (taken is not None and all(event.step != taken for event in evals)):
         return None, None
     after = evals[-1]
-    if end is not None and end.result_step != end.step:
-        after = next((event for event in evals if event.step == end.result_step), after)
+    if end is not None and (taken is not None or end.result_step != end.step):
+        after = next((event for event in evals if event.step == (taken or end.result_step)), after)
     return (evals[0] if evals[0].step < after.step else None), after
 
 
@@ -235,16 +276,17 @@ def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> t
     if after.probe_loss is None:
         return ()
     first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
-    note = "" if first is None else forgetting(after.probe_loss - first)
-    if note and before is not None and probe.steps[0] < before.step:
-        # The heading names the first evaluation, which is later.
-        note = f"since step {probe.steps[0]}: {note}"
-    return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
+    # The heading names the first evaluation, which may be later.
+    since = f" since step {probe.steps[0]}" if before is not None and probe.steps[0] < before.step else ""
+    note = "" if first is None else forgetting(after.probe_loss - first, since)
+    return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note, is_explained=True),)
 
 
-def forgetting(rise: float) -> str:
-    """A rise of the probe loss in words: ``0.12 forgotten``."""
-    return f"{format_fixed(rise, 2)} forgotten" if rise >= FORGOTTEN else "nothing forgotten"
+def forgetting(rise: float, since: str = "") -> str:
+    """A rise of the probe loss in words, with the time of the comparison if the reader does not see it."""
+    if rise < FORGOTTEN:
+        return f"nothing forgotten{since}"
+    return f"{format_fixed(rise, 2)} forgotten{since}: it answers general questions worse"
 
 
 def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:
@@ -255,12 +297,13 @@ def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:
 
 
 def _training_loss(loss: Series) -> tuple[Measure, ...]:
-    """The loss of the first step, which is the untouched model's, and the mean of the last steps."""
+    """The loss of the first step, which is the untouched model's, and the median of the last steps."""
     first = next((value for value in loss.values if math.isfinite(value)), None)
-    if first is None or loss.last_step is None or len(loss) < 2:
+    if first is None or (settled := loss.settled()) is None:
         return ()
-    last = loss.mean(loss.last_step - min((loss.last_step - loss.steps[0]) // LAST_SHARE, LAST_STEPS))
-    return () if last is None else (Measure("training loss", first, last),)
+    last, count = settled
+    note = f"the first step → the median of the last {count}" if count > 1 else ""
+    return (Measure("training loss", first, last, note=note, is_explained=True),)
 
 
 def _size(directory: Path) -> int | None:

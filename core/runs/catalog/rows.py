@@ -152,6 +152,7 @@ class RunFacts:
         method: ``method.name``; empty if the configuration cannot be read.
         data: Names of its training files, without directories.
         per_kwh: Price of its energy, in ``currency``; None if there is none.
+        parent: The run whose training it goes on from; empty for none.
     """
 
     base: str | None = None
@@ -165,6 +166,7 @@ class RunFacts:
     data: tuple[str, ...] = ()
     per_kwh: float | None = None
     currency: str = ""
+    parent: str = ""
 
     @classmethod
     def read(cls, run: Run) -> RunFacts:
@@ -181,12 +183,28 @@ class RunFacts:
             data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
             per_kwh=tariff.per_kwh,
             currency=one_line(tariff.currency, 20),
+            parent=parent_of(values),
         ).advanced(run)
 
     def advanced(self, run: Run) -> RunFacts:
         """These facts with the newest step of the run."""
         last = last_step(run)
         return self if last is None else replace(self, step=last.step, loss=last.loss)
+
+
+def parent_of(values: Mapping[str, Any]) -> str:
+    """``RUN`` or ``RUN@STEP`` whose training a run goes on from, or the path of a foreign adapter; empty for none.
+
+    Args:
+        values: The configuration of the run, ``section.key`` to value.
+    """
+    path = values.get("model.adapter") or values.get("model.base") or ""
+    match Path(str(path)).parts:
+        case [*_, "runs", name, "adapter" | "model"]:
+            return one_line(name, 100)
+        case [*_, "runs", name, "checkpoints", step, "adapter"]:
+            return one_line(f"{name}@{step.removeprefix('step-').lstrip('0')}", 120)
+    return one_line(str(values.get("model.adapter") or ""), 300)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from core.runs.catalog.rows import modified
 from core.runs.record.events import FinishedEvent
 from core.runs.record.history import RunHistory
 from core.runs.record.state import in_words, last_events
-from core.runs.record.store import Run, complete_checkpoints, find_run, start_again
+from core.runs.record.store import Run, complete_checkpoints, find_run, read_labels, start_again
 from core.small_files import hash_file, read_json
+from core.text import one_line
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -235,8 +237,8 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
 
     Args:
         run: The run.
-        step: Step of a checkpoint. The default is the result. Without a result, it is the checkpoint that
-            ``eval.gate`` has refused, if any, else the newest complete checkpoint.
+        step: Step of a checkpoint. The default is the result, or the checkpoint that was taken in its place. Without a
+            result, it is the checkpoint that ``eval.gate`` has refused, if any, else the newest complete checkpoint.
 
     Raises:
         UserError: If the run has none, or its configuration cannot be read.
@@ -244,7 +246,7 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
     config = run.config()
     trains_weights = config.method.name in WEIGHT_METHODS
     judged = _judged_step(run)
-    step = judged if step is None else step
+    step = next((each for each in (step, taken_step(run), judged) if each is not None), None)
     adapter, weights, base = None, None, config.model.base
     if trains_weights:
         found, found_step = _find_weights(run, step)
@@ -334,6 +336,11 @@ def _judged_step(run: Run) -> int | None:
     return result_step(run) if run.state().refused and not has_result(run) else None
 
 
+def taken_step(run: Run) -> int | None:
+    """The step of the checkpoint that the user has taken in place of the result; None for the result itself."""
+    return read_labels(run.path).result if is_adapter(run.adapter_path) else None
+
+
 def result_step(run: Run) -> int | None:
     """The step of a finished run's result, written or refused; None where the record does not say."""
     end = next(last_events(run.events_path, FinishedEvent), None)
@@ -363,8 +370,57 @@ def _nothing_trained(run: Run, step: int | None, wanted: str) -> UserError:
             "It is what eval.gate has refused; name another one." if is_judged else "Take another one, or the result.",
         )
     kept = f"It has those of {', '.join(map(str, steps))}." if steps else "It has none."
+    if step == taken_step(run):
+        kept = f"It was taken as the result. {kept} Take the last step again: {take_command(run)}."
     judged = ", which eval.gate has refused" if is_judged else ""
     return UserError(f"Run {run.id} has no checkpoint of step {step}{judged}.", kept)
+
+
+def take_command(run: Run, step: int | None = None) -> str:
+    """The command that takes a checkpoint as the result of a run, or the result as it was written."""
+    return f"localtune-tui label {run.id} --result {step or 0}"
+
+
+def check_beginning(config: Config) -> None:
+    """Refuse a ``model.adapter`` that is missing, or whose rank or scale is not that of ``method``.
+
+    Raises:
+        UserError: If so.
+    """
+    from core.models.check import ADAPTER_CONFIG
+    from core.models.description import read_description
+
+    if config.model.adapter is None:
+        return
+    adapter, method = Path(config.model.adapter), config.method
+    saved = read_description(adapter / ADAPTER_CONFIG) if is_adapter(adapter) else None
+    if saved is None:
+        raise UserError(
+            f"There is no adapter in {one_line(str(adapter), 300)} to begin from.",
+            "Fix model.adapter, or leave it out.",
+        )
+    rank, alpha = _positive(saved.get("r")), _positive(saved.get("lora_alpha"))
+    scale = alpha / (math.sqrt(rank) if saved.get("use_rslora") else rank)
+    # With PiSSA the initial adapter is saved too.
+    rank /= 2 if method.init == "pissa" else 1
+    alpha = scale * (math.sqrt(method.rank) if method.rslora else method.rank)
+    for name, has, wanted in (("rank", rank, method.rank), ("alpha", alpha, method.alpha)):
+        if not math.isclose(has, wanted, rel_tol=1e-6):
+            raise UserError(
+                f"The adapter in {one_line(str(adapter), 300)} was trained with method.{name} = {has:g}, and "
+                f"method.{name} is {wanted:g}.",
+                f"Set method.{name} = {has:g}, or leave model.adapter out.",
+            )
+
+
+def _positive(value: Any) -> float:
+    return float(value) if type(value) in (int, float) and value > 0 else math.nan
+
+
+def base_of_adapter(adapter: Path) -> str | None:
+    """The hash of the base that an adapter in a run was trained on; None where no run has recorded it."""
+    run = next((place for place in adapter.parents[:3] if (place / "run.toml").is_file()), None)
+    return None if run is None else _find_base_hash(Run(run))
 
 
 def _find_base_hash(run: Run) -> str | None:

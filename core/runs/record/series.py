@@ -19,6 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
+from statistics import median
 from typing import NamedTuple
 
 #: Steps below which a curve is shown as it is.
@@ -242,6 +243,13 @@ class Series:
         start, stop = self._slice(first, last)
         count = sum(self._counts[start:stop])
         return sum(self._sums[start:stop]) / count if count else None
+
+    def settled(self) -> tuple[float, int] | None:
+        """Median of the last finite values, without the very first, and their number: a tenth of all, 5 to 50. None if
+        there are none. A single batch may be half empty, or odd."""
+        values = [value for value in self.values[1:] if math.isfinite(value)]
+        last = values[-min(max(len(values) // 10, 5), 50) :]
+        return (median(last), len(last)) if last else None
 
     def bucket(self, width: int, first: int | None = None, last: int | None = None) -> list[Bucket]:
         """Reduce the curve between two steps to pixel columns; every extreme survives.

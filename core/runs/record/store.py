@@ -153,6 +153,8 @@ class Labels:
     """The note, on one line."""
     archived: bool = False
     """True if lists leave the run out unless they are asked for all."""
+    result: int | None = None
+    """The step of the checkpoint that is taken as the result; None for the result as the run wrote it."""
 
 
 #: The labels of a run that nobody has labeled.
@@ -179,6 +181,7 @@ def read_labels(directory: Path) -> Labels:
         tags=tuple(dict.fromkeys(word for word in words if _TAG.fullmatch(word)))[:MOST_TAGS],
         note=_label_text(data.get("note"), NOTE_LIMIT),
         archived=data.get("archived") is True,
+        result=step if type(step := data.get("result")) is int and step > 0 else None,
     )
 
 
@@ -189,7 +192,7 @@ def write_labels(directory: Path, labels: Labels) -> None:
         UserError: If the file cannot be written.
     """
     path = labels_path(directory)
-    fields = {"name": labels.name, "tags": list(labels.tags), "note": labels.note, "archived": labels.archived}
+    fields = {name: value for name, value in vars(labels).items() if value is not None}
     try:
         if labels == NO_LABELS:
             with suppress(FileNotFoundError):

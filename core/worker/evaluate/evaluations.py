@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from core.runs.record.events import ProbeEvent
+from core.runs.record.events import ProbeEvent, SampleEvent
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.evaluate.evaluate import Evaluator, Probe
 from core.worker.evaluate.samples import SampleWriter
@@ -90,8 +90,7 @@ class Evaluations:
         if evaluator is not None and not self._measure_rows(evaluator, report):
             return
         state.evaluated = step
-        for sample in self.samples.write(step, functools.partial(report, "samples")):
-            recorder.event(sample)
+        self._record(self.samples.write(step, functools.partial(report, "samples")))
 
     def _measure_rows(self, evaluator: Evaluator, report: Progress) -> bool:
         """Measure the held-out rows and the probe; returns True if memory sufficed."""
@@ -109,8 +108,8 @@ class Evaluations:
         # Time spent in a pause does not count.
         seconds = time.monotonic() - began - (state.paused_seconds - paused)
         event = dataclasses.replace(event, seconds=seconds)
-        for told in (event, *samples):
-            self.recorder.event(told)
+        self.recorder.event(event)
+        self._record(samples)
         if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
             self.checkpointer.save()
         return True
@@ -141,5 +140,10 @@ class Evaluations:
                 samples = evaluator.answer_samples(step, lambda _, done, total: report(done, total))
             else:
                 samples = self.samples.write(step, report)
-            for sample in samples:
-                recorder.event(sample)
+            self._record(samples)
+
+    def _record(self, samples: Iterable[SampleEvent]) -> None:
+        """Record answers; before the first step of an adapter that is trained further, they are not the base's."""
+        is_further = self.state.step == 0 and self.checkpointer.config.model.adapter is not None
+        for sample in samples:
+            self.recorder.event(dataclasses.replace(sample, source="step-0") if is_further else sample)

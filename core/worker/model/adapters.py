@@ -29,6 +29,7 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from core.config.schema import MethodSection
 from core.config.targets import MAMBA_FUSED, has_patterns, is_read_by_kernels, is_target
@@ -463,6 +464,23 @@ def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
         wrong += [name for name in result.missing_keys if ".lora_" in name and f".{which}" in name]
         wrong += result.unexpected_keys
     return wrong
+
+
+def begin_from(model: Any, adapter: Path) -> None:
+    """Give adapters the weights of a saved adapter of the same kind.
+
+    Raises:
+        UserError: If it is damaged, or is on other layers or of another rank.
+    """
+    try:
+        wrong = load_state(model, load_file(adapter / ADAPTER_WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: a weight of another shape
+        wrong = [first_line(error)]
+    if wrong:
+        raise UserError(
+            f"The adapter in {adapter} has other layers or ranks than this run: {tell(wrong)}.",
+            "Set model.base, method.rank and method.target_modules as they were in its training.",
+        )
 
 
 def _joint(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +18,10 @@ from core.hardware import power
 from core.hardware.drivers import is_wsl
 from core.hardware.obstacle import find_card_not_given, look
 from core.hardware.sampler import CPU_ONLY
+from core.models.check import check_adapter
 from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
+from core.runs.catalog.trained import base_of_adapter, check_beginning
 from core.runs.record.events import Event, GovernorEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
@@ -173,6 +176,10 @@ def build(
 
     # Base and rows, and the options that follow from them.
     base = prepare_base(config, recorder, controls.check_stop, ranks)
+    begun = Path(config.model.adapter) if found is None and config.model.adapter is not None else None
+    if begun is not None:
+        check_beginning(config)
+        check_adapter(begun, base)
     planner = Planner(config.model.base, device)
     if ranks.is_first:
         planner.measure_ahead(config)
@@ -271,6 +278,8 @@ def build(
 
     recorder.update(total_steps=total_steps)
     fingerprints.base.settle(controls.check_stop)
+    if begun is not None and (recorded := base_of_adapter(begun)) is not None:
+        fingerprints.base.require(recorded, str(begun))
     if hashes is not None:
         hashes.settle(controls.check_stop)
     return Parts(

@@ -17,8 +17,10 @@ from core.audit.chain_check import read_sealed
 from core.config.schema import Config
 from core.data.registries.resolve import DataHashes
 from core.hardware.cpu import cpu_name
+from core.models.check import ADAPTER_WEIGHTS
 from core.runs.record.chain import short
 from core.runs.record.store import Run
+from core.small_files import hash_file
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.data.batches import row_bytes
@@ -41,6 +43,7 @@ def start_facts(
         found: The checkpoint that the run goes on from; None at its beginning.
     """
     prints, state = checkpointer.fingerprints, checkpointer.state
+    begun = None if found is not None or config.model.adapter is None else Path(config.model.adapter)
     return {
         "step": state.step,
         "manifest": None if found is None else found.manifest,
@@ -53,6 +56,7 @@ def start_facts(
             "digits": row_digits(dataset),
         },
         "files": files.found,
+        **({} if begun is None else {"adapter": hash_file(begun / ADAPTER_WEIGHTS)}),
         "machine": machine(checkpointer.loaded.device),
         "software": software(),
         "facts": {name: value for name, value in state.facts().items() if name != "limits"},

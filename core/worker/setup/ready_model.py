@@ -20,7 +20,7 @@ from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import Fused, fuse
-from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters
+from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters, begin_from
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
@@ -136,9 +136,11 @@ def make_ready(
                 config.method,
                 seed=config.train.seed,
                 base=prepared.base,
-                fresh=found is None,
+                fresh=found is None and config.model.adapter is None,
                 progress=lambda done, total: report("beginning of the adapters", done, total),
             )
+        if found is None and config.model.adapter is not None:
+            begin_from(model, Path(config.model.adapter))
         if (sentence := left_out(model.get_base_model(), config.method)) is not None:
             recorder.notice("info", "experts", sentence)
         if config.method.target_modules != "all-linear":

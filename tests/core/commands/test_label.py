@@ -24,6 +24,7 @@ def test_labels_are_given_shown_and_taken_away(cli: CommandLine, runs: list[Run]
     (shown,) = cli("label", "more data", "--json").json
     assert shown == {
         "run": first.id, "name": "more data", "tags": ["keep", "v2"], "note": "best so far", "archived": False,
+        "result": None,
     }  # fmt: skip
     cli("label", "first", "--untag", "keep", "--note", "", "--name", "")
     assert read_labels(first.path) == Labels(tags=("v2",))
@@ -46,6 +47,7 @@ def test_what_cannot_be_a_label_is_refused(cli: CommandLine, runs: list[Run]) ->
         (("first", "--tag", "x" * 40), "is no tag"),
         (("first", "--note", "x" * 3000), "The note has 3000 characters."),
         (("first", "second", "--name", "both"), "A name is for one run."),
+        (("first", "--result", "85"), "has no adapter of its own."),
         (("nothing",), "There is no run called nothing."),
         (("first", "--tag", "keep", "--untag", "#keep"), "The tag keep is to be added and taken away."),
     ):

@@ -15,10 +15,10 @@ from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent,
 from core.runs.record.history import RunHistory
 from core.runs.record.sentences import ALL_DONE, brief_id, slug_of
 from core.runs.record.state import RunState
-from core.runs.record.store import Run
+from core.runs.record.store import Labels, Run, write_labels
 from tests.cases import cases
+from tests.core.runs.helpers import add_checkpoint, there
 from tests.core.runs.helpers import step_event as step
-from tests.core.runs.helpers import there
 from tests.core.runs.test_history import fold, phase
 from tests.tui.scripted_run import ScriptedRun
 
@@ -78,13 +78,38 @@ def test_the_adapter_of_the_best_step_is_compared_as_it_is(finished: list[Event]
     assert found.path is None
 
 
+def test_a_better_step_is_offered_while_its_checkpoint_is_there_and_can_be_taken(
+    finished: list[Event], tmp_path: Path
+) -> None:
+    worse = [*finished[:-2], evaluation(30, 0.9, 0.1), finished[-1]]
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    history = fold(*worse)
+    assert result(history, tmp_path).better is None, "no checkpoint is kept"
+    kept = add_checkpoint(Run(tmp_path), 15)
+    better = there(result(history, tmp_path).better)
+    assert (better.step, better.own, better.told) == (15, 30, "step 15 was better (0.500)")
+    assert result(fold(*finished), tmp_path).better is None, "the result is the better one"
+    (kept / "adapter").mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (kept / "adapter" / name).write_bytes(bytes(7))
+    write_labels(tmp_path, Labels(result=15))
+    found = result(history, tmp_path)
+    assert there(found.better).told == "step 15 is taken as the result (0.500)"
+    assert (found.measures[-1].after, found.after) == (0.5, "step 15")
+    assert (found.path, found.bytes) == (kept / "adapter", 14)
+
+
 def test_without_an_evaluation_the_training_loss_is_compared(tmp_path: Path) -> None:
     history = fold(*(step(number, loss=5.0 if number == 1 else 1.0) for number in range(1, 31)))
-    assert result(history, tmp_path).measures == (Measure("training loss", 5.0, 1.0),)
+    (measure,) = result(history, tmp_path).measures
+    assert (measure.before, measure.after, measure.is_explained) == (5.0, 1.0, True)
+    assert measure.note == "the first step → the median of the last 5"
+    odd = fold(*(step(number, loss=9.0 if number == 30 else 1.0) for number in range(1, 31)))
+    assert result(odd, tmp_path).measures[0].after == 1.0, "one odd batch at the end is not the loss"
     assert result(RunHistory(), tmp_path).measures == ()
     assert result(fold(step(1, loss=math.nan)), tmp_path).measures == ()
     diverged = fold(step(1), step(2, loss=math.nan))
-    assert result(diverged, tmp_path).measures in ((), (Measure("training loss", 1.0, 1.0),))
+    assert result(diverged, tmp_path).measures == ()
 
 
 def test_of_a_single_evaluation_the_training_loss_shows_the_gain(tmp_path: Path) -> None:
@@ -118,13 +143,22 @@ def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -
     assert result(history, tmp_path).path is None
 
 
-@cases(("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")])
+@cases(
+    ("after", "note"),
+    [
+        (2.12, "0.12 forgotten since step 0: it answers general questions worse"),
+        (2.001, "nothing forgotten since step 0"),
+        (1.5, "nothing forgotten since step 0"),
+    ],
+)
 def test_the_probe_is_compared_with_the_untouched_model(tmp_path: Path, after: float, note: str) -> None:
     probe = events.ProbeEvent(t=150.0, step=0, loss=2.0, seconds=1.0)
     first, last = measured(15, 0.5, probe_loss=2.05), measured(30, 0.5, probe_loss=after)
     found = result(fold(probe, step(1), first, step(16), last), tmp_path)
-    assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", (2.0, 2.05, after), f"since step 0: {note}")
-    assert Measure("probe loss", None, after, "loss", (after,), "") in result(fold(step(1), last), tmp_path).measures
+    course = (2.0, 2.05, after)
+    assert found.measures[-1] == Measure("probe loss", 2.0, after, "loss", course, note, is_explained=True)
+    once = Measure("probe loss", None, after, "loss", (after,), is_explained=True)
+    assert once in result(fold(step(1), last), tmp_path).measures
 
 
 def test_a_refused_result_is_reported_by_the_state_or_the_last_event(tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.catalog import trained as catalog
+from core.runs.catalog.earlier import train_further
+from core.runs.catalog.rows import parent_of
 from core.runs.record.events import BEST_CHOSEN, FinishedEvent, encode_event
 from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run
+from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
+from tests.core.runs.helpers import live_state
 
 
 def make_run(method: str = "lora") -> Run:
@@ -203,3 +206,78 @@ def test_the_code_loads_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None
     found: dict[str, object] = {}
     exec(catalog.python_code(tmp_path / "adapter", is_model=False), found)  # noqa: S102
     assert type(found["model"]).__name__.startswith("PeftModel")
+
+
+def test_a_checkpoint_that_was_taken_is_the_result_until_it_is_given_back() -> None:
+    run = make_run()
+    write_adapter(run)
+    add_checkpoint(run, 20)
+    write_labels(run.path, Labels(result=20))
+    trained = catalog.find_trained(run)
+    assert (trained.step, trained.adapter) == (20, run.checkpoints_path / "step-00000020" / "adapter")
+    shutil.rmtree(run.checkpoints_path)
+    with pytest.raises(UserError, match="no checkpoint of step 20") as refused:
+        catalog.find_trained(run)
+    assert f"localtune-tui label {run.id} --result 0" in refused.value.hint
+    write_labels(run.path, Labels())
+    assert catalog.find_trained(run).adapter == run.adapter_path
+
+
+@cases(
+    ("model", "parent"),
+    [
+        ({"adapter": "/home/runs/20260101-000000-faq/adapter"}, "20260101-000000-faq"),
+        ({"adapter": "/home/runs/20260101-000000-faq/checkpoints/step-00000085/adapter"}, "20260101-000000-faq@85"),
+        ({"adapter": "/data/an\x1b[2Jadapter"}, "/data/an�[2Jadapter"),
+        ({"base": "/home/runs/20260101-000000-faq/model"}, "20260101-000000-faq"),
+        ({"base": "/models/base"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_run_names_the_run_that_it_trains_further(model: dict[str, str], parent: str) -> None:
+    assert parent_of({f"model.{key}": value for key, value in model.items()}) == parent
+
+
+@cases(
+    ("method", "said"),
+    [
+        ({}, ""),
+        ({"rslora": True, "alpha": 8.0}, ""),
+        ({"rank": 8, "alpha": 16.0}, "was trained with method.rank = 16, and method.rank is 8."),
+        ({"alpha": 16.0}, "was trained with method.alpha = 32, and method.alpha is 16."),
+        ({"init": "pissa"}, "was trained with method.rank = 8, and method.rank is 16."),
+    ],
+)
+def test_an_adapter_of_another_kind_is_not_trained_further(
+    tmp_path: Path, method: dict[str, object], said: str
+) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 32}')
+    model: dict[str, object] = {"model": {"adapter": str(tmp_path)}, "data": {"train": "rows.jsonl"}, "method": method}
+    if not said:
+        catalog.check_beginning(Config.model_validate(model))
+        return
+    with pytest.raises(UserError, match=said):
+        catalog.check_beginning(Config.model_validate(model))
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match="There is no adapter in"):
+        catalog.check_beginning(Config.model_validate(model))
+
+
+def test_an_ended_run_is_trained_further_at_half_its_learning_rate() -> None:
+    run = make_run()
+    write_adapter(run)
+    add_checkpoint(run, 20)
+    document = train_further(run)
+    assert document.get("model.adapter") == str(run.adapter_path)
+    assert document.get("train.learning_rate") == 1e-4
+    assert document.get("train.epochs") is None
+    assert train_further(run, 20).get("model.adapter").endswith("step-00000020/adapter")
+    whole = make_run("full")
+    whole.model_path.mkdir()
+    (whole.model_path / "config.json").write_text("{}")
+    assert train_further(whole).get("model.base") == str(whole.model_path)
+    assert train_further(whole).get("model.adapter") is None
+    live_state().write(run.state_path)
+    with pytest.raises(UserError, match="only an ended run is trained further"):
+        train_further(run)

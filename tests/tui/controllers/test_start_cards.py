@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config.document import load_config
+from core.config.document import dump_config, load_config
 from core.config.schema import Config
 from core.errors import UserError
 from core.presets import begin
@@ -219,6 +219,19 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         await wait_for(pilot, lambda: "done about" in screen_text(app), 30)
         assert not continued
         await press(pilot, "enter", until=lambda: continued == [script.run])
+
+
+async def test_a_finished_run_is_trained_further_as_a_new_run(config: Path, home: Path, started: list[Config]) -> None:
+    run = ScriptedRun(home).train_to(33).end("finished").run
+    run.config_path.write_text(dump_config(load_config(config)))
+    (run.adapter_path / "adapter_config.json").touch()
+    async with ready(with_run=True) as (app, pilot):
+        await press(pilot, "5", until=lambda: run.id in screen_text(app))
+        await press(pilot, "C", until=lambda: has_card(app))
+        assert f"further   {run.id[9:]} · new optimizer and schedule" in screen_text(app)
+        await press(pilot, "enter", until=lambda: len(started) == 1)
+        assert started[0].model.adapter == str(run.adapter_path)
+        assert started[0].train.learning_rate == load_config(config).train.learning_rate / 2
 
 
 async def test_over_an_ended_run_d_does_nothing_and_without_a_checkpoint_the_run_says_so(home: Path) -> None:

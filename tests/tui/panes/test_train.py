@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from textual.pilot import Pilot
 
 from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
+from core.runs.record.store import Labels, read_labels
 from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
@@ -144,6 +146,18 @@ async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(hom
         await press(pilot, "c", until=lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
         await press(pilot, "h", until="copy the path")
         await press(pilot, "p", until=lambda: app.clipboard == str(script.run.adapter_path))
+
+
+async def test_a_better_step_is_taken_as_the_result_and_given_back(home: Path) -> None:
+    script = ScriptedRun(home, total=60).begin().steps(1, 30).checkpoint(30).evaluate(30, 0.5)
+    run = script.steps(31, 60).checkpoint(60).evaluate(60, 0.6).end("finished").run
+    (run.adapter_path / "adapter_config.json").touch()
+    shutil.copytree(run.adapter_path, run.checkpoints_path / "step-00000030" / "adapter")
+    async with latest_run("step 30 was better (0.500): B takes it") as (_app, pilot):
+        await press(pilot, "B", until="step 30 is taken as the result (0.500): B takes step 60 again")
+        assert read_labels(run.path).result == 30
+        await press(pilot, "B", until="step 30 was better (0.500): B takes it")
+        assert read_labels(run.path) == Labels()
 
 
 async def test_a_run_without_a_result_offers_none(home: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
-from core.runs.catalog.result import Measure, RunResult
+from core.runs.catalog.result import BetterStep, Measure, RunResult
 from tests.cases import cases
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
@@ -43,7 +43,7 @@ STOPPED = replace(
 
 def lines(result: RunResult, width: int = 78, *, answers: bool = True) -> list[str]:
     hints = end_hints(result, KeyTable(), has_answers=answers, name="203633-faq")
-    return [line.rstrip() for line in end_lines(result, hints, width, BRAILLE).plain.split("\n")]
+    return [line.rstrip() for line in end_lines(result, hints, width, BRAILLE, take="B").plain.split("\n")]
 
 
 @cases("width", [40, 58, 78, 198])
@@ -93,6 +93,19 @@ def test_a_refused_result_says_why_and_what_can_be_done() -> None:
     assert "Kept is the checkpoint of step 30." in text
     assert "i ask it" in text
     assert "copy path" not in text
+
+
+@cases("width", [40, 58, 78, 118])
+def test_what_was_forgotten_and_a_better_step_are_told_at_every_width(width: int) -> None:
+    note = "2.06 forgotten: it answers general questions worse"
+    probe = Measure("probe loss", 2.32, 4.39, "loss", (2.3, 3.0, 4.39), note, is_explained=True)
+    found = replace(FINISHED, measures=(probe,), better=BetterStep(85, 0.546, 156, is_taken=False))
+    shown = " ".join(line.strip() for line in lines(found, width))
+    assert note in shown
+    assert "step 85 was better (0.546): B takes it" in shown
+    assert "C train it further" in shown
+    taken = replace(found, better=BetterStep(85, 0.546, 156, is_taken=True))
+    assert "  step 85 is taken as the result (0.546): B takes step 156 again" in lines(taken)
 
 
 NIGHT = 1_795_750_000.0

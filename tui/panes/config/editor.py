@@ -16,7 +16,7 @@ from core.hub_uri import is_hub_entry
 from core.paths import shown_path, working_directory
 from core.presets.library import Preset
 from core.presets.switch import preset_in
-from core.runs.catalog.earlier import Origin, begin_from, run_name
+from core.runs.catalog.earlier import Origin, begin_from, run_name, train_further
 from core.runs.record.sentences import brief_id
 from core.runs.record.store import Run
 from core.text import one_line
@@ -394,6 +394,17 @@ def open_run(run: Run) -> Opened:
     document, name = begin_from(run), brief_id(run.id)
     label = f"opening the configuration of {name}"
     return Opened(document, label, f"✓ the configuration of {name}, as a new one", origin=Origin.of(run), is_begun=True)
+
+
+def open_further(run: Run) -> Opened:
+    """A configuration that trains a finished run further.
+
+    Raises:
+        UserError: If the run has no result, or its configuration cannot be read.
+    """
+    document, name = train_further(run), brief_id(run.id)
+    greeting = f"✓ trains {name} further, as a new run at half its learning rate"
+    return Opened(document, f"training {name} further", greeting, origin=Origin.of(run))
 
 
 def _text(draft: Draft) -> str:

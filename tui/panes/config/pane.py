@@ -136,12 +136,14 @@ class ConfigPane(Pane):
         else:
             self.open(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
 
-    async def open_over(self, opened: Opened) -> None:
-        """Continue with another configuration; asks about unsaved edits of a file first."""
+    async def open_over(self, opened: Opened, then: Callable[[], None] | None = None) -> None:
+        """Continue with another configuration, then with an action; asks about unsaved edits of a file first."""
 
         async def work() -> None:
             if await self._questions.may_leave("open the other all the same"):
                 self._go_on(opened)
+                if then is not None:
+                    self.call_later(then)
 
         await self._converse(work)
 

@@ -23,7 +23,6 @@ from tui.widgets.strips import component_classes, fit, style_of
 
 if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow
-    from core.runs.record.store import Labels
 
     #: The text of a run with its figures, once they are known, at a Unix time.
     _Cell = Callable[[RunRow, RunFigures | None, float], str]
@@ -109,7 +108,7 @@ _COLUMNS = (
     ),
     _Column("size", 7, _known(lambda _, known: format_bytes(known.size)), right=True, priority=12, sort="size"),
     _Column("age", 8, _listed(_age), right=True, priority=5, sort="started"),
-    _Column("note", 16, _listed(lambda row, _: steady(label_words(row.labels))), priority=8, least=8),
+    _Column("note", 16, _listed(lambda row, _: steady(note_words(row))), priority=8, least=8),
 )
 #: Priority of the energy if its cost is known, which is the more useful figure.
 _ENERGY_BESIDE_COST = 10
@@ -117,10 +116,11 @@ _ENERGY_BESIDE_COST = 10
 _WIDER_NAME, _WIDER_NOTE = 14, 40
 
 
-def label_words(labels: Labels) -> str:
-    """Archive state, tags and note on one line: ``#keep  best so far``."""
-    tags = " ".join(f"#{tag}" for tag in labels.tags)
-    return "  ".join(part for part in ("archived" if labels.archived else "", tags, labels.note) if part)
+def note_words(row: RunRow) -> str:
+    """Archive state, the run that it trains further, tags and note on one line: ``#keep  best so far``."""
+    labels, tags = row.labels, " ".join(f"#{tag}" for tag in row.labels.tags)
+    further = f"further from {brief_id(row.parent)}" if row.parent else ""
+    return "  ".join(filter(None, ("archived" if labels.archived else "", further, tags, labels.note)))
 
 
 class RunList(CursorList):
@@ -219,7 +219,7 @@ class RunList(CursorList):
         """Show other rows; the cursor stays on its run if possible. Only changed rows are repainted."""
         before, chosen = self._rows, self.selected
         self._rows, self.count = rows, len(rows)
-        has_notes = any(label_words(row.labels) for row in rows)
+        has_notes = any(map(note_words, rows))
         has_costs = any(row.tariff.per_kwh is not None for row in rows)
         if (has_notes, has_costs) != (self._has_notes, self._has_costs):
             self._has_notes, self._has_costs = has_notes, has_costs
