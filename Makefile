@@ -21,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The versions to install; empty for the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(CONSTRAINTS:%=--constraint %) $(PIP_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(CONSTRAINTS:%=--constraint %) $(PIP_ARGS)
 # Empty files that are as old as what has been installed.
 APP := $(VENV)/.installed-app
 DEV := $(VENV)/.installed-tests
@@ -32,8 +32,9 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 demo: $(APP) ## Train the starter model on sample tickets and talk to it; HEADLESS=1: without the app
-	@echo "Preparing the starter model"
-	@$(BIN)/python -m core.worker.model.starter >/dev/null
+	@echo "The starter model, SmolLM2-135M-Instruct"
+	@$(BIN)/python -m core.worker.model.starter
+	@echo "The demo: 400 support tickets teach it to answer in JSON"
 	@if [ -t 0 ] && [ -t 1 ] && [ "$(HEADLESS:0=)" = "" ]; then \
 	  exec $(BIN)/localtune-tui --demo; else exec $(BIN)/localtune-tui demo; fi
 
@@ -115,11 +116,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 
 $(APP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	@echo "Installing into $(VENV); the first time this fetches PyTorch and takes minutes"
+	@echo "Installing into $(VENV): pip names each download with its size; PyTorch is the largest, and takes minutes"
 	@$(PIP) -e .
 	@touch $@
 
 $(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	@echo "Installing into $(VENV), with what the tests need; the first time this fetches PyTorch and takes minutes"
+	@echo "Installing into $(VENV), with what the tests need; PyTorch is the largest download, and takes minutes"
 	@$(PIP) -e '.[test]'
 	@touch $(APP) $@

@@ -95,7 +95,7 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise OSError(errno.EPERM, "it is no plain file with one name", str(path))
+            raise OSError(errno.EPERM, "it is not a plain file with one name", str(path))
         before = os.pread(descriptor, 1 << 20, 0)
         # In one write, so that a reader finds the one or the other.
         written = os.pwrite(descriptor, data.ljust(len(before)), 0)

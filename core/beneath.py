@@ -148,7 +148,7 @@ def _inner_directory(descriptor: int, part: str, path: Path) -> int:
         return os.open(part, _DIRECTORY, dir_fd=descriptor)
     except NotADirectoryError:
         status = os.stat(part, dir_fd=descriptor, follow_symlinks=False)
-        reason = "it is a link" if stat.S_ISLNK(status.st_mode) else "it is no directory"
+        reason = "it is a link" if stat.S_ISLNK(status.st_mode) else "it is not a directory"
         raise NotADirectoryError(errno.ENOTDIR, reason, str(path)) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None

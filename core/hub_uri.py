@@ -157,7 +157,7 @@ def make_entry(
     """
     named = [("revision", revision), ("path", path), ("subset", subset), ("split", split)]
     if wrong := next((name for name, value in named if value and not isinstance(value, str)), None):
-        raise UserError(f"The {wrong} of {one_line(repository, 120)} is no text.", "Fix it.")
+        raise UserError(f"The {wrong} of {one_line(repository, 120)} is not text.", "Fix it.")
     if isinstance(split, str) and re.search(r"[\[+%]", split):
         raise UserError(f"The split {one_line(split, 40)} is a part of one, or several.", "Name a whole split.")
     part = "/".join(value for value in (subset, split) if isinstance(value, str) and value)
@@ -194,7 +194,7 @@ def why_unsafe(name: str) -> str:
     try:
         raw = name.encode()
     except UnicodeEncodeError:
-        return "is no text"
+        return "is not text"
     is_long = len(raw) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in raw.split(b"/"))
     return "is too long" if is_long else ""
 

@@ -122,7 +122,7 @@ def _expanded(path: str) -> Path:
     user_home = os.environ.get("HOME", "/")
     if path.startswith("~/") and not os.path.isabs(user_home):
         # An empty one would mean the root of the file system, a relative one a place in the current directory.
-        raise UserError(f"HOME is '{user_home}', which is no absolute path.", "Set HOME or LOCALTUNE_HOME to one.")
+        raise UserError(f"HOME is '{user_home}', which is not an absolute path.", "Set HOME or LOCALTUNE_HOME to one.")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:

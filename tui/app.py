@@ -242,7 +242,7 @@ class LocaltuneApp(App[str]):
 
     def _tell_text_lost(self) -> None:
         key = self.keys["app.ask"].display
-        text = f"Typed text went nowhere: {key} writes to the model."
+        text = f"Nothing here takes text; {key} writes to the model."
         if not any(note.message == text for note in self._notifications):
             self.desktop.tell(text)
 
@@ -412,14 +412,15 @@ class LocaltuneApp(App[str]):
         """Stack the two visible panes instead of putting them side by side, or back."""
         way = self.main.turn()
         if way is None:
-            self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
+            self.desktop.tell("With two panes on screen, this stacks them or puts them side by side.")
             return
         self._remember("panes", way, "layout")
 
     def action_help_quit(self) -> None:
         """Explain ctrl+c, which must not end anything by accident here."""
         live = self.state.live_run is not None
-        text = f"{self.keys['app.quit'].display} leaves the app." + (" Training goes on without it." if live else "")
+        way = f"{'esc, then ' if self._place.takes_text else ''}{self.keys['app.quit'].display}"
+        text = f"{way} leaves the app." + (" Training goes on without it." if live else "")
         if not any(note.message == text for note in self._notifications):
             self.desktop.tell(text)
 
@@ -428,9 +429,9 @@ class LocaltuneApp(App[str]):
         try:
             path = save_text("localtune", ".svg", self.export_screenshot(title="localtune-tui"))
         except UserError as error:
-            self.desktop.warn("The picture is not saved", error.message)
+            self.desktop.warn("The screenshot was not saved", error.message)
             return
-        self.desktop.tell(f"The picture is in {one_line(str(path), 200)}", seconds=8)
+        self.desktop.tell(f"The screenshot is in {one_line(str(path), 200)}", seconds=8)
 
     def action_help(self) -> None:
         """Show help for the focused pane, or for the screen over the panes."""

@@ -207,7 +207,7 @@ class Bridge:
         self._following.set()
 
     def find_run(self, found: Callable[[Run | None], None], session: Session | None = None) -> None:
-        """Find the run to show at the start; None where there is none."""
+        """Find the run to show: a live one, or else the session's or the newest; None where there is none."""
 
         def work() -> None:
             from tui.reopening import find_shown

@@ -291,7 +291,7 @@ class DraftKeeper:
         pane.take_up(dialogue, unsent)
         self._dialogue = dialogue
         self._chat.take_up(draft)
-        # Text in the prompt alone is no conversation.
+        # Text in the prompt alone is not a conversation.
         return draft.when if dialogue.exchanges and not draft.is_released else ""
 
 

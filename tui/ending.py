@@ -62,7 +62,7 @@ class Mistakes:
         if self.first is None:
             return ""
         where = f"the details are in {self.report}" if self.report is not None else "its details could not be written"
-        parts = [f"a mistake of the program itself ended the app ({describe(self.first)})", where]
+        parts = [f"an internal error ended the app ({describe(self.first)})", where]
         if kept:
             parts.append(f"{kept} for the next start")
         if run:

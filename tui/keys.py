@@ -226,7 +226,7 @@ def load_keymap(path: Path) -> tuple[dict[str, str], list[str]]:
         elif keys is None or not keys.strip():
             problems.append(f"{identity} must be a key or a list of keys")
         elif wrong := [part for part in _parts(keys) if not is_key(part)]:
-            problems.append(f"{identity}: {one_line(wrong[0], 40)} is no key")
+            problems.append(f"{identity}: {one_line(wrong[0], 40)} is not a key")
         else:
             overrides[identity] = ",".join(_parts(keys))
     if "app.ask" not in overrides:

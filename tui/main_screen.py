@@ -133,7 +133,7 @@ class TooSmall(Widget):
         width, height = self.app.size
         return Content(
             f"{width}×{height} is too small.\nMake the terminal at least {SMALLEST[0]}×{SMALLEST[1]}.\n"
-            "A run that is on goes on.\n"
+            "A live run goes on.\n"
             f"{shell_of(self).keys['app.quit'].display} leaves."
         )
 

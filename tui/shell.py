@@ -244,5 +244,5 @@ def shell_of(node: DOMNode) -> Shell:
     """
     app = node.app
     if not isinstance(app, Shell):
-        raise TypeError(f"{type(app).__name__} is no shell")
+        raise TypeError(f"{type(app).__name__} is not a shell")
     return app

@@ -227,6 +227,8 @@ class AppState:
     is_opening: bool = False
     """True while the initial configuration is being opened."""
     view: RunView | None = None
+    other_live: str = ""
+    """The name of a live run while an ended one is shown; empty for none."""
     devices: Sequence[Device] = ()
     """The devices to show while no run reports any."""
     answer_awaited: bool = False

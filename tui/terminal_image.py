@@ -30,12 +30,21 @@ _SCROLLS = (1, -1, 2, -2, 3, -3)
 _MANY, _WORTH = 300, 120
 #: Maximum cached styles; a theme change brings new ones.
 _PENS = 4096
+#: Codes that end an attribute. One that has no such code is ended by a reset of all.
+_ENDS = {"1": "22", "2": "22", "3": "23", "4": "24", "7": "27", "9": "29"}
 #: Attributes of a style in the order of their codes, and the attributes that are invisible on a space.
 _ATTRIBUTES = (
     *("bold", "dim", "italic", "underline", "blink", "blink2", "reverse", "conceal", "strike"),
     *("underline2", "frame", "encircle", "overline"),
 )
 _UNSEEN = {"bold", "dim", "italic", "conceal"}
+
+
+@lru_cache(maxsize=256)
+def _ends(before: str, after: str) -> str | None:
+    """The codes that end attributes; None if only a reset ends one."""
+    gone = [code for code in before.split(";") if code and code not in after.split(";")]
+    return ";".join(dict.fromkeys(_ENDS[code] for code in gone)) if all(code in _ENDS for code in gone) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +60,16 @@ class Pen:
 
     def codes_after(self, before: Pen | None) -> str:
         """The shortest escape sequence that switches from another pen to this one."""
-        if before is None or not (
-            before.attributes in ("", self.attributes)
-            and (self.foreground or not before.foreground)
-            and (self.background or not before.background)
-        ):
-            parts = ["0", self.attributes, self.foreground, self.background]
-        else:
+        whole = ["0", self.attributes, self.foreground, self.background]
+        codes = ";".join(filter(None, whole))
+        if before is not None and (ends := _ends(before.attributes, self.attributes)) is not None:
             parts = [
+                ends,
                 self.attributes if self.attributes != before.attributes else "",
-                self.foreground if self.foreground != before.foreground else "",
-                self.background if self.background != before.background else "",
+                (self.foreground or "39") if self.foreground != before.foreground else "",
+                (self.background or "49") if self.background != before.background else "",
             ]
-        codes = ";".join(part for part in parts if part)
+            codes = min(codes, ";".join(filter(None, parts)), key=len)
         select = f"\x1b[{codes}m" if codes else ""
         if self.link != (before.link if before is not None else ""):
             select += f"\x1b]8;{self.link or ';'}\x1b\\"

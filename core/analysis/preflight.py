@@ -45,7 +45,7 @@ class Preflight:
             UserError: If it is not allowed.
         """
         if code not in self._allowed:
-            raise UserError(message, f'{hint} To train all the same: --allow {code}, or data.allow = ["{code}"].')
+            raise UserError(message, f'{hint} To train anyway: --allow {code}, or data.allow = ["{code}"].')
         self._notice(code, message, f"It goes on, as data.allow holds {code}.")
 
     def check_format(self, name: str, ambiguity: str) -> None:

@@ -216,7 +216,7 @@ def _wrong_file(path: Path, facts: Any) -> str | None:
     try:
         if path.is_symlink() or not path.is_file():
             return "is missing"
-        return None if hash_file(path) == wanted else "is not what was written: its SHA-256 is another"
+        return None if hash_file(path) == wanted else "has changed since it was written: its SHA-256 differs"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

@@ -365,7 +365,7 @@ def adapter_spec(trained: TrainedModel, source: Source, on: ModelSpec) -> Adapte
         on: The base, as it is loaded.
 
     Raises:
-        UserError: If it is no adapter, or was trained on a base in another arithmetic or with the weights of a file.
+        UserError: If it is not an adapter, or its base had another arithmetic or the weights of a file.
     """
     alone = f"Chat with it by itself: localtune-tui chat {source}"
     if trained.adapter is None:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from core.quantization.result import HEAD, TABLE, advice, facts, layer_lines, sentence
 
     if not 1 <= args.rows <= MOST_ROWS:
-        raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
+        raise UserError(f"--rows {args.rows} is not a number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
     config = read_config(Path(args.config), args.set, is_for_here=False)
     with ProgressLine("The measurement was broken off.") as line:
         cost = measure(config, lambda *at: line.follow(JobProgress(*at)), rows=args.rows)

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     session = open_session(target, step, llama=args.reader == "llama")
     if args.base and not session.has_tuned and run is not None:
         raise UserError(
-            f"Run {run.id} trains all weights, so it has no base to switch to.",
-            f"Talk to the base by itself: {PROGRAM} chat {run.config().model.base}",
+            f"Run {run.id} trains the weights themselves, so it has no base to switch to.",
+            f"Talk to the base alone: {PROGRAM} chat {run.config().model.base}",
         )
     try:
         with LiveLine() as line:
@@ -226,7 +226,7 @@ class Conversation:
         except (OSError, UserError) as error:
             if not self._is_unkept:
                 reason = getattr(error, "strerror", None) or str(error)
-                note(f"warning: The conversation is not kept with the run: {reason.rstrip('.')}.")
+                note(f"warning: The conversation is not saved with the run: {reason.rstrip('.')}.")
             self._is_unkept = True
 
     def hold(self) -> int:
@@ -270,7 +270,7 @@ class Conversation:
             if wanted:
                 note(f"wanted: {sanitize(wanted)}")
         except KeyboardInterrupt:
-            note("\n(cut short)")
+            note("\n(cut off)")
         except UserError as error:
             report_error(error)
 
@@ -301,7 +301,7 @@ class Conversation:
             from core.chat.dialogue import Dialogue
 
             self._dialogue = Dialogue()
-            note("The conversation is forgotten; a new one begins.")
+            note("New conversation.")
         else:
             note(_HELP)
 

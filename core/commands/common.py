@@ -96,7 +96,7 @@ def tell_measuring() -> Callable[[str, float], None]:
     def report(_activity: str, _seconds: float) -> None:
         if not said:
             said.append("measuring")
-            note("measuring how much memory a model of this family takes, which is done once and takes some seconds")
+            note("measuring the memory of this model family; takes some seconds, once")
 
     return report
 
@@ -195,8 +195,8 @@ def invoke(action: Callable[[], int]) -> int:
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         report_error(
             UserError(
-                f"a mistake of the program itself: {detail}.",
-                "Please report it, with what LOCALTUNE_DEBUG=1 in front of the command shows.",
+                f"an internal error: {detail}.",
+                "Please report it, with the output of the command under LOCALTUNE_DEBUG=1.",
             )
         )
         return EXIT_ERROR

@@ -63,7 +63,7 @@ def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
     changed = fill_in(document, choice.preset)
     if choice.max_length is not None and not written:
         document.set("train.max_length", choice.max_length)
-    note(f"preset {choice.why} It sets {', '.join(changed) or 'nothing that is not set already'}.")
+    note(f"preset {choice.why} It sets {', '.join(changed) or 'nothing new'}.")
     return document.validate()
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(sample_data.path("tickets.toml"), args.set)
     live = None if args.set else find_live_sample(config)
     if live is not None:
-        note(f"run {live.id} is on already; joining it")
+        note(f"run {live.id} is already live; joining it")
         followed = follow(live, Progress(), stop_on_interrupt=True)
         return leave(live) if followed is None else _report(followed, as_json=args.json)
     check_data(config)

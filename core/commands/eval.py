@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     ).prepare()
     prompts = evaluation.prompts
     if prompts.skipped:
-        note(f"{prompts.skipped} rows of {prompts.name} are no questions, and are left out.")
+        note(f"{prompts.skipped} rows of {prompts.name} are not questions, and are skipped.")
     done = _evaluate(evaluation)
     record = evaluation.record
     table = EvaluationTable.of(record)
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if args.out is not None:
             note(f"Written to {write_report(record, table, args.out)}.")
     else:
-        note(f"{record.done} of {record.total} answers are kept; the same command goes on with the rest.")
+        note(f"{record.done} of {record.total} answers are kept; the same command continues with the rest.")
     _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
     return 0 if done else EXIT_INTERRUPTED
 
@@ -107,7 +107,7 @@ def _evaluate(evaluation: Evaluation) -> bool:
     def show(progress: JobProgress) -> None:
         nonlocal is_first
         if is_first and evaluation.is_continued:
-            note(f"Goes on with {progress.done} of {progress.total} answers of an earlier attempt.")
+            note(f"Continues with {progress.done} of {progress.total} answers of an earlier attempt.")
         is_first = False
         line.draw(f"{progress.activity}  {progress.done}/{progress.total}")
 

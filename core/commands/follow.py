@@ -138,7 +138,7 @@ def follow(
                     handled += 1
                     if handled > 1 or not stop_on_interrupt:
                         return None
-                    view.message("Stopping after a checkpoint. Ctrl-C again leaves the run to do that by itself.")
+                    view.message("Stopping after a checkpoint. Ctrl-C again returns at once; the run still stops.")
                     _request_stop(run, view.message)
                 time.sleep(POLL_SECONDS)
     finally:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             put(imported.toml)
         note(*render(imported, shutil.get_terminal_size((100, 24)).columns))
         if out is not None:
-            note(f"Written to {out}. '{PROGRAM} data --config {out}' looks at its data.")
+            note(f"Written to {out}. '{PROGRAM} data --config {out}' checks its data.")
     for unknown in imported.unknown:
         report_error(unknown_key(path, imported.title, unknown))
     return EXIT_ERROR if imported.unknown else 0

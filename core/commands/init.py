@@ -185,9 +185,9 @@ def _tell(made: _Made, out: Path) -> None:
     """Print the file, the reasons and the next command."""
     say(f"Written to {out} with the preset {made.choice.why}")
     if made.held_out is not None:
-        note(f"{made.held_out} (data.eval_share), to measure on; --eval names other rows.")
+        note(f"{made.held_out} (data.eval_share), for evaluation; --eval names other rows.")
     note(*filter(None, (made.learns,)), *map(str, made.advised))
-    note(f"Look at it and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
+    note(f"Review and start it: {PROGRAM} {out}   (or {PROGRAM} train {out})")
 
 
 def _asked(args: argparse.Namespace, base: Path) -> dict[str, Any]:

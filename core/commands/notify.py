@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     elif problems:
         note(*problems)
     elif settings.sends:
-        say("The notice is sent.")
+        say("The notification was sent.")
     else:
-        say(f"Nothing is sent: {notify_path()} asks for neither a command nor the desktop.")
+        say(f"Nothing sent: {notify_path()} names neither a command nor the desktop.")
     return EXIT_ERROR if problems else 0

@@ -162,7 +162,7 @@ def _number(flag: str, text: str, noun: str, low: int, high: int, example: int) 
 
     number = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else -1
     if not low <= number <= high:
-        message = f"{flag} {one_line(text, 40)} is no number of {noun} from {low} to {high:,}."
+        message = f"{flag} {one_line(text, 40)} is not a number of {noun} from {low} to {high:,}."
         raise UserError(message, f"Write it as {example}.")
     return number
 
@@ -197,7 +197,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
         return None
     try:
         if wanted == "auto" and _is_large(config):
-            note("The data is large, so its rows are not measured; --lengths always does it.")
+            note("The data is large, so its rows are not measured; --lengths measures them anyway.")
             return None
         directory = tokenizer_directory(config.model.base)
         if not (directory / "tokenizer.json").is_file():

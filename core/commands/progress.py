@@ -60,7 +60,7 @@ class Progress(ProgressLine):
         state = followed.state
         if (state.state == "stalled") != self._stalled:
             self._stalled = not self._stalled
-            self.message(f"warning: {state.reason}" if self._stalled else "it shows signs of life again")
+            self.message(f"warning: {state.reason}" if self._stalled else "it responds again")
         if not state.is_over:
             self.show(present(followed))
 

@@ -165,7 +165,7 @@ def _start(args: argparse.Namespace) -> int:
     if args.json:
         emit({"pid": status.pid, "started": is_new})
         return 0
-    say(f"The runner {'is started' if is_new else 'is on already'}: process {status.pid}.")
+    say(f"The runner {'has started' if is_new else 'is already running'}: process {status.pid}.")
     if not args.detach:
         note("Ctrl-C leaves it; it goes on.")
         _follow_runner()
@@ -204,7 +204,7 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     print_table([_HEADINGS, *map(_cells, view.rows)])
     if view.has_plans:
-        note("* how long it takes is by the plan, as no run of this kind is here yet")
+        note("* time from the plan, as there is no run of this kind yet")
     if view.early_ends:
         note(f"^ ends before its last step by {' or '.join(view.early_ends)}")
     if view.ends is not None:
@@ -311,7 +311,7 @@ def _clear(args: argparse.Namespace) -> int:
     if args.json:
         emit({"cleared": count})
     else:
-        say(f"{count} {'entry is' if count == 1 else 'entries are'} taken out; the runs are as they were.")
+        say(f"Removed {count} {'entry' if count == 1 else 'entries'}; their runs are unchanged.")
     return 0
 
 
@@ -327,9 +327,9 @@ def _at_boot(args: argparse.Namespace) -> int:
         return 0
     note(f"{path} would be:\n\n{text}")
     if not args.yes and not agrees(f"Write {path}?", "Add --yes to write it without a question."):
-        note("Nothing is written.")
+        note("Nothing written.")
         return EXIT_ERROR
     write_unit()
-    say(f"{path} is written. To have it started at boot, without a login:")
+    say(f"{path} is written. To start it at boot, without a login:")
     say(*(f"  {line}" for line in unit_commands()))
     return 0

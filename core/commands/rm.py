@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     question = f"Delete {subject} for good" if args.now else f"Move {subject} to the trash"
     question += f", {format_bytes(total)}?"
     if chosen and not args.yes and not agrees(question, "Add --yes to delete without a question."):
-        note("Nothing is deleted.")
+        note("Nothing deleted.")
         return EXIT_ERROR
     removed, left = do_for_each(chosen, remove_run if args.now else trash_run)
     freed = sum(sizes[target.id] for target in removed)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         count = f"{counted(len(removed), 'run')}, {format_bytes(freed)}"
         say(f"Deleted {count}. {_room()}" if args.now else f"Moved to the trash: {count}. {_room()}")
     elif not chosen:
-        say("No run has failed; nothing is deleted.")
+        say("No run has failed; nothing deleted.")
     return EXIT_ERROR if left else 0
 
 

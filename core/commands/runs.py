@@ -70,7 +70,7 @@ def read_figures(rows: Sequence[RunRow]) -> dict[str, RunFigures]:
     reader = FigureReader(is_cached=True)
     missing = sum(not reader.is_known(row.run) for row in rows)
     if missing > _MANY:
-        note(f"Reading the records of {missing} runs, which is done once …")
+        note(f"Reading the records of {missing} runs, once …")
     found = {row.run.id: reader.read(row.run) for row in rows}
     reader.save()
     return found

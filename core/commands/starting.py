@@ -34,7 +34,7 @@ def tell_runner(*, start: bool) -> bool:
 
     if start:
         status, is_new = start_runner()
-        note(f"The runner {'is started' if is_new else 'is on already'}: process {status.pid}.")
+        note(f"The runner {'has started' if is_new else 'is already running'}: process {status.pid}.")
         return True
     if read_status() is not None:
         return True
@@ -120,9 +120,9 @@ def starts_all_the_same(found: Iterable[Unkept], *, yes: bool) -> bool:
         note(f"{'' if wish.is_measured else 'warning: '}{wish}")
     if yes or not any(wish.is_measured for wish in wishes):
         return True
-    if sys.stdin.isatty() and agrees("Go on all the same, as near to that as it gets?", ""):
+    if sys.stdin.isatty() and agrees("Go on anyway, as close to that as possible?", ""):
         return True
-    note("Nothing is done. Add --yes to go on all the same, as near to the wish as it gets.")
+    note("Nothing is done. Add --yes to go on anyway, as close to the wish as possible.")
     return False
 
 

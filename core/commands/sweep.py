@@ -37,7 +37,7 @@ def sweep(args: argparse.Namespace) -> int:
     note(tell_total(len(variants), total))
     question = f"Put {len(variants)} run{'' if len(variants) == 1 else 's'} into the queue?"
     if not args.yes and not agrees(question, "Add --yes to do it without a question."):
-        note("Nothing is added.")
+        note("Nothing added.")
         return EXIT_ERROR
     added = add_variants(variants, args.name or path.stem, str(path.absolute()), args.set)
     runner = tell_runner(start=args.start)

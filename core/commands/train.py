@@ -184,7 +184,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
         return 0
     say(str(out))
     everywhere = counted(job.nodes * job.processes, "process", "processes")
-    note(f"{counted(job.nodes, 'node')}, {everywhere}; hand it in with: sbatch {out}")
+    note(f"{counted(job.nodes, 'node')}, {everywhere}; submit it with: sbatch {out}")
     return 0
 
 

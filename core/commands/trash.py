@@ -83,7 +83,7 @@ def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: b
 
     question = f"Delete {counted(len(chosen), 'run')} for good, {format_bytes(sum(sizes))}?"
     if chosen and not yes and not agrees(question, "Add --yes to delete without a question."):
-        note("Nothing is deleted.")
+        note("Nothing deleted.")
         return EXIT_ERROR
     removed, left = do_for_each(chosen, remove_trashed)
     freed = sum(size for item, size in zip(chosen, sizes, strict=True) if item in removed)

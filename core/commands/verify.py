@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:
         return 0  # with --spans 0 the chain alone is checked
-    note(f"{found.id} is neither verified nor found to differ; the lines above say what was missing.")
+    note(f"{found.id} could not be verified either way; the lines above say what is missing.")
     return EXIT_ERROR
 
 

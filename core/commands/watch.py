@@ -151,7 +151,7 @@ class Log:
         words = silent_words(read_ranks(followed.run.path), now)
         if bool(words) != self._silent:
             self._silent = bool(words)
-            self._say(f"{clock(now)} {words or 'all processes give signs of life again'}")
+            self._say(f"{clock(now)} {words or 'all processes respond again'}")
 
     def _say(self, text: str) -> None:
         self._line.clear()

@@ -45,7 +45,10 @@ def parse_time(text: str) -> int:
     """
     found = _TIME.fullmatch(text.strip())
     if found is None:
-        raise UserError(f"'{one_line(text, 40)}' is no time of day.", 'Write hours and minutes: "07:00".')
+        raise UserError(
+            f"'{one_line(text, 40)}' is not a time of day.",
+            'Write hours and minutes, such as "07:00"; a span is "22:00-07:00".',
+        )
     return int(found[1]) * 60 + int(found[2])
 
 
@@ -58,7 +61,7 @@ def parse_span(text: str) -> DailySpan:
     begin, dash, end = text.partition("-")
     hint = 'Write two times of day: "23:00-07:00".'
     if not dash:
-        raise UserError(f"'{one_line(text, 40)}' is no span of the day.", hint)
+        raise UserError(f"'{one_line(text, 40)}' is not a span of the day.", hint)
     try:
         span = DailySpan(parse_time(begin), parse_time(end))
     except UserError as error:

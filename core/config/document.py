@@ -170,7 +170,7 @@ class ConfigDocument:
             hint = "Check its permissions." if error.errno in (errno.EACCES, errno.EPERM) else "Check the path."
             raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
         except ValueError as error:
-            raise UserError(f"{path} is no name that a file can have here.", "Check the path.") from error
+            raise UserError(f"{path} is not a name that a file can have here.", "Check the path.") from error
         document = cls(file.text, path)
         document._file = file
         return document
@@ -209,7 +209,7 @@ class ConfigDocument:
             raise UserError("The configuration has no file yet.", "Give it a path to save to.")
         if target == self.path and not overwrite and self.has_changed_on_disk:
             raise UserError(
-                f"{target} has been changed by something else since it was read.", "Load it again, or save elsewhere."
+                f"{target} was changed by another program since it was read.", "Load it again, or save elsewhere."
             )
         text = self.dumps()
         try:
@@ -217,7 +217,7 @@ class ConfigDocument:
         except UnicodeEncodeError as error:
             wrong = one_line(error.object[error.start : error.end], 20)
             raise UserError(
-                f"{target} is not written: it would hold {wrong}, which is no character.", "Remove it."
+                f"{target} is not written: it would hold {wrong}, which is not a character.", "Remove it."
             ) from error
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error

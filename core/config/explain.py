@@ -101,7 +101,7 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
             )
         elif item["type"] == "string_pattern_mismatch" and location[-1] == "[key]":
             found[name] = (
-                f"{name} has {shown(item['input'])}, which is no name of a variable.",
+                f"{name} has {shown(item['input'])}, which is not the name of a variable.",
                 "Names are letters, digits and underscores, and begin with none of the digits.",
             )
         elif item["type"] == "string_pattern_mismatch":

@@ -45,7 +45,7 @@ class FileText:
         """Read a UTF-8 file.
 
         Raises:
-            OSError: If it cannot be read, is no regular file, or is too large for a configuration.
+            OSError: If it cannot be read, is not a regular file, or is too large for a configuration.
             UnicodeDecodeError: If it is not UTF-8.
         """
         raw = read_small(path, LIMIT)

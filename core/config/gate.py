@@ -88,7 +88,7 @@ def parse_bar(text: str) -> Bar:
     if not words or words[0] not in FIGURES:
         first = words[0] if words else ""
         guess = nearest(first, FIGURES) if first else None
-        found = f"begins with '{one_line(first, 40)}', which is no figure" if first else "is empty"
+        found = f"begins with '{one_line(first, 40)}', which is not a number" if first else "is empty"
         raise UserError(f"'{shown}' {found}.", f"Did you mean {guess}?" if guess else f"Figures: {', '.join(FIGURES)}.")
     figure = FIGURES[FIGURES.index(words[0])]
     comparisons: tuple[Comparison, ...] = get_args(Comparison)

@@ -299,9 +299,11 @@ def _next_roles(turn: Message) -> tuple[str, ...]:
 
 
 def _check_answers(turns: tuple[Message, ...]) -> None:
+    is_single = sum(turn.role == "assistant" for turn in turns) == 1
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
-            raise RowError("empty_answer", f"Message {number}, an assistant's, is empty.")
+            which = "answer" if is_single else f"assistant's message {number}"
+            raise RowError("empty_answer", f"The {which} is empty.")
 
 
 def portions(examples: Sequence[Example], characters: int) -> Iterator[Sequence[Example]]:
@@ -433,7 +435,7 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
     where = f"Message {number}"
     role_key, content_key = keys
     if not isinstance(turn, dict):
-        raise RowError("wrong_keys", f"{where} is no object with {role_key} and {content_key}.")
+        raise RowError("wrong_keys", f"{where} is not an object with {role_key} and {content_key}.")
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     calls = calls if isinstance(calls, list) else [calls]
     if role_key not in turn or (content_key not in turn and not calls):
@@ -578,7 +580,7 @@ def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
         tool = parsed(item)
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError("bad_tool_call", f"Tool {number} of the row is no object with a name.")
+            raise RowError("bad_tool_call", f"Tool {number} of the row is not an object with a name.")
         read.append({"type": "function", "function": function})
     return tuple(read)
 
@@ -602,7 +604,7 @@ def read_history(data: Mapping[str, Any]) -> list[Message]:
         return []
     pairs_only = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
     if not pairs_only:
-        raise RowError("wrong_keys", "The history is no list of pairs of question and answer.")
+        raise RowError("wrong_keys", "The history is not a list of pairs of question and answer.")
     messages = []
     for number, (question, answer) in enumerate(value, 1):
         messages.append(Message("user", read_content(question, f"Question {number} of the history")))

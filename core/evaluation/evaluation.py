@@ -133,7 +133,7 @@ class Evaluation:
                 answer = piece
         self._check_cancelled()
         if answer is None:
-            raise UserError(f"{target.name} gave no answer.", "Do it again: what was answered is kept.")
+            raise UserError(f"{target.name} gave no answer.", "Try again: the answers so far are kept.")
         seconds = round(time.monotonic() - began, 3)
         return Answered(answer.text, answer.tokens, seconds, answer.finish, self._scorer.score(place, answer.text))
 

@@ -126,7 +126,7 @@ def _directory(name: str) -> Path:
     found = find_model(name)
     if found is None or not (found / "config.json").is_file():
         raise UserError(
-            f"{one_line(name, 120)} is no directory of a model, which is what lm-eval loads.",
+            f"{one_line(name, 120)} is not a directory of a model, which is what lm-eval loads.",
             "Export it: localtune-tui export RUN --to merged.",
         )
     return found
@@ -143,7 +143,9 @@ def read_tasks(text: str) -> list[str]:
         raise UserError("No task is named.", "Name some: --tasks arc_easy,hellaswag.")
     for name in names:
         if _TASK.fullmatch(name) is None or name.startswith("-"):
-            raise UserError(f"{one_line(name, 80)} is no name of a task.", "Names have letters, digits and _ . + / -.")
+            raise UserError(
+                f"{one_line(name, 80)} is not the name of a task.", "Names have letters, digits and _ . + / -."
+            )
     return names
 
 

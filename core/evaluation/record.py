@@ -206,7 +206,7 @@ def read_record(path: Path) -> EvaluationRecord:
             f"{one_line(str(path))} cannot be read: {error.strerror or error}.", "Check the path."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{one_line(str(path))} is no record of an evaluation.", "Evaluate again.") from error
+        raise UserError(f"{one_line(str(path))} is not a record of an evaluation.", "Evaluate again.") from error
 
 
 def list_records(folder: Path) -> list[Path]:
@@ -226,7 +226,7 @@ def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
     """
     for found in _readable(folder_of(run)):
         return found
-    of = f"Run {run.id}" if run is not None else "What is no run's"
+    of = f"Run {run.id}" if run is not None else "This model"
     raise UserError(f"{of} has not been evaluated yet.", "Name a file of prompts.")
 
 

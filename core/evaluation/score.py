@@ -33,7 +33,7 @@ def answers_match(expected: str, answer: str) -> bool:
 
 
 def same_json(first: Any, second: Any) -> bool:
-    """True if two JSON values are equal; unlike Python's ``==``, a boolean is no number."""
+    """True if two JSON values are equal; unlike Python's ``==``, a boolean is not a number."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     if isinstance(first, dict) and isinstance(second, dict):

@@ -82,7 +82,7 @@ MEAN_BITS: dict[Quant, float] = {
 #: The tensor type that most matrices of a mixture have, and that of those with more bits.
 _MIXTURES: dict[Quant, str] = {"Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K"}
 _FINER = "Q6_K"
-#: Tensor types for rows that are no whole blocks.
+#: Tensor types for rows that are not whole blocks.
 _FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 #: Endings of the names of layers that become ``ffn_down``, and ``attn_v`` or ``attn_qkv``.
 _DOWN = ("down_proj", "mlp.c_proj", "dense_4h_to_h")

@@ -126,7 +126,7 @@ class Agreement:
         if not self.prompts_equal:
             failed.append("The file's tokenizer or template makes other tokens of a prompt than training did.")
         if self._is_base():
-            failed.append("It answers as the base does: what was learned is not in it.")
+            failed.append("It answers like the base: the training is not in it.")
         found, bar = self.judged, BARS[quant or "F32"]
         name = quant or "an adapter"
         if found is None:

@@ -124,7 +124,7 @@ def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> 
 #: Half a sentence on expandable segments under WSL 2.
 NO_EXPANDABLE_SEGMENTS = "expandable segments are off under WSL 2, where the driver fails with them"
 #: Half a sentence on pinned memory under WSL 2.
-NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on takes it all the same"
+NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on uses it anyway"
 #: Share of a card's free memory that a run may take under WSL 2; the driver silently takes more from the host's.
 MEMORY_SHARE = 0.95
 #: The allocator's variable under its present and its former name; releases of torch differ in which they prefer.

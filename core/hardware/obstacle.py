@@ -22,7 +22,7 @@ from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_al
 from core.text import one_line
 
 #: The remedy for users who want the CPU.
-ON_THE_CPU = "to train on the CPU all the same, set hardware.device = cpu"
+ON_THE_CPU = "to train on the CPU anyway, set hardware.device = cpu"
 _CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
 
 

@@ -145,7 +145,7 @@ class Device:
             TypeError: If it is not an object, or has no index, kind or name.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"{data!r} is no device")
+            raise TypeError(f"{data!r} is not a device")
         index, kind, name = data.get("index"), data.get("kind"), data.get("name")
         if type(index) is not int or not isinstance(kind, str) or not isinstance(name, str):
             raise TypeError("a device needs an index, a kind and a name")

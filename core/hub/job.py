@@ -107,7 +107,7 @@ def hub_endpoint() -> str:
         is_address = False
     if not is_address or not written.isascii() or not written.isprintable() or set(" ?#") & set(written):
         raise UserError(
-            f"HF_ENDPOINT is {one_line(written, 100)}, which is no address of a hub.", f"Write {DEFAULT_ENDPOINT}."
+            f"HF_ENDPOINT is {one_line(written, 100)}, which is not an address of a hub.", f"Write {DEFAULT_ENDPOINT}."
         )
     return written.rstrip("/")
 

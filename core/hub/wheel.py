@@ -19,6 +19,7 @@ from pathlib import Path
 from core.directories import Progress
 from core.errors import UserError
 from core.text import one_line
+from core.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,11 @@ def _run_installer(command: list[str], wheel: Wheel, scratch: Path, progress: Pr
         )
         try:
             while process.poll() is None:
-                progress(f"downloading {wheel.title}", min(_bytes_below(scratch), wheel.size), wheel.size)
+                progress(
+                    f"downloading {wheel.title}, {format_bytes(wheel.size)}",
+                    min(_bytes_below(scratch), wheel.size),
+                    wheel.size,
+                )
                 with contextlib.suppress(subprocess.TimeoutExpired):  # the wait is the pause between two reports
                     process.wait(timeout=0.25)
         finally:

@@ -61,7 +61,7 @@ class SlurmJob:
             )
         for flag, value in (("--partition", self.partition), ("--account", self.account)):
             if value and not _NAME.fullmatch(value):
-                raise UserError(f"{flag} {one_line(value, 40)} is no name that Slurm knows.", "'sinfo' lists them.")
+                raise UserError(f"{flag} {one_line(value, 40)} is not a name that Slurm knows.", "'sinfo' lists them.")
 
     def batch_file(self) -> str:
         """The text for ``sbatch``."""

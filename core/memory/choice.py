@@ -19,7 +19,7 @@ from core.units import format_bytes
 #: fills the memory, so that an error of the plan would be an error of the run.
 FILLED_SHARE = 0.97
 #: The reason why experts are not moved under WSL 2.
-_NOT_PINNED = "pinned memory is short under WSL 2, and memory.offload_experts = on takes it all the same"
+_NOT_PINNED = "pinned memory is short under WSL 2, and memory.offload_experts = on uses it anyway"
 
 
 def choose_way(

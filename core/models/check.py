@@ -416,7 +416,7 @@ def check_adapter(adapter: Path, base: Path) -> None:
     config = read_description(adapter / ADAPTER_CONFIG)
     if config is None:
         raise UserError(
-            f"{adapter} has no {ADAPTER_CONFIG}, so it is no adapter.", "Give a directory in PEFT's format."
+            f"{adapter} has no {ADAPTER_CONFIG}, so it is not an adapter.", "Give a directory in PEFT's format."
         )
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         if adapter.is_dir() and any(path.suffix in PICKLES for path in adapter.iterdir()):

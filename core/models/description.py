@@ -50,7 +50,7 @@ def read_description(path: Path, limit: int = DESCRIPTION_LIMIT) -> dict[str, An
     try:
         raw = read_small(path, limit)
     except (FileNotFoundError, NotADirectoryError):
-        # A dangling link, as an interrupted download of a hub's cache leaves it, is no file either.
+        # A dangling link, as an interrupted download of a hub's cache leaves it, is not a file either.
         return None
     except OSError as error:
         raise unreadable(path, error) from error

@@ -189,7 +189,9 @@ def _tensor(entry: dict[str, Any]) -> Tensor:
 def _wrong_length(length: int, room: int) -> str:
     if length > room:
         return "its header is longer than the file"
-    return f"its header has more than {HEADER_LIMIT >> 20} MiB" if length > HEADER_LIMIT else "its header is no header"
+    return (
+        f"its header has more than {HEADER_LIMIT >> 20} MiB" if length > HEADER_LIMIT else "its header is not a header"
+    )
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -247,7 +249,7 @@ def _index(directory: Path) -> dict[str, str]:
         raise UserError(f"{directory / WEIGHTS_INDEX} names files outside its directory.", "Do not use this model.")
     if other := next((name for name in names if not name.endswith(".safetensors")), None):
         raise UserError(
-            f"{directory / WEIGHTS_INDEX} names {one_line(other, 120)}, which is no safetensors file.",
+            f"{directory / WEIGHTS_INDEX} names {one_line(other, 120)}, which is not a safetensors file.",
             "Use the safetensors version of the model.",
         )
     if len(names) > MOST_FILES:

@@ -96,7 +96,7 @@ def _read(name: str) -> Preset:
         own = inherited | own
     ordered = {option.name: own.pop(option.name) for option in options() if option.name in own}
     if own:
-        raise ValueError(f"{name}.toml sets {', '.join(own)}, which are no options")
+        raise ValueError(f"{name}.toml sets {', '.join(own)}, which are not options")
     low, high = head["parameters"]
     return Preset(name, head["about"], head["aim"], head["memory_gb"], (low, high), ordered, notes)
 

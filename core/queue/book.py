@@ -235,5 +235,5 @@ def _night(data: Any) -> Night:
 def _number(data: Mapping[str, Any], name: str) -> int:
     value = data.get(name)
     if type(value) is not int or not 1 <= value <= COUNTS.stop:
-        raise ValueError(f"{name} is no number from 1 to {COUNTS.stop}")
+        raise ValueError(f"{name} is not a number from 1 to {COUNTS.stop}")
     return value

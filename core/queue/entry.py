@@ -118,7 +118,7 @@ class QueueEntry:
             ValueError: If a field is missing or invalid; the message names it.
         """
         if not isinstance(data, dict):
-            raise ValueError("an entry is no object")
+            raise ValueError("an entry is not an object")
         known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
         for name in ("id", "name", "state"):
             if name not in known:

@@ -184,7 +184,7 @@ class QueueRunner:
             if not self._has_failed:
                 traceback.print_exc()
             self._has_failed = True
-            return self._await(f"waits: a mistake of the program itself: {type(error).__name__}: {error}", None)
+            return self._await(f"waits: an internal error: {type(error).__name__}: {error}", None)
 
     def _tend(self, entry: QueueEntry) -> float:
         if entry.run is None:

@@ -157,7 +157,7 @@ class SandboxPool:
             raise (work.ended() if process.is_closed else work.bound(status, error)) from None
         except (ValueError, RecursionError, ValidationError) as error:
             self._end(process)
-            raise work.failure("what was found in it makes no sense") from error
+            raise work.failure("its content makes no sense") from error
         except SandboxError:
             self._end(process)
             raise

@@ -186,11 +186,11 @@ class _Opening:
         path = user_path(target)
         if os.path.isfile(path) and path.suffix.lower() != ".gguf":
             raise UserError(
-                f"{one_line(target, 200)} is no model.", "Name a run, a directory of a model, or a GGUF file."
+                f"{one_line(target, 200)} is not a model.", "Name a run, a directory of a model, or a GGUF file."
             )
         if os.path.isdir(path) and not os.path.isfile(path / "config.json"):
             raise UserError(
-                f"{one_line(target, 200)} has no config.json, so it is no model.", "Name a run, or a model."
+                f"{one_line(target, 200)} has no config.json, so it is not a model.", "Name a run, or a model."
             )
         holder = SessionHolder(partial(open_session, target), self._progress)
         self._add(ServedModel(_name_of(target), holder, BASE, ChatSection(), int(time.time())))

@@ -62,12 +62,12 @@ class ServeOptions:
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 raise UserError(
-                    f"{one_line(origin, 80)} is no origin of a web page.",
+                    f"{one_line(origin, 80)} is not an origin of a web page.",
                     "Give scheme, name and port as the browser sends them, as in http://localhost:3000. All pages at "
                     "once cannot be allowed.",
                 )
         if not 0 <= self.port <= 65535:
-            raise UserError(f"{self.port} is no port.", "Give one from 1 to 65535, or 0 for any that is free.")
+            raise UserError(f"{self.port} is not a port.", "Give one from 1 to 65535, or 0 for any that is free.")
 
     @property
     def is_loopback(self) -> bool:
@@ -135,7 +135,7 @@ def _inet(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"{shown} is no address of this machine.", "Give one that 'ip address' lists.") from error
+        raise UserError(f"{shown} is not an address of this machine.", "Give one that 'ip address' lists.") from error
     listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

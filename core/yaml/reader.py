@@ -83,7 +83,7 @@ class _Reader:
                 line = self._loader.peek_event().start_mark.line
                 self.refuse(line, "holds a second YAML document", "Put each in a file of its own.")
             if node is not None and not isinstance(node, yaml.MappingNode):
-                self.refuse(node.start_mark.line, "is no table of keys and values", "Name a configuration.")
+                self.refuse(node.start_mark.line, "is not a table of keys and values", "Name a configuration.")
             values = self._value(node, "") if node is not None else {}
         finally:
             self._loader.dispose()
@@ -101,7 +101,7 @@ class _Reader:
         self._left -= 1 + (len(node.value) // _CHARACTERS if node.tag == f"{_TAG}str" else 0)
         if self._left < 0:
             problem = f"stands for more than {MOST_VALUES} values, its aliases written out"
-            self.refuse(self._last_line, problem, "That is no configuration; check the path.")
+            self.refuse(self._last_line, problem, "That is not a configuration; check the path.")
 
     def _value(self, node: yaml.Node, where: str) -> Any:
         line = node.start_mark.line

@@ -73,7 +73,7 @@ def test_entries_of_other_tools() -> None:
         *((name, "leads out of its directory") for name in ("", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\\b")),
         *((name, "has control characters") for name in ("a\0", "a\nb", "\x7f", "\x9b31m")),
         *((name, "is too long") for name in ("a" * 256, "é" * 128, "a/" * 600 + "b")),
-        *((name, "is no text") for name in ("\ud800", "a/\udce9.jsonl")),
+        *((name, "is not text") for name in ("\ud800", "a/\udce9.jsonl")),
     ],
 )
 def test_a_name_is_one_that_a_disk_takes(tmp_path: Path, name: str, reason: str) -> None:

@@ -85,7 +85,7 @@ def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, e
     wait_for(lambda: recorded_step(run) > at_kill + 5, PATIENCE, "the run to go on without the app")
 
     with Terminal.app(environment=environment, size=size) as terminal:
-        terminal.wait_for_text(f"Attached to {run.id}")
+        terminal.wait_for_text(f"3 Train · {run.id}")
         terminal.wait_for(lambda: shown_step(terminal) > at_kill, PATIENCE)
         terminal.press("3")
         terminal.press("e7e-5\t5000\r")
@@ -97,7 +97,7 @@ def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, e
     wait_for(lambda: recorded_step(run) > at_hang_up + 5, PATIENCE, "the run to go on without a terminal")
 
     with Terminal.app(environment=environment, size=size) as terminal:
-        terminal.wait_for_text(f"Attached to {run.id}")
+        terminal.wait_for_text(f"3 Train · {run.id}")
         terminal.press("3")
         terminal.press("p")
         wait_for(lambda: run.state().state == "paused", PATIENCE, "the pause")

@@ -114,9 +114,9 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
     line = run.events_path.read_bytes().partition(b'"loss": 1')[0].count(b"\n") + 1
     assert sentences(found) == [
         f"events.jsonl: line {line} (a step event of step 4) was changed.",
-        "step-00000004: adapter/adapter_model.safetensors is not what was written: its SHA-256 is another.",
+        "step-00000004: adapter/adapter_model.safetensors has changed since it was written: its SHA-256 differs.",
         "run.toml: train.learning_rate changed from 0.005 to 0.006.",
-        f"{WEIGHTS} is not what was written: its SHA-256 is another.",
+        f"{WEIGHTS} has changed since it was written: its SHA-256 differs.",
     ]
     # The interval that ends with the damage is executed again with the run's options, and shows the original.
     (span,) = found.spans

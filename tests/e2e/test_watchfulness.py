@@ -37,7 +37,7 @@ from tests.waiting import wait_for
 from . import workers as e2e
 from .workers import Workers
 
-#: The character whose embedding is no number in :func:`poisoned_model`.
+#: The character whose embedding is not a number in :func:`poisoned_model`.
 POISON = "~"
 #: A run that goes on until somebody ends it.
 ENDLESS: dict[str, Any] = {

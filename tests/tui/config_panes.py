@@ -69,7 +69,8 @@ async def go_to(pilot: Pilot[Any], pane: ConfigPane, name: str) -> OptionField:
 async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) -> None:
     """Enter a value of an option."""
     await go_to(pilot, pane, name)
-    await pilot.press("enter", "ctrl+u")
+    # The input begins with its value selected.
+    await pilot.press("enter")
     # Each key of its own would draw all problems and figures anew.
     await paste(pilot, text)
     await press(pilot, "enter", until=lambda: pane.form.has_focus)

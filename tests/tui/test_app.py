@@ -22,6 +22,7 @@ from tests.tui.harness import (
     pane_of,
     press,
     running,
+    screen_lines,
     screen_text,
     view_of,
     wait_for,
@@ -187,10 +188,10 @@ async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path)
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         assert view_of(app).run.id == script.run.id
-        await wait_for(pilot, lambda: len(app._notifications) > 0)
-        assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
         text = screen_text(app)
-        for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s"):
+        assert not app._notifications, "the status bar has the run"
+        folded = "2 checkpoints, newest step-60 (1.2 s, 39 MB)"
+        for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s", folded):
             assert expected in text
         script.steps(65, 70)
         await wait_for(pilot, lambda: "70/120" in screen_text(app))
@@ -201,18 +202,26 @@ async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path)
             assert expected in screen_text(app)
 
 
+async def test_a_live_run_beside_a_shown_ended_one_is_named(home: Path) -> None:
+    ScriptedRun(home, "20261124-100000-over").train_to(3).end("finished")
+    async with running(until=has_run) as (app, pilot):
+        ScriptedRun(home, "20261124-110000-next").train_to(3)
+        app.runs._looked = 0.0
+        await wait_for(pilot, lambda: "● next is live" in screen_lines(app)[0], 30)
+
+
 async def test_quitting_beside_a_live_run_asks_and_goes_on_where_a_stop_fails(home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
-        await press(pilot, "x", until="Stop failed")
+        await press(pilot, "x", until="Could not stop")
         assert "cannot be reached" in screen_text(app)
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         assert app.is_running
         await press(pilot, "ctrl+q", until=lambda: asks(app, "leave it running"))
         await pilot.press("l")
     assert app.return_value is not None
-    assert f"localtune-tui watch {script.run.id}" in app.return_value
+    assert app.return_value.endswith("Come back with: localtune-tui")
     assert script.run.state().state == "training"
 
 

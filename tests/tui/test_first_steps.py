@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import FORBIDDEN, HOSTILE, has_run, pane_of, press, running, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, has_run, pane_of, press, running, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
@@ -33,6 +33,7 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
             await pilot.resize_terminal(*size)
             await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
             text = screen_text(app)
+            assert "Fine-tune a language model on your data, locally." in text
             assert "No run yet. What should the model learn from?" in text
             for line in (
                 *("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "d   the sample tickets"),
@@ -42,6 +43,13 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
         await pilot.press("j", "enter")
         await wait_for(pilot, lambda: app.main.current == "data" and pane_of(app, "data").view is not None)
         assert pane_of(app, "data").view.path == directory / "notes.csv"
+
+
+async def test_a_file_named_beside_a_live_run_is_shown(directory: Path, home: Path) -> None:
+    ScriptedRun(home).train_to(3)
+    async with running(LocaltuneApp(data=directory / "faq.csv"), until=has_run) as (app, pilot):
+        await wait_for(pilot, lambda: app.main.current == "data" and "faq.csv" in screen_text(app))
+        assert "●   3/120" in screen_lines(app)[0]
 
 
 async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
         left = terminal.output[terminal.output.rindex(b"\x1b[?1049l") :].decode()
         assert "Traceback" not in left
         assert TOKEN not in left
-        assert left.count("a mistake of the program itself ended the app") == 1
+        assert left.count("an internal error ended the app") == 1
         assert left.rstrip().count("\n") == 0
         (report,) = crashes.reports()
         assert report.name in left
@@ -181,8 +181,8 @@ def test_edits_outlive_an_app_that_is_killed(
     path.write_text(path.read_text() + "# changed by somebody else\n")
 
     with Terminal.app(str(path), environment=environment, size=(100, 30)) as terminal:
-        terminal.wait_for_text("changed by something else since")
-        answer(terminal, "r", "changed by something else since")
+        terminal.wait_for_text("changed by another program since")
+        answer(terminal, "r", "changed by another program since")
         terminal.wait_for_text("•edited")
         terminal.press("q", until="has edits that are not saved")
         answer(terminal, "d", "has edits that are not saved")

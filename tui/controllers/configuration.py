@@ -313,7 +313,7 @@ class Configuration:
         """Go back to the previous configuration; the present one is kept."""
         state, form = self._state, self._desktop.panes.config
         if form is None or state.document is None or not state.former:
-            self._desktop.tell("There is no former configuration.")
+            self._desktop.tell("There is no earlier configuration.")
             return
         former, left, has_file = state.former, state.config_name, state.document.path is not None
         self._drafts.set_aside()
@@ -395,7 +395,7 @@ class Configuration:
         pane = self._desktop.panes.data
         view = pane.view if pane is not None else None
         if view is None:
-            self._desktop.warn("No data is open", "Columns are chosen with rows in view: open a data file first.")
+            self._desktop.warn("No data is open", "Open a data file first; columns are chosen beside its rows.")
             return
         if view.is_entry:
             text = f"{view.path.name} is an entry of a registry, which says its columns itself. Change them there."

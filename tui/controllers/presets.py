@@ -93,7 +93,7 @@ class PresetChooser:
             del self._given["data.eval_share"]
             document.set("data.eval_share", None)
             self._note(document)
-            self._tell(document, "no share held out", "✓ data.eval is held out, and no share of the rows any more.")
+            self._tell(document, "no share held out", "✓ data.eval is held out; data.eval_share no longer is.")
 
     async def _choose(self, document: ConfigDocument, subject: tuple[object, ...]) -> None:
         from core.config.document import ConfigDocument
@@ -144,7 +144,8 @@ class PresetChooser:
         why, undo = self._keys["config.presets"].display, self._keys["config.undo"].display
         said = " · ".join(parts)
         self._tell(document, said, f"✓ {said} · {why} shows why · {undo} undoes")
-        if not self._desktop.is_covered:
+        # The form says it where it is in sight.
+        if not self._desktop.is_covered and not self._desktop.main.slot("config").display:
             pane = self._keys["app.config"].display
             self._desktop.tell(f"{said}. In Config ({pane}) {why} shows why, {undo} undoes.", seconds=8)
         return True

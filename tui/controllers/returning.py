@@ -115,7 +115,7 @@ class Returning:
         if (ended := found.ended) is not None:
             is_well = ended.state.state in ("finished", "stopped")
             text = one_line(ended.tell(self._clock()), 400)
-            self._desktop.tell(text, severity="information" if is_well else "error", seconds=15)
+            self._desktop.tell(text, severity="information" if is_well else "error", seconds=8)
 
     # While the app runs.
 

@@ -42,7 +42,7 @@ class RunControl:
 
         view = self._state.live_run
         if view is None:
-            self._desktop.warn("No run is on", "There is nothing to control.")
+            self._desktop.warn("No live run", "There is nothing to control.")
         elif command == "stop":
             self._desktop.open(stop_dialog(view), self._stop_chosen(view.run))
         elif command == "resume" and view.is_quiet:
@@ -127,7 +127,7 @@ class RunControl:
 
         view = self._state.live_run
         if view is None or view.run != run:
-            self._desktop.warn(refusal, f"{run.id} has ended by itself.")
+            self._desktop.warn(refusal, f"{run.id} has already ended.")
         elif (dialog := question(view)) is None:
             act()
         else:
@@ -212,7 +212,7 @@ class RunControl:
         elif command.name == "stop" and view is not None and view.run == command.run and view.has_process:
             self._desktop.open(unanswered_dialog(error), self._stop_chosen(command.run))
         else:
-            self._desktop.fail(f"{command.name.capitalize()} failed", error)
+            self._desktop.fail(f"Could not {command.name.replace('_', ' ')}", error)
 
     @property
     def _settings_dialog(self) -> RunSettings | None:

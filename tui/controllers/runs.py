@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two updates of the step in the chat's title.
 CHAT_TITLE_SECONDS = 5.0
+#: Seconds between two looks for a live run, as the queue starts one, while an ended run is shown.
+LIVE_LOOK_SECONDS = 10.0
 
 
 class Runs:
@@ -61,7 +63,7 @@ class Runs:
         self._bridge, self._leaving, self._drafts = bridge, leaving, drafts
         self._meters = SteadyMeters()
         self._landing = ""
-        self._chat_told = 0.0
+        self._chat_told = self._looked = 0.0
 
     def begin(
         self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
@@ -71,7 +73,7 @@ class Runs:
         Args:
             name: The user's name for it; if None, a live run, the session's or the newest run.
             sample: Whether to start the sample run instead.
-            landing: The pane to focus if no run is live; empty for the run's own.
+            landing: The pane to focus; empty for the run's own.
             session: The last session.
         """
         if sample:
@@ -265,16 +267,14 @@ class Runs:
         schedule, tariff = Schedule.of(values), Tariff.of(values)
         view = RunView(news.run, news.state, news.history, read_model(news.run), leftover, schedule, tariff=tariff)
         view.is_partial, view.ranks = news.is_partial, news.ranks
-        self._state.view = view
+        self._state.view, self._state.other_live = view, ""
         if news.is_partial:
             self._show_run()
             return
         # This may be another run than the one being started.
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
-        if leftover:
+        if news.found:
             self._land()
-        elif news.found:
-            self._desktop.tell(f"Attached to {view.run.id}, which is {view.state.state}.", seconds=5)
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self.offer_to_chat()
             self.look_around()
@@ -321,9 +321,20 @@ class Runs:
             self.show_lines()
 
     def count_down(self) -> None:
-        """Update the time left in the header between two reports of the run."""
-        if self._state.live_run is not None:
-            self._desktop.show_header()
+        """Update the time left, or the time since the end, in the header."""
+        view = self._state.view
+        if view is None:
+            return
+        self._desktop.show_header()
+        if not view.is_live and abs(self._desktop.clock() - self._looked) >= LIVE_LOOK_SECONDS:
+            self._looked = self._desktop.clock()
+            self._bridge.find_run(self._found_live)
+
+    def _found_live(self, run: Run | None) -> None:
+        """Name a live run in the header while an ended one is shown."""
+        view, is_live = self._state.live_run, run is not None and not run.state().is_over
+        self._state.other_live = slug_of(run.id) if run is not None and view is None and is_live else ""
+        self._desktop.show_header()
 
     def show_lines(self) -> None:
         """Update the texts about the run in the header and its pane, without the chart."""
@@ -373,7 +384,7 @@ class Runs:
             if when := self._drafts.restore_chat():
                 clear = pane.keys["chat.clear"].display
                 text = f"The conversation of {when} is back in the Chat pane; {clear} there begins a new one."
-                self._desktop.tell(text, "Kept for you", seconds=10)
+                self._desktop.tell(text, "Kept for you", seconds=6)
             pane.note_phase(view.history.phase.name if view.history.phase is not None else "")
 
     def _show_run(self) -> None:
@@ -442,7 +453,7 @@ class Leaving:
         self._discards = self._discards or discards
         if self._state.is_starting and not self._awaits_start:
             self._awaits_start = True
-            text = "A run is being started. The app leaves as soon as its worker is there."
+            text = "A run is being started. The app leaves as soon as its worker is up."
             self._desktop.tell(text, seconds=8)
             return
         self._drafts.look()
@@ -451,7 +462,7 @@ class Leaving:
         self._drafts.close(discards=self._discards)
         lines = [self.line() or ""]
         if kept:
-            lines.append(f"The configuration ({kept}) is kept, without a file. Come back to it with: localtune-tui")
+            lines.append(f"The configuration ({kept}) is kept, but not in a file. Come back to it with: localtune-tui")
         self._desktop.leave("\n".join(line for line in lines if line) or None)
 
     def line(self) -> str | None:
@@ -463,7 +474,7 @@ class Leaving:
             return None
         run, state = view.run, view.state.state
         if view.is_live:
-            return f"Run {run.id} goes on ({state}). Come back with: localtune-tui watch {run.id}"
+            return f"Run {run.id} goes on ({state}). Come back with: localtune-tui"
         if view.state.refused:
             return f"Run {run.id} is finished, and eval.gate refuses its result: {view.state.refused}"
         outputs = run.adapter_path if state == "finished" else run.path
@@ -472,7 +483,7 @@ class Leaving:
     def run_started(self, run: Run) -> None:
         """Quit if the app was waiting for this run."""
         if self._awaits_start:
-            self._line = f"Run {run.id} has started. Come back with: localtune-tui watch {run.id}"
+            self._line = f"Run {run.id} has started. Come back with: localtune-tui"
             self.leave_by_choice()
 
     def run_advanced(self) -> None:
@@ -516,6 +527,8 @@ class Leaving:
         elif (view is None and not losses) or top is self._run_question:
             self.leave_by_choice()
         else:
+            # Notices would cover the answers.
+            self._desktop.clear_notices()
             self._run_question = quit_dialog(view, losses)
             self._desktop.open(self._run_question, self._quit_answered)
 
@@ -663,7 +676,7 @@ class Starting:
     def _tell_edits(self, run: Run) -> str:
         config, start = self._keys["app.config"].display, self._keys["app.start"].display
         name = one_line(self._state.config_name, 60)
-        return f"{name} has other values by now than {brief_id(run.id)}: {config}, then {start} starts those."
+        return f"{name} has other values now than {brief_id(run.id)}: {config}, then {start} starts those."
 
     def _explain_missing_data(self) -> None:
         pane = self._desktop.panes.data
@@ -672,18 +685,18 @@ class Starting:
             text = f"{use} uses {one_line(pane.view.path.name, 60)} for training, and {start} starts then."
         else:
             text = f"{self._keys['data.open'].display} opens a file, {use} uses it for training, {start} starts."
-        self._desktop.warn("There is nothing to learn from yet", text)
+        self._desktop.warn("No training data yet", text)
 
     def _refuse_second_run(self) -> bool:
         """Refuse a second live run with a warning, as two do not fit on a device; returns True if refused."""
         view = self._state.live_run
         if self._state.is_starting:
             # The key was pressed twice for the same start.
-            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
+            self._desktop.warn("A run is starting", "It appears as soon as its worker is up.")
             return True
         if view is not None:
             self._desktop.warn(
-                "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
+                "Another run is live", f"{view.run.id} is {view.state.state}. Stop it before you start another one."
             )
         return view is not None
 
@@ -859,7 +872,7 @@ class Starting:
             raise UserError("There is no configuration.", "Open one, or choose data to train on.")
         start = self._of_document(document, document.validate())
         number = await self._add(start.config, start.name, document.path)
-        return f"Added as entry {number}, as the configuration is now." if number is not None else "Nothing is added."
+        return f"Entry {number} added, with the current configuration." if number is not None else "Nothing added."
 
     def add_sweep(self, text: str) -> str:
         """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16; seed = 1, 2``;

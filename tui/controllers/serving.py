@@ -98,7 +98,7 @@ class Serving:
         if (screen := self._screen) is not None:
             screen.show(view)
         elif error is not None:
-            self._desktop.warn("The model is not served any more", str(error))
+            self._desktop.warn("The model is no longer served", str(error))
 
     def _open(self) -> None:
         from tui.screens.serving import STOP, ServeScreen
@@ -110,7 +110,7 @@ class Serving:
         def answered(answer: str | None) -> None:
             if answer == STOP:
                 self.end()
-                self._desktop.tell("The model is not served any more; its memory is free.")
+                self._desktop.tell("The model is no longer served; its memory is free.")
             elif self._state.serving is not None and self._state.serving.error is not None:
                 self._state.serving = None
                 self._desktop.show_header()

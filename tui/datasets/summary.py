@@ -29,7 +29,7 @@ _Parts = list[tuple[str, str]]
 def summarize(
     view: DatasetView, indexed: float, keys: KeyTable, progress_of: JobProgress | None = None, width: int | None = None
 ) -> Content:
-    """The use of the rows if it is known; else the problems so far, the progress and the reason for the format.
+    """The use of the rows if it is known; else rows and problems so far, the progress and the reason for the format.
 
     Args:
         view: The dataset.
@@ -40,11 +40,12 @@ def summarize(
     """
     count = view.marks.count
     if view.analysis is not None:
-        return summarize_analysis(view.analysis, count, keys, width)
+        return summarize_analysis(view.analysis, count, keys, width, note=view.file.note)
     progress = describe_progress(indexed, progress_of)
-    found = f"{counted(count, 'problem')} seen ({keys['data.problem'].display} shows them)" if count else ""
+    found = f"{counted(count, 'problem')} so far ({keys['data.problem'].display} shows them)" if count else ""
+    rows = f"{counted(view.count, 'row')} so far" if indexed < 1 else counted(view.count, "row")
     reason = view.detection.reason if view.detection is not None else ""
-    return _fitted([(found, "$near"), (progress, ""), (reason, "")], width, keys)
+    return _fitted([(rows, ""), (found, "$near"), (progress, ""), (reason, "")], width, keys)
 
 
 def describe_progress(indexed: float, progress: JobProgress | None) -> str:
@@ -57,7 +58,7 @@ def describe_progress(indexed: float, progress: JobProgress | None) -> str:
     if indexed < 1:
         return f"indexing {indexed:.0%}"
     if progress is None:
-        return "looking at every row"
+        return "checking every row"
     return f"{progress.activity} {progress.share:.0%}" if progress.share is not None else progress.activity
 
 
@@ -78,7 +79,9 @@ def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str
     return f"{total}: {', '.join(named)}" if named else total
 
 
-def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: int | None = None) -> Content:
+def summarize_analysis(
+    analysis: Analysis, count: int, keys: KeyTable, width: int | None = None, *, note: str = ""
+) -> Content:
     """``400 used · 2 dropped: 2 no JSON · 12 problems · longest 212 · p95 131 · learned 33 %``.
 
     Args:
@@ -86,15 +89,16 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
         count: Rows with a problem.
         keys: The key table with the user's changes.
         width: As in :func:`summarize`. Reasons for dropped rows go first, as the report has all of them.
+        note: A sentence on the file's encoding; empty for UTF-8.
     """
     for most in range(_REASONS, -1, -1):
-        parts = _analyzed(analysis, count, keys, most)
+        parts = _analyzed(analysis, count, keys, most, note)
         if width is None or len(_line(parts).wrap(width)) <= LINES:
             return _line(parts)
-    return _fitted(_analyzed(analysis, count, keys, 1), width, keys)
+    return _fitted(_analyzed(analysis, count, keys, 1, note), width, keys)
 
 
-def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Parts:
+def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int, note: str) -> _Parts:
     """Parts of the summary, the most important first."""
     reasons = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
     held_out = analysis.dropped.get(HELD_OUT, 0)
@@ -109,6 +113,7 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
         parts.append((f"{counted(count, 'problem')} ({keys['data.problem'].display} shows them)", "$near"))
     elif not whole:
         parts.append(("no problems", ""))
+    parts.append((note.rstrip("."), ""))
     unread = [problem.detail for problem in analysis.problems if problem.code == COLUMNS_NOT_READ]
     parts += [(f"columns not read: {one_line(names, _NAMES)}", "") for names in unread[:1]]
     if (lengths := analysis.lengths) is not None:

@@ -120,12 +120,14 @@ class Pane(Vertical):
         self.fit_hints()
 
     async def on_click(self, event: events.Click) -> None:
-        """Run the action of a clicked key hint."""
+        """Run the action of a clicked key hint, in the lower border or in a part with the class ``-hints``."""
+        part = event.widget if event.widget is not None and event.widget.has_class("-hints") else self
         # Screen coordinates: clicks on inner widgets arrive here too, with coordinates of that widget.
-        column, row = event.screen_x - self.region.x, event.screen_y - self.region.y
-        if row != self.outer_size.height - 1 or isinstance(self.screen.focused, KeyQuestion):
+        column, row = event.screen_x - part.region.x, event.screen_y - part.region.y
+        is_border = row == self.outer_size.height - 1
+        if isinstance(self.screen.focused, KeyQuestion) or (part is self and not is_border):
             return
-        line = self.render_lines(Region(0, row, self.outer_size.width, 1))[0].text
+        line = part.render_lines(Region(0, row, part.outer_size.width, 1))[0].text
         if (key := self.keys.displayed(self.scope, hint_at(line, column))) is None:
             return
         event.stop()

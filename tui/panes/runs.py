@@ -131,7 +131,7 @@ class RunsPane(Pane):
         empty, keys = self.query_one("#empty", EmptyState), self.keys
         if not self._rows:
             start = (keys["app.start"].display, "start a run of the configuration")
-            empty.say("No runs yet.", [start, (keys["app.train"].display, "see how to come to one")])
+            empty.say("No runs yet.", [start, (keys["app.train"].display, "see how to start one")])
         elif is_filtered:
             empty.say("No run matches.", [("esc", "clear the filter")])
         else:
@@ -210,7 +210,8 @@ class RunsPane(Pane):
             content = write(row, detail, run_list.figures_of(row), width, height, self.shell.glyphs)
         if not content.is_same(self._account):
             self._account = content
-            place.update(content)
+            # Its size does not depend on its content, and a layout of the screen takes as long as all else of a key.
+            place.update(content, layout=False)
 
     def forget(self, run: Run) -> None:
         """Remove a deleted run from the list without waiting for the next listing."""
@@ -304,9 +305,19 @@ class RunsPane(Pane):
     def action_sort(self, by: int) -> None:
         """Sort by the next or previous column, in its default direction."""
         names = list(SORT_COLUMNS)
-        self._sort, self._is_reversed = names[(names.index(self._sort) + by) % len(names)], False
-        self._stays_first = True
+        self._sort_by(names[(names.index(self._sort) + by) % len(names)])
+
+    def _sort_by(self, column: str) -> None:
+        self._sort, self._is_reversed, self._stays_first = column, False, True
         self._filter()
+
+    @on(RunList.SortWanted)
+    def _title_clicked(self, message: RunList.SortWanted) -> None:
+        message.stop()
+        if message.column == self._sort:
+            self.action_reverse()
+        else:
+            self._sort_by(message.column)
 
     def action_reverse(self) -> None:
         """Sort in the other direction."""
@@ -336,7 +347,7 @@ class RunsPane(Pane):
 
     async def action_rename(self) -> None:
         """Ask for a display name for the run under the cursor."""
-        await self._ask("name", "a name to show; its id stays", lambda labels: labels.name, _named)
+        await self._ask("name", "display name; the id stays the same", lambda labels: labels.name, _named)
 
     async def action_tag(self) -> None:
         """Ask for the tags of the run under the cursor."""

@@ -66,7 +66,7 @@ class TrainPane(Pane, can_focus=True):
     def compose(self) -> ComposeResult:
         glyphs = self.shell.glyphs
         yield FirstSteps(id="empty")
-        yield TextBlock(id="banner")
+        yield TextBlock(id="banner", classes="-hints")
         yield TextBlock(id="numbers")
         with Horizontal(id="stage"):
             yield LineChart(glyphs)
@@ -118,14 +118,15 @@ class TrainPane(Pane, can_focus=True):
         if self._view is not None or self._is_looking:
             return
         keys, here, document = self.keys, self._empty.here, self.shell.state.document
-        sample = "the sample tickets: a run of 3 minutes"
+        sample = "the sample tickets, a run of a few minutes"
         ways = ways_to_begin(keys, here, self.shell.clock(), sample="train.sample", sample_text=sample)
         if document is not None and document.get("data.train"):
             # The data is chosen already, so no files are offered.
             ways = [Way(keys["app.start"], "start a run of the configuration"), *ways[2:]]
             self._empty.explain("No run yet.", ways, has_files=False)
         else:
-            self._empty.explain("No run yet. What should the model learn from?", ways)
+            about = "" if here.runs else "Fine-tune a language model on your data, locally.\n\n"
+            self._empty.explain(f"{about}No run yet. What should the model learn from?", ways)
 
     def look_around(self, here: Here) -> None:
         """Show the data files and runs to start from, while there is no run."""

@@ -33,7 +33,7 @@ def unmet_dialog(wishes: Sequence[Unkept]) -> ChoiceDialog:
         "Cannot be met",
         one_line(" ".join(map(str, wishes)), 600),
         Choice("escape", "", "leave it"),
-        Choice("y", YES, "start it all the same", "as near to the wish as it gets"),
+        Choice("y", YES, "start it anyway", "as close to the wish as possible"),
     )
 
 
@@ -48,16 +48,16 @@ def quit_dialog(view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialo
     stop = [Choice("x", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
     leave = "leave it running" if not losses else "leave" if view is not None else "leave and end it"
     text = _goes_on(view, losses)
-    return ChoiceDialog("Leave", text, Choice("l", LEAVE, leave), *stop, Choice("escape", "", "stay"))
+    return ChoiceDialog("Leave", text, Choice("l", LEAVE, leave, "so does enter"), *stop, Choice("escape", "", "stay"))
 
 
 def starting_dialog() -> ChoiceDialog:
     """The question about a run that is still starting, when the user quits without waiting for it."""
     return ChoiceDialog(
         "Leave",
-        "A run is still being started. The app leaves by itself as soon as its worker is there.",
+        "A run is still being started. The app leaves by itself as soon as its worker is up.",
         Choice("escape", "", "wait for it"),
-        Choice("l", LEAVE, "leave now", "'localtune-tui runs' says what became of it"),
+        Choice("l", LEAVE, "leave now", "'localtune-tui runs' shows how it went"),
     )
 
 
@@ -91,14 +91,14 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
     """
     text = Content.assemble(
         (one_line(name, 60), "bold"),
-        f" has edits of {when} that were not saved, and was changed by something else since.",
+        f" has edits of {when} that were not saved, and was changed by another program since.",
     )
     return ChoiceDialog(
         "Kept for you",
         text,
         Choice("escape", "", "decide at the next start"),
-        Choice("r", RESTORE, "take the edits", "nothing is written before you save"),
-        Choice("d", DISCARD, "give the edits up", "the file is as it is"),
+        Choice("r", RESTORE, "restore the edits", "nothing is written before you save"),
+        Choice("d", DISCARD, "discard the edits", "the file stays as it is"),
     )
 
 
@@ -107,7 +107,7 @@ def _goes_on(view: RunView | None, losses: Sequence[str]) -> Content:
     parts = [Content(loss) for loss in losses]
     if view is not None:
         # No step: the run goes on while the question is on the screen.
-        goes_on = "It does not need the app: it goes on when you leave, and 'localtune-tui' shows it again."
+        goes_on = "It does not need the app: it goes on after you leave, and 'localtune-tui' shows it again."
         run = Content.assemble((one_line(view.run.id, 60), "bold"), f" is {view.state.state}.\n{goes_on}")
         parts.insert(0, run)
     return Content("\n\n").join(parts)
@@ -117,22 +117,22 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
     """The question how to stop the run, with the loss of each way."""
     name, told = view.state.state, f" is {view.state.state}."
     if name == "stalled":
-        told = f": {view.state.reason}.\nIt may not hear what it is told; killing its process ends it all the same."
+        told = f": {view.state.reason}.\nIt may not respond; killing its process ends it anyway."
     kill = [Choice("k", KILL, "kill its process", "only if it hangs; asks once more")] if view.has_process else []
     if name == "stopping":
         # The only answer left is to wait, which is enter, or to kill.
         told = " is stopping, and ends by itself."
         choices = [Choice("n", "", "let it end"), *kill]
     elif "stop" in view.pending:
-        told = " is about to stop: it has been told, and does so after this step."
-        back = Choice("t", TAKE_BACK, "take it back", "it goes on training")
+        told = " is about to stop, after this step."
+        back = Choice("t", TAKE_BACK, "take it back", "training goes on")
         choices = [Choice("n", "", "let it stop"), back, *kill]
     elif name in ("queued", "starting"):
         choices = [Choice("y", STOP, "stop it"), *kill, Choice("n", "", "let it start")]
     else:
         choices = [
             Choice("y", STOP, "stop after a checkpoint", "it can be continued exactly"),
-            Choice("w", STOP_NOW, "stop now, without one", "asks once more"),
+            Choice("w", STOP_NOW, "stop now, without a checkpoint", "asks once more"),
             *kill,
             Choice("n", "", "keep training"),
         ]
@@ -207,8 +207,8 @@ def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
     )
     choices = [
         Choice("n", "", "keep it"),
-        Choice("y", YES, "move it to the trash", "it can be restored, and takes its room until the trash is emptied"),
-        Choice("d", FOR_GOOD, "delete it for good", "frees its room at once"),
+        Choice("y", YES, "move it to the trash", "can be restored, and takes up disk space until the trash is emptied"),
+        Choice("d", FOR_GOOD, "delete it for good", "frees the disk space at once"),
     ]
     return ChoiceDialog("Delete the run", text, *choices, alarm=True)
 
@@ -216,9 +216,9 @@ def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
 def unanswered_dialog(error: UserError) -> ChoiceDialog:
     """The question about a run that does not respond to a stop."""
     return ChoiceDialog(
-        "Stop failed",
+        "Could not stop",
         error_text(error),
-        Choice("t", SIGNAL, "tell it by a signal", "it stops after a checkpoint, if it can"),
+        Choice("t", SIGNAL, "send it a signal", "it stops after a checkpoint, if it can"),
         Choice("k", KILL, "kill its process", "asks once more"),
         Choice("escape", "", "leave it alone"),
         alarm=True,
@@ -282,11 +282,11 @@ def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
         (one_line(view.run.id, 60), "bold"),
         f" is {view.state.state}, and two do not fit on one device.\n",
         (one_line(name, 60), "bold"),
-        " can wait in the queue, with the values as they are now.",
+        " can wait in the queue, with its current values.",
     )
     return ChoiceDialog(
-        "A run is on",
+        "Another run is live",
         text,
-        Choice("a", ADD, "add it to the queue", "it starts by itself, with the app or without"),
+        Choice("a", ADD, "add it to the queue", "it starts by itself, with or without the app"),
         Choice("escape", "", "leave it"),
     )

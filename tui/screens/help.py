@@ -16,6 +16,9 @@ from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import HangingBlock
 
+#: Rows of the box on a tall terminal: on a slow line, each takes 200 bytes.
+_ROWS = 36
+
 NOTES = (
     "Hold shift to select text with the mouse.",
     "In tmux, copying to your clipboard needs 'set -g set-clipboard on'.",
@@ -52,6 +55,7 @@ class HelpScreen(Overlay[None]):
     def on_mount(self) -> None:
         """Show the first page."""
         self._show()
+        self._fit(self.query_one(OverlayBox))
 
     def action_turn(self) -> None:
         """Show all keys, or the first page again."""
@@ -63,6 +67,14 @@ class HelpScreen(Overlay[None]):
         self._text.show(help_content(self._about, self._keys, self._scope, self._told, shows_all=self._shows_all))
         box.show_keys(f"{turns} {'first page' if self._shows_all else 'all keys'}  j k scroll  esc close")
         box.scroll_home(animate=False)
+
+    def on_resize(self) -> None:
+        """Fit the box to the new height."""
+        self._fit(self.query_one(OverlayBox))
+
+    def _fit(self, box: OverlayBox) -> None:
+        # Before the first paint: a box that shrinks after it is sent twice.
+        box.styles.max_height = _ROWS if self.app.size.height > _ROWS + 2 else None
 
 
 def help_content(

@@ -431,7 +431,7 @@ class ModelScreen(FindScreen[str | Path | None]):
             )
         elif entry is not None and entry.kind == "typed":
             text = Content.styled(
-                "No model of this name or path is here. The configuration can name it all the same; a run cannot start "
+                "No model of this name or path is here. The configuration can name it anyway; a run cannot start "
                 "before it is here.",
                 "$muted",
             )

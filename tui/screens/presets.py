@@ -249,14 +249,14 @@ def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:
         lines.append(Content(one_line(switch.preset.about)))
     lines.append(Content(""))
     if not switch.felt:
-        lines.append(Content("Nothing has another value afterwards."))
+        lines.append(Content("No value changes."))
     lines += [_change_line(change, switch.preset) for change in switch.felt]
     silent = len(switch.changes) - len(switch.felt)
     if silent:
         what = "1 default is" if silent == 1 else f"{silent} defaults are"
         lines.append(Content.styled(f"  {what} written down; nothing changes by that.", "$muted"))
     if switch.kept:
-        lines += [Content(""), Content.styled("Kept, as you wrote it", "$primary bold")]
+        lines += [Content(""), Content.styled("Kept as you wrote it", "$primary bold")]
         lines += [
             Content.assemble(
                 f"= {fit(change.option, _OPTION_WIDTH)} ",

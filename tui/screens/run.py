@@ -113,7 +113,7 @@ def configuration(values: Mapping[str, Any], settings: Mapping[str, Any], width:
     changed = differences(values, {})
     lines = []
     if settings:
-        lines.append(Content.styled("what was set while it was on", "bold"))
+        lines.append(Content.styled("changed while it ran", "bold"))
         for name, value in settings.items():
             lines.append(_option_line(name, value, f"at the start {one_line(_value(_begun(values, name)), 40)}", width))
         lines.append(Content(""))

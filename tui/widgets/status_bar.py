@@ -99,6 +99,8 @@ def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J")
         segments += _other_run(view, now)
     elif view is not None:
         segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same)
+    if state.other_live:
+        segments.append(Segment(Content.styled(f"● {one_line(state.other_live, 30)} is live", "$ok"), 1))
     if state.serving is not None and state.serving.error is None:
         is_on = state.serving.address is not None
         glyph, style = ("●", "$ok") if is_on else ("◌", "$near")

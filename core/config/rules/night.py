@@ -64,9 +64,9 @@ memory_temperature_is_told = _is_kept(
     "hardware.memory_temperature_limit_c",
     "hardware.memory_temperature_limit_c needs a device that tells the temperature of its memory.",
 )
-power_is_told = _is_kept("hardware.power_limit_w", "hardware.power_limit_w needs a device that tells its power.")
-energy_is_told = _is_kept("night.energy_kwh", "night.energy_kwh needs a device that tells its power.")
-quiet_power_is_told = _is_kept("night.quiet_power_w", "night.quiet_power_w needs a device that tells its power.")
+power_is_told = _is_kept("hardware.power_limit_w", "hardware.power_limit_w needs a device that reports its power.")
+energy_is_told = _is_kept("night.energy_kwh", "night.energy_kwh needs a device that reports its power.")
+quiet_power_is_told = _is_kept("night.quiet_power_w", "night.quiet_power_w needs a device that reports its power.")
 
 
 @rule("error", "tracking.project")
@@ -92,6 +92,6 @@ def trackers_are_installed(config: Config, facts: Facts) -> Findings:
     """The trackers of tracking.tools are installed."""
     for tool in sorted(config.tracking.asked & (facts.missing_trackers or frozenset())):
         yield (
-            f"tracking.tools names {tool}, which is not installed: the run goes on without it.",
+            f"tracking.tools names {tool}, which is not installed: the run does without it.",
             f"pip install 'localtune-tui[{tool}]', now or later: 'localtune-tui track RUN' sends what was missed.",
         )

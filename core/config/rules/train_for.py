@@ -99,6 +99,6 @@ def file_has_whole_blocks(config: Config, facts: Facts) -> Findings:
         yield "method.train_for is set, and the model has experts, which have no merged layers.", "Leave it out."
     elif any(linear.inputs % 32 for layer in model.layers for linear in layer.linears) or model.hidden % 32:
         yield (
-            "method.train_for is set, and the model has rows that are no whole blocks of 32 weights.",
+            "method.train_for is set, and the model has rows that are not whole blocks of 32 weights.",
             "Leave it out: such layers are kept in more bits.",
         )

@@ -260,7 +260,9 @@ def _saved_files(directory: Path) -> list[Path]:
         listed = json.loads(read_small(state, _STATE_LIMIT))["_data_files"]
         names = [str(item["filename"]) for item in listed]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{one_line(str(state))} is no state of a saved dataset.", "Save the dataset again.") from error
+        raise UserError(
+            f"{one_line(str(state))} is not a state of a saved dataset.", "Save the dataset again."
+        ) from error
     if not names:
         raise UserError(f"{one_line(str(directory))} is a saved dataset without files.", "Save it again.")
     if any(Path(name).name != name for name in names):

@@ -346,7 +346,7 @@ def _packing(path: Path, head: bytes, shown: str) -> tuple[str, str]:
     expected = _COMPRESSED.get(suffix) or _COLUMNAR.get(suffix)
     if expected:
         raise UserError(
-            f"{shown} is no {expected} file, whatever its name says.", "It is damaged, or has the wrong ending."
+            f"{shown} is not a valid {expected} file, despite its name.", "It is damaged, or has the wrong suffix."
         )
     noun = next((noun for magic, noun in _FOREIGN_MAGIC if head.startswith(magic)), _FOREIGN_SUFFIXES.get(suffix))
     if noun:

@@ -512,7 +512,7 @@ def preview(raw: bytes) -> str:
 def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> Row:
     reason = f"The row is not UTF-8 at byte {error.start}."
     if raw.startswith(UNDECODABLE.encode("utf-8", "surrogatepass"), error.start):
-        reason = "The row has bytes that are no character in the encoding of the file."
+        reason = "The row has bytes that are not a character in the encoding of the file."
     return Row(index, line, None, reason, "not_utf8", preview(raw))
 
 

@@ -40,7 +40,7 @@ _BETTER_WORSE = (
     *(("preferred", "dispreferred"), ("preferred", "other"), ("winner", "loser"), ("win", "lose"), ("good", "bad")),
 )
 _WORDS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![^\W\d_A-Z])|\d+")
-#: Values that are no texts to learn: numbers, dates, addresses, hashes and identifiers. Long texts take
+#: Values that are not texts to learn: numbers, dates, addresses, hashes and identifiers. Long texts take
 #: linear time.
 _CODES = re.compile(r"[\d\s.,:/TZ+-]+|\w+://\S+|[0-9a-f-]{16,}|(?:[^\W\d_]|[.-])*[\d_/][\w./-]*", re.IGNORECASE)
 #: Mean width from which texts are long; names and labels are shorter.

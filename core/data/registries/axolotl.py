@@ -88,7 +88,7 @@ def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
 def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
     where = f"{one_line(str(file))}#{number}"
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is no table.", "Write path and type.")
+        raise UserError(f"{where} is not a table.", "Write path and type.")
     format_, columns = entry_reading(entry, where)
     source = DataSource(f"{file}#{number}", file, format_, columns)
     path = entry.get("path")
@@ -156,7 +156,7 @@ def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
     listed = entry.get("data_files")
     names = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{where}: data_files is no path and no list of paths.", "Fix it.")
+        raise UserError(f"{where}: data_files is neither a path nor a list of paths.", "Fix it.")
     return names
 
 
@@ -229,7 +229,7 @@ def _read_table(kind: Mapping[str, Any], where: str) -> ColumnMap:
     refuse_unknown_keys(f"{where}: type", kind, _TYPE_KEYS, {})
     wrong = next((key for key, value in kind.items() if value is not None and not isinstance(value, str)), None)
     if wrong is not None:
-        raise UserError(f"{where}: type.{wrong} is no text.", "Fix it.")
+        raise UserError(f"{where}: type.{wrong} is not text.", "Fix it.")
     if kind.get("field"):
         return ColumnMap({"text": kind["field"]})
     fields = {name: kind.get(f"field_{name}") or name for name in _FIELDS}
@@ -343,7 +343,7 @@ def _turns(data: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Turns in the column ``conversations``, each with its text."""
     turns = parsed(data.get("conversations"))
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowError("wrong_keys", "The column 'conversations' is no list of messages.")
+        raise RowError("wrong_keys", "The column 'conversations' is not a list of messages.")
     for number, turn in enumerate(turns, 1):
         text = turn.get("value")
         if not isinstance(text, str):

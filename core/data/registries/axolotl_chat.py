@@ -86,7 +86,7 @@ class ChatReading:
             RowError: If it is not a message, or asks for unsupported training.
         """
         if not isinstance(turn, dict):
-            raise RowError("wrong_keys", f"Message {number} is no object.")
+            raise RowError("wrong_keys", f"Message {number} is not an object.")
         found = {key: turn[source] for key, source in self.properties.items() if turn.get(source) is not None}
         role = found.get("role")
         found["role"] = role = self.roles.get(role, role) if isinstance(role, str) else role
@@ -120,7 +120,7 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         turns = parsed(data[messages])
         if not isinstance(turns, list):
-            raise RowError("wrong_keys", f"The column '{one_line(messages, 40)}' is no list of messages.")
+            raise RowError("wrong_keys", f"The column '{one_line(messages, 40)}' is not a list of messages.")
         read = [reading.message(turn, number) for number, turn in enumerate(turns, 1)]
         own = bool(read) and read[0]["role"] == "system"
         if reading.drop_system and own:
@@ -165,7 +165,7 @@ def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
 def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     mappings = entry.get("message_property_mappings") or {}
     if not isinstance(mappings, dict) or not all(isinstance(name, str) and name for name in mappings.values()):
-        raise UserError(f"{where}: message_property_mappings is no table of names.", "Write role and content.")
+        raise UserError(f"{where}: message_property_mappings is not a table of names.", "Write role and content.")
     if unknown := next((key for key in mappings if key not in _PROPERTIES), None):
         raise UserError(
             f"{where}: message_property_mappings has {one_line(str(unknown), 40)}, which no message has here.",
@@ -175,7 +175,7 @@ def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     if key is not None and key not in _THINKING_KEYS:
         raise UserError(
             f"{where} has template_thinking_key: {one_line(str(key), 40)}, which is not known.",
-            f"Remove it; a template that reads {', '.join(_THINKING_KEYS)} is served by itself.",
+            f"Remove it; a template that reads {', '.join(_THINKING_KEYS)} needs no setting.",
         )
     found = {name: name for name in _PROPERTIES}
     found["role"] = _name(entry, "message_field_role", "role", where)
@@ -230,7 +230,7 @@ def _name(entry: Mapping[str, Any], key: str, default: str, where: str) -> str:
     if value is None or value == "":
         return default
     if not isinstance(value, str):
-        raise UserError(f"{where}: {key} is no name.", "Fix it.")
+        raise UserError(f"{where}: {key} is not a name.", "Fix it.")
     return value
 
 

@@ -48,12 +48,12 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
     """
     registry = load_registry(path)
     if not isinstance(registry, dict):
-        raise UserError(f"{one_line(str(path))} is no object of datasets.", "Check the path.")
+        raise UserError(f"{one_line(str(path))} is not an object of datasets.", "Check the path.")
     _refuse_missing(path, registry, name)
     where = f"{one_line(str(path))}#{one_line(name, 60)}"
     entry = registry[name]
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is no object.", 'Write {"file_name": "..."}.')
+        raise UserError(f"{where} is not an object.", 'Write {"file_name": "..."}.')
     refuse_unknown_keys(where, entry, [*_TABLES["remote"], *_TABLES["keys"]], _TABLES["meant"])
     samples = _count(entry, "num_samples", where)
     hub_entry = _hub_entry(entry, where) if entry.get("hf_hub_url") else None
@@ -204,9 +204,9 @@ def _texts(entry: Mapping[str, Any], key: str, known: set[str], default: dict[st
         return default
     table = entry[key]
     if not isinstance(table, dict):
-        raise UserError(f"{where}: {key} is no object.", "Write names as keys and columns as values.")
+        raise UserError(f"{where}: {key} is not an object.", "Write names as keys and columns as values.")
     refuse_unknown_keys(f"{where}: {key}", table, known, {})
     given = {name: value for name, value in table.items() if value is not None}
     if wrong := next((name for name, value in given.items() if not isinstance(value, str) or not value), None):
-        raise UserError(f"{where}: {key}.{wrong} is no text.", "Give the name of a column.")
+        raise UserError(f"{where}: {key}.{wrong} is not text.", "Give the name of a column.")
     return given

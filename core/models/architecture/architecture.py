@@ -448,7 +448,7 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
     """
     family = config.get("model_type")
     if not isinstance(family, str) or not family:
-        raise UserError(f"{where} has no model_type, so it is no model's.", _OWN)
+        raise UserError(f"{where} has no model_type, so it is not a model's.", _OWN)
     if is_composite(config):
         text = {**config["text_config"]}
         text["tie_word_embeddings"] = is_tied(config, None)

@@ -159,8 +159,10 @@ def compare_runs(records: Sequence[RunRecord]) -> RunComparison:
         count = "One run is" if len(records) == 1 else f"{len(records)} runs are"
         wrong = "too many" if len(records) > MOST_RUNS else "nothing"
         raise UserError(f"{count} {wrong} to compare.", f"Name two to {MOST_RUNS} different ones.")
-    figures, options, data = _figures(records), _options(records), _data(records)
-    return RunComparison(tuple(records), figures, options, data, _answers(records), _verdict(records, options, data))
+    options, data = _options(records), _data(records)
+    doubt = _doubt(records, options, data)
+    figures, verdict = _figures(records, doubt), doubt or _verdict(records, options, data)
+    return RunComparison(tuple(records), figures, options, data, _answers(records), verdict)
 
 
 def _fact(name: str, values: Sequence[Any], words: Callable[[Any], str], better: Better = "", unit: str = "") -> Fact:
@@ -177,7 +179,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
+def _figures(records: Sequence[RunRecord], doubt: str) -> tuple[Fact, ...]:
+    # No mark at figures that do not compare.
+    low: Better = "" if doubt else "low"
+
     def of_figures(name: str) -> list[Any]:
         return [getattr(record.figures, name) for record in records]
 
@@ -186,10 +191,10 @@ def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
     facts = [
         _fact("state", [record.row.state for record in records], str),
         _fact("steps", [record.row.step for record in records], format_count),
-        _fact("best eval loss", of_figures("best_loss"), format_number, "low"),
+        _fact("best eval loss", of_figures("best_loss"), format_number, low),
         _fact("at step", of_figures("best_step"), format_count),
-        _fact("last eval loss", of_figures("eval_loss"), format_number, "low"),
-        _fact("exact match", of_figures("exact_match"), lambda value: format_fixed(value, 2), "high"),
+        _fact("last eval loss", of_figures("eval_loss"), format_number, low),
+        _fact("exact match", of_figures("exact_match"), lambda value: format_fixed(value, 2), low and "high"),
         _fact("probe loss", probes, format_number, "low"),
         _fact("training loss", [record.row.loss for record in records], format_number),
         _fact("tokens", of_figures("tokens"), format_count),
@@ -275,15 +280,26 @@ def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
     return False
 
 
-def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
+def _losses(records: Sequence[RunRecord]) -> list[tuple[float, int]]:
+    """The best eval losses with the places of their runs, the lowest first."""
     losses = [(record.figures.best_loss, place) for place, record in enumerate(records)]
-    known = sorted((loss, place) for loss, place in losses if loss is not None)
+    return sorted((loss, place) for loss, place in losses if loss is not None)
+
+
+def _doubt(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
+    """The reason why the eval losses do not compare; empty if they do."""
+    known = _losses(records)
     if len(known) < 2:
-        return "Fewer than two of these runs have an evaluation, so that their losses say nothing of which is better."
+        return "Fewer than two of these runs have an evaluation, so their losses cannot be compared."
     if _differ_in_held_out([place for _, place in known], data):
-        return "Their losses were measured on different held-out rows, and do not say which is better."
+        return "Their eval losses are on different held-out rows, so they cannot be compared."
     if any(fact.name == "train.objective" for fact in options):
-        return "They were trained for different objectives, whose losses cannot be compared."
+        return "They were trained for different objectives, so their losses cannot be compared."
+    return ""
+
+
+def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
+    known = _losses(records)
     (best, place), (second, other) = known[0], known[1]
     if best == second:
         return f"{LETTERS[place]} and {LETTERS[other]} have the same best eval loss, {format_number(best)}."
@@ -295,7 +311,7 @@ def _verdict(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequen
     if not differences:
         return f"{sentence} Their options and data are the same."
     more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-    return f"{sentence} What differs: {', '.join(differences[:4])}{more}."
+    return f"{sentence} They differ in {', '.join(differences[:4])}{more}."
 
 
 #: Most values of a curve in the file of curves, a run and metric.

@@ -146,7 +146,7 @@ def _delete(aside: Path, name: str) -> None:
     if (fault := delete_directory(aside)) is not None:
         raise UserError(
             f"{one_line(name, 100)} is deleted only in part, as {fault}.",
-            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
+            f"What is left of it takes up space in {one_line(str(aside), 200)}; delete that.",
         )
 
 

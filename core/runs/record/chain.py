@@ -275,7 +275,7 @@ def parse_link(line: bytes) -> Link:
         )
         is_sound = digest_of(found) == link.link
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DamagedLinkError("it is no link") from error
+        raise DamagedLinkError("it is not a link") from error
     if not is_sound:
         raise DamagedLinkError("its digest is not that of its content: it was changed")
     return link

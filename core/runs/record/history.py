@@ -106,6 +106,8 @@ class LogLine:
     time: float
     level: str
     text: str
+    fold: str = ""
+    """Noun of the lines that a view shows as one, with the newest's text; empty for a line of its own."""
 
     @property
     def clock(self) -> str:
@@ -400,7 +402,7 @@ class RunHistory:
     def _apply_checkpoint(self, event: events.CheckpointEvent) -> None:
         truncate(self.checkpoints, event.step)
         append_bounded(self.checkpoints, event)
-        self._write(event.t, "info", sentences.checkpoint(event))
+        self._write(event.t, "info", sentences.checkpoint(event), fold="checkpoint")
 
     def _apply_governor(self, event: events.GovernorEvent) -> None:
         self.governor = event
@@ -444,8 +446,8 @@ class RunHistory:
         level = {"failed": "error", "stopped": "warning"}.get(event.type, "info")
         self._write(event.t, level, sentences.end(event))
 
-    def _write(self, moment: float, level: str, text: str) -> None:
-        self.log.append(LogLine(moment, level, text[:LINE_CHARACTERS]))
+    def _write(self, moment: float, level: str, text: str, *, fold: str = "") -> None:
+        self.log.append(LogLine(moment, level, text[:LINE_CHARACTERS], fold))
         self.log_count += 1
 
 

@@ -675,7 +675,7 @@ def confirm_checkpoints(run: Run, directory: Path) -> None:
     path = run.checkpoints_path
     if not path.is_symlink():
         raise UserError(
-            f"{one_line(str(path), 300)} is no link: the checkpoints are in the run's own directory.",
+            f"{one_line(str(path), 300)} is not a link: the checkpoints are in the run's own directory.",
             "To have them on another disk, move the directory there and link to it, then do it again.",
         )
     target, named = os.path.realpath(path), os.path.realpath(directory)

@@ -29,7 +29,7 @@ class Inputs:
 
 
 def part_of(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a chain's facts; empty if it is no table, as a chain may come from anywhere."""
+    """A part of a chain's facts; empty if it is not a table, as a chain may come from anywhere."""
     found = facts.get(name)
     return found if isinstance(found, dict) else {}
 

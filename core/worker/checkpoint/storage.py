@@ -169,7 +169,9 @@ def _recorded(found: Checkpoint) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{found.path.name}: {KEY} in its manifest is no list of names.", "Take the checkpoint before.")
+        raise UserError(
+            f"{found.path.name}: {KEY} in its manifest is not a list of names.", "Take an earlier checkpoint."
+        )
     return value
 
 

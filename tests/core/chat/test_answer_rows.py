@@ -46,7 +46,7 @@ def test_other_files_are_refused_untouched(tmp_path: Path, name: str, content: b
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "pipe.jsonl"
     os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         append_row(path, ROW)
 
 

@@ -116,7 +116,7 @@ def check(words: list[str], result: Result) -> None:
     """It succeeded, or printed its error on one line, and wrote no character that a terminal acts on."""
     told = f"{[word[:60] for word in words]}: {result.code}, {result.err[-400:]!r}"
     assert result.code in (0, 1, 2), told
-    assert "mistake of the program" not in result.err, told
+    assert "internal error" not in result.err, told
     assert "Traceback" not in result.err, told
     assert result.code == 0 or result.err.strip(), told
     acted_on = {c for c in result.out + result.err if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028"}

@@ -47,7 +47,7 @@ def test_a_sentence_with_the_layers_below_and_the_same_as_json(cli: CommandLine,
 
 def test_what_cannot_be_is_one_line(cli: CommandLine, config: str) -> None:
     for words, said in (
-        (("--rows", "0"), "--rows 0 is no number of rows"),
+        (("--rows", "0"), "--rows 0 is not a number of rows"),
         (("--set", "model.base=no-such-model"), "no-such-model"),
         (("--set", "model.keep_16bit=['re:(']"), "model.keep_16bit has re:("),
     ):

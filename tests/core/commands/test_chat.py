@@ -68,7 +68,7 @@ def test_one_answer_with_sampling_of_the_command_line_is_kept_with_the_run(cli: 
     (run.path / "chats").rmdir()
     (run.path / "chats").write_text("a file in its place")
     unkept = cli.ok("chat", run.id, "--prompt", "hello")
-    assert "warning: The conversation is not kept with the run: " in unkept.err
+    assert "warning: The conversation is not saved with the run: " in unkept.err
 
 
 def test_a_missing_or_empty_prompt_is_refused(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
         ("new", "1 user new"),
         ("/tuned", "The tuned model answers."),
         ("/again", "1 user new"),
-        ("/keep", "Name a file once"),
+        ("/keep", "Name a file the first time"),
         (f"/keep {tmp_path / 'good.jsonl'}", "Appended to"),
         ("/as nobody@3", "nobody"),
         ("/as 3", "has no checkpoint of step 3"),
@@ -116,7 +116,7 @@ def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
     ]:
         hear(terminal, partial(terminal.press, f"{line}\n"), said)
     hear(terminal, partial(terminal.press, "slow\n"), "and on", end="")
-    hear(terminal, partial(terminal.signal, signal.SIGINT), "(cut short)")
+    hear(terminal, partial(terminal.signal, signal.SIGINT), "(cut off)")
     # The answer that was cut short is no part of the conversation.
     hear(terminal, partial(terminal.press, "after\n"), "3 user after")
     terminal.press("/quit\n")

@@ -144,7 +144,7 @@ def test_the_first_runs_of_a_model_are_estimated_by_the_plan(
     assert [entry["expected_by"] for entry in listed["entries"]] == ["plan"] * 5
     shown = cli("queue")
     assert f"takes ~{format_duration(3 * alone)}*" in shown.out
-    assert "* how long it takes is by the plan, as no run of this kind is here yet" in shown.err
+    assert "* time from the plan, as there is no run of this kind yet" in shown.err
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [replace(CARD, power_limit_w=None)])
     added = cli("queue", "add", str(on_a_card), "--json")
     assert (added.json["seconds_expected"] > 0, added.json["watt_hours_expected"]) == (True, None)
@@ -223,7 +223,7 @@ def test_the_unit_is_shown_and_written_only_after_a_yes(cli: CommandLine, config
 
 
 def test_a_test_notice_is_sent_and_its_failure_reported(cli: CommandLine, config: Path) -> None:
-    assert "Nothing is sent" in cli("notify").out
+    assert "Nothing sent" in cli("notify").out
     directory = config.parent / "settings" / "localtune"
     directory.mkdir(parents=True)
     (directory / "notify.toml").write_text('command = ["sh", "-c", "echo no network >&2; exit 3"]\n')
@@ -239,7 +239,7 @@ def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: Comman
     assert refused.code == 2
     assert f"07:00 cannot be met: at full speed, by the pace of {earlier.id}, it ends at " in refused.err
     assert "No time within a day can be met: take the deadline away, or train fewer steps." in refused.err
-    assert "Add --yes to go on all the same" in refused.err
+    assert "Add --yes to go on anyway" in refused.err
     assert store.read_queue().entries == ()
     cli.ok("queue", "add", str(config), *wish, "--hold")  # nobody knows when it begins
     assert "07:00 cannot be met" in cli.ok("queue", "add", str(config), *wish, "--yes").err

@@ -69,7 +69,7 @@ def test_the_failed_ones(cli: CommandLine) -> None:
     assert cli("rm", "--failed", "--yes").code == 0
     assert {run.id for run in list_runs()} == {run.id for run in kept}
     result = cli("rm", "--failed")
-    assert (result.code, result.out) == (0, "No run has failed; nothing is deleted.\n")
+    assert (result.code, result.out) == (0, "No run has failed; nothing deleted.\n")
 
 
 def test_what_is_deleted_can_be_had_back_until_the_trash_is_emptied(cli: CommandLine) -> None:

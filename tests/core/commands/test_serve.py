@@ -86,7 +86,7 @@ def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine, mo
         ([f"{run.id}@7"], "has no checkpoint of step 7"),
         (["no-such-run"], "no-such-run"),
         ([run.id, "--key", "short"], "The key must have at least 8 characters"),
-        ([run.id, "--port", "99999"], "is no port"),
+        ([run.id, "--port", "99999"], "is not a port"),
     ):
         cli.refused(said, "serve", *words)
     monkeypatch.setattr(options, "_PACKAGES", ("starlette", "no_such_package"))

@@ -105,7 +105,7 @@ def test_a_file_that_has_become_too_large_counts_as_changed(tmp_path: Path) -> N
     with path.open("ab") as file:
         file.truncate(2 << 20)
     assert document.has_changed_on_disk
-    with pytest.raises(UserError, match="has been changed by something else"):
+    with pytest.raises(UserError, match="was changed by another program"):
         document.save()
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_something_else_has_changed_is_not_overwritten(tmp_path: Pat
     assert not has_changed(document)
     path.write_text(STYLES["sections"] + "seed = 7\n")
     assert has_changed(document)
-    with pytest.raises(UserError, match="has been changed by something else"):
+    with pytest.raises(UserError, match="was changed by another program"):
         document.save()
     assert path.read_text() == STYLES["sections"] + "seed = 7\n"
     # Elsewhere, knowingly, or where it is gone.

@@ -233,7 +233,7 @@ def test_what_is_no_record_is_refused_and_passed_over(
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="is no record"):
+    with pytest.raises(UserError, match="is not a record"):
         read_record(path)
     evaluation = Evaluation(prompts(2), targets(ScriptedSession(answer)))
     evaluation.folder.mkdir(parents=True)

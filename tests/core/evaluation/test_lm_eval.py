@@ -156,7 +156,7 @@ def test_what_is_no_task_is_refused(text: str) -> None:
 def test_what_is_no_directory_of_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     for name in (str(tmp_path), str(tmp_path / "x.gguf"), "no-such-model"):
-        with pytest.raises(UserError, match="is no directory of a model"):
+        with pytest.raises(UserError, match="is not a directory of a model"):
             plain_model(name)
 
 

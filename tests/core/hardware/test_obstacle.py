@@ -40,7 +40,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
     [
         (OLD, CUDA, {}, "", "built for CUDA 13.2, and driver 550.54.14 runs CUDA 12.4 at most", "580.65.06 or newer"),
         (OLD, CUDA, {}, "", "The NVIDIA card (GPU 0) cannot", "'torch>=2.10,<2.15' --index-url https://download"),
-        (OLD, CUDA, {}, "", "cannot be used", "whl/cu126; to train on the CPU all the same, set"),
+        (OLD, CUDA, {}, "", "cannot be used", "whl/cu126; to train on the CPU anyway, set"),
         (replace(OLD, wsl=True), CUDA, {}, "", "550.54.14 runs", "Update the NVIDIA driver in Windows"),
         (SIGHT, CPU, {}, "", "torch 2.13.0+cpu is built for the CPU only", "whl/cu130"),
         (SIGHT, CPU, {"CUDA_VISIBLE_DEVICES": "1"}, "", "The NVIDIA card (GPU 1)", "whl/cu130"),

@@ -301,7 +301,7 @@ def test_names_that_are_one_file_on_this_disk_are_refused(hub: FakeHub, fetcher:
 )
 def test_an_address_that_is_none_is_a_sentence(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    with pytest.raises(UserError, match=r"HF_ENDPOINT is .*, which is no address of a hub") as caught:
+    with pytest.raises(UserError, match=r"HF_ENDPOINT is .*, which is not an address of a hub") as caught:
         fetch_job(parse_entry("hf://datasets/me/set"), lambda _: True).run()
     assert caught.value.message.isprintable()
     assert hub_host() == "HF_ENDPOINT"

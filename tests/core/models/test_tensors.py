@@ -86,7 +86,7 @@ def test_more_tensors_than_a_model_has_are_refused(
 @cases(
     ("names", "says"),
     [
-        (["model-1.safetensors", "model-2.bin"], r"names model-2\.bin, which is no safetensors file"),
+        (["model-1.safetensors", "model-2.bin"], r"names model-2\.bin, which is not a safetensors file"),
         (["/etc/passwd"], "outside its directory"),
         (["../model-1.safetensors"], "outside its directory"),
         (["a/../model-1.safetensors"], "outside its directory"),

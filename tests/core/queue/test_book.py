@@ -153,9 +153,9 @@ def test_a_value_that_makes_no_sense_is_named(change: dict[str, object], said: s
         ('"continued": null', '"continued": "\\udfff"', "cannot be written again"),
         ('"format": 1', '"format": 2', "another version"),
         ('"entries": [', '"entries": [{"id": 2, "name": "b", "state": "running", "run": "r"}, ', "one run"),
-        ('"next_id": 2', '"next_id": 2147483649', "next_id is no number"),
-        ('"next_id": 2', '"next_id": true', "next_id is no number"),
-        ('"next_sweep": 1', '"next_sweep": 9223372036854775807', "next_sweep is no number"),
+        ('"next_id": 2', '"next_id": 2147483649', "next_id is not a number"),
+        ('"next_id": 2', '"next_id": true', "next_id is not a number"),
+        ('"next_sweep": 1', '"next_sweep": 9223372036854775807', "next_sweep is not a number"),
     ],
 )
 def test_what_could_not_be_written_and_read_again_is_refused(before: str, after: str, said: str) -> None:

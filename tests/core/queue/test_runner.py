@@ -310,7 +310,7 @@ def test_a_bug_ends_one_pass(
         patch.setattr(store, "read_queue", lambda: 1 // 0)
         waits = [runner.tick(), runner.tick(), runner.tick()]
     assert waits == [2.0, 4.0, 8.0]
-    assert said == ["waits: a mistake of the program itself: ZeroDivisionError: integer division or modulo by zero"]
+    assert said == ["waits: an internal error: ZeroDivisionError: integer division or modulo by zero"]
     assert capfd.readouterr().err.count("Traceback") == 1
     for _ in range(3):
         runner.tick()

@@ -94,7 +94,7 @@ def test_changed_and_moved_links_are_named(tmp_path: Path, events: Path, monkeyp
         ((one, three, four), "line 2: it is link 2: links were removed, added or moved"),
         ((one, three, two, four), "line 2: it is link 2"),
         ((two, three, four), "line 1: it is link 1"),
-        ((one, b"nonsense\n", three), "line 2: it is no link"),
+        ((one, b"nonsense\n", three), "line 2: it is not a link"),
     ):
         path.write_bytes(b"".join(lines))
         assert told in damaged(tmp_path)

@@ -105,7 +105,8 @@ def test_losses_on_other_rows_say_nothing(home: Path, pair: list[compare.RunReco
     other = other.model_copy(update={"data": other.data.model_copy(update={"eval": "/data/other.jsonl"})})
     pair[1].run.config_path.write_text(dump_config(other), encoding="utf-8")
     compared = compare.compare_runs([pair[0], compare.read_record(pair[1].run)])
-    assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
+    assert compared.verdict == "Their eval losses are on different held-out rows, so they cannot be compared."
+    assert not any(fact.best for fact in compared.figures if "eval loss" in fact.name or fact.name == "exact match")
 
 
 def save(record: compare.RunRecord, **manifest: str) -> None:

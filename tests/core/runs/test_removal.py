@@ -87,7 +87,7 @@ def test_what_is_left_of_a_deletion_is_reported(ended: Run, monkeypatch: pytest.
     assert "is deleted only in part" in str(raised.value)
     assert "Permission denied" in str(raised.value)
     assert str(left) in raised.value.hint
-    # It is no run any more.
+    # It is not a run any more.
     assert list_runs() == []
 
 

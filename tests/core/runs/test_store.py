@@ -466,7 +466,7 @@ def test_a_damaged_record_confirms_nothing(tmp_path: Path, run: Run) -> None:
 
 
 def test_checkpoints_that_are_no_link_or_lead_nowhere_are_not_confirmed(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(UserError, match="is no link"):
+    with pytest.raises(UserError, match="is not a link"):
         store.confirm_checkpoints(run, tmp_path)
     run.checkpoints_path.symlink_to(tmp_path / "unmounted")
     with pytest.raises(UserError, match=r"There is no directory .*unmounted"):

@@ -95,7 +95,7 @@ def test_what_its_function_refuses_is_reported(pool: SandboxPool) -> None:
         (readers.panic, (), "The file cannot be read: PanicError: called `Option::unwrap()`"),
         (readers.recurse, (), "The file cannot be read: RecursionError"),
         (readers.no_json, (), "The file cannot be read: TypeError"),
-        (readers.wrong_kind, (), "The file cannot be read: what was found in it makes no sense."),
+        (readers.wrong_kind, (), "The file cannot be read: its content makes no sense."),
         (readers.leave, (), "The file cannot be read: its reader ended with code 7."),
         (readers.die, (signal.SIGSEGV,), "The file cannot be read: its reader was ended by SIGSEGV."),
         (readers.die, (signal.SIGBUS,), "The file cannot be read: its reader was ended by SIGBUS."),

@@ -107,7 +107,7 @@ def test_a_page_of_an_allowed_origin_may_ask_with_the_key(serve: Callable[..., R
 
 @cases("origin", ["*", "null", "", "localhost:3000", "http://localhost:3000/", "http://Box:3000", "http://*.example"])
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(UserError, match="no origin"):
+    with pytest.raises(UserError, match="not an origin"):
         ServeOptions(("run",), origins=(origin,))
 
 
@@ -235,5 +235,5 @@ def test_a_socket_that_was_left_is_replaced_and_nothing_else(
 def test_an_address_that_cannot_be_had_is_a_sentence(played: RunningServer) -> None:
     with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1, port {played.port}"):
         open_listener(ServeOptions(("x",), port=played.port))
-    with pytest.raises(UserError, match="is no address of this machine"):
+    with pytest.raises(UserError, match="is not an address of this machine"):
         open_listener(ServeOptions(("x",), host="no such host"))

@@ -263,7 +263,7 @@ async def test_the_card_says_where_the_configuration_has_other_values_by_now(
         app.configuration.set_options({"train.learning_rate": 1e-3})
         await press(pilot, "3", "r", until=lambda: isinstance(app.screen, StartCard))
         await wait_for(
-            pilot, lambda: f"faq has other values by now than {run.id[9:]}: 2, then r starts those." in screen_text(app)
+            pilot, lambda: f"faq has other values now than {run.id[9:]}: 2, then r starts those." in screen_text(app)
         )
         await press(pilot, "escape", "2", "r", until=lambda: isinstance(app.screen, StartCard))
         await press(pilot, "enter", until=lambda: started)

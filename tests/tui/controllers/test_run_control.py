@@ -177,7 +177,7 @@ async def test_a_run_that_does_not_answer_gets_a_signal(home: Path, process: sub
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
-        await press(pilot, "y", until=lambda: "Stop failed" in words(app))
+        await press(pilot, "y", until=lambda: "Could not stop" in words(app))
         assert "cannot be reached" in words(app)
         await pilot.pause()
         await pilot.press("t")

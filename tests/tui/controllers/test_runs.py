@@ -85,7 +85,9 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
         await edit(pilot, app)
         app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
         await press(pilot, "q", until=lambda: not app.is_running)
-    assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
+    assert (
+        app.return_value == "The configuration (rows) is kept, but not in a file. Come back to it with: localtune-tui"
+    )
     assert len(list_drafts("config")) == 1
 
 
@@ -127,7 +129,7 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
         await press(pilot, "s", until=lambda: pane.ask_bar.is_asking)
-        await wait_for(pilot, lambda: "has been changed by something else" in screen_text(app))
+        await wait_for(pilot, lambda: "was changed by another program" in screen_text(app))
         assert path.read_text().startswith("# theirs")
         await press(pilot, "o", until=lambda: not app.is_running)
     assert "epochs = 7" in path.read_text()
@@ -140,10 +142,10 @@ async def test_beside_a_live_run_it_is_reported_that_it_goes_on(home: Path, tmp_
         await asked(pilot)
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "has edits that are not saved" in text
-        assert "it goes on when you leave" in text
+        assert "it goes on after you leave" in text
         await press(pilot, "d", until=lambda: not app.is_running)
     assert app.return_value is not None
-    assert f"localtune-tui watch {script.run.id}" in app.return_value
+    assert app.return_value.endswith("Come back with: localtune-tui")
     assert script.run.state().state == "training"
 
 
@@ -169,7 +171,7 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, started: lis
         await wait_for(pilot, lambda: len(started) == 1)
         assert app.state.is_starting
         app.starting.start_sample()
-        await press(pilot, "q", until="as soon as its worker is there")
+        await press(pilot, "q", until="as soon as its worker is up")
         assert app.is_running
         await press(pilot, "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()

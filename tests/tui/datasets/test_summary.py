@@ -45,7 +45,10 @@ def test_it_is_never_longer_than_its_lines_and_says_what_is_left_out(width: int,
 @cases("names", ["topic", ", ".join(f"column {number}" for number in range(12)) + " and 900 more"])
 def test_columns_that_are_not_read_leave_room_for_the_rest(names: str) -> None:
     unread = Problem("columns_not_read", 9, detail=names)
-    line = summarize_analysis(dataclasses.replace(analysis(1), problems=(unread, unread)), 0, KeyTable(), 76)
+    found, note = dataclasses.replace(analysis(1), problems=(unread, unread)), "It is read as Windows-1252."
+    line = summarize_analysis(found, 0, KeyTable(), 120, note=note)
+    assert "It is read as Windows-1252" in line.plain
+    line = summarize_analysis(found, 0, KeyTable(), 76)
     assert len(line.wrap(76)) <= LINES
     assert "no problems" in line.plain
     assert line.plain.count(f"columns not read: {names[:20]}") == 1

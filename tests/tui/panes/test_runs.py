@@ -33,6 +33,7 @@ from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.train import TrainPane
 from tui.state import RunView
+from tui.widgets.lists.run_list import RunList
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +162,8 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
         await press(pilot, "s", until=lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
         await press(pilot, "minus", until=lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
+        await pilot.click(RunList, offset=(screen_lines(app)[2].index("best"), 0))
+        await wait_for(pilot, lambda: "best↑" in screen_text(app))
         widths = {len(line) for line in screen_lines(app)}
         assert widths == {80}
 

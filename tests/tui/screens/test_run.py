@@ -82,7 +82,7 @@ def test_a_configuration_shows_what_differs_first(record: RunRecord) -> None:
     settings = {"train.learning_rate": 0.0005, "night.deadline": None, "of\x1b.another": 3}
     head, _, _ = run_screen.configuration(record.values, settings, 100).plain.partition("\n\n")
     lines = head.splitlines()
-    assert lines[0] == "what was set while it was on"
+    assert lines[0] == "changed while it ran"
     assert "train.learning_rate" in lines[1]
     assert "5e-4  at the start 2e-4" in lines[1]
     assert "–  at the start –" in lines[2]

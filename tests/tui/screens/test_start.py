@@ -58,7 +58,7 @@ PASS = "23 steps · 1 pass over the rows"
 @cases(
     ("found", "wanted"),
     [
-        (Found(), {"data": "faq.csv · …", "dropped": "looking at every row …", "steps": "…"}),
+        (Found(), {"data": "faq.csv · …", "dropped": "checking every row …", "steps": "…"}),
         (
             Found(),
             {"night": "no quiet hours, no limits", "measured": "the rows held out, the general probe, 3 answers"},

@@ -185,7 +185,7 @@ class Opened:
         """Read a configuration from its file.
 
         Raises:
-            UserError: If the file is no configuration.
+            UserError: If the file is not a configuration.
         """
         return cls(ConfigDocument.load(path), label or f"opening {path.name}", text)
 
@@ -368,7 +368,7 @@ def open_draft(draft: Draft) -> Opened:
     """The configuration of a draft, with its paths rewritten for the working directory.
 
     Raises:
-        UserError: If it is no configuration.
+        UserError: If it is not a configuration.
     """
     document = ConfigDocument(_text(draft))
     rebase(document, Path(draft.subject), working_directory())
@@ -377,7 +377,7 @@ def open_draft(draft: Draft) -> Opened:
     found = Run(Path(run)) if isinstance(run, str) and run else None
     return Opened(
         document,
-        f"opening what was not saved at {draft.when}",
+        f"opening the unsaved edits of {draft.when}",
         f"✓ as it was at {draft.when}, not saved yet",
         origin=Origin.of(found) if found is not None else None,
         draft=draft.id,
@@ -389,7 +389,7 @@ def open_run(run: Run) -> Opened:
     """The configuration of a run as a new one.
 
     Raises:
-        UserError: If ``run.toml`` is missing or is no configuration.
+        UserError: If ``run.toml`` is missing or is not a configuration.
     """
     document, name = begin_from(run), brief_id(run.id)
     label = f"opening the configuration of {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -62,11 +63,18 @@ class FactsFinder:
     def facts_for(self, model: ConfigModel) -> Facts:
         """The facts for a configuration; the row count is None unless a run would use exactly these rows."""
         document, files = model.document, model.train_paths()
-        known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
-        total = sum(self.rows[path] for path in files) if known else None
+        counts = self.row_counts(files)
+        known = bool(files) and not document.get("data.weights") and len(counts) == len({*files})
+        total = sum(counts[path] for path in files) if known else None
         self._planned_rows = None if total is None else total - model.held_out(total)
         self._planned_lengths = self._measured.get(follow_links(files[0])) if known and len(files) == 1 else None
         return replace(self.facts, rows=self._planned_rows)
+
+    def row_counts(self, files: Sequence[Path]) -> dict[Path, int]:
+        """The rows of these files, as far as they are known: those that render, or else all."""
+        measured = {path: self._measured.get(follow_links(path)) for path in files}
+        counted = {path: self.rows[path] for path in files if path in self.rows}
+        return counted | {path: lengths.rows for path, lengths in measured.items() if lengths is not None}
 
     def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
         """Set the row lengths of a file, as a run would read them; None if they are unknown."""

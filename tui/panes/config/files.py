@@ -60,7 +60,7 @@ class FileQuestions:
             return await self.save_as()
         if not self._editor.document.has_changed_on_disk:
             return self._editor.save()
-        question = f"{path.name} has been changed by something else since it was read."
+        question = f"{path.name} was changed by another program since it was read."
         answer = await self._bar.ask_key(question, {"o": "overwrite it", "l": "load it, without my changes"})
         if answer == "l":
             return Opened.load(path, f"loading {path.name} from the disk", f"✓ loaded {path.name} as it is now")
@@ -92,7 +92,7 @@ class FileQuestions:
         Raises:
             UserError: If it cannot be read.
         """
-        if not await self.may_leave("open another all the same"):
+        if not await self.may_leave("open another anyway"):
             return None
         known, drafts = self._known(), {draft.id: draft for draft in kept_drafts()}
         is_empty = not self._editor.document.dumps()

@@ -310,7 +310,8 @@ class ConfigForm(Vertical):
 
     def show_summary(self) -> None:
         """Update the summary at the top."""
-        self._summary.update(Content(self._editor.model.summary(self._known.rows)))
+        model = self._editor.model
+        self._summary.update(Content(model.summary(self._known.row_counts(model.train_paths()))))
 
     # The help line below the options.
 

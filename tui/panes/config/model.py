@@ -141,7 +141,7 @@ class ConfigModel:
         Text that cannot be parsed as the option's type is stored unchanged, and becomes a problem.
 
         Raises:
-            UserError: If the option's section is no table in this file.
+            UserError: If the option's section is not a table in this file.
         """
         if not text.strip():
             value: Any = None

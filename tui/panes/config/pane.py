@@ -84,7 +84,10 @@ class ConfigPane(Pane):
         """Build the form of the loaded configuration."""
         self.prefer_focus(self.form)
         self.refresh_hints()
-        await self._build()
+        if self.shell.state.is_opening:
+            self.set_title("2 Config", "opening …")
+        else:
+            await self._build()
         self._find_card(*self.model.device)
         self._read_paces()
 
@@ -140,7 +143,7 @@ class ConfigPane(Pane):
         """Continue with another configuration, then with an action; asks about unsaved edits of a file first."""
 
         async def work() -> None:
-            if await self._questions.may_leave("open the other all the same"):
+            if await self._questions.may_leave("open the other anyway"):
                 self._go_on(opened)
                 if then is not None:
                     self.call_later(then)
@@ -194,11 +197,11 @@ class ConfigPane(Pane):
             self.say(f"✗ {error}")
             return
         save, undo = self.keys["config.save"].display, self.keys["config.undo"].display
-        told = f"✓ edits of {when} that were not saved are back: {save} saves them, {undo} gives them up"
+        told = f"✓ edits of {when} not saved yet are back: {save} saves them, {undo} discards them"
         self.edited(f"the edits of {when}", told)
         if unread:
             self.editor.unread_text = unread
-            self.say(f"✗ What was written in the editor at {when} is not valid TOML yet; {self._editor_key} opens it.")
+            self.say(f"✗ The editor's text of {when} is not valid TOML yet; {self._editor_key} opens it.")
 
     @property
     def _editor_key(self) -> str:
@@ -325,7 +328,7 @@ class ConfigPane(Pane):
         if (form := FORMS.get(field.option.name)) is not None:
             self.shell.configuration.open_form(form)
         else:
-            self.say(f"Such a screen is there for {', '.join(FORMS)}.")
+            self.say(f"Only {', '.join(FORMS)} have such a screen.")
 
     def action_reset(self) -> None:
         """Reset an option to the active preset; if it has that value already, to the default."""
@@ -418,8 +421,7 @@ class ConfigPane(Pane):
     def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
         """Plan with the row lengths of a file, if the configuration trains on it."""
         self.known.take_lengths(path, lengths)
-        self.known.facts_for(self.model)
-        self.refresh_plan()
+        self.refresh_fields()
 
     def refresh_plan(self) -> None:
         """Plan the present configuration."""
@@ -728,7 +730,7 @@ class ConfigPane(Pane):
             with self.app.suspend():
                 after = edit_text(before, path.name if path is not None else "localtune.toml")
         except SuspendNotSupported:
-            self.say("✗ This terminal cannot be lent to an editor. Edit the file in another one.")
+            self.say("✗ This terminal cannot run an editor. Edit the file in another terminal.")
             return
         except UserError as error:
             self.say(f"✗ {error}")
@@ -739,7 +741,7 @@ class ConfigPane(Pane):
         """Take the editor's result: None, invalid text, or a new configuration."""
         if after is None:
             self.editor.unread_text = ""
-            self.say("The editor gave up; nothing has changed.")
+            self.say("The editor failed; nothing has changed.")
             return
         if after == before and not self.unread_text:
             self.say("Nothing has changed.")

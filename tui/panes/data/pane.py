@@ -210,8 +210,9 @@ class DataPane(Pane):
         self._read_as_planned()
         if session.plan.tokens != before.tokens or (session.masks is None and not session.is_loading):
             session.masks = None
-            self.body.count_again()
             self._need_masks()
+            # The columns depend on whether tokens are about to be counted.
+            self.body.count_again()
         elif session.plan.reading.overlong != before.reading.overlong:
             self.body.count_again()
             self.body.show_tokens()
@@ -353,7 +354,7 @@ class DataPane(Pane):
         await self.browser.remove_children()
         await self.browser.mount(tree)
         self._show_only(self.browser)
-        self._say("enter opens · backspace goes up · esc goes back")
+        self._say("enter opens · backspace goes up · esc leaves")
         tree.focus()
 
     @on(DirectoryTree.FileSelected)
@@ -486,7 +487,7 @@ class DataPane(Pane):
     def _explain_empty(self, error: UserError | None) -> None:
         self._empty_error = error
         if self.shell.state.is_opening and error is None:
-            self._empty.explain("Looking for what was open …", [])
+            self._empty.explain("Opening the last session …", [])
             return
         missing = "No data yet." if error is None else "No data is open."
         here, now = self._empty.here, self.shell.clock()
@@ -517,7 +518,7 @@ class DataPane(Pane):
         """The keys for using the file, the most important first; for a training file, the key that goes back."""
         view, trained = self.view, self.session.plan.reading.wanted.train
         if view is not None and is_among(trained, view.path):
-            return ["data.former"] if self.shell.state.former else ["data.train"]
+            return ["data.former"] if self.shell.state.former else []
         return ["data.train", "data.add"] if trained else ["data.train"]
 
     @on(DataRows.ProblemsSeen)

@@ -106,17 +106,18 @@ class Report(Vertical):
             self._histogram.show(Content(""))
             return
         self.problems.show(analysis.problems)
-        self._numbers.show(_numbers(analysis, session.masker_error))
+        self._numbers.show(_numbers(analysis, session.masker_error, view.file.note))
         width, height = max(20, size.width - 4), max(3, min(8, size.height // 4))
         lines = draw_histogram(analysis.lengths.buckets, width, height) if analysis.lengths is not None else []
         self._histogram.show(Content("\n".join(lines)))
 
 
-def _numbers(analysis: Analysis, uncounted: UserError | None) -> Content:
+def _numbers(analysis: Analysis, uncounted: UserError | None, note: str) -> Content:
     """Used rows, dropped rows by reason, and token statistics, or why there are none."""
     dropped = describe_dropped({reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT})
     held_out = f" · {format_count(kept_out)} held out" if (kept_out := analysis.dropped.get(HELD_OUT, 0)) else ""
     lines = [f"{counted(analysis.rows, 'row')} read · {format_count(analysis.used)} used{held_out} · {dropped}"]
+    lines += [one_line(note, 200)] if note else []
     if (lengths := analysis.lengths) is not None:
         low, middle, high, most = map(format_count, (lengths.min, lengths.p50, lengths.p95, lengths.max))
         lines.append(

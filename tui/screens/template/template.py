@@ -382,7 +382,7 @@ class TemplateScreen(Overlay[None]):
             self.say(f"✗ {error}")
             return
         if after is None:
-            self.say("The editor gave up; nothing has changed.")
+            self.say("The editor failed; nothing has changed.")
         elif after != source:
             self._write(after, path)
         elif os.path.exists(path) and not self._is_in_force(path):
@@ -400,7 +400,7 @@ class TemplateScreen(Overlay[None]):
             write_atomic(path, text, mode=0o644)
         except (OSError, UnicodeEncodeError) as error:
             self._draft = text
-            reason = error.strerror if isinstance(error, OSError) else "it is no valid Unicode"
+            reason = error.strerror if isinstance(error, OSError) else "it is not valid Unicode"
             again = self.keys["template.edit"].display
             self.say(f"✗ {path} cannot be written: {reason}. Your text is kept; {again} saves it elsewhere.")
             return

@@ -152,7 +152,7 @@ def row_for(view: DatasetView | None, index: int) -> ShownRow:
         reason = error.message if isinstance(error, RowError) else str(error)
         return ShownRow(SAMPLE, reason=f"row {index + 1} cannot be used: {reason}")
     if not example.messages and not example.chosen:
-        return ShownRow(SAMPLE, reason=f"row {index + 1} is no conversation and needs no template")
+        return ShownRow(SAMPLE, reason=f"row {index + 1} is not a conversation and needs no template")
     return ShownRow(example, index)
 
 

@@ -164,7 +164,7 @@ class AskBar(Vertical):
     async def ask_path(
         self, label: str, value: str = "", *, base: Path | None = None, suffixes: Sequence[str] = ()
     ) -> Path | None:
-        """Ask for a path, with completion, and wait for it.
+        """Ask for a path, with completion, and wait for it; typed text replaces the initial path.
 
         Args:
             label: The label before the input.
@@ -176,6 +176,7 @@ class AskBar(Vertical):
             The path; None if the user cancels or enters nothing, or another question replaces this one.
         """
         field = PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels")
+        field.select_all()
         answer = await self._answer_to(label, field)
         return field.resolved() if answer and answer.strip() else None
 

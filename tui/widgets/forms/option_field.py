@@ -166,6 +166,7 @@ class OptionField(Widget):
         entry.styles.margin = (0, 0, 0, _MARK_WIDTH + key_width)
         entry.styles.width = max(self.size.width - _MARK_WIDTH - key_width, 8) if self._is_long else value_width
         self.mount(entry)
+        entry.select_all()
         # Immediately, so that keys typed ahead are its text.
         self.screen.set_focus(entry)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -37,6 +38,7 @@ class LogView(ScrollView, can_focus=True):
     def __init__(self) -> None:
         super().__init__()
         self._lines: deque[LogLine] = deque(maxlen=LINES)
+        self._folded: Counter[str] = Counter()
         self.following = True
         """True while the view follows the end."""
         self._unfolded = False
@@ -66,15 +68,27 @@ class LogView(ScrollView, can_focus=True):
     def clear(self) -> None:
         """Remove all lines and follow the end again."""
         self._lines.clear()
+        self._folded.clear()
         self.following = True
         self._resized()
 
     def append(self, lines: Iterable[LogLine]) -> None:
-        """Append lines."""
+        """Append lines; the newest of lines of a kind that folds replaces the earlier ones."""
         fresh = list(lines)
+        for line in fresh:
+            self._lines.append(self._fold(line) if line.fold else line)
         if fresh:
-            self._lines.extend(fresh)
             self._resized()
+
+    def _fold(self, line: LogLine) -> LogLine:
+        """A line with the count of its kind; removes the one before."""
+        self._folded[line.fold] += 1
+        if (count := self._folded[line.fold]) == 1:
+            return line
+        before = next((other for other in reversed(self._lines) if other.fold == line.fold), None)
+        if before is not None:
+            self._lines.remove(before)
+        return replace(line, text=f"{count} {line.fold}s, newest {line.text.removeprefix(line.fold).lstrip()}")
 
     def follow(self) -> None:
         """Scroll to the end and follow it."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 
 from core.runs.catalog.table import DEFAULT_SORT
@@ -133,6 +135,12 @@ class RunList(CursorList):
     DEFAULT_CSS = style_of("RunList")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
 
+    @dataclass
+    class SortWanted(Message):
+        """The title of a column has been clicked."""
+
+        column: str
+
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self._clock = clock
@@ -236,6 +244,16 @@ class RunList(CursorList):
         for index, (old, new) in enumerate(zip(before, rows, strict=True)):
             if old != new or (index < len(ages) and ages[index] != self._ages[index]):
                 self.refresh_row(index)
+
+    def on_click(self, event: events.Click) -> None:
+        """Request the order of a clicked title."""
+        end = _GAP
+        for column, width in self._columns() if event.y == 0 else ():
+            end += width + _GAP
+            if event.x < end:
+                if column.sort:
+                    self.post_message(self.SortWanted(column.sort))
+                return
 
     def on_resize(self) -> None:
         """Report that other rows are in view."""

@@ -524,7 +524,7 @@ class GgufModel:
         logits = self._read(place)
         if not np.isfinite(logits).all():
             raise UserError(
-                f"{one_line(str(self.path))} computes values that are no numbers (NaN or infinite).",
+                f"{one_line(str(self.path))} computes values that are not numbers (NaN or infinite).",
                 f"Its weights are damaged. {_AGAIN}",
             )
         return logits

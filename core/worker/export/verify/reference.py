@@ -303,7 +303,7 @@ class _Measurement:
                 logits = logits_at(self._network, row.input_ids, row.positions)
                 if not torch.isfinite(logits).all():
                     raise UserError(
-                        "The trained model computes values that are no numbers (NaN or infinite).",
+                        "The trained model computes values that are not numbers (NaN or infinite).",
                         "Its training has diverged: export an earlier checkpoint.",
                     )
                 file.append(logits[:, : self._vocabulary].numpy())

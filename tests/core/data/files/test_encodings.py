@@ -64,7 +64,7 @@ def test_the_decision_is_made_for_the_whole_file(tmp_path: Path) -> None:
         assert [row.data for row in file.rows(99_999, 2)] == [{"text": "plain"}, {"text": CHINESE}]
         damaged, following = file.rows(108_000, 2)
     assert (damaged.code, damaged.line, following.data) == ("not_utf8", 108_001, {"text": CHINESE})
-    assert "no character in the encoding of the file" in damaged.error
+    assert "not a character in the encoding of the file" in damaged.error
 
 
 def test_utf8_with_damaged_rows_stays_utf8(tmp_path: Path) -> None:

@@ -433,4 +433,4 @@ def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
 def test_any_state_of_a_saved_dataset_is_a_sentence(tmp_path: Path, state: str) -> None:
     write(tmp_path / "set" / "dataset_info.json", "{}")
     write(tmp_path / "set" / "state.json", state)
-    assert "is no state of a saved dataset" in refusal(tmp_path / "set").message
+    assert "is not a state of a saved dataset" in refusal(tmp_path / "set").message

@@ -242,7 +242,7 @@ def _with_the_manifest(text: str) -> Damage:
         (_moved_away, "is a link, not a checkpoint"),
         (_replaced("rng.pt", lambda path: path.symlink_to(path)), "rng.pt is a link"),
         (_replaced("rng.pt", Path.mkdir), "lacks rng.pt"),
-        (_replaced("optimizer.pt", os.mkfifo), "optimizer.pt is no file"),
+        (_replaced("optimizer.pt", os.mkfifo), "optimizer.pt is not a file"),
         (_replaced("manifest.json", os.mkfifo), "has no valid manifest"),
         *((_with_the_manifest(text), "has no valid manifest") for text in ("", "null", "[]", "{}", "[" * 100_000)),
         (_with_the_manifest('{"step": 1, "files": {}, "version": 1}'), "has no valid manifest"),

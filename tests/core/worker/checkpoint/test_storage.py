@@ -91,7 +91,7 @@ def test_a_base_that_cannot_be_loaded_as_it_was_is_refused_by_name(qwen3_5: Trai
         check_storage(checkpoint(layers_16bit=[*names, "model.layers.0.mixer.out_proj"]), config, model)
     with pytest.raises(UserError, match=r"with linear_attn.in_proj_a in 4 bits, now in 16 bit"):
         check_storage(checkpoint(layers_16bit=[name for name in names if "proj_a" not in name]), config, model)
-    with pytest.raises(UserError, match="is no list of names"):
+    with pytest.raises(UserError, match="is not a list of names"):
         storage_of(config, checkpoint(layers_16bit={"a": 1}))
 
 

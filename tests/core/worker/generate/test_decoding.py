@@ -94,7 +94,7 @@ def test_only_the_likeliest_logits_come_to_the_host(monkeypatch: pytest.MonkeyPa
 @cases("value", [float("nan"), float("inf")])
 @cases("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_reported(value: float, temperature: float) -> None:
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="not numbers"):
         Sampler(GenerationSettings(temperature=temperature)).choose(torch.tensor([1.0, value, 0.0]))
 
 

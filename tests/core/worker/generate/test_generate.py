@@ -238,7 +238,7 @@ def _spoil_weights(loaded: LoadedModel) -> None:
     ("spoil", "words", "template", "says"),
     [
         (_spoil_template, 1, None, "no chat template"),
-        (_spoil_weights, 1, None, "no numbers"),
+        (_spoil_weights, 1, None, "not numbers"),
         (lambda _loaded: None, 600, None, "reads at most 512"),
         (lambda _loaded: None, 1, "{{ raise_exception('no system prompts here') }}", "no system prompts here"),
         (lambda _loaded: None, 1, SLOW, SLOW_SAID),

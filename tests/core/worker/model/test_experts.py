@@ -252,7 +252,7 @@ def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dt
     torch.manual_seed(0)
     original = torch.randn(shape, dtype=dtype)
     weight = quantize_experts(original, shape)
-    # Rows of 96 numbers are no whole blocks of 64.
+    # Rows of 96 numbers are not whole blocks of 64.
     assert (weight.block(range(shape[0])) - original).abs().max() < 0.7
     for numbers in (range(shape[0]), [1], [0, shape[0] - 1]):
         together = weight.block(numbers)

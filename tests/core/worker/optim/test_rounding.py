@@ -88,7 +88,7 @@ def carrying(weights: torch.Tensor, update: torch.Tensor, **given: Any) -> None:
         ({"add_update": forced(seed=7)}, "two seeds"),
         ({"add_update": forced(wanted=None)}, "values that bf16 has"),
         ({"add_update": forced(keep=1.0)}, "in fp32"),
-        ({"add_update": carrying}, "what is no number"),
+        ({"add_update": carrying}, "what is not a number"),
         ({"clear_unless": lambda _, values: values.zero_()}, "in fp32"),
         ({"clear_unless": lambda *_: None}, "in fp32"),
     ],

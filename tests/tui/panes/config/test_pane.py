@@ -15,6 +15,7 @@ from tests.tui.config_panes import answer, config_pane, go_to, write_config
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
+    PaneApp,
     lend_terminal,
     make_editor,
     press,
@@ -44,6 +45,18 @@ def current(pane: ConfigPane) -> str:
     """The option under the cursor."""
     assert pane.form.current is not None
     return pane.form.current.option.name
+
+
+async def test_nothing_is_told_of_a_configuration_that_is_being_opened(config_file: Path) -> None:
+    pane = ConfigPane()
+    app = PaneApp(pane)
+    app.state.is_opening = True
+    async with app.run_test(size=(120, 30)) as pilot:
+        await shown(pilot, "2 Config · opening …")
+        assert "missing" not in screen_text(app)
+        app.state.is_opening = False
+        pane.load(ConfigDocument.load(config_file))
+        await shown(pilot, "2 Config · tickets.toml")
 
 
 async def test_new_configuration_shows_the_basic_options_and_what_is_needed() -> None:
@@ -220,7 +233,7 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         config_file.write_text(theirs)
         for key, epochs, rank in (("escape", 2.0, 64), ("l", 7.0, None)):
             await press(pilot, "ctrl+s")
-            assert "changed by something else" in screen_text(pilot.app)
+            assert "changed by another program" in screen_text(pilot.app)
             assert config_file.read_text() == theirs
             await press(pilot, key)
             assert config_file.read_text() == theirs
@@ -229,7 +242,7 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs.replace("7.0", "9.0"))
         await press(pilot, "ctrl+s")
-        assert "changed by something else" in screen_text(pilot.app)
+        assert "changed by another program" in screen_text(pilot.app)
         await press(pilot, "o")
         assert "rank = 64" in config_file.read_text()
         assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
@@ -274,7 +287,7 @@ async def test_what_the_editor_broke_is_kept(
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
     async with config_pane(config_file) as (pilot, _pane):
-        await press(pilot, "e", until="cannot be lent")
+        await press(pilot, "e", until="cannot run an editor")
 
 
 async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:

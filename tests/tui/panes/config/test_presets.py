@@ -37,7 +37,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
     path = write_config(tmp_path)
     before = path.read_text()
     async with config_pane(path, size=(120, 40)) as (pilot, pane):
-        await press(pilot, "P", until=("auto: 24gb-7b", "Kept, as you wrote it"))
+        await press(pilot, "P", until=("auto: 24gb-7b", "Kept as you wrote it"))
         await press(pilot, "enter", until="✓ preset 24gb-7b: 4 options changed, 1 kept")
         assert pane.document.get("train.epochs") == 2.0
         assert pane.document.get("method.rank") == 32
@@ -57,8 +57,8 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         await press(pilot, "u", until="Undone: preset 24gb-7b.")
         assert pane.document.dumps() == before
         # With a, it replaces what the user wrote too.
-        await press(pilot, "P", until="Kept, as you wrote it")
-        await press(pilot, "A", until=lambda: "Kept, as you wrote it" not in screen_text(pilot.app))
+        await press(pilot, "P", until="Kept as you wrote it")
+        await press(pilot, "A", until=lambda: "Kept as you wrote it" not in screen_text(pilot.app))
         assert "train.epochs 2 → 1" in flat(screen_text(pilot.app))
         await press(pilot, "enter", until=lambda: pane.document.get("train.epochs") == 1.0)
 

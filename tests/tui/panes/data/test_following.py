@@ -148,7 +148,7 @@ async def test_rows_on_the_screen_have_marks_before_the_analysis(
             await pilot.press(key)
             visited.append(pane.index + 1)
         assert visited == [5, 10, 25, 5]
-        await wait_for(pilot, lambda: shows(pilot, "3 problems seen (p shows them) · reading 43%"))
+        await wait_for(pilot, lambda: shows(pilot, "3 problems so far (p shows them) · reading 43%"))
         await press(pilot, "f", until=lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
         document.set("data.overlong", "truncate")
         pane.configure(document)

@@ -96,7 +96,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         await seen(pilot, screen)
         assert screen.choice.columns == {"user": "frage", "assistant": "antwort"}
         assert "! 2 of the first 3 rows can be used" in words(pilot)
-        assert "row 3: Message 2, an assistant's, is empty." in words(pilot)
+        assert "row 3: The answer is empty." in words(pilot)
         assert spoken(screen)[:2] == [("user", "Wie geht das?"), ("assistant", "So geht das.")]
         assert "by hand" in screen_lines(pilot.app)[0]
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
@@ -222,7 +222,7 @@ async def test_without_data_and_for_entries_of_a_registry_it_is_refused(director
     (directory / "a.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
     async with running(configured(directory), (100, 30), notifications=True) as (app, pilot):
         await pilot.press("1", "vertical_line")
-        await wait_for(pilot, lambda: any("open a data file first" in note.message for note in app._notifications))
+        await wait_for(pilot, lambda: any("Open a data file first" in note.message for note in app._notifications))
         pane_of(app, "data").show(directory / "dataset_info.json#x")
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         await pilot.press("vertical_line")
