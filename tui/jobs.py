@@ -41,7 +41,7 @@ class JobPage(Generic[ProgressType, ResultType]):
 
     @property
     def keeps(self) -> str:
-        """What is kept of it if it is ended now."""
+        """The parts of it that are kept if it is ended now; empty if nothing is lost, as it begins again by itself."""
         return NOTHING
 
     @property

@@ -50,6 +50,11 @@ class RunningJob(Generic[ProgressType, ResultType]):
         return self.stage in ("ended", "canceled")
 
     @property
+    def is_ending(self) -> bool:
+        """True from the request to cancel it to its end."""
+        return self._is_canceled and not self.is_over
+
+    @property
     def seconds(self) -> float:
         """Seconds since it began, until its end."""
         return (self._ended if self.is_over else self._clock()) - self._began if self._began else 0.0

@@ -223,7 +223,8 @@ def _night(data: Any) -> Night:
     """The limits of the night in ``queue.json``."""
     if data is None:
         return Night()
-    values, since = (data.get("values"), data.get("since")) if isinstance(data, dict) else (None, None)
+    values: Any = data.get("values") if isinstance(data, dict) else None
+    since: Any = data.get("since") if isinstance(data, dict) else None
     if not isinstance(values, dict) or not is_time(since) or since < 0:
         raise ValueError("its night makes no sense")
     try:

@@ -216,7 +216,8 @@ class QueueReader:
 
     def _with_differences(self, rows: list[EntryView], night: Night) -> list[EntryView]:
         """The rows, each with what differs from the one above it; the first from the one below it."""
-        options = [None if (found := self._read(row.entry, night)) is None else found.options for row in rows]
+        read = [self._read(row.entry, night) for row in rows]
+        options = [None if values is None else values.options for values in read]
         found = []
         for row, here, beside in zip(rows, options, [*options[1:2], *options], strict=False):
             differs = {}

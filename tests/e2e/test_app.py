@@ -106,7 +106,7 @@ def test_a_run_outlives_its_app_and_is_stopped_from_the_next(workers: Workers, e
         wait_for(lambda: run.state().state == "training", PATIENCE, "the run to go on")
         terminal.press("q")
         terminal.wait_for_text("leave it running")
-        answer(terminal, "s", "leave it running")
+        answer(terminal, "x", "leave it running")
         assert terminal.wait_for_end(PATIENCE) == 0
         assert f"localtune-tui continue {run.id}".encode() in terminal.output
     ended = launcher.wait_until(run, lambda state: state.state == "stopped", PATIENCE)

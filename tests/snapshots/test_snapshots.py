@@ -111,7 +111,7 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> Non
 
 @pytest.mark.parametrize(
     ("keys", "text"),
-    [("s", "keep training"), ("sk", "leave it alone"), ("e", "esc leave")],
+    [("x", "keep training"), ("xk", "leave it alone"), ("e", "esc leave")],
     ids=["stop", "kill", "settings"],
 )
 def test_control(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, keys: str, text: str) -> None:
@@ -177,7 +177,7 @@ def test_templates(snap_compare: Compare, app: LocaltuneApp, forms_config: Path,
 def test_columns(snap_compare: Compare, app: LocaltuneApp, forms_config: Path, size: str) -> None:
     app._config_path = forms_config
 
-    shown = steps(when(lambda: shows_rows(app)), until("2 of the first 3 rows", "1", "C"))
+    shown = steps(when(lambda: shows_rows(app)), until("2 of the first 3 rows", "1", "vertical_line"))
     assert snap_compare(app, terminal_size=cells(size), run_before=shown)
 
 
@@ -283,7 +283,7 @@ def test_stopped(snap_compare: Compare, app: LocaltuneApp, private_home: Path) -
     script = ScriptedRun(private_home, total=25, start=MOMENT).begin().steps(1, 15).checkpoint(15)
     script.end("stopped", "stopped on request after step 15")
     app._run_name = "latest"
-    assert snap_compare(app, run_before=until("Kept is the checkpoint"))
+    assert snap_compare(app, run_before=until("The checkpoint of step"))
 
 
 @pytest.mark.parametrize("size", long_but(["80x24"], ["80x24", "200x50"]))
@@ -298,8 +298,8 @@ def test_two_curves_and_a_cursor(snap_compare: Compare, app: LocaltuneApp, priva
         script.write(events.ControlEvent(t=script.pass_time(1), command=command, sender="socket", result="ok"))
     script.end("stopped", "stopped on request after step 80")
     app._run_name = "latest"
-    shown = until("temperature ", "3", *"oooo", "left", "left", "left")
-    assert snap_compare(app, terminal_size=cells(size), run_before=steps(until("Kept is the checkpoint"), shown))
+    shown = until("temperature ", "3", *"yyyy", "left", "left", "left")
+    assert snap_compare(app, terminal_size=cells(size), run_before=steps(until("The checkpoint of step"), shown))
 
 
 # The queue.

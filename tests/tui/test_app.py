@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from textual.app import App
+from textual.content import Content
 from textual.geometry import Region, Size
 
 from core.runs.control.client import ControlClient
@@ -38,7 +39,6 @@ from tui.panes.train import STALE_SECONDS
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen, help_content
 from tui.screens.queue import QueueScreen
-from tui.screens.start import StartCard
 from tui.state import AppState
 
 
@@ -251,6 +251,11 @@ async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
         await press(pilot, "slash", *"zzz", until="No run matches.")
 
 
+def hints_of(app: LocaltuneApp, pane: str) -> str:
+    """The key hints in the lower border of a pane."""
+    return Content.from_markup(str(pane_of(app, pane).border_subtitle or "")).plain
+
+
 async def test_help_explains_the_pane_and_scrolls() -> None:
     async with running() as (app, pilot):
         await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
@@ -262,13 +267,12 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         for spec in PANES:
             await press(pilot, str(spec.number), "question_mark", until=f"Help · {spec.title}")
             await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
-            hints = str(pane_of(app, spec.id).border_subtitle or "").split("  ")
+            hints = hints_of(app, spec.id).split("  ")
             assert len(hints) <= 6, (spec.id, hints)
             assert hints[-1] == "? more"
-        for opens, about in (("Q", "Runs that wait"), ("r", "A run before it starts")):
-            await press(pilot, opens, until=lambda: isinstance(app.screen, (QueueScreen, StartCard)))
-            await press(pilot, "question_mark", until=about)
-            await press(pilot, "escape", "escape", until=lambda: len(app.screen_stack) == 1)
+        await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
+        await press(pilot, "question_mark", until="Runs that wait")
+        await press(pilot, "escape", "escape", until=lambda: len(app.screen_stack) == 1)
 
 
 @cases("scope", [spec.id for spec in PANES] + list(SCREENS))
@@ -289,7 +293,8 @@ async def test_the_keys_of_the_end_act_from_another_pane_unless_it_has_them(home
     ScriptedRun(home).train_to(120).end("finished")
     async with running(LocaltuneApp(run="latest"), (200, 50), until="copy path") as (app, pilot):
         await press(pilot, {"config": "2", "chat": "4"}[pane], until=lambda: app.main.current == pane)
-        assert "? more" not in str(pane_of(app, "train").border_subtitle)
+        assert "L log axis" in hints_of(app, "train")
+        assert "? more" not in hints_of(app, "train")
         own = pane == "config"  # Its long help.
         await pilot.press("h")
         await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog) is not own)

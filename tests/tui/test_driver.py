@@ -224,7 +224,7 @@ def test_in_the_c_locale_all_is_ascii(home: Path, environment: dict[str, str]) -
     with Terminal.app(size=(120, 34), environment={**environment, "LANG": "C", "LC_ALL": "C"}) as terminal:
         terminal.wait_for_text("step")
         terminal.wait_for_text("5 Runs")
-        terminal.press("1", until="d sample data")
+        terminal.press("1", until="E sample data")
         terminal.press("E", until="400 used")
         terminal.press("2", until="learning_rate")
         terminal.press("4", until="4 Chat")

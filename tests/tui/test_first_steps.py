@@ -36,7 +36,7 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
             assert "Fine-tune a language model on your data, locally." in text
             assert "No run yet. What should the model learn from?" in text
             for line in (
-                *("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "d   the sample tickets"),
+                *("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "E   the sample tickets"),
                 "I   a config",
             ):
                 assert line in text

@@ -146,7 +146,7 @@ def test_edits_come_back_after_a_mistake_and_can_be_given_up(
     assert stat.S_IMODE(draft.stat().st_mode) == 0o600
 
     with Terminal.app(str(path), environment=environment, size=(100, 30)) as terminal:
-        terminal.wait_for_text("that were not saved are back: ^s saves them")
+        terminal.wait_for_text("not saved yet are back: ^s saves them")
         terminal.wait_for_text("•edited")
         terminal.press("2", until="▸")
         terminal.press("u")

@@ -46,7 +46,12 @@ def test_every_command_is_found_by_its_name_and_by_its_other_words(key: Key) -> 
         *(("screenshot", "app.picture"), ("compare", "config.compare"), ("diff", "config.compare")),
         *(("download", "data.open"), ("ollama", "config.model"), ("base model", "config.model")),
         *(("delete", "runs.delete"), ("reset", "config.default"), ("undo", "config.undo")),
-        *(("stop", "train.stop"), ("learning rate", "option:train.learning_rate"), ("quiet", "option:night.quiet_hours"), ("axolotl", "config.import")),
+        *(
+            ("stop", "train.stop"),
+            ("learning rate", "option:train.learning_rate"),
+            ("quiet", "option:night.quiet_hours"),
+            ("axolotl", "config.import"),
+        ),
         *(("exit", "app.quit"), ("side by side", "app.tile"), ("zoom", "train.zoom_in"), ("demo", "train.sample")),
         ("save a check", "train.checkpoint"),
     ],
@@ -120,8 +125,10 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
     config = tmp_path / "mine.toml"
     config.write_text('[data]\ntrain = "rows.jsonl"\n')
     async with running(LocaltuneApp(config_path=config), (100, 30)) as (app, pilot):
-        await wait_for(pilot, lambda: "c checkpoint" in screen_text(app))
-        await click(pilot, "c checkpoint")
+        await wait_for(pilot, lambda: "2 Config · mine.toml" in screen_text(app))
+        await click(pilot, "3 Train")
+        await wait_for(pilot, lambda: "^s checkpoint" in screen_text(app))
+        await click(pilot, "^s checkpoint")
         await wait_for(pilot, lambda: sent == ["checkpoint"])
         await click(pilot, "1 Data")
         await wait_for(pilot, lambda: "s statistics" in screen_text(app))

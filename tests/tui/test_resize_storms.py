@@ -20,7 +20,7 @@ SCREENS = {
     "the trash": ("U", "The trash is empty", "\x1b"),
     "details": ("d", "[Curve]", "\x1b"),
     "runs compared": ("c", "runs compared", "\x1b"),
-    "a curve with a cursor": ("\rmo+hh", "┤", "\x1b5"),
+    "a curve with a cursor": (("\r", "m", "y", "+", "\x1b[D", "\x1b[D"), "┤", ("\x1b", "5")),
     "the palette": ("\x10", "Commands", "\x1b"),
 }
 #: Variables, and a color that must not be selected.
@@ -97,7 +97,7 @@ def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, reque
 #: Keys to screens from the Runs pane, their titles, and the hint for ``enter`` at the smallest size.
 TINY = {
     "D": ("Delete the run", "enter keep it"),
-    "Q": ("Queue", "enter show its ru"),
+    "Q": ("Queue", "enter values"),
     "U": ("Trash", "enter restore"),
     "2P": ("Presets", "enter apply"),
 }
@@ -118,7 +118,7 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
         if title == "Delete the run":
             assert "20261101-000001-tickets" in "".join(line.strip() for line in lines)
             # The rest is scrolled to.
-            terminal.press("\x1b[F", until="d  delete it for")
+            terminal.press("\x1b[F", until="frees the")
         terminal.resize(80, 24)
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
         terminal.wait_for_rest()

@@ -96,7 +96,7 @@ def test_no_letter_of_a_text_is_a_command(text: str, scope: str) -> None:
         *(("data", ":123456\n"), ("data", "/fan\nn"), ("data", "jjj/fan\n"), ("data", "GGkk")),
         *(("config", "2jj"), ("config", "/lr\n"), ("config", "\n0.01\n"), ("config", "jjj\n0.01\n")),
         *(("config", "S mine.toml\n"), ("config", "\x13mine.toml\n"), ("config", "Oapp\n")),
-        *(("config", "P↓↓\n"), ("train", "e1e-4\n"), ("train", "sy"), ("train", "ihello world\n")),
+        *(("config", "P↓↓\n"), ("train", "e1e-4\n"), ("train", "xy"), ("train", "ihello world\n")),
         *(("runs", "/failed\n"), ("runs", "5jj\n"), ("train", "51234"), ("chat", "i what is 3?\n")),
         *(("chat", "4ihello\n"), ("runs", "\x10theme\n")),
     ],
@@ -109,7 +109,7 @@ def test_what_is_typed_ahead_is_carried_out(scope: str, text: str) -> None:
 
 def test_a_key_that_is_held_down_is_no_text() -> None:
     told: list[str] = []
-    assert admitted("zzzzzz", "train", told=told) == ""
+    assert admitted("wwwwww", "train", told=told) == ""
     assert not told
 
 
@@ -144,7 +144,7 @@ def test_what_was_dropped_long_ago_takes_no_later_keys_with_it(ahead: TypedAhead
 
 @cases(
     ("scope", "text", "expected"),
-    [("config", "open /etc/passwd\n", "op"), ("data", "sx reboot\n", "s"), ("train", "pcb", "pc")],
+    [("config", "open /etc/passwd\n", "o"), ("data", "sx reboot\n", "s"), ("train", "pab", "pa")],
 )
 def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str, expected: str) -> None:
     ahead = TypedAhead(KeyTable(), lambda: None)
@@ -176,7 +176,7 @@ def test_a_paste_of_thousands_of_letters_is_looked_through_once(ahead: TypedAhea
     ("text", "scope", "typed", "ask"),
     [
         # The letter is the user's own now; the other key for it stays.
-        ('[train]\npause = "z"\nstop = "i"\n', "train", "zi", "f6"),
+        ('[train]\npause = "w"\nstop = "i"\n', "train", "wi", "f6"),
         ('[chat]\nwrite = ["i", "w"]\n', "chat", "w what is 3?\n", "i,f6"),
         ('[chat]\nwrite = "w"\n', "chat", "w what is 3?\n", "i,f6"),
     ],
@@ -212,7 +212,7 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_com
         pane.body.rows.focus()
         await pilot.pause()
         # Each of these letters is a key of the pane, and so are the keys themselves.
-        for chunk, text in (("/mfsC/o:q", "mfsC/o:q"), (":2m/", "2m/"), ("onob/:lm", "nob/:lm")):
+        for chunk, text in (("/mfsH/o:q", "mfsH/o:q"), (":2m/", "2m/"), ("onob/:lm", "nob/:lm")):
             type_at_once(pilot, chunk)
             assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
             assert not pane.body.shows_tokens
@@ -250,7 +250,7 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PickScreen))
         type_at_once(pilot, "Oapp\n")
         await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
-        type_at_once(pilot, "vf")
+        type_at_once(pilot, "cf")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
         await press(pilot, "escape", until=lambda: pane.form.has_focus)
         cursor = pane.form.cursor
@@ -269,13 +269,13 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
     sent = record_commands(monkeypatch)
     async with running(until=has_live_run) as (app, pilot):
         await press(pilot, "3")
-        type_at_once(pilot, "syp")
+        type_at_once(pilot, "xyp")
         await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
         assert isinstance(app.screen, ChoiceDialog)
         assert sent == []
         # A key that comes twice answers once.
-        for opening, leaving in (("", "nn"), ("?", "\n\n"), ("s", "yy"), ("e", "\n\n")):
+        for opening, leaving in (("", "nn"), ("?", "\n\n"), ("x", "yy"), ("e", "\n\n")):
             type_at_once(pilot, opening)
             await wait_for(pilot, lambda: len(app.screen_stack) == 2)
             await pilot.pause()
@@ -287,7 +287,7 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
 
 
 MISTYPED = "clear; localtune-tui trian\r"
-LOST = "Typed text went nowhere"
+LOST = "Nothing here takes text"
 TITLES = {"1": "1 Data", "2": "2 Config", "3": "3 Train", "4": "4 Chat", "5": "5 Runs"}
 
 
@@ -308,7 +308,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def terminal(workplace: Path) -> Iterator[Terminal]:
     environment = {**app_environment(workplace / "home"), "EDITOR": str(workplace / "editor")}
     with Terminal.app(str(workplace / "mine.toml"), environment=environment, size=(100, 30)) as terminal:
-        terminal.wait_for_text("3 Train · 2026")
+        terminal.wait_for_text("─ 2 Config · mine.toml")
         terminal.press("1", until="1 Data · rows.jsonl")
         yield terminal
 

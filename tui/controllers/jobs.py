@@ -72,7 +72,8 @@ class Jobs:
             if view is not None:
                 view.dismiss()
             if job.seconds >= _TELLS_SECONDS:
-                self._desktop.tell(f"{one_line(job.title, 100)} was canceled: {page.keeps}.")
+                kept = f": {page.keeps}" if page.keeps else ""
+                self._desktop.tell(f"{one_line(job.title, 100)} was canceled{kept}.")
             return
         page.has_ended()
         sentence = one_line(str(job.error) if job.error is not None else page.outcome(), 300)
@@ -158,11 +159,11 @@ class Jobs:
         self._desktop.show_header()
 
     def losses(self) -> list[str]:
-        """Sentences about running jobs, which end with the app."""
+        """Sentences about running jobs that are lost with the app."""
         return [
             f"{one_line(page.job.title, 100)} is on ({page.job.state}). Leaving ends it: {page.keeps}."
             for page in self._pages
-            if page.job.stage == "on"
+            if page.job.stage == "on" and page.keeps
         ]
 
     def close(self) -> None:

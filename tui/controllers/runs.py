@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.config.facts import Unkept
     from core.config.schema import Config
-    from core.errors import UserError
     from core.export.plan import ExportPlan
     from core.hardware.snapshot import Device
     from core.runs.record.events import Event

@@ -95,16 +95,19 @@ class Pane(Vertical):
         room = max(self.outer_size.width - _BORDER_WIDTH, 0) or _WIDEST
         shown: list[Content] = []
         is_current = self.has_class("-current")
-        hints = [*self._hints[:_HINTS]]
+        style = "$foreground bold" if is_current else ""
+        more: list[Content] = []
         if is_current and not takes_text(self.screen.focused):
-            hints.append((self.keys["app.help"].display, "more"))
-        for key, text in hints:
-            hint = Content.assemble((key, "$foreground bold" if is_current else ""), f" {text}")
+            # It leads to the keys that have no room.
+            more = [Content.assemble((self.keys["app.help"].display, style), " more")]
+            room -= more[0].cell_length + 2
+        for key, text in self._hints[:_HINTS]:
+            hint = Content.assemble((key, style), f" {text}")
             room -= hint.cell_length + (2 if shown else 0)
             if room < 0:
                 break
             shown.append(hint)
-        line = Content("  ").join(shown)
+        line = Content("  ").join([*shown, *more])
         # Writing to the border repaints the whole pane.
         if line != self._shown_hints:
             self._shown_hints = line

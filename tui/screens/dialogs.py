@@ -287,6 +287,6 @@ def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
     return ChoiceDialog(
         "Another run is live",
         text,
-        Choice("a", ADD, "add it to the queue", "it starts by itself, with or without the app"),
+        Choice("plus", ADD, "add it to the queue", "it starts by itself, with or without the app"),
         Choice("escape", "", "leave it"),
     )

@@ -291,7 +291,7 @@ class EvaluationPage(JobPage[JobProgress, Compared]):
 
     @property
     def keeps(self) -> str:
-        """What is kept of it if it is ended now."""
+        """The parts of it that are kept if it is ended now."""
         is_kept = self._evaluation is not None and self._evaluation.record.done > 0
         return "what was answered is kept, and the same request goes on with it" if is_kept else NOTHING
 

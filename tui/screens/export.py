@@ -278,7 +278,7 @@ class ExportPage(JobPage["ExportProgress", "ExportResult"]):
 
     @property
     def keeps(self) -> str:
-        """What is kept of it if it is ended now."""
+        """The parts of it that are kept if it is ended now."""
         return f"the files stay in {shown_path(self._target)}, unproven" if self._written else NOTHING
 
     def run(self, tell: Callable[[ExportProgress], None]) -> ExportResult:

@@ -49,7 +49,7 @@ class FetchPage(JobPage[JobProgress, FetchPlan]):
 
     @property
     def keeps(self) -> str:
-        """What is kept of it if it is ended now."""
+        """The parts of it that are kept if it is ended now."""
         return "what has come is kept, and a later download goes on with it"
 
     @property

@@ -105,7 +105,7 @@ def _all_keys(listed: Sequence[Key], keys: KeyTable) -> list[tuple[str, str]]:
     reverse = {twin.id for key in listed if (twin := keys.twin(key)) is not None}
     for key in listed:
         twin = keys.twin(key)
-        parts = [display_key(part) for part in key.keys.split(",")]
+        parts = [key.display, *map(display_key, key.keys.split(",")[1:])]
         if twin is not None:
             lines.append((" ".join([*parts, twin.display]), f"{key.help or key.description}; {twin.display} goes back"))
         elif key.id not in reverse:

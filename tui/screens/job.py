@@ -49,6 +49,7 @@ class JobScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = style_of("JobScreen")
+    HELP = "job"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
         Binding("x", "cancel", show=False),
@@ -85,6 +86,8 @@ class JobScreen(Overlay[None]):
             self.app.copy_to_clipboard(copied[1])
             self._said = f"✓ the line for {copied[0]} sent to your terminal's clipboard"
             self.show()
+            # The notice is the last line.
+            self.call_after_refresh(self.query_one(OverlayBox).scroll_end, animate=False)
         elif event.key == page.yes and stage == "asked":
             shell_of(self).jobs.begin(page)
         elif event.key == page.yes and page.question:
@@ -107,7 +110,7 @@ class JobScreen(Overlay[None]):
             shell_of(self).jobs.cancel(page)
         else:
             self._is_asked = True
-            self.show()
+        self.show()
 
     def action_numbers(self) -> None:
         """Show the figures, or hide them."""
@@ -116,7 +119,8 @@ class JobScreen(Overlay[None]):
 
     def show(self) -> None:
         """Show the present state of the job."""
-        if not self.query(OverlayBox):
+        if not self.query(OverlayBox) or self.page.job.stage == "canceled":
+            # It is left, or about to be.
             return
         page, job = self.page, self.page.job
         self.set_class(job.error is not None, "-alarm")
@@ -130,7 +134,7 @@ class JobScreen(Overlay[None]):
         numbers = page.numbers() if job.result is not None else Content("")
         if numbers.plain and self._has_numbers:
             parts += [Content(""), numbers]
-        if self._is_asked and job.stage == "on":
+        if self._is_asked and job.stage == "on" and not job.is_ending:
             lost = f"x again ends it: {format_duration(job.seconds)} of work are lost."
             parts += [Content(""), Content.styled(lost, "$near")]
         if self._said:
@@ -143,6 +147,8 @@ class JobScreen(Overlay[None]):
         page, stage = self.page, self.page.job.stage
         if stage == "asked":
             return [f"{page.yes} begin", "esc leave"]
+        if self.page.job.is_ending:
+            return ["canceling …", "esc leave"]
         if stage == "on":
             return [f"{page.yes} {page.question}", "esc leave it"] if page.question else ["x cancel", "esc leave it on"]
         keys = [f"enter {page.takes}"] if page.can_take() else []

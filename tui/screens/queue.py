@@ -14,8 +14,8 @@ from textual.widgets.option_list import Option
 
 from core.errors import UserError
 from core.queue import status, store
-from core.queue.estimate import Estimator
 from core.queue.entry import QueueEntry
+from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.night import NIGHT_OPTIONS
 from core.queue.tonight import change_night, tell_live_run
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 #: Seconds between two reads of the queue.
 LOOK_SECONDS = 2.0
-#: Columns of a line without its name.
-_STATE, _TIME = 18, 22
+#: Columns of a line without its name: the state, and the times with two marks.
+_STATE, _TIME = 18, 23
 #: Row for an option that has its default, and the keys of a form.
 _ANOTHER, _KEYS = "", (("tab", "next"), ("enter", "take over"), ("esc", "leave as it is"))
+#: Columns of the lower border without its text.
+_CORNERS = 6
 _STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
 
 
@@ -75,6 +77,7 @@ class QueueScreen(ListScreen[Run]):
         """Fit the lines to the new width."""
         if self._view is not None:
             self._show_entries(self._view)
+            self._show_legend(self._view)
 
     # Reading.
 
@@ -91,9 +94,14 @@ class QueueScreen(ListScreen[Run]):
     def _show(self, view: QueueView) -> None:
         self._view = view
         self._box.show_about(self._runner_line(view))
-        self._box.border_subtitle = Content(_legend(view))
+        self._show_legend(view)
         self.show_keys()
         self._show_entries(view)
+
+    def _show_legend(self, view: QueueView) -> None:
+        """Show the legend in the border, in short if there is no room."""
+        legend, room = _legend(view), self._box.outer_size.width - _CORNERS
+        self._box.border_subtitle = Content(legend if len(legend) <= room else _legend(view, is_short=True))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """True if an action has an effect on the queue as it is."""
@@ -302,12 +310,13 @@ class QueueScreen(ListScreen[Run]):
         self._box.carry_out(change)
 
 
-def _legend(view: QueueView) -> str:
+def _legend(view: QueueView, *, is_short: bool = False) -> str:
     """End of all runs, and the legend for the marks of the durations."""
     starts = "" if view.runner is not None else ", if started now"
     done = [f"all done ~{format_moment(view.ends, '%a %H:%M')}{starts}"] if view.ends is not None else []
-    plan = ["* by the plan: no run of this kind yet"] if view.has_plans else []
-    early = [f"^ ends early by {' or '.join(view.early_ends)}"] if view.early_ends else []
+    of_plan, of_limit = ("", "") if is_short else (": no run of this kind yet", f" by {' or '.join(view.early_ends)}")
+    plan = [f"* by the plan{of_plan}"] if view.has_plans else []
+    early = [f"^ ends early{of_limit}"] if view.early_ends else []
     return " · ".join([*done, *plan, *early])
 
 

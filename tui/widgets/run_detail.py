@@ -34,7 +34,8 @@ def queue_line(view: QueueView, key: str) -> Content:
     if not view.upcoming:
         return Content("")
     if waiting:
-        parts = [f"next {_expected(waiting[0])}", f"{len(waiting)} {'waits' if len(waiting) == 1 else 'wait'}"]
+        coming = _expected(waiting[0], begins=view.runner is not None)
+        parts = [f"next {coming}", f"{len(waiting)} {'waits' if len(waiting) == 1 else 'wait'}"]
     else:
         parts = [f"{_expected(on)} is the last one" if on is not None else "nothing waits"]
     if held:
@@ -47,12 +48,17 @@ def queue_line(view: QueueView, key: str) -> Content:
     return Content.assemble((f"{key} ", "$primary bold"), "queue   ", " · ".join(parts))
 
 
-def _expected(row: EntryView) -> str:
-    """An entry with its begin, or the end if it is running: ``tickets at ~Sat 03:40``."""
+def _expected(row: EntryView, *, begins: bool = True) -> str:
+    """An entry with its begin, or the end if it is running: ``tickets at ~Sat 03:40``.
+
+    Args:
+        row: The entry.
+        begins: False if nothing begins, as no runner is on.
+    """
     name = one_line(row.entry.title, 40)
     if row.place is None:
         return f"{name}, done {_clock(row.ends)}," if row.ends is not None else name
-    return f"{name} at {_clock(row.begins)}" if row.begins is not None else name
+    return f"{name} at {_clock(row.begins)}" if begins and row.begins is not None else name
 
 
 def _clock(moment: float) -> str:

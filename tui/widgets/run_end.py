@@ -157,5 +157,5 @@ def _kept(result: RunResult, width: int) -> list[Content]:
     else:
         lost = result.lost_steps
         after = f"; the {lost} steps after it are lost" if lost > 1 else "; the step after it is lost" if lost else ""
-        text = f"Kept is the checkpoint of step {result.saved_step}{after}."
+        text = f"The checkpoint of step {result.saved_step} is kept{after}."
     return _indented(text, width)

@@ -120,7 +120,7 @@ def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap 
     if isinstance(kind, dict):
         return "auto", _read_table(kind, where)
     if not isinstance(kind, str):
-        raise UserError(f"{where} has a type that is no name.", "Write, for example, type: alpaca.")
+        raise UserError(f"{where} has a type that is not a name.", "Write, for example, type: alpaca.")
     if kind.partition(":")[0] == "chat_template":
         return "auto", read_chat(entry, where)
     return _read_type(kind, entry, where)

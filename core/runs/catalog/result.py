@@ -91,6 +91,8 @@ def _miss(bar: Bar, figures: GateFigures) -> str:
 PROBE_LOSS = "probe loss"
 #: Least rise of it that is reported.
 FORGOTTEN = 0.005
+#: A smaller rise does not show in answers.
+NOTICEABLE = 0.1
 #: Most files of a result whose sizes are added up.
 _MOST_ENTRIES = 1000
 
@@ -286,7 +288,8 @@ def forgetting(rise: float, since: str = "") -> str:
     """A rise of the probe loss in words, with the time of the comparison if the reader does not see it."""
     if rise < FORGOTTEN:
         return f"nothing forgotten{since}"
-    return f"{format_fixed(rise, 2)} forgotten{since}: it answers general questions worse"
+    meaning = "hardly noticeable" if rise < NOTICEABLE else "it answers general questions worse"
+    return f"{format_fixed(rise, 2)} forgotten{since}: {meaning}"
 
 
 def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:

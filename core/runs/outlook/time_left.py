@@ -312,10 +312,12 @@ def _first_pace(timings: Timings, schedule: Schedule) -> float | None:
 
 def _expected_parts(timings: Timings, schedule: Schedule) -> dict[str, float]:
     """Expected seconds of the parts of an evaluation that was not measured yet."""
-    trained = timings.seconds_per_token
-    rates = [_forward_seconds(timings, schedule), trained * FORWARD_SHARE if trained is not None else None]
-    forward = min((rate for rate in rates if rate is not None), default=0.0)
-    return {part: forward * tokens for part, tokens in part_tokens(timings, schedule).items()}
+    trained, current, tokens = timings.seconds_per_token, timings.evaluation, part_tokens(timings, schedule)
+    forward = trained * FORWARD_SHARE if trained is not None else _forward_seconds(timings, schedule) or 0.0
+    loss = current.part_seconds("loss") if current is not None else None
+    if loss and tokens["loss"]:
+        forward = min(forward, loss / tokens["loss"])
+    return {part: forward * count for part, count in tokens.items()}
 
 
 def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:

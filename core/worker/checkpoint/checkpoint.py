@@ -302,7 +302,7 @@ def _files_below(directory: Path) -> set[str]:
                 elif entry.is_file(follow_symlinks=False):
                     found.add(name)
                 else:
-                    what = "a link" if entry.is_symlink() else "no file"
+                    what = "a link" if entry.is_symlink() else "not a file"
                     raise UserError(f"{directory.name}: {one_line(name, 120)} is {what}.", _EARLIER)
     return found
 

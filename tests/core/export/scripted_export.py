@@ -1,5 +1,4 @@
-"""A process in place of that of an export, which does as the variable ``SCRIPTED_EXPORT`` says: ``result``, ``written``,
-``error`` or ``hang``."""
+"""A process in place of an export's; ``SCRIPTED_EXPORT`` is ``result``, ``written``, ``error`` or ``hang``."""
 
 from __future__ import annotations
 

@@ -132,10 +132,7 @@ def recorded_pace(name: str) -> tuple[Config, RunHistory, RunPace | None]:
     return config, history, pace_of("", config, history)
 
 
-@cases(
-    "name",
-    ["adapters", "answers-at-the-ends", "evaluation-before-steps", "evaluations-and-samples", "large-batches", "varied-lengths"],
-)  # fmt: skip
+@cases("name", sorted({*STEADY} - {"continued", "fast-steps", "full"}))
 def test_before_the_start_the_pace_of_the_other_runs_predicts_the_whole_run(name: str) -> None:
     config, history, _ = recorded_pace(name)
     others = [recorded_pace(other) for other in STEADY if other != name]
@@ -275,7 +272,8 @@ def test_before_the_first_step_the_first_evaluation_shows_the_speed_of_the_machi
     timings.apply(PhaseEvent(t=4.0, name="evaluating", detail="loss", done=4, total=8))
     # Ten milliseconds a token in a forward pass, thirty in a step of 400 tokens.
     eta = left_of(timings, schedule, 10, 4.0)
-    assert (eta.steps, eta.evaluation, eta.is_rough) == (pytest.approx(120.0), pytest.approx(4.0 + 8.0), True)
+    assert (eta.steps, eta.evaluation) == pytest.approx((120.0, 4.0 + 8.0))
+    assert eta.is_rough
     asked = replace(schedule, answers=True, probe=True)
     # Answers to 8 rows take 28.5 decoding steps of 88 tokens, and the probe 3000; twice, as the end is measured too.
     assert left_of(timings, asked, 10, 4.0).evaluation == pytest.approx(12.0 + 2 * 0.01 * (28.5 * 88 + 3000))

@@ -121,7 +121,7 @@ async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their
             await use(pilot, here / name)
             assert await start(pilot, started) == "preset cpu-small · 1 for the rows · P shows why"
             check_own(started[-1].values())
-        await use(pilot, here / "own.csv", "a")
+        await use(pilot, here / "own.csv", "A")
         await start(pilot, started)
         assert len(started[-1].values()["data.train"]) == 2
         check_own(started[-1].values())
@@ -145,7 +145,7 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         assert "u former" in screen_text(app)
         await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.dumps() == before)
         assert app.state.former == ""
-        assert "tickets is back as it was. own is kept: O in Config (2) lists it." in notes(app)
+        assert "tickets is back as it was. own is kept: o in Config (2) lists it." in notes(app)
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "tickets_train.jsonl")
         app.drafts.look()
         assert any("learning_rate = 0.002" in draft.data["text"] for draft in list_drafts("config"))

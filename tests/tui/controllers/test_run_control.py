@@ -151,7 +151,7 @@ async def test_a_process_is_killed_only_when_that_is_asked_for_twice(
     script.heartbeat = 1e9
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
-        assert "s stop it or kill its process" in screen_text(app)
+        assert "x stop it or kill its process" in screen_text(app)
         for answer in ("enter", "escape", "k", "n"):
             await asked_to_stop(pilot)
             assert "no sign of life for" in words(app)
@@ -339,11 +339,14 @@ def told(app: LocaltuneApp) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("key", "brief", "back"),
-    [("p", "◌ pausing", ("withdraw", {"what": "pause"})), ("c", "◌ saving", ("withdraw", {"what": "checkpoint"}))],
+    ("key", "shown", "brief", "back"),
+    [
+        ("p", "p", "◌ pausing", ("withdraw", {"what": "pause"})),
+        ("ctrl+s", "^s", "◌ saving", ("withdraw", {"what": "checkpoint"})),
+    ],
 )
 async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
-    home: Path, worker: SlowWorker, key: str, brief: str, back: tuple[str, dict[str, Any]]
+    home: Path, worker: SlowWorker, key: str, shown: str, brief: str, back: tuple[str, dict[str, Any]]
 ) -> None:
     in_step(home)
     async with attached(size=(120, 34), notifications=True) as (app, pilot):
@@ -352,7 +355,7 @@ async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
         header, *pane = screen_text(app).splitlines()
         assert re.search(brief + r"( after this step)? \(≤ 1\d s\)", header)
         assert re.search(brief + r" after this step \(≤ 1\d s\)", "\n".join(pane))
-        assert f"{key} take back" in screen_text(app)
+        assert f"{shown} take back" in screen_text(app)
         await pilot.press(key)
         assert "◌" not in screen_text(app)
         await wait_for(pilot, lambda: worker.heard[1:] == [back])
@@ -378,7 +381,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
     async with attached(notifications=True) as (app, pilot):
         await pilot.press("Z")
         assert "◌ parking" in screen_text(app)
-        assert "P take back" in screen_text(app)
+        assert "Z take back" in screen_text(app)
         await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park"])
         worker.step_over.set()
         script.write_state(state="paused", parked="ollama runner is running", step=11, step_started=None, progress=None)
@@ -388,7 +391,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         assert "‖ parked  11/" in screen_text(app)
         assert "paused" not in screen_text(app)
         assert "p resume" in screen_text(app)
-        assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
+        assert "^s checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
         await press(pilot, "Z", "p", until=lambda: [command for command, _ in worker.heard] == ["park", "resume"])
 
 
@@ -427,7 +430,7 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
         await wait_for(pilot, lambda: "micro-batch 3/8" in screen_text(app))
         script.write_state(pending=("stop",), progress=StepProgress("micro_batches", 4, 8))
         await wait_for(pilot, lambda: "◌ stopping after this step" in screen_text(app))
-        assert "s take back" in screen_text(app)
+        assert "x take back" in screen_text(app)
 
 
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:

@@ -181,7 +181,9 @@ async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: lis
     with (config.parent / "rows.jsonl").open("a") as file:
         file.write("no JSON\n")
     async with ready(LocaltuneApp(config)) as (app, pilot):
-        await press(pilot, "r", until="1 dropped: 1 no JSON · p shows them", seconds=60)
+        await press(pilot, "r", until="1 dropped: 1 no JSON · ! shows them", seconds=60)
+        await press(pilot, "question_mark", until="A run before it starts")
+        await press(pilot, "escape", until=lambda: has_card(app))
         await press(pilot, "exclamation_mark", until=lambda: app.main.current == "data" and not has_card(app))
         await wait_for(pilot, lambda: pane_of(app, "data").index == 40)
         await pilot.press("r")
@@ -216,7 +218,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         text = screen_text(app)
         assert "step 30 of 120, saved " in text
         assert "90 steps · 3 of them done before and not saved" in text
-        await wait_for(pilot, lambda: "done about" in screen_text(app), 30)
+        await wait_for(pilot, lambda: "ends about" in screen_text(app), 30)
         assert not continued
         await press(pilot, "enter", until=lambda: continued == [script.run])
 

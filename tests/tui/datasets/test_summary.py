@@ -77,7 +77,7 @@ async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
         text = screen_text(pilot.app)
         assert f"{found.used} used" in text
         assert "more" in text
-        assert "8 problems (p" in text
+        assert "8 problems (!" in text
         await press(pilot, "s")
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert all(KINDS[code].title in report for code in found.dropped)

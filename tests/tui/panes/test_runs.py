@@ -137,7 +137,9 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     async with listed(size=(120, 34)) as (app, pilot):
         await press(pilot, "R", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await press(pilot, "number_sign", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1"))
+        await press(
+            pilot, "number_sign", *"keep v1", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v1")
+        )
         await press(pilot, "quotation_mark", until="what to remember of it")
         # As 'localtune-tui label' does while the question is open: a label keeps what another one has written.
         write_labels(second.run.path, Labels("more data", ("keep", "v2")))

@@ -120,9 +120,10 @@ async def test_it_can_be_canceled_and_what_was_answered_is_kept(session: Scripte
         await wait_for(pilot, lambda: reached.is_set() and "5 of 24" in screen_text(app))
         await shown(pilot, "mine: answering", "x cancel  esc leave it on")
         await pilot.press("j", "f", "ctrl+s")
-        await press(pilot, "x", until=lambda: not isinstance(app.screen, JobScreen))
-        assert session.is_closed.is_set()
+        await press(pilot, "x", until=session.is_closed.is_set)
+        await shown(pilot, "canceling …  esc leave")
         release.set()
+        await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: read_record(list_records(paths.home() / "evaluations")[0]).done == 5)
     session.answer = answer
     async with running() as (app, pilot):

@@ -84,7 +84,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
 
 async def test_the_file_is_unproven_until_its_proof(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "written")
-    async with exporting(make_run()) as (pilot, app):
+    async with exporting(make_run()) as (pilot, _):
         await press(pilot, "enter", until=("written: tickets.gguf 1.0 kB, unproven; checking, 5s left", "75%"))
         await press(pilot, "escape", "q", until=lambda: "Leaving ends it: the files stay in" in words(pilot))
 

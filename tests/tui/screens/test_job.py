@@ -87,8 +87,12 @@ async def at_work(
         page.may_end.set()
     async with app.run_test(size=size) as pilot:
         app.jobs.open(page)
-        await press(pilot, "enter", until=lambda: page.job.stage != "asked")
-        yield pilot, app
+        try:
+            await press(pilot, "enter", until=lambda: page.job.stage != "asked")
+            yield pilot, app
+        finally:
+            # Its thread would be waited for.
+            page.may_end.set()
 
 
 async def test_it_begins_when_asked_to_and_its_result_can_be_taken() -> None:
@@ -136,6 +140,7 @@ async def test_several_are_listed() -> None:
         await press(pilot, "2", until=lambda: isinstance(app.screen, JobScreen))
         await press(pilot, "x", until=lambda: pages[1].job.stage == "canceled" and len(app.state.jobs) == 1)
         assert pages[0].job.stage == "on"
+        pages[0].job._began = pages[0].job._clock()
         assert "J count" not in fit(header_segments(app.state, 1e9, loss=False), 80).plain
         pages[0].job._began -= 10
         assert re.search(r"J count \d+%, \d+[sm] left", fit(header_segments(app.state, 1e9, loss=False), 80).plain)
@@ -206,7 +211,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
-    async with asking("2", "B", config=config_file) as (pilot, app):
+    async with asking("2", "K", config=config_file) as (pilot, app):
         assert measurement.configs == []
         await press(pilot, "enter", until=("layer by layer", "23%", "esc leave it on"))
         measurement.may_end.set()
@@ -227,7 +232,7 @@ async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, 
 async def test_what_is_fine_offers_nothing_to_keep(measurement: Measurement, config_file: Path) -> None:
     measurement.result = replace(COST, whole=Figures(1.5, 0.02, 0.99), kept=None)
     measurement.may_end.set()
-    async with asking("2", "B", config=config_file) as (pilot, app):
+    async with asking("2", "K", config=config_file) as (pilot, app):
         await press(pilot, "enter", until="0.02 nats on your rows: fine.")
         assert "keep them" not in screen_text(app)
         await press(pilot, "enter", until=lambda: not isinstance(app.screen, JobScreen))
@@ -265,6 +270,14 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
         assert all(len(line) <= 80 for line in screen_lines(app))
         assert (paths.selftest_dir() / "report.txt").is_file()
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
+
+
+async def test_the_help_names_its_keys_and_gives_the_view_back(selftests: list[SelfTestJob]) -> None:
+    async with asking("f8") as (pilot, app):
+        await press(pilot, "question_mark", until=("Help · Self-test", "It goes on", "enter begin", "esc leave"))
+        await press(pilot, "question_mark", until="Good to know")
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, JobScreen))
+        assert "enter begin" in screen_text(app)
 
 
 async def test_canceling_it_ends_its_processes(selftests: list[SelfTestJob], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ from tui.app import LocaltuneApp
 from tui.screens.box import ValuesForm
 from tui.screens.queue import QueueScreen
 
-
 TYPED = {"=": "equals_sign"}
 
 
@@ -67,7 +66,7 @@ async def queue(
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: Mock) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
         await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
-        await press(pilot, "plus", until=("Added as entry 1", "mine"))
+        await press(pilot, "plus", until=("Entry 1 added", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
         assert entry.source == str(config)
@@ -117,11 +116,15 @@ async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypa
         # With a runner they have a day and an hour each.
         monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
         await wait_for(pilot, lambda: re.search(r"\d\d:\d\d – \w+ \d\d:\d\d\* +second", screen_text(app)) is not None)
+        whole = r"all done ~\w+ \d\d:\d\d · \* by the plan · \^ ends early "
+        # The legend is not cut beside the end of all runs too.
+        await pilot.press("down", "down", "down")
+        await press(pilot, "D", until=lambda: re.search(whole, screen_text(app)))
 
 
 async def test_values_a_sweep_and_the_night_are_typed_in_the_box(config: Path, runner: Mock) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, screen):
-        await wait_for(pilot, lambda: "s start" not in screen_text(app) and "c clear" not in screen_text(app))
+        await wait_for(pilot, lambda: "r start" not in screen_text(app) and "A clear" not in screen_text(app))
         await press(pilot, "w", until=lambda: isinstance(app.screen, ValuesForm))
         await pilot.press(*(TYPED.get(key, key) for key in "rank=8"), "enter")
         await wait_for(pilot, lambda: "as s1, of the configuration as it is now." in screen_text(app))

@@ -58,7 +58,7 @@ PASS = "23 steps · 1 pass over the rows"
 @cases(
     ("found", "wanted"),
     [
-        (Found(), {"data": "faq.csv · …", "dropped": "checking every row …", "steps": "…"}),
+        (Found(), {"data": "faq.csv · …", "dropped": "looking at every row …", "steps": "…"}),
         (
             Found(),
             {"night": "no quiet hours, no limits", "measured": "the rows held out, the general probe, 3 answers"},
@@ -102,7 +102,7 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
     )  # fmt: skip
     shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
     assert shown["data"] == "faq.csv · 180 rows + 20 held out of the same file"
-    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · p shows them"
+    assert shown["dropped"] == "! 3 dropped: 2 no JSON, 1 longer than train.max_length · ! shows them"
     assert shown["model"] == "smol · 135 million parameters"
     assert shown["steps"] == f"{PASS} · pace of 3 runs · 0.4 Wh"
     assert shown["time"] == "~1m 20s = 23 steps ~56s + 5 evaluations ~15s + loading and saving ~9s"
@@ -229,12 +229,12 @@ def test_rows_worth_a_look_lead_to_them() -> None:
     )
     found = StartRows.analyzed(Analysis((), 9, 9, {}, problems))
     shown = lines(start(), Found(found))
-    assert shown["dropped"] == "none · 4 rows are worth a look · p shows them"
+    assert shown["dropped"] == "none · 4 rows are worth a look · ! shows them"
     assert "start.rows" in hint_keys(start(), found)
     assert "start.rows" not in hint_keys(start(has_form=False), found)
     several = start(config=config(data={"train": ["/data/a.csv", "/data/b.csv"]}))
     assert lines(several, Found(found))["data"] == "a.csv and 1 more · 9 rows, none held out: nothing is measured"
-    assert "p shows" not in lines(several, Found(found))["dropped"], "the Data pane shows one file"
+    assert "shows them" not in lines(several, Found(found))["dropped"], "the Data pane shows one file"
     assert len(found.doubts) == 1
 
 

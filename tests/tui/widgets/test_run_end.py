@@ -68,7 +68,7 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
     assert lines(early, answers=False)[0] == "✗ failed"
     lost = replace(failed, state="lost", reason="", saved_step=14)
     assert lines(lost)[0].startswith("? lost after step 15 of 30")
-    assert "  Kept is the checkpoint of step 14; the step after it is lost." in lines(lost)
+    assert "  The checkpoint of step 14 is kept; the step after it is lost." in lines(lost)
 
 
 def test_one_evaluation_of_a_run_that_did_not_finish_is_no_table() -> None:
@@ -90,7 +90,7 @@ def test_a_refused_result_says_why_and_what_can_be_done() -> None:
     text = " ".join(line.strip() for line in shown)
     assert "The result is refused by eval.gate: loss is 0.500 and should be <= 0.450" in text
     assert "Look at what was refused" in text
-    assert "Kept is the checkpoint of step 30." in text
+    assert "The checkpoint of step 30 is kept." in text
     assert "i ask it" in text
     assert "copy path" not in text
 

@@ -62,6 +62,11 @@ class AnalysisPage(JobPage[JobProgress, Analysis]):
         super().__init__(RunningJob("analysis", one_line(name, 60), expected=10), "Analysis")
         self._pane = pane
 
+    @property
+    def keeps(self) -> str:
+        """Nothing is lost: it begins again with the file."""
+        return ""
+
     def is_in_sight(self) -> bool:
         """True if the pane is in sight."""
         return self._pane.is_on_screen

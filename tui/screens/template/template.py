@@ -375,7 +375,7 @@ class TemplateScreen(Overlay[None]):
                 after = edit_text(source.encode("utf-8", "replace").decode(), path.name)
         except SuspendNotSupported:
             self.say(
-                "✗ This terminal cannot be lent to an editor. Edit the file in another one, and set template.file."
+                "✗ This terminal cannot be lent to an editor. Edit the file in another terminal, and set template.file."
             )
             return
         except UserError as error:

@@ -145,7 +145,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
         app.main.show_pane("runs")
         await pilot.press("r")
         pane = pane_of(app, "config")
-        await wait_for(pilot, lambda: "✗ Not started. 1 of 3 problems (p next): method.dropout" in screen_text(app))
+        await wait_for(pilot, lambda: "✗ Not started. 1 of 3 problems (! next): method.dropout" in screen_text(app))
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.form.current is pane.form.field("method.dropout")
         await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))

@@ -27,7 +27,7 @@ from tests.tui.data_panes import (
     tokens_of,
     write_lines,
 )
-from tests.tui.harness import press, wait_for
+from tests.tui.harness import ShellApp, press, wait_for
 
 SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
 
@@ -143,12 +143,14 @@ async def test_rows_on_the_screen_have_marks_before_the_analysis(
         await wait_for(pilot, lambda: pane.view is not None and pane.view.marks.count == 3)
         assert pane.view is not None
         assert [pane.view.marks.level(index) for index in (4, 9, 24, 49)] == ["drop", "drop", "drop", None]
+        assert isinstance(pilot.app, ShellApp)
+        assert pilot.app.jobs.losses() == [], "leaving asks nothing, as it begins again with the file"
         visited = []
-        for key in ("p", "p", "p", "p"):
-            await pilot.press(key)
+        for _ in range(4):
+            await pilot.press("exclamation_mark")
             visited.append(pane.index + 1)
         assert visited == [5, 10, 25, 5]
-        await wait_for(pilot, lambda: shows(pilot, "3 problems so far (p shows them) · reading 43%"))
+        await wait_for(pilot, lambda: shows(pilot, "3 problems so far (! shows them) · reading 43%"))
         await press(pilot, "f", until=lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
         document.set("data.overlong", "truncate")
         pane.configure(document)
@@ -188,7 +190,7 @@ async def test_a_failed_analysis_is_reported(
         await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
-        for key in ("p", "f", "l"):
+        for key in ("exclamation_mark", "f", "l"):
             await press(pilot, key)
             assert shows(pilot, "✗ The analysis failed: its process"), key
         await press(pilot, "s", until=lambda: shows(pilot, "✗ The analysis failed: its process"))

@@ -30,7 +30,7 @@ def write_rows(path: Path, count: int) -> Path:
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     async with data_pane(size=(60, 20)) as (pilot, pane):
         await wait_for(pilot, lambda: "No data yet." in screen_text(pilot.app))
-        for key in ("o", "b", "d"):
+        for key in ("o", "O", "E"):
             assert any(line.lstrip("│ ").startswith(f"{key}   ") for line in screen_lines(pilot.app))
         # Sample data is one key away.
         await resize(pilot, 100, 30)

@@ -43,7 +43,7 @@ def configured(directory: Path) -> LocaltuneApp:
 
 async def opened(pilot: Pilot[Any]) -> ColumnsScreen:
     """Open the screen from the data pane, and wait until the rows have been read."""
-    screen = await open_screen(pilot, ColumnsScreen, "1", "C")
+    screen = await open_screen(pilot, ColumnsScreen, "1", "vertical_line")
     await seen(pilot, screen)
     return screen
 

@@ -201,7 +201,7 @@ async def test_a_template_that_fails_on_the_row_says_where(directory: Path) -> N
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(directory: Path) -> None:
     async with templates(directory, lends=False) as (pilot, _):
-        await press(pilot, "j", "e", "enter", until="cannot run an editor")
+        await press(pilot, "j", "e", "enter", until="cannot be lent to an editor")
 
 
 async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
