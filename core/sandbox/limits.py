@@ -204,11 +204,14 @@ def _timer(seconds: float, check: Callable[[], None] | None) -> Iterator[None]:
     finally:
         while True:
             try:
-                signal.setitimer(signal.ITIMER_PROF, left, _AGAIN if left else 0)
-                signal.signal(signal.SIGPROF, handler)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                # Discards a signal that is still on its way: the default action would end the process.
+                signal.signal(signal.SIGPROF, signal.SIG_IGN)
                 break
             except TimeLimitError:
                 continue
+        signal.signal(signal.SIGPROF, handler)
+        signal.setitimer(signal.ITIMER_PROF, left, _AGAIN if left else 0)
 
 
 @contextlib.contextmanager

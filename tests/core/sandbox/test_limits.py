@@ -117,6 +117,17 @@ def test_work_is_left_where_the_check_says_so() -> None:
     assert time.process_time() - began < 5
 
 
+def test_a_signal_that_comes_after_the_limit_does_not_end_the_process() -> None:
+    ended = run(
+        "with cpu_limit(0.05, kills=False):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])\n"
+        "    while signal.SIGPROF not in signal.sigpending(): pass\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])\n"
+        "print('alive')"
+    )
+    assert ended.stdout == "alive\n", ended.returncode
+
+
 def test_a_check_that_has_nothing_against_it_leaves_the_limit() -> None:
     checks: list[int] = []
     with pytest.raises(TimeLimitError), cpu_limit(0.7, check=lambda: checks.append(1)):
