@@ -114,6 +114,8 @@ class QueueScreen(ListScreen[Run]):
                 return view.runner is None and bool(view.upcoming)
             case "stop":
                 return view.runner is not None
+            case "open" | "hold" | "shift" | "remove":
+                return bool(view.rows)
         return super().check_action(action, parameters)
 
     def _runner_line(self, view: QueueView) -> Content:
