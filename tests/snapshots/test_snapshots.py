@@ -415,7 +415,10 @@ def test_presets(snap_compare: Compare, app: LocaltuneApp, config: Path, size: s
 def test_compare(snap_compare: Compare, app: LocaltuneApp, config: Path, size: str) -> None:
     async def run(pilot: Pilot[Any]) -> None:
         await ready(pilot, app)
-        pane_of(app, "config").document.set("train.learning_rate", 1e-4)
+        pane = pane_of(app, "config")
+        pane.document.set("train.learning_rate", 1e-4)
+        pane.edited()
+        await until("tickets.toml •edited")(pilot)
         await pilot.press("c", "f")
         await until("- learning_rate = 2e-2 # high")(pilot)
 
