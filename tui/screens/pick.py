@@ -37,8 +37,8 @@ class Pick:
     about: str = ""
     name: str = ""
     """The name in the list; by default the value."""
-    hint: str = ""
-    """A few characters at the right end of the line, such as a key."""
+    hint: str | None = None
+    """A few characters at the right end of the line, such as a key; None for a list without them."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class PickScreen(FindScreen[str | None]):
 
 def _prompt(pick: Pick, is_present: bool, room: int) -> Content:
     name = one_line(pick.name or pick.value, 200)
-    if pick.hint:
+    if pick.hint is not None:
         return Content.assemble(fit(name, room - cell_len(pick.hint) - 1), " ", (pick.hint, "$foreground bold"))
     return Content.assemble(
         ("● " if is_present else "  ", "$primary bold"),

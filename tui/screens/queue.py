@@ -171,16 +171,18 @@ class QueueScreen(ListScreen[Run]):
 
     @work
     async def _edit(self, entry: QueueEntry) -> None:
-        """Show the values of an entry that are not the defaults, to be changed."""
+        """Show the values of an entry, to be changed; defaults only where its sweep varies them."""
         try:
             config = await asyncio.to_thread(store.read_entry_config, entry)
         except UserError as error:
             self._box.say(str(error), "$near")
             return
+        own = config.model_dump(mode="json", exclude_defaults=True)
         present = {
             f"{section}.{key}": format_value(value)
-            for section, values in config.model_dump(mode="json", exclude_defaults=True).items()
+            for section, values in config.model_dump(mode="json").items()
             for key, value in values.items()
+            if key in own.get(section, {}) or f"{section}.{key}" in entry.values
         }
         rows = {name: (name, SafeInput(text, id=name.replace(".", "-")), "") for name, text in present.items()}
         rows[_ANOTHER] = ("another option", SafeInput(placeholder="rank = 32", id="another-option"), "")
@@ -193,7 +195,7 @@ class QueueScreen(ListScreen[Run]):
                 store.edit(entry.id, changes)
             return f"Entry {entry.id} is changed: {', '.join(changes)}" if changes else ""
 
-        about = "Every value that is not the default; an empty one is the default again."
+        about = "Its values, other defaults left out; an empty one is the default again."
         self._ask(f"Entry {entry.id} · {one_line(entry.title, 50)}", rows, about, accept)
 
     def action_sweep(self) -> None:

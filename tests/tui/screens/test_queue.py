@@ -126,7 +126,7 @@ async def test_values_a_sweep_and_the_night_are_typed_in_the_box(config: Path, r
     async with queue(config, size=(80, 24)) as (pilot, app, screen):
         await wait_for(pilot, lambda: "r start" not in screen_text(app) and "A clear" not in screen_text(app))
         await press(pilot, "w", until=lambda: isinstance(app.screen, ValuesForm))
-        await pilot.press(*(TYPED.get(key, key) for key in "rank=8"), "enter")
+        await pilot.press(*(TYPED.get(key, key) for key in "rank=16"), "enter")
         await wait_for(pilot, lambda: "as s1, of the configuration as it is now." in screen_text(app))
         await pilot.press("w")
         await wait_for(pilot, lambda: isinstance(app.screen, ValuesForm))
