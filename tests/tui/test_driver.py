@@ -90,25 +90,35 @@ def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]
         terminal.wait_for(lambda: "Help · " not in terminal.text)
 
 
-#: The app, which is busy whenever a screen is left.
+#: The app, which is busy while a screen is left: from a file that it makes until 0.2 s after one that the test makes.
 BUSY = """
 import sys, time
+from pathlib import Path
 from tui.screens.overlay import Overlay
 leave = Overlay.dismiss
-Overlay.dismiss = lambda self, result=None: (time.sleep(0.4), leave(self, result))[1]
+begun, pressed = map(Path, sys.argv[1:])
+def busy(self, result=None):
+    begun.touch()
+    while not pressed.exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return leave(self, result)
+Overlay.dismiss = busy
 from tui.__main__ import main
 sys.exit(main([]))
 """
 
 
-def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str]) -> None:
-    with Terminal([sys.executable, "-c", BUSY], environment=environment) as terminal:
+def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str], tmp_path: Path) -> None:
+    begun, pressed = tmp_path / "begun", tmp_path / "pressed"
+    with Terminal([sys.executable, "-c", BUSY, str(begun), str(pressed)], environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
         terminal.press("?", until="Help · ")
         terminal.press("\x1b")
-        # Longer than an escape waits for the rest of a sequence, and shorter than the app is busy.
-        terminal.pump(0.2)
-        terminal.press("5", until="No runs yet.")
+        terminal.wait_for(begun.exists)
+        terminal.press("5")
+        pressed.touch()
+        terminal.wait_for_text("No runs yet.")
 
 
 async def test_nothing_is_waited_for_behind_many_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

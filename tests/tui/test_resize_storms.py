@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.queue.helpers import add
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal
 
@@ -15,7 +16,7 @@ from tests.tui.terminal import Terminal
 STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 60), (59, 19), (20, 5)]
 #: Keys to each screen from the Runs pane, a text on it at every usual size, and the keys back.
 SCREENS = {
-    "the queue": ("Q", "Nothing waits.", "\x1b"),
+    "the queue": ("Q", "No runner is on", "\x1b"),
     "a deletion": ("D", "to the trash", "n"),
     "the trash": ("U", "The trash is empty", "\x1b"),
     "details": ("d", "[Curve]", "\x1b"),
@@ -33,11 +34,14 @@ TERMINALS = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ended runs, with figures enough for a curve."""
+    """Two ended runs, with figures enough for a curve, and an entry in the queue."""
     made = tmp_path_factory.mktemp("home")
     for number in range(2):
         script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60).begin().steps(1, 60)
         script.checkpoint(60).end("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(made))
+        add("waiting")
     return made
 
 
