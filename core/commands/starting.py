@@ -122,7 +122,7 @@ def starts_all_the_same(found: Iterable[Unkept], *, yes: bool) -> bool:
         return True
     if sys.stdin.isatty() and agrees("Go on anyway, as close to that as possible?", ""):
         return True
-    note("Nothing is done. Add --yes to go on anyway, as close to the wish as possible.")
+    note("Nothing was started or queued. Add --yes to go on anyway, as close to the wish as possible.")
     return False
 
 

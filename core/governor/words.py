@@ -37,9 +37,9 @@ def quantity(cause: str, value: float) -> str:
 def describe(
     action: str, cause: str, value: float | None = None, limit: float | None = None, duty: float | None = None
 ) -> str:
-    """An action in words: ``slowed to 60 % to hold 80 °C``, ``paused: the device is at 86 °C (limit 83
+    """An action in words: ``slowed to 60 % to hold 80 °C``, ``goes on: the device is at 75 °C (limit 80
     °C)``."""
-    why = reason(cause, value, limit)
+    why = (pause_reason if action == "pause" else _reason)(cause, value, limit)
     if action == "slow":
         return _slowed(cause, limit, duty)
     if action == "full":
@@ -55,7 +55,7 @@ def describe(
 
 def stopped_by(cause: str, value: float | None, limit: float | None) -> str:
     """The governor as the origin of a stop, for ``stopped by …``: ``the governor, as the device is at 91 °C``."""
-    return f"the governor, as {reason(cause, value, limit)}"
+    return f"the governor, as {_reason(cause, value, limit)}"
 
 
 def _slowed(cause: str, limit: float | None, duty: float | None) -> str:
@@ -66,8 +66,19 @@ def _slowed(cause: str, limit: float | None, duty: float | None) -> str:
     return f"slowed{share}{held}"
 
 
-def reason(cause: str, value: float | None, limit: float | None) -> str:
-    """The reason of an action: ``the device is at 86 °C (limit 83 °C)``."""
+def pause_reason(cause: str, value: float | None, limit: float | None) -> str:
+    """Why a pause, and until when: ``the device is at 86 °C (limit 83 °C), until 78 °C``."""
+    until = ""
+    if cause == policy.QUIET_POWER:
+        until = ", until they end"
+    elif limit is not None and cause == policy.DISK:
+        until = f", until {quantity(cause, limit * policy.DISK_BACK)}"
+    elif limit is not None and cause in (policy.TEMPERATURE, policy.MEMORY_TEMPERATURE):
+        until = f", until {quantity(cause, limit - policy.RESUME_BELOW_C)}"
+    return _reason(cause, value, limit) + until
+
+
+def _reason(cause: str, value: float | None, limit: float | None) -> str:
     if cause == policy.QUIET_HOURS:
         # The value is the end of the hours in Unix seconds, which earlier versions did not record.
         return cause if value is None else f"{cause} until {format_moment(value, '%H:%M')}"

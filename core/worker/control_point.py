@@ -13,7 +13,7 @@ from core.config.live import GOVERNED, read_changes
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.governor.policy import QUIET_HOURS
-from core.governor.words import reason
+from core.governor.words import pause_reason
 from core.runs.control.protocol import ActionError, refusal
 from core.runs.record.events import ControlEvent
 from core.runs.record.sentences import encode_changes
@@ -113,7 +113,7 @@ class ControlPoint:
     def _tell_paused(self) -> None:
         """Record the pause in the state, with the governor's reason if it has one."""
         hold, state = self.governor.pause, self.recorder.state
-        why = "" if hold is None else reason(hold.cause, hold.value, hold.limit)
+        why = "" if hold is None else pause_reason(hold.cause, hold.value, hold.limit)
         if hold is None and self._is_held:
             why = "the governor of another process of the run pauses it"
         if (state.state, state.reason) != ("paused", why):
@@ -153,7 +153,7 @@ class ControlPoint:
     def _resume(self, command: Command) -> str | None:
         was_paused, self.state.paused = self.state.paused, False
         if (hold := self.governor.pause) is not None:
-            why = reason(hold.cause, hold.value, hold.limit)
+            why = pause_reason(hold.cause, hold.value, hold.limit)
             over = "Your pause is over. " * was_paused
             is_quiet = hold.cause == QUIET_HOURS
             sooner = "sooner without quiet hours" if is_quiet else "sooner with another limit"

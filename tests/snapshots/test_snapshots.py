@@ -17,6 +17,7 @@ from core.hardware.card import Card
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
+from core.runs.outlook.estimate import Estimate
 from core.runs.record import events
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
@@ -128,7 +129,7 @@ def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
 def test_start_card(
     snap_compare: Compare, app: LocaltuneApp, tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, size: str
 ) -> None:
-    plan = StartPlan(135_000_000, 1_500_000_000, 22_900_000_000, True, "", 90, 61.0)
+    plan = StartPlan(135_000_000, 1_500_000_000, 22_900_000_000, True, estimate=Estimate(61.0, 90, None, "", "guess"))
     monkeypatch.setattr("tui.screens.start_facts.find_plan", lambda *_: plan)
     rows = "".join(f"What is {number} plus {number}?,{2 * number}\n" for number in range(200))
     (tmp_path / "faq.csv").write_text("question,answer\n" + rows)

@@ -745,7 +745,7 @@ class Starting:
         async def ask() -> None:
             from core.commands.starting import unmet_now
 
-            is_known = plan is not None and (plan.pace_of or plan.is_planned)
+            is_known = plan is not None and plan.estimate is not None and plan.estimate.by != "guess"
             unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(unmet_now, config)
             if await self._agrees_to(unmet):
                 self._start(card.start)

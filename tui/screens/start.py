@@ -30,6 +30,7 @@ from core.models.architecture.measuring import telling
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.catalog.rows import parent_of
 from core.runs.outlook.energy import expected_energy
+from core.runs.outlook.estimate import tell_early_end
 from core.runs.record.sentences import brief_id, change_words
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
@@ -228,7 +229,7 @@ def _dropped(start: Start, rows: StartRows, keys: KeyTable, room: int) -> Conten
     if rows.refusal:
         return Content.styled("✗ no row can be read", "$limit")
     if not rows.is_exact:
-        return Content.styled(one_line(rows.progress) or "looking at every row …", "$muted")
+        return Content.styled(one_line(rows.progress) or "checking every row …", "$muted")
     shows = f" · {keys['start.rows'].display} shows them" if start.has_form and len(start.train) == 1 else ""
     if rows.dropped:
         for most in (4, 2, 1, 0):
@@ -274,19 +275,17 @@ def _steps(config: Config, found: Found, room: int) -> str:
     passes = f"{exact_number(train.epochs)} {'pass' if train.epochs == 1 else 'passes'}"
     number = f"{about}{counted(steps, 'step')} · "
     forms = [f"{number}train.max_steps"] if train.max_steps is not None else [f"{number}{passes} over the rows"]
-    if plan is not None and plan.early_end:
-        forms = [plan.early_end]
+    estimate = plan.estimate if plan is not None else None
+    if estimate is not None and estimate.early_end is not None:
+        forms = [tell_early_end(estimate.early_end)]
     elif train.max_steps is None:
         forms.append(f"{number}{passes}")
-    if plan is None or plan.seconds is None:
+    if estimate is None:
         return forms[0]
-    if plan.is_planned:
-        source = "by the plan: no run like it yet"
-    elif not plan.pace_of:
-        source = "a guess: no run like it yet"
-    else:
-        source = f"pace of {plan.runs} runs" if plan.runs > 1 else f"pace of {brief_id(plan.pace_of)}"
-    energy = expected_energy(plan.watt_hours, is_most=plan.is_planned)
+    source = {"plan": "by the plan: no run like it yet", "guess": "a guess: no run like it yet"}.get(estimate.by)
+    if source is None:
+        source = f"pace of {estimate.runs} runs" if estimate.runs > 1 else f"pace of {brief_id(estimate.run)}"
+    energy = expected_energy(estimate.watt_hours, is_most=estimate.by == "plan")
     beside = [f" · {source}{' · ' * bool(energy)}{energy}", f" · {source}", ""]
     return _fitting([f"{form}{more}" for more in beside for form in forms], room)
 
@@ -307,7 +306,7 @@ def _measured(config: Config, found: Found) -> str:
         parts.append("an answer to each")
     elif asks.samples:
         parts.append(counted(asks.samples, "answer"))
-    number = found.plan.evaluations if found.plan is not None else 0
+    number = found.plan.estimate.evaluations if found.plan is not None and found.plan.estimate is not None else 0
     times = "at the end: " if number == 1 else f"{number} times: " if number else ""
     return f"{times}{', '.join(parts)}"
 
@@ -316,14 +315,14 @@ def _time(plan: StartPlan | None, rows: StartRows, room: int) -> Content:
     """The duration of the run and its parts, as detailed as fits."""
     if plan is None:
         return Content.styled("…", "$muted")
-    if plan.seconds is None:
+    if (estimate := plan.estimate) is None:
         waits = not plan.problem and not rows.is_exact
         return Content.styled("…" if waits else "not known before the first steps", "$muted")
-    whole = _about(plan.seconds)
-    if len(plan.parts) < 2:
+    whole, parts = _about(estimate.seconds), estimate.parts
+    if len(parts) < 2:
         return Content(whole)
-    forms = [" + ".join(f"{name} {_about(seconds)}" for name, seconds in plan.parts)]
-    forms.append(" + ".join(f"{name.rpartition(' ')[2]} {_about(seconds)}" for name, seconds in plan.parts))
+    forms = [" + ".join(f"{name} {_about(seconds)}" for name, seconds in parts)]
+    forms.append(" + ".join(f"{name.rpartition(' ')[2]} {_about(seconds)}" for name, seconds in parts))
     return Content(_fitting([*(f"{whole} = {form}" for form in forms), whole], room))
 
 
@@ -337,7 +336,7 @@ def _night(config: Config, plan: StartPlan | None, now: float) -> Content:
         limits = Limits.of(config)
     except UserError as error:  # the rules between options report it too
         return Content.styled(one_line(error.message), "$near")
-    seconds = (plan.seconds_left or plan.seconds) if plan is not None else None
+    seconds = plan.seconds if plan is not None else None
     begin, end = working_span(limits, now, seconds or 0.0)
     told = []
     if config.night.quiet_hours is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
     from core.config.facts import Unkept
     from core.memory.planner import Source
-    from core.runs.outlook.estimate import PaceBook
+    from core.runs.outlook.estimate import Estimate, PaceBook
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,7 @@ class StartPlan:
         free: Free bytes; None if unknown.
         fits: True if the memory suffices; None if unknown.
         advice: The best change that would make it fit; empty if it fits.
-        steps: Optimizer steps; None if unknown.
-        seconds: Duration of the run; None if unknown.
-        parts: The parts of the duration with their seconds.
-        evaluations: Number of evaluations.
-        watt_hours: Energy of the steps; None if no earlier run measured it and the device reports no power
-            limit.
-        pace_of: The earlier run whose pace is used, or the newest of several; empty for a guess.
-        runs: Number of earlier runs whose median pace is used.
-        is_planned: The estimate is by the memory plan; its energy is then an upper bound.
-        early_end: Words on the limit that ends the run before its last step; empty for none.
+        estimate: Duration and energy of the run; None if unknown.
         problem: The reason why nothing is known.
         seconds_left: The time left of a continued run; None if unknown.
         unmet: The deadline or energy limit that cannot be met.
@@ -124,19 +115,18 @@ class StartPlan:
     free: int | None = None
     fits: bool | None = None
     advice: str = ""
-    steps: int | None = None
-    seconds: float | None = None
-    watt_hours: float | None = None
-    pace_of: str = ""
+    estimate: Estimate | None = None
     problem: str = ""
     seconds_left: float | None = None
-    is_planned: bool = False
     unmet: tuple[Unkept, ...] = ()
-    early_end: str = ""
     is_rough: bool = False
-    parts: tuple[tuple[str, float], ...] = ()
-    evaluations: int = 0
-    runs: int = 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of the run, or of the rest of a continued one; None if unknown."""
+        if self.seconds_left is not None:
+            return self.seconds_left
+        return self.estimate.seconds if self.estimate is not None else None
 
 
 @dataclass(frozen=True)
@@ -228,7 +218,7 @@ def find_plan(
         source: As for :func:`core.memory.planner.make_plan`.
     """
     from core.models.find import STARTER_NAME, find_model
-    from core.runs.outlook.estimate import Estimate, limited, pace_of_steps, tell_early_end, with_evaluations
+    from core.runs.outlook.estimate import Estimate, limited, pace_of_steps, with_evaluations
     from core.runs.outlook.forecast import forecast_here, rough_seconds, unmet
 
     if find_model(config.model.base) is None:
@@ -241,13 +231,11 @@ def find_plan(
     plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
     if guess is not None and guess.by == "plan" and rows is None:
         guess = None  # it would be many times too long until the rows are measured
-    is_planned = guess is not None and guess.by == "plan"
     found_unmet = tuple(unmet(config, guess, time.time()))
     if guess is None and steps is not None and rows is not None and rows.tokens:
         tokens = rows.tokens / max(rows.count, 1)
-        rough = Estimate(rough_seconds(config, plan, steps, tokens), steps, None, "", "plan")
+        rough = Estimate(rough_seconds(config, plan, steps, tokens), steps, None, "", "guess")
         guess = limited(config, with_evaluations(config, rough, pace_of_steps(config, rough, tokens), rows, used))
-    end = guess.early_end if guess is not None else None
     advice = ""
     if found.fits is False and not found.is_rough:
         first_advice = f" {found.advice[0].text}" if found.advice else ""
@@ -260,17 +248,9 @@ def find_plan(
         free=plan.limit_bytes,
         fits=found.fits,
         advice=advice,
-        steps=steps,
-        seconds=guess.seconds if guess is not None else None,
-        watt_hours=guess.watt_hours if guess is not None else None,
-        pace_of=guess.run if guess is not None else "",
-        is_planned=is_planned,
+        estimate=guess,
         unmet=found_unmet,
-        early_end=tell_early_end(end) if end is not None else "",
         is_rough=found.is_rough,
-        parts=guess.parts if guess is not None else (),
-        evaluations=guess.evaluations if guess is not None else 0,
-        runs=guess.runs if guess is not None else 0,
     )
 
 

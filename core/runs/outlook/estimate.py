@@ -297,8 +297,9 @@ def _about(step: float) -> int:
     return round(whole, _DIGITS - len(str(whole)))
 
 
-#: Basis of an estimate: the pace of an earlier run, which was measured, or the step time of the memory plan.
-Basis = Literal["pace", "plan"]
+#: Basis of an estimate: the pace of earlier runs, which was measured; the step time of the memory plan; or, if the plan
+#: has none, a guess by the size of the model.
+Basis = Literal["pace", "plan", "guess"]
 
 
 @dataclass(frozen=True)

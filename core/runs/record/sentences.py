@@ -396,5 +396,5 @@ def needed_for(event: events.Event) -> str:
     themselves.
     """
     if isinstance(event, events.GovernorEvent) and (event.action, event.cause) == ("pause", DISK):
-        return words.reason(event.cause, event.value, event.limit)
+        return words.pause_reason(event.cause, event.value, event.limit)
     return event.message if isinstance(event, events.NoticeEvent) and event.level == "error" else ""

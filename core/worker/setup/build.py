@@ -13,7 +13,7 @@ from core.config.derived import updates_in_backward
 from core.config.schema import Config
 from core.data.registries.resolve import DataHashes
 from core.governor.policy import DISK
-from core.governor.words import reason
+from core.governor.words import pause_reason
 from core.hardware import power
 from core.hardware.drivers import is_wsl
 from core.hardware.obstacle import find_card_not_given, look
@@ -372,7 +372,7 @@ def _tell(recorder: Recorder, event: Event) -> None:
     room; pauses for heat end by themselves."""
     recorder.event(event)
     if isinstance(event, GovernorEvent) and event.action == "pause" and event.cause == DISK:
-        notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
+        notify(Notice("paused", pause_reason(event.cause, event.value, event.limit), recorder.run.id))
 
 
 def make_governor(config: Config, recorder: Recorder, controls: Controls, device: torch.device) -> Governor:

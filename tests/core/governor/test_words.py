@@ -16,10 +16,15 @@ from tests.cases import cases
         (("full", "temperature", 74.0, 80.0, 1.0), "at full speed again"),
         (("power_limit", "power", 200.0, 200.0, None), "the card's power limit is 200 W now"),
         (("power_limit", "power", None, None, None), "the card's own power limit again"),
-        (("pause", "temperature", 86.0, 83.0, None), "paused: the device is at 86 °C (limit 83 °C)"),
+        (("pause", "temperature", 86.0, 83.0, None), "paused: the device is at 86 °C (limit 83 °C), until 78 °C"),
         (("pause", "quiet hours", 0.0, None, None), f"paused: quiet hours until {format_moment(0.0, '%H:%M')}"),
         (("resume", "quiet hours", None, None, None), "goes on: the quiet hours are over"),
-        (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB)"),
+        (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB), until 5.5 GB"),
+        (
+            ("pause", "quiet power", 90.0, 60.0, None),
+            "paused: power in quiet hours is at 90 W (limit 60 W), until they end",
+        ),
+        (("resume", "temperature", 75.0, 80.0, None), "goes on: the device is at 75 °C (limit 80 °C)"),
         (("dance", "moon", 1.0, None, None), "dance: moon is 1.00"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_log_says_what_a_person_would() -> None:
         "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% learned",
         "checkpoint step-30 (1.2 s, 39 MB)",
         "eval loss 0.455, exact match 0.83 (60 rows)",
-        "governor: paused: the device is at 86 °C (limit 83 °C)",
+        "governor: paused: the device is at 86 °C (limit 83 °C), until 78 °C",
         "A row is odd. Look at it.",
         "paused on request",
         "stopped by SIGTERM",
@@ -387,7 +387,10 @@ def test_a_record_without_steps_has_none(run: Run) -> None:
     ("event", "why"),
     [
         (NoticeEvent(level="error", code="x", message="No room is left."), "No room is left."),
-        (GovernorEvent(action="pause", cause="disk", value=4, limit=5), "room on the disk is at 4.0 GB (least 5.0 GB)"),
+        (
+            GovernorEvent(action="pause", cause="disk", value=4, limit=5),
+            "room on the disk is at 4.0 GB (least 5.0 GB), until 5.5 GB",
+        ),
         (NoticeEvent(level="warning", code="memory_cut", message="Smaller micro-batches from now on."), ""),
         (GovernorEvent(action="pause", cause="temperature", value=86.0, limit=83.0), ""),
         (GovernorEvent(action="pause", cause="quiet hours"), ""),

@@ -14,7 +14,7 @@ from core.analysis.result import Analysis
 from core.config.facts import Unkept
 from core.config.schema import Config
 from core.presets.provenance import Provenance, ValueGroup
-from core.runs.outlook.estimate import EarlyEnd, tell_early_end
+from core.runs.outlook.estimate import EarlyEnd, Estimate
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
@@ -48,7 +48,8 @@ def lines(run: Start, found: Found | None = None, width: int = 76) -> dict[str, 
     return shown
 
 
-HOURS = tell_early_end(EarlyEnd("train.max_hours", 6.0, 1200, 3000))
+HOURS = EarlyEnd("train.max_hours", 6.0, 1200, 3000)
+GUESS = Estimate(3000.0, 23, None, "", "guess")
 COUNTED = StartRows.counted(200, config(), "reading 35%")
 EXACT = StartRows(180, 20, is_exact=True)
 METHOD = "qlora rank 16 · learning rate 2e-4 · batch 8"
@@ -58,7 +59,7 @@ PASS = "23 steps · 1 pass over the rows"
 @cases(
     ("found", "wanted"),
     [
-        (Found(), {"data": "faq.csv · …", "dropped": "looking at every row …", "steps": "…"}),
+        (Found(), {"data": "faq.csv · …", "dropped": "checking every row …", "steps": "…"}),
         (
             Found(),
             {"night": "no quiet hours, no limits", "measured": "the rows held out, the general probe, 3 answers"},
@@ -67,18 +68,21 @@ PASS = "23 steps · 1 pass over the rows"
         (Found(COUNTED), {"data": "faq.csv · ~180 rows + ~20 held out of the same file"}),
         (Found(COUNTED), {"dropped": "reading 35%", "steps": "~23 steps · 1 pass over the rows"}),
         (
-            Found(COUNTED, StartPlan(seconds=2400.0, watt_hours=300.0, is_planned=True)),
+            Found(COUNTED, StartPlan(estimate=Estimate(2400.0, 23, 300.0, "", "plan"))),
             {"time": "~40m 00s", "steps": f"~{PASS} · by the plan: no run like it yet · at most 300 Wh"},
         ),
         (
-            Found(COUNTED, StartPlan(seconds=21600.0, pace_of="faq", early_end=HOURS)),
+            Found(COUNTED, StartPlan(estimate=Estimate(21600.0, 3000, None, "faq", early_end=HOURS))),
             {
                 "steps": "ends after 6 h by train.max_hours, at about step 1,200 of 3,000 · pace of faq",
                 "time": "~6h 00m",
             },
         ),
-        (Found(EXACT, StartPlan(seconds=3000.0)), {"steps": f"{PASS} · a guess: no run like it yet"}),
-        (Found(EXACT, StartPlan(evaluations=1)), {"measured": "at the end: 20 rows, the general probe, 3 answers"}),
+        (Found(EXACT, StartPlan(estimate=GUESS)), {"steps": f"{PASS} · a guess: no run like it yet"}),
+        (
+            Found(EXACT, StartPlan(estimate=replace(GUESS, evaluations=1))),
+            {"measured": "at the end: 20 rows, the general probe, 3 answers"},
+        ),
         (
             Found(EXACT, StartPlan(problem="not known: no model")),
             {"time": "not known before the first steps", "memory": "not known: no model"},
@@ -96,9 +100,10 @@ def test_a_line_says_what_is_known_so_far(found: Found, wanted: dict[str, str]) 
 def test_where_everything_is_known_each_line_has_its_figures() -> None:
     analysis = Analysis((), 203, 180, {"held_out": 20, "not_json": 2, "overlong": 1}, ())
     plan = StartPlan(
-        135_000_000, 1_200_000_000, 23_000_000_000, True, steps=23, seconds=80.0, watt_hours=0.42,
-        pace_of="20261124-143600-faq", evaluations=5, runs=3,
-        parts=(("23 steps", 56.0), ("5 evaluations", 15.0), ("loading and saving", 9.0)),
+        135_000_000, 1_200_000_000, 23_000_000_000, True,
+        estimate=Estimate(
+            80.0, 23, 0.42, "20261124-143600-faq", between_seconds=24.0, evaluations=5, evaluation_seconds=15.0, runs=3
+        ),
     )  # fmt: skip
     shown = lines(start(), Found(StartRows.analyzed(analysis), plan), 100)
     assert shown["data"] == "faq.csv · 180 rows + 20 held out of the same file"
@@ -217,7 +222,7 @@ def test_where_the_values_come_from(groups: tuple[ValueGroup, ...], is_chosen: b
 )
 def test_when_the_night_lets_the_run_begin_and_end(hour: int, options: dict[str, Any], shown: str) -> None:
     now = datetime(2026, 1, 15, hour).timestamp()
-    run, found = start(config=config(night=options)), Found(EXACT, StartPlan(seconds=3600.0))
+    run, found = start(config=config(night=options)), Found(EXACT, StartPlan(estimate=replace(GUESS, seconds=3600.0)))
     labels = {line.plain[:LABEL_WIDTH].strip(): line.plain for line in card_lines(run, found, KEYS, 100, now)}
     assert re.sub(r" (Thu|Fri)", "", labels["night"][LABEL_WIDTH:]) == shown
 
@@ -262,7 +267,9 @@ def test_hostile_names_stay_in_their_line(width: int) -> None:
         (ValueGroup("file", HOSTILE, {"eval.prompts": HOSTILE * 9}), ValueGroup("run", HOSTILE, {"a": 1}))
     )
     run = start(config=config(**sections), values=values, notes=(HOSTILE,))
-    found = Found(StartRows(progress=HOSTILE), StartPlan(problem=HOSTILE, pace_of=HOSTILE, seconds=1.0), (HOSTILE,))
+    found = Found(
+        StartRows(progress=HOSTILE), StartPlan(problem=HOSTILE, estimate=Estimate(1.0, 1, None, HOSTILE)), (HOSTILE,)
+    )
     for line in card_lines(run, found, KEYS, width, NOW):
         assert not FORBIDDEN & set(line.plain)
         assert "\n" not in line.plain

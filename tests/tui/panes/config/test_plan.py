@@ -104,9 +104,10 @@ def test_time_is_by_the_plan_without_an_earlier_run(
         known.time
     )
     found = find_plan(made.validate(), Analysis((), 60, 60, {}, (), lengths=measured), 60, PaceBook(()), "known")
-    assert (found.is_planned, found.pace_of, found.steps) == (True, "", 8)
-    assert found.watt_hours == pytest.approx((found.seconds or 0) * 450 / 3600)
-    assert find_plan(made.validate(), None, 60, PaceBook(()), "known").seconds is None
+    assert found.estimate is not None
+    assert (found.estimate.by, found.estimate.run, found.estimate.steps) == ("plan", "", 8)
+    assert found.estimate.watt_hours == pytest.approx(found.estimate.seconds * 450 / 3600)
+    assert find_plan(made.validate(), None, 60, PaceBook(()), "known").estimate is None
 
 
 def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_path: Path, private_home: Path) -> None:
