@@ -46,18 +46,20 @@ class HeldOut:
         rows: The rows that are held out.
         total: The rows there are.
         every_epochs: ``eval.every_epochs``; None to evaluate at the end only.
+        probe: False to leave out the general probe, which would take too much of a short run.
     """
 
     share: float
     rows: int
     total: int
     every_epochs: float | None = None
+    probe: bool = True
 
     @property
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | bool]:
         """The options that hold the rows out and evaluate on them, ``section.key`` to value."""
         interval = {} if self.every_epochs is None else {"eval.every_epochs": self.every_epochs}
-        return {"data.eval_share": self.share, **interval}
+        return {"data.eval_share": self.share, **interval, **({} if self.probe else {"eval.probe": False})}
 
     def __str__(self) -> str:
         return f"{self.rows} of {self.total} rows held out"
@@ -167,12 +169,13 @@ def held_out_of(config: Config, choice: Choice) -> HeldOut | None:
     with suppress(UserError, OSError):
         count = count_rows(entries)
         found = hold_out(count.rows) if count.differ else None
-        return replace(found, every_epochs=_interval(config, choice, found)) if found is not None else None
+        return _in_time(config, choice, found) if found is not None else None
     return None
 
 
-def _interval(config: Config, choice: Choice, held_out: HeldOut) -> float | None:
-    """The shortest interval at which evaluations keep to their share of the time; None if only the last one does."""
+def _in_time(config: Config, choice: Choice, held_out: HeldOut) -> HeldOut:
+    """The shortest interval at which evaluations keep to their share of the time. Where not even the last one does, the
+    general probe is left out, unless the configuration names it."""
     train, tokens = config.train, choice.row_tokens or _ROW_TOKENS
     epochs = train.epochs if "epochs" in train.model_fields_set else choice.preset.values.get("train.epochs", 1.0)
     schedule = Schedule.of_config(config.with_options(data={"eval_share": held_out.share}))
@@ -180,7 +183,9 @@ def _interval(config: Config, choice: Choice, held_out: HeldOut) -> float | None
     trained = epochs * tokens * (held_out.total - held_out.rows) / FORWARD_SHARE
     left = trained * EVALUATION_SHARE / (1 - EVALUATION_SHARE) - parts["probe"] - parts["samples"]
     most = left / sum(parts.values())
-    return next((every for every in INTERVALS if every < epochs and math.ceil(epochs / every) <= most), None)
+    interval = next((every for every in INTERVALS if every < epochs and math.ceil(epochs / every) <= most), None)
+    is_named = "probe" in config.eval.model_fields_set or config.eval.gate is not None
+    return replace(held_out, every_epochs=interval, probe=most >= 1 or is_named)
 
 
 def hold_out(rows: int) -> HeldOut | None:

@@ -19,7 +19,7 @@ Source = Literal["preset", "rows", "model", "run", "file", "user"]
 #: Options that name the subject of a run, and are no choice about it.
 _SUBJECT = ("data.train", "model.base")
 #: Options that are chosen for the rows of a new configuration; others that were chosen are for its model.
-_FOR_ROWS = ("data.eval_share", "eval.every_epochs")
+_FOR_ROWS = ("data.eval_share", "eval.every_epochs", "eval.probe")
 #: Sources that write their values into a configuration; a different value there is a change by the user.
 _WRITTEN: tuple[Source, ...] = ("rows", "model", "preset")
 
