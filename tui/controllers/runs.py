@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from core.config.schema import Config
     from core.export.plan import ExportPlan
     from core.hardware.snapshot import Device
+    from core.queue.sweep import Variant
     from core.runs.record.events import Event
     from core.runs.record.store import Labels, Run
     from tui.datasets.here import Here
@@ -873,23 +874,24 @@ class Starting:
         number = await self._add(start.config, start.name, document.path)
         return f"Entry {number} added, with the current configuration." if number is not None else "Nothing added."
 
-    def add_sweep(self, text: str) -> str:
-        """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16; seed = 1, 2``;
-        returns a message with the result. Blocks.
+    async def add_sweep(self, text: str) -> str:
+        """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16; train.seed = 1, 2``;
+        returns a message with the result.
 
         Raises:
             UserError: If the text or a configuration is invalid, or the queue cannot be written.
         """
-        from core.commands.sweep import check_variants
-        from core.queue.sweep import add_variants, combinations, make_variants, parse_axis
+        from core.queue.sweep import add_variants
 
         document = self._state.document
         if document is None:
             raise UserError("There is no configuration.", "Open one, or choose data to train on.")
         start = self._of_document(document, document.validate())
-        variants = make_variants(document, (), combinations([parse_axis(part) for part in text.split(";")]))
-        check_variants(variants)
-        added = add_variants(variants, start.name, str(document.path.absolute()) if document.path else "")
+        variants, unmet = await asyncio.to_thread(_variants, document, text)
+        if not await self._agrees_to(unmet):
+            return "Nothing added."
+        source = str(document.path.absolute()) if document.path else ""
+        added = await asyncio.to_thread(add_variants, variants, start.name, source)
         entries = "1 entry" if len(added) == 1 else f"{len(added)} entries"
         return f"Added {entries} as {added[0].sweep}, of the configuration as it is now."
 
@@ -922,6 +924,28 @@ class Starting:
         view = self._state.live_run
         after = f" when {brief_id(view.run.id)} has ended" if view is not None else " when the device is free"
         self._desktop.tell(one_line(f"Entry {number} of the queue: {name} starts{after}.", 200), seconds=6)
+
+
+def _variants(document: ConfigDocument, text: str) -> tuple[list[Variant], list[Unkept]]:
+    """The runs of a sweep, checked, and their unmet wishes, each once; the deadline of the first run alone, as it is
+    not known when the others start. Blocks.
+
+    Raises:
+        UserError: If the text or a configuration is invalid.
+    """
+    from core.commands.starting import unmet_in_queue
+    from core.commands.sweep import check_variants
+    from core.queue.estimate import Estimator
+    from core.queue.sweep import combinations, make_variants, parse_axis
+    from core.runs.outlook.forecast import unmet, wants_plan
+
+    variants = make_variants(document, (), combinations([parse_axis(part) for part in text.split(";")]))
+    check_variants(variants)
+    estimator, (first, *others) = Estimator(), [variant.config for variant in variants]
+    found = unmet_in_queue(first, estimator)
+    for config in filter(wants_plan, others):
+        found += unmet(config, estimator.estimate(config), None)
+    return variants, list({str(wish): wish for wish in found}.values())
 
 
 def _unmet_in_queue(config: Config) -> Sequence[Unkept]:

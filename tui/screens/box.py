@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 from textual import work
@@ -257,13 +256,13 @@ class ValuesForm(FormScreen[str]):
 
     Args:
         form: The form.
-        accept: Takes the texts over and returns a message; called in a thread.
+        accept: Takes the texts over and returns a message.
     """
 
     DEFAULT_CSS = style_of("ValuesForm")
     ENTER_TAKES = True
 
-    def __init__(self, form: InputForm, accept: Callable[[dict[str, str]], str]) -> None:
+    def __init__(self, form: InputForm, accept: Callable[[dict[str, str]], Awaitable[str]]) -> None:
         super().__init__(form)
         self._accept = accept
 
@@ -274,7 +273,7 @@ class ValuesForm(FormScreen[str]):
     @work(exclusive=True)
     async def _take_over(self) -> None:
         try:
-            said = await asyncio.to_thread(self._accept, self._form.texts)
+            said = await self._accept(self._form.texts)
         except UserError as error:
             self._form.answer(f"✗ {error}")
         else:

@@ -50,13 +50,13 @@ class QueueScreen(ListScreen[Run]):
 
     Args:
         add: Adds a run of the app's configuration, and returns a notice.
-        sweep: Adds a run of it for each value in a text; returns a notice. Called in a thread.
+        sweep: Adds a run of it for each value in a text; returns a notice.
     """
 
     SCOPE = "queue"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("queue")]
 
-    def __init__(self, add: Callable[[], Awaitable[str]], sweep: Callable[[str], str]) -> None:
+    def __init__(self, add: Callable[[], Awaitable[str]], sweep: Callable[[str], Awaitable[str]]) -> None:
         super().__init__(
             "Queue",
             ("add", "sweep", "hold", "earlier", "later", "remove", "clear"),
@@ -187,12 +187,12 @@ class QueueScreen(ListScreen[Run]):
         rows = {name: (name, SafeInput(text, id=name.replace(".", "-")), "") for name, text in present.items()}
         rows[_ANOTHER] = ("another option", SafeInput(placeholder="rank = 32", id="another-option"), "")
 
-        def accept(texts: dict[str, str]) -> str:
+        async def accept(texts: dict[str, str]) -> str:
             another = texts.pop(_ANOTHER)
             changes = [f"{name}={text}" for name, text in texts.items() if text != present[name]]
             changes += [another] if another else []
             if changes:
-                store.edit(entry.id, changes)
+                await asyncio.to_thread(store.edit, entry.id, changes)
             return f"Entry {entry.id} is changed: {', '.join(changes)}" if changes else ""
 
         about = "Its values, other defaults left out; an empty one is the default again."
@@ -216,9 +216,9 @@ class QueueScreen(ListScreen[Run]):
             text = "none" if name in present and present[name] is None else format_value(present.get(name))
             rows[name] = (LABELS[name], SafeInput(text, id=name.replace(".", "-")), HINTS[name].partition(";")[0])
 
-        def accept(texts: dict[str, str]) -> str:
-            before = change_night(texts, now)
-            self.post_call(self._box.carry_out, lambda: asyncio.to_thread(tell_live_run, before, now))
+        async def accept(texts: dict[str, str]) -> str:
+            before = await asyncio.to_thread(change_night, texts, now)
+            self._box.carry_out(lambda: asyncio.to_thread(tell_live_run, before, now))
             return ""
 
         about = (
@@ -233,7 +233,7 @@ class QueueScreen(ListScreen[Run]):
         title: str,
         rows: Mapping[str, tuple[str, SafeInput, str]],
         about: str,
-        accept: Callable[[dict[str, str]], str],
+        accept: Callable[[dict[str, str]], Awaitable[str]],
     ) -> None:
         """Show a form, then what became of it."""
         form = InputForm(title, rows, _KEYS, Content(about))

@@ -321,8 +321,13 @@ async def test_a_deadline_that_cannot_be_met_asks_before_the_queue(
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
     too_late(config)
     async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
-        for answer, told in (("escape", "Nothing added."), ("y", "Entry 1 added")):
-            adding = asyncio.create_task(app.starting.add_to_queue())
+        entry, sweep = app.starting.add_to_queue, partial(app.starting.add_sweep, "learning_rate = 1e-4, 2e-4")
+        for add, answer, told in (
+            (sweep, "escape", "Nothing added."),
+            (entry, "escape", "Nothing added."),
+            (entry, "y", "Entry 1 added"),
+        ):
+            adding = asyncio.create_task(add())
             await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)
             await pilot.press(answer)
             assert (await adding).startswith(told)
