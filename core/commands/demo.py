@@ -110,7 +110,7 @@ def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
         lines.append(f"{result['after']['n']} tickets that it has never seen:  before  after")
         for name, key in (("answers that match", "exact_match"), ("answers that are JSON", "valid_json")):
             shares = (result[when][key] for when in ("before", "after"))
-            before, after = ("–" if share is None else f"{share:.0%}" for share in shares)
+            before, after = ("–" if share is None else f"{round(share, 2):.0%}" for share in shares)
             lines.append(f"  {name:<32}{before:>6}  {after:>5}")
         lines.append("")
     spent = [f"{phase_name(name)} {format_duration(seconds)}" for name, seconds in result["phases"].items()]

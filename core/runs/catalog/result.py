@@ -424,8 +424,8 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
     reason = history.end_reason(state)
     if state.refused:
         reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
-    # The hint of a finished run is the command to chat with it.
-    is_wanted = state.is_over and state.state != "finished"
+    # The hint of a finished or stopped run is a command, to chat with it or to continue it.
+    is_wanted = state.is_over and state.state not in ("finished", "stopped")
     hint = history.end.hint if history.end is not None and is_wanted else ""
     ends = [history.evals[0], history.evals[-1]] if history.evals else []
     matches = [event.exact_match for event in ends if event.exact_match is not None]
