@@ -119,6 +119,24 @@ def test_continue_goes_on_from_the_checkpoint(cli: CommandLine) -> None:
     cli.refused("finished", "continue", run.id)
 
 
+def test_continue_further_trains_the_result_in_a_new_run(cli: CommandLine) -> None:
+    parent = cli.train()
+    cli.refused("has neither an adapter", "continue", parent.id, "--further")
+    parent.adapter_path.mkdir()
+    (parent.adapter_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 16, "lora_alpha": 32}')
+    (parent.adapter_path / "adapter_model.safetensors").touch()
+    cli.refused("--set goes with --further", "continue", parent.id, "--set", "train.epochs=2")
+    result = cli.ok("continue", parent.id, "--further", "--set", "train.epochs=2", "--json")
+    run = find_run(result.json["run"])
+    before, values = parent.values(), run.values()
+    assert run != parent
+    assert values["model.adapter"] == str(parent.adapter_path)
+    assert values["train.learning_rate"] == before["train.learning_rate"] / 2
+    assert (before["train.epochs"], values["train.epochs"]) == (1.0, 2.0)
+    listed = {row["id"]: row["parent"] for row in cli.ok("runs", "--json").json}
+    assert listed == {parent.id: None, run.id: parent.id}
+
+
 def test_continue_follows_a_link_to_another_disk_once_it_was_confirmed(cli: CommandLine, tmp_path: Path) -> None:
     run = stopped(cli)
     target = tmp_path / "large disk" / "moved"

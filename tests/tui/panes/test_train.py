@@ -17,6 +17,7 @@ from textual.pilot import Pilot
 from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
 from core.runs.record.store import Labels, read_labels
+from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
@@ -158,6 +159,23 @@ async def test_a_better_step_is_taken_as_the_result_and_given_back(home: Path) -
         assert read_labels(run.path).result == 30
         await press(pilot, "B", until="step 30 was better (0.500): B takes it")
         assert read_labels(run.path) == Labels()
+
+
+async def test_the_chat_loads_the_model_again_after_another_step_was_taken(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = ScriptedRun(home, total=60).begin().steps(1, 30).checkpoint(30).evaluate(30, 0.5)
+    run = script.steps(31, 60).checkpoint(60).evaluate(60, 0.6).end("finished").run
+    (run.adapter_path / "adapter_config.json").touch()
+    shutil.copytree(run.adapter_path, run.checkpoints_path / "step-00000030" / "adapter")
+    before, after = FakeSession({"tuned": ["step 60"]}), FakeSession({"tuned": ["step 30"]})
+    opened = factory(before, after)
+    monkeypatch.setattr("core.chat.session.open_session", lambda target, **_: opened(target))
+    async with latest_run("step 30 was better (0.500): B takes it") as (_, pilot):
+        await press(pilot, "4", "i", *"hello", "enter", until="step 60")
+        await press(pilot, "escape", "3", "B", until="step 30 is taken as the result")
+        await wait_for(pilot, lambda: before.closed)
+        await press(pilot, "4", "i", *"again", "enter", until=lambda: after.asked)
 
 
 async def test_a_run_without_a_result_offers_none(home: Path) -> None:

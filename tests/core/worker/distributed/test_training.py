@@ -132,6 +132,21 @@ def test_two_processes_train_like_one(
 
 
 @pytest.mark.long
+def test_two_processes_train_an_adapter_further_like_one(tmp_path: Path, tiny_model_dir: Path) -> None:
+    def run(name: str, processes: int, **model: str) -> Run:
+        base = {"base": str(tiny_model_dir)} | model
+        options: dict[str, Any] = {"max_steps": STEPS, "batch_size": 7, "precision": "fp32", "learning_rate": 5e-3}
+        sections: dict[str, Any] = {"model": base, "train": options, "distributed": {"processes": processes}}
+        config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, **sections)
+        return train(tmp_path / name, config, processes)
+
+    parent = run("parent", 1)
+    alone, pair = (steps(run(f"further-{count}", count, adapter=str(parent.adapter_path))) for count in (1, 2))
+    assert alone[0].loss < steps(parent)[0].loss - 0.1
+    assert [event.loss for event in pair] == pytest.approx([event.loss for event in alone], abs=1e-5)
+
+
+@pytest.mark.long
 def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"precision": "fp32"})
 

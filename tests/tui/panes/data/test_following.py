@@ -14,6 +14,7 @@ from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
 from core.jobs.job import Job, JobProgress
 from tests.core.data.sample_files import json_lines, write
+from tests.tui.config_panes import write_config
 from tests.tui.data_panes import (
     analyzed,
     configuration,
@@ -27,7 +28,8 @@ from tests.tui.data_panes import (
     tokens_of,
     write_lines,
 )
-from tests.tui.harness import ShellApp, press, wait_for
+from tests.tui.harness import ShellApp, pane_of, press, running, wait_for
+from tui.app import LocaltuneApp
 
 SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
 
@@ -155,6 +157,16 @@ async def test_rows_on_the_screen_have_marks_before_the_analysis(
         document.set("data.overlong", "truncate")
         pane.configure(document)
         await wait_for(pilot, lambda: pane.body.cells(9, 1)[0].mark == "warn")
+
+
+async def test_the_analysis_is_a_job_whose_view_is_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
+    async with running(LocaltuneApp(write_config(tmp_path)), (120, 34), until="reading 43%") as (app, pilot):
+        await press(pilot, "5", until="J analysis 43%")
+        await press(pilot, "J", until=lambda: pane_of(app, "data").shows_report)
+        assert app.main.current == "data"
+        await press(pilot, "escape", until=lambda: not pane_of(app, "data").shows_report)
+        assert [job.stage for job in app.state.jobs] == ["on"]
 
 
 async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, requests: list[AnalysisRequest]) -> None:
