@@ -875,8 +875,8 @@ class Starting:
         return f"Entry {number} added, with the current configuration." if number is not None else "Nothing added."
 
     async def add_sweep(self, text: str) -> str:
-        """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16; train.seed = 1, 2``;
-        returns a message with the result.
+        """Add a run of the app's configuration for each combination of values in a text, ``rank = 8, 16``; returns a
+        message with the result.
 
         Raises:
             UserError: If the text or a configuration is invalid, or the queue cannot be written.
