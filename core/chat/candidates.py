@@ -21,7 +21,9 @@ from core.runs.catalog.trained import (
     taken_step,
 )
 from core.runs.record.history import read_history
+from core.runs.record.sentences import brief_id
 from core.runs.record.store import Run, list_runs
+from core.units import format_number
 
 #: Newest other runs that are considered.
 _RUNS = 50
@@ -85,9 +87,9 @@ def _of_other(other: Run) -> list[Candidate]:
     if is_adapter(other.adapter_path):
         step = taken_step(other) or result_step(other)
         step = max(losses, default=-1) if step is None else step
-        found.append(Candidate(reference_to(other), other.id, f"result{_told(_loss(losses, step))}"))
+        found.append(Candidate(reference_to(other), brief_id(other.id), f"result{_told(_loss(losses, step))}"))
     return found + [
-        Candidate(reference_to(other, step), f"{other.id}@{step}", _loss(losses, step) or "checkpoint")
+        Candidate(reference_to(other, step), f"{brief_id(other.id)}@{step}", _loss(losses, step) or "checkpoint")
         for step in steps
     ]
 
@@ -102,7 +104,7 @@ def _shares_base(values: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 def _loss(losses: dict[int, float], step: int) -> str:
-    return f"held-out loss {losses[step]:.3f}" if step in losses else ""
+    return f"held-out loss {format_number(losses[step])}" if step in losses else ""
 
 
 def _told(text: str) -> str:

@@ -306,7 +306,7 @@ def test_a_pause_of_the_governor_and_one_of_the_user_end_apart(workers: Workers)
         client.request("set", **{"hardware.disk_free_min_gb": 1_000_000})
         state = e2e.wait_until_state(run, "paused")
         assert state.reason.startswith("room on the disk is at ")
-        assert state.reason.endswith("GB)")
+        assert state.reason.endswith("until 1.1e6 GB")
         with pytest.raises(UserError, match="The governor pauses the run: room on the disk") as refused:
             client.request("resume")
         assert refused.value.hint.endswith(f"sooner with another limit: 'localtune-tui set {run.id}'.")

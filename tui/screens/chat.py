@@ -126,7 +126,7 @@ def _read_stops(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-_SOURCES_KEYS = (("space", "mark"), ("enter", "let them answer"), ("esc", "cancel"))
+_SOURCES_KEYS = (("j k", "move"), ("space", "mark"), ("enter", "let them answer"), ("esc", "cancel"))
 _NAME_WIDTH = 34
 
 
@@ -143,6 +143,8 @@ class ChatSources(Overlay[tuple[Source, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),
+        Binding("j", "move(1)", show=False),
+        Binding("k", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
     ENTER_TAKES = True
@@ -178,6 +180,10 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             fit(one_line(candidate.name, 200), _NAME_WIDTH),
             ("  " + one_line(candidate.about, 120), "$muted"),
         )
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor to the next or previous model."""
+        self._options.step(by)
 
     def action_mark(self) -> None:
         """Mark or unmark the model under the cursor."""

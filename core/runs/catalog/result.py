@@ -93,6 +93,8 @@ PROBE_LOSS = "probe loss"
 FORGOTTEN = 0.005
 #: A smaller rise does not show in answers.
 NOTICEABLE = 0.1
+#: Relative difference of held-out losses that so many rows resolve; with fewer rows it is larger, as noise is.
+RESOLUTION, RESOLVING_ROWS = 0.02, 200
 #: Most files of a result whose sizes are added up.
 _MOST_ENTRIES = 1000
 
@@ -211,15 +213,16 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
 
 
 def _better(run: Run, evals: Sequence[EvalEvent], end: FinishedEvent | None) -> BetterStep | None:
-    """The step that was taken as the result, else the kept step with the lowest held-out loss, if it is lower than that
-    of the result by what is shown."""
+    """The step that was taken as the result, else the kept step with the lowest held-out loss, if that is below
+    the loss of the result by more than the rows resolve."""
     if end is None or end.adapter != run.adapter_path.name:
         return None
     own, losses = end.result_step, {event.step: event.loss for event in evals if math.isfinite(event.loss)}
     if (taken := taken_step(run)) is not None:
         return BetterStep(taken, losses.get(taken), own, is_taken=True)
     best = min((step for step in checkpoint_steps(run) if step in losses), key=lambda step: losses[step], default=own)
-    if own not in losses or losses[best] >= losses[own] or format_number(losses[best]) == format_number(losses[own]):
+    rows = next((event.rows for event in evals if event.step == best and event.rows), RESOLVING_ROWS)
+    if own not in losses or losses[best] >= losses[own] * (1 - RESOLUTION * math.sqrt(RESOLVING_ROWS / rows)):
         return None
     return BetterStep(best, losses[best], own, is_taken=False)
 
@@ -280,7 +283,8 @@ def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> t
     first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
     # The heading names the first evaluation, which may be later.
     since = f" since step {probe.steps[0]}" if before is not None and probe.steps[0] < before.step else ""
-    note = "" if first is None else forgetting(after.probe_loss - first, since)
+    # The difference of the figures as they are shown.
+    note = "" if first is None else forgetting(round(after.probe_loss, 2) - round(first, 2), since)
     return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note, is_explained=True),)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from core.chat.candidates import find_candidates
 from core.config.schema import MethodSection
 from core.runs.record.events import BEST_CHOSEN, EvalEvent, FinishedEvent, encode_event
+from core.runs.record.sentences import brief_id
 from core.runs.record.store import Run
 from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 
@@ -34,7 +35,7 @@ def test_the_run_its_checkpoints_with_their_loss_and_others_on_the_base() -> Non
         ("base", "base", "the model before training"),
         (f"{run.id}@40", "step 40", "held-out loss 0.432"),
         (f"{run.id}@20", "step 20", "held-out loss 0.500"),
-        (other.id, other.id, "result, held-out loss 0.750"),
+        (other.id, brief_id(other.id), "result, held-out loss 0.750"),
     ]
 
 

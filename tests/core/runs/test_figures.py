@@ -229,9 +229,9 @@ def test_the_account_of_a_run(continued: Run, home: Path) -> None:
     account = read_detail(continued, other)
     assert account.evals == (4.0, 1.5)
     assert account.exact_matches == (0.0, 0.35)
-    assert account.reason == "stopped on request after step 3. Go on with it."
-    continued.state_path.write_text(json.dumps({**json.loads(continued.state_path.read_text()), "state": "finished"}))
-    assert "Go on with it" not in read_detail(continued, other).reason
+    assert account.reason == "stopped on request after step 3."
+    continued.state_path.write_text(json.dumps({**json.loads(continued.state_path.read_text()), "state": "failed"}))
+    assert read_detail(continued, other).reason.endswith(". Go on with it.")
     assert account.data == "train.jsonl"
     assert list(account.loss.values) == [4.0, 2.0, 4.0 / 3]
     changes = {change.name: (change.before, change.after) for change in account.changes}

@@ -89,6 +89,8 @@ def test_a_better_step_is_offered_while_its_checkpoint_is_there_and_can_be_taken
     better = there(result(history, tmp_path).better)
     assert (better.step, better.own, better.told) == (15, 30, "step 15 was better (0.500)")
     assert result(fold(*finished), tmp_path).better is None, "the result is the better one"
+    alike = [*finished[:-2], evaluation(30, 0.505, 0.1), finished[-1]]
+    assert result(fold(*alike), tmp_path).better is None, "80 rows do not resolve one percent"
     (kept / "adapter").mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (kept / "adapter" / name).write_bytes(bytes(7))

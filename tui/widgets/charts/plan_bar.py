@@ -138,14 +138,14 @@ def _bar(plan: PlanView, width: int) -> Content:
 
 
 def _legend(plan: PlanView, width: int) -> Content:
-    """Names and sizes of the largest parts that fit, then the sum of the rest."""
+    """Names and sizes of the largest parts that fit, each with a fill of its own, then the sum of the rest."""
     pieces: list[tuple[str, str]] = []
     used, parts = 0, _ordered(plan)
     for number, (name, size) in enumerate(parts):
         text = f"{one_line(name, 20)} {format_bytes(size)}"
         extra = cell_len(text) + 4
-        # Leave room for the sum of the rest.
-        if used + extra + (_REST_WIDTH if number < len(parts) - 1 else 0) > width:
+        # Leave room for the sum of the rest. A fill that is used twice names nothing.
+        if number == len(_FILLS) or used + extra + (_REST_WIDTH if number < len(parts) - 1 else 0) > width:
             rest = sum(size for _, size in parts[number:])
             pieces.append((fit(f"+ {format_bytes(rest)}", max(width - used, 0)).rstrip(), "$muted"))
             break

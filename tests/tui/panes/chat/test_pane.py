@@ -507,7 +507,7 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
     session.script |= {found[2].source: ["of thirty"], found[3].source: ["of another"]}
     async with chatting(run, session, size=(150, 30)) as (pilot, pane, _):
         await press_outside(pilot, pane, "c", until="held-out loss 0.455")
-        await press(pilot, "down", "down", "space", "down", "space", "up", "up", "space", until="At most 3")
+        await press(pilot, "j", "j", "space", "down", "space", "k", "up", "space", until="At most 3")
         await press(pilot, "enter", until=lambda: len(pilot.app.screen_stack) == 1)
         assert pane.sources == ("tuned", found[2].source, found[3].source)
         assert "tuned, step 30 and other@9" in screen_lines(pilot.app)[0]
