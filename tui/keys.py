@@ -78,6 +78,7 @@ _NAMES = {
     "escape": "esc",
     "question_mark": "?",
     "slash": "/",
+    "plus": "+",
     "pageup": "pgup",
     "pagedown": "pgdn",
     "vertical_line": "|",

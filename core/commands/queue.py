@@ -69,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action("list", "present, waiting and ended entries, with expected times", _list)
     changes: tuple[tuple[str, str, Callable[[Queue, argparse.Namespace], Queue]], ...] = (
         ("hold", "keep an entry from being started", lambda queue, args: queue.held(args.id)),
-        ("release", "let a held entry be started", lambda queue, args: queue.released(args.id)),
+        (
+            "release",
+            "let a held entry be started, or an ended one wait again for a new run",
+            lambda queue, args: queue.released(args.id),
+        ),
         ("remove", "take an entry out that is not started yet", lambda queue, args: queue.removed(args.id)),
         (
             "move",
@@ -81,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         moving = action(name, help_, partial(_change, change))
         moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
     moving.add_argument("position", metavar="POSITION", nargs="?", type=whole_number, default=1)
-    night = action("night", "limits for all runs that start and the one that is on, in place of their own", _night)
+    night = action("night", "limits for every queued run and the current one, overriding their own limits", _night)
     night.add_argument("values", metavar="KEY=VALUE", nargs="*")
     night.add_argument("--clear", action="store_true")
     action("stop", "end the runner; the run that is on goes on, and nothing else starts", _stop)

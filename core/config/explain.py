@@ -24,6 +24,14 @@ _SHOWN = 80
 _ORDER = {"string_unicode": 0, "string_pattern_mismatch": 0, "missing": 2}
 #: Similarity from which on a word counts as a typing error: for a name in its place, and for a key of another section.
 _ALIKE, _VERY_ALIKE = 0.6, 0.75
+#: Names that other programs and papers have for options.
+_SHORT = {
+    "lr": "train.learning_rate",
+    "bs": "train.batch_size",
+    "wd": "train.weight_decay",
+    "r": "method.rank",
+    "num_train_epochs": "train.epochs",
+}
 #: The hint for a secret in a file.
 SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
 
@@ -61,6 +69,8 @@ def unknown_option(name: str) -> UserError:
 
 def _nearest_option(section: str, key: str) -> str | None:
     """The option that was most likely meant, in the named section or else by its key in another section."""
+    if meant := _SHORT.get(key or section):
+        return meant
     every = [option.name for option in options()]
     if not key and section in sections():
         return None

@@ -276,6 +276,9 @@ class Policy:
             value = next((heat.last for heat in self._heats if heat.cause == before.cause), None)
             if before.cause == DISK:
                 value = seen.disk_free_gb
+            if before.cause == QUIET_HOURS and self.limits.quiet is None:
+                # They were lifted before their end.
+                value = before.value
             if cause is None:
                 yield Action("resume", before.cause, value, before.limit)
         if cause is not None and (before is None or before.cause != cause.cause):

@@ -49,7 +49,8 @@ def describe(
             return "the card's own power limit again"
         return f"the card's power limit is {quantity(policy.POWER, value)} now"
     if action == "resume" and cause == policy.QUIET_HOURS:
-        return "goes on: the quiet hours are over"
+        # A value is the end that the hours would have had.
+        return f"goes on: {'the quiet hours are over' if value is None else 'quiet hours were lifted'}"
     return f"{_VERBS.get(action) or one_line(action, 40)}: {why}"
 
 

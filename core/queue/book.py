@@ -121,11 +121,13 @@ class Queue:
         return self._move(entry_id, "held", "held", ("waiting",))
 
     def released(self, entry_id: int) -> Queue:
-        """The queue with a held entry released.
+        """The queue with a held entry released, or an ended one put back at the end, for a new run.
 
         Raises:
-            UserError: If it is not held.
+            UserError: If it is neither held nor over.
         """
+        if (entry := self.entry(entry_id)).is_over:
+            return self.with_entry(entry.put_back()).with_position(entry_id, len(self.entries))
         return self._move(entry_id, "waiting", "released", ("held",))
 
     def removed(self, entry_id: int) -> Queue:

@@ -20,15 +20,15 @@ PENDING: frozenset[str] = frozenset({"waiting", "held"})
 ENDED: frozenset[str] = frozenset({"done", "failed", "skipped", "removed"})
 
 #: By state: the states that may follow. ``starting`` follows ``running`` if a reboot ended a run without a checkpoint,
-#: which then starts again.
+#: which then starts again; ``waiting`` follows an end if the entry is put back.
 FOLLOWS: Mapping[str, frozenset[str]] = {
     "waiting": frozenset({"held", "starting", "skipped", "removed"}),
     "held": frozenset({"waiting", "removed"}),
     "starting": frozenset({"running", "done", "failed", "skipped"}),
     "running": frozenset({"starting", "done", "failed"}),
-    "done": frozenset(),
-    "failed": frozenset(),
-    "skipped": frozenset(),
+    "done": frozenset({"waiting"}),
+    "failed": frozenset({"waiting"}),
+    "skipped": frozenset({"waiting"}),
     "removed": frozenset(),
 }
 
@@ -102,6 +102,15 @@ class QueueEntry:
         if state not in FOLLOWS[self.state]:
             raise ValueError(f"entry {self.id} is {self.state} and cannot become {state}")
         return dataclasses.replace(self, state=state, **changes)
+
+    def put_back(self) -> QueueEntry:
+        """The ended entry as it waits for a new run.
+
+        Raises:
+            ValueError: If it has not ended, or was removed.
+        """
+        nothing = {"reason": "", "outcome": "", "begun": None, "ended": None}
+        return self.moved("waiting", run=None, starts=0, continued=None, **nothing)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as in ``queue.json``."""

@@ -86,12 +86,10 @@ class Night:
         return changed(config, values) if values else config
 
     def words(self, now: float) -> str:
-        """The values in words, ``at most 75 °C · quiet 22:00–07:00``; empty without any."""
+        """The values in words, ``at most 75 °C · quiet 22:00-07:00``; empty without any."""
         return " · ".join(
-            _WORDS[name][1] if value is None else _WORDS[name][0].format(_shown(value))
+            _WORDS[name][1]
+            if value is None
+            else _WORDS[name][0].format(exact_number(value) if isinstance(value, float) else value)
             for name, value in self.in_force(now).items()
         )
-
-
-def _shown(value: Any) -> str:
-    return exact_number(value) if isinstance(value, float) else str(value).replace("-", "–")

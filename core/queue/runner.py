@@ -255,7 +255,10 @@ class QueueRunner:
             return self._end(entry, "done", reason, state)
         if state.state == "stopped":
             return self._end(entry, "done", state.reason or "it was stopped", state)
-        return self._end(entry, "failed", launcher.failure_reason(run_of(entry)), state)
+        reason, night = launcher.failure_reason(run_of(entry)), store.read_queue().night
+        if any(name in reason for name, value in night.values.items() if value is not None):
+            reason += " It is set in Tonight: 'n' in the queue, or 'localtune-tui queue night'."
+        return self._end(entry, "failed", reason, state)
 
     def _go_on(self, entry: QueueEntry, run: Run) -> float:
         """Continue a run that a reboot has ended, once: from its checkpoint, or from the start without one."""

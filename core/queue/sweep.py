@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from core.config.document import ConfigDocument, dump_config
-from core.config.schema import Config, full_name
+from core.config.explain import unknown_option
+from core.config.schema import Config, find_option, full_name
 from core.errors import UserError
 from core.queue import store
 from core.queue.entry import QueueEntry, word
@@ -51,7 +52,7 @@ def parse_axis(text: str) -> Axis:
     quotes do not separate.
 
     Raises:
-        UserError: If it is not of this form, or a value is repeated.
+        UserError: If it is not of this form, the option does not exist, or a value is repeated.
     """
     name, found, listed = text.partition("=")
     values = tuple(split_values(listed))
@@ -62,7 +63,9 @@ def parse_axis(text: str) -> Axis:
         )
     if len(set(values)) < len(values):
         raise UserError(f"{one_line(text, 80)} has a value twice.", "Name each value once.")
-    return Axis(full_name(name), values)
+    if find_option(name := full_name(name)) is None:
+        raise unknown_option(name)
+    return Axis(name, values)
 
 
 def split_values(text: str) -> list[str]:

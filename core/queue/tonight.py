@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from core.config.document import ConfigDocument, valid_part
 from core.errors import UserError
+from core.governor.check import unkept_here
 from core.queue import store
 from core.queue.book import Queue
 from core.queue.estimate import Estimator
@@ -14,7 +16,7 @@ from core.queue.fate import live_run
 from core.queue.night import NIGHT_OPTIONS, Night
 from core.queue.view import QueueReader
 from core.runs.control.client import ControlClient, PendingError
-from core.runs.record.sentences import brief_id, change_words
+from core.runs.record.sentences import change_words
 
 
 def change_night(asked: Mapping[str, Any], now: float) -> Night:
@@ -25,9 +27,11 @@ def change_night(asked: Mapping[str, Any], now: float) -> Night:
         now: Unix seconds.
 
     Raises:
-        UserError: If one is invalid, or the queue cannot be written.
+        UserError: If one is invalid, or this machine's device cannot keep it, or the queue cannot be written.
     """
     night = Night.read(asked, now)
+    for found in unkept_here(night.applied(valid_part(ConfigDocument()))):
+        raise UserError(found.sentence, found.hint)
     before: list[Night] = []
 
     def how(queue: Queue) -> Queue:
@@ -51,7 +55,6 @@ def tell_live_run(before: Night, now: float) -> str:
     names = [name for name in NIGHT_OPTIONS if before.values.get(name, missing) != night.values.get(name, missing)]
     if run is None or not names:
         return ""
-    name = brief_id(run.id)
     try:
         active = queue.active
         # The file of a run of the queue has the limits of the night at its start.
@@ -62,7 +65,7 @@ def tell_live_run(before: Night, now: float) -> str:
         with ControlClient(run) as client:
             client.request("set", **changes)
     except PendingError:
-        return f"{name} takes it over after its step."
+        return "The current run applies the change after its step."
     except UserError as error:
-        return f"{name} goes on with its own limits: {error}"
-    return f"{name} has taken it over: {change_words(changes)}."
+        return f"The current run keeps its own limits: {error}"
+    return f"The current run now has {change_words(changes)}."

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.config.live import GOVERNED, changed, changed_options
-from core.config.schema import Config, find_option
+from core.config.schema import Config, find_option, full_name
 from core.errors import UserError
 from core.governor.limits import Limits
 from core.governor.night import working_span
@@ -25,8 +25,10 @@ from core.queue.store import config_path, read_entry_config, read_queue
 from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
-from core.runs.record.state import EventTail
+from core.runs.record.state import END_STATES, EventTail
 from core.runs.record.store import Run
+
+_QUIET = "night.quiet_hours"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class EntryView:
         by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None if
             unknown.
         early_end: Early end of the run by a limit; None if it does all its steps.
-        differs: Options whose values differ from those of the entry above it, or for the first below it.
+        differs: Options whose values differ from those of the entry above it, or for the first below it; of the first
+            its quiet hours too, and of the only one its own changes.
     """
 
     entry: QueueEntry
@@ -202,7 +205,7 @@ class QueueReader:
             has_run = active.run is not None and run_of(active).config_path.is_file()
             view_of = self._active if has_run else self._waiting
             shown.append(view_of(active, queue.night, now, known_only))
-            clock = shown[0].ends
+            clock = now if shown[0].state in END_STATES else shown[0].ends
         for place, entry in enumerate(queue.upcoming, 1):
             view = self._waiting(entry, queue.night, clock if entry.state == "waiting" else None, known_only)
             shown.append(replace(view, place=place))
@@ -215,19 +218,21 @@ class QueueReader:
         return QueueView(tuple(rows), runner, queue.night)
 
     def _with_differences(self, rows: list[EntryView], night: Night) -> list[EntryView]:
-        """The rows, each with what differs from the one above it; the first from the one below it."""
+        """The rows, each with what differs from the one above it; the first from the one below it, or from its file."""
         read = [self._read(row.entry, night) for row in rows]
         options = [None if values is None else values.options for values in read]
         found = []
         for row, here, beside in zip(rows, options, [*options[1:2], *options], strict=False):
-            differs = {}
-            for change in changed_options(beside or {}, here or {}) if beside is not None and here is not None else ():
-                if change.name in night.values:
-                    continue
-                option = find_option(change.name)
-                is_default = change.now is None and option is not None
-                differs[change.name] = option.default if is_default and option is not None else change.now
-            found.append(replace(row, differs=differs))
+            if here is None or beside is None:
+                found.append(row)
+                continue
+            names = [change.name for change in changed_options(beside, here)]
+            if row is rows[0]:
+                names += [_QUIET] * ("quiet_hours" in here.get("night", {}))
+                names += [full_name(text.partition("=")[0]) for text in row.entry.overrides if len(rows) == 1]
+            known = filter(None, map(find_option, dict.fromkeys(names)))
+            differs = {at.name: here.get(at.section, {}).get(at.key, at.default) for at in known}
+            found.append(replace(row, differs={name: differs[name] for name in differs if name not in night.values}))
         return found
 
     def _read(self, entry: QueueEntry, night: Night) -> _Values | None:
@@ -258,6 +263,10 @@ class QueueReader:
         """The active entry with its time left."""
         run = run_of(entry)
         state, history = run.state(), self._history(run)
+        if state.state in END_STATES:
+            # The runner is about to record its end.
+            over = EntryView(entry, begins=entry.begun, state=state.state)
+            return replace(over, step=state.step, total_steps=state.total_steps)
         values = run.values()
         schedule = Schedule.of(values).changed(history.settings)
         left = estimate(history.timings, schedule, state.total_steps, now)

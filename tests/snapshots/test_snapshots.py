@@ -347,7 +347,7 @@ def test_queue(snap_compare: Compare, private_home: Path, monkeypatch: pytest.Mo
 
 
 def test_empty_queue(snap_compare: Compare, app: LocaltuneApp) -> None:
-    assert snap_compare(app, run_before=until("Nothing waits.", "Q"))
+    assert snap_compare(app, run_before=until("The queue is empty.", "Q"))
 
 
 # The Config pane: presets, differences, warnings, the long help, a comparison.

@@ -57,7 +57,7 @@ async def show(pilot: Pilot[Any], app: WrittenApp, key: str) -> None:
     await wait_for(pilot, lambda: is_ready(app))
     await pilot.press(key)
     if key == "Q":
-        await wait_for(pilot, lambda: "Nothing waits." in "\n".join(screen_lines(app)))
+        await wait_for(pilot, lambda: "The queue is empty." in "\n".join(screen_lines(app)))
     await settled(pilot, app)
 
 

@@ -63,7 +63,7 @@ def test_a_key_that_does_the_reverse_is_the_capital_of_its_letter() -> None:
 @cases(
     ("key", "shown"),
     [
-        *(("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/")),
+        *(("ctrl+p", "^p"), ("question_mark", "?"), ("escape", "esc"), ("f1", "f1"), ("slash", "/"), ("plus", "+")),
         *(("backslash", "\\"), ("left_square_bracket", "[")),
     ],
 )

@@ -893,7 +893,7 @@ class Starting:
         source = str(document.path.absolute()) if document.path else ""
         added = await asyncio.to_thread(add_variants, variants, start.name, source)
         entries = "1 entry" if len(added) == 1 else f"{len(added)} entries"
-        return f"Added {entries} as {added[0].sweep}, of the configuration as it is now."
+        return f"Added {entries} (sweep {added[0].sweep}) from the current configuration."
 
     async def _add(self, config: Config, name: str, source: Path | None) -> int | None:
         """Add a run to the queue; returns its number, None if the user does not agree to unmet wishes."""

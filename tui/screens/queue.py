@@ -39,7 +39,9 @@ LOOK_SECONDS = 2.0
 #: Columns of a line without its name: the state, and the times with two marks.
 _STATE, _TIME = 18, 23
 #: Row for an option that has its default, and the keys of a form.
-_ANOTHER, _KEYS = "", (("tab", "next"), ("enter", "take over"), ("esc", "leave as it is"))
+_ANOTHER, _KEYS = "", (("tab", "next"), ("enter", "apply"), ("esc", "cancel"))
+#: Result of the start of the runner, shown while one is on.
+_STARTED = "The runner is started; it goes on without the app."
 #: Columns of the lower border without its text.
 _CORNERS = 6
 _STYLES = {"failed": "$limit", "lost": "$limit", "skipped": "$near", "held": "$muted", "finished": "$muted"}
@@ -92,6 +94,9 @@ class QueueScreen(ListScreen[Run]):
             self.post_call(self._box.say, str(error), "$limit")
 
     def _show(self, view: QueueView) -> None:
+        was_on = self._view is not None and self._view.runner is not None
+        if was_on and view.runner is None and self._box.said == _STARTED:
+            self._box.say("")
         self._view = view
         self._box.show_about(self._runner_line(view))
         self._show_legend(view)
@@ -128,14 +133,18 @@ class QueueScreen(ListScreen[Run]):
             return Content.assemble(("on", "$primary bold"), f" · {one_line(view.runner.doing, 200)}")
         shows = shell_of(self).keys["queue.start"].display
         if not view.upcoming:
-            return Content.styled("Nothing waits.", "$muted")
+            return Content.styled("No entry is waiting." if view.rows else "The queue is empty.", "$muted")
         return Content.assemble("No runner is on, so nothing starts · ", (shows, "$primary bold"), " starts it")
 
     def _show_entries(self, view: QueueView) -> None:
         """Update the changed lines; the cursor stays on its entry."""
         options, width = self._options, max(self._options.size.width, 40)
+        place = options.highlighted or 0
         here = self._wanted if self._wanted is not None else (row.entry.id if (row := self._row) else None)
-        lines = [_line(row, width, self._clock(), is_on=view.runner is not None) for row in view.rows]
+        times = [_when(row, self._clock()) for row in view.rows]
+        # Without a time, its room is the name's.
+        room, is_on = _TIME if any(times) else 0, view.runner is not None
+        lines = [_line(row, width, fit(when, room), is_on=is_on) for row, when in zip(view.rows, times, strict=True)]
         ids = [str(row.entry.id) for row in view.rows]
         if [option.id for option in options.options] == ids:
             for index, line in enumerate(lines):
@@ -145,9 +154,7 @@ class QueueScreen(ListScreen[Run]):
             options.clear_options()
             options.add_options([Option(line, id=name) for line, name in zip(lines, ids, strict=True)])
         if ids:
-            options.highlighted = (
-                ids.index(str(here)) if str(here) in ids else min(options.highlighted or 0, len(ids) - 1)
-            )
+            options.highlighted = ids.index(str(here)) if str(here) in ids else min(place, len(ids) - 1)
         self._wanted = None
 
     @property
@@ -195,7 +202,7 @@ class QueueScreen(ListScreen[Run]):
                 await asyncio.to_thread(store.edit, entry.id, changes)
             return f"Entry {entry.id} is changed: {', '.join(changes)}" if changes else ""
 
-        about = "Its values, other defaults left out; an empty one is the default again."
+        about = "Its values. Defaults are not listed; empty a field to go back to the default."
         self._ask(f"Entry {entry.id} · {one_line(entry.title, 50)}", rows, about, accept)
 
     def action_sweep(self) -> None:
@@ -222,8 +229,8 @@ class QueueScreen(ListScreen[Run]):
             return ""
 
         about = (
-            "For every run that the queue starts, and for the run that is on, in place of their own.\n"
-            "Empty: as each run has it. none: no limit."
+            "Applies to every queued run and the current one, overriding their own limits.\n"
+            "Empty: each run keeps its own. none: no limit."
         )
         self._ask("Tonight", rows, about, accept)
 
@@ -250,12 +257,15 @@ class QueueScreen(ListScreen[Run]):
         self._box.carry_out(self._add)
 
     def action_hold(self) -> None:
-        """Hold or release the entry under the cursor."""
+        """Hold or release the entry under the cursor; an ended one waits again."""
         if (row := self._row) is None:
             return
         entry = row.entry
-        if entry.state == "held":
-            self._change(lambda queue: queue.released(entry.id), f"Entry {entry.id} is released.")
+        if entry.state == "held" or entry.is_over:
+            said = (
+                f"Entry {entry.id} waits again, for a new run." if entry.is_over else f"Entry {entry.id} is released."
+            )
+            self._change(lambda queue: queue.released(entry.id), said)
         else:
             self._change(lambda queue: queue.held(entry.id), f"Entry {entry.id} is held.")
 
@@ -293,7 +303,7 @@ class QueueScreen(ListScreen[Run]):
 
         async def start() -> str:
             _, is_new = await asyncio.to_thread(status.start_runner)
-            return "The runner is started; it goes on without the app." if is_new else "The runner is on already."
+            return _STARTED if is_new else "The runner is on already."
 
         self._box.carry_out(start)
 
@@ -324,21 +334,21 @@ def _legend(view: QueueView, *, is_short: bool = False) -> str:
     return " · ".join([*done, *plan, *early])
 
 
-def _line(row: EntryView, width: int, now: float, *, is_on: bool) -> Content:
+def _line(row: EntryView, width: int, when: str, *, is_on: bool) -> Content:
     """The line of an entry: number, state, times, name, and the reason of a failure."""
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
     if row.state and row.total_steps:
         doing = f"{doing} {row.step}/{row.total_steps}"
     head = f"{entry.id:>3}  "
-    name_width = max(width - len(head) - _STATE - _TIME - 1, 8)
+    name_width = max(width - len(head) - _STATE - len(when) - 1, 8)
     about = row.about
     if entry.state in ("failed", "skipped") and entry.reason:
         about = f"{about}: {entry.reason}"
     return Content.assemble(
         (head, "$muted"),
         (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
-        (fit(_when(row, now), _TIME), "" if is_on or entry.is_over else "$muted"),
+        (when, "" if is_on or entry.is_over else "$muted"),
         " ",
         fit(one_line(about, 300), name_width),
     )
@@ -358,4 +368,6 @@ def _when(row: EntryView, now: float) -> str:
         return f"until ~{clock(row.ends)}{mark}"
     if row.begins is not None and row.ends is not None:
         return f"{clock(row.begins)} – {clock(row.ends)}{mark}"
+    if row.place is not None and row.begins is not None and row.begins > now + 60:
+        return f"from {clock(row.begins)}"
     return f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else ""

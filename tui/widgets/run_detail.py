@@ -37,7 +37,7 @@ def queue_line(view: QueueView, key: str) -> Content:
         coming = _expected(waiting[0], begins=view.runner is not None)
         parts = [f"next {coming}", f"{len(waiting)} {'waits' if len(waiting) == 1 else 'wait'}"]
     else:
-        parts = [f"{_expected(on)} is the last one" if on is not None else "nothing waits"]
+        parts = [f"Last entry: {_expected(on)}" if on is not None else "no entry is waiting"]
     if held:
         parts.append(f"{held} held")
     if view.runner is None and waiting:
@@ -57,7 +57,7 @@ def _expected(row: EntryView, *, begins: bool = True) -> str:
     """
     name = one_line(row.entry.title, 40)
     if row.place is None:
-        return f"{name}, done {_clock(row.ends)}," if row.ends is not None else name
+        return f"{name}, done {_clock(row.ends)}" if row.ends is not None else name
     return f"{name} at {_clock(row.begins)}" if begins and row.begins is not None else name
 
 

@@ -36,6 +36,16 @@ def test_entries_wait_in_the_order_in_which_they_were_added() -> None:
     assert held.released(1).next_waiting == queue.entry(1)
 
 
+def test_an_ended_entry_is_put_back_at_the_end_for_a_new_run() -> None:
+    queue = queue_of("a", "b")
+    ended = queue.entry(1).moved("starting", run="r", begun=1.0, starts=1).moved("failed", reason="full", ended=2.0)
+    again = queue.with_entry(ended).released(1)
+    assert order(again) == ["b", "a"]
+    assert again.entry(1) == queue.entry(1)
+    with pytest.raises(UserError, match="Entry 1 is waiting already"):
+        again.released(1)
+
+
 def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_stop_it() -> None:
     queue = queue_of("a", "b")
     queue = queue.with_entry(queue.entry(1).moved("starting", run="20260101-000000-a"))
@@ -87,7 +97,7 @@ def test_an_entry_takes_no_step_that_its_state_does_not_allow() -> None:
         for after in STATES - FOLLOWS[state]:
             with pytest.raises(ValueError, match="cannot become"):
                 entry.moved(after)  # type: ignore[arg-type]
-        assert entry.is_over is (not FOLLOWS[state])
+        assert entry.is_over is (state != "held" and FOLLOWS[state] <= {"waiting"})
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn"]), max_size=20)

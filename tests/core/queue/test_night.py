@@ -9,6 +9,7 @@ import pytest
 
 from core.config.clock import next_time
 from core.errors import UserError
+from core.hardware.snapshot import Device
 from core.queue import store
 from core.queue.book import Queue
 from core.queue.fate import run_of
@@ -26,8 +27,8 @@ SEVEN = next_time(7 * 60, EVENING)
 def test_a_night_is_read_as_typed_and_kept_in_the_queue() -> None:
     asked = {"temperature_limit_c": "75", "night.quiet_hours": "22:00-07:00", "deadline": "07:00", "power_limit_w": ""}
     night = Night.read(asked | {"hardware.power_limit_w": "none"}, EVENING)
-    assert night.words(EVENING) == "at most 75 °C · no power limit · quiet 22:00–07:00 · done by 07:00"
-    assert "07:00" not in night.words(SEVEN).partition("quiet 22:00–07:00")[2], "the deadline has passed"
+    assert night.words(EVENING) == "at most 75 °C · no power limit · quiet 22:00-07:00 · done by 07:00"
+    assert "07:00" not in night.words(SEVEN).partition("quiet 22:00-07:00")[2], "the deadline has passed"
     queue = Queue(night=night)
     assert Queue.loads(queue.dumps()) == queue
     for wrong in ({"rank": "8"}, {"quiet_hours": "22"}, {"temperature_limit_c": "warm"}, {"deadline": "25:00"}):
@@ -60,6 +61,27 @@ def test_a_run_starts_with_the_limits_of_the_night_and_its_entry_keeps_its_own(h
     assert store.read_entry_config(active).night.quiet_hours == "23:00-06:00"
 
 
+def test_a_limit_that_the_device_cannot_keep_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.governor.check.read_device", lambda *_: Device(index=0, kind="cpu", name="Some CPU"))
+    with pytest.raises(UserError, match="Some CPU does not report its temperature"):
+        change_night({"temperature_limit_c": "70", "quiet_hours": "22:00-07:00"}, EVENING)
+    assert store.read_queue().night == Night()
+    change_night({"temperature_limit_c": "none", "quiet_hours": "22:00-07:00"}, EVENING)
+
+
+def test_an_entry_that_fails_for_a_limit_of_the_night_says_so(home: Path, fakes: FakeWorkers) -> None:
+    add("a")
+    store.change(lambda queue: replace(queue, night=Night.read({"temperature_limit_c": "70"}, EVENING)))
+    runner = make_runner()
+    for _ in range(3):
+        runner.tick()
+    active = store.read_queue().active
+    assert active is not None
+    fakes.end(run_of(active), "failed", reason="hardware.temperature_limit_c cannot be kept. Remove the option.")
+    runner.tick()
+    assert "It is set in Tonight" in store.read_queue().entry(1).reason
+
+
 def test_the_run_that_is_on_is_sent_what_has_changed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
 
@@ -70,13 +92,15 @@ def test_the_run_that_is_on_is_sent_what_has_changed(home: Path, monkeypatch: py
         return {"step": 3}
 
     monkeypatch.setattr(ControlClient, "request", request)
+    monkeypatch.setattr("core.governor.check.read_device", lambda *_: None)
     assert tell_live_run(change_night({"quiet_hours": "22:00-07:00"}, EVENING), EVENING) == "", "no run is on"
     run = create_run(config_for(night={"quiet_hours": "23:00-06:00"}), "mine")
     live_state().write(run.state_path)
-    assert "quiet hours 21:00-07:00" in tell_live_run(change_night({"quiet_hours": "21:00-07:00"}, EVENING), EVENING)
+    told = tell_live_run(change_night({"quiet_hours": "21:00-07:00"}, EVENING), EVENING)
+    assert told == "The current run now has quiet hours 21:00-07:00."
     assert "quiet hours 23:00-06:00" in tell_live_run(change_night({}, EVENING), EVENING), "its own again"
     told = tell_live_run(change_night({"temperature_limit_c": "75"}, EVENING), EVENING)
-    assert "goes on with its own limits: The device tells no temperature." in told
+    assert "The current run keeps its own limits: The device tells no temperature." in told
     assert [list(args) for args in sent] == [["night.quiet_hours"]] * 2 + [["hardware.temperature_limit_c"]]
 
 

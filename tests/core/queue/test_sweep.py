@@ -24,13 +24,19 @@ from tests.cases import cases
     ],
 )
 def test_commas_in_brackets_and_quotes_belong_to_a_value(text: str, values: tuple[str, ...]) -> None:
-    assert parse_axis(f"train.x={text}") == Axis("train.x", values)
+    assert parse_axis(f"train.seed={text}") == Axis("train.seed", values)
 
 
 @cases("text", ["", "=1,2", "a=", "a=1,", "a", "a=1,,2"])
 def test_an_axis_without_a_name_or_a_value_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="names no option with values"):
         parse_axis(text)
+
+
+def test_an_option_that_does_not_exist_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(UserError, match="There is no option lr") as error:
+        parse_axis("lr = 1e-3")
+    assert error.value.hint == "Did you mean train.learning_rate?"
 
 
 AXES = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), min_size=1, max_size=4).map(

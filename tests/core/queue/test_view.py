@@ -67,6 +67,13 @@ def test_quiet_hours_are_counted_and_a_line_says_what_differs_from_the_one_above
     assert reader.view(store.read_queue(), RUNNER, evening).ends == evening + 150
 
 
+def test_an_entry_without_another_names_its_own_changes_and_quiet_hours(home: Path) -> None:
+    add("a", night={"quiet_hours": "22:00-07:00"})
+    store.edit(1, ["rank = 32"])
+    view = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW)
+    assert [row.about for row in view.rows] == ["a · quiet_hours 22:00-07:00, rank 32"]
+
+
 def test_a_duration_by_the_plan_is_distinguished_from_one_at_a_measured_pace(home: Path) -> None:
     add("a", train={"max_steps": 6})
     add("b", train={"max_steps": 3}, method={"rank": 32})
@@ -123,6 +130,9 @@ def test_the_end_of_a_live_run_follows_its_steps_and_only_new_events_are_read(ho
     live_state(step=7, total_steps=10, updated=NOW).write(run.state_path)
     row = reader.view(store.read_queue(), RUNNER, NOW + 10).rows[0]
     assert row.ends == pytest.approx(NOW + 40, abs=3)
+    live_state("failed", step=7, total_steps=10, updated=NOW).write(run.state_path)
+    row, following = reader.view(store.read_queue(), RUNNER, NOW + 10).rows
+    assert (row.state, row.ends, following.begins) == ("failed", None, NOW + 10)
 
 
 def test_a_live_run_ends_by_its_limit_too(home: Path) -> None:

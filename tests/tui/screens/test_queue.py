@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,6 +29,7 @@ from tui.app import LocaltuneApp
 from tui.screens.box import ValuesForm
 from tui.screens.queue import QueueScreen
 
+BLIND = Device(index=0, kind="cpu", name="Some CPU")
 TYPED = {"=": "equals_sign"}
 
 
@@ -65,7 +67,7 @@ async def queue(
 
 async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, runner: Mock) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, _):
-        await wait_for(pilot, lambda: "Nothing waits." in screen_text(app))
+        await wait_for(pilot, lambda: "The queue is empty." in screen_text(app))
         await press(pilot, "plus", until=("Entry 1 added", "mine"))
         (entry,) = store.read_queue().entries
         assert store.read_entry_config(entry).train.learning_rate == 3e-4
@@ -89,6 +91,17 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(
         await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
         await press(pilot, "space", until=lambda: states()[3] == "waiting")
         await press(pilot, "D", until=lambda: states()[3] == "removed")
+        store.change(lambda queue: queue.with_entry(queue.entry(2).moved("skipped")))
+        await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "skipped")
+        await press(pilot, "space", until="Entry 2 waits again, for a new run.")
+        assert states()[2] == "waiting"
+        monkeypatch.setattr("core.queue.view.read_status", lambda: None)
+        await press(pilot, "r", until="The runner is started")
+        monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
+        await wait_for(pilot, lambda: "x stop the runner" in screen_text(app))
+        assert "The runner is started" in screen_text(app)
+        monkeypatch.setattr("core.queue.view.read_status", lambda: None)
+        await wait_for(pilot, lambda: "The runner is started" not in screen_text(app))
         monkeypatch.setattr("core.queue.view.read_status", lambda: RunnerStatus(pid=1, pid_started="x", doing="waits"))
         await wait_for(pilot, lambda: "x stop the runner" in screen_text(app))
         await press(pilot, "x", until=lambda: runner.stop.called)
@@ -122,12 +135,14 @@ async def test_times_by_the_plan_are_marked(home: Path, tmp_path: Path, monkeypa
         await press(pilot, "D", until=lambda: re.search(whole, screen_text(app)))
 
 
-async def test_values_a_sweep_and_the_night_are_typed_in_the_box(config: Path, runner: Mock) -> None:
+async def test_values_a_sweep_and_the_night_are_typed_in_the_box(
+    config: Path, runner: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, screen):
         await wait_for(pilot, lambda: "r start" not in screen_text(app) and "A clear" not in screen_text(app))
         await press(pilot, "w", until=lambda: isinstance(app.screen, ValuesForm))
         await pilot.press(*(TYPED.get(key, key) for key in "rank=16"), "enter")
-        await wait_for(pilot, lambda: "as s1, of the configuration as it is now." in screen_text(app))
+        await wait_for(pilot, lambda: "(sweep s1) from the current configuration." in screen_text(app))
         await pilot.press("w")
         await wait_for(pilot, lambda: isinstance(app.screen, ValuesForm))
         await press(pilot, *"rank", "enter", until="rank names no option with values")
@@ -135,7 +150,10 @@ async def test_values_a_sweep_and_the_night_are_typed_in_the_box(config: Path, r
         await press(pilot, "enter", until="method.rank")
         await press(pilot, "escape", until=lambda: app.screen is screen)
         await press(pilot, "n", until=lambda: isinstance(app.screen, ValuesForm))
-        await press(pilot, *"75", "enter", until="at most 75 °C")
+        monkeypatch.setattr("core.governor.check.read_device", lambda *_: BLIND)
+        await press(pilot, *"75", "enter", until="does not report its temperature")
+        monkeypatch.setattr("core.governor.check.read_device", lambda *_: replace(BLIND, temperature_c=50.0))
+        await press(pilot, "enter", until="at most 75 °C")
         assert store.read_queue().night.values == {"hardware.temperature_limit_c": 75.0}
 
 

@@ -128,8 +128,8 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
             r"Q queue   next tickets-2 at ~\w+ \d\d:\d\d · 2 wait · all done ~\w+ \d\d:\d\d",
         ),
         ([row(2, place=1), row(3, "held")], None, r"Q queue   next tickets-2 · 1 waits · 1 held · no runner is on, .*"),
-        ([row(1, "running", ends=NIGHT)], RUNNER, r"Q queue   tickets-1, done ~\w+ \d\d:\d\d, is the last one"),
-        ([row(1, "held")], None, r"Q queue   nothing waits · 1 held"),
+        ([row(1, "running", ends=NIGHT)], RUNNER, r"Q queue   Last entry: tickets-1, done ~\w+ \d\d:\d\d"),
+        ([row(1, "held")], None, r"Q queue   no entry is waiting · 1 held"),
     ],
 )
 def test_what_comes_next_is_reported(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:

@@ -106,6 +106,8 @@ class ListBox(Vertical):
         super().__init__()
         self.border_title = Content(title)
         self._read = read
+        self.said = ""
+        """The result of the last key, as shown."""
         self._turn = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
@@ -130,6 +132,7 @@ class ListBox(Vertical):
 
     def say(self, text: str, style: str = "$muted") -> None:
         """Show the result of a key."""
+        self.said = text
         # A blank keeps the line in place.
         self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
 
