@@ -75,10 +75,10 @@ def _open_app(args: argparse.Namespace, opened: Opening) -> int:
 
 
 def _refuse_word(parser: ArgumentParser, name: str) -> None:
-    """Exit with a usage error for a first argument that is neither a command nor a path nor a run."""
+    """Exit with a usage error for a first argument that is not a command, path or run."""
     meant = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean '{PROGRAM} {meant[0]}'?" if meant else f" '{PROGRAM} --help' lists the commands."
-    parser.error(f"'{one_line(name, 200)}' is neither a command nor a configuration file, data or a run.{hint}")
+    parser.error(f"'{one_line(name, 200)}' is not a command, configuration file, data file or run.{hint}")
 
 
 def _is_run_id(name: str) -> bool:

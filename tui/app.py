@@ -45,7 +45,6 @@ from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import PAIRED_SIZE, TILED_SIZE, Desktop, MainScreen
-from tui.panes import pane_help, pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
@@ -439,11 +438,9 @@ class LocaltuneApp(App[str]):
 
         top = self.screen
         if isinstance(top, Overlay):
-            about = pane_help(top.HELP or top.SCOPE)
-            self.push_screen(HelpScreen(top.help_title, about, self.keys, top.SCOPE, top.help_keys))
-        elif not self.desktop.is_covered:
-            spec = pane_spec(self.main.current)
-            self.push_screen(HelpScreen(spec.title, pane_help(spec.id), self.keys, spec.id))
+            self.push_screen(HelpScreen(top.help_title, top.help_name, self.keys, top.SCOPE, lambda: top.help_keys))
+        elif (pane := self.desktop.panes.find(self.main.current)) is not None and not self.desktop.is_covered:
+            self.push_screen(pane.help_screen())
 
     def action_queue(self) -> None:
         """Show the queue of runs."""

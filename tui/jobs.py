@@ -33,6 +33,10 @@ class JobPage(Generic[ProgressType, ResultType]):
     """The key that begins it, and agrees to its question."""
     is_done_at_end: ClassVar[bool] = False
     """True if its view, where it is open, closes at the end, and the result is accepted."""
+    loss: ClassVar[str] = "loses its work"
+    """The effect of leaving the app while it runs, if nothing of it is kept."""
+    help: ClassVar[str] = "job"
+    """The name of its text for the help."""
     shown_by: ClassVar[Sequence[str]] = ("app.jobs",)
     """The keys that show its result, by their ids; a job with keys of its own is not listed after its end."""
 

@@ -378,10 +378,8 @@ class MainScreen(Screen[None]):
             self._show_keys()
 
     def _show_keys(self) -> None:
-        other: Direction | None = None
-        if (way := self.way) is not None:
-            other = "over" if way == "beside" else "beside"
-        self.query_one(KeyBar).show(self.current, offers_tiles=self.zoomed and self.room > 1, turn=other or "")
+        other = {"beside": "stacked", "over": "side by side", None: ""}[self.way]
+        self.query_one(KeyBar).show(self.current, offers_tiles=self.zoomed and self.room > 1, turn=other)
         for slot in self.query(PaneSlot):
             if slot.pane is not None and slot.pane.is_mounted:
                 slot.pane.focus_moved()

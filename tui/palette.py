@@ -14,7 +14,7 @@ from tui.keys import Key, KeyTable
 from tui.panes import PANES
 from tui.screens.pick import Pick, PickScreen
 
-#: Other words of the commands, by id.
+#: Name and other words of the commands, by id.
 WORDS: dict[str, tuple[str, ...]] = {
     f"{scope}.{name}": tuple(words)
     for scope, section in tomli.loads(Path(__file__).with_name("palette.toml").read_text(encoding="utf-8")).items()
@@ -34,7 +34,7 @@ class Command:
     """The id of its key; ``option:`` and the name of an option."""
     scope: str
     text: str
-    """Its line in the palette: pane and sentence."""
+    """Its line in the palette: pane and name."""
     shown: str
     """The displayed key; empty for an option."""
     words: tuple[tuple[int, str], ...]
@@ -43,16 +43,15 @@ class Command:
     @classmethod
     def of(cls, key: Key) -> Command:
         """The command of a key."""
-        also, title = " ".join(WORDS.get(key.id, ())), _TITLES.get(key.scope, "")
-        sentence = key.help or key.description
-        words = _words((_NAME, key.description), (_ALSO, also), (_SENTENCE, f"{key.help} {title}"))
-        return cls(key.id, key.scope, f"{title}: {sentence}" if title else sentence, key.display, words)
+        (name, *_), title = WORDS[key.id], _TITLES.get(key.scope, "")
+        words = _words((_NAME, key.description), (_ALSO, " ".join(WORDS[key.id])), (_SENTENCE, f"{key.help} {title}"))
+        return cls(key.id, key.scope, f"{title} · {name}" if title else name, key.display, words)
 
     @classmethod
     def of_option(cls, option: Option) -> Command:
         """The command that goes to an option of the configuration."""
         words = _words((_NAME, option.key), (_ALSO, option.section), (_SENTENCE, option.help))
-        return cls(f"option:{option.name}", "option", f"{_TITLES['config']}: {option.name}: {option.help}", "", words)
+        return cls(f"option:{option.name}", "option", f"{_TITLES['config']} · {option.name}: {option.help}", "", words)
 
     def rank(self, terms: Sequence[str]) -> int | None:
         """The rank of a match of all terms, lower for a better match; None if a term is missing."""

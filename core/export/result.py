@@ -259,8 +259,8 @@ class ExportResult:
             of = found.rows if found.greedy_rows is None else found.greedy_rows
             share = found.greedy_equal / max(of, 1)
             word = "yes" if share == 1 else "mostly" if share >= _MOSTLY else "not word for word"
-            said = f"{word}, {found.greedy_equal} of {of} answers agree."
-        return "" if self.kind == "card" else f"Answers as the trained model: {said}"
+            said = f"{word}, {found.greedy_equal} of {of} agree."
+        return "" if self.kind == "card" else f"Answers like the trained model: {said}"
 
     @property
     def commands(self) -> dict[str, str]:

@@ -144,10 +144,10 @@ async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(hom
     async with running(size=(120, 34)) as (app, pilot):
         train, chat = app.main.slot("train"), app.main.slot("chat")
         assert train.region.y == chat.region.y
-        assert "\\ over" in screen_text(app).splitlines()[-1]
+        assert "\\ stacked" in screen_text(app).splitlines()[-1]
         await press(pilot, "backslash", until=lambda: train.region.x == chat.region.x)
         assert train.region.bottom == chat.region.y
-        assert "\\ beside" in screen_text(app).splitlines()[-1]
+        assert "\\ side by side" in screen_text(app).splitlines()[-1]
     async with running(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: app.main.slot("train").region.x == app.main.slot("chat").region.x)
 
@@ -259,7 +259,10 @@ def hints_of(app: LocaltuneApp, pane: str) -> str:
 async def test_help_explains_the_pane_and_scrolls() -> None:
     async with running() as (app, pilot):
         await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
-        assert "Pause the run between two steps" in screen_text(app)
+        # Without a run, the first page has the keys that begin one.
+        for said in ("Open a data file by its path", "LLaMA-Factory", "Train the starter model"):
+            assert said in screen_text(app)
+        assert "Pause the run" not in screen_text(app)
         await press(pilot, "question_mark", "G", until="keymap.toml")
         await press(pilot, "i", "1")
         assert isinstance(app.screen, HelpScreen), "it keeps its keys"
@@ -270,6 +273,9 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
             hints = hints_of(app, spec.id).split("  ")
             assert len(hints) <= 6, (spec.id, hints)
             assert hints[-1] == "? more"
+        await press(pilot, "1", "O", until="backspace goes up")
+        await press(pilot, "question_mark", until=("Help · Files", "  enter opens", "  esc leaves"))
+        await press(pilot, "escape", "escape", until=lambda: not pane_of(app, "data").browser.display)
         await press(pilot, "Q", until=lambda: isinstance(app.screen, QueueScreen))
         await press(pilot, "question_mark", until="Runs that wait")
         await press(pilot, "escape", "escape", until=lambda: len(app.screen_stack) == 1)
@@ -278,10 +284,10 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
 @cases("scope", [spec.id for spec in PANES] + list(SCREENS))
 def test_the_first_page_of_the_help_is_short_and_the_second_has_every_key_once(scope: str) -> None:
     table, about = KeyTable(), pane_help(scope)
-    first = help_content(about, table, scope).plain
+    first = help_content(about, table, scope, (), table.scope(scope)).plain
     assert len(first.split()) <= 150
     assert about.partition("\n\n")[0][:20] in first
-    whole = help_content(about, table, scope, shows_all=True).plain
+    whole = help_content(about, table, scope, (), table.scope(scope), shows_all=True).plain
     for key in table.scope(scope):
         assert key.display in whole, key.id
         if (twin := table.twin(key)) is not None:

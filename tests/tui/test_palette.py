@@ -18,7 +18,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
-from tui.palette import WORDS, find_commands, list_commands
+from tui.palette import WORDS, Command, find_commands, list_commands
 from tui.screens.pick import PickScreen
 from tui.screens.theme_picker import ThemePicker
 from tui.widgets.forms.inputs import PromptInput
@@ -60,6 +60,17 @@ def test_a_word_finds_the_command_that_is_meant(typed: str, first: str) -> None:
     assert found(typed)[0] == first
 
 
+def test_the_limits_of_the_night_are_found_for_the_next_runs_and_for_the_live_one() -> None:
+    assert {"app.queue", "train.settings"} <= set(found("quiet"))
+    assert found("tonight")[0] == "app.queue"
+
+
+def test_the_name_of_every_command_fits_80_columns() -> None:
+    assert {
+        command.text for command in map(Command.of, OFFERED) if len(command.text) + len(command.shown) > 66
+    } == set()
+
+
 @cases("typed", ["tme", "xq", "expt", "theme zzz"])
 def test_scattered_letters_find_nothing(typed: str) -> None:
     assert found(typed) == []
@@ -87,9 +98,9 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
         for size in ((200, 50), (120, 34), (80, 24)):
             await resize(pilot, *size)
             assert pointed_at(app) == [chosen], "the cursor stays where it is"
-            assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
+            assert any(re.search(r"Train · Pause: or let the run .* p +[▁-█]?│", line) for line in screen_lines(app))
         await press(pilot, *"theme")
-        assert any("▸" in line and "Choose the colors" in line and " f2" in line for line in screen_lines(app))
+        assert any("▸" in line and "Theme: choose the colors" in line and " f2" in line for line in screen_lines(app))
         await press(pilot, "enter", until=lambda: isinstance(app.screen, ThemePicker))
 
 

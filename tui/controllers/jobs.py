@@ -10,6 +10,7 @@ from textual.app import App
 from textual.notifications import SeverityLevel
 
 from core.text import one_line
+from tui.jobs import NOTHING
 from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Jobs:
                 self._forget(page)
             if is_told:
                 mark, end = ("✗", "has failed") if job.error is not None else ("✓", "is done")
-                keys = " ".join(self._desktop.keys[name].display for name in page.shown_by)
-                text = f"{mark} {one_line(job.title, 100)} {end}. {sentence} {keys} shows it."
+                keys = ", then ".join(self._desktop.keys[name].display for name in page.shown_by)
+                text = f"{mark} {one_line(job.title, 100)} {end}. {sentence} Press {keys}."
                 severity: SeverityLevel = "error" if job.error is not None else "information"
                 self._desktop.tell(" ".join(text.split()), severity=severity, seconds=10)
         elif page.is_done_at_end and job.error is None:
@@ -119,7 +120,7 @@ class Jobs:
         if len(pages) == 1:
             self.open(pages[0])
         elif not pages:
-            self._desktop.tell("No job is on. Exports, evaluations, downloads and self-tests are jobs.")
+            self._desktop.tell("No job is running. Exports, evaluations, downloads and self-tests are jobs.")
         else:
             choices = [
                 Choice(str(place), str(place), one_line(page.job.title, 60), page.job.state)
@@ -161,7 +162,8 @@ class Jobs:
     def losses(self) -> list[str]:
         """Sentences about running jobs that are lost with the app."""
         return [
-            f"{one_line(page.job.title, 100)} is on ({page.job.state}). Leaving ends it: {page.keeps}."
+            f"{one_line(page.job.title, 100)} is running ({page.job.state}). Leaving cancels it"
+            f"{f' and {page.loss}' if page.keeps == NOTHING else f'; {page.keeps}'}."
             for page in self._pages
             if page.job.stage == "on" and page.keeps
         ]

@@ -520,13 +520,13 @@ class Leaving:
             form.commit_open()
         # A configuration without a file is kept without a question, unless its draft cannot be written.
         has_edits = self._state.is_dirty and (bool(self._state.file_name) or not self._drafts.is_config_kept)
-        # A repeated request while the dialog about the run is open means its least drastic answer.
+        # A repeated request while the dialog about the run is open means its least drastic answer: with jobs, to stay.
         if has_edits and top is not self._run_question:
             self._edits_question = unsaved_dialog(self._state.file_name, view, losses)
             self._desktop.open(self._edits_question, self._unsaved_answered)
-        elif (view is None and not losses) or top is self._run_question:
+        elif not losses and (view is None or top is self._run_question):
             self.leave_by_choice()
-        else:
+        elif top is not self._run_question:
             # Notices would cover the answers.
             self._desktop.clear_notices()
             self._run_question = quit_dialog(view, losses)

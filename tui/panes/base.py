@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from textual import events, on
 from textual.binding import Binding
@@ -14,9 +15,13 @@ from textual.geometry import Region
 from textual.widget import Widget
 
 from core.text import one_line
-from tui.keys import KeyTable, yields_to_text
+from tui.keys import Key, KeyTable, yields_to_text
+from tui.panes import pane_spec
 from tui.shell import Shell, shell_of
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
+
+if TYPE_CHECKING:
+    from tui.screens.help import HelpScreen
 
 #: Columns of the lower border around the hints; the width assumed for a pane without a size.
 _BORDER_WIDTH, _WIDEST = 6, 1000
@@ -39,6 +44,18 @@ class Pane(Vertical):
         ids = (binding.id for binding in self.BINDINGS if isinstance(binding, Binding))
         return next((name.partition(".")[0] for name in ids if name), "")
 
+    @property
+    def more_keys(self) -> Sequence[Key]:
+        """Keys of other panes that act here now."""
+        return ()
+
+    def help_screen(self) -> HelpScreen:
+        """The help for what it shows."""
+        from tui.screens.help import HelpScreen
+
+        title, acts = pane_spec(self.scope).title, self.shell.can_run
+        return HelpScreen(title, self.scope, self.keys, self.scope, acts=acts, more=self.more_keys)
+
     @cached_property
     def shell(self) -> Shell:
         """The app, as its shell."""
@@ -51,7 +68,7 @@ class Pane(Vertical):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Disable keys that type text while text is being entered."""
-        if self.screen.is_current and yields_to_text(action, self.keys) and takes_text(self.screen.focused):
+        if self.screen.is_active and yields_to_text(action, self.keys) and takes_text(self.screen.focused):
             return False
         return super().check_action(action, parameters)
 

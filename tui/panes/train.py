@@ -17,7 +17,7 @@ from core.runs.catalog.answers import questions_of
 from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
-from tui.keys import bindings
+from tui.keys import Key, bindings
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
@@ -112,6 +112,11 @@ class TrainPane(Pane, can_focus=True):
     @property
     def _empty(self) -> FirstSteps:
         return self.query_one("#empty", FirstSteps)
+
+    @property
+    def more_keys(self) -> Sequence[Key]:
+        """The keys of the empty state."""
+        return self._empty.keys if self._view is None else ()
 
     def explain_empty(self) -> None:
         """Show ways to start: run the configuration if it has data, else choose data."""
@@ -341,8 +346,8 @@ class TrainPane(Pane, can_focus=True):
         """Hints for the keys of the answers that have an effect now."""
         walk = self.query_one(AnswersView).walk
         named = [("question", "question")] if len(walk.questions) > 1 else []
-        named += [("earlier_answers", "step before")] if walk.leads(-1) else []
-        named += [("later_answers", "step after")] if walk.leads(1) else []
+        named += [("earlier_answers", "previous step")] if walk.leads(-1) else []
+        named += [("later_answers", "next step")] if walk.leads(1) else []
         named += [("beside", LAYOUT_WORDS[walk.next_layout])] if len(walk.steps) > 1 else []
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 

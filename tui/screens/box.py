@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.screen import ScreenResultType
 from textual.widget import Widget
 
@@ -59,6 +60,9 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
         Binding(keys, f"scroll('{way}')", show=False) for keys, way in _KEYS.items()
     ]
 
+    class KeysShown(Message):
+        """The keys of a box have changed, below the screen that gets this."""
+
     def __init__(self, *children: Widget, title: str, width: int, tight: bool = False) -> None:
         super().__init__(*children, classes="-tight" if tight else None)
         self.styles.width = self._width = width
@@ -74,6 +78,8 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
     def show_keys(self, keys: str | Content) -> None:
         """Show the keys in the lower border."""
         self.border_subtitle = Content(keys) if isinstance(keys, str) else keys
+        if self.is_attached and not self.screen.is_active:
+            self.app.screen.post_message(self.KeysShown())
 
     def action_scroll(self, way: Way) -> None:
         """Scroll by a line, by a page, or to an end, without animation."""
@@ -257,14 +263,20 @@ class ValuesForm(FormScreen[str]):
     Args:
         form: The form.
         accept: Takes the texts over and returns a message.
+        help_name: The name of its text for the help.
     """
 
     DEFAULT_CSS = style_of("ValuesForm")
     ENTER_TAKES = True
 
-    def __init__(self, form: InputForm, accept: Callable[[dict[str, str]], Awaitable[str]]) -> None:
+    def __init__(self, form: InputForm, accept: Callable[[dict[str, str]], Awaitable[str]], help_name: str) -> None:
         super().__init__(form)
-        self._accept = accept
+        self._accept, self._help_name = accept, help_name
+
+    @property
+    def help_name(self) -> str:
+        """The name of its text for the help."""
+        return self._help_name
 
     def take(self) -> None:
         """Take the texts over and leave, or show the error."""

@@ -40,6 +40,7 @@ class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):
     """
 
     DEFAULT_CSS = style_of("ChatSettings")
+    HELP = "chat_settings"
 
     def __init__(self, system: str, settings: GenerationSettings) -> None:
         seed = "" if settings.seed is None else str(settings.seed)

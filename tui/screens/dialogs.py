@@ -25,6 +25,7 @@ STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES, FOR_GOOD = "yes", "for good"
 ADD = "add"
+_STAY = Choice("escape", "", "stay")
 
 
 def unmet_dialog(wishes: Sequence[Unkept]) -> ChoiceDialog:
@@ -46,9 +47,11 @@ def quit_dialog(view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialo
     """
     it = "the run" if losses else "it"
     stop = [Choice("x", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
-    leave = "leave it running" if not losses else "leave" if view is not None else "leave and end it"
     text = _goes_on(view, losses)
-    return ChoiceDialog("Leave", text, Choice("l", LEAVE, leave, "so does enter"), *stop, Choice("escape", "", "stay"))
+    if not losses:
+        return ChoiceDialog("Leave", text, Choice("l", LEAVE, "leave it running", "so does enter"), *stop, _STAY)
+    leave = Choice("l", LEAVE, f"leave and cancel the {'job' if len(losses) == 1 else 'jobs'}")
+    return ChoiceDialog("Leave", text, Choice("escape", "", "stay", "so does enter"), leave, *stop)
 
 
 def starting_dialog() -> ChoiceDialog:
@@ -73,13 +76,12 @@ def unsaved_dialog(name: str, view: RunView | None, losses: Sequence[str] = ()) 
     text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
     if view is not None or losses:
         text = Content.assemble(text, "\n\n", _goes_on(view, losses))
-    return ChoiceDialog(
-        "Leave",
-        text,
+    leave = (
         Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
         Choice("d", DISCARD, "leave without saving"),
-        Choice("escape", "", "stay"),
     )
+    # Enter gives the first answer, which must not cancel a job.
+    return ChoiceDialog("Leave", text, *((_STAY, *leave) if losses else (*leave, _STAY)))
 
 
 def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:

@@ -182,6 +182,7 @@ class EvaluationForm(FormScreen[EvaluationRequest | EvaluationRecord]):
     """
 
     DEFAULT_CSS = style_of("EvaluationForm")
+    HELP = "evaluate"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "show_last", "the last result", show=False, priority=True)
     ]

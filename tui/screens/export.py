@@ -237,7 +237,7 @@ class ExportScreen(Overlay["ExportPlan"]):
             )
         lines += [Content(""), self._takes()]
         if self._is_on:
-            lines.append(Content.styled("A run is on: an export takes memory and time from it.", "$near"))
+            lines.append(Content.styled("A run is live: an export takes memory and time from it.", "$near"))
         return Content("\n").join(lines)
 
     def _takes(self) -> Content:
@@ -264,6 +264,7 @@ class ExportPage(JobPage["ExportProgress", "ExportResult"]):
         plan: The export as planned.
     """
 
+    loss = "deletes the unfinished file"
     #: Keys that copy a command line, in their order in the border.
     _COPIES: ClassVar[dict[str, str]] = {"l": "llama-server", "v": "vLLM", "o": "Ollama", "c": "curl"}
 

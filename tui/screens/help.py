@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -12,6 +13,7 @@ from textual.content import Content
 from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import SCREENS, Key, KeyTable, display_key
+from tui.panes import pane_help
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import HangingBlock
@@ -32,10 +34,12 @@ class HelpScreen(Overlay[None]):
 
     Args:
         title: The name of the pane or screen.
-        about: Its content; the first paragraph is on the first page.
+        name: The name of its text; the first paragraph is on the first page.
         keys: The key table with the user's changes.
         scope: The scope of its keys; empty for a screen whose keys are not in the table.
-        told: The keys that such a screen shows in its frame, with their functions.
+        told: The keys that such a screen shows now, with their functions.
+        acts: True if a key's action is available now; the first page leaves the others out.
+        more: Keys of other panes that act there, for the first page.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,9 +47,21 @@ class HelpScreen(Overlay[None]):
         Binding("question_mark,f1", "turn", "all keys", show=False, id="app.help"),
     ]
 
-    def __init__(self, title: str, about: str, keys: KeyTable, scope: str, told: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        name: str,
+        keys: KeyTable,
+        scope: str,
+        told: Callable[[], Sequence[str]] = tuple,
+        *,
+        acts: Callable[[Key], bool] = lambda _: True,
+        more: Sequence[Key] = (),
+    ) -> None:
         super().__init__()
-        self._title, self._about, self._keys, self._scope, self._told = title, about, keys, scope, told
+        self._title, self._about, self._keys, self._scope, self._told = title, pane_help(name), keys, scope, told
+        self._acts, self._more = acts, more
+        self._shown: Sequence[str] = ()
         self._shows_all = False
         self._text = HangingBlock(Content(""))
 
@@ -64,9 +80,18 @@ class HelpScreen(Overlay[None]):
 
     def _show(self) -> None:
         box, turns = self.query_one(OverlayBox), self._keys["app.help"].display
-        self._text.show(help_content(self._about, self._keys, self._scope, self._told, shows_all=self._shows_all))
+        self._shown = self._told()
+        own = [key for key in self._keys.scope(self._scope) if self._shows_all or self._acts(key)]
+        about, more, shows_all = self._about, self._more, self._shows_all
+        self._text.show(help_content(about, self._keys, self._scope, self._shown, own, more, shows_all=shows_all))
         box.show_keys(f"{turns} {'first page' if self._shows_all else 'all keys'}  j k scroll  esc close")
         box.scroll_home(animate=False)
+
+    @on(OverlayBox.KeysShown)
+    def _keys_shown(self) -> None:
+        """Show the new keys of the screen below, such as those of a job that has ended."""
+        if self._told() != self._shown:
+            self._show()
 
     def on_resize(self) -> None:
         """Fit the box to the new height."""
@@ -78,15 +103,33 @@ class HelpScreen(Overlay[None]):
 
 
 def help_content(
-    about: str, keys: KeyTable, scope: str, told: Sequence[str] = (), *, shows_all: bool = False
+    about: str,
+    keys: KeyTable,
+    scope: str,
+    told: Sequence[str],
+    own: Sequence[Key],
+    more: Sequence[Key] = (),
+    *,
+    shows_all: bool = False,
 ) -> Content:
-    """The first page of the help, at most 150 words, or all of it."""
+    """The first page of the help, at most 150 words, or all of it; arguments as in :class:`HelpScreen`.
+
+    Args:
+        about: Its text.
+        keys: The key table.
+        scope: The scope.
+        told: Keys that are not in the table.
+        own: The keys of the scope.
+        more: Keys of other panes.
+        shows_all: All of it.
+    """
     first, _, rest = about.partition("\n\n")
-    own, app = keys.scope(scope), [] if scope in ("", *SCREENS) else keys.scope("app")
+    app = [] if scope in ("", *SCREENS) else keys.scope("app")
     if not shows_all:
         panes = [key for key in app if key.pane]
         lines = [(" ".join(key.display for key in panes), ", ".join(key.description for key in panes))] if panes else []
-        chosen = [key for key in own if key.footer] or [key for key in own if key.keys.split(",")[0] not in _MOVES]
+        chosen = [*more, *(key for key in own if key.footer and key not in more)]
+        chosen = chosen or [key for key in own if key.keys.split(",")[0] not in _MOVES]
         lines += [(key.display, key.help or key.description) for key in chosen]
         lines += [(key.display, key.help) for key in app if key.footer]
         return Content("\n").join([Content(first), Content(""), *map(Content, told), *_table(lines)])

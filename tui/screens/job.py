@@ -49,7 +49,6 @@ class JobScreen(Overlay[None]):
     """
 
     DEFAULT_CSS = style_of("JobScreen")
-    HELP = "job"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", show=False),
         Binding("x", "cancel", show=False),
@@ -61,6 +60,11 @@ class JobScreen(Overlay[None]):
         self.page = page
         self._is_asked = self._has_numbers = False
         self._said = ""
+
+    @property
+    def help_name(self) -> str:
+        """The name of the job's text for the help."""
+        return self.page.help
 
     @property
     def known_keys(self) -> Container[str]:
@@ -150,7 +154,9 @@ class JobScreen(Overlay[None]):
         if self.page.job.is_ending:
             return ["canceling …", "esc leave"]
         if stage == "on":
-            return [f"{page.yes} {page.question}", "esc leave it"] if page.question else ["x cancel", "esc leave it on"]
+            return (
+                [f"{page.yes} {page.question}", "esc leave it"] if page.question else ["x cancel", "esc keep running"]
+            )
         keys = [f"enter {page.takes}"] if page.can_take() else []
         keys += [f"{' '.join(copies)} copy"] if (copies := page.copies()) else []
         return [*keys, *(["d numbers"] if has_numbers else []), "j k scroll", "esc close"]

@@ -235,6 +235,7 @@ class ModelScreen(FindScreen[str | Path | None]):
     """
 
     DEFAULT_CSS = style_of("ModelScreen")
+    HELP = "models"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
     def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:

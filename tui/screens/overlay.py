@@ -33,6 +33,11 @@ INPUT_BINDINGS = (
 )
 
 
+def plain_text(title: str | None) -> str:
+    """The text of a border's title, which Textual returns as markup."""
+    return Content.from_markup(title or "").plain
+
+
 def key_line(keys: Sequence[tuple[str, str]]) -> Content:
     """A line of keys with their functions."""
     return Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in keys)
@@ -55,7 +60,9 @@ class Overlay(ModalScreen[ScreenResultType]):
     """The name of its text for the help; its scope where empty."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        binding for binding in bindings("app") if binding.id in ("app.picture", "app.help")
+        *(binding for binding in bindings("app") if binding.id in ("app.picture", "app.help")),
+        # With priority, as the input takes it as text otherwise.
+        Binding("question_mark", "help_first", show=False, priority=True, id="app.help"),
     ]
 
     _is_left = False
@@ -80,10 +87,15 @@ class Overlay(ModalScreen[ScreenResultType]):
         return "  ".join(sorted(told, key=lambda part: (not part.startswith("enter"), not part.startswith("esc"))))
 
     @property
+    def help_name(self) -> str:
+        """The name of its text for the help."""
+        return self.HELP or self.SCOPE
+
+    @property
     def help_title(self) -> str:
         """Its title for the help, that of its frame."""
         boxes = self.query_children("*").results(Widget)
-        return next((str(box.border_title) for box in boxes if box.border_title), "this screen")
+        return next((plain_text(box.border_title) for box in boxes if box.border_title), "this screen")
 
     @property
     def help_keys(self) -> list[str]:
@@ -91,8 +103,19 @@ class Overlay(ModalScreen[ScreenResultType]):
         if self.SCOPE:
             return []
         boxes = self.query_children("*").results(Widget)
-        shown = [str(box.border_subtitle) for box in boxes if box.border_subtitle] or [self.keys_in_frame()]
+        shown = [plain_text(box.border_subtitle) for box in boxes if box.border_subtitle] or [self.keys_in_frame()]
         return re.findall(r"\S+(?: \S+)*", "  ".join(shown))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Let the key of the help be text, except as the first one in an input of a form."""
+        if action == "help_first":
+            line = self.focused if self.TAKES_TEXT else None
+            return isinstance(line, SafeInput) and line.is_untouched
+        return super().check_action(action, parameters)
+
+    async def action_help_first(self) -> None:
+        """Show the help."""
+        await self.run_action("app.help")
 
     @property
     def known_keys(self) -> Container[str]:
@@ -137,4 +160,7 @@ class Overlay(ModalScreen[ScreenResultType]):
         if self._is_left:
             return AwaitComplete()
         self._is_left = True
+        # A job may end while its help is open; Textual would close that one.
+        while self in self.app.screen_stack and not self.is_active:
+            self.app.screen.dismiss()
         return super().dismiss(result)

@@ -203,7 +203,7 @@ class QueueScreen(ListScreen[Run]):
             return f"Entry {entry.id} is changed: {', '.join(changes)}" if changes else ""
 
         about = "Its values. Defaults are not listed; empty a field to go back to the default."
-        self._ask(f"Entry {entry.id} · {one_line(entry.title, 50)}", rows, about, accept)
+        self._ask(f"Entry {entry.id} · {one_line(entry.title, 50)}", rows, about, accept, "entry")
 
     def action_sweep(self) -> None:
         """Add a run of the app's configuration for each value of an option."""
@@ -212,7 +212,8 @@ class QueueScreen(ListScreen[Run]):
             "A run of the configuration in the app for each value of an option, or for each combination of several:\n"
             "learning_rate = 1e-3, 2e-4; rank = 8, 16"
         )
-        self._ask("Sweep", {"values": ("values", line, "")}, about, lambda texts: self._sweep(texts["values"]))
+        rows = {"values": ("values", line, "")}
+        self._ask("Sweep", rows, about, lambda texts: self._sweep(texts["values"]), "sweep")
 
     def action_night(self) -> None:
         """Set the limits of the night."""
@@ -232,7 +233,7 @@ class QueueScreen(ListScreen[Run]):
             "Applies to every queued run and the current one, overriding their own limits.\n"
             "Empty: each run keeps its own. none: no limit."
         )
-        self._ask("Tonight", rows, about, accept)
+        self._ask("Tonight", rows, about, accept, "tonight")
 
     @work
     async def _ask(
@@ -241,10 +242,11 @@ class QueueScreen(ListScreen[Run]):
         rows: Mapping[str, tuple[str, SafeInput, str]],
         about: str,
         accept: Callable[[dict[str, str]], Awaitable[str]],
+        help_name: str,
     ) -> None:
         """Show a form, then what became of it."""
         form = InputForm(title, rows, _KEYS, Content(about))
-        if said := await self.app.push_screen_wait(ValuesForm(form, accept)):
+        if said := await self.app.push_screen_wait(ValuesForm(form, accept, help_name)):
             self._box.say(said)
         self._look()
 

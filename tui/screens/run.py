@@ -352,7 +352,7 @@ class RunScreen(Overlay[None]):
         hints = [("next", "next part")]
         if self._shows_samples and walk.questions:
             hints += [("question", "question")] if len(walk.questions) > 1 else []
-            hints += [("earlier_answers", "step before"), ("beside", LAYOUT_WORDS[walk.next_layout])]
+            hints += [("earlier_answers", "previous step"), ("beside", LAYOUT_WORDS[walk.next_layout])]
         else:
             hints += [("down", "scroll"), ("log_axis", "log axis")]
         hints.append(("back", "close"))

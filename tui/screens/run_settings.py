@@ -64,6 +64,7 @@ class RunSettings(FormScreen[None]):
     """
 
     DEFAULT_CSS = style_of("RunSettings")
+    HELP = "settings"
     ENTER_TAKES = True
 
     def __init__(self, view: RunView, config: Config, send: Callable[[dict[str, Any]], None]) -> None:

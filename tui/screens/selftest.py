@@ -21,7 +21,7 @@ from tui.screens.job import progress_text
 _STYLES: dict[Result, str] = {"pass": "$success", "fail": "$error bold", "not applicable": "$muted"}
 _ABOUT = (
     "Proves on this device that training is right: seven checks, an estimated three minutes on a card, and five on two "
-    "cores. Nothing leaves this machine. While it is on, no run should be."
+    "cores. Nothing leaves this machine. Do not train while it runs."
 )
 #: Seconds of all checks on two cores, estimated.
 _SECONDS = 300.0
@@ -42,6 +42,7 @@ class SelfTestPage(JobPage[SelfTestProgress, Made]):
     """Page of the self-test."""
 
     width = 112
+    help = "selftest"
 
     def __init__(self) -> None:
         super().__init__(RunningJob("self-test", expected=_SECONDS), "Self-test")

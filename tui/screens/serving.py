@@ -91,7 +91,7 @@ class ServeScreen(Overlay[str]):
         self.query_one(TextBlock).show(self._text())
         is_over = self._view.error is not None
         keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
-        keys += [("esc", "close")] if is_over else [("x", "stop"), ("esc", "leave it on")]
+        keys += [("esc", "close")] if is_over else [("x", "stop"), ("esc", "keep running")]
         self.query_one(OverlayBox).show_keys(key_line(keys))
 
     def _text(self) -> Content:

@@ -134,7 +134,7 @@ def hung(head: Content, text: Content, width: int, most: int = _WHOLE) -> list[C
 Layout = Literal["former", "first", "wanted", "all"]
 #: Layouts in the order of their key, with their names in hints.
 LAYOUT_WORDS: dict[Layout, str] = {
-    "former": "beside the one before",
+    "former": "beside the previous",
     "first": "beside the first",
     "wanted": "beside the wanted",
     "all": "all answers",

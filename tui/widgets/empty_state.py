@@ -122,6 +122,11 @@ class FirstSteps(HangingBlock):
         self.post_message(self.Chosen(self.here.files[self._cursor].path))
         return True
 
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of the ways, without those of the app."""
+        return [way.key for way in self._ways if way.key.scope != "app"]
+
     async def take_files_key(self, event: events.Key, keys: KeyTable) -> bool:
         """Handle a key that moves the cursor or chooses a file; returns False for other keys."""
         moves = {"data.down": 1, "data.up": -1}

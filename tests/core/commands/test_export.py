@@ -31,7 +31,7 @@ def test_an_export_is_reported_with_its_files_a_verdict_and_lines_to_use_it(cli:
     result = cli.ok("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
     assert f"{run.id} to {paths.exports_dir()}/{run.id}-gguf-q4_k_m" in result.err
     *_, last = result.out.splitlines()
-    assert last == "Answers as the trained model: mostly, 19 of 20 answers agree. Exported in 1m 01s."
+    assert last == "Answers like the trained model: mostly, 19 of 20 agree. Exported in 1m 01s."
     for words in (
         "tickets-Q4_K_M.gguf, 105 MB",
         "llama-server -m /",
@@ -59,7 +59,7 @@ def test_json_has_the_fields_that_scripts_read(cli: CommandLine, run: Run, tmp_p
     assert [file["name"] for file in found["files"]] == ["tickets-Q4_K_M.gguf", "README.md"]
     agreement = {name: found["agreement"][name] for name in ("rows", "mean_kl", "top1", "greedy_equal")}
     assert (found["proof"], sorted(found["commands"])) == ("proven", ["Ollama", "curl", "llama-server"])
-    assert found["verdict"] == "Answers as the trained model: mostly, 19 of 20 answers agree."
+    assert found["verdict"] == "Answers like the trained model: mostly, 19 of 20 agree."
     assert agreement == {"rows": 20, "mean_kl": 0.0123, "top1": 0.975, "greedy_equal": 19}
 
 

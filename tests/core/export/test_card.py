@@ -120,7 +120,7 @@ def test_notes_and_figures_stay_in_their_places(text: str, tmp_path: Path) -> No
     assert '["q_proj", "a|b`c"]' in found
     assert [token.info for token in tokens if token.type == "fence"] == ["python"]
     assert sum(token.type == "table_open" for token in tokens) == 1
-    assert "Answers as the trained model: yes, 2 of 2 answers agree." in found
+    assert "Answers like the trained model: yes, 2 of 2 agree." in found
 
 
 HUB = BaseModel("owner/name", hub_id="owner/name")

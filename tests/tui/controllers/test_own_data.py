@@ -138,11 +138,11 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
             "own.csv is used for training, in a new configuration; r starts. u in Data brings tickets back."
             in notes(app)
         )
-        await wait_for(pilot, lambda: "u former configuration" in screen_text(app))
+        await wait_for(pilot, lambda: "u previous configuration" in screen_text(app))
         app.configuration.set_options({"train.learning_rate": 0.002})
         card = await card_of(pilot)
         assert card.start.former == "tickets"
-        assert "u former" in screen_text(app)
+        assert "u previous" in screen_text(app)
         await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.dumps() == before)
         assert app.state.former == ""
         assert "tickets is back as it was. own is kept: o in Config (2) lists it." in notes(app)

@@ -73,6 +73,8 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
         assert address.key in shown
         assert "20261123-090000-first" in shown
         assert listed(app) == 200
+        await press(pilot, "question_mark", until=("Help · Serve", "  x stop", "  esc keep running"))
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, ServeScreen))
         for key in "uymc":
             await pilot.press(key)
         lines = f"export OPENAI_BASE_URL={address.url}\nexport OPENAI_API_KEY={address.key}"

@@ -118,7 +118,7 @@ async def test_it_can_be_canceled_and_what_was_answered_is_kept(session: Scripte
     async with running() as (app, pilot):
         await fill(pilot, app, "prompts.jsonl", "mine", "base")
         await wait_for(pilot, lambda: reached.is_set() and "5 of 24" in screen_text(app))
-        await shown(pilot, "mine: answering", "x cancel  esc leave it on")
+        await shown(pilot, "mine: answering", "x cancel  esc keep running")
         await pilot.press("j", "f", "ctrl+s")
         await press(pilot, "x", until=session.is_closed.is_set)
         await shown(pilot, "canceling …  esc leave")

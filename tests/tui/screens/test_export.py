@@ -14,7 +14,7 @@ from core.export import job
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
-from tests.tui.harness import FORBIDDEN, press, running, screen_lines, screen_text, shown, wait_for, words
+from tests.tui.harness import FORBIDDEN, asks, press, running, screen_lines, screen_text, shown, wait_for, words
 from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
@@ -66,7 +66,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
         await press(pilot, "enter", until="esc close")
         text = screen_text(app)
         for said in (
-            "✓ Answers as the trained model: mostly, 19 of 20",
+            "✓ Answers like the trained model: mostly, 19 of 20",
             "tickets-Q4_K_M.gguf  105 MB",
             "llama-server -m",
         ):
@@ -84,9 +84,23 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
 
 async def test_the_file_is_unproven_until_its_proof(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_EXPORT", "written")
-    async with exporting(make_run()) as (pilot, _):
+    async with exporting(make_run()) as (pilot, app):
         await press(pilot, "enter", until=("written: tickets.gguf 1.0 kB, unproven; checking, 5s left", "75%"))
-        await press(pilot, "escape", "q", until=lambda: "Leaving ends it: the files stay in" in words(pilot))
+        await press(pilot, "escape", "q", until=lambda: "Leaving cancels it; the files stay in" in words(pilot))
+        # Neither a repeated request nor enter ends it.
+        app.leaving.ask()
+        await press(pilot, "enter", until=lambda: not app.desktop.is_covered)
+        assert (app.is_running, app.state.jobs[0].stage) == (True, "on")
+        await press(pilot, "q", until=lambda: asks(app, "leave and cancel the job"))
+        await press(pilot, "l", until=lambda: not app.is_running)
+
+
+async def test_leaving_says_that_the_unfinished_file_is_lost(scripted: pytest.MonkeyPatch) -> None:
+    scripted.setenv("SCRIPTED_EXPORT", "hang")
+    async with exporting(make_run()) as (pilot, _):
+        await press(pilot, "enter", until=("25%", "x cancel  esc keep running"))
+        lost = "Leaving cancels it and deletes the unfinished file."
+        await press(pilot, "escape", "q", until=lambda: lost in words(pilot))
 
 
 async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch) -> None:

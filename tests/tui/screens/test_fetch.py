@@ -77,7 +77,7 @@ async def test_a_download_goes_on_without_its_view_can_be_canceled_and_goes_on_l
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(*range(100_000))})
     hub.stalls["train.jsonl"] = 2 << 20
     async with asking() as (pilot, app, pane):
-        await press(pilot, "y", until=("x cancel  esc leave it on", "downloading train.jsonl"))
+        await press(pilot, "y", until=("x cancel  esc keep running", "downloading train.jsonl"))
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
         (job,) = app.state.jobs
         assert job.stage == "on"

@@ -9,8 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from textual.content import Content
@@ -34,6 +36,9 @@ from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.glyphs import GlyphSet
 from tui.jobs import JobPage
+from tui.panes.data.pane import AnalysisPage
+from tui.screens.dialogs import LEAVE, SAVE, quit_dialog, unsaved_dialog
+from tui.screens.help import HelpScreen
 from tui.screens.job import JobScreen
 from tui.widgets.status_bar import fit, header_segments
 
@@ -101,7 +106,7 @@ async def test_it_begins_when_asked_to_and_its_result_can_be_taken() -> None:
         app.jobs.open(page)
         await shown(pilot, "Shall it?", "enter begin  esc leave")
         await press(pilot, "enter", until=lambda: re.search("at [1-9]", screen_text(app)))
-        await shown(pilot, "x cancel  esc leave it on")
+        await shown(pilot, "x cancel  esc keep running")
         await pilot.press("enter")
         page.may_end.set()
         await shown(pilot, "enter take it  j k scroll  esc close")
@@ -122,12 +127,39 @@ async def test_leaving_leaves_it_on_and_a_result_is_listed_until_it_is_seen(key:
         page.job._began -= 10
         page.may_end.set()
         await wait_for(pilot, lambda: [note.message for note in app._notifications])
-        assert [note.message for note in app._notifications] == ["✓ The count is done. It found 7. J shows it."]
+        assert [note.message for note in app._notifications] == ["✓ The count is done. It found 7. Press J."]
         assert list(app.state.jobs) == [page.job]
         app.jobs.show()
         await shown(pilot, "found 7")
         await press(pilot, key, until=lambda: not app.state.jobs)
         assert page.taken == 0
+
+
+async def test_its_help_has_its_present_keys_and_does_not_outlive_it() -> None:
+    page = Counting()
+    async with at_work(page) as (pilot, app):
+        view = app.screen
+        assert isinstance(view, JobScreen)
+        app.push_screen(HelpScreen("Counting", "job", app.keys, "", lambda: view.help_keys))
+        await shown(pilot, "Help · Counting", "x cancel")
+        page.may_end.set()
+        await wait_for(pilot, lambda: "x cancel" not in screen_text(app))
+        assert re.search(r"Help · Counting(.|\n)*│  enter take it +│", screen_text(app))
+        view.dismiss()
+        assert app.screen_stack == [app.screen_stack[0]]
+
+
+def test_enter_stays_where_a_job_would_be_lost() -> None:
+    for ask in (quit_dialog, partial(unsaved_dialog, "mine.toml")):
+        assert ask(None, ["The count is running."]).choices[0].label == "stay"
+        assert ask(None).choices[0].value in (LEAVE, SAVE)
+
+
+@cases(("problems", "said"), [(0, "No problems."), (1, "1 kind of problem."), (2, "2 kinds of problems.")])
+def test_the_analysis_says_how_many_problems_there_are(problems: int, said: str) -> None:
+    page = AnalysisPage(Mock(view=None))
+    page.job.result = Mock(problems=["x"] * problems)
+    assert page.outcome() == said
 
 
 async def test_several_are_listed() -> None:
@@ -144,7 +176,7 @@ async def test_several_are_listed() -> None:
         assert "J count" not in fit(header_segments(app.state, 1e9, loss=False), 80).plain
         pages[0].job._began -= 10
         assert re.search(r"J count \d+%, \d+[sm] left", fit(header_segments(app.state, 1e9, loss=False), 80).plain)
-        assert app.jobs.losses()[0].startswith("The count is on (")
+        assert app.jobs.losses()[0].startswith("The count is running (")
 
 
 async def test_a_failure_is_reported() -> None:
@@ -213,7 +245,7 @@ def config_file(tmp_path: Path) -> Path:
 async def test_the_layers_are_measured_shown_and_kept(measurement: Measurement, config_file: Path) -> None:
     async with asking("2", "K", config=config_file) as (pilot, app):
         assert measurement.configs == []
-        await press(pilot, "enter", until=("layer by layer", "23%", "esc leave it on"))
+        await press(pilot, "enter", until=("layer by layer", "23%", "esc keep running"))
         measurement.may_end.set()
         await wait_for(pilot, lambda: "enter keep them in 16 bit" in screen_text(app))
         assert " ".join(sentence(COST).split()[:6]) in screen_text(app)
@@ -274,7 +306,9 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(
 
 async def test_the_help_names_its_keys_and_gives_the_view_back(selftests: list[SelfTestJob]) -> None:
     async with asking("f8") as (pilot, app):
-        await press(pilot, "question_mark", until=("Help · Self-test", "It goes on", "enter begin", "esc leave"))
+        await press(
+            pilot, "question_mark", until=("Help · Self-test", "Trains small models", "enter begin", "esc leave")
+        )
         await press(pilot, "question_mark", until="Good to know")
         await press(pilot, "escape", until=lambda: isinstance(app.screen, JobScreen))
         assert "enter begin" in screen_text(app)

@@ -150,6 +150,11 @@ async def test_values_a_sweep_and_the_night_are_typed_in_the_box(
         await press(pilot, "enter", until="method.rank")
         await press(pilot, "escape", until=lambda: app.screen is screen)
         await press(pilot, "n", until=lambda: isinstance(app.screen, ValuesForm))
+        # The key of the help, which is text once something has been typed.
+        await press(pilot, "question_mark", until=("Help · Tonight", "Limits for every run"))
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, ValuesForm))
+        await press(pilot, "7", "question_mark", until="7?")
+        await pilot.press("backspace", "backspace")
         monkeypatch.setattr("core.governor.check.read_device", lambda *_: BLIND)
         await press(pilot, *"75", "enter", until="does not report its temperature")
         monkeypatch.setattr("core.governor.check.read_device", lambda *_: replace(BLIND, temperature_c=50.0))

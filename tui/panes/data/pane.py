@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -48,6 +48,9 @@ from tui.widgets.lists.row_list import RowList
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextLine
 
+if TYPE_CHECKING:
+    from tui.screens.help import HelpScreen
+
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
 
@@ -73,7 +76,10 @@ class AnalysisPage(JobPage[JobProgress, Analysis]):
 
     def outcome(self) -> str:
         """The number of problems."""
-        return counted(len(self.job.result.problems), "kind") + " of problems." if self.job.result is not None else ""
+        if self.job.result is None:
+            return ""
+        count = len(self.job.result.problems)
+        return f"{counted(count, 'kind')} of problem{'s' if count > 1 else ''}." if count else "No problems."
 
     def show_in_pane(self) -> bool:
         """Show the report."""
@@ -359,8 +365,18 @@ class DataPane(Pane):
         await self.browser.remove_children()
         await self.browser.mount(tree)
         self._show_only(self.browser)
-        self._say("enter opens · backspace goes up · esc leaves")
+        self._say(" · ".join(tree.KEYS[:3]))
         tree.focus()
+
+    def help_screen(self) -> HelpScreen:
+        """The help for the rows, or for the tree of the files."""
+        from tui.screens.help import HelpScreen
+
+        return (
+            HelpScreen("Files", "files", self.keys, "", lambda: DataTree.KEYS)
+            if self.browser.display
+            else (super().help_screen())
+        )
 
     @on(DirectoryTree.FileSelected)
     async def _picked(self, message: DirectoryTree.FileSelected) -> None:

@@ -25,7 +25,7 @@ from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 _MARKS = {"drop": ("✗", "$limit"), "warn": ("!", "$near"), "note": ("·", "$muted")}
-_WORDS = {"drop": "not used", "warn": "look", "note": "note"}
+_WORDS = {"drop": "not used", "warn": "check", "note": "note"}
 
 
 class ProblemList(OptionList):

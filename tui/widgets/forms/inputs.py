@@ -48,6 +48,15 @@ class SafeInput(Input):
         event.stop()
         event.prevent_default()
 
+    @property
+    def is_untouched(self) -> bool:
+        """True while it is empty, or its value is selected as a whole."""
+        return self.selected_text == self.value
+
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        """True for keys that are text; the key of the help is none as the first one, where a binding takes it."""
+        return not (character == "?" and self.is_untouched) and super().check_consume_key(key, character)
+
     def take_key(self, event: events.Key) -> bool:
         """Insert a key typed while the input had no focus; returns False for a key without a character."""
         if not event.is_printable or event.character is None:

@@ -29,6 +29,12 @@ class DataTree(DirectoryTree):
 
     DEFAULT_CSS = style_of("DataTree")
 
+    #: The keys, the most important first.
+    KEYS: ClassVar[tuple[str, ...]] = (
+        *("enter opens", "backspace goes up", "esc leaves", "j k move"),
+        *("l h open or close a directory", "space opens or closes one too"),
+    )
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", "down", show=False),
         Binding("k", "cursor_up", "up", show=False),

@@ -213,7 +213,7 @@ def test_an_export_that_misses_its_bar_is_called_failed(run: Run, answers: list[
     found = read_result(paths.exports_dir() / left()[0])
     assert found is not None
     assert (found.proof, found.verified) == ("failed", False)
-    assert found.verdict.startswith("Answers as the trained model: no. The file's tokenizer")
+    assert found.verdict.startswith("Answers like the trained model: no. The file's tokenizer")
 
 
 def test_the_files_are_in_their_place_before_their_proof_and_stay_without_it(
@@ -232,7 +232,7 @@ def test_the_files_are_in_their_place_before_their_proof_and_stay_without_it(
         make(run, "merged", quant="BF16")
     assert (seen, left()) == (["unproven"], [f"{run.id}-merged-bf16"])
     card = (paths.exports_dir() / left()[0] / "README.md").read_text()
-    assert "Answers as the trained model: unproven." in card
+    assert "Answers like the trained model: unproven." in card
     assert "[export.json](export.json)" in card
 
 
