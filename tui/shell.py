@@ -14,7 +14,7 @@ from tui.keys import Key, KeyTable
 from tui.state import AppState
 
 if TYPE_CHECKING:
-    from core.analysis.result import Lengths
+    from core.analysis.result import Analysis
     from core.config.document import ConfigDocument
     from core.runs.catalog.earlier import Origin
     from core.runs.record.store import Labels, Run
@@ -61,8 +61,8 @@ class ConfigurationRequests(Protocol):
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration was saved."""
 
-    def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan the memory for the row lengths of a file; None if they are unknown."""
+    def analyzed(self, path: Path, analysis: Analysis | None) -> None:
+        """Plan memory and time for the rows of a file; None while they are unknown."""
 
     def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
         """Train on a file, add it to the training files, or hold it out."""

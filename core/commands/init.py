@@ -246,10 +246,7 @@ def _draft(
             notes[item.advice.option] = f"{item.advice.models}: {item.advice.says} ({item.advice.source})"
     notes |= remarks
     if held_out is not None:
-        notes["data.eval_share"] = f"{held_out}; 0 to learn all of them and measure nothing."
-        notes["eval.every_epochs"] = "As often as fits into a tenth of the time."
-        if not held_out.probe:
-            notes["eval.probe"] = "It would take more than a tenth of the time."
+        notes |= held_out.notes
     return draft_config(values, head=head, notes=notes)
 
 

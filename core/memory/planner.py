@@ -697,7 +697,13 @@ class Fit:
     is_rough: bool = False
 
 
-def fit(architecture: Architecture | None, config: Config, machine: Machine, source: Source = "measured") -> Fit:
+def fit(
+    architecture: Architecture | None,
+    config: Config,
+    machine: Machine,
+    source: Source = "measured",
+    rows: Rows | None = None,
+) -> Fit:
     """Memory of a configuration's run with another base model.
 
     Args:
@@ -705,11 +711,12 @@ def fit(architecture: Architecture | None, config: Config, machine: Machine, sou
         config: The configuration; its own model does not matter.
         machine: The machine.
         source: As for :func:`make_plan`.
+        rows: Lengths of the training rows; None as for :func:`make_plan`.
     """
     if architecture is None:
         return Fit(free_bytes=machine.limit_bytes, reason="Its architecture is unknown, and so is its memory.")
     try:
-        plan = make_plan(architecture, config, machine, source=source)
+        plan = make_plan(architecture, config, machine, rows, source=source)
     except UserError as error:
         return Fit(free_bytes=machine.limit_bytes, reason=error.message)
     return Fit(plan.needed_bytes, plan.limit_bytes, plan.fits, is_rough=plan.is_rough)

@@ -21,6 +21,7 @@ from core.presets.advised import Advised, advise
 from core.presets.choose import Choice, choose_preset
 from core.runs.outlook.time_left import FORWARD_SHARE, Schedule
 from core.text import one_line
+from core.units import format_count
 
 if TYPE_CHECKING:
     from core.hardware.card import Card
@@ -47,6 +48,7 @@ class HeldOut:
         total: The rows there are.
         every_epochs: ``eval.every_epochs``; None to evaluate at the end only.
         probe: False to leave out the general probe, which would take too much of a short run.
+        baseline: True to measure the rows before the first step too, for comparison.
     """
 
     share: float
@@ -54,15 +56,28 @@ class HeldOut:
     total: int
     every_epochs: float | None = None
     probe: bool = True
+    baseline: bool = False
 
     @property
     def values(self) -> dict[str, float | bool]:
         """The options that hold the rows out and evaluate on them, ``section.key`` to value."""
         interval = {} if self.every_epochs is None else {"eval.every_epochs": self.every_epochs}
-        return {"data.eval_share": self.share, **interval, **({} if self.probe else {"eval.probe": False})}
+        before = {"eval.baseline": True} if self.baseline else {}
+        return {"data.eval_share": self.share, **interval, **before, **({} if self.probe else {"eval.probe": False})}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The reason for each of the values, as a sentence."""
+        reasons = {
+            "data.eval_share": f"{self}; 0 to learn all of them and measure nothing.",
+            "eval.every_epochs": "As often as fits into a tenth of the time.",
+            "eval.baseline": "For comparison: it takes a few percent of the time at most.",
+            "eval.probe": "It would take more than a tenth of the time.",
+        }
+        return {name: reasons[name] for name in self.values}
 
     def __str__(self) -> str:
-        return f"{self.rows} of {self.total} rows held out"
+        return f"{format_count(self.rows)} of {format_count(self.total)} rows held out"
 
 
 @dataclass(frozen=True)
@@ -175,17 +190,20 @@ def held_out_of(config: Config, choice: Choice) -> HeldOut | None:
 
 def _in_time(config: Config, choice: Choice, held_out: HeldOut) -> HeldOut:
     """The shortest interval at which evaluations keep to their share of the time. Where not even the last one does, the
-    general probe is left out, unless the configuration names it."""
+    general probe is left out. The loss is measured before the first step too if that alone keeps to the share, but no
+    answers are given twice for it. What the configuration names stays."""
     train, tokens = config.train, choice.row_tokens or _ROW_TOKENS
     epochs = train.epochs if "epochs" in train.model_fields_set else choice.preset.values.get("train.epochs", 1.0)
     schedule = Schedule.of_config(config.with_options(data={"eval_share": held_out.share}))
     parts = schedule.evaluation_tokens(held_out.rows, tokens * held_out.rows, min(tokens / 2, _LONGEST_ANSWER))
     trained = epochs * tokens * (held_out.total - held_out.rows) / FORWARD_SHARE
-    left = trained * EVALUATION_SHARE / (1 - EVALUATION_SHARE) - parts["probe"] - parts["samples"]
-    most = left / sum(parts.values())
+    share, named = trained * EVALUATION_SHARE / (1 - EVALUATION_SHARE), config.eval.model_fields_set
+    left, rows = share - parts["probe"] - parts["samples"], parts["loss"] + parts["answers"]
+    probe = left >= sum(parts.values()) or "probe" in named or config.eval.gate is not None
+    baseline = rows <= share and not schedule.answers and "baseline" not in named
+    most = (left - rows * (baseline or config.eval.baseline)) / sum(parts.values())
     interval = next((every for every in INTERVALS if every < epochs and math.ceil(epochs / every) <= most), None)
-    is_named = "probe" in config.eval.model_fields_set or config.eval.gate is not None
-    return replace(held_out, every_epochs=interval, probe=most >= 1 or is_named)
+    return replace(held_out, every_epochs=interval, probe=probe, baseline=baseline)
 
 
 def hold_out(rows: int) -> HeldOut | None:

@@ -19,7 +19,7 @@ Source = Literal["preset", "rows", "model", "run", "file", "user"]
 #: Options that name the subject of a run, and are no choice about it.
 _SUBJECT = ("data.train", "model.base")
 #: Options that are chosen for the rows of a new configuration; others that were chosen are for its model.
-_FOR_ROWS = ("data.eval_share", "eval.every_epochs", "eval.probe")
+FOR_ROWS = ("data.eval_share", "eval.every_epochs", "eval.baseline", "eval.probe")
 #: Sources that write their values into a configuration; a different value there is a change by the user.
 _WRITTEN: tuple[Source, ...] = ("rows", "model", "preset")
 
@@ -74,8 +74,8 @@ def find_provenance(
     path = document.path
     known: dict[Source, Mapping[str, Any]] = {
         "preset": preset.values if preset is not None else {},
-        "rows": {name: value for name, value in also_chosen.items() if name in _FOR_ROWS},
-        "model": {name: value for name, value in also_chosen.items() if name not in _FOR_ROWS},
+        "rows": {name: value for name, value in also_chosen.items() if name in FOR_ROWS},
+        "model": {name: value for name, value in also_chosen.items() if name not in FOR_ROWS},
         "run": origin.values if origin is not None else {},
         "file": holding_values(ConfigDocument(saved_text, path)) if path is not None else {},
         "user": {},

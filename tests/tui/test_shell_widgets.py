@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,11 @@ def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) 
         assert (f"{name} •not saved" in line) == (width > 80)
         assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
         assert "64/120" in line
+    # The run of another configuration has its name at every width.
+    document.set("data.train", "/data/mine.csv")
+    for width in (60, 80, 200):
+        line = fit(header_segments(state, 1e9, loss=True), width).plain
+        assert re.search(rf"run \S*{name}  \S.* 64/120", line), line
 
 
 def test_a_run_of_another_configuration_is_reported_behind_a_line(home: Path) -> None:

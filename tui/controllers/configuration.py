@@ -18,7 +18,7 @@ from tui.files import data_paths, is_among, path_text
 from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
-    from core.analysis.result import Lengths
+    from core.analysis.result import Analysis
     from core.config.document import ConfigDocument
     from core.runs.catalog.earlier import Origin
     from core.runs.record.store import Run
@@ -87,11 +87,29 @@ class Configuration:
 
         self._open_over(partial(open_run, run))
 
-    def train_further(self, run: Run, then: Callable[[], None]) -> None:
-        """Open a configuration that trains a finished run further, and go on; the present configuration is kept."""
+    def train_further(self, run: Run, then: Callable[[Callable[[], None]], None]) -> None:
+        """Open a configuration that trains a finished run further, and go on; the present configuration is kept.
+
+        Args:
+            run: The run.
+            then: Called afterwards, with a function that takes it back: all is as before then.
+        """
         from tui.panes.config.editor import open_further
 
-        self._open_over(partial(open_further, run), then)
+        main = self._desktop.main
+        back = partial(self._take_back, main.current, main.zoomed)
+        self._open_over(partial(open_further, run), partial(then, back))
+
+    def _take_back(self, pane: str, zoomed: bool) -> None:
+        """Go back to the previous configuration without a draft of the present one, and to a pane."""
+        state, form = self._state, self._desktop.panes.config
+        if form is None or state.document is None:
+            return
+        # Text that is saved has no draft.
+        state.saved_text = state.document.dumps()
+        self._drafts.look()
+        form.take_back()
+        self._desktop.show_pane(pane, zoom=zoomed)
 
     def _open_over(self, find: Callable[[], Opened], then: Callable[[], None] | None = None) -> None:
         form = self._desktop.panes.config
@@ -222,10 +240,10 @@ class Configuration:
         if (pane := self._desktop.panes.data) is not None:
             pane.show(path)
 
-    def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan the memory with the row lengths of a file."""
+    def analyzed(self, path: Path, analysis: Analysis | None) -> None:
+        """Plan memory and time with the rows of a file."""
         if (form := self._desktop.panes.config) is not None:
-            form.take_lengths(path, lengths)
+            form.take_analysis(path, analysis)
 
     def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
         """Train on a file, add it or hold it out; refused if it is already used the other way."""
@@ -233,6 +251,8 @@ class Configuration:
         if document is None:
             return
         name, trained = one_line(path.name, 60), data_paths(document, "train")
+        # What was said before about the data is out of date now.
+        self._desktop.clear_notices()
         if use != "eval" and is_among(data_paths(document, "eval"), path):
             text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
             self._desktop.warn("Not both", text)

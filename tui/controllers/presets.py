@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.text import one_line
-from core.units import counted
 from tui.files import data_paths
 from tui.main_screen import Desktop
 
@@ -133,21 +132,19 @@ class PresetChooser:
         values = found.held_out.values if found.held_out is not None else {}
         advised = taken_values(found.advised)
         self._write(document, {**values, **advised}, found.choice.preset.values)
+        values = {name: value for name, value in values.items() if name in self._given}
         limit = found.choice.max_length
         self._max_length = {} if limit is None else {"train.max_length": limit}
         self._note(document)
         if document.dumps() == before:
             return False
-        parts = [f"preset {switch.preset.name}", counted(len(switch.felt), "value")]
-        parts += [str(found.held_out)] if found.held_out is not None else []
+        # In the words of the start card.
+        parts = [f"preset {switch.preset.name}"]
+        parts += [f"{len(values)} for the rows", str(found.held_out)] if found.held_out is not None else []
         parts += [f"{len(advised)} as advised for {found.advised[0].advice.models}"] if advised else []
         why, undo = self._keys["config.presets"].display, self._keys["config.undo"].display
         said = " · ".join(parts)
         self._tell(document, said, f"✓ {said} · {why} shows why · {undo} undoes")
-        # The form says it where it is in sight.
-        if not self._desktop.is_covered and not self._desktop.main.slot("config").display:
-            pane = self._keys["app.config"].display
-            self._desktop.tell(f"{said}. In Config ({pane}) {why} shows why, {undo} undoes.", seconds=8)
         return True
 
     def _write(self, document: ConfigDocument, values: dict[str, Any], preset: Mapping[str, Any]) -> None:

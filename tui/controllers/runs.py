@@ -581,8 +581,8 @@ class Starting:
         else:
             self.start()
 
-    def start(self) -> None:
-        """Check the configuration, and offer a run of it."""
+    def start(self, back: Callable[[], None] | None = None) -> None:
+        """Check the configuration, and offer a run of it; ``back`` is called if the user declines the offer."""
         document = self._state.document
         if document is None or (self._state.is_starting and self._refuse_second_run()):
             return
@@ -602,7 +602,7 @@ class Starting:
         except UserError as error:
             self._desktop.fail("The configuration is not ready", error)
             return
-        self._offer(self._of_document(document, config), document.path)
+        self._offer(self._of_document(document, config), document.path, back)
 
     def start_again(self, run: Run) -> None:
         """Offer a new run with an ended run's ``run.toml``."""
@@ -702,15 +702,15 @@ class Starting:
 
     # The start card.
 
-    def _offer(self, start: Start, source: Path | None = None) -> None:
+    def _offer(self, start: Start, source: Path | None = None, back: Callable[[], None] | None = None) -> None:
         """Open the start card of a run; while another run is live, offer the queue."""
         view = self._state.live_run
         if view is not None:
-            self._offer_to_wait(view, start.config, start.name, source)
+            self._offer_to_wait(view, start.config, start.name, source, back)
         else:
-            self._open_card(start)
+            self._open_card(start, back)
 
-    def _open_card(self, start: Start) -> None:
+    def _open_card(self, start: Start, back: Callable[[], None] | None = None) -> None:
         """Open the start card of a run at once, so that it gets keys typed ahead."""
         from tui.screens.start import StartCard
 
@@ -729,6 +729,8 @@ class Starting:
                 self._show_options()
             elif answer == "former":
                 self._configuration.bring_back()
+            elif back is not None:
+                back()
 
         # Notices would cover the card's keys, and the card repeats them.
         self._desktop.clear_notices()
@@ -901,13 +903,17 @@ class Starting:
             return None
         return await asyncio.to_thread(_add_entry, config, name, source)
 
-    def _offer_to_wait(self, view: RunView, config: Config, name: str, source: Path | None) -> None:
+    def _offer_to_wait(
+        self, view: RunView, config: Config, name: str, source: Path | None, back: Callable[[], None] | None
+    ) -> None:
         """Offer to queue a run behind the live one, as two do not fit on a device."""
         from tui.screens.dialogs import ADD, queue_dialog
 
         def answered(answer: str | None) -> None:
             if answer == ADD:
                 self._desktop.run(partial(self._add_and_start, config, name, source), "queue")
+            elif back is not None:
+                back()
 
         self._desktop.open(queue_dialog(view, name), answered)
 

@@ -16,6 +16,8 @@ from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
 
+#: Reasons whose titles name a thing, which has a plural; the others describe rows.
+_THINGS = frozenset({"bad_role", "bad_tool_call", "empty_answer"})
 #: Maximum number of named reasons.
 _REASONS = 4
 #: Maximum characters for the names of unread columns; the report has all of them.
@@ -72,7 +74,7 @@ def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None)
 def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str:
     """Dropped rows by reason, with at most ``most`` reasons: ``12 dropped: 2 no JSON``."""
     reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{format_count(count)} {_told(reason)}" for reason, count in reasons[:most]]
+    named = [_told(reason, count) for reason, count in reasons[:most]]
     if most is not None and (others := len(reasons) - len(named)):
         named.append(f"… {others} more" if named else f"… {counted(others, 'reason')}")
     total = f"{format_count(sum(dropped.values()))} dropped"
@@ -124,10 +126,11 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int, note: s
     return parts
 
 
-def _told(reason: str) -> str:
-    """A reason for dropping a row in words; its code if it is unknown, as from a newer version."""
+def _told(reason: str, count: int) -> str:
+    """Rows dropped for a reason, in words; its code if it is unknown, as from a newer version."""
     kind = KINDS.get(reason)
-    return one_line(kind.title if kind is not None else reason, 60)
+    title = one_line(kind.title if kind is not None else reason, 60)
+    return counted(count, title) if reason in _THINGS else f"{format_count(count)} {title}"
 
 
 def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:

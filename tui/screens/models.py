@@ -17,6 +17,7 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.worker import get_current_worker
 
+from core.analysis.result import Lengths
 from core.config.document import ConfigDocument, valid_part
 from core.config.schema import Config, ModelSection
 from core.errors import UserError
@@ -24,6 +25,7 @@ from core.hub.job import hub_host
 from core.memory.plan import Machine
 from core.memory.planner import Fit
 from core.memory.planner import fit as find_fit
+from core.memory.rows import rows_of_lengths
 from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
@@ -232,15 +234,17 @@ class ModelScreen(FindScreen[str | Path | None]):
     Args:
         catalog: The models on this machine.
         document: The configuration, for the memory plan and the current choice; a thread reads it, so pass a copy.
+        lengths: The lengths of its rows; None if unknown.
     """
 
     DEFAULT_CSS = style_of("ModelScreen")
     HELP = "models"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", show=False, priority=True)]
 
-    def __init__(self, catalog: ModelCatalog, document: ConfigDocument) -> None:
+    def __init__(self, catalog: ModelCatalog, document: ConfigDocument, lengths: Lengths | None = None) -> None:
         super().__init__("a part of a name, a path, or owner/name of a model of a hub")
         self._catalog, self._document = catalog, document
+        self._rows_of_data = rows_of_lengths(lengths) if lengths is not None else None
         here = working_directory()
         self._directory = here / document.path.parent if document.path is not None else here
         written = document.get("model.base")
@@ -314,7 +318,8 @@ class ModelScreen(FindScreen[str | Path | None]):
 
     def _read(self, model: FoundModel, config: Config, machine: Machine) -> None:
         facts = self._catalog.read(model)
-        self.post_call(self._has_read, model, facts, find_fit(facts.architecture, config, machine))
+        found = find_fit(facts.architecture, config, machine, rows=self._rows_of_data)
+        self.post_call(self._has_read, model, facts, found)
 
     def _found(self, items: Sequence[FoundModel | UnreadPlace], *, is_over: bool = False) -> None:
         for item in items:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -19,7 +19,8 @@ from core.errors import UserError
 from core.models.find import STARTER_NAME
 from core.presets.choose import Choice
 from core.presets.library import Preset, presets
-from core.presets.switch import Change, Switch, plan_switch, preset_in
+from core.presets.provenance import FOR_ROWS
+from core.presets.switch import Change, Switch, chosen_in, plan_switch, preset_in
 from core.text import one_line
 from tui.datasets.summary import counted
 from tui.screens.overlay import Overlay
@@ -27,6 +28,9 @@ from tui.widgets.forms.option_field import format_value
 from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import HangingBlock
+
+if TYPE_CHECKING:
+    from core.presets.begin import Beginning
 
 
 def tell_switch(switch: Switch) -> str:
@@ -37,14 +41,15 @@ def tell_switch(switch: Switch) -> str:
     return f"preset {switch.preset.name}: {changed}{stays}"
 
 
-def suitable(document: ConfigDocument) -> Choice:
-    """The preset that suits model, card and data; slow, because it asks the driver and reads model and rows.
+def suitable(document: ConfigDocument) -> Beginning:
+    """The preset that suits model, card and data, and what suits the rows; slow, because it asks the driver and reads
+    model and rows.
 
     Raises:
         UserError: If the model is too large for the card.
     """
     from core.hardware.card import find_card
-    from core.presets.begin import suitable_preset
+    from core.presets.begin import Beginning, held_out_of, suitable_preset
 
     gpu = document.get("hardware.gpu")
     card = find_card(gpu=gpu if isinstance(gpu, str) else None) if document.get("hardware.device") != "cpu" else None
@@ -56,10 +61,22 @@ def suitable(document: ConfigDocument) -> Choice:
         rows = document.validate()
     name = base if isinstance(base, str) else STARTER_NAME
     try:
-        return suitable_preset(name, card, rows, directory=directory)
+        choice = suitable_preset(name, card, rows, directory=directory)
     except (UserError, OSError):
         # The rows may be at fault; a model that is too large raises again.
-        return suitable_preset(name, card, None, directory=directory)
+        return Beginning(suitable_preset(name, card, None, directory=directory))
+    # As it was before the choice, whose values would count as the user's.
+    former = ConfigDocument(document.dumps(), document.path)
+    for option in _chosen_for_rows(document):
+        former.set(option, None)
+    return Beginning(choice, held_out_of(former.validate(), choice) if rows is not None else None)
+
+
+def _chosen_for_rows(document: ConfigDocument) -> dict[str, Any]:
+    """The values in force that were chosen for the rows of a configuration."""
+    chosen = chosen_in(document)
+    values = chosen.values if chosen is not None else {}
+    return {name: value for name, value in values.items() if name in FOR_ROWS and document.get(name) == value}
 
 
 #: Minimum columns for the changes to the right of the list instead of below it.
@@ -76,7 +93,7 @@ class PresetScreen(Overlay[Switch | None]):
 
     Args:
         document: The configuration, which is only read.
-        choose: Finds the suitable preset, in a thread; raises :class:`UserError` if there is none.
+        choose: Finds what suits it, in a thread; raises :class:`UserError` if no preset does.
     """
 
     DEFAULT_CSS = style_of("PresetScreen")
@@ -91,11 +108,12 @@ class PresetScreen(Overlay[Switch | None]):
     AUTO_FOCUS = "ChoiceList"
     ENTER_TAKES = True
 
-    def __init__(self, document: ConfigDocument, choose: Callable[[], Choice]) -> None:
+    def __init__(self, document: ConfigDocument, choose: Callable[[], Beginning]) -> None:
         super().__init__()
         self._document, self._choose = document, choose
         self._present = preset_in(document)
         self._auto: Choice | None = None
+        self._notes: Mapping[str, str] = {}
         self._reason = "looking at model, card and data …"
         self._keeps_own = True
         # A heading has no name.
@@ -110,7 +128,7 @@ class PresetScreen(Overlay[Switch | None]):
                 yield HangingBlock(Content(" "))
 
     def on_mount(self) -> None:
-        """Start at the preset in force, or at ``auto``."""
+        """Start at the preset in force, or at ``auto``, which says why, if the app chose it."""
         self._names = [_AUTO]
         group = None
         for preset in presets().values():
@@ -120,7 +138,9 @@ class PresetScreen(Overlay[Switch | None]):
             self._names.append(preset.name)
         headings = [place for place, name in enumerate(self._names) if not name]
         self._list.fill([Content(" ")] * len(self._names), headings)
-        start = self._names.index(self._present.name) if self._present is not None else 0
+        present, chosen = self._present, chosen_in(self._document)
+        is_own = present is not None and (chosen is None or chosen.preset != present.name)
+        start = self._names.index(present.name) if present is not None and is_own else 0
         self._list.highlighted = start
         self._fill()
         self._find_auto()
@@ -141,14 +161,15 @@ class PresetScreen(Overlay[Switch | None]):
     @work(thread=True, exclusive=True, group="preset-auto")
     def _find_auto(self) -> None:
         try:
-            choice = self._choose()
+            found = self._choose()
         except UserError as error:
             self.post_call(self._auto_chosen, None, str(error))
         else:
-            self.post_call(self._auto_chosen, choice, choice.why)
+            self.post_call(self._auto_chosen, found, found.choice.why)
 
-    def _auto_chosen(self, choice: Choice | None, reason: str) -> None:
-        self._auto, self._reason = choice, reason
+    def _auto_chosen(self, found: Beginning | None, reason: str) -> None:
+        self._auto, self._reason = found.choice if found is not None else None, reason
+        self._notes = found.held_out.notes if found is not None and found.held_out is not None else {}
         self._fill()
 
     # Display.
@@ -193,7 +214,16 @@ class PresetScreen(Overlay[Switch | None]):
             return
         switch = self.switch_of(name)
         title = name if switch is None or name != _AUTO else f"auto: {switch.preset.name}"
-        self.query_one(HangingBlock).show(describe_switch(switch, title, self._reason if name == _AUTO else ""))
+        text = describe_switch(switch, title, self._reason if name == _AUTO else "")
+        given, notes = _chosen_for_rows(self._document), self._notes
+        if name == _AUTO and switch is not None and given:
+            # Sentences have no room in a column.
+            lines = [
+                Content.assemble("=  ", (f"{option} {_text(option, value)}", "bold"), f"  {notes.get(option, '')}")
+                for option, value in given.items()
+            ]
+            text = Content("\n").join([text, Content(""), Content.styled("For the rows", "$primary bold"), *lines])
+        self.query_one(HangingBlock).show(text)
         self._scroll.scroll_home(animate=False)
 
     @property

@@ -30,10 +30,10 @@ from core.models.architecture.measuring import telling
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.catalog.rows import parent_of
 from core.runs.outlook.energy import expected_energy
-from core.runs.outlook.estimate import tell_early_end
+from core.runs.outlook.estimate import rounded_duration, tell_early_end
 from core.runs.record.sentences import brief_id, change_words
 from core.text import one_line
-from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
+from core.units import exact_number, format_bytes, format_count, format_moment
 from tui.datasets.summary import counted, describe_dropped
 from tui.keys import KeyTable, bindings
 from tui.screens.overlay import Overlay
@@ -66,6 +66,8 @@ _NAME_WIDTHS = (40, 30, 20, 12)
 _VALUE_WIDTH, _MOST_LISTED = 24, 12
 #: Ends of the names of options that limit the device or end the night.
 _LIMITS = ("_limit_c", "power_limit_w", "deadline", "energy_kwh")
+#: Seconds of a run that sees no night.
+_SHORT_SECONDS = 3600
 
 
 def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: float) -> list[Content]:
@@ -291,33 +293,40 @@ def _steps(config: Config, found: Found, room: int) -> str:
 
 
 def _measured(config: Config, found: Found) -> str:
-    """The number of evaluations and their contents: ``3 times: 12 rows, the general probe, 3 answers``."""
-    asks, rows = config.eval, found.rows
+    """The evaluations and their contents: ``3 times: 12 rows; before too: the general probe, 3 answers``."""
+    asks, rows, plan = config.eval, found.rows, found.plan
     if not holds_out(config) and asks.prompts is None:
         return "nothing, as no rows are held out"
-    parts = []
+    # The second part is measured of the untrained model in any case.
+    later, always = [], []
     if holds_out(config):
         number = min(rows.held_out, asks.max_rows)
-        parts.append(f"{'' if rows.is_exact else '~'}{counted(number, 'row')}" if number else "the rows held out")
-        parts += ["the general probe"] if asks.probe else []
+        later.append(f"{'' if rows.is_exact else '~'}{counted(number, 'row')}" if number else "the rows held out")
+        always += ["the general probe"] if asks.probe else []
     if asks.prompts is not None:
-        parts.append("answers to eval.prompts")
+        always.append("answers to eval.prompts")
     elif asks.exact_match:
-        parts.append("an answer to each")
+        later.append("an answer to each")
     elif asks.samples:
-        parts.append(counted(asks.samples, "answer"))
-    number = found.plan.estimate.evaluations if found.plan is not None and found.plan.estimate is not None else 0
-    times = "at the end: " if number == 1 else f"{number} times: " if number else ""
-    return f"{times}{', '.join(parts)}"
+        always.append(counted(asks.samples, "answer"))
+    estimate = plan.estimate if plan is not None else None
+    number = estimate.evaluations - asks.baseline if estimate is not None else 0
+    if number < 1:
+        return ", ".join([*later, *always])
+    times = "at the end" if number == 1 else f"{number} times"
+    if asks.baseline or not later:
+        return f"before and {times}: {', '.join([*later, *always])}"
+    return f"{times}: {', '.join(later)}" + (f"; before too: {', '.join(always)}" if always else "")
 
 
 def _time(plan: StartPlan | None, rows: StartRows, room: int) -> Content:
     """The duration of the run and its parts, as detailed as fits."""
+    waits = "counting rows" if rows.used is None and not rows.progress.startswith("✗") else "…"
     if plan is None:
-        return Content.styled("…", "$muted")
+        return Content.styled(waits, "$muted")
     if (estimate := plan.estimate) is None:
-        waits = not plan.problem and not rows.is_exact
-        return Content.styled("…" if waits else "not known before the first steps", "$muted")
+        is_known = plan.problem or rows.is_exact
+        return Content.styled("not known before the first steps" if is_known else waits, "$muted")
     whole, parts = _about(estimate.seconds), estimate.parts
     if len(parts) < 2:
         return Content(whole)
@@ -327,7 +336,7 @@ def _time(plan: StartPlan | None, rows: StartRows, room: int) -> Content:
 
 
 def _about(seconds: float) -> str:
-    return f"~{format_duration(_rounded(seconds))}" if seconds >= 60 else f"~{_rounded(seconds):.0f}s"
+    return f"~{rounded_duration(seconds)}"
 
 
 def _night(config: Config, plan: StartPlan | None, now: float) -> Content:
@@ -344,21 +353,15 @@ def _night(config: Config, plan: StartPlan | None, now: float) -> Content:
         power = f" with {exact_number(limits.quiet_power_w)} W" if limits.quiet_power_w is not None else ""
         waits = f": waits until {day_time(begin)}" if begin > now else ": pauses in them" if rests else ""
         told.append(f"quiet {one_line(config.night.quiet_hours, 20)}{power}{waits}")
-    if seconds is not None and end is not None:
-        told.append(f"ends about {day_time(end)}")
     wishes = {
         option.name: value
         for option in options()
         if option.name.endswith(_LIMITS) and (value := getattr(getattr(config, option.section), option.key)) is not None
     }
+    if seconds is not None and end is not None and (told or wishes or end - now >= _SHORT_SECONDS):
+        told.append(f"ends about {day_time(end)}")
     told += [change_words(wishes)] if wishes else []
     return Content(" · ".join(told or ["no quiet hours, no limits"]))
-
-
-def _rounded(seconds: float) -> float:
-    """An estimate rounded to its precision."""
-    unit = 10 if seconds >= 60 else 1
-    return max(round(seconds / unit) * unit, 1)
 
 
 def _memory(plan: StartPlan | None) -> Content:
@@ -544,6 +547,8 @@ class StartCard(Overlay[Answer]):
         if job is self._job:
             self._know(rows=rows)
             if rows.is_exact:
+                if start.has_form and len(start.train) == 1:
+                    shell_of(self).configuration.analyzed(Path(start.train[0]), analysis)
                 self._work_out(analysis)
 
     def _progressed(self, job: AnalysisJob, progress: JobProgress) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from core.analysis.division import HELD_OUT, held_out_count
 from core.analysis.result import Analysis
-from core.config.derived import step_count
 from core.config.schema import Config
 from core.errors import UserError
 from core.presets.provenance import Provenance
@@ -218,8 +217,7 @@ def find_plan(
         source: As for :func:`core.memory.planner.make_plan`.
     """
     from core.models.find import STARTER_NAME, find_model
-    from core.runs.outlook.estimate import Estimate, limited, pace_of_steps, with_evaluations
-    from core.runs.outlook.forecast import forecast_here, rough_seconds, unmet
+    from core.runs.outlook.forecast import forecast_here, likely, unmet
 
     if find_model(config.model.base) is None:
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
@@ -228,14 +226,7 @@ def find_plan(
         found = forecast_here(config, analysis.lengths if analysis is not None else None, used, paces, source)
     except UserError as error:
         return StartPlan(problem=error.message)
-    plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
-    if guess is not None and guess.by == "plan" and rows is None:
-        guess = None  # it would be many times too long until the rows are measured
-    found_unmet = tuple(unmet(config, guess, time.time()))
-    if guess is None and steps is not None and rows is not None and rows.tokens:
-        tokens = rows.tokens / max(rows.count, 1)
-        rough = Estimate(rough_seconds(config, plan, steps, tokens), steps, None, "", "guess")
-        guess = limited(config, with_evaluations(config, rough, pace_of_steps(config, rough, tokens), rows, used))
+    plan, guess = found.plan, likely(config, found, used)
     advice = ""
     if found.fits is False and not found.is_rough:
         first_advice = f" {found.advice[0].text}" if found.advice else ""
@@ -249,7 +240,7 @@ def find_plan(
         fits=found.fits,
         advice=advice,
         estimate=guess,
-        unmet=found_unmet,
+        unmet=tuple(unmet(config, guess, time.time())),
         is_rough=found.is_rough,
     )
 

@@ -98,7 +98,9 @@ def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J")
     if view is not None and is_other:
         segments += _other_run(view, now)
     elif view is not None:
-        segments += _run_segments(view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same)
+        segments += _run_segments(
+            view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same, is_own=state.is_of_config
+        )
     if state.other_live:
         segments.append(Segment(Content.styled(f"● {one_line(state.other_live, 30)} is live", "$ok"), 1))
     if state.serving is not None and state.serving.error is None:
@@ -137,7 +139,7 @@ def _other_run(view: RunView, now: float) -> list[Segment]:
 
 
 def _run_segments(
-    view: RunView, now: float, *, loss: bool, answer_awaited: bool, is_named: bool = False
+    view: RunView, now: float, *, loss: bool, answer_awaited: bool, is_named: bool = False, is_own: bool = True
 ) -> list[Segment]:
     """Segments of the run: its name, model, and state with the time left.
 
@@ -147,11 +149,15 @@ def _run_segments(
         loss: Add the loss.
         answer_awaited: A question to the model holds it up.
         is_named: The segment before already shows its short name.
+        is_own: It belongs to the configuration of the segment before.
     """
-    # A live run may belong to another configuration, so its name is next to its state.
-    identity = one_line(view.run.id, 60)
-    whole = Content.assemble(("run ", "$muted"), identity)
-    segments = [Segment(whole, 9) if is_named else Segment(whole, 8, Content(slug_of(identity)))]
+    identity, word = one_line(view.run.id, 60), ("run ", "$muted")
+    whole, slug = Content.assemble(word, identity), slug_of(identity)
+    if is_own:
+        segments = [Segment(whole, 9) if is_named else Segment(whole, 8, Content(slug))]
+    else:
+        # Without its name, the configuration's would seem to be trained.
+        segments = [Segment(whole, 0, Content.assemble(word, one_line(slug, 20)))]
     if view.model:
         segments.append(Segment(Content.styled(view.model, "$muted"), 10))
     name, total, activity = view.state.state, view.state.total_steps, view.activity

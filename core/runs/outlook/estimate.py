@@ -559,7 +559,7 @@ class EstimateWords(NamedTuple):
     """An estimate in words; each part may be empty."""
 
     duration: str
-    """``about 14m 02s``."""
+    """``about 14m 00s``."""
     energy: str
     """``41 Wh``, ``at most 41 Wh``."""
     end: str
@@ -572,12 +572,21 @@ def estimate_words(found: Estimate) -> EstimateWords:
     """An estimate in words."""
     energy = expected_energy(found.watt_hours, is_most=found.by == "plan")
     end = tell_early_end(found.early_end) if found.early_end is not None else ""
-    return EstimateWords(f"about {format_duration(found.seconds)}", energy, end, _basis(found))
+    return EstimateWords(f"about {rounded_duration(found.seconds)}", energy, end, _basis(found))
+
+
+def rounded_duration(seconds: float) -> str:
+    """An estimated duration, rounded to its precision: ``14m 00s``, ``36s``."""
+    unit = 10 if seconds >= 60 else 1
+    rounded = max(round(seconds / unit) * unit, 1)
+    return format_duration(rounded) if rounded >= 60 else f"{rounded}s"
 
 
 def _basis(found: Estimate) -> str:
     if found.by == "pace":
         return f"at the pace of {found.run}" if found.runs < 2 else f"at the median pace of {found.runs} earlier runs"
+    if found.by == "guess":
+        return "a guess: no run of this kind yet"
     why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
     return f"by the plan ({why}{tell_assumed(found.assumed)})"
 

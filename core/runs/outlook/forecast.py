@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from core import paths
 from core.analysis.result import Lengths
 from core.config.clock import next_time
-from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
+from core.config.derived import ALL_GPUS, sequences_per_row, step_count, usual_steps
 from core.config.facts import Unkept
 from core.config.schema import WEIGHT_METHODS, Config
 from core.directories import free_bytes
@@ -30,7 +30,17 @@ from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_
 from core.models.architecture.architecture import Architecture
 from core.models.published import Published, locate_shape
 from core.models.sandboxed import load_architecture
-from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
+from core.runs.outlook.estimate import (
+    Estimate,
+    NoEstimate,
+    PaceBook,
+    PlannedRun,
+    expected,
+    limited,
+    pace_of_steps,
+    tell_assumed,
+    with_evaluations,
+)
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
@@ -147,6 +157,25 @@ def forecast_here(
     except UserError:
         machine = Machine("cuda")
     return forecast(config, machine, rows, paces, count, source=source)
+
+
+def likely(config: Config, found: Forecast, count: int | None) -> Estimate | None:
+    """The estimate that the app shows for a run on this machine; where nothing is measured, a guess by the size of the
+    model. None until the rows are known, as an estimate by the plan would be many times too long.
+
+    Args:
+        config: Configuration of the run.
+        found: Its forecast.
+        count: Number of rows trained on; None if unknown.
+    """
+    rows, steps = found.rows, step_count(config, count)
+    if found.estimate is not None and (found.estimate.by != "plan" or rows is not None):
+        return found.estimate
+    if steps is None or rows is None or not rows.tokens:
+        return None
+    tokens = rows.tokens / max(rows.count, 1)
+    rough = Estimate(rough_seconds(config, found.plan, steps, tokens), steps, None, "", "guess")
+    return limited(config, with_evaluations(config, rough, pace_of_steps(config, rough, tokens), rows, count))
 
 
 def cards_here(config: Config) -> Cards:

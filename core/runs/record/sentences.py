@@ -109,7 +109,7 @@ ALL_DONE = "all steps done"
 #: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
 _REASONS = {
-    "overlong": "too long",
+    "overlong": "longer than train.max_length",
     "too_long": "too long",
     "no_supervised_tokens": "nothing to learn from",
     "invalid": "not readable",
@@ -160,7 +160,7 @@ def phase(event: events.PhaseEvent) -> str:
 
 
 def data(event: events.DataEvent) -> str:
-    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33 % learned``."""
+    """Sentence of a data event, ``410 of 412 rows used (dropped: 2 not readable), longest 212 tokens, 33% learned``."""
     line = f"{event.used} of {counted(event.rows, 'row')} used"
     dropped = [f"{count} {_REASONS.get(why) or safe(why.replace('_', ' '))}" for why, count in event.dropped.items()]
     if dropped:

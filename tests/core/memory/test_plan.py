@@ -443,6 +443,9 @@ def test_the_fit_of_another_model_is_that_of_its_plan() -> None:
     found = fit(architecture, config_of(), machine)
     plan = make_plan(architecture, config_of(), machine)
     assert (found.needed_bytes, found.free_bytes, found.fits) == (plan.needed_bytes, 20 * GIB, True)
+    shorter = fit(architecture, config_of(), machine, rows=Rows([(64, 1)])).needed_bytes
+    assert shorter is not None
+    assert shorter < plan.needed_bytes
     assert fit(architecture, config_of(), Machine("cpu", GIB // 10)).fits is False
     assert fit(architecture, config_of(), Machine("cuda")).fits is None
     assert "architecture is unknown" in fit(None, config_of(), machine).reason

@@ -53,27 +53,30 @@ def test_what_the_configuration_says_itself_stays(tmp_path: Path) -> None:
 
 
 @cases(
-    ("rows", "row_tokens", "more", "interval", "probe"),
+    ("rows", "row_tokens", "more", "interval", "probe", "baseline"),
     [
-        (100, 40.0, "", None, False),
-        (100, 40.0, "[eval]\nprobe = true\n", None, True),
-        (100, 40.0, "[train]\nepochs = 30\n", 10.0, True),
-        (1000, 200.0, "", None, True),
-        (1000, 200.0, "[train]\nepochs = 3\n", 1.0, True),
-        (1000, 200.0, "[eval]\nprobe = false\nsamples = 0\n", 0.5, True),
-        (9000, 200.0, "", 0.25, True),
-        (9000, 200.0, "[eval]\nexact_match = true\n", 0.5, True),
-        (9000, None, "", 0.25, True),
+        (100, 40.0, "", None, False, True),
+        (100, 40.0, "[eval]\nprobe = true\n", None, True, True),
+        (100, 40.0, "[train]\nepochs = 30\n", 10.0, True, True),
+        (1000, 200.0, "", None, True, True),
+        (1000, 200.0, "[train]\nepochs = 3\n", 1.0, True, True),
+        (1000, 200.0, "[eval]\nprobe = false\nsamples = 0\n", 0.5, True, True),
+        (1000, 200.0, "[eval]\nprobe = false\nsamples = 0\nbaseline = false\n", 0.5, True, False),
+        (9000, 200.0, "", 0.25, True, True),
+        (9000, 200.0, "[eval]\nexact_match = true\n", 0.5, True, False),
+        (9000, None, "", 0.25, True, True),
     ],
 )
 def test_evaluations_take_a_tenth_of_the_time_at_most(
-    tmp_path: Path, rows: int, row_tokens: float | None, more: str, interval: float | None, probe: bool
+    tmp_path: Path, rows: int, row_tokens: float | None, more: str, interval: float | None, probe: bool, baseline: bool
 ) -> None:
     found = held_out_of(config(tmp_path, texts(rows), more), replace(CHOICE, row_tokens=row_tokens))
     assert found is not None
     assert found.every_epochs == interval
     assert ("eval.every_epochs" in found.values) == (interval is not None)
     assert found.values.get("eval.probe", True) is probe
+    assert found.values.get("eval.baseline", False) is baseline
+    assert found.notes.keys() == found.values.keys()
 
 
 def test_rows_that_are_all_the_same_or_cannot_be_read_are_not_divided(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_the_beginning_of_a_new_configuration(tmp_path: Path, monkeypatch: pytes
     assert beginning.choice.preset.name == "cpu-small"
     assert "no row sampled is longer than 512 tokens" in beginning.choice.why
     assert beginning.held_out is not None
-    assert beginning.held_out.values == {"data.eval_share": 0.1, "eval.probe": False}
+    assert beginning.held_out.values == {"data.eval_share": 0.1, "eval.baseline": True, "eval.probe": False}
     assert looked_at == [found]
 
 

@@ -77,7 +77,7 @@ def test_the_log_says_what_a_person_would() -> None:
         events.FailedEvent(reason="no space", step=31, hint="Make room."),
     )
     assert lines(history) == [
-        "410 of 412 rows used (dropped: 2 too long), longest 212 tokens, 33% learned",
+        "410 of 412 rows used (dropped: 2 longer than train.max_length), longest 212 tokens, 33% learned",
         "checkpoint step-30 (1.2 s, 39 MB)",
         "eval loss 0.455, exact match 0.83 (60 rows)",
         "governor: paused: the device is at 86 °C (limit 83 °C), until 78 °C",

@@ -17,6 +17,7 @@ from core.config.schema import Config, options
 from core.drafts import list_drafts
 from core.presets import begin
 from core.presets.library import presets
+from core.presets.provenance import FOR_ROWS
 from core.runs.record.store import Run, create_run
 from sample_data import path as sample
 from tests.tui.config_panes import write_startable
@@ -108,7 +109,7 @@ def check_own(got: Mapping[str, Any]) -> None:
     assert "data.eval" not in got
     assert (got["data.eval_share"], got["data.format"]) == (0.1, "auto")
     own = {name for name, known in got.items() if not is_same(known, DEFAULTS[name])}
-    assert own <= {*presets()["cpu-small"].values, "data.train", "data.eval_share"}
+    assert own <= {*presets()["cpu-small"].values, "data.train", *FOR_ROWS}
 
 
 async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their_own(
@@ -119,7 +120,7 @@ async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
         for name in ("own.csv", "own_chat.jsonl", "own_alpaca.json"):
             await use(pilot, here / name)
-            assert await start(pilot, started) == "preset cpu-small · 1 for the rows · P shows why"
+            assert await start(pilot, started) == "preset cpu-small · 3 for the rows · P shows why"
             check_own(started[-1].values())
         await use(pilot, here / "own.csv", "A")
         await start(pilot, started)
@@ -171,7 +172,7 @@ async def test_data_named_on_the_command_line_begins_anew_once(here: Path, start
         assert value(again, "train.learning_rate") == 0.002
         await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
         told = await start(pilot, started)
-        assert told == "preset cpu-small · 1 for the rows · you: learning_rate 0.002"
+        assert told == "preset cpu-small · 3 for the rows · you: learning_rate 0.002"
 
 
 async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_is_there(here: Path) -> None:

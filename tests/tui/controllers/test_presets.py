@@ -41,14 +41,24 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
     async with running(size=(120, 34), notifications=True, until=has_form) as (app, pilot):
         app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
-        assert any("is used for training; r starts." in note.message for note in app._notifications)
+        # One notice for one action, also for the same again.
+        app.configuration.use_dataset(tmp_path / "faq.jsonl")
+        told = ["faq.jsonl is used for training; r starts."]
+        await wait_for(pilot, lambda: [note.message for note in app._notifications] == told)
         assert value(app, "data.eval_share") == 0.1
         assert value(app, "eval.every_epochs") is None, "a run so short is measured at its end"
         await press(pilot, "2", until="at the end")
         # The notice lies on the line below.
         app.clear_notifications()
-        told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
-        await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
+        said = "✓ preset cpu-small · 3 for the rows · 20 of 200 rows held out · P shows why · u undoes"
+        await wait_for(pilot, lambda: said in " ".join(screen_text(app).replace("│", " ").split()))
+        assert "preset cpu-small" in pane_of(app, "config").border_title
+        assert "changed" not in pane_of(app, "config").border_title, "the user has changed nothing"
+        # The presets say why, value by value.
+        await press(pilot, "P", until=("auto: cpu-small", "=  data.eval_share 0.1  20 of 200 rows held out; 0 to"))
+        assert "=  eval.baseline true  For comparison: it takes a few" in screen_text(app)
+        assert "=  eval.probe false  It would take more than a tenth" in screen_text(app)
+        await press(pilot, "escape", until="for the rows")
         await pilot.press("u")
         assert value(app, "train.learning_rate") is None
         assert value(app, "data.eval_share") is None

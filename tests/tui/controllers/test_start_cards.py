@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 
 from core.config.document import dump_config, load_config
 from core.config.schema import Config
+from core.drafts import list_drafts
 from core.errors import UserError
 from core.presets import begin
 from core.queue.store import read_queue
@@ -218,7 +220,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
         text = screen_text(app)
         assert "step 30 of 120, saved " in text
         assert "90 steps · 3 of them done before and not saved" in text
-        await wait_for(pilot, lambda: "ends about" in screen_text(app), 30)
+        await wait_for(pilot, lambda: "at its pace, evaluations included" in screen_text(app), 30)
         assert not continued
         await press(pilot, "enter", until=lambda: continued == [script.run])
 
@@ -229,8 +231,26 @@ async def test_a_finished_run_is_trained_further_as_a_new_run(config: Path, home
     (run.adapter_path / "adapter_config.json").touch()
     async with ready(with_run=True) as (app, pilot):
         await press(pilot, "5", until=lambda: run.id in screen_text(app))
+        state = app.state
+        assert state.document is not None
+        before = state.document, state.document.dumps(), state.origin, state.saved_text, state.former
         await press(pilot, "C", until=lambda: has_card(app))
         assert f"further   {run.id[9:]} · new optimizer and schedule" in screen_text(app)
+        # The values are the run's. Nothing of them stays after the card is left.
+        assert re.search(r"values +run \S+: \d+ values", screen_text(app))
+        await press(pilot, "escape", until=lambda: app.main.current == "runs")
+        assert (state.document, state.document.dumps(), state.origin, state.saved_text, state.former) == before
+        assert pane_of(app, "config").document is state.document
+        assert not list_drafts("config")
+        # Config counts the rows as the card does, also while the Data pane shows another file.
+        (rows := config.with_name("rows.jsonl")).write_text(rows.read_text() + '{"text": ""}\n')
+        (other := config.with_name("other.jsonl")).write_text('{"text": "another"}\n')
+        app.configuration.open_data(other)
+        await wait_for(pilot, lambda: pane_of(app, "data").view.path == other)
+        await press(pilot, "5", until=lambda: app.main.current == "runs")
+        await press(pilot, "C", until=lambda: has_card(app))
+        form = pane_of(app, "config")
+        await wait_for(pilot, lambda: form.known.rows_of(form.model) == (40, 0))
         await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].model.adapter == str(run.adapter_path)
         assert started[0].train.learning_rate == load_config(config).train.learning_rate / 2

@@ -13,7 +13,7 @@ from tests.cases import cases
 from tests.tui.data_panes import analyzed, data_pane, write_lines
 from tests.tui.harness import press, screen_text
 from tui.datasets.marks import RowFilter
-from tui.datasets.summary import LINES, describe_filter, summarize_analysis
+from tui.datasets.summary import LINES, describe_dropped, describe_filter, summarize_analysis
 from tui.keys import KeyTable
 
 _REASONS = [code for code, kind in KINDS.items() if kind.level == "drop"]
@@ -53,6 +53,11 @@ def test_columns_that_are_not_read_leave_room_for_the_rest(names: str) -> None:
     assert "no problems" in line.plain
     assert line.plain.count(f"columns not read: {names[:20]}") == 1
     assert "tokens not counted" in line.plain
+
+
+def test_what_can_be_counted_has_its_plural() -> None:
+    assert describe_dropped({"empty_answer": 2, "bad_role": 1}) == "3 dropped: 2 empty answers, 1 unknown role"
+    assert describe_dropped({"overlong": 2}) == "2 dropped: 2 longer than train.max_length"
 
 
 def test_a_filter_keeps_the_ways_out_of_it_in_view() -> None:

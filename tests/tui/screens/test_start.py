@@ -64,7 +64,8 @@ PASS = "23 steps · 1 pass over the rows"
             Found(),
             {"night": "no quiet hours, no limits", "measured": "the rows held out, the general probe, 3 answers"},
         ),
-        (Found(), {"model": "smol", "method": METHOD, "values": "preset cpu-small", "time": "…", "memory": "…"}),
+        (Found(), {"model": "smol", "method": METHOD, "values": "preset cpu-small", "memory": "…"}),
+        (Found(), {"time": "counting rows"}),
         (Found(COUNTED), {"data": "faq.csv · ~180 rows + ~20 held out of the same file"}),
         (Found(COUNTED), {"dropped": "reading 35%", "steps": "~23 steps · 1 pass over the rows"}),
         (
@@ -81,7 +82,7 @@ PASS = "23 steps · 1 pass over the rows"
         (Found(EXACT, StartPlan(estimate=GUESS)), {"steps": f"{PASS} · a guess: no run like it yet"}),
         (
             Found(EXACT, StartPlan(estimate=replace(GUESS, evaluations=1))),
-            {"measured": "at the end: 20 rows, the general probe, 3 answers"},
+            {"measured": "at the end: 20 rows; before too: the general probe, 3 answers"},
         ),
         (
             Found(EXACT, StartPlan(problem="not known: no model")),
@@ -111,7 +112,11 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
     assert shown["model"] == "smol · 135 million parameters"
     assert shown["steps"] == f"{PASS} · pace of 3 runs · 0.4 Wh"
     assert shown["time"] == "~1m 20s = 23 steps ~56s + 5 evaluations ~15s + loading and saving ~9s"
-    assert shown["measured"] == "5 times: 20 rows, the general probe, 3 answers"
+    assert shown["measured"] == "5 times: 20 rows; before too: the general probe, 3 answers"
+    assert shown["night"] == "no quiet hours, no limits", "when it ends is no question of a night"
+    measured = start(config=config(eval={"baseline": True, "probe": False}))
+    shown_too = lines(measured, Found(StartRows.analyzed(analysis), plan), 100)["measured"]
+    assert shown_too == "before and 4 times: 20 rows, 3 answers"
     assert lines(start(), Found(plan=plan), 72)["time"] == "~1m 20s = steps ~56s + evaluations ~15s + saving ~9s"
     assert shown["memory"] == "1.2 GB of 23.0 GB free  ✓ fits"
     assert "" not in shown or "!" not in shown[""]
@@ -246,15 +251,15 @@ def test_rows_worth_a_look_lead_to_them() -> None:
 def test_a_run_that_goes_on_says_from_where_and_until_when() -> None:
     rest = Continuation(Run(Path("20261124-143600-faq")), "stopped", 40, NOW - 60, 120, 43)
     run = start(continuation=rest, values=None, has_form=False)
-    shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_left=240.0)))
+    shown = lines(run, Found(plan=StartPlan(needed=10**9, fits=None, seconds_left=7200.0)))
     assert shown["run"] == "20261124-143600-faq · stopped"
     assert shown["from"].startswith("step 40 of 120, saved ")
     assert shown["left"] == "80 steps · 3 of them done before and not saved"
-    assert shown["time"] == "~4m 00s · at its pace, evaluations included"
+    assert shown["time"] == "~2h 00m · at its pace, evaluations included"
     assert shown["night"].startswith("ends about ")
     assert list(hint_keys(run, StartRows())) == ["start.start", "start.back"]
     unknown = replace(rest, total=0, saved=None, done=40)
-    shown = lines(replace(run, continuation=unknown), Found(plan=StartPlan(seconds_left=240.0)))
+    shown = lines(replace(run, continuation=unknown), Found(plan=StartPlan(seconds_left=7200.0)))
     assert (shown["from"], shown["left"]) == ("step 40", "not known")
     assert shown["time"] == "not known before the next steps"
 

@@ -252,6 +252,11 @@ class ConfigEditor:
         if document.path is not None:
             remember_config(document.path)
 
+    def drop(self) -> None:
+        """Go back to the previous configuration; to an empty one if there is none."""
+        if self.history.leave() is None:
+            self.history = EditHistory(ConfigModel(ConfigDocument()))
+
     def copy(self, hint: str) -> Opened:
         """A copy without a file; its message ends with ``hint``."""
         path = self.document.path
@@ -404,7 +409,8 @@ def open_further(run: Run) -> Opened:
     """
     document, name = train_further(run), brief_id(run.id)
     greeting = f"✓ trains {name} further, as a new run at half its learning rate"
-    return Opened(document, f"training {name} further", greeting, origin=Origin.of(run))
+    # Its values are the run's, not the user's: the new base and rate too.
+    return Opened(document, f"training {name} further", greeting, origin=Origin(run, holding_values(document)))
 
 
 def _text(draft: Draft) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import deepspeed
+from core.analysis.division import HELD_OUT
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.governor.check import unkept_on
@@ -20,12 +20,13 @@ from core.models.find import find_model
 from core.models.published import find_published
 from core.text import one_line
 from core.units import format_count
+from tui.datasets.plan import plan_data
 from tui.datasets.summary import counted
 from tui.files import follow_links
 from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:
-    from core.analysis.result import Lengths
+    from core.analysis.result import Analysis, AnalysisRequest, Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
     from core.hardware.snapshot import Device
@@ -50,8 +51,10 @@ class FactsFinder:
         """Known row counts of data files."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
-        self._measured: dict[str, Lengths] = {}
-        self._planned_lengths: Lengths | None = None
+        self._analyses: dict[Path, tuple[AnalysisRequest | None, Analysis]] = {}
+        """Analyses of training files, each with its request."""
+        self.lengths: Lengths | None = None
+        """The row lengths of the last :meth:`facts_for`; None if unknown."""
 
     @cached_property
     def models(self) -> ModelCatalog:
@@ -62,23 +65,38 @@ class FactsFinder:
 
     def facts_for(self, model: ConfigModel) -> Facts:
         """The facts for a configuration; the row count is None unless a run would use exactly these rows."""
-        document, files = model.document, model.train_paths()
-        counts = self.row_counts(files)
-        known = bool(files) and not document.get("data.weights") and len(counts) == len({*files})
-        total = sum(counts[path] for path in files) if known else None
-        self._planned_rows = None if total is None else total - model.held_out(total)
-        self._planned_lengths = self._measured.get(follow_links(files[0])) if known and len(files) == 1 else None
+        known = None if model.document.get("data.weights") else self.rows_of(model)
+        self._planned_rows = known[0] if known is not None else None
+        analysis = self._analysis_of(model) if known is not None else None
+        self.lengths = analysis.lengths if analysis is not None else None
         return replace(self.facts, rows=self._planned_rows)
 
-    def row_counts(self, files: Sequence[Path]) -> dict[Path, int]:
-        """The rows of these files, as far as they are known: those that render, or else all."""
-        measured = {path: self._measured.get(follow_links(path)) for path in files}
-        counted = {path: self.rows[path] for path in files if path in self.rows}
-        return counted | {path: lengths.rows for path, lengths in measured.items() if lengths is not None}
+    def rows_of(self, model: ConfigModel) -> tuple[int, int] | None:
+        """The rows of a configuration that are trained on, and held out of its files; None while they are unknown."""
+        if (analysis := self._analysis_of(model)) is not None:
+            return analysis.used, analysis.dropped.get(HELD_OUT, 0)
+        files = model.train_paths()
+        if not files or any(path not in self.rows for path in files):
+            return None
+        total = sum(self.rows[path] for path in files)
+        held_out = model.held_out(total)
+        return total - held_out, held_out
 
-    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
-        """Set the row lengths of a file, as a run would read them; None if they are unknown."""
-        self._measured = {follow_links(path): lengths} if lengths is not None else {}
+    def _analysis_of(self, model: ConfigModel) -> Analysis | None:
+        """The analysis of the only training file, if the file is still read in the same way."""
+        files = model.train_paths()
+        reading, analysis = self._analyses.get(files[0], (None, None)) if len(files) == 1 else (None, None)
+        return analysis if analysis is not None and reading == _reading(model.document, files[0], analysis) else None
+
+    def take_analysis(self, model: ConfigModel, path: Path, analysis: Analysis | None) -> bool:
+        """Take the analysis of a file, None if it is unknown; returns False if the configuration does not use it."""
+        mine = next((file for file in model.train_paths() if follow_links(file) == follow_links(path)), None)
+        if mine is None:
+            return False
+        self._analyses.pop(mine, None)
+        if analysis is not None:
+            self._analyses[mine] = _reading(model.document, mine, analysis), analysis
+        return True
 
     async def find_card(self, device: str, gpu: str | None) -> None:
         """Query the driver for the card and for the run's device, whose sensors the limits need.
@@ -152,7 +170,14 @@ class FactsFinder:
             UserError: If the memory of its model cannot be estimated.
         """
         source: Source = "measured" if measures else "known"
-        return plan_document(document, self._paces, self._planned_rows, self._planned_lengths, source)
+        return plan_document(document, self._paces, self._planned_rows, self.lengths, source)
+
+
+def _reading(document: ConfigDocument, path: Path, analysis: Analysis) -> AnalysisRequest | None:
+    """The request by which a configuration's analysis of a file is made; None if its model is not there any more."""
+    with suppress(UserError):
+        return plan_data(document).request(path, with_tokens=analysis.lengths is not None)
+    return None
 
 
 # In threads, with their slow imports.
@@ -182,7 +207,7 @@ def plan_document(
     """
     from core.quantization.job import known_sentence
     from core.runs.outlook.estimate import PaceBook
-    from core.runs.outlook.forecast import forecast_here
+    from core.runs.outlook.forecast import forecast_here, likely
     from tui.widgets.charts.plan_bar import PlanView
 
     try:
@@ -202,7 +227,7 @@ def plan_document(
         found.plan.limit_bytes,
         found.fits,
         [advice.text for advice in found.advice],
-        _time(found.estimate, is_measured=found.rows is not None),
+        _time(likely(config, found, count)),
         f"{counted(batch.rows, 'row')} of {format_count(batch.length)} tokens at once{each}"
         if found.rows is not None
         else f"for rows of {format_count(config.train.max_length)} tokens{each}",
@@ -211,14 +236,11 @@ def plan_document(
     )
 
 
-def _time(guess: Estimate | None, *, is_measured: bool) -> str:
-    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty if unknown.
-
-    An estimate from the plan needs measured row lengths; without them it would be many times too long.
-    """
+def _time(guess: Estimate | None) -> str:
+    """Time estimate: ``about 14m 00s · 41 Wh · at the pace of 20261124-143601-tickets``; empty if unknown."""
     from core.runs.outlook.estimate import estimate_words
 
-    if guess is None or (guess.by == "plan" and not is_measured):
+    if guess is None:
         return ""
     words = estimate_words(guess)
     return " · ".join(filter(None, (words.duration, words.energy, words.end, one_line(words.basis, 120))))

@@ -311,7 +311,7 @@ class ConfigForm(Vertical):
     def show_summary(self) -> None:
         """Update the summary at the top."""
         model = self._editor.model
-        self._summary.update(Content(model.summary(self._known.row_counts(model.train_paths()))))
+        self._summary.update(Content(model.summary(self._known.rows_of(model))))
 
     # The help line below the options.
 

@@ -19,6 +19,7 @@ from core.hub_uri import is_hub_entry
 from core.models.find import close_name, is_model_here, model_entry
 from core.paths import working_directory
 from core.presets.library import Preset
+from core.presets.switch import chosen_in
 from core.runs.catalog.earlier import Origin, run_name
 from core.text import one_line
 from core.units import format_count
@@ -157,8 +158,14 @@ class ConfigModel:
         return option.default if preset is None else preset.values.get(option.name, option.default)
 
     def changed_count(self, preset: Preset | None = None) -> int:
-        """The number of options that differ from their baseline."""
-        optional = [option for option in self.options if not option.required]
+        """The number of options that differ from their baseline, without those that the app chose."""
+        chosen = chosen_in(self.document)
+        given = chosen.values if chosen is not None and preset is not None and chosen.preset == preset.name else {}
+        optional = [
+            option
+            for option in self.options
+            if not option.required and (option.name not in given or self.effective(option.name) != given[option.name])
+        ]
         return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
 
     @property
@@ -236,11 +243,11 @@ class ConfigModel:
         paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
         return [path for path in paths if is_there(path)]
 
-    def summary(self, rows: Mapping[Path, int]) -> str:
+    def summary(self, rows: tuple[int, int] | None) -> str:
         """Model, method, data, rows, batch and steps on one line.
 
         Args:
-            rows: Rows of the training files, as far as they have been counted.
+            rows: Rows trained on and rows held out of the training files; None while they are unknown.
         """
         model = Path(str(self.effective("model.base"))).name or str(self.effective("model.base"))
         method = str(self.effective("method.name"))
@@ -252,11 +259,9 @@ class ConfigModel:
         if not files:
             return one_line(" · ".join([*parts, "no training data", f"batch {format_value(batch)}"]))
         parts.append(files[0].name if len(files) == 1 else f"{len(files)} files")
-        if all(path in rows for path in files):
-            count = sum(rows[path] for path in files)
-            kept_out = self.held_out(count)
+        if rows is not None:
+            used, kept_out = rows
             held_out = f" + {format_count(kept_out)} held out" if kept_out else ""
-            used = count - kept_out
             parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", self._steps(used, batch)]
         else:
             parts.append(f"batch {format_value(batch)}")

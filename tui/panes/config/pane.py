@@ -14,7 +14,7 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.worker import get_current_worker
 
-from core.analysis.result import Lengths
+from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.models.architecture.measuring import telling
@@ -418,10 +418,10 @@ class ConfigPane(Pane):
         self.look_around(anew=True)
         self._read_paces()
 
-    def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan with the row lengths of a file, if the configuration trains on it."""
-        self.known.take_lengths(path, lengths)
-        self.refresh_fields()
+    def take_analysis(self, path: Path, analysis: Analysis | None) -> None:
+        """Plan with the rows of a file, if the configuration trains on it."""
+        if self.known.take_analysis(self.model, path, analysis):
+            self.refresh_fields()
 
     def refresh_plan(self) -> None:
         """Plan the present configuration."""
@@ -524,6 +524,8 @@ class ConfigPane(Pane):
 
     def check(self) -> dict[str, str]:
         """The problems that prevent a run, including missing files and models: option to sentence."""
+        # The card estimates by the runs there are now; another program may have ended some.
+        self._read_paces()
         self.known.miss_base(self.model.named_base, self.keys["config.edit"].display)
         self.refresh_fields()
         if self.known.base_problem(self.model.named_base):
@@ -566,6 +568,12 @@ class ConfigPane(Pane):
         if (step := self.editor.history.leave()) is not None:
             self._show_document("")
             self.say(step.tell_undone())
+
+    def take_back(self) -> None:
+        """Go back to the previous configuration, or to an empty one if there is none."""
+        self.editor.drop()
+        self._show_document("")
+        self.say("")
 
     def _settle(self) -> None:
         """Record typed text as an edit of its own."""
@@ -677,7 +685,7 @@ class ConfigPane(Pane):
 
         # A copy, as a thread reads it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
-        value = await self.app.push_screen_wait(ModelScreen(self.known.models, document))
+        value = await self.app.push_screen_wait(ModelScreen(self.known.models, document, self.known.lengths))
         if value is not None:
             text = value if isinstance(value, str) else path_text(self.document, value)
             if text != self.model.effective(BASE):

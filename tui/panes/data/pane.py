@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
-from core.analysis.result import Analysis, Lengths
+from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
@@ -71,8 +71,8 @@ class AnalysisPage(JobPage[JobProgress, Analysis]):
         return ""
 
     def is_in_sight(self) -> bool:
-        """True if the pane is in sight."""
-        return self._pane.is_on_screen
+        """True if the pane is in sight, or there is nothing to look at."""
+        return self._pane.is_on_screen or (self.job.result is not None and not self.job.result.problems)
 
     def outcome(self) -> str:
         """The number of problems."""
@@ -111,7 +111,7 @@ class DataPane(Pane):
         self._status = ""
         self._status_row = 0
         self._return = Return()
-        self._told_lengths: tuple[Path, Lengths | None] | None = None
+        self._told: tuple[Path, Analysis | None] | None = None
 
     def compose(self) -> ComposeResult:
         """Status line and ask bar around the rows, the report, the directory tree or the empty state."""
@@ -432,13 +432,14 @@ class DataPane(Pane):
             self._refresh_report()
 
     def _refresh_known(self) -> None:
-        """Update the parts that depend on all rows, and pass the row lengths to the app."""
+        """Update the parts that depend on all rows, and pass the analysis to the app."""
         if (view := self.view) is not None:
-            lengths = view.analysis.lengths if view.analysis is not None else None
-            if (view.path, lengths) != self._told_lengths:
-                self._told_lengths = view.path, lengths
-                self.shell.configuration.lengths_measured(view.path, lengths)
+            told = self._told
+            if told is None or told[0] != view.path or told[1] is not view.analysis:
+                self._told = view.path, view.analysis
+                self.shell.configuration.analyzed(view.path, view.analysis)
         self.body.rows.invalidate()
+        self.body.show_problems()
         self._refresh_status()
         self._refresh_report()
 

@@ -21,6 +21,7 @@ from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
 from core.units import format_count
+from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.plan import DataPlan
 from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView, RowCells, label_word
@@ -156,6 +157,7 @@ class DataRows(Container):
         self._wanted: Sequence[int] = ()
         self._is_counting = False
         self._landing: tuple[int, int] | None = None
+        self._detail = ""
 
     def compose(self) -> ComposeResult:
         """The list, and both forms of the row."""
@@ -335,8 +337,13 @@ class DataRows(Container):
         self.mask_view.display = self.shows_tokens
 
     def _show_place(self, detail: str = "") -> None:
-        """Show the number of the row in its title, with details."""
-        view, index = self._session.view, self.index
+        """Show the number of the row in its title, with its problems and details."""
+        self._detail = detail
+        self.show_problems()
+
+    def show_problems(self) -> None:
+        """Update the title of the row, after the problems of the rows have been found."""
+        view, index, detail = self._session.view, self.index, self._detail
         if view is None or index >= view.count:
             return
         line = view.line_of(index)
@@ -344,7 +351,21 @@ class DataRows(Container):
             f" · line {format_count(line)}" if line and line != index + 1 else ""
         )
         words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
-        self._box.border_title = Content(f" {' · '.join(words)} ")
+        told = [*map(Content, words), *self._problems(view, index)]
+        self._box.border_title = Content.assemble(" ", Content(" · ").join(told), " ")
+
+    def _problems(self, view: DatasetView, index: int) -> list[Content]:
+        """The problems for which the row is marked in the list; none of a row whose error is among its turns."""
+        if view.analysis is None or any(turn.role == "problem" for turn in self.conversation.turns[:1]):
+            return []
+        told = []
+        for problem in view.analysis.problems:
+            level = problem.kind.level
+            if level == "note" or problem.code in OF_THE_WHOLE or RowFilter.of(problem).place(index) is None:
+                continue
+            mark, style = ("✗", "$limit") if level == "drop" else ("!", "$near")
+            told.append(Content.styled(f"{mark} {problem.kind.title}", style))
+        return told
 
     def _land(self) -> None:
         """Scroll the row to its first or last match, if a search has just moved there."""

@@ -16,7 +16,7 @@ from core.hardware.snapshot import Device
 from core.quantization import job
 from core.quantization.result import ROWS, sentence
 from core.runs.outlook import estimate as pace
-from core.runs.outlook.estimate import PaceBook
+from core.runs.outlook.estimate import PaceBook, estimate_words
 from core.runs.outlook.forecast import this_machine
 from core.runs.record.events import HardwareEvent
 from core.runs.record.store import Run, list_runs
@@ -85,6 +85,7 @@ def test_the_bar_and_the_start_card_say_the_same(
     unknown, known = planned(made), planned(made, None, 60, measured)
     assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
     assert "tokens at once" in draw_plan(known, 100).plain
+    assert known.time.endswith(" · a guess: no run of this kind yet")
     assert known.total < unknown.total
     assert find_plan(made.validate(), analysis, 60, PaceBook(()), "known").needed == known.total
     assert find_plan(made.validate(), None, 60, PaceBook(()), "known").needed == unknown.total
@@ -108,26 +109,32 @@ def test_time_is_by_the_plan_without_an_earlier_run(
     assert (found.estimate.by, found.estimate.run, found.estimate.steps) == ("plan", "", 8)
     assert found.estimate.watt_hours == pytest.approx(found.estimate.seconds * 450 / 3600)
     assert find_plan(made.validate(), None, 60, PaceBook(()), "known").estimate is None
+    assert estimate_words(found.estimate).duration in known.time
 
 
 def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_path: Path, private_home: Path) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n')
-    finder, rows, measured = FactsFinder(), tmp_path / "rows.jsonl", measure_lengths([100] * 60, range(60), 6000, 3000)
+    finder, rows, model_of = FactsFinder(), tmp_path / "rows.jsonl", ConfigModel(made)
     finder.rows[rows] = 60
+    measured = Analysis((), 60, 58, {"empty": 2}, (), lengths=measure_lengths([100] * 60, range(60), 6000, 3000))
     said = []
-    for path, lengths in ((rows, measured), (tmp_path / "other.jsonl", measured), (rows, None)):
-        finder.take_lengths(path, lengths)
-        finder.facts_for(ConfigModel(made))
+    for path, analysis in ((rows, measured), (tmp_path / "other.jsonl", measured), (rows, None)):
+        finder.take_analysis(model_of, path, analysis)
+        finder.facts_for(model_of)
         view = finder.plan(made, False)
         assert view is not None
-        said.append("at once" in view.rows)
-    assert said == [True, False, False]
+        said.append(("at once" in view.rows, finder.rows_of(model_of)))
+    # Another file that is looked at changes nothing.
+    assert said == [(True, (58, 0)), (True, (58, 0)), (False, (60, 0))]
+    finder.take_analysis(model_of, rows, measured)
+    made.set("data.eval_share", 0.1)
+    assert finder.rows_of(model_of) == (54, 6), "the rows are not read as they were analyzed"
 
 
 async def test_the_data_pane_shows_what_it_knows_of_lengths(home: Path) -> None:
     async with running(size=(120, 40)) as (app, pilot):
         taken: list[Path] = []
-        pane_of(app, "config").known.take_lengths = lambda path, _: taken.append(path)
+        pane_of(app, "config").take_analysis = lambda path, _: taken.append(path)
         pane_of(app, "data").action_open_sample()
         await wait_for(pilot, lambda: bool(taken))
         assert taken[-1] == pane_of(app, "data").view.path
@@ -244,7 +251,7 @@ def test_no_value_is_too_large_for_the_summary(tmp_path: Path, option: str, valu
     document = ConfigDocument('data.train = "rows.jsonl"\n' + f"{option} = {value}\n", tmp_path / "mine.toml")
     model = ConfigModel(document)
     assert model.findings().problems
-    assert "rows.jsonl" in model.summary({rows: 100})
+    assert "rows.jsonl" in model.summary((100, 0))
     assert model.held_out(100) == 0
 
 

@@ -8,6 +8,7 @@ from core.config.document import ConfigDocument
 from tests.tui.config_panes import config_pane, edits, go_to, type_value, write_config
 from tests.tui.harness import document_of, has_form, pane_of, paste, press, running, screen_lines, wait_for
 from tui.app import LocaltuneApp
+from tui.panes.config.editor import ConfigEditor, Opened
 from tui.screens.box import ReportScreen
 
 
@@ -88,3 +89,13 @@ async def test_what_other_panes_choose_and_another_file_can_be_undone(home: Path
             await press(pilot, key, until=lambda: document_of(app).path == shown and not app.state.is_dirty)  # noqa: B023
         assert pane_of(app, "config").document is app.state.document
         assert isinstance(app.state.document, ConfigDocument)
+
+
+def test_a_dropped_configuration_leaves_the_one_before_it_or_an_empty_one() -> None:
+    editor = ConfigEditor()
+    for text in ("[train]\nepochs = 2\n", "[train]\nepochs = 3\n"):
+        editor.take(Opened(ConfigDocument(text), "opening it"))
+    editor.drop()
+    assert editor.document.get("train.epochs") == 2
+    editor.drop()
+    assert (editor.document.dumps(), editor.former_name) == ("", "")

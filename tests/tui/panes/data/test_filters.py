@@ -66,6 +66,11 @@ async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_p
         assert code_of(pane) == ""
         assert pane.body.rows.count == 60
         assert pane.index == 9, "the cursor stays on its row"
+        # The reason of the mark stays in the title of the row, and an error among its turns is not said twice.
+        assert any("─ row 10 · ✗ longer than train.max_length ─" in line for line in screen_lines(pilot.app))
+        await press(pilot, "colon", "5", "enter", until=lambda: pane.index == 4)
+        assert any("─ row 5 ─" in line for line in screen_lines(pilot.app))
+        await press(pilot, "colon", *"10", "enter", until=lambda: pane.index == 9)
         assert shows(pilot, "55 used · 5 dropped")
         await pilot.press("f", "l")
         assert code_of(pane) == ""
