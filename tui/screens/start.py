@@ -331,7 +331,8 @@ def _time(plan: StartPlan | None, rows: StartRows, room: int) -> Content:
     if len(parts) < 2:
         return Content(whole)
     forms = [" + ".join(f"{name} {_about(seconds)}" for name, seconds in parts)]
-    forms.append(" + ".join(f"{name.rpartition(' ')[2]} {_about(seconds)}" for name, seconds in parts))
+    brief = [(name.partition(" and ")[0].rpartition(" ")[2], seconds) for name, seconds in parts]
+    forms.append(" + ".join(f"{name} {_about(seconds)}" for name, seconds in brief))
     return Content(_fitting([*(f"{whole} = {form}" for form in forms), whole], room))
 
 

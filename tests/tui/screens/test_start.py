@@ -117,7 +117,7 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
     measured = start(config=config(eval={"baseline": True, "probe": False}))
     shown_too = lines(measured, Found(StartRows.analyzed(analysis), plan), 100)["measured"]
     assert shown_too == "before and 4 times: 20 rows, 3 answers"
-    assert lines(start(), Found(plan=plan), 72)["time"] == "~1m 20s = steps ~56s + evaluations ~15s + saving ~9s"
+    assert lines(start(), Found(plan=plan), 72)["time"] == "~1m 20s = steps ~56s + evaluations ~15s + loading ~9s"
     assert shown["memory"] == "1.2 GB of 23.0 GB free  ✓ fits"
     assert "" not in shown or "!" not in shown[""]
 
