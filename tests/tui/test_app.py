@@ -34,10 +34,10 @@ from tui.app import LocaltuneApp
 from tui.bridge import Result
 from tui.keys import SCREENS, KeyTable
 from tui.main_screen import Desktop, PaneSlot, TooSmall, companions, direction, places, room
-from tui.panes import PANES, TILED, Panes, pane_help
+from tui.panes import PANES, TILED, Panes
 from tui.panes.train import STALE_SECONDS
 from tui.screens.choice import ChoiceDialog
-from tui.screens.help import HelpScreen, help_content
+from tui.screens.help import HelpScreen, help_content, help_text
 from tui.screens.queue import QueueScreen
 from tui.state import AppState
 
@@ -283,7 +283,7 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
 
 @cases("scope", [spec.id for spec in PANES] + list(SCREENS))
 def test_the_first_page_of_the_help_is_short_and_the_second_has_every_key_once(scope: str) -> None:
-    table, about = KeyTable(), pane_help(scope)
+    table, about = KeyTable(), help_text(scope)
     first = help_content(about, table, scope, (), table.scope(scope)).plain
     assert len(first.split()) <= 150
     assert about.partition("\n\n")[0][:20] in first

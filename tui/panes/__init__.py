@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
-
-import tomli
 
 if TYPE_CHECKING:
     from tui.panes.base import Pane
@@ -51,12 +48,6 @@ PANES: tuple[PaneSpec[Pane], ...] = (DATA, CONFIG, TRAIN, CHAT, RUNS)
 
 #: Panes that are tiled on a large terminal, in the order of the grid.
 TILED = ("data", "train", "config", "chat")
-
-
-def pane_help(name: str) -> str:
-    """Text about a pane or a screen over the panes, for the help: the first paragraph for its first page."""
-    texts = tomli.loads(Path(__file__).with_name("help.toml").read_text(encoding="utf-8"))
-    return str(texts.get(name, ""))
 
 
 def pane_spec(name: str) -> PaneSpec[Pane]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
+import tomli
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -13,7 +15,6 @@ from textual.content import Content
 from core.paths import config_dir, shown_path
 from core.text import one_line
 from tui.keys import SCREENS, Key, KeyTable, display_key
-from tui.panes import pane_help
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.widgets.text_block import HangingBlock
@@ -27,6 +28,12 @@ NOTES = (
 )
 #: Keys that move in any list or text, which the first page leaves out.
 _MOVES = ("j", "k", "g", "G", "pageup", "pagedown")
+
+
+def help_text(name: str) -> str:
+    """Text about a pane or a screen over the panes; the first paragraph is for the first page."""
+    texts = tomli.loads(Path(__file__).with_name("help.toml").read_text(encoding="utf-8"))
+    return str(texts.get(name, ""))
 
 
 class HelpScreen(Overlay[None]):
@@ -59,7 +66,7 @@ class HelpScreen(Overlay[None]):
         more: Sequence[Key] = (),
     ) -> None:
         super().__init__()
-        self._title, self._about, self._keys, self._scope, self._told = title, pane_help(name), keys, scope, told
+        self._title, self._about, self._keys, self._scope, self._told = title, help_text(name), keys, scope, told
         self._acts, self._more = acts, more
         self._shown: Sequence[str] = ()
         self._shows_all = False
