@@ -66,7 +66,7 @@ _NAME_WIDTHS = (40, 30, 20, 12)
 _VALUE_WIDTH, _MOST_LISTED = 24, 12
 #: Ends of the names of options that limit the device or end the night.
 _LIMITS = ("_limit_c", "power_limit_w", "deadline", "energy_kwh")
-#: Seconds of a run that sees no night.
+#: Seconds below which the line of the night leaves out the end of a run without limits.
 _SHORT_SECONDS = 3600
 
 
@@ -297,7 +297,7 @@ def _measured(config: Config, found: Found) -> str:
     asks, rows, plan = config.eval, found.rows, found.plan
     if not holds_out(config) and asks.prompts is None:
         return "nothing, as no rows are held out"
-    # The second part is measured of the untrained model in any case.
+    # The second part is measured before training in any case.
     later, always = [], []
     if holds_out(config):
         number = min(rows.held_out, asks.max_rows)

@@ -297,8 +297,8 @@ def wants_plan(config: Config) -> bool:
 def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unkept]:
     """The wishes that a run cannot meet even at full speed and with the least energy.
 
-    Loading is not counted, so the run takes even longer. The energy of the memory plan is an upper bound, and proves
-    nothing.
+    Loading is not counted, so the run takes even longer. A guess proves nothing, nor does the energy of the memory plan,
+    which is an upper bound.
 
     Args:
         config: Configuration of the run.
@@ -309,7 +309,7 @@ def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | N
         limits = Limits.of(config)
     except UserError:  # the rules between options report an invalid time
         return
-    if not isinstance(found, Estimate) or not limits.wants_plan:
+    if not isinstance(found, Estimate) or found.by == "guess" or not limits.wants_plan:
         return
     is_measured = found.by == "pace"
     if limits.deadline is not None and begins is not None:

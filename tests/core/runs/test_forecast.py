@@ -113,6 +113,8 @@ def test_the_memory_plan_only_warns_and_says_what_it_is() -> None:
     (told,) = unmet(night(deadline="07:00", energy_kwh=1.0), plan, EVENING)
     assert (told.option, told.is_measured) == ("night.deadline", False)
     assert "by the memory plan (an estimate, no run of this kind yet; rows of 2048 tokens assumed)" in told.sentence
+    guess = Estimate(10.6 * HOUR, 100, None, "", "guess")
+    assert not list(unmet(night(deadline="07:00"), guess, EVENING)), "a guess by the size of the model proves nothing"
 
 
 @cases(
