@@ -297,8 +297,8 @@ def wants_plan(config: Config) -> bool:
 def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unkept]:
     """The wishes that a run cannot meet even at full speed and with the least energy.
 
-    Loading is not counted, so the run takes even longer. A guess proves nothing, nor does the energy of the memory plan,
-    which is an upper bound.
+    Loading is not counted, so the run takes even longer. A guess proves nothing, nor does the energy of the memory
+    plan, which is an upper bound.
 
     Args:
         config: Configuration of the run.
