@@ -276,11 +276,13 @@ class Policy:
             value = next((heat.last for heat in self._heats if heat.cause == before.cause), None)
             if before.cause == DISK:
                 value = seen.disk_free_gb
-            if before.cause == QUIET_HOURS and self.limits.quiet is None:
-                # They were lifted before their end.
+            limit = before.limit
+            if before.cause == QUIET_HOURS and before.value is not None and seen.time < before.value:
+                # They were lifted or changed before their end.
                 value = before.value
+                limit = next_time(self.limits.quiet.end, seen.time) if self.limits.quiet is not None else None
             if cause is None:
-                yield Action("resume", before.cause, value, before.limit)
+                yield Action("resume", before.cause, value, limit)
         if cause is not None and (before is None or before.cause != cause.cause):
             self._telling.forget()
             yield cause

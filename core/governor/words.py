@@ -49,8 +49,9 @@ def describe(
             return "the card's own power limit again"
         return f"the card's power limit is {quantity(policy.POWER, value)} now"
     if action == "resume" and cause == policy.QUIET_HOURS:
-        # A value is the end that the hours would have had.
-        return f"goes on: {'the quiet hours are over' if value is None else 'quiet hours were lifted'}"
+        # A value is the end that the hours would have had, a limit the end that they have now.
+        why = "the quiet hours are over" if value is None else f"quiet hours were {'changed' if limit else 'lifted'}"
+        return f"goes on: {why}"
     return f"{_VERBS.get(action) or one_line(action, 40)}: {why}"
 
 

@@ -137,11 +137,13 @@ def test_quiet_hours_pause_and_end() -> None:
     assert governed.run(30 * 60).pause is None
     assert governed.actions == [("pause", "quiet hours"), ("resume", "quiet hours")]
     assert governed.told[-1].value is None
-    lifted = Governed(Limits(quiet=parse_span("23:45-00:15")), time=NIGHT)
-    lifted.run(16 * 60)
-    lifted.policy = lifted.policy.with_limits(Limits())
-    assert lifted.run(1).pause is None
-    assert lifted.told[-1] == Action("resume", "quiet hours", next_time(15, NIGHT)), "the end that they would have had"
+    end = next_time(15, NIGHT)
+    for limits, now in ((Limits(), None), (Limits(quiet=parse_span("00:05-00:15")), end)):
+        changed = Governed(Limits(quiet=parse_span("23:45-00:15")), time=NIGHT)
+        changed.run(16 * 60)
+        changed.policy = changed.policy.with_limits(limits)
+        assert changed.run(1).pause is None
+        assert changed.told[-1] == Action("resume", "quiet hours", end, now), "the ends before and now"
 
 
 def test_quiet_power_holds_in_quiet_hours_alone() -> None:

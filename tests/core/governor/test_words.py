@@ -20,6 +20,7 @@ from tests.cases import cases
         (("pause", "quiet hours", 0.0, None, None), f"paused: quiet hours until {format_moment(0.0, '%H:%M')}"),
         (("resume", "quiet hours", None, None, None), "goes on: the quiet hours are over"),
         (("resume", "quiet hours", 0.0, None, None), "goes on: quiet hours were lifted"),
+        (("resume", "quiet hours", 0.0, 3600.0, None), "goes on: quiet hours were changed"),
         (("pause", "disk", 3.21, 5.0, None), "paused: room on the disk is at 3.2 GB (least 5.0 GB), until 5.5 GB"),
         (
             ("pause", "quiet power", 90.0, 60.0, None),
