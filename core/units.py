@@ -113,9 +113,16 @@ def format_number(value: float | None, digits: int = 3) -> str:
     # Of the rounded number: 0.9996 is shown as 1.00.
     exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     if exponent < -3 or exponent >= 6:
-        mantissa, power = f"{value:.{digits - 2}e}".split("e")
-        return f"{mantissa}e{int(power)}"
+        return format_power(value, digits - 1)
     return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+
+
+def format_power(value: float, digits: int = 2) -> str:
+    """A number with a power of ten at any size, for one that moves across the forms of :func:`format_number`:
+    ``8.1e-4``, ``1.0e-3``.
+    """
+    mantissa, _, power = f"{to_float(value):.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(power)}" if power and value else format_number(value)
 
 
 def format_fixed(value: float | None, decimals: int) -> str:

@@ -14,7 +14,7 @@ from core.runs.record.history import LogLine, RunPhase
 from core.runs.record.sentences import evaluation_count, pending_words, progress_words, step_progress
 from core.runs.record.state import StepProgress
 from core.text import one_line
-from core.units import format_duration, format_fixed, format_number, format_rate
+from core.units import format_duration, format_fixed, format_number, format_power, format_rate
 
 
 def step_words(event: StepEvent, total_steps: int) -> str:
@@ -23,7 +23,7 @@ def step_words(event: StepEvent, total_steps: int) -> str:
     margin = "" if event.reward_margin is None else f"margin {format_number(event.reward_margin)}  "
     accuracy = "" if event.reward_accuracy is None else f"acc {format_fixed(event.reward_accuracy, 2)}  "
     return (
-        f"step {step}  loss {format_number(event.loss)}  lr {format_number(event.lr)}  "
+        f"step {step}  loss {format_number(event.loss)}  lr {format_power(event.lr)}  "
         f"grad {format_number(event.grad_norm)}  {margin}{accuracy}{format_rate(event.tokens_per_second)}"
     )
 

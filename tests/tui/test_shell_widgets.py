@@ -330,7 +330,7 @@ def views(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunView]:
     """A run at the steps where its figures get a digit more."""
     view = view_of(ScriptedRun(home, start=1e9, total=1200).begin().steps(1, 3).evaluate(3, 0.45).hardware())
     left = TIMES[0]
-    monkeypatch.setattr(type(view), "eta", lambda *_: Eta(left, 0.0, 0.0))
+    monkeypatch.setattr(type(view), "eta", lambda *_: Eta(left, 0.0, 0.0, is_rough=left > 600))
 
     def walk() -> Iterator[RunView]:
         nonlocal left

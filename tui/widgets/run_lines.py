@@ -15,7 +15,7 @@ from core.runs.record.series import Series
 from core.runs.record.state import Rank, silent_words
 from core.runs.record.timings import EVALUATING
 from core.text import one_line
-from core.units import format_duration, format_fixed, format_number, format_rate
+from core.units import format_duration, format_fixed, format_number, format_power, format_rate
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
@@ -25,7 +25,7 @@ from tui.widgets.charts.bars import bar
 SHORTEST_BAR = 6
 #: Columns of a time left, so that nothing moves as it shrinks; and the unit of a bar's length, so that it seldom
 #: changes with the texts beside it.
-ETA_WIDTH, _BAR_STEP = 7, 8
+ETA_WIDTH, _BAR_STEP = 8, 8
 #: Phases of a run, to name the coming ones.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 #: Phases that a parked run repeats when it continues.
@@ -81,7 +81,7 @@ def numbers(view: RunView, width: int) -> Content:
     if step.reward_accuracy is not None:
         fields.append(Content.assemble(("acc ", "$muted"), format_fixed(step.reward_accuracy, 2)))
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
-    fields.append(Content.assemble(("lr ", "$muted"), format_number(step.lr).rjust(7)))
+    fields.append(Content.assemble(("lr ", "$muted"), format_power(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
     fields += map(Content, energy_words(view.reading().energy_wh, view.tariff))
     gap = "   " if width >= 90 else "  "
