@@ -297,7 +297,7 @@ def test_the_first_page_of_the_help_is_short_and_the_second_has_every_key_once(s
 @pytest.mark.parametrize("pane", ["config", "chat"])
 async def test_the_keys_of_the_end_act_from_another_pane_unless_it_has_them(home: Path, pane: str) -> None:
     ScriptedRun(home).train_to(120).end("finished")
-    async with running(LocaltuneApp(run="latest"), (200, 50), until="copy path") as (app, pilot):
+    async with running(LocaltuneApp(run="latest"), (200, 50), until="copy its path") as (app, pilot):
         await press(pilot, {"config": "2", "chat": "4"}[pane], until=lambda: app.main.current == pane)
         assert "L log axis" in hints_of(app, "train")
         assert "? more" not in hints_of(app, "train")

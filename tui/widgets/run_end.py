@@ -46,11 +46,11 @@ def end_lines(
         glyphs: The glyphs of sparklines.
         works: True if a displayed key works from where the focus is; the others are dim.
         take: The key that takes a better step as the result.
-        roomy: Separate the parts by blank lines.
+        roomy: Separate the parts by blank lines, and head the columns in any case.
     """
     looks = ((key, text, ("$primary bold", "") if works(key) else ("$muted", "$muted")) for key, text in hints)
     keys = (Content.assemble((key, bright), (f" {text}", plain)) for key, text, (bright, plain) in looks)
-    figures = [*_table(result, width, glyphs), *_better(result, take)]
+    figures = [*_table(result, width, glyphs, roomy=roomy), *_better(result, take)]
     parts = [_head(result, width), figures, _kept(result, width), flow(keys, width)]
     between = Content("\n\n" if roomy else "\n")
     return between.join(Content("\n").join(part) for part in parts if part)
@@ -70,15 +70,12 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
     shown.append(("app.start", f"start {name} again" if name else "start it again"))
     shown.append(("train.settings", "again with changes"))
     if result.path is not None:
-        size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
-        kind = "model" if result.is_model else "adapter"
-        shown += [("train.copy", f"copy path of {kind}{size}"), ("train.export", "export")]
-        shown.append(("train.elsewhere", "use it elsewhere"))
+        shown += [("train.copy", "copy its path"), ("train.export", "export"), ("train.elsewhere", "use it elsewhere")]
     return [(keys[identity].display, text) for identity, text in shown]
 
 
 def _head(result: RunResult, width: int) -> list[Content]:
-    """State, steps, time and energy, and below the reason of an early end."""
+    """State, steps, time, energy and size, and below the reason of an early end."""
     style = f"${STATE_COLORS[result.state]} bold" if result.state in STATE_COLORS else "bold"
     if result.refused:
         style = "$warning bold"
@@ -89,6 +86,9 @@ def _head(result: RunResult, width: int) -> list[Content]:
     of_total = f" of {result.total_steps}" if result.step and result.total_steps and not is_whole else ""
     glyph = STATE_GLYPHS.get(result.state, "?")
     head = Content.assemble((f"{glyph} {event}{of_total}", style), *(f" · {text}" for text in facts if result.step))
+    if result.path is not None and result.bytes is not None:
+        size = f" · {'model' if result.is_model else 'adapter'} {format_bytes(result.bytes).replace('.0 ', ' ')}"
+        head += size if head.cell_length + len(size) <= width else ""
     reason = one_line(result.reason, 400)
     hint = one_line(result.hint, 300) if result.state == "failed" or result.refused else ""
     refused = f"The result is refused by eval.gate: {one_line(result.refused, 400)}" if result.refused else ""
@@ -112,14 +112,16 @@ def _event(result: RunResult) -> str:
     return result.state if is_whole or not result.step else f"{result.state} after step {result.step}"
 
 
-def _table(result: RunResult, width: int, glyphs: GlyphSet) -> list[Content]:
+def _table(result: RunResult, width: int, glyphs: GlyphSet, *, roomy: bool) -> list[Content]:
     # For an unfinished run without a first figure there is nothing to compare.
     if not any(result.state == "finished" or measure.before is not None for measure in result.measures):
         return []
     room = width - _NAME - 2 * _FIGURE - 6
     head = f"{'':{_NAME}}{result.before:>{_FIGURE}}    {result.after:>{_FIGURE}}"
     rows = (_row(measure, room, glyphs, width) for measure in result.measures)
-    return [Content.styled(head, "$muted"), *(line for row in rows for line in row)]
+    # The arrows say "before" and "after" where the curve needs the line.
+    is_needed = roomy or (result.before, result.after) != ("before", "after")
+    return [*([Content.styled(head, "$muted")] if is_needed else []), *(line for row in rows for line in row)]
 
 
 def _row(measure: Measure, room: int, glyphs: GlyphSet, width: int) -> list[Content]:

@@ -139,7 +139,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
 
 async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(home: Path) -> None:
     script = script_run(home).end("finished")
-    async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
+    async with latest_run("adapter 1.9 kB", size=(100, 30), notifications=True) as (app, pilot):
         await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
         await pilot.press("h")
@@ -186,7 +186,7 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
     async with latest_run(*said) as (app, pilot):
         await pilot.press("h", "a", "ctrl+y")
         assert app.screen is app.main
-        for text in ("copy path", "continue from there", "ask it"):
+        for text in ("copy its path", "continue from there", "ask it"):
             assert text not in screen_text(app)
 
 

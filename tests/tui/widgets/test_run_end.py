@@ -92,7 +92,7 @@ def test_a_refused_result_says_why_and_what_can_be_done() -> None:
     assert "Look at what was refused" in text
     assert "The checkpoint of step 30 is kept." in text
     assert "i ask it" in text
-    assert "copy path" not in text
+    assert "copy its path" not in text
 
 
 @cases("width", [40, 58, 78, 118])
@@ -104,6 +104,7 @@ def test_what_was_forgotten_and_a_better_step_are_told_at_every_width(width: int
     assert note in shown
     assert "step 85 was better (0.546): B takes it" in shown
     assert "C train it further" in shown
+    assert width < 76 or len(lines(replace(found, measures=(*FINISHED.measures, probe)), width)) <= 9, "of 20 rows"
     taken = replace(found, better=BetterStep(85, 0.546, 156, is_taken=True))
     assert "  step 85 is taken as the result (0.546): B takes step 156 again" in lines(taken)
 
