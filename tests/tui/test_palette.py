@@ -99,7 +99,8 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
             await resize(pilot, *size)
             assert pointed_at(app) == [chosen], "the cursor stays where it is"
             assert any(re.search(r"Train · Pause: or let the run .* p +[▁-█]?│", line) for line in screen_lines(app))
-        await press(pilot, *"theme")
+        await press(pilot, *"quiet", until="night.quiet_hours: Quiet hours of every day, such as …")
+        await press(pilot, *["backspace"] * 5, *"theme")
         assert any("▸" in line and "Theme: choose the colors" in line and " f2" in line for line in screen_lines(app))
         await press(pilot, "enter", until=lambda: isinstance(app.screen, ThemePicker))
 

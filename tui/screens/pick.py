@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -219,7 +220,9 @@ class PickScreen(FindScreen[str | None]):
 def _prompt(pick: Pick, is_present: bool, room: int) -> Content:
     name = one_line(pick.name or pick.value, 200)
     if pick.hint is not None:
-        return Content.assemble(fit(name, room - cell_len(pick.hint) - 1), " ", (pick.hint, "$foreground bold"))
+        width = room - cell_len(pick.hint) - 1
+        name = shorten(name, width, placeholder=" …", break_on_hyphens=False)
+        return Content.assemble(fit(name, width), " ", (pick.hint, "$foreground bold"))
     return Content.assemble(
         ("● " if is_present else "  ", "$primary bold"),
         (fit(name, _NAME_WIDTH), ""),
