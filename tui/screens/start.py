@@ -97,11 +97,15 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     lines.append(("night", _night(start.config, plan, now)))
     lines.append(("model", Content(_model(start.config, plan))))
     if parent := _parent(start.config):
-        lines.append(("further", Content(f"{parent} · new optimizer and schedule")))
+        reference = " · the reference is the base" if start.config.train.objective in ("dpo", "kto") else ""
+        told = (f"{parent}{new}{reference}" for new in (" · new optimizer and schedule", " · new optimizer", ""))
+        lines.append(("further", Content(_fitting([*told], room))))
     lines.append(("method", Content(_method(start.config))))
     if goes_on is None:
         lines.append(("steps", Content(_steps(start.config, found, room))))
-        lines.append(("measured", Content(_measured(start.config, found))))
+        measured = _measured(start.config, found)
+        brief = measured.replace("general ", "")
+        lines.append(("measured", Content(_fitting([measured, brief, brief.replace("answers to ", "")], room))))
     lines.append(("memory", _memory(plan)))
     shown = [
         Content.assemble((fit(label, LABEL_WIDTH), "$muted"), text.truncate(room, ellipsis=True))
