@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(adding)
     adding.add_argument("--name")
     adding.add_argument("--hold", action="store_true")
-    adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
+    adding.add_argument("--start", action="store_true", help="start the runner as well, if it is stopped")
     add_consent(adding)
     starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
     starting.add_argument("--detach", action="store_true")
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     night = action("night", "limits for every queued run and the current one, overriding their own limits", _night)
     night.add_argument("values", metavar="KEY=VALUE", nargs="*")
     night.add_argument("--clear", action="store_true")
-    action("stop", "end the runner; the run that is on goes on, and nothing else starts", _stop)
+    action("stop", "end the runner; the current run goes on, and nothing else starts", _stop)
     action("clear", "take out the entries that have ended; their runs stay", _clear)
     _add_sweep_actions(action)
     unit = action("at-boot", "show a systemd user unit that goes on with the queue after a reboot; write it", _at_boot)
@@ -105,7 +105,7 @@ def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     sweeping.add_argument("--seed", type=int, default=0)
     sweeping.add_argument("--name")
     sweeping.add_argument("--yes", action="store_true")
-    sweeping.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
+    sweeping.add_argument("--start", action="store_true", help="start the runner as well, if it is stopped")
     found = action("results", "results of a sweep, the best one marked", results)
     found.add_argument("sweep", metavar="SWEEP")
 
@@ -302,7 +302,7 @@ def _stop(args: argparse.Namespace) -> int:
     if args.json:
         emit({"stopped": was_on, "run": active.run if active is not None else None})
         return 0
-    say("The runner has ended." if was_on else "No runner was on.")
+    say("The runner has ended." if was_on else "The runner was not running.")
     if active is not None and active.run is not None:
         note(f"{active.run} goes on; '{PROGRAM} stop {active.run}' stops it.")
     return 0

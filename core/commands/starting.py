@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from core.queue.estimate import Estimator, Total
 
 #: The note for waiting entries without a runner.
-NOBODY_STARTS = f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start"
+NOBODY_STARTS = f"The runner is stopped, so nothing starts. Start it with: {PROGRAM} queue start"
 
 
 def tell_runner(*, start: bool) -> bool:

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         _log(str(error))
         return 1
     if lock is None:
-        _log("another runner is on")
+        _log("another runner is active")
         return 0
     runner = QueueRunner(_log, _tell_end, release=partial(release_runner_lock, lock))
     runner.install_signals()
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         notify(Notice("queue_empty", "The queue is empty: nothing waits for the device any more."))
         _log("ends: nothing waits")
     else:
-        _log("ends as it was told; the run that is on goes on")
+        _log("ends as it was told; the current run goes on")
     return 0
 
 

@@ -16,7 +16,7 @@ from tests.tui.terminal import Terminal
 STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 60), (59, 19), (20, 5)]
 #: Keys to each screen from the Runs pane, a text on it at every usual size, and the keys back.
 SCREENS = {
-    "the queue": ("Q", "No runner is on", "\x1b"),
+    "the queue": ("Q", "The runner is stopped", "\x1b"),
     "a deletion": ("D", "to the trash", "n"),
     "the trash": ("U", "The trash is empty", "\x1b"),
     "details": ("d", "[Curve]", "\x1b"),

@@ -130,11 +130,11 @@ class QueueScreen(ListScreen[Run]):
 
     def _activity(self, view: QueueView) -> Content:
         if view.runner is not None:
-            return Content.assemble(("on", "$primary bold"), f" · {one_line(view.runner.doing, 200)}")
+            return Content.assemble(("running", "$primary bold"), f" · {one_line(view.runner.doing, 200)}")
         shows = shell_of(self).keys["queue.start"].display
         if not view.upcoming:
             return Content.styled("No entry is waiting." if view.rows else "The queue is empty.", "$muted")
-        return Content.assemble("No runner is on, so nothing starts · ", (shows, "$primary bold"), " starts it")
+        return Content.assemble("The runner is stopped, so nothing starts · ", (shows, "$primary bold"), " starts it")
 
     def _show_entries(self, view: QueueView) -> None:
         """Update the changed lines; the cursor stays on its entry."""
@@ -305,7 +305,7 @@ class QueueScreen(ListScreen[Run]):
 
         async def start() -> str:
             _, is_new = await asyncio.to_thread(status.start_runner)
-            return _STARTED if is_new else "The runner is on already."
+            return _STARTED if is_new else "The runner is already running."
 
         self._box.carry_out(start)
 
@@ -314,7 +314,7 @@ class QueueScreen(ListScreen[Run]):
 
         async def stop() -> str:
             was_on = await asyncio.to_thread(status.stop_runner)
-            return "The runner has ended; a run that is on goes on." if was_on else "No runner is on."
+            return "The runner has ended; a run in progress goes on." if was_on else "The runner was not running."
 
         self._box.carry_out(stop)
 

@@ -41,7 +41,7 @@ def queue_line(view: QueueView, key: str) -> Content:
     if held:
         parts.append(f"{held} held")
     if view.runner is None and waiting:
-        parts.append("no runner is on, so nothing starts")
+        parts.append("the runner is stopped, so nothing starts")
     elif view.ends is not None and len(waiting) > 1:
         parts.append(f"all done {_clock(view.ends)}")
     # The key comes first, so that a narrow terminal does not cut it.

@@ -102,7 +102,7 @@ def test_two_runners_at_once_are_one(home: Path) -> None:
     (home / "go").touch()
     wait_for_states({1: "done", 2: "done"})
     said = [runner.communicate(timeout=60)[0] for runner in runners]
-    assert sum("another runner is on" in text for text in said) == 2
+    assert sum("another runner is active" in text for text in said) == 2
     assert starts(home) == ["a", "b"]
 
 

@@ -91,7 +91,7 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
     async with listed() as (app, pilot):
         assert "Queue" not in screen_text(app)
         add("tickets", "orders")
-        await shown(pilot, "Q queue   next tickets · 2 wait", "no runner is on")
+        await shown(pilot, "Q queue   next tickets · 2 wait", "the runner is stopped")
         store.change(lambda queue: queue.with_entry(queue.entry(1).moved("held")))
         await wait_for(pilot, lambda: "Q queue   next orders · 1 waits · 1 held" in screen_text(app))
         store.change(lambda queue: replace(queue, entries=()))
