@@ -122,23 +122,24 @@ def test_where_everything_is_known_each_line_has_its_figures() -> None:
     assert "" not in shown or "!" not in shown[""]
 
 
-def test_what_is_measured_and_the_reference_of_a_further_run_are_whole_at_80_columns() -> None:
+@cases(
+    ("asked", "said"),
+    [
+        ({"exact_match": True}, "before and 12 times: 20 rows, an answer to each, the probe"),
+        ({"prompts": "/p.jsonl"}, "before and 12 times: 20 rows, the probe, eval.prompts"),
+        ({"prompts": "/p.jsonl", "baseline": False}, "13 times: 20 rows; before too: the probe, eval.prompts"),
+    ],
+)
+def test_lines_of_a_further_run_are_whole_at_80_columns(asked: dict[str, Any], said: str) -> None:
     found = Found(EXACT, StartPlan(estimate=replace(GUESS, evaluations=13)))
     model = {"base": "/m/smol", "adapter": "/h/runs/20261124-143600-faq/adapter"}
-    train = {"objective": "dpo"}
-    asks: tuple[dict[str, Any], ...] = ({"exact_match": True}, {"prompts": "/p.jsonl"}, {"prompts": "/p", "baseline": False})
-    for asked, said in zip(
-        asks,
-        (
-            "before and 12 times: 20 rows, an answer to each, the probe",
-            "before and 12 times: 20 rows, the probe, answers to eval.prompts",
-            "13 times: 20 rows; before too: the probe, eval.prompts",
-        ),
-        strict=True,
-    ):
-        shown = lines(start(config=config(eval={"baseline": True, **asked}, model=model, train=train)), found, 72)
-        assert shown["measured"] == said
-        assert shown["further"] == "143600-faq · new optimizer and schedule · the reference is the base"
+    further = start(config=config(eval={"baseline": True, **asked}, model=model, train={"objective": "dpo"}))
+    shown = lines(further, found, 72)
+    assert shown["measured"] == said
+    assert shown["further"] == "143600-faq · new optimizer · the reference is the base"
+
+
+def test_nothing_moves_as_facts_come_in() -> None:
     wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
     doubts, plan = StartRows(doubts=("one", "two")), StartPlan(advice="less", unmet=(wish,))
     warned = Found(doubts, plan, ("three", "four"))
