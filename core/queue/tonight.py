@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from core.config.document import ConfigDocument, valid_part
+from core.config.live import changed
 from core.errors import UserError
 from core.governor.check import unkept_here
 from core.queue import store
@@ -27,11 +29,13 @@ def change_night(asked: Mapping[str, Any], now: float) -> Night:
         now: Unix seconds.
 
     Raises:
-        UserError: If one is invalid, or this machine's device cannot keep it, or the queue cannot be written.
+        UserError: If one is invalid, or the device of a waiting entry cannot keep it, or the queue cannot be written.
     """
     night = Night.read(asked, now)
-    for found in unkept_here(night.applied(valid_part(ConfigDocument()))):
-        raise UserError(found.sentence, found.hint)
+    for device, gpu in _devices():
+        own = changed(valid_part(ConfigDocument()), {"hardware.device": device, "hardware.gpu": gpu})
+        for found in unkept_here(night.applied(own)):
+            raise UserError(found.sentence, found.hint)
     before: list[Night] = []
 
     def how(queue: Queue) -> Queue:
@@ -40,6 +44,17 @@ def change_night(asked: Mapping[str, Any], now: float) -> Night:
 
     store.change(how)
     return before[0]
+
+
+def _devices() -> Collection[tuple[str, str | None]]:
+    """``hardware.device`` and ``hardware.gpu`` of the waiting entries; the defaults if none waits."""
+    found: set[tuple[str, str | None]] = set()
+    for entry in store.read_queue().entries:
+        if entry.state == "waiting":
+            with suppress(UserError):  # the runner skips an unreadable one
+                hardware = store.read_entry_config(entry).hardware
+                found.add((hardware.device, hardware.gpu))
+    return found or {("auto", None)}
 
 
 def tell_live_run(before: Night, now: float) -> str:

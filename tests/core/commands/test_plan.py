@@ -338,7 +338,7 @@ def test_what_a_run_s_device_cannot_keep_is_reported(
     cpu = Device(index=0, kind="cpu", name="Some CPU")
     monkeypatch.setattr("core.governor.check.read_device", lambda *_: cpu)
     path = config_file(cli, base)
-    sentence = "Some CPU does not report its power, so night.energy_kwh cannot be kept. Remove the option."
+    sentence = "Some CPU does not report its power, so night.energy_kwh cannot be kept. Leave it out."
     words = ("--set", "night.energy_kwh=1", "--lengths", "never")
     result = cli("plan", path, *words, "--json")
     assert f"A run would be refused: --set night.energy_kwh: {sentence}" in result.err

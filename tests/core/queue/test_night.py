@@ -62,7 +62,11 @@ def test_a_run_starts_with_the_limits_of_the_night_and_its_entry_keeps_its_own(h
 
 
 def test_a_limit_that_the_device_cannot_keep_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.governor.check.read_device", lambda *_: Device(index=0, kind="cpu", name="Some CPU"))
+    devices = {"auto": None, "cpu": Device(index=0, kind="cpu", name="Some CPU")}
+    monkeypatch.setattr("core.governor.check.read_device", lambda wanted, _: devices[wanted])
+    change_night({"temperature_limit_c": "70"}, EVENING)
+    change_night({}, EVENING)
+    add("a", hardware={"device": "cpu"})
     with pytest.raises(UserError, match="Some CPU does not report its temperature"):
         change_night({"temperature_limit_c": "70", "quiet_hours": "22:00-07:00"}, EVENING)
     assert store.read_queue().night == Night()
