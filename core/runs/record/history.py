@@ -94,7 +94,7 @@ class RunPhase:
     done: int | None = None
     total: int | None = None
     seconds: float = 0.0
-    """Seconds spent in it so far, up to the last event."""
+    """Seconds spent in it so far, without pauses, up to the last event."""
     seconds_before: float = 0.0
     """Seconds before it was entered the last time."""
 
@@ -268,10 +268,11 @@ class RunHistory:
         return self.totals.steps.rate
 
     def phase_elapsed(self, now: float) -> float:
-        """Seconds since the present phase was entered, at the Unix time ``now``; 0 if there is none."""
+        """Seconds since the present phase was entered, at the Unix time ``now``, without pauses; 0 if there is none."""
         if self.phase is None or self.updated is None:
             return 0.0
-        return self.phase.seconds - self.phase.seconds_before + max(now - self.updated, 0.0)
+        since = max(now - self.updated, 0.0) if self.timings.paused_since is None else 0.0
+        return self.phase.seconds - self.phase.seconds_before + since
 
     def log_since(self, count: int) -> list[LogLine]:
         """Lines after the first ``count`` ever written (see ``log_count``), as far as they are kept."""
@@ -280,10 +281,11 @@ class RunHistory:
 
     def apply(self, event: events.Event) -> None:
         """Apply one event."""
+        was_paused = self.timings.paused_since is not None
         self.timings.apply(event)
         self.totals.apply(event)
         starting = isinstance(event, events.PhaseEvent) and self._is_new_start(event)
-        if self.phase is not None and self.updated is not None and not starting:
+        if self.phase is not None and self.updated is not None and not starting and not was_paused:
             # The time between a killed worker and the next one belongs to no phase.
             passed = sound(event.t - self.updated)
             self.phase.seconds += passed

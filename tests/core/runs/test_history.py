@@ -56,6 +56,10 @@ def test_phases_add_up_their_seconds() -> None:
     # Without the seconds before: otherwise an evaluation that began just now would be shown as "evaluating 3m 08s".
     assert history.phase_elapsed(now=26) == pytest.approx(5)
     assert lines(history) == ["importing", "loading the model: SmolLM2", "training"]
+    paused = fold(phase("evaluating", 20), control("pause", 22), phase("evaluating", 60, done=1))
+    assert paused.phase_elapsed(now=70) == pytest.approx(2), "a pause is no part of it"
+    paused.apply(control("resume", 80))
+    assert paused.phase_elapsed(now=81) == pytest.approx(3)
 
 
 def test_the_log_says_what_a_person_would() -> None:
