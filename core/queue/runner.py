@@ -206,10 +206,11 @@ class QueueRunner:
         if entry.starts >= MOST_STARTS:
             return self._end(entry, "failed", f"{entry.starts} starts of its process came to nothing; see worker.log")
         try:
-            text = self._text(entry)
+            own = store.read_entry_text(entry)
+            text = self._text(entry, own)
         except UserError as error:
             return self._end(entry, "failed", error.message)
-        run = make_run(run.id, text)
+        run = make_run(run.id, text, own)
         recorded = RunState.read(run.state_path) or RunState(state="queued")
         # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
         replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
@@ -220,13 +221,13 @@ class QueueRunner:
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
         return 0.0
 
-    def _text(self, entry: QueueEntry) -> str:
+    def _text(self, entry: QueueEntry, text: str) -> str:
         """The configuration of an entry's run: its own, with the limits of the night.
 
         Raises:
-            UserError: If it cannot be read.
+            UserError: If the queue cannot be read, or the configuration is no TOML.
         """
-        text, night, now = store.read_entry_text(entry), store.read_queue().night, time.time()
+        night, now = store.read_queue().night, time.time()
         if not night.values:
             return text
         share = QueueReader(Estimator()).read(now).share(entry.run, now) if night.deadline is not None else None

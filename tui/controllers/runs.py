@@ -605,7 +605,7 @@ class Starting:
         self._offer(self._of_document(document, config), document.path, back)
 
     def start_again(self, run: Run) -> None:
-        """Offer a new run with an ended run's ``run.toml``."""
+        """Offer a new run with an ended run's own configuration."""
         if self._state.is_starting and self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
@@ -616,7 +616,7 @@ class Starting:
 
         name = brief_id(run.id)
         try:
-            document = ConfigDocument.load(run.config_path)
+            document = ConfigDocument.load(run.own_config_path)
             if sentence := next(iter(ConfigModel(document).problems().values()), ""):
                 raise UserError(sentence, "Edit its configuration, and start that.")
             config = document.validate()

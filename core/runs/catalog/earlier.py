@@ -77,12 +77,12 @@ def is_named(identity: str, name: str) -> bool:
 
 
 def begin_from(run: Run) -> ConfigDocument:
-    """A new configuration with the values of a run; options at their default are left out.
+    """A new configuration with a run's own values; options at their default are left out.
 
     Raises:
         UserError: If ``run.toml`` is missing or is not TOML.
     """
-    document = ConfigDocument(ConfigDocument.load(run.config_path).dumps())
+    document = ConfigDocument(ConfigDocument.load(run.own_config_path).dumps())
     if document.problems():
         # Written by another version, or by hand: the user sees it as it is.
         return document

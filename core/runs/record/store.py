@@ -238,6 +238,7 @@ def _label_text(value: object, limit: int) -> str:
 
 #: Names of the configuration and of the event record in a run directory.
 CONFIG_NAME, EVENTS_NAME = "run.toml", "events.jsonl"
+_OWN_NAME = "own.toml"
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMPED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", re.ASCII)
@@ -274,6 +275,12 @@ class Run:
     def config_path(self) -> Path:
         """Configuration of the run, every value resolved."""
         return self.path / CONFIG_NAME
+
+    @property
+    def own_config_path(self) -> Path:
+        """Configuration of the run without the limits of a night, to begin another from."""
+        own = self.path / _OWN_NAME
+        return own if own.is_file() else self.config_path
 
     @property
     def template_path(self) -> Path:
@@ -454,12 +461,13 @@ def free_run_id(name: str, taken: Collection[str] = ()) -> str:
     return next(one for one in ids if one not in taken and not os.path.lexists(paths.runs_dir() / one))
 
 
-def make_run(run_id: str, configuration: str) -> Run:
+def make_run(run_id: str, configuration: str, own: str) -> Run:
     """Make the directory of a queued run atomically, so that it can be repeated after a kill.
 
     Args:
         run_id: The id, from :func:`free_run_id`.
         configuration: The text of its ``run.toml``, every value resolved.
+        own: The same without the limits of a night.
 
     Returns:
         The run; unchanged if its directory exists.
@@ -473,6 +481,8 @@ def make_run(run_id: str, configuration: str) -> Run:
     try:
         with new_directory(run.path) as directory:
             _write_queued(Run(directory), configuration)
+            if own != configuration:
+                write_atomic(directory / _OWN_NAME, own)
     except OSError as error:
         raise _unwritable(run, "written", error) from error
     return run

@@ -15,6 +15,7 @@ from core.queue.book import Queue
 from core.queue.fate import run_of
 from core.queue.night import Night
 from core.queue.tonight import change_night, tell_live_run
+from core.runs.catalog.earlier import begin_from
 from core.runs.control.client import ControlClient
 from core.runs.record.store import create_run
 from tests.core.queue.helpers import FakeWorkers, add, config_for, make_runner
@@ -59,6 +60,8 @@ def test_a_run_starts_with_the_limits_of_the_night_and_its_entry_keeps_its_own(h
     assert (config.night.quiet_hours, config.night.deadline) == ("22:00-07:00", "07:00")
     assert config.hardware.temperature_limit_c == 80.0
     assert store.read_entry_config(active).night.quiet_hours == "23:00-06:00"
+    again = begin_from(run_of(active))
+    assert (again.get("night.quiet_hours"), again.get("night.deadline")) == ("23:00-06:00", None)
 
 
 def test_a_limit_that_the_device_cannot_keep_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
