@@ -29,9 +29,7 @@ def unkept(limits: Limits, device: Device | None, now: float, *, has_energy: boo
     if device is None or device.problem:
         return
     for option, meter in _needed_meters(limits, device, has_energy=has_energy or device.energy_j is not None):
-        yield Unkept(
-            option, f"{device.name} does not report {meter}, so {option} cannot be kept.", "Leave it out."
-        )
+        yield Unkept(option, f"{device.name} does not report {meter}, so {option} cannot be kept.", "Leave it out.")
 
 
 def unkept_here(config: Config) -> list[Unkept]:

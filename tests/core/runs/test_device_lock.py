@@ -54,7 +54,7 @@ def holder(how: str, run: str, *names: str) -> Iterator[tuple[str, subprocess.Po
 
 def live(run_id: str) -> None:
     """Make a live run, whose process is that of the tests."""
-    live_state(updated=1.0).write(make_run(run_id, "").state_path)
+    live_state(updated=1.0).write(make_run(run_id, "", "").state_path)
 
 
 @contextmanager

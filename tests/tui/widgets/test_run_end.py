@@ -128,7 +128,7 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
             RUNNER,
             r"Q queue   next tickets-2 at ~\w+ \d\d:\d\d · 2 wait · all done ~\w+ \d\d:\d\d",
         ),
-        ([row(2, place=1), row(3, "held")], None, r"Q queue   next tickets-2 · 1 waits · 1 held · the runner is stopped, .*"),
+        ([row(2, place=1), row(3, "held")], None, r"Q queue   next tickets-2 · 1 waits · 1 held · the runner is .*"),
         ([row(1, "running", ends=NIGHT)], RUNNER, r"Q queue   Last entry: tickets-1, done ~\w+ \d\d:\d\d"),
         ([row(1, "held")], None, r"Q queue   no entry is waiting · 1 held"),
     ],
