@@ -185,8 +185,10 @@ class DraftKeeper:
         if is_saved and not unread:
             self._config.drop()
         else:
-            run = str(state.origin.run.path) if state.origin is not None else ""
-            data = {"text": text, "unread": unread, "saved": _digest(state.saved_text), "run": run}
+            data: dict[str, Any] = {"text": text, "unread": unread, "saved": _digest(state.saved_text)}
+            if (origin := state.origin) is not None:
+                # With its values: they are not the run's where it is trained further.
+                data |= {"run": str(origin.run.path), "values": dict(origin.values)}
             self._config.keep(config_subject(document.path), data)
 
     def _turn_to(self, document: ConfigDocument) -> None:

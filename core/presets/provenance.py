@@ -59,12 +59,12 @@ class Provenance:
 
 
 def find_provenance(
-    config: Config, document: ConfigDocument, *, origin: Origin | None = None, saved_text: str = ""
+    config: Config | None, document: ConfigDocument, *, origin: Origin | None = None, saved_text: str = ""
 ) -> Provenance:
     """Sources of the values of a configuration; data and base model are left out.
 
     Args:
-        config: The configuration as a run would take it.
+        config: The configuration as a run would take it; None for the values as they are written.
         document: The same as it is written, with the comments that name its preset.
         origin: The run that it was begun with; None for none.
         saved_text: The text of its file, where it has one.
@@ -87,7 +87,11 @@ def find_provenance(
         "user": "" if path is not None else _unknown_source(document, origin),
     }
     groups = {source: ValueGroup(source, names.get(source, "")) for source in known}
-    values = {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
+    if config is None:
+        values = holding_values(document)
+    else:
+        dumped = config.model_dump().items()
+        values = {f"{section}.{key}": value for section, keys in dumped for key, value in keys.items()}
     for option in options():
         name, value = option.name, values.get(option.name)
         if name in _SUBJECT:

@@ -35,6 +35,9 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
             text = screen_text(app)
             assert "Fine-tune a language model on your data, locally." in text
             assert "No run yet. What should the model learn from?" in text
+            # The first page is there once, also where the Data pane is beside it.
+            assert text.count("my own file") == 1
+            assert ("No data yet." in text) == (size == (200, 50))
             for line in (
                 *("o   my own file", "▸ faq.csv", "notes.csv   4 rows", "E   the sample tickets"),
                 "I   a config",

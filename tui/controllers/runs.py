@@ -125,11 +125,11 @@ class Runs:
 
     def export(self, run: Run, step: int | None = None) -> None:
         """Open the export screen of a run, and then the export."""
-        from tui.screens.export import ExportPage, ExportScreen
+        from tui.screens.export import ExportJobPage, ExportScreen
 
         def planned(plan: ExportPlan | None) -> None:
             if plan is not None:
-                self._begin(ExportPage(plan))
+                self._begin(ExportJobPage(plan))
 
         self._desktop.open_alone(ExportScreen(run, step, is_on=self._state.live_run is not None), planned)
 

@@ -227,6 +227,13 @@ class InputForm(VerticalScroll, can_focus=False):
         yield TextBlock(id="answer")
         yield TextBlock(key_line(self._keys), id="keys")
 
+    def on_resize(self) -> None:
+        """Show the key of the help where it has room."""
+        keys = key_line([*self._keys, (shell_of(self).keys["app.help"].display, "help")])
+        if keys.cell_length > self.content_size.width:
+            keys = key_line(self._keys)
+        self.query_one("#keys", TextBlock).show(keys)
+
     @property
     def texts(self) -> dict[str, str]:
         """The typed texts, without surrounding blanks."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -128,6 +130,7 @@ def _read_stops(text: str) -> tuple[str, ...]:
 
 
 _SOURCES_KEYS = (("j k", "move"), ("space", "mark"), ("enter", "let them answer"), ("esc", "cancel"))
+_EXPORT_KEY = ("h", "use it elsewhere")
 _NAME_WIDTH = 34
 
 
@@ -144,6 +147,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),
+        Binding("h", "show_export", "use it elsewhere", show=False),
         Binding("j", "move(1)", show=False),
         Binding("k", "move(-1)", show=False),
     ]
@@ -161,7 +165,8 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             box.border_title = Content("Who answers")
             yield ChoiceList()
             yield TextBlock(id="answer")
-            yield TextBlock(key_line(_SOURCES_KEYS), id="keys")
+            exports = [_EXPORT_KEY] if any(os.path.isabs(each.source) for each in self._candidates) else []
+            yield TextBlock(key_line([*_SOURCES_KEYS[:-1], *exports, _SOURCES_KEYS[-1]]), id="keys")
 
     def on_mount(self) -> None:
         """List the candidates, with the cursor on the first current model."""
@@ -202,6 +207,22 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             return
         for number, candidate in enumerate(self._candidates):
             self._options.replace_option_prompt_at_index(number, self._line(candidate))
+
+    def action_show_export(self) -> None:
+        """Show the export under the cursor, with the command lines that use it."""
+        from core.export.result import read_result
+        from tui.screens.export import ExportPage
+        from tui.screens.job import JobScreen
+
+        place = self._options.highlighted
+        path = Path(self._candidates[place].source if place is not None else "")
+        result = read_result(path.parent) if path.is_absolute() else None
+        if result is None:
+            self.query_one("#answer", TextBlock).show(
+                Content.styled("Only an export has lines for other programs.", "$near")
+            )
+        else:
+            self.app.push_screen(JobScreen(ExportPage(result.run, result.quant or result.kind, result)))
 
     def take(self) -> None:
         """Return the marked models, or the model under the cursor."""

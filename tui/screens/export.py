@@ -212,7 +212,7 @@ class ExportScreen(Overlay["ExportPlan"]):
     def _keys(self) -> str:
         """The current keys, for the border."""
         if self.has_class("-editing"):
-            return "tab complete  enter use it  esc leave it as it is"
+            return "tab complete  enter use it  esc cancel"
         can_begin = self._planned is not None and self._planned.can_begin
         return f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
 
@@ -258,22 +258,60 @@ class ExportScreen(Overlay["ExportPlan"]):
 
 
 class ExportPage(JobPage["ExportProgress", "ExportResult"]):
-    """An export: its progress, the files once they are there, and the verdict of their proof.
+    """An export: its files, the verdict of their proof, and the command lines that use them.
+
+    Args:
+        run: The id of the run.
+        form: The type of the weights, or the kind of the export.
+        result: The export, if it was made before.
+    """
+
+    #: Keys that copy a command line, in their order in the border.
+    _COPIES: ClassVar[dict[str, str]] = {"l": "llama-server", "v": "vLLM", "o": "Ollama", "c": "curl"}
+
+    def __init__(self, run: str, form: str, result: ExportResult | None = None) -> None:
+        about = f"{one_line(brief_id(run), 60)} as {form}"
+        super().__init__(RunningJob("export", about, expected=None), f"Export {about}")
+        if result is not None:
+            self.job.end(result)
+
+    def outcome(self) -> str:
+        """The verdict."""
+        return self.job.result.verdict if self.job.result is not None else ""
+
+    def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+        """The files and the proof."""
+        return _result(self.job.result, self.copies()) if self.job.result is not None else Content("")
+
+    def numbers(self) -> Content:
+        """The figures of the proof, and remarks."""
+        from core.export.card import agreement_rows
+
+        result = self.job.result
+        if result is None:
+            return Content("")
+        lines = _facts(agreement_rows(result.agreement)) if result.agreement is not None else []
+        return Content("\n").join([*lines, *(Content(one_line(note, 400)) for note in result.notes)])
+
+    def copies(self) -> Mapping[str, tuple[str, str]]:
+        """The command lines that use the files."""
+        lines = self.job.result.commands if self.job.result is not None else {}
+        return {key: (name, lines[name]) for key, name in self._COPIES.items() if name in lines}
+
+
+class ExportJobPage(ExportPage):
+    """An export that is made: its progress, and the files once they are there.
 
     Args:
         plan: The export as planned.
     """
 
     loss = "deletes the unfinished file"
-    #: Keys that copy a command line, in their order in the border.
-    _COPIES: ClassVar[dict[str, str]] = {"l": "llama-server", "v": "vLLM", "o": "Ollama", "c": "curl"}
 
     def __init__(self, plan: ExportPlan) -> None:
         from core.export.job import export_job
 
-        run, weights = one_line(brief_id(plan.trained.run.id), 60), plan.request.weights
-        about = f"{run} as {weights or plan.request.kind}"
-        super().__init__(RunningJob("export", about, expected=None), f"Export {about}")
+        super().__init__(plan.trained.run.id, plan.request.weights or plan.request.kind)
         self._export, self._target = export_job(plan), plan.target
         self._written = ""
 
@@ -298,35 +336,15 @@ class ExportPage(JobPage["ExportProgress", "ExportResult"]):
         """End its processes."""
         self._export.close()
 
-    def outcome(self) -> str:
-        """The verdict."""
-        return self.job.result.verdict if self.job.result is not None else ""
-
-    def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+    def text(self, room: int, glyphs: GlyphSet) -> Content:
         """The file, as soon as it is there; before it the progress, after it the proof."""
-        result = self.job.result
-        if result is not None:
-            return _result(result, self.copies())
+        if self.job.result is not None:
+            return super().text(room, glyphs)
         if not self._written:
             return progress_text(self.job, glyphs)
         head = Content.assemble((f"written: {self._written}, unproven", "$near bold"), f"; checking, {self.job.left}\n")
         place = Content.styled(f"{shown_path(self._target)}\n\n", "$muted")
         return Content.assemble(head, place, progress_text(self.job, glyphs))
-
-    def numbers(self) -> Content:
-        """The figures of the proof, and remarks."""
-        from core.export.card import agreement_rows
-
-        result = self.job.result
-        if result is None:
-            return Content("")
-        lines = _facts(agreement_rows(result.agreement)) if result.agreement is not None else []
-        return Content("\n").join([*lines, *(Content(one_line(note, 400)) for note in result.notes)])
-
-    def copies(self) -> Mapping[str, tuple[str, str]]:
-        """The command lines that use the files."""
-        lines = self.job.result.commands if self.job.result is not None else {}
-        return {key: (name, lines[name]) for key, name in self._COPIES.items() if name in lines}
 
 
 def _largest_file(directory: Path) -> str:

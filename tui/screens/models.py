@@ -261,7 +261,8 @@ class ModelScreen(FindScreen[str | Path | None]):
     def compose(self) -> ComposeResult:
         """The search text, the models, and the details of the model under the cursor."""
         with Vertical() as box:
-            box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
+            more = f"  {shell_of(self).keys['app.help'].display} help"
+            box.border_subtitle = Content(f"type to find  tab complete  enter choose  esc back{more}")
             yield self.line
             yield self.options
             yield TextBlock(Content(" "), id="model-details")

@@ -19,6 +19,7 @@ from textual.widgets import OptionList
 from core.text import one_line
 from core.units import format_count
 from tui.screens.overlay import Overlay
+from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import PointedList
 from tui.widgets.strips import fit, style_of
@@ -125,7 +126,8 @@ class PickScreen(FindScreen[str | None]):
         with Vertical() as box:
             box.border_title = Content(self._title)
             discard = "  del discard" if self._discard is not None else ""
-            box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back")
+            more = f"  {shell_of(self).keys['app.help'].display} help"
+            box.border_subtitle = Content(f"type to find  ↑ ↓ move  enter choose{discard}  esc back{more}")
             yield self.line
             yield self.options
 

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from textual import events
 from textual.content import Content
 from textual.message import Message
+from textual.widget import Widget
 
 from core.errors import UserError
 from core.runs.record.sentences import slug_of
@@ -121,6 +122,11 @@ class FirstSteps(HangingBlock):
             return False
         self.post_message(self.Chosen(self.here.files[self._cursor].path))
         return True
+
+    @property
+    def offers_files(self) -> bool:
+        """True while it is laid out and lists the files to start from."""
+        return self._has_files and all(node.display for node in self.ancestors_with_self if isinstance(node, Widget))
 
     @property
     def keys(self) -> list[Key]:

@@ -160,7 +160,7 @@ def compare_runs(records: Sequence[RunRecord]) -> RunComparison:
         wrong = "too many" if len(records) > MOST_RUNS else "nothing"
         raise UserError(f"{count} {wrong} to compare.", f"Name two to {MOST_RUNS} different ones.")
     options, data = _options(records), _data(records)
-    doubt = _doubt(records, options, data)
+    doubt = _doubt(records, options)
     figures, verdict = _figures(records, doubt), doubt or _verdict(records, options, data)
     return RunComparison(tuple(records), figures, options, data, _answers(records), verdict)
 
@@ -269,15 +269,20 @@ def _answers(records: Sequence[RunRecord]) -> tuple[ComparedAnswers, ...]:
     return tuple(found)
 
 
-def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
-    """True if the runs at some places are known to have different held-out rows."""
+def _differ_in_held_out(records: Sequence[RunRecord], facts: Sequence[Fact]) -> bool | None:
+    """True if runs have different held-out rows, None if they may; ``facts`` are those that differ between them."""
     held_out = {"held-out files", "SHA-256 of those held out", "rows held out"}
-    for fact in data:
-        values = {fact.values[place] for place in places} if fact.name in held_out else set()
+    for fact in facts:
+        values = set(fact.values) if fact.name in held_out else set()
         # A run without a checkpoint has no hash of its rows; a run without files holds out a share of its data.
         if len(values if fact.name == "held-out files" else values - {None}) > 1:
             return True
-    return False
+    is_known = all(isinstance(record.manifest.get("held_out_sha256"), str) for record in records)
+    if is_known or any(record.values.get("data.eval") for record in records):
+        return False
+    # Of a share without a hash, only what it is taken from can be compared.
+    taken_from = {"training files", "SHA-256 of the rows", "rows", "data.eval_share", "train.seed"}
+    return None if any(fact.name in taken_from and len(set(fact.values) - {None}) > 1 for fact in facts) else False
 
 
 def _losses(records: Sequence[RunRecord]) -> list[tuple[float, int]]:
@@ -286,13 +291,15 @@ def _losses(records: Sequence[RunRecord]) -> list[tuple[float, int]]:
     return sorted((loss, place) for loss, place in losses if loss is not None)
 
 
-def _doubt(records: Sequence[RunRecord], options: Sequence[Fact], data: Sequence[Fact]) -> str:
+def _doubt(records: Sequence[RunRecord], options: Sequence[Fact]) -> str:
     """The reason why the eval losses do not compare; empty if they do."""
     known = _losses(records)
     if len(known) < 2:
         return "Fewer than two of these runs have an evaluation, so their losses cannot be compared."
-    if _differ_in_held_out([place for _, place in known], data):
-        return "Their eval losses are on different held-out rows, so they cannot be compared."
+    measured = [records[place] for _, place in known]
+    if (differ := _differ_in_held_out(measured, [*_data(measured), *_options(measured)])) is not False:
+        verb = "are" if differ else "may be"
+        return f"Their eval losses {verb} on different held-out rows, so they cannot be compared."
     if any(fact.name == "train.objective" for fact in options):
         return "They were trained for different objectives, so their losses cannot be compared."
     return ""

@@ -26,7 +26,8 @@ def evaluation(number: int, loss: float, **more: float) -> EvalEvent:
 
 def make(home: Path, name: str, events: list[Event], **train: object) -> Run:
     config = config_for(home)
-    run = create_run(config.model_copy(update={"train": config.train.model_copy(update=train)}), name)
+    data = config.data.model_copy(update={"eval": "/data/held_out.jsonl"})
+    run = create_run(config.model_copy(update={"data": data, "train": config.train.model_copy(update=train)}), name)
     head = [PhaseEvent(t=100.0, name="importing"), PhaseEvent(t=100.0, name="training")]
     write_events(run, *head, *events)
     RunState(state="finished", step=3, total_steps=3, updated=300.0).write(run.state_path)
@@ -107,6 +108,29 @@ def test_losses_on_other_rows_say_nothing(home: Path, pair: list[compare.RunReco
     compared = compare.compare_runs([pair[0], compare.read_record(pair[1].run)])
     assert compared.verdict == "Their eval losses are on different held-out rows, so they cannot be compared."
     assert not any(fact.best for fact in compared.figures if "eval loss" in fact.name or fact.name == "exact match")
+
+
+@pytest.mark.parametrize(
+    ("data", "seed", "verdict"),
+    [
+        ("/data/a.jsonl", 1, "B was better on held-out rows"),
+        ("/data/b.jsonl", 1, "Their eval losses may be on different held-out rows, so they cannot be compared."),
+        ("/data/a.jsonl", 2, "Their eval losses may be on different held-out rows, so they cannot be compared."),
+    ],
+)
+def test_a_share_without_a_hash_compares_only_if_it_is_taken_from_the_same(
+    home: Path, pair: list[compare.RunRecord], data: str, seed: int, verdict: str
+) -> None:
+    held_out = DataEvent(rows=100, used=90, dropped={}, tokens=9, supervised_tokens=9, longest=9, held_out_rows=10)
+    for record, path, number in zip(pair, ("/data/a.jsonl", data), (1, seed), strict=True):
+        record.history.apply(held_out)
+        record.values = {**record.values, "data.train": path, "data.eval": None, "data.eval_share": 0.1}
+        record.values = {**record.values, "train.seed": number}
+    pair[0].manifest = {"data_sha256": "a" * 64, "held_out_sha256": "c" * 64}
+    assert compare.compare_runs(pair).verdict.startswith(verdict)
+    if data == "/data/b.jsonl":
+        pair[1].manifest = {"data_sha256": "b" * 64, "held_out_sha256": "c" * 64}
+        assert compare.compare_runs(pair).verdict.startswith("B was better"), "the same rows by their hash"
 
 
 def save(record: compare.RunRecord, **manifest: str) -> None:

@@ -54,6 +54,7 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         await wait_for(pilot, lambda: said in " ".join(screen_text(app).replace("│", " ").split()))
         assert "preset cpu-small" in pane_of(app, "config").border_title
         assert "changed" not in pane_of(app, "config").border_title, "the user has changed nothing"
+        assert not [field for field in pane_of(app, "config").form.fields if field.is_changed]
         # The presets say why, value by value.
         await press(pilot, "P", until=("auto: cpu-small", "=  data.eval_share 0.1  20 of 200 rows held out; 0 to"))
         assert "=  eval.baseline true  For comparison: it takes a few" in screen_text(app)

@@ -28,6 +28,7 @@ from tests.tui.harness import opened, pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
+from tui.panes.config.editor import open_draft
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
 from tui.screens.start import StartCard
@@ -251,6 +252,10 @@ async def test_a_finished_run_is_trained_further_as_a_new_run(config: Path, home
         await press(pilot, "C", until=lambda: has_card(app))
         form = pane_of(app, "config")
         await wait_for(pilot, lambda: form.known.rows_of(form.model) == (40, 0))
+        # A draft keeps whose values they are.
+        app.drafts.look()
+        (draft,) = list_drafts("config")
+        assert open_draft(draft).origin == state.origin
         await press(pilot, "enter", until=lambda: len(started) == 1)
         assert started[0].model.adapter == str(run.adapter_path)
         assert started[0].train.learning_rate == load_config(config).train.learning_rate / 2

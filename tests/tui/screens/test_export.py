@@ -110,7 +110,7 @@ async def test_kinds_change_what_there_is_to_choose(scripted: pytest.MonkeyPatch
         await press(pilot, "left", "left", until=("PEFT's directory", "as they were trained", "about 5.0 MB"))
         await press(pilot, "down", "down", "space", *"/tmp/it", "enter", until="/tmp/it")
         assert "enter use it" not in screen_text(app)
-        await press(pilot, "right", until="tab complete  enter use it  esc leave it as it is")
+        await press(pilot, "right", until="tab complete  enter use it  esc cancel")
         await pilot.press("escape")
         assert isinstance(app.screen, ExportScreen)
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, ExportScreen))

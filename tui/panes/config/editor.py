@@ -377,14 +377,17 @@ def open_draft(draft: Draft) -> Opened:
     """
     document = ConfigDocument(_text(draft))
     rebase(document, Path(draft.subject), working_directory())
-    run, unread = draft.data.get("run"), draft.data.get("unread")
+    run, values, unread = (draft.data.get(name) for name in ("run", "values", "unread"))
     # Even a deleted run is the origin of the values.
     found = Run(Path(run)) if isinstance(run, str) and run else None
+    origin = Origin.of(found) if found is not None else None
+    if found is not None and isinstance(values, dict):
+        origin = Origin(found, values)
     return Opened(
         document,
         f"opening the unsaved edits of {draft.when}",
         f"✓ as it was at {draft.when}, not saved yet",
-        origin=Origin.of(found) if found is not None else None,
+        origin=origin,
         draft=draft.id,
         unread=unread if isinstance(unread, str) else "",
     )

@@ -67,13 +67,13 @@ class FactsFinder:
         """The facts for a configuration; the row count is None unless a run would use exactly these rows."""
         known = None if model.document.get("data.weights") else self.rows_of(model)
         self._planned_rows = known[0] if known is not None else None
-        analysis = self._analysis_of(model) if known is not None else None
+        analysis = self.analysis_of(model) if known is not None else None
         self.lengths = analysis.lengths if analysis is not None else None
         return replace(self.facts, rows=self._planned_rows)
 
     def rows_of(self, model: ConfigModel) -> tuple[int, int] | None:
         """The rows of a configuration that are trained on, and held out of its files; None while they are unknown."""
-        if (analysis := self._analysis_of(model)) is not None:
+        if (analysis := self.analysis_of(model)) is not None:
             return analysis.used, analysis.dropped.get(HELD_OUT, 0)
         files = model.train_paths()
         if not files or any(path not in self.rows for path in files):
@@ -82,7 +82,7 @@ class FactsFinder:
         held_out = model.held_out(total)
         return total - held_out, held_out
 
-    def _analysis_of(self, model: ConfigModel) -> Analysis | None:
+    def analysis_of(self, model: ConfigModel) -> Analysis | None:
         """The analysis of the only training file, if the file is still read in the same way."""
         files = model.train_paths()
         reading, analysis = self._analyses.get(files[0], (None, None)) if len(files) == 1 else (None, None)

@@ -22,7 +22,7 @@ from core.text import one_line
 from core.units import exact_number
 from tui.panes.config.editor import ConfigEditor
 from tui.panes.config.facts import FactsFinder
-from tui.panes.config.model import BASE, DATA_PATHS, Findings
+from tui.panes.config.model import BASE, DATA_PATHS, TRAIN, Findings
 from tui.shell import shell_of
 from tui.widgets.forms.option_field import OptionField, format_value
 from tui.widgets.forms.option_form import OptionForm, OptionHelp
@@ -70,7 +70,7 @@ class OptionFilter:
             return term in option.name.lower() or term in option.help.lower()
         if self.shows_changed:
             return field.is_changed or bool(field.notes or field.problem)
-        if field.is_changed or field.problem or field.warning:
+        if field.is_changed or field.differs or field.problem or field.warning:
             return True
         return option.audience == "basic" or (self.shows_expert and option.audience == "expert")
 
@@ -257,6 +257,8 @@ class ConfigForm(Vertical):
         self.filter = OptionFilter(self.options)
         self.findings = Findings({}, {})
         """The shown problems and warnings."""
+        self.changed: set[str] = set()
+        """The options that the user changed."""
         self._editor, self._known = editor, known
         self._summary = TextLine(id="config-summary")
         self._strangers = TextLine(id="config-strangers")
@@ -291,15 +293,19 @@ class ConfigForm(Vertical):
         problem = self._known.base_problem(model.named_base)
         self.findings = found = model.findings(self._known.facts_for(model), problem)
         others = differences(holding_values(document), last.values) if last is not None else {}
+        self.changed, errors, keys = model.changed(), self.errors, shell_of(self).keys
         for field in self.options.fields:
             name = field.option.name
             field.base = model.base
             field.unset_text = unset_text(name, document)
             field.value = document.get(name)
-            field.problem = found.problems.get(name, "")
+            field.problem = errors.get(name, "")
             field.warning = found.warnings.get(name, "")
             field.baseline = model.baseline(field.option, preset)
+            field.is_changed = name in self.changed
             field.notes = difference_notes(field, preset, others)
+            if name in found.problems and name not in errors:
+                field.notes = (f"choose a file in Data: {keys['data.train'].display}",)
             field.used_by = used_by(name, model.effective)
         known = {field.option.name for field in self.options.fields}
         strangers = [sentence for name, sentence in found.problems.items() if name not in known]
@@ -308,10 +314,17 @@ class ConfigForm(Vertical):
         self.show_summary()
         self._refresh_help()
 
+    @property
+    def errors(self) -> dict[str, str]:
+        """The problems without missing training data, which is the next step rather than an error."""
+        found = self.findings.problems
+        return {name: found[name] for name in found if name != TRAIN or self._editor.document.get(TRAIN) is not None}
+
     def show_summary(self) -> None:
         """Update the summary at the top."""
         model = self._editor.model
-        self._summary.update(Content(model.summary(self._known.rows_of(model))))
+        rows, is_exact = self._known.rows_of(model), self._known.analysis_of(model) is not None
+        self._summary.update(Content(model.summary(rows, is_exact=is_exact)))
 
     # The help line below the options.
 

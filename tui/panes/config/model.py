@@ -19,7 +19,7 @@ from core.hub_uri import is_hub_entry
 from core.models.find import close_name, is_model_here, model_entry
 from core.paths import working_directory
 from core.presets.library import Preset
-from core.presets.switch import chosen_in
+from core.presets.provenance import find_provenance
 from core.runs.catalog.earlier import Origin, run_name
 from core.text import one_line
 from core.units import format_count
@@ -90,12 +90,12 @@ def check_base(base: NamedBase, key: str) -> BaseFinding:
     return BaseFinding(base)
 
 
-#: Option with the base model.
-BASE = "model.base"
+#: Options with the base model and the training data.
+BASE, TRAIN = "model.base", "data.train"
 #: Largest plausible number.
 _GREATEST = 1e15
 #: Options whose values are paths of data files.
-DATA_PATHS = ("data.train", "data.eval")
+DATA_PATHS = (TRAIN, "data.eval")
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,10 @@ class ConfigModel:
         """The baseline of an option: the value of the preset in force, else its default."""
         return option.default if preset is None else preset.values.get(option.name, option.default)
 
-    def changed_count(self, preset: Preset | None = None) -> int:
-        """The number of options that differ from their baseline, without those that the app chose."""
-        chosen = chosen_in(self.document)
-        given = chosen.values if chosen is not None and preset is not None and chosen.preset == preset.name else {}
-        optional = [
-            option
-            for option in self.options
-            if not option.required and (option.name not in given or self.effective(option.name) != given[option.name])
-        ]
-        return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
+    def changed(self) -> set[str]:
+        """The options that the user or the file sets, by the sources on the start card."""
+        found = find_provenance(None, self.document, origin=self.origin, saved_text=self.saved_text)
+        return {name for group in found.groups if group.source in ("user", "file") for name in group.values}
 
     @property
     def run_name(self) -> str:
@@ -243,11 +237,12 @@ class ConfigModel:
         paths = [self.resolve(text) for text in texts if isinstance(text, str) and text.strip()]
         return [path for path in paths if is_there(path)]
 
-    def summary(self, rows: tuple[int, int] | None) -> str:
+    def summary(self, rows: tuple[int, int] | None, *, is_exact: bool = False) -> str:
         """Model, method, data, rows, batch and steps on one line.
 
         Args:
             rows: Rows trained on and rows held out of the training files; None while they are unknown.
+            is_exact: All rows have been analyzed; otherwise some may be dropped.
         """
         model = Path(str(self.effective("model.base"))).name or str(self.effective("model.base"))
         method = str(self.effective("method.name"))
@@ -262,7 +257,8 @@ class ConfigModel:
         if rows is not None:
             used, kept_out = rows
             held_out = f" + {format_count(kept_out)} held out" if kept_out else ""
-            parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", self._steps(used, batch)]
+            steps = self._steps(used, batch, is_exact=is_exact)
+            parts += [f"{counted(used, 'row')}{held_out}", f"batch {format_value(batch)}", steps]
         else:
             parts.append(f"batch {format_value(batch)}")
         return one_line(" · ".join(part for part in parts if part))
@@ -272,15 +268,14 @@ class ConfigModel:
         share = self.effective("data.eval_share")
         return held_out_count(rows, share) if _is_number(share) and 0 < share < 1 else 0
 
-    def _steps(self, rows: int, batch: Any) -> str:
+    def _steps(self, rows: int, batch: Any, *, is_exact: bool) -> str:
         """The number of steps of a run, as the worker counts them; empty if an option it needs is invalid."""
         epochs, steps = self.effective("train.epochs"), self.effective("train.max_steps")
         if steps is None:
             if not _is_number(batch) or batch < 1 or not _is_number(epochs) or epochs <= 0:
                 return ""
             steps = math.ceil(epochs * math.ceil(rows / batch))
-            # An estimate, as rows may be dropped.
-            return f"about {counted(steps, 'step')}"
+            return f"{'' if is_exact else 'about '}{counted(steps, 'step')}"
         return counted(steps, "step") if _is_number(steps) and steps >= 1 else ""
 
 

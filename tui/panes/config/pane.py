@@ -240,8 +240,8 @@ class ConfigPane(Pane):
         self.form.cursor = 0
         if self._greeting:
             self.say(self._greeting)
-        elif self.problems and self.document.path is not None:
-            self.say(f"✗ {next(iter(self.problems.values()))}")
+        elif (errors := self._view.errors) and self.document.path is not None:
+            self.say(f"✗ {next(iter(errors.values()))}")
 
     def refresh_fields(self, *, rows: bool = False) -> None:
         """Update every field, the title, the summary and the plan from the document."""
@@ -261,8 +261,8 @@ class ConfigPane(Pane):
             name = f"from {brief_id(origin.run.id)}"
         edited = "•edited" if self.model.is_edited and name else ""
         name = name or ("not saved yet" if self.model.is_edited else "new")
-        changed = self.model.changed_count(self.editor.preset)
-        wrong, doubtful = len(self._view.findings.problems), len(self._view.findings.warnings)
+        changed = len(self._view.changed)
+        wrong, doubtful = len(self._view.errors), len(self._view.findings.warnings)
         self.set_title(
             "2 Config",
             f"{name} {edited}".strip(),
@@ -485,14 +485,13 @@ class ConfigPane(Pane):
         self.say(f"{shown} of {total} options are shown{rest}.")
 
     def action_toggle_changed(self) -> None:
-        """Show only the options that differ from the preset, the defaults or the last run, or the others again."""
+        """Show only the options that the user changed or that differ from the last run, or the others again."""
         self.filter.toggle_changed()
         if not self.filter.shows_changed:
             self.say("")
-        elif count := len(self.form.shown):
-            last = " or the last run" if self.known.last_run is not None else ""
-            verb = "options differ" if count > 1 else "option differs"
-            self.say(f"{count} {verb} from {self.preset_name or 'the defaults'}{last}, or need a look.")
+        elif self.form.shown:
+            last = ", what differs from the last run" if self.known.last_run is not None else ""
+            self.say(f"Shown: what you changed{last} and what needs a look.")
 
     async def action_search(self) -> None:
         """Search names and help of the options."""
@@ -515,7 +514,8 @@ class ConfigPane(Pane):
         if name := self.filter.next_problem():
             self.go_to_option(name)
         else:
-            self.say(f"✗ {next(iter(self.problems.values()))}" if self.problems else "No problems.")
+            errors = self._view.errors
+            self.say(f"✗ {next(iter(errors.values()))}" if errors else "No problems.")
 
     def go_to_option(self, name: str) -> None:
         """Move the cursor to an option; a hidden option is shown."""
@@ -535,10 +535,11 @@ class ConfigPane(Pane):
 
     def refuse_start(self) -> None:
         """Go to the first problem that prevents a run, and show the number of problems."""
-        name, sentence = next(iter(self.problems.items()))
+        errors = self._view.errors
+        name, sentence = next(iter(errors.items()))
         self.go_to_option(name)
         self.form.focus()
-        count = len(self.problems)
+        count = len(errors)
         more = f"1 of {count} problems ({self.keys['config.problem'].display} next): " if count > 1 else ""
         self.say(f"✗ Not started. {more}{sentence}")
 
@@ -635,7 +636,7 @@ class ConfigPane(Pane):
         if moved is None:
             return False
         self.refresh_fields()
-        wrong = len(self.problems)
+        wrong = len(self._view.errors)
         rest = f", with {counted(wrong, 'problem')} in it" if wrong else ""
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
         place = path_shown(self.document.path) if self.document.path is not None else ""

@@ -39,7 +39,7 @@ from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move, Opener, Return, sample_path
 from tui.screens.start_facts import SeenRows
 from tui.session import DataPlace
-from tui.widgets.empty_state import FirstSteps, ways_to_begin
+from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
@@ -498,6 +498,12 @@ class DataPane(Pane):
         if self._empty.display and self.view is None:
             self._explain_empty(self._empty_error)
 
+    def focus_moved(self) -> None:
+        """Show the first page unless the Train pane beside it has it, after the panes have been arranged."""
+        super().focus_moved()
+        if self._empty.display:
+            self._explain_empty(self._empty_error)
+
     def _show_empty(self, error: UserError | None = None) -> None:
         """Show the empty state: ways to start, and the last error."""
         self._explain_empty(error)
@@ -510,6 +516,11 @@ class DataPane(Pane):
         self._empty_error = error
         if self.shell.state.is_opening and error is None:
             self._empty.explain("Opening the last session …", [])
+            return
+        others = self.screen.query(FirstSteps).exclude("#data-empty")
+        if error is None and any(other.offers_files for other in others):
+            # The Train pane beside it has the first page.
+            self._empty.explain("No data yet.", [Way(self.keys["data.open"], "opens a file")], has_files=False)
             return
         missing = "No data yet." if error is None else "No data is open."
         here, now = self._empty.here, self.shell.clock()

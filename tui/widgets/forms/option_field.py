@@ -82,6 +82,8 @@ class OptionField(Widget):
     """Methods or objectives that use the option, if the current configuration does not."""
     unset_text = reactive("")
     """The text shown for no value: the effect of the missing value."""
+    is_changed = reactive(False)
+    """True if the user set the value."""
     baseline: reactive[Any] = reactive(None)
     """The unedited value: the preset's, or else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
@@ -131,7 +133,7 @@ class OptionField(Widget):
         return bool(self.children)
 
     @property
-    def is_changed(self) -> bool:
+    def differs(self) -> bool:
         """True if the value differs from the baseline; a required option has no baseline."""
         value = self.option.default if self.value is None else self.value
         return not self.option.required and value != self.baseline

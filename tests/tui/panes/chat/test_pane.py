@@ -18,6 +18,7 @@ from core.chat.request import GenerationSettings
 from core.chat.session import ChatSession
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
+from core.export.result import ExportedFile, ExportResult
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
@@ -520,6 +521,17 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
         await press(pilot, "escape", "c", until="Who answers")
         await pilot.press("space", "down", "down", "space", "down", "space", "up", "up", "enter")
         await wait_for(pilot, lambda: pane.sources == ("base",))
+        # The lines that use an export outlast the job that made it.
+        assert "use it elsewhere" not in screen_text(pilot.app)
+        files = (ExportedFile("tickets-Q8_0.gguf", 9, "ab"),)
+        made = ExportResult(tmp_path, "gguf", "Q8_0", "tickets", None, "base", None, None, files, None, (), 1.0, 1.0)
+        (tmp_path / "export.json").write_text(json.dumps(made.to_dict(), default=str))
+        found.insert(0, Candidate(str(tmp_path / "tickets-Q8_0.gguf"), "export Q8_0", ""))
+        await press(pilot, "c", until="h use it elsewhere")
+        await press(pilot, "h", until="Only an export")
+        await press(pilot, "k", "k", "h", until=("Export tickets as Q8_0", "c curl"))
+        await press(pilot, "escape", until="Who answers")
+        await press(pilot, "escape", until=lambda: len(pilot.app.screen_stack) == 1)
 
 
 async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> None:

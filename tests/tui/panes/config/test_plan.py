@@ -126,6 +126,8 @@ def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_
         said.append(("at once" in view.rows, finder.rows_of(model_of)))
     # Another file that is looked at changes nothing.
     assert said == [(True, (58, 0)), (True, (58, 0)), (False, (60, 0))]
+    steps = [model_of.summary((58, 0), is_exact=is_exact).rpartition(" · ")[2] for is_exact in (False, True)]
+    assert steps == ["about 8 steps", "8 steps"]
     finder.take_analysis(model_of, rows, measured)
     made.set("data.eval_share", 0.1)
     assert finder.rows_of(model_of) == (54, 6), "the rows are not read as they were analyzed"
