@@ -7,22 +7,34 @@ up, a limit that is reached, a device that is lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.hardware.snapshot import Device, Host
+from core.units import format_ago
 
 #: Degrees below the limit from which a device counts as near it.
 NEAR_DEGREES = 5.0
 #: Limits assumed for devices that report none or an implausible one, in °C.
 FALLBACK_LIMIT_C = {"cpu": 95.0}
 GPU_LIMIT_C = 83.0
-#: Shares of memory in use that are near the limit, and at it.
-MEMORY_NEAR, MEMORY_LIMIT = 0.80, 0.95
+#: Percentages of memory in use that are near the limit, and at it.
+MEMORY_NEAR, MEMORY_LIMIT = 80, 95
 
-#: Words for the thresholds, each with its theme variable.
-OK, NEAR, LIMIT = "ok", "near limit", "at limit"
+#: Words for the thresholds, each with its theme variable, and their short forms.
+OK, NEAR, LIMIT = "ok", "! near limit", "! at limit"
 WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
+SHORT_WORDS = {OK: OK, NEAR: "! near", LIMIT: "! limit"}
+
+#: Seconds from which a reading is stale: it is shown dimmed, with its age.
+STALE_SECONDS = 15.0
+
+
+def stale_words(seconds: float | None) -> str:
+    """The age of a stale reading, ``20 s old``; empty for a fresh one. It changes rarely, as each change is written."""
+    if seconds is None or not seconds >= STALE_SECONDS:
+        return ""
+    return f"{seconds // 5 * 5:.0f} s old" if seconds < 60 else f"{format_ago(seconds).removesuffix(' ago')} old"
 
 
 def temperature_limit(device: Device) -> float:
@@ -35,29 +47,43 @@ def temperature_limit(device: Device) -> float:
 
 
 def temperature_word(device: Device) -> str:
-    """``ok``, ``near limit`` or ``at limit``; empty if the device reports no temperature."""
-    if device.temperature_c is None:
-        return ""
+    """The word for a device's temperature; empty if it reports none."""
     limit = temperature_limit(device)
-    if device.temperature_c >= limit:
-        return LIMIT
-    return NEAR if device.temperature_c >= limit - NEAR_DEGREES else OK
+    return _word(device.temperature_c, limit - NEAR_DEGREES, limit)
+
+
+def memory_temperature_word(device: Device) -> str:
+    """The word for the temperature of a device's memory; empty if it reports none, or no limit."""
+    limit = device.memory_temperature_limit_c
+    return "" if limit is None else _word(device.memory_temperature_c, limit - NEAR_DEGREES, limit)
+
+
+def memory_percent(device: Device) -> int | None:
+    """Percentage of a device's memory in use; None if it does not report it."""
+    if device.memory_used is None or not device.memory_total:
+        return None
+    return round(100 * device.memory_used / device.memory_total)
 
 
 def memory_word(device: Device) -> str:
-    """``ok``, ``near limit`` or ``at limit``; empty if the device reports no memory."""
-    if device.memory_used is None or not device.memory_total:
+    """The word for a device's memory in use; empty if it reports none."""
+    return _word(memory_percent(device), MEMORY_NEAR, MEMORY_LIMIT)
+
+
+def worst(words: Iterable[str]) -> str:
+    """The word closest to the limit."""
+    return max(words, key=list(WORD_COLORS).index)
+
+
+def _word(value: float | None, near: float, limit: float) -> str:
+    """The word for a value; rounded, so that it agrees with the figure that is shown."""
+    if value is None:
         return ""
-    share = device.memory_used / device.memory_total
-    if share >= MEMORY_LIMIT:
-        return LIMIT
-    return NEAR if share >= MEMORY_NEAR else OK
+    return LIMIT if round(value) >= round(limit) else NEAR if round(value) >= round(near) else OK
 
 
 #: Readings for which a small difference must last, 5 to 10 s apart.
 LASTING = 3
-#: Seconds after which the values of a driver that does not answer count as old.
-OLD_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -160,10 +186,9 @@ def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:
 
 def _facts(device: Device) -> tuple[object, ...]:
     """Facts that are compared exactly: the device, the words of its thresholds, and its processes."""
-    is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
     return (
         *(device.kind, device.index, device.name, device.problem, device.memory_total, device.power_limit_w),
-        *(temperature_word(device), memory_word(device), device.age_s if is_old else None),
+        *(temperature_word(device), memory_temperature_word(device), memory_word(device), stale_words(device.age_s)),
         *(tuple(device.throttle_reasons), frozenset(item.pid for item in device.processes)),
     )
 

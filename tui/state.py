@@ -158,6 +158,16 @@ class RunView:
     steady_eta: SteadyEta = field(default_factory=SteadyEta)
     """The time left as shown last."""
 
+    @property
+    def reports_devices(self) -> bool:
+        """True while its worker reports the devices. A parked one has given them back: other programs use them now."""
+        return self.is_live and not self.state.parked and bool(self.history.devices)
+
+    def reading_age(self, now: float) -> float | None:
+        """Seconds since its devices were read, at a Unix time; None if they never were."""
+        read = self.history.devices_read
+        return None if read is None else now - read
+
     def reading(self) -> MeterReading:
         """The devices and the energy to show, without jitter while the run is paused."""
         newest = MeterReading(self.history.devices, self.history.host, self.history.energy_wh)

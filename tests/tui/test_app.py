@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -34,8 +35,8 @@ from tui.app import LocaltuneApp
 from tui.bridge import Result
 from tui.keys import SCREENS, KeyTable
 from tui.main_screen import Desktop, PaneSlot, TooSmall, companions, direction, places, room
+from tui.meters import STALE_SECONDS
 from tui.panes import PANES, TILED, Panes
-from tui.panes.train import STALE_SECONDS
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen, help_content, help_text
 from tui.screens.queue import QueueScreen
@@ -412,13 +413,15 @@ async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:
         assert app.is_running
 
 
-async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path) -> None:
-    script = ScriptedRun(private_home).train_to(30)
-    script.write_state(updated=script.state.updated - 10 * STALE_SECONDS)
+async def test_readings_that_are_old_say_so_in_the_meters_and_on_every_pane(private_home: Path) -> None:
+    ScriptedRun(private_home).train_to(30)
     app = LocaltuneApp()
-    app.clock = lambda: time.time() + 10 * STALE_SECONDS
-    async with running(app, (120, 34), until="s old"):
-        assert "stalled" in screen_text(app)
+    app.clock = lambda: time.time() + 2 * STALE_SECONDS
+    async with running(app, (80, 24), until="s old") as (_, pilot):
+        assert "● training" in screen_text(app)
+        old = re.compile(r"\d\d s old")
+        await press(pilot, "3", until=lambda: len(old.findall(screen_text(app))) == 2)
+        await press(pilot, "1", until=lambda: old.findall(screen_lines(app)[0]))
 
 
 async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from core.runs.record.sentences import slug_of
 from core.runs.record.state import Rank, RunState
 from core.runs.record.store import Run
 from tests.cases import cases
+from tests.tui.conftest import CPU
 from tests.tui.harness import Stage, press, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, HOST, ScriptedRun
 from tui import meters
@@ -45,8 +48,8 @@ def view_of(script: ScriptedRun) -> RunView:
 @cases(
     ("temperature", "limit", "word"),
     [
-        *((71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit")),
-        *((80, None, "near limit"), (None, 83, "")),
+        *((71, 83, "ok"), (77.6, 83, "! near limit"), (82.6, 83, "! at limit"), (80, 127, "! near limit")),
+        *((80, None, "! near limit"), (None, 83, "")),
     ],
 )
 def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float | None, limit: float | None, word: str) -> None:
@@ -87,13 +90,48 @@ def test_the_header_drops_what_matters_least() -> None:
 
 def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
-    for parts in (("71 °C ok", "18.2/24 GB", "ws1"), ("71", "°C ok", " GB")):
+    for parts in (("71 °C ok", "18.2/24 GB", "tickets"), ("71", "°C ok", " GB")):
         state = AppState(view=view_of(script), host="ws1")
         for width in (78, 118, 198):
             line = fit(header_segments(state, 1e9, loss=width < 160), width)
             assert line.cell_length <= width
-            assert all(part in line.plain for part in ("64/120", "ETA", *parts))
+            assert all(part in line.plain for part in ("● training  64/120", "ETA", *parts))
         script.hardware(GPU, replace(GPU, index=1, temperature_c=64.0))
+
+
+@cases("device", [GPU, CPU, replace(GPU, memory_used=23_900_000_000)])
+def test_the_parts_of_the_header_stay_while_the_word_of_the_state_changes(tmp_path: Path, device: Device) -> None:
+    script = ScriptedRun(tmp_path / device.kind / str(device.memory_used)).train_to(64).hardware(device)
+    view = view_of(script)
+    training = AppState(view=view, host="ws1")
+    others = [
+        AppState(view=replace(view, state=replace(view.state, state="paused")), host="ws1"),
+        AppState(view=replace(view, state=replace(view.state, pending=("checkpoint",))), host="ws1"),
+        AppState(view=view_of(script.phase("evaluating", done=3, total=12)), host="ws1"),
+    ]
+    for loss, width in itertools.product((False, True), (58, 78, 118)):
+        before = fit(header_segments(training, time.time(), loss=loss), width).plain
+        assert "● training  64/120  ETA" in before
+        for other in others:
+            line = fit(header_segments(other, time.time(), loss=loss), width).plain
+            for part in ("tickets", "loss", " °C", "CPU", " GB", "! ", "ws1"):
+                assert (part in line) == (part in before), (width, before, line)
+
+
+def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(home: Path) -> None:
+    view = view_of(ScriptedRun(home).train_to(64))
+    state, read = AppState(view=view, host="ws1", devices=[CPU]), view.history.devices_read
+    assert read is not None
+    fresh = fit(header_segments(state, read + 14, loss=True), 78)
+    assert "71 °C ok" in fresh.plain
+    assert "old" not in fresh.plain
+    for age, told in ((16, "15 s old"), (59, "55 s old"), (150, "2 min old")):
+        line = fit(header_segments(state, read + age, loss=True), 58)
+        assert f"  71 °C  {told}" in line.plain
+        at = line.plain.index("71 °C")
+        assert [span.style for span in line.spans if span.start <= at < span.end][-1] == "$muted"
+    view.state = replace(view.state, state="paused", parked="on request")
+    assert "RAM 4.0/32 GB" in fit(header_segments(state, read + 150, loss=True), 78).plain
 
 
 def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) -> None:
@@ -224,8 +262,12 @@ def test_a_run_that_is_queued_has_no_numbers_yet(home: Path) -> None:
     assert "the worker is starting" in run_lines.phases(view, 0.0, 80, BRAILLE).plain
     ended = RunView(view.run, RunState(state="lost"), view.history)
     assert run_lines.phases(ended, 0.0, 80, BRAILLE).plain == ""
-    for state, text in (("paused", "‖ paused"), ("stalled", "! no sign of life"), ("training", "")):
-        shown = RunView(view.run, RunState(state=state), view.history)
+    silent = "no sign of life for 31 s"
+    for state, reason, text in (
+        *(("paused", "", "‖ paused"), ("stalled", "", "! no sign of life"), ("training", "", "")),
+        ("stalled", silent, f"! {silent}"),
+    ):
+        shown = RunView(view.run, RunState(state=state, reason=reason), view.history)
         assert run_lines.banner(shown, KeyTable()).plain.partition("\n")[0] == text
 
 
@@ -281,18 +323,19 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
     for devices, told in (
         ([GPU], "RTX 4090 71 °C ok"),
         ([replace(GPU, age_s=3.0)], "RTX 4090 71 °C ok"),
-        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C old"),
+        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C  18.2/24 GB 76%  20 s old"),
+        ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76%  3 min old"),
         ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090 cannot be read"),
-        ([GPU, second], "2× RTX 4090 71·82 °C near limit  18.2·23.5/24 GB at limit"),
-        ([GPU, other], "2 cards 71·82 °C near limit  41.7/72 GB"),
-        ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C near limit  18.2–23.5/24 GB at limit"),
-        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C old"),
+        ([GPU, second], "2× RTX 4090 71·82 °C ! near limit  18.2·23.5/24 GB 98% ! at limit"),
+        ([GPU, other], "2 cards 71·82 °C ! near limit  41.7/72 GB 76%"),
+        ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C ! near limit  18.2–23.5/24 GB 98% ! at limit"),
+        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C  18.2·23.5/24 GB 98%  20 s old"),
         ([GPU, replace(second, problem="it is gone")], "2× RTX 4090 1 of 2 cannot be read"),
         ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
     ):
         assert told in fit(header_segments(AppState(devices=devices), 1e9, loss=False), 120).plain
     narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9, loss=False), 45).plain
-    assert "82 °C near limit  41.7/48 GB at limit" in narrow
+    assert "82 °C ! near  41.7/48 GB ! limit" in narrow
 
 
 def test_the_line_of_processes_shows_where_each_is_also_where_it_is_narrow() -> None:
@@ -359,7 +402,7 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
         segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
         for width in (76, 98, 150):
             line, header = run_lines.progress(view, width, ASCII, 1e9).plain, fit(segments, width + 2).plain
-            marks = *places(line, "/1200", "%", "ETA"), *places(header, "/1200", "ETA", "loss", "°C", "GB", "ws1")
+            marks = *places(line, "/1200", "%", "ETA"), *places(header, "/1200", "ETA", "loss", "°C", "GB")
             found.setdefault(width, set()).add(marks)
     assert all(len(columns) == 1 for columns in found.values()), found
 

@@ -389,7 +389,7 @@ class Runs:
 
     def _show_run(self) -> None:
         view = self._state.view
-        self._bridge.sampling = view is None or not view.is_live or not view.history.devices
+        self._bridge.sampling = view is None or not view.reports_devices
         if (pane := self._desktop.panes.train) is not None:
             pane.show(view)
         self._desktop.show_header()

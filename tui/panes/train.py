@@ -18,6 +18,7 @@ from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import Key, bindings
+from tui.meters import stale_words
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
@@ -41,8 +42,6 @@ ROOMY = 36
 BESIDE = 150
 #: Rows from which the meters show every reading.
 DETAILED = 26
-#: Seconds after which the readings of a live run are marked as old.
-STALE_SECONDS = 15.0
 
 
 class TrainPane(Pane, can_focus=True):
@@ -256,13 +255,10 @@ class TrainPane(Pane, can_focus=True):
             run_lines.ranks(view.ranks or view.history.ranks, width, now) if view.is_live else Content("")
         )
         panel = self.query_one(DevicePanel)
-        # The last readings of a parked run are useless: other programs use the device now.
-        shown = view.reading()
-        panel.display = view.is_live and not view.state.parked and bool(shown.devices)
+        panel.display = view.reports_devices
         if panel.display:
-            age = now - view.history.updated if view.history.updated is not None else 0.0
-            stale = f"{age:.0f} s old" if age > STALE_SECONDS and view.state.state == "stalled" else ""
-            panel.show_devices(shown.devices, stale, self._around(view))
+            stale = stale_words(view.reading_age(now))
+            panel.show_devices(view.reading().devices, stale, self._around(view))
 
     def offers(self, identity: str) -> bool:
         """True for a key of the end card."""

@@ -260,6 +260,9 @@ def banner(view: RunView, keys: KeyTable) -> Content:
     if not headline:
         return _governed(view)
     reason = one_line(view.state.parked or view.state.reason, 400)
+    if name == "stalled" and reason:
+        # Its reason is the headline with the time.
+        headline, reason = reason, ""
     line = Content.assemble(
         (f"{STATE_GLYPHS.get(name, '?')} {headline}", f"{state_style(name)} bold".strip()),
         f": {reason.rstrip('.')}." if reason else "",

@@ -15,9 +15,19 @@ from core.jobs.running import RunningJob
 from core.runs.outlook.energy import energy_words
 from core.runs.outlook.time_left import eta_words
 from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
+from core.runs.record.timings import EVALUATING
 from core.text import one_line
 from core.units import coarse_ago, format_number
-from tui.meters import OLD_SECONDS, WORD_COLORS, memory_word, temperature_word
+from tui.meters import (
+    OK,
+    SHORT_WORDS,
+    WORD_COLORS,
+    memory_percent,
+    memory_word,
+    stale_words,
+    temperature_word,
+    worst,
+)
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 from tui.widgets.strips import style_of
@@ -40,14 +50,18 @@ class Segment:
     short: Content | None = None
     right: bool = False
     """Align to the right."""
+    room: int = 0
+    """Minimum of cells to count, so that a change of its text neither displaces others nor brings them back."""
 
 
-_PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
+_PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 8)
+#: Priority of written-out forms, between those of parts.
+_WRITTEN_OUT = 7.5
 
 
 def fit(segments: Sequence[Segment], width: int) -> Content:
-    """Fit the segments into a number of columns: the least important are shortened first, then left out, and brought
-    back if there is room again."""
+    """Fit the segments into a number of columns: the least important are shortened first, then left out; where there is
+    room again, they are brought back or written out."""
     kept: dict[int, Segment] = dict(enumerate(segments))
     by_priority = sorted(kept, key=lambda place: -segments[place].priority)
     for place in by_priority:
@@ -58,9 +72,17 @@ def fit(segments: Sequence[Segment], width: int) -> Content:
     for place in by_priority:
         if _length(kept.values()) > width:
             left_out[place] = kept.pop(place)
-    for place in reversed(left_out):
-        if _length([*kept.values(), left_out[place]]) <= width:
-            kept[place] = left_out[place]
+    # Of the written-out forms, the one that costs least comes first: a percentage before the name of a card.
+    ranks = {
+        place: (_WRITTEN_OUT, segment.content.cell_length - kept[place].content.cell_length, -place)
+        if place in kept
+        else (segment.priority, 0, -place)
+        for place, segment in enumerate(segments)
+    }
+    for place in sorted(ranks, key=ranks.__getitem__):
+        segment = left_out.get(place, segments[place])
+        if _length({**kept, place: segment}.values()) <= width:
+            kept[place] = segment
     shown = [kept[place] for place in sorted(kept)]
     left = Content(" " * _GAP).join(item.content for item in shown if not item.right)
     right = Content(" " * _GAP).join(item.content for item in shown if item.right)
@@ -69,7 +91,7 @@ def fit(segments: Sequence[Segment], width: int) -> Content:
 
 
 def _length(segments: Iterable[Segment]) -> int:
-    lengths = [item.content.cell_length for item in segments]
+    lengths = [max(item.content.cell_length, item.room) for item in segments]
     return sum(lengths) + _GAP * max(len(lengths) - 1, 0)
 
 
@@ -110,10 +132,11 @@ def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J")
         segments.append(Segment(brief + Content(f" {one_line(state.serving.name, 40)}"), 4, brief))
     if listed := [job for job in state.jobs if job.is_over or job.seconds >= JOB_SECONDS]:
         segments.append(_job_segment(listed, jobs))
-    of_run = view.reading().devices if view is not None and view.is_live else ()
-    devices = of_run or state.devices
+    devices, read = state.devices, 0.0
+    if view is not None and view.reports_devices:
+        devices, read = view.reading().devices, view.reading_age(now) or 0.0
     if cards := [item for item in devices if item.kind != "cpu"] or devices[:1]:
-        segments += [*_heat_segments(cards), *_memory_segments(cards)]
+        segments += _device_segments(cards, stale_words(max(read, *(card.age_s or 0.0 for card in cards))))
     segments.append(Segment(Content.styled(one_line(state.host, 30), "$muted"), 6, right=True))
     return segments
 
@@ -154,7 +177,7 @@ def _run_segments(
     identity, word = one_line(view.run.id, 60), ("run ", "$muted")
     whole, slug = Content.assemble(word, identity), slug_of(identity)
     if is_own:
-        segments = [Segment(whole, 9) if is_named else Segment(whole, 8, Content(slug))]
+        segments = [Segment(whole, 9) if is_named else Segment(whole, 5, Content(slug))]
     else:
         # Without its name, the configuration's would seem to be trained.
         segments = [Segment(whole, 0, Content.assemble(word, one_line(slug, 20)))]
@@ -170,17 +193,19 @@ def _run_segments(
         count = f" {counted}" if counted else ""
     elif name == "training" and answer_awaited:
         activity, count = "answering", f" at step {step}"
-    is_stepping = activity == "training"
-    full = Content.styled(f"{glyph} {activity}", style) + Content(count)
-    brief = Content.styled(glyph, style) + Content(count) if total and is_stepping else None
+    full, brief = Content.styled(f"{glyph} {activity}", style) + Content(count), None
     pending = view.pending
     if pending:
         full, brief = state_head(view, now), state_head(view, now, is_short=True)
-    segments.append(Segment(full, 0, brief))
-    if name == "paused" and not pending and (why := view.state.parked or view.state.reason):
-        segments.append(Segment(Content.styled(one_line(why, 60), style), 1))
     is_going_on = name == "training" and activity != "answering" and doing(pending) not in ("stopping", "pausing")
     eta = view.eta(now) if is_going_on and total else None
+    why = (view.state.parked or view.state.reason) if name == "paused" and not pending else ""
+    # The room of the time left is kept where nothing else takes it.
+    free = _GAP + len("ETA ") + ETA_WIDTH if eta is None and not why else 0
+    room = len(f"● {EVALUATING} {total}/{total}") + free if view.is_live else 0
+    segments.append(Segment(full, 0, brief, room=room))
+    if why:
+        segments.append(Segment(Content.styled(one_line(why, 60), style), 1))
     if eta is not None:
         segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
     if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
@@ -198,7 +223,25 @@ def _name(cards: Sequence[Device]) -> str:
     return f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
 
 
-def _heat_segments(cards: Sequence[Device]) -> Iterator[Segment]:
+def _device_segments(cards: Sequence[Device], age: str) -> list[Segment]:
+    """Readings of the cards; stale ones are dimmed, without their words, and followed by their age."""
+    found = [*_heat_segments(cards, is_stale=bool(age)), *_memory_segments(cards, is_stale=bool(age))]
+    if not age:
+        return found
+    # The age goes with the first of them.
+    dim = [
+        dataclasses.replace(
+            segment,
+            priority=2 if segment is found[0] else segment.priority,
+            content=segment.content.stylize("$muted"),
+            short=segment.short.stylize("$muted") if segment.short is not None else None,
+        )
+        for segment in found
+    ]
+    return [*dim, Segment(Content.styled(age, "$near"), 2, right=True)]
+
+
+def _heat_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
     """Unreadable cards, or else temperatures, or else loads; shortened to the hottest card."""
     lead = (f"{_name(cards)} ", "$muted")
     hot = [card for card in cards if card.temperature_c is not None]
@@ -207,29 +250,36 @@ def _heat_segments(cards: Sequence[Device]) -> Iterator[Segment]:
         brief = Content.styled(f"{f'{unread} of {len(cards)} ' if len(cards) > 1 else ''}cannot be read", "$limit")
         yield Segment(Content.assemble(lead, brief), 3, brief, right=True)
     elif hot:
-        word = _worst(temperature_word(card) for card in hot)
-        is_old = any(card.age_s is not None and card.age_s >= OLD_SECONDS for card in hot)
-        told = ("old", "$near") if is_old else (word, f"${WORD_COLORS[word]}")
+        word = worst(temperature_word(card) for card in hot)
         degrees = [f"{card.temperature_c:.0f}" for card in hot]
-        whole = Content.assemble(lead, f"{_listed(degrees)} °C ", told)
-        yield Segment(whole, 3, Content.assemble(f"{max(degrees, key=float)} °C ", told), right=True)
+        whole = Content.assemble(lead, f"{_listed(degrees)} °C", "" if is_stale else _told(word))
+        brief = Content.assemble(f"{max(degrees, key=float)} °C", "" if is_stale else _told(word, is_short=True))
+        yield Segment(whole, 3 if word == OK else 2, brief, right=True)
     elif loads:
         yield Segment(Content.assemble(lead, f"{_listed(loads)}%"), 7, right=True)
 
 
-def _memory_segments(cards: Sequence[Device]) -> Iterator[Segment]:
-    """Memory of each card if all are equally large, shortened to, or else, the sum."""
+def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
+    """Memory of each card if all are equally large, shortened to, or else, the sum; the percentage is that of the
+    fullest card."""
     filled = [(card.memory_used, card.memory_total) for card in cards if card.memory_used is not None]
     sizes = [(used / 1e9, total / 1e9) for used, total in filled if total]
     if not sizes:
         return
-    word = _worst(memory_word(card) for card in cards if memory_word(card))
-    pressed = (f" {word}", f"${WORD_COLORS[word]}") if word != "ok" else ""
+    word = worst(memory_word(card) for card in cards if memory_word(card))
+    is_told = word != OK and not is_stale
+    percent = f" {max(memory_percent(card) or 0 for card in cards)}%"
     together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
     totals = {f"{total:.0f}" for _, total in sizes}
     each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
     label = ("RAM " if cards[0].kind == "cpu" else "", "$muted")
-    yield Segment(Content.assemble(label, each, pressed), 4, Content.assemble(together, pressed), right=True)
+    whole = Content.assemble(label, each, percent, _told(word) if is_told else "")
+    brief = Content.assemble(label, together, _told(word, is_short=True) if is_told else "")
+    yield Segment(whole, 4 if word == OK else 2, brief, right=True)
+
+
+def _told(word: str, *, is_short: bool = False) -> tuple[str, str]:
+    return f" {SHORT_WORDS[word] if is_short else word}", f"${WORD_COLORS[word]}"
 
 
 def _listed(values: Sequence[str]) -> str:
@@ -237,11 +287,6 @@ def _listed(values: Sequence[str]) -> str:
     if len(values) <= MOST_LISTED:
         return "·".join(values)
     return f"{min(values, key=float)}–{max(values, key=float)}"
-
-
-def _worst(words: Iterable[str]) -> str:
-    """The word of the card closest to its limit."""
-    return max(words, key=list(WORD_COLORS).index)
 
 
 def _steady(device: Device) -> float:

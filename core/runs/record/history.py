@@ -180,6 +180,8 @@ class RunHistory:
 
     # The machine.
     devices: list[Device] = field(default_factory=list, init=False)
+    devices_read: float | None = field(default=None, init=False)
+    """Unix time at which the devices and the machine were read last; None if never."""
     host: Host | None = field(default=None, init=False)
     """The machine around the devices; None in runs of earlier versions."""
     memory: dict[str, events.MemoryEvent] = field(default_factory=dict, init=False)
@@ -380,7 +382,7 @@ class RunHistory:
         self._write(event.t, "info", sentences.probe(event))
 
     def _apply_hardware(self, event: events.HardwareEvent) -> None:
-        self.devices = Device.all_from(event.devices)
+        self.devices, self.devices_read = Device.all_from(event.devices), self.updated
         self.host = Host.from_dict(event.host)
         self._sample_device(self.devices[0] if self.devices else None)
 

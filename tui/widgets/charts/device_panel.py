@@ -12,15 +12,28 @@ from core.hardware.snapshot import Device, Host
 from core.text import one_line
 from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet
-from tui.meters import LIMIT, NEAR, OK, WORD_COLORS, memory_word, temperature_limit, temperature_word
+from tui.meters import (
+    LIMIT,
+    NEAR,
+    OK,
+    SHORT_WORDS,
+    WORD_COLORS,
+    memory_percent,
+    memory_temperature_word,
+    memory_word,
+    stale_words,
+    temperature_limit,
+    temperature_word,
+    worst,
+)
 from tui.widgets.charts.bars import bar, sparkline, tick_place
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.runs.record.events import MemoryEvent
 
-#: Minimum columns for two lines per device, with wide bars.
-WIDE = 96
+#: Minimum columns for wide bars and all values, and for a device on one line.
+WIDE, ONE_LINE = 96, 76
 #: Maximum number of devices shown; further ones are counted.
 MOST = 4
 #: Maximum number of cores drawn; more are thinned out.
@@ -30,8 +43,7 @@ _SETTINGS = ("application clocks", "sync boost", "display clock")
 #: Throttling reasons caused by heat or by the power supply.
 HOT = ("thermal slowdown", "hardware thermal slowdown", "hardware slowdown", "power brake", "memory temperature")
 #: Word for such throttling in a narrow pane, and the cells of the narrowest bars.
-HELD, NARROWEST = "held back", 5
-_SHORT = {OK: "ok", NEAR: "near", LIMIT: "limit", HELD: "held"}
+HELD, NARROWEST = "! held back", 5
 #: Maximum lines of details.
 _DETAIL_LINES = 2
 #: Columns of a device's name, and indentation of the lines below it.
@@ -93,7 +105,7 @@ class Around:
 
 
 class DevicePanel(TextBlock):
-    """Panel of devices: a line each, two in a wide pane, and all details if it is tall too.
+    """Panel of devices: a line or two each, and all details in a pane that is wide and tall.
 
     Args:
         glyphs: The glyphs of the bars.
@@ -121,8 +133,8 @@ class DevicePanel(TextBlock):
         lines: list[Content] = []
         for device in shown:
             found = device_lines(device, width, self._glyphs, several=len(self._devices) > 1, around=self._around)
-            age = "" if device.age_s is None else f"{device.age_s:.0f} s old: the driver does not answer"
-            lines += _with_age(found, age, width)
+            age = stale_words(device.age_s)
+            lines += _with_age(found, f"{age}: the driver does not answer" if age else "", width)
         if len(self._devices) > MOST:
             lines.append(Content.styled(f"{len(self._devices) - MOST} more devices", "$muted"))
         if lines and self._around.host is not None and self._around.is_detailed and width >= WIDE:
@@ -145,7 +157,7 @@ def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
 def device_lines(
     device: Device, width: int, glyphs: GlyphSet, *, several: bool = False, around: Around | None = None
 ) -> list[Content]:
-    """Lines of a device: one if narrow, two if wide, and more for details.
+    """Lines of a device: one, or two if very narrow or wide, and more for details.
 
     Args:
         device: The device.
@@ -161,13 +173,11 @@ def device_lines(
         return [_lost(device, name or _name(device), width)]
     planned = around.planned(device)
     if not wide:
-        return [_narrow(device, name, width, glyphs, planned)]
-    heat = _memory_heat(device)
-    room = width - 66 - (12 if planned is not None else 0) - 13 * len(heat)
-    bar_width = max(min(room // 2, 24), 8)
+        return _narrow(device, name, width, glyphs, planned)
+    room = width - _NAME_WIDTH - 26 - _memory(device, 1, glyphs, planned, wide=True).cell_length
+    bar_width = max(min(room // 2, 24), NARROWEST)
     meters = [
         _temperature(device, bar_width, glyphs, wide=True),
-        *heat,
         _memory(device, bar_width, glyphs, planned, wide=True),
     ]
     lines = [Content.styled(name.ljust(_NAME_WIDTH), "bold") + Content("   ").join(meters), _second(device, width)]
@@ -192,42 +202,44 @@ def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False
     return Content.styled("host".ljust(_NAME_WIDTH), "bold") + _fitting(pieces, width - _NAME_WIDTH)
 
 
-def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> Content:
-    """The essentials on one line, and more values if they fit: a wrapped line would move everything below it."""
-    bar_width = 8 if width >= 66 else NARROWEST
-    shown = [
-        *([Content.styled(name, "bold")] if name else []),
-        _temperature(device, bar_width, glyphs, wide=False),
-        _memory(device, bar_width, glyphs, planned, wide=False),
-    ]
+def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> list[Content]:
+    """The essentials on one line, or two, and more values if they fit: a wrapped line would move everything below."""
+    is_one = width >= ONE_LINE
+    is_tight = bool(name) or (device.memory_total or 0) >= 100e9
+    bar_width = 8 if not is_one else NARROWEST if is_tight else NARROWEST + 1
+    head = f"{name}  " if name else ""
+    heat = _temperature(device, bar_width, glyphs, wide=False, room=8 if is_one and name else 12)
+    memory = _memory(device, bar_width, glyphs, planned, wide=False)
+    shown = [Content.styled(head, "bold") + heat, *([memory] if is_one else [])]
     held = [reason for reason in device.throttle_reasons if reason not in _SETTINGS]
-    pressed = memory_word(device)
     rest = [
         *([Content(_power(device, short=True))] if device.power_w is not None else []),
-        *([Content(_percent(device.utilization))] if device.utilization is not None else []),
-        *([Content.styled(f"memory {pressed}", f"${WORD_COLORS[pressed]}")] if pressed not in ("", OK) else []),
+        *([_labeled("load ", _percent(device.utilization))] if device.utilization is not None else []),
         *([Content.styled(f"held back: {one_line(held[0], 30)}", "$near")] if held else []),
     ]
     for piece in rest:
-        if _length(shown) + 3 + piece.cell_length <= width:
+        if _length([*shown, piece], 2) <= width:
             shown.append(piece)
-    return Content("   ").join(shown)
+    line = Content("  ").join(shown)
+    return [line] if is_one else [line, Content(" " * len(head)) + memory]
 
 
 def _second(device: Device, width: int) -> Content:
-    """Power, load, fan and clock, and as many throttling reasons as fit."""
+    """Power, load, temperature of the memory, fan and clock, and as many throttling reasons as fit."""
     pieces = [
-        ("", _power(device)),
-        ("util ", _percent(device.utilization)),
-        ("fan ", _percent(device.fan)),
-        ("", "–" if device.clock is None else f"{format_count(device.clock).rjust(5)} MHz"),
+        _labeled("", _power(device)),
+        _labeled("util ", _percent(device.utilization)),
+        *([_memory_heat(device)] if device.memory_temperature_c is not None else []),
+        _labeled("fan ", _percent(device.fan)),
+        _labeled("", "–" if device.clock is None else f"{format_count(device.clock).rjust(5)} MHz"),
     ]
     is_cpu = device.kind == "cpu"
-    second = [_labeled(label, value) for label, value in pieces if not (is_cpu and value.strip() in ("–", "– W"))]
-    line = _below(Content("   ").join(second))
+    if is_cpu:
+        pieces = [piece for piece in pieces if "–" not in piece.plain]
+    label = "   held back by: "
+    line = _below(_fitting(pieces, width - _NAME_WIDTH - len(label) - 8))
     if is_cpu and not device.throttle_reasons:
         return line
-    label = "   held back by: "
     reasons = one_line(", ".join(device.throttle_reasons), max(width - line.cell_length - len(label), 8))
     return Content.assemble(line, (label, "$muted"), (reasons, "$near") if reasons else "nothing")
 
@@ -279,44 +291,45 @@ def _name(device: Device) -> str:
     return "CPU" if device.kind == "cpu" else f"GPU {device.index}"
 
 
-def _memory_heat(device: Device) -> list[Content]:
-    value, limit = device.memory_temperature_c, device.memory_temperature_limit_c
-    if value is None:
-        return []
-    style = "$limit" if limit is not None and value >= limit else ""
-    return [Content.assemble(("memory ", "$muted"), (f"{value:3.0f} °C", style))]
+def _memory_heat(device: Device) -> Content:
+    word = memory_temperature_word(device)
+    told = (f" {word}", f"${WORD_COLORS[word]}") if word not in ("", OK) else ""
+    return Content.assemble(("memory ", "$muted"), f"{device.memory_temperature_c:3.0f} °C", told)
 
 
-def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool) -> Content:
-    value, word = device.temperature_c, temperature_word(device)
+def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool, room: int = 17) -> Content:
+    """The temperature, with a bar of a width, and its word in a room; in a narrow panel that of the memory, if it is
+    closer to its limit: there is no other place for it."""
+    value, word, limit, label = device.temperature_c, temperature_word(device), temperature_limit(device), ""
+    hot, hottest = memory_temperature_word(device), device.memory_temperature_limit_c
+    if not wide and hottest is not None and hot and worst((word or OK, hot)) != (word or OK):
+        value, word, limit, label = device.memory_temperature_c, hot, hottest, "mem "
     if value is None:
         return Content.assemble(("–", ""), (" °C", "$muted")) if not wide else Content.styled("temperature –", "$muted")
-    limit = temperature_limit(device)
     # The bar starts at 30 °C, a cool idle.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
-    ending, color = f" {word}, limit {limit:.0f}".ljust(21), WORD_COLORS[word]
+    told, color = f"{word}, limit {limit:.0f}" if word == OK else f"{word} {limit:.0f}", WORD_COLORS[word]
     if not wide:
-        # A narrow panel has no other line for it.
         is_held = any(reason in HOT for reason in device.throttle_reasons)
-        told = HELD if is_held else word
-        ending = f" {told}".ljust(11) if width > NARROWEST else f" {_SHORT[told]}".ljust(6)
+        told = HELD if is_held else SHORT_WORDS[word]
         color = "near" if is_held and word == OK else color
-    return Content.assemble(f"{value:3.0f} °C ", meter, (ending, f"${color}"))
+    return Content.assemble(
+        (label, "$muted"), f"{value:3.0f} °C ", meter, (f" {told}".ljust(room - len(label)), f"${color}")
+    )
 
 
 def _memory(device: Device, width: int, glyphs: GlyphSet, planned: PlannedMemory | None, *, wide: bool) -> Content:
     name = "RAM" if device.kind == "cpu" else "VRAM"
-    if device.memory_used is None or not device.memory_total:
+    percent, word, total = memory_percent(device), memory_word(device), device.memory_total
+    if percent is None or not total:
         return Content.assemble((f"{name} ", "$muted"), "–")
-    share, word = device.memory_used / device.memory_total, memory_word(device)
-    tick = tick_place(None if planned is None else planned.used / device.memory_total, width)
-    text = f" {_of(device.memory_used, device.memory_total, 4)}"
-    text += f" {share:4.0%}" if wide else ""
-    text += f"  plan {planned.bytes / 1e9:.1f}" if wide and planned is not None else ""
-    ending = f" {word}" if wide and word != OK else ""
-    return Content.assemble(
-        (f"{name} ", "$muted"), _bar(share, width, glyphs, word, tick), text, (ending, f"${WORD_COLORS[word]}")
-    )
+    tick = tick_place(None if planned is None else planned.used / total, width)
+    text = f" {_of(device.memory_used, total, 4)} {percent:3d}%"
+    text += f"  plan {planned.bytes / 1e9:.1f} GB" if wide and planned is not None else ""
+    told = "" if word == OK else f" {word if wide else SHORT_WORDS[word]}"
+    # The longest word has its room, so that nothing moves when it comes.
+    ending = (told.ljust(13 if wide else 8), f"${WORD_COLORS[word]}")
+    return Content.assemble((f"{name} ", "$muted"), _bar(percent / 100, width, glyphs, word, tick), text, ending)
 
 
 def _bar(share: float, width: int, glyphs: GlyphSet, word: str, tick: int | None = None) -> Content:
@@ -389,5 +402,5 @@ def _flowing(pieces: Sequence[Content], width: int, most: int = _DETAIL_LINES) -
     return [Content("   ").join(line) for line in lines]
 
 
-def _length(pieces: Sequence[Content]) -> int:
-    return sum(piece.cell_length for piece in pieces) + 3 * max(len(pieces) - 1, 0)
+def _length(pieces: Sequence[Content], gap: int = 3) -> int:
+    return sum(piece.cell_length for piece in pieces) + gap * max(len(pieces) - 1, 0)

@@ -73,21 +73,37 @@ def test_no_reading_is_wider_than_the_pane(device: Device, width: int, detailed:
     assert host_line(HOST, ASCII, width).cell_length <= width
 
 
-def test_half_a_pane_keeps_the_power() -> None:
-    lines = [
-        text_of(replace(FULL, temperature_c=degrees, throttle_reasons=held), 56)[0]
-        for degrees, held in ((71.0, []), (84.0, []), (90.0, []), (71.0, ["thermal slowdown"]))
-    ]
-    assert lines[0] == " 71 °C ━━━━─ ok      VRAM ━━━━┊ 18.2/24.0 GB   312/450 W"
-    assert [line[12:18].strip() for line in lines] == ["ok", "near", "limit", "held"]
-    assert {len(line) for line in lines} == {56}
-
-
-def test_what_holds_it_back_is_reported_in_a_narrow_pane_where_it_is_heat() -> None:
-    (line,) = text_of(replace(FULL, throttle_reasons=["power cap", "hardware thermal slowdown"]), 76)
-    assert "held back" in line
+def test_a_narrow_pane_has_a_word_for_each_state_and_a_room_for_the_word() -> None:
+    states: dict[str, Device] = {
+        "ok": FULL,
+        "! near": replace(FULL, temperature_c=84.0),
+        "! limit": replace(FULL, temperature_c=86.6),
+        "mem  95 °C": replace(FULL, memory_temperature_c=95.0),
+        "! held back": replace(FULL, throttle_reasons=["power cap", "hardware thermal slowdown"]),
+    }
+    for word, device in states.items():
+        above, below = text_of(device, 56)
+        assert word in above
+        assert above.endswith(" 312/450 W  load  98%")
+        assert below.rstrip() == "VRAM ━━━━━━┊─ 18.2/24.0 GB  76%"
+        (line,) = text_of(device, 76)
+        assert word in line
+        assert line.index("VRAM ━━━━━┊ 18.2/24.0 GB  76% ") == 27
+        assert line.endswith("312/450 W")
+    assert text_of(replace(FULL, memory_used=19_104_000_000), 56)[1].endswith(" 80% ! near ")
+    assert text_of(replace(FULL, memory_used=22_704_000_000), 76)[0].endswith(" 95% ! limit  312/450 W")
     assert "held back" not in text_of(FULL, 76)[0]
-    assert "held back: power cap" in text_of(replace(FULL, utilization=None), 95)[0]
+    assert "held back: power cap" in text_of(replace(FULL, power_w=None, utilization=None), 95)[0]
+
+
+@cases("width", [96, 116, 196])
+def test_the_words_of_a_wide_pane_have_their_room(width: int) -> None:
+    for share, word in ((0.794, ""), (0.796, "! near limit"), (0.944, "! near limit"), (0.946, "! at limit")):
+        device = replace(FULL, memory_used=round(share * 24e9), memory_temperature_c=71.0 + 25 * (share > 0.8))
+        first, second = text_of(device, width, replace(AROUND, is_detailed=False))
+        assert len(first) <= width
+        assert first.rstrip().endswith(f"{share:.0%}  plan 19.1 GB {word}".rstrip())
+        assert f"memory  {71 + 25 * (share > 0.8)} °C{' ! at limit' * (share > 0.8)}  " in second
 
 
 def test_a_large_pane_shows_a_narrow_bus_what_holds_it_back_and_other_programs() -> None:
@@ -132,8 +148,7 @@ def test_a_lost_card_says_why() -> None:
 def test_the_mark_of_the_plan_takes_a_cell_of_the_bar(used: int, planned: float, bar: str) -> None:
     device = replace(GPU, memory_used=used * 10**9)
     around = Around(lambda _: PlannedMemory(1, round(planned * 10**9)))
-    (line,) = device_lines(device, 76, ASCII, around=around)
-    assert f"VRAM {bar} " in line.plain
+    assert f"VRAM {bar} " in device_lines(device, 56, ASCII, around=around)[1].plain
 
 
 CARD = Device(index=0, kind="cuda", name="RTX", memory_used=9, memory_total=24_000)
