@@ -34,8 +34,9 @@ def _still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed host and time zone, idle devices, no blinking cursor."""
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
-    # On a slow machine, a snapshot would show the run stalled.
+    # On a slow machine, a snapshot would show the run stalled; the last readings are before the fixed time.
     monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
+    monkeypatch.setattr("tui.meters.STALE_SECONDS", math.inf)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     for name in ("NO_COLOR", "TEXTUAL_THEME"):

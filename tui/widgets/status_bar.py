@@ -268,11 +268,12 @@ def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Seg
         return
     word = worst(memory_word(card) for card in cards if memory_word(card))
     is_told = word != OK and not is_stale
-    percent = f" {max(memory_percent(card) or 0 for card in cards)}%"
+    is_cpu = cards[0].kind == "cpu"
+    percent = "" if is_cpu else f" {max(memory_percent(card) or 0 for card in cards)}%"
     together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
     totals = {f"{total:.0f}" for _, total in sizes}
     each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
-    label = ("RAM " if cards[0].kind == "cpu" else "", "$muted")
+    label = ("RAM " if is_cpu else "", "$muted")
     whole = Content.assemble(label, each, percent, _told(word) if is_told else "")
     brief = Content.assemble(label, together, _told(word, is_short=True) if is_told else "")
     yield Segment(whole, 4 if word == OK else 2, brief, right=True)

@@ -144,12 +144,15 @@ class DevicePanel(TextBlock):
 
 
 def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
-    """Dim old lines and append their age, on a new line if there is no room."""
+    """Dim old lines and append their age, if need be in place of the last value, or on a new line."""
     if not lines or not age:
         return lines
     dim = [line.stylize("$muted") for line in lines]
-    fits = dim[-1].cell_length + 3 + len(age) <= width
-    dim += [] if fits else [Content("")]
+    room, last = width - 3 - len(age), dim[-1].rstrip()
+    # In place of the last value, so that nothing below moves.
+    ends = last.cell_length, len(last.plain.rpartition("  ")[0].rstrip())
+    end = next((end for end in ends if end <= room), None)
+    dim[-1:] = [dim[-1], Content("")] if end is None else [last[:end]]
     dim[-1] = Content.assemble(dim[-1], (f"   {age}", "$near"))
     return dim
 
