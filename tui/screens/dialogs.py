@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from textual.await_complete import AwaitComplete
 from textual.content import Content
 
 from core.errors import UserError
@@ -13,6 +14,7 @@ from core.runs.record.store import Run, complete_checkpoints
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
+from tui.shell import copy_text
 from tui.state import RunView
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
-COPY_CODE, COPY_PATH = "copy code", "copy path"
+COPY_CODE, COPY_PATH, _COPY = "copy code", "copy path", "copy"
 YES, FOR_GOOD = "yes", "for good"
 ADD = "add"
 _STAY = Choice("escape", "", "stay")
@@ -262,9 +264,23 @@ def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
     return ChoiceDialog("Use it elsewhere", text, *choices, is_harmless=True)
 
 
-def error_dialog(title: str, error: UserError) -> ChoiceDialog:
-    """The error of a user's request, with its hint."""
-    return ChoiceDialog(title, error_text(error), Choice("enter", "", "close"), alarm=True)
+class ErrorDialog(ChoiceDialog):
+    """The error of a user's request, with its hint.
+
+    Args:
+        title: The subject.
+        error: The error.
+    """
+
+    def __init__(self, title: str, error: UserError) -> None:
+        super().__init__(title, error_text(error), Choice("enter", "", "close"), Choice("y", _COPY, "copy"), alarm=True)
+        self._error = error
+
+    def dismiss(self, result: str | None = None) -> AwaitComplete:
+        """Close it; copies the error if the user asked for that."""
+        if result == _COPY:
+            self.notify(copy_text(self, str(self._error), "the error"), markup=False)
+        return super().dismiss(result)
 
 
 def error_text(error: UserError) -> Content:
