@@ -275,6 +275,11 @@ class Runs:
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if news.found:
             self._land()
+        if news.found and view.is_live:
+            why = f": {one_line(view.state.reason, 100)}" if view.state.reason else ""
+            self._desktop.tell(
+                f"Attached to {brief_id(view.run.id)}, which {in_words(view.state.state)}{why}.", seconds=6
+            )
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self.offer_to_chat()
             self.look_around()
