@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -189,7 +190,8 @@ async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path)
         await wait_for(pilot, lambda: app.state.view is not None)
         assert view_of(app).run.id == script.run.id
         text = screen_text(app)
-        assert not app._notifications, "the status bar has the run"
+        (note,) = app._notifications
+        assert re.fullmatch(r"Attached to \S+, which is training\.", note.message)
         folded = "2 checkpoints, newest step-60 (1.2 s, 39 MB)"
         for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s", folded):
             assert expected in text
