@@ -510,9 +510,9 @@ class Desktop:
 
     def fail(self, title: str, error: UserError) -> None:
         """Show an error dialog for a failed request of the user."""
-        from tui.screens.dialogs import error_dialog
+        from tui.screens.dialogs import ErrorDialog
 
-        self.open(error_dialog(title, error))
+        self.open(ErrorDialog(title, error))
 
     # Notices.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,3 +247,17 @@ def shell_of(node: DOMNode) -> Shell:
     if not isinstance(app, Shell):
         raise TypeError(f"{type(app).__name__} is not a shell")
     return app
+
+
+def copy_text(node: DOMNode, text: str, what: str) -> str:
+    """Copy a text to the clipboard of the terminal; returns the notice.
+
+    Args:
+        node: A widget or a screen.
+        text: The text.
+        what: Its name in the notice.
+    """
+    # Without lone surrogates, which cannot be encoded.
+    node.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
+    tmux = " (in tmux with set-clipboard on)" if os.environ.get("TMUX") else ""
+    return f"✓ {what} sent to your terminal's clipboard{tmux}"

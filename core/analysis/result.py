@@ -203,6 +203,7 @@ class Analysis:
         stop_learned: Usable rows whose last trained token ends an answer, if there is a model, including rows held out
             or left out by weight.
         eval_rows: Held-out rows read.
+        held_out: Rows of the sources that ``data.eval_share`` holds out, by number.
         seconds: Duration in seconds.
     """
 
@@ -216,6 +217,7 @@ class Analysis:
     lengths: Lengths | None = None
     stop_learned: int | None = None
     eval_rows: int = 0
+    held_out: tuple[int, ...] = ()
     seconds: float = 0.0
 
     def problem(self, code: str) -> Problem | None:
@@ -242,6 +244,7 @@ class Analysis:
             "problems": tuple(Problem.from_dict(problem) for problem in data["problems"]),
             "turns": {int(count): rows for count, rows in data["turns"].items()},
             "lengths": Lengths.from_dict(data["lengths"]) if data["lengths"] is not None else None,
+            "held_out": tuple(data["held_out"]),
         }
         return cls(**values)
 

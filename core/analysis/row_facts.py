@@ -142,10 +142,12 @@ class Examiner:
             except RowError as error:
                 facts.dropped.append((number, error.code, one_line(error.message, 300)))
                 continue
-            text = normalized(example)
+            # As the run compares and divides them: without end marks.
+            bare = self._masker.unmarked(example) if self._masker is not None else example
+            text = normalized(bare)
             facts.compared.append(number)
-            facts.keys += digest(example, text)
-            facts.signatures += signature(example, text)
+            facts.keys += digest(bare, text)
+            facts.signatures += signature(bare, text)
             if not quick:
                 self._look(number, row.data or {}, example, facts)
             batch.append((number, example))

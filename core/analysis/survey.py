@@ -240,6 +240,7 @@ class _Findings:
         """Positions of usable rows in the fingerprints, by entry; filled only if rows are divided."""
         self._total = RowFacts()
         self._eval_read = 0
+        self._held_out: tuple[int, ...] = ()
         self._dropped: dict[str, int] = {}
 
     def gather(self, report: Progress, began: float) -> Analysis:
@@ -301,6 +302,7 @@ class _Findings:
         bounds = list(itertools.accumulate(map(len, self._used), initial=0))
         division = divide_rows(usable, bounds, self._weights, self._request.eval_share, self._request.seed)
         kept_out = division.held_out
+        self._held_out = tuple(usable.numbers[place] for place in sorted(kept_out))
         left_out = division.counts.count(0) - len(kept_out)
         self._total.used -= len(kept_out) + left_out
         self._dropped |= {code: count for code, count in ((HELD_OUT, len(kept_out)), (NOT_SAMPLED, left_out)) if count}
@@ -337,6 +339,7 @@ class _Findings:
             lengths=measure_lengths(whole.lengths, whole.measured, whole.tokens, whole.supervised),
             stop_learned=whole.stop_learned if self._request.masks is not None else None,
             eval_rows=self._eval_read,
+            held_out=self._held_out,
             seconds=time.monotonic() - began,
         )
 

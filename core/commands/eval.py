@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks is not None or args.include is not None:
         note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
         return EXIT_USAGE
+    from core.commands.live_line import LiveLine
     from core.evaluation.evaluation import EvaluationRequest
     from core.evaluation.report import report_path, write_report
     from core.evaluation.table import EvaluationTable
@@ -61,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
         report_path(args.out)  # refused before the work and not after it
     if args.show:
         return _show(args)
-    evaluation = EvaluationRequest(
+    request = EvaluationRequest(
         tuple(args.targets), tuple(args.against), args.prompts, args.limit, args.max_new_tokens, args.check
-    ).prepare()
+    )
+    with LiveLine() as line:
+        evaluation = request.prepare(lambda at: line.draw(at.activity))
     prompts = evaluation.prompts
     if prompts.skipped:
         note(f"{prompts.skipped} rows of {prompts.name} are not questions, and are skipped.")

@@ -13,7 +13,7 @@ from core.chat.request import GenerationSettings
 from core.chat.session import Answer, ChatSession
 from core.errors import UserError
 from core.evaluation.check import Check
-from core.evaluation.prompt_set import PromptSet, read_prompt_set
+from core.evaluation.prompt_set import PromptSet, read_held_out, read_prompt_set
 from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, free_path, make_folder, unfinished
 from core.evaluation.score import Scorer
 from core.evaluation.targets import Target, resolve_targets
@@ -162,14 +162,18 @@ class EvaluationRequest:
     """See :func:`core.evaluation.targets.resolve_targets`."""
     against: tuple[str, ...] = ()
     prompts: str | None = None
-    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default the run's held-out rows."""
+    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default the rows that the run held
+    out, of ``data.eval`` or of its training files."""
     limit: int | None = None
     max_new_tokens: int | None = None
     check: str | None = None
     """See :meth:`core.evaluation.check.Check.parse`."""
 
-    def prepare(self) -> Evaluation:
+    def prepare(self, progress: Callable[[JobProgress], None] = lambda _: None) -> Evaluation:
         """The evaluation: models are found and prompts read, nothing is loaded.
+
+        Args:
+            progress: Called while the rows held out are looked for; may raise to stop.
 
         Raises:
             UserError: If a part of it is missing or unusable.
@@ -186,8 +190,12 @@ class EvaluationRequest:
             held_out = config.data.eval
             if prompts is None and held_out is not None:
                 prompts = held_out if isinstance(held_out, str) else held_out[0]
-        if prompts is None:
-            raise UserError("No file of prompts is named, and none is held out.", "Name one, or a dataset.")
         if self.max_new_tokens is not None:
             longest = self.max_new_tokens
-        return Evaluation(read_prompt_set(prompts, limit=self.limit, system=system), targets, longest, check)
+        if prompts is not None:
+            asked = read_prompt_set(prompts, limit=self.limit, system=system)
+        elif trained is not None and trained.config.data.eval_share:
+            asked = read_held_out(trained, limit=self.limit, progress=progress)
+        else:
+            raise UserError("No file of prompts is named, and no row is held out.", "Name one, or a dataset.")
+        return Evaluation(asked, targets, longest, check)

@@ -6,20 +6,27 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.chat.prompts import conversation_of, read_row
 from core.chat.request import ChatRequest
 from core.data.conversation import RowError
-from core.data.registries.resolve import single_source
+from core.data.files.rows import Row
+from core.data.formats.detect import Detection
+from core.data.registries.resolve import flat_sources, hash_data_files, single_source
+from core.data.registries.source import DataSource
 from core.errors import UserError
+from core.jobs.job import JobProgress
 from core.path_kind import JSON_LINES_SUFFIXES
 from core.paths import user_path
 from core.small_files import open_regular
 from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.runs.catalog.trained import TrainedModel
 
 #: Most prompts of a set; more would be a benchmark for a night.
 PROMPT_LIMIT = 10_000
@@ -96,7 +103,52 @@ def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "
     if os.path.isfile(path) and (suffix in _TEXT or (suffix in JSON_LINES_SUFFIXES and _is_ours(path, name))):
         found = list(itertools.islice(_own_items(path, name, suffix in JSON_LINES_SUFFIXES, system), most + 1))
     else:
-        found, skipped = _dataset_items(reference, most + 1)
+        found, skipped = _dataset_items([single_source(reference)], most + 1)
+    return _checked(name, found, skipped, limit)
+
+
+def read_held_out(
+    trained: TrainedModel, *, limit: int | None = None, progress: Callable[[JobProgress], None] = lambda _: None
+) -> PromptSet:
+    """The rows that a run held out of its training files for ``data.eval_share``, as a prompt set; blocks.
+
+    Args:
+        trained: The model of the run.
+        limit: Most questions, the first ones; None for all.
+        progress: Called while the rows are divided again; may raise to stop.
+
+    Raises:
+        UserError: If a file has changed since the run or cannot be read, the tokenizer of the run is not on this
+            machine, or as :func:`read_prompt_set`.
+    """
+    from core.analysis.job import analyze
+    from core.analysis.result import request_for
+    from core.analysis.row_samples import tokenizer_directory
+    from core.audit.chain_check import read_sealed
+    from core.template.builtin import named_or_file
+
+    config, data = trained.config, trained.config.data
+    starts = read_sealed(trained.run).starts
+    if starts and (before := starts[-1].body.get("files")):
+        now = hash_data_files(data)
+        if changed := next((path for path in now if now[path] != before.get(path)), None):
+            sentence = "has changed since the run, so the rows that it held out are not known."
+            raise UserError(f"{one_line(changed, 200)} {sentence}", "Name a file of prompts.")
+    model = str(tokenizer_directory(config.model.base))
+    request = request_for(config, model=model, template=named_or_file(trained.template))
+    looking = JobProgress("dividing the rows as the run did")
+    progress(looking)
+    numbers = analyze(request, lambda _: progress(looking)).held_out[: config.eval.max_rows]
+    most = PROMPT_LIMIT if limit is None else min(limit, PROMPT_LIMIT)
+    sources = flat_sources(data.train, data.format, data.columns)
+    found, skipped = _dataset_items(sources, most + 1, frozenset(numbers))
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return _checked(f"{one_line(sources[0].name, 200)}{more}, held out", found, skipped, limit)
+
+
+def _checked(name: str, found: list[PromptItem], skipped: int, limit: int | None) -> PromptSet:
+    """A prompt set of the questions found, at most one beyond the limit."""
+    most = PROMPT_LIMIT if limit is None else min(limit, PROMPT_LIMIT)
     if not found:
         raise UserError(f"{name} has no prompt.", "Write one on each line, or take a dataset with conversations.")
     if len(found) > most and limit is None:
@@ -173,16 +225,17 @@ def _item(row: Mapping[str, Any], count: int, system: str) -> PromptItem:
     return PromptItem(name, tuple(messages), expected, schema)
 
 
-def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
-    """Questions of a dataset, and the number of skipped rows."""
-    source = single_source(reference)
+def _dataset_items(
+    sources: Sequence[DataSource], most: int, chosen: Collection[int] | None = None
+) -> tuple[list[PromptItem], int]:
+    """Questions of a dataset, and the number of skipped rows; of the ``chosen`` rows, by number, or of all."""
     items: list[PromptItem] = []
     skipped = 0
-    with source.open() as file:
-        detection = source.recognize(file)
-    for count, row in enumerate(source.rows(), 1):
+    for count, (detection, row) in enumerate(_rows(sources), 1):
         if len(items) >= most:
             break
+        if chosen is not None and count - 1 not in chosen:
+            continue
         try:
             example = detection.example(row)
             messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
@@ -196,3 +249,12 @@ def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
         expected = example.answer if example.label is not False else None
         items.append(PromptItem(str(count), tuple(messages), expected or None))
     return items, skipped
+
+
+def _rows(sources: Sequence[DataSource]) -> Iterator[tuple[Detection, Row]]:
+    """The rows of all sources in order, each with the format of its source."""
+    for source in sources:
+        with source.open() as file:
+            detection = source.recognize(file)
+        for row in source.rows():
+            yield detection, row

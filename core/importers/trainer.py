@@ -14,7 +14,8 @@ from core.hub_uri import DEFAULT_REVISION, is_hub_id
 from core.importers.data_files import INSTEAD, count_entries, per_epoch
 from core.importers.tool import REASONS, SHARED
 from core.importers.translation import OFF, SAME, Translation, is_one_of
-from core.models.find import find_model
+from core.models.find import close_name, find_model
+from core.text import one_line
 
 #: Reason for evaluation keys without evaluation rows.
 NOTHING_HELD_OUT = "Nothing is held out, so there is nothing to evaluate."
@@ -47,7 +48,9 @@ def model_base(work: Translation, key: str, *revisions: str) -> None:
     elif is_hub_id(name) and find_model(name) is None:
         wanted = work.text(given[0]) if given else None
         version = f"@{quote(wanted, safe='')}" if wanted and wanted != DEFAULT_REVISION else ""
-        work.change(key, "model.base", name, f"'localtune-tui fetch hf://{name}{version}' downloads it.")
+        near = close_name(name)
+        guess = f"Did you mean {one_line(near, 100)}? " if near is not None else ""
+        work.change(key, "model.base", name, f"{guess}'localtune-tui fetch hf://{name}{version}' downloads it.")
         if version and work.settings["model.base"].comment:
             work.note_change(given[0], "model.base", "The command that downloads the model names it.")
     else:

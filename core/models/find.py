@@ -171,11 +171,13 @@ def close_name(name: str) -> str | None:
 
 def most_like(name: str, known: Iterable[str]) -> str | None:
     """The known model that a mistyped name most likely means. A hub id only matches ids with the same numbers, because
-    other sizes and versions are other models.
+    other sizes and versions are other models, and a prepared model of its own name, without the owner.
     """
     is_id = is_hub_id(name)
     written, best, found = name.lower() if is_id else name.lower().rpartition("/")[2], 0.0, None
     for other in known:
+        if is_id and other.lower() == written.rpartition("/")[2]:
+            return other
         if is_id and (not is_hub_id(other) or _numbers(name) != _numbers(other)):
             continue
         for candidate in {other.lower()} if is_id else {other.lower(), other.lower().rpartition("/")[2]}:

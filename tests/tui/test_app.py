@@ -40,7 +40,7 @@ from tui.panes import PANES, TILED, Panes
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen, help_content, help_text
 from tui.screens.queue import QueueScreen
-from tui.state import AppState
+from tui.state import AppState, ServingView
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +190,8 @@ async def test_the_live_run_is_attached_to_and_followed_step_by_step(home: Path)
         await wait_for(pilot, lambda: app.state.view is not None)
         assert view_of(app).run.id == script.run.id
         text = screen_text(app)
-        assert not app._notifications, "the status bar has the run"
+        (note,) = app._notifications
+        assert re.fullmatch(r"Attached to \S+, which is training\.", note.message)
         folded = "2 checkpoints, newest step-60 (1.2 s, 39 MB)"
         for expected in ("64/120", "0.480 @60", "18.2/24.0 GB", "71 °C", "318 tok/s", folded):
             assert expected in text
@@ -219,7 +220,8 @@ async def test_quitting_beside_a_live_run_asks_and_goes_on_where_a_stop_fails(ho
         assert "cannot be reached" in screen_text(app)
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         assert app.is_running
-        await press(pilot, "ctrl+q", until=lambda: asks(app, "leave it running"))
+        app.state.serving = ServingView("faq")
+        await press(pilot, "ctrl+q", until="The server for faq ends with the app.")
         await pilot.press("l")
     assert app.return_value is not None
     assert app.return_value.endswith("Come back with: localtune-tui")
@@ -234,14 +236,14 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
         await press(pilot, "x", until=lambda: app.return_value is not None)
     assert sent == ["stop"]
     assert "stops after a checkpoint" in (app.return_value or "")
-    assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
+    assert f"\nlocaltune-tui continue {script.run.id}" in (app.return_value or "")
 
 
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
     script = ScriptedRun(home).train_to(120).end("finished")
     async with running(LocaltuneApp(run="latest"), (80, 24), until="finished at step 120") as (app, pilot):
         await pilot.press("q")
-    assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
+    assert app.return_value == f"Run {script.run.id} is finished:\n{script.run.adapter_path}"
 
 
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:

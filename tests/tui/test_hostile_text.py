@@ -29,7 +29,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
+from tui.screens.dialogs import ErrorDialog, elsewhere_dialog, kill_dialog, quit_dialog, stop_dialog, unanswered_dialog
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
@@ -151,7 +151,7 @@ async def test_a_dialog_draws_nothing_hostile(view: RunView) -> None:
         "kill": lambda: kill_dialog(view),
         "unanswered": lambda: unanswered_dialog(UserError(EVIL, EVIL)),
         "elsewhere": lambda: elsewhere_dialog(EVIL, python_code(Path(EVIL), is_model=False), is_model=False),
-        "error": lambda: error_dialog(EVIL, UserError(EVIL, EVIL)),
+        "error": lambda: ErrorDialog(EVIL, UserError(EVIL, EVIL)),
         "help": lambda: HelpScreen(EVIL[-6:], "About", KeyTable(), "train"),
     }
     app = Stage(TextBlock(Content("under it")))

@@ -72,9 +72,9 @@ class Jobs:
             self._forget(page)
             if view is not None:
                 view.dismiss()
-            if job.seconds >= _TELLS_SECONDS:
-                kept = f": {page.keeps}" if page.keeps else ""
-                self._desktop.tell(f"{one_line(job.title, 100)} was canceled{kept}.")
+            # Not of a question that was answered with no, nor of an analysis, which begins again by itself.
+            if page.keeps and not page.question:
+                self._desktop.tell(one_line(f"{job.title} was canceled: {page.keeps}.", 300), seconds=6)
             return
         page.has_ended()
         sentence = one_line(str(job.error) if job.error is not None else page.outcome(), 300)

@@ -95,7 +95,11 @@ class Returning:
     def _show(self, find: Callable[[], Reopened]) -> None:
         async def work() -> None:
             found = await asyncio.to_thread(find)
-            self._configuration.reopened(found.opened, found.data)
+            data, pane = found.data, self._desktop.panes.data
+            if data is not None and pane is not None and await pane.read(data) is None:
+                # It cannot be read, as the pane says, and takes the place of no other data.
+                data = None
+            self._configuration.reopened(found.opened, data)
             self._show_place(found)
             self._tell(found)
             self._is_complete = True

@@ -275,6 +275,11 @@ class Runs:
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if news.found:
             self._land()
+        if news.found and view.is_live:
+            why = f": {one_line(view.state.reason, 100)}" if view.state.reason else ""
+            self._desktop.tell(
+                f"Attached to {brief_id(view.run.id)}, which {in_words(view.state.state)}{why}.", seconds=6
+            )
         if before is None or before.run != view.run or before.is_live != view.is_live:
             self.offer_to_chat()
             self.look_around()
@@ -466,7 +471,9 @@ class Leaving:
         self._desktop.leave("\n".join(line for line in lines if line) or None)
 
     def line(self) -> str | None:
-        """The closing line: how to return to a live run, or the outputs of an ended run."""
+        """The closing line: how to return to a live run, or the outputs of an ended run. A path or a command to copy is
+        on a line of its own, which a terminal does not break.
+        """
         if self._line is not None:
             return self._line
         view = self._state.view
@@ -478,7 +485,7 @@ class Leaving:
         if view.state.refused:
             return f"Run {run.id} is finished, and eval.gate refuses its result: {view.state.refused}"
         outputs = run.adapter_path if state == "finished" else run.path
-        return f"Run {run.id} {in_words(state)}: {outputs}"
+        return f"Run {run.id} {in_words(state)}:\n{outputs}"
 
     def run_started(self, run: Run) -> None:
         """Quit if the app was waiting for this run."""
@@ -522,15 +529,21 @@ class Leaving:
         has_edits = self._state.is_dirty and (bool(self._state.file_name) or not self._drafts.is_config_kept)
         # A repeated request while the dialog about the run is open means its least drastic answer: with jobs, to stay.
         if has_edits and top is not self._run_question:
-            self._edits_question = unsaved_dialog(self._state.file_name, view, losses)
+            self._edits_question = unsaved_dialog(self._state.file_name, view, losses, self._served)
             self._desktop.open(self._edits_question, self._unsaved_answered)
         elif not losses and (view is None or top is self._run_question):
             self.leave_by_choice()
         elif top is not self._run_question:
             # Notices would cover the answers.
             self._desktop.clear_notices()
-            self._run_question = quit_dialog(view, losses)
+            self._run_question = quit_dialog(view, losses, self._served)
             self._desktop.open(self._run_question, self._quit_answered)
+
+    @property
+    def _served(self) -> str:
+        """The name of the model that is served; empty for none."""
+        server = self._state.serving
+        return server.name if server is not None and server.error is None else ""
 
     def _unsaved_answered(self, answer: str | None) -> None:
         from tui.screens.dialogs import DISCARD, SAVE
@@ -553,7 +566,7 @@ class Leaving:
             self.leave_by_choice()
         elif answer == STOP and (view := self._state.live_run) is not None:
             run = view.run
-            self._line = f"Run {run.id} stops after a checkpoint. Continue it with: localtune-tui continue {run.id}"
+            self._line = f"Run {run.id} stops after a checkpoint. Continue it with:\nlocaltune-tui continue {run.id}"
             self._stop(run)
 
 

@@ -20,6 +20,7 @@ from tui.datasets.here import Here
 from tui.keys import Key, bindings
 from tui.meters import stale_words
 from tui.panes.base import Pane
+from tui.shell import copy_text
 from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
@@ -421,13 +422,13 @@ class TrainPane(Pane, can_focus=True):
             if self._view is not None:
                 self.shell.configuration.edit_run(self._view.run)
             return
-        from tui.screens.dialogs import error_dialog
+        from tui.screens.dialogs import ErrorDialog
         from tui.screens.run_settings import RunSettings
 
         try:
             config = view.run.config()
         except UserError as error:
-            self.app.push_screen(error_dialog("The settings cannot be changed", error))
+            self.app.push_screen(ErrorDialog("The settings cannot be changed", error))
             return
 
         def send(settings: dict[str, Any]) -> None:
@@ -542,12 +543,7 @@ class TrainPane(Pane, can_focus=True):
     def action_copy_path(self) -> None:
         """Copy the path of the adapter or the model."""
         if self._result is not None and self._result.path is not None:
-            self._copy(os.fspath(self._result.path), "The path")
-
-    def _copy(self, text: str, what: str) -> None:
-        self.app.copy_to_clipboard(text)
-        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
-        self.notify(f"{what} was sent to your terminal's clipboard{tmux}.", markup=False)
+            self.notify(copy_text(self, os.fspath(self._result.path), "the path"), markup=False)
 
     def action_export(self) -> None:
         """Export the result."""
@@ -566,10 +562,9 @@ class TrainPane(Pane, can_focus=True):
         path, code = os.fspath(result.path), python_code(result.path, is_model=result.is_model)
 
         def answered(answer: str | None) -> None:
-            if answer == COPY_CODE:
-                self._copy(code, "The Python code")
-            elif answer == COPY_PATH:
-                self._copy(path, "The path")
+            if answer in (COPY_CODE, COPY_PATH):
+                text, what = (code, "the Python code") if answer == COPY_CODE else (path, "the path")
+                self.notify(copy_text(self, text, what), markup=False)
 
         self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
 

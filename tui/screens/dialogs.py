@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from textual.await_complete import AwaitComplete
 from textual.content import Content
 
 from core.errors import UserError
@@ -13,6 +14,7 @@ from core.runs.record.store import Run, complete_checkpoints
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
+from tui.shell import copy_text
 from tui.state import RunView
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"
 RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
-COPY_CODE, COPY_PATH = "copy code", "copy path"
+COPY_CODE, COPY_PATH, _COPY = "copy code", "copy path", "copy"
 YES, FOR_GOOD = "yes", "for good"
 ADD = "add"
 _STAY = Choice("escape", "", "stay")
@@ -38,16 +40,17 @@ def unmet_dialog(wishes: Sequence[Unkept]) -> ChoiceDialog:
     )
 
 
-def quit_dialog(view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialog:
+def quit_dialog(view: RunView | None, losses: Sequence[str] = (), served: str = "") -> ChoiceDialog:
     """The question about a live run and jobs when the user quits.
 
     Args:
         view: The run; None for none.
         losses: Sentences about the jobs, which end with the app.
+        served: The name of the model that is served, which ends with the app; empty for none.
     """
     it = "the run" if losses else "it"
     stop = [Choice("x", STOP, f"stop {it} after a checkpoint", "it can be continued")] if view is not None else []
-    text = _goes_on(view, losses)
+    text = _goes_on(view, losses, served)
     if not losses:
         return ChoiceDialog("Leave", text, Choice("l", LEAVE, "leave it running", "so does enter"), *stop, _STAY)
     leave = Choice("l", LEAVE, f"leave and cancel the {'job' if len(losses) == 1 else 'jobs'}")
@@ -64,18 +67,19 @@ def starting_dialog() -> ChoiceDialog:
     )
 
 
-def unsaved_dialog(name: str, view: RunView | None, losses: Sequence[str] = ()) -> ChoiceDialog:
+def unsaved_dialog(name: str, view: RunView | None, losses: Sequence[str] = (), served: str = "") -> ChoiceDialog:
     """The question about unsaved edits, when the user quits.
 
     Args:
         name: The file of the configuration; empty if it has none yet.
         view: The live run, which is not affected; None for none.
         losses: Sentences about the jobs, which end with the app.
+        served: The name of the model that is served, which ends with the app; empty for none.
     """
     shown = one_line(name, 60)
     text = Content.assemble((shown or "The configuration", "bold"), " has edits that are not saved.")
-    if view is not None or losses:
-        text = Content.assemble(text, "\n\n", _goes_on(view, losses))
+    if view is not None or losses or served:
+        text = Content.assemble(text, "\n\n", _goes_on(view, losses, served))
     leave = (
         Choice("s", SAVE, "save and leave", "" if shown else "asks for the name of a file first"),
         Choice("d", DISCARD, "leave without saving"),
@@ -104,9 +108,10 @@ def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
     )
 
 
-def _goes_on(view: RunView | None, losses: Sequence[str]) -> Content:
-    """The run, which goes on without the app, and the jobs, which do not."""
+def _goes_on(view: RunView | None, losses: Sequence[str], served: str) -> Content:
+    """The run, which goes on without the app, and the jobs and the server, which do not."""
     parts = [Content(loss) for loss in losses]
+    parts += [Content(f"The server for {one_line(served, 60)} ends with the app.")] if served else []
     if view is not None:
         # No step: the run goes on while the question is on the screen.
         goes_on = "It does not need the app: it goes on after you leave, and 'localtune-tui' shows it again."
@@ -262,9 +267,23 @@ def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
     return ChoiceDialog("Use it elsewhere", text, *choices, is_harmless=True)
 
 
-def error_dialog(title: str, error: UserError) -> ChoiceDialog:
-    """The error of a user's request, with its hint."""
-    return ChoiceDialog(title, error_text(error), Choice("enter", "", "close"), alarm=True)
+class ErrorDialog(ChoiceDialog):
+    """The error of a user's request, with its hint.
+
+    Args:
+        title: The subject.
+        error: The error.
+    """
+
+    def __init__(self, title: str, error: UserError) -> None:
+        super().__init__(title, error_text(error), Choice("enter", "", "close"), Choice("y", _COPY, "copy"), alarm=True)
+        self._error = error
+
+    def dismiss(self, result: str | None = None) -> AwaitComplete:
+        """Close it; copies the error if the user asked for that."""
+        if result == _COPY:
+            self.notify(copy_text(self, str(self._error), "the error"), markup=False)
+        return super().dismiss(result)
 
 
 def error_text(error: UserError) -> Content:

@@ -301,7 +301,7 @@ class EvaluationPage(JobPage[JobProgress, Compared]):
         record = self._asked
         if not isinstance(record, EvaluationRecord):
             tell(JobProgress("looking for the models and reading the prompts"))
-            evaluation = self._evaluation = record.prepare()
+            evaluation = self._evaluation = record.prepare(tell)
             self.job.expected = _LOADING_SECONDS + _SECONDS_PER_ANSWER * evaluation.record.total
             record = evaluation.run(tell)
         return record, EvaluationTable.of(record)

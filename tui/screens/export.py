@@ -191,6 +191,8 @@ class ExportScreen(Overlay["ExportPlan"]):
             self._show()
         elif key in ("l", "right", "space", "h", "left"):
             self._cycle(-1 if key in ("h", "left") else 1)
+        elif key == "enter" and self._opens_directory:
+            self._edit()
         elif key == "enter":
             self._begin()
         elif key in ("escape", "q"):
@@ -198,6 +200,12 @@ class ExportScreen(Overlay["ExportPlan"]):
         else:
             return False
         return True
+
+    @property
+    def _opens_directory(self) -> bool:
+        """True if ``enter`` opens the directory under the cursor, as the export cannot begin."""
+        planned = self._planned
+        return _FIELDS[self._field] == "directory" and planned is not None and not planned.can_begin
 
     def _begin(self) -> None:
         if self._planned is not None and self._planned.can_begin:
@@ -214,7 +222,8 @@ class ExportScreen(Overlay["ExportPlan"]):
         if self.has_class("-editing"):
             return "tab complete  enter use it  esc cancel"
         can_begin = self._planned is not None and self._planned.can_begin
-        return f"↑ ↓ field  ← → change{'  enter export' if can_begin else ''}  esc leave"
+        enter = "  enter export" if can_begin else "  enter change" if self._opens_directory else ""
+        return f"↑ ↓ field  ← → change{enter}  esc leave"
 
     def _fields(self) -> Content:
         request = self._request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar
 
 from textual import events
@@ -18,7 +18,7 @@ from tui.jobs import NOTHING, JobPage
 from tui.screens.box import OverlayBox
 from tui.screens.dialogs import error_text
 from tui.screens.overlay import Overlay
-from tui.shell import shell_of
+from tui.shell import copy_text, shell_of
 from tui.widgets.charts.bars import bar
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import HangingBlock
@@ -69,7 +69,14 @@ class JobScreen(Overlay[None]):
     @property
     def known_keys(self) -> Container[str]:
         """Keys with a function on this screen."""
-        return {*self.active_bindings, self.page.yes, "enter", *self.page.copies()}
+        return {*self.active_bindings, self.page.yes, "enter", *self._copies()}
+
+    def _copies(self) -> Mapping[str, tuple[str, str]]:
+        """Texts that can be copied: name and text by key."""
+        error = self.page.job.error
+        if error is not None:
+            return {"y": ("the error", str(error))}
+        return {key: (f"the line for {name}", line) for key, (name, line) in self.page.copies().items()}
 
     def compose(self) -> ComposeResult:
         """A scrolling text; the keys are in the border, where they stay visible."""
@@ -86,9 +93,9 @@ class JobScreen(Overlay[None]):
     def on_key(self, event: events.Key) -> None:
         """Begin, agree, accept or copy."""
         page, stage = self.page, self.page.job.stage
-        if (copied := page.copies().get(event.key)) is not None:
-            self.app.copy_to_clipboard(copied[1])
-            self._said = f"✓ the line for {copied[0]} sent to your terminal's clipboard"
+        if (copied := self._copies().get(event.key)) is not None:
+            what, text = copied
+            self._said = copy_text(self, text, what)
             self.show()
             # The notice is the last line.
             self.call_after_refresh(self.query_one(OverlayBox).scroll_end, animate=False)
@@ -158,5 +165,5 @@ class JobScreen(Overlay[None]):
                 [f"{page.yes} {page.question}", "esc leave it"] if page.question else ["x cancel", "esc keep running"]
             )
         keys = [f"enter {page.takes}"] if page.can_take() else []
-        keys += [f"{' '.join(copies)} copy"] if (copies := page.copies()) else []
+        keys += [f"{' '.join(copies)} copy"] if (copies := self._copies()) else []
         return [*keys, *(["d numbers"] if has_numbers else []), "j k scroll", "esc close"]

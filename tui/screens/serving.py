@@ -11,6 +11,7 @@ from textual.content import Content
 from core.text import one_line
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay, key_line
+from tui.shell import copy_text
 from tui.state import ServingView
 from tui.widgets.text_block import TextBlock
 
@@ -67,8 +68,7 @@ class ServeScreen(Overlay[str]):
             self.dismiss(STOP)
         elif copied is not None:
             what, text = copied
-            self.app.copy_to_clipboard(text)
-            self._said = f"✓ {what} sent to your terminal's clipboard"
+            self._said = copy_text(self, text, what)
             self._show()
         else:
             return
@@ -77,8 +77,10 @@ class ServeScreen(Overlay[str]):
     @property
     def _copyable(self) -> dict[str, tuple[str, str]]:
         """Keys that copy, with the name of the copied text and the text."""
-        address = self._view.address
-        if address is None or self._view.error is not None:
+        address, error = self._view.address, self._view.error
+        if error is not None:
+            return {"y": ("error", str(error))}
+        if address is None:
             return {}
         return {
             "u": ("base URL", address.url),
@@ -90,8 +92,11 @@ class ServeScreen(Overlay[str]):
     def _show(self) -> None:
         self.query_one(TextBlock).show(self._text())
         is_over = self._view.error is not None
-        keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
-        keys += [("esc", "close")] if is_over else [("x", "stop"), ("esc", "keep running")]
+        if is_over:
+            keys = [("y", "copy"), ("esc", "close")]
+        else:
+            keys = [("c", "copy the lines"), ("u", "URL"), ("y", "key"), ("m", "model")] if self._copyable else []
+            keys += [("x", "stop"), ("esc", "keep running")]
         self.query_one(OverlayBox).show_keys(key_line(keys))
 
     def _text(self) -> Content:
@@ -99,7 +104,8 @@ class ServeScreen(Overlay[str]):
         name = one_line(view.name, 80)
         if view.error is not None:
             lines = [Content.styled(f"✗ {name} is not served", "$limit"), Content("")]
-            return Content("\n").join([*lines, Content(one_line(str(view.error), 800))])
+            lines += [Content(one_line(str(view.error), 800)), Content(""), Content.styled(self._said, "$ok")]
+            return Content("\n").join(lines)
         if view.address is None:
             return Content(f"◌ The server for {name} is starting …")
         address = view.address

@@ -50,7 +50,7 @@ from tui.screens.start_facts import (
     plan_of,
 )
 from tui.shell import shell_of
-from tui.widgets.charts.plan_bar import fit_words
+from tui.widgets.charts.plan_bar import about_words, fit_words
 from tui.widgets.forms.ask_bar import AnswerKeys
 from tui.widgets.forms.option_field import format_value
 from tui.widgets.strips import fit, style_of
@@ -376,7 +376,7 @@ def _memory(plan: StartPlan | None) -> Content:
         return Content.styled(one_line(plan.problem), "$near")
     free = f" of {format_bytes(plan.free)} free" if plan.free is not None else ""
     word, style = fit_words(plan.fits, is_rough=plan.is_rough)
-    about = "roughly " if plan.is_rough else ""
+    about = about_words(is_rough=plan.is_rough, is_guess=plan.is_guess)
     return Content.assemble(f"{about}{format_bytes(plan.needed)}{free}", (f"  {word}" if word else "", style))
 
 

@@ -107,6 +107,7 @@ class StartPlan:
         seconds_left: The time left of a continued run; None if unknown.
         unmet: The deadline or energy limit that cannot be met.
         is_rough: The memory is a rough bound, because the model has not been measured yet.
+        is_guess: It is for rows of ``train.max_length``, because their lengths are not known.
     """
 
     parameters: int | None = None
@@ -119,6 +120,7 @@ class StartPlan:
     seconds_left: float | None = None
     unmet: tuple[Unkept, ...] = ()
     is_rough: bool = False
+    is_guess: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -242,6 +244,7 @@ def find_plan(
         estimate=guess,
         unmet=tuple(unmet(config, guess, time.time())),
         is_rough=found.is_rough,
+        is_guess=found.rows is None,
     )
 
 

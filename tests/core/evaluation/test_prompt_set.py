@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
+from core.config.schema import Config
+from core.data.registries.resolve import hash_data_files
 from core.errors import UserError
 from core.evaluation import prompt_set
+from core.evaluation.evaluation import EvaluationRequest
 from core.evaluation.prompt_set import PromptItem, read_prompt_set
+from core.runs.record.chain import Chain
+from core.runs.record.store import create_run
+from core.template.settings import mask_settings
+from core.worker.data.dataset import Loader
+from core.worker.data.encode import Encoder
 from tests.cases import cases
+from tests.core.chat.test_session import add_adapter
 
 
 def write(directory: Path, name: str, *rows: Any) -> str:
@@ -118,3 +127,34 @@ def test_the_hash_is_of_what_is_asked_and_scored(tmp_path: Path) -> None:
     same = read_prompt_set(write(tmp_path, "b.jsonl", {"expected": "b", "prompt": "a"}))
     other = read_prompt_set(write(tmp_path, "c.jsonl", {"prompt": "a", "expected": "c"}))
     assert first.sha256 == same.sha256 != other.sha256
+
+
+def test_the_rows_of_a_share_are_those_that_the_worker_holds_out(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rows = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(40)]
+    # The run leaves the first out and compares the second without its end mark.
+    rows[0]["completion"], rows[1]["completion"] = "", "answer 1<|im_end|>"
+    path = write(tmp_path, "d.jsonl", *rows)
+    settings = {
+        "model": {"base": str(tiny_model_dir)},
+        "data": {"train": path, "eval_share": 0.3},
+        "eval": {"max_rows": 9},
+    }
+    config = Config.model_validate(settings)
+    run = create_run(config, "d")
+    add_adapter(run.adapter_path)
+    run.events_path.touch()
+    Chain(run.path, run.events_path).append("start", {"files": hash_data_files(config.data)})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], settings=mask_settings(config, str(tiny_model_dir)))
+    _, held_out = Loader(config, encoder).training()
+    assert held_out is not None
+    found = EvaluationRequest((run.id,)).prepare().prompts
+    assert [item.question for item in found.items] == [example.prompt[-1].content for example in held_out.examples]
+    assert len(found.items) == 9
+    assert [item.id for item in found.items] == [str(place.line) for place in held_out.places]
+    assert found.name == f"{path}, held out"
+    write(tmp_path, "d.jsonl", *rows, {"prompt": "one more", "completion": "row"})
+    with pytest.raises(UserError, match=r"d\.jsonl has changed since the run, so the rows"):
+        EvaluationRequest((run.id,)).prepare()

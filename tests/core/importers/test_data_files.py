@@ -220,6 +220,8 @@ def test_models_are_fetched_by_a_command(tmp_path: Path) -> None:
         assert setting(imported, "model.base") == "org/model"
         assert comment(imported, "model.base") == f"'localtune-tui fetch {wanted}' downloads it."
         assert {said.key for said in imported.changed} >= {text.partition(":")[0]}
+    imported = carry(tmp_path, "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nsequence_len: 64\n", "axolotl")
+    assert comment(imported, "model.base").startswith("Did you mean smollm2-135m-instruct? 'localtune-tui fetch hf://")
     (paths.models_dir() / "org--model").mkdir(parents=True)
     imported = carry(tmp_path, "base_model: org/model\nrevision_of_model: v2\n", "axolotl")
     assert comment(imported, "model.base") == ""

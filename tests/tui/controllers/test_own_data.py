@@ -155,6 +155,20 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         assert value(app, "data.train") == str(here / "own.csv")
 
 
+async def test_a_named_file_that_cannot_be_read_takes_no_place_and_is_no_success(here: Path) -> None:
+    finished_demo()
+    (here / "empty.jsonl").touch()
+    write_lines(here / "other.csv", ["a,b", "1,2"])
+    async with opened(LocaltuneApp(data=Path("empty.jsonl")), (80, 24)) as (app, pilot):
+        await wait_for(pilot, lambda: app.returning._is_complete and pane_of(app, "data").opener.failure is not None)
+        assert Path(str(value(app, "data.train"))).name == "tickets_train.jsonl"
+        assert app.state.former == ""
+        assert "is used" not in notes(app)
+        await left(pilot)
+    async with opened(LocaltuneApp(data=Path("other.csv")), (80, 24)) as (app, pilot):
+        await wait_for(pilot, lambda: "mend what the Data pane says" in notes(app))
+
+
 async def test_data_named_on_the_command_line_begins_anew_once(here: Path, started: list[Run]) -> None:
     finished_demo()
     async with opened(LocaltuneApp(data=Path("own.csv")), (80, 24)) as (app, pilot):

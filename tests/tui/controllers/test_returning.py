@@ -190,7 +190,7 @@ async def test_a_hostile_file_is_no_error(here: Path) -> None:
 async def test_the_end_of_a_watched_run_is_reported_once(here: Path) -> None:
     script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
     async with opened() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+        await wait_for(pilot, lambda: "Attached to 203633-faq, which is training." in notes(app))
         app.leaving.leave_by_choice()
         await wait_for(pilot, lambda: not app.is_running)
     script.end("finished", "all steps done")

@@ -192,7 +192,7 @@ async def test_a_start_that_fails_ends_the_waiting_and_one_that_takes_long_can_b
         app.runs.action_failed("The sample could not be started", UserError("There is no room."))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
-        await pilot.press("escape")
+        await press(pilot, "y", until=lambda: app.clipboard == "There is no room." and not app.desktop.is_covered)
         await ask_to_start(pilot, app)
         await pilot.press("q")
         await pilot.pause()

@@ -127,7 +127,10 @@ async def test_what_cannot_be_exported_is_reported_and_not_begun(scripted: pytes
         await wait_for(pilot, lambda: "is there already, and nothing is overwritten" in told())
         await pilot.press("enter")
         assert "enter export" not in screen_text(app)
-        await press(pilot, "right", until="trained the weights themselves")
+        await press(pilot, "down", "down", until="enter change")
+        await press(pilot, "enter", until="enter use it")
+        await press(pilot, "escape", until="enter change")
+        await press(pilot, "up", "up", "right", until="trained the weights themselves")
 
 
 async def test_without_llama_cpp_it_is_reported_before_minutes_are_spent(scripted: pytest.MonkeyPatch) -> None:
@@ -157,3 +160,5 @@ async def test_canceling_minutes_of_work_asks_once_more(scripted: pytest.MonkeyP
         pid = page._export.pid
         await press(pilot, "x", until=lambda: not isinstance(app.screen, JobScreen))
         await wait_for(pilot, lambda: has_ended(pid))
+        told = [note.message for note in app._notifications]
+        assert any(note.endswith(" as Q8_0 was canceled: nothing of it is kept.") for note in told)

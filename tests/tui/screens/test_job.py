@@ -180,8 +180,10 @@ async def test_several_are_listed() -> None:
 
 
 async def test_a_failure_is_reported() -> None:
-    async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, _):
-        await shown(pilot, "✗ No.", "Try another.", "j k scroll  esc close")
+    async with at_work(Counting(UserError("No.", "Try another.")), may_end=True) as (pilot, app):
+        await shown(pilot, "✗ No.", "Try another.", "y copy  j k scroll  esc close")
+        await press(pilot, "y", until="✓ the error sent to your terminal's clipboard")
+        assert app.clipboard == "No. Try another."
 
 
 async def test_the_box_scrolls_by_every_key_and_stays_within_the_terminal() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from contextlib import suppress
 from functools import partial
@@ -28,6 +27,7 @@ from tui.files import save_text
 from tui.keys import bindings, display_key
 from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner, SessionHolder
+from tui.shell import copy_text
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.strips import style_of
@@ -801,13 +801,8 @@ class ChatPane(Pane):
         if reply is None:
             self._say("There is no answer to copy yet.", "$near")
             return
-        # Without lone surrogates, which cannot be encoded.
-        text = reply.as_written.strip().encode("utf-8", "replace").decode()
-        self.app.copy_to_clipboard(text)
-        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
-        self._say(
-            f"✓ answer of {reply.label} ({counted(len(text), 'character')}) sent to your terminal's clipboard{tmux}"
-        )
+        text = reply.as_written.strip()
+        self._say(copy_text(self, text, f"answer of {reply.label} ({counted(len(text), 'character')})"))
 
     def action_serve(self) -> None:
         """Serve the first trained source to other programs."""

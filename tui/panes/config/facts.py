@@ -233,6 +233,7 @@ def plan_document(
         else f"for rows of {format_count(config.train.max_length)} tokens{each}",
         known_sentence(config),
         found.is_rough,
+        found.rows is None,
     )
 
 

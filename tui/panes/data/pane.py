@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,6 +14,7 @@ from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
+from textual.worker import Worker, WorkerError
 
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Analysis
@@ -110,6 +112,7 @@ class DataPane(Pane):
         self._empty_error: UserError | None = None
         self._status = ""
         self._status_row = 0
+        self._opening: Worker[None] | None = None
         self._return = Return()
         self._told: tuple[Path, Analysis | None] | None = None
 
@@ -201,6 +204,13 @@ class DataPane(Pane):
             return SeenRows(count, view.analysis, is_over=True)
         return SeenRows(count, None, describe_progress(session.indexed, session.progress))
 
+    async def read(self, path: Path) -> SeenRows | None:
+        """The known facts about the rows of a file once it has been opened; None if it cannot be."""
+        if self._opening is not None:
+            with suppress(WorkerError):
+                await self._opening.wait()
+        return self.seen(path)
+
     # The configuration: the shown file, and the plan for reading and tokenizing it.
 
     def follow(self, document: ConfigDocument) -> None:
@@ -272,7 +282,7 @@ class DataPane(Pane):
         self._return.drop()
         self.opener.begin(path)
         self._say(f"opening {path.name} …")
-        self._open(path, ask)
+        self._opening = self._open(path, ask)
 
     @work(exclusive=True, group="data-open")
     async def _open(self, path: Path, ask: bool) -> None:

@@ -34,6 +34,7 @@ class PlanView:
         rows: The rows of the estimate; empty for none.
         bits: The measured cost of 4 bits; empty if unknown.
         is_rough: The plan is a rough bound, because the model has not been measured yet.
+        is_guess: It is for rows of ``train.max_length``, because their lengths are not known.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -45,6 +46,7 @@ class PlanView:
     rows: str = ""
     bits: str = ""
     is_rough: bool = False
+    is_guess: bool = False
 
 
 #: Planner of a configuration, called in a thread with the document and a flag that allows measuring the model, which
@@ -162,10 +164,15 @@ def fit_words(fits: bool | None, *, is_rough: bool) -> tuple[str, str]:
     return ("✓ fits", "$ok") if fits else ("✗ does not fit", "$limit bold")
 
 
+def about_words(*, is_rough: bool, is_guess: bool) -> str:
+    """The mark before the bytes of a plan that is no more than a bound, or a guess for rows of unknown lengths."""
+    return "roughly " if is_rough else "~" if is_guess else ""
+
+
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
     word, style = fit_words(plan.fits, is_rough=plan.is_rough)
-    about = "roughly " if plan.is_rough else ""
+    about = about_words(is_rough=plan.is_rough, is_guess=plan.is_guess)
     amount = fit(f"{about}{format_bytes(plan.total)}{free}", width - 16).rstrip()
     rows = f", {plan.rows}" if plan.rows else ""
     rows = rows if cell_len(amount + rows) + 2 + cell_len(word) <= width else ""

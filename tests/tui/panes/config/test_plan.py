@@ -83,12 +83,14 @@ def test_the_bar_and_the_start_card_say_the_same(
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
     analysis = Analysis((), 60, 60, {}, (), lengths=measured)
     unknown, known = planned(made), planned(made, None, 60, measured)
-    assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
+    assert re.search(r"~\S+ GB of .*, for rows of 2,048 tokens", draw_plan(replace(unknown, is_rough=False), 100).plain)
     assert "tokens at once" in draw_plan(known, 100).plain
+    assert "~" not in draw_plan(known, 100).plain
     assert known.time.endswith(" · a guess: no run of this kind yet")
     assert known.total < unknown.total
     assert find_plan(made.validate(), analysis, 60, PaceBook(()), "known").needed == known.total
-    assert find_plan(made.validate(), None, 60, PaceBook(()), "known").needed == unknown.total
+    guess = find_plan(made.validate(), None, 60, PaceBook(()), "known")
+    assert (guess.needed, guess.is_guess) == (unknown.total, True)
 
 
 def test_time_is_by_the_plan_without_an_earlier_run(
