@@ -236,14 +236,14 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
         await press(pilot, "x", until=lambda: app.return_value is not None)
     assert sent == ["stop"]
     assert "stops after a checkpoint" in (app.return_value or "")
-    assert f"\nlocaltune-tui continue {script.run.id}" in (app.return_value or "")
+    assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
 
 
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
     script = ScriptedRun(home).train_to(120).end("finished")
     async with running(LocaltuneApp(run="latest"), (80, 24), until="finished at step 120") as (app, pilot):
         await pilot.press("q")
-    assert app.return_value == f"Run {script.run.id} is finished:\n{script.run.adapter_path}"
+    assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
 
 
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:

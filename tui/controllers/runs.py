@@ -471,9 +471,7 @@ class Leaving:
         self._desktop.leave("\n".join(line for line in lines if line) or None)
 
     def line(self) -> str | None:
-        """The closing line: how to return to a live run, or the outputs of an ended run. A path or a command to copy is
-        on a line of its own, which a terminal does not break.
-        """
+        """The closing line: how to return to a live run, or the outputs of an ended run."""
         if self._line is not None:
             return self._line
         view = self._state.view
@@ -485,7 +483,7 @@ class Leaving:
         if view.state.refused:
             return f"Run {run.id} is finished, and eval.gate refuses its result: {view.state.refused}"
         outputs = run.adapter_path if state == "finished" else run.path
-        return f"Run {run.id} {in_words(state)}:\n{outputs}"
+        return f"Run {run.id} {in_words(state)}: {outputs}"
 
     def run_started(self, run: Run) -> None:
         """Quit if the app was waiting for this run."""
@@ -566,7 +564,7 @@ class Leaving:
             self.leave_by_choice()
         elif answer == STOP and (view := self._state.live_run) is not None:
             run = view.run
-            self._line = f"Run {run.id} stops after a checkpoint. Continue it with:\nlocaltune-tui continue {run.id}"
+            self._line = f"Run {run.id} stops after a checkpoint. Continue it with: localtune-tui continue {run.id}"
             self._stop(run)
 
 
