@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, ClassVar, Literal, TypeVar
 
 from textual import events, on
@@ -183,11 +184,16 @@ class PaneSlot(Container):
         if pane is None:
             return
         candidates: Iterable[Widget] = [pane, *pane.query("*").results(Widget)]
-        preferred = next((widget for widget in candidates if widget.has_class("-first-focus")), None)
-        target = preferred or next((widget for widget in candidates if widget.focusable), None)
+        # The rows behind the directory tree are not displayed.
+        there = [widget for widget in candidates if widget.focusable and self._displays(widget)]
+        preferred = next((widget for widget in there if widget.has_class("-first-focus")), None)
+        target = preferred or next(iter(there), None)
         if target is not None:
             # Unlike focus(), at once: the next key may be waiting.
             self.screen.set_focus(target)
+
+    def _displays(self, widget: Widget) -> bool:
+        return all(node.display for node in takewhile(lambda node: node is not self, widget.ancestors_with_self))
 
 
 class PaneLayout(Layout):
