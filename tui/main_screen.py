@@ -27,7 +27,7 @@ from textual.widgets import Static
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import KEYS, KeyTable
-from tui.panes import TILED, Panes, PaneSpec, pane_spec
+from tui.panes import PANES, TILED, Panes, PaneSpec, pane_spec
 from tui.panes.base import Pane
 from tui.shell import shell_of
 from tui.state import AppState
@@ -254,6 +254,9 @@ class MainScreen(Screen[None]):
         Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
         for key in KEYS
         if key.scope == "train" and key.palette
+    ] + [
+        Binding("tab", "next_pane(1)", show=False),
+        Binding("shift+tab", "next_pane(-1)", show=False),
     ]
     # The initial pane is focused once it is mounted, not the first focusable widget.
     AUTO_FOCUS = ""
@@ -325,6 +328,11 @@ class MainScreen(Screen[None]):
             self.show_pane("train")
         else:
             self.show_pane(name, zoom=self.room > 1 and self.zoomed is not again)
+
+    def action_next_pane(self, step: int) -> None:
+        """Focus the next visible pane, or the one before; where a single one is visible, show the next one of all."""
+        names = list(self._shown) if self.is_tiled else [spec.id for spec in PANES]
+        self.show_pane(names[(names.index(self.current) + step) % len(names)], zoom=self.zoomed)
 
     def tile(self) -> None:
         """Show as many panes as fit."""

@@ -102,8 +102,6 @@ class PresetScreen(Overlay[Switch | None]):
         Binding("escape,q", "dismiss(None)", show=False),
         Binding("A", "toggle_own", show=False),
         Binding("tab", "app.focus_next", show=False),
-        Binding("j,down", "move(1)", show=False),
-        Binding("k,up", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
     ENTER_TAKES = True
@@ -247,13 +245,6 @@ class PresetScreen(Overlay[Switch | None]):
         """Switch between keeping and replacing the user's own values."""
         self._keeps_own = not self._keeps_own
         self._fill()
-
-    def action_move(self, rows: int) -> None:
-        """Move to the next preset, or scroll the changes by a line."""
-        if self._scroll.has_focus:
-            self._scroll.scroll_relative(y=rows, animate=False)
-        else:
-            self._list.step(rows)
 
 
 def _counted(switch: Switch | None) -> str:
