@@ -5,7 +5,7 @@ Four, two or a single pane is visible, depending on the terminal's size.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any, ClassVar, Literal, TypeVar
@@ -183,9 +183,9 @@ class PaneSlot(Container):
         pane = self.pane
         if pane is None:
             return
-        candidates: Iterable[Widget] = [pane, *pane.query("*").results(Widget)]
-        # The rows behind the directory tree are not displayed.
-        there = [widget for widget in candidates if widget.focusable and self._displays(widget)]
+        candidates = [widget for widget in (pane, *pane.query("*").results(Widget)) if widget.focusable]
+        # Not the rows behind the directory tree; but a list that is hidden while it is empty keeps the pane's keys.
+        there = [widget for widget in candidates if self._displays(widget)] or candidates
         preferred = next((widget for widget in there if widget.has_class("-first-focus")), None)
         target = preferred or next(iter(there), None)
         if target is not None:
@@ -251,12 +251,13 @@ class MainScreen(Screen[None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
-        for key in KEYS
-        if key.scope == "train" and key.palette
-    ] + [
         Binding("tab", "next_pane(1)", show=False),
         Binding("shift+tab", "next_pane(-1)", show=False),
+        *(
+            Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
+            for key in KEYS
+            if key.scope == "train" and key.palette
+        ),
     ]
     # The initial pane is focused once it is mounted, not the first focusable widget.
     AUTO_FOCUS = ""

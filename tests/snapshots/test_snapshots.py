@@ -112,7 +112,7 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> Non
 
 @pytest.mark.parametrize(
     ("keys", "text"),
-    [("x", "keep training"), ("xk", "leave it alone"), ("e", "esc leave")],
+    [("x", "keep training"), ("xk", "leave it alone"), ("e", "esc cancel")],
     ids=["stop", "kill", "settings"],
 )
 def test_control(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, keys: str, text: str) -> None:

@@ -73,7 +73,7 @@ class Overlay(ModalScreen[ScreenResultType]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(binding for binding in bindings("app") if binding.id in _OF_APP),
-        *(Binding(key, f"go('{key}')", show=False) for key in _MOVES),
+        *(Binding(key, f"move_in('{key}')", show=False) for key in _MOVES),
         Binding("slash", "find_entry", show=False),
         # With priority, as the input takes it as text otherwise.
         Binding("question_mark", "help_first", show=False, priority=True, id="app.help"),
@@ -138,7 +138,7 @@ class Overlay(ModalScreen[ScreenResultType]):
             return key.id in _OF_APP
         return self.check_action(key.action.partition("(")[0], ()) is not False
 
-    def action_go(self, key: str) -> None:
+    def action_move_in(self, key: str) -> None:
         """Move in the list or text with the focus."""
         in_list, in_text = _MOVES[key]
         if isinstance(focused := self.focused, ChoiceList):

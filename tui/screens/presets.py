@@ -187,8 +187,8 @@ class PresetScreen(Overlay[Switch | None]):
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
             self._list.draw(place, self._line(place, name, width))
-        own = "A replace mine too" if self._keeps_own else "A keep mine"
-        self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab scroll  esc back")
+        own = "A replace mine" if self._keeps_own else "A keep mine"
+        self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab read  / find  esc back")
         self._show_changes()
 
     def _line(self, place: int, name: str, width: int) -> Content:

@@ -804,10 +804,9 @@ class ChatPane(Pane):
         # Without lone surrogates, which cannot be encoded.
         text = reply.as_written.strip().encode("utf-8", "replace").decode()
         self.app.copy_to_clipboard(text)
-        tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
-        self._say(
-            f"✓ answer of {reply.label} ({counted(len(text), 'character')}) sent to your terminal's clipboard{tmux}"
-        )
+        # Half of a terminal of 120 columns has room for it.
+        where = "tmux needs set-clipboard on" if os.environ.get("TMUX") else counted(len(text), "character")
+        self._say(f"✓ copied: answer of {reply.label} ({where})")
 
     def action_serve(self) -> None:
         """Serve the first trained source to other programs."""
