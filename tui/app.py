@@ -482,8 +482,14 @@ class LocaltuneApp(App[str]):
             await pane.run_action(key.action)
 
     def action_command_palette(self) -> None:
-        """Open the command palette, and run the chosen command."""
+        """Open the command palette, over a screen with that screen's commands, and run the chosen command."""
         from tui.palette import palette_screen
+
+        top = self.screen
+
+        def chosen_over(identity: str | None) -> None:
+            if identity:
+                self.call_later(top.run_action, self.keys[identity].action)
 
         def chosen(identity: str | None) -> None:
             kind, _, option = (identity or "").partition(":")
@@ -492,7 +498,9 @@ class LocaltuneApp(App[str]):
             elif kind:
                 self.call_later(self.run_key, self.keys[kind])
 
-        if not self.desktop.is_covered:
+        if isinstance(top, Overlay) and top.SCOPE:
+            self.push_screen(palette_screen(self.keys, top.SCOPE, top.offers), chosen_over)
+        elif not self.desktop.is_covered:
             self.push_screen(palette_screen(self.keys, self.main.current, self.can_run), chosen)
 
     def _go_to_option(self, name: str) -> None:

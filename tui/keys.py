@@ -43,7 +43,7 @@ class Key:
     help: str = ""
     """A sentence for the help screen and the palette; the description where empty."""
     footer: bool = False
-    """True on the first page of the help; of the app also in the footer when there is room."""
+    """True on the first page of the help; of the app also in the last line when there is room."""
     palette: bool = True
     """True if the command palette offers it; movement keys are no commands."""
     show: str = ""

@@ -5,8 +5,9 @@ Four, two or a single pane is visible, depending on the terminal's size.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, ClassVar, Literal, TypeVar
 
 from textual import events, on
@@ -26,7 +27,7 @@ from textual.widgets import Static
 from core.errors import UserError
 from core.text import one_line
 from tui.keys import KEYS, KeyTable
-from tui.panes import TILED, Panes, PaneSpec, pane_spec
+from tui.panes import PANES, TILED, Panes, PaneSpec, pane_spec
 from tui.panes.base import Pane
 from tui.shell import shell_of
 from tui.state import AppState
@@ -182,12 +183,17 @@ class PaneSlot(Container):
         pane = self.pane
         if pane is None:
             return
-        candidates: Iterable[Widget] = [pane, *pane.query("*").results(Widget)]
-        preferred = next((widget for widget in candidates if widget.has_class("-first-focus")), None)
-        target = preferred or next((widget for widget in candidates if widget.focusable), None)
+        candidates = [widget for widget in (pane, *pane.query("*").results(Widget)) if widget.focusable]
+        # Not the rows behind the directory tree; but a list that is hidden while it is empty keeps the pane's keys.
+        there = [widget for widget in candidates if self._displays(widget)] or candidates
+        preferred = next((widget for widget in there if widget.has_class("-first-focus")), None)
+        target = preferred or next(iter(there), None)
         if target is not None:
             # Unlike focus(), at once: the next key may be waiting.
             self.screen.set_focus(target)
+
+    def _displays(self, widget: Widget) -> bool:
+        return all(node.display for node in takewhile(lambda node: node is not self, widget.ancestors_with_self))
 
 
 class PaneLayout(Layout):
@@ -245,9 +251,13 @@ class MainScreen(Screen[None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
-        for key in KEYS
-        if key.scope == "train" and key.palette
+        Binding("tab", "next_pane(1)", show=False),
+        Binding("shift+tab", "next_pane(-1)", show=False),
+        *(
+            Binding(key.keys, f"end_card('{key.id}')", key.description, show=False, id=key.id)
+            for key in KEYS
+            if key.scope == "train" and key.palette
+        ),
     ]
     # The initial pane is focused once it is mounted, not the first focusable widget.
     AUTO_FOCUS = ""
@@ -319,6 +329,11 @@ class MainScreen(Screen[None]):
             self.show_pane("train")
         else:
             self.show_pane(name, zoom=self.room > 1 and self.zoomed is not again)
+
+    def action_next_pane(self, step: int) -> None:
+        """Focus the next visible pane, or the one before; where a single one is visible, show the next one of all."""
+        names = list(self._shown) if self.is_tiled else [spec.id for spec in PANES]
+        self.show_pane(names[(names.index(self.current) + step) % len(names)], zoom=self.zoomed)
 
     def tile(self) -> None:
         """Show as many panes as fit."""

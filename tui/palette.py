@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli
 
 from core.config.schema import Option, options
-from tui.keys import Key, KeyTable
+from tui.keys import SCREENS, Key, KeyTable
 from tui.panes import PANES
 from tui.screens.pick import Pick, PickScreen
 
@@ -72,16 +72,17 @@ def _words(*texts: tuple[int, str]) -> tuple[tuple[int, str], ...]:
 
 
 def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> list[Command]:
-    """The available commands: first of the pane, then of the app, then of the other panes; then the options.
+    """The available commands: first of the pane or screen, then of the app, then of the other panes; then the options.
 
     Args:
         keys: The key table with the user's changes.
-        pane: The focused pane.
+        pane: The focused pane, or the screen over the panes.
         can_run: True if a key's action is available now.
     """
     offered = [Command.of(key) for key in keys.keys if key.palette and can_run(key)]
     offered.sort(key=lambda command: (command.scope != pane, command.scope != "app"))
-    return offered + [Command.of_option(option) for option in options()]
+    # An option is shown in its pane, which a screen covers.
+    return offered + [Command.of_option(option) for option in options() if pane not in SCREENS]
 
 
 def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:

@@ -249,15 +249,16 @@ def shell_of(node: DOMNode) -> Shell:
     return app
 
 
-def copy_text(node: DOMNode, text: str, what: str) -> str:
-    """Copy a text to the clipboard of the terminal; returns the notice.
+def copy_text(node: DOMNode, text: str, what: str, size: str = "") -> str:
+    """Copy a text to the clipboard of the terminal; returns the notice, which fits half of 120 columns.
 
     Args:
         node: A widget or a screen.
         text: The text.
         what: Its name in the notice.
+        size: Its size, if that is of interest.
     """
     # Without lone surrogates, which cannot be encoded.
     node.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
-    tmux = " (in tmux with set-clipboard on)" if os.environ.get("TMUX") else ""
-    return f"✓ {what} sent to your terminal's clipboard{tmux}"
+    note = "tmux needs set-clipboard on" if os.environ.get("TMUX") else size
+    return f"✓ copied: {what}{f' ({note})' if note else ''}"

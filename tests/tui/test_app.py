@@ -84,6 +84,10 @@ async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
             assert shown(app) == {name}
             assert app.focused is not None
             assert app.main.slot(name).has_focus_within
+        for key, name in (("tab", "chat"), ("tab", "runs"), ("tab", "data"), ("shift+tab", "runs")):
+            await pilot.press(key)
+            assert (shown(app), app.main.slot(name).has_focus_within) == ({name}, True)
+        await wait_for(pilot, lambda: hints_of(app, "runs") == "r run  U trash  ? more")
         await pilot.press("3", "backslash")
         assert shown(app) == {"train"}
         for size in ((119, 50), (200, 29), (60, 20)):
@@ -108,6 +112,9 @@ async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> N
         assert (shown(app), app.main.current) == (set(TILED), "data")
         await pilot.press("3", "3", "3")
         assert shown(app) == set(TILED)
+        for name in ("chat", "data", "config", "train"):
+            await pilot.press("tab")
+            assert app.main.slot(name).has_focus_within, "a stop in each pane"
         await pilot.press("5")
         assert shown(app) == {"runs"}
         await pilot.resize_terminal(200, 50)
@@ -341,7 +348,9 @@ async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
         await press(pilot, "down", "down", until=lambda: app.theme == "localtune-light")
         await press(pilot, "escape", until=lambda: app.theme == "localtune-dark")
         await press(pilot, "f2", until=lambda: len(app.screen_stack) == 2)
-        await pilot.press("down", "down", "enter")
+        await press(pilot, "G", until=lambda: app.theme == "tokyo-night")
+        await press(pilot, "slash", *"tune-light", "enter", until=lambda: app.theme == "localtune-light")
+        await pilot.press("enter")
         settings = private_home.parent / "config" / "localtune" / "settings.toml"
         await wait_for(pilot, settings.exists)
         assert 'theme = "localtune-light"' in settings.read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
     async with running(size=(200, 50)) as (app, pilot):
         for size in ((200, 50), (80, 24), (60, 20)):
             await pilot.resize_terminal(*size)
+            await wait_for(pilot, lambda: len(screen_lines(app)[0]) == size[0])  # noqa: B023 - within this turn
             await wait_for(pilot, lambda: "faq.csv     3 rows" in screen_text(app))
             text = screen_text(app)
             assert "Fine-tune a language model on your data, locally." in text

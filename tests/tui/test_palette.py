@@ -17,9 +17,10 @@ from tests.tui.harness import has_live_run, pane_of, press, resize, running, scr
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
-from tui.keys import KEYS, Key, KeyTable
+from tui.keys import KEYS, SCREENS, Key, KeyTable
 from tui.palette import WORDS, Command, find_commands, list_commands
 from tui.screens.pick import PickScreen
+from tui.screens.queue import QueueScreen
 from tui.screens.theme_picker import ThemePicker
 from tui.widgets.forms.inputs import PromptInput
 
@@ -27,13 +28,17 @@ OFFERED = [key for key in KEYS if key.palette]
 
 
 def found(typed: str, pane: str = "train") -> list[str]:
-    """The ids of the commands that are found, the best first."""
-    return [command.id for command in find_commands(list_commands(KeyTable(), pane, lambda _: True), typed)]
+    """The ids of the commands that are found in a pane or over a screen, the best first."""
+
+    def acts(key: Key) -> bool:
+        return key.scope == pane if pane in SCREENS else key.scope not in SCREENS
+
+    return [command.id for command in find_commands(list_commands(KeyTable(), pane, acts), typed)]
 
 
 @cases("key", OFFERED, ids=lambda key: key.id)
 def test_every_command_is_found_by_its_name_and_by_its_other_words(key: Key) -> None:
-    assert key.id in found(key.description)
+    assert key.id in found(key.description, key.scope if key.scope in SCREENS else "train")
     # In its own pane it is among the first.
     for words in (key.description, *WORDS[key.id]):
         assert key.id in found(words, key.scope)[:8], words
@@ -79,7 +84,7 @@ def test_scattered_letters_find_nothing(typed: str) -> None:
 def test_the_commands_of_the_pane_come_first_and_then_those_of_the_app() -> None:
     scopes = [identity.partition(".")[0] for identity in found("", "config") if "option:" not in identity]
     assert list(dict.fromkeys(scopes))[:2] == ["config", "app"]
-    assert len(scopes) == len(OFFERED)
+    assert len(scopes) == len([key for key in OFFERED if key.scope not in SCREENS])
     assert found("save", "config")[0] == "config.save"
     assert found("open", "runs")[0] == "runs.open"
 
@@ -138,16 +143,30 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
     config.write_text('[data]\ntrain = "rows.jsonl"\n')
     async with running(LocaltuneApp(config_path=config), (100, 30)) as (app, pilot):
         await wait_for(pilot, lambda: "2 Config · mine.toml" in screen_text(app))
-        await click(pilot, "3 Train")
+        await click(pilot, "Train ·")
         await wait_for(pilot, lambda: "^s checkpoint" in screen_text(app))
         await click(pilot, "^s checkpoint")
         await wait_for(pilot, lambda: sent == ["checkpoint"])
-        await click(pilot, "1 Data")
+        await click(pilot, "Data ·")
         await wait_for(pilot, lambda: "s statistics" in screen_text(app))
         await click(pilot, "s statistics")
         await wait_for(pilot, lambda: pane_of(app, "data").shows_report)
         await click(pilot, "? help")
         await wait_for(pilot, lambda: "Help · Data" in screen_text(app))
+
+
+async def test_over_a_screen_the_palette_and_the_last_line_are_that_screens(home: Path) -> None:
+    async with running() as (app, pilot):
+        line = screen_lines(app)[-1]
+        assert line.split("  ")[0] == " 1-5 Data · Config · Train · Chat · Runs"
+        assert len(line.strip().split("  ")) <= 6
+        await press(pilot, "Q", until=lambda: screen_lines(app)[-1].rstrip() == " esc close  ? help  ^p palette")
+        await press(pilot, "ctrl+p", until="Sweep: a run for each value of an option")
+        assert "Data pane" not in screen_text(app)
+        assert screen_lines(app)[-1].rstrip() == " esc close  f1 help", "what is typed is text"
+        await press(pilot, *"tonight", "enter", until="quiet hours")
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, QueueScreen))
+        await press(pilot, "escape", until=lambda: screen_lines(app)[-1] == line)
 
 
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ class RunsPane(Pane):
         self.set_class(width >= BESIDE_WIDTH, "-beside")
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._look)
+        self.call_after_refresh(self._show_title)
 
     def show_queue(self, view: QueueView) -> None:
         """Show the queue in a line."""
@@ -122,7 +123,8 @@ class RunsPane(Pane):
         empty.display = not kept
         if not kept:
             self._explain_empty(bool(text.split()))
-        self._show_title(kept)
+        self._show_title()
+        self._show_hints()
         self._look()
         if had_focus and kept and not self.has_focus_within:
             run_list.focus()
@@ -137,17 +139,18 @@ class RunsPane(Pane):
         else:
             empty.say("All runs are archived.", [(keys["runs.archived"].display, "list them")])
 
-    def _show_title(self, kept: Sequence[RunRow]) -> None:
-        """Show the number of runs, the filter and the sort column in the title."""
-        rows = self._rows or ()
+    def _show_title(self) -> None:
+        """Show the number of runs, the filter and the sort column in the title, and how many columns have no room."""
+        rows, run_list = self._rows or (), self.query_one(RunList)
         live = sum(
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
         )
         archived = sum(row.labels.archived for row in rows)
         listed = len(rows) if self._lists_archived else len(rows) - archived
         is_filtered = bool(self.query_one(FilterInput).value.split())
-        count = f"{len(kept)} of {len(rows)}" if is_filtered else str(listed)
-        marked = len(self.query_one(RunList).marked)
+        count = f"{run_list.count} of {len(rows)}" if is_filtered else str(listed)
+        marked, left_out = len(run_list.marked), run_list.left_out if run_list.count else 0
+        details = self.keys["runs.details"].display
         self.set_title(
             "5 Runs",
             count,
@@ -155,14 +158,19 @@ class RunsPane(Pane):
             f"{archived} archived{' too' if self._lists_archived else ''}" if archived else "",
             f"by {self._sort}" if self._sort != DEFAULT_SORT else "",
             f"{marked} marked" if marked else "",
+            f"{left_out} more column{'s' if left_out > 1 else ''}: {details} details" if left_out else "",
         )
 
     def _show_hints(self) -> None:
         """Show the most important keys; the comparison first if runs are marked."""
         names = ["open", "details", "compare", "edit", "filter"]
-        if self.query_one(RunList).marked:
+        if not self._rows:
+            names = ["trash"]
+        elif self.query_one(RunList).selected is None:
+            names = ["filter", "archived", "trash"]
+        elif self.query_one(RunList).marked:
             names = ["compare", "mark", "open", "details", "filter"]
-        self.set_hints([f"runs.{name}" for name in names])
+        self.set_hints([*(["app.start"] if not self._rows else []), *(f"runs.{name}" for name in names)])
 
     @on(RunList.Opened)
     def _opened(self, event: RunList.Opened) -> None:
@@ -284,9 +292,7 @@ class RunsPane(Pane):
         self._marks_changed()
 
     def _marks_changed(self) -> None:
-        self._show_title(
-            select_rows(self._rows or (), self.query_one(FilterInput).value, archived=self._lists_archived)
-        )
+        self._show_title()
         self._show_hints()
 
     def action_compare(self) -> None:

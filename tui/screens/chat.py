@@ -148,8 +148,6 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         Binding("escape", "dismiss(None)", "leave", show=False),
         Binding("space", "mark", "mark", show=False),
         Binding("h", "show_export", "use it elsewhere", show=False),
-        Binding("j", "move(1)", show=False),
-        Binding("k", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
     ENTER_TAKES = True
@@ -186,10 +184,6 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             fit(one_line(candidate.name, 200), _NAME_WIDTH),
             ("  " + one_line(candidate.about, 120), "$muted"),
         )
-
-    def action_move(self, by: int) -> None:
-        """Move the cursor to the next or previous model."""
-        self._options.step(by)
 
     def action_mark(self) -> None:
         """Mark or unmark the model under the cursor."""

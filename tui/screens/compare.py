@@ -263,7 +263,7 @@ class CompareScreen(Overlay[None]):
             names = [("back", "close")]
         else:
             names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part]), ("save", "Markdown")]
-            names += [("save_csv", "CSV"), ("zoom", "curves alone"), ("back", "close")]
+            names += [("save_csv", "CSV"), ("zoom", "zoom"), ("back", "close")]
         box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -381,6 +381,14 @@ class EvaluationScreen(Overlay[None]):
         box.border_subtitle = Content(
             keys.hints(f"evaluation.{name}" for name in ("read", *filters, "save", "lines", "back"))
         )
+
+    def entries(self) -> Sequence[tuple[int, str]]:
+        """The prompts that ``/`` finds."""
+        return [(number, self._rows.record.items[place].question) for number, place in enumerate(self._rows.places)]
+
+    def point_at(self, place: int) -> None:
+        """Move the cursor to a prompt."""
+        self.action_move(place - self._rows.cursor)
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""

@@ -23,6 +23,7 @@ from tui.widgets.text_block import HangingBlock
 _ROWS = 36
 
 NOTES = (
+    "In every list, j k g G move, and / finds an entry.",
     "Hold shift to select text with the mouse.",
     "In tmux, copying to your clipboard needs 'set -g set-clipboard on'.",
 )
@@ -74,6 +75,11 @@ class HelpScreen(Overlay[None]):
 
     def compose(self) -> ComposeResult:
         yield OverlayBox(self._text, title=f"Help · {one_line(self._title, 60)}", width=84)
+
+    @property
+    def footer_keys(self) -> Sequence[tuple[str, str]]:
+        """The keys for the last line of the screen: its frame has the others."""
+        return [("esc", "close")]
 
     def on_mount(self) -> None:
         """Show the first page."""

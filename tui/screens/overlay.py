@@ -9,14 +9,17 @@ from typing import ClassVar, ParamSpec
 from textual import events, on
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
 from textual.widgets import OptionList
 
-from tui.keys import bindings
+from tui.keys import Key, bindings, display_key
+from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
+from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
@@ -31,6 +34,15 @@ INPUT_BINDINGS = (
     Binding("tab,down", "app.focus_next", show=False, priority=True),
     Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
 )
+#: What moves in the list or text that has the focus, by key: in a list, and in a text.
+_MOVES = {
+    "j": ("action_cursor_down", "scroll_down"),
+    "k": ("action_cursor_up", "scroll_up"),
+    "g": ("action_first", "scroll_home"),
+    "G": ("action_last", "scroll_end"),
+}
+#: Keys of the app that work over the panes too.
+_OF_APP = ("app.picture", "app.help", "app.palette")
 
 
 def plain_text(title: str | None) -> str:
@@ -60,7 +72,9 @@ class Overlay(ModalScreen[ScreenResultType]):
     """The name of its text for the help; its scope where empty."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(binding for binding in bindings("app") if binding.id in ("app.picture", "app.help")),
+        *(binding for binding in bindings("app") if binding.id in _OF_APP),
+        *(Binding(key, f"move_in('{key}')", show=False) for key in _MOVES),
+        Binding("slash", "find_entry", show=False),
         # With priority, as the input takes it as text otherwise.
         Binding("question_mark", "help_first", show=False, priority=True, id="app.help"),
     ]
@@ -105,6 +119,53 @@ class Overlay(ModalScreen[ScreenResultType]):
         boxes = self.query_children("*").results(Widget)
         shown = [plain_text(box.border_subtitle) for box in boxes if box.border_subtitle] or [self.keys_in_frame()]
         return re.findall(r"\S+(?: \S+)*", "  ".join(shown))
+
+    @property
+    def footer_keys(self) -> Sequence[tuple[str, str]]:
+        """The keys for the last line of the screen, where those of the panes do not work: key and function."""
+        table = shell_of(self).keys
+        helps = table["app.help"]
+        # A printable key may be text, or an answer.
+        others = [display_key(key) for key in helps.keys.split(",") if len(display_key(key)) > 1]
+        is_text = self.TAKES_TEXT or helps.keys.split(",")[0] not in self.known_keys
+        shown = [("esc", "close"), (others[0] if is_text and others else helps.display, helps.description)]
+        palette = table["app.palette"]
+        return [*shown, (palette.display, palette.description)] if self.SCOPE else shown
+
+    def offers(self, key: Key) -> bool:
+        """True if the palette offers a key over this screen: one of its own that acts now, or one of the app."""
+        if key.scope != self.SCOPE:
+            return key.id in _OF_APP
+        return self.check_action(key.action.partition("(")[0], ()) is not False
+
+    def action_move_in(self, key: str) -> None:
+        """Move in the list or text with the focus."""
+        in_list, in_text = _MOVES[key]
+        if isinstance(focused := self.focused, ChoiceList):
+            getattr(focused, in_list)()
+        elif isinstance(focused, VerticalScroll):
+            getattr(focused, in_text)(animate=False)
+
+    def entries(self) -> Sequence[tuple[int, str]]:
+        """The places and texts of the entries that ``/`` finds: those of the list with the focus."""
+        return self.focused.texts if isinstance(self.focused, ChoiceList) else ()
+
+    def point_at(self, place: int) -> None:
+        """Move the cursor to an entry."""
+        for options in self.query(ChoiceList):
+            options.highlighted = min(place, options.option_count - 1)
+
+    def action_find_entry(self) -> None:
+        """Find an entry of the list by a part of its text, and move the cursor to it."""
+        from tui.screens.pick import Pick, PickScreen
+
+        def found(place: str | None) -> None:
+            if place is not None:
+                self.point_at(int(place))
+
+        picks = [Pick(str(place), name=text, hint="") for place, text in self.entries()]
+        if picks:
+            self.app.push_screen(PickScreen("Find", picks), found)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Let the key of the help be text, except as the first one in an input of a form."""

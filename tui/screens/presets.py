@@ -102,8 +102,6 @@ class PresetScreen(Overlay[Switch | None]):
         Binding("escape,q", "dismiss(None)", show=False),
         Binding("A", "toggle_own", show=False),
         Binding("tab", "app.focus_next", show=False),
-        Binding("j,down", "move(1)", show=False),
-        Binding("k,up", "move(-1)", show=False),
     ]
     AUTO_FOCUS = "ChoiceList"
     ENTER_TAKES = True
@@ -189,8 +187,8 @@ class PresetScreen(Overlay[Switch | None]):
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
             self._list.draw(place, self._line(place, name, width))
-        own = "A replace mine too" if self._keeps_own else "A keep mine"
-        self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab scroll  esc back")
+        own = "A replace mine" if self._keeps_own else "A keep mine"
+        self.query_one(Container).border_subtitle = Content(f"enter apply  {own}  tab read  / find  esc back")
         self._show_changes()
 
     def _line(self, place: int, name: str, width: int) -> Content:
@@ -247,13 +245,6 @@ class PresetScreen(Overlay[Switch | None]):
         """Switch between keeping and replacing the user's own values."""
         self._keeps_own = not self._keeps_own
         self._fill()
-
-    def action_move(self, rows: int) -> None:
-        """Move to the next preset, or scroll the changes by a line."""
-        if self._scroll.has_focus:
-            self._scroll.scroll_relative(y=rows, animate=False)
-        else:
-            self._list.step(rows)
 
 
 def _counted(switch: Switch | None) -> str:

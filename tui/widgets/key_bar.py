@@ -1,7 +1,8 @@
-"""Key bar, the last line of the screen: panes by number key, and the most important keys."""
+"""Key bar, the last line of the screen: the panes as tabs behind their keys, and at most five keys beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -16,7 +17,10 @@ from tui.widgets.strips import component_classes, style_of
 
 
 class KeyBar(Widget):
-    """Key hints from the key table; hints that do not fit are left out."""
+    """Key hints from the key table; hints that do not fit are left out.
+
+    Over the panes it has the keys of the screen that covers them, since those of the panes do not work there.
+    """
 
     DEFAULT_CSS = style_of("KeyBar")
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes(DEFAULT_CSS)
@@ -45,49 +49,44 @@ class KeyBar(Widget):
             self.refresh()
 
     def on_mount(self) -> None:
-        """Follow the focus and the bindings, because a text input has keys of its own."""
+        """Follow the focus, the bindings and the screens, because an input or a screen has keys of its own."""
         self.watch(self.screen, "focused", self._focus_moved, init=False)
         self.screen.bindings_updated_signal.subscribe(self, self._keys_changed)
+        self.app.screen_change_signal.subscribe(self, self._keys_changed)
 
     def _focus_moved(self) -> None:
         self.refresh()
 
     def _keys_changed(self, _: object) -> None:
-        offered = self._offered(self.screen.focused)
-        if offered != self._written:
+        if self._offered() != self._written:
             self.refresh()
 
-    @staticmethod
-    def _offered(focused: Widget | None) -> tuple[tuple[str, str], ...]:
-        """Keys of the focused text input; empty without one."""
+    def _offered(self) -> tuple[tuple[str, str], ...]:
+        """Keys of the screen over the panes, or of the focused text input; empty without either."""
+        top, focused = self.app.screen, self.screen.focused
+        if top is not self.screen:
+            return tuple(getattr(top, "footer_keys", ()))
         if not isinstance(focused, (Input, TextArea)):
             return ()
         offered: tuple[tuple[str, str], ...] = getattr(
             focused, "footer_keys", (("esc", "leaves"), ("enter", "accepts"))
         )
-        return offered
+        palette = shell_of(self).keys["app.palette"]
+        return (*offered, (palette.display, palette.description))
 
     def render(self) -> Content:
-        """The panes by number and the keys of the app, or the keys of the focused text input."""
-        keys, focused = shell_of(self).keys, self.screen.focused
+        """The panes and the keys of the app, or the keys of the screen over the panes or the focused text input."""
+        keys = shell_of(self).keys
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
-        self._written = self._offered(focused)
+        self._written = self._offered()
         if self._written:
             # Numbers and letters are text.
-            parts = [Content.assemble((key, key_style), " ", what) for key, what in self._written]
-            return Content(" ") + Content("  ").join([*parts, self._entry(keys["app.palette"], key_style)])
-        current_style = Style.from_styles(self.get_component_styles("key-bar--current"))
-        parts = []
-        for key in keys.scope("app"):
-            name = key.id.partition(".")[2]
-            if key.action.startswith("app.show_pane"):
-                active = name == self._current
-                style = current_style if active else key_style
-                parts.append(self._entry(key, style, style if active else None))
-            elif name == "tile" and self._offers_tiles:
-                parts.append(self._entry(key, key_style))
-            elif name == "turn" and self._turn:
-                parts.append(self._entry(key, key_style, text=self._turn))
+            return self._line([Content.assemble((key, key_style), " ", what) for key, what in self._written])
+        parts = [self._tabs([key for key in keys.scope("app") if key.pane], key_style)]
+        if self._offers_tiles:
+            parts.append(self._entry(keys["app.tile"], key_style))
+        elif self._turn:
+            parts.append(self._entry(keys["app.turn"], key_style, self._turn))
         width = self.size.width - 1
         used = sum(cell_len(part.plain) + 2 for part in parts)
         for key in keys.scope("app"):
@@ -96,9 +95,29 @@ class KeyBar(Widget):
                 used += cell_len(entry.plain) + 2
                 if used <= width:
                     parts.append(entry)
+        return self._line(parts)
+
+    @staticmethod
+    def _line(parts: Sequence[Content]) -> Content:
         return Content(" ") + Content("  ").join(parts)
 
-    def _entry(self, key: Key, style: Style, text_style: Style | None = None, text: str = "") -> Content:
-        click = Style.from_meta({"@click": key.action})
-        what = text or key.description
-        return Content.assemble((key.display, style + click), (" ", click), (what, (text_style or Style()) + click))
+    def _tabs(self, panes: Sequence[Key], style: Style) -> Content:
+        """The panes in the order of their keys, the current one marked."""
+        current = Style.from_styles(self.get_component_styles("key-bar--current"))
+        numbers = [key.display for key in panes]
+        in_order = numbers == [str(number) for number in range(1, len(numbers) + 1)]
+        tabs = [
+            Content.styled(key.description, (current if key.pane == self._current else Style()) + _click(key))
+            for key in panes
+        ]
+        shown = f"{numbers[0]}-{numbers[-1]}" if in_order else " ".join(numbers)
+        return Content.assemble((shown, style), " ", Content(" · ").join(tabs))
+
+    @staticmethod
+    def _entry(key: Key, style: Style, text: str = "") -> Content:
+        click = _click(key)
+        return Content.assemble((key.display, style + click), (f" {text or key.description}", click))
+
+
+def _click(key: Key) -> Style:
+    return Style.from_meta({"@click": key.action})

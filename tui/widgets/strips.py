@@ -99,6 +99,8 @@ class SearchView(ScrollView, inherit_bindings=False):
         match = self._match
         self._wrap()
         self._match = min(match, len(self._match_lines) - 1)
+        # A text that came while there was no width is wrapped only now, after the paint of the lines before.
+        self.refresh()
 
     def _wrap(self) -> None:
         """Wrap the text for the present width, and find its matches."""

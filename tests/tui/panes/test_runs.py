@@ -69,7 +69,7 @@ async def test_the_run_under_the_cursor_is_described(home: Path) -> None:
         # The share of exact answers, and where there is room the size of the files.
         await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
         await pilot.resize_terminal(80, 24)
-        await wait_for(pilot, lambda: "loss 2" in screen_text(app))
+        await shown(pilot, "loss 2", "5 Runs · 2 · 10 more columns: d details")
         await press(pilot, "k", until=("≠ 20261123-090000-first", "16 → 32"))
 
 

@@ -63,7 +63,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
         await press(pilot, "down", "right", "right", "right", until="Q4_K_M")
         assert f"{run.id}-gguf-q4_k_m" in "".join(line.strip(" │") for line in screen_lines(app))
         await wait_for(pilot, lambda: "compared with the trained model" in words(pilot))
-        await press(pilot, "enter", until="esc close")
+        await press(pilot, "enter", until="llama-server -m")
         text = screen_text(app)
         for said in (
             "✓ Answers like the trained model: mostly, 19 of 20",

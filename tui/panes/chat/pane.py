@@ -802,7 +802,7 @@ class ChatPane(Pane):
             self._say("There is no answer to copy yet.", "$near")
             return
         text = reply.as_written.strip()
-        self._say(copy_text(self, text, f"answer of {reply.label} ({counted(len(text), 'character')})"))
+        self._say(copy_text(self, text, f"answer of {reply.label}", counted(len(text), "character")))
 
     def action_serve(self) -> None:
         """Serve the first trained source to other programs."""

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 #: Minimum columns for the row to the right of the list instead of below it.
 BESIDE_WIDTH = 120
+#: Actions that are there while the directory tree covers the rows.
+_IN_TREE = frozenset({"ask_path", "browse", "open_sample", "former", "search"})
 
 
 class AnalysisPage(JobPage[JobProgress, Analysis]):
@@ -375,8 +377,27 @@ class DataPane(Pane):
         await self.browser.remove_children()
         await self.browser.mount(tree)
         self._show_only(self.browser)
-        self._say(" · ".join(tree.KEYS[:3]))
+        self._tell_tree()
         tree.focus()
+
+    @on(DataTree.Filtered)
+    def _tell_tree(self) -> None:
+        """Show the filter of the tree, or its keys."""
+        for tree in self.browser.query(DataTree):
+            found = "the names with" if tree.root.children else "No name here has"
+            keys = " · ".join(tree.KEYS[:4])
+            self._say(f"{found} {tree.term} · esc shows all" if tree.term else keys)
+
+    async def _ask_name(self) -> None:
+        if (text := await self.ask_bar.ask("name", placeholder="a part of a name in this directory")) is not None:
+            for tree in self.browser.query(DataTree):
+                await tree.filter_names(text)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Disable the keys of the rows while the directory tree covers them."""
+        if self.browser.display and action not in _IN_TREE:
+            return False
+        return super().check_action(action, parameters)
 
     def help_screen(self) -> HelpScreen:
         """The help for the rows, or for the tree of the files."""
@@ -489,6 +510,18 @@ class DataPane(Pane):
         for part in (self._empty, self.body, self.report, self.browser):
             part.display = part is shown
         self._show_line()
+        self._show_hints()
+
+    def _show_hints(self) -> None:
+        """Show the most important keys of what is shown."""
+        view = self.view
+        if self.browser.display:
+            self.set_hints(["data.open", "data.sample"])
+        elif view is None:
+            self.set_hints(["data.open", "data.browse", "data.sample", "config.import"])
+        else:
+            columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
+            self.set_hints([*columns, *self._uses, "data.tokens", "data.report", "data.filter", "data.search"])
 
     def _show_line(self) -> None:
         """Show or hide the status line; the report needs none without a message, as it has the same numbers."""
@@ -520,7 +553,6 @@ class DataPane(Pane):
         self._show_only(self._empty)
         self.prefer_focus(self._empty)
         self.set_title("1 Data")
-        self.set_hints(["data.open", "data.browse", "data.sample", "config.import"])
 
     def _explain_empty(self, error: UserError | None) -> None:
         self._empty_error = error
@@ -552,8 +584,7 @@ class DataPane(Pane):
             self.set_title("1 Data", view.path.name, view.format_name, known)
         else:
             self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
-        columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
-        self.set_hints([*columns, *self._uses, "data.tokens", "data.report", "data.filter", "data.search"])
+        self._show_hints()
         self._refresh_status()
 
     @property
@@ -706,8 +737,13 @@ class DataPane(Pane):
         return any(worker.group == "data-search" and worker.is_running for worker in self.workers)
 
     async def action_search(self) -> None:
-        """Ask for a text, highlight it, and go to the first row that contains it, from the present row on."""
-        if self.view is not None:
+        """Ask for a text, highlight it, and go to the first row that contains it, from the present row on.
+
+        In the directory tree, ask for a part of a name, and show only the names that have it.
+        """
+        if self.browser.display:
+            await self.ask_bar.converse(self._ask_name())
+        elif self.view is not None:
             await self.ask_bar.converse(self._ask_text())
 
     async def _ask_text(self) -> None:

@@ -30,6 +30,12 @@ class ChoiceList(OptionList):
         """Keep the highlighted entry in sight when the list shrinks."""
         self.call_after_refresh(self.scroll_to_highlight)
 
+    @property
+    def texts(self) -> list[tuple[int, str]]:
+        """The places and texts of the entries that can be chosen, without marks and pointer."""
+        prompts = [(place, str(option.prompt)) for place, option in enumerate(self.options) if not option.disabled]
+        return [(place, text.strip(" ▸●·")) for place, text in prompts]
+
     def move(self, rows: int) -> None:
         """Move the cursor by a number of entries that can be chosen."""
         choosable = [place for place, option in enumerate(self.options) if not option.disabled]

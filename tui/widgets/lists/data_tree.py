@@ -21,7 +21,10 @@ DATA_SUFFIXES = (*ROW_SUFFIXES, *YAML_SUFFIXES)
 
 
 class DataTree(DirectoryTree):
-    """A :class:`textual.widgets.DirectoryTree` of data files; names are sanitized and hidden entries left out."""
+    """A :class:`textual.widgets.DirectoryTree` of data files; names are sanitized and hidden entries left out.
+
+    A filter is for the names in its directory, not for those in the directories below.
+    """
 
     ICON_NODE_EXPANDED = "▾ "
     ICON_NODE = "▸ "
@@ -31,13 +34,15 @@ class DataTree(DirectoryTree):
 
     #: The keys, the most important first.
     KEYS: ClassVar[tuple[str, ...]] = (
-        *("enter opens", "backspace goes up", "esc leaves", "j k move"),
+        *("enter opens", "backspace goes up", "/ finds a name", "esc leaves", "j k move", "g G first and last"),
         *("l h open or close a directory", "space opens or closes one too"),
     )
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("j", "cursor_down", "down", show=False),
         Binding("k", "cursor_up", "up", show=False),
+        Binding("g,home", "cursor_to(0)", "first", show=False),
+        Binding("G,end", "cursor_to(-1)", "last", show=False),
         Binding("l,right", "expand", "open directory", show=False),
         Binding("h,left", "collapse", "close directory", show=False),
         Binding("backspace", "up", "parent directory", show=False),
@@ -47,15 +52,35 @@ class DataTree(DirectoryTree):
     class Left(Message):
         """The tree has been left without picking a file."""
 
+    class Filtered(Message):
+        """Other names are shown."""
+
+    term = ""
+    """The text that the names in the directory have, in lower case; empty for all."""
+
+    async def filter_names(self, text: str) -> None:
+        """Show only the names with a text; an empty text shows all."""
+        self.term = text.strip().lower()
+        await self.reload()
+        self.cursor_line = min(1, self.last_line)
+        self.post_message(self.Filtered())
+
     def process_label(self, label: object) -> Text:
         """Sanitize a file name to one line."""
         return Text(one_line(str(label)))
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
-        """Keep visible directories and data files."""
+        """Keep visible directories and data files, in its own directory those with the term."""
+        top = Path(self.path)
         for path in paths:
-            if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or os.path.isdir(path)):
+            is_told = path.parent != top or self.term in path.name.lower()
+            is_data = path.suffix.lower() in DATA_SUFFIXES or os.path.isdir(path)
+            if is_told and is_data and not path.name.startswith("."):
                 yield path
+
+    def action_cursor_to(self, line: int) -> None:
+        """Move the cursor to a line; -1 is the last one."""
+        self.cursor_line = line if line >= 0 else self.last_line
 
     def action_expand(self) -> None:
         """Open the directory under the cursor."""
@@ -76,9 +101,13 @@ class DataTree(DirectoryTree):
 
     def action_up(self) -> None:
         """Show the parent directory."""
-        parent = Path(os.path.abspath(self.path)).parent
-        self.path = parent
+        self.term = ""
+        self.path = Path(os.path.abspath(self.path)).parent
+        self.post_message(self.Filtered())
 
-    def action_leave(self) -> None:
-        """Post :class:`Left` on ``esc``."""
-        self.post_message(self.Left())
+    async def action_leave(self) -> None:
+        """Show all names again; post :class:`Left` if they are shown."""
+        if self.term:
+            await self.filter_names("")
+        else:
+            self.post_message(self.Left())

@@ -286,6 +286,11 @@ class RunList(CursorList):
                 spare -= more
         return [(column, widths[column.title]) for column in _COLUMNS if column.title in widths]
 
+    @property
+    def left_out(self) -> int:
+        """Number of columns that have no room."""
+        return sum(map(self._is_told, _COLUMNS)) - len(self._columns()) if self.size.width else 0
+
     def _is_told(self, column: _Column) -> bool:
         """True if any run has a value in a column."""
         return {"note": self._has_notes, "cost": self._has_costs}.get(column.title, True)

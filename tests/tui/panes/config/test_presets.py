@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.containers import VerticalScroll
 
 from core.hardware.card import Card
 from tests.tui.config_panes import config_pane, edits, flat, type_value, write_config
@@ -29,6 +30,10 @@ async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
         assert "method.rank 16 → 32" in text
         await press(pilot, "j", until="2048 → 512")
         assert any("▸   cpu-small" in line for line in screen_lines(pilot.app))
+        await press(pilot, "G", until=lambda: any("▸   24gb-30b-quick" in line for line in screen_lines(pilot.app)))
+        await press(pilot, "slash", *"8gb-7b", "enter", until="▸   8gb-7b")
+        await press(pilot, "tab", "G", until=lambda: pilot.app.screen.query_one(VerticalScroll).scroll_y > 0)
+        await press(pilot, "g", until=lambda: pilot.app.screen.query_one(VerticalScroll).scroll_y == 0)
         await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PresetScreen))
         assert pane.document.dumps() == (tmp_path / "tickets.toml").read_text()
 

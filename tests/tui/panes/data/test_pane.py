@@ -21,6 +21,7 @@ from tests.tui.harness import (
     wait_for,
     words,
 )
+from tui.widgets.lists.data_tree import DataTree
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -132,6 +133,29 @@ async def test_a_file_is_opened_by_its_path_and_by_browsing(tmp_path: Path, monk
         inner = tmp_path / "sub" / "inner.jsonl"
         await press(pilot, "j", "enter", until=lambda: path_of(pane) == inner)
         assert pane.body.rows.has_focus
+
+
+async def test_keys_in_the_directory_tree_are_its_own(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "tickets.jsonl", 30)
+    for name in ("letters", "notes", "orders"):
+        write_rows(tmp_path / f"{name}.jsonl", 3)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
+        await analyzed(pilot, pane)
+        await press(pilot, "O", until="tickets.jsonl")
+        tree = pane.browser.query_one(DataTree)
+        await press(pilot, "f", "t", "l", "G", until=lambda: tree.cursor_line == 4)
+        await press(pilot, "g", until=lambda: tree.cursor_line == 0)
+        assert (pane.index, pane.session.filter, "use for training" in screen_text(pilot.app)) == (0, None, False)
+        await press(pilot, "slash", *"ER", "enter", until="the names with er · esc shows all")
+        assert [str(node.label) for node in tree.root.children] == ["letters.jsonl", "orders.jsonl"]
+        await press(pilot, "slash", *"zz", "enter", until="No name here has zz")
+        await press(pilot, "escape", until="backspace goes up")
+        await press(pilot, "escape", until=lambda: pane.body.rows.has_focus)
+
+        await press(pilot, "O", until="tickets.jsonl")
+        pane.body.rows.cursor = 29
+        await press(pilot, "escape", until=lambda: pane.body.rows.has_focus)
+        await wait_for(pilot, lambda: "user       question 30" in screen_text(pilot.app))
 
 
 async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> None:
