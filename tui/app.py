@@ -442,6 +442,16 @@ class LocaltuneApp(App[str]):
         elif (pane := self.desktop.panes.find(self.main.current)) is not None and not self.desktop.is_covered:
             self.push_screen(pane.help_screen())
 
+    def action_find_entry(self) -> None:
+        """Find an entry of the list on the screen by a part of its text, and move the cursor to it."""
+        from tui.screens.pick import Pick, PickScreen
+
+        top = self.screen
+        if isinstance(top, Overlay) and (entries := top.entries()):
+            picks = [Pick(str(place), name=text, hint="") for place, text in entries]
+            found = PickScreen("Find", picks)
+            self.push_screen(found, lambda place: top.point_at(int(place)) if place is not None else None)
+
     def action_queue(self) -> None:
         """Show the queue of runs."""
         self.starting.show_queue()

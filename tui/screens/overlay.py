@@ -74,7 +74,7 @@ class Overlay(ModalScreen[ScreenResultType]):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(binding for binding in bindings("app") if binding.id in _OF_APP),
         *(Binding(key, f"move_in('{key}')", show=False) for key in _MOVES),
-        Binding("slash", "find_entry", show=False),
+        Binding("slash", "app.find_entry", show=False),
         # With priority, as the input takes it as text otherwise.
         Binding("question_mark", "help_first", show=False, priority=True, id="app.help"),
     ]
@@ -154,18 +154,6 @@ class Overlay(ModalScreen[ScreenResultType]):
         """Move the cursor to an entry."""
         for options in self.query(ChoiceList):
             options.highlighted = min(place, options.option_count - 1)
-
-    def action_find_entry(self) -> None:
-        """Find an entry of the list by a part of its text, and move the cursor to it."""
-        from tui.screens.pick import Pick, PickScreen
-
-        def found(place: str | None) -> None:
-            if place is not None:
-                self.point_at(int(place))
-
-        picks = [Pick(str(place), name=text, hint="") for place, text in self.entries()]
-        if picks:
-            self.app.push_screen(PickScreen("Find", picks), found)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Let the key of the help be text, except as the first one in an input of a form."""

@@ -141,7 +141,7 @@ async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(hom
     script = script_run(home).end("finished")
     async with latest_run("adapter 1.9 kB", size=(100, 30), notifications=True) as (app, pilot):
         await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
-        await shown(pilot, "✓ the path sent to your terminal's")
+        await shown(pilot, "✓ copied: the path")
         await pilot.press("h")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
         await press(pilot, "c", until=lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
