@@ -119,7 +119,7 @@ def turn(run: Run, seconds: float, app: Session | None) -> Turn:
 @contextlib.contextmanager
 def opened(run: Run | None = None) -> Iterator[Session]:
     """The app in a terminal, showing a run where there is one."""
-    arguments, sign = ("--run", run.id) if run is not None else (), "tok/s" if run is not None else "5 Runs"
+    arguments, sign = ("--run", run.id) if run is not None else (), "tok/s" if run is not None else "^p palette"
     with Terminal.app(*arguments, size=SIZE, environment={"LOCALTUNE_HOME": os.environ["LOCALTUNE_HOME"]}) as made:
         made.wait_for_text(sign, _PATIENCE)
         app = Session(made)

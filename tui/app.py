@@ -443,14 +443,10 @@ class LocaltuneApp(App[str]):
             self.push_screen(pane.help_screen())
 
     def action_find_entry(self) -> None:
-        """Find an entry of the list on the screen by a part of its text, and move the cursor to it."""
-        from tui.screens.pick import Pick, PickScreen
+        """Find an entry of the list on the screen over the panes."""
+        from tui.screens.pick import find_entry
 
-        top = self.screen
-        if isinstance(top, Overlay) and (entries := top.entries()):
-            picks = [Pick(str(place), name=text, hint="") for place, text in entries]
-            found = PickScreen("Find", picks)
-            self.push_screen(found, lambda place: top.point_at(int(place)) if place is not None else None)
+        find_entry(self.screen)
 
     def action_queue(self) -> None:
         """Show the queue of runs."""

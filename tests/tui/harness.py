@@ -99,6 +99,9 @@ class ShellApp(App[None]):
     async def run_key(self, key: Key) -> None:
         raise AssertionError("nothing offers keys here")
 
+    def action_find_entry(self) -> None:
+        find_entry(self.screen)
+
 
 def requested(pilot: Pilot[Any], *names: str) -> list[Request]:
     """The requests to controllers so far of these names."""

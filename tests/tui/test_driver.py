@@ -56,7 +56,7 @@ def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> N
     noise = bytes(random.Random(1).choices(quiet, k=1 << 15))
     with Terminal.app(environment=environment) as terminal:
         terminal.wait_for_text("No run yet.")
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         for data, expected in BROKEN:
             if "q" not in expected:
                 send(terminal, data + b"\x1b[I")
@@ -71,7 +71,7 @@ def test_no_bytes_end_the_app_or_leave_it_deaf(environment: dict[str, str]) -> N
 
 def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         # The text before it is none of this pane's keys; all in one read.
         send(terminal, b"zzzyyyxxx\x1b[200~pasted\x1b[201~?")
         terminal.wait_for_text("Help · ")
@@ -79,7 +79,7 @@ def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> No
 
 def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("?", until="Help · ")
         # In one read, as a slow line delivers them: alt+5 to a terminal.
         terminal.press("\x1b5", until="No runs yet.")
@@ -112,7 +112,7 @@ sys.exit(main([]))
 def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str], tmp_path: Path) -> None:
     begun, pressed = tmp_path / "begun", tmp_path / "pressed"
     with Terminal([sys.executable, "-c", BUSY, str(begun), str(pressed)], environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("?", until="Help · ")
         terminal.press("\x1b")
         terminal.wait_for(begun.exists)
@@ -155,7 +155,7 @@ async def test_escape_and_a_key_in_one_read_are_one_key_where_a_text_is_written_
 
 def test_no_size_ends_the_app(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal._screen.resize = lambda *_: None
         for columns, rows in ((0, 0), (1, 1), (65535, 1), (1, 65535), (65535, 65535)):
             before = len(terminal.output)
@@ -179,7 +179,7 @@ def test_it_starts_in_a_terminal_of_any_size(environment: dict[str, str]) -> Non
 def test_a_terminal_that_goes_without_a_signal_ends_the_app_in_order(environment: dict[str, str], home: Path) -> None:
     command = ["sh", "-c", f"trap '' HUP; exec {sys.executable} -m tui"]
     with Terminal(command, environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.hang_up()
         assert terminal.wait_for_end() == 0
     assert not (home / "crashes").exists()
@@ -233,7 +233,7 @@ def test_in_the_c_locale_all_is_ascii(home: Path, environment: dict[str, str]) -
     ScriptedRun(home).begin().train_to(40)
     with Terminal.app(size=(120, 34), environment={**environment, "LANG": "C", "LC_ALL": "C"}) as terminal:
         terminal.wait_for_text("step")
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("1", until="E sample data")
         terminal.press("E", until="400 used")
         terminal.press("2", until="learning_rate")

@@ -53,7 +53,7 @@ async def test_a_file_named_beside_a_live_run_is_shown(directory: Path, home: Pa
     ScriptedRun(home).train_to(3)
     async with running(LocaltuneApp(data=directory / "faq.csv"), until=has_run) as (app, pilot):
         await wait_for(pilot, lambda: app.main.current == "data" and "faq.csv" in screen_text(app))
-        assert "●   3/120" in screen_lines(app)[0]
+        assert "● training   3/120" in screen_lines(app)[0]
 
 
 async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home: Path) -> None:

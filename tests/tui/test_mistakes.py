@@ -99,7 +99,7 @@ def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
     with broken(mistake, environment=environment) as terminal:
         before = termios.tcgetattr(terminal.descriptor)
         terminal.wait_for_text("No run yet.")
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("0")
         assert terminal.wait_for_end() == 1
         assert_whole(terminal, before)
@@ -124,7 +124,7 @@ def test_where_the_home_cannot_be_written_the_mistake_is_reported_all_the_same(
 ) -> None:
     (home / "crashes").write_text("a file where a directory belongs")
     with broken("handler", environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("0")
         assert terminal.wait_for_end() == 1
         assert b"its details could not be written" in terminal.output
@@ -160,7 +160,7 @@ def test_edits_come_back_after_a_mistake_and_can_be_given_up(
 
 def test_q_does_not_wait_for_a_thread_that_never_ends(environment: dict[str, str]) -> None:
     with broken("endless", environment=environment) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         terminal.press("0", until="The work has begun.")
         terminal.press("q")
         assert terminal.wait_for_end(10) == 0

@@ -50,7 +50,7 @@ def terminal(request: pytest.FixtureRequest, home: Path) -> Iterator[Terminal]:
     """The app at its Runs pane."""
     environment = {"LOCALTUNE_HOME": str(home), "XDG_CONFIG_HOME": str(home), **TERMINALS[request.param][0]}
     with Terminal.app(environment=environment) as opened:
-        opened.wait_for_text("5 Runs", 60)
+        opened.wait_for_text("^p palette", 60)
         opened.press("5")
         opened.wait_for_text("20261101-000000", 60)
         yield opened

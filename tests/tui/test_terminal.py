@@ -121,7 +121,7 @@ def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) 
         return place["row"] if place is not None else None
 
     with app(home, tmp_path) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         use_rows(terminal, tmp_path / "rows.jsonl")
         terminal.press("G")
         terminal.wait_for(lambda: row() == 2)
@@ -144,7 +144,7 @@ def test_two_apps_at_once_leave_one_whole_session(home: Path, tmp_path: Path) ->
     write_config(tmp_path)
     with app(home, tmp_path) as first, app(home, tmp_path) as second:
         for terminal, key in ((first, "2"), (second, "5")):
-            terminal.wait_for_text("5 Runs")
+            terminal.wait_for_text("^p palette")
             terminal.press(key)
         wait_for(lambda: (home / "session.json").exists(), 20, "a session")
         for terminal in (first, second):
@@ -158,7 +158,7 @@ def test_where_its_directory_is_deleted_it_goes_on_and_keeps_what_is_unsaved(hom
     here.mkdir()
     write_config(tmp_path)
     with app(home, here) as terminal:
-        terminal.wait_for_text("5 Runs")
+        terminal.wait_for_text("^p palette")
         here.rmdir()
         for number, title in (("1", "1 Data"), ("2", "2 Config"), ("3", "3 Train")):
             terminal.press(number, until=f"─ {title}")

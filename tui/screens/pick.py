@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from textual import on
@@ -13,7 +13,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ScreenResultType
+from textual.screen import Screen, ScreenResultType
 from textual.widgets import OptionList
 
 from core.text import one_line
@@ -217,6 +217,17 @@ class PickScreen(FindScreen[str | None]):
         self._list(self._listed_for)
         if self._shown:
             self.options.highlighted = min(place, len(self._shown) - 1)
+
+
+def find_entry(screen: Screen[Any]) -> None:
+    """Find an entry of a list by a part of its text, and move the cursor to it.
+
+    Args:
+        screen: The screen over the panes with the list.
+    """
+    if isinstance(screen, Overlay) and (entries := screen.entries()):
+        found = PickScreen("Find", [Pick(str(place), name=text, hint="") for place, text in entries])
+        screen.app.push_screen(found, lambda place: screen.point_at(int(place)) if place is not None else None)
 
 
 def _prompt(pick: Pick, is_present: bool, room: int) -> Content:

@@ -75,7 +75,7 @@ async def test_the_key_opens_it_and_the_result_is_there_at_the_end(scripted: pyt
         await press(pilot, "d", "G", until=("0.0123 nats", "One thing to know."))
         copied: list[str] = []
         scripted.setattr(app, "copy_to_clipboard", copied.append)
-        await press(pilot, "l", until="the line for llama-server sent")
+        await press(pilot, "l", until="copied: the line for llama-server")
         assert copied[0].startswith("llama-server -m ")
         assert not FORBIDDEN & set(screen_text(app))
         await press(pilot, "escape", until=lambda: not isinstance(app.screen, JobScreen))
