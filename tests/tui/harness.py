@@ -25,6 +25,7 @@ from tui.glyphs import BRAILLE
 from tui.keys import Key, KeyTable
 from tui.main_screen import Desktop
 from tui.screens.choice import ChoiceDialog
+from tui.screens.pick import find_entry
 from tui.state import AppState, RunView
 
 #: Text that takes over an unprotected terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup
