@@ -23,7 +23,7 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.core.queue.helpers import config_for
 from tests.short_list import long_but
-from tests.snapshots.conftest import MOMENT, Compare, cells, make_app, steps, until, when
+from tests.snapshots.conftest import MOMENT, Compare, cells, make_app, settle, steps, until, when
 from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.panes.test_train import script_run
 from tests.tui.screens.opening import shows_rows
@@ -31,6 +31,7 @@ from tests.tui.scripted_run import GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.start_facts import StartPlan
 from tui.widgets.charts.plan_bar import PlanView
+from tui.widgets.lists.log_view import LogView
 
 SIZES = ("80x24", "200x50")
 THEMES = ("localtune-dark", "localtune-light")
@@ -118,7 +119,14 @@ def test_quit(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun) -> Non
 def test_control(snap_compare: Compare, app: LocaltuneApp, run: ScriptedRun, keys: str, text: str) -> None:
     run.write_state(pid=4711, host="ws1")
 
-    assert snap_compare(app, run_before=steps(until("64/120"), *(until("", key) for key in keys), until(text)))
+    async def log_painted(pilot: Pilot[Any]) -> None:
+        """The log at its end, as it stays below the dialog."""
+        log = app.main.query_one(LogView)
+        await wait_for(pilot, lambda: log.max_scroll_y and log.scroll_y == log.max_scroll_y)
+        await settle(pilot)
+
+    begun = until("64/120"), log_painted
+    assert snap_compare(app, run_before=steps(*begun, *(until("", key) for key in keys), until(text)))
 
 
 def test_too_small(snap_compare: Compare, app: LocaltuneApp) -> None:
