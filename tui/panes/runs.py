@@ -124,6 +124,8 @@ class RunsPane(Pane):
         if not kept:
             self._explain_empty(bool(text.split()))
         self._show_title()
+        # The columns that fit are known once the list has its width.
+        self.call_after_refresh(self._show_title)
         self._show_hints()
         self._look()
         if had_focus and kept and not self.has_focus_within:
