@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.hardware.snapshot import Device, Host
-from core.units import format_ago
 
 #: Degrees below the limit from which a device counts as near it.
 NEAR_DEGREES = 5.0
@@ -31,10 +30,13 @@ STALE_SECONDS = 15.0
 
 
 def stale_words(seconds: float | None) -> str:
-    """The age of a stale reading, ``20 s old``; empty for a fresh one. It changes rarely, as each change is written."""
+    """The age of a stale reading, ``20s old``, in the room of a short word; empty for a fresh one. It changes rarely,
+    as each change is written."""
     if seconds is None or not seconds >= STALE_SECONDS:
         return ""
-    return f"{seconds // 5 * 5:.0f} s old" if seconds < 60 else f"{format_ago(seconds).removesuffix(' ago')} old"
+    if seconds < 60:
+        return f"{seconds // 5 * 5:.0f}s old"
+    return f"{seconds // 60:.0f}m old" if seconds < 3600 else f"{min(seconds // 3600, 99):.0f}h old"
 
 
 def temperature_limit(device: Device) -> float:

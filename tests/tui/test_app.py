@@ -430,7 +430,7 @@ async def test_readings_that_are_old_say_so_in_the_meters_and_on_every_pane(priv
     app.clock = lambda: time.time() + 2 * STALE_SECONDS
     async with running(app, (80, 24), until="s old") as (_, pilot):
         assert "● training" in screen_text(app)
-        old = re.compile(r"\d\d s old")
+        old = re.compile(r"\d\ds old")
         await press(pilot, "3", until=lambda: len(old.findall(screen_text(app))) == 2)
         await press(pilot, "1", until=lambda: old.findall(screen_lines(app)[0]))
 

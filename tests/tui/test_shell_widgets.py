@@ -125,7 +125,7 @@ def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(
     fresh = fit(header_segments(state, read + 14, loss=True), 78)
     assert "71 °C ok" in fresh.plain
     assert "old" not in fresh.plain
-    for age, told in ((16, "15 s old"), (59, "55 s old"), (150, "2 min old")):
+    for age, told in ((16, "15s old"), (59, "55s old"), (150, "2m old")):
         line = fit(header_segments(state, read + age, loss=True), 58)
         assert f"  71 °C  {told}" in line.plain
         at = line.plain.index("71 °C")
@@ -323,13 +323,13 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
     for devices, told in (
         ([GPU], "RTX 4090 71 °C ok"),
         ([replace(GPU, age_s=3.0)], "RTX 4090 71 °C ok"),
-        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C  18.2/24 GB 76%  20 s old"),
-        ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76%  3 min old"),
+        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C  18.2/24 GB 76%  20s old"),
+        ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76%  3m old"),
         ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090 cannot be read"),
         ([GPU, second], "2× RTX 4090 71·82 °C ! near limit  18.2·23.5/24 GB 98% ! at limit"),
         ([GPU, other], "2 cards 71·82 °C ! near limit  41.7/72 GB 76%"),
         ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C ! near limit  18.2–23.5/24 GB 98% ! at limit"),
-        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C  18.2·23.5/24 GB 98%  20 s old"),
+        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C  18.2·23.5/24 GB 98%  20s old"),
         ([GPU, replace(second, problem="it is gone")], "2× RTX 4090 1 of 2 cannot be read"),
         ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from textual.content import Content
@@ -44,6 +44,7 @@ _SETTINGS = ("application clocks", "sync boost", "display clock")
 HOT = ("thermal slowdown", "hardware thermal slowdown", "hardware slowdown", "power brake", "memory temperature")
 #: Word for such throttling in a narrow pane, and the cells of the narrowest bars.
 HELD, NARROWEST = "! held back", 5
+_SILENT = "   the driver does not answer"
 #: Maximum lines of details.
 _DETAIL_LINES = 2
 #: Columns of a device's name, and indentation of the lines below it.
@@ -96,12 +97,14 @@ class Around:
         host: The machine; None if unknown.
         pid: The run's own process.
         is_detailed: There is room for all values.
+        age: The age of stale readings, in the place of the temperature's word; empty for fresh ones.
     """
 
     planned: Callable[[Device], PlannedMemory | None] = lambda _: None
     host: Host | None = None
     pid: int | None = None
     is_detailed: bool = False
+    age: str = ""
 
 
 class DevicePanel(TextBlock):
@@ -132,29 +135,25 @@ class DevicePanel(TextBlock):
         shown = self._devices[:MOST]
         lines: list[Content] = []
         for device in shown:
-            found = device_lines(device, width, self._glyphs, several=len(self._devices) > 1, around=self._around)
-            age = stale_words(device.age_s)
-            lines += _with_age(found, f"{age}: the driver does not answer" if age else "", width)
+            several, own = len(self._devices) > 1, stale_words(device.age_s)
+            around = replace(self._around, age=own or self._stale)
+            found = device_lines(device, width, self._glyphs, several=several, around=around)
+            if own and found[-1].cell_length + len(_SILENT) <= width:
+                found[-1] += Content.styled(_SILENT, "$near")
+            lines += found
         if len(self._devices) > MOST:
             lines.append(Content.styled(f"{len(self._devices) - MOST} more devices", "$muted"))
         if lines and self._around.host is not None and self._around.is_detailed and width >= WIDE:
             has_cpu = any(device.kind == "cpu" for device in self._devices)
-            lines.append(host_line(self._around.host, self._glyphs, width, has_cpu=has_cpu))
-        self.show(Content("\n").join(_with_age(lines, self._stale, width)))
+            host = host_line(self._around.host, self._glyphs, width, has_cpu=has_cpu)
+            lines.append(host.stylize("$muted") if self._stale else host)
+        self.show(Content("\n").join(lines))
 
 
-def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
-    """Dim old lines and append their age, if need be in place of the last value, or on a new line."""
-    if not lines or not age:
-        return lines
-    dim = [line.stylize("$muted") for line in lines]
-    room, last = width - 3 - len(age), dim[-1].rstrip()
-    # In place of the last value, so that nothing below moves.
-    ends = last.cell_length, len(last.plain.rpartition("  ")[0].rstrip())
-    end = next((end for end in ends if end <= room), None)
-    dim[-1:] = [dim[-1], Content("")] if end is None else [last[:end]]
-    dim[-1] = Content.assemble(dim[-1], (f"   {age}", "$near"))
-    return dim
+def _dimmed(line: Content, age: str) -> Content:
+    """A line of stale values, their age bright."""
+    dim, start = line.stylize("$muted"), line.plain.find(age)
+    return dim.stylize("$near", start, start + len(age)) if start >= 0 else dim
 
 
 def device_lines(
@@ -170,17 +169,22 @@ def device_lines(
         around: The context.
     """
     around = around or Around()
+    lines = _device_lines(device, width, glyphs, several=several, around=around)
+    return [_dimmed(line, around.age) for line in lines] if around.age else lines
+
+
+def _device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool, around: Around) -> list[Content]:
     wide = width >= WIDE
     name = _name(device) if wide or several or device.kind == "cpu" else ""
     if device.problem:
         return [_lost(device, name or _name(device), width)]
     planned = around.planned(device)
     if not wide:
-        return _narrow(device, name, width, glyphs, planned)
+        return _narrow(device, name, width, glyphs, planned, around.age)
     room = width - _NAME_WIDTH - 26 - _memory(device, 1, glyphs, planned, wide=True).cell_length
     bar_width = max(min(room // 2, 24), NARROWEST)
     meters = [
-        _temperature(device, bar_width, glyphs, wide=True),
+        _temperature(device, bar_width, glyphs, wide=True, age=around.age),
         _memory(device, bar_width, glyphs, planned, wide=True),
     ]
     lines = [Content.styled(name.ljust(_NAME_WIDTH), "bold") + Content("   ").join(meters), _second(device, width)]
@@ -205,13 +209,15 @@ def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False
     return Content.styled("host".ljust(_NAME_WIDTH), "bold") + _fitting(pieces, width - _NAME_WIDTH)
 
 
-def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> list[Content]:
+def _narrow(
+    device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None, age: str
+) -> list[Content]:
     """The essentials on one line, or two, and more values if they fit: a wrapped line would move everything below."""
     is_one = width >= ONE_LINE
     is_tight = bool(name) or (device.memory_total or 0) >= 100e9
     bar_width = 8 if not is_one else NARROWEST if is_tight else NARROWEST + 1
     head = f"{name}  " if name else ""
-    heat = _temperature(device, bar_width, glyphs, wide=False, room=8 if is_one and name else 12)
+    heat = _temperature(device, bar_width, glyphs, wide=False, room=8 if is_one and name else 12, age=age)
     memory = _memory(device, bar_width, glyphs, planned, wide=False)
     shown = [Content.styled(head, "bold") + heat, *([memory] if is_one else [])]
     held = [reason for reason in device.throttle_reasons if reason not in _SETTINGS]
@@ -300,15 +306,18 @@ def _memory_heat(device: Device) -> Content:
     return Content.assemble(("memory ", "$muted"), f"{device.memory_temperature_c:3.0f} °C", told)
 
 
-def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool, room: int = 17) -> Content:
-    """The temperature, with a bar of a width, and its word in a room; in a narrow panel that of the memory, if it is
-    closer to its limit: there is no other place for it."""
+def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool, room: int = 17, age: str = "") -> Content:
+    """The temperature, with a bar of a width, and its word, or the age of all readings, in a room; in a narrow panel
+    that of the memory, if it is closer to its limit: there is no other place for it."""
     value, word, limit, label = device.temperature_c, temperature_word(device), temperature_limit(device), ""
     hot, hottest = memory_temperature_word(device), device.memory_temperature_limit_c
     if not wide and hottest is not None and hot and worst((word or OK, hot)) != (word or OK):
         value, word, limit, label = device.memory_temperature_c, hot, hottest, "mem "
     if value is None:
-        return Content.assemble(("–", ""), (" °C", "$muted")) if not wide else Content.styled("temperature –", "$muted")
+        ending = (f" {age}" if age else "", "$near")
+        if wide:
+            return Content.assemble(("temperature –", "$muted"), ending)
+        return Content.assemble("–", (" °C", "$muted"), ending)
     # The bar starts at 30 °C, a cool idle.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
     told, color = f"{word}, limit {limit:.0f}" if word == OK else f"{word} {limit:.0f}", WORD_COLORS[word]
@@ -316,6 +325,7 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool, ro
         is_held = any(reason in HOT for reason in device.throttle_reasons)
         told = HELD if is_held else SHORT_WORDS[word]
         color = "near" if is_held and word == OK else color
+    told = age or told
     return Content.assemble(
         (label, "$muted"), f"{value:3.0f} °C ", meter, (f" {told}".ljust(room - len(label)), f"${color}")
     )

@@ -218,3 +218,16 @@ def test_any_values_are_drawn(values: list[float], width: int) -> None:
     text = sparkline(values, width, ASCII)
     assert len(text) == min(len(values), width)
     assert text.isascii()
+
+
+@cases("device", [GPU, CPU])
+@cases("width", [56, 76, 96, 116, 190])
+def test_a_stale_reading_keeps_its_values_and_has_its_age_in_place_of_the_word(device: Device, width: int) -> None:
+    fresh = device_lines(device, width, BRAILLE)
+    stale = device_lines(device, width, BRAILLE, around=Around(age="55s old"))
+    assert len(stale) == len(fresh)
+    words = {"ok", "ok,", "limit"}
+    for now, before in zip(stale, fresh, strict=True):
+        assert now.cell_length <= width
+        assert {word for word in before.plain.split() if word not in words} <= {*now.plain.split(), "83"}
+    assert "55s old" in "\n".join(line.plain for line in stale)
