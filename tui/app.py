@@ -494,8 +494,11 @@ class LocaltuneApp(App[str]):
         top = self.screen
 
         def chosen_over(identity: str | None) -> None:
-            if identity:
-                self.call_later(top.run_action, self.keys[identity].action)
+            kind, _, key = (identity or "").partition(":")
+            if key:
+                self.simulate_key(key)
+            elif kind:
+                self.call_later(top.run_action, self.keys[kind].action)
 
         def chosen(identity: str | None) -> None:
             kind, _, option = (identity or "").partition(":")
@@ -504,8 +507,8 @@ class LocaltuneApp(App[str]):
             elif kind:
                 self.call_later(self.run_key, self.keys[kind])
 
-        if isinstance(top, Overlay) and top.SCOPE:
-            self.push_screen(palette_screen(self.keys, top.SCOPE, top.offers), chosen_over)
+        if isinstance(top, Overlay) and top.id != "palette":
+            self.push_screen(palette_screen(self.keys, top.SCOPE, top.offers, top.help_keys), chosen_over)
         elif not self.desktop.is_covered:
             self.push_screen(palette_screen(self.keys, self.main.current, self.can_run), chosen)
 

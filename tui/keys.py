@@ -96,6 +96,18 @@ def display_key(key: str) -> str:
     return known or (character if character and character.isprintable() and character != " " else key)
 
 
+def key_of(shown: str) -> str | None:
+    """Textual's name of a displayed key that acts: ``ctrl+s`` for ``^s``; None for a word, an arrow, or ``j`` and the
+    others that move."""
+    if len(shown) == 2 and shown[0] == "^":
+        return f"ctrl+{shown[1]}"
+    if shown in ("enter", "tab", "space"):
+        return shown
+    named = {name: key for key, name in _NAMES.items()}
+    is_letter = len(shown) == 1 and shown.isascii() and shown not in "jkgG"
+    return named.get(shown, shown if is_letter else None)
+
+
 _KEY_NAMES = {
     *(key.value for key in Keys),
     *KEY_NAME_REPLACEMENTS.values(),

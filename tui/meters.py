@@ -20,10 +20,11 @@ GPU_LIMIT_C = 83.0
 #: Percentages of memory in use that are near the limit, and at it.
 MEMORY_NEAR, MEMORY_LIMIT = 80, 95
 
-#: Words for the thresholds, each with its theme variable, and their short forms.
+#: Words for the thresholds, each with its theme variable, its short form and its glyph.
 OK, NEAR, LIMIT = "ok", "! near limit", "! at limit"
 WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
 SHORT_WORDS = {OK: OK, NEAR: "! near", LIMIT: "! limit"}
+GLYPHS = {OK: OK, NEAR: "!", LIMIT: "!!"}
 
 #: Seconds from which a reading is stale: it is shown dimmed, with its age.
 STALE_SECONDS = 15.0

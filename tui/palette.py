@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli
 
 from core.config.schema import Option, options
-from tui.keys import SCREENS, Key, KeyTable
+from tui.keys import Key, KeyTable, key_of
 from tui.panes import PANES
 from tui.screens.pick import Pick, PickScreen
 
@@ -31,7 +31,7 @@ class Command:
     """Command of the palette, with the words that it is found by."""
 
     id: str
-    """The id of its key; ``option:`` and the name of an option."""
+    """The id of its key; ``option:`` and the name of an option; ``press:`` and a key that a screen shows."""
     scope: str
     text: str
     """Its line in the palette: pane and name."""
@@ -46,6 +46,15 @@ class Command:
         (name, *_), title = WORDS[key.id], _TITLES.get(key.scope, "")
         words = _words((_NAME, key.description), (_ALSO, " ".join(WORDS[key.id])), (_SENTENCE, f"{key.help} {title}"))
         return cls(key.id, key.scope, f"{title} · {name}" if title else name, key.display, words)
+
+    @classmethod
+    def of_shown(cls, shown: str) -> Command | None:
+        """The command of a key in a screen's frame, with its function: ``y copy``; None for keys that move."""
+        display, _, text = shown.partition(" ")
+        key = key_of(display)
+        if key is None or not text or key_of(text.partition(" ")[0]) is not None:
+            return None
+        return cls(f"press:{key}", "", text, display, _words((_NAME, text)))
 
     @classmethod
     def of_option(cls, option: Option) -> Command:
@@ -82,7 +91,7 @@ def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> 
     offered = [Command.of(key) for key in keys.keys if key.palette and can_run(key)]
     offered.sort(key=lambda command: (command.scope != pane, command.scope != "app"))
     # An option is shown in its pane, which a screen covers.
-    return offered + [Command.of_option(option) for option in options() if pane not in SCREENS]
+    return offered + [Command.of_option(option) for option in options() if pane in _TITLES]
 
 
 def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
@@ -93,12 +102,22 @@ def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
     return [command for _, command in sorted(matching, key=lambda pair: pair[0])]
 
 
-def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> PickScreen:
-    """The palette's screen, which returns an id of a command; arguments as in :func:`list_commands`."""
-    commands = list_commands(keys, pane, can_run)
+def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool], shown: Sequence[str] = ()) -> PickScreen:
+    """The palette's screen, which returns an id of a command.
+
+    Args:
+        keys: As in :func:`list_commands`.
+        pane: As there.
+        can_run: As there.
+        shown: Keys that the screen over the panes shows, with their functions.
+    """
+    commands = [command for text in shown if (command := Command.of_shown(text)) is not None]
+    commands += list_commands(keys, pane, can_run)
 
     def picks(typed: str) -> list[Pick]:
         found = find_commands(commands, typed)
         return [Pick(command.id, name=command.text, hint=command.shown) for command in found]
 
-    return PickScreen("Commands", picks(""), find=picks)
+    screen = PickScreen("Commands", picks(""), find=picks)
+    screen.id = "palette"
+    return screen

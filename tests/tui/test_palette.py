@@ -169,6 +169,18 @@ async def test_over_a_screen_the_palette_and_the_last_line_are_that_screens(home
         await press(pilot, "escape", until=lambda: screen_lines(app)[-1] == line)
 
 
+async def test_the_palette_presses_the_keys_in_the_frame_of_a_screen(home: Path) -> None:
+    async with running() as (app, pilot):
+        await press(pilot, "2", "P", until="A replace mine")
+        await press(pilot, "ctrl+p", until="Commands")
+        assert pointed_at(app) == ["apply"]
+        assert "quiet_hours" not in screen_text(app), "an option is shown in a pane"
+        await press(pilot, "ctrl+p")
+        await press(pilot, *"replace", "enter", until=lambda: "Commands" not in screen_text(app))
+        await wait_for(pilot, lambda: "A keep mine" in screen_text(app))
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+
+
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     async with running(size=(120, 30), until=has_live_run) as (app, pilot):

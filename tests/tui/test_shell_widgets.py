@@ -90,7 +90,7 @@ def test_the_header_drops_what_matters_least() -> None:
 
 def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
-    for parts in (("71 °C ok", "18.2/24 GB", "tickets"), ("71", "°C ok", " GB")):
+    for parts in (("71 °C ok", "76%", "tickets"), ("71", "°C ok", "76%")):
         state = AppState(view=view_of(script), host="ws1")
         for width in (78, 118, 198):
             line = fit(header_segments(state, 1e9, loss=width < 160), width)
@@ -114,7 +114,7 @@ def test_the_parts_of_the_header_stay_while_the_word_of_the_state_changes(tmp_pa
         assert "● training  64/120  ETA" in before
         for other in others:
             line = fit(header_segments(other, time.time(), loss=loss), width).plain
-            for part in ("tickets", "loss", " °C", "CPU", " GB", "! ", "ws1"):
+            for part in ("tickets", "loss", " °C", "CPU", "%", "! ", "ws1"):
                 assert (part in line) == (part in before), (width, before, line)
 
 
@@ -131,7 +131,7 @@ def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(
         at = line.plain.index("71 °C")
         assert [span.style for span in line.spans if span.start <= at < span.end][-1] == "$muted"
     view.state = replace(view.state, state="paused", parked="on request")
-    assert "RAM 4.0/32 GB" in fit(header_segments(state, read + 150, loss=True), 78).plain
+    assert "RAM 12% ok" in fit(header_segments(state, read + 150, loss=True), 78).plain
 
 
 def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) -> None:
@@ -321,21 +321,21 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
     second = replace(GPU, index=1, temperature_c=82.0, memory_used=int(23.5e9))
     other = replace(second, name="NVIDIA RTX A6000", memory_total=48_000_000_000)
     for devices, told in (
-        ([GPU], "RTX 4090 71 °C ok"),
-        ([replace(GPU, age_s=3.0)], "RTX 4090 71 °C ok"),
-        ([replace(GPU, age_s=23.0)], "RTX 4090 71 °C  18.2/24 GB 76%  20s old"),
+        ([GPU], "RTX 4090  71 °C ok"),
+        ([replace(GPU, age_s=3.0)], "RTX 4090  71 °C ok"),
+        ([replace(GPU, age_s=23.0)], "RTX 4090  71 °C  18.2/24 GB 76%  20s old"),
         ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76%  3m old"),
-        ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090 cannot be read"),
-        ([GPU, second], "2× RTX 4090 71·82 °C ! near limit  18.2·23.5/24 GB 98% ! at limit"),
-        ([GPU, other], "2 cards 71·82 °C ! near limit  41.7/72 GB 76%"),
-        ([GPU, *[second] * 5], "6× RTX 4090 71–82 °C ! near limit  18.2–23.5/24 GB 98% ! at limit"),
-        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090 71·82 °C  18.2·23.5/24 GB 98%  20s old"),
-        ([GPU, replace(second, problem="it is gone")], "2× RTX 4090 1 of 2 cannot be read"),
+        ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090  cannot be read"),
+        ([GPU, second], "2× RTX 4090  71·82 °C ! near   18.2·23.5/24 GB 98% ! limit"),
+        ([GPU, other], "2 cards  71·82 °C ! near   41.7/72 GB 76% ok"),
+        ([GPU, *[second] * 5], "6× RTX 4090  71–82 °C ! near   18.2–23.5/24 GB 98% ! limit"),
+        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090  71·82 °C  18.2·23.5/24 GB 98%  20s old"),
+        ([GPU, replace(second, problem="it is gone")], "2× RTX 4090  1 of 2 cannot be read"),
         ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
     ):
         assert told in fit(header_segments(AppState(devices=devices), 1e9, loss=False), 120).plain
     narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9, loss=False), 45).plain
-    assert "82 °C ! near  41.7/48 GB ! limit" in narrow
+    assert "82 °C !   VRAM 98% !!" in narrow
 
 
 def test_the_line_of_processes_shows_where_each_is_also_where_it_is_narrow() -> None:
@@ -402,8 +402,21 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
         segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
         for width in (76, 98, 150):
             line, header = run_lines.progress(view, width, ASCII, 1e9).plain, fit(segments, width + 2).plain
-            marks = *places(line, "/1200", "%", "ETA"), *places(header, "/1200", "ETA", "loss", "°C", "GB")
+            marks = *places(line, "/1200", "%", "ETA"), *places(header, "/1200", "ETA", "loss", "°C", "%")
             found.setdefault(width, set()).add(marks)
+    assert all(len(columns) == 1 for columns in found.values()), found
+
+
+def test_thresholds_move_nothing_in_the_header(home: Path) -> None:
+    script = ScriptedRun(home).train_to(64)
+    found: dict[int, set[tuple[int, ...]]] = {}
+    marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "°C", "GB", "%", "ws1")
+    for heat, used in ((71.0, 18.2), (80.0, 18.2), (84.0, 23.5), (71.0, 20.0)):
+        script.hardware(replace(GPU, temperature_c=heat, memory_used=round(used * 1e9)))
+        segments = header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=True)
+        for width in (58, 78, 98, 118, 138, 198):
+            line = fit(segments, width).plain
+            found.setdefault(width, set()).add(tuple(line.find(mark) for mark in marks))
     assert all(len(columns) == 1 for columns in found.values()), found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
@@ -23,7 +24,15 @@ from tui.panes.base import Pane
 from tui.shell import copy_text
 from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
-from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
+from tui.widgets.charts.device_panel import (
+    ONE_LINE,
+    WIDE,
+    Around,
+    DevicePanel,
+    PlannedMemory,
+    all_readings,
+    planned_memory,
+)
 from tui.widgets.charts.line_chart import LineChart, RunChart
 from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.forms.ask_bar import takes_text
@@ -287,7 +296,26 @@ class TrainPane(Pane, can_focus=True):
         def planned(device: Device) -> PlannedMemory | None:
             return planned_memory(view.history.memory, device, view.state.pid)
 
-        return Around(planned, view.reading().host, view.state.pid, is_detailed=self.size.height >= DETAILED)
+        return Around(
+            planned,
+            view.reading().host,
+            view.state.pid,
+            is_detailed=self.size.height >= DETAILED,
+            more=self.keys["train.details"].display,
+        )
+
+    def action_show_readings(self) -> None:
+        """Show every reading of the devices and of the machine."""
+        from tui.screens.box import ReportScreen
+
+        def lines(width: int) -> Sequence[Content]:
+            view, devices, around = self._view, self.shell.state.devices, Around()
+            if view is not None and view.reports_devices:
+                devices = view.reading().devices
+                around = replace(self._around(view), age=stale_words(view.reading_age(self.shell.clock())))
+            return all_readings(devices, width, self.shell.glyphs, around)
+
+        self.app.push_screen(ReportScreen("Readings", lines, self.shell.pace))
 
     def _tick(self) -> None:
         view = self._view
@@ -326,6 +354,11 @@ class TrainPane(Pane, can_focus=True):
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
             if not view.state.parked:
                 entries.append((keys["train.settings"].display, "settings"))
+            width = self.content_size.width
+            is_whole = self.size.height >= DETAILED and width >= WIDE
+            # Below, the meters have room for the hint.
+            if view.reports_devices and not is_whole and width >= ONE_LINE:
+                entries.append((keys["train.details"].display, "readings"))
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.
             entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]

@@ -96,13 +96,16 @@ class ReportScreen(Overlay[None]):
     Args:
         title: Its subject.
         render: Its lines for a number of columns; external text in them is sanitized here.
+        seconds: Time between two renderings; None if the report does not change.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "dismiss(None)", show=False)]
 
-    def __init__(self, title: str, render: Callable[[int], Sequence[str]]) -> None:
+    def __init__(
+        self, title: str, render: Callable[[int], Sequence[str | Content]], seconds: float | None = None
+    ) -> None:
         super().__init__()
-        self._title, self._render_lines = one_line(title, 100), render
+        self._title, self._render_lines, self._seconds = one_line(title, 100), render, seconds
         self._text = TextBlock()
 
     def compose(self) -> ComposeResult:
@@ -111,11 +114,17 @@ class ReportScreen(Overlay[None]):
         box.show_keys("j k scroll  pgup pgdn page  g G ends  esc close")
         yield box
 
+    def on_mount(self) -> None:
+        """Keep a report that changes up to date."""
+        if self._seconds is not None:
+            self.set_interval(self._seconds, self.on_resize)
+
     def on_resize(self) -> None:
         """Wrap the lines for the width."""
         room = self.query_one(OverlayBox).room
+        lines = [line if isinstance(line, Content) else Content(sanitize(line)) for line in self._render_lines(room)]
         # A resize can arrive before the text is mounted.
-        self._text.show(Content("\n").join(sanitize(line) for line in self._render_lines(room)))
+        self._text.show(Content("\n").join(lines))
 
 
 _LOOKS = {"head": ("", "$primary bold"), "same": ("  ", "$muted"), "removed": ("- ", "$limit"), "added": ("+ ", "$ok")}

@@ -130,7 +130,7 @@ class Overlay(ModalScreen[ScreenResultType]):
         is_text = self.TAKES_TEXT or helps.keys.split(",")[0] not in self.known_keys
         shown = [("esc", "close"), (others[0] if is_text and others else helps.display, helps.description)]
         palette = table["app.palette"]
-        return [*shown, (palette.display, palette.description)] if self.SCOPE else shown
+        return shown if self.id == "palette" else [*shown, (palette.display, palette.description)]
 
     def offers(self, key: Key) -> bool:
         """True if the palette offers a key over this screen: one of its own that acts now, or one of the app."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from core.runs.record.timings import EVALUATING
 from core.text import one_line
 from core.units import coarse_ago, format_number
 from tui.meters import (
-    OK,
+    GLYPHS,
     SHORT_WORDS,
     WORD_COLORS,
     memory_percent,
@@ -45,7 +45,7 @@ class Segment:
     """A segment of the bar. If room is short, segments with high priority numbers are shortened, then left out."""
 
     content: Content
-    priority: int
+    priority: float
     """Priority; 0 is kept longest."""
     short: Content | None = None
     right: bool = False
@@ -212,7 +212,7 @@ def _run_segments(
         segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
         value = format_number(view.history.last_step.loss)
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 2))
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 3))
     return segments
 
 
@@ -228,11 +228,9 @@ def _device_segments(cards: Sequence[Device], age: str) -> list[Segment]:
     found = [*_heat_segments(cards, is_stale=bool(age)), *_memory_segments(cards, is_stale=bool(age))]
     if not age:
         return found
-    # The age goes with the first of them.
     dim = [
         dataclasses.replace(
             segment,
-            priority=2 if segment is found[0] else segment.priority,
             content=segment.content.stylize("$muted"),
             short=segment.short.stylize("$muted") if segment.short is not None else None,
         )
@@ -243,44 +241,54 @@ def _device_segments(cards: Sequence[Device], age: str) -> list[Segment]:
 
 def _heat_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
     """Unreadable cards, or else temperatures, or else loads; shortened to the hottest card."""
-    lead = (f"{_name(cards)} ", "$muted")
     hot = [card for card in cards if card.temperature_c is not None]
     loads = [f"{_steady(card):{3 if len(cards) == 1 else 0}.0f}" for card in cards if card.utilization is not None]
+    if hot or any(card.problem for card in cards):
+        yield Segment(Content.styled(_name(cards), "$muted"), _WRITTEN_OUT, right=True)
     if unread := sum(bool(card.problem) for card in cards):
-        brief = Content.styled(f"{f'{unread} of {len(cards)} ' if len(cards) > 1 else ''}cannot be read", "$limit")
-        yield Segment(Content.assemble(lead, brief), 3, brief, right=True)
+        text = f"{f'{unread} of {len(cards)} ' if len(cards) > 1 else ''}cannot be read"
+        yield Segment(Content.styled(text, "$limit"), 2, right=True)
     elif hot:
-        word = worst(temperature_word(card) for card in hot)
         degrees = [f"{card.temperature_c:.0f}" for card in hot]
-        whole = Content.assemble(lead, f"{_listed(degrees)} °C", "" if is_stale else _told(word))
-        brief = Content.assemble(f"{max(degrees, key=float)} °C", "" if is_stale else _told(word, is_short=True))
-        yield Segment(whole, 3 if word == OK else 2, brief, right=True)
+        word = "" if is_stale else worst(temperature_word(card) for card in hot)
+        yield _reading(f"{_listed(degrees)} °C", f"{max(degrees, key=float)} °C", word, 2)
     elif loads:
-        yield Segment(Content.assemble(lead, f"{_listed(loads)}%"), 7, right=True)
+        yield Segment(Content.assemble((f"{_name(cards)} ", "$muted"), f"{_listed(loads)}%"), 7, right=True)
 
 
 def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
-    """Memory of each card if all are equally large, shortened to, or else, the sum; the percentage is that of the
-    fullest card."""
+    """Memory of each card if all are equally large, else the sum, and the percentage of the fullest card, which is the
+    short form."""
     filled = [(card.memory_used, card.memory_total) for card in cards if card.memory_used is not None]
     sizes = [(used / 1e9, total / 1e9) for used, total in filled if total]
     if not sizes:
         return
-    word = worst(memory_word(card) for card in cards if memory_word(card))
-    is_told = word != OK and not is_stale
+    word = "" if is_stale else worst(memory_word(card) for card in cards if memory_word(card))
     is_cpu = cards[0].kind == "cpu"
-    percent = "" if is_cpu else f" {max(memory_percent(card) or 0 for card in cards)}%"
+    percent = f"{max(memory_percent(card) or 0 for card in cards):2d}%"
     together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
     totals = {f"{total:.0f}" for _, total in sizes}
     each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
-    label = ("RAM " if is_cpu else "", "$muted")
-    whole = Content.assemble(label, each, percent, _told(word) if is_told else "")
-    brief = Content.assemble(label, together, _told(word, is_short=True) if is_told else "")
-    yield Segment(whole, 4 if word == OK else 2, brief, right=True)
+    whole, brief = (f"RAM {each}", f"RAM {percent}") if is_cpu else (f"{each} {percent}", f"VRAM {percent}")
+    yield _reading(whole, brief, word, 2.5)
 
 
-def _told(word: str, *, is_short: bool = False) -> tuple[str, str]:
-    return f" {SHORT_WORDS[word] if is_short else word}", f"${WORD_COLORS[word]}"
+def _reading(whole: str, brief: str, word: str, priority: float) -> Segment:
+    """A value and its word, or in short its glyph; each in the room of the longest, so that a threshold moves
+    nothing. A stale one has no word."""
+    if not word:
+        return Segment(Content(whole), priority, Content(brief), right=True)
+    color = f"${WORD_COLORS[word]}"
+    return Segment(
+        Content.assemble(f"{whole} ", (f"{SHORT_WORDS[word]:{_longest(SHORT_WORDS)}}", color)),
+        priority,
+        Content.assemble(f"{brief} ", (f"{GLYPHS[word]:{_longest(GLYPHS)}}", color)),
+        right=True,
+    )
+
+
+def _longest(words: Mapping[str, str]) -> int:
+    return max(map(len, words.values()))
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
 from core.runs.record.store import Labels, read_labels
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import has_live_run, pane_of, press, resize, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.widgets.answers import AnswersView
@@ -297,3 +297,21 @@ async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None
         assert chart_of(app).cursor is None
         assert pane_of(app, "train")._shows_answers
         await press(pilot, "escape", until=lambda: not pane_of(app, "train")._shows_answers)
+
+
+async def test_readings_without_room_are_behind_a_key_that_the_border_names(home: Path) -> None:
+    ScriptedRun(home).train_to(30)
+    async with running(size=(80, 24), until=has_live_run) as (app, pilot):
+        await press(pilot, "3", until="d readings")
+        assert "fan" not in screen_text(app)
+        await press(pilot, "d", until="esc close")
+        shown = screen_text(app)
+        for reading in ("memory  84 °C", "fan  54%", "2,520 MHz", "held back by", "PCIe", "load", "disk", "CPU  54 °C"):
+            assert reading in shown
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+        await resize(pilot, 120, 34)
+        await press(pilot, "0", until="4 Chat")
+        await wait_for(pilot, lambda: "76%          d readings" in screen_text(app))
+        await resize(pilot, 200, 50)
+        await wait_for(pilot, lambda: "fan" in screen_text(app))
+        assert "d readings" not in screen_text(app), "all are in the pane"

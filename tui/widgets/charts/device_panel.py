@@ -98,6 +98,7 @@ class Around:
         pid: The run's own process.
         is_detailed: There is room for all values.
         age: The age of stale readings, in the place of the temperature's word; empty for fresh ones.
+        more: The key for readings that a narrow panel has no room for; empty to name none.
     """
 
     planned: Callable[[Device], PlannedMemory | None] = lambda _: None
@@ -105,6 +106,7 @@ class Around:
     pid: int | None = None
     is_detailed: bool = False
     age: str = ""
+    more: str = ""
 
 
 class DevicePanel(TextBlock):
@@ -180,7 +182,7 @@ def _device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool
         return [_lost(device, name or _name(device), width)]
     planned = around.planned(device)
     if not wide:
-        return _narrow(device, name, width, glyphs, planned, around.age)
+        return _narrow(device, name, width, glyphs, planned, around)
     room = width - _NAME_WIDTH - 26 - _memory(device, 1, glyphs, planned, wide=True).cell_length
     bar_width = max(min(room // 2, 24), NARROWEST)
     meters = [
@@ -192,8 +194,47 @@ def _device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool
     return [*lines, *map(_below, _flowing(details, width - _NAME_WIDTH))]
 
 
+def all_readings(devices: Sequence[Device], width: int, glyphs: GlyphSet, around: Around) -> list[Content]:
+    """Every reading of the devices and of the machine, on as many lines as they need.
+
+    Args:
+        devices: The devices.
+        width: Columns.
+        glyphs: The glyphs of the bars.
+        around: The context.
+    """
+    lines: list[Content] = []
+    for device in devices:
+        named = Content.assemble((_name(device), "bold"), (f"  {one_line(device.name, 40)}", "$muted"))
+        if device.problem:
+            lines += [named, Content.styled(one_line(device.problem, 200), "$limit")]
+            continue
+        age = stale_words(device.age_s) or around.age
+        memory = _memory(device, 1, glyphs, around.planned(device), wide=True).cell_length
+        bar_width = max(min(width - memory, 24), NARROWEST)
+        held = one_line(", ".join(device.throttle_reasons), 200) or "nothing"
+        pieces = [
+            _temperature(device, bar_width, glyphs, wide=True, age=age),
+            _memory(device, bar_width, glyphs, around.planned(device), wide=True),
+            *_values(device),
+            _labeled("held back by: ", held),
+            *_details(device, around.pid),
+        ]
+        found = _flowing(pieces, width, len(pieces))
+        lines += [named, *(found if not age else [_dimmed(line, age) for line in found])]
+    if around.host is not None:
+        pieces = _host_values(around.host, glyphs, has_cpu=any(device.kind == "cpu" for device in devices))
+        lines += [Content.styled("host", "bold"), *_flowing(pieces, width, len(pieces))]
+    return lines
+
+
 def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False) -> Content:
     """Line of the machine: load, cores, swap and disk, plus memory and CPU temperature unless a device shows them."""
+    pieces = _host_values(host, glyphs, has_cpu=has_cpu)
+    return Content.styled("host".ljust(_NAME_WIDTH), "bold") + _fitting(pieces, width - _NAME_WIDTH)
+
+
+def _host_values(host: Host, glyphs: GlyphSet, *, has_cpu: bool) -> list[Content]:
     swap = host.swap_used, host.swap_total
     pieces = [
         _labeled("load ", "–" if host.load is None else f"{host.load:4.1f}"),
@@ -206,18 +247,18 @@ def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False
         heat = "–" if host.cpu_temperature_c is None else f"{host.cpu_temperature_c:3.0f} °C"
         power = "" if host.cpu_power_w is None else f" {host.cpu_power_w:3.0f} W"
         pieces.append(_labeled("CPU ", heat + power))
-    return Content.styled("host".ljust(_NAME_WIDTH), "bold") + _fitting(pieces, width - _NAME_WIDTH)
+    return pieces
 
 
 def _narrow(
-    device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None, age: str
+    device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None, around: Around
 ) -> list[Content]:
     """The essentials on one line, or two, and more values if they fit: a wrapped line would move everything below."""
     is_one = width >= ONE_LINE
     is_tight = bool(name) or (device.memory_total or 0) >= 100e9
     bar_width = 8 if not is_one else NARROWEST if is_tight else NARROWEST + 1
     head = f"{name}  " if name else ""
-    heat = _temperature(device, bar_width, glyphs, wide=False, room=8 if is_one and name else 12, age=age)
+    heat = _temperature(device, bar_width, glyphs, wide=False, room=8 if is_one and name else 12, age=around.age)
     memory = _memory(device, bar_width, glyphs, planned, wide=False)
     shown = [Content.styled(head, "bold") + heat, *([memory] if is_one else [])]
     held = [reason for reason in device.throttle_reasons if reason not in _SETTINGS]
@@ -230,11 +271,15 @@ def _narrow(
         if _length([*shown, piece], 2) <= width:
             shown.append(piece)
     line = Content("  ").join(shown)
-    return [line] if is_one else [line, Content(" " * len(head)) + memory]
+    if is_one:
+        return [line]
+    more = Content.assemble("  ", (around.more, "$primary bold"), " readings") if around.more else Content("")
+    below = Content(" " * len(head)) + memory
+    return [line, below + more if below.cell_length + more.cell_length <= width else below]
 
 
-def _second(device: Device, width: int) -> Content:
-    """Power, load, temperature of the memory, fan and clock, and as many throttling reasons as fit."""
+def _values(device: Device) -> list[Content]:
+    """Power, load, temperature of the memory, fan and clock."""
     pieces = [
         _labeled("", _power(device)),
         _labeled("util ", _percent(device.utilization)),
@@ -242,12 +287,14 @@ def _second(device: Device, width: int) -> Content:
         _labeled("fan ", _percent(device.fan)),
         _labeled("", "–" if device.clock is None else f"{format_count(device.clock).rjust(5)} MHz"),
     ]
-    is_cpu = device.kind == "cpu"
-    if is_cpu:
-        pieces = [piece for piece in pieces if "–" not in piece.plain]
+    return pieces if device.kind != "cpu" else [piece for piece in pieces if "–" not in piece.plain]
+
+
+def _second(device: Device, width: int) -> Content:
+    """The values of a device, and as many throttling reasons as fit."""
     label = "   held back by: "
-    line = _below(_fitting(pieces, width - _NAME_WIDTH - len(label) - 8))
-    if is_cpu and not device.throttle_reasons:
+    line = _below(_fitting(_values(device), width - _NAME_WIDTH - len(label) - 8))
+    if device.kind == "cpu" and not device.throttle_reasons:
         return line
     reasons = one_line(", ".join(device.throttle_reasons), max(width - line.cell_length - len(label), 8))
     return Content.assemble(line, (label, "$muted"), (reasons, "$near") if reasons else "nothing")
