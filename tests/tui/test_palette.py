@@ -178,7 +178,13 @@ async def test_the_palette_presses_the_keys_in_the_frame_of_a_screen(home: Path)
         await press(pilot, "ctrl+p")
         await press(pilot, *"replace", "enter", until=lambda: "Commands" not in screen_text(app))
         await wait_for(pilot, lambda: "A keep mine" in screen_text(app))
-        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+        await press(pilot, "ctrl+p", *"quit", "enter", until=lambda: not app.is_running)
+
+
+async def test_over_a_screen_its_key_quits(home: Path) -> None:
+    async with running() as (app, pilot):
+        await press(pilot, "2", "P", until="A replace mine")
+        await press(pilot, "ctrl+q", until=lambda: not app.is_running)
 
 
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -411,7 +411,7 @@ def test_thresholds_move_nothing_in_the_header(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     found: dict[int, set[tuple[int, ...]]] = {}
     marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "°C", "GB", "%", "ws1")
-    for heat, used in ((71.0, 18.2), (80.0, 18.2), (84.0, 23.5), (71.0, 20.0)):
+    for heat, used in ((71.0, 9.96), (71.0, 18.2), (80.0, 18.2), (84.0, 23.9), (71.0, 9.9)):
         script.hardware(replace(GPU, temperature_c=heat, memory_used=round(used * 1e9)))
         segments = header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=True)
         for width in (58, 78, 98, 118, 138, 198):

@@ -305,7 +305,7 @@ class TrainPane(Pane, can_focus=True):
         )
 
     def action_show_readings(self) -> None:
-        """Show every reading of the devices and of the machine."""
+        """Show every figure of the run, and every reading of the devices and of the machine."""
         from tui.screens.box import ReportScreen
 
         def lines(width: int) -> Sequence[Content]:
@@ -313,7 +313,8 @@ class TrainPane(Pane, can_focus=True):
             if view is not None and view.reports_devices:
                 devices = view.reading().devices
                 around = replace(self._around(view), age=stale_words(view.reading_age(self.shell.clock())))
-            return all_readings(devices, width, self.shell.glyphs, around)
+            figures = run_lines.figures(view, 999) if view is not None else []
+            return all_readings(devices, width, self.shell.glyphs, around, figures)
 
         self.app.push_screen(ReportScreen("Readings", lines, self.shell.pace))
 

@@ -43,6 +43,8 @@ _MOVES = {
 }
 #: Keys of the app that work over the panes too.
 _OF_APP = ("app.picture", "app.help", "app.palette")
+#: Commands of the app that the palette offers over a screen; the key of its help is in its frame.
+_OFFERED = ("app.picture", "app.quit")
 
 
 def plain_text(title: str | None) -> str:
@@ -75,6 +77,8 @@ class Overlay(ModalScreen[ScreenResultType]):
         *(binding for binding in bindings("app") if binding.id in _OF_APP),
         *(Binding(key, f"move_in('{key}')", show=False) for key in _MOVES),
         Binding("slash", "app.find_entry", show=False),
+        # Its letter closes most screens.
+        Binding("ctrl+q", "app.quit", show=False, priority=True),
         # With priority, as the input takes it as text otherwise.
         Binding("question_mark", "help_first", show=False, priority=True, id="app.help"),
     ]
@@ -135,7 +139,7 @@ class Overlay(ModalScreen[ScreenResultType]):
     def offers(self, key: Key) -> bool:
         """True if the palette offers a key over this screen: one of its own that acts now, or one of the app."""
         if key.scope != self.SCOPE:
-            return key.id in _OF_APP
+            return key.id in _OFFERED
         return self.check_action(key.action.partition("(")[0], ()) is not False
 
     def action_move_in(self, key: str) -> None:

@@ -55,9 +55,22 @@ def trend(series: Series) -> str:
 
 def numbers(view: RunView, width: int) -> Content:
     """Figures that fit: ``loss 0.412 ↓   eval 0.455 @30   grad 0.61   lr 8.1e-4   318 tok/s   1.9 Wh``."""
+    gap = "   " if width >= 90 else "  "
+    kept: list[Content] = []
+    used = 0
+    for item in figures(view, width):
+        used += item.cell_length + (len(gap) if kept else 0)
+        if used > width:
+            break
+        kept.append(item)
+    return Content(gap).join(kept)
+
+
+def figures(view: RunView, width: int) -> list[Content]:
+    """All figures; a few are left out where there are few columns."""
     history, step = view.history, view.history.last_step
     if step is None:
-        return Content("")
+        return []
     broken = not math.isfinite(step.loss)
     fields = [
         Content.assemble(
@@ -83,16 +96,7 @@ def numbers(view: RunView, width: int) -> Content:
     fields.append(Content.assemble(("grad ", "$muted"), format_number(step.grad_norm).rjust(7)))
     fields.append(Content.assemble(("lr ", "$muted"), format_power(step.lr).rjust(7)))
     fields.append(Content(format_rate(history.tokens_per_second).rjust(11)))
-    fields += map(Content, energy_words(view.reading().energy_wh, view.tariff))
-    gap = "   " if width >= 90 else "  "
-    kept: list[Content] = []
-    used = 0
-    for item in fields:
-        used += item.cell_length + (len(gap) if kept else 0)
-        if used > width:
-            break
-        kept.append(item)
-    return Content(gap).join(kept)
+    return [*fields, *map(Content, energy_words(view.reading().energy_wh, view.tariff))]
 
 
 def ranks(found: Sequence[Rank], width: int, now: float) -> Content:

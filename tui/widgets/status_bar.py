@@ -265,11 +265,14 @@ def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Seg
         return
     word = "" if is_stale else worst(memory_word(card) for card in cards if memory_word(card))
     is_cpu = cards[0].kind == "cpu"
-    percent = f"{max(memory_percent(card) or 0 for card in cards):2d}%"
-    together = f"{sum(used for used, _ in sizes):.1f}/{sum(total for _, total in sizes):.0f} GB"
+    # The blank before it is the room of 100 %.
+    percent = f"{max(memory_percent(card) or 0 for card in cards)}%".rjust(4)
+    together = _of(sum(used for used, _ in sizes), sum(total for _, total in sizes))
     totals = {f"{total:.0f}" for _, total in sizes}
-    each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB" if len(totals) == 1 else together
-    whole, brief = (f"RAM {each}", f"RAM {percent}") if is_cpu else (f"{each} {percent}", f"VRAM {percent}")
+    each = together
+    if len(sizes) > 1 and len(totals) == 1:
+        each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB"
+    whole, brief = (f"RAM {each}", f"RAM{percent}") if is_cpu else (f"{each}{percent}", f"VRAM{percent}")
     yield _reading(whole, brief, word, 2.5)
 
 
@@ -285,6 +288,11 @@ def _reading(whole: str, brief: str, word: str, priority: float) -> Segment:
         Content.assemble(f"{brief} ", (f"{GLYPHS[word]:{_longest(GLYPHS)}}", color)),
         right=True,
     )
+
+
+def _of(used: float, total: float) -> str:
+    """Used and total gigabytes; the used ones have the room of the total."""
+    return f"{used:{len(f'{total:.1f}')}.1f}/{total:.0f} GB"
 
 
 def _longest(words: Mapping[str, str]) -> int:

@@ -300,14 +300,15 @@ async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None
 
 
 async def test_readings_without_room_are_behind_a_key_that_the_border_names(home: Path) -> None:
-    ScriptedRun(home).train_to(30)
+    script = ScriptedRun(home).train_to(30)
     async with running(size=(80, 24), until=has_live_run) as (app, pilot):
         await press(pilot, "3", until="d readings")
         assert "fan" not in screen_text(app)
         await press(pilot, "d", until="esc close")
-        shown = screen_text(app)
-        for reading in ("memory  84 °C", "fan  54%", "2,520 MHz", "held back by", "PCIe", "load", "disk", "CPU  54 °C"):
-            assert reading in shown
+        text = screen_text(app)
+        of_run, of_card = ("exact 0.83", "1.9 Wh"), ("memory  84 °C", "fan  54%", "2,520 MHz", "held back by", "PCIe")
+        for reading in (*of_run, *of_card, "load", "disk", "CPU  54 °C"):
+            assert reading in text
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         await resize(pilot, 120, 34)
         await press(pilot, "0", until="4 Chat")
@@ -315,3 +316,6 @@ async def test_readings_without_room_are_behind_a_key_that_the_border_names(home
         await resize(pilot, 200, 50)
         await wait_for(pilot, lambda: "fan" in screen_text(app))
         assert "d readings" not in screen_text(app), "all are in the pane"
+        script.hardware(GPU, replace(GPU, index=1))
+        await resize(pilot, 120, 34)
+        await shown(pilot, "GPU 1", "76%          d more")

@@ -194,7 +194,9 @@ def _device_lines(device: Device, width: int, glyphs: GlyphSet, *, several: bool
     return [*lines, *map(_below, _flowing(details, width - _NAME_WIDTH))]
 
 
-def all_readings(devices: Sequence[Device], width: int, glyphs: GlyphSet, around: Around) -> list[Content]:
+def all_readings(
+    devices: Sequence[Device], width: int, glyphs: GlyphSet, around: Around, figures: Sequence[Content] = ()
+) -> list[Content]:
     """Every reading of the devices and of the machine, on as many lines as they need.
 
     Args:
@@ -202,8 +204,9 @@ def all_readings(devices: Sequence[Device], width: int, glyphs: GlyphSet, around
         width: Columns.
         glyphs: The glyphs of the bars.
         around: The context.
+        figures: Figures of the run, which come first.
     """
-    lines: list[Content] = []
+    lines = _flowing(figures, width, len(figures))
     for device in devices:
         named = Content.assemble((_name(device), "bold"), (f"  {one_line(device.name, 40)}", "$muted"))
         if device.problem:
@@ -273,9 +276,12 @@ def _narrow(
     line = Content("  ").join(shown)
     if is_one:
         return [line]
-    more = Content.assemble("  ", (around.more, "$primary bold"), " readings") if around.more else Content("")
     below = Content(" " * len(head)) + memory
-    return [line, below + more if below.cell_length + more.cell_length <= width else below]
+    for text in (" readings", " more") if around.more else ():
+        named = Content.assemble(below, "  ", (around.more, "$primary bold"), text)
+        if named.cell_length <= width:
+            return [line, named]
+    return [line, below]
 
 
 def _values(device: Device) -> list[Content]:
