@@ -103,7 +103,7 @@ def key_of(shown: str) -> str | None:
         return f"ctrl+{shown[1]}"
     if shown in ("enter", "tab", "space"):
         return shown
-    named = {name: key for key, name in _NAMES.items()}
+    named = {name: key for key, name in _NAMES.items() if not key.startswith("page")}
     is_letter = len(shown) == 1 and shown.isascii() and shown not in "jkgG"
     return named.get(shown, shown if is_letter else None)
 

@@ -52,7 +52,7 @@ class Command:
         """The command of a key in a screen's frame, with its function: ``y copy``; None for keys that move."""
         display, _, text = shown.partition(" ")
         key = key_of(display)
-        if key is None or not text or key_of(text.partition(" ")[0]) is not None:
+        if key is None or not text:
             return None
         return cls(f"press:{key}", "", text, display, _words((_NAME, text)))
 

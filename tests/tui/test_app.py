@@ -457,7 +457,9 @@ def test_what_is_there_is_left_alone() -> None:
 
 
 def test_the_header_of_an_app_without_screens_is_left_alone() -> None:
-    Desktop(App(), AppState(), KeyTable(), time.time).show_header()
+    app: App[None] = App()
+    Desktop(app, AppState(), KeyTable(), time.time).show_header()
+    assert not app.screen_stack
 
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:

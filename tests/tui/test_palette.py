@@ -181,6 +181,14 @@ async def test_the_palette_presses_the_keys_in_the_frame_of_a_screen(home: Path)
         await press(pilot, "ctrl+p", *"quit", "enter", until=lambda: not app.is_running)
 
 
+async def test_the_palette_has_the_answers_of_a_question(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
+    async with running(until=has_live_run) as (_, pilot):
+        await press(pilot, "3", "x", until="keep training")
+        await press(pilot, "ctrl+p", *"stop now", "enter", until=lambda: sent == ["stop"])
+
+
 async def test_over_a_screen_its_key_quits(home: Path) -> None:
     async with running() as (app, pilot):
         await press(pilot, "2", "P", until="A replace mine")

@@ -409,14 +409,16 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
 
 def test_thresholds_move_nothing_in_the_header(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
-    found: dict[int, set[tuple[int, ...]]] = {}
+    found: dict[tuple[int, int], set[tuple[int, ...]]] = {}
     marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "°C", "GB", "%", "ws1")
     for heat, used in ((71.0, 9.96), (71.0, 18.2), (80.0, 18.2), (84.0, 23.9), (71.0, 9.9)):
-        script.hardware(replace(GPU, temperature_c=heat, memory_used=round(used * 1e9)))
-        segments = header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=True)
-        for width in (58, 78, 98, 118, 138, 198):
-            line = fit(segments, width).plain
-            found.setdefault(width, set()).add(tuple(line.find(mark) for mark in marks))
+        card = replace(GPU, temperature_c=heat, memory_used=round(used * 1e9))
+        for cards in ([card], [card, replace(card, index=1)]):
+            script.hardware(*cards)
+            segments = header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=True)
+            for width in (58, 78, 98, 118, 138, 198):
+                line = fit(segments, width).plain
+                found.setdefault((len(cards), width), set()).add(tuple(line.find(mark) for mark in marks))
     assert all(len(columns) == 1 for columns in found.values()), found
 
 

@@ -313,7 +313,7 @@ class TrainPane(Pane, can_focus=True):
             if view is not None and view.reports_devices:
                 devices = view.reading().devices
                 around = replace(self._around(view), age=stale_words(view.reading_age(self.shell.clock())))
-            figures = run_lines.figures(view, 999) if view is not None else []
+            figures = run_lines.figures(view) if view is not None else []
             return all_readings(devices, width, self.shell.glyphs, around, figures)
 
         self.app.push_screen(ReportScreen("Readings", lines, self.shell.pace))
@@ -339,6 +339,9 @@ class TrainPane(Pane, can_focus=True):
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         entries: list[tuple[str, str]] = []
+        readings, width = (keys["train.details"].display, "readings"), self.content_size.width
+        if view is not None and not view.is_live and width < BESIDE:
+            entries = [readings]
         if view is not None and view.is_live:
             pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
@@ -355,11 +358,10 @@ class TrainPane(Pane, can_focus=True):
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
             if not view.state.parked:
                 entries.append((keys["train.settings"].display, "settings"))
-            width = self.content_size.width
             is_whole = self.size.height >= DETAILED and width >= WIDE
             # Below, the meters have room for the hint.
             if view.reports_devices and not is_whole and width >= ONE_LINE:
-                entries.append((keys["train.details"].display, "readings"))
+                entries.append(readings)
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.
             entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]

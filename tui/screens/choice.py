@@ -90,6 +90,11 @@ class ChoiceDialog(Dialog[str]):
         return f"enter {self.choices[0].label}" if self.choices else ""
 
     @property
+    def help_keys(self) -> list[str]:
+        """The keys of the choices."""
+        return [f"{choice.key if place else 'enter'} {choice.label}" for place, choice in enumerate(self.choices)]
+
+    @property
     def known_keys(self) -> Container[str]:
         """The keys of the choices."""
         return {choice.key for choice in self.choices}

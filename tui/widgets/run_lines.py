@@ -66,8 +66,8 @@ def numbers(view: RunView, width: int) -> Content:
     return Content(gap).join(kept)
 
 
-def figures(view: RunView, width: int) -> list[Content]:
-    """All figures; a few are left out where there are few columns."""
+def figures(view: RunView, width: int = 200) -> list[Content]:
+    """All figures; the rarer ones are left out below 110 columns."""
     history, step = view.history, view.history.last_step
     if step is None:
         return []

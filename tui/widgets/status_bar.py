@@ -271,7 +271,8 @@ def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Seg
     totals = {f"{total:.0f}" for _, total in sizes}
     each = together
     if len(sizes) > 1 and len(totals) == 1:
-        each = f"{_listed([f'{used:.1f}' for used, _ in sizes])}/{totals.pop()} GB"
+        room = max(len(f"{total:.1f}") for _, total in sizes)
+        each = f"{_listed([f'{used:{room}.1f}' for used, _ in sizes])}/{totals.pop()} GB"
     whole, brief = (f"RAM {each}", f"RAM{percent}") if is_cpu else (f"{each}{percent}", f"VRAM{percent}")
     yield _reading(whole, brief, word, 2.5)
 
