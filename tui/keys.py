@@ -73,6 +73,11 @@ class Key:
         """The first key for display: ``^p``, ``?``, ``esc``."""
         return self.show or display_key(self.keys.split(",")[0])
 
+    @property
+    def display_last(self) -> str:
+        """The last key for display, which also acts where a letter is text or closes a screen: ``^q``."""
+        return display_key(self.keys.split(",")[-1])
+
 
 _NAMES = {
     "escape": "esc",

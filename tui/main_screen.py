@@ -26,7 +26,7 @@ from textual.widgets import Static
 
 from core.errors import UserError
 from core.text import one_line
-from tui.keys import KEYS, KeyTable, display_key
+from tui.keys import KEYS, KeyTable
 from tui.panes import PANES, TILED, Panes, PaneSpec, pane_spec
 from tui.panes.base import Pane
 from tui.shell import shell_of
@@ -135,8 +135,7 @@ class TooSmall(Widget):
         return Content(
             f"{width}×{height} is too small.\nMake the terminal at least {SMALLEST[0]}×{SMALLEST[1]}.\n"
             "A live run goes on.\n"
-            # A letter would be text in a prompt.
-            f"{display_key(shell_of(self).keys['app.quit'].keys.split(',')[-1])} leaves."
+            f"{shell_of(self).keys['app.quit'].display_last} leaves."
         )
 
     def on_resize(self) -> None:

@@ -41,11 +41,12 @@ class Command:
     """The words, each with the rank of a match at its beginning."""
 
     @classmethod
-    def of(cls, key: Key) -> Command:
-        """The command of a key."""
+    def of(cls, key: Key, *, is_covered: bool = False) -> Command:
+        """The command of a key; ``is_covered`` if a screen is over the panes."""
         (name, *_), title = WORDS[key.id], _TITLES.get(key.scope, "")
         words = _words((_NAME, key.description), (_ALSO, " ".join(WORDS[key.id])), (_SENTENCE, f"{key.help} {title}"))
-        return cls(key.id, key.scope, f"{title} · {name}" if title else name, key.display, words)
+        shown = key.display_last if is_covered and key.scope == "app" else key.display
+        return cls(key.id, key.scope, f"{title} · {name}" if title else name, shown, words)
 
     @classmethod
     def of_shown(cls, shown: str) -> Command | None:
@@ -88,10 +89,11 @@ def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> 
         pane: The focused pane, or the screen over the panes.
         can_run: True if a key's action is available now.
     """
-    offered = [Command.of(key) for key in keys.keys if key.palette and can_run(key)]
+    is_covered = pane not in _TITLES
+    offered = [Command.of(key, is_covered=is_covered) for key in keys.keys if key.palette and can_run(key)]
     offered.sort(key=lambda command: (command.scope != pane, command.scope != "app"))
     # An option is shown in its pane, which a screen covers.
-    return offered + [Command.of_option(option) for option in options() if pane in _TITLES]
+    return offered + [Command.of_option(option) for option in options() if not is_covered]
 
 
 def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
@@ -106,10 +108,10 @@ def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool], sh
     """The palette's screen, which returns an id of a command.
 
     Args:
-        keys: As in :func:`list_commands`.
-        pane: As there.
-        can_run: As there.
-        shown: Keys that the screen over the panes shows, with their functions.
+        keys: See :func:`list_commands`.
+        pane: See there.
+        can_run: See there.
+        shown: Keys in the frame of the screen over the panes, with their functions: ``y copy``.
     """
     commands = [command for text in shown if (command := Command.of_shown(text)) is not None]
     commands += list_commands(keys, pane, can_run)

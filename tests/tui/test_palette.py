@@ -174,6 +174,7 @@ async def test_the_palette_presses_the_keys_in_the_frame_of_a_screen(home: Path)
         await press(pilot, "2", "P", until="A replace mine")
         await press(pilot, "ctrl+p", until="Commands")
         assert pointed_at(app) == ["apply"]
+        assert any("Quit" in line and " ^q " in line for line in screen_lines(app)), "its letter closes the screen"
         assert "quiet_hours" not in screen_text(app), "an option is shown in a pane"
         await press(pilot, "ctrl+p")
         await press(pilot, *"replace", "enter", until=lambda: "Commands" not in screen_text(app))
