@@ -102,14 +102,13 @@ def display_key(key: str) -> str:
 
 
 def key_of(shown: str) -> str | None:
-    """Textual's name of a displayed key that acts: ``ctrl+s`` for ``^s``; None for a word, an arrow, or ``j`` and the
-    others that move."""
+    """Textual's name of a displayed key that acts: ``ctrl+s`` for ``^s``; None for a word or an arrow."""
     if len(shown) == 2 and shown[0] == "^":
         return f"ctrl+{shown[1]}"
     if shown in ("enter", "tab", "space"):
         return shown
     named = {name: key for key, name in _NAMES.items() if not key.startswith("page")}
-    is_letter = len(shown) == 1 and shown.isascii() and shown not in "jkgG"
+    is_letter = len(shown) == 1 and shown.isascii()
     return named.get(shown, shown if is_letter else None)
 
 

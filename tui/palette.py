@@ -50,10 +50,10 @@ class Command:
 
     @classmethod
     def of_shown(cls, shown: str) -> Command | None:
-        """The command of a key in a screen's frame, with its function: ``y copy``; None for keys that move."""
+        """The command of a key in a screen's frame, with its function: ``y copy``; None for keys that move, ``j k``."""
         display, _, text = shown.partition(" ")
         key = key_of(display)
-        if key is None or not text:
+        if key is None or not text or text.partition(" ")[0] in ("k", "G"):
             return None
         return cls(f"press:{key}", "", text, display, _words((_NAME, text)))
 

@@ -432,7 +432,7 @@ async def test_readings_that_are_old_say_so_in_the_meters_and_on_every_pane(priv
         assert "● training" in screen_text(app)
         old = re.compile(r"\d\ds old")
         await press(pilot, "3", until=lambda: len(old.findall(screen_text(app))) == 2)
-        await press(pilot, "1", until=lambda: old.findall(screen_lines(app)[0]))
+        await press(pilot, "1", until=lambda: re.search(r"°C \d\ds\b", screen_lines(app)[0]))
 
 
 async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:

@@ -187,6 +187,8 @@ async def test_the_palette_has_the_answers_of_a_question(home: Path, monkeypatch
     sent = record_commands(monkeypatch)
     async with running(until=has_live_run) as (_, pilot):
         await press(pilot, "3", "x", until="keep training")
+        await press(pilot, "ctrl+p", *"kill", until="kill its process")
+        await press(pilot, "escape", until="keep training")
         await press(pilot, "ctrl+p", *"stop now", "enter", until=lambda: sent == ["stop"])
 
 

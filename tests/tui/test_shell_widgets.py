@@ -125,10 +125,10 @@ def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(
     fresh = fit(header_segments(state, read + 14, loss=True), 78)
     assert "71 °C ok" in fresh.plain
     assert "old" not in fresh.plain
-    for age, told in ((16, "15s old"), (59, "55s old"), (150, "2m old")):
+    for age, told in ((16, "15s"), (59, "55s"), (150, "2m")):
         line = fit(header_segments(state, read + age, loss=True), 58)
-        assert f"  71 °C  {told}" in line.plain
-        at = line.plain.index("71 °C")
+        assert f"  71°C {told}" in line.plain
+        at = line.plain.index("71°C")
         assert [span.style for span in line.spans if span.start <= at < span.end][-1] == "$muted"
     view.state = replace(view.state, state="paused", parked="on request")
     assert "RAM 12% ok" in fit(header_segments(state, read + 150, loss=True), 78).plain
@@ -323,13 +323,13 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
     for devices, told in (
         ([GPU], "RTX 4090  71 °C ok"),
         ([replace(GPU, age_s=3.0)], "RTX 4090  71 °C ok"),
-        ([replace(GPU, age_s=23.0)], "RTX 4090  71 °C  18.2/24 GB 76%  20s old"),
-        ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76%  3m old"),
+        ([replace(GPU, age_s=23.0)], "RTX 4090  71 °C 20s old  18.2/24 GB 76%"),
+        ([replace(GPU, temperature_c=None, age_s=200.0)], "RTX 4090  98%  18.2/24 GB 76% 3m old"),
         ([replace(GPU, temperature_c=None, memory_used=None, problem="it is gone")], "RTX 4090  cannot be read"),
         ([GPU, second], "2× RTX 4090  71·82 °C ! near   18.2·23.5/24 GB 98% ! limit"),
         ([GPU, other], "2 cards  71·82 °C ! near   41.7/72 GB 76% ok"),
         ([GPU, *[second] * 5], "6× RTX 4090  71–82 °C ! near   18.2–23.5/24 GB 98% ! limit"),
-        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090  71·82 °C  18.2·23.5/24 GB 98%  20s old"),
+        ([GPU, replace(second, age_s=23.0)], "2× RTX 4090  71·82 °C 20s old  18.2·23.5/24 GB 98%"),
         ([GPU, replace(second, problem="it is gone")], "2× RTX 4090  1 of 2 cannot be read"),
         ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
     ):
@@ -407,18 +407,27 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
     assert all(len(columns) == 1 for columns in found.values()), found
 
 
-def test_thresholds_move_nothing_in_the_header(home: Path) -> None:
+def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     found: dict[tuple[int, int], set[tuple[int, ...]]] = {}
-    marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "°C", "GB", "%", "ws1")
-    for heat, used in ((71.0, 9.96), (71.0, 18.2), (80.0, 18.2), (84.0, 23.9), (71.0, 9.9)):
-        card = replace(GPU, temperature_c=heat, memory_used=round(used * 1e9))
-        for cards in ([card], [card, replace(card, index=1)]):
+    marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "GB", "%", "ws1")
+    readings = (
+        *((71.0, 9.96, 0.0, 0.113), (71.0, 18.2, 0.0, 0.0957), (80.0, 18.2, 0.0, 1.05), (84.0, 23.9, 0.0, 12.3)),
+        *((99.0, 23.9, 20.0, 0.0123), (100.0, 24.0, 0.0, 0.999), (71.0, 9.9, 4e4, 123.0)),
+    )
+    for heat, used, age, loss in readings:
+        card = replace(GPU, temperature_c=heat, memory_used=round(used * 1e9), age_s=age)
+        for cards in ([card], [card, replace(card, index=1, temperature_c=64.0)]):
             script.hardware(*cards)
-            segments = header_segments(AppState(view=view_of(script), host="ws1"), 1e9, loss=True)
+            view = view_of(script)
+            assert view.history.last_step is not None
+            view.history.last_step = replace(view.history.last_step, loss=loss)
+            segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
             for width in (58, 78, 98, 118, 138, 198):
                 line = fit(segments, width).plain
-                found.setdefault((len(cards), width), set()).add(tuple(line.find(mark) for mark in marks))
+                found.setdefault((len(cards), width), set()).add(
+                    tuple(line.find(mark) for mark in (*marks, f"{heat:.0f}"))
+                )
     assert all(len(columns) == 1 for columns in found.values()), found
 
 

@@ -340,7 +340,7 @@ class TrainPane(Pane, can_focus=True):
         keys, view = self.keys, self._view
         entries: list[tuple[str, str]] = []
         readings, width = (keys["train.details"].display, "readings"), self.content_size.width
-        if view is not None and not view.is_live and width < BESIDE:
+        if view is not None and not view.is_live:
             entries = [readings]
         if view is not None and view.is_live:
             pending = view.pending
@@ -349,7 +349,7 @@ class TrainPane(Pane, can_focus=True):
             # The same key withdraws a pending request.
             if "park" in pending:
                 names.insert(1, ("park", "park"))
-            elif view.state.parked:
+            elif view.state.parked or view.is_measuring_base:
                 names = [entry for entry in names if entry[0] != "checkpoint"]
             entries = [
                 (keys[f"train.{name}"].display, "take back" if name in pending else word) for name, word in names

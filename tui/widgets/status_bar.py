@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ from tui.widgets.strips import style_of
 MOST_LISTED = 4
 #: Seconds from which a running job is shown.
 JOB_SECONDS = 3.0
+#: Columns of the loss.
+_LOSS_WIDTH = 5
 #: Blanks between two segments.
 _GAP = 2
 
@@ -211,8 +213,10 @@ def _run_segments(
     if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
         segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
-        value = format_number(view.history.last_step.loss)
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 3))
+        # In the room of 0.123, so that a smaller loss moves nothing.
+        forms = [format_number(view.history.last_step.loss, digits) for digits in (3, 2, 1)]
+        value = next((form for form in forms if len(form) <= _LOSS_WIDTH), forms[-1])
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
     return segments
 
 
@@ -223,47 +227,83 @@ def _name(cards: Sequence[Device]) -> str:
     return f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
 
 
-def _device_segments(cards: Sequence[Device], age: str) -> list[Segment]:
-    """Readings of the cards; stale ones are dimmed, without their words, and followed by their age."""
-    found = [*_heat_segments(cards, is_stale=bool(age)), *_memory_segments(cards, is_stale=bool(age))]
-    if not age:
-        return found
-    dim = [
-        dataclasses.replace(
-            segment,
-            content=segment.content.stylize("$muted"),
-            short=segment.short.stylize("$muted") if segment.short is not None else None,
+@dataclass(frozen=True)
+class _Reading:
+    """A reading of the cards, its short form, and the word for its threshold."""
+
+    whole: str
+    brief: str
+    word: str
+    priority: float
+
+    def segment(self, age: str = "", *, is_first: bool) -> Segment:
+        """Its segment. Word and glyph have the room of the longest, so that a threshold moves nothing. A stale reading
+        is dim and without its word; the first one has the age there, in short in the place of a blank too.
+
+        Args:
+            age: The age of a stale reading, ``20s old``; empty for a fresh one.
+            is_first: It has the age.
+        """
+        if not self.word:
+            return Segment(Content(self.whole), self.priority, Content(self.brief), right=True)
+        whole, brief = (self.whole, SHORT_WORDS[self.word]), (self.brief, GLYPHS[self.word])
+        base, style = "", f"${WORD_COLORS[self.word]}"
+        if age:
+            base, style = "$muted", "$near"
+            whole, brief = (self.whole, ""), (self.brief, "")
+            if is_first:
+                whole, brief = (self.whole, age), (self.brief.replace(" ", ""), age.partition(" ")[0])
+        rooms = (
+            len(text) + 1 + _longest(words.values())
+            for text, words in ((self.whole, SHORT_WORDS), (self.brief, GLYPHS))
         )
-        for segment in found
-    ]
-    return [*dim, Segment(Content.styled(age, "$near"), 2, right=True)]
+        first, second = (
+            Content.assemble((f"{text} ", base), (word.ljust(room - len(text) - 1), style))
+            for (text, word), room in zip((whole, brief), rooms, strict=True)
+        )
+        return Segment(first, self.priority, second, right=True)
 
 
-def _heat_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
-    """Unreadable cards, or else temperatures, or else loads; shortened to the hottest card."""
+def _device_segments(cards: Sequence[Device], age: str) -> Iterator[Segment]:
+    """Unreadable cards, or else temperatures, or else loads, and memory; the age of stale readings comes last.
+
+    Args:
+        cards: The cards.
+        age: The age of stale readings, in words; empty for fresh ones.
+    """
     hot = [card for card in cards if card.temperature_c is not None]
     loads = [f"{_steady(card):{3 if len(cards) == 1 else 0}.0f}" for card in cards if card.utilization is not None]
-    if hot or any(card.problem for card in cards):
+    unread = sum(bool(card.problem) for card in cards)
+    readings: list[_Reading] = []
+    if hot or unread:
         yield Segment(Content.styled(_name(cards), "$muted"), _WRITTEN_OUT, right=True)
-    if unread := sum(bool(card.problem) for card in cards):
+    if unread:
         text = f"{f'{unread} of {len(cards)} ' if len(cards) > 1 else ''}cannot be read"
         yield Segment(Content.styled(text, "$limit"), 2, right=True)
     elif hot:
         degrees = [f"{card.temperature_c:.0f}" for card in hot]
-        word = "" if is_stale else worst(temperature_word(card) for card in hot)
-        yield _reading(f"{_listed(degrees)} °C", f"{max(degrees, key=float)} °C", word, 2)
+        # The third digit takes the place of the blank, so that 100 °C moves nothing.
+        unit = "°C" if any(len(text) > 2 for text in degrees) else " °C"
+        word = worst(temperature_word(card) for card in hot)
+        readings.append(_Reading(f"{_listed(degrees)}{unit}", f"{max(degrees, key=float)}{unit}", word, 2))
     elif loads:
-        yield Segment(Content.assemble((f"{_name(cards)} ", "$muted"), f"{_listed(loads)}%"), 7, right=True)
+        load = f"{_listed(loads)}%", "$muted" if age else ""
+        yield Segment(Content.assemble((f"{_name(cards)} ", "$muted"), load), 7, right=True)
+    readings += _memory(cards)
+    for reading in readings:
+        yield reading.segment(age, is_first=reading is readings[0])
+    if age and not readings:
+        yield Segment(Content.styled(age, "$near"), 2, right=True)
 
 
-def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Segment]:
+def _memory(cards: Sequence[Device]) -> Iterator[_Reading]:
     """Memory of each card if all are equally large, else the sum, and the percentage of the fullest card, which is the
     short form."""
     filled = [(card.memory_used, card.memory_total) for card in cards if card.memory_used is not None]
     sizes = [(used / 1e9, total / 1e9) for used, total in filled if total]
     if not sizes:
         return
-    word = "" if is_stale else worst(memory_word(card) for card in cards if memory_word(card))
+    word = worst(memory_word(card) for card in cards if memory_word(card))
     is_cpu = cards[0].kind == "cpu"
     # The blank before it is the room of 100 %.
     percent = f"{max(memory_percent(card) or 0 for card in cards)}%".rjust(4)
@@ -274,21 +314,7 @@ def _memory_segments(cards: Sequence[Device], *, is_stale: bool) -> Iterator[Seg
         room = max(len(f"{total:.1f}") for _, total in sizes)
         each = f"{_listed([f'{used:{room}.1f}' for used, _ in sizes])}/{totals.pop()} GB"
     whole, brief = (f"RAM {each}", f"RAM{percent}") if is_cpu else (f"{each}{percent}", f"VRAM{percent}")
-    yield _reading(whole, brief, word, 2.5)
-
-
-def _reading(whole: str, brief: str, word: str, priority: float) -> Segment:
-    """A value and its word, or in short its glyph; each in the room of the longest, so that a threshold moves
-    nothing. A stale one has no word."""
-    if not word:
-        return Segment(Content(whole), priority, Content(brief), right=True)
-    color = f"${WORD_COLORS[word]}"
-    return Segment(
-        Content.assemble(f"{whole} ", (f"{SHORT_WORDS[word]:{_longest(SHORT_WORDS)}}", color)),
-        priority,
-        Content.assemble(f"{brief} ", (f"{GLYPHS[word]:{_longest(GLYPHS)}}", color)),
-        right=True,
-    )
+    yield _Reading(whole, brief, word, 2.5)
 
 
 def _of(used: float, total: float) -> str:
@@ -296,8 +322,8 @@ def _of(used: float, total: float) -> str:
     return f"{used:{len(f'{total:.1f}')}.1f}/{total:.0f} GB"
 
 
-def _longest(words: Mapping[str, str]) -> int:
-    return max(map(len, words.values()))
+def _longest(words: Iterable[str]) -> int:
+    return max(map(len, words))
 
 
 def _listed(values: Sequence[str]) -> str:
