@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from core.memory.calibration import rates_of
+
 #: Class of kernels to what its names have in them, the first that matches: by the names of CUDA kernels of torch,
 #: cuBLAS, bitsandbytes and this program, and of torch's operations on a CPU.
 _NAMES = (
@@ -33,8 +35,9 @@ class Rates:
     memory: float
 
 
-#: A 4090's, as matrix products and copies reach them; not measured here.
-RTX_4090 = Rates(150e12, 1.0e12)
+_PLANNED = rates_of("NVIDIA GeForce RTX 4090", None, cuda=True, wide=False)
+#: Those that the memory plan estimates for a 4090.
+RTX_4090 = Rates(_PLANNED.matrix, _PLANNED.memory)
 #: Memory rates of cards by their data sheets; of others what a copy has reached is taken.
 _SHEETS = {"H100": 3.35e12, "H200": 4.8e12}
 

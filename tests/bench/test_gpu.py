@@ -116,7 +116,7 @@ def test_a_profile_is_scaled_by_the_rates_of_the_cards() -> None:
     spent = dict.fromkeys(CLASSES, 0.1)
     there = scaled(spent, Rates(600e12, memory_rate("NVIDIA H100 80GB HBM3", 2.5e12)))
     assert there["GEMM"] == pytest.approx(0.4)
-    assert there["attention"] == pytest.approx(0.335)
+    assert there["attention"] == pytest.approx(0.1 * 3.35e12 / RTX_4090.memory)
     assert there["idle"] == 0.1
     assert scaled(spent, RTX_4090) == pytest.approx(spent)
 

@@ -99,6 +99,11 @@ def find_varlen() -> VarlenFunction | None:
     return cast(VarlenFunction, varlen_attn)
 
 
+@functools.cache
+def _parameters(function: VarlenFunction) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
 def varlen_arguments(
     known: Collection[str], *, grouped: bool, window: int | None, scale: float | None, head: int
 ) -> dict[str, object] | None:
@@ -144,8 +149,7 @@ def varlen_call(
     function = find_varlen()
     if function is None:
         return None
-    known = inspect.signature(function).parameters
-    arguments = varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=head)
+    arguments = varlen_arguments(_parameters(function), grouped=grouped, window=window, scale=scale, head=head)
     return None if arguments is None else (function, arguments)
 
 

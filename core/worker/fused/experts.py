@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-#: Major compute capabilities with torch's grouped kernel.
+#: Major compute capabilities of NVIDIA cards with torch's grouped kernel.
 KERNEL_CAPABILITIES = (9, 10)
 #: Alignment in bytes of the rows of the kernel's matrices.
 _ALIGNMENT = 16
@@ -215,6 +215,9 @@ def takes_kernel(left: torch.Tensor, right: torch.Tensor) -> bool:
         right: ``(groups, inputs, outputs)``, or ``(rows, outputs)``.
     """
     if not left.is_cuda or left.dtype != torch.bfloat16 or right.dtype != torch.bfloat16:
+        return False
+    # ROCm has numbers of its own, which begin with 9 and 10 too.
+    if torch.version.hip is not None:
         return False
     major, _ = torch.cuda.get_device_capability(left.device)
     return hasattr(torch, "_grouped_mm") and major in KERNEL_CAPABILITIES and is_aligned(left) and is_aligned(right)

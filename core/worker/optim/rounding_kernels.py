@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from core.worker.fused.triton import OPTIONS
+
 #: Elements per quarter of a program: one call of the random generator gives four numbers.
 _QUARTER = 512
 _BLOCK = 4 * _QUARTER
@@ -42,6 +44,7 @@ def add_update(
         guarded=wanted is not None,
         rounded=weights.dtype == torch.bfloat16,
         quarter=_QUARTER,
+        **OPTIONS,
     )
 
 
@@ -52,7 +55,8 @@ def clear_unless(wanted: torch.Tensor, values: torch.Tensor) -> None:
         wanted: The flag.
         values: Contiguous values.
     """
-    _clear_unless[(triton.cdiv(values.numel(), _BLOCK),)](values, wanted, values.numel(), block=_BLOCK)
+    programs = triton.cdiv(values.numel(), _BLOCK)
+    _clear_unless[(programs,)](values, wanted, values.numel(), block=_BLOCK, **OPTIONS)
 
 
 @triton.jit(do_not_specialize=["seed", "keep"])

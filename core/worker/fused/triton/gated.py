@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from core.worker.fused.gated import Activation, Gating
+from core.worker.fused.triton import OPTIONS
 from core.worker.fused.triton.rms_norm import as_rows
 
 #: Features that one program works on.
@@ -94,7 +95,15 @@ class KernelGating(Gating):
         first, second = as_rows(gate), as_rows(up)
         out = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
         _gated_forward[_grid(first)](
-            first, second, out, first.stride(0), second.stride(0), first.shape[1], self._number, COLUMNS=BLOCK
+            first,
+            second,
+            out,
+            first.stride(0),
+            second.stride(0),
+            first.shape[1],
+            self._number,
+            COLUMNS=BLOCK,
+            **OPTIONS,
         )
         return out.view(gate.shape)
 
@@ -132,6 +141,7 @@ class KernelGating(Gating):
             self._number,
             again,
             COLUMNS=BLOCK,
+            **OPTIONS,
         )
         return to_gate.view(gate.shape), to_up.view(gate.shape), product.view(gate.shape)
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from core.worker.fused.triton import OPTIONS
+
 #: Values per program: rows of few features, as of a head, share a program.
 TILE = 4096
 #: Most features of a row that fit in the registers of a program.
@@ -105,9 +107,10 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
-def _tile(width: int) -> dict[str, int]:
+def _tile(width: int) -> dict[str, Any]:
     columns = triton.next_power_of_2(width)
     if columns > MOST:
         raise ValueError(f"rows of {width} features are too long for a program")
     rows = max(1, TILE // columns)
-    return {"COLUMNS": columns, "ROWS": rows, "num_warps": min(max(rows * columns // 512, 1), 16)}
+    warps = min(max(rows * columns // 512, 1), 16)
+    return {"COLUMNS": columns, "ROWS": rows, "num_warps": warps, **OPTIONS}

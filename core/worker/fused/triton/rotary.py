@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from core.worker.fused.triton import OPTIONS
+
 
 @triton.jit
 def _rotary(
@@ -70,7 +72,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -
     if cos.shape[1] != 1 or cos.stride(-1) != 1 or sin.stride(-1) != 1:
         raise ValueError("angles of single heads, or not next to each other")
     half = turned // 2
-    together = min(triton.next_power_of_2(heads), 32)
+    together, columns = min(triton.next_power_of_2(heads), 32), triton.next_power_of_2(half)
+    # Eight features of a half for each thread: 128 bits at a time, and few enough to stay in registers.
+    warps = min(max(together * columns // 256, 1), 8)
     _rotary[(rows * length, triton.cdiv(heads, together))](
         x,
         cos,
@@ -91,6 +95,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -
         half,
         sign,
         HEADS=together,
-        HALF=triton.next_power_of_2(half),
+        HALF=columns,
+        num_warps=warps,
+        **OPTIONS,
     )
     return out

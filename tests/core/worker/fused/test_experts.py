@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from core.worker.fused import experts as grouped
 from core.worker.fused.experts import (
@@ -154,3 +155,16 @@ def test_the_kernel_is_given_what_it_takes(tensor: torch.Tensor, aligned: bool) 
         except RuntimeError:
             taken = False
         assert taken is aligned
+
+
+@cases(("capability", "hip", "taken"), [((9, 0), None, True), ((8, 9), None, False), ((9, 0), "7.2", False)], ids=str)
+def test_the_kernel_is_for_cards_of_nvidia(
+    capability: tuple[int, int], hip: str | None, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    # The address of a tensor without values is not known.
+    monkeypatch.setattr(grouped, "is_aligned", lambda _matrix: True)
+    with FakeTensorMode():
+        rows = torch.empty(4, 8, dtype=torch.bfloat16, device="cuda")
+    assert takes_kernel(rows, rows) is taken
