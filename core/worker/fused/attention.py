@@ -593,8 +593,9 @@ def _attend_groups(
     if kernel is not Kernel.MASKED:
         query, key, value = _cast(query, key, value)
     if kernel is Kernel.VARLEN:
-        rows = query[0].transpose(0, 1)
-        keys, values = (_with_prefixes(tensor[0].transpose(0, 1), layout) for tensor in (key, value))
+        # The gradient of an index would be a copy of all tokens; that of squeeze is a view.
+        rows = query.squeeze(0).transpose(0, 1)
+        keys, values = (_with_prefixes(tensor.squeeze(0).transpose(0, 1), layout) for tensor in (key, value))
         return attend_sequences(rows, keys, values, layout.sequences, window=window, scale=scaling)[None]
     parts: list[torch.Tensor] = []
     at = 0
@@ -620,7 +621,7 @@ def _attend_groups(
 def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Tensor:
     """A slice of ``(1, heads, tokens, head)`` as ``(rows, heads, width, head)``."""
     heads, size = tensor.shape[1], tensor.shape[3]
-    return tensor[0, :, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
+    return tensor.squeeze(0)[:, begin:end].reshape(heads, group.rows, group.width, size).transpose(0, 1)
 
 
 def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.gated import Activation, GatedLoraLinear, GatedProduct, Gating
-from core.worker.fused.lora import LoraLinear
+from core.worker.fused.lora import AdaptedLayer, add_adapters
 from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction, Rotation
 from core.worker.fused.trial import Trial, compare
@@ -175,7 +175,7 @@ def adapter_trial(name: str, kind: type[torch.nn.Module], device: torch.device, 
     layer = frozen_linear(kind, device, dtype)
 
     def fast(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return apply(LoraLinear, x, None, down, up, SCALE, FrozenWeight(layer), dtype)
+        return add_adapters(x, None, [AdaptedLayer(FrozenWeight(layer), down, up, SCALE)], dtype)[0]
 
     def plain(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = layer(x) + (x @ down.T) @ up.T * SCALE

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.lora import FusedLora, adapter_gradients, arithmetic_of, product_with_adapter, shaped_as
+from core.worker.fused.lora import AdaptedLayer, FusedLora, adapter_gradients, arithmetic_of, input_gradient, shaped_as
 from core.worker.fused.mode import apply, is_fused
 
 #: An activation function's backward: the gradient of its output, its input, and the tensor for the result, which may be
@@ -178,7 +178,8 @@ class GatedLoraLinear(torch.autograd.Function):
         flat = product.reshape(-1, product.shape[-1])
         seen, kept = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
         flat, seen = flat.to(dtype), seen.to(dtype)
-        out, low = product_with_adapter(flat, seen, down, up, scale, weight, dtype)
+        low = seen @ down.to(dtype).T
+        out = AdaptedLayer(weight, down, up, scale).output(flat, low)
         ctx.save_for_backward(first, second, kept, low, down, up)
         ctx.scale, ctx.dropout, ctx.weight, ctx.dtype, ctx.gating = scale, dropout, weight, dtype, gating
         return shaped_as(out, product)
@@ -190,17 +191,17 @@ class GatedLoraLinear(torch.autograd.Function):
         first, second, kept, low, down, up = ctx.saved_tensors
         gate, dtype = _split(first, second), ctx.dtype
         gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
-        through = gradient @ (up * ctx.scale).to(dtype)
-        outer = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
-        if ctx.weight.file_type is None and kept is None:
-            outer.addmm_(through, down.to(dtype))
-        elif ctx.weight.file_type is None:
-            outer.add_(_dropped((through @ down.to(dtype)).to(first.dtype), kept, ctx.dropout))
+        layer = AdaptedLayer(ctx.weight, down, up, ctx.scale)
+        low_gradient = gradient @ layer.scaled_up(dtype)
+        in_products = layer.weight.file_type is None and kept is None
+        outer = input_gradient([layer], [gradient], low_gradient if in_products else None)
+        if layer.weight.file_type is None and kept is not None:
+            outer.add_(_dropped((low_gradient @ down.to(dtype)).to(first.dtype), kept, ctx.dropout))
         outer = outer.to(first.dtype).view(gate[0].shape)
         to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
         seen = product.view(len(gradient), -1)
         seen = (seen if kept is None else _dropped(seen, kept, ctx.dropout)).to(dtype)
-        to_down, to_up = adapter_gradients(gradient, through, seen, low, down, up, ctx.scale)
+        to_down, to_up = adapter_gradients([layer], [gradient], low_gradient, seen, low)
         return *_joined(to_gate, to_other, second), to_down, to_up, None, None, None, None, None
 
 
@@ -248,10 +249,9 @@ class GatedFeedForward:
             # Below the first adapter, one wide tensor is kept at most: the down projection's input.
             below: torch.Tensor = self._down(self._gating.product(*_split(first, second)))
             return below
-        adapter = self._fused.applied() if self._fused is not None else None
-        if adapter is None or self._fused is None:
+        layer = None if self._fused is None else self._fused.applied()
+        if layer is None:
             out: torch.Tensor = self._down(apply(GatedProduct, first, second, self._gating))
             return out
-        down, up, scale, dropout = adapter.down, adapter.up, adapter.scale, adapter.dropout
-        weight, dtype = self._fused.weight, arithmetic_of(first)
-        return apply(GatedLoraLinear, first, second, down, up, scale, dropout, weight, dtype, self._gating)
+        own = (layer.down, layer.up, layer.scale, layer.dropout, layer.weight)
+        return apply(GatedLoraLinear, first, second, *own, arithmetic_of(first), self._gating)

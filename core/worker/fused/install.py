@@ -7,6 +7,7 @@ import copy
 import functools
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 from core.worker.fused import attention, rotary
 from core.worker.fused.gated_networks import fuse_gated
 from core.worker.fused.kernels import norm_function, rotation_of
-from core.worker.fused.lora import FusedLora, can_fuse
+from core.worker.fused.lora import FusedLora, SharedInput, can_fuse
 from core.worker.fused.mode import apply, is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
 
 #: Largest relative difference of a norm's values from its module's: the last bit of 16-bit types, the noise of fp32.
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 1e-5}
+#: Names of layers that have one input, in the modeling files of transformers: of attention, latent attention, linear
+#: attention and feed-forward networks.
+ONE_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_proj", "q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj_qkvz", "in_proj_qkv", "in_proj_ba", "in_proj_z", "in_proj_b", "in_proj_a"),
+    ("gate_proj", "up_proj"),
+)
 #: Features of a head in the comparison of rotary embeddings.
 ROTARY_TRIAL = 8
 
@@ -38,6 +47,8 @@ class Fused:
     """True if packing is possible; see :mod:`core.worker.data.packing`."""
     gated: int = 0
     """Feed-forward networks whose wide tensors are recomputed in backward."""
+    sharing: int = 0
+    """Modules that make the outputs of layers of one input by one function."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
         """Dequantize every 4-bit matrix once and keep the copies.
@@ -83,7 +94,23 @@ def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
             module.forward = functools.partial(_normalize, module, function)
             norms[type(module)] += 1
     gated = fuse_gated(causal, layers, causal.get_input_embeddings().weight.dtype)
-    return Fused(tuple(layers.values()), norms.total(), _fuse_rotary(causal), _fuse_attention(causal), gated)
+    sharing = _share_inputs(causal, layers)
+    adapted = tuple(layers.values())
+    return Fused(adapted, norms.total(), _fuse_rotary(causal), _fuse_attention(causal), gated, sharing)
+
+
+def _share_inputs(causal: Any, layers: Mapping[Any, FusedLora]) -> int:
+    """Replace the forward of modules that have several fused layers of one input; returns their number."""
+    count = 0
+    for module in causal.modules():
+        for names in ONE_INPUT:
+            found = [layers[layer] for name in names if (layer := module._modules.get(name)) in layers]
+            members = [layer for layer in found if layer.weight.shape[1] == found[0].weight.shape[1]]
+            if len(members) > 1:
+                module.forward = SharedInput(module.forward, members)
+                count += 1
+                break
+    return count
 
 
 # Norms.

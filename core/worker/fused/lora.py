@@ -1,14 +1,16 @@
-"""Fused LoRA: a frozen linear layer and its adapter as one autograd function.
+"""Fused LoRA: frozen linear layers of one input and their adapters as one autograd function.
 
 ``y = x W' + b + s (x A') B'``, with gradients for ``x``, ``A`` and ``B`` only. Besides ``x`` only ``x A'`` is kept for
-backward, the adapter's part is added inside the matrix product, and no copy of ``x`` in fp32 is made.
+backward, and no copy of ``x`` in fp32 is made. The adapter's product, which is small to compute, is written first, and
+the large product adds to it while it is computed: the other order would read and write the large one once more, and
+would round it twice. Layers of one input read it once for all their ``A``, and their products add up its gradient.
 
 Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,61 +20,105 @@ from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.mode import apply, is_fused
+from core.worker.fused.mode import apply, apply_to_several, is_fused
 
 #: Rows up to which bitsandbytes multiplies by a 4-bit matrix without dequantizing all of it, on CUDA. Its own limit is
 #: 64 to 128 for most matrices of 7B models; above it bitsandbytes dequantizes like the fused layer.
 SMALL_PRODUCT = 64
 
 
-def product_with_adapter(
-    flat: torch.Tensor,
-    seen: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
-    weight: FrozenWeight,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's output, and the adapter's intermediate ``x A'``, which backward needs.
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A frozen layer and the matrices of its adapter, as a pass uses them."""
+
+    weight: FrozenWeight
+    """``W`` and ``b``."""
+    down: torch.Tensor
+    """``A``, ``(rank, inputs)``."""
+    up: torch.Tensor
+    """``B``, ``(outputs, rank)``."""
+    scale: float
+    """``s``."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs that is dropped in the current pass."""
+
+    def output(self, flat: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        """The layer's output, ``(rows, outputs)``, in the dtype of the input.
+
+        Args:
+            flat: ``x``, ``(rows, inputs)``.
+            low: The adapter's intermediate ``x A'``, ``(rows, rank)``, of the same dtype.
+        """
+        dtype = flat.dtype
+        matrix, bias = self.matrix(dtype), self.weight.bias(dtype)
+        if self.weight.file_type is not None:
+            return torch.nn.functional.linear(flat, matrix, bias)
+        up = self.scaled_up(dtype).T
+        out = low @ up if bias is None else torch.addmm(bias, low, up)
+        return out.addmm_(flat, matrix.T)
+
+    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
+        """``W``, with its adapter where it is trained for a file."""
+        return self.weight.merged(self.down, self.up, self.scale, dtype)
+
+    def scaled_up(self, dtype: torch.dtype) -> torch.Tensor:
+        """``s B``."""
+        return (self.up * self.scale).to(dtype)
+
+
+def input_gradient(
+    layers: Sequence[AdaptedLayer], gradients: Sequence[torch.Tensor], low_gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """The gradient of the input of some layers, ``(rows, inputs)``, in the dtype of the gradients.
 
     Args:
-        flat: ``x``, ``(rows, inputs)``, in ``dtype`` like the next.
-        seen: The adapter's input.
-        down: ``A``, ``(rank, inputs)``.
-        up: ``B``, ``(outputs, rank)``.
-        scale: ``s``.
-        weight: ``W`` and ``b``.
-        dtype: The dtype of the arithmetic.
+        layers: The layers.
+        gradients: Of their outputs, ``(rows, outputs)``.
+        low_gradient: Of their adapters' intermediates, side by side; None if the adapters' part is not in it, as it is
+            elsewhere or in the layers' matrices.
     """
-    out = torch.nn.functional.linear(flat, weight.merged(down, up, scale, dtype), weight.bias(dtype))
-    low = seen @ down.to(dtype).T
-    if weight.file_type is None:
-        out.addmm_(low, (up * scale).to(dtype).T)
-    return out, low
+    dtype = gradients[0].dtype
+    products = list(zip(gradients, layers, strict=True))
+    if low_gradient is not None:
+        total = low_gradient @ stacked_down(layers, dtype)
+    else:
+        gradient, layer = products.pop(0)
+        total = gradient @ layer.matrix(dtype)
+    for gradient, layer in products:
+        total.addmm_(gradient, layer.matrix(dtype))
+    return total
 
 
 def adapter_gradients(
-    gradient: torch.Tensor,
-    through: torch.Tensor,
+    layers: Sequence[AdaptedLayer],
+    gradients: Sequence[torch.Tensor],
+    low_gradient: torch.Tensor,
     seen: torch.Tensor,
     low: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of ``A`` and ``B``, in their dtypes.
+) -> Iterator[torch.Tensor]:
+    """Gradients of ``A`` and ``B`` of each layer in turn, in their dtypes.
 
     Args:
-        gradient: Gradient of the output, ``(rows, outputs)``.
-        through: Gradient of the adapter's intermediate, ``(rows, rank)``.
-        seen: As for :func:`product_with_adapter`.
-        low: The adapter's intermediate.
-        down: ``A``.
-        up: ``B``.
-        scale: ``s``.
+        layers: The layers.
+        gradients: Of their outputs, ``(rows, outputs)``.
+        low_gradient: Of their adapters' intermediates, side by side: ``(rows, ranks)``.
+        seen: The input of the adapters, ``(rows, inputs)``.
+        low: The intermediates, side by side.
     """
-    return (through.T @ seen).to(down.dtype), (gradient.T @ low).to(up.dtype).mul_(scale)
+    ranks = [len(layer.down) for layer in layers]
+    parts = ((low_gradient.T @ seen).split(ranks), low.split(ranks, dim=1))
+    for layer, gradient, to_down, own_low in zip(layers, gradients, *parts, strict=True):
+        yield to_down.to(layer.down.dtype)
+        yield (gradient.T @ own_low).to(layer.up.dtype).mul_(layer.scale)
+
+
+def stacked_down(layers: Sequence[AdaptedLayer], dtype: torch.dtype) -> torch.Tensor:
+    """``A`` of some layers one below the other: ``(ranks, inputs)``."""
+    return _joined([layer.down for layer in layers], dim=0).to(dtype)
+
+
+def _joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def shaped_as(flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -84,57 +130,87 @@ def shaped_as(flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class LoraLinear(torch.autograd.Function):
-    """LoRA as an autograd function; products are in the dtype of the arithmetic, the adapter's gradients in its own."""
+    """LoRA of one or several layers as an autograd function; products are in the dtype of the arithmetic, the adapters'
+    gradients in their own."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
         dropped: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-        weight: FrozenWeight,
+        weights: Sequence[FrozenWeight],
+        scales: Sequence[float],
         dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """The layer's output.
+        *matrices: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """The layers' outputs.
 
         Args:
             ctx: The autograd context.
             x: ``(..., inputs)``.
-            dropped: The adapter's input where it differs: ``x`` after dropout.
-            down: ``A``, ``(rank, inputs)``.
-            up: ``B``, ``(outputs, rank)``.
-            scale: ``s``.
-            weight: ``W`` and ``b``.
-            dtype: The dtype of the arithmetic, and of the output.
+            dropped: The adapters' input where it differs: ``x`` after dropout.
+            weights: ``W`` and ``b`` of each layer. All of them are trained for a file, or none is.
+            scales: ``s`` of each layer.
+            dtype: The dtype of the arithmetic, and of the outputs.
+            matrices: ``A`` and ``B`` of each layer in turn.
         """
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(dtype)
-        out, low = product_with_adapter(flat, seen, down, up, scale, weight, dtype)
-        ctx.save_for_backward(seen, low, down, up)
-        ctx.scale, ctx.weight, ctx.dtype, ctx.shape, ctx.separate = scale, weight, dtype, x.shape, dropped is not None
+        layers = _layers(weights, scales, matrices)
+        low = seen @ stacked_down(layers, dtype).T
+        lows = low.split([len(layer.down) for layer in layers], dim=1)
+        ctx.save_for_backward(seen, low, *matrices)
+        ctx.weights, ctx.scales, ctx.dtype, ctx.shape, ctx.separate = (
+            weights,
+            scales,
+            dtype,
+            x.shape,
+            dropped is not None,
+        )
         ctx.input_dtype = x.dtype
-        return shaped_as(out, x)
+        return tuple(shaped_as(layer.output(flat, own), x) for layer, own in zip(layers, lows, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, ``dropped``, ``A`` and ``B``."""
-        seen, low, down, up = ctx.saved_tensors
-        dtype = ctx.dtype
-        gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
-        through = gradient @ (up * ctx.scale).to(dtype)
+        """Gradients of ``x``, ``dropped``, and each ``A`` and ``B``."""
+        seen, low, *matrices = ctx.saved_tensors
+        dtype, layers = ctx.dtype, _layers(ctx.weights, ctx.scales, matrices)
+        gradients = [output.reshape(-1, output.shape[-1]).to(dtype) for output in outputs]
+        pairs = zip(gradients, layers, strict=True)
+        low_gradient = _joined([gradient @ layer.scaled_up(dtype) for gradient, layer in pairs], dim=1)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
-            to_x = gradient @ ctx.weight.merged(down, up, ctx.scale, dtype)
-            if ctx.weight.file_type is None and not ctx.separate:
-                to_x.addmm_(through, down.to(dtype))
+            elsewhere = ctx.separate or layers[0].weight.file_type is not None
+            to_x = input_gradient(layers, gradients, None if elsewhere else low_gradient)
             to_x = to_x.reshape(ctx.shape).to(ctx.input_dtype)
         if ctx.separate and ctx.needs_input_grad[1]:
-            to_dropped = (through @ down.to(dtype)).reshape(ctx.shape).to(ctx.input_dtype)
-        to_down, to_up = adapter_gradients(gradient, through, seen, low, down, up, ctx.scale)
-        return to_x, to_dropped, to_down, to_up, None, None, None
+            to_dropped = (low_gradient @ stacked_down(layers, dtype)).reshape(ctx.shape).to(ctx.input_dtype)
+        to_adapters = adapter_gradients(layers, gradients, low_gradient, seen, low)
+        return to_x, to_dropped, None, None, None, *to_adapters
+
+
+def _layers(
+    weights: Sequence[FrozenWeight], scales: Sequence[float], matrices: Sequence[torch.Tensor]
+) -> list[AdaptedLayer]:
+    parts = zip(weights, matrices[::2], matrices[1::2], scales, strict=True)
+    return [AdaptedLayer(*part) for part in parts]
+
+
+def add_adapters(
+    x: torch.Tensor, dropped: torch.Tensor | None, layers: Sequence[AdaptedLayer], dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    """Outputs of layers of one input by :class:`LoraLinear`.
+
+    Args:
+        x: As there.
+        dropped: As there.
+        layers: The layers.
+        dtype: As there.
+    """
+    weights, scales = tuple(layer.weight for layer in layers), tuple(layer.scale for layer in layers)
+    matrices = [matrix for layer in layers for matrix in (layer.down, layer.up)]
+    return apply_to_several(LoraLinear, x, dropped, weights, scales, dtype, *matrices)
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -152,27 +228,16 @@ class FrozenLinear(torch.autograd.Function):
         """
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         ctx.weight, ctx.dtype, ctx.input_dtype = weight, dtype, x.dtype
-        out = torch.nn.functional.linear(flat, weight.matrix(dtype), weight.bias(dtype))
-        return shaped_as(out, x)
+        matrix, bias = weight.matrix(dtype), weight.bias(dtype)
+        # Added to zeros like to an adapter without effect: a product that does not add may be by another kernel.
+        out = flat.new_zeros(len(flat), len(matrix))
+        return shaped_as((out if bias is None else out.add_(bias)).addmm_(flat, matrix.T), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of ``x``."""
         return (outputs[0].to(ctx.dtype) @ ctx.weight.matrix(ctx.dtype)).to(ctx.input_dtype), None, None
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The trained matrices of a layer."""
-
-    down: torch.Tensor
-    """``A``, ``(rank, inputs)``."""
-    up: torch.Tensor
-    """``B``, ``(outputs, rank)``."""
-    scale: float
-    dropout: float
-    """Share of the inputs that is dropped in the current pass."""
 
 
 class FusedLora:
@@ -188,47 +253,112 @@ class FusedLora:
         self._adapter = adapter
         self._usual = layer.forward
         self.weight = FrozenWeight(layer.get_base_layer())
+        self.shared_input: SharedInput | None = None
+        """The input that it shares with other layers of its module."""
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output; by the layer's own forward where adapters are merged or it is faster
         (:func:`has_faster_kernel`)."""
         layer, weight = self._layer, self.weight
-        rows = x.numel() // max(x.shape[-1], 1)
-        faster = has_faster_kernel(rows, x.device.type, quantized=weight.is_quantized, kept=weight.is_kept)
-        if args or kwargs or layer.merged or (faster and not is_fused() and weight.file_type is None):
+        if args or kwargs or layer.merged or self._has_faster_kernel(x):
             return self._as_usual(x, *args, **kwargs)
         if layer.disable_adapters:
             if not weight.is_kept and not is_fused():
                 return self._as_usual(x)
             return apply(FrozenLinear, x, weight, arithmetic_of(x))
-        adapter = self.applied()
-        if adapter is None:
+        adapted = self.applied()
+        if adapted is None:
             return self._as_usual(x)
-        dropped = torch.nn.functional.dropout(x, adapter.dropout) if adapter.dropout else None
-        return apply(LoraLinear, x, dropped, adapter.down, adapter.up, adapter.scale, weight, arithmetic_of(x))
+        made = None if self.shared_input is None else self.shared_input.take(self, x)
+        if made is not None:
+            return made
+        dropped = torch.nn.functional.dropout(x, adapted.dropout) if adapted.dropout else None
+        return add_adapters(x, dropped, [adapted], arithmetic_of(x))[0]
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The parameters of the layer, its adapter's among them."""
         found: Iterator[torch.nn.Parameter] = self._layer.parameters()
         return found
 
-    def applied(self) -> Adapter | None:
-        """The adapter of the current pass; None if it is off, merged, or not the only active one."""
+    def applied(self) -> AdaptedLayer | None:
+        """The layer with the adapter of the current pass; None if it is off, merged, or not the only active one."""
         layer, name = self._layer, self._adapter
         if layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
             return None
         dropout = layer.lora_dropout[name]
         drops = isinstance(dropout, torch.nn.Dropout) and layer.training and self.weight.file_type is None
-        return Adapter(
+        return AdaptedLayer(
+            self.weight,
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
             float(layer.scaling[name]),
             dropout.p if drops else 0.0,
         )
 
+    def applied_without_dropout(self, x: torch.Tensor) -> AdaptedLayer | None:
+        """The same, if the whole input goes through the fused function.
+
+        Args:
+            x: The input.
+        """
+        adapted = None if self._has_faster_kernel(x) else self.applied()
+        return None if adapted is None or adapted.dropout else adapted
+
+    def _has_faster_kernel(self, x: torch.Tensor) -> bool:
+        weight, rows = self.weight, x.numel() // max(x.shape[-1], 1)
+        faster = has_faster_kernel(rows, x.device.type, quantized=weight.is_quantized, kept=weight.is_kept)
+        return faster and not is_fused() and weight.file_type is None
+
     def _as_usual(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output: torch.Tensor = self._usual(x, *args, **kwargs)
         return output
+
+
+class SharedInput:
+    """The forward of a module some of whose layers have the same input, like an attention's queries, keys and values.
+    The call of the first of them makes the outputs of all by one function, and the others take theirs.
+
+    Args:
+        usual: The module's forward.
+        layers: Its layers, of the same number of inputs.
+    """
+
+    def __init__(self, usual: Callable[..., Any], layers: Sequence[FusedLora]) -> None:
+        self.usual = usual
+        self._layers = layers
+        self._is_called = False
+        self._input: torch.Tensor | None = None
+        self._outputs: dict[FusedLora, torch.Tensor] = {}
+        for layer in layers:
+            layer.shared_input = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+        self._is_called = True
+        try:
+            return self.usual(*args, **kwargs)
+        finally:
+            # A pass that lacks memory, or recomputation that has all it needs, ends anywhere in it.
+            self._is_called, self._input, self._outputs = False, None, {}
+
+    def take(self, layer: FusedLora, x: torch.Tensor) -> torch.Tensor | None:
+        """The output of a layer; None if it is to be made alone, as its input is another, or dropped in part.
+
+        Args:
+            layer: One of the layers, whose adapter is applied.
+            x: Its input.
+        """
+        if self._is_called and self._input is None:
+            self._input, self._outputs = x, self._make(layer, x)
+        return self._outputs.pop(layer, None) if x is self._input else None
+
+    def _make(self, first: FusedLora, x: torch.Tensor) -> dict[FusedLora, torch.Tensor]:
+        of_one_file = [layer for layer in self._layers if layer.weight.file_type == first.weight.file_type]
+        applied = {layer: layer.applied_without_dropout(x) for layer in of_one_file}
+        adapted = {layer: found for layer, found in applied.items() if found is not None}
+        if len(adapted) < 2:
+            return {}
+        return dict(zip(adapted, add_adapters(x, None, list(adapted.values()), arithmetic_of(x)), strict=True))
 
 
 def arithmetic_of(x: torch.Tensor) -> torch.dtype:

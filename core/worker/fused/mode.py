@@ -39,3 +39,14 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> torch.
     """
     out: torch.Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
+
+
+def apply_to_several(function: type[torch.autograd.Function], *arguments: object) -> tuple[torch.Tensor, ...]:
+    """The outputs of an autograd function that has several.
+
+    Args:
+        function: The function.
+        arguments: Its arguments.
+    """
+    out: tuple[torch.Tensor, ...] = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return out

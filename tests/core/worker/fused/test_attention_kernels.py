@@ -126,6 +126,22 @@ def test_variable_lengths_give_what_masks_give(layout: Layout, varlen: list[tupl
     assert varlen == [(-1, 0)], "one call for all groups"
 
 
+@cases("kernel", [VARLEN, MASKED])
+@pytest.mark.usefixtures("varlen")
+def test_the_gradient_of_packed_rows_is_not_copied_into_zeros(kernel: Kernel) -> None:
+    """As an index like ``query[0]`` would have it copied."""
+    layout = Layout((Group(0, 3, 8),))
+    waiting, seen = [attend_groups(*flat_inputs(layout), layout, None, kernel).grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "AccumulateGrad" in str(names)
+    assert not [name for name in names if name.startswith("SelectBackward")]
+
+
 @cases("layout", LAYOUTS)
 @cases("size", [1, 3, 7, 10])
 def test_windows_of_packed_rows_give_what_masks_give(

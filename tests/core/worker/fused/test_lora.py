@@ -3,12 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
 from core.config.schema import MethodSection
 from core.worker.fused import lora
-from core.worker.fused.lora import FusedLora, can_fuse, has_faster_kernel
+from core.worker.fused.cases import frozen_linear
+from core.worker.fused.frozen_weight import FrozenWeight
+from core.worker.fused.lora import AdaptedLayer, FusedLora, add_adapters, can_fuse, has_faster_kernel
 from core.worker.fused.mode import comparable
 from core.worker.model.adapters import TRAINED, attach_adapters, switched_off
 from core.worker.model.model import load_model
@@ -74,6 +77,53 @@ def test_autocast_to_bf16_rounds_no_more_than_the_layer(tiny_model_dir: Path) ->
 
     for ours, theirs, true in zip(under_autocast(fused), under_autocast(layer.forward), exact, strict=True):
         assert (ours.float() - true).norm() <= 1.1 * (theirs.float() - true).norm() + 1e-6
+
+
+@cases("dropped", [False, True])
+def test_layers_of_one_input_match_their_definition(dropped: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = draw(2, 5, 12).requires_grad_()
+    seen = (x * draw(2, 5, 12).gt(0) * 2) if dropped else x
+    layers, wanted, learned = [], [], [x]
+    for outputs, rank, bias in ((8, 2, True), (6, 3, False), (20, 2, True)):
+        base = torch.nn.Linear(12, outputs, bias=bias, dtype=torch.float64).requires_grad_(False)
+        down, up = draw(rank, 12).requires_grad_(), draw(outputs, rank).requires_grad_()
+        layers.append(AdaptedLayer(FrozenWeight(base), down, up, 0.5))
+        wanted.append(base(x) + 0.5 * (seen @ down.T) @ up.T)
+        learned += [down, up]
+    found = add_adapters(x, seen if dropped else None, layers, torch.float64)
+    weights = [draw(*out.shape) for out in wanted]
+    torch.testing.assert_close(list(found), wanted)
+    gradients = [torch.autograd.grad(list(outs), learned, weights, retain_graph=True) for outs in (found, wanted)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@cases("kind", [torch.nn.Linear, bnb.nn.Linear4bit], ids=lambda kind: kind.__name__)
+def test_adding_to_the_small_product_rounds_less_than_adding_to_the_large_one(kind: type[torch.nn.Module]) -> None:
+    weight = FrozenWeight(frozen_linear(kind, torch.device("cpu"), torch.bfloat16))
+    generator = torch.Generator().manual_seed(0)
+    outputs, inputs = weight.shape
+    shapes = ((256, inputs), (16, inputs), (outputs, 16), (256, outputs))
+    scales = (1.0, inputs**-0.5, 0.05, 1.0)
+    x, down, up, gradient = (
+        (torch.randn(shape, generator=generator) * scale).bfloat16()
+        for shape, scale in zip(shapes, scales, strict=True)
+    )
+    x.requires_grad_()
+    (found,) = add_adapters(x, None, [AdaptedLayer(weight, down, up, 1.0)], torch.bfloat16)
+    (to_x,) = torch.autograd.grad(found, x, gradient)
+    matrix, low, low_gradient = weight.matrix(torch.bfloat16), x.detach() @ down.T, gradient @ up
+    other, to_other = (x.detach() @ matrix.T).addmm_(low, up.T), (gradient @ matrix).addmm_(low_gradient, down)
+    wide = [tensor.detach().double() for tensor in (x, matrix, low, up, gradient, low_gradient, down)]
+    exact = wide[0] @ wide[1].T + wide[2] @ wide[3].T
+    to_exact = wide[4] @ wide[1] + wide[5] @ wide[6]
+    for ours, theirs, true in ((found, other, exact), (to_x, to_other, to_exact)):
+        assert (ours - true).norm() < 0.9 * (theirs - true).norm()
 
 
 def test_nothing_is_fused_that_does_more_than_one_plain_adapter(tiny_model_dir: Path) -> None:
