@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import bitsandbytes as bnb
 import torch
 
+from core.worker.fused.experts import GroupedProducts, Offsets, grouped_product, multiply, multiply_between
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.gated import Activation, GatedLoraLinear, GatedProduct, Gating
 from core.worker.fused.lora import AdaptedLayer, add_adapters
@@ -15,6 +18,8 @@ from core.worker.fused.trial import Trial, compare
 #: Rows, tokens of each, heads, and features: none of them a power of two.
 ROWS, LENGTH, HEADS, HEAD, HIDDEN, WIDTH = 2, 37, 6, 80, 192, 320
 RANK, SCALE = 8, 2.0
+#: Rows of each expert of a mixture: none, less than a tile, one row, several tiles.
+COUNTS = (0, 37, 1, 0, 150, 64, 5)
 EPSILON = 1e-5
 
 
@@ -158,6 +163,40 @@ def plain_gated(activation: Activation, gate: torch.Tensor, up: torch.Tensor) ->
         up: The same.
     """
     return activation.forward(gate) * up
+
+
+# Experts of a mixture.
+
+
+def experts_trial(name: str, products: GroupedProducts, device: torch.device, dtype: torch.dtype) -> Trial:
+    """Trial of grouped products: of the matrices of all experts and block by block, and the gradients of matrices.
+
+    Args:
+        name: The name of the fast path.
+        products: The fast path.
+        device: The device.
+        dtype: The dtype of the arithmetic.
+    """
+    ends = list(itertools.accumulate(COUNTS))
+    offsets = Offsets(ends, torch.tensor(ends, dtype=torch.int32, device=device))
+
+    def fast(rows: torch.Tensor, matrices: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        wide = grouped_product(rows, offsets, lambda block: matrices[block.index], 2, WIDTH, products, transpose=True)
+        back = multiply(wide, matrices, offsets, products)
+        narrow = multiply(rows, down.transpose(1, 2), offsets, products)
+        return wide, back, narrow, multiply_between(narrow, rows, offsets, products)
+
+    def plain(rows: torch.Tensor, matrices: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = rows.split(COUNTS)
+        wide = torch.cat([part @ matrix.T for part, matrix in zip(parts, matrices, strict=True)])
+        back = torch.cat([part @ matrix for part, matrix in zip(wide.split(COUNTS), matrices, strict=True)])
+        narrow = torch.cat([part @ matrix.T for part, matrix in zip(parts, down, strict=True)])
+        sums = [one.T @ other for one, other in zip(narrow.split(COUNTS), parts, strict=True)]
+        return wide, back, narrow, torch.stack(sums)
+
+    shapes = ((sum(COUNTS), HIDDEN), (len(COUNTS), WIDTH, HIDDEN), (len(COUNTS), RANK, HIDDEN))
+    inputs = [draw(*shape, device=device, dtype=dtype, learned=False, seed=seed) for seed, shape in enumerate(shapes)]
+    return compare(name, fast, plain, inputs)
 
 
 # Linear layers.

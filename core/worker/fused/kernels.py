@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from core.worker.fused.cases import HEAD, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.cases import HEAD, experts_trial, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.experts import GroupedProducts
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import Rotation, rotate
@@ -68,6 +69,17 @@ def rotation_of(device: torch.device, dtype: torch.dtype) -> Rotation:
     return _rotary_kernel() if kernel else rotate
 
 
+def grouped_products(device: torch.device, dtype: torch.dtype) -> GroupedProducts:
+    """The way to compute grouped products of experts; the kernel is one of 16-bit dtypes.
+
+    Args:
+        device: The device.
+        dtype: The dtype of rows and matrices.
+    """
+    kernel = dtype != torch.float32 and _usable(device, dtype) and _experts_trial(device, dtype).passed
+    return _experts_kernel() if kernel else GroupedProducts()
+
+
 def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     """Trials of every kernel; none where they are not used.
 
@@ -81,6 +93,8 @@ def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     for activation in ACTIVATIONS:
         yield _gated_trial(activation, device, dtype)
     yield from _rotary_trials(device, dtype)
+    if dtype != torch.float32:
+        yield _experts_trial(device, dtype)
 
 
 @functools.cache
@@ -118,6 +132,11 @@ def _rotary_trials(device: torch.device, dtype: torch.dtype) -> tuple[Trial, ...
     )
 
 
+@functools.cache
+def _experts_trial(device: torch.device, dtype: torch.dtype) -> Trial:
+    return experts_trial("grouped products of experts, Triton", _experts_kernel(), device, dtype)
+
+
 # Imported only here, where the package triton has been found.
 
 
@@ -138,3 +157,10 @@ def _rotary_kernel() -> Rotation:
     from core.worker.fused.triton.rotary import rotate
 
     return rotate
+
+
+@functools.cache
+def _experts_kernel() -> GroupedProducts:
+    from core.worker.fused.triton.experts import KernelProducts
+
+    return KernelProducts()

@@ -14,14 +14,14 @@ Source: NF4 and double quantization, QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 
-from core.worker.fused.experts import as_index
+from core.worker.fused.experts import Block
 from core.worker.model.nf4 import whole_blocks
 
 #: Weights per scale, and scales per second-level scale, as in bitsandbytes.
@@ -136,32 +136,32 @@ class ExpertsParams4bit(torch.nn.Parameter):
         state = self.quant_state
         return (self.data, state.absmax) if state.source is None else state.source()
 
-    def block(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The matrices of some experts, dequantized together: ``(experts, rows, columns)``, with the same values as one
-        by one.
+    def block(self, block: Block) -> torch.Tensor:
+        """The matrices of a block of experts, dequantized together: ``(experts, rows, columns)``, with the same values
+        as one by one.
 
         Args:
-            numbers: The experts.
+            block: The experts.
         """
         state = self.quant_state
         _, rows, columns = state.shape
         if rows * columns % BLOCK:
             # The last block of an expert is not full, so the next expert would start inside a block.
-            return torch.stack([self.expert(number) for number in numbers])
+            return torch.stack([self.expert(number) for number in block.numbers])
         data, absmax = self.packed()
-        chosen = as_index(numbers)
+        chosen, number = block.index, len(block.numbers)
         nested = state.nested_absmax[chosen].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
         scales = state.nested_code[absmax[chosen].long()] * nested + state.offset[chosen].unsqueeze(1)
         together = bnb.functional.QuantState(
             absmax=scales.flatten(),
-            shape=whole_blocks(len(numbers) * rows * columns, BLOCK),
+            shape=whole_blocks(number * rows * columns, BLOCK),
             code=state.code,
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=state.dtype,
         )
         matrices: torch.Tensor = bnb.functional.dequantize_4bit(data[chosen].reshape(-1, 1), together)
-        return matrices.view(len(numbers), rows, columns)
+        return matrices.view(number, rows, columns)
 
     def bytes(self) -> int:
         """Bytes of the weights and their tables."""

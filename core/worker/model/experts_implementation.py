@@ -23,7 +23,17 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from core.memory.sizes import experts_at_once
-from core.worker.fused.experts import Offsets, as_index, grouped_product, multiply, multiply_between, row_experts
+from core.worker.fused.experts import (
+    Block,
+    GroupedProducts,
+    Offsets,
+    UnfilledProducts,
+    grouped_product,
+    multiply,
+    multiply_between,
+    row_experts,
+)
+from core.worker.fused.kernels import grouped_products
 from core.worker.fused.mode import apply
 from core.worker.model.experts import ExpertsParams4bit, expert_count, experts_of, matrix_names, stored_shape
 
@@ -58,14 +68,14 @@ class Groups:
 
     @functools.cached_property
     def ends(self) -> Offsets:
-        """The offsets on the host; the first access waits for the device."""
+        """The offsets on the host; the first access waits for the device, the only wait of a layer and pass."""
         if (grouped := _grouped_without_values.get()) is None:
-            return Offsets(self.offsets.tolist(), self.offsets.device)
+            return Offsets(self.offsets.tolist(), self.offsets)
         choices, experts = len(self.order), len(self.offsets)
         # In a loop each expert takes as much as any other, so two stand for all.
         chosen = experts if grouped else min(experts, 2)
         ends = [choices * min(number, chosen) // chosen for number in range(1, experts + 1)]
-        return Offsets(ends, self.offsets.device)
+        return Offsets(ends, self.offsets)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
         """Chosen experts with their part of the sorted choices. It waits for the device."""
@@ -169,24 +179,32 @@ def without_values(*, grouped: bool) -> Iterator[None]:
 
 def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose: bool) -> torch.Tensor:
     """Rows times the frozen matrices of their experts, optionally transposed."""
-    _, first, second = shape = stored_shape(weight)
+    _, first, second = stored_shape(weight)
+    width = first if transpose else second
     if is_grouped(rows.device):
-        quantized = isinstance(weight, ExpertsParams4bit)
-        together = experts_at_once(first * second, rows.element_size()) if quantized else shape[0]
-        block = functools.partial(_block, weight, rows.dtype)
-        width = first if transpose else second
-        return grouped_product(rows, groups.ends, block, together, width, transpose=transpose)
-    found = rows.new_empty((len(rows), first if transpose else second))
+        products = _products(rows)
+        if not isinstance(weight, ExpertsParams4bit):
+            matrices = weight.detach().to(rows.dtype)
+            return multiply(rows, matrices.transpose(1, 2) if transpose else matrices, groups.ends, products)
+        together = experts_at_once(first * second, rows.element_size())
+        matrices_of = functools.partial(_block, weight, rows.dtype)
+        return grouped_product(rows, groups.ends, matrices_of, together, width, products, transpose=transpose)
+    found = rows.new_empty((len(rows), width))
     for number, part in groups.parts():
         matrix = _matrix(weight, number, rows.dtype)
         torch.mm(rows[part], matrix.T if transpose else matrix, out=found[part])
     return found
 
 
-def _block(weight: Any, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
-    quantized = isinstance(weight, ExpertsParams4bit)
-    matrices: torch.Tensor = weight.block(numbers) if quantized else weight[as_index(numbers)]
-    return matrices.detach().to(dtype)
+def _products(rows: torch.Tensor) -> GroupedProducts:
+    """The grouped products for rows; the memory of the kernel's where tensors have no values."""
+    if _grouped_without_values.get() is not None:
+        return UnfilledProducts()
+    return grouped_products(rows.device, rows.dtype)
+
+
+def _block(weight: ExpertsParams4bit, dtype: torch.dtype, block: Block) -> torch.Tensor:
+    return weight.block(block).detach().to(dtype)
 
 
 def _matrix(weight: Any, number: int, dtype: torch.dtype) -> torch.Tensor:
@@ -220,8 +238,9 @@ class _AdapterProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         downs, ups = _by_expert(down, up, experts)
         if is_grouped(rows.device):
-            narrow = multiply(rows, downs.transpose(1, 2), groups.ends)
-            found = multiply(narrow, ups.transpose(1, 2), groups.ends)
+            products = _products(rows)
+            narrow = multiply(rows, downs.transpose(1, 2), groups.ends, products)
+            found = multiply(narrow, ups.transpose(1, 2), groups.ends, products)
         else:
             narrow = rows.new_empty((len(rows), downs.shape[1]))
             found = rows.new_empty((len(rows), ups.shape[1]))
@@ -239,10 +258,11 @@ class _AdapterProduct(torch.autograd.Function):
         downs, ups = _by_expert(down, up, ctx.experts)
         groups: Groups = ctx.groups
         if is_grouped(rows.device):
-            to_narrow = multiply(gradient, ups, groups.ends)
-            to_rows = multiply(to_narrow, downs, groups.ends)
-            to_down = multiply_between(to_narrow, rows, groups.ends)
-            to_up = multiply_between(gradient, narrow, groups.ends)
+            products = _products(rows)
+            to_narrow = multiply(gradient, ups, groups.ends, products)
+            to_rows = multiply(to_narrow, downs, groups.ends, products)
+            to_down = multiply_between(to_narrow, rows, groups.ends, products)
+            to_up = multiply_between(gradient, narrow, groups.ends, products)
         else:
             to_rows, to_narrow = torch.empty_like(rows), torch.empty_like(narrow)
             to_down, to_up = torch.zeros_like(downs), torch.zeros_like(ups)

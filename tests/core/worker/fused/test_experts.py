@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from core.worker.fused import experts as grouped
 from core.worker.fused.experts import (
+    Block,
+    GroupedProducts,
     Offsets,
-    as_index,
     grouped_product,
     is_aligned,
     multiply,
@@ -38,7 +38,7 @@ COUNTS = {
 
 def offsets_of(counts: list[int]) -> Offsets:
     ends = list(itertools.accumulate(counts))
-    return Offsets(ends, torch.device("cpu"))
+    return Offsets(ends, torch.tensor(ends, dtype=torch.int32))
 
 
 def tensors(counts: list[int], inputs: int = 12, outputs: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,11 +67,13 @@ def test_rows_are_multiplied_with_the_matrix_of_their_expert(
     matrices = matrices if transpose else matrices.transpose(1, 2).contiguous()
     asked: list[list[int]] = []
 
-    def block(numbers: Sequence[int]) -> torch.Tensor:
-        asked.append(list(numbers))
-        return matrices[as_index(numbers)]
+    def matrices_of(block: Block) -> torch.Tensor:
+        asked.append(list(block.numbers))
+        return matrices[block.index]
 
-    found = grouped_product(rows, offsets_of(counts), block, at_once, 8 if way == "kernel" else 9, transpose=transpose)
+    width = 8 if way == "kernel" else 9
+    offsets, products = offsets_of(counts), GroupedProducts()
+    found = grouped_product(rows, offsets, matrices_of, at_once, width, products, transpose=transpose)
     both = zip(torch.split(rows, counts), matrices.transpose(1, 2) if transpose else matrices, strict=True)
     torch.testing.assert_close(found, torch.cat([part @ matrix for part, matrix in both]), rtol=1e-5, atol=1e-5)
     # Experts without rows are not asked for, the others once.
@@ -84,7 +86,7 @@ def test_gradients_of_matrices_are_sums_over_the_rows_of_an_expert(name: str, wa
     counts = COUNTS[name]
     left, _ = tensors(counts, inputs=4)
     right, _ = tensors(counts, inputs=8 if way == "kernel" else 7)
-    found = multiply_between(left, right, offsets_of(counts))
+    found = multiply_between(left, right, offsets_of(counts), GroupedProducts())
     wanted = torch.stack([a.T @ b for a, b in zip(torch.split(left, counts), torch.split(right, counts), strict=True)])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -95,7 +97,7 @@ def test_any_numbers_of_rows(seed: int) -> None:
     counts = [order.choice([0, 1, 2, 17, 60, 200]) for _ in range(order.randrange(1, 20))]
     counts[order.randrange(len(counts))] += 1
     rows, matrices = tensors(counts)
-    found = multiply(rows, matrices.transpose(1, 2), offsets_of(counts))
+    found = multiply(rows, matrices.transpose(1, 2), offsets_of(counts), GroupedProducts())
     wanted = torch.cat([part @ matrix.T for part, matrix in zip(torch.split(rows, counts), matrices, strict=True)])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 

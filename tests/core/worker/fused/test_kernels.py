@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from core.worker.fused import kernels
+from core.worker.fused.experts import Block, GroupedProducts, Offsets
 from core.worker.fused.gated import ACTIVATIONS, Gating
-from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotation_of
+from core.worker.fused.kernels import (
+    can_use,
+    gating_of,
+    grouped_products,
+    kernel_trials,
+    norm_function,
+    rotation_of,
+)
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import rotate
 from core.worker.selftest.fast_paths import trials
@@ -42,6 +50,7 @@ def test_a_cpu_has_none() -> None:
     assert norm_function(CPU, torch.float32, 64) is RmsNormFunction
     assert rotation_of(CPU, torch.float32) is rotate
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is Gating
+    assert type(grouped_products(CPU, torch.bfloat16)) is GroupedProducts
     assert list(kernel_trials(CPU, torch.float32)) == []
 
 
@@ -60,6 +69,20 @@ class WrongGating(Gating):
         return gate * up
 
 
+RightProducts = type("RightProducts", (GroupedProducts,), {})
+
+
+class WrongProducts(GroupedProducts):
+    """The second block of experts has the rows of the first."""
+
+    def multiply(
+        self, rows: torch.Tensor, matrices: torch.Tensor, offsets: Offsets, block: Block | None, into: torch.Tensor
+    ) -> None:
+        super().multiply(rows, matrices, offsets, block, into)
+        if block is not None and block.first:
+            into[block.rows] = into[0]
+
+
 def unrotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
     return x.clone()
 
@@ -71,7 +94,12 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
 @pytest.fixture
 def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As if the CPU were a device that Triton compiles for."""
-    cached: tuple[Callable[..., Any], ...] = (kernels._norm_trial, kernels._gated_trial, kernels._rotary_trials)
+    cached: tuple[Callable[..., Any], ...] = (
+        kernels._norm_trial,
+        kernels._gated_trial,
+        kernels._rotary_trials,
+        kernels._experts_trial,
+    )
     for function in cached:
         function.cache_clear()  # type: ignore[attr-defined]
     monkeypatch.setattr(kernels, "_usable", lambda *_: True)
@@ -85,11 +113,14 @@ def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, rig
     usable.setattr(kernels, "_norm_kernel", lambda: Right if right else Wrong)
     usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
     usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
+    usable.setattr(kernels, "_experts_kernel", RightProducts if right else WrongProducts)
     assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
     assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
-    made = list(kernel_trials(CPU, torch.float32))
-    assert len({trial.name for trial in made}) == len(made) == 6
+    assert type(grouped_products(CPU, torch.bfloat16)) is (RightProducts if right else GroupedProducts)
+    assert type(grouped_products(CPU, torch.float32)) is GroupedProducts
+    made = list(kernel_trials(CPU, torch.bfloat16))
+    assert len({trial.name for trial in made}) == len(made) == 7
     assert {trial.passed for trial in made} == {right}
 
 
@@ -100,7 +131,7 @@ def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_triton_all_trials_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("gated", "rms_norm", "rotary"):
+    for name in ("experts", "gated", "rms_norm", "rotary"):
         # So that an import of it would fail.
         monkeypatch.delitem(sys.modules, f"core.worker.fused.triton.{name}", raising=False)
     made = list(trials(CPU, torch.float32))

@@ -16,13 +16,14 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, core_model_loading
 
 from core.config.schema import MethodSection
 from core.memory.sizes import NF4_TABLES, quantized_bytes
 from core.models.description import auto_class, read_description
 from core.worker.checkpoint.checkpoint import save_adapter
-from core.worker.fused.experts import grouped_product
+from core.worker.fused.experts import Block, GroupedProducts, Offsets, UnfilledProducts, grouped_product
 from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import adapter_state, add_adapter, attach_adapters, load_adapter
 from core.worker.model.expert_adapters import left_out
@@ -34,7 +35,7 @@ from core.worker.model.experts import (
     matrix_shapes,
     quantize_experts,
 )
-from core.worker.model.experts_implementation import IMPLEMENTATION, use_own_experts
+from core.worker.model.experts_implementation import ADAPTERS, IMPLEMENTATION, ExpertAdapter, use_own_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
 from tests.core.worker.model.mixtures import FEW_MIXTURES, IDS, MIXTURES, load, logits_and_gradient, put_weights_of
@@ -194,6 +195,63 @@ def test_nothing_of_the_weights_is_kept_for_backward() -> None:
     assert sum(kept) < 8 * (6 * 256 + 2 * 128)
 
 
+class Transfers(TorchDispatchMode):
+    """Counts tensors made from Python's numbers, and operations that wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
+        self.uploads += name == "lift_fresh"
+        sized = name == "repeat_interleave" and kwargs.get("output_size") is not None
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave") and not sized:
+            self.waits.append(name)
+        return func(*args, **kwargs)
+
+
+class TiledProducts(UnfilledProducts):
+    """The kernel's use of the offsets, without its products."""
+
+    def multiply(
+        self, rows: torch.Tensor, matrices: torch.Tensor, offsets: Offsets, block: Block | None, into: torch.Tensor
+    ) -> None:
+        assert len(matrices) == len(offsets.host if block is None else block.numbers)
+        assert len(offsets.tiles.table) == offsets.tiles.before[-1]
+
+
+@pytest.mark.parametrize(
+    ("products", "uploads"), [(TiledProducts(), 1), (GroupedProducts(), 2)], ids=["tiles", "padded"]
+)
+def test_a_layer_reads_the_device_once_and_uploads_its_indices_together(
+    products: GroupedProducts, uploads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, with adapters and with experts between the others that no token chose."""
+    config = transformers.Qwen3MoeConfig(num_experts=8, hidden_size=64, moe_intermediate_size=64)
+    layer = transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts(config)
+    adapters = {}
+    for name in matrix_names(layer):
+        shape = getattr(layer, name).shape
+        setattr(layer, name, quantize_experts(torch.randn(shape), shape))
+        down, up = torch.randn(8 * 4, shape[2]), torch.randn(shape[1], 8 * 4)
+        adapters[name] = [ExpertAdapter(down.requires_grad_(), up.requires_grad_(), 1.0)]
+    setattr(layer, ADAPTERS, adapters)
+    use_own_experts(layer)
+    read = mock.Mock(wraps=torch.Tensor.tolist)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read(tensor))
+    monkeypatch.setattr(experts, "is_grouped", lambda _: True)
+    monkeypatch.setattr(experts, "experts_at_once", lambda *_: 3)
+    monkeypatch.setattr(experts, "grouped_products", lambda *_: products)
+    tokens, index = torch.randn(30, 64, requires_grad=True), torch.tensor([[0, 2], [3, 7], [2, 3]] * 10)
+    weights = torch.rand(30, 2)
+    with Transfers() as seen:
+        layer(tokens, index, weights).sum().backward()
+    assert read.call_count + len(seen.waits) == 1
+    assert seen.uploads == uploads
+
+
 def adapt(base: Path, name: Any = "lora", *, seed: int = 0, precision: str = "fp32", **method: Any) -> Any:
     section = MethodSection(**{"name": name, "rank": 4, "target_experts": "on"} | method)
     return attach_adapters(load(base, name, precision), section, seed=seed)
@@ -236,9 +294,8 @@ def test_a_step_is_the_same_grouped_and_one_by_one(
     monkeypatch.setattr(experts, "experts_at_once", lambda *_: 3)
     monkeypatch.setattr(experts, "_block", block)
     grouped = step_of(base_of(name), method, target_experts)
-    assert product.called
-    if method == "qlora":
-        assert max(len(numbers) for (_, _, numbers), _ in block.call_args_list) <= 3
+    assert product.called is (method == "qlora")
+    assert all(len(one.numbers) <= 3 for (_, _, one), _ in block.call_args_list)
     for wanted, found in zip(single, grouped, strict=True):
         assert (found is None) == (wanted is None)
         if wanted is not None:
@@ -253,9 +310,11 @@ def test_experts_dequantized_together_are_those_dequantized_alone(shape: Any, dt
     original = torch.randn(shape, dtype=dtype)
     weight = quantize_experts(original, shape)
     # Rows of 96 numbers are not whole blocks of 64.
-    assert (weight.block(range(shape[0])) - original).abs().max() < 0.7
-    for numbers in (range(shape[0]), [1], [0, shape[0] - 1]):
-        together = weight.block(numbers)
+    every = slice(0, shape[0])
+    assert (weight.block(Block(range(shape[0]), 0, every, every)) - original).abs().max() < 0.7
+    some: list[Any] = [0, shape[0] - 1]
+    for numbers, index in ((range(shape[0]), every), ([1], slice(1, 2)), (some, torch.tensor(some))):
+        together = weight.block(Block(numbers, 0, every, index))
         assert together.dtype == dtype
         assert torch.equal(together, torch.stack([weight.expert(number) for number in numbers]))
 

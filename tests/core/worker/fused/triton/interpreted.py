@@ -7,11 +7,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.worker.fused.cases import gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
+from core.worker.fused.cases import (
+    experts_trial,
+    gated_trial,
+    norm_trial,
+    plain_gated,
+    plain_rms_norm,
+    rotary_trial,
+)
+from core.worker.fused.experts import GroupedProducts, Offsets, grouped_product, multiply_between
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
+from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
@@ -104,6 +113,30 @@ def test_rotary_has_angles_for_each_row() -> None:
     out = apply(RotaryFunction, x, angle.cos(), angle.sin(), rotate)
     half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
     torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())
+
+
+# Products in bf16 have no values in the interpreter, which multiplies the bits as integers.
+@pytest.mark.parametrize(("dtype", "allowed"), long_but([FP32], [FP32, FP16]), ids=str)
+def test_products_of_experts(dtype: torch.dtype, allowed: float) -> None:
+    trial = experts_trial("experts", KernelProducts(), CPU, dtype)
+    assert trial.reason is None
+    assert trial.worst <= allowed
+
+
+@pytest.mark.parametrize("products", [KernelProducts(), GroupedProducts()], ids=["kernel", "padded"])
+def test_products_of_experts_are_rounded_once(products: GroupedProducts) -> None:
+    """Rows that are not adjacent, matrices in any order of strides, sizes that no tile divides, blocks with gaps."""
+    counts = [0, 3, 70, 0, 1, 0]
+    ends = torch.tensor(counts).cumsum(0)
+    offsets = Offsets(ends.tolist(), ends.int())
+    rows = torch.randn(74, 44).half()[:, ::2]
+    matrices = torch.randn(22, 6, 37).half().transpose(0, 1)
+    found = grouped_product(rows, offsets, lambda block: matrices[block.index], 2, 37, products, transpose=False)
+    wanted = torch.cat([part.double() @ one.double() for part, one in zip(rows.split(counts), matrices, strict=True)])
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-11, atol=1e-4)
+    between = multiply_between(rows, rows, offsets, products)
+    sums = torch.stack([part.double().T @ part.double() for part in rows.split(counts)])
+    torch.testing.assert_close(between.double(), sums, rtol=2**-11, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", long_but([1 << 14], [1 << 14, COUNT]))

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from core.worker.fused.experts import Offsets
 from core.worker.fused.gated import ACTIVATIONS, Activation
 from core.worker.fused.mode import apply
+from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
@@ -63,6 +65,18 @@ def rotary(heads: int, width: int, dtype: torch.dtype, *, angles: torch.dtype | 
         rotate(x, cos, sin, sign)
 
 
+def experts(inner: int, width: int, dtype: torch.dtype) -> None:
+    """Products of two experts, whose matrices have ``inner`` rows, and the gradient of such matrices."""
+    ends = [100, 200]
+    products, offsets = KernelProducts(), Offsets(ends, torch.tensor(ends, dtype=torch.int32))
+    wide, narrow = torch.empty(200, width, dtype=dtype), torch.empty(200, inner, dtype=dtype)
+    matrices = torch.empty(2, inner, width, dtype=dtype)
+    products.multiply(wide, matrices.transpose(1, 2), offsets, None, narrow)
+    products.multiply(narrow, matrices, offsets, None, wide)
+    products.multiply_between(narrow, wide, offsets)
+    products.multiply_between(wide, narrow, offsets)
+
+
 def update(guarded: bool, weights: torch.dtype, count: int, dtype: torch.dtype) -> None:
     wanted = torch.ones((), dtype=torch.int32) if guarded else None
     sizes = torch.empty(count, dtype=weights), torch.empty(count, dtype=dtype)
@@ -87,6 +101,12 @@ LAUNCHES = [
     ),
     Launch("rotary, angles in fp32", functools.partial(rotary, 32, angles=FP32), (80, 128), dtypes=(BF16, FP16)),
     Launch("rotary, half of a head", functools.partial(rotary, 32, angles=FP32, part=2), (128,)),
+    *(
+        Launch(
+            f"experts of {inner}", functools.partial(experts, inner), (64, 80, 2048, 2880), short, dtypes=(BF16, FP16)
+        )
+        for inner, short in ((8, ()), (16, (2048,)), (64, ()), (96, ()), (1536, (2048,)))
+    ),
     *(
         Launch(
             f"update of {weights} {'guarded' * guarded}",
