@@ -46,10 +46,9 @@ def check_3(stand: Stand) -> Found:
     """Every fused function by itself, and all of them in two layers of a model."""
     outcome = fast_paths.check(stand.bench(WIDE))
     device = torch.device("cuda" if stand.is_cuda else "cpu")
-    major = torch.cuda.get_device_capability()[0] if stand.is_cuda else 0
     figures: dict[str, Any] = {"trials": outcome.detail}
     wrong = [] if outcome.result != "fail" else [outcome.detail]
-    for dtype in fast_paths.dtypes(device.type, major):
+    for dtype in fast_paths.dtypes(device):
         if dtype == torch.float32 and stand.is_cuda:
             continue
         for case, apart in _in_model(stand, device, dtype).items():
