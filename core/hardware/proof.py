@@ -67,7 +67,7 @@ def is_proven(proof: Proof, environment: Mapping[str, str] = os.environ) -> bool
     if environment.get(TRYING_VARIABLE):
         return True
     try:
-        return read_json(_path(proof.architecture), _LIMIT) == asdict(proof)
+        return bool(read_json(_path(proof.architecture), _LIMIT) == asdict(proof))
     except (OSError, ValueError):
         return False
 

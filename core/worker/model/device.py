@@ -148,8 +148,8 @@ def uuid_of(device: torch.device) -> str:
     """The UUID of a card as its driver lists it; empty where torch does not report it."""
     properties = torch.cuda.get_device_properties(device)
     if torch_build().hip:
-        place = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-        return amd.uuid_at("{:04x}:{:02x}:{:02x}.0".format(*place)) if None not in place else ""
+        domain, bus, slot = (getattr(properties, f"pci_{part}_id", -1) for part in ("domain", "bus", "device"))
+        return amd.uuid_at(f"{domain:04x}:{bus:02x}:{slot:02x}.0")
     return f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else ""
 
 

@@ -56,7 +56,7 @@ class WaitCounter:
             places = waits_of(lambda: step(recipe))
             return write_atomic(self._run / WAITS, json.dumps(places))
 
-        FinetuneRecipe.step = counted  # type: ignore[method-assign]
+        FinetuneRecipe.step = counted  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from core.hardware import card as card_module
 from core.hardware import sampler
 from core.hardware.amd import AmdSource, driver_version, find_cards, has_bf16, identities, uuid_at, uuid_of
 from core.hardware.card import Card, find_card
+from core.hardware.nvml import NvmlSource
 from core.hardware.sampler import GpuReader
 from core.hardware.snapshot import Device, GpuProcess
 from core.hardware.visible import Identity
@@ -151,4 +152,4 @@ def test_with_torch_for_rocm_a_run_takes_the_card_that_hip_sees_first(
         "AMD GPU 744c", 24 << 30, None, 0, "AMD-1", free
     )
     monkeypatch.setattr(sampler, "is_rocm", lambda: True)
-    assert [type(source) for source in GpuReader()._sources] == [AmdSource, sampler.NvmlSource]
+    assert [type(source) for source in GpuReader()._sources] == [AmdSource, NvmlSource]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ def test_hip_is_given_a_card_by_its_number(amd: Sight) -> None:
 
 
 def test_a_mac_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     found = there(find_obstacle(look(), CPU))
     assert "no 8-bit optimizers, PyTorch has no 64-bit numbers, and 4-bit weights are too slow" in found.message
     assert "SSH" in found.hint

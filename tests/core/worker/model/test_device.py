@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from core.errors import UserError
+from core.hardware import amd
 from core.hardware.cpu import is_bf16_measured
 from core.hardware.drivers import Build
 from core.hardware.obstacle import Sight
@@ -112,7 +113,7 @@ def test_an_amd_card_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.M
     )  # fmt: skip
     monkeypatch.setattr(torch.version, "hip", "7.1")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(module.amd, "find_cards", lambda _: [make_card(tmp_path, {"unique_id": "1"})])
+    monkeypatch.setattr(amd, "find_cards", lambda _: [make_card(tmp_path, {"unique_id": "1"})])
     device = torch.device("cuda", 0)
     card = read_card(device, AMD)
     assert (card.kind, card.uuid, card.index, card.driver) == ("gfx1100", "AMD-1", 0, "6.16.6")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.hardware.amd import AmdSource
+from core.hardware.amd import AmdSource, driver_version
 from core.hardware.card import Card
 from core.hardware.snapshot import Device
 from core.memory.calibration import Calibration, read_calibration, write_calibration
@@ -24,6 +24,7 @@ from core.worker.selftest.driver import Meters, TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.worker_run import WorkerRun
 from core.worker.selftest.wrapped import Footprint
+from core.worker.train import FinetuneRecipe
 from tests.cases import cases
 from tests.core.hardware.amd_tree import CARD, make_card
 from tests.core.runs.helpers import there
@@ -95,7 +96,7 @@ def test_amds_meters_are_read_where_torch_is_built_for_them(tmp_path: Path, monk
     monkeypatch.setattr(driver, "is_rocm", lambda: True)
     monkeypatch.setattr(driver, "AmdSource", lambda: AmdSource(tmp_path))
     meters = driver.Meters.read(0)
-    assert (there(meters.device).name, meters.driver) == ("AMD GPU 744c", driver.amd.driver_version())
+    assert (there(meters.device).name, meters.driver) == ("AMD GPU 744c", driver_version())
     assert driver.free_memory(0) == int(CARD["mem_info_vram_total"]) - int(CARD["mem_info_vram_used"])
     assert driver.free_memory(1) is None
 
@@ -201,8 +202,11 @@ def test_for_an_amd_card_nothing_is_assumed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def steps_of(*seconds: float) -> list[StepEvent]:
-    made = {"epoch": 1.0, "loss": 1.0, "lr": 1e-4, "grad_norm": 1.0, "supervised_tokens": 0, "tokens_per_second": 0.0}
-    return [StepEvent(step=step, tokens=1000, seconds=each, **made) for step, each in enumerate(seconds, start=1)]
+    made: dict[str, Any] = dict.fromkeys(("epoch", "loss", "lr", "grad_norm", "tokens_per_second"), 1.0)
+    return [
+        StepEvent(step=step, tokens=1000, supervised_tokens=0, seconds=each, **made)
+        for step, each in enumerate(seconds, start=1)
+    ]
 
 
 def test_the_speed_is_that_of_the_last_part() -> None:
@@ -265,12 +269,12 @@ def test_waits_are_counted_by_torchs_warnings(tmp_path: Path, monkeypatch: pytes
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    monkeypatch.setattr(waits.FinetuneRecipe, "step", step)
+    monkeypatch.setattr(FinetuneRecipe, "step", step)
     recipe: Any = object()
     with waits.WaitCounter(tmp_path).installed():
         for _ in range(4):
-            waits.FinetuneRecipe.step(recipe)
-    assert waits.FinetuneRecipe.step is step
+            FinetuneRecipe.step(recipe)
+    assert FinetuneRecipe.step is step
     assert (modes, done) == (["warn", "default"], [recipe] * 4)
     places = json.loads((tmp_path / waits.WAITS).read_text())
     line = places[0].partition(":")[2]
