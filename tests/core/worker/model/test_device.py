@@ -113,7 +113,8 @@ def test_an_amd_card_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.M
     )  # fmt: skip
     monkeypatch.setattr(torch.version, "hip", "7.1")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(amd, "find_cards", lambda _: [make_card(tmp_path, {"unique_id": "1"})])
+    place = make_card(tmp_path, {"unique_id": "1"})
+    monkeypatch.setattr(amd, "find_cards", lambda _: [place])
     device = torch.device("cuda", 0)
     card = read_card(device, AMD)
     assert (card.kind, card.uuid, card.index, card.driver) == ("gfx1100", "AMD-1", 0, "6.16.6")
