@@ -15,7 +15,7 @@ from bench.gpu_checks.profiles import attention_kernels
 from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand, trainer
 from core.errors import UserError
-from core.worker.fused.attention import capability_of, trial_inputs, try_kernel
+from core.worker.fused.attention import capability_of, is_rocm, trial_inputs, try_kernel
 from core.worker.fused.attention_kernels import (
     Kernel,
     Sequences,
@@ -46,10 +46,9 @@ def check_3(stand: Stand) -> Found:
     """Every fused function by itself, and all of them in two layers of a model."""
     outcome = fast_paths.check(stand.bench(WIDE))
     device = torch.device("cuda" if stand.is_cuda else "cpu")
-    major = torch.cuda.get_device_capability()[0] if stand.is_cuda else 0
     figures: dict[str, Any] = {"trials": outcome.detail}
     wrong = [] if outcome.result != "fail" else [outcome.detail]
-    for dtype in fast_paths.dtypes(device.type, major):
+    for dtype in fast_paths.dtypes(device):
         if dtype == torch.float32 and stand.is_cuda:
             continue
         for case, apart in _in_model(stand, device, dtype).items():
@@ -171,7 +170,7 @@ def check_5(stand: Stand) -> Found:
     trials = [
         try_kernel(kernel, trial_inputs(device, dtype, 8, 2, 128, 128), window=window)
         for window in (False, True)
-        for kernel in kernels_for(capability_of(device), dtype, 128, 128, window=window)
+        for kernel in kernels_for(capability_of(device), dtype, 128, 128, window=window, rocm=is_rocm(device))
         if kernel is not Kernel.MASKED
     ]
     wrong = [f"{trial.name}: {trial.reason}" for trial in trials if not trial.passed]

@@ -63,7 +63,7 @@ def interrupted(bench: Bench, name: str, config: Config) -> dict[str, Any]:
     """A run without a stop and one with one: whether they end the same."""
     whole, parted = WorkerRun(bench, f"{name} whole", config), WorkerRun(bench, f"{name} parted", config)
     whole.train()
-    if parted.train(stop=True) != "stopped":
+    if parted.train(stop_when=bool) != "stopped":
         raise UserError(f"The run was over before its stop was heard, after {len(parted.steps)} steps.")
     stopped_at = len(parted.steps)
     parted.train(resume=True)

@@ -38,7 +38,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
     from core.commands.checks import gpu, meters, security, software, system, terminal
     from core.hardware.drivers import installed_build
 
-    driver = gpu.check_gpu()
+    driver, build = gpu.check_gpu(), installed_build()
     return [
         software.check_python(),
         software.check_libraries(),
@@ -54,8 +54,8 @@ def examine(*, quick: bool = False) -> list[Finding]:
         *terminal.check_terminal(),
         meters.check_cpu_meters(),
         *driver.findings,
-        *meters.check_amd(),
-        *gpu.check_cuda(driver, installed_build()),
+        *meters.check_amd(build),
+        *gpu.check_cuda(driver, build),
         *([] if quick else software.check_torch(driver)),
     ]
 

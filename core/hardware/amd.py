@@ -7,13 +7,17 @@ little that these files do not. Units and names: the kernel's *Interfaces expose
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from core.hardware.cpu import read_number, read_text
 from core.hardware.nvml import MOST_PROCESSES, named, plausible_limit
 from core.hardware.snapshot import Device, GpuProcess
+from core.hardware.visible import Identity
 from core.text import one_line
 
 _VENDOR = "0x1002"
@@ -21,6 +25,8 @@ _VENDOR = "0x1002"
 _LEAST_MEMORY = 2 << 30
 #: Where the kernel's names of devices may be.
 _PCI_NAMES = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
+#: Data-center architectures with matrix instructions for bf16: MI100, 200, 300 and 350.
+_CDNA = ("gfx908", "gfx90a", "gfx940", "gfx941", "gfx942", "gfx950")
 #: GT/s of a lane, by generation of PCIe.
 _SPEEDS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 #: The sensor that throttles first, best first: the hottest spot, else the edge of the die.
@@ -116,6 +122,46 @@ def uuid_of(device: Path) -> str:
     return f"AMD-{number}" if number.strip("0") else f"AMD-{device.resolve().name}"
 
 
+def uuid_at(place: str, root: Path = Path("/")) -> str:
+    """The UUID of the card at a place on the bus, ``0000:03:00.0``; empty if there is none."""
+    return next((uuid_of(device) for device in find_cards(root) if device.resolve().name == place), "")
+
+
+def identities(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> tuple[Identity, ...]:
+    """The cards fit for training, in bus order, as the choice of a card needs them."""
+    return tuple(
+        Identity(index, uuid_of(device), vendor="AMD", architecture=architecture_of(device, root, environment))
+        for index, device in enumerate(find_cards(root))
+    )
+
+
+def architecture_of(device: Path, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> str:
+    """The architecture of a card as ROCm names it (``gfx1100``), from the driver for computing (KFD) or the variable
+    that overrides it; empty if unknown.
+
+    KFD has it as one decimal number, two digits each for the last two parts; in the name these are hexadecimal.
+    """
+    override = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", environment.get("HSA_OVERRIDE_GFX_VERSION", ""))
+    if override is not None:
+        major, minor, stepping = map(int, override.groups())
+    else:
+        match = re.search(r"^gfx_target_version (\d+)$", _compute_properties(device, root)[1], re.MULTILINE)
+        version = int(match[1]) if match else 0
+        major, minor, stepping = version // 10000, version // 100 % 100, version % 100
+    return f"gfx{major}{minor:x}{stepping:x}" if major else ""
+
+
+def has_bf16(architecture: str) -> bool:
+    """True if an architecture has matrix instructions for bf16: RDNA 3 and newer, and CDNA."""
+    match = re.fullmatch(r"gfx(\d+)[0-9a-f]{2}", architecture)
+    return match is not None and (int(match[1]) >= 11 or architecture in _CDNA)
+
+
+def driver_version(root: Path = Path("/")) -> str:
+    """The version of the driver: its own, else the kernel's, with which it comes."""
+    return one_line(read_text(root / "sys/module/amdgpu/version") or f"Linux {platform.release()}", 80)
+
+
 def power_cap_of(device: Path) -> Path:
     """The file that holds a card's power limit, in millionths of a watt."""
     return _chip(device) / "power1_cap"
@@ -176,7 +222,7 @@ def _throttle_reasons(path: Path) -> list[str]:
 
 def _processes(device: Path, root: Path) -> list[GpuProcess]:
     """The processes that compute on a card, most memory first; none if the driver for computing is not loaded."""
-    number = _compute_number(device, root)
+    number, _ = _compute_properties(device, root)
     found = []
     for path in (root / "sys/class/kfd/kfd/proc").glob("*") if number else ():
         if path.name.isdecimal() and (memory := read_number(path / f"vram_{number}")):
@@ -185,14 +231,16 @@ def _processes(device: Path, root: Path) -> list[GpuProcess]:
     return [named(item) for item in found[:MOST_PROCESSES]]
 
 
-def _compute_number(device: Path, root: Path) -> str:
-    """The compute driver's number of a card, found by their common node under ``/dev/dri``."""
+def _compute_properties(device: Path, root: Path) -> tuple[str, str]:
+    """The compute driver's number of a card and its properties, found by their common node under ``/dev/dri``; empty
+    where it does not list the card."""
     minors = {path.name.removeprefix("renderD") for path in (device / "drm").glob("renderD*")}
     for node in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
-        match = re.search(r"^drm_render_minor (\d+)$", read_text(node / "properties"), re.MULTILINE)
+        properties = read_text(node / "properties")
+        match = re.search(r"^drm_render_minor (\d+)$", properties, re.MULTILINE)
         if match and match[1] in minors:
-            return read_text(node / "gpu_id")
-    return ""
+            return read_text(node / "gpu_id"), properties
+    return "", ""
 
 
 def _name(device: Path, root: Path) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.version import Version
+
 #: Oldest driver on Linux for any release of a CUDA major version, by that version. Within a major version an older
 #: driver runs a newer CUDA.
 OLDEST_DRIVERS: dict[int, str] = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
@@ -61,6 +63,12 @@ def installed_build() -> Build | None:
         return None
     # The package version lacks the local part of the build: 2.10.0 for 2.10.0+cu128.
     return Build(_assigned(text, "__version__") or version, _assigned(text, "cuda"), _assigned(text, "hip"))
+
+
+def is_rocm() -> bool:
+    """True if the installed torch is built for ROCm, and so computes on AMD's cards."""
+    build = installed_build()
+    return build is not None and build.hip is not None
 
 
 def _assigned(text: str, name: str) -> str | None:
@@ -122,7 +130,9 @@ def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> 
 
 
 #: Half a sentence on expandable segments under WSL 2.
-NO_EXPANDABLE_SEGMENTS = "expandable segments are off under WSL 2, where the driver fails with them"
+_NOT_ON_WSL = "expandable segments are off under WSL 2, where the driver fails with them"
+#: The first torch and ROCm with expandable segments (github.com/pytorch/pytorch/pull/177974 and 179930).
+_ROCM_TORCH, _ROCM = (2, 12), 7
 #: Half a sentence on pinned memory under WSL 2.
 NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on uses it anyway"
 #: Share of a card's free memory that a run may take under WSL 2; the driver silently takes more from the host's.
@@ -141,32 +151,48 @@ def is_wsl(root: Path = Path("/")) -> bool:
     return "microsoft" in release.lower()
 
 
-def allocator_defaults(variables: Mapping[str, str], *, wsl: bool) -> dict[str, str]:
+def fixed_segments_reason(build: Build | None, *, wsl: bool) -> str:
+    """The reason why the allocator's segments cannot expand, as half a sentence; empty if they can.
+
+    Args:
+        build: The torch that runs; None if unknown.
+        wsl: Whether this is Linux under Windows.
+    """
+    if wsl:
+        return _NOT_ON_WSL
+    if build is None or not build.hip:
+        return ""
+    if Version(build.version).release >= _ROCM_TORCH and int(build.hip.partition(".")[0]) >= _ROCM:
+        return ""
+    return f"expandable segments are off in torch {build.version}: on ROCm they begin with 2.12 and ROCm 7"
+
+
+def allocator_defaults(variables: Mapping[str, str], fixed: str) -> dict[str, str]:
     """Variables of the CUDA allocator, which reads them at its first call; none if the user has set either name, since
     the other one could override it.
 
-    Growing segments keep fragmentation from ending a run that fits. Under WSL 2 the driver's calls for them fail at the
-    first allocation.
+    Growing segments keep fragmentation from ending a run that fits. Where they do not work, the driver's calls for them
+    fail at the first allocation.
 
     Args:
         variables: The environment.
-        wsl: Whether this is Linux under Windows.
+        fixed: Result of :func:`fixed_segments_reason`.
     """
     if any(name in variables for name in ALLOCATOR_NAMES):
         return {}
-    return dict.fromkeys(ALLOCATOR_NAMES, _FIXED if wsl else _EXPANDABLE)
+    return dict.fromkeys(ALLOCATOR_NAMES, _FIXED if fixed else _EXPANDABLE)
 
 
-def describe_allocator(variables: Mapping[str, str], *, wsl: bool) -> str:
+def describe_allocator(variables: Mapping[str, str], fixed: str) -> str:
     """The allocator's segments as half a sentence, once a worker has set them.
 
     Args:
         variables: The environment.
-        wsl: Whether this is Linux under Windows.
+        fixed: Result of :func:`fixed_segments_reason`.
     """
     said = {name: variables[name] for name in ALLOCATOR_NAMES if name in variables}
     if said == dict.fromkeys(ALLOCATOR_NAMES, _EXPANDABLE):
         return "expandable segments"
-    if wsl and said == dict.fromkeys(ALLOCATOR_NAMES, _FIXED):
-        return NO_EXPANDABLE_SEGMENTS
+    if fixed and said == dict.fromkeys(ALLOCATOR_NAMES, _FIXED):
+        return fixed
     return f"the allocator as you set it ({', '.join(f'{name}={value}' for name, value in said.items())})"

@@ -1,12 +1,14 @@
 """Obstacles that keep torch from using an installed card, found without torch; cause and remedy in a sentence each.
 
-A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it.
+A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it. An
+AMD card needs a build of torch for ROCm and a self-test that has passed (:mod:`core.hardware.proof`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,14 +17,32 @@ from pathlib import Path
 from core.config.derived import ALL_GPUS
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware import amd
 from core.hardware.card import ask_driver
-from core.hardware.drivers import OLDEST_DRIVERS, Build, driver_suffices, install_command, is_wsl
+from core.hardware.drivers import OLDEST_DRIVERS, Build, driver_suffices, install_command, is_rocm, is_wsl
 from core.hardware.nvml import Nvml, NvmlUnavailableError
-from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_all, visible_cards
+from core.hardware.proof import Proof, is_proven
+from core.hardware.visible import (
+    VISIBLE,
+    Identity,
+    Visible,
+    are_amd,
+    find_gpu,
+    hides_all,
+    visible_cards,
+    visible_variable,
+)
 from core.text import one_line
 
 #: The remedy for users who want the CPU.
 ON_THE_CPU = "to train on the CPU anyway, set hardware.device = cpu"
+#: The reason and the remedy on a Mac.
+APPLE = (
+    "Apple's GPUs are not trained on: on Metal bitsandbytes has no 8-bit optimizers, PyTorch has no 64-bit numbers, "
+    "and 4-bit weights are too slow."
+)
+APPLE_REMEDY = "Use a Linux machine with an NVIDIA card, over SSH from this one; 'ssh' is all that it takes here."
+SELFTEST = "Run 'localtune-tui selftest' once, which decides it"
 _CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
 
 
@@ -32,13 +52,13 @@ class CardUnusableError(UserError):
 
 @dataclass(frozen=True)
 class Sight:
-    """NVIDIA cards as the driver and the system show them.
+    """Cards as the driver and the system show them: NVIDIA's, or AMD's for a build of torch for ROCm.
 
     Args:
-        cards: All cards that NVML lists.
+        cards: All cards that the driver lists.
         capabilities: Their compute capabilities, in the same order.
         driver: Version of the driver; empty if unknown.
-        cuda: The newest CUDA that it supports.
+        cuda: The newest CUDA that NVIDIA's supports.
         failure: Why NVML lists nothing, as a sentence; empty if it does.
         remedy: The remedy.
         absent: Whether there is no driver library.
@@ -46,6 +66,7 @@ class Sight:
         driven: Whether the kernel drives an NVIDIA card, which a container may not have been given.
         container: Whether this is a container.
         wsl: Whether this is Linux under Windows.
+        apple: Whether this is a Mac.
     """
 
     cards: tuple[Identity, ...] = ()
@@ -59,15 +80,26 @@ class Sight:
     driven: bool = False
     container: bool = False
     wsl: bool = False
+    apple: bool = False
 
     def capability(self, device: Visible) -> tuple[int, int] | None:
         """The compute capability of a device."""
         found = zip(self.cards, self.capabilities, strict=False)
         return next((capability for card, capability in found if card.index == device.index), None)
 
+    @property
+    def is_amd(self) -> bool:
+        """True if the cards are AMD's."""
+        return are_amd(self.cards)
+
 
 def look(timeout: float = 5.0, root: Path = Path("/")) -> Sight:
-    """Ask driver and system; a driver that does not answer in time is a failure."""
+    """Ask driver and system; a driver that does not answer in time is a failure.
+
+    A build of torch for ROCm sees AMD's cards, whatever others there are.
+    """
+    if is_rocm() and (cards := amd.identities(root)):
+        return Sight(cards, driver=amd.driver_version(root), wsl=is_wsl(root))
     hangs = Sight(
         failure=f"The NVIDIA driver has not answered for {timeout:g} s.",
         remedy="Look for 'Xid' in 'sudo dmesg', and reboot.",
@@ -78,6 +110,7 @@ def look(timeout: float = 5.0, root: Path = Path("/")) -> Sight:
         driven=any((root / "proc/driver/nvidia/gpus").glob("*")),
         container=any((root / name).exists() for name in (".dockerenv", "run/.containerenv")),
         wsl=is_wsl(root),
+        apple=sys.platform == "darwin",
     )
 
 
@@ -114,34 +147,39 @@ def find_obstacle(
         environment: Environment variables.
         torch_error: Torch's error when it was tried; empty if it was not.
     """
+    if sight.apple:
+        return CardUnusableError(APPLE, APPLE_REMEDY)
     if not sight.cards:
         # A driver that is not loaded, as on a laptop that saves power, leaves no node.
         if gpu is not None:
             return CardUnusableError(f"hardware.gpu is {gpu}, and there is no NVIDIA card here.", _or_cpu(sight.remedy))
         return _no_driver(sight) if sight.nodes else None
     chosen = visible_cards(sight.cards, environment)
-    value = one_line(environment.get(VISIBLE, ""), 60)
+    variable = visible_variable(sight.cards, environment)
+    value = one_line(environment.get(variable, ""), 60)
+    lister = "'localtune-tui doctor'" if sight.is_amd else "'nvidia-smi -L'"
     if gpu is not None:
         wanted = find_gpu(sight.cards, gpu)
         if wanted is None:
             return CardUnusableError(
                 f"hardware.gpu is {one_line(gpu, 60)}, and no card is called so, or more than one.",
-                "'nvidia-smi -L' lists numbers and UUIDs.",
+                f"{lister} lists {'numbers' if sight.is_amd else 'numbers and UUIDs'}.",
             )
         if not any(device.index == wanted.index for device in chosen):
             return CardUnusableError(
-                f"hardware.gpu is {one_line(gpu, 60)}, and CUDA_VISIBLE_DEVICES is '{value}', which hides that card.",
+                f"hardware.gpu is {one_line(gpu, 60)}, and {variable} is '{value}', which hides that card.",
                 "Unset one of them.",
             )
         chosen = [wanted]
     elif not chosen:
-        if hides_all(environment):
+        if hides_all(sight.cards, environment):
             return None
         return CardUnusableError(
-            f"CUDA_VISIBLE_DEVICES is '{value}', and no card is called so.",
-            _or_cpu(f"Unset it, or name one of the {len(sight.cards)} that 'nvidia-smi -L' lists"),
+            f"{variable} is '{value}', and no card is called so.",
+            _or_cpu(f"Unset it, or name one of the {len(sight.cards)} that {lister} lists"),
         )
-    return _unusable(sight, build, chosen[0], torch_error)
+    unusable = _unusable_amd if sight.is_amd else _unusable
+    return unusable(sight, build, chosen[0], torch_error)
 
 
 def find_card_not_given(sight: Sight) -> str:
@@ -171,7 +209,7 @@ def _unusable(sight: Sight, build: Build | None, device: Visible, torch_error: s
     command = install_command(sight.cuda, sight.capability(device)) if sight.cuda else ""
     install = f"Run: {command}" if command else "Install the torch that pytorch.org/get-started/locally names"
     if build is not None and build.hip:
-        cause = f"torch {build.version} is built for ROCm, and only NVIDIA cards are supported"
+        cause = f"torch {build.version} is built for ROCm, which computes on AMD's cards only"
         return CardUnusableError(f"{card}: {cause}.", _or_cpu(install))
     if build is not None and build.cuda is None:
         return CardUnusableError(f"{card}: torch {build.version} is built for the CPU only.", _or_cpu(install))
@@ -192,6 +230,50 @@ def _unusable(sight: Sight, build: Build | None, device: Visible, torch_error: s
             remedy = "Start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         return CardUnusableError(f"{card}: the driver's CUDA library (libcuda.so.1) is missing.", _or_cpu(remedy))
     return CardUnusableError(f"{card}: {_clause(torch_error)}.", _or_cpu(_remedy_of(torch_error, install)))
+
+
+def _unusable_amd(sight: Sight, build: Build | None, device: Visible, torch_error: str) -> CardUnusableError | None:
+    card = next(card for card in sight.cards if card.index == device.index)
+    name = f"The AMD card (GPU {card.index}{f', {card.architecture}' if card.architecture else ''})"
+    if not card.architecture:
+        return CardUnusableError(
+            f"{name} cannot be used: the driver for computing (KFD) does not list it.",
+            _or_cpu("Install the driver as rocm.docs.amd.com tells, or give the container /dev/kfd"),
+        )
+    if torch_error:
+        remedy = "Look at 'rocminfo', which may need your user in the groups render and video, or reboot"
+        return CardUnusableError(f"{name} cannot be used: {_clause(torch_error)}.", _or_cpu(remedy))
+    if build is None or is_proven(Proof.here(card.architecture, build.version, sight.driver)):
+        return None
+    return CardUnusableError(
+        f"{name} has not passed the self-test with torch {build.version} and this driver, and AMD's cards train only "
+        "after that.",
+        _or_cpu(SELFTEST),
+    )
+
+
+def unlisted(build: Build) -> CardUnusableError:
+    """The refusal of a card on which torch for ROCm computes, and which AMD's driver does not list."""
+    return CardUnusableError(
+        f"torch {build.version} computes on a card that the driver amdgpu does not list, so that nothing watches it.",
+        _or_cpu("Use Linux itself, with /sys readable, and not WSL"),
+    )
+
+
+def only_card(card: str, sight: Sight | None = None, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment variable that makes a card the only visible one.
+
+    Args:
+        card: Its UUID or number.
+        sight: The driver's cards; None: it is asked if needed.
+        environment: Environment variables.
+    """
+    if not card.startswith("AMD-"):
+        return {VISIBLE: card}
+    cards = (sight or look()).cards
+    # HIP takes numbers only.
+    chosen = find_gpu(cards, card)
+    return {} if chosen is None else {visible_variable(cards, environment): str(chosen.index)}
 
 
 def _remedy_of(torch_error: str, install: str) -> str:

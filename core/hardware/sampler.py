@@ -16,6 +16,7 @@ from core.directories import free_bytes
 from core.hardware.amd import AmdSource
 from core.hardware.card import find_card
 from core.hardware.cpu import Cpu, Rapl
+from core.hardware.drivers import is_rocm
 from core.hardware.nvml import NvmlSource
 from core.hardware.snapshot import Device, Host
 
@@ -153,14 +154,17 @@ class Reading:
 class GpuReader:
     """A reader of the GPUs of all sources. It may hang, so it belongs in a :class:`Watched`.
 
-    NVIDIA's cards come first; AMD's count where there are none of these.
+    The cards that torch is built for come first: NVIDIA's, or AMD's with a build for ROCm; the others count where there
+    are none of these.
 
     Args:
         sources: The sources; the first with devices counts. None: this machine's.
     """
 
     def __init__(self, sources: Sequence[DeviceSource] | None = None) -> None:
-        self._sources = sources if sources is not None else (NvmlSource(), AmdSource())
+        if sources is None:
+            sources = (AmdSource(), NvmlSource()) if is_rocm() else (NvmlSource(), AmdSource())
+        self._sources = sources
         self.only: str | None = None
         """The UUID of the one GPU to read; None: all that CUDA sees."""
 

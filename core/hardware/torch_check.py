@@ -16,8 +16,8 @@ from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.hardware.drivers import Build, installed_build
-from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look
-from core.hardware.visible import ORDER, VISIBLE, find_gpu, visible_cards
+from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look, only_card
+from core.hardware.visible import HIP_VISIBLE, ORDER, VISIBLE, find_gpu, visible_cards
 from core.jobs.job import call
 from core.redact import is_secret_name
 from core.small_files import read_json
@@ -45,7 +45,7 @@ def obstacle_here(gpu: str | None = None, ask: Callable[[str | None], str] | Non
         gpu: ``hardware.gpu``.
         ask: Tries torch on a card; by default in a process.
     """
-    name = json.dumps([gpu, *(os.environ.get(variable) for variable in (VISIBLE, ORDER))])
+    name = json.dumps([gpu, *(os.environ.get(variable) for variable in (VISIBLE, HIP_VISIBLE, ORDER))])
     with _guard:
         asked, known = _obstacles.get(name, (-_FRESH_SECONDS, None))
         if time.monotonic() - asked < _FRESH_SECONDS:
@@ -75,7 +75,7 @@ def _key(sight: Sight, build: Build, card: str) -> str:
     boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    facts = [build.version, build.cuda, sys.executable, sight.driver, card, boot]
+    facts = [build.version, build.cuda, build.hip, sys.executable, sight.driver, card, boot]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -109,7 +109,7 @@ def _ask_torch(card: str | None) -> str:
     no answer."""
     environment = {name: value for name, value in os.environ.items() if not is_secret_name(name)}
     if card is not None:
-        environment[VISIBLE] = card
+        environment |= only_card(card)
     asked = {"device_only": True}
     try:
         facts = call("the import of torch", PROBE, asked, seconds=_PROBE_SECONDS, environment=environment)

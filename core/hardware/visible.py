@@ -1,7 +1,9 @@
-"""Cards as CUDA numbers them: ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` over the cards that NVML lists.
+"""Cards as torch numbers them: ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` over the cards that NVML lists, and
+``HIP_VISIBLE_DEVICES`` over those of AMD's driver.
 
 NVML lists every card by PCI bus. CUDA lists the cards of ``CUDA_VISIBLE_DEVICES``, fastest first unless
-``CUDA_DEVICE_ORDER`` is ``PCI_BUS_ID``, which a worker sets where the user has not.
+``CUDA_DEVICE_ORDER`` is ``PCI_BUS_ID``, which a worker sets where the user has not. HIP reads its own variable, and
+CUDA's where that is not set (rocm.docs.amd.com, *GPU isolation techniques*).
 """
 
 from __future__ import annotations
@@ -12,24 +14,29 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIP_VISIBLE = "HIP_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A card as NVML lists it.
+    """A card as its driver lists it.
 
     Args:
         index: Its index there, as ``nvidia-smi`` shows it.
-        uuid: ``GPU-…``; empty if the driver does not report it.
+        uuid: ``GPU-…``, or ``AMD-…`` of AMD's; empty if the driver does not report it.
         instances: The UUIDs of its MIG instances, ``MIG-…``; a card that has any computes on them only.
         speed: Cores times clock, for ``CUDA_DEVICE_ORDER=FASTEST_FIRST``; 0 if unknown.
+        vendor: ``NVIDIA`` or ``AMD``.
+        architecture: That of an AMD card, ``gfx1100``; empty if its driver does not report it.
     """
 
     index: int
     uuid: str = ""
     instances: tuple[str, ...] = ()
     speed: int = 0
+    vendor: str = "NVIDIA"
+    architecture: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,14 @@ def visible_cards(cards: Sequence[Identity], environment: Mapping[str, str]) -> 
     As CUDA reads the variable: an entry that names no card ends the list, and a repeated entry empties it.
 
     Args:
-        cards: All cards, in NVML's order.
+        cards: All cards, in their driver's order.
         environment: Environment variables.
     """
-    value = environment.get(VISIBLE)
+    value = environment.get(visible_variable(cards, environment))
     ordered = list(cards)
+    if are_amd(cards):
+        # HIP has its devices by place on the bus, and takes numbers only.
+        return [_whole(card) for card in (ordered if value is None else _by_ordinal(ordered, value))]
     if environment.get(ORDER) == "FASTEST_FIRST":
         # CUDA's rule is not documented; cores times clock agrees with it for cards of one generation.
         ordered.sort(key=lambda card: -card.speed)
@@ -73,12 +83,22 @@ def visible_cards(cards: Sequence[Identity], environment: Mapping[str, str]) -> 
     return [_whole(card) for card in named]
 
 
-def hides_all(environment: Mapping[str, str]) -> bool:
+def are_amd(cards: Sequence[Identity]) -> bool:
+    """True if these are AMD's cards; there are never some of each, as a build of torch serves one vendor."""
+    return any(card.vendor == "AMD" for card in cards)
+
+
+def visible_variable(cards: Sequence[Identity], environment: Mapping[str, str]) -> str:
+    """The environment variable that chooses among cards."""
+    return HIP_VISIBLE if are_amd(cards) and HIP_VISIBLE in environment else VISIBLE
+
+
+def hides_all(cards: Sequence[Identity], environment: Mapping[str, str]) -> bool:
     """True if ``CUDA_VISIBLE_DEVICES`` hides every card on purpose: it is empty, ``-1``, or begins with no card's name.
 
     A number or a UUID that no card has is a mistake, and no wish to train on the CPU.
     """
-    value = environment.get(VISIBLE)
+    value = environment.get(visible_variable(cards, environment))
     return value is not None and re.match(r"\s*\+?\d|GPU-|MIG-", value) is None
 
 

@@ -56,6 +56,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("memory", "memory", "a run takes the memory that was predicted", 600),
     Subject("resume", "resume", "a run that is interrupted and resumed ends as one that was not", 600),
     Subject("out_of_memory", "out of memory", "a run survives running out of memory, forward and backward", 600),
+    Subject("waits", "waits", "the CPU waits for the card at most three or four times a step", 300),
     Subject("speed", "speed", "how fast it trains, by what the device could do", 600),
 )
 
@@ -88,6 +89,9 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tri
 #: Environment variables that affect torch; their values are reported.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HSA_OVERRIDE_GFX_VERSION",
     "CUDA_DEVICE_ORDER",
     "CUDA_LAUNCH_BLOCKING",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -165,10 +169,12 @@ def device_line(device: Mapping[str, Any]) -> str:
     """The device in a line: its name and its known properties."""
     words = {
         "capability": "compute {}",
+        "architecture": "{}",
         "memory_bytes": format_bytes(float(device.get("memory_bytes") or 0)),
         "dtype": "{}",
         "driver": "driver {}",
         "cuda": "torch for CUDA {}",
+        "rocm": "torch for ROCm {}",
     }
     known = [text.format(device[name]) for name, text in words.items() if device.get(name)]
     return one_line(", ".join([str(device.get("name") or "unknown device"), *known]), 300)

@@ -42,7 +42,8 @@ class Sizes:
         resume_steps: Steps of the interrupted run.
         shortage: Shape for the run that is short of memory; several rows, so that the batch can be split.
         speed: Shape for measuring speed.
-        speed_steps: Measured steps, after the warm-up.
+        speed_steps: Measured steps, after the warm-up; those of an epoch where ``speed_seconds`` decides.
+        speed_seconds: Seconds of measured steps, and of measured products; 0 for the fewest that tell.
         matrix: Rows and columns of the matrices for measuring the matrix rate.
         device: ``hardware.device`` of the runs.
     """
@@ -54,6 +55,7 @@ class Sizes:
     shortage: Shape = Shape(4, 256)
     speed: Shape = Shape(8, 128)
     speed_steps: int = 4
+    speed_seconds: float = 0.0
     matrix: int = 1536
     device: str = "auto"
 
@@ -68,6 +70,7 @@ class Sizes:
             shortage=Shape(8, 512),
             speed=Shape(8, 512),
             speed_steps=20,
+            speed_seconds=30.0,
             matrix=8192,
         )
 

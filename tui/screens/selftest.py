@@ -20,7 +20,7 @@ from tui.screens.job import progress_text
 #: Styles of the results.
 _STYLES: dict[Result, str] = {"pass": "$success", "fail": "$error bold", "not applicable": "$muted"}
 _ABOUT = (
-    "Proves on this device that training is right: seven checks, an estimated three minutes on a card, and five on two "
+    "Proves on this device that training is right: eight checks, an estimated four minutes on a card, and five on two "
     "cores. Nothing leaves this machine. Do not train while it runs."
 )
 #: Seconds of all checks on two cores, estimated.

@@ -18,7 +18,9 @@ from core.hardware.drivers import (
     describe_table,
     driver_sentence,
     driver_suffices,
+    fixed_segments_reason,
     install_command,
+    installed_build,
     is_wsl,
 )
 from core.hardware.nvml import Nvml, NvmlUnavailableError, age_of, named
@@ -87,8 +89,9 @@ def _ask_driver() -> DriverReport:
         if first is not None and len(devices) > 1:
             what = f"runs take GPU {first.index}, {devices[first.index].name}"
             found.append(Finding("first gpu", "ok", what, "hardware.gpu names another one."))
-        variables = {**allocator_defaults(os.environ, wsl=wsl), **os.environ}
-        found.append(Finding("allocator", "ok", describe_allocator(variables, wsl=wsl)))
+        fixed = fixed_segments_reason(installed_build(), wsl=wsl)
+        variables = {**allocator_defaults(os.environ, fixed), **os.environ}
+        found.append(Finding("allocator", "ok", describe_allocator(variables, fixed)))
         capability = nvml.compute_capability(first.index) if first is not None else None
         return DriverReport(found, usable, parse_cuda(nvml.cuda_version), nvml.driver_version or "", capability)
     finally:

@@ -8,6 +8,8 @@ from pathlib import Path
 from core.commands.checks import Finding
 from core.hardware.amd import AmdSource
 from core.hardware.cpu import POWERCAP, Cpu, Rapl
+from core.hardware.drivers import Build
+from core.hardware.obstacle import APPLE, APPLE_REMEDY, find_obstacle, look
 from core.hardware.power import changed_limits, may_set_power, set_command
 from core.hardware.snapshot import Device
 from core.units import format_bytes
@@ -28,19 +30,12 @@ _METERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("energy counter", ("energy_j",)),
 )
 _COUNTERS = "/sys/class/powercap/intel-rapl:*/energy_uj"
-#: The finding on a Mac.
-APPLE = (
-    "Training on Apple's GPUs is not supported: 4-bit training needs CUDA here, and what PyTorch and bitsandbytes do "
-    "on Metal is neither built in nor tried."
-)
-_APPLE_HINT = "Use a Linux machine with an NVIDIA card, over SSH from this one; 'ssh' is all that it takes here."
-_AMD_HINT = "Runs go to the CPU (docs/models.md). These meters were tried with made-up files only, never on a card."
 
 
 def check_platform(platform: str = sys.platform) -> list[Finding]:
     """Check that the system is supported; no finding on Linux."""
     if platform == "darwin":
-        return [Finding("apple", "fail", APPLE, _APPLE_HINT)]
+        return [Finding("apple", "fail", APPLE, APPLE_REMEDY)]
     return []
 
 
@@ -72,10 +67,15 @@ def missing_meters(device: Device) -> list[str]:
     return [words for words, fields in _METERS if all(getattr(device, field) is None for field in fields)]
 
 
-def check_amd(source: AmdSource | None = None) -> list[Finding]:
-    """The findings about AMD's cards; none where there are none."""
+def check_amd(build: Build | None, root: Path = Path("/")) -> list[Finding]:
+    """The findings about AMD's cards; none where there are none.
+
+    Args:
+        build: The installed torch; None where it is unknown.
+        root: The root of the file system.
+    """
     found = []
-    for device in (source or AmdSource()).read():
+    for device in AmdSource(root).read():
         parts = [device.name]
         if device.temperature_c is not None:
             limit = f" (slows down at {device.temperature_limit_c:.0f})" if device.temperature_limit_c else ""
@@ -86,8 +86,14 @@ def check_amd(source: AmdSource | None = None) -> list[Finding]:
             parts.append(f"{format_bytes(device.memory_used)} of {format_bytes(device.memory_total)} in use")
         if missing := missing_meters(device):
             parts.append(f"not reported: {', '.join(missing)}")
-        what = f"{', '.join(parts)}; training on AMD's cards is not supported yet"
-        found.append(Finding(f"amd {device.index}", "warn", what, _AMD_HINT))
+        what, name = ", ".join(parts), f"amd {device.index}"
+        if build is None or not build.hip:
+            hint = "For training on it, install torch for ROCm: pytorch.org/get-started/locally names the command."
+            found.append(Finding(name, "warn", f"{what}; torch is not built for it (ROCm)", hint))
+        elif (obstacle := find_obstacle(look(root=root), build, gpu=str(device.index))) is not None:
+            found.append(Finding(name, "warn", f"{what}. {obstacle.message}", obstacle.hint))
+        else:
+            found.append(Finding(name, "ok", f"{what}; its self-test has passed with this torch and driver"))
     return found
 
 

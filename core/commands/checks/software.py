@@ -90,9 +90,6 @@ def _torch(facts: dict[str, Any], driver: DriverReport | None) -> Finding:
     if facts.get("hip_build"):
         build = f"ROCm {facts['hip_build']}"
     what = f"torch {facts.get('torch')} ({build})"
-    if facts.get("hip_build"):
-        hint = "Set hardware.device = cpu to train on the CPU, or use a machine with an NVIDIA card."
-        return Finding("torch", "warn", f"{what}: only NVIDIA cards are supported", hint)
     devices = facts.get("devices") or []
     if (unused := _unused_card(facts, devices, driver)) is not None:
         reason, hint = unused
@@ -116,8 +113,9 @@ def _unused_card(
     """The reason why torch does not use an existing card, and the remedy; None where it does, or there is none."""
     for item in devices:
         if not _has_kernels(str(item["capability"]), facts.get("architectures") or []):
+            kind = str(item["capability"])
             return (
-                f"it has no kernels for {item['name']} (compute {item['capability']}).",
+                f"it has no kernels for {item['name']} ({kind if kind.startswith('gfx') else f'compute {kind}'}).",
                 "Install a build of torch that has them: pytorch.org/get-started/locally names the command.",
             )
     reason = one_line(str(facts.get("cuda_error") or ""), 200).rstrip(".")
@@ -145,8 +143,10 @@ def _unused_card(
 
 
 def _has_kernels(capability: str, architectures: list[str]) -> bool:
-    """True if a build has kernels for a card: compiled for its major version (``sm_86``), or PTX of any older version
-    (``compute_80``), which the driver compiles."""
+    """True if a build has kernels for a card: compiled for its major version (``sm_86``) or its very architecture
+    (``gfx1100``), or PTX of any older version (``compute_80``), which the driver compiles."""
+    if capability.startswith("gfx"):
+        return capability in [name.partition(":")[0] for name in architectures]
     parts = re.fullmatch(r"(\d+)\.(\d+)", capability)
     if parts is None or not architectures:
         return True
@@ -158,8 +158,7 @@ def _has_kernels(capability: str, architectures: list[str]) -> bool:
         built = (int(match[2]), int(match[3]))
         if built <= have and (match[1] == "compute" or built[0] == have[0]):
             return True
-    # ROCm names its architectures differently.
-    return not any(name.startswith("sm_") for name in architectures)
+    return False
 
 
 def _quantization(facts: dict[str, Any]) -> Finding:

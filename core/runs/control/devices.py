@@ -25,6 +25,7 @@ from core import paths
 from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.amd import AmdSource
 from core.hardware.card import ask_driver, choose
 from core.hardware.drivers import is_wsl
 from core.hardware.nvml import Nvml, NvmlUnavailableError
@@ -290,6 +291,8 @@ def runs_on_cpu() -> list[str]:
 
 
 def _processes(uuid: str) -> set[int]:
+    if uuid.startswith("AMD-"):
+        return {process.pid for device in AmdSource().read(uuid) for process in device.processes}
     with suppress(NvmlUnavailableError), closing(Nvml()) as nvml:
         indices = [card.index for card in nvml.identities() if uuid in (card.uuid, *card.instances)]
         return {process.pid for index in indices for process in nvml.processes(index)}

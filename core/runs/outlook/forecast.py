@@ -180,12 +180,18 @@ def likely(config: Config, found: Forecast, count: int | None) -> Estimate | Non
 
 def cards_here(config: Config) -> Cards:
     """The cards of a run; asks the driver for their number if the run takes all of them."""
-    from core.hardware.sampler import snapshot
-
     section = config.distributed
     everything = ALL_GPUS in section.named_gpus and section.processes is None
-    gpus = [device for device in snapshot(timeout=5.0) if device.kind == "cuda"] if everything else []
-    return cards_of(section, len(gpus))
+    return cards_of(section, len(_gpus()) if everything else 0)
+
+
+def _gpus() -> list[Device]:
+    """The GPUs of the vendor that the installed torch is built for."""
+    from core.hardware.drivers import is_rocm
+    from core.hardware.sampler import snapshot
+
+    kind = "rocm" if is_rocm() else "cuda"
+    return [device for device in snapshot(timeout=5.0) if device.kind == kind]
 
 
 def machine_for(config: Config) -> Machine:
@@ -223,18 +229,18 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
     """
     from core.hardware.cpu import cpu_name, prefers_bf16
     from core.hardware.cpu import memory as cpu_memory
-    from core.hardware.drivers import MEMORY_SHARE, installed_build, is_wsl
-    from core.hardware.sampler import snapshot
+    from core.hardware.drivers import MEMORY_SHARE, fixed_segments_reason, installed_build, is_wsl
     from core.hardware.torch_check import obstacle_here
 
     wsl = is_wsl()
     build = installed_build()
+    rocm = build is not None and build.hip is not None
     machine = Machine(
         "cpu",
         disk_free_bytes=free_bytes(paths.runs_dir()),
         bf16=prefers_bf16(),
-        expandable=not wsl,
-        pages=not wsl,
+        expandable=not fixed_segments_reason(build, wsl=wsl),
+        pages=not (wsl or rocm),
         cuda_build=build is not None and build.cuda is not None,
     )
     if gpu_memory is not None:
@@ -242,7 +248,7 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
     wanted, gpu = config.hardware.device, config.hardware.gpu
     if wanted != "cpu" and (obstacle := obstacle_here(gpu)) is not None:
         raise obstacle
-    gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
+    gpus = [] if wanted == "cpu" else _gpus()
     if gpus:
         host_used, host_total = cpu_memory()
         card = _smallest(config, gpus)

@@ -474,6 +474,11 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
     return _capabilities[kind]
 
 
+def is_rocm(device: torch.device) -> bool:
+    """True for an AMD card, whose kernels are known by their trial only."""
+    return device.type == "cuda" and torch.version.hip is not None
+
+
 def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: bool) -> Kernel:
     """The kernel for packed rows or a sliding window: the fastest that matches a dense mask on the device.
 
@@ -494,7 +499,8 @@ def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *
 def _proven_kernel(
     device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head: int, value_head: int, window: bool
 ) -> Kernel:
-    for kernel in kernels_for(capability_of(device), dtype, head, value_head, window=window):
+    known = kernels_for(capability_of(device), dtype, head, value_head, window=window, rocm=is_rocm(device))
+    for kernel in known:
         if kernel is Kernel.MASKED:
             break
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
@@ -552,10 +558,12 @@ def try_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], *, window: bool) 
 def _repeats_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """True if grouped heads would lead SDPA to its math kernel, which keeps all scores: memory-efficient attention
     does not support them."""
-    capability = capability_of(query.device)
-    if capability is None or query.shape[1] == key.shape[1]:
+    if query.shape[1] == key.shape[1]:
         return False
-    return not flash_serves(capability, arithmetic_of(query), query.shape[3], value.shape[3])
+    if is_rocm(query.device):
+        return choose_kernel(query, key, value, window=False) not in (Kernel.VARLEN, Kernel.FLASH)
+    capability = capability_of(query.device)
+    return capability is not None and not flash_serves(capability, arithmetic_of(query), query.shape[3], value.shape[3])
 
 
 def _cast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

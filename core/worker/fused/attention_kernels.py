@@ -65,20 +65,23 @@ def kernels_for(
     *,
     window: bool = False,
     varlen: bool = True,
+    rocm: bool = False,
 ) -> tuple[Kernel, ...]:
     """Kernels worth trying, the fastest first; the last one always works.
 
     Args:
-        capability: Compute capability of the card; None for a CPU.
+        capability: Compute capability of the card; None for a CPU, and for AMD's cards.
         dtype: Of queries, keys and values.
         head: Features of a head of the queries and keys.
         value_head: The same of the values.
         window: Whether rows are longer than a sliding window.
         varlen: True if torch has variable-length attention with the needed arguments.
+        rocm: True for an AMD card, where only the trial tells what its build of torch has.
     """
-    if capability is None:
+    if capability is None and not rocm:
         return (Kernel.MASKED,)
-    flash = flash_serves(capability, dtype, head, value_head)
+    # AOTriton's flash attention, which ROCm has, serves the shapes of a data-center card.
+    flash = flash_serves(capability or (8, 0), dtype, head, value_head)
     first = (Kernel.VARLEN,) if flash and varlen and head % VARLEN_MULTIPLE == 0 else ()
     if window:
         return (*first, Kernel.MASKED)

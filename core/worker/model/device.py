@@ -1,4 +1,7 @@
-"""The device of a run: its choice, its description, and the limit of its real memory."""
+"""The device of a run: its choice, its description, and the limit of its real memory.
+
+Torch has AMD's cards as ``cuda`` too, where it is built for ROCm.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,13 @@ import torch
 
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
-from core.hardware import cpu
+from core.hardware import amd, cpu
 from core.hardware.card import choose
-from core.hardware.drivers import MEMORY_SHARE, Build, describe_allocator
-from core.hardware.obstacle import (
-    ON_THE_CPU,
-    CardUnusableError,
-    Sight,
-    find_card_not_given,
-    find_obstacle,
-    look,
-)
-from core.hardware.visible import hides_all
+from core.hardware.drivers import MEMORY_SHARE, Build, describe_allocator, fixed_segments_reason
+from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, unlisted
+from core.hardware.visible import hides_all, visible_variable
 from core.units import format_bytes
-from core.worker.process.probe import cuda_error
+from core.worker.process.probe import architecture_of, cuda_error, has_bf16
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -38,28 +34,24 @@ def choose_device(wanted: str) -> torch.device:
     """The device for ``auto``, ``cuda`` or ``cpu``; an unusable card is an error for ``auto`` too.
 
     Raises:
-        UserError: If CUDA was asked for and there is none, or torch cannot use the card.
+        UserError: If CUDA was asked for and there is none, torch cannot use the card, or it is AMD's and not proven.
     """
     if wanted == "cpu":
         return torch.device("cpu")
-    build = torch_build()
-    error = None
-    if torch.cuda.is_available():
-        if build.hip:
-            raise CardUnusableError(
-                f"torch {build.version} is built for ROCm, and only NVIDIA cards are supported.",
-                f"{ON_THE_CPU[:1].upper()}{ON_THE_CPU[1:]}.",
-            )
-        error = cuda_error()
-        if error is None:
-            return torch.device("cuda", torch.cuda.current_device())
-    obstacle = find_obstacle(look(), build, torch_error=error or cuda_error() or "")
+    build, error = torch_build(), cuda_error()
+    computes = torch.cuda.is_available() and error is None
+    if computes and not build.hip:
+        return torch.device("cuda", torch.cuda.current_device())
+    sight = look()
+    obstacle = find_obstacle(sight, build, torch_error=error or "")
     if obstacle is not None:
         raise obstacle
+    if computes:
+        if not sight.is_amd:
+            raise unlisted(build)
+        return torch.device("cuda", torch.cuda.current_device())
     if wanted == "cuda":
         reason = "this torch is a CPU build" if not (build.cuda or build.hip) else "no usable GPU or driver was found"
-        if build.hip:
-            reason = "this torch is built for ROCm, and only NVIDIA cards are supported"
         raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")
     return torch.device("cpu")
 
@@ -67,14 +59,14 @@ def choose_device(wanted: str) -> torch.device:
 def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
     """The dtype of the arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
-    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs by measurement), else fp16 on a GPU
-    and fp32 on a CPU. Trained base weights are never fp16, whose range is too narrow for them.
+    ``auto`` takes bf16 where it is fast (GPUs by :func:`has_bf16`, CPUs by measurement), else fp16 on a GPU and fp32 on
+    a CPU. Trained base weights are never fp16, whose range is too narrow for them.
 
     Raises:
         UserError: If the device does not support the precision.
     """
     if device.type == "cuda":
-        native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+        native_bf16 = has_bf16(device)
         if precision == "bf16" and not native_bf16:
             name = torch.cuda.get_device_name(device)
             raise UserError(f"train.precision is bf16, which {name} does not have.", "Set it to auto or fp16.")
@@ -92,20 +84,20 @@ def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """A card that torch computes on, with facts from torch and NVML.
+    """A card that torch computes on, with facts from torch and the driver.
 
     Args:
         name: Its name.
-        capability: Its compute capability.
+        kind: Its compute capability in words (``compute 8.9``), or its architecture (``gfx1100``).
         memory: Its memory in bytes.
-        uuid: ``GPU-…``; empty where torch does not report it.
-        index: Its index in NVML; None where NVML does not list it.
+        uuid: ``GPU-…`` or ``AMD-…``; empty where torch does not report it.
+        index: Its index at the driver; None where the driver does not list it.
         driver: Version of the driver; empty where unknown.
         allocator: The allocator's segments, in words.
     """
 
     name: str
-    capability: tuple[int, int]
+    kind: str
     memory: int
     uuid: str = ""
     index: int | None = None
@@ -129,45 +121,54 @@ def describe_device(build: Build, dtype: torch.dtype, card: CardFacts | None, *,
         count = f"{threads} thread{'' if threads == 1 else 's'}"
         return f"Trains on the CPU, {cpu.cpu_name()}, {count}, in {arithmetic}, by torch {build.version}{why}."
     place = f"GPU {card.index}, " if card.index is not None else ""
-    major, minor = card.capability
+    platform = f"ROCm {build.hip}" if build.hip else f"CUDA {build.cuda}"
     driver = f", driver {card.driver}" if card.driver else ""
     return (
-        f"Trains on {place}{card.name} (compute {major}.{minor}, {format_bytes(card.memory)}) in {arithmetic}, "
-        f"by torch {build.version} for CUDA {build.cuda}{driver}; {card.allocator}."
+        f"Trains on {place}{card.name} ({card.kind}, {format_bytes(card.memory)}) in {arithmetic}, "
+        f"by torch {build.version} for {platform}{driver}; {card.allocator}."
     )
 
 
 def read_card(device: torch.device, sight: Sight) -> CardFacts:
     """The facts about the card of a torch device."""
     properties = torch.cuda.get_device_properties(device)
-    uuid = f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else ""
+    architecture, uuid = architecture_of(device), uuid_of(device)
     return CardFacts(
         properties.name,
-        (properties.major, properties.minor),
+        architecture or f"compute {properties.major}.{properties.minor}",
         properties.total_memory,
         uuid,
         next((card.index for card in sight.cards if card.uuid and card.uuid == uuid), None),
         sight.driver,
-        describe_allocator(os.environ, wsl=sight.wsl),
+        describe_allocator(os.environ, fixed_segments_reason(torch_build(), wsl=sight.wsl)),
     )
 
 
+def uuid_of(device: torch.device) -> str:
+    """The UUID of a card as its driver lists it; empty where torch does not report it."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch_build().hip:
+        domain, bus, slot = (getattr(properties, f"pci_{part}_id", -1) for part in ("domain", "bus", "device"))
+        return amd.uuid_at(f"{domain:04x}:{bus:02x}:{slot:02x}.0")
+    return f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else ""
+
+
 def differs_from_plan(card: CardFacts, sight: Sight) -> str:
-    """A warning where CUDA's first card is not the one expected from NVML and the environment; empty where it is, or
+    """A warning where torch's first card is not the one expected from driver and environment; empty where it is, or
     where that is unknown."""
     planned = choose(sight.cards, os.environ, None)
     if planned is None or planned.is_instance or not planned.uuid or not card.uuid or planned.uuid == card.uuid:
         return ""
     place = f"GPU {card.index}" if card.index is not None else card.uuid
-    return f"CUDA computes on {place}, and plan and meters before the run took GPU {planned.index} for the first card."
+    return f"torch computes on {place}, and plan and meters before the run took GPU {planned.index} for the first card."
 
 
 def reason_for_cpu(wanted: str, sight: Sight) -> str:
     """The reason that a run with ``hardware.device = "auto"`` is on the CPU, in words; empty where there is no card."""
     if wanted != "auto":
         return ""
-    if sight.cards and hides_all(os.environ):
-        return "CUDA_VISIBLE_DEVICES hides the card"
+    if sight.cards and hides_all(sight.cards, os.environ):
+        return f"{visible_variable(sight.cards, os.environ)} hides the card"
     return find_card_not_given(sight)
 
 

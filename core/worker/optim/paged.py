@@ -42,10 +42,19 @@ def is_paged(value: Any) -> bool:
     return bool(getattr(value, "is_paged", False))
 
 
-def unpaged_where_needed(optimizer: str, *, wsl: bool) -> str:
-    """The optimizer to use for ``train.optimizer``. On WSL2 a paged one is replaced by its unpaged form with the same
-    states, because the Windows driver cannot move pages while a kernel runs."""
-    return optimizer.removeprefix("paged_") if wsl else optimizer
+def unpaged_where_needed(optimizer: str, *, wsl: bool, rocm: bool) -> tuple[str, str]:
+    """The optimizer to use for ``train.optimizer``, and the reason if it is another. Where pages cannot move while a
+    kernel runs, a paged one is replaced by its unpaged form with the same states.
+
+    Args:
+        optimizer: ``train.optimizer``.
+        wsl: Whether a card is driven by Windows.
+        rocm: Whether the card is AMD's, most of which need their pages in place.
+    """
+    unpaged = optimizer.removeprefix("paged_")
+    if unpaged == optimizer or not (wsl or rocm):
+        return optimizer, ""
+    return unpaged, f"{'WSL2' if wsl else 'ROCm'} cannot page the states of {optimizer}, which stay on the card"
 
 
 def check_room(needed: int, host: int, card: int) -> None:

@@ -9,9 +9,9 @@ import warnings
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.drivers import allocator_defaults, is_wsl
-from core.hardware.obstacle import find_obstacle, look, process_cards
-from core.hardware.visible import ORDER, VISIBLE, find_gpu
+from core.hardware.drivers import allocator_defaults, fixed_segments_reason, installed_build, is_wsl
+from core.hardware.obstacle import find_obstacle, look, only_card, process_cards
+from core.hardware.visible import ORDER, find_gpu
 from core.hub.job import OFFLINE
 
 #: Offline and private: no hub look-ups, no telemetry, no online trackers.
@@ -25,12 +25,18 @@ _DEFAULTS = {
     # Progress is reported by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
+#: Flash attention on AMD's consumer cards; without it torch keeps all scores (pytorch/pytorch issue 134498).
+_ROCM = {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1"}
 
 
 def prepare() -> None:
     """Set the private variables, and the others unless the user has set them."""
     os.environ.update(_PRIVATE)
-    for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
+    build = installed_build()
+    defaults = _DEFAULTS | allocator_defaults(os.environ, fixed_segments_reason(build, wsl=is_wsl()))
+    if build is not None and build.hip:
+        defaults |= _ROCM
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # With the package "kernels", importing bitsandbytes downloads native code. Mark it as not installed, and silence
     # the advice to install it.
@@ -55,7 +61,7 @@ def choose_gpu(gpu: str | None) -> None:
     if (obstacle := find_obstacle(sight, None, gpu=gpu)) is not None:
         raise obstacle
     if (chosen := find_gpu(sight.cards, gpu)) is not None:
-        os.environ[VISIBLE] = chosen.uuid or str(chosen.index)
+        os.environ.update(only_card(chosen.uuid or str(chosen.index), sight))
 
 
 def choose_card(config: Config, number: int = 0) -> None:
@@ -75,4 +81,4 @@ def choose_card(config: Config, number: int = 0) -> None:
             "Start as many processes on each machine as it has cards.",
         )
     if (card := cards[number]) is not None:
-        os.environ[VISIBLE] = card
+        os.environ.update(only_card(card))

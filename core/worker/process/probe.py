@@ -4,9 +4,14 @@ may end the process."""
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core.hardware import amd
+from core.hardware.card import BF16_CAPABILITY
 from core.jobs.process import Answers
+
+if TYPE_CHECKING:
+    import torch
 
 
 def probe(job: dict[str, Any], answers: Answers) -> dict[str, Any]:  # noqa: ARG001
@@ -40,10 +45,10 @@ def _torch() -> dict[str, Any]:
             devices.append(
                 {
                     "name": properties.name,
-                    "capability": f"{properties.major}.{properties.minor}",
+                    "capability": architecture_of(index) or f"{properties.major}.{properties.minor}",
                     "memory": properties.total_memory,
                     # Older cards emulate bfloat16 at a fraction of the speed.
-                    "bf16": properties.major >= 8,
+                    "bf16": has_bf16(index),
                     "uuid": f"GPU-{getattr(properties, 'uuid', '')}",
                 }
             )
@@ -82,8 +87,27 @@ def _versions() -> dict[str, Any]:
     return {"transformers": transformers.__version__, "peft": peft.__version__}
 
 
+def architecture_of(device: torch.device | int) -> str:
+    """The architecture of an AMD card, ``gfx1100``; empty for an NVIDIA card."""
+    import torch
+
+    if torch.version.hip is None:
+        return ""
+    # Features of the chip follow behind colons: gfx90a:sramecc+:xnack-.
+    return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+
+
+def has_bf16(device: torch.device | int) -> bool:
+    """True if a card has matrix instructions for bf16: NVIDIA's from compute capability 8.0, AMD's from RDNA 3, and
+    CDNA."""
+    import torch
+
+    architecture = architecture_of(device)
+    return amd.has_bf16(architecture) if architecture else torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+
+
 def cuda_error() -> str | None:
-    """Reason why a CUDA build of torch cannot use a card; None if it can, or is a CPU build."""
+    """Reason why a build of torch for CUDA or ROCm cannot use a card; None if it can, or is a CPU build."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:

@@ -1,4 +1,4 @@
-"""Check of the driver: NVML reads the card that torch computes on; it also collects facts about the device."""
+"""Check of the driver: its meters are of the card that torch computes on. It also collects facts about the device."""
 
 from __future__ import annotations
 
@@ -8,28 +8,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.hardware import cpu
+from core.hardware import amd, cpu
+from core.hardware.amd import AmdSource
 from core.hardware.card import Card, find_card
 from core.hardware.cpu import prefers_bf16
+from core.hardware.drivers import is_rocm
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.power import may_set_power
 from core.hardware.snapshot import Device
 from core.units import format_bytes
 from core.worker.selftest.check import Bench, Outcome
 
-#: Allowed difference of NVML's memory from torch's, as a share of the card: of the total, where torch leaves out the
-#: driver's reserve, and of the free memory, which other programs change between two readings.
+#: Allowed difference of the driver's memory from torch's, as a share of the card: of the total, where torch leaves out
+#: a reserve, and of the free memory, which other programs change between two readings.
 TOTAL_MARGIN, FREE_MARGIN = 0.06, 0.03
 
 
 @dataclass(frozen=True)
 class TorchCard:
-    """The card as torch sees it: its name, its UUID without a prefix, and its memory in bytes."""
+    """The card as torch sees it: its name, its UUID as the driver has it, its memory in bytes, and the architecture of
+    an AMD card."""
 
     name: str
     uuid: str
     total: int
     free: int
+    architecture: str = ""
+
+
+@dataclass(frozen=True)
+class Meters:
+    """The driver's readings of a card, and its version; ``device`` is None if it does not list the card."""
+
+    device: Device | None
+    driver: str
+
+    @classmethod
+    def read(cls, index: int) -> Meters:
+        """Ask the driver that torch is built for: AMD's for ROCm, else NVML.
+
+        Args:
+            index: The card's index at the driver.
+
+        Raises:
+            NvmlUnavailableError: If NVML cannot be asked.
+        """
+        if is_rocm():
+            return cls(_by_index(AmdSource().read(), index), amd.driver_version())
+        with contextlib.closing(Nvml()) as nvml:
+            return cls(_by_index(nvml.devices(), index), nvml.driver_version or "")
+
+
+def _by_index(devices: Sequence[Device], index: int) -> Device | None:
+    return next((device for device in devices if device.index == index), None)
 
 
 def check(bench: Bench) -> Outcome:
@@ -40,52 +71,47 @@ def check(bench: Bench) -> Outcome:
     bench.tell("importing torch", None, None)
     import torch
 
+    from core.worker.model.device import uuid_of
+    from core.worker.process.probe import architecture_of, has_bf16
+
     bench.tell("asking the driver", None, None)
     planned = find_card() if bench.sizes.device != "cpu" else None
     if bench.sizes.device == "cpu" or not torch.cuda.is_available():
         return judge_cpu(planned, cpu_facts(torch.__version__))
-    index = torch.cuda.current_device()
+    card = torch.device("cuda", torch.cuda.current_device())
     # The first call creates the context, so that both readings include it.
     torch.ones(16, 16, device="cuda").sum().item()
-    properties = torch.cuda.get_device_properties(index)
-    free, total = torch.cuda.mem_get_info(index)
-    seen = TorchCard(properties.name, str(getattr(properties, "uuid", "")), total, free)
+    properties = torch.cuda.get_device_properties(card)
+    free, total = torch.cuda.mem_get_info(card)
+    seen = TorchCard(properties.name, uuid_of(card), total, free, architecture_of(card))
     facts: dict[str, Any] = {
         "kind": "cuda",
         "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
-        "dtype": "bf16" if properties.major >= 8 else "fp16",
+        "dtype": "bf16" if has_bf16(card) else "fp16",
         "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
     }
+    if seen.architecture:
+        facts |= {"architecture": seen.architecture, "rocm": torch.version.hip}
+    else:
+        facts |= {"capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda or ""}
+    if planned is None:
+        return Outcome("fail", f"torch computes on {seen.name}, which the driver's list does not have.", facts)
     try:
-        with contextlib.closing(Nvml()) as nvml:
-            facts["driver"] = nvml.driver_version or ""
-            if planned is None:
-                return Outcome("fail", f"torch computes on {seen.name}, which the driver's list does not have.", facts)
-            device = next((item for item in nvml.devices() if item.index == planned.index), None)
-            facts["index"] = planned.index
-            power_range = nvml.power_range(planned.index)
+        meters = Meters.read(planned.index)
     except NvmlUnavailableError as error:
         return Outcome("fail", f"torch computes on {seen.name}, and NVML cannot be asked: {error.reason}", facts)
-    return judge(seen, planned, device, power_range, facts)
+    facts |= {"driver": meters.driver, "index": planned.index}
+    return judge(seen, planned, meters.device, facts)
 
 
-def judge(
-    seen: TorchCard,
-    planned: Card,
-    device: Device | None,
-    power_range: tuple[float, float] | None,
-    facts: dict[str, Any],
-) -> Outcome:
+def judge(seen: TorchCard, planned: Card, device: Device | None, facts: dict[str, Any]) -> Outcome:
     """The outcome on a card.
 
     Args:
         seen: The card as torch sees it.
         planned: The card of the plan.
-        device: NVML's readings of that card.
-        power_range: The least and greatest power limit that it accepts, in watts; None if it has none to set.
+        device: The driver's readings of that card.
         facts: Facts about the device.
     """
     if device is None or device.problem:
@@ -97,20 +123,23 @@ def judge(
             f"torch computes on {seen.name}, and the readings and the plan are of another card, {planned.name}.",
             facts,
         )
+    if seen.architecture != planned.architecture:
+        wrong = f"torch computes on {seen.architecture}, and the driver has {planned.architecture or 'no architecture'}"
+        return Outcome("fail", f"{wrong} for {seen.name}.", facts)
     apart = _memory_apart(seen, device)
     if apart is not None:
-        return Outcome("fail", f"NVML and torch do not agree on the memory: {apart}.", facts)
+        return Outcome("fail", f"Driver and torch do not agree on the memory: {apart}.", facts)
     same = "the same card by its UUID" if seen.uuid and planned.uuid else "the same card by its name"
     said = [
         f"{same}, {format_bytes(seen.free)} of {format_bytes(seen.total)} free by torch and "
-        f"{format_bytes(device.available)} by NVML"
+        f"{format_bytes(device.available)} by the driver"
     ]
     if device.temperature_limit_c is None:
         said.append("the temperature at which it slows down is not found")
         return Outcome("fail", _sentence(said), facts)
     degrees = "unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
     said.append(f"{degrees}, slows down at {device.temperature_limit_c:.0f}")
-    said.append(describe_power(device.power_limit_w, power_range))
+    said.append(describe_power(device))
     return Outcome("pass", _sentence(said), facts)
 
 
@@ -121,24 +150,24 @@ def _sentence(clauses: Sequence[str]) -> str:
 
 def _memory_apart(seen: TorchCard, device: Device) -> str | None:
     if device.memory_total is None or device.available is None:
-        return "NVML does not tell it"
+        return "the driver does not tell it"
     readings = (
         ("in all", device.memory_total, seen.total, TOTAL_MARGIN),
         ("free", device.available, seen.free, FREE_MARGIN),
     )
-    for what, by_nvml, by_torch, margin in readings:
-        if abs(by_nvml - by_torch) > margin * seen.total:
-            return f"{format_bytes(by_nvml)} {what} and {format_bytes(by_torch)}, where {margin:.0%} is allowed"
+    for what, by_driver, by_torch, margin in readings:
+        if abs(by_driver - by_torch) > margin * seen.total:
+            return f"{format_bytes(by_driver)} {what} and {format_bytes(by_torch)}, where {margin:.0%} is allowed"
     return None
 
 
-def describe_power(limit: float | None, power_range: tuple[float, float] | None) -> str:
-    """The power limit and the right to set it, as a clause."""
+def describe_power(device: Device) -> str:
+    """The power limit of a card and the right to set it, as a clause."""
+    limit, low, high = device.power_limit_w, device.power_limit_min_w, device.power_limit_max_w
     if limit is None:
         return "its power limit cannot be read"
-    if power_range is None:
+    if low is None or high is None:
         return f"power limit {limit:.0f} W, which cannot be set"
-    low, high = power_range
     who = "this user may" if may_set_power() else "root alone may"
     return f"power limit {limit:.0f} W, which {who} set from {low:.0f} to {high:.0f} W"
 
@@ -169,9 +198,8 @@ def cpu_facts(torch_version: str) -> dict[str, Any]:
 
 
 def free_memory(index: int) -> int | None:
-    """Free memory of a card by NVML's index; None where unknown."""
-    try:
-        with contextlib.closing(Nvml()) as nvml:
-            return next((device.available for device in nvml.devices() if device.index == index), None)
-    except NvmlUnavailableError:
-        return None
+    """Free memory of a card by its index at the driver; None where unknown."""
+    with contextlib.suppress(NvmlUnavailableError):
+        device = Meters.read(index).device
+        return None if device is None else device.available
+    return None

@@ -52,6 +52,10 @@ def check(bench: Bench) -> Outcome:
         return Outcome("fail", f"{said}; {SHARE:.0%} or {format_bytes(LEAST)} is allowed.")
     torch_version = next((peak.footprint.torch for peak in peaks if peak.footprint is not None), "unknown")
     found = constants(peaks, bench.device, torch_version, datetime.date.today().isoformat())
+    if found is None and "architecture" in bench.device:
+        return Outcome(
+            "fail", f"{said}. The constants of the plan could not be told apart, and none are assumed for AMD."
+        )
     if found is None:
         return Outcome("pass", f"{said}. The constants of the plan could not be told apart, and stay as they are.")
     keep(found)

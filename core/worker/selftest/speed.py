@@ -1,26 +1,41 @@
-"""Check of speed: tokens per second, and their share of the device's matrix rate."""
+"""Check of speed: tokens per second, and their share of the device's matrix rate.
+
+On a card both are what it keeps up: after half a minute of work it is warm, and as fast as its power limit allows.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from core.hardware.nvml import NvmlUnavailableError
+from core.hardware.snapshot import Device
 from core.memory.calibration import read_calibration
 from core.models.architecture.measuring import load_architecture
 from core.models.find import locate_model
+from core.runs.record.events import StepEvent
 from core.units import format_rate
 from core.worker.selftest.check import Bench, Outcome
+from core.worker.selftest.driver import Meters
 from core.worker.selftest.memory import keep
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 
 #: Steps before the measured ones: kernels are chosen and memory is allocated.
 _WARM_UP = 2
+#: Steps of a run that is stopped after some time.
+_MOST_STEPS = 1_000_000
 #: Products and copies per measured rate; the fastest count, since other work only takes time away.
 _TRIES = 7
+#: Products between two looks at the clock, where a rate is measured for some time.
+_BATCH = 16
+#: Share of a measured time that counts, at its end.
+LAST_PART = 1 / 3
+#: Seconds between two readings of the power, and share of its limit from which it is reached.
+_READING_SECONDS, _REACHED = 1.0, 0.95
 #: Bytes of a copy.
 _COPIED = 512 << 20
 
@@ -40,11 +55,15 @@ class Rates:
 
 def check(bench: Bench) -> Outcome:
     """Train steps of one shape, and multiply matrices."""
-    shape, steps = bench.sizes.speed, bench.sizes.speed_steps
-    run = WorkerRun(bench, "speed", shape_config(bench, shape, _WARM_UP + steps))
-    run.train()
-    measured = run.steps[_WARM_UP:]
-    speed = sum(event.tokens for event in measured) / sum(event.seconds for event in measured)
+    shape, steps, seconds = bench.sizes.speed, _WARM_UP + bench.sizes.speed_steps, bench.sizes.speed_seconds
+    config = shape_config(bench, shape, steps)
+    watch = PowerWatch(seconds, bench.device.get("index"))
+    if seconds:
+        # The same rows again and again, without an evaluation or a checkpoint in between.
+        config = config.with_options(train={"max_steps": _MOST_STEPS}, checkpoint={"every_steps": _MOST_STEPS})
+    run = WorkerRun(bench, "speed", config)
+    run.train(stop_when=watch.is_over if seconds else None)
+    speed = sustained(run.steps[_WARM_UP:], seconds)
     bench.tell("multiplying matrices", None, None)
     rates = measure(bench)
     model = load_architecture(locate_model(bench.sizes.model))
@@ -54,8 +73,67 @@ def check(bench: Bench) -> Outcome:
     keep_rates(str(bench.device.get("name") or ""), rate, rates)
     return Outcome(
         "pass",
-        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens, {describe_share(rate, rates)}.",
+        f"{format_rate(speed)} in {shape.rows} x {shape.length} tokens{watch.words}, {describe_share(rate, rates)}.",
     )
+
+
+def sustained(steps: Sequence[StepEvent], seconds: float) -> float:
+    """Tokens per second of the last part of a measured time.
+
+    Args:
+        steps: The steps, in order.
+        seconds: The measured time; 0 to count all steps.
+    """
+    counted: list[StepEvent] = []
+    for step in reversed(steps):
+        counted.append(step)
+        if seconds and sum(each.seconds for each in counted) >= LAST_PART * seconds:
+            break
+    return sum(step.tokens for step in counted) / sum(step.seconds for step in counted)
+
+
+@dataclass
+class PowerWatch:
+    """The end of a run that is measured for some time, and the power of the card in the last part of it.
+
+    Args:
+        seconds: The time.
+        index: The card's index at its driver; None where unknown.
+        read: Reads its meters.
+        clock: Monotonic clock in seconds.
+    """
+
+    seconds: float
+    index: int | None
+    read: Callable[[int], Meters] = Meters.read
+    clock: Callable[[], float] = time.monotonic
+    readings: list[Device] = field(default_factory=list)
+    _next: float = 0.0
+
+    def is_over(self, steps: Sequence[StepEvent]) -> bool:
+        """True if the steps after the warm-up have taken the time."""
+        taken = sum(step.seconds for step in steps[_WARM_UP:])
+        if taken >= (1 - LAST_PART) * self.seconds and self.clock() >= self._next:
+            self._next = self.clock() + _READING_SECONDS
+            with contextlib.suppress(NvmlUnavailableError):
+                device = self.read(self.index).device if self.index is not None else None
+                self.readings += [device] if device is not None else []
+        return taken >= self.seconds
+
+    @property
+    def words(self) -> str:
+        """The power and whether it is at its limit, as the end of a clause; empty on a CPU."""
+        if not self.seconds:
+            return ""
+        known = [(item.power_w, item.power_limit_w) for item in self.readings if item.power_w is not None]
+        if not known:
+            return f" over the last {LAST_PART * self.seconds:.0f} s, at a power that cannot be read"
+        power, limit = statistics.median(power for power, _ in known), known[-1][1]
+        capped = [item for item in self.readings if "power cap" in item.throttle_reasons]
+        is_reached = len(capped) > len(self.readings) / 2 or (limit is not None and power >= _REACHED * limit)
+        of = "" if limit is None else f" of {limit:.0f}"
+        where = "at its power limit" if is_reached else "below its power limit"
+        return f" over the last {LAST_PART * self.seconds:.0f} s, {where} ({power:.0f}{of} W)"
 
 
 def keep_rates(name: str, rate: float, rates: Rates) -> None:
@@ -95,7 +173,7 @@ def describe_share(rate: float, rates: Rates) -> str:
 
 
 def measure(bench: Bench) -> Rates:
-    """The rates of the device, in the dtype of a run."""
+    """The rates of the device, in the dtype of a run; on a card that of products is what it keeps up."""
     from core.worker.process import environment
 
     environment.prepare()
@@ -109,7 +187,9 @@ def measure(bench: Bench) -> Rates:
     left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
     wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    product = best_seconds(lambda: torch.mm(left, right, out=out), wait)
+    seconds = bench.sizes.speed_seconds
+    multiply = lambda: torch.mm(left, right, out=out)  # noqa: E731
+    product = sustained_seconds(multiply, wait, seconds) if seconds else best_seconds(multiply, wait)
     # Larger than any cache.
     source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -121,6 +201,29 @@ def measure(bench: Bench) -> Rates:
             host = _COPIED / best_seconds(lambda: target.copy_(pinned, non_blocking=True), wait)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     return Rates(2.0 * edge**3 / product, 2.0 * _COPIED / copy, names[dtype], host)
+
+
+def sustained_seconds(
+    work: Callable[[], Any], wait: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The mean duration of some work in the last part of a time of doing nothing else.
+
+    Args:
+        work: Starts it.
+        wait: Waits until it is done.
+        seconds: The time.
+        clock: Monotonic clock in seconds.
+    """
+    began = clock()
+    ends = [began]
+    while ends[-1] - began < seconds:
+        for _ in range(_BATCH):
+            work()
+        wait()
+        ends.append(clock())
+    first = next(place for place, end in enumerate(ends) if end >= ends[-1] - LAST_PART * seconds)
+    first = min(first, len(ends) - 2)
+    return (ends[-1] - ends[first]) / ((len(ends) - 1 - first) * _BATCH)
 
 
 def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:

@@ -44,7 +44,7 @@ def resume(bench: Bench) -> Outcome:
     config = _config(bench)
     whole, parted = WorkerRun(bench, "uninterrupted", config), WorkerRun(bench, "interrupted", config)
     whole.train()
-    state = parted.train(stop=True)
+    state = parted.train(stop_when=bool)
     if state != "stopped":
         raise UserError(f"The run was over before its stop was heard, after {len(parted.steps)} steps.")
     stopped_at = len(parted.steps)

@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core.atomic import write_atomic
@@ -36,7 +36,7 @@ class WorkerRun:
         bench: The bench.
         name: Its name, for the directory and progress.
         config: Its configuration.
-        how: How the worker is wrapped: ``measured`` or ``starved``; empty for not at all.
+        how: How the worker is wrapped: ``measured``, ``starved`` or ``counted``; empty for not at all.
     """
 
     def __init__(self, bench: Bench, name: str, config: Config, how: str = "") -> None:
@@ -50,12 +50,12 @@ class WorkerRun:
         self._tail = EventTail(self.run.events_path)
         self.events: list[Event] = []
 
-    def train(self, *, resume: bool = False, stop: bool = False) -> str:
+    def train(self, *, resume: bool = False, stop_when: Callable[[Sequence[StepEvent]], bool] | None = None) -> str:
         """Run a worker to its end.
 
         Args:
             resume: Resume from its newest checkpoint.
-            stop: Stop it after its first steps.
+            stop_when: Says after some steps whether to stop it; None to run it to its end.
 
         Returns:
             Its state: ``finished`` or ``stopped``.
@@ -74,9 +74,9 @@ class WorkerRun:
             self._tell(found)
             if has_ended:
                 break
-            if stop and self.steps:
+            if stop_when is not None and stop_when(self.steps):
                 child.send_signal(signal.SIGTERM)
-                stop = False
+                stop_when = None
             time.sleep(_INTERVAL)
         ends = [event for event in self.events[begun:] if isinstance(event, FinishedEvent)]
         if not ends:

@@ -1,6 +1,7 @@
-"""Wrapped workers: ``measured RUN`` records its process's memory, ``starved RUN`` meets a shortage.
+"""Wrapped workers: ``measured RUN`` records its process's memory, ``starved RUN`` meets a shortage, ``counted RUN``
+records the waits of a step.
 
-Both execute the run by the worker's own entry point.
+All execute the run by the worker's own entry point.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from core.hardware import cpu
 from core.helper import tie_to_parent
 
 MEASURED = "measured.json"
-#: Variable with NVML's index of a measured worker's card.
+#: Variable with the driver's index of a measured worker's card.
 CARD_VARIABLE = "LOCALTUNE_SELFTEST_CARD"
 
 
@@ -97,6 +98,18 @@ def starved(run: str) -> int:
         return main([run])
 
 
+def counted(run: str) -> int:
+    """Execute a run, and write the waits of one of its steps into its directory."""
+    from core.worker.__main__ import main
+    from core.worker.process import environment
+
+    environment.prepare()
+    from core.worker.selftest.waits import WaitCounter
+
+    with WaitCounter(Path(run)).installed():
+        return main([run])
+
+
 if __name__ == "__main__":
     tie_to_parent()
-    sys.exit({"measured": measured, "starved": starved}[sys.argv[1]](sys.argv[2]))
+    sys.exit({"measured": measured, "starved": starved, "counted": counted}[sys.argv[1]](sys.argv[2]))

@@ -359,11 +359,11 @@ def with_usable_optimizer(config: Config, device: torch.device, recorder: Record
         recorder: Of the run.
     """
     wanted = config.train.optimizer
-    optimizer = unpaged_where_needed(wanted, wsl=is_wsl() and device.type == "cuda")
-    if optimizer == wanted:
+    is_card = device.type == "cuda"
+    optimizer, reason = unpaged_where_needed(wanted, wsl=is_wsl() and is_card, rocm=bool(torch_build().hip) and is_card)
+    if not reason:
         return config
-    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
-    recorder.warn("unpaged", message, "It computes the same.")
+    recorder.warn("unpaged", f"The optimizer is {optimizer}: {reason}.", "It computes the same.")
     return config.with_options(train={"optimizer": optimizer})
 
 

@@ -50,7 +50,7 @@ class Toolchain:
     """Build tools on a machine that torch's compiler needs."""
 
     kind: str
-    """Device type."""
+    """Device type: ``cpu``, ``cuda``, or ``rocm`` for AMD's cards."""
     triton: bool
     """True if the triton package is installed."""
     compiler: bool
@@ -72,7 +72,7 @@ def this_toolchain(device: torch.device) -> Toolchain:
     scheme = sysconfig.get_default_scheme()
     include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
     return Toolchain(
-        kind=device.type,
+        kind="rocm" if device.type == "cuda" and torch.version.hip else device.type,
         triton=importlib.util.find_spec("triton") is not None,
         compiler=_has_c_compiler() if device.type == "cuda" else _has_cpp_compiler(),
         headers=Path(include, "Python.h").is_file(),
@@ -111,6 +111,8 @@ def missing(toolchain: Toolchain) -> tuple[str, str] | None:
     Args:
         toolchain: Of the machine.
     """
+    if toolchain.kind == "rocm":
+        return "compiled layers are not tried on AMD's cards", "Set train.compile = false."
     if toolchain.kind != "cuda":
         return None if toolchain.compiler else ("there is no C++ compiler on this machine", _install(toolchain, "g++"))
     if not toolchain.triton:

@@ -24,8 +24,7 @@ from typing import Literal
 from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.obstacle import process_cards
-from core.hardware.visible import VISIBLE
+from core.hardware.obstacle import only_card, process_cards
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
@@ -338,7 +337,7 @@ def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str
     def start(rank: int, options: Sequence[str], meeting: Path) -> Start:
         variables = {**environment, **Meeting(rank, count, rank, file_meeting(meeting)).variables()}
         if (card := cards[rank]) is not None:
-            variables[VISIBLE] = card
+            variables |= only_card(card)
         variables.setdefault("OMP_NUM_THREADS", threads)
         path = run.log_path if rank == 0 else run.path / f"worker-rank{rank}.log"
         command = [sys.executable, "-m", "core.worker", str(run.path), *options]

@@ -30,7 +30,7 @@ def test_a_table_progress_beside_it_and_a_report(call: Call) -> None:
     assert told.out.startswith("Card 9000\n")
     passed = [line[6:].split("  ")[0] for line in told.out.splitlines() if line.startswith("pass")]
     assert passed == [subject.title for subject in SUBJECTS]
-    assert "Passed: all 7 of 7 checks" in told.out
+    assert "Passed: all 8 of 8 checks" in told.out
     assert "fast paths …" in told.err
     assert "\x1b" not in told.err
     assert str(paths.selftest_dir() / "report.txt") in told.err
@@ -69,7 +69,7 @@ def test_what_was_found_is_reported_where_the_report_cannot_be_written(call: Cal
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir(exist_ok=True)
     told = call("selftest", *words)
     assert (told.code, "cannot be written" in told.err) == (1, True)
-    assert told.json["passed"] if words else "Passed: all 7 of 7 checks" in told.out
+    assert told.json["passed"] if words else "Passed: all 8 of 8 checks" in told.out
 
 
 def test_the_report_is_written_where_the_output_cannot_be(scripted: pytest.MonkeyPatch) -> None:

@@ -31,14 +31,19 @@ def make_card(root: Path, values: dict[str, Any], number: int = 0, place: str = 
     return device
 
 
-def make_processes(root: Path, memory: dict[int, int], number: str = "51234", minor: int = 128) -> None:
-    """Write the processes that compute on a card, with their memory in bytes."""
+def make_processes(
+    root: Path, memory: dict[int, int], number: str = "51234", minor: int = 128, version: int = 110000
+) -> None:
+    """Write the driver for computing: a card with its version (that of gfx1100), and the processes that compute on it,
+    with their memory in bytes."""
     kfd = root / "sys/class/kfd/kfd"
     for node, (identity, render) in enumerate((("0", 0), (number, minor))):
         directory = kfd / f"topology/nodes/{node}"
         directory.mkdir(parents=True)
         (directory / "gpu_id").write_text(f"{identity}\n")
-        (directory / "properties").write_text(f"cpu_cores_count 0\ndrm_render_minor {render}\nnum_xcc 1\n")
+        (directory / "properties").write_text(
+            f"cpu_cores_count 0\ngfx_target_version {version}\ndrm_render_minor {render}\nnum_xcc 1\n"
+        )
     for pid, size in memory.items():
         directory = kfd / f"proc/{pid}"
         directory.mkdir(parents=True)

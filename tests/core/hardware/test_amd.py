@@ -5,9 +5,16 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from core.hardware.amd import AmdSource, find_cards, uuid_of
+import pytest
+
+from core.hardware import card as card_module
+from core.hardware import sampler
+from core.hardware.amd import AmdSource, driver_version, find_cards, has_bf16, identities, uuid_at, uuid_of
+from core.hardware.card import Card, find_card
+from core.hardware.nvml import NvmlSource
 from core.hardware.sampler import GpuReader
 from core.hardware.snapshot import Device, GpuProcess
+from core.hardware.visible import Identity
 from tests.cases import cases
 from tests.core.hardware.amd_tree import CARD, PLACE, make_card, make_processes, metrics
 
@@ -97,3 +104,52 @@ def test_nvidias_cards_come_first(tmp_path: Path) -> None:
     reader = GpuReader([SimpleNamespace(read=lambda _only: [], reason="There is no driver."), AmdSource(tmp_path)])
     assert [device.kind for device in reader.read()] == ["rocm"]
     assert reader.reason == "There is no driver."
+
+
+@cases(
+    ("version", "variables", "architecture", "bf16"),
+    [
+        (110000, {}, "gfx1100", True),
+        (100301, {}, "gfx1031", False),
+        (100301, {"HSA_OVERRIDE_GFX_VERSION": "10.3.0"}, "gfx1030", False),
+        (90010, {}, "gfx90a", True),
+        (90006, {}, "gfx906", False),
+        (120001, {"HSA_OVERRIDE_GFX_VERSION": "newest"}, "gfx1201", True),
+        (0, {}, "", False),
+    ],
+)
+def test_the_architecture_is_named_as_rocm_does(
+    tmp_path: Path, version: int, variables: dict[str, str], architecture: str, bf16: bool
+) -> None:
+    make_card(tmp_path, CARD)
+    make_processes(tmp_path, {}, version=version)
+    uuid = f"AMD-{CARD['unique_id']}"
+    assert identities(tmp_path, variables) == (Identity(0, uuid, vendor="AMD", architecture=architecture),)
+    assert has_bf16(architecture) is bf16
+    assert (uuid_at(PLACE, tmp_path), uuid_at("0000:04:00.0", tmp_path)) == (uuid, "")
+
+
+def test_the_driver_has_a_version_of_its_own_or_the_kernels(tmp_path: Path) -> None:
+    assert driver_version(tmp_path) == f"Linux {os.uname().release}"
+    (tmp_path / "sys/module/amdgpu").mkdir(parents=True)
+    (tmp_path / "sys/module/amdgpu/version").write_text("6.16.6\n")
+    assert driver_version(tmp_path) == "6.16.6"
+
+
+def test_with_torch_for_rocm_a_run_takes_the_card_that_hip_sees_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_card(tmp_path, {**CARD, "unique_id": "1"}, 0, "0000:03:00.0")
+    make_card(tmp_path, {**CARD, "unique_id": "2", "drm/renderD129/dev": "226:129"}, 1, "0000:09:00.0")
+    make_processes(tmp_path, {}, minor=129)
+    monkeypatch.setattr(card_module, "is_rocm", lambda: True)
+    found = find_card(environment={"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}, root=tmp_path)
+    free = int(CARD["mem_info_vram_total"]) - int(CARD["mem_info_vram_used"])
+    assert found == Card("AMD GPU 744c", 24 << 30, None, 1, "AMD-2", free, "gfx1100")
+    assert found.has_bf16
+    assert find_card(environment={"HIP_VISIBLE_DEVICES": "-1"}, root=tmp_path) is None
+    assert find_card(environment={}, gpu="AMD-1", root=tmp_path) == Card(
+        "AMD GPU 744c", 24 << 30, None, 0, "AMD-1", free
+    )
+    monkeypatch.setattr(sampler, "is_rocm", lambda: True)
+    assert [type(source) for source in GpuReader()._sources] == [AmdSource, NvmlSource]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware import obstacle as module
 from core.hardware import torch_check
 from core.hardware.drivers import Build, install_command, installed_build, is_wsl
-from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, process_cards
+from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, only_card, process_cards
+from core.hardware.proof import TRYING_VARIABLE, Proof, settle
 from core.hardware.visible import Identity
 from tests.cases import cases
 from tests.core.runs.helpers import there
 
+from .amd_tree import CARD, make_card, make_processes
 from .conftest import Ask
 
 UUIDS = ("GPU-00000010-1111", "GPU-00000011-1111")
@@ -44,7 +48,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
         (replace(OLD, wsl=True), CUDA, {}, "", "550.54.14 runs", "Update the NVIDIA driver in Windows"),
         (SIGHT, CPU, {}, "", "torch 2.13.0+cpu is built for the CPU only", "whl/cu130"),
         (SIGHT, CPU, {"CUDA_VISIBLE_DEVICES": "1"}, "", "The NVIDIA card (GPU 1)", "whl/cu130"),
-        (SIGHT, ROCM, {}, "", "built for ROCm, and only NVIDIA cards are supported", "whl/cu130"),
+        (SIGHT, ROCM, {}, "", "built for ROCm, which computes on AMD's cards only", "whl/cu130"),
         (MISMATCH, CUDA, {}, NO_DRIVER, "the driver was updated while running", "Reboot, or reload"),
         (replace(MISMATCH, container=True), CUDA, {}, "", "This container has an NVIDIA card", "docker run --gpus all"),
         (replace(NO_LIBRARY, nodes=True, container=True), CUDA, {}, "", "library is missing", "docker run --gpus all"),
@@ -254,3 +258,80 @@ def test_wsl_is_recognized_by_its_kernel(tmp_path: Path) -> None:
     for release in ("6.6.87.2-microsoft-standard-WSL2", "4.4.0-19041-Microsoft", "6.8.0-45-generic"):
         (tmp_path / "proc/sys/kernel/osrelease").write_text(f"{release}\n")
         assert is_wsl(tmp_path) is ("icrosoft" in release)
+
+
+@pytest.fixture
+def amd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sight:
+    """Two AMD cards as the system shows them to torch for ROCm: one that KFD does not list, and a gfx1100."""
+    make_card(tmp_path, CARD)
+    make_card(
+        tmp_path, {**CARD, "unique_id": "2", "drm/renderD128/dev": "", "drm/renderD129/dev": ""}, 1, "0000:09:00.0"
+    )
+    make_processes(tmp_path, {}, minor=129)
+    (tmp_path / "sys/devices/0000:09:00.0/drm/renderD128/dev").unlink()
+    (tmp_path / "sys/devices/0000:09:00.0/drm/renderD128").rmdir()
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    assert not look(root=tmp_path).cards
+    monkeypatch.setattr(module, "is_rocm", lambda: True)
+    return look(root=tmp_path)
+
+
+def test_an_amd_card_is_used_once_its_self_test_has_passed(amd: Sight) -> None:
+    assert (amd.is_amd, [card.architecture for card in amd.cards]) == (True, ["", "gfx1100"])
+    visible = {"HIP_VISIBLE_DEVICES": "1"}
+    refused = there(find_obstacle(amd, ROCM, environment=visible))
+    assert refused.message == (
+        "The AMD card (GPU 1, gfx1100) has not passed the self-test with torch 2.13.0+rocm7.1 and this driver, and "
+        "AMD's cards train only after that."
+    )
+    assert refused.hint == (
+        "Run 'localtune-tui selftest' once, which decides it; to train on the CPU anyway, set hardware.device = cpu."
+    )
+    proof = Proof.here("gfx1100", ROCM.version, amd.driver)
+    settle(proof, passed=True)
+    assert find_obstacle(amd, ROCM, environment=visible) is None
+    assert find_obstacle(amd, ROCM, gpu="1", environment={}) is None
+    # Another torch, driver or architecture has proven nothing, nor has a later self-test that failed.
+    for sight, build in ((amd, replace(ROCM, version="2.14.0+rocm7.1")), (replace(amd, driver="6.17"), ROCM)):
+        assert "has not passed" in str(find_obstacle(sight, build, environment=visible))
+    assert "HIP out of memory" in str(find_obstacle(amd, ROCM, environment=visible, torch_error="HIP out of memory"))
+    settle(proof, passed=False)
+    assert "has not passed" in str(find_obstacle(amd, ROCM, environment=visible))
+
+
+def test_the_self_test_itself_is_let_through(amd: Sight, monkeypatch: pytest.MonkeyPatch) -> None:
+    visible = {"HIP_VISIBLE_DEVICES": "1"}
+    assert find_obstacle(amd, ROCM, environment=visible) is not None
+    monkeypatch.setenv(TRYING_VARIABLE, "1")
+    assert find_obstacle(amd, ROCM, environment=visible) is None
+
+
+@cases(
+    ("variables", "gpu", "words"),
+    [
+        ({}, None, "The AMD card (GPU 0) cannot be used: the driver for computing (KFD) does not list it."),
+        ({"HIP_VISIBLE_DEVICES": "7"}, None, "HIP_VISIBLE_DEVICES is '7', and no card is called so."),
+        ({"HIP_VISIBLE_DEVICES": "0"}, "1", "HIP_VISIBLE_DEVICES is '0', which hides that card."),
+        ({}, "5", "hardware.gpu is 5, and no card is called so, or more than one."),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, None, ""),
+    ],
+)
+def test_an_amd_card_that_cannot_be_used_has_a_reason(
+    amd: Sight, variables: dict[str, str], gpu: str | None, words: str
+) -> None:
+    found = find_obstacle(amd, ROCM, gpu=gpu, environment=variables)
+    assert (str(found) if found else "").startswith(words) if gpu is None else words in str(found)
+    assert "nvidia-smi" not in str(found)
+
+
+def test_hip_is_given_a_card_by_its_number(amd: Sight) -> None:
+    assert only_card("AMD-2", amd, {}) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert only_card("AMD-2", amd, {"HIP_VISIBLE_DEVICES": "0,1"}) == {"HIP_VISIBLE_DEVICES": "1"}
+    assert only_card(UUIDS[0], SIGHT, {}) == {"CUDA_VISIBLE_DEVICES": UUIDS[0]}
+
+
+def test_a_mac_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = there(find_obstacle(look(), CPU))
+    assert "no 8-bit optimizers, PyTorch has no 64-bit numbers, and 4-bit weights are too slow" in found.message
+    assert "SSH" in found.hint

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.hardware.visible import Identity, Visible, find_gpu, visible_cards
+from core.hardware.visible import Identity, Visible, find_gpu, hides_all, visible_cards
 from tests.cases import cases
 
 from .conftest import Ask
@@ -62,6 +62,24 @@ def test_the_fastest_card_is_first_only_where_the_user_wants_that() -> None:
     assert seen(None, cards) == seen(None, cards, CUDA_DEVICE_ORDER="PCI_BUS_ID") == [0, 1, 2]
     assert seen(None, cards, CUDA_DEVICE_ORDER="FASTEST_FIRST") == [2, 0, 1]
     assert seen("1", cards, CUDA_DEVICE_ORDER="FASTEST_FIRST") == [0]
+
+
+@cases(
+    ("variables", "indices"),
+    [
+        ({}, [0, 1]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, [1]),
+        ({"HIP_VISIBLE_DEVICES": "1,0", "CUDA_VISIBLE_DEVICES": "0"}, [1, 0]),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, []),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, [0, 1]),
+    ],
+)
+def test_hip_reads_its_own_variable_before_that_of_cuda(variables: dict[str, str], indices: list[int]) -> None:
+    cards = (Identity(0, "AMD-1", vendor="AMD"), Identity(1, "AMD-2", vendor="AMD"))
+    assert [device.index for device in visible_cards(cards, variables)] == indices
+    assert hides_all(cards, variables) is (not indices)
+    # NVIDIA's driver does not know it.
+    assert len(visible_cards(EIGHT, {"HIP_VISIBLE_DEVICES": "1"})) == 8
 
 
 def test_of_mig_instances_one_is_seen() -> None:

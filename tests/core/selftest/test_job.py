@@ -11,14 +11,16 @@ import pytest
 
 from core import paths
 from core.errors import UserError
+from core.hardware.proof import TRYING_VARIABLE, Proof, is_proven
 from core.jobs.job import Job
 from core.selftest import job
 from core.selftest.job import SelfTestJob, SelfTestProgress, selftest_job
 from core.selftest.report import SUBJECTS, Subject
 from core.selftest.sizes import Sizes
 from tests.cases import cases
-from tests.core.runs.helpers import live_state
+from tests.core.runs.helpers import live_state, there
 
+ROCM = {"kind": "cuda", "name": "Card 9000", "architecture": "gfx1100", "torch": "2.13.0+rocm7.2", "driver": "6.16"}
 DRIVER, FAST = SUBJECTS[0], SUBJECTS[1]
 
 
@@ -69,6 +71,31 @@ def test_a_process_that_ends_without_an_outcome_has_failed_and_the_others_go_on(
     assert failed.detail.startswith(said)
     assert not report.passed
     assert [check.result for check in report.checks].count("pass") == len(SUBJECTS) - 1
+
+
+def test_a_whole_self_test_of_an_amd_card_decides_whether_runs_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, tried = {"result": "pass"}, []
+
+    def call(_: object, __: str, request: dict[str, Any], *___: object, **options: Any) -> dict[str, Any]:
+        tried.append(options["environment"][TRYING_VARIABLE])
+        device = ROCM if request["name"] == "driver" else None
+        result = outcome["result"] if request["name"] == "fast_paths" else "pass"
+        return {"result": result, "detail": "…", "device": device}
+
+    monkeypatch.setattr(Job, "call", call)
+    proof = there(Proof.of(ROCM))
+    assert not is_proven(proof)
+    assert planned((DRIVER, FAST)).run().passed
+    assert not is_proven(proof), "a part of the checks"
+    assert planned().run().passed
+    assert is_proven(proof)
+    assert not is_proven(replace(proof, torch="2.14.0+rocm7.2"))
+    outcome["result"] = "fail"
+    assert not planned((DRIVER, FAST)).run().passed
+    assert not is_proven(proof)
+    # The checks themselves compute on a card that is not proven yet.
+    assert set(tried) == {"1"}
+    assert Proof.of({"kind": "cuda", "torch": "2.13.0", "driver": "580"}) is None
 
 
 def test_a_missing_model_fails_the_checks_that_need_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from core.commands.checks.meters import APPLE, check_amd, check_card_meters, check_cpu_meters, check_platform
-from core.hardware.amd import AmdSource
+from core.commands.checks.meters import check_amd, check_card_meters, check_cpu_meters, check_platform
+from core.hardware import obstacle
+from core.hardware.drivers import Build
+from core.hardware.obstacle import APPLE
+from core.hardware.proof import Proof, settle
 from core.hardware.snapshot import Device
-from tests.core.hardware.amd_tree import CARD, make_card
+from tests.core.hardware.amd_tree import CARD, make_card, make_processes
 
 NVIDIA = Device(
     index=1, kind="cuda", name="RTX 4090", uuid="GPU-1", temperature_c=71.0, temperature_limit_c=87.0, memory_used=1,
@@ -47,16 +50,25 @@ def test_a_limit_that_a_run_left_is_reported(private_home: Path) -> None:
     assert [item.status for item in check_card_meters(replace(NVIDIA, power_limit_w=450.0))] == ["ok", "ok"]
 
 
-def test_amds_cards_are_reported_to_be_untried(tmp_path: Path) -> None:
+def test_an_amd_cards_self_test_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_card(tmp_path, {**CARD, "product_name": "Radeon RX 7900 XTX"})
-    (finding,) = check_amd(AmdSource(tmp_path))
-    assert finding.status == "warn"
-    assert finding.what == (
+    make_processes(tmp_path, {})
+    meters = (
         "AMD Radeon RX 7900 XTX, 83 °C (slows down at 110), 301 W, 19.3 GB of 25.8 GB in use, not reported: "
-        "energy counter; training on AMD's cards is not supported yet"
+        "energy counter"
     )
-    assert "made-up files only" in finding.hint
-    assert check_amd(AmdSource(tmp_path / "nothing")) == []
+    (finding,) = check_amd(Build("2.13.0", "13.0"), tmp_path)
+    assert (finding.status, finding.what) == ("warn", f"{meters}; torch is not built for it (ROCm)")
+    rocm = Build("2.13.0+rocm7.2", None, "7.2")
+    monkeypatch.setattr(obstacle, "is_rocm", lambda: True)
+    (finding,) = check_amd(rocm, tmp_path)
+    assert finding.status == "warn"
+    assert finding.what.startswith(f"{meters}. The AMD card (GPU 0, gfx1100) has not passed the self-test")
+    assert "localtune-tui selftest" in finding.hint
+    settle(Proof.here("gfx1100", rocm.version, obstacle.look(root=tmp_path).driver), passed=True)
+    (finding,) = check_amd(rocm, tmp_path)
+    assert (finding.status, finding.hint) == ("ok", "")
+    assert check_amd(rocm, tmp_path / "nothing") == []
 
 
 def test_the_processors_counters(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def test_kernels_worth_trying(
     assert windowed == tuple(kernel for kernel in wanted if kernel in (VARLEN, MASKED))
     without = kernels_for(capability, dtype, head, value_head, varlen=False)
     assert without == tuple(kernel for kernel in wanted if kernel is not VARLEN)
+    # Of an AMD card nothing is known before a trial.
+    by_trial = kernels_for(None, dtype, head, value_head, rocm=True)
+    assert by_trial == kernels_for((8, 0), dtype, head, value_head)
     if capability is not None:
         assert flash_serves(capability, dtype, head, value_head) == (FLASH in wanted)
 
@@ -266,6 +269,22 @@ def test_the_first_kernel_that_passes_is_taken(monkeypatch: pytest.MonkeyPatch, 
     assert proven(window=True) is MASKED
     attention._proven_kernel.cache_clear()
     assert varlen
+
+
+@pytest.mark.usefixtures("long", "varlen")
+def test_the_kernels_of_an_amd_card_are_found_by_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "is_rocm", lambda _device: True)
+    query, key, value = (tensor.to(BF16) for tensor in draws())
+    for found, wanted in ((varlen_attn, VARLEN), (None, FLASH)):
+        monkeypatch.setattr(attention_kernels, "find_varlen", lambda found=found: found)
+        attention._proven_kernel.cache_clear()
+        assert attention._proven_kernel(CPU, BF16, HEADS, KEY_HEADS, SIZE, SIZE, False) is wanted
+    attention._proven_kernel.cache_clear()
+    # Grouped heads are left to flash attention where it has passed, and else repeated for the kernel that needs it.
+    for kernel, repeats in ((VARLEN, False), (FLASH, False), (EFFICIENT, True), (MASKED, True)):
+        monkeypatch.setattr(attention, "choose_kernel", lambda *_args, kernel=kernel, **_options: kernel)
+        assert attention._repeats_keys(query, key, value) is repeats
+        assert not attention._repeats_keys(query, query, query)
 
 
 @pytest.mark.usefixtures("long", "varlen")

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from core.errors import UserError
+from core.hardware import amd
 from core.hardware.cpu import is_bf16_measured
 from core.hardware.drivers import Build
 from core.hardware.obstacle import Sight
+from core.hardware.proof import Proof, settle
 from core.hardware.visible import Identity
 from core.worker.model import device as module
 from core.worker.model.device import (
@@ -27,12 +29,14 @@ from core.worker.model.device import (
     memory_share,
     read_card,
     reason_for_cpu,
+    uuid_of,
 )
 from tests.cases import cases
+from tests.core.hardware.amd_tree import make_card
 
 UUIDS = ("GPU-0010", "GPU-0011")
 SIGHT = Sight(tuple(Identity(index, uuid) for index, uuid in enumerate(UUIDS)), (), "550.54.14", (12, 4), nodes=True)
-CARD = CardFacts("NVIDIA GeForce RTX 4090", (8, 9), 24 << 30, UUIDS[1], 1, "580.95.05", "expandable segments")
+CARD = CardFacts("NVIDIA GeForce RTX 4090", "compute 8.9", 24 << 30, UUIDS[1], 1, "580.95.05", "expandable segments")
 
 
 @pytest.fixture(autouse=True)
@@ -79,15 +83,52 @@ def test_without_a_card_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
     assert reason_for_cpu("cpu", SIGHT) == ""
 
 
-def test_only_nvidia_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    rocm = Build("2.13.0+rocm7.1", None, "7.1")
-    without_cuda(monkeypatch, Sight(absent=True), rocm)
-    with pytest.raises(UserError, match="built for ROCm, and only NVIDIA"):
-        choose_device("cuda")
+ROCM = Build("2.13.0+rocm7.1", None, "7.1")
+AMD = Sight((Identity(0, "AMD-1", vendor="AMD", architecture="gfx1100"),), driver="6.16.6")
+
+
+def test_an_amd_card_is_chosen_after_its_self_test(monkeypatch: pytest.MonkeyPatch, private_home: Path) -> None:
+    without_cuda(monkeypatch, Sight(absent=True), ROCM)
     assert choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="only NVIDIA cards are supported"):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(UserError, match="amdgpu does not list"):
         choose_device("auto")
+    monkeypatch.setattr(module, "look", lambda: AMD)
+    for wanted in ("auto", "cuda"):
+        with pytest.raises(UserError, match="has not passed the self-test") as raised:
+            choose_device(wanted)
+        assert "localtune-tui selftest" in raised.value.hint
+    settle(Proof.here("gfx1100", ROCM.version, AMD.driver), passed=True)
+    assert choose_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setattr(module, "cuda_error", lambda: "HIP error: invalid device function")
+    with pytest.raises(UserError, match="invalid device function"):
+        choose_device("auto")
+
+
+def test_an_amd_card_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties: Any = SimpleNamespace(
+        name="AMD Radeon RX 7900 XTX", major=11, minor=0, total_memory=24 << 30, gcnArchName="gfx1100:xnack-",
+        pci_domain_id=0, pci_bus_id=3, pci_device_id=0,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    place = make_card(tmp_path, {"unique_id": "1"})
+    monkeypatch.setattr(amd, "find_cards", lambda _: [place])
+    device = torch.device("cuda", 0)
+    card = read_card(device, AMD)
+    assert (card.kind, card.uuid, card.index, card.driver) == ("gfx1100", "AMD-1", 0, "6.16.6")
+    assert differs_from_plan(card, AMD) == ""
+    assert choose_dtype("auto", device) == torch.bfloat16
+    assert describe_device(ROCM, torch.bfloat16, card, threads=8).startswith(
+        "Trains on GPU 0, AMD Radeon RX 7900 XTX (gfx1100, 25.8 GB) in bf16, by torch 2.13.0+rocm7.1 for ROCm 7.1, "
+    )
+    # A torch that does not report the place.
+    del properties.pci_bus_id
+    assert uuid_of(device) == ""
+    # RDNA 2 has a higher number than the first NVIDIA card with bf16, and no matrix instructions for it.
+    properties.gcnArchName = "gfx1030"
+    assert choose_dtype("auto", device) == torch.float16
 
 
 def test_a_card_without_kernels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +155,7 @@ def test_the_card_is_found_in_nvml_by_its_uuid(monkeypatch: pytest.MonkeyPatch) 
     card = read_card(torch.device("cuda", 0), SIGHT)
     assert (card.uuid, card.index, card.driver) == (UUIDS[1], 1, "550.54.14")
     # CUDA's first card is the second on the bus.
-    assert "CUDA computes on GPU 1" in differs_from_plan(card, SIGHT)
+    assert "torch computes on GPU 1" in differs_from_plan(card, SIGHT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert differs_from_plan(card, SIGHT) == ""
     properties.uuid = None

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from core.hardware.drivers import describe_allocator
+from core.hardware.drivers import Build, describe_allocator, fixed_segments_reason
 from core.worker.process import environment
 from tests.cases import cases
 
+CUDA = Build("2.13.0", "13.0")
 
-def prepared(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], *, wsl: bool = False) -> dict[str, str]:
+
+def prepared(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], *, wsl: bool = False, build: Build | None = CUDA
+) -> dict[str, str]:
     """An environment after :func:`environment.prepare`."""
     found = dict(given)
     monkeypatch.setattr(os, "environ", found)
     monkeypatch.setattr(environment, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(environment, "installed_build", lambda: build)
     monkeypatch.setitem(sys.modules, "kernels", None)
     monkeypatch.setattr(logging.getLogger("bitsandbytes"), "level", logging.ERROR)
     with warnings.catch_warnings():
@@ -55,7 +60,30 @@ def test_the_allocator_is_as_the_user_said(
     found = prepared(monkeypatch, given, wsl=wsl)
     # Where the user has set one name, torch must not find another setting under the other.
     assert {name: found[name] for name in (NEW, OLD) if name in found} == (given if settings is None else settings)
-    assert words in describe_allocator(found, wsl=wsl)
+    assert words in describe_allocator(found, fixed_segments_reason(CUDA, wsl=wsl))
+
+
+FLASH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+
+
+@cases(
+    ("build", "flash", "segments"),
+    [
+        (CUDA, None, "True"),
+        (None, None, "True"),
+        (Build("2.12.0+rocm7.2", None, "7.2.26015-fc0010cf6a"), "1", "True"),
+        (Build("2.11.0+rocm7.2", None, "7.2.26015"), "1", "False"),
+        (Build("2.13.0+rocm6.4", None, "6.4.43484"), "1", "False"),
+    ],
+)
+def test_torch_for_rocm_has_flash_attention_and_segments_that_it_can_expand(
+    build: Build | None, flash: str | None, segments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(monkeypatch, {}, build=build)
+    assert (found.get(FLASH), found[NEW]) == (flash, f"expandable_segments:{segments}")
+    words = describe_allocator(found, fixed_segments_reason(build, wsl=False))
+    assert words == "expandable segments" if segments == "True" else "on ROCm they begin with 2.12" in words
+    assert prepared(monkeypatch, {FLASH: "0"}, build=build)[FLASH] == "0"
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ SMALLEST: dict[str, Any] = {
     "curve_steps": 4,
     "resume_steps": 6,
     "speed_steps": 2,
+    "speed_seconds": 1.0,
     "matrix": 512,
     "shapes": (Shape(2, 64),),
     "shortage": Shape(4, 128),
@@ -51,13 +52,14 @@ def by_name(report: Report) -> dict[str, Check]:
 @pytest.mark.long
 def test_the_checks_that_any_model_will_do_for(tiny_model_dir: Path) -> None:
     # A rank-16 adapter on two tiny layers takes hardly any memory: this measures the process.
-    report = made(tiny_model_dir, "driver", "fast_paths", "memory", "resume", "speed", resume_steps=40)
+    report = made(tiny_model_dir, "driver", "fast_paths", "memory", "resume", "waits", "speed", resume_steps=40)
     found = by_name(report)
     assert {name: check.result for name, check in found.items()} == {
         "driver": "not applicable",
         "fast_paths": "pass",
         "memory": "pass",
         "resume": "pass",
+        "waits": "not applicable",
         "speed": "pass",
     }, report_text(report)
     assert report.passed

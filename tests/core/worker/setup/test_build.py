@@ -13,6 +13,7 @@ import torch
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.drivers import Build
 from core.notify import Notice
 from core.quantization.result import sentence
 from core.runs.record.events import FailedEvent, GovernorEvent, NoticeEvent
@@ -186,11 +187,19 @@ def test_a_pause_for_disk_space_is_reported_to_the_user_and_one_for_heat_is_not(
 
 
 @cases(
-    ("device", "wsl", "optimizer"),
-    [("cuda", True, "adamw_8bit"), ("cuda", False, "paged_adamw_8bit"), ("cpu", True, "paged_adamw_8bit")],
+    ("device", "wsl", "hip", "optimizer"),
+    [
+        ("cuda", True, None, "adamw_8bit"),
+        ("cuda", False, "7.2", "adamw_8bit"),
+        ("cuda", False, None, "paged_adamw_8bit"),
+        ("cpu", True, "7.2", "paged_adamw_8bit"),
+    ],
 )
-def test_nothing_is_paged_on_wsl(device: str, wsl: bool, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_paged_on_wsl_and_on_rocm(
+    device: str, wsl: bool, hip: str | None, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(settled, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(settled, "torch_build", lambda: Build("2.13.0", hip=hip))
     told = ToldRecorder()
     config = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}})
     used = with_usable_optimizer(config, torch.device(device), told)
