@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from core.worker.fused.cases import HEAD, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.cases import HEAD, cross_entropy_trial, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.cross_entropy import CrossEntropy
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import Rotation, rotate
@@ -68,6 +69,17 @@ def rotation_of(device: torch.device, dtype: torch.dtype) -> Rotation:
     return _rotary_kernel() if kernel else rotate
 
 
+def cross_entropy_of(device: torch.device, dtype: torch.dtype) -> CrossEntropy:
+    """The way to compute the cross-entropy.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the logits.
+    """
+    kernel = _usable(device, dtype) and _cross_entropy_trial(device, dtype).passed
+    return _cross_entropy_kernel() if kernel else CrossEntropy()
+
+
 def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     """Trials of every kernel; none where they are not used.
 
@@ -81,6 +93,7 @@ def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     for activation in ACTIVATIONS:
         yield _gated_trial(activation, device, dtype)
     yield from _rotary_trials(device, dtype)
+    yield _cross_entropy_trial(device, dtype)
 
 
 @functools.cache
@@ -118,6 +131,11 @@ def _rotary_trials(device: torch.device, dtype: torch.dtype) -> tuple[Trial, ...
     )
 
 
+@functools.cache
+def _cross_entropy_trial(device: torch.device, dtype: torch.dtype) -> Trial:
+    return cross_entropy_trial("cross-entropy, Triton", _cross_entropy_kernel(), device, dtype)
+
+
 # Imported only here, where the package triton has been found.
 
 
@@ -138,3 +156,9 @@ def _rotary_kernel() -> Rotation:
     from core.worker.fused.triton.rotary import rotate
 
     return rotate
+
+
+def _cross_entropy_kernel() -> CrossEntropy:
+    from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
+
+    return KernelCrossEntropy()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from core.worker.fused import kernels
+from core.worker.fused.cross_entropy import CrossEntropy, Scaling
 from core.worker.fused.gated import ACTIVATIONS, Gating
-from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotation_of
+from core.worker.fused.kernels import can_use, cross_entropy_of, gating_of, kernel_trials, norm_function, rotation_of
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import rotate
 from core.worker.selftest.fast_paths import trials
@@ -42,11 +43,13 @@ def test_a_cpu_has_none() -> None:
     assert norm_function(CPU, torch.float32, 64) is RmsNormFunction
     assert rotation_of(CPU, torch.float32) is rotate
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is Gating
+    assert type(cross_entropy_of(CPU, torch.float32)) is CrossEntropy
     assert list(kernel_trials(CPU, torch.float32)) == []
 
 
 Right = type("Right", (RmsNormFunction,), {})
 RightGating = type("RightGating", (Gating,), {})
+RightCrossEntropy = type("RightCrossEntropy", (CrossEntropy,), {})
 
 
 class Wrong(RmsNormFunction):
@@ -60,6 +63,13 @@ class WrongGating(Gating):
         return gate * up
 
 
+class WrongCrossEntropy(CrossEntropy):
+    def differentiate(
+        self, logits: torch.Tensor, targets: torch.Tensor, scaling: Scaling, factors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return super().differentiate(logits, targets, scaling)
+
+
 def unrotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
     return x.clone()
 
@@ -71,7 +81,12 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
 @pytest.fixture
 def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As if the CPU were a device that Triton compiles for."""
-    cached: tuple[Callable[..., Any], ...] = (kernels._norm_trial, kernels._gated_trial, kernels._rotary_trials)
+    cached: tuple[Callable[..., Any], ...] = (
+        kernels._norm_trial,
+        kernels._gated_trial,
+        kernels._rotary_trials,
+        kernels._cross_entropy_trial,
+    )
     for function in cached:
         function.cache_clear()  # type: ignore[attr-defined]
     monkeypatch.setattr(kernels, "_usable", lambda *_: True)
@@ -85,11 +100,13 @@ def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, rig
     usable.setattr(kernels, "_norm_kernel", lambda: Right if right else Wrong)
     usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
     usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
+    usable.setattr(kernels, "_cross_entropy_kernel", RightCrossEntropy if right else WrongCrossEntropy)
     assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
     assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
+    assert type(cross_entropy_of(CPU, torch.float32)) is (RightCrossEntropy if right else CrossEntropy)
     made = list(kernel_trials(CPU, torch.float32))
-    assert len({trial.name for trial in made}) == len(made) == 6
+    assert len({trial.name for trial in made}) == len(made) == 7
     assert {trial.passed for trial in made} == {right}
 
 
@@ -100,7 +117,7 @@ def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_triton_all_trials_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("gated", "rms_norm", "rotary"):
+    for name in ("cross_entropy", "gated", "rms_norm", "rotary"):
         # So that an import of it would fail.
         monkeypatch.delitem(sys.modules, f"core.worker.fused.triton.{name}", raising=False)
     made = list(trials(CPU, torch.float32))

@@ -11,7 +11,7 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from core.worker.fused.triton import gated, rms_norm, rotary
+from core.worker.fused.triton import cross_entropy, gated, rms_norm, rotary
 from core.worker.optim import rounding_kernels
 
 #: An RTX 3090 and 4090.
@@ -42,6 +42,10 @@ def main(which: str) -> None:
         build(rms_norm._norm_forward, tile, b, b, b, f, capability=capability, epsilon=f)
         build(rms_norm._norm_backward, tile, b, b, b, f, b, capability=capability)
         build(rotary._rotary, {"HEADS": 32, "HALF": 64}, b, f, f, b, capability=capability, sign=f)
+        for capped in (False, True)[:some]:
+            fixed = {"CAPPED": capped, "GRADIENT": True, "COLUMNS": cross_entropy.BLOCK}
+            numbers = {"scale": f, "softcap": f}
+            build(cross_entropy._cross_entropy, fixed, b, "i64", f, f, capability=capability, **numbers)
         for kind, guard in (("bf16", "i32"), ("fp32", "i32"), ("bf16", "bf16"))[:some]:
             fixed = {"guarded": guard == "i32", "rounded": kind == "bf16", "quarter": 512}
             build(rounding_kernels._add_update, fixed, kind, f, guard, capability=capability, keep=f)

@@ -7,11 +7,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.worker.fused.cases import gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
+from core.worker.fused.cases import (
+    cross_entropy_trial,
+    gated_trial,
+    norm_trial,
+    plain_gated,
+    plain_rms_norm,
+    rotary_trial,
+)
+from core.worker.fused.cross_entropy import Scaling
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
+from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
@@ -104,6 +113,31 @@ def test_rotary_has_angles_for_each_row() -> None:
     out = apply(RotaryFunction, x, angle.cos(), angle.sin(), rotate)
     half = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
     torch.testing.assert_close(out, x * angle.cos() + half * angle.sin())
+
+
+@pytest.mark.parametrize("vocabulary", long_but([10_007], [97, 8192, 10_007]))
+@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+def test_cross_entropy(dtype: torch.dtype, allowed: float, vocabulary: int) -> None:
+    trial = cross_entropy_trial("cross-entropy", KernelCrossEntropy(), CPU, dtype, vocabulary)
+    assert trial.reason is None
+    # Torch rounds the gradient of each step of scaling, the kernel the last.
+    assert trial.worst <= 2 * allowed
+
+
+def test_cross_entropy_of_hard_rows() -> None:
+    """Large logits, logits of minus infinity, a target that is nearly certain, one that is not a number."""
+    logits = torch.zeros(4, 8200)
+    logits[0] = torch.linspace(-1e4, 1e4, 8200)
+    logits[1, 8000:] = -float("inf")
+    logits[2, 5] = 30.0
+    logits[3, 17] = float("nan")
+    targets = torch.tensor([8199, 3, 5, 3])
+    wide = logits.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(wanted.sum(), wide)
+    losses = KernelCrossEntropy().differentiate(logits, targets, Scaling())
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-5, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(logits.double(), gradient, rtol=1e-5, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("count", long_but([1 << 14], [1 << 14, COUNT]))
