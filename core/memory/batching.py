@@ -16,12 +16,14 @@ SMALLEST_SHARE = 4
 WHOLE = 1 << 40
 #: Row lengths are padded to a multiple of this, for few distinct shapes.
 LENGTH_MULTIPLE = 8
-#: Bytes of the fp32 logits of a chunk of supervised positions and of their gradient together. Larger chunks make a CPU
-#: slower: at a vocabulary of 49,152, chunks of 1,024 positions take 1.8 times the time of 512, at 128,256 1.5 times
-#: that of 256; smaller chunks read the head too often to keep a GPU busy.
-LOGITS_BYTES = 256 << 20
+#: Most bytes of the logits of a chunk of supervised positions, which their gradient overwrites. A CPU gains nothing
+#: by larger chunks; smaller ones read the head too often to keep a GPU busy.
+LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 #: Chunk sizes are powers of two in this range; smaller ones make the matrix products of the head too thin to be fast.
 FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
+#: Bytes of the logits that torch's own operations cast to fp32 at a time: on a CPU they stay in its caches, on a GPU
+#: they are enough to keep it busy.
+SLICE_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
 
 #: Longest rows for the worker's own attention on a CPU; torch's kernel is faster from there on.
 SHORT_ROW = 256
@@ -35,14 +37,26 @@ def padded_length(length: int) -> int:
     return math.ceil(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def chunk_positions(vocabulary: int) -> int:
+def chunk_positions(vocabulary: int, width: int, device: str) -> int:
     """Chunk size of the loss: supervised positions whose logits exist at one time.
 
     Args:
         vocabulary: Size of the vocabulary.
+        width: Bytes of a logit.
+        device: Type of the device, ``cpu`` or ``cuda``.
     """
-    within = max(LOGITS_BYTES // (2 * 4 * vocabulary), 1)
+    within = max(LOGITS_BYTES.get(device, LOGITS_BYTES["cuda"]) // (width * vocabulary), 1)
     return min(max(1 << (within.bit_length() - 1), FEWEST_POSITIONS), MOST_POSITIONS)
+
+
+def slice_positions(vocabulary: int, device: str) -> int:
+    """Positions whose logits are cast to fp32 at one time, where no kernel does without.
+
+    Args:
+        vocabulary: Size of the vocabulary.
+        device: Type of the device, ``cpu`` or ``cuda``.
+    """
+    return max(SLICE_BYTES.get(device, SLICE_BYTES["cuda"]) // (4 * vocabulary), 1)
 
 
 def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import Config
-from core.memory.batching import chunk_positions
+from core.memory.batching import chunk_positions, slice_positions
 from core.memory.calibration import Calibration
 from core.memory.plan import Machine, MicroBatch, Part
 from core.memory.sizes import FP32, OFFLOAD_IN_FLIGHT, Arithmetic
@@ -111,11 +111,12 @@ def phases_of(
     hidden = how.bytes * model.hidden * tokens
     layers = _layers(passes, tokens, row)
     norm, backward = regime.end.at(tokens, row), peak_at(regime.end_backward, tokens, row)
-    chunk = min(chunk_positions(model.vocabulary), batch.supervised) * model.vocabulary
-    # Log-probabilities, their gradient and that of the logits, all fp32, are alive at once.
-    logits = chunk * (3 * FP32 + (how.bytes if model.softcap else 0))
-    # The logits before the cast to fp32; with soft-capping its intermediates too.
-    gaps = chunk * how.bytes * (0 if how.bytes == FP32 else 3 if model.softcap else 1)
+    device = "cuda" if how.cuda else "cpu"
+    positions = loss_positions(model, how, batch)
+    logits = logits_bytes(model, how.bytes, device, positions)
+    # The slice before the cast to fp32; with soft-capping its intermediates too.
+    sliced = min(slice_positions(model.vocabulary, device), positions)
+    gaps = model.vocabulary * sliced * how.bytes * (0 if how.bytes == FP32 else 3 if model.softcap else 1)
     loss = hidden + norm + 2 * how.bytes * model.hidden * batch.supervised
     again = model.depth - kept_layers
     kept = layers[again:]
@@ -138,6 +139,35 @@ def phases_of(
         "loss": Phase(inputs + activations, casts, 0, max(loss, backward - logits), logits, gaps),
         "backward": max(backward_phases, key=lambda phase: phase.total),
     }
+
+
+def loss_positions(model: Architecture, how: Arithmetic, batch: MicroBatch) -> int:
+    """Positions of the largest chunk of the loss.
+
+    Args:
+        model: The base model.
+        how: Dtypes and kernels.
+        batch: The micro-batch.
+    """
+    most = chunk_positions(model.vocabulary, how.bytes, "cuda" if how.cuda else "cpu")
+    return min(most, batch.supervised)
+
+
+def logits_bytes(model: Architecture, width: int, device: str, positions: int) -> int:
+    """Memory of the logits of a chunk, which their gradient overwrites, and of a slice of them in fp32.
+
+    A GPU's kernel needs no slice; it is counted for cards where the kernel fails its trial.
+
+    Args:
+        model: The base model.
+        width: Bytes of a logit.
+        device: Type of the device, ``cpu`` or ``cuda``.
+        positions: Positions of the chunk.
+    """
+    sliced = min(slice_positions(model.vocabulary, device), positions)
+    # Of a slice, log-probabilities, their gradient and that of the logits, all fp32, are alive at once; with
+    # soft-capping also the hyperbolic tangent.
+    return model.vocabulary * (width * positions + (3 * FP32 + (width if model.softcap else 0)) * sliced)
 
 
 def _layers(passes: Passes, tokens: int, row: int) -> list[_LayerMemory]:

@@ -18,7 +18,6 @@ from core.errors import UserError
 from core.memory.batching import (
     TOKEN_BUDGETS,
     WHOLE,
-    chunk_positions,
     micro_batches,
     padded_length,
     token_budgets,
@@ -27,7 +26,7 @@ from core.memory.batching import (
 from core.memory.calibration import rates_of
 from core.memory.cards import Shares, Sharing, gathered_sizes
 from core.memory.choice import choose_way, place_experts
-from core.memory.phases import Phase, around_cpu, around_gpu, phases_of, process, with_updates
+from core.memory.phases import Phase, around_cpu, around_gpu, loss_positions, phases_of, process, with_updates
 from core.memory.plan import RECLAIMABLE, Machine, MicroBatch, Part, Plan, Way
 from core.memory.rough import rough_passes
 from core.memory.rows import Rows
@@ -40,7 +39,7 @@ from core.memory.sizes import (
     split_by_targets,
     states_host_bytes,
 )
-from core.memory.step_time import LayerWork, StepTime, step_time, touched_experts
+from core.memory.step_time import LOGIT_MOVED, LOGIT_PASSES, HeadWork, LayerWork, StepTime, step_time, touched_experts
 from core.memory.weights import (
     Tensors,
     adapter_parts,
@@ -471,7 +470,14 @@ class _Planner:
             [(rows * sequences, width) for rows, width in cut],
             self.run.rates,
             kept_layers=self.kept_layers,
-            head=4.0 * self.model.vocabulary * self.model.hidden * self.run.rows.supervised,
+            head=HeadWork(
+                hidden=self.model.hidden,
+                vocabulary=self.model.vocabulary,
+                supervised=self.run.rows.supervised,
+                positions=loss_positions(self.model, self.how, self.batch),
+                moved=LOGIT_PASSES * self.how.bytes if self.run.cuda else LOGIT_MOVED,
+                trained=self.config.method.name == "full",
+            ),
             trained=trained,
             from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
@@ -536,8 +542,8 @@ class _Planner:
             what = f"tensors that the last {last} for backward, and the inputs of the others"
         if self.offload:
             what = "the inputs of two layers, the others in the machine's memory"
-        positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
-        loss = f"logits of {positions} positions and their gradients"
+        positions = loss_positions(self.model, self.how, batch)
+        loss = f"logits of {positions} positions, which their gradients overwrite"
         return [
             Part("activations", int(phase.kept), f"{what}, {batch.rows} x {batch.length} tokens"),
             Part("adapter_activations", int(phase.adapters), "the adapters' weights, cast for each product"),

@@ -21,6 +21,10 @@ _DEQUANTIZED = 2.5
 _ATTENTION_BACKWARD = 2.5
 #: Launches to recompute a layer, as a share of the launches of its forward and backward pass.
 _LAUNCHES_AGAIN = 0.4
+#: Bytes read and written for each logit by torch's own operations: casts, softmax, and the gradients of both.
+LOGIT_MOVED = 36
+#: Passes of the kernel of the loss over the logits: two readings, and the gradient.
+LOGIT_PASSES = 3
 #: Bytes read and written for each trained parameter in an update: weight, gradient, two moments.
 _UPDATED = 28
 
@@ -48,6 +52,33 @@ class LayerWork:
     moved: float
     layers: int = 1
     spread: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadWork:
+    """Work of the head and the loss.
+
+    Args:
+        hidden: Width of the hidden states.
+        vocabulary: Logits of a position.
+        supervised: Share of the tokens that are in the loss.
+        positions: Most positions whose logits are computed at once.
+        moved: Bytes read and written for each logit, beside the products.
+        trained: Whether the head is trained, so that its logits are computed again for the gradient of its weights.
+    """
+
+    hidden: int
+    vocabulary: int
+    supervised: float
+    positions: int
+    moved: float
+    trained: bool = False
+
+    def seconds(self, tokens: int, rates: Rates) -> float:
+        """Time of a micro-batch: the product forward, that for the gradient of its input, and the loss between."""
+        learned = max(self.supervised * tokens, 1.0)
+        products = 2.0 * (4 if self.trained else 2) * self.hidden * _thinness(min(learned, self.positions), rates)
+        return learned * self.vocabulary * (products / rates.matrix + self.moved / rates.memory)
 
 
 @dataclass(frozen=True)
@@ -80,7 +111,7 @@ def step_time(
     rates: Rates,
     *,
     kept_layers: int,
-    head: float,
+    head: HeadWork,
     trained: int,
     from_host: int = 0,
 ) -> StepTime:
@@ -91,8 +122,7 @@ def step_time(
         batches: Sequences and their length for each micro-batch of the step; not empty.
         rates: Rates of the device.
         kept_layers: Number of layers, the last ones, whose activations are kept.
-        head: Operations of the head for each token: the product forward, and that for the gradient of its input, of the
-            tokens in the loss.
+        head: The head and the loss.
         trained: Number of trained parameters.
         from_host: Bytes of weights that come from host memory for each micro-batch.
     """
@@ -102,7 +132,7 @@ def step_time(
         tokens = rows * length
         # Copies overlap with the computation: the slower of the two decides.
         seconds += max(_pass_seconds(_sum(layers), _sum(again), tokens, length, rates), moved)
-        seconds += head * tokens * _thinness(tokens, rates) / rates.matrix
+        seconds += head.seconds(tokens, rates)
     tokens = sum(rows * length for rows, length in batches)
     return StepTime(seconds, tokens, len(batches), rates.source, moved * len(batches))
 

@@ -7,6 +7,7 @@ import itertools
 import bitsandbytes as bnb
 import torch
 
+from core.worker.fused.cross_entropy import CrossEntropy, Scaling
 from core.worker.fused.experts import GroupedProducts, Offsets, grouped_product, multiply, multiply_between
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.gated import Activation, GatedLoraLinear, GatedProduct, Gating
@@ -17,6 +18,8 @@ from core.worker.fused.trial import Trial, compare
 
 #: Rows, tokens of each, heads, and features: none of them a power of two.
 ROWS, LENGTH, HEADS, HEAD, HIDDEN, WIDTH = 2, 37, 6, 80, 192, 320
+#: Positions of a loss, and logits of each: more than a kernel reads at a time.
+POSITIONS, VOCABULARY = 5, 10_007
 RANK, SCALE = 8, 2.0
 #: Rows of each expert of a mixture: none, less than a tile, one row, several tiles.
 COUNTS = (0, 37, 1, 0, 150, 64, 5)
@@ -197,6 +200,36 @@ def experts_trial(name: str, products: GroupedProducts, device: torch.device, dt
     shapes = ((sum(COUNTS), HIDDEN), (len(COUNTS), WIDTH, HIDDEN), (len(COUNTS), RANK, HIDDEN))
     inputs = [draw(*shape, device=device, dtype=dtype, learned=False, seed=seed) for seed, shape in enumerate(shapes)]
     return compare(name, fast, plain, inputs)
+
+
+# Cross-entropy.
+
+
+def cross_entropy_trial(
+    name: str, way: CrossEntropy, device: torch.device, dtype: torch.dtype, vocabulary: int = VOCABULARY
+) -> Trial:
+    """Trial of a cross-entropy: losses and gradients, plain, and scaled, capped and multiplied by factors.
+
+    Args:
+        name: The name of the fast path.
+        way: The fast path.
+        device: The device.
+        dtype: The dtype of the logits.
+        vocabulary: Logits of a position.
+    """
+    targets = torch.randint(vocabulary, (POSITIONS,), generator=torch.Generator().manual_seed(2)).to(device)
+    factors = draw(POSITIONS, device=device, dtype=torch.float32, learned=False, seed=1)
+
+    def passes(way: CrossEntropy, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found: list[torch.Tensor] = []
+        for scaling, outer in ((Scaling(), None), (Scaling(0.5, 2.0), factors)):
+            gradient = logits.clone()
+            losses = way.differentiate(gradient, targets, scaling, outer)
+            found += [way.losses(logits, targets, scaling), losses, gradient]
+        return tuple(found)
+
+    logits = 4 * draw(POSITIONS, vocabulary, device=device, dtype=dtype, learned=False)
+    return compare(name, lambda x: passes(way, x), lambda x: passes(CrossEntropy(), x), (logits,))
 
 
 # Linear layers.

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from core.worker.fused.cases import HEAD, experts_trial, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.cases import HEAD, cross_entropy_trial, experts_trial, gated_trial, norm_trial, rotary_trial
+from core.worker.fused.cross_entropy import CrossEntropy
 from core.worker.fused.experts import GroupedProducts
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.rms_norm import RmsNormFunction
@@ -80,6 +81,17 @@ def grouped_products(device: torch.device, dtype: torch.dtype) -> GroupedProduct
     return _experts_kernel() if kernel else GroupedProducts()
 
 
+def cross_entropy_of(device: torch.device, dtype: torch.dtype) -> CrossEntropy:
+    """The way to compute the cross-entropy.
+
+    Args:
+        device: The device.
+        dtype: The dtype of the logits.
+    """
+    kernel = _usable(device, dtype) and _cross_entropy_trial(device, dtype).passed
+    return _cross_entropy_kernel() if kernel else CrossEntropy()
+
+
 def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     """Trials of every kernel; none where they are not used.
 
@@ -95,6 +107,7 @@ def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     yield from _rotary_trials(device, dtype)
     if dtype != torch.float32:
         yield _experts_trial(device, dtype)
+    yield _cross_entropy_trial(device, dtype)
 
 
 @functools.cache
@@ -137,6 +150,11 @@ def _experts_trial(device: torch.device, dtype: torch.dtype) -> Trial:
     return experts_trial("grouped products of experts, Triton", _experts_kernel(), device, dtype)
 
 
+@functools.cache
+def _cross_entropy_trial(device: torch.device, dtype: torch.dtype) -> Trial:
+    return cross_entropy_trial("cross-entropy, Triton", _cross_entropy_kernel(), device, dtype)
+
+
 # Imported only here, where the package triton has been found.
 
 
@@ -164,3 +182,9 @@ def _experts_kernel() -> GroupedProducts:
     from core.worker.fused.triton.experts import KernelProducts
 
     return KernelProducts()
+
+
+def _cross_entropy_kernel() -> CrossEntropy:
+    from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
+
+    return KernelCrossEntropy()

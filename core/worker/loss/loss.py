@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 from torch.autograd.function import once_differentiable
 
@@ -15,7 +14,9 @@ from core.memory.batching import chunk_positions
 from core.worker.data.batches import HostBatch, upload
 from core.worker.data.packing import LaidOut, Packing, choose_layout
 from core.worker.fused.attention import LayoutError, masks_left_out
-from core.worker.fused.mode import comparable
+from core.worker.fused.cross_entropy import Scaling
+from core.worker.fused.kernels import cross_entropy_of
+from core.worker.fused.mode import apply, comparable
 from core.worker.model.model import decoder_of
 
 
@@ -31,9 +32,9 @@ class Head(torch.nn.Module):
         # Kept in a list so that the head's parameters are not registered a second time.
         self._linear = [model.get_output_embeddings()]
         config = model.config.get_text_config()
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-            getattr(config, "logits_scaling", None) or 1.0
+        multiplied, divided = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+        self.scaling = Scaling(
+            float(multiplied or 1.0) / float(divided or 1.0), getattr(config, "final_logit_softcapping", None)
         )
 
     @property
@@ -53,21 +54,16 @@ class Head(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, ``(n, vocabulary)``."""
-        logits: torch.Tensor = self._linear[0](hidden)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return self.scaling(self._linear[0](hidden))
 
 
 Reduction = Literal["sum", "none"]
 
 
 def chunked_cross_entropy(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int, reduction: Reduction = "sum"
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, chunk: int, reduction: Reduction = "sum"
 ) -> torch.Tensor:
-    """Cross-entropy of a head's logits, chunk by chunk.
+    """Cross-entropy of a head's logits, chunk by chunk; the gradient of a chunk's logits overwrites them.
 
     The gradient with respect to ``hidden`` is computed while each chunk's logits exist, so backward needs no logits. A
     head with trainable parameters uses activation checkpointing instead, so its parameters get gradients too.
@@ -83,13 +79,10 @@ def chunked_cross_entropy(
         fp32, a scalar or ``(n,)``.
     """
     if hidden.requires_grad and not any(parameter.requires_grad for parameter in head.parameters()):
-        losses: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden, targets, head, chunk, reduction
-        )
-        return losses
+        return apply(_ChunkedCrossEntropy, hidden, targets, head, chunk, reduction)
     parts = []
     for start in range(0, len(targets), chunk):
-        part = head, hidden[start : start + chunk], targets[start : start + chunk], reduction
+        part = head, hidden[start : start + chunk], targets[start : start + chunk]
         if hidden.requires_grad:
             parts.append(torch.utils.checkpoint.checkpoint(_cross_entropy, *part, use_reentrant=False))
         else:
@@ -97,19 +90,35 @@ def chunked_cross_entropy(
     return _joined(parts, hidden, reduction)
 
 
-def _cross_entropy(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, reduction: Reduction
-) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction=reduction)
+def _cross_entropy(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return apply(_CrossEntropy, head.linear(hidden), targets, head.scaling)
 
 
 def _joined(parts: Sequence[torch.Tensor], hidden: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """The losses of all chunks; sums are added in order."""
+    """The losses of all chunks; sums of chunks are added in order."""
     return (
         torch.cat([hidden.new_empty(0, dtype=torch.float32), *parts])
         if reduction == "none"
-        else sum(parts, hidden.new_zeros((), dtype=torch.float32))
+        else sum((part.sum() for part in parts), hidden.new_zeros((), dtype=torch.float32))
     )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a chunk's logits, which backward overwrites."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets)
+        ctx.scaling = scaling
+        return cross_entropy_of(logits.device, logits.dtype).losses(logits, targets, scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits, targets = ctx.saved_tensors
+        logits = logits.detach()
+        cross_entropy_of(logits.device, logits.dtype).differentiate(logits, targets, ctx.scaling, outputs[0])
+        return logits, None, None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -121,16 +130,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int, reduction: Reduction
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, chunk: int, reduction: Reduction
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         parts = []
         for start in range(0, len(targets), chunk):
-            with torch.enable_grad():
-                part = hidden[start : start + chunk].detach().requires_grad_()
-                losses = _cross_entropy(head, part, targets[start : start + chunk], reduction)
-                (gradient[start : start + chunk],) = torch.autograd.grad(losses.sum(), part)
-            parts.append(losses.detach())
+            part = slice(start, start + chunk)
+            losses, gradient[part] = _differentiated(head, hidden[part], targets[part])
+            parts.append(losses)
         ctx.save_for_backward(gradient)
         return _joined(parts, hidden, reduction)
 
@@ -142,6 +149,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if factor.dim():
             return (gradient * factor[:, None]).to(gradient.dtype), None, None, None, None
         return gradient * factor.to(gradient.dtype), None, None, None, None
+
+
+def _differentiated(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of a chunk, and the gradient of their sum with respect to its hidden states."""
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        logits = head.linear(hidden)
+    gradient = logits.detach()
+    losses = cross_entropy_of(logits.device, logits.dtype).differentiate(gradient, targets, head.scaling)
+    (found,) = torch.autograd.grad(logits, hidden, gradient)
+    return losses, found
 
 
 class SupervisedLoss:
@@ -157,6 +175,9 @@ class SupervisedLoss:
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = decoder_of(self._causal)
         self.head = Head(self._causal)
+        # A kernel is tried before the card is full.
+        weight = self.head.linear.weight
+        cross_entropy_of(weight.device, weight.dtype)
 
     def __call__(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """Forward and summed loss of a padded batch.
@@ -184,8 +205,7 @@ class SupervisedLoss:
             supervised: As in a call.
             host: As in :meth:`hidden`.
         """
-        chunk = chunk_positions(self.head.vocabulary)
-        return chunked_cross_entropy(self.head, hidden, _learned(input_ids, supervised, host), chunk)
+        return self._losses(hidden, _learned(input_ids, supervised, host), "sum")
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """Log-probability of the supervised tokens of each row, summed over the row.
@@ -207,12 +227,15 @@ class SupervisedLoss:
         self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor, *, host: HostBatch | None = None
     ) -> torch.Tensor:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
-        chunk = chunk_positions(self.head.vocabulary)
-        losses = chunked_cross_entropy(self.head, hidden, _learned(input_ids, supervised, host), chunk, "none")
+        losses = self._losses(hidden, _learned(input_ids, supervised, host), "none")
         # Not index_add: its order on a GPU, and so its last bits, differ between runs.
         counts = supervised[:, 1:].sum(dim=1).tolist() if host is None else host.counts()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
+
+    def _losses(self, hidden: torch.Tensor, targets: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+        chunk = chunk_positions(self.head.vocabulary, hidden.element_size(), hidden.device.type)
+        return chunked_cross_entropy(self.head, hidden, targets, chunk, reduction)
 
     def hidden(
         self,

@@ -157,7 +157,8 @@ class _Measurement:
         self._input_ids, supervised = collate(rows, plain.loaded.pad_id, device)
         self._places = [row[1:].nonzero()[:, 0] for row in supervised]
         """For each row the places whose next token is supervised."""
-        self._chunk = chunk_positions(model.get_output_embeddings().weight.shape[0])
+        # Log-probabilities of both models exist at once, in fp32.
+        self._chunk = chunk_positions(model.get_output_embeddings().weight.shape[0], 8, device.type)
         self._all = frozenset(range(len(plain.layers)))
         self._sizes: dict[tuple[int, bool], int] = {}
         self._reference: _Ended | None = None

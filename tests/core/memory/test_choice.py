@@ -256,10 +256,10 @@ def test_rows_beyond_the_limit_are_dropped_or_cut() -> None:
     assert Rows([(128, 4)]).limited(64, "drop") is None
 
 
-@given(st.integers(1, 10_000_000))
-def test_logits_of_a_chunk_are_bounded_in_bytes(vocabulary: int) -> None:
-    positions = chunk_positions(vocabulary)
+@given(st.integers(1, 10_000_000), st.sampled_from([2, 4]), st.sampled_from(sorted(LOGITS_BYTES)))
+def test_logits_of_a_chunk_are_bounded_in_bytes(vocabulary: int, width: int, device: str) -> None:
+    positions, most = chunk_positions(vocabulary, width, device), LOGITS_BYTES[device]
     assert positions in (64, 128, 256, 512, 1024)
-    assert positions == 64 or 8 * positions * vocabulary <= LOGITS_BYTES
+    assert positions == 64 or width * positions * vocabulary <= most
     # Twice as many would be too many.
-    assert positions == 1024 or 16 * positions * vocabulary > LOGITS_BYTES
+    assert positions == 1024 or 2 * width * positions * vocabulary > most

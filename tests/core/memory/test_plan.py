@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.memory.calibration import Calibration
+from core.memory.calibration import Calibration, rates_of
 from core.memory.phases import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import HOST_SLAB, quantized_bytes, quantized_experts_bytes
-from core.memory.step_time import touched_experts
+from core.memory.step_time import StepTime, touched_experts
 from core.memory.weights import weight_parts
 from core.models.architecture.architecture import read_architecture
 from core.models.inspection import STARTER_FACTS
@@ -143,6 +144,25 @@ def test_a_mixture_of_30b_trains_on_a_card_of_24_gb() -> None:
     assert plan.fits
     assert dict(plan.targets) == dict.fromkeys(ATTENTION, 48)
     assert plan.total_bytes <= 22 * 10**9
+
+
+@cases(("kind", "moved"), [("cuda", 6), ("cpu", 36)])
+def test_the_loss_takes_the_time_of_its_chunks_and_of_its_logits(kind: Literal["cuda", "cpu"], moved: int) -> None:
+    """Products of 256 positions are thinner than those of a micro-batch of 2,048 tokens."""
+    model, config = (
+        read_architecture(published.SMOLLM2_135M, "m"),
+        config_of(train={"max_length": 2048, "micro_batch_size": 1}),
+    )
+    rows, rates = Rows([(2048, 16)], supervised=0.125), rates_of("", None, cuda=kind == "cuda", wide=False)
+
+    def step(vocabulary: int) -> StepTime:
+        return make_plan(replace(model, vocabulary=vocabulary), config, Machine(kind), rows, source="rough").step
+
+    less, more = step(10_000), step(20_000)
+    products = 4 * model.hidden * (1 + rates.half / 256) / rates.matrix
+    share = 10_000 * 0.125 * less.tokens * (products + moved / rates.memory)
+    assert less.tokens == more.tokens
+    assert more.seconds - less.seconds == pytest.approx(share, rel=0.01)
 
 
 @pytest.mark.long

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from core.worker.fused import kernels
+from core.worker.fused.cross_entropy import CrossEntropy, Scaling
 from core.worker.fused.experts import Block, GroupedProducts, Offsets
 from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import (
     can_use,
+    cross_entropy_of,
     gating_of,
     grouped_products,
     kernel_trials,
@@ -51,11 +53,13 @@ def test_a_cpu_has_none() -> None:
     assert rotation_of(CPU, torch.float32) is rotate
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is Gating
     assert type(grouped_products(CPU, torch.bfloat16)) is GroupedProducts
+    assert type(cross_entropy_of(CPU, torch.float32)) is CrossEntropy
     assert list(kernel_trials(CPU, torch.float32)) == []
 
 
 Right = type("Right", (RmsNormFunction,), {})
 RightGating = type("RightGating", (Gating,), {})
+RightCrossEntropy = type("RightCrossEntropy", (CrossEntropy,), {})
 
 
 class Wrong(RmsNormFunction):
@@ -83,6 +87,13 @@ class WrongProducts(GroupedProducts):
             into[block.rows] = into[0]
 
 
+class WrongCrossEntropy(CrossEntropy):
+    def differentiate(
+        self, logits: torch.Tensor, targets: torch.Tensor, scaling: Scaling, factors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return super().differentiate(logits, targets, scaling)
+
+
 def unrotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
     return x.clone()
 
@@ -99,6 +110,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         kernels._gated_trial,
         kernels._rotary_trials,
         kernels._experts_trial,
+        kernels._cross_entropy_trial,
     )
     for function in cached:
         function.cache_clear()  # type: ignore[attr-defined]
@@ -114,13 +126,15 @@ def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, rig
     usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
     usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
     usable.setattr(kernels, "_experts_kernel", RightProducts if right else WrongProducts)
+    usable.setattr(kernels, "_cross_entropy_kernel", RightCrossEntropy if right else WrongCrossEntropy)
     assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
     assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
     assert type(grouped_products(CPU, torch.bfloat16)) is (RightProducts if right else GroupedProducts)
     assert type(grouped_products(CPU, torch.float32)) is GroupedProducts
+    assert type(cross_entropy_of(CPU, torch.float32)) is (RightCrossEntropy if right else CrossEntropy)
     made = list(kernel_trials(CPU, torch.bfloat16))
-    assert len({trial.name for trial in made}) == len(made) == 7
+    assert len({trial.name for trial in made}) == len(made) == 8
     assert {trial.passed for trial in made} == {right}
 
 
@@ -131,7 +145,7 @@ def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_triton_all_trials_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("experts", "gated", "rms_norm", "rotary"):
+    for name in ("cross_entropy", "experts", "gated", "rms_norm", "rotary"):
         # So that an import of it would fail.
         monkeypatch.delitem(sys.modules, f"core.worker.fused.triton.{name}", raising=False)
     made = list(trials(CPU, torch.float32))

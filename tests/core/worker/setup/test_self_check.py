@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig
 from core.errors import UserError
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused import attention
+from core.worker.fused.cross_entropy import Scaling
 from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel
@@ -49,7 +50,7 @@ def test_a_model_that_is_understood_passes(config: Any) -> None:
 
 def test_a_head_that_is_not_understood_is_refused() -> None:
     def prepare(model: Any, loss: SupervisedLoss) -> None:
-        loss.head.scale = 3.0
+        loss.head.scaling = Scaling(3.0)
 
     for found in (attempt(LlamaConfig(**SHAPE), prepare=prepare), SelfCheck(float("nan"), None)):
         with pytest.raises(UserError, match=r"The output head of a-model works in a way .* here \(logits"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.worker.fused.cases import (
+    cross_entropy_trial,
     experts_trial,
     gated_trial,
     norm_trial,
@@ -15,11 +16,13 @@ from core.worker.fused.cases import (
     plain_rms_norm,
     rotary_trial,
 )
+from core.worker.fused.cross_entropy import Scaling
 from core.worker.fused.experts import GroupedProducts, Offsets, grouped_product, multiply_between
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
+from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
 from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
@@ -137,6 +140,31 @@ def test_products_of_experts_are_rounded_once(products: GroupedProducts) -> None
     between = multiply_between(rows, rows, offsets, products)
     sums = torch.stack([part.double().T @ part.double() for part in rows.split(counts)])
     torch.testing.assert_close(between.double(), sums, rtol=2**-11, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", long_but([10_007], [97, 8192, 10_007]))
+@pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
+def test_cross_entropy(dtype: torch.dtype, allowed: float, vocabulary: int) -> None:
+    trial = cross_entropy_trial("cross-entropy", KernelCrossEntropy(), CPU, dtype, vocabulary)
+    assert trial.reason is None
+    # Torch rounds the gradient of each step of scaling, the kernel the last.
+    assert trial.worst <= 2 * allowed
+
+
+def test_cross_entropy_of_hard_rows() -> None:
+    """Large logits, logits of minus infinity, a target that is nearly certain, one that is not a number."""
+    logits = torch.zeros(4, 8200)
+    logits[0] = torch.linspace(-1e4, 1e4, 8200)
+    logits[1, 8000:] = -float("inf")
+    logits[2, 5] = 30.0
+    logits[3, 17] = float("nan")
+    targets = torch.tensor([8199, 3, 5, 3])
+    wide = logits.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(wanted.sum(), wide)
+    losses = KernelCrossEntropy().differentiate(logits, targets, Scaling())
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-5, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(logits.double(), gradient, rtol=1e-5, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("count", long_but([1 << 14], [1 << 14, COUNT]))

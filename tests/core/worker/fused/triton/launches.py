@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from core.worker.fused.cross_entropy import Scaling
 from core.worker.fused.experts import Offsets
 from core.worker.fused.gated import ACTIVATIONS, Activation
 from core.worker.fused.mode import apply
+from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
 from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
@@ -77,6 +79,14 @@ def experts(inner: int, width: int, dtype: torch.dtype) -> None:
     products.multiply_between(wide, narrow, offsets)
 
 
+def cross_entropy(vocabulary: int, dtype: torch.dtype, *, softcap: float | None = None) -> None:
+    """Losses alone, and with the gradient in place of the logits."""
+    kernel, scaling = KernelCrossEntropy(), Scaling(1.0, softcap)
+    logits, targets = torch.empty(16, vocabulary, dtype=dtype), torch.empty(16, dtype=torch.int64)
+    kernel.losses(logits, targets, scaling)
+    kernel.differentiate(logits, targets, scaling)
+
+
 def update(guarded: bool, weights: torch.dtype, count: int, dtype: torch.dtype) -> None:
     wanted = torch.ones((), dtype=torch.int32) if guarded else None
     sizes = torch.empty(count, dtype=weights), torch.empty(count, dtype=dtype)
@@ -107,6 +117,8 @@ LAUNCHES = [
         )
         for inner, short in ((8, ()), (16, (2048,)), (64, ()), (96, ()), (1536, (2048,)))
     ),
+    Launch("cross-entropy", cross_entropy, (49152, 128257), short=(49152,)),
+    Launch("cross-entropy, capped", functools.partial(cross_entropy, softcap=30.0), (262144,)),
     *(
         Launch(
             f"update of {weights} {'guarded' * guarded}",
