@@ -68,6 +68,13 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
     return rotate(x, cos, sin, sign)
 
 
+class Unlearned(RmsNormFunction):
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        to_x, to_weight, _ = RmsNormFunction.backward(ctx, *outputs)
+        return to_x, to_weight if to_weight is None else to_weight * 1.1, None
+
+
 @pytest.fixture
 def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As if the CPU were a device that Triton compiles for."""
@@ -85,12 +92,19 @@ def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, rig
     usable.setattr(kernels, "_norm_kernel", lambda: Right if right else Wrong)
     usable.setattr(kernels, "_gated_kernel", RightGating if right else WrongGating)
     usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
-    assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
+    for learned in (False, True):
+        assert norm_function(CPU, torch.float32, 48, learned=learned) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
     assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
     made = list(kernel_trials(CPU, torch.float32))
-    assert len({trial.name for trial in made}) == len(made) == 6
+    assert len({trial.name for trial in made}) == len(made) == 7
     assert {trial.passed for trial in made} == {right}
+
+
+def test_a_wrong_gradient_of_the_weight_matters_where_the_weight_is_trained(usable: pytest.MonkeyPatch) -> None:
+    usable.setattr(kernels, "_norm_kernel", lambda: Unlearned)
+    assert norm_function(CPU, torch.float32, 48) is Unlearned
+    assert norm_function(CPU, torch.float32, 48, learned=True) is RmsNormFunction
 
 
 def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

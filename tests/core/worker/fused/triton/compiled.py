@@ -40,7 +40,7 @@ def main(which: str) -> None:
             build(gated._gated_backward, shape | {"AGAIN": True}, b, b, b, b, b, b, capability=capability)
         tile = {"width": 4096, "COLUMNS": 4096, "ROWS": 1}
         build(rms_norm._norm_forward, tile, b, b, b, f, capability=capability, epsilon=f)
-        build(rms_norm._norm_backward, tile, b, b, b, f, b, capability=capability)
+        build(rms_norm._norm_backward, tile | {"LEARNED": True}, b, b, b, f, b, f, capability=capability)
         build(rotary._rotary, {"HEADS": 32, "HALF": 64}, b, f, f, b, capability=capability, sign=f)
         for kind, guard in (("bf16", "i32"), ("fp32", "i32"), ("bf16", "bf16"))[:some]:
             fixed = {"guarded": guard == "i32", "rounded": kind == "bf16", "quarter": 512}
