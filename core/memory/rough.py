@@ -83,7 +83,7 @@ def _layer(
     """
     a, method, attention = how.bytes, config.method, layer.attention
     is_trained = method.name in WEIGHT_METHODS
-    is_plain = how.fused_layers and not (method.dora or method.init == "pissa" or is_trained)
+    is_plain = how.fused_layers and not (method.dora or method.init == "pissa")
     adapted = [linear for linear in layer.linears if linear.name in targets]
     linears = list(layer.linears)
     routed = 0
@@ -95,7 +95,7 @@ def _layer(
     # The outputs of all linear layers, queries, keys and values after the rotation, and the output of attention.
     kept = a * (sum(linear.outputs for linear in linears) + 3 * attention.queries + 2 * attention.keys)
     # Norms, and the inputs of attention and of the network.
-    kept += (a if is_plain else FP32 + 2 * a) * max(layer.norms, 4) * hidden
+    kept += ((2 * a if is_trained else a) if is_plain else FP32 + 2 * a) * max(layer.norms, 4) * hidden
     if not is_plain:
         # Inputs, activation and product of the network.
         kept += 3 * a * max(layer.width, hidden) + a * sum(linear.inputs for linear in adapted)

@@ -49,6 +49,8 @@ def norm_trial(
     device: torch.device,
     dtype: torch.dtype,
     width: int = HIDDEN,
+    *,
+    learned: bool = False,
 ) -> Trial:
     """Trial of an RMS norm.
 
@@ -58,10 +60,11 @@ def norm_trial(
         device: The device.
         dtype: The dtype of the arithmetic.
         width: Features.
+        learned: Whether the gradient of the weight is compared too.
     """
     inputs = (
         draw(ROWS, LENGTH, width, device=device, dtype=dtype),
-        draw(width, device=device, dtype=dtype, learned=False, seed=1),
+        draw(width, device=device, dtype=dtype, learned=learned, seed=1),
     )
     return compare(name, lambda x, weight: apply(function, x, weight, EPSILON), plain_rms_norm, inputs)
 

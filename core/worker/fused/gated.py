@@ -205,6 +205,52 @@ class GatedLoraLinear(torch.autograd.Function):
         return *_joined(to_gate, to_other, second), to_down, to_up, None, None, None, None, None
 
 
+class GatedLinear(torch.autograd.Function):
+    """Gated product and a trained down projection as one autograd function; rounded as one by one.
+
+    The input of the down projection, which the gradient of its weight needs, is recomputed in backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        first: torch.Tensor,
+        second: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        gating: Gating,
+    ) -> torch.Tensor:
+        """The network's output.
+
+        Args:
+            ctx: The autograd context.
+            first: As for :class:`GatedProduct`.
+            second: The same.
+            weight: Of the down projection, ``(outputs, width)``.
+            bias: Its bias, ``(outputs,)``, if there is one.
+            dtype: The dtype of the arithmetic, and of the output.
+            gating: The way to compute the product.
+        """
+        product = gating.product(*_split(first, second)).to(dtype)
+        ctx.save_for_backward(first, second, weight, bias)
+        ctx.dtype, ctx.gating = dtype, gating
+        return F.linear(product, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of ``first``, ``second``, ``weight`` and ``bias``."""
+        first, second, weight, bias = ctx.saved_tensors
+        gate, dtype = _split(first, second), ctx.dtype
+        gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
+        outer = (gradient @ weight.to(dtype)).to(first.dtype).view(gate[0].shape)
+        to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
+        to_weight = (gradient.T @ product.view(len(gradient), -1).to(dtype)).to(weight.dtype)
+        to_bias = None if bias is None else gradient.sum(dim=0).to(bias.dtype)
+        return *_joined(to_gate, to_other, second), to_weight, to_bias, None, None
+
+
 def _dropped(x: torch.Tensor, kept: torch.Tensor, dropout: float) -> torch.Tensor:
     """A tensor through a dropout that has been drawn, which is its own backward; rounded as torch rounds it there."""
     if x.device.type == "cpu":
@@ -249,6 +295,9 @@ class GatedFeedForward:
             # Below the first adapter, one wide tensor is kept at most: the down projection's input.
             below: torch.Tensor = self._down(self._gating.product(*_split(first, second)))
             return below
+        if self._fused is None and self._down.weight.requires_grad:
+            weight, bias, dtype = self._down.weight, self._down.bias, arithmetic_of(first)
+            return apply(GatedLinear, first, second, weight, bias, dtype, self._gating)
         layer = None if self._fused is None else self._fused.applied()
         if layer is None:
             out: torch.Tensor = self._down(apply(GatedProduct, first, second, self._gating))

@@ -21,7 +21,7 @@ INPUTS, WIDTH, SPREAD = 6, 8, 20.0
 
 
 def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype) -> int:
-    """Replace the forward of the frozen gated networks of a model; returns their number.
+    """Replace the forward of the gated networks of a model; returns their number.
 
     Args:
         causal: The model, its adapters fused.
@@ -118,11 +118,10 @@ def _small_layer(inputs: int, outputs: int, generator: torch.Generator) -> Calla
 
 
 def _is_plain(layer: Any, layers: Mapping[Any, FusedLora]) -> bool:
-    """True if a linear layer is frozen: with a fused adapter, or without any."""
+    """True if a linear layer has a fused adapter, or none, frozen or trained."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return False
-    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-    return layer in layers or (frozen and type(layer) in (torch.nn.Linear, bnb.nn.Linear4bit))
+    return layer in layers or type(layer) in (torch.nn.Linear, bnb.nn.Linear4bit)
 
 
 def _projecting(

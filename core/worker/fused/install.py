@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 
 from core.worker.fused import attention, rotary
 from core.worker.fused.gated_networks import fuse_gated
@@ -90,7 +91,7 @@ def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
             module.forward = layers[module] = FusedLora(module, adapter)
         elif _is_rms_norm(module):
             weight = module.weight
-            function = norm_function(weight.device, weight.dtype, len(weight))
+            function = norm_function(weight.device, weight.dtype, len(weight), learned=weight.requires_grad)
             module.forward = functools.partial(_normalize, module, function)
             norms[type(module)] += 1
     gated = fuse_gated(causal, layers, causal.get_input_embeddings().weight.dtype)
@@ -125,16 +126,16 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _is_rms_norm(module: Any) -> bool:
-    """True if a module is a frozen RMS norm by name and trial; some families add 1 to the weight, or weigh in fp32."""
+    """True if a module is an RMS norm by name and trial; some families add 1 to the weight, or weigh in fp32."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
         return False
     epsilon = _epsilon(module)
-    if epsilon is None or weight.requires_grad or weight.dim() != 1 or weight.dtype not in TOLERANCE:
+    if epsilon is None or weight.dim() != 1 or weight.dtype not in TOLERANCE:
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    if isinstance(weight, FakeTensor):
+    if isinstance(weight, FakeTensor | DTensor):
         module, weight = _with_values(module)
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(4, len(weight), generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
@@ -145,7 +146,7 @@ def _is_rms_norm(module: Any) -> bool:
 
 
 def _with_values(module: Any) -> tuple[Any, torch.Tensor]:
-    """A copy of a norm with values in its weight, for a model on fake tensors."""
+    """A copy of a norm with a weight of its own, for a model on fake tensors or with sharded weights."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(len(module.weight), generator=generator).to(module.weight.dtype)
     filled = copy.copy(module)

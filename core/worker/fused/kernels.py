@@ -35,15 +35,16 @@ def can_use(capability: tuple[int, int] | None, dtype: torch.dtype) -> bool:
     return capability >= (OLDEST_BF16 if dtype == torch.bfloat16 else OLDEST)
 
 
-def norm_function(device: torch.device, dtype: torch.dtype, width: int) -> Function:
+def norm_function(device: torch.device, dtype: torch.dtype, width: int, *, learned: bool = False) -> Function:
     """The autograd function of RMS norms.
 
     Args:
         device: The device.
         dtype: The dtype of input and weight.
         width: Features.
+        learned: Whether the weight is trained.
     """
-    kernel = _usable(device, dtype) and _norm_trial(device, dtype, width).passed
+    kernel = _usable(device, dtype) and _norm_trial(device, dtype, width, learned).passed
     return _norm_kernel() if kernel else RmsNormFunction
 
 
@@ -101,7 +102,8 @@ def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     """
     if not _usable(device, dtype):
         return
-    yield _norm_trial(device, dtype, HEAD)
+    for learned in (False, True):
+        yield _norm_trial(device, dtype, HEAD, learned)
     for activation in ACTIVATIONS:
         yield _gated_trial(activation, device, dtype)
     yield from _rotary_trials(device, dtype)
@@ -125,8 +127,9 @@ def _is_installed() -> bool:
 
 
 @functools.cache
-def _norm_trial(device: torch.device, dtype: torch.dtype, width: int) -> Trial:
-    return norm_trial("RMS norm, Triton", _norm_kernel(), device, dtype, width)
+def _norm_trial(device: torch.device, dtype: torch.dtype, width: int, learned: bool) -> Trial:
+    name = "trained RMS norm, Triton" if learned else "RMS norm, Triton"
+    return norm_trial(name, _norm_kernel(), device, dtype, width, learned=learned)
 
 
 @functools.cache

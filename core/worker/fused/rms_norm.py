@@ -1,4 +1,4 @@
-"""Fused RMSNorm: root mean square normalization with a frozen weight (arXiv 1910.07467).
+"""Fused RMSNorm: root mean square normalization (arXiv 1910.07467), with a frozen or a trained weight.
 
 The modules of transformers go through fp32 in four steps and keep each of them for backward; here only the input and
 one number per token are kept.
@@ -22,7 +22,7 @@ class RmsNormFunction(torch.autograd.Function):
         Args:
             ctx: The autograd context.
             x: ``(..., hidden)``.
-            weight: ``(hidden,)``, frozen.
+            weight: ``(hidden,)``.
             epsilon: Added to the mean of squares.
         """
         wide = x.float()
@@ -35,9 +35,25 @@ class RmsNormFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of ``x``."""
+        """Gradients of ``x``, and of ``weight`` if it is trained."""
         x, weight, inverse = ctx.saved_tensors
+        to_weight = gradient_of_weight(outputs[0], x, inverse).to(weight.dtype) if ctx.needs_input_grad[1] else None
         gradient = (outputs[0] * weight).float()
         normal = x.float() * inverse
         share = (gradient * normal).mean(dim=-1, keepdim=True)
-        return gradient.sub_(normal.mul_(share)).mul_(inverse).to(x.dtype), None, None
+        return gradient.sub_(normal.mul_(share)).mul_(inverse).to(x.dtype), to_weight, None
+
+
+def gradient_of_weight(gradient: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """The gradient of a norm's weight: products in the input's dtype, summed over all rows in fp32.
+
+    Args:
+        gradient: Gradient of the output, ``(..., hidden)``.
+        x: The input, the same.
+        inverse: Reciprocal of each row's root mean square, ``(..., 1)``, fp32.
+
+    Returns:
+        ``(hidden,)``, fp32.
+    """
+    products = (x * inverse).to(x.dtype).mul_(gradient)
+    return products.reshape(-1, x.shape[-1]).sum(dim=0, dtype=torch.float32)

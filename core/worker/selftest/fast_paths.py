@@ -54,7 +54,7 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
 
 
 def _elementwise(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
-    yield norm_trial("RMS norm", RmsNormFunction, device, dtype)
+    yield norm_trial("RMS norm", RmsNormFunction, device, dtype, learned=True)
     yield rotary_trial("rotary embedding", rotate, device, dtype)
     yield rotary_trial("rotary embedding of a part", rotate, device, dtype, turned=HEAD // 2)
     for activation in ACTIVATIONS:

@@ -108,6 +108,42 @@ def test_four_bits_learn_as_one_by_one(tiny_model_dir: Path, options: dict[str, 
     assert_equal_to_one_by_one(model)
 
 
+@cases("checkpointing", [False, True])
+@cases("dtype", [torch.float32, torch.bfloat16], ids=str)
+@cases(("config", "trained"), [(0, ""), (1, ""), (2, ""), (0, "layers.1"), (0, "down_proj"), (0, "up_proj")])
+def test_trained_layers_learn_to_the_bit_as_one_by_one(
+    config: int, trained: str, dtype: torch.dtype, checkpointing: bool
+) -> None:
+    """All of them, those of a layer, or some."""
+    model = of_own_weights(CONFIGS[config], trained, dtype)
+    assert fuse(model, TRAINED).gated == 2
+    set_gradient_checkpointing(model, checkpointing)
+    assert_equal_to_one_by_one(model)
+
+
+def test_a_trained_bias_has_its_gradient() -> None:
+    model = of_own_weights(LlamaConfig(**SMALL, mlp_bias=True))
+    assert fuse(model, TRAINED).gated == 2
+    assert_equal_to_one_by_one(model)
+
+
+def of_own_weights(config: Any, trained: str = "", dtype: torch.dtype = torch.float32) -> Any:
+    """A model without adapters, whose parameters with ``trained`` in their names are trained."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name).data.normal_(std=0.1)
+    return model.train()
+
+
+@cases("config", [0, 2])
+def test_of_trained_layers_two_wide_tensors_are_kept(config: int) -> None:
+    model = of_own_weights(CONFIGS[config])
+    fuse(model, TRAINED)
+    storages = [tensor.untyped_storage() for tensor in kept_for_backward(model, learned=True)]
+    assert sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) == 64 * 4 * (32 + 2 * 48)
+
+
 def kept_for_backward(model: Any, *, learned: bool) -> list[torch.Tensor]:
     """Tensors that a pass of a network over 64 tokens keeps, parameters left out."""
     own = {parameter.data_ptr() for parameter in model.parameters()}
@@ -215,10 +251,9 @@ def test_a_network_that_does_anything_else_is_left_alone(forward: Callable[[Any,
     [
         lambda network: network.register_forward_hook(lambda *_: None),
         lambda network: network.down_proj.register_forward_pre_hook(lambda *_: None),
-        lambda network: network.up_proj.requires_grad_(True),
         lambda network: setattr(network, "forward", lambda x: x),
     ],
-    ids=["hooked", "hooked within", "trained", "patched"],
+    ids=["hooked", "hooked within", "patched"],
 )
 def test_a_network_that_others_have_a_hand_in_is_left_alone(change: Callable[[Any], object]) -> None:
     network = network_of()

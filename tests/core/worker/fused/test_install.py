@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import TRAINED
 from tests.cases import cases
 from tests.core.worker.fused.test_gated import SMALL as GATED
-from tests.core.worker.fused.test_gated import adapted
+from tests.core.worker.fused.test_gated import adapted, of_own_weights
 
 SMALL: dict[str, Any] = {**GATED, "max_position_embeddings": 128}
 #: Values narrower than queries.
@@ -68,6 +69,25 @@ def test_a_fused_model_learns_as_the_usual_one(config: Any, layers: int, norms: 
     assert fused.norms == norms
     for ours, theirs in zip(loss_and_gradients(model), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@cases(
+    ("config", "norms"),
+    [(LlamaConfig(**SMALL), 5), (Qwen3Config(**SMALL), 9), (Gemma3TextConfig(**SMALL), 0)],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+@cases("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fused_model_whose_weights_are_trained_learns_as_in_fp64(config: Any, norms: int, dtype: torch.dtype) -> None:
+    """Its gradients are as near to those of fp64 as the usual model's, for the norms' weights too."""
+    model = of_own_weights(config, dtype=dtype)
+    exact = loss_and_gradients(copy.deepcopy(model).double())
+    usual = loss_and_gradients(model)
+    fused = fuse(model, TRAINED)
+    assert (fused.norms, fused.gated) == (norms, 2)
+    for ours, theirs, true in zip(loss_and_gradients(model), usual, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        error, allowed = (float(((found - true).norm() / true.norm()).detach()) for found in (ours, theirs))
+        assert error <= 1.5 * allowed + 1e-6
 
 
 def test_a_model_of_another_make_is_left_as_it_is() -> None:

@@ -102,6 +102,13 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
     return rotate(x, cos, sin, sign)
 
 
+class Unlearned(RmsNormFunction):
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        to_x, to_weight, _ = RmsNormFunction.backward(ctx, *outputs)
+        return to_x, to_weight if to_weight is None else to_weight * 1.1, None
+
+
 @pytest.fixture
 def usable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As if the CPU were a device that Triton compiles for."""
@@ -127,15 +134,22 @@ def test_a_kernel_is_used_if_it_passes_its_trial(usable: pytest.MonkeyPatch, rig
     usable.setattr(kernels, "_rotary_kernel", lambda: rotated if right else unrotated)
     usable.setattr(kernels, "_experts_kernel", RightProducts if right else WrongProducts)
     usable.setattr(kernels, "_cross_entropy_kernel", RightCrossEntropy if right else WrongCrossEntropy)
-    assert norm_function(CPU, torch.float32, 48) is (Right if right else RmsNormFunction)
+    for learned in (False, True):
+        assert norm_function(CPU, torch.float32, 48, learned=learned) is (Right if right else RmsNormFunction)
     assert type(gating_of(ACTIVATIONS[0], CPU, torch.float32)) is (RightGating if right else Gating)
     assert rotation_of(CPU, torch.float32) is (rotated if right else rotate)
     assert type(grouped_products(CPU, torch.bfloat16)) is (RightProducts if right else GroupedProducts)
     assert type(grouped_products(CPU, torch.float32)) is GroupedProducts
     assert type(cross_entropy_of(CPU, torch.float32)) is (RightCrossEntropy if right else CrossEntropy)
     made = list(kernel_trials(CPU, torch.bfloat16))
-    assert len({trial.name for trial in made}) == len(made) == 8
+    assert len({trial.name for trial in made}) == len(made) == 9
     assert {trial.passed for trial in made} == {right}
+
+
+def test_a_wrong_gradient_of_the_weight_matters_where_the_weight_is_trained(usable: pytest.MonkeyPatch) -> None:
+    usable.setattr(kernels, "_norm_kernel", lambda: Unlearned)
+    assert norm_function(CPU, torch.float32, 48) is Unlearned
+    assert norm_function(CPU, torch.float32, 48, learned=True) is RmsNormFunction
 
 
 def test_a_damaged_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.worker.fused.cases import (
+    EPSILON,
     cross_entropy_trial,
     experts_trial,
     gated_trial,
@@ -22,6 +23,7 @@ from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
 from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
+from core.worker.fused.triton import rms_norm
 from core.worker.fused.triton.cross_entropy import KernelCrossEntropy
 from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
@@ -38,11 +40,28 @@ DTYPES = long_but([FP32, BF16], [FP32, FP16, BF16])
 
 
 @pytest.mark.parametrize("width", long_but([3, 65], [3, 65, 128, 1000]))
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize(("dtype", "allowed"), DTYPES, ids=str)
-def test_norm(dtype: torch.dtype, allowed: float, width: int) -> None:
-    trial = norm_trial("norm", RmsNormKernel, CPU, dtype, width)
+def test_norm(dtype: torch.dtype, allowed: float, learned: bool, width: int) -> None:
+    trial = norm_trial("norm", RmsNormKernel, CPU, dtype, width, learned=learned)
     assert trial.reason is None
     assert trial.worst <= allowed
+
+
+@pytest.mark.parametrize(
+    "limit", [{"PROGRAMS": 3}, {"MOST_LEARNED": 64}], ids=["rows of several tiles", "features too many for a program"]
+)
+def test_the_gradient_of_a_norms_weight_is_that_of_fp64(limit: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in limit.items():
+        monkeypatch.setattr(rms_norm, name, value)
+    generator = torch.Generator().manual_seed(0)
+    x, outer = (torch.randn(300, 65, generator=generator) for _ in range(2))
+    given = (x.requires_grad_(), torch.randn(65, generator=generator).requires_grad_())
+    found = torch.autograd.grad(apply(RmsNormKernel, *given, EPSILON), given, outer)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    out = torch.nn.functional.rms_norm(exact[0], (65,), exact[1], EPSILON)
+    for ours, true in zip(found, torch.autograd.grad(out, exact, outer.double()), strict=True):
+        torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-5)
 
 
 def test_norm_of_other_layouts() -> None:

@@ -42,10 +42,10 @@ class Launch:
     dtypes: tuple[torch.dtype, ...] = (BF16, FP16, FP32)
 
 
-def norm(width: int, dtype: torch.dtype) -> None:
-    x = torch.empty(2, 16, width, dtype=dtype, requires_grad=True)
-    out = apply(RmsNormKernel, x, torch.empty(width, dtype=dtype), 1e-5)
-    torch.autograd.grad(out, x, torch.empty_like(out))
+def norm(width: int, dtype: torch.dtype, *, learned: bool = False) -> None:
+    x, weight = torch.empty(2, 16, width, dtype=dtype, requires_grad=True), torch.empty(width, dtype=dtype)
+    out = apply(RmsNormKernel, x, weight.requires_grad_(learned), 1e-5)
+    torch.autograd.grad(out, [x, weight] if learned else x, torch.empty_like(out))
 
 
 def gated(activation: Activation, width: int, dtype: torch.dtype, *, joined: bool = False) -> None:
@@ -100,6 +100,7 @@ def clear(count: int, dtype: torch.dtype) -> None:
 LAUNCHES = [
     # A row of 32,768 features is the longest that the kernel takes.
     Launch("norm", norm, (*WIDTHS, 32768), short=(576, 4096)),
+    Launch("norm, trained", functools.partial(norm, learned=True), WIDTHS, short=(4096,)),
     *(
         Launch(f"gated {activation.name}", functools.partial(gated, activation), (1000, 14336), short=(14336,))
         for activation in ACTIVATIONS
