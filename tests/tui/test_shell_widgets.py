@@ -331,7 +331,7 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
         ([GPU, *[second] * 5], "6× RTX 4090  71–82 °C ! near   18.2–23.5/24 GB 98% ! limit"),
         ([GPU, replace(second, age_s=23.0)], "2× RTX 4090  71·82 °C 20s old  18.2·23.5/24 GB 98%"),
         ([GPU, replace(second, problem="it is gone")], "2× RTX 4090  1 of 2 cannot be read"),
-        ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090 9·9%"),
+        ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090     9·9%"),
     ):
         assert told in fit(header_segments(AppState(devices=devices), 1e9, loss=False), 120).plain
     narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9, loss=False), 45).plain
@@ -413,7 +413,7 @@ def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
     marks = ("tickets", "SmolLM2", "ETA", "loss", "RTX", "GB", "%", "ws1")
     readings = (
         *((71.0, 9.96, 0.0, 0.113), (71.0, 18.2, 0.0, 0.0957), (80.0, 18.2, 0.0, 1.05), (84.0, 23.9, 0.0, 12.3)),
-        *((99.0, 23.9, 20.0, 0.0123), (100.0, 24.0, 0.0, 0.999), (71.0, 9.9, 4e4, 123.0)),
+        *((99.0, 23.9, 20.0, 0.0123), (100.0, 24.0, 0.0, 0.999), (71.0, 9.9, 4e4, 5e-4), (71.0, 9.9, 0.0, 2e6)),
     )
     for heat, used, age, loss in readings:
         card = replace(GPU, temperature_c=heat, memory_used=round(used * 1e9), age_s=age)

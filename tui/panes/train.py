@@ -26,7 +26,6 @@ from tui.widgets import run_end, run_lines
 from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import (
     ONE_LINE,
-    WIDE,
     Around,
     DevicePanel,
     PlannedMemory,
@@ -358,9 +357,8 @@ class TrainPane(Pane, can_focus=True):
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
             if not view.state.parked:
                 entries.append((keys["train.settings"].display, "settings"))
-            is_whole = self.size.height >= DETAILED and width >= WIDE
             # Below, the meters have room for the hint.
-            if view.reports_devices and not is_whole and width >= ONE_LINE:
+            if view.reports_devices and width >= ONE_LINE:
                 entries.append(readings)
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.

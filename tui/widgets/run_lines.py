@@ -84,7 +84,7 @@ def figures(view: RunView, width: int = 200) -> list[Content]:
         text = f"{format_number(last.loss).rjust(7)} @{last.step}".ljust(9 + len(str(view.state.total_steps)))
         fields.append(Content.assemble(("eval ", "$muted"), text))
         if last.probe_loss is not None and width >= 104:
-            fields.append(Content.assemble(("probe ", "$muted"), format_number(last.probe_loss)))
+            fields.append(Content.assemble(("probe ", "$muted"), format_number(last.probe_loss).rjust(6)))
         if last.exact_match is not None and width >= 96:
             fields.append(Content.assemble(("exact ", "$muted"), format_fixed(last.exact_match, 2)))
         if last.valid_json is not None and width >= 110:

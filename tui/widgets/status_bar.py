@@ -211,13 +211,20 @@ def _run_segments(
     if eta is not None:
         segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
     if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
-        segments.append(Segment(Content.styled("  ".join(energy), "$muted"), 11))
+        # In the room of 1.00 kWh.
+        segments.append(Segment(Content.styled("  ".join(f"{part:8}" for part in energy), "$muted"), 11))
     if loss and view.history.last_step is not None:
-        # In the room of 0.123, so that a smaller loss moves nothing.
-        forms = [format_number(view.history.last_step.loss, digits) for digits in (3, 2, 1)]
-        value = next((form for form in forms if len(form) <= _LOSS_WIDTH), forms[-1])
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
+        value = f"{_brief_number(view.history.last_step.loss):{_LOSS_WIDTH}}"
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 3))
     return segments
+
+
+def _brief_number(value: float) -> str:
+    """A loss in the room of ``0.123``, so that a smaller one moves nothing."""
+    text = format_number(value)
+    if len(text) <= _LOSS_WIDTH:
+        return text
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 1 else f"{value:.0e}"
 
 
 def _name(cards: Sequence[Device]) -> str:
@@ -272,7 +279,7 @@ def _device_segments(cards: Sequence[Device], age: str) -> Iterator[Segment]:
         age: The age of stale readings, in words; empty for fresh ones.
     """
     hot = [card for card in cards if card.temperature_c is not None]
-    loads = [f"{_steady(card):{3 if len(cards) == 1 else 0}.0f}" for card in cards if card.utilization is not None]
+    loads = [f"{_steady(card):.0f}" for card in cards if card.utilization is not None]
     unread = sum(bool(card.problem) for card in cards)
     readings: list[_Reading] = []
     if hot or unread:
@@ -287,7 +294,7 @@ def _device_segments(cards: Sequence[Device], age: str) -> Iterator[Segment]:
         word = worst(temperature_word(card) for card in hot)
         readings.append(_Reading(f"{_listed(degrees)}{unit}", f"{max(degrees, key=float)}{unit}", word, 2))
     elif loads:
-        load = f"{_listed(loads)}%", "$muted" if age else ""
+        load = f"{_listed(loads).rjust(4 * min(len(loads), MOST_LISTED) - 1)}%", "$muted" if age else ""
         yield Segment(Content.assemble((f"{_name(cards)} ", "$muted"), load), 7, right=True)
     readings += _memory(cards)
     for reading in readings:
