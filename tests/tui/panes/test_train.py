@@ -315,7 +315,6 @@ async def test_readings_without_room_are_behind_a_key_that_the_border_names(home
         await wait_for(pilot, lambda: "76%          d readings" in screen_text(app))
         await resize(pilot, 200, 50)
         await wait_for(pilot, lambda: "fan" in screen_text(app))
-        assert "d readings" not in screen_text(app), "all are in the pane"
         script.hardware(GPU, replace(GPU, index=1))
         await resize(pilot, 120, 34)
         await shown(pilot, "GPU 1", "76%          d more")
