@@ -207,7 +207,9 @@ class SupervisedLoss:
         """
         return self._losses(hidden, _learned(input_ids, supervised, host), "sum")
 
-    def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
+    def log_probabilities(
+        self, input_ids: torch.Tensor, supervised: torch.Tensor, *, host: HostBatch | None = None
+    ) -> torch.Tensor:
         """Log-probability of the supervised tokens of each row, summed over the row.
 
         Computed by the same arithmetic with and without gradients, so that both can be compared.
@@ -215,13 +217,14 @@ class SupervisedLoss:
         Args:
             input_ids: As in a call; padded on the right.
             supervised: As in a call.
+            host: As in :meth:`hidden`.
 
         Returns:
             ``(rows,)``, fp32.
         """
         with comparable():
-            hidden = self.hidden(input_ids, supervised)
-        return self.row_log_probabilities(hidden, input_ids, supervised)
+            hidden = self.hidden(input_ids, supervised, host=host)
+        return self.row_log_probabilities(hidden, input_ids, supervised, host=host)
 
     def row_log_probabilities(
         self, hidden: torch.Tensor, input_ids: torch.Tensor, supervised: torch.Tensor, *, host: HostBatch | None = None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from core.config.schema import Config, TrainSection
-from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count, upload
+from core.worker.data.batches import HostBatch, MicroBatch, collate, split_window, supervised_count, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
@@ -35,7 +35,12 @@ class Reference(Protocol):
     """Log-probabilities of answers before training."""
 
     def __call__(
-        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+        self,
+        sequences: Sequence[TokenizedRow],
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         """Log-probability of the supervised tokens of each sequence.
 
@@ -43,6 +48,7 @@ class Reference(Protocol):
             sequences: The sequences before padding.
             input_ids: ``(rows, length)``, int64.
             supervised: ``(rows, length)``, bool.
+            host: The batch on the host, to avoid device syncs; the result is the same.
 
         Returns:
             ``(rows,)``, fp32, without gradient.
@@ -62,12 +68,17 @@ class AdapterOffReference:
     loss: SupervisedLoss
 
     def __call__(
-        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+        self,
+        sequences: Sequence[TokenizedRow],
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         """See :class:`Reference`; run anew for each batch, so that a resumed run has the same to the last bit."""
         del sequences
         with torch.no_grad(), evaluation_mode(self.model), switched_off(self.model):
-            return self.loss.log_probabilities(input_ids, supervised)
+            return self.loss.log_probabilities(input_ids, supervised, host=host)
 
 
 class PrecomputedReference:
@@ -141,10 +152,15 @@ class PrecomputedReference:
         )
 
     def __call__(
-        self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
+        self,
+        sequences: Sequence[TokenizedRow],
+        input_ids: torch.Tensor,
+        supervised: torch.Tensor,
+        *,
+        host: HostBatch | None = None,
     ) -> torch.Tensor:
         """See :class:`Reference`."""
-        del supervised
+        del supervised, host
         known = np.array([self._known[id(sequence)] for sequence in sequences], dtype=np.float32)
         return upload(known, input_ids.device)
 
@@ -317,11 +333,10 @@ class _Preference(Objective):
     def forward(self, batch: MicroBatch) -> Outputs:
         """Hidden states, and the reference's log-probabilities: first, before activations take memory."""
         reference, sequences = self._reference, self.sequences(batch.rows)
-        before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
+        ids, supervised, host = batch.input_ids, batch.supervised, batch.host
+        before = 0.0 if reference is None else reference(sequences, ids, supervised, host=host)
         with comparable():
-            hidden = self._loss.hidden(
-                batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host
-            )
+            hidden = self._loss.hidden(ids, supervised, most_shared=batch.most_shared, host=host)
         return Outputs(hidden, before)
 
     def _log_ratios(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
@@ -351,7 +366,9 @@ class _Pairs(_Preference):
     def rewards(self) -> Rewards:
         """Margin and accuracy over the pairs."""
         margins = torch.cat(self._margins)
-        return Rewards(float(margins.mean()), float((margins > 0).float().mean()))
+        # Read from the device at once.
+        margin, accuracy = torch.stack([margins.mean(), (margins > 0).float().mean()]).tolist()
+        return Rewards(margin, accuracy)
 
     def reward_sums(self) -> list[float]:
         """Sum of the margins, number of correctly ordered pairs, number of pairs."""

@@ -62,10 +62,12 @@ class RememberedOperations:
 
     Args:
         mode: The mode of the fake tensors.
+        device: The device of the tensors whose operations are cached.
     """
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeTensorMode, device: torch.device = _CPU) -> None:
         self._mode = mode
+        self._device = device
         #: Results by key, a single tensor or several; None for operations that the mode runs each time.
         self._recipes: dict[Hashable, _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None] = {}
         self._by_shapes: dict[Any, bool] = {}
@@ -92,7 +94,7 @@ class RememberedOperations:
         made = func(*args, **kwargs)
         # An operation with an output argument may have resized it.
         is_known = not func._schema.is_mutable or shapes == [_shape(one) for one in tensors]
-        self._recipes[key] = _recipes(made, tensors) if is_known else None
+        self._recipes[key] = _recipes(made, tensors, self._device) if is_known else None
         return made
 
     def _key(self, value: Any, tensors: list[torch.Tensor]) -> Hashable:
@@ -104,7 +106,7 @@ class RememberedOperations:
         kind = type(value)
         if kind is FakeTensor:
             # Numbers turned into tensors are constants, with special rules of dtype promotion.
-            if value.constant is not None or value.fake_device != _CPU:
+            if value.constant is not None or value.fake_device != self._device:
                 raise _UnknownError
             if value._has_symbolic_sizes_strides or value.fake_mode is not self._mode:
                 raise _UnknownError
@@ -138,7 +140,7 @@ class RememberedOperations:
         else:
             bare = torch.empty(0, dtype=recipe.dtype, device="meta")
             bare.set_(tensors[recipe.base].untyped_storage(), recipe.offset, recipe.shape, recipe.stride)
-        return FakeTensor(self._mode, bare, _CPU)
+        return FakeTensor(self._mode, bare, self._device)
 
 
 def _by_shapes(func: Any) -> bool:
@@ -162,19 +164,21 @@ def _shape(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int, torc
     return tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype
 
 
-def _recipes(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
+def _recipes(
+    made: Any, tensors: Sequence[torch.Tensor], device: torch.device
+) -> _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None:
     kind = type(made)
     if kind is not tuple and kind is not list:
-        return _recipe(made, tensors)
-    found = [_recipe(one, tensors) for one in made]
+        return _recipe(made, tensors, device)
+    found = [_recipe(one, tensors, device) for one in made]
     recipes = [one for one in found if one is not None]
     if len(recipes) < len(found):
         return None
     return recipes if kind is list else tuple(recipes)
 
 
-def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
-    if type(made) is not FakeTensor or made.constant is not None or made.fake_device != _CPU:
+def _recipe(made: Any, tensors: Sequence[torch.Tensor], device: torch.device) -> _Recipe | None:
+    if type(made) is not FakeTensor or made.constant is not None or made.fake_device != device:
         return None
     if made.layout is not torch.strided or _is_peculiar(made):
         return None
