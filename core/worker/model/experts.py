@@ -26,6 +26,8 @@ from core.worker.model.nf4 import whole_blocks
 
 #: Weights per scale, and scales per second-level scale, as in bitsandbytes.
 BLOCK, NESTED_BLOCK = 64, 256
+#: Scales of an expert that are dequantized by one number: their count need not be a multiple of :data:`NESTED_BLOCK`.
+_SCALES = 64
 
 
 @dataclass
@@ -145,15 +147,21 @@ class ExpertsParams4bit(torch.nn.Parameter):
         """
         state = self.quant_state
         _, rows, columns = state.shape
-        if rows * columns % BLOCK:
+        if rows * columns % (BLOCK * _SCALES):
             # The last block of an expert is not full, so the next expert would start inside a block.
             return torch.stack([self.expert(number) for number in block.numbers])
         data, absmax = self.packed()
         chosen, number = block.index, len(block.numbers)
-        nested = state.nested_absmax[chosen].repeat_interleave(NESTED_BLOCK, 1)[:, : absmax.shape[1]]
-        scales = state.nested_code[absmax[chosen].long()] * nested + state.offset[chosen].unsqueeze(1)
+        nested = state.nested_absmax[chosen].repeat_interleave(NESTED_BLOCK // _SCALES, 1)
+        scales = bnb.functional.dequantize_blockwise(
+            absmax[chosen].flatten(),
+            absmax=nested[:, : absmax.shape[1] // _SCALES].contiguous(),
+            code=state.nested_code,
+            blocksize=_SCALES,
+        )
+        scales.view(number, -1).add_(state.offset[chosen].unsqueeze(1))
         together = bnb.functional.QuantState(
-            absmax=scales.flatten(),
+            absmax=scales,
             shape=whole_blocks(number * rows * columns, BLOCK),
             code=state.code,
             blocksize=BLOCK,

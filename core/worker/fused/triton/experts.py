@@ -21,7 +21,7 @@ _LEAST = 16
 _LAUNCH = {"num_warps": 4, "num_stages": 3, **OPTIONS}
 
 
-@triton.jit(do_not_specialize=["first", "which", "base"])
+@triton.jit(do_not_specialize=["first", "which", "base", "origin"])
 def _rows_times(
     rows,
     matrices,
@@ -30,6 +30,7 @@ def _rows_times(
     first,
     which,
     base,
+    origin,
     inputs,
     outputs,
     row_stride,
@@ -46,10 +47,10 @@ def _rows_times(
     across = tl.cdiv(outputs, COLUMNS)
     tile = table + 4 * (first + tl.program_id(0) // across)
     matrix = tl.load(tile + which) - base
-    row = tl.load(tile + 2) + tl.arange(0, ROWS)
+    row = tl.load(tile + 2) - origin + tl.arange(0, ROWS)
     column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
-    is_row, is_column = (row < tl.load(tile + 3))[:, None], (column < outputs)[None, :]
+    is_row, is_column = (row < tl.load(tile + 3) - origin)[:, None], (column < outputs)[None, :]
     left = rows + row[:, None] * row_stride + depth[None, :]
     right = matrices + matrix * matrix_stride + depth[:, None] * input_stride + column[None, :] * output_stride
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
@@ -112,7 +113,10 @@ class KernelProducts(GroupedProducts):
         """As for :class:`GroupedProducts`."""
         rows, tiles = _dense(rows), offsets.tiles
         inputs, outputs = matrices.shape[1:]
-        first, last = (0, len(offsets.touched)) if block is None else (block.first, block.first + len(block.numbers))
+        first, last, origin = 0, len(offsets.touched), 0
+        if block is not None:
+            first, last, origin = block.first, block.first + len(block.numbers), block.rows.start
+            rows, into = rows[block.rows], into[block.rows]
         tile = {"COLUMNS": _side(outputs, COLUMNS), "DEPTH": _side(inputs, DEPTH)}
         begin, end = tiles.before[first], tiles.before[last]
         _rows_times[((end - begin) * triton.cdiv(outputs, tile["COLUMNS"]),)](
@@ -122,7 +126,8 @@ class KernelProducts(GroupedProducts):
             tiles.table,
             begin,
             0 if block is None else 1,
-            0 if block is None else first,
+            first,
+            origin,
             inputs,
             outputs,
             rows.stride(0),
