@@ -134,7 +134,7 @@ def read_card(device: torch.device, sight: Sight) -> CardFacts:
     properties = torch.cuda.get_device_properties(device)
     architecture, uuid = architecture_of(device), uuid_of(device)
     return CardFacts(
-        properties.name,
+        name_of(device),
         architecture or f"compute {properties.major}.{properties.minor}",
         properties.total_memory,
         uuid,
@@ -142,6 +142,12 @@ def read_card(device: torch.device, sight: Sight) -> CardFacts:
         sight.driver,
         describe_allocator(os.environ, fixed_segments_reason(torch_build(), wsl=sight.wsl)),
     )
+
+
+def name_of(device: torch.device) -> str:
+    """The name of a card as its driver lists it, which plan, meters and calibration go by."""
+    listed = amd.AmdSource().read(uuid_of(device)) if torch_build().hip else []
+    return listed[0].name if listed else str(torch.cuda.get_device_name(device))
 
 
 def uuid_of(device: torch.device) -> str:

@@ -71,7 +71,7 @@ def check(bench: Bench) -> Outcome:
     bench.tell("importing torch", None, None)
     import torch
 
-    from core.worker.model.device import uuid_of
+    from core.worker.model.device import name_of, uuid_of
     from core.worker.process.probe import architecture_of, has_bf16
 
     bench.tell("asking the driver", None, None)
@@ -83,10 +83,10 @@ def check(bench: Bench) -> Outcome:
     torch.ones(16, 16, device="cuda").sum().item()
     properties = torch.cuda.get_device_properties(card)
     free, total = torch.cuda.mem_get_info(card)
-    seen = TorchCard(properties.name, uuid_of(card), total, free, architecture_of(card))
+    seen = TorchCard(name_of(card), uuid_of(card), total, free, architecture_of(card))
     facts: dict[str, Any] = {
         "kind": "cuda",
-        "name": properties.name,
+        "name": seen.name,
         "memory_bytes": properties.total_memory,
         "dtype": "bf16" if has_bf16(card) else "fp16",
         "torch": torch.__version__,

@@ -32,7 +32,7 @@ from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.fused.install import Fused
-from core.worker.model.device import allowed_bytes
+from core.worker.model.device import allowed_bytes, name_of
 from core.worker.process.recorder import Recorder, peak_rss_bytes
 from core.worker.progress.state import TrainState
 
@@ -337,7 +337,7 @@ def _machine(device: torch.device) -> Machine:
         cuda_build = torch.version.cuda is not None
         return Machine("cpu", bf16=bf16, device=name, calibration=read_calibration(name), cuda_build=cuda_build)
     used, total = cpu.memory()
-    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
+    name = name_of(device) if torch.cuda.is_available() else ""
     return Machine(
         "cuda",
         bf16=bf16,
@@ -369,7 +369,7 @@ def _limit(device: torch.device) -> int:
     """Memory available to the whole run: free memory plus its own usage so far, counted as the plan counts it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        runtime = gpu_runtime(read_calibration(torch.cuda.get_device_name(device)))
+        runtime = gpu_runtime(read_calibration(name_of(device)))
         unused, allowed = int(free) + torch.cuda.memory_reserved(device), allowed_bytes(device)
         return (unused if allowed is None else min(unused, allowed)) + runtime
     used, total = cpu.memory()

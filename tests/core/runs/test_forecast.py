@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
+from core.hardware.drivers import Build
 from core.hardware.snapshot import Device
+from core.memory.calibration import Calibration, write_calibration
 from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.runs.outlook.energy import Tariff, energy_words
@@ -61,6 +63,23 @@ def test_the_smallest_card_of_the_run_is_planned_for(sections: dict[str, Any], n
     config = configured(distributed={"processes": 4})
     assert this_machine(config, 24_000_000_000).limit_bytes == 24_000_000_000
     assert cards_here(config) == Cards(4)
+
+
+def test_an_amd_card_is_planned_for_with_what_its_self_test_has_measured(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device(index=0, kind="rocm", name="RX 7900", uuid="AMD-1", memory_used=2_000, memory_total=24_000)
+    monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [card])
+    assert this_machine(configured()).kind == "cpu"
+    measured = Calibration("RX 7900", 1 << 29, 0.06, "2.12.0", "2026-11-30")
+    write_calibration(measured)
+    for version, expandable in (("2.12.0+rocm7.2", True), ("2.11.0+rocm7.2", False)):
+        build = Build(version, hip="7.2.26015")
+        monkeypatch.setattr("core.hardware.drivers.installed_build", lambda build=build: build)
+        found = this_machine(configured())
+        assert (found.kind, found.device, found.limit_bytes, found.calibration) == ("cuda", "RX 7900", 22_000, measured)
+        assert (found.expandable, found.pages, found.cuda_build) == (expandable, False, False)
+        assert cards_here(configured(distributed={"gpus": "all"})) == Cards(1)
 
 
 def test_a_forecast_is_of_one_card_and_fits_if_the_machine_has_memory_too(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from core.worker.model.device import (
     describe_device,
     differs_from_plan,
     memory_share,
+    name_of,
     read_card,
     reason_for_cpu,
     uuid_of,
@@ -108,16 +109,19 @@ def test_an_amd_card_is_chosen_after_its_self_test(monkeypatch: pytest.MonkeyPat
 
 def test_an_amd_card_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     properties: Any = SimpleNamespace(
-        name="AMD Radeon RX 7900 XTX", major=11, minor=0, total_memory=24 << 30, gcnArchName="gfx1100:xnack-",
+        name="Navi 31", major=11, minor=0, total_memory=24 << 30, gcnArchName="gfx1100:xnack-",
         pci_domain_id=0, pci_bus_id=3, pci_device_id=0,
     )  # fmt: skip
     monkeypatch.setattr(torch.version, "hip", "7.1")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    place = make_card(tmp_path, {"unique_id": "1"})
+    place = make_card(tmp_path, {"unique_id": "1", "product_name": "Radeon RX 7900 XTX"})
     monkeypatch.setattr(amd, "find_cards", lambda _: [place])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Navi 31")
     device = torch.device("cuda", 0)
     card = read_card(device, AMD)
-    assert (card.kind, card.uuid, card.index, card.driver) == ("gfx1100", "AMD-1", 0, "6.16.6")
+    # By the driver's name, as the plan and the calibration have it.
+    assert (card.name, card.kind, card.uuid, card.index) == ("AMD Radeon RX 7900 XTX", "gfx1100", "AMD-1", 0)
+    assert card.driver == "6.16.6"
     assert differs_from_plan(card, AMD) == ""
     assert choose_dtype("auto", device) == torch.bfloat16
     assert describe_device(ROCM, torch.bfloat16, card, threads=8).startswith(
@@ -125,7 +129,7 @@ def test_an_amd_card_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.M
     )
     # A torch that does not report the place.
     del properties.pci_bus_id
-    assert uuid_of(device) == ""
+    assert (uuid_of(device), name_of(device)) == ("", "Navi 31")
     # RDNA 2 has a higher number than the first NVIDIA card with bf16, and no matrix instructions for it.
     properties.gcnArchName = "gfx1030"
     assert choose_dtype("auto", device) == torch.float16
