@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.hardware import cpu
-from core.memory.batching import SHORT_ROW, length_runs
+from core.memory.batching import BLOCK_ROW, SHORT_ROW, length_runs
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -221,11 +221,17 @@ def test_the_plan_is_what_torch_allocates(
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing"),
-    long_but([("llama", False)], itertools.product(["llama", "qwen3"], [False, True])),
+    ("family", "checkpointing", "length"),
+    long_but(
+        [("llama", False, 2 * SHORT_ROW)],
+        itertools.product(["llama", "qwen3"], [False, True], [2 * SHORT_ROW, BLOCK_ROW, BLOCK_ROW + 64]),
+    ),
 )
-def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
-    assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
+def test_rows_beyond_the_short_are_planned(family: str, checkpointing: bool, length: int, model_of: ModelOf) -> None:
+    """In blocks of queries, and by torch's kernel."""
+    config = config_of(model_of(family), checkpointing=checkpointing)
+    # More tokens than the plan would take at once.
+    assert_planned(config.with_options(train={"micro_batch_size": ROWS}), length=length)
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: ModelOf) -> None:
