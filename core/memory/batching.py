@@ -25,8 +25,11 @@ FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
 #: they are enough to keep it busy.
 SLICE_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
 
-#: Longest rows for the worker's own attention on a CPU; torch's kernel is faster from there on.
-SHORT_ROW = 256
+#: Longest rows for the worker's own attention on a CPU by whole products, and by blocks of queries; torch's kernel is
+#: faster from there on.
+SHORT_ROW, BLOCK_ROW = 256, 1024
+#: Queries of a block: more compute too many scores that the mask drops, fewer make the products too thin.
+QUERY_BLOCK = 64
 
 #: Rows of one padded length, longest first: ``(length, rows)``.
 Runs = Sequence[tuple[int, int]]

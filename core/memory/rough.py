@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from core.config.schema import WEIGHT_METHODS, Config
-from core.memory.batching import SHORT_ROW
+from core.memory.batching import BLOCK_ROW, QUERY_BLOCK, SHORT_ROW
 from core.memory.sizes import EXPERT_BUFFER, EXPERTS, FP32, Arithmetic, split_by_targets
 from core.memory.weights import adapter_tensors, own_tensors
 from core.models.architecture.architecture import Architecture, Layer, Linear
@@ -52,11 +52,11 @@ def rough_passes(model: Architecture, config: Config, how: Arithmetic) -> Passes
             end=norm,
             end_backward=(Growth(per_token=7 * FP32 * model.hidden),),
             layers=tuple(
-                _layer(kind, layer, names, model.hidden, config, how, short=longest is not None)
+                _layer(kind, layer, names, model.hidden, config, how, longest)
                 for kind, (layer, names) in enumerate(zip(model.layers, adapted, strict=True))
             ),
         )
-        for longest in ([SHORT_ROW, None] if how.short_attention else [None])
+        for longest in ([SHORT_ROW, BLOCK_ROW, None] if how.short_attention else [None])
     ]
     return Passes(
         kinds=tuple(kind for kind, layer in enumerate(model.layers) for _ in range(layer.count)),
@@ -68,7 +68,13 @@ def rough_passes(model: Architecture, config: Config, how: Arithmetic) -> Passes
 
 
 def _layer(
-    kind: int, layer: Layer, targets: frozenset[str], hidden: int, config: Config, how: Arithmetic, *, short: bool
+    kind: int,
+    layer: Layer,
+    targets: frozenset[str],
+    hidden: int,
+    config: Config,
+    how: Arithmetic,
+    longest: int | None,
 ) -> LayerGrowth:
     """A bound of a layer.
 
@@ -79,7 +85,7 @@ def _layer(
         hidden: Hidden size.
         config: Configuration of the run.
         how: Its arithmetic.
-        short: Whether rows are short enough for the worker's own attention on a CPU.
+        longest: Tokens of the longest rows.
     """
     a, method, attention = how.bytes, config.method, layer.attention
     is_trained = method.name in WEIGHT_METHODS
@@ -109,7 +115,7 @@ def _layer(
     scores = 0.0
     if attention.kernel == "eager" or attention.dropout or without_flash:
         scores = attention.heads * (3 * FP32 + 2 * a)
-    elif short:
+    elif longest == SHORT_ROW:
         scores = attention.heads * a
     wide = max((linear.inputs + linear.outputs for linear in linears), default=hidden)
     largest = max((linear.weights for linear in linears), default=0)
@@ -121,9 +127,11 @@ def _layer(
     if experts is not None and how.quantized:
         # One buffer is filled while the other is in use.
         once += (2 if how.cuda else 1) * EXPERT_BUFFER
+    # Scores of a block of queries, their probabilities and gradients; keys and values, and their gradients, in fp32.
+    blocks = QUERY_BLOCK * attention.heads * (3 * FP32 + a) + 4 * FP32 * attention.keys if longest == BLOCK_ROW else 0
     peak = Growth(
         once + casts,
-        kept + max(4 * a * wide + a * (attention.queries + 2 * attention.keys), 6 * FP32 * hidden),
+        kept + blocks + max(4 * a * wide + a * (attention.queries + 2 * attention.keys), 6 * FP32 * hidden),
         scores + (3 * FP32 * attention.heads if scores else 0),
     )
     return LayerGrowth(kind, True, 1, Growth(casts, kept, scores), Growth(casts), (peak,), (peak,), (peak,))

@@ -50,7 +50,7 @@ _CACHE_LIMIT = 4 << 20
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 #: Most results kept in this process.
 _REMEMBERED = 64
-#: Version of the format of results; results of another version are measured again.
+#: Version of the results, their format and what is measured; results of another version are measured again.
 FORMAT = 9
 
 #: Listener of a measurement: the activity, and the seconds so far.

@@ -8,7 +8,7 @@ On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attenti
 kernel is chosen by a trial on the device for every shape of heads; a sliding window reaches the layers as a
 :class:`Window`.
 
-Short rows on a CPU go through :class:`ShortAttention`.
+On a CPU, rows of up to :data:`BLOCK_ROW` tokens go through :class:`ShortAttention` and :class:`BlockAttention`.
 
 In compiled layers, packed rows and windows are one opaque operation: the compiler would otherwise build a program for
 every pattern of groups.
@@ -30,7 +30,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from core.memory.batching import SHORT_ROW
+from core.memory.batching import BLOCK_ROW, QUERY_BLOCK, SHORT_ROW
 from core.worker.fused.attention_kernels import (
     Kernel,
     Sequences,
@@ -286,8 +286,10 @@ def _attend_padded(
                 return _attend_window(query, key, value, window, scaling)
             mask = window.mask(query)
     if _is_plain(module, query, key, mask, dropout, kwargs):
-        if _is_short(query, key.shape[2]):
-            return attend_short(query, key, value, scaling).transpose(1, 2).contiguous()
+        if _is_for_cpu(query, key.shape[2]):
+            if key.shape[2] > SHORT_ROW and torch.compiler.is_compiling():
+                return _opaque(query, key, value, None, None, scaling, told=False)
+            return attend_on_cpu(query, key, value, scaling).transpose(1, 2).contiguous()
         if _repeats_keys(query, key, value):
             query, key, value = _cast(query, key, value)
             key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
@@ -308,9 +310,9 @@ def _is_plain(
     return mask is None and dropout == 0.0 and bool(causal) and not asked and query.shape[2] == key.shape[2]
 
 
-def _is_short(query: torch.Tensor, keys: int) -> bool:
+def _is_for_cpu(query: torch.Tensor, keys: int) -> bool:
     learning = query.requires_grad or not torch.is_grad_enabled()
-    return query.device.type == "cpu" and 1 < keys <= SHORT_ROW and learning and is_fused()
+    return query.device.type == "cpu" and 1 < keys <= BLOCK_ROW and learning and is_fused()
 
 
 # Compiled layers.
@@ -326,7 +328,7 @@ def _opaque(
     *,
     told: bool,
 ) -> torch.Tensor:
-    """Attention of packed rows, or of a padded batch with a window, as one operation."""
+    """Attention of packed rows, of a padded batch with a window, or of one in blocks, as one operation."""
     query, key, value = _cast(query, key, value)
     out: torch.Tensor = torch.ops.localtune.attention(query, key, value, table, size, scaling, told)
     return out
@@ -423,7 +425,9 @@ def _attend_by_table(
         if table is not None:
             layout = _layout_of(tuple(table.tolist()))
             return _attend_packed(query, key, value, layout, size, scaling, told=told)
-        window = _window_of(size or 0)
+        if size is None:
+            return attend_on_cpu(query, key, value, scaling).transpose(1, 2)
+        window = _window_of(size)
         if choose_kernel(query, key, value, window=True) is Kernel.VARLEN:
             return _attend_window(query, key, value, window, scaling)
         key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
@@ -671,8 +675,8 @@ def _attend(
     """Causal attention whose last query sees all keys: ``(rows, heads, queries, head)``."""
     queries, keys = query.shape[2], key.shape[2]
     windowed = window is not None and keys > window
-    if _is_short(query, keys) and not windowed:
-        return attend_short(query, key, value, scaling)
+    if _is_for_cpu(query, keys) and not windowed:
+        return attend_on_cpu(query, key, value, scaling)
     if kernel is not Kernel.MASKED:
         if kernel is Kernel.EFFICIENT:
             key, value = (repeated(tensor, query.shape[1]) for tensor in (key, value))
@@ -687,11 +691,11 @@ def _attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-# Short rows on a CPU.
+# Rows on a CPU.
 
 
-def attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Causal attention by :class:`ShortAttention`.
+def attend_on_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Causal attention by :class:`ShortAttention` or :class:`BlockAttention`.
 
     Args:
         query: ``(rows, heads, queries, head)``.
@@ -699,8 +703,8 @@ def attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sc
         value: ``(rows, key heads, keys, value)``.
         scaling: The factor of the scores; None for one over the root of the head's size.
     """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return apply(ShortAttention, query, key, value, scale)
+    function = ShortAttention if key.shape[2] <= SHORT_ROW else BlockAttention
+    return apply(function, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -751,11 +755,10 @@ class ShortAttention(torch.autograd.Function):
         """
         folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
         queries, length = query.shape[2], key.shape[2]
-        mask = _later_of_short(queries, length).repeat(folded.shape[1] // queries, 1)
+        mask = _later_of_short(queries, length)
         # Autocast would compute the scores in 16 bit.
         with torch.autocast(query.device.type, enabled=False):
-            scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
-            shares = torch.softmax(scores, dim=-1).to(value.dtype)
+            shares = _shares(folded, keys, mask, scale).to(value.dtype)
             out = torch.bmm(shares, values)
         ctx.save_for_backward(query, key, value, shares)
         ctx.scale = scale
@@ -771,12 +774,89 @@ class ShortAttention(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             gradient = _folded(outputs[0], key)
             to_value = torch.bmm(shares.transpose(1, 2), gradient)
-            to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
-            to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
+            to_scores = _to_scores(gradient, values, shares.float(), ctx.scale).to(query.dtype)
             to_query = _unfolded(torch.bmm(to_scores, keys), query)
             to_key = torch.bmm(to_scores.transpose(1, 2), folded)
         return to_query, to_key.view(key.shape), to_value.view(value.shape), None
+
+
+class BlockAttention(torch.autograd.Function):
+    """Causal attention of longer rows on a CPU: a block of queries at a time, with the keys that it sees.
+
+    Backward computes the probabilities of a block again, so that none are kept, as in FlashAttention (Dao et al., 2022,
+    arXiv 2205.14135). Torch's CPU kernel repeats keys and values for every query head, and keeps them.
+
+    The dtypes are those of :class:`ShortAttention`; gradients of keys and values are summed in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Compute the attention.
+
+        Args:
+            ctx: The autograd context.
+            query: ``(rows, heads, queries, head)``.
+            key: ``(rows, key heads, keys, head)``; the last query belongs to the last key.
+            value: ``(rows, key heads, keys, value)``.
+            scale: The factor of the scores.
+
+        Returns:
+            ``(rows, heads, queries, value)``, heads and queries transposed in memory.
+        """
+        ctx.save_for_backward(query, key, value)
+        ctx.scale = scale
+        rows, heads, queries, _ = query.shape
+        keys, values = key.flatten(0, 1), value.flatten(0, 1)
+        out = value.new_empty(rows, queries, heads, value.shape[3]).transpose(1, 2)
+        with torch.autocast(query.device.type, enabled=False):
+            for block, seen, mask in _blocks(query, key):
+                own = query[:, :, block]
+                shares = _shares(_folded(own, key), keys[:, :seen], mask, scale).to(value.dtype)
+                out[:, :, block] = _unfolded(torch.bmm(shares, values[:, :seen]), own)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        query, key, value = ctx.saved_tensors
+        keys, values = key.flatten(0, 1), value.flatten(0, 1)
+        to_query = torch.empty_like(query)
+        to_keys, to_values = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (keys, values))
+        with torch.autocast(query.device.type, enabled=False):
+            for block, seen, mask in _blocks(query, key):
+                own = query[:, :, block]
+                folded, gradient = _folded(own, key), _folded(outputs[0][:, :, block], key)
+                shares = _shares(folded, keys[:, :seen], mask, ctx.scale)
+                to_values[:, :seen].add_(torch.bmm(shares.to(value.dtype).transpose(1, 2), gradient))
+                to_scores = _to_scores(gradient, values[:, :seen], shares, ctx.scale).to(query.dtype)
+                to_query[:, :, block] = _unfolded(torch.bmm(to_scores, keys[:, :seen]), own)
+                to_keys[:, :seen].add_(torch.bmm(to_scores.transpose(1, 2), folded))
+        return to_query, to_keys.to(key.dtype).view(key.shape), to_values.to(value.dtype).view(value.shape), None
+
+
+def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, int, torch.Tensor]]:
+    """Blocks of queries, with the number of keys that each sees, and its mask."""
+    queries, keys = query.shape[2], key.shape[2]
+    mask = later(QUERY_BLOCK, keys, query.device, torch.float32)
+    for begin in range(0, queries, QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, queries)
+        seen = keys - queries + end
+        # The last query of every block sees all of the block's keys.
+        yield slice(begin, end), seen, mask[begin - end :, keys - seen :]
+
+
+def _shares(folded: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """Probabilities in fp32, ``(rows * key heads, share * queries, keys)``."""
+    mask = mask.repeat(folded.shape[1] // len(mask), 1)
+    scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, dim=-1)
+
+
+def _to_scores(gradient: torch.Tensor, values: torch.Tensor, shares: torch.Tensor, scale: float) -> torch.Tensor:
+    """The gradient of the scores in fp32, times their factor, by that of the output and the probabilities in fp32."""
+    to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
+    return torch._softmax_backward_data(to_shares, shares, -1, torch.float32).mul_(scale)
 
 
 def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 
-from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW, padded_length
+from core.memory.batching import BLOCK_ROW, LENGTH_MULTIPLE, SHORT_ROW, padded_length
 from core.models.architecture import measuring
 from core.models.architecture.measuring import Growth, LayerGrowth, Peak, Regime
 from core.worker.measure.layers import LayerPasses, Passes, Points, SizedPass, kinds_without_scores, layer_multiples
@@ -73,7 +73,7 @@ def _bounds(skeleton: Skeleton) -> list[int]:
     """Row lengths at which other kernels or masks are used."""
     how, config = skeleton.how, skeleton.causal.config
     eager = config._attn_implementation == "eager"
-    found = {SHORT_ROW} if how.short_attention and not eager else set()
+    found = {SHORT_ROW, BLOCK_ROW} if how.short_attention and not eager else set()
     if eager or not (how.cuda and how.fused_attention and how.flash):
         for name in ("sliding_window", "attention_chunk_size"):
             window = getattr(config, name, None)

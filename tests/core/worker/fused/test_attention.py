@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from core.memory.batching import SHORT_ROW
+from core.memory.batching import BLOCK_ROW, SHORT_ROW
 from core.worker.fused import attention
 from core.worker.fused.attention import Group, Layout, LayoutError, masks_left_out
 from tests.cases import cases
@@ -55,7 +55,13 @@ def assert_same(out: torch.Tensor, wanted: torch.Tensor, inputs: list[torch.Tens
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@cases(("length", "value_size"), [(2, SIZE), (7, SIZE), (33, SIZE), (SHORT_ROW + 1, SIZE), (9, 5)])
+#: Lengths with blocks that are full and not, and one for torch's kernel.
+LONG = (SHORT_ROW + 1, SHORT_ROW + 64, BLOCK_ROW + 1)
+
+
+@cases(
+    ("length", "value_size"), [(2, SIZE), (7, SIZE), (33, SIZE), *((length, SIZE) for length in LONG), (9, 5), (300, 5)]
+)
 def test_outputs_and_gradients_match_the_definition(length: int, value_size: int) -> None:
     query, key, value = tensors(3, length)
     inputs = [query, key, value[..., :value_size].detach().requires_grad_()]
@@ -63,8 +69,28 @@ def test_outputs_and_gradients_match_the_definition(length: int, value_size: int
     assert_same(out, plain(*inputs).transpose(1, 2), inputs)
 
 
-def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
-    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(4, 64)]
+def test_rows_in_blocks_after_a_shared_prefix_match_the_definition() -> None:
+    layout = Layout((Group(70, 2, SHORT_ROW), Group(SHORT_ROW + 9, 1, 80)))
+    inputs = flat_inputs(layout)
+    assert_same(attend_groups(*inputs, layout, None), alone(inputs, layout), inputs)
+
+
+def test_rows_in_blocks_keep_no_probabilities_and_no_repeated_keys() -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    inputs = tensors(2, SHORT_ROW + 1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attend(Module(), *inputs, None)
+    assert kept == [tuple(tensor.shape) for tensor in inputs]
+
+
+@cases("length", [64, SHORT_ROW + 44])
+def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel(length: int) -> None:
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(4, length)]
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, _ = attend(Module(), *inputs, None)
@@ -78,8 +104,9 @@ def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
         assert (found - true).norm() <= 1.2 * (peer - true).norm()
 
 
-def test_backward_within_autocast_is_that_outside() -> None:
-    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(2, 9)]
+@cases("length", [9, SHORT_ROW + 1])
+def test_backward_within_autocast_is_that_outside(length: int) -> None:
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors(2, length)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, _ = attend(Module(), *inputs, None)
         within = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
@@ -94,11 +121,11 @@ def flat_inputs(layout: Layout = LAYOUT) -> list[torch.Tensor]:
     return tensors(1, sum(group.tokens for group in layout.groups), seed=4)
 
 
-def alone(inputs: list[torch.Tensor]) -> torch.Tensor:
+def alone(inputs: list[torch.Tensor], layout: Layout = LAYOUT) -> torch.Tensor:
     """Each row by itself, its prefix before it, put where it lies in the sequence."""
     out = torch.zeros(1, inputs[0].shape[2], HEADS, SIZE, dtype=torch.float64)
     at = 0
-    for group in LAYOUT.groups:
+    for group in layout.groups:
         prefix = list(range(at, at + group.prefix))
         at += group.prefix
         for _ in range(group.rows):
@@ -118,8 +145,8 @@ def test_rows_of_a_layout_see_their_prefix_and_themselves_alone() -> None:
 
 
 def test_masks_of_long_rows_go_with_their_batch() -> None:
-    layout = Layout((Group(3, 2, SHORT_ROW + 1),))
-    size = (SHORT_ROW + 1, SHORT_ROW + 4)
+    layout = Layout((Group(3, 2, BLOCK_ROW + 1),))
+    size = (BLOCK_ROW + 1, BLOCK_ROW + 4)
     attend(Module(), *tensors(1, layout.groups[0].tokens), None, layout=layout)
 
     def masks() -> list[int]:

@@ -152,7 +152,7 @@ def test_windows_of_packed_rows_give_what_masks_give(
 ) -> None:
     varlen.clear()
     inputs = flat_inputs(layout)
-    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    monkeypatch.setattr(attention, "BLOCK_ROW", 0)
     wanted = attend_groups(*inputs, layout, None, MASKED, size)
     assert_same(attend(Module(), *inputs, Window(size), layout=layout)[0], wanted, inputs)
     assert varlen == [(size - 1, 0) if size < layout.longest else (-1, 0)]
@@ -196,8 +196,8 @@ def draws(dtype: torch.dtype = FP32) -> list[torch.Tensor]:
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function for short rows on a CPU out of the way."""
-    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    """The functions for rows on a CPU out of the way."""
+    monkeypatch.setattr(attention, "BLOCK_ROW", 0)
 
 
 @cases("dtype", [FP32, BF16, FP16])
@@ -208,11 +208,13 @@ def test_correct_kernels_pass_the_trial(kernel: Kernel, window: bool, dtype: tor
 
 
 @cases("dtype", [FP32, BF16])
-@cases("row", [0, 256])
+@cases("short", [0, 256])
+@cases("longest", [0, 1024])
 def test_attention_as_one_operation_gives_the_same(
-    row: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    longest: int, short: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SHORT_ROW", row)
+    monkeypatch.setattr(attention, "SHORT_ROW", short)
+    monkeypatch.setattr(attention, "BLOCK_ROW", longest)
     trial = attention.try_opaque(CPU, dtype)
     assert trial.passed, trial.reason
     assert trial.worst == 0
@@ -339,7 +341,7 @@ def test_keys_are_repeated_where_flash_does_not_serve(
     capability: tuple[int, int] | None, dtype: torch.dtype, repeats: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "capability_of", lambda _device: capability)
-    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    monkeypatch.setattr(attention, "BLOCK_ROW", 0)
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in flat_inputs(Layout((Group(0, 1, 12),)))]
     asked = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", asked)

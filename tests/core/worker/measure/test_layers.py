@@ -71,8 +71,8 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, tmp_path
     config = config_of()
     without, with_them = Passes(without_values(family, config)), Passes(with_values(family, config, tmp_path))
     assert without.kinds == with_them.kinds
-    # Rows for the worker's own attention on a CPU, and longer ones.
-    for length in (96, 320):
+    # Rows for the worker's own attention on a CPU, as a whole and in blocks, and longer ones.
+    for length in (96, 320, 1032):
         assert figures(without.measure(ROWS, length)) == figures(with_them.measure(ROWS, length)), length
 
 

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.hardware import cpu
-from core.memory.batching import SHORT_ROW, length_runs
+from core.memory.batching import BLOCK_ROW, SHORT_ROW, length_runs
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
@@ -153,14 +153,14 @@ def prepare(config: Config) -> LoadedModel:
     return loaded
 
 
-def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH) -> int:
+def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH, rows: int = ROWS) -> int:
     """The most bytes that torch's allocator hands out in a pass over a micro-batch, beyond those before it.
 
     A first pass leaves its gradients, as the first micro-batch of a window does.
     """
     loss, accelerator = SupervisedLoss(loaded.model), make_accelerator(loaded)
-    ids = torch.randint(3, 2000, (ROWS, length))
-    learned = torch.zeros(ROWS, length, dtype=torch.bool)
+    ids = torch.randint(3, 2000, (rows, length))
+    learned = torch.zeros(rows, length, dtype=torch.bool)
     learned[:, int(length * (1 - supervised)) :] = True
 
     def run() -> None:
@@ -182,9 +182,9 @@ def peak_of_tensors(loaded: LoadedModel, supervised: float, length: int = LENGTH
     return peak
 
 
-def plan_of(config: Config, supervised: float, length: int = LENGTH, **settled: Any) -> Plan:
-    rows = Rows(length_runs([length] * ROWS), supervised)
-    return make_plan(load_architecture(Path(config.model.base)), config, Machine("cpu"), rows, **settled)
+def plan_of(config: Config, supervised: float, length: int = LENGTH, rows: int = ROWS, **settled: Any) -> Plan:
+    planned = Rows(length_runs([length] * rows), supervised)
+    return make_plan(load_architecture(Path(config.model.base)), config, Machine("cpu"), planned, **settled)
 
 
 def comes_and_goes(plan: Plan) -> int:
@@ -197,13 +197,14 @@ def assert_planned(
     loaded: LoadedModel | None = None,
     supervised: float = 0.02,
     length: int = LENGTH,
+    rows: int = ROWS,
     rel: float = 0.07,
     **settled: Any,
 ) -> Plan:
     """Check the plan's tensors that come and go against the peak of torch's allocator."""
-    plan = plan_of(config, supervised, length, **settled)
+    plan = plan_of(config, supervised, length, rows, **settled)
     assert comes_and_goes(plan) == pytest.approx(
-        peak_of_tensors(loaded or prepare(config), supervised, length), rel=rel
+        peak_of_tensors(loaded or prepare(config), supervised, length, rows), rel=rel
     )
     return plan
 
@@ -221,11 +222,17 @@ def test_the_plan_is_what_torch_allocates(
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing"),
-    long_but([("llama", False)], itertools.product(["llama", "qwen3"], [False, True])),
+    ("family", "checkpointing", "length"),
+    long_but(
+        [("llama", False, 2 * SHORT_ROW)],
+        itertools.product(["llama", "qwen3"], [False, True], [2 * SHORT_ROW, BLOCK_ROW, BLOCK_ROW + 64]),
+    ),
 )
-def test_rows_beyond_the_fused_attention_are_planned(family: str, checkpointing: bool, model_of: ModelOf) -> None:
-    assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
+def test_rows_beyond_the_short_are_planned(family: str, checkpointing: bool, length: int, model_of: ModelOf) -> None:
+    """In blocks of queries, and by torch's kernel."""
+    # No more tokens than the plan takes at once.
+    rows = ROWS if length <= BLOCK_ROW else 1
+    assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=length, rows=rows)
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: ModelOf) -> None:
