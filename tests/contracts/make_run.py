@@ -9,6 +9,9 @@ here); it is used by its commands, as a user does. ``DIRECTORY`` then holds
 - ``continued``: the same version's result of continuing the run: the steps, the evaluations, the last checkpoint, and
   the facts that decide whether another machine calculates the same bits.
 
+A home that ``DIRECTORY`` has stays; only the result of continuing the run is made anew, by a version that adds up in
+another order, which changes the last bits.
+
 Both are made by this machine's processor. Host name and process are removed from ``state.json``; locks, logs and
 hardware events are left out; everything else is as that version wrote it.
 """
@@ -158,15 +161,18 @@ def strip(run: Path) -> None:
 
 
 def main(code: Path, destination: Path) -> None:
-    """Make both directories anew."""
+    """Make the result anew, and the home where there is none."""
     # PEFT writes the path of the base into each adapter, which the hashes of the manifest cover.
-    home = Path("/tmp/localtune-contracts/home")
-    for directory in (home.parent, destination):
+    home, kept = Path("/tmp/localtune-contracts/home"), destination / "home"
+    for directory in (home.parent, destination / "continued"):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-    run = begin(code, home)
-    strip(run)
-    shutil.copytree(home, destination / "home", ignore=shutil.ignore_patterns("cache"))
+    if not kept.exists():
+        strip(begin(code, home))
+        shutil.copytree(home, kept, ignore=shutil.ignore_patterns("cache"))
+    else:
+        shutil.copytree(kept, home)
+    (run,) = (home / "runs").iterdir()
     result = go_on(code, run)
     last = max((run / "checkpoints").iterdir())
     shutil.copytree(last, destination / "continued" / last.name)

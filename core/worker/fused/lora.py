@@ -160,13 +160,8 @@ class LoraLinear(torch.autograd.Function):
         low = seen @ stacked_down(layers, dtype).T
         lows = low.split([len(layer.down) for layer in layers], dim=1)
         ctx.save_for_backward(seen, low, *matrices)
-        ctx.weights, ctx.scales, ctx.dtype, ctx.shape, ctx.separate = (
-            weights,
-            scales,
-            dtype,
-            x.shape,
-            dropped is not None,
-        )
+        ctx.weights, ctx.scales, ctx.dtype = weights, scales, dtype
+        ctx.shape, ctx.separate = x.shape, dropped is not None
         ctx.input_dtype = x.dtype
         return tuple(shaped_as(layer.output(flat, own), x) for layer, own in zip(layers, lows, strict=True))
 
