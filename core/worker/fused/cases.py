@@ -22,7 +22,7 @@ ROWS, LENGTH, HEADS, HEAD, HIDDEN, WIDTH = 2, 37, 6, 80, 192, 320
 POSITIONS, VOCABULARY = 5, 10_007
 RANK, SCALE = 8, 2.0
 #: Rows of each expert of a mixture: none, less than a tile, one row, several tiles.
-COUNTS = (0, 37, 1, 0, 150, 64, 5)
+COUNTS = [0, 37, 1, 0, 150, 64, 5]
 EPSILON = 1e-5
 
 
@@ -193,11 +193,11 @@ def experts_trial(name: str, products: GroupedProducts, device: torch.device, dt
         return wide, back, narrow, multiply_between(narrow, rows, offsets, products)
 
     def plain(rows: torch.Tensor, matrices: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        parts = rows.split(COUNTS)
+        parts = torch.split(rows, COUNTS)
         wide = torch.cat([part @ matrix.T for part, matrix in zip(parts, matrices, strict=True)])
-        back = torch.cat([part @ matrix for part, matrix in zip(wide.split(COUNTS), matrices, strict=True)])
+        back = torch.cat([part @ matrix for part, matrix in zip(torch.split(wide, COUNTS), matrices, strict=True)])
         narrow = torch.cat([part @ matrix.T for part, matrix in zip(parts, down, strict=True)])
-        sums = [one.T @ other for one, other in zip(narrow.split(COUNTS), parts, strict=True)]
+        sums = [one.T @ other for one, other in zip(torch.split(narrow, COUNTS), parts, strict=True)]
         return wide, back, narrow, torch.stack(sums)
 
     shapes = ((sum(COUNTS), HIDDEN), (len(COUNTS), WIDTH, HIDDEN), (len(COUNTS), RANK, HIDDEN))

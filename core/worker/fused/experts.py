@@ -114,7 +114,8 @@ class Offsets:
             for begin in range(end - self.counts[number], end, TILE):
                 rows += [number, place, begin, end]
             before.append(len(rows) // 4)
-        numbers, table = _upload([*self.touched, *rows], self.ends.device).split([len(self.touched), len(rows)])
+        placed = _upload([*self.touched, *rows], self.ends.device)
+        numbers, table = torch.split(placed, [len(self.touched), len(rows)])
         return numbers, Tiles(table.view(-1, 4), before)
 
     @functools.cached_property
@@ -132,7 +133,7 @@ class Offsets:
             for group in groups:
                 taken[group] += length
         # Only small tensors are transferred; the device makes the large ones.
-        parts = _upload(values, self.ends.device).split([4 * len(groups) for groups, _ in plan])
+        parts = torch.split(_upload(values, self.ends.device), [4 * len(groups) for groups, _ in plan])
         return [
             _round([place[group] for group in groups], part.view(4, -1), length)
             for (groups, length), part in zip(plan, parts, strict=True)

@@ -163,7 +163,7 @@ class KernelProducts(GroupedProducts):
 
 def _side(size: int, most: int) -> int:
     """A side of a tile: a power of two that covers a small size."""
-    return min(max(triton.next_power_of_2(size), _LEAST), most)
+    return min(max(1 << (size - 1).bit_length(), _LEAST), most)
 
 
 def _dense(rows: torch.Tensor) -> torch.Tensor:

@@ -195,11 +195,11 @@ def test_nothing_of_the_weights_is_kept_for_backward() -> None:
     assert sum(kept) < 8 * (6 * 256 + 2 * 128)
 
 
-class Transfers(TorchDispatchMode):
+class Transfers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts tensors made from Python's numbers, and operations that wait for the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.uploads = 0
         self.waits: list[str] = []
 

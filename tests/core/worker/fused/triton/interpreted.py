@@ -154,10 +154,12 @@ def test_products_of_experts_are_rounded_once(products: GroupedProducts) -> None
     rows = torch.randn(74, 44).half()[:, ::2]
     matrices = torch.randn(22, 6, 37).half().transpose(0, 1)
     found = grouped_product(rows, offsets, lambda block: matrices[block.index], 2, 37, products, transpose=False)
-    wanted = torch.cat([part.double() @ one.double() for part, one in zip(rows.split(counts), matrices, strict=True)])
+    wanted = torch.cat(
+        [part.double() @ one.double() for part, one in zip(torch.split(rows, counts), matrices, strict=True)]
+    )
     torch.testing.assert_close(found.double(), wanted, rtol=2**-11, atol=1e-4)
     between = multiply_between(rows, rows, offsets, products)
-    sums = torch.stack([part.double().T @ part.double() for part in rows.split(counts)])
+    sums = torch.stack([part.double().T @ part.double() for part in torch.split(rows, counts)])
     torch.testing.assert_close(between.double(), sums, rtol=2**-11, atol=1e-4)
 
 
