@@ -42,7 +42,6 @@ APPLE = (
     "and 4-bit weights are too slow."
 )
 APPLE_REMEDY = "Use a Linux machine with an NVIDIA card, over SSH from this one; 'ssh' is all that it takes here."
-SELFTEST = "Run 'localtune-tui selftest' once, which decides it"
 _CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
 
 
@@ -248,7 +247,7 @@ def _unusable_amd(sight: Sight, build: Build | None, device: Visible, torch_erro
     return CardUnusableError(
         f"{name} has not passed the self-test with torch {build.version} and this driver, and AMD's cards train only "
         "after that.",
-        _or_cpu(SELFTEST),
+        _or_cpu("Run 'localtune-tui selftest' once, which decides it"),
     )
 
 

@@ -46,7 +46,7 @@ class WorkerRun:
         self.run.path.mkdir(mode=0o700)
         write_atomic(self.run.config_path, dump_config(config))
         RunState(state="queued", host=hostname(), updated=time.time()).write(self.run.state_path)
-        self._total = config.train.max_steps or 0
+        self._total = config.train.max_steps
         self._tail = EventTail(self.run.events_path)
         self.events: list[Event] = []
 
@@ -71,7 +71,7 @@ class WorkerRun:
             has_ended = child.poll() is not None
             found = self._tail.read_all()
             self.events += found
-            self._tell(found)
+            self._tell(found, self._total if stop_when is None else None)
             if has_ended:
                 break
             if stop_when is not None and stop_when(self.steps):
@@ -100,10 +100,10 @@ class WorkerRun:
         """Its notices."""
         return [event for event in self.events if isinstance(event, NoticeEvent)]
 
-    def _tell(self, events: Sequence[Event]) -> None:
+    def _tell(self, events: Sequence[Event], total: int | None) -> None:
         for event in events:
             if isinstance(event, StepEvent):
-                self._bench.tell(f"{self._name}: step", event.step, self._total)
+                self._bench.tell(f"{self._name}: step", event.step, total)
             elif isinstance(event, PhaseEvent) and event.name != "training":
                 self._bench.tell(f"{self._name}: {phase_name(event.name)}", None, None)
 
