@@ -40,7 +40,7 @@ from core.memory.sizes import (
     split_by_targets,
     states_host_bytes,
 )
-from core.memory.step_time import LayerWork, StepTime, step_time, touched_experts
+from core.memory.step_time import LayerWork, StepTime, step_time, touched_experts, update_traffic
 from core.memory.weights import (
     Tensors,
     adapter_parts,
@@ -472,7 +472,7 @@ class _Planner:
             self.run.rates,
             kept_layers=self.kept_layers,
             head=4.0 * self.model.vocabulary * self.model.hidden * self.run.rows.supervised,
-            trained=trained,
+            updated=update_traffic(trained, train.optimizer, self.how.bytes if self.run.weights else None),
             from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
 
