@@ -29,7 +29,7 @@ BIAS = 0.01
 
 
 class Step(Protocol):
-    """Update of a tensor, as :func:`core.worker.optim.adamw_kernel.step`."""
+    """Update of a tensor, as :func:`core.worker.optim.adamw_kernels.step`."""
 
     def __call__(
         self,
@@ -95,7 +95,7 @@ def choose_step(
     found: list[Step] = []
 
     def trial() -> str:
-        from core.worker.optim.adamw_kernel import step
+        from core.worker.optim.adamw_kernels import step
 
         found.append(step)
         return find_fault(step, make_optimizer, device)

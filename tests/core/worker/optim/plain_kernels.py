@@ -42,7 +42,7 @@ def plain_step(
     seed: int,
     wanted: torch.Tensor | None = None,
 ) -> None:
-    """As :func:`core.worker.optim.adamw_kernel.step`, by bitsandbytes' operator."""
+    """As :func:`core.worker.optim.adamw_kernels.step`, by bitsandbytes' operator."""
     if wanted is not None and not wanted:
         return
     update = torch.zeros(weights.shape)

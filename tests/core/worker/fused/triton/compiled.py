@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from core.worker.fused.triton import gated, rms_norm, rotary
-from core.worker.optim import adamw_kernel, rounding_kernels
+from core.worker.optim import adamw_kernels, rounding_kernels
 
 #: An RTX 3090 and 4090.
 CAPABILITIES = (86, 89)
@@ -45,10 +45,10 @@ def main(which: str) -> None:
         for kind, guard in (("bf16", "i32"), ("fp32", "i32"), ("bf16", "bf16"))[:some]:
             fixed = {"guarded": guard == "i32", "rounded": kind == "bf16", "quarter": 512}
             build(rounding_kernels._add_update, fixed, kind, f, guard, capability=capability, keep=f)
-        fixed = {"guarded": True, "rounded": True, "size": adamw_kernel.BLOCK, "blocks": 4}
+        fixed = {"guarded": True, "rounded": True, "size": adamw_kernels.BLOCK, "blocks": 4}
         pointers = (b, b, "u8", "u8", f, f, f, f, "i32")
-        floats = dict.fromkeys(adamw_kernel._step.arg_names[10:19], f)
-        build(adamw_kernel._step, fixed, *pointers, capability=capability, **floats)
+        floats = dict.fromkeys(adamw_kernels._step.arg_names[10:19], f)
+        build(adamw_kernels._step, fixed, *pointers, capability=capability, **floats)
         build(rounding_kernels._clear_unless, {"block": 2048}, f, "i32", capability=capability)
 
 

@@ -16,7 +16,7 @@ from core.worker.fused.triton import rms_norm
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
-from core.worker.optim import adamw, adamw_kernel, rounding_kernels
+from core.worker.optim import adamw, adamw_kernels, rounding_kernels
 from core.worker.optim.rounding import COUNT, find_fault
 from tests.core.worker.optim.test_adamw import maker
 from tests.short_list import long_but
@@ -134,7 +134,7 @@ def test_rounding(count: int) -> None:
 @pytest.mark.parametrize("kind", long_but(["adamw_8bit"], ["adamw_8bit", "paged_adamw_8bit"]))
 def test_the_step_of_adamw_in_8_bits(kind: str) -> None:
     """States and update are those of bitsandbytes."""
-    assert adamw.find_fault(adamw_kernel.step, maker(kind), CPU, 4096 + 907) == ""
+    assert adamw.find_fault(adamw_kernels.step, maker(kind), CPU, 4096 + 907) == ""
 
 
 def test_states_become_the_nearest_codes() -> None:
@@ -153,7 +153,7 @@ def test_states_become_the_nearest_codes() -> None:
         state["step"] = 1
         for name in ("state1", "state2", "absmax1", "absmax2"):
             state[name].fill_({"state1": 127}.get(name, 0))
-        adamw_kernel.step(
+        adamw_kernels.step(
             torch.zeros(4096), wanted.pow(root).float(), state, optimizer.param_groups[0], keep=1.0, scale=1.0, seed=0
         )
         assert torch.equal(state[f"state{moment}"].long(), torch.bucketize(wanted, bounds))
