@@ -39,7 +39,16 @@ from core.memory.sizes import (
     split_by_targets,
     states_host_bytes,
 )
-from core.memory.step_time import LOGIT_MOVED, LOGIT_PASSES, HeadWork, LayerWork, StepTime, step_time, touched_experts
+from core.memory.step_time import (
+    LOGIT_MOVED,
+    LOGIT_PASSES,
+    HeadWork,
+    LayerWork,
+    StepTime,
+    step_time,
+    touched_experts,
+    update_traffic,
+)
 from core.memory.weights import (
     Tensors,
     adapter_parts,
@@ -478,7 +487,7 @@ class _Planner:
                 moved=LOGIT_PASSES * self.how.bytes if self.run.cuda else LOGIT_MOVED,
                 trained=self.config.method.name == "full",
             ),
-            trained=trained,
+            updated=update_traffic(trained, train.optimizer, self.how.bytes if self.run.weights else None),
             from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
 

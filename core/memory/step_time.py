@@ -25,8 +25,13 @@ _LAUNCHES_AGAIN = 0.4
 LOGIT_MOVED = 36
 #: Passes of the kernel of the loss over the logits: two readings, and the gradient.
 LOGIT_PASSES = 3
-#: Bytes read and written for each trained parameter in an update: weight, gradient, two moments.
+#: Bytes read and written for each parameter of an adapter in an update: weight, gradient, two moments.
 _UPDATED = 28
+#: The same for each trained weight of the model: times the bytes of its dtype, and those of states and of copies in
+#: fp32. Norm, gradient, and the weight twice; AdamW with fp32 states has a gradient and an update in fp32 too, Lion an
+#: update in the weight's dtype. AdamW with 8-bit states is one kernel.
+_UPDATED_WEIGHT = {"adamw": (4, 40), "adafactor": (4, 36), "lion_8bit": (8, 2)}
+_UPDATED_IN_ONE = (4, 4)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def step_time(
     *,
     kept_layers: int,
     head: HeadWork,
-    trained: int,
+    updated: int,
     from_host: int = 0,
 ) -> StepTime:
     """Estimated time of an optimizer step.
@@ -123,11 +128,11 @@ def step_time(
         rates: Rates of the device.
         kept_layers: Number of layers, the last ones, whose activations are kept.
         head: The head and the loss.
-        trained: Number of trained parameters.
+        updated: Bytes read and written by the update, as :func:`update_traffic`.
         from_host: Bytes of weights that come from host memory for each micro-batch.
     """
     again = layers[: len(layers) - kept_layers]
-    seconds, moved = _UPDATED * trained / rates.memory, from_host / rates.host
+    seconds, moved = updated / rates.memory, from_host / rates.host
     for rows, length in batches:
         tokens = rows * length
         # Copies overlap with the computation: the slower of the two decides.
@@ -135,6 +140,20 @@ def step_time(
         seconds += head.seconds(tokens, rates)
     tokens = sum(rows * length for rows, length in batches)
     return StepTime(seconds, tokens, len(batches), rates.source, moved * len(batches))
+
+
+def update_traffic(trained: int, optimizer: str, width: int | None) -> int:
+    """Bytes read and written by an update.
+
+    Args:
+        trained: Number of trained parameters.
+        optimizer: As ``train.optimizer``.
+        width: Bytes of an element of the weights that are trained; None for adapters.
+    """
+    if width is None:
+        return _UPDATED * trained
+    times, further = _UPDATED_WEIGHT.get(optimizer, _UPDATED_IN_ONE)
+    return trained * (times * width + further)
 
 
 def _thinness(tokens: float, rates: Rates) -> float:

@@ -22,6 +22,7 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel, decoder_of, trainable_parameters
 from core.worker.model.safetensors_io import read_tensors
 from core.worker.oom.retry import Retry
+from core.worker.optim.adamw import choose_step
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers
 from core.worker.optim.rounding import choose_kernels
@@ -234,15 +235,22 @@ def make_update(
         return AdapterUpdate(accelerator, optimizer, parameters, train.max_grad_norm, retry)
     buffers = PagedBuffers()
     trained = strategy.trained(trained_tensors(loaded.model))
+    device = next(iter(trained.values())).device
+    kernels = choose_kernels(device, warn)
+
+    def make(parameters: list[torch.nn.Parameter]) -> Any:
+        return make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers)
+
     update = WeightUpdate(
         trained,
-        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
+        make,
         states_in_fp32=train.optimizer in FP32_STATES,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         in_backward=updates_in_backward(config),
         retry=retry,
-        kernels=choose_kernels(next(iter(trained.values())).device, warn),
+        kernels=kernels,
+        fused_step=None if kernels is None else choose_step(device, make, warn),
         square_sum=strategy.square_sum,
     )
     return strategy.whole_update(update)

@@ -111,17 +111,31 @@ def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]
     """
     if device.type != "cuda":
         return None
-    try:
+    found: list[Kernels] = []
+
+    def trial() -> str:
         from core.worker.optim import rounding_kernels
 
-        fault = find_fault(rounding_kernels, device)
-    except Exception as error:  # of kernel, compiler or driver; there is a fallback
-        fault = f"it fails with {type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
-    if fault:
+        found.append(rounding_kernels)
+        return find_fault(rounding_kernels, device)
+
+    if fault := fault_of(trial):
         message = f"Weights are rounded by torch's own operations: the kernel for it is not used, as {fault}."
         notice("rounding", message, "It computes as well, and takes some more time in each step.")
         return None
-    return rounding_kernels
+    return found[0]
+
+
+def fault_of(trial: Callable[[], str]) -> str:
+    """The fault that a trial of kernels finds, an exception among them; empty if they can be used.
+
+    Args:
+        trial: Imports the kernels and tries them.
+    """
+    try:
+        return trial()
+    except Exception as error:  # of kernel, compiler or driver; there is a fallback
+        return f"it fails with {type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
 
 
 def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> str:

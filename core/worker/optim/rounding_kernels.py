@@ -82,11 +82,17 @@ def _add_quarter(weights, update, wanted, at, total, keep, random, guarded: tl.c
     old = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
     exact = old * keep + tl.load(update + at, mask=inside, other=0.0).to(tl.float32)
     if rounded:
-        bits = exact.to(tl.uint32, bitcast=True)
-        # The noise must not carry from a non-finite value into its sign.
-        noise = tl.where((bits & 0x7F800000) == 0x7F800000, 0, random.to(tl.uint32) & 0xFFFF)
-        exact = ((bits + noise.to(tl.uint32)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        exact = rounded_to_bf16(exact, random)
     tl.store(weights + at, exact.to(weights.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rounded_to_bf16(exact, random):
+    """fp32 values rounded stochastically to values of bf16, by the low 16 bits of random numbers."""
+    bits = exact.to(tl.uint32, bitcast=True)
+    # The noise must not carry from a non-finite value into its sign.
+    noise = tl.where((bits & 0x7F800000) == 0x7F800000, 0, random.to(tl.uint32) & 0xFFFF)
+    return ((bits + noise.to(tl.uint32)) & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

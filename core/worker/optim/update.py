@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
+from core.worker.optim.adamw import Step, fits, make_states
 from core.worker.optim.optim import allocates, forget_state, is_blockwise, set_learning_rate, step_parameter
 from core.worker.optim.paged import is_paged, load_states, settle
 from core.worker.optim.rounding import Kernels, add_slices
@@ -302,6 +303,7 @@ class WeightUpdate:
         retry: Retries parts that run out of memory.
         kernels: GPU kernels that add updates, and skip non-finite gradients without a device sync; None for plain
             torch.
+        fused_step: GPU kernel that does the whole update of AdamW with 8-bit states; None for the optimizer's own.
         square_sum: Sums the squared norms over processes with different shards.
     """
 
@@ -313,6 +315,7 @@ class WeightUpdate:
     in_backward: bool
     retry: Retry = field(default_factory=Retry)
     kernels: Kernels | None = None
+    fused_step: Step | None = None
     square_sum: Callable[[float], float] = float
     _learning_rate: float = field(default=0.0, init=False)
     _norms: list[torch.Tensor] = field(default_factory=list, init=False)
@@ -324,7 +327,13 @@ class WeightUpdate:
         self._limit = self.max_grad_norm or math.inf
         self._steppers = {
             name: _TensorStepper(
-                parameter, self.make_optimizer, self.states_in_fp32, self.weight_decay, self.retry, self.kernels
+                parameter,
+                self.make_optimizer,
+                self.states_in_fp32,
+                self.weight_decay,
+                self.retry,
+                self.kernels,
+                self.fused_step,
             )
             for name, parameter in self.parameters.items()
         }
@@ -430,7 +439,7 @@ class _TensorStepper:
 
     The optimizer works on a zero stand-in, so the stand-in's value after the step is the update alone, which is then
     added to the tensor with the rounding it needs. Optimizers whose step depends on the parameter's value, other than
-    by weight decay, cannot be used.
+    by weight decay, cannot be used. Where there is a kernel for all of it, the stand-in stays empty.
 
     If memory runs out, the optimizer part is retried with its states restored. Only small states need a copy: those as
     large as the tensor change in the optimizer's last call, after all allocations. Adding the update continues at the
@@ -443,6 +452,7 @@ class _TensorStepper:
     weight_decay: float
     retry: Retry
     kernels: Kernels | None
+    fused_step: Step | None
     _fresh: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -453,6 +463,7 @@ class _TensorStepper:
     def _renew(self) -> None:
         self._stand_in = torch.nn.Parameter(self._nothing())
         self.optimizer = self.make_optimizer([self._stand_in])
+        self._fused = self.fused_step if fits(self.optimizer, self.parameter) else None
 
     def _nothing(self) -> torch.Tensor:
         return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
@@ -467,10 +478,13 @@ class _TensorStepper:
         """
         self._fresh = False
         wanted = None if finite is None else finite.to(torch.int32)
-        update = self._run_to_the_end(learning_rate, scale, wanted)
         keep, done, kernels, weights = 1.0 - learning_rate * self.weight_decay, 0, self.kernels, self.parameter.data
         # Drawn on the host, from the generator that checkpoints save, without a device sync.
-        seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
+        seed = 0 if kernels is None and self._fused is None else int(torch.randint(1 << 31, ()))
+        if self._fused is not None:
+            self._step_fused(self._fused, learning_rate, keep=keep, scale=scale, seed=seed, wanted=wanted)
+            return
+        update = self._run_to_the_end(learning_rate, scale, wanted)
 
         def add() -> None:
             nonlocal done
@@ -481,6 +495,29 @@ class _TensorStepper:
                 done = end
 
         self.retry.run(add, WHAT, HINT)
+
+    def _step_fused(
+        self, fused: Step, learning_rate: float, *, keep: float, scale: float, seed: int, wanted: torch.Tensor | None
+    ) -> None:
+        """Do the step by the kernel: nothing has changed if creating states or starting it fails."""
+        (group,), fresh = self.optimizer.param_groups, not self.optimizer.state.get(self._stand_in)
+        group["lr"] = learning_rate
+
+        def run() -> None:
+            gradient = self.parameter.grad
+            if gradient is None:
+                raise ValueError("The tensor has no gradient.")
+            state = make_states(self.optimizer, self._stand_in, self.parameter.data)
+            number = state["step"] + 1
+            options: dict[str, Any] = {"keep": keep, "scale": scale, "seed": seed, "wanted": wanted}
+            fused(self.parameter.data, gradient.contiguous(), {**state, "step": number}, group, **options)
+            state["step"] = number
+
+        def undo() -> None:
+            if fresh:
+                forget_state(self.optimizer, self._stand_in)
+
+        self.retry.run(run, WHAT, HINT, undo)
 
     def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -504,7 +541,9 @@ class _TensorStepper:
 
     def rehearse(self) -> None:
         """Allocate the memory of a step."""
-        if self._fresh:
+        if self._fresh and self._fused is not None:
+            make_states(self.optimizer, self._stand_in, self.parameter.data)
+        elif self._fresh:
             self._run(0.0, 0.0)
 
     def end_rehearsal(self) -> None:

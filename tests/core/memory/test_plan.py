@@ -421,6 +421,24 @@ def test_where_nothing_can_be_paged_the_states_count_on_the_card() -> None:
     assert plans[0].needed_bytes == plans[1].needed_bytes > plans[2].needed_bytes
 
 
+@cases(("optimizer", "more"), [("paged_adamw_8bit", 0), ("lion_8bit", 6), ("adafactor", 32), ("adamw", 36)])
+def test_the_time_of_a_step_has_the_traffic_of_the_update(optimizer: str, more: int) -> None:
+    """Bytes a weight in bf16 beyond those of AdamW with 8-bit states, which is one kernel."""
+    machine = Machine("cuda", 200 * GIB, capability=(9, 0))
+
+    def seconds(optimizer: str) -> float:
+        sections: dict[str, Any] = {
+            "method": {"name": "full"},
+            "train": {"optimizer": optimizer, "batch_size": 1, "precision": "bf16"},
+            "memory": {"gradient_checkpointing": "on"},
+        }
+        return plan_of(published.LLAMA_3_8B, None, machine, **sections).step.seconds
+
+    rate = rates_of("cuda", None, cuda=True, wide=False).memory
+    assert seconds(optimizer) - seconds("adamw_8bit") == pytest.approx(more * 8.03e9 / rate, rel=0.01)
+    assert seconds("adamw_8bit") > 12 * 8.03e9 / rate
+
+
 def test_paged_states_are_checked_against_the_machines_memory() -> None:
     def plan_on(host: int, optimizer: str = "paged_adamw_8bit") -> Plan:
         machine, train = Machine("cuda", 24 * GIB, host_bytes=host), {"optimizer": optimizer, "batch_size": 1}

@@ -1,6 +1,9 @@
-"""The rounding kernels in plain torch, for a machine without a card."""
+"""The kernels of updates in plain torch, for a machine without a card."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -26,3 +29,39 @@ class PlainKernels:
 
     def clear_unless(self, wanted: torch.Tensor, values: torch.Tensor) -> None:
         values.copy_(torch.where(wanted.bool(), values, 0.0))
+
+
+def plain_step(
+    weights: torch.Tensor,
+    gradient: torch.Tensor,
+    state: Mapping[str, Any],
+    group: Mapping[str, Any],
+    *,
+    keep: float,
+    scale: float,
+    seed: int,
+    wanted: torch.Tensor | None = None,
+) -> None:
+    """As :func:`core.worker.optim.adamw_kernels.step`, by bitsandbytes' operator."""
+    if wanted is not None and not wanted:
+        return
+    update = torch.zeros(weights.shape)
+    states = [state[f"{name}{moment}"] for name in ("qmap", "absmax") for moment in "12"]
+    torch.ops.bitsandbytes.optimizer_update_8bit_blockwise(
+        "adam",
+        gradient.float() * scale,
+        update,
+        state["state1"],
+        state["state2"],
+        *group["betas"],
+        0.0,
+        0.0,
+        group["eps"],
+        state["step"],
+        group["lr"],
+        *states,
+        0.0,
+        1.0,
+        False,
+    )
+    PlainKernels().add_update(weights, update, keep=keep, seed=seed)

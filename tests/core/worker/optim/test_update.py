@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from core.worker.optim.update import MASTER, WeightUpdate
 from tests.cases import cases
-from tests.core.worker.optim.plain_kernels import PlainKernels
-from tests.core.worker.optim.test_retryable_step import Dispatched, weight_update
+from tests.core.worker.optim.plain_kernels import PlainKernels, plain_step
+from tests.core.worker.optim.test_retryable_step import Dispatched, Failing, weight_update
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 
@@ -238,3 +239,95 @@ def test_kernels_leave_a_gradient_that_is_not_finite_out(optimizer: str, dtype: 
     spoiling.remove()
     setup.step(2)
     assert all(torch.isfinite(parameter).all() for parameter in setup.net.parameters())
+
+
+EIGHT_BITS = cases("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+
+
+def states_of(setup: Setup, name: str = "first.weight") -> dict[str, Any]:
+    (state,) = setup.update._steppers[name].optimizer.state.values() or [{}]
+    return dict(state)
+
+
+def without_copies(setup: Setup) -> None:
+    """Let the optimizers of large tensors refuse to step, as their zero stand-in would have to exist."""
+    for stepper in setup.update._steppers.values():
+        if stepper.parameter.numel() >= 4096:
+            stepper.optimizer.update_step = Mock(side_effect=AssertionError("the kernel does it"))
+
+
+@EIGHT_BITS
+@cases("in_backward", [False, True])
+def test_one_kernel_does_the_whole_step(optimizer: str, in_backward: bool) -> None:
+    """Of large tensors; small ones have states in fp32. Gradients are clipped after the window."""
+    options: dict[str, Any] = {"in_backward": in_backward, "max_grad_norm": 0.1, "kernels": PlainKernels()}
+    apart, fused = Setup(optimizer, **options), Setup(optimizer, **options, fused_step=plain_step)
+    without_copies(fused)
+    for step in range(3):
+        torch.manual_seed(step)
+        norm = apart.step(step)
+        torch.manual_seed(step)
+        assert fused.step(step) == norm > 0.1
+    assert equal(apart.weights(), fused.weights())
+    for name in dict(fused.net.named_parameters()):
+        ours, theirs = states_of(fused, name), states_of(apart, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(value)) for key, value in theirs.items())
+
+
+@EIGHT_BITS
+def test_a_run_goes_on_with_the_kernel_or_without(optimizer: str) -> None:
+    setup = Setup(optimizer, in_backward=True, fused_step=plain_step)
+    setup.step(0)
+    goes_on = [Setup(optimizer, in_backward=True, fused_step=step) for step in (plain_step, None)]
+    for other in goes_on:
+        other.net.load_state_dict(setup.net.state_dict())
+        other.update.load_state_dict(copy.deepcopy(setup.update.state_dict()))
+        other.step(1)
+    assert equal(goes_on[0].weights(), goes_on[1].weights())
+
+
+@EIGHT_BITS
+def test_the_kernel_leaves_a_gradient_that_is_not_finite_out(optimizer: str) -> None:
+    setup = Setup(optimizer, in_backward=True, kernels=PlainKernels(), fused_step=plain_step)
+    setup.step(0)
+    before, states = setup.weights(), copy.deepcopy(states_of(setup))
+    setup.update.begin(1e-2)
+    (setup.net(torch.ones(16, 128)).square().sum() * math.nan).backward()
+    assert equal(before, setup.weights())
+    now = states_of(setup)
+    assert all(torch.equal(now[name], states[name]) for name in ("state1", "state2", "absmax1", "absmax2"))
+
+
+@EIGHT_BITS
+def test_a_rehearsal_with_the_kernel_makes_the_states_and_leaves_no_trace(optimizer: str) -> None:
+    setup = Setup(optimizer, in_backward=True, fused_step=plain_step)
+    without_copies(setup)
+    before = setup.weights()
+    with setup.update.rehearsal():
+        setup.backward(9)
+        assert states_of(setup)["state1"].shape == setup.net.first.weight.shape
+        for parameter in setup.net.parameters():
+            parameter.grad = None
+    assert equal(before, setup.weights())
+    assert not states_of(setup)
+
+
+@EIGHT_BITS
+def test_states_and_kernel_run_again_after_memory_ran_out_in_either(optimizer: str) -> None:
+    failing_step = Failing(plain_step, {1}, after=False)
+    calm, failing = (Setup(optimizer, in_backward=False, fused_step=step) for step in (plain_step, failing_step))
+    of = failing.update._steppers["first.weight"].optimizer
+    real, calls = of.get_state_buffer, iter(range(10))
+
+    def buffer(*given: Any, **options: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*given, **options)
+
+    of.get_state_buffer = buffer
+    for setup in (calm, failing):
+        torch.manual_seed(0)
+        setup.step(0)
+    assert next(calls) == 6, "three times two states"
+    assert equal(calm.weights(), failing.weights())

@@ -29,8 +29,9 @@ from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
-from core.worker.optim import rounding_kernels
+from core.worker.optim import adamw, adamw_kernels, rounding_kernels
 from core.worker.optim.rounding import COUNT, find_fault
+from tests.core.worker.optim.test_adamw import maker
 from tests.short_list import long_but
 
 CPU = torch.device("cpu")
@@ -192,3 +193,31 @@ def test_cross_entropy_of_hard_rows() -> None:
 def test_rounding(count: int) -> None:
     """A million roundings have the right mean to a thousandth, and exact values stay."""
     assert find_fault(rounding_kernels, CPU, count) == ""
+
+
+@pytest.mark.parametrize("kind", long_but(["adamw_8bit"], ["adamw_8bit", "paged_adamw_8bit"]))
+def test_the_step_of_adamw_in_8_bits(kind: str) -> None:
+    """States and update are those of bitsandbytes."""
+    assert adamw.find_fault(adamw_kernels.step, maker(kind), CPU, 4096 + 907) == ""
+
+
+def test_states_become_the_nearest_codes() -> None:
+    """On both sides of every boundary between two codes, in blocks whose first value is the largest."""
+    parameter = torch.nn.Parameter(torch.zeros(4096))
+    optimizer = maker("adamw_8bit")([parameter])
+    state = adamw.make_states(optimizer, parameter, parameter.data)
+    for moment, root, negative in (("1", 1.0, True), ("2", 0.5, False)):
+        code = state[f"qmap{moment}"].double()
+        bounds = (code[1:] + code[:-1]) / 2
+        near = torch.cat([code, bounds * (1 - 1e-5), bounds * (1 + 1e-5)]).clamp(-1.0 if negative else 0.0, 1.0)
+        wanted = torch.zeros(4096, dtype=torch.float64)
+        wanted.view(16, 256)[:, 0] = 1.0
+        places = torch.tensor([at for at in range(4096) if at % 256][: len(near)])
+        wanted[places] = near
+        state["step"] = 1
+        for name in ("state1", "state2", "absmax1", "absmax2"):
+            state[name].fill_({"state1": 127}.get(name, 0))
+        adamw_kernels.step(
+            torch.zeros(4096), wanted.pow(root).float(), state, optimizer.param_groups[0], keep=1.0, scale=1.0, seed=0
+        )
+        assert torch.equal(state[f"state{moment}"].long(), torch.bucketize(wanted, bounds))

@@ -21,7 +21,7 @@ from core.worker.fused.triton.experts import KernelProducts
 from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
-from core.worker.optim import rounding_kernels
+from core.worker.optim import adamw_kernels, rounding_kernels
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 #: Hidden sizes of models, the size of a head among them.
@@ -93,6 +93,27 @@ def update(guarded: bool, weights: torch.dtype, count: int, dtype: torch.dtype) 
     rounding_kernels.add_update(*sizes, keep=0.999, seed=123456789, wanted=wanted)
 
 
+def adamw(guarded: bool, weights: torch.dtype, count: int, dtype: torch.dtype) -> None:
+    """Update of weights with 8-bit states, by a gradient of a dtype."""
+    codes, scales = torch.empty(count, dtype=torch.uint8), torch.empty(count // adamw_kernels.BLOCK)
+    state = {
+        **dict.fromkeys(("state1", "state2"), codes),
+        **dict.fromkeys(("absmax1", "absmax2"), scales),
+        **{name: torch.empty(256) for name in ("qmap1", "qmap2")},
+        "step": 3,
+    }
+    adamw_kernels.step(
+        torch.empty(count, dtype=weights),
+        torch.empty(count, dtype=dtype),
+        state,
+        {"betas": (0.9, 0.999), "lr": 1e-4, "eps": 1e-8},
+        keep=0.999,
+        scale=0.5,
+        seed=123456789,
+        wanted=torch.ones((), dtype=torch.int32) if guarded else None,
+    )
+
+
 def clear(count: int, dtype: torch.dtype) -> None:
     rounding_kernels.clear_unless(torch.ones((), dtype=torch.int32), torch.empty(count, dtype=dtype))
 
@@ -124,6 +145,17 @@ LAUNCHES = [
         Launch(
             f"update of {weights} {'guarded' * guarded}",
             functools.partial(update, guarded, weights),
+            (65536,),
+            short=(65536,) if guarded and weights == BF16 else (),
+            dtypes=(BF16, FP32),
+        )
+        for guarded in (False, True)
+        for weights in (BF16, FP32)
+    ),
+    *(
+        Launch(
+            f"AdamW with 8-bit states of {weights} {'guarded' * guarded}",
+            functools.partial(adamw, guarded, weights),
             (65536,),
             short=(65536,) if guarded and weights == BF16 else (),
             dtypes=(BF16, FP32),
