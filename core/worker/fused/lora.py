@@ -106,7 +106,7 @@ def adapter_gradients(
         low: The intermediates, side by side.
     """
     ranks = [len(layer.down) for layer in layers]
-    parts = ((low_gradient.T @ seen).split(ranks), low.split(ranks, dim=1))
+    parts = (torch.split(low_gradient.T @ seen, ranks), torch.split(low, ranks, dim=1))
     for layer, gradient, to_down, own_low in zip(layers, gradients, *parts, strict=True):
         yield to_down.to(layer.down.dtype)
         yield (gradient.T @ own_low).to(layer.up.dtype).mul_(layer.scale)
@@ -158,7 +158,7 @@ class LoraLinear(torch.autograd.Function):
         seen = flat if dropped is None else dropped.reshape(flat.shape).to(dtype)
         layers = _layers(weights, scales, matrices)
         low = seen @ stacked_down(layers, dtype).T
-        lows = low.split([len(layer.down) for layer in layers], dim=1)
+        lows = torch.split(low, [len(layer.down) for layer in layers], dim=1)
         ctx.save_for_backward(seen, low, *matrices)
         ctx.weights, ctx.scales, ctx.dtype = weights, scales, dtype
         ctx.shape, ctx.separate = x.shape, dropped is not None
