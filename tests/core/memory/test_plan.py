@@ -149,8 +149,10 @@ def test_a_mixture_of_30b_trains_on_a_card_of_24_gb() -> None:
 @cases(("kind", "moved"), [("cuda", 6), ("cpu", 36)])
 def test_the_loss_takes_the_time_of_its_chunks_and_of_its_logits(kind: Literal["cuda", "cpu"], moved: int) -> None:
     """Products of 256 positions are thinner than those of a micro-batch of 2,048 tokens."""
-    model, config = read_architecture(published.SMOLLM2_135M, "m"), config_of(train={"max_length": 2048, "micro_batch_size": 1})
-    rows, rates = Rows([(2048, 16)], supervised=0.125), rates_of("", None, cuda=kind == "cuda", wide=False)
+    model = read_architecture(published.SMOLLM2_135M, "m")
+    config = config_of(train={"max_length": 2048, "micro_batch_size": 1})
+    rows = Rows([(2048, 16)], supervised=0.125)
+    rates = rates_of("", None, cuda=kind == "cuda", wide=False)
 
     def step(vocabulary: int) -> StepTime:
         return make_plan(replace(model, vocabulary=vocabulary), config, Machine(kind), rows, source="rough").step
