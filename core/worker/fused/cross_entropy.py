@@ -45,9 +45,7 @@ class CrossEntropy:
         Returns:
             ``(n,)``, fp32.
         """
-        size = slice_positions(logits.shape[1], logits.device.type)
-        parts = zip(logits.split(size), targets.split(size), strict=True)  # type: ignore[no-untyped-call]
-        return torch.cat([_losses(*part, scaling) for part in parts])
+        return torch.cat([_losses(logits[part], targets[part], scaling) for part in _slices(logits)])
 
     def differentiate(
         self, logits: torch.Tensor, targets: torch.Tensor, scaling: Scaling, factors: torch.Tensor | None = None
@@ -65,9 +63,15 @@ class CrossEntropy:
         """
         if factors is None:
             factors = torch.ones((), device=logits.device).expand(len(targets))
-        size = slice_positions(logits.shape[1], logits.device.type)
-        parts = zip(*(tensor.split(size) for tensor in (logits, targets, factors)), strict=True)  # type: ignore[no-untyped-call]
-        return torch.cat([_differentiate(*part, scaling) for part in parts])
+        return torch.cat(
+            [_differentiate(logits[part], targets[part], factors[part], scaling) for part in _slices(logits)]
+        )
+
+
+def _slices(logits: torch.Tensor) -> list[slice]:
+    """Slices of positions, at least one."""
+    size = slice_positions(logits.shape[1], logits.device.type)
+    return [slice(start, start + size) for start in range(0, max(len(logits), 1), size)]
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor, scaling: Scaling) -> torch.Tensor:
