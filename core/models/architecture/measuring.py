@@ -51,7 +51,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 #: Most results kept in this process.
 _REMEMBERED = 64
 #: Version of the format of results; results of another version are measured again.
-FORMAT = 8
+FORMAT = 9
 
 #: Listener of a measurement: the activity, and the seconds so far.
 Told = Callable[[str, float], None]
