@@ -150,10 +150,8 @@ PUBLISHED: dict[str, Case] = {
     "mixture, 1 x 2048, recomputed": Case(
         {**published.QWEN_3_30B_A3B, "num_hidden_layers": 4}, rows=1, length=2048, kept=0
     ),
-    "8B, mixed lengths, kept": Case(
-        {**published.LLAMA_3_8B, "num_hidden_layers": 4}, length=2048, micro_batches=8, mixed=True
-    ),
+    "8B, mixed lengths, kept": Case(published.LLAMA_3_8B, length=2048, micro_batches=2, mixed=True),
     "8B, mixed lengths, recomputed": Case(
-        {**published.LLAMA_3_8B, "num_hidden_layers": 4}, length=2048, micro_batches=8, mixed=True, kept=0
+        published.LLAMA_3_8B, rows=4, length=2048, micro_batches=2, mixed=True, kept=0
     ),
 }
