@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card reaches.
+    """Rates that a card reaches.
 
     Args:
         matrix: Operations per second of products in 16 bits.

@@ -342,7 +342,7 @@ _FAULTS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 def report(case: Case) -> dict[str, Any]:
-    """What the second step of a case did, as JSON; ``error`` if it failed."""
+    """Figures of the second step of a case, as JSON; ``error`` if it failed."""
     try:
         run = Run(case)
         try:

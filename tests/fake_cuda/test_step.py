@@ -27,7 +27,7 @@ Steps = Callable[[str], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def steps(request: pytest.FixtureRequest) -> Steps:
-    """What the steps of this module's tests do, all of them run in one process."""
+    """Reports of the steps of this module's tests, all of them run in one process."""
     if reason := guard.missing():
         pytest.skip(f"not run: {reason}")
     asked = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
@@ -37,7 +37,7 @@ def steps(request: pytest.FixtureRequest) -> Steps:
 
 
 def on_card(card: str, *names: str) -> dict[str, dict[str, Any]]:
-    """What steps do on a card, by the names of their cases."""
+    """Reports of steps on a card, by the names of their cases."""
     command = [sys.executable, "-m", "tests.fake_cuda.step", card, *names]
     done = subprocess.run(command, cwd=guard.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -71,7 +71,7 @@ class Launch:
 
 @dataclass
 class Trace:
-    """What a tracer has seen.
+    """Record of a tracer.
 
     Args:
         launches: Kernels, in order.

