@@ -51,8 +51,8 @@ class Case:
         pack: Rows lie one behind another, each of a length of its own.
         mixed: Micro-batches have different rows and lengths, within one budget of tokens.
         attention_alone: Other layers are left as they are, as those that are compiled.
-        widened: Copies of hidden states in fp32 that are known: adapters of PEFT with a norm, norms that are trained
-            or left to transformers, the sums of a mixture's outputs, and the product with the weight of each answer.
+        widened: Copies of hidden states in fp32 that are known: adapters of PEFT with a norm, norms that are
+            left to transformers, the sums of a mixture's outputs, and the product with the weight of each answer.
         mutation: Fault that the tracer has to find.
     """
 
@@ -122,8 +122,8 @@ _BF16: dict[str, Case] = {
 KINDS: dict[str, Case] = {
     **_BF16,
     **{f"{name}, fp16": replace(case, train={**case.train, "precision": "fp16"}) for name, case in _BF16.items()},
-    "full": Case(DENSE, {"name": "full"}, _8BIT, {"optimizer_in_backward": "off"}, widened=11),
-    "full, updated in backward": Case(DENSE, {"name": "full"}, _8BIT, kept=0, widened=15),
+    "full": Case(DENSE, {"name": "full"}, _8BIT, {"optimizer_in_backward": "off"}),
+    "full, updated in backward": Case(DENSE, {"name": "full"}, _8BIT, kept=0),
 }
 #: Faults in a step of two layers, and the kind of finding that shows each.
 MUTATIONS: dict[str, str] = {
@@ -150,6 +150,7 @@ PUBLISHED: dict[str, Case] = {
     "mixture, 1 x 2048, recomputed": Case(
         {**published.QWEN_3_30B_A3B, "num_hidden_layers": 4}, rows=1, length=2048, kept=0
     ),
+    "8B, full, 1 x 2048, recomputed": Case(published.LLAMA_3_8B, {"name": "full"}, _8BIT, rows=1, length=2048, kept=0),
     "8B, mixed lengths, kept": Case(published.LLAMA_3_8B, length=2048, micro_batches=2, mixed=True),
     "8B, mixed lengths, recomputed": Case(
         published.LLAMA_3_8B, rows=4, length=2048, micro_batches=2, mixed=True, kept=0

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.worker.measure.tracker import Run, run_operation
+from core.worker.measure.tracker import Run, flash_scratch, run_operation
 from tests.fake_cuda.card import pinned
 
 _DEVICE = torch.ops.prim.device.default
@@ -45,8 +45,6 @@ _FLASH, _FLASH_BACKWARD = "_scaled_dot_product_flash_attention", "_scaled_dot_pr
 _VARLEN, _VARLEN_BACKWARD = "_varlen_attn", "_varlen_attn_backward"
 #: Work of attention's backward pass, as a multiple of its forward pass: five products instead of two.
 _ATTENTION_BACKWARD = 2.5
-#: Rows to which flash attention's backward pads its sum of the queries' gradients.
-_FLASH_ROWS = 128
 _ROOT = Path(__file__).resolve().parents[2]
 #: Tracers at work; backward runs in a thread of its own.
 _active: list[Tracer] = []
@@ -239,7 +237,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if wide and any(one.dtype in _HALF and one.numel() >= self._wide for one in given):
             self.trace.widened.append((tuple(wide[0].shape), place()))
         if name == _FLASH_BACKWARD:
-            self._pass_through(_flash_scratch(given[1], given[2]))
+            self._pass_through(flash_scratch(given[1], given[2]))
 
     # Allocations.
 
@@ -406,17 +404,6 @@ def _kernel_flops(name: str, named: dict[str, torch.Tensor]) -> float:
     if name == "_sums_between":
         return 2.0 * named["left"].numel() * named["right"].shape[-1]
     return 0.0
-
-
-def _flash_scratch(query: torch.Tensor, key: torch.Tensor) -> list[int]:
-    """Bytes that flash attention's backward takes for itself: the sum of the queries' gradients in fp32, and with
-    grouped heads the gradients of keys and values for each query head (csrc/flash_attn/flash_api.cpp)."""
-    rows, heads, queries, head = query.shape
-    padded = -(-queries // _FLASH_ROWS) * _FLASH_ROWS
-    sizes = [4 * rows * heads * padded * head]
-    if key.shape[1] != heads:
-        sizes += [rows * heads * key.shape[2] * head * key.element_size()] * 2
-    return sizes
 
 
 def _passes(function: Any, name: str) -> int:

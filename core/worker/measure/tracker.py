@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _CPU = torch.device("cpu")
+#: Rows to which flash attention's backward pass pads the gradient of the queries.
+_FLASH_ROWS = 128
 #: Tags of operations whose results depend on values, or that change an argument's shape.
 _BY_MORE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 #: An index of numbers determines the result's shape by its own; a mask does not.
@@ -284,11 +286,31 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _workspace(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes that an operation allocates within itself: a 4-bit product the matrix that it dequantizes."""
-    if not hasattr(func, "name") or func.name().partition(".")[0] != "bitsandbytes::gemm_4bit":
-        return 0
-    x, _, shape = args[:3]
-    return int(shape[0] * shape[1] * x.element_size())
+    """Bytes that an operation allocates within itself: a 4-bit product the matrix that it dequantizes, and the backward
+    pass of flash attention its sums."""
+    name = func.name().partition(".")[0] if hasattr(func, "name") else ""
+    if name == "bitsandbytes::gemm_4bit":
+        x, _, shape = args[:3]
+        return int(shape[0] * shape[1] * x.element_size())
+    if name == "aten::_scaled_dot_product_flash_attention_backward":
+        return sum(flash_scratch(*args[1:3]))
+    return 0
+
+
+def flash_scratch(query: torch.Tensor, key: torch.Tensor) -> list[int]:
+    """Bytes of the tensors that flash attention's backward pass allocates within itself: the gradient of the queries in
+    fp32, and with grouped heads the gradients of keys and values for each query head (csrc/flash_attn/flash_api.cpp).
+
+    Args:
+        query: ``(rows, heads, tokens, head)``.
+        key: ``(rows, groups, tokens, head)``.
+    """
+    rows, heads, queries, head = query.shape
+    padded = -(-queries // _FLASH_ROWS) * _FLASH_ROWS
+    sizes = [4 * rows * heads * padded * head]
+    if key.shape[1] != heads:
+        sizes += [rows * heads * key.shape[2] * head * key.element_size()] * 2
+    return sizes
 
 
 def _tensors(made: Any) -> Iterator[torch.Tensor]:
