@@ -87,3 +87,13 @@ def test_a_fault_is_found(name: str, steps: Steps) -> None:
     assert [fault for fault, is_there in found.items() if is_there] == [MUTATIONS[name]]
     if name == "float() in a layer":
         assert any("modeling_llama" in where for _, where, _ in step["waits"])
+
+
+def test_a_step_of_an_amd_card_has_the_kernels_of_an_nvidia_card() -> None:
+    if reason := guard.missing():
+        pytest.skip(f"not run: {reason}")
+    for name, step in on_card("7900", "dense", "packed").items():
+        assert "error" not in step, step["traceback"]
+        assert set(step["attention"]) <= FLASH
+        assert any(kernel.startswith("triton::") for kernel in step["kernels"])
+        assert sum(count for *_, count in step["waits"]) <= allowed_waits(KINDS[name])
