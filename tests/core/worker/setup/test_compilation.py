@@ -144,6 +144,14 @@ def test_evaluation_and_answers_take_no_programs_and_learning_few(tiny_model_dir
 
 
 @pytest.mark.long
+def test_rows_in_blocks_are_one_operation(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+    compiled = Compiled(tiny_model_dir, share_prefix=False)
+    assert_learns(compiled, plain(tiny_model_dir), batches())
+    assert_whole(compiled, 2)
+
+
+@pytest.mark.long
 def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with variable-length attention, rows longer than the window."""
     monkeypatch.setattr(attention, "_windowed", {"cpu"})
