@@ -244,8 +244,13 @@ def _unusable_amd(sight: Sight, build: Build | None, device: Visible, torch_erro
         return CardUnusableError(f"{name} cannot be used: {_clause(torch_error)}.", _or_cpu(remedy))
     if build is None or is_proven(Proof.here(card.architecture, build.version, sight.driver)):
         return None
+    return unproven(name, build)
+
+
+def unproven(card: str, build: Build) -> CardUnusableError:
+    """The refusal of an AMD card without a proof."""
     return CardUnusableError(
-        f"{name} has not passed the self-test with torch {build.version} and this driver, and AMD's cards train only "
+        f"{card} has not passed the self-test with torch {build.version} and this driver, and AMD's cards train only "
         "after that.",
         _or_cpu("Run 'localtune-tui selftest' once, which decides it"),
     )

@@ -17,7 +17,7 @@ from typing import Any
 from core import paths
 from core.directories import disk_error
 from core.errors import UserError
-from core.hardware.proof import TRYING_VARIABLE, Proof, settle
+from core.hardware.proof import TRYING_VARIABLE, Proof, settle, take_back
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.description import read_record
@@ -121,10 +121,13 @@ class _SelfTest:
         """Keep the outcome for a card that needs a proof; a part of the checks proves nothing."""
         proof = Proof.of(report.device)
         is_whole = {subject.name for subject in self.subjects} >= {subject.name for subject in SUBJECTS}
-        if proof is None or (report.passed and not is_whole):
+        if report.passed and not is_whole:
             return
         try:
-            settle(proof, passed=report.passed)
+            if proof is not None:
+                settle(proof, passed=report.passed)
+            elif not report.device:
+                take_back()
         except OSError as error:
             raise disk_error(paths.selftest_dir(), error) from error
 

@@ -72,14 +72,19 @@ def rotation_of(device: torch.device, dtype: torch.dtype) -> Rotation:
 
 
 def grouped_products(device: torch.device, dtype: torch.dtype) -> GroupedProducts:
-    """The way to compute grouped products of experts; the kernel is one of 16-bit dtypes.
+    """The way to compute grouped products of experts; the kernel is one of 16-bit dtypes, on cards that have bf16:
+    Triton uses the tensor cores of no older one.
 
     Args:
         device: The device.
         dtype: The dtype of rows and matrices.
     """
-    kernel = dtype != torch.float32 and _usable(device, dtype) and _experts_trial(device, dtype).passed
+    kernel = _has_grouped(device, dtype) and _experts_trial(device, dtype).passed
     return _experts_kernel() if kernel else GroupedProducts()
+
+
+def _has_grouped(device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype != torch.float32 and _usable(device, torch.bfloat16)
 
 
 def cross_entropy_of(device: torch.device, dtype: torch.dtype) -> CrossEntropy:
@@ -107,7 +112,7 @@ def kernel_trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     for activation in ACTIVATIONS:
         yield _gated_trial(activation, device, dtype)
     yield from _rotary_trials(device, dtype)
-    if dtype != torch.float32:
+    if _has_grouped(device, dtype):
         yield _experts_trial(device, dtype)
     yield _cross_entropy_trial(device, dtype)
 

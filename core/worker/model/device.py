@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.hardware import amd, cpu
 from core.hardware.card import choose
 from core.hardware.drivers import MEMORY_SHARE, Build, describe_allocator, fixed_segments_reason
-from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, unlisted
+from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, unlisted, unproven
+from core.hardware.proof import Proof, is_proven
 from core.hardware.visible import hides_all, visible_variable
 from core.units import format_bytes
 from core.worker.process.probe import architecture_of, cuda_error, has_bf16
@@ -49,7 +50,11 @@ def choose_device(wanted: str) -> torch.device:
     if computes:
         if not sight.is_amd:
             raise unlisted(build)
-        return torch.device("cuda", torch.cuda.current_device())
+        device = torch.device("cuda", torch.cuda.current_device())
+        # torch may number the cards otherwise than the driver.
+        if not is_proven(Proof.here(architecture_of(device), build.version, sight.driver)):
+            raise unproven(torch.cuda.get_device_name(device), build)
+        return device
     if wanted == "cuda":
         reason = "this torch is a CPU build" if not (build.cuda or build.hip) else "no usable GPU or driver was found"
         raise UserError(f"hardware.device is cuda, but {reason}.", "Run 'localtune-tui doctor', or set it to auto.")

@@ -148,7 +148,7 @@ class ExpertsParams4bit(torch.nn.Parameter):
         state = self.quant_state
         _, rows, columns = state.shape
         if rows * columns % (BLOCK * _SCALES):
-            # The last block of an expert is not full, so the next expert would start inside a block.
+            # An expert ends inside a block, of weights or of their scales, in which the next one would start.
             return torch.stack([self.expert(number) for number in block.numbers])
         data, absmax = self.packed()
         chosen, number = block.index, len(block.numbers)

@@ -66,7 +66,7 @@ class WaitCounter:
 def waits_of(work: Callable[[], Any]) -> list[str]:
     """The places in which the CPU waits for the card, in their order: ``worker/train.py:231``.
 
-    Waits within backward are at the line that calls it: autograd passes its threads' warnings on.
+    Waits of torch's own operations within backward are at the line that calls it, as autograd passes their warnings on.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -110,7 +110,7 @@ def allowed_waits(config: Config) -> int:
 
 
 def describe(places: Sequence[str]) -> str:
-    """The number of waits and their places: ``3 times (train.py:231, update.py:39 twice)``."""
+    """The number of waits and their places: ``3 times (worker/train.py:231, optim/update.py:39 2 times)``."""
     counts = Counter(places)
     listed = [place if count == 1 else f"{place} {count} times" for place, count in counts.most_common()]
     return f"{'once' if len(places) == 1 else f'{len(places)} times'} ({', '.join(listed)})"

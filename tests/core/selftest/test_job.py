@@ -74,11 +74,11 @@ def test_a_process_that_ends_without_an_outcome_has_failed_and_the_others_go_on(
 
 
 def test_a_whole_self_test_of_an_amd_card_decides_whether_runs_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome, tried = {"result": "pass"}, []
+    outcome, cards, tried = {"result": "pass"}, {"driver": ROCM}, []
 
     def call(_: object, __: str, request: dict[str, Any], *___: object, **options: Any) -> dict[str, Any]:
         tried.append(options["environment"][TRYING_VARIABLE])
-        device = ROCM if request["name"] == "driver" else None
+        device = cards.get(request["name"])
         result = outcome["result"] if request["name"] == "fast_paths" else "pass"
         return {"result": result, "detail": "…", "device": device}
 
@@ -92,6 +92,13 @@ def test_a_whole_self_test_of_an_amd_card_decides_whether_runs_take_it(monkeypat
     assert not is_proven(replace(proof, torch="2.14.0+rocm7.2"))
     outcome["result"] = "fail"
     assert not planned((DRIVER, FAST)).run().passed
+    assert not is_proven(proof)
+    outcome["result"] = "pass"
+    assert planned().run().passed
+    # A check that died before it knew the card.
+    outcome["result"] = "fail"
+    cards.clear()
+    assert not planned().run().passed
     assert not is_proven(proof)
     # The checks themselves compute on a card that is not proven yet.
     assert set(tried) == {"1"}

@@ -13,8 +13,8 @@ import triton.language as tl
 from core.worker.fused.experts import TILE, Block, GroupedProducts, Offsets
 from core.worker.fused.triton import OPTIONS
 
-#: Most columns of a tile, and numbers of a row at once: three stages of them take 36 KB of shared memory, and three
-#: programs share a multiprocessor of an RTX 3090 or 4090.
+#: Most columns of a tile, and numbers of a row at once: three stages of them take 24 KB of shared memory on an RTX 3090
+#: or 4090, of 100 KB of a multiprocessor.
 COLUMNS, DEPTH = 128, 32
 #: Least size of a side of a product that tensor cores take.
 _LEAST = 16

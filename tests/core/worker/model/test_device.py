@@ -101,6 +101,13 @@ def test_an_amd_card_is_chosen_after_its_self_test(monkeypatch: pytest.MonkeyPat
             choose_device(wanted)
         assert "localtune-tui selftest" in raised.value.hint
     settle(Proof.here("gfx1100", ROCM.version, AMD.driver), passed=True)
+    properties: Any = SimpleNamespace(gcnArchName="gfx1036")
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "the processor's own card")
+    with pytest.raises(UserError, match="the processor's own card has not passed the self-test"):
+        choose_device("auto")
+    properties.gcnArchName = "gfx1100"
     assert choose_device("auto") == torch.device("cuda", 0)
     monkeypatch.setattr(module, "cuda_error", lambda: "HIP error: invalid device function")
     with pytest.raises(UserError, match="invalid device function"):
