@@ -51,9 +51,15 @@ INJECTOR = import_hook(
     wrap(torch.Tensor, "backward", "backward", after=True)
     wrap(torch, "_fused_adamw_", "optimizer")
     wrap(torch.nn.utils, "clip_grad_norm_", "clipping")
-    wrap(torch.linalg, "vector_norm", "hook")  # once for each tensor that is updated inside backward
     wrap(torch, "save", "saving")
     wrap(torch.Tensor, "cpu", "copying")
+    norm = torch.linalg.vector_norm
+    def limited_norm(values, *args, **kwargs):
+        # That of a tensor that is updated inside backward; the norms of rows have a dimension.
+        if "dim" not in kwargs and due("hook"):
+            run_out("hook")
+        return norm(values, *args, **kwargs)
+    torch.linalg.vector_norm = limited_norm
     attention = torch.nn.functional.scaled_dot_product_attention
     def limited(query, *args, **kwargs):
         kind = "forward" if torch.is_grad_enabled() else "evaluation"

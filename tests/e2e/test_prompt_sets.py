@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> I
         run = workers.finished(
             "learned",
             method={"name": "lora", "rank": 16, "alpha": 32, "dropout": 0.0},
-            train={"max_steps": 40, "learning_rate": 0.02, "batch_size": 8},
+            train={"max_steps": 60, "learning_rate": 0.01, "batch_size": 8},
             eval={"every_steps": 40, "exact_match": False, "samples": 0},
             checkpoint={"every_steps": 20},
             data={"allow": ["eval_leak"]},
