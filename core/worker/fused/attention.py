@@ -703,8 +703,10 @@ def attend_on_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, s
         value: ``(rows, key heads, keys, value)``.
         scaling: The factor of the scores; None for one over the root of the head's size.
     """
-    function = ShortAttention if key.shape[2] <= SHORT_ROW else BlockAttention
-    return apply(function, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[2] <= SHORT_ROW:
+        return apply(ShortAttention, query, key, value, scale)
+    return apply(BlockAttention, query, key, value, scale).transpose(1, 2)
 
 
 def later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -801,32 +803,34 @@ class BlockAttention(torch.autograd.Function):
             scale: The factor of the scores.
 
         Returns:
-            ``(rows, heads, queries, value)``, heads and queries transposed in memory.
+            ``(rows, queries, heads, value)``; not a view, so that a model may change it in place.
         """
         ctx.save_for_backward(query, key, value)
         ctx.scale = scale
         rows, heads, queries, _ = query.shape
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
-        out = value.new_empty(rows, queries, heads, value.shape[3]).transpose(1, 2)
+        made = value.new_empty(rows, queries, heads, value.shape[3])
+        out = made.transpose(1, 2)
         with torch.autocast(query.device.type, enabled=False):
             for block, seen, mask in _blocks(query, key):
                 own = query[:, :, block]
                 shares = _shares(_folded(own, key), keys[:, :seen], mask, scale).to(value.dtype)
                 out[:, :, block] = _unfolded(torch.bmm(shares, values[:, :seen]), own)
-        return out
+        return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         query, key, value = ctx.saved_tensors
+        outer = outputs[0].transpose(1, 2)
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
         to_query = torch.empty_like(query)
         to_keys, to_values = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (keys, values))
         with torch.autocast(query.device.type, enabled=False):
             for block, seen, mask in _blocks(query, key):
                 own = query[:, :, block]
-                folded, gradient = _folded(own, key), _folded(outputs[0][:, :, block], key)
+                folded, gradient = _folded(own, key), _folded(outer[:, :, block], key)
                 shares = _shares(folded, keys[:, :seen], mask, ctx.scale)
                 to_values[:, :seen].add_(torch.bmm(shares.to(value.dtype).transpose(1, 2), gradient))
                 to_scores = _to_scores(gradient, values[:, :seen], shares, ctx.scale).to(query.dtype)

@@ -20,6 +20,8 @@ from core.worker.fused.trial import Trial, compare
 ROWS, LENGTH, HEADS, HEAD, HIDDEN, WIDTH = 2, 37, 6, 80, 192, 320
 #: Positions of a loss, and logits of each: more than a kernel reads at a time.
 POSITIONS, VOCABULARY = 5, 10_007
+#: Values of a norm whose weight is trained.
+LEARNED_VALUES = 1 << 20
 RANK, SCALE = 8, 2.0
 #: Rows of each expert of a mixture: none, less than a tile, one row, several tiles.
 COUNTS = [0, 37, 1, 0, 150, 64, 5]
@@ -62,8 +64,10 @@ def norm_trial(
         width: Features.
         learned: Whether the gradient of the weight is compared too.
     """
+    # Where the weight is trained, the kernel's programs have several tiles from a million values on.
+    length = LENGTH + (LEARNED_VALUES // (ROWS * width) if learned else 0)
     inputs = (
-        draw(ROWS, LENGTH, width, device=device, dtype=dtype),
+        draw(ROWS, length, width, device=device, dtype=dtype),
         draw(width, device=device, dtype=dtype, learned=learned, seed=1),
     )
     return compare(name, lambda x, weight: apply(function, x, weight, EPSILON), plain_rms_norm, inputs)

@@ -199,7 +199,7 @@ class GatedLoraLinear(torch.autograd.Function):
             outer.add_(_dropped((low_gradient @ down.to(dtype)).to(first.dtype), kept, ctx.dropout))
         outer = outer.to(first.dtype).view(gate[0].shape)
         to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
-        seen = product.view(len(gradient), -1)
+        seen = product.view(-1, product.shape[-1])
         seen = (seen if kept is None else _dropped(seen, kept, ctx.dropout)).to(dtype)
         to_down, to_up = adapter_gradients([layer], [gradient], low_gradient, seen, low)
         return *_joined(to_gate, to_other, second), to_down, to_up, None, None, None, None, None
@@ -246,7 +246,7 @@ class GatedLinear(torch.autograd.Function):
         gradient = outputs[0].reshape(-1, outputs[0].shape[-1]).to(dtype)
         outer = (gradient @ weight.to(dtype)).to(first.dtype).view(gate[0].shape)
         to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
-        to_weight = (gradient.T @ product.view(len(gradient), -1).to(dtype)).to(weight.dtype)
+        to_weight = (gradient.T @ product.view(-1, product.shape[-1]).to(dtype)).to(weight.dtype)
         to_bias = None if bias is None else gradient.sum(dim=0).to(bias.dtype)
         return *_joined(to_gate, to_other, second), to_weight, to_bias, None, None
 

@@ -322,7 +322,9 @@ class SharedInput:
         self.usual = usual
         self._layers = layers
         self._is_called = False
+        self._is_shared = True
         self._input: torch.Tensor | None = None
+        self._version = 0
         self._outputs: dict[FusedLora, torch.Tensor] = {}
         for layer in layers:
             layer.shared_input = self
@@ -331,7 +333,10 @@ class SharedInput:
         """The module's output."""
         self._is_called = True
         try:
-            return self.usual(*args, **kwargs)
+            made = self.usual(*args, **kwargs)
+            # Cross-attention's keys and values have another input.
+            self._is_shared = self._is_shared and not self._outputs
+            return made
         finally:
             # A pass that lacks memory, or recomputation that has all it needs, ends anywhere in it.
             self._is_called, self._input, self._outputs = False, None, {}
@@ -343,9 +348,11 @@ class SharedInput:
             layer: One of the layers, whose adapter is applied.
             x: Its input.
         """
-        if self._is_called and self._input is None:
-            self._input, self._outputs = x, self._make(layer, x)
-        return self._outputs.pop(layer, None) if x is self._input else None
+        # A tensor made in inference mode has no version.
+        version = 0 if x.is_inference() else x._version
+        if self._is_called and self._is_shared and self._input is None:
+            self._input, self._version, self._outputs = x, version, self._make(layer, x)
+        return self._outputs.pop(layer, None) if x is self._input and version == self._version else None
 
     def _make(self, first: FusedLora, x: torch.Tensor) -> dict[FusedLora, torch.Tensor]:
         of_one_file = [layer for layer in self._layers if layer.weight.file_type == first.weight.file_type]

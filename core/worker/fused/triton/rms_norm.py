@@ -112,7 +112,7 @@ class RmsNormKernel(torch.autograd.Function):
         shape = _tile(width)
         programs = triton.cdiv(rows, shape["ROWS"])
         learned = ctx.needs_input_grad[1] and shape["COLUMNS"] <= MOST_LEARNED
-        tiles = triton.cdiv(programs, PROGRAMS) if learned else 1
+        tiles = max(1, triton.cdiv(programs, PROGRAMS)) if learned else 1
         programs = triton.cdiv(programs, tiles)
         sums = torch.empty((programs, width), dtype=torch.float32, device=x.device) if learned else inverses
         _norm_backward[(programs,)](

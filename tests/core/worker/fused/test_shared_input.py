@@ -14,6 +14,7 @@ from transformers import DeepseekV3Config, LlamaConfig, Phi3Config, Qwen2Config
 
 from core.worker.fused.install import fuse
 from core.worker.fused.lora import SharedInput
+from core.worker.fused.mode import comparable
 from core.worker.model.adapters import TRAINED, switched_off
 from core.worker.model.model import set_gradient_checkpointing
 from tests.cases import cases
@@ -101,6 +102,25 @@ def test_a_layer_whose_input_a_hook_has_changed_gets_that() -> None:
     wanted = learn(model)
     assert fuse(model, TRAINED).sharing == 4
     assert_close(learn(model), wanted)
+    # From then on the layers of this attention are functions of their own.
+    loss, gradients = learn(model)
+    assert_close((loss, gradients), wanted)
+    assert list(functions(loss)).count("LoraLinearBackward") == 8
+
+
+def test_an_input_that_changes_in_place_is_another_one() -> None:
+    model = adapted(LlamaConfig(**EXACT)).double()
+    fuse(model, TRAINED)
+    attention = model.get_base_model().model.layers[0].self_attn
+    x = torch.randn(1, 5, attention.q_proj.in_features, dtype=torch.float64)
+
+    def keys_of_changed(x: torch.Tensor) -> torch.Tensor:
+        attention.q_proj(x)
+        return torch.as_tensor(attention.k_proj(x.add_(1)))
+
+    attention.forward.usual = keys_of_changed
+    with torch.no_grad(), comparable():
+        torch.testing.assert_close(attention(x.clone()), attention.k_proj(x + 1))
 
 
 def test_adapters_that_are_off_have_no_part_in_it() -> None:
