@@ -34,8 +34,8 @@ pytestmark = pytest.mark.slow
 RECORD = Path(__file__).with_name("traced.toml")
 #: Steps whose micro-batches are all alike, which is what a plan is for.
 PLANNED = [name for name, case in PUBLISHED.items() if not case.mixed]
-#: Steps of models with all of their layers.
-WHOLE = [name for name in PUBLISHED if not name.startswith("mixture")]
+#: Steps of Llama models that fit on a card; the base of four layers is too small for a share to mean anything.
+WHOLE = [name for name in PUBLISHED if not name.startswith(("mixture", "8B, full"))]
 SHORT = ["8B, 2 x 2048, kept", "1B, 4 x 2048, kept"]
 #: Largest relative differences: of the plan's tensors, of its speed, and of the recorded bytes.
 TENSORS, SPEED, BYTES = 0.03, 0.1, 0.01

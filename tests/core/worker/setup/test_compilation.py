@@ -159,7 +159,7 @@ def test_windows_are_no_break(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_kernels, "find_varlen", lambda: varlen_attn)
 
     def gradients(compile_them: bool, **train: Any) -> list[torch.Tensor]:
-        loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), **train)
+        loss = arrange(MistralConfig(**SMALL, **LLAMA, sliding_window=26), attention_alone=compile_them, **train)
         if compile_them:
             loaded = LoadedModel(loss._causal, None, CPU, torch.float32)
             compile_layers(loaded, lambda *_: pytest.fail("not compiled"), backend=BACKEND)

@@ -147,12 +147,12 @@ def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_witho
     assert torch.equal(found, before)
 
 
-def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
+def arrange(model_config: Any, *, attention_alone: bool = False, **train: Any) -> SupervisedLoss:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config))
     wanted = config(train=train)
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
-    return settle(wanted, loaded, fuse_layers(wanted, loaded))
+    return settle(wanted, loaded, fuse_layers(wanted, loaded, attention_alone=attention_alone))
 
 
 def assert_as_padded(loss: SupervisedLoss) -> None:
