@@ -407,6 +407,20 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
     assert all(len(columns) == 1 for columns in found.values()), found
 
 
+def test_the_rows_of_an_evaluation_do_not_move_the_bar(home: Path) -> None:
+    view = view_of(ScriptedRun(home).train_to(64).phase("evaluating", done=0, total=120))
+    began = view.history.updated
+    assert view.history.phase is not None
+    assert began is not None
+    found: dict[int, set[tuple[int, ...]]] = {}
+    for done, seconds in ((9, 5.4), (10, 9.9), (99, 59.0), (100, 60.0), (119, 601.0)):
+        view.history.phase = replace(view.history.phase, done=done)
+        for width in (56, 76, 116, 150):
+            line = run_lines.progress(view, width, ASCII, began + seconds).plain
+            found.setdefault(width, set()).add(tuple(line.find(mark) for mark in ("%", "/120 ", "ETA")))
+    assert all(len(columns) == 1 for columns in found.values()), found
+
+
 def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     found: dict[tuple[int, int], set[tuple[int, ...]]] = {}

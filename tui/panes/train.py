@@ -355,8 +355,6 @@ class TrainPane(Pane, can_focus=True):
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
-            if not view.state.parked:
-                entries.append((keys["train.settings"].display, "settings"))
             # Below, the meters have room for the hint.
             if view.reports_devices and width >= ONE_LINE:
                 entries.append(readings)
@@ -367,6 +365,9 @@ class TrainPane(Pane, can_focus=True):
             entries += self._answer_hints()
         elif self._has_samples and self._shows_chart and view is not None and view.is_live:
             entries.append((keys["train.answers"].display, "answers"))
+        # Behind the keys of what has no room.
+        if view is not None and view.is_live and not view.state.parked:
+            entries.append((keys["train.settings"].display, "settings"))
         if view is not None and self._shows_chart:
             entries += self._chart_hints(view)
         if tuple(entries) != self._hints:

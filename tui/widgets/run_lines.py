@@ -192,7 +192,10 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
         if state.state == "paused":
             # The clock of a paused run stands still.
             return [f"   {words}"]
-        return [f"   {words} {format_duration(history.phase_elapsed(now))}", *_eta_texts(view, now)]
+        # In the room of the last row's number, and of 10m 02s, so that the bar keeps its columns.
+        done, _, rows = counted.rpartition("/")
+        room = max(len(rows) - len(done.rpartition(" ")[2]), 0)
+        return [f"   {'':{room}}{words} {format_duration(history.phase_elapsed(now)):7}", *_eta_texts(view, now)]
     if state.state == "training" and answer_awaited:
         return ["   training waits for an answer"]
     if state.state == "training":

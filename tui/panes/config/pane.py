@@ -98,7 +98,7 @@ class ConfigPane(Pane):
     def refresh_hints(self) -> None:
         """Show the most important keys in the lower border."""
         others = "basic options" if self.filter.shows_expert else "all options"
-        names = ("edit", "search", "expert", "presets", "save")
+        names = ("edit", "help", "expert", "presets", "save")
         keys = [self.keys[f"config.{name}"] for name in names]
         self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
 
