@@ -1,0 +1,1 @@
+"""Attribution of an answer to the training rows behind it."""
