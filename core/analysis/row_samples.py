@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from core.analysis.result import Analysis, AnalysisRequest, request_for
 from core.data.conversation import RowError
+from core.data.exclusion import row_line
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection
 from core.data.registries.resolve import flat_sources, resolve_source
@@ -298,6 +299,34 @@ def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
                 return file.row(index - first), source.recognize(file)
             first += rows
     raise UserError(f"There is no row {index + 1}.", "The files may have changed.")
+
+
+def row_places(request: AnalysisRequest, numbers: Iterable[int]) -> list[tuple[str, int]]:
+    """File and line of some rows of ``request.train``, as ``data.exclude`` names them; read in the sandbox.
+
+    Args:
+        request: The request of an analysis.
+        numbers: Numbers of the rows, from 0, through all sources.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    return sandboxed(_places, "The data", rights=rights_for(request), seconds=_SECONDS)(request, sorted(numbers))
+
+
+def _places(request: AnalysisRequest, numbers: list[int]) -> list[tuple[str, int]]:
+    found, first = [], 0
+    sources = flat_sources(list(request.train), request.format, request.columns)
+    for source in sources:
+        with source.open() as file:
+            file.index()
+            rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+            for number in (number for number in numbers if first <= number < first + rows):
+                path, line = row_line(source.path, file.row(number - first))
+                # Two files may have the same name.
+                found.append((Path(path).name if len(sources) == 1 and path == str(source.path) else path, line))
+            first += rows
+    return found
 
 
 def tokenizer_directory(name: str) -> Path:

@@ -133,13 +133,11 @@ def state_words(row: RunRow) -> str:
 
 def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
     """The cells of a row by heading, each number with its unit or under a heading that has it."""
-    from core.runs.record.sentences import brief_id
     from core.text import one_line
     from core.units import format_bytes, format_fixed, format_moment, format_number, format_rate
 
     labels = row.labels
     tags = " ".join(f"#{tag}" for tag in labels.tags)
-    further = f"further from {brief_id(row.parent)}" if row.parent else ""
     name = f"{labels.name} ({row.run.id})" if labels.name else one_line(row.run.id, 60)
     return {
         "RUN": name,
@@ -155,7 +153,7 @@ def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
         "METHOD": row.method_words or "–",
         "DATA": one_line(", ".join(row.data) or "–", 40),
         "SIZE": format_bytes(figures.size),
-        "NOTE": "  ".join(filter(None, (further, tags, one_line(labels.note, 80), "(archived)" * labels.archived))),
+        "NOTE": "  ".join(filter(None, (row.origin, tags, one_line(labels.note, 80), "(archived)" * labels.archived))),
     }
 
 

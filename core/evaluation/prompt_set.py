@@ -124,16 +124,10 @@ def read_held_out(
     from core.analysis.job import analyze
     from core.analysis.result import request_for
     from core.analysis.row_samples import tokenizer_directory
-    from core.audit.chain_check import read_sealed
     from core.template.builtin import named_or_file
 
     config, data = trained.config, trained.config.data
-    starts = read_sealed(trained.run).starts
-    if starts and (before := starts[-1].body.get("files")):
-        now = hash_data_files(data)
-        if changed := next((path for path in now if now[path] != before.get(path)), None):
-            sentence = "has changed since the run, so the rows that it held out are not known."
-            raise UserError(f"{one_line(changed, 200)} {sentence}", "Name a file of prompts.")
+    refuse_changed_files(trained, "the rows that it held out are not known", "Name a file of prompts.")
     model = str(tokenizer_directory(config.model.base))
     request = request_for(config, model=model, template=named_or_file(trained.template))
     looking = JobProgress("dividing the rows as the run did")
@@ -144,6 +138,26 @@ def read_held_out(
     found, skipped = _dataset_items(sources, most + 1, frozenset(numbers))
     more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
     return _checked(f"{one_line(sources[0].name, 200)}{more}, held out", found, skipped, limit)
+
+
+def refuse_changed_files(trained: TrainedModel, consequence: str, hint: str) -> None:
+    """Refuse a run with a data file that has changed since; blocks, as the files are hashed.
+
+    Args:
+        trained: The model of the run.
+        consequence: What follows from a change, as the end of the sentence.
+        hint: The remedy.
+
+    Raises:
+        UserError: If a file has changed.
+    """
+    from core.audit.chain_check import read_sealed
+
+    starts = read_sealed(trained.run).starts
+    if starts and (before := starts[-1].body.get("files")):
+        now = hash_data_files(trained.config.data)
+        if changed := next((path for path in now if now[path] != before.get(path)), None):
+            raise UserError(f"{one_line(changed, 200)} has changed since the run, so {consequence}.", hint)
 
 
 def _checked(name: str, found: list[PromptItem], skipped: int, limit: int | None) -> PromptSet:

@@ -26,6 +26,7 @@ from core.runs.outlook.energy import Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate, positive_count, positive_number
 from core.runs.record.events import Event, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
+from core.runs.record.sentences import brief_id
 from core.runs.record.state import EventTail, Rank, RunState, StepProgress, last_events, read_ranks
 from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
 from core.runs.record.timings import RunTotals
@@ -153,6 +154,7 @@ class RunFacts:
         data: Names of its training files, without directories.
         per_kwh: Price of its energy, in ``currency``; None if there is none.
         parent: The run whose training it goes on from; empty for none.
+        proof_of: The run that it is a proof for, trained without some of its rows; empty for none.
     """
 
     base: str | None = None
@@ -167,6 +169,14 @@ class RunFacts:
     per_kwh: float | None = None
     currency: str = ""
     parent: str = ""
+    proof_of: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The run that it comes from, in words: ``further from 203633-faq``; empty for none."""
+        if self.parent:
+            return f"further from {brief_id(self.parent)}"
+        return f"for a proof of {brief_id(self.proof_of)}" if self.proof_of else ""
 
     @classmethod
     def read(cls, run: Run) -> RunFacts:
@@ -184,12 +194,29 @@ class RunFacts:
             per_kwh=tariff.per_kwh,
             currency=one_line(tariff.currency, 20),
             parent=parent_of(values),
+            proof_of=next(iter(proof_path(str(values.get("eval.prompts") or "")) or ("",))),
         ).advanced(run)
 
     def advanced(self, run: Run) -> RunFacts:
         """These facts with the newest step of the run."""
         last = last_step(run)
         return self if last is None else replace(self, step=last.step, loss=last.loss)
+
+
+#: Directory of the proofs of a run: each a JSON file, with its questions beside it.
+PROOFS = Path("trace", "proofs")
+
+
+def proof_path(text: str) -> tuple[str, str] | None:
+    """Run and id of the proof whose questions a path leads to; None for any other path.
+
+    Args:
+        text: The path; it may be the end of a longer text.
+    """
+    match Path(text).parts:
+        case [*_, "runs", name, "trace", "proofs", file]:
+            return one_line(name, 100), one_line(Path(file).stem, 100)
+    return None
 
 
 def parent_of(values: Mapping[str, Any]) -> str:

@@ -121,8 +121,7 @@ _WIDER_NAME, _WIDER_NOTE = 14, 40
 def note_words(row: RunRow) -> str:
     """Archive state, the run that it trains further, tags and note on one line: ``#keep  best so far``."""
     labels, tags = row.labels, " ".join(f"#{tag}" for tag in row.labels.tags)
-    further = f"further from {brief_id(row.parent)}" if row.parent else ""
-    return "  ".join(filter(None, ("archived" if labels.archived else "", further, tags, labels.note)))
+    return "  ".join(filter(None, ("archived" if labels.archived else "", row.origin, tags, labels.note)))
 
 
 class RunList(CursorList):
