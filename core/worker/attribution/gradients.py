@@ -46,7 +46,7 @@ def row_gradients(
         ``A`` or ``B`` of a layer, and its gradients in fp32, ``(rows, *matrix.shape)``.
     """
     ranks = [len(layer.down) for layer in layers]
-    parts = zip(layers, gradients, low_gradient.split(ranks, dim=1), low.split(ranks, dim=1), strict=True)
+    parts = zip(layers, gradients, torch.split(low_gradient, ranks, dim=1), torch.split(low, ranks, dim=1), strict=True)
     own_seen = _by_row(seen, rows)
     for layer, gradient, own_low_gradient, own_low in parts:
         yield layer.down, torch.bmm(_by_row(own_low_gradient, rows).mT, own_seen)
@@ -104,7 +104,7 @@ class Projection:
         flat = gradients.mul_(place.factor).flatten(1)
         tail = -(place.start + flat.shape[1]) % self.size
         padded = torch.nn.functional.pad(flat, (place.start, tail))
-        return padded.unflatten(1, (-1, self.size)).sum(dim=1), flat.square().sum(dim=1)
+        return padded.view(len(flat), -1, self.size).sum(dim=1), flat.square().sum(dim=1)
 
     def direction_of(self, matrix: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         """The gradient, in the shape of a matrix, whose dot product with any other is that of the sketch with a
@@ -149,6 +149,11 @@ class Sketches:
             self.sums += sums
             self.squares += squares
 
+    def unscale(self, scale: float) -> None:
+        """Divide by the factor of the loss."""
+        self.sums /= scale
+        self.squares /= scale**2
+
 
 class TokenParts:
     """Receives the factors of one batch's backward pass, and splits the dot product of each row's sketch with a
@@ -163,7 +168,7 @@ class TokenParts:
 
     def __init__(self, projection: Projection, direction: torch.Tensor, rows: int, width: int) -> None:
         self._projection, self._direction = projection, direction
-        self.parts = torch.zeros(rows, width, device=direction.device)
+        self.sums = torch.zeros(rows, width, device=direction.device)
         """``(rows, width)``, fp32."""
 
     def __call__(
@@ -176,10 +181,16 @@ class TokenParts:
     ) -> None:
         """Add the part of some layers; see :func:`core.worker.fused.lora.factors_to`."""
         ranks = [len(layer.down) for layer in layers]
-        factors = zip(layers, gradients, low_gradient.split(ranks, dim=1), low.split(ranks, dim=1), strict=True)
+        factors = zip(
+            layers, gradients, torch.split(low_gradient, ranks, dim=1), torch.split(low, ranks, dim=1), strict=True
+        )
         for layer, gradient, own_low_gradient, own_low in factors:
             down = self._projection.direction_of(layer.down, self._direction)
             up = self._projection.direction_of(layer.up, self._direction) * layer.scale
             found = ((seen.float() @ down.T) * own_low_gradient.float()).sum(dim=1)
             found += ((own_low.float() @ up.T) * gradient.float()).sum(dim=1)
-            self.parts += found.view(self.parts.shape)
+            self.sums += found.view(self.sums.shape)
+
+    def unscale(self, scale: float) -> None:
+        """Divide by the factor of the loss."""
+        self.sums /= scale

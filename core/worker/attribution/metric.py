@@ -48,7 +48,8 @@ def _second_moment(
     """The bias-corrected second moment in fp32; None if the optimizer keeps none."""
     if "exp_avg_sq_row" in state:
         rows, columns = state["exp_avg_sq_row"].float(), state["exp_avg_sq_col"].float()
-        return rows[:, None] * columns[None, :] / rows.mean().clamp_min(1e-30)
+        product: torch.Tensor = rows[:, None] * columns[None, :] / rows.mean().clamp_min(1e-30)
+        return product
     moment = state.get("exp_avg_sq", state.get("state2"))
     if moment is None:
         return None
@@ -56,7 +57,8 @@ def _second_moment(
         moment = _dequantized(moment, state)
     moment = moment.to(parameter.device).float().view(parameter.shape)
     beta = group["betas"][1] if "betas" in group else 0.0
-    return moment / (1 - beta ** float(state["step"]))
+    corrected: torch.Tensor = moment / (1 - beta ** float(state["step"]))
+    return corrected
 
 
 def _dequantized(moment: torch.Tensor, state: Mapping[str, Any]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from core.worker.data.batches import collate
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.distributed.strategy import single
-from core.worker.fused.lora import FactorReceiver, factors_to
+from core.worker.fused.lora import factors_to
 from core.worker.generate.generate import generate_batch
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import parameter_groups, switched_off
@@ -50,6 +50,10 @@ from core.worker.setup.ready_model import ReadyModel, make_ready
 #: gradients are finite.
 _FP16_SCALE = 2.0**14
 
+#: Least length of a gradient, so that a row without one can be divided by it.
+_NO_LENGTH = 1e-30
+
+_Receiver = TypeVar("_Receiver", Sketches, TokenParts)
 FloatRows = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -179,18 +183,17 @@ class Subject:
             examples: The examples.
             progress: Called with the rows done.
         """
-        rows = [(at, row) for at, example in enumerate(examples) for row in example.rows]
-        sums, squares, norms = self._sketch_rows([row for _, row in rows], progress)
-        del squares
-        found = np.zeros((len(examples), sums.shape[1]), dtype=np.float32)
-        for (at, _), own in zip(rows, sums, strict=True):
-            found[at] += own
-        # The norm of a sum is in its sketch alone; that of a single row is known exactly.
-        lengths = np.linalg.norm(found, axis=1)
-        for at, example in enumerate(examples):
-            if len(example.rows) == 1:
-                lengths[at] = norms[next(place for place, (own, _) in enumerate(rows) if own == at)]
-        return Sketched(found / np.maximum(lengths, 1e-30)[:, None], lengths)
+        sums, norms = self._sketch_rows([row for example in examples for row in example.rows], progress)
+        found, lengths, at = np.zeros((len(examples), sums.shape[1]), dtype=np.float32), list[float](), 0
+        for place, example in enumerate(examples):
+            count = len(example.rows)
+            found[place] = sums[at : at + count].sum(axis=0)
+            # The norm of a single row is known; that of a sum of several is estimated by its sketch.
+            lengths.append(float(norms[at] if count == 1 else np.linalg.norm(found[place])))
+            at += count
+        known = np.array(lengths, dtype=np.float32)
+        found /= np.maximum(known, np.float32(_NO_LENGTH))[:, None]
+        return Sketched(found, known)
 
     def sketch_rows(self, rows: Sequence[TokenizedRow]) -> FloatRows:
         """Sketches of the gradients of rows, ``(rows, size)``, of their full length."""
@@ -198,24 +201,23 @@ class Subject:
 
     def _sketch_rows(
         self, rows: Sequence[TokenizedRow], progress: Callable[[int], None]
-    ) -> tuple[FloatRows, FloatRows, FloatRows]:
+    ) -> tuple[FloatRows, FloatRows]:
+        """Sketches of rows, and the norms of their gradients."""
         projection = self._ready_projection()
         sums = np.zeros((len(rows), projection.size), dtype=np.float32)
-        squares = np.zeros(len(rows), dtype=np.float32)
+        norms = np.zeros(len(rows), dtype=np.float32)
 
-        def work(batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-            def receiver(_width: int) -> Sketches:
-                return Sketches(projection, len(batch), self.loaded.device)
-
-            found, scale = self._backward([rows[at] for at in batch], receiver)
-            return found.sums.cpu() / scale, found.squares.cpu() / scale**2
+        def work(batch: list[int]) -> Sketches:
+            return self._backward(
+                [rows[at] for at in batch], lambda _: Sketches(projection, len(batch), self.loaded.device)
+            )
 
         done = 0
-        for batch, (own_sums, own_squares) in self._batches.run([len(row) for row in rows], work):
-            sums[batch], squares[batch] = own_sums.numpy(), own_squares.numpy()
+        for batch, found in self._batches.run([len(row) for row in rows], work):
+            sums[batch], norms[batch] = found.sums.cpu().numpy(), found.squares.cpu().sqrt().numpy()
             done += len(batch)
             progress(done)
-        return sums, squares, np.sqrt(squares)
+        return sums, norms
 
     def token_parts(self, rows: Sequence[TokenizedRow], direction: FloatRows) -> list[FloatRows]:
         """The dot products of rows' sketches with a direction, split among the tokens: for each row ``(length,)``. The
@@ -227,20 +229,19 @@ class Subject:
         """
         projection = self._ready_projection()
         on_device = torch.from_numpy(direction).to(self.loaded.device)
-        found: dict[int, FloatRows] = {}
+        parts: dict[int, FloatRows] = {}
 
-        def work(batch: list[int]) -> torch.Tensor:
-            parts, scale = self._backward(
+        def work(batch: list[int]) -> TokenParts:
+            return self._backward(
                 [rows[at] for at in batch], lambda width: TokenParts(projection, on_device, len(batch), width)
             )
-            return parts.parts.cpu() / scale
 
-        for batch, parts in self._batches.run([len(row) for row in rows], work):
-            for at, own in zip(batch, parts.numpy(), strict=True):
-                found[at] = np.concatenate([[0.0], own[: len(rows[at]) - 1]]).astype(np.float32)
-        return [found[at] for at in range(len(rows))]
+        for batch, found in self._batches.run([len(row) for row in rows], work):
+            for at, own in zip(batch, found.sums.cpu().numpy(), strict=True):
+                parts[at] = np.concatenate([np.zeros(1, dtype=np.float32), own[: len(rows[at]) - 1]])
+        return [parts[at] for at in range(len(rows))]
 
-    def _backward(self, rows: Sequence[TokenizedRow], make: Callable[[int], Any]) -> tuple[Any, float]:
+    def _backward(self, rows: Sequence[TokenizedRow], make: Callable[[int], _Receiver]) -> _Receiver:
         """Run a padded batch forward and backward.
 
         Rows never share a computed prefix here: its gradient would belong to all of them at once.
@@ -248,21 +249,18 @@ class Subject:
         Args:
             rows: The rows.
             make: Makes the receiver of the factors, from the width of the batch.
-
-        Returns:
-            The receiver, and the factor of the loss.
         """
         ids, supervised = collate(rows, self.loaded.pad_id, self.loaded.device)
         scale = _FP16_SCALE if self.loaded.dtype == torch.float16 else 1.0
         while True:
-            receiver: FactorReceiver = make(ids.shape[1])
+            receiver = make(ids.shape[1])
             with factors_to(receiver):
                 with self._autocast():
                     loss = self._loss(ids, supervised)
-                (loss * scale).backward()
-            values = receiver.sums if isinstance(receiver, Sketches) else receiver.parts  # type: ignore[attr-defined]
-            if scale == 1.0 or bool(torch.isfinite(values).all()):
-                return receiver, scale
+                torch.autograd.backward(loss * scale)
+            if scale == 1.0 or bool(torch.isfinite(receiver.sums).all()):
+                receiver.unscale(scale)
+                return receiver
             scale /= 2
 
     def _ready_projection(self) -> Projection:
@@ -287,7 +285,7 @@ class Subject:
             with self._autocast():
                 states = self._loss.hidden(ids, supervised)
             counts = supervised[:, 1:].sum(dim=1).tolist()
-            return [own.float().mean(dim=0).cpu().numpy() for own in states.split(counts)]
+            return [own.float().mean(dim=0).cpu().numpy() for own in torch.split(states, counts)]
 
         for batch, means in self._batches.run([len(row) for row in rows], work):
             found.update(zip(batch, means, strict=True))
