@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from core.errors import UserError
+from core.models.architecture import measuring
 from core.runs.record.store import Run
 from core.worker.attribution.gradients import row_gradients
 from core.worker.attribution.subject import Subject
@@ -20,6 +22,7 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.model.adapters import attach_adapters, load_state
 from core.worker.model.model import load_model, trainable_parameters
 from tests.e2e.workers import write_rows
+from tests.measured_here import run_here
 
 from .runs import STEPS, subject_of, trained
 
@@ -53,7 +56,7 @@ def slow_gradients(run: Run, checkpoint: Checkpoint, rows: Sequence[TokenizedRow
 class Whole:
     """Keeps the gradients of a batch's rows as they are."""
 
-    def __init__(self, subject: Subject, rows: int) -> None:
+    def __init__(self, subject: Subject, rows: int, _width: int) -> None:
         self.found: dict[int, torch.Tensor] = {}
         self.sums = torch.zeros(())
         self._subject, self._rows = subject, rows
@@ -72,6 +75,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
     directory = tmp_path_factory.mktemp("gradients")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALTUNE_HOME", str(directory / "home"))
+        patch.setattr(measuring, "_run", run_here)
         rows = write_rows(directory / "rows.jsonl", 10)
         with rows.open("a") as file:
             turns = [("user", "printer?"), ("assistant", "yes"), ("user", "refund?"), ("assistant", "no, the login")]
@@ -87,7 +91,8 @@ def test_gradients_of_rows_are_those_of_autograd_row_by_row(run: Run) -> None:
         found = []
         for at in range(0, len(rows), 4):
             batch = rows[at : at + 4]
-            whole = subject._backward(batch, lambda _, count=len(batch): Whole(subject, count))  # type: ignore[type-var]
+            make = partial(Whole, subject, len(batch))
+            whole = subject._backward(batch, make)  # type: ignore[type-var]
             parameters = trainable_parameters(subject.loaded.model)
             found.append(torch.cat([whole.found[parameter.data_ptr()] for parameter in parameters], dim=1))
             assert all(parameter.grad is None for parameter in parameters)

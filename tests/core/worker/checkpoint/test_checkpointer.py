@@ -109,6 +109,24 @@ def test_checkpoints_go_through_a_link_only_if_the_user_confirmed_it(
     assert [saved.path for saved in only(CheckpointEvent, run)] == ["checkpoints/step-00000003"]
 
 
+def test_the_checkpoint_of_the_middle_stays_where_the_disk_allows(
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, run = checkpointer.state, checkpointer.recorder.run
+
+    def saved(*taken: int) -> list[int]:
+        for state.step in taken:
+            checkpointer.save()
+        return sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints_path.iterdir())
+
+    assert saved(2, 4, 6, 8) == [4, 8]
+    monkeypatch.setattr(module, "free_bytes", lambda _: module.checkpoints.DISK_RESERVE_BYTES)
+    assert saved(9) == [9]
+    (notice,) = only(NoticeEvent, run)
+    assert (notice.code, notice.level) == ("middle_dropped", "info")
+    assert notice.message == "The checkpoint of step 4, in the middle of the run, is not kept: the disk is short."
+
+
 def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(
     checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
