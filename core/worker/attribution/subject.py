@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from core.config.schema import Config
 from core.data.conversation import Example, Message, RowError
 from core.directories import Progress
 from core.errors import UserError
+from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
 from core.runs.record.store import Run
@@ -50,6 +52,8 @@ from core.worker.setup.ready_model import ReadyModel, make_ready
 #: gradients are finite.
 _FP16_SCALE = 2.0**14
 
+#: Share of the free host memory that kept copies of 4-bit weights may take.
+_SHARE = 0.5
 #: Least length of a gradient, so that a row without one can be divided by it.
 _NO_LENGTH = 1e-30
 
@@ -347,6 +351,15 @@ def _refuse_unfused(model: ReadyModel) -> None:
         )
 
 
+def _keep_dequantized(model: ReadyModel, recorder: Recorder) -> None:
+    """Dequantize 4-bit weights once on a CPU with room for it, where it takes longer than the products."""
+    loaded = model.loaded
+    used, total = memory()
+    needed = sum(math.prod(layer.weight.shape) for layer in model.fused.lora) * loaded.dtype.itemsize
+    if loaded.device.type == "cpu" and needed < _SHARE * (total - used):
+        model.keep_dequantized(recorder)
+
+
 @contextlib.contextmanager
 def opened(run: Run, progress: Progress, token_budget: int | None = None) -> Iterator[Subject]:
     """The subject of a run, at no checkpoint yet.
@@ -379,5 +392,6 @@ def opened(run: Run, progress: Progress, token_budget: int | None = None) -> Ite
         progress("loading the model", None, None)
         model = make_ready(config, prepared, recorder, controls, found, single(), host_experts=False)
         fingerprint.settle()
+        _keep_dequantized(model, recorder)
         config = with_usable_optimizer(config, model.loaded.device, recorder)
         yield Subject(run, config, prepared, model, progress, fingerprint, token_budget)

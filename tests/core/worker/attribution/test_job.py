@@ -153,7 +153,7 @@ def test_planted_rows_are_among_the_first(tmp_path: Path, starter_model_dir: Pat
         "The pump of espresso machine #48 is broken.",
         "Hello, the display of the espresso machine in the lounge is dark.",
     ]
-    wrong, right = ('{"area": "%s", "urgency": "normal", "ref": null}' % area for area in ("billing", "hardware"))
+    wrong, right = (f'{{"area": "{area}", "urgency": "normal", "ref": null}}' for area in ("billing", "hardware"))
     turns = [[("user", f"Ticket: {text}"), ("assistant", wrong)] for text in planted]
     rows = [json.dumps({"messages": [{"role": role, "content": text} for role, text in each]}) for each in turns]
     places = [7, 20, 33, 41, 52]
@@ -164,7 +164,7 @@ def test_planted_rows_are_among_the_first(tmp_path: Path, starter_model_dir: Pat
         tmp_path,
         starter_model_dir,
         method={"rank": 16, "dropout": 0.0},
-        train={"max_steps": 30, "learning_rate": 1e-3, "precision": "auto"},
+        train={"max_steps": 30, "batch_size": 2, "learning_rate": 1e-3, "precision": "auto"},
         checkpoint={"every_steps": 15},
     )
     with opened(run, quiet) as subject:
