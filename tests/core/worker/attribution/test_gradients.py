@@ -42,7 +42,7 @@ def slow_gradients(run: Run, checkpoint: Checkpoint, rows: Sequence[TokenizedRow
         ids = torch.from_numpy(row.input_ids).long()[None]
         logits = model(input_ids=ids).logits[0, :-1]
         learned = torch.from_numpy(row.supervised[1:].copy())
-        F.cross_entropy(logits[learned].float(), ids[0, 1:][learned], reduction="sum").backward()
+        torch.autograd.backward(F.cross_entropy(logits[learned].float(), ids[0, 1:][learned], reduction="sum"))
         parts = []
         for number, parameter in enumerate(trainable_parameters(model)):
             assert parameter.grad is not None

@@ -14,7 +14,8 @@ from tests.cases import cases
 
 def draw(rows: int, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     found = np.random.default_rng(0).standard_normal((rows, size)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found
 
 
 @cases(("rows", "size"), [(20, 50), (50, 20)], ids=["fewer rows", "more rows"])

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.runs.record.events import CheckpointEvent, NoticeEvent, StoppedEvent
 from core.runs.record.store import confirm_checkpoints, create_run
 from core.worker.checkpoint import checkpointer as module
-from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpoint import DISK_RESERVE_BYTES, Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.recorder import Recorder
@@ -120,7 +120,7 @@ def test_the_checkpoint_of_the_middle_stays_where_the_disk_allows(
         return sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints_path.iterdir())
 
     assert saved(2, 4, 6, 8) == [4, 8]
-    monkeypatch.setattr(module, "free_bytes", lambda _: module.checkpoints.DISK_RESERVE_BYTES)
+    monkeypatch.setattr(module, "free_bytes", lambda _: DISK_RESERVE_BYTES)
     assert saved(9) == [9]
     (notice,) = only(NoticeEvent, run)
     assert (notice.code, notice.level) == ("middle_dropped", "info")
