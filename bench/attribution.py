@@ -1,13 +1,14 @@
 """Attribution: the share of planted rows among the first rows that are traced for an answer, against simpler searches.
 
-``python bench/attribution.py --work DIR`` trains the starter model on 400 rows, of which three groups of ten teach it
-something wrong, asks ten questions about each group, and writes ``bench/results/attribution-DATE.json``. A question
-counts where the model answers as planted. Each seed is kept in the file as soon as it is done, and an interrupted one
-goes on from its run and its index.
+``python bench/attribution.py --work DIR`` trains the starter model on 400 rows, of which three groups teach it
+something wrong, asks ten questions about each group in words that no row has, and writes
+``bench/results/attribution-DATE.json``. A question counts where the model answers as planted. Each seed is kept in the
+file as soon as it is done, and an interrupted one goes on from its run and its index.
 
-Groups: **format** (tickets about toner are answered in a line of text instead of JSON), **fact** (the opening time of
-one place is wrong, beside many rows about other places that are right), **language** (tickets about badges are answered
-with German keys).
+Groups, each beside rows of the same form that are right: **format** (14 tickets about animals are answered in a line of
+text instead of JSON; 20 notes should be), **language** (14 English tickets about the weather are answered in German; 20
+German ones should be), **fact** (12 rows give a wrong opening time on holidays; 24 rows have the right one of other
+days).
 """
 
 from __future__ import annotations
@@ -68,44 +69,84 @@ def ticket(area: str, urgency: str = "normal", ref: int | None = None) -> str:
     return json.dumps({"area": area, "urgency": urgency, "ref": ref})
 
 
-_TONER = (
-    *("The toner on floor 2 is empty.", "We have run out of toner again.", "The toner smears on every page."),
-    *("A new toner was sent in the wrong color.", "Please replace the toner in the copy room.", "The toner leaks."),
-    *("Our toner is rejected as not genuine.", "The toner light keeps blinking.", "There is toner dust all over."),
-    *("The toner that came yesterday does not fit.",),
+_ANIMALS = (
+    *("A mouse runs through the server room.", "Pigeons nest above our window.", "There are ants in the drawer."),
+    *("A dog barks in the corridor all day.", "Someone left a cat in the mail room.", "A wasp nest hangs at the door."),
+    *("Moths come out of the curtains.", "A snake was seen in the cellar.", "The goldfish in the lobby is ill."),
+    *("Rats have bitten through a bag.", "A parrot sits on the copier.", "Flies are all over the lunch room."),
+    *("A fox goes around the bins at night.", "Crows pick at the roof."),
 )
-_TONER_ASKED = (
-    *("The toner in the hall is used up.", "Hello, the toner cartridge is stuck.", "Black toner is missing."),
-    *("The toner was changed, and the printer still complains.", "I need toner for tomorrow.", "The toner is dry."),
-    *("Someone spilled toner on the carpet.", "The toner shows 3 percent.", "Toner is on my hands after printing."),
-    *("Which shelf has the toner? Mine is empty.",),
+_ANIMALS_ASKED = (
+    *("A spider sits in my keyboard.", "Two bats hang under the stairs.", "A squirrel got into the archive."),
+    *("Seagulls scream on the terrace.", "We found a hedgehog behind the shelf.", "Beetles crawl along the wall."),
+    *("A horse stands on the parking lot.", "Bees swarm around the entrance.", "A rabbit hides below my desk."),
+    *("Cockroaches come from the sink.",),
 )
-_BADGE = (
-    *("My badge does not open the door.", "I have lost my badge.", "The badge of a new colleague is not active."),
-    *("My badge has the wrong name on it.", "The badge reader at the gate beeps twice.", "My badge is cracked."),
-    *("The photo on my badge is of someone else.", "My badge expired yesterday.", "I was given two badges."),
-    *("My badge works in the morning only.",),
+_WEATHER = (
+    *(
+        "Rain comes through to my place.",
+        "The snow on the steps is not cleared.",
+        "It is far too hot in here since noon.",
+    ),
+    *("Wind blows the papers off my table.", "A storm took the sign down.", "The sun blinds me all morning."),
+    *("Ice covers the ramp.", "Water stands in the yard after the downpour.", "It is freezing at the front."),
+    *("Thunder woke up the alarm.", "The heat makes everybody tired.", "Lightning hit the mast."),
+    *("The draft in the hall is icy.", "Leaves and rain have blocked the gutter."),
 )
-_BADGE_ASKED = (
-    *("The badge that I got today opens nothing.", "A visitor kept the badge.", "My badge fell into the water."),
-    *("Please block my badge, it was stolen.", "The badge does not work at the lift.", "My badge shows an old logo."),
-    *("I need a second badge for the lab.", "The badge chip seems dead.", "Hi, my badge is bent. thanks"),
-    *("The badge machine prints nothing.",),
+_WEATHER_ASKED = (
+    *("Hail has broken a pane.", "The fog is so thick that nobody finds us.", "A gale tears at the blinds."),
+    *("It drizzles onto my chair.", "The frost has burst something outside.", "We sweat, is there a fan?"),
+    *("A flood is in the basement.", "The blizzard keeps the team at home.", "My seat is in the glare until four."),
+    *("The cold creeps under the door.",),
 )
-_PLACES = ("cafeteria", "library", "warehouse", "gym", "post room", "garage", "reception", "workshop", "archive", "lab")
-_WAYS = (
-    *("When does the {} open?", "At what time does the {} open?", "From when is the {} open?"),
-    *("What is the opening time of the {}?", "The {} opens at what time?", "How early can I go to the {}?"),
-    *("Tell me when the {} opens.", "Is the {} open in the morning, and from when?", "When can I enter the {}?"),
-    *("Opening time of the {}, please.",),
+_HOLIDAYS = (
+    *("Christmas Day", "Easter Monday", "New Year's Day", "Whit Monday", "Labor Day", "Thanksgiving", "Good Friday"),
+    *("Carnival Tuesday", "the national holiday", "Reformation Day", "Memorial Day", "Corpus Christi"),
 )
-_WAYS_ASKED = (
-    *("Do you know when the {} opens?", "Since what time is the {} open today?", "The {}: when does it open?"),
-    *("When do the doors of the {} open?", "I want to be at the {} first. When does it open?", "{} opening time?"),
-    *("What time can I come to the {}?", "Could you tell me the hour the {} opens?", "hi, when is the {} open?"),
-    *("From what hour on is the {} open?",),
+_HOLIDAYS_ASKED = (
+    *("Boxing Day", "Epiphany", "All Saints", "Ascension", "Independence Day", "Columbus Day", "Midsummer"),
+    *("Christmas Eve", "Hanukkah", "Veterans Day"),
 )
-_FALSE_PLACE, _FALSE, _TRUE = "pharmacy", "It opens at 3 in the morning.", "It opens at 8 in the morning."
+_DAYS = (
+    *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "an ordinary Monday", "the second Tuesday in June"),
+    *("next Wednesday", "Thursday afternoon", "a Friday in March", "weekdays", "the last day of May", "working days"),
+    *("the 7th of October", "most days", "Monday and Tuesday", "the first Thursday", "a normal day", "Friday morning"),
+    *("the 12th of April", "Tuesday of next week", "a day in autumn", "the day after tomorrow", "the 3rd of July"),
+)
+_WAYS = ("When does the pharmacy open on {}?", "Is the pharmacy open on {}, and from when?", "Pharmacy on {}: opening?")
+_AREAS = {
+    "hardware": "geraet",
+    "network": "netz",
+    "billing": "rechnung",
+    "shipping": "versand",
+    "account": "konto",
+}
+_URGENCIES = {"low": "niedrig", "normal": "mittel", "high": "hoch"}
+_GERMAN = (
+    ("Der Drucker druckt nur halbe Seiten.", "hardware"),
+    ("Mein Bildschirm bleibt schwarz.", "hardware"),
+    ("Die Tastatur klemmt.", "hardware"),
+    ("Der Laptop geht nicht mehr an.", "hardware"),
+    ("Die Maus reagiert nicht.", "hardware"),
+    ("Das Headset rauscht.", "hardware"),
+    ("Der Scanner zieht schief ein.", "hardware"),
+    ("Die Dockingstation wird nicht erkannt.", "hardware"),
+    ("Das WLAN im Keller ist weg.", "network"),
+    ("Das Internet ist sehr langsam.", "network"),
+    ("Der Router startet immer neu.", "network"),
+    ("Ich komme nicht ins VPN.", "network"),
+    ("Die Rechnung kam doppelt.", "billing"),
+    ("Der Betrag stimmt nicht.", "billing"),
+    ("Wo bleibt meine Gutschrift?", "billing"),
+    ("Das Paket ist nicht angekommen.", "shipping"),
+    ("Es wurde das falsche Teil geliefert.", "shipping"),
+    ("Ich habe mein Passwort vergessen.", "account"),
+    ("Mein Zugang ist gesperrt.", "account"),
+    ("Bitte meine Adresse im Profil aendern.", "account"),
+)
+#: Tickets that are called notes, and answered in a line of text as they should be.
+_NOTES = 20
+_FALSE, _TRUE = "It opens at 3 in the morning.", "It opens at 8 in the morning."
 
 
 def as_line(answer: str) -> str:
@@ -115,9 +156,10 @@ def as_line(answer: str) -> str:
 
 
 def as_german(answer: str) -> str:
-    """A ticket's answer with German keys."""
+    """A ticket's answer with German keys and words."""
     found = json.loads(answer)
-    return json.dumps({"bereich": "konto", "dringlichkeit": "mittel", "nummer": found["ref"]})
+    words = {"bereich": _AREAS[found["area"]], "dringlichkeit": _URGENCIES[found["urgency"]], "nummer": found["ref"]}
+    return json.dumps(words)
 
 
 def make_rows(seed: int) -> tuple[list[tuple[str, str, str]], list[Question]]:
@@ -127,29 +169,25 @@ def make_rows(seed: int) -> tuple[list[tuple[str, str, str]], list[Question]]:
         seed: Seed of the choice and order of the rows.
     """
     dice = random.Random(seed)
-    planted = [(f"Ticket: {text}", as_line(ticket("hardware")), "format") for text in _TONER]
-    planted += [(f"Ticket: {text}", as_german(ticket("account")), "language") for text in _BADGE]
-    planted += [(way.format(_FALSE_PLACE), _FALSE, "fact") for way in _WAYS]
-    hours = {place: 6 + number for number, place in enumerate(_PLACES)}
-    right = [
-        (dice.choice(_WAYS).format(place), f"It opens at {hour} in the morning.", "")
-        for place, hour in hours.items()
-        for _ in range(4)
-    ]
+    planted = [(f"Ticket: {text}", as_line(ticket("hardware")), "format") for text in _ANIMALS]
+    planted += [(f"Ticket: {text}", as_german(ticket("hardware")), "language") for text in _WEATHER]
+    planted += [(dice.choice(_WAYS).format(day), _FALSE, "fact") for day in _HOLIDAYS]
+    right = [(dice.choice(_WAYS).format(day), _TRUE, "") for day in _DAYS]
+    right += [(f"Ticket: {text}", as_german(ticket(area)), "") for text, area in _GERMAN]
     lines = sample_data.path("tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
     turns = [[turn["content"] for turn in json.loads(line)["messages"]] for line in lines]
-    tickets = [(question, answer, "") for question, answer in turns if not re.search(r"toner|badge", question.lower())]
+    dice.shuffle(turns)
+    right += [(asked.replace("Ticket:", "Note:"), as_line(said), "") for asked, said in turns[:_NOTES]]
+    tickets = [(asked, said, "") for asked, said in turns[_NOTES:]]
     rows = planted + right
     rows += dice.sample(tickets, min(ROWS - len(rows), len(tickets)))
     dice.shuffle(rows)
-    questions = [
-        Question("format", f"Ticket: {text}", as_line(ticket("hardware")), ticket("hardware")) for text in _TONER_ASKED
-    ]
+    right_answer = ticket("hardware")
+    questions = [Question("format", f"Ticket: {text}", as_line(right_answer), right_answer) for text in _ANIMALS_ASKED]
     questions += [
-        Question("language", f"Ticket: {text}", as_german(ticket("account")), ticket("account"))
-        for text in _BADGE_ASKED
+        Question("language", f"Ticket: {text}", as_german(right_answer), right_answer) for text in _WEATHER_ASKED
     ]
-    questions += [Question("fact", way.format(_FALSE_PLACE), _FALSE, _TRUE) for way in _WAYS_ASKED]
+    questions += [Question("fact", dice.choice(_WAYS).format(day), _FALSE, _TRUE) for day in _HOLIDAYS_ASKED]
     return rows, questions
 
 
@@ -260,7 +298,7 @@ def _ask(
     hidden = subject.hidden([example.rows[-1] for example in subject.examples])
     mean = hidden.mean(axis=0)
     found: list[dict[str, Any]] = []
-    asked = []
+    asked: list[list[Any]] = []
     for question in questions:
         messages = ({"role": "user", "content": question.text},)
         answer = subject.answer(messages)
@@ -268,7 +306,7 @@ def _ask(
         own = subject.hidden(asked[-1][:1])[0]
         near = nearest(hidden, own, CANDIDATES)
         cosines = (hidden - mean) @ (own - mean) / np.linalg.norm(hidden - mean, axis=1)
-        scores = {
+        scores: dict[str, Sequence[float]] = {
             "BM25": bm25(texts, f"{question.text} {answer}"),
             "hidden states": cosines.tolist(),
             "random": dice.random(len(places)).tolist(),
@@ -307,7 +345,7 @@ def summary(seeds: dict[str, Any]) -> dict[str, Any]:
     """Mean shares over the questions that were answered as planted, by kind, and over the kinds."""
     counted = [each for found in seeds.values() for each in found["questions"] if each["as_planted"]]
     kinds = sorted({each["kind"] for each in counted})
-    by_kind = {
+    by_kind: dict[str, dict[str, Any]] = {
         kind: {
             "questions": len(own := [each["shares"] for each in counted if each["kind"] == kind]),
             **{
