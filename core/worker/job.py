@@ -14,6 +14,8 @@ from core.worker.process import environment
 
 #: Functions by job name.
 JOBS = {
+    "attribute": "core.worker.attribution.job:attribute",
+    "attribution-index": "core.worker.attribution.job:make_index",
     "audit": "core.worker.audit.audit:audit",
     "convert": "core.worker.export.gguf.convert:convert",
     "convert-adapter": "core.worker.export.gguf.adapter:convert_adapter",

@@ -227,6 +227,12 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted((path for path in checkpoints.iterdir() if path.name.startswith("step-")), reverse=True)
 
 
+def steps_of(checkpoints: Path) -> list[int]:
+    """Steps of :func:`list_checkpoints`, ascending."""
+    found = [_step_of(path) for path in list_checkpoints(checkpoints)]
+    return sorted(step for step in found if step is not None)
+
+
 def verify_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's manifest and check that the directory holds exactly its files.
 

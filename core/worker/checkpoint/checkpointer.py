@@ -16,7 +16,7 @@ import torch
 
 from core.config.live import CHANGEABLE, changed_options
 from core.config.schema import WEIGHT_METHODS, Config
-from core.directories import require_space, whole_directory
+from core.directories import free_bytes, require_space, whole_directory
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
@@ -214,8 +214,24 @@ class Checkpointer:
         return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
 
     def _rotate(self, newest: Path) -> None:
-        keep, protected = self.config.checkpoint.keep, self.state.best.protected
+        keep, protected = self.config.checkpoint.keep, self.state.best.protected | self._middle(newest)
         checkpoints.rotate(self.recorder.run.checkpoints_path, keep, newest=newest, protected=protected)
+
+    def _middle(self, newest: Path) -> frozenset[int]:
+        """The step of the checkpoint nearest to the middle of the run; empty if it is not kept."""
+        directory, options = self.recorder.run.checkpoints_path, self.config.checkpoint
+        steps = [step for step in checkpoints.steps_of(directory) if self._path(step).name <= newest.name]
+        if not options.middle or len(steps) <= options.keep:
+            return frozenset()
+        middle = min(steps, key=lambda step: (abs(2 * step - self.state.total_steps), step))
+        if middle in steps[-options.keep :] or middle in self.state.best.protected:
+            return frozenset()
+        size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
+        if (free_bytes(directory) or 0) >= 2 * (size + checkpoints.DISK_RESERVE_BYTES):
+            return frozenset({middle})
+        message = f"The checkpoint of step {middle}, in the middle of the run, is not kept: the disk is short."
+        self.recorder.notice("info", "middle_dropped", message, "Its answers are traced to rows less surely.")
+        return frozenset()
 
     # Going on.
 

@@ -10,9 +10,11 @@ Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import bitsandbytes as bnb
 import torch
@@ -89,14 +91,48 @@ def input_gradient(
     return total
 
 
+class FactorReceiver(Protocol):
+    """Receives the factors of the adapters' gradients; see :func:`factors_to`."""
+
+    def __call__(
+        self,
+        layers: Sequence[AdaptedLayer],
+        gradients: Sequence[torch.Tensor],
+        low_gradient: torch.Tensor,
+        seen: torch.Tensor,
+        low: torch.Tensor,
+    ) -> None:
+        """Take the factors of some layers' gradients, with the arguments of :func:`adapter_gradients`."""
+
+
+_receivers: list[FactorReceiver] = []
+
+
+@contextlib.contextmanager
+def factors_to(receiver: FactorReceiver) -> Iterator[None]:
+    """A context in which backward passes the factors of the adapters' gradients to a receiver, and computes no
+    gradients of adapters.
+
+    The gradient of a single row of a batch is a product of the row's part of the factors.
+
+    Args:
+        receiver: Called once for the layers of each fused function.
+    """
+    _receivers.append(receiver)
+    try:
+        yield
+    finally:
+        _receivers.pop()
+
+
 def adapter_gradients(
     layers: Sequence[AdaptedLayer],
     gradients: Sequence[torch.Tensor],
     low_gradient: torch.Tensor,
     seen: torch.Tensor,
     low: torch.Tensor,
-) -> Iterator[torch.Tensor]:
-    """Gradients of ``A`` and ``B`` of each layer in turn, in their dtypes.
+) -> Iterator[torch.Tensor | None]:
+    """Gradients of ``A`` and ``B`` of each layer in turn, in their dtypes; None inside :func:`factors_to`.
 
     Args:
         layers: The layers.
@@ -105,6 +141,10 @@ def adapter_gradients(
         seen: The input of the adapters, ``(rows, inputs)``.
         low: The intermediates, side by side.
     """
+    if _receivers:
+        _receivers[-1](layers, gradients, low_gradient, seen, low)
+        yield from itertools.repeat(None, 2 * len(layers))
+        return
     ranks = [len(layer.down) for layer in layers]
     parts = (torch.split(low_gradient.T @ seen, ranks), torch.split(low, ranks, dim=1))
     for layer, gradient, to_down, own_low in zip(layers, gradients, *parts, strict=True):

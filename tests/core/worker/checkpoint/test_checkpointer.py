@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.runs.record.events import CheckpointEvent, NoticeEvent, StoppedEvent
 from core.runs.record.store import confirm_checkpoints, create_run
 from core.worker.checkpoint import checkpointer as module
-from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.checkpoint.checkpoint import DISK_RESERVE_BYTES, Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.recorder import Recorder
@@ -107,6 +107,24 @@ def test_checkpoints_go_through_a_link_only_if_the_user_confirmed_it(
     checkpointer.save()
     assert [path.name for path in outside.iterdir()] == ["step-00000003"]
     assert [saved.path for saved in only(CheckpointEvent, run)] == ["checkpoints/step-00000003"]
+
+
+def test_the_checkpoint_of_the_middle_stays_where_the_disk_allows(
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, run = checkpointer.state, checkpointer.recorder.run
+
+    def saved(*taken: int) -> list[int]:
+        for state.step in taken:
+            checkpointer.save()
+        return sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints_path.iterdir())
+
+    assert saved(2, 4, 6, 8) == [4, 8]
+    monkeypatch.setattr(module, "free_bytes", lambda _: DISK_RESERVE_BYTES)
+    assert saved(9) == [9]
+    (notice,) = only(NoticeEvent, run)
+    assert (notice.code, notice.level) == ("middle_dropped", "info")
+    assert notice.message == "The checkpoint of step 4, in the middle of the run, is not kept: the disk is short."
 
 
 def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(

@@ -1,0 +1,144 @@
+"""Attribution of an answer to training rows, and the index that makes it exact, as jobs in a process of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from core.attribution.result import Attribution, AttributionRequest
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.jobs.job import Job, JobProgress
+from core.launch.launcher import worker_environment
+from core.runs.catalog.trained import checkpoint_steps, result_step, taken_step
+from core.runs.record.state import in_words
+from core.runs.record.store import Run, find_run, start_again
+
+PROGRAM, INDEX_PROGRAM = "core.worker.job attribute", "core.worker.job attribution-index"
+#: Sentence under every list of rows.
+PROOF = (
+    "These rows pull the answer this way; whether it depends on them shows when the run is trained again without them."
+)
+
+AttributionJob = Job[JobProgress, Attribution]
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexResult:
+    """An index of a run's rows."""
+
+    steps: tuple[int, ...]
+    """Steps of the checkpoints with an index."""
+    rows: int
+    """Rows of the data files in it."""
+    bytes: int
+    """Its size on the disk."""
+    seconds: float
+    """Time to make it."""
+    made: int
+    """Rows whose gradients were computed now, over all checkpoints; the others were there."""
+
+
+IndexJob = Job[JobProgress, IndexResult]
+
+
+def attribution_job(request: AttributionRequest) -> AttributionJob:
+    """Find the rows behind an answer.
+
+    Where the run has an index, all rows are compared; otherwise hidden states choose candidates, whose gradients are
+    computed now. An empty ``answer`` of the request is generated first.
+
+    Args:
+        request: The question. Its ``run`` is named as for :func:`core.runs.record.store.find_run`.
+
+    Raises:
+        UserError: If there is no such run, or its answers cannot be traced to rows; from :meth:`Job.run` also if rows
+            or base have changed, or memory is short.
+    """
+    run = find_run(request.run)
+    refuse_run(run)
+    if request.wanted and request.wanted.strip() == request.answer.strip():
+        raise UserError("The wanted answer is the answer that was given.", "Name another, or leave it out.")
+    values = {**request.to_dict(), "run": str(run.path), "steps": chosen_steps(run)}
+
+    def work(job: AttributionJob) -> Attribution:
+        return Attribution.from_dict(
+            job.call(PROGRAM, values, job.report, beats=True, environment=worker_environment())
+        )
+
+    return Job("the attribution", work, "Close other programs that use the device.")
+
+
+def index_job(run: Run) -> IndexJob:
+    """Make or complete the index of a run; what an earlier attempt has finished is kept.
+
+    Args:
+        run: The run, which is over.
+
+    Raises:
+        UserError: If its answers cannot be traced to rows; from :meth:`Job.run` also if rows or base have changed, or
+            memory or disk are short.
+    """
+    refuse_run(run)
+    values = {"run": str(run.path), "directory": str(run.path), "steps": chosen_steps(run)}
+
+    def work(job: IndexJob) -> IndexResult:
+        found: dict[str, Any] = job.call(
+            INDEX_PROGRAM, values, job.report, beats=True, environment=worker_environment()
+        )
+        return IndexResult(**{**found, "steps": tuple(found["steps"])})
+
+    return Job("the index", work, "Close other programs that use the device; finished rows are kept.")
+
+
+def refuse_run(run: Run) -> None:
+    """Refuse a run whose answers cannot be traced to rows.
+
+    Raises:
+        UserError: If it is live, has no checkpoint, or :func:`refuse` refuses its configuration.
+    """
+    state = run.state()
+    if not state.is_over:
+        raise UserError(
+            f"Run {run.id} {in_words(state.state)}; its answers can be traced to rows when it is over.",
+            f"Wait for its end, or stop it: localtune-tui stop {run.id}",
+        )
+    refuse(run.config())
+    if not checkpoint_steps(run):
+        raise UserError(
+            f"Run {run.id} has no checkpoint, whose optimizer states the comparison of rows needs.",
+            f"To have one, {start_again(run)}.",
+        )
+
+
+def refuse(config: Config) -> None:
+    """Refuse a configuration whose answers cannot be traced to rows exactly.
+
+    Raises:
+        UserError: If so, with the reason.
+    """
+    method, objective = config.method, config.train.objective
+    reason = ""
+    if method.name in WEIGHT_METHODS:
+        reason = f"method.name = {method.name} trains the model's own weights, and row gradients are those of adapters"
+    elif method.dora:
+        reason = "the magnitudes of DoRA have gradients of their own, which are not computed row by row"
+    elif method.init == "pissa":
+        reason = "PiSSA trains beside a second, frozen adapter, and row gradients are computed for a single one"
+    elif method.train_for is not None:
+        reason = f"the run trains the weights of a {method.train_for} file, whose rounding has no gradient"
+    elif objective != "sft":
+        reason = f"a row of {objective} is compared with a reference, and row gradients are those of the plain loss"
+    if reason:
+        raise UserError(f"An answer of this run cannot be traced to rows: {reason}.", "Ask a LoRA run trained by sft.")
+
+
+def chosen_steps(run: Run) -> Sequence[int]:
+    """Steps of the checkpoints that are compared: that of the result, and the one nearest to the middle before it,
+    where rows are not learned by heart yet."""
+    there = checkpoint_steps(run)
+    end = taken_step(run) or result_step(run)
+    last = end if end in there else there[-1]
+    before = [step for step in there if step < last]
+    return [min(before, key=lambda step: abs(step - last / 2)), last] if before else [last]

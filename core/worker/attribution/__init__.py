@@ -1,0 +1,1 @@
+"""Gradients of training rows compared with that of an answer."""

@@ -1,0 +1,168 @@
+"""The index of a run: sketches of all rows at its compared checkpoints, in ``trace/step-N`` of the run directory.
+
+An index is made in chunks, each written atomically into a hidden directory beside it, so that an interrupted attempt is
+continued. The finished index has a manifest with the hashes of its files and the facts that it depends on; a damaged
+one counts as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.atomic import write_atomic
+from core.directories import remove_tree, require_space, whole_directory
+from core.errors import UserError
+from core.paths import DIRECTORY_MODE
+from core.runs.record.store import Run
+from core.small_files import hash_file, read_json
+from core.worker.attribution.gradients import SEED, SIZE
+from core.worker.attribution.subject import Sketched, Subject, TrainedExample
+from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name
+
+VERSION = 1
+MANIFEST, SKETCHES, NORMS = "manifest.json", "sketch.f16", "norms.f32"
+#: Examples of a chunk.
+CHUNK = 64
+_LIMIT = 64 << 20
+
+
+def trace_path(run: Run, step: int) -> Path:
+    """The directory of a checkpoint's index."""
+    return run.path / "trace" / checkpoint_name(step)
+
+
+def index_facts(checkpoint: Checkpoint, examples: Sequence[TrainedExample]) -> dict[str, Any]:
+    """The facts that an index depends on: rows, base, adapter, optimizer states, options and projection.
+
+    Args:
+        checkpoint: The checkpoint.
+        examples: The examples, in the order of the index.
+    """
+    manifest = checkpoint.manifest
+    files = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    return {
+        "version": VERSION,
+        "step": checkpoint.step,
+        "rows": manifest["data_sha256"],
+        "base": manifest["base_sha256"],
+        "config": manifest["config_sha256"],
+        "adapter": files["adapter/adapter_model.safetensors"],
+        "optimizer": files["optimizer.pt"],
+        "examples": len(examples),
+        "size": SIZE,
+        "seed": SEED,
+    }
+
+
+def read_index(run: Run, facts: Mapping[str, Any]) -> Sketched | None:
+    """The finished index of a checkpoint; None if there is none, it is damaged, or any of its facts has changed.
+
+    Args:
+        run: The run.
+        facts: The facts of now.
+    """
+    directory = trace_path(run, facts["step"])
+    try:
+        manifest = read_json(directory / MANIFEST, _LIMIT)
+        if manifest["facts"] != dict(facts):
+            return None
+        if any(hash_file(directory / name) != manifest["files"][name] for name in (SKETCHES, NORMS)):
+            return None
+        shape = facts["examples"], facts["size"]
+        units = np.fromfile(directory / SKETCHES, dtype="<f2").reshape(shape).astype(np.float32)
+        return Sketched(units, np.fromfile(directory / NORMS, dtype="<f4").astype(np.float32))
+    except (OSError, ValueError, KeyError, TypeError, UserError, RecursionError):
+        return None
+
+
+class IndexMaker:
+    """Makes the index of a checkpoint, chunk by chunk.
+
+    Args:
+        subject: The run's model.
+        step: Step of the checkpoint.
+    """
+
+    def __init__(self, subject: Subject, step: int) -> None:
+        self.subject, self.step = subject, step
+        self.made = 0
+        """Examples whose gradients were computed now."""
+        self._progress: Callable[[int], None] = lambda _: None
+
+    def make(self, progress: Callable[[int], None] = lambda _: None) -> Sketched:
+        """The index; read if it is there and whole.
+
+        Args:
+            progress: Called with the examples done.
+
+        Raises:
+            UserError: If rows or base have changed, or the disk has no room for it.
+        """
+        self._progress = progress
+        checkpoint = self.subject.restore(self.step)
+        run, examples = self.subject.run, self.subject.examples
+        facts = index_facts(checkpoint, examples)
+        if (there := read_index(run, facts)) is not None:
+            self._progress(len(examples))
+            return there
+        target = trace_path(run, self.step)
+        target.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        # Chunks and the finished index exist at once.
+        require_space(target.parent, 2 * len(examples) * (2 * SIZE + 4), "the index")
+        chunks = self._chunks(target, facts)
+        # Examples of similar length need little padding.
+        order = sorted(range(len(examples)), key=lambda at: (-examples[at].length, at))
+        units = np.zeros((len(examples), SIZE), dtype=np.float32)
+        norms = np.zeros(len(examples), dtype=np.float32)
+        for number in range(math.ceil(len(order) / CHUNK)):
+            places = order[number * CHUNK : (number + 1) * CHUNK]
+            found = self._chunk(chunks / f"{number:06d}.npz", [examples[at] for at in places], number * CHUNK)
+            units[places], norms[places] = found.units, found.norms
+        with whole_directory(target) as directory:
+            units.astype("<f2").tofile(directory / SKETCHES)
+            norms.astype("<f4").tofile(directory / NORMS)
+            files = {name: hash_file(directory / name) for name in (SKETCHES, NORMS)}
+            manifest = {"facts": facts, "files": files, "places": [list(example.place) for example in examples]}
+            (directory / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+        remove_tree(chunks)
+        return Sketched(units, norms)
+
+    def _chunks(self, target: Path, facts: Mapping[str, Any]) -> Path:
+        """The directory of the chunks made from these facts; chunks of others are removed."""
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        own = target.with_name(f".{target.name}-{digest}")
+        for other in target.parent.glob(f".{target.name}-*"):
+            if other != own:
+                remove_tree(other)
+        own.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        return own
+
+    def _chunk(self, path: Path, examples: Sequence[TrainedExample], done: int) -> Sketched:
+        if (there := _read_chunk(path, len(examples))) is not None:
+            self._progress(done + len(examples))
+            return there
+        found = self.subject.sketch(examples, lambda rows: self._progress(done + min(rows, len(examples) - 1)))
+        self.made += len(examples)
+        buffer = io.BytesIO()
+        np.savez(buffer, units=found.units.astype("<f2"), norms=found.norms)
+        write_atomic(path, buffer.getvalue())
+        return found
+
+
+def _read_chunk(path: Path, count: int) -> Sketched | None:
+    """A chunk of an earlier attempt; None if it is missing or damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            units, norms = arrays["units"].astype(np.float32), arrays["norms"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return Sketched(units, norms) if units.shape == (count, SIZE) and norms.shape == (count,) else None
