@@ -312,7 +312,7 @@ def list_proofs(run: Run) -> list[Proof]:
 
 @dataclass(frozen=True)
 class ProofRun:
-    """One of the two runs of a proof, as far as it has come."""
+    """A run of a proof, with its present state."""
 
     title: str
     """``without 3 rows`` or ``without 3 random rows``."""

@@ -16,6 +16,7 @@ from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model, trainable_parameters
+from tests.forking import FAULT_VARIABLE
 
 from . import workers as e2e
 from .workers import Workers
@@ -94,6 +95,23 @@ def test_losses_are_those_of_a_loop_that_gives_the_row_no_weight(workers: Worker
         optimizer.step()
         assert step.loss == pytest.approx(float(loss.detach() / count), rel=1e-4)
         assert step.grad_norm == pytest.approx(float(norm), rel=1e-3)
+
+
+@pytest.mark.long
+def test_two_processes_leave_out_the_same_rows_and_draw_the_same_noise(workers: Workers) -> None:
+    settings = OFTEN | {
+        "method": {"dropout": 0.0, "neftune_alpha": 5.0},
+        "train": {"max_steps": 12, "precision": "fp32"},
+    }
+    dataset, order = read(workers.config(**settings))
+    left_out = entries(dataset, [*order.window(2), *order.window(4)[1:]])
+    settings |= {"data": {"eval": None, "exclude": left_out}}
+    single = workers.finished("single", **settings)
+    pair = {"processes": 2, "timeout": 60.0}
+    several = workers.finished("pair", {FAULT_VARIABLE: "fork_ranks:0"}, distributed=pair, **settings)
+    assert [step.step for step in e2e.steps(several)] == [step.step for step in e2e.steps(single)]
+    assert 3 not in [step.step for step in e2e.steps(several)]
+    assert e2e.losses(several) == pytest.approx(e2e.losses(single), rel=1e-3)
 
 
 def summed_loss(model: Any, row: TokenizedRow) -> torch.Tensor:
