@@ -193,12 +193,12 @@ def _random_rows(request: AnalysisRequest, analysis: Analysis, rows: Sequence[Fi
             f"Only {count - before} of the {counted(len(set(rows)), 'row')} are trained on, once each.",
             "Leave out those that are held out, not used, or left out already.",
         )
-    if count > _MOST * analysis.ordered:
+    unused = {index for problem in analysis.problems if problem.kind.level == "drop" for index in problem.indices}
+    others = sorted(set(range(analysis.rows)) - unused - set(analysis.held_out))
+    if count > _MOST * analysis.ordered or len(others) < len(set(rows)):
         raise UserError(
             f"{counted(count, 'row')} of {analysis.ordered} would be left out, which proves nothing.", "Name fewer."
         )
-    unused = {index for problem in analysis.problems if problem.kind.level == "drop" for index in problem.indices}
-    others = sorted(set(range(analysis.rows)) - unused - set(analysis.held_out))
     dice = random.Random(f"{config.train.seed} {sorted(rows)}")  # noqa: S311 - a choice, no secret
     return entries_of(row_places(request, dice.sample(others, min(len(set(rows)), len(others)))))
 
@@ -312,7 +312,7 @@ def list_proofs(run: Run) -> list[Proof]:
 
 @dataclass(frozen=True)
 class ProofRun:
-    """One of the two runs of a proof, as far as it has come."""
+    """A run of a proof, with its present state."""
 
     title: str
     """``without 3 rows`` or ``without 3 random rows``."""

@@ -9,6 +9,7 @@ from textual.content import Content
 from core.analysis.division import HELD_OUT
 from core.analysis.problems import COLUMNS_NOT_READ, KINDS
 from core.analysis.result import Analysis
+from core.data.exclusion import EXCLUDED
 from core.jobs.job import JobProgress
 from core.text import one_line
 from core.units import format_count
@@ -42,6 +43,8 @@ def summarize(
     """
     count = view.marks.count
     if view.analysis is not None:
+        # Rows that the user leaves out are marked, and are no problem.
+        count -= view.analysis.dropped.get(EXCLUDED, 0)
         return summarize_analysis(view.analysis, count, keys, width, note=view.file.note)
     progress = describe_progress(indexed, progress_of)
     found = f"{counted(count, 'problem')} so far ({keys['data.problem'].display} shows them)" if count else ""

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from core.analysis.problems import FileLine
-from core.attribution.proof import PROOFS, Proof, ProofView, begin_proof, list_proofs, view_proof
+from core.attribution.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.prompt_set import PromptItem
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.runs.catalog.removal import remove_run
-from core.runs.catalog.rows import RunFacts
+from core.runs.catalog.rows import PROOFS, RunFacts
 from core.runs.record.events import FinishedEvent, SampleEvent
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run

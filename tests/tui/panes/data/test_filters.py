@@ -188,7 +188,7 @@ async def test_rows_left_out_by_the_configuration_are_marked_and_listed_as_not_u
     async with data_pane(path, document, size=(100, 30)) as (pilot, pane):
         analysis = await analyzed(pilot, pane)
         assert (analysis.used, analysis.dropped) == (9, {"excluded": 3})
-        await wait_for(pilot, lambda: shows(pilot, "9 used · 3 dropped: 3 left out by data.exclude"))
+        await wait_for(pilot, lambda: shows(pilot, "9 used · 3 dropped: 3 left out by data.exclude · no problems"))
         await press(pilot, "f", until=lambda: code_of(pane) == "excluded")
         assert numbers(pane, screen_lines(pilot.app)) == [3, 8, 9]
         assert any("─ row 3 · ✗ left out by data.exclude ─" in line for line in screen_lines(pilot.app))
