@@ -22,7 +22,7 @@ from .workers import Workers
 RISING: dict[str, Any] = {
     "train": {"max_steps": 40, "learning_rate": 0.05, "warmup": 0.0, "scheduler": "constant"},
     "eval": {"every_steps": 2, "exact_match": False, "samples": 0, "patience": 4, "min_delta": 0.01},
-    "checkpoint": {"every_steps": 3, "keep": 1, "final": "best"},
+    "checkpoint": {"every_steps": 3, "keep": 1, "middle": False, "final": "best"},
 }
 
 

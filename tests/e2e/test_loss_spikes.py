@@ -54,7 +54,7 @@ def start(
 ) -> Run:
     train: dict[str, Any] = {"epochs": 1.0, "max_steps": None, "batch_size": BATCH, "seed": SEED}
     train |= {"on_loss_spike": action, "loss_spike_patience": 2}
-    saving = {"every_steps": every, "keep": keep}
+    saving = {"every_steps": every, "keep": keep, "middle": False}
     return workers.start(name, variables, train=train, eval={"every_steps": None}, checkpoint=saving)
 
 

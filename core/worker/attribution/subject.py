@@ -76,11 +76,11 @@ class TrainedExample:
 
 
 def trained_examples(dataset: Dataset) -> list[TrainedExample]:
-    """The examples behind the rows of a dataset, in its order: repetitions for ``data.weights`` and further rows of a
-    conversation belong to one of them."""
+    """The examples behind the trained rows of a dataset, in its order: repetitions for ``data.weights`` and further
+    rows of a conversation belong to one of them, and rows that ``data.exclude`` leaves out are not among them."""
     grouped: dict[int, list[int]] = {}
-    for at, example in enumerate(dataset.examples):
-        grouped.setdefault(id(example), []).append(at)
+    for at, _ in dataset.trained():
+        grouped.setdefault(id(dataset.examples[at]), []).append(at)
     return [
         TrainedExample(
             dataset.places[positions[0]],
