@@ -22,12 +22,10 @@ from typing import Any
 from core import paths
 from core.analysis.problems import FileLine
 from core.atomic import write_atomic
-from core.chat.session import spec_of
 from core.directories import disk_error
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.jobs.job import Job, JobProgress
-from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import (
     checkpoint_steps,
     find_trained,
@@ -315,6 +313,10 @@ def row_losses_job(run: Run, worst: int = WORST) -> RowLossesJob:
     """
 
     def work(job: RowLossesJob) -> RowLosses:
+        # Only for a measurement: the app reads records as it begins.
+        from core.chat.session import spec_of
+        from core.launch.launcher import worker_environment
+
         state = run.state()
         if not state.is_over:
             raise UserError(
