@@ -1,9 +1,9 @@
 """Wrong labels among the rows that a run has not learned, measured: how many does a look at the worst rows find?
 
 ``python bench/row_losses.py`` gives 20 of the 400 sample tickets another area, trains the starter model on them as the
-sample configuration says, and measures the loss of each row with the result. It prints the area under the ROC curve (the
-probability that a wrong row has a higher loss than a right one), how many of the 20 are among the worst rows, and for
-how many of these the model's own answer has the true area. ``--json FILE`` writes the figures.
+sample configuration says, and measures the loss of each row with the result. It prints the area under the ROC curve
+(the probability that a wrong row has a higher loss than a right one), how many of the 20 are among the worst rows, and
+for how many of these the model's own answer has the true area. ``--json FILE`` writes the figures.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class FileLosses:
     Args:
         run: The run.
         losses: Its record.
-        review: What the user has decided.
+        review: The user's decisions.
         by_index: Loss of each row; NaN for rows that were not measured.
         places: File and line of each measured row, as the run names it.
         corrected: Rows of a corrected copy that differ from the original.
@@ -87,7 +87,7 @@ class FileLosses:
             code: :data:`WORST` for the rows that the model has answered itself, :data:`BY_LOSS` for all.
             excluded: As for :meth:`word`.
             name: As for :meth:`word`.
-            hint: What can be done with them.
+            hint: The keys for them, with their actions.
         """
         worst = {row.place for row in self.losses.worst}
         rows = [index for index in self.descending if code == BY_LOSS or self.places[index] in worst]

@@ -77,7 +77,7 @@ class DatasetSession:
         self.excluded: tuple[str, ...] = ()
         """``data.exclude`` of the configuration."""
         self.loss_hint = ""
-        """What can be done with rows that are not learned."""
+        """The keys for rows that are not learned, with their actions."""
         self._request: AnalysisRequest | None = None
 
     def open(self, view: DatasetView) -> None:
