@@ -140,6 +140,15 @@ class Preflight:
             mark = "1 row has an end mark" if rows == 1 else f"{rows} rows have an end mark"
             self._notice("end_mark", f"{mark} at the end of an answer.", kind_of("end_mark").hint)
 
+    def tell_excluded(self, places: str) -> None:
+        """Report rows of ``data.exclude`` that are held out.
+
+        Args:
+            places: The rows, in words.
+        """
+        message = f"data.exclude names rows that are held out, and measured all the same: {places}."
+        self._notice("excluded_held_out", message, kind_of("excluded_held_out").hint)
+
     def tell_alike(self) -> None:
         """Report near duplicates of held-out rows among the rows trained on, for lack of other rows."""
         self._notice(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.analysis.problems import Problem
 from core.config.choices import Objective, Overlong
+from core.data.exclusion import EXCLUDED
 from core.template.settings import MaskSettings, mask_settings
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class AnalysisRequest:
         eval_share: As ``data.eval_share``.
         seed: As ``train.seed``; decides the rows held out and left out.
         objective: As ``train.objective``; decides the rows trained on. None to suit the rows.
+        exclude: Entries as in ``data.exclude``.
+        is_part: True if ``train`` is only a part of the training files, so that ``exclude`` may name rows of others.
     """
 
     train: tuple[str, ...]
@@ -147,6 +150,8 @@ class AnalysisRequest:
     eval_share: float = 0.0
     seed: int = 0
     objective: Objective | None = "sft"
+    exclude: tuple[str, ...] = ()
+    is_part: bool = False
 
     @property
     def max_length(self) -> int:
@@ -166,7 +171,7 @@ class AnalysisRequest:
         """The inverse of :meth:`to_dict`."""
         weights = None if data["weights"] is None else tuple(data["weights"])
         masks = None if data["masks"] is None else MaskSettings(**data["masks"])
-        tuples = {"train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights}
+        tuples = {name: tuple(data[name]) for name in ("train", "eval", "exclude")} | {"weights": weights}
         return cls(**{**data, **tuples, "masks": masks})
 
 
@@ -219,6 +224,12 @@ class Analysis:
     eval_rows: int = 0
     held_out: tuple[int, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def ordered(self) -> int:
+        """Rows in the order of an epoch, by which its steps are counted: those trained on, and the gaps of
+        ``data.exclude``."""
+        return self.used + self.dropped.get(EXCLUDED, 0)
 
     def problem(self, code: str) -> Problem | None:
         """The problem with a code, or None."""
@@ -273,4 +284,5 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
         eval_share=data.eval_share,
         seed=config.train.seed,
         objective=config.train.objective,
+        exclude=data.excluded,
     )

@@ -16,6 +16,7 @@ import tomli
 from core.analysis.division import digest, normalized, signature
 from core.config.choices import COMPARED, LEARNED, Objective, Overlong, objective_for
 from core.data.conversation import Example, Message, RowError
+from core.data.exclusion import Exclusion, row_line
 from core.data.files.rows import Row
 from core.data.formats.detect import Detection, UnreadColumns, count_names
 from core.data.formats.media import find_placeholders
@@ -77,6 +78,10 @@ class RowFacts:
     """Filled columns that nothing reads, with the number of rows of each."""
     rows_unread: int = 0
     """Rows with such a column."""
+    excluded: list[int] = field(default_factory=list)
+    """Numbers of the rows that ``data.exclude`` names, usable or not."""
+    named: dict[int, set[str]] = field(default_factory=dict)
+    """Files in which its entries have named rows so far; see :attr:`core.data.exclusion.Exclusion.files`."""
 
 
 class Examiner:
@@ -88,6 +93,8 @@ class Examiner:
         max_length: Most tokens of a row; 0 for no limit.
         overlong: Treatment of longer rows.
         objective: As ``train.objective``; None for the one that learns from the rows.
+        exclusion: Finds the rows of ``data.exclude``.
+        path: Path of the rows.
     """
 
     def __init__(
@@ -97,6 +104,8 @@ class Examiner:
         max_length: int,
         overlong: Overlong,
         objective: Objective | None = "sft",
+        exclusion: Exclusion | None = None,
+        path: Path = Path(),
     ) -> None:
         self._detection = detection
         self._masker = masker
@@ -107,6 +116,7 @@ class Examiner:
         learned = held not in COMPARED if wanted is None else held == wanted
         self._shown_only = "" if learned else COMPARED.get(held, f"of the format {held}")
         self._unread = UnreadColumns(detection)
+        self._exclusion, self._path = exclusion or Exclusion(()), path
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
         """Facts of rows; ``first`` is added to their numbers."""
@@ -120,6 +130,7 @@ class Examiner:
                 masked = self._masker.mask([example for _, example in batch])
             for (number, example), row in zip(batch, masked, strict=True):
                 self._measure(number, example, row, facts)
+        facts.named = dict(self._exclusion.files)
         return facts
 
     def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
@@ -137,6 +148,8 @@ class Examiner:
         for row in rows:
             facts.read += 1
             number = first + row.index
+            if not quick and self._exclusion.names(*row_line(self._path, row)):
+                facts.excluded.append(number)
             try:
                 example = self._detection.example(row)
             except RowError as error:

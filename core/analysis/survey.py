@@ -21,6 +21,7 @@ from core.analysis.division import HELD_OUT, NOT_SAMPLED, Fingerprints, divide_r
 from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowPlace
 from core.analysis.result import Analysis, AnalysisRequest, SourceFormat, measure_lengths
 from core.analysis.row_facts import Examiner, RowFacts
+from core.data.exclusion import EXCLUDED, Exclusion
 from core.data.files.rows import Row, RowFile
 from core.data.formats.detect import SAMPLE, Detection, count_names, find_ambiguity
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
@@ -188,16 +189,17 @@ def survey(request: AnalysisRequest, report: Progress = lambda *_: None) -> Anal
         with cpu_limit(row_facts.BATCH_SECONDS):
             masker = settings.masker()
     opened: list[OpenSource] = []
+    exclusion = Exclusion(request.exclude)
     try:
         refuse_two_evals(request.eval_share, bool(request.eval))
         for references, held_out in ((request.train, False), (request.eval, True)):
             groups = resolve_sources(list(references), request.format, request.columns) if references else []
             first = 0
             for entry, source in ((entry, source) for entry, group in enumerate(groups) for source in group):
-                opened.append(_open(source, request, masker, first, held_out, entry, report))
+                opened.append(_open(source, request, masker, first, held_out, entry, report, exclusion))
                 first += opened[-1].rows
         _open_sources[:] = opened
-        return _Findings(request, opened).gather(report, began)
+        return _Findings(request, opened, exclusion).gather(report, began)
     finally:
         _open_sources.clear()
         for item in opened:
@@ -212,6 +214,7 @@ def _open(
     held_out: bool,
     entry: int,
     report: Progress,
+    exclusion: Exclusion,
 ) -> OpenSource:
     file = source.open()
     try:
@@ -221,15 +224,17 @@ def _open(
     except BaseException:
         file.close()
         raise
-    examiner = Examiner(detection, masker, request.max_length, request.overlong, request.objective)
+    examiner = Examiner(
+        detection, masker, request.max_length, request.overlong, request.objective, exclusion, source.path
+    )
     return OpenSource(source, file, detection, examiner, first, rows, held_out, entry)
 
 
 class _Findings:
     """Findings so far, portion by portion in the order of rows."""
 
-    def __init__(self, request: AnalysisRequest, opened: Sequence[OpenSource]) -> None:
-        self._request = request
+    def __init__(self, request: AnalysisRequest, opened: Sequence[OpenSource], exclusion: Exclusion) -> None:
+        self._request, self._exclusion = request, exclusion
         self._train = [item for item in opened if not item.held_out]
         self._opened = opened
         self._tally = ProblemTally()
@@ -238,6 +243,8 @@ class _Findings:
         self._divides = bool(request.eval_share) or any(weight != 1 for weight in self._weights)
         self._used: list[array[int]] = [array("I") for _ in request.train]
         """Positions of usable rows in the fingerprints, by entry; filled only if rows are divided."""
+        self._excluded: dict[int, None] = {}
+        """Numbers of the usable rows that ``data.exclude`` names, in order."""
         self._total = RowFacts()
         self._eval_read = 0
         self._held_out: tuple[int, ...] = ()
@@ -252,9 +259,11 @@ class _Findings:
             done += facts.read
             self._add(item, facts)
             report("reading", done, total)
+        self._exclusion.check(is_part=self._request.is_part)
         report("comparing", 0, total)
         self._compare()
         self._divide()
+        self._exclude()
         return self._sum_up(began)
 
     def _add(self, item: OpenSource, facts: RowFacts) -> None:
@@ -274,8 +283,10 @@ class _Findings:
         whole.scripts.update(facts.scripts)
         count_names(item.unread, facts.unread)
         item.rows_unread += facts.rows_unread
+        unused = {number for number, _, _ in facts.dropped}
+        self._excluded.update(dict.fromkeys(number for number in facts.excluded if number not in unused))
+        self._exclusion.merge(facts.named)
         if self._divides:
-            unused = {number for number, _, _ in facts.dropped}
             places = enumerate(facts.compared, len(self._rows))
             self._used[item.entry].extend(place for place, number in places if number not in unused)
         self._rows.extend(facts.compared, facts.keys, facts.signatures)
@@ -290,7 +301,10 @@ class _Findings:
         self._note_twins("duplicate", same, self._rows, "It is the same as row {}.")
         self._note_twins("near_duplicate", find_near(self._rows, same), self._rows, "It is almost the same as row {}.")
         if len(self._eval_rows):
-            leaked, near = find_shared(self._rows, self._eval_rows)
+            leaked, near = (
+                {place: other for place, other in found.items() if self._rows.numbers[place] not in self._excluded}
+                for found in find_shared(self._rows, self._eval_rows)
+            )
             self._note_twins("leaked", leaked, self._eval_rows, "It is the same as row {} of data.eval.")
             self._note_twins("near_leaked", near, self._eval_rows, "It is almost the same as row {} of data.eval.")
 
@@ -306,6 +320,13 @@ class _Findings:
         left_out = division.counts.count(0) - len(kept_out)
         self._total.used -= len(kept_out) + left_out
         self._dropped |= {code: count for code, count in ((HELD_OUT, len(kept_out)), (NOT_SAMPLED, left_out)) if count}
+        for number in self._held_out:
+            if number in self._excluded:
+                del self._excluded[number]
+                self._tally.add("excluded_held_out", number)
+        for place, count in enumerate(division.counts):
+            if not count:
+                self._excluded.pop(usable.numbers[place], None)
         if division.crosses:
             held_out = usable.at(sorted(kept_out))
             trained = usable.at([place for place, count in enumerate(division.counts) if count])
@@ -315,6 +336,14 @@ class _Findings:
                 self._tally.add(
                     "near_leaked", trained.numbers[place], f"It is almost the same as row {other}, which is held out."
                 )
+
+    def _exclude(self) -> None:
+        """Remove rows that ``data.exclude`` leaves out from the rows used."""
+        if self._excluded:
+            self._total.used -= len(self._excluded)
+            self._dropped[EXCLUDED] = len(self._excluded)
+        for number in self._excluded:
+            self._tally.add(EXCLUDED, number)
 
     def _note_twins(self, code: str, twins: dict[int, int], others: Fingerprints, sentence: str) -> None:
         for place in sorted(twins):

@@ -114,6 +114,11 @@ def explain(error: ValidationError) -> dict[str, tuple[str, str]]:
                 f"{name} has {shown(item['input'])}, which is not the name of a variable.",
                 "Names are letters, digits and underscores, and begin with none of the digits.",
             )
+        elif item["type"] == "string_pattern_mismatch" and name == "data.exclude":
+            found[name] = (
+                f"{name} has {shown(item['input'])}, which names no row.",
+                "Write FILE:LINE or FILE:FROM-TO.",
+            )
         elif item["type"] == "string_pattern_mismatch":
             found[name] = (f"{name} is {shown(item['input'])}, and has a NUL in it.", "Leave it out.")
         elif item["type"] == "missing":

@@ -70,6 +70,8 @@ Prose = Annotated[str, StringConstraints(min_length=0)]
 #: A text that ends an answer, which may be a blank or a line break.
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
+#: Rows of a file, by line: ``FILE:LINE`` or ``FILE:FROM-TO``; see :mod:`core.data.exclusion`.
+RowRange = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\x00]+:[0-9]{1,12}(-[0-9]{1,12})?$")]
 
 #: The largest number of steps and rows; beyond 64 bits a number is of no use to anyone who reads the run.
 _MOST = 1_000_000_000
@@ -114,7 +116,13 @@ class DataSection(Section):
     supervise: Supervise = "assistant"
     special_tokens: Literal["drop", "keep"] = "drop"
     overlong: Overlong = "drop"
+    exclude: RowRange | list[RowRange] | None = None
     allow: RefusalCode | list[RefusalCode] | None = None
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The entries of ``exclude``."""
+        return _listed(self.exclude)
 
 
 class TemplateSection(Section):

@@ -86,7 +86,8 @@ class ReadPlan:
         """
         reading, wanted = self.of(path), self.wanted
         if len(wanted.train) != 1 or follow_links(path) != follow_links(wanted.train[0]):
-            wanted = replace(wanted, weights=None, eval_share=0.0, seed=0)
+            exclude = wanted.exclude if is_among(wanted.train, path) else ()
+            wanted = replace(wanted, weights=None, eval_share=0.0, seed=0, exclude=exclude, is_part=bool(exclude))
         return replace(
             wanted,
             train=(entry_text(path),),

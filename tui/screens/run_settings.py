@@ -129,7 +129,7 @@ class RunSettings(FormScreen[None]):
             values["eval.every_epochs"] = None
         data = self._view.history.data
         try:
-            remarks = check_rules(changed(self._config, values), Facts(rows=data.used if data is not None else None))
+            remarks = check_rules(changed(self._config, values), Facts(rows=data.ordered if data is not None else None))
         except ValidationError:
             return ""
         return next((f"! {remark.sentence}" for remark in remarks if name in remark.options), "")

@@ -274,7 +274,7 @@ def _method(config: Config) -> str:
 def _steps(config: Config, found: Found, room: int) -> str:
     """The number of steps and its origin, and the origin of their pace, as detailed as fits."""
     rows, train, plan = found.rows, config.train, found.plan
-    steps = step_count(config, rows.used)
+    steps = step_count(config, rows.ordered)
     if steps is None:
         return "…"
     about = "" if rows.is_exact or train.max_steps is not None else "~"
@@ -580,19 +580,19 @@ class StartCard(Overlay[Answer]):
     @work(exclusive=True, group="start-plan")
     async def _work_out(self, analysis: Analysis | None) -> None:
         """Work out memory, time and warnings."""
-        config, used = self.start.config, self.found.rows.used
+        config, rows = self.start.config, self.found.rows.ordered
         worker = get_current_worker()
         # First a rough bound, because measuring the model takes seconds.
         for measures in (False, True):
             with telling(is_wanted=lambda: not worker.is_cancelled):
-                plan = await asyncio.to_thread(plan_of, self.start, analysis, used, measures)
+                plan = await asyncio.to_thread(plan_of, self.start, analysis, rows, measures)
             if config == self.start.config:
                 self._know(plan=plan)
             if not plan.is_rough:
                 break
         # Warnings come last: they matter less than memory and time, and may wait for the driver.
         with suppress(UserError):
-            warnings = await asyncio.to_thread(find_warnings, config, used)
+            warnings = await asyncio.to_thread(find_warnings, config, rows)
             if config == self.start.config:
                 self._know(warnings=warnings)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from core.analysis.division import HELD_OUT, held_out_count
 from core.analysis.result import Analysis
 from core.config.schema import Config
+from core.data.exclusion import EXCLUDED
 from core.errors import UserError
 from core.presets.provenance import Provenance
 from core.runs.record.store import Run, complete_checkpoints
@@ -46,6 +47,11 @@ class StartRows:
     is_exact: bool = False
     progress: str = ""
     refusal: str = ""
+
+    @property
+    def ordered(self) -> int | None:
+        """The rows by which steps are counted: those used, and the gaps of ``data.exclude``."""
+        return None if self.used is None else self.used + self.dropped.get(EXCLUDED, 0)
 
     @classmethod
     def counted(cls, count: int | None, config: Config, progress: str = "") -> StartRows:

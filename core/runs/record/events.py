@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from core.data.exclusion import EXCLUDED
 from core.governor.promise import Promise
 
 #: Longest line of an event, in bytes.
@@ -77,6 +78,12 @@ class DataEvent(Event):
     longest: int
     held_out_rows: int | None = None
     held_out_tokens: int | None = None
+
+    @property
+    def ordered(self) -> int:
+        """Rows in the order of an epoch, by which its steps are counted: those used, and the gaps of
+        ``data.exclude``."""
+        return self.used + self.dropped.get(EXCLUDED, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

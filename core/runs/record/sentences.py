@@ -113,6 +113,7 @@ _REASONS = {
     "too_long": "too long",
     "no_supervised_tokens": "nothing to learn from",
     "invalid": "not readable",
+    "excluded": "left out by data.exclude",
 }
 #: Commands as past participles.
 _DONE = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,19 @@ BUCKET_STEPS = 16
 class DataOrder:
     """Rows of every optimizer step, epoch after epoch.
 
+    Rows that are left out keep their places in the order, so that all other rows are in the same steps as without it.
+
     Args:
         lengths: Tokens of each row.
         batch_size: Rows per step; the last step of an epoch gets the rest.
         seed: Seed of the shuffling.
+        excluded: Indices of the rows that are left out.
     """
 
     lengths: Sequence[int]
     batch_size: int
     seed: int
+    excluded: frozenset[int] = frozenset()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,7 +58,12 @@ class DataOrder:
         return windows
 
     def window(self, step: int) -> list[int]:
-        """The rows of optimizer step ``step``, counted from 0."""
+        """The rows of optimizer step ``step``, counted from 0; empty if all of them are left out."""
+        whole = self.whole_window(step)
+        return [row for row in whole if row not in self.excluded] if self.excluded else whole
+
+    def whole_window(self, step: int) -> list[int]:
+        """The rows of optimizer step ``step``, counted from 0, with those that are left out."""
         epoch, place = divmod(step, self.steps_per_epoch)
         cached: tuple[int, list[list[int]]] | None = self.__dict__.get("_cached")
         if cached is None or cached[0] != epoch:
@@ -204,11 +213,18 @@ def supervised_count(row: TokenizedRow) -> int:
     return sum(int(sequence.supervised[1:].sum()) for sequence in row.sequences)
 
 
-def fingerprint(rows: Sequence[TokenizedRow]) -> str:
-    """SHA-256 of all tokens, masks and labels in order, to check that a resumed run sees the same data."""
+def fingerprint(rows: Sequence[TokenizedRow], excluded: Collection[int] = ()) -> str:
+    """SHA-256 of all tokens, masks and labels in order, to check that a resumed run sees the same data.
+
+    Args:
+        rows: The rows.
+        excluded: Indices of those that are left out of training.
+    """
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row_bytes(row))
+    if excluded:
+        digest.update(f"excluded {sorted(excluded)}".encode())
     return digest.hexdigest()
 
 

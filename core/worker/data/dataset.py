@@ -16,6 +16,7 @@ from core.analysis.preflight import Preflight
 from core.analysis.problems import FileLine, kind_of, name_places
 from core.config.schema import Config
 from core.data.conversation import IGNORED_LABEL, Example, RowError
+from core.data.exclusion import EXCLUDED, Exclusion, row_line
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection, UnreadColumns, count_names, find_ambiguity, refuse_untrainable
 from core.data.registries.resolve import flat_sources, training_sources
@@ -35,12 +36,17 @@ NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
 
 @dataclass
 class Dataset:
-    """Usable rows of some files. ``rows``, ``examples`` and ``places`` are parallel lists."""
+    """Usable rows of some files. ``rows``, ``examples`` and ``places`` are parallel lists.
+
+    Rows that ``data.exclude`` leaves out are among them, as gaps in the order.
+    """
 
     rows: list[TokenizedRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     places: list[FileLine] = field(default_factory=list)
     """Source of each row; empty if unknown."""
+    excluded: frozenset[int] = frozenset()
+    """Positions in ``rows`` of those left out of training."""
     read: int = 0
     repeated: int = 0
     """Number of ``rows`` that are repetitions for ``data.weights``."""
@@ -67,35 +73,48 @@ class Dataset:
         return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
     def event(self, held_out: Dataset | None = None) -> DataEvent:
-        """The ``data`` event about these rows. Tokens are per epoch, including repeated rows.
+        """The ``data`` event about these rows. Tokens are per epoch, including repeated rows, without rows left out.
 
         Args:
             held_out: The held-out rows; None if there are none.
         """
         measured = held_out.rows if held_out is not None else []
+        trained = [row for _, row in self.trained()]
         return DataEvent(
             rows=self.read,
-            used=len(self.rows) - self.repeated - self.further,
+            used=len(self.rows) - self.repeated - self.further - self.dropped[EXCLUDED],
             dropped=dict(sorted(self.dropped.items())),
-            tokens=sum(row.tokens for row in self.rows),
-            supervised_tokens=sum(supervised_count(row) for row in self.rows),
-            longest=max(self.lengths, default=0),
+            tokens=sum(row.tokens for row in trained),
+            supervised_tokens=sum(supervised_count(row) for row in trained),
+            longest=max((row.longest for row in trained), default=0),
             held_out_rows=len(measured),
             held_out_tokens=sum(row.tokens for row in measured),
         )
+
+    def trained(self) -> Iterator[tuple[int, TokenizedRow]]:
+        """The rows that are not left out, with their positions."""
+        return ((at, row) for at, row in enumerate(self.rows) if at not in self.excluded)
 
     def unfold(self) -> None:
         """Insert the additional rows of each example after its first."""
         chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
         unfolded = [row for first in self.rows for row in first.rows]
         self.further += len(unfolded) - len(self.rows)
-        _, self.examples, self.places = self.taken(chosen)
+        _, self.examples, self.places, self.excluded = self.taken(chosen)
         self.rows = unfolded
 
-    def taken(self, positions: Sequence[int]) -> tuple[list[TokenizedRow], list[Example], list[FileLine]]:
-        """Rows, examples and places at these positions."""
+    def taken(
+        self, positions: Sequence[int]
+    ) -> tuple[list[TokenizedRow], list[Example], list[FileLine], frozenset[int]]:
+        """Rows, examples and places at these positions, and the positions among them of those left out."""
         rows, examples, places = self.rows, self.examples, self.places
-        return [rows[at] for at in positions], [examples[at] for at in positions], [places[at] for at in positions]
+        excluded = frozenset(place for place, at in enumerate(positions) if at in self.excluded)
+        return (
+            [rows[at] for at in positions],
+            [examples[at] for at in positions],
+            [places[at] for at in positions],
+            excluded,
+        )
 
 
 @dataclass
@@ -125,12 +144,13 @@ class Loader:
             UserError: As :meth:`load`, or if the data would waste the run and that is not allowed.
         """
         config, dataset = self.config, Dataset()
-        weighted = training_sources(config.data)
+        weighted, exclusion = training_sources(config.data), Exclusion(config.data.excluded)
         bounds = [0]
         for sources, _ in weighted:
             for source in sources:
-                self._load_source(source, dataset, None)
+                self._load_source(source, dataset, None, exclusion)
             bounds.append(len(dataset.rows))
+        exclusion.check()
         self._check_rows(dataset)
         _refuse_nothing(dataset, [source.name for sources, _ in weighted for source in sources])
         held_out = None
@@ -142,17 +162,22 @@ class Loader:
             if divided is not None:
                 divided.unfold()
                 held_out = divided
+                if divided.excluded and self.preflight is not None:
+                    self.preflight.tell_excluded(name_places(divided.places[at] for at in divided.excluded))
+                divided.excluded = frozenset()
+        _count_excluded(dataset)
         dataset.unfold()
         if self.preflight is not None and held_out is not None:
-            self.preflight.check_leak(self._each_of(dataset), held_out.examples)
+            trained = (example for at, example in self._each_of(dataset) if at not in dataset.excluded)
+            self.preflight.check_leak(trained, held_out.examples)
         return dataset, held_out
 
-    def _each_of(self, dataset: Dataset) -> Iterator[Example]:
-        """The examples of a dataset, with regular checks for a stop."""
+    def _each_of(self, dataset: Dataset) -> Iterator[tuple[int, Example]]:
+        """The numbered examples of a dataset, with regular checks for a stop."""
         for number, example in enumerate(dataset.examples):
             if number % CHUNK_ROWS == CHUNK_ROWS - 1:
                 self.progress(dataset.read)
-            yield example
+            yield number, example
 
     def _check_rows(self, dataset: Dataset) -> None:
         if self.preflight is None:
@@ -183,14 +208,14 @@ class Loader:
         dataset = Dataset()
         sources = flat_sources(references, self.config.data.format, self.config.data.columns)
         for source in sources:
-            self._load_source(source, dataset, limit)
+            self._load_source(source, dataset, limit, Exclusion(()))
             if limit is not None and len(dataset.rows) >= limit:
                 break
         _refuse_nothing(dataset, [source.name for source in sources])
         dataset.unfold()
         return dataset
 
-    def _load_source(self, source: DataSource, dataset: Dataset, limit: int | None) -> None:
+    def _load_source(self, source: DataSource, dataset: Dataset, limit: int | None, exclusion: Exclusion) -> None:
         file = source.open()
         rows = source.rows(file)
         head = list(itertools.islice(rows, SAMPLE))
@@ -200,10 +225,12 @@ class Loader:
             self.preflight.check_format(one_line(source.name), find_ambiguity(head, detection, source.format))
         dataset.formats[source.name] = f"{detection.format}: {detection.reason}"
         unread, counts = UnreadColumns(detection), dataset.unread.setdefault(source.name, Counter())
+        excluded = list[int]()
         for chunk in _chunks(itertools.chain(head, rows)):
             if limit is not None and len(dataset.rows) >= limit:
                 return
             dataset.read += len(chunk)
+            named = {row.index for row in chunk if exclusion.names(*row_line(source.path, row))}
             numbered = []
             for row, example in _examples(chunk, detection, source, dataset):
                 numbered.append((row, self.encoder.unmarked(example)))
@@ -222,11 +249,13 @@ class Loader:
                         )
                     _drop(dataset, kept, source, row)
                 else:
+                    if row.index in named:
+                        excluded.append(len(dataset.rows))
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
-                    # Tables have rows instead of lines.
-                    dataset.places.append(FileLine(row.file or source.path.name, row.line or row.index + 1))
+                    dataset.places.append(FileLine(row.file or source.path.name, row_line(source.path, row)[1]))
             self.progress(dataset.read)
+        dataset.excluded |= frozenset(excluded)
 
     def _encode(self, examples: list[Example]) -> list[TokenizedRow | RowError]:
         encoded = iter(self.encoder.encode([example for example in examples if example.ids is None]))
@@ -260,7 +289,7 @@ class Loader:
         """Hold rows out and repeat the others by weight. ``bounds`` are the limits of each entry's rows."""
         share, seed = self.config.data.eval_share, self.config.train.seed
         prints = Fingerprints()
-        for number, example in enumerate(self._each_of(dataset)):
+        for number, example in self._each_of(dataset):
             prints.add(number, example)
         division = divide_rows(prints, bounds, weights, share, seed)
         kept_out, counts = division.held_out, division.counts
@@ -276,8 +305,17 @@ class Loader:
         skipped = sum(not count for count in counts) - len(kept_out)
         dataset.dropped += Counter({HELD_OUT: len(kept_out), NOT_SAMPLED: skipped})
         dataset.repeated = len(used) - len(set(used))
-        dataset.rows, dataset.examples, dataset.places = dataset.taken(used)
+        dataset.rows, dataset.examples, dataset.places, dataset.excluded = dataset.taken(used)
         return held_out if kept_out else None
+
+
+def _count_excluded(dataset: Dataset) -> None:
+    """Count the rows left out by ``data.exclude``, each once however often it is repeated."""
+    if not dataset.excluded:
+        return
+    if len(dataset.excluded) == len(dataset.rows):
+        raise UserError("No row is left to train on: data.exclude leaves out all.", "Take entries out of it.")
+    dataset.dropped[EXCLUDED] = len({id(dataset.examples[at]) for at in dataset.excluded})
 
 
 def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
@@ -317,7 +355,7 @@ def _examples(
 
 
 def _place(source: DataSource, row: Row) -> str:
-    return f"{source.path / row.file if row.file else source.path}, {row.place}"
+    return f"{row_line(source.path, row)[0]}, {row.place}"
 
 
 def _drop(dataset: Dataset, error: RowError, source: DataSource, row: Row) -> None:

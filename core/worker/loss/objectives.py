@@ -428,22 +428,29 @@ class KtoObjective(_Preference):
 
     The zero point of gains and losses is the model's divergence from the reference, measured over the window on prompts
     with unrelated answers. Each row is paired with one distant row of the data, because neighbors often answer the same
-    prompt.
+    prompt; rows that are left out lend no answer.
     """
 
     sequences_per_row = 1
     _reference: Reference
     _loaded: LoadedModel
     _autocast: Autocast
+    _excluded: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         rows = self._rows
-        others = (rows[(place + len(rows) // 2) % len(rows)] for place in range(len(rows)))
+        others = (rows[self._distant(place)] for place in range(len(rows)))
         pairs = zip(rows, others, strict=True)
         self._other = [_exchanged(row, other, self._train.max_length) for row, other in pairs]
         self._divergence = torch.zeros(())
         self._ratios: list[torch.Tensor] = []
         self._good: list[torch.Tensor] = []
+
+    def _distant(self, place: int) -> int:
+        """The row whose answer a row is paired with."""
+        count = len(self._rows)
+        behind = ((place + count // 2 + further) % count for further in range(count))
+        return next(other for other in behind if other not in self._excluded)
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
         """The rows."""
@@ -522,13 +529,24 @@ def make_objective(
     reference: Reference,
     loaded: LoadedModel,
     autocast: Autocast,
+    excluded: frozenset[int] = frozenset(),
 ) -> Objective:
-    """The objective of ``train.objective`` on these rows."""
+    """The objective of ``train.objective`` on these rows.
+
+    Args:
+        config: Of the run.
+        loss: Of the model.
+        rows: The rows.
+        reference: Of the preference objectives.
+        loaded: The model.
+        autocast: The arithmetic of training.
+        excluded: Indices of the rows that are left out; no window has them.
+    """
     train = config.train
     if train.objective == "dpo":
         return DpoObjective(loss, rows, train, reference)
     if train.objective == "orpo":
         return OrpoObjective(loss, rows, train, None)
     if train.objective == "kto":
-        return KtoObjective(loss, rows, train, reference, loaded, autocast)
+        return KtoObjective(loss, rows, train, reference, loaded, autocast, excluded)
     return SupervisedObjective(loss, rows)

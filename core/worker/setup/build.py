@@ -210,7 +210,7 @@ def build(
 
     # The objective, and the state at the beginning.
     goal = make_goal(config, prepared, model, found, recorder, controls)
-    order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
+    order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed, dataset.excluded)
     # Disks differ in speed, and a sharded optimizer is created together.
     ranks.meet()
     # All processes see the same losses, so only rank 0 warns.

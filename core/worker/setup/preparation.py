@@ -17,6 +17,7 @@ from core.analysis.row_samples import try_first_rows
 from core.atomic import write_atomic
 from core.config.choices import allowed_codes
 from core.config.schema import Config, VariableValue
+from core.data.exclusion import EXCLUDED
 from core.data.formats.detect import describe_columns
 from core.data.registries.resolve import flat_sources
 from core.errors import UserError
@@ -123,7 +124,8 @@ def prepare(
         answers = dataclasses.replace(settings, supervise="assistant")
         probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now, check=check_stop))
     questions = choose_questions(config, held_out)
-    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe, questions)
+    trained = fingerprint(dataset.rows, dataset.excluded)
+    return Prepared(base, tokenizer, template, dataset, held_out, trained, measured, probe, questions)
 
 
 def _try_template(config: Config, base: Path, template: str | None, check_stop: Callable[[], None]) -> None:
@@ -187,7 +189,7 @@ def _check_tokens(dataset: Dataset, base: Path, vocabulary: int) -> None:
 
 def _tell_dropped(dataset: Dataset, recorder: Recorder) -> None:
     for code, count in dataset.dropped.most_common():
-        if code in (HELD_OUT, NOT_SAMPLED):
+        if code in (HELD_OUT, NOT_SAMPLED, EXCLUDED):
             continue
         unused = "1 row is not used." if count == 1 else f"{count} rows are not used."
         recorder.notice("warning", f"dropped_{code}", f"{unused} {dataset.first_dropped[code]}", kind_of(code).hint)

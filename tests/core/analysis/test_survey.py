@@ -17,6 +17,7 @@ from core.analysis.result import Analysis, AnalysisRequest
 from core.analysis.row_facts import SAMPLE, main_script
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
+from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.template.settings import MaskSettings
 from tests.cases import cases
@@ -105,6 +106,31 @@ def test_copies_are_found_across_files(tmp_path: Path) -> None:
     assert [(source.format, source.rows) for source in found.sources] == [("messages", 2), ("prompt_completion", 2)]
 
 
+# Rows left out.
+
+
+def test_rows_left_out_are_counted_as_the_run_counts_them(tmp_path: Path) -> None:
+    rows = [row(f"question {number}") for number in range(1700)]
+    path = write(tmp_path / "a.jsonl", json_lines(rows) + "{broken\n")
+    other = write(tmp_path / "b.jsonl", json_lines([row("one"), row("two")]))
+    found = look(path, other, exclude=("a.jsonl:2", "a.jsonl:1701", "a.jsonl:1690-1691", "b.jsonl:2"))
+    assert (found.used, found.ordered, found.dropped) == (1698, 1702, {"excluded": 4, "not_json": 1})
+    assert rows_of(found, "excluded") == [1, 1689, 1690, 1702]
+    with pytest.raises(UserError, match=r"names b\.jsonl:3, and data\.train has no such row"):
+        look(path, other, exclude=("b.jsonl:3",))
+    assert look(path, exclude=("b.jsonl:3", "a.jsonl:1"), is_part=True).dropped["excluded"] == 1
+
+
+def test_rows_left_out_that_are_held_out_or_not_sampled_stay_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([row(prose(seed)) for seed in range(40)]))
+    settings: dict[str, Any] = {"eval_share": 0.2, "weights": (0.5,)}
+    before = look(path, **settings)
+    found = look(path, exclude=("a.jsonl:1-40",), **settings)
+    assert found.held_out == before.held_out
+    assert found.dropped == {**before.dropped, "excluded": before.used}
+    assert rows_of(found, "excluded_held_out") == list(before.held_out)
+
+
 # Leaks.
 
 
@@ -124,6 +150,8 @@ def test_leaks_exact_and_near(tmp_path: Path) -> None:
     assert rows_of(found, "near_leaked") == [2]
     leaked = problem_of(found, "leaked")
     assert leaked.detail == "It is the same as row 2 of data.eval."
+    without = look(files[0], eval=(str(files[1]),), exclude=("t.jsonl:2",))
+    assert (rows_of(without, "leaked"), rows_of(without, "near_leaked")) == ([], [2])
 
 
 def test_leaks_from_rows_that_cannot_be_used_are_not_counted(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ SEEN: dict[str, Any] = {
     "data.supervise": "last",
     "data.special_tokens": "keep",
     "data.overlong": "truncate",
+    "data.exclude": ["a.jsonl:3"],
     "data.allow": ["stop_untrained"],
     "template.name": "chatml",
     "template.file": "mine.jinja",
@@ -175,3 +176,14 @@ def test_rows_become_tokens_as_a_run_would_make_them(tmp_path: Path, tiny_model_
     shown = plan.request(tmp_path / "a.jsonl", with_tokens=True)
     assert shown.masks == request.masks
     assert (shown.train, shown.overlong, shown.objective) == (request.train, request.overlong, request.objective)
+
+
+def test_rows_left_out_of_several_files_are_looked_for_in_each(tmp_path: Path) -> None:
+    excluded = {"data__exclude": ["a.jsonl:3", "b.jsonl:1-2"]}
+    alone = plan_data(document(tmp_path, data__train="a.jsonl", **excluded)).reading
+    assert alone.request(tmp_path / "a.jsonl").exclude == ("a.jsonl:3", "b.jsonl:1-2")
+    assert not alone.request(tmp_path / "a.jsonl").is_part
+    assert alone.request(tmp_path / "other.jsonl").exclude == ()
+    several = plan_data(document(tmp_path, data__train=["a.jsonl", "b.jsonl"], **excluded)).reading
+    assert several.request(tmp_path / "b.jsonl").exclude == ("a.jsonl:3", "b.jsonl:1-2")
+    assert several.request(tmp_path / "b.jsonl").is_part

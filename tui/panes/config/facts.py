@@ -67,8 +67,10 @@ class FactsFinder:
         """The facts for a configuration; the row count is None unless a run would use exactly these rows."""
         known = None if model.document.get("data.weights") else self.rows_of(model)
         self._planned_rows = known[0] if known is not None else None
-        analysis = self.analysis_of(model) if known is not None else None
-        self.lengths = analysis.lengths if analysis is not None else None
+        self.lengths = None
+        if known is not None and (analysis := self.analysis_of(model)) is not None:
+            # Steps are counted by the order, gaps included.
+            self._planned_rows, self.lengths = analysis.ordered, analysis.lengths
         return replace(self.facts, rows=self._planned_rows)
 
     def rows_of(self, model: ConfigModel) -> tuple[int, int] | None:

@@ -30,6 +30,17 @@ def test_an_epoch_has_every_row_once(lengths: list[int], batch_size: int, seed: 
     assert all(len(window) <= batch_size for window in windows)
 
 
+@given(LENGTHS, st.integers(1, 8), st.integers(0, 2**31 - 1), st.sets(st.integers(0, 79)))
+def test_rows_left_out_are_gaps_and_all_others_keep_their_steps(
+    lengths: list[int], batch_size: int, seed: int, excluded: set[int]
+) -> None:
+    whole, gapped = DataOrder(lengths, batch_size, seed), DataOrder(lengths, batch_size, seed, frozenset(excluded))
+    assert gapped.steps_per_epoch == whole.steps_per_epoch
+    for step in range(2 * whole.steps_per_epoch):
+        assert gapped.window(step) == [row for row in whole.window(step) if row not in excluded]
+        assert gapped.whole_window(step) == whole.window(step)
+
+
 def test_the_order_depends_on_seed_and_step_alone() -> None:
     lengths = [5 + row % 7 for row in range(100)]
     straight = DataOrder(lengths, 8, 42)
@@ -83,3 +94,5 @@ def test_the_fingerprint_sees_tokens_masks_and_order() -> None:
     assert fingerprint(rows) == fingerprint([make_row(4, 2), make_row(6, 2)])
     assert fingerprint(rows) != fingerprint(rows[::-1])
     assert fingerprint(rows) != fingerprint([make_row(4, 3), make_row(6, 2)])
+    assert fingerprint(rows) == fingerprint(rows, frozenset())
+    assert len({fingerprint(rows, excluded) for excluded in ((), {0}, {1})}) == 3

@@ -284,3 +284,61 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, write: Writes) -> None:
     assert event.tokens == sum(dataset.lengths)
     assert len(dataset.rows) == len(dataset.examples) == 13
     assert weighing.training()[0].examples == dataset.examples
+
+
+def test_rows_left_out_stay_as_gaps_and_count_as_dropped(encoder: Encoder, write: Writes) -> None:
+    first = write(*(chat(f"a{number}") for number in range(6)), "broken")
+    second = write(*(chat(f"b{number}") for number in range(4)), name="b.jsonl")
+    data = {"train": [first, second], "weights": [1.5, 2]}
+    whole, _ = loader(encoder, data=data).training()
+    excluding = loader(encoder, data={**data, "exclude": ["a.jsonl:2-3", "a.jsonl:7", "b.jsonl:1"]})
+    dataset, _ = excluding.training()
+    assert (dataset.examples, dataset.places) == (whole.examples, whole.places), "the order is over all rows"
+    assert {questions(dataset)[at] for at in dataset.excluded} == {"a1", "a2", "b0"}
+    assert len(dataset.excluded) == sum(asked in ("a1", "a2", "b0") for asked in questions(dataset)) > 4
+    event, before = dataset.event(), whole.event()
+    assert (event.rows, event.used, event.dropped) == (11, 7, {"excluded": 3, "not_json": 1})
+    assert event.ordered == before.used
+    assert event.tokens == sum(row.tokens for at, row in enumerate(dataset.rows) if at not in dataset.excluded)
+    assert 0 < before.supervised_tokens - event.supervised_tokens < before.supervised_tokens
+    everything = loader(encoder, data={"train": first, "exclude": "a.jsonl:1-9"})
+    with pytest.raises(UserError, match=r"data\.exclude leaves out all"):
+        everything.training()
+    with pytest.raises(UserError, match=r"data\.exclude names b\.jsonl:5, and data\.train has no such row"):
+        loader(encoder, data={**data, "exclude": ["b.jsonl:5"]}).training()
+
+
+def test_a_row_left_out_takes_all_rows_of_its_example_along(encoder: Encoder, write: Writes) -> None:
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    thinking = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
+    two = {"messages": chat("a", "<think>x</think>b")["messages"] + chat("c", "<think>y</think>d")["messages"]}
+    dataset, _ = loader(thinking, data={"train": write(chat("plain"), two), "exclude": "a.jsonl:2"}).training()
+    assert (len(dataset.rows), dataset.excluded) == (3, {1, 2})
+    assert (dataset.event().used, dataset.event().dropped) == (1, {"excluded": 1})
+
+
+def test_rows_held_out_stay_so_and_leaked_rows_may_be_left_out(encoder: Encoder, write: Writes) -> None:
+    path = write(*(chat(f"question {number}") for number in range(20)))
+    data: dict[str, Any] = {"train": path, "eval_share": 0.2}
+    _, held_out = loader(encoder, data=data).training()
+    assert held_out is not None
+    told: list[tuple[str, str]] = []
+    preflight = Preflight(frozenset(), lambda code, message, _: told.append((code, message)))
+    entry = f"a.jsonl:{held_out.places[0].line}"
+    dataset, again = dataclasses.replace(
+        loader(encoder, data={**data, "exclude": entry}), preflight=preflight
+    ).training()
+    assert again is not None
+    assert (again.examples, again.excluded, dataset.excluded) == (held_out.examples, frozenset(), frozenset())
+    ((code, message),) = told
+    assert code == "excluded_held_out"
+    assert message.endswith(f"a.jsonl line {held_out.places[0].line}.")
+
+    leaking = {"train": path, "eval": write(chat("question 3"), name="b.jsonl")}
+    with pytest.raises(UserError, match="1 of 1 held-out rows"):
+        dataclasses.replace(loader(encoder, data=leaking), preflight=preflight).training()
+    dataclasses.replace(loader(encoder, data={**leaking, "exclude": "a.jsonl:4"}), preflight=preflight).training()

@@ -224,6 +224,18 @@ def test_other_answers_follow_the_prompt_and_fit(tiny_model_dir: Path) -> None:
         assert len(learned) == min(int(answer.supervised.sum()), 24 - prompt)
 
 
+def test_a_row_left_out_lends_its_answer_to_no_other(tiny_model_dir: Path) -> None:
+    bench = Bench(tiny_model_dir, objective="kto", max_length=24)
+    kinds = (bench.config, bench.loss, bench.rows, AdapterOffReference(bench.loaded.model, bench.loss), bench.loaded)
+    objective = make_objective(*kinds, bench.accelerator.autocast, frozenset({4, 5}))
+    before, after = (each.reference_sequences()[8:] for each in (bench.objective, objective))
+    answers = [other.input_ids[other.supervised].tolist() for other in after]
+    changed = [place for place in range(8) if after[place].input_ids.tolist() != before[place].input_ids.tolist()]
+    assert changed == [0, 1], "those that would have had them"
+    taken = bench.rows[6].input_ids[bench.rows[6].supervised].tolist()
+    assert all(taken[: len(answer)] == answer for answer in answers[:2])
+
+
 def test_rewards_of_one_kind_of_label_have_no_margin(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
     good = [place for place, row in enumerate(bench.rows) if row.label]

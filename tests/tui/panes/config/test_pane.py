@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.config_panes import answer, config_pane, go_to, write_config
+from tests.tui.config_panes import answer, config_pane, go_to, type_value, write_config
 from tests.tui.harness import (
     FORBIDDEN,
     HOSTILE,
@@ -181,6 +181,18 @@ async def test_rows_are_counted_and_a_missing_file_is_a_problem_before_the_start
         await pilot.pause()
         assert "There is no file at" in screen_text(pilot.app)
         assert current(pane) == "data.train"
+
+
+async def test_rows_to_leave_out_are_typed_and_come_back_from_the_file(config_file: Path) -> None:
+    async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
+        await type_value(pilot, pane, "data.exclude", "rows.jsonl:17, rows.jsonl:2-4")
+        assert pane.problems == {}
+        await press(pilot, "ctrl+s", until="✓ saved to")
+        saved = ConfigDocument.load(config_file)
+        assert saved.validate().data.excluded == ("rows.jsonl:17", "rows.jsonl:2-4")
+        assert saved.get("data.exclude") == pane.document.get("data.exclude")
+        await type_value(pilot, pane, "data.exclude", "rows.jsonl")
+        assert "names no row" in pane.problems["data.exclude"]
 
 
 async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) -> None:

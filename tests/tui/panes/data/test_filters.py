@@ -180,3 +180,15 @@ async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
         assert shows(pilot, "No problems, so there is nothing to filter by.")
         await press(pilot, "exclamation_mark")
         assert shows(pilot, "No problems.")
+
+
+async def test_rows_left_out_by_the_configuration_are_marked_and_listed_as_not_used(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [row(f"question {number}", "yes") for number in range(1, 13)])
+    document = configuration(tmp_path, data__train="rows.jsonl", data__exclude=["rows.jsonl:3", "rows.jsonl:8-9"])
+    async with data_pane(path, document, size=(100, 30)) as (pilot, pane):
+        analysis = await analyzed(pilot, pane)
+        assert (analysis.used, analysis.dropped) == (9, {"excluded": 3})
+        await wait_for(pilot, lambda: shows(pilot, "9 used · 3 dropped: 3 left out by data.exclude"))
+        await press(pilot, "f", until=lambda: code_of(pane) == "excluded")
+        assert numbers(pane, screen_lines(pilot.app)) == [3, 8, 9]
+        assert any("─ row 3 · ✗ left out by data.exclude ─" in line for line in screen_lines(pilot.app))
