@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
-from core.analysis.problems import FileLine
 from core.atomic import write_atomic
+from core.data.exclusion import Exclusion, entries_of
 from core.errors import UserError
 from core.path_kind import JSON_LINES_SUFFIXES
 from core.text import is_unicode, one_line
@@ -17,20 +17,41 @@ from core.text import is_unicode, one_line
 _CORRECTED = "-corrected"
 
 
-def toggle_left_out(entries: Iterable[str], place: FileLine) -> list[str]:
-    """``data.exclude`` with a row added, or taken out again if it is in it.
+def toggle_left_out(entries: Sequence[str], file: str, line: int, name: str) -> list[str]:
+    """``data.exclude`` with a row added, or taken out again if an entry names it; a range is cut around it.
 
     Args:
-        entries: The option, ``FILE:LINE`` each.
-        place: The row.
+        entries: The option.
+        file: Path of the row's file.
+        line: Its line.
+        name: Name of the file in a new entry.
+
+    Raises:
+        UserError: If an entry is none.
     """
-    name, before = exclusion(place), list(entries)
-    return [entry for entry in before if entry != name] if name in before else [*before, name]
+    if not Exclusion(entries).names(file, line):
+        return [*entries, *entries_of([(name, line)])]
+    found: list[str] = []
+    for entry in entries:
+        if not Exclusion([entry]).names(file, line):
+            found.append(entry)
+            continue
+        written, _, span = entry.rpartition(":")
+        first, _, last = span.partition("-")
+        for low, high in ((int(first), line - 1), (line + 1, int(last or first))):
+            if low <= high:
+                found.append(f"{written}:{low}" if low == high else f"{written}:{low}-{high}")
+    return found
 
 
-def exclusion(place: FileLine) -> str:
-    """A row as ``data.exclude`` names it."""
-    return f"{place.file}:{place.line}"
+def moved_to(entries: Sequence[str], file: Path, copy: Path) -> list[str]:
+    """``data.exclude`` with the rows of a file named in its copy."""
+    found = []
+    for entry in entries:
+        name, _, span = entry.rpartition(":")
+        parts = PurePath(name).parts
+        found.append(f"{copy.name}:{span}" if parts and file.parts[-len(parts) :] == parts else entry)
+    return found
 
 
 def copy_of(path: Path) -> Path:

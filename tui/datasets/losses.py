@@ -6,14 +6,13 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from core.analysis.problems import FileLine
-from core.attribution.corrected_copy import exclusion
 from core.attribution.row_losses import (
     RowLoss,
     RowLosses,
@@ -33,6 +32,8 @@ WORST, BY_LOSS = "not_learned", "by_loss"
 #: Words of a row in the column instead of its loss, once it has been dealt with.
 KEPT, OUT, CORRECTED = "kept", "out", "fixed"
 _TITLES = {WORST: "worst learned", BY_LOSS: "by loss"}
+#: Answers for a row, by its place, whether ``data.exclude`` leaves it out.
+IsOut = Callable[[FileLine], bool]
 # Long scans sleep between two batches, so that keys need not wait for the interpreter lock.
 _BREATH_SECONDS = 0.002
 
@@ -59,16 +60,15 @@ class FileLosses:
     corrected: frozenset[int]
     descending: array[int]
 
-    def word(self, index: int, excluded: Collection[str], name: str) -> str:
+    def word(self, index: int, is_out: IsOut) -> str:
         """Cell of a row: its loss, or a word if it has been dealt with.
 
         Args:
             index: The row.
-            excluded: ``data.exclude`` of the configuration.
-            name: Name of the open file, by which ``data.exclude`` names its rows.
+            is_out: True for rows that ``data.exclude`` leaves out.
         """
         place = self.places.get(index)
-        if place is not None and exclusion(FileLine(name or place.file, place.line)) in excluded:
+        if place is not None and is_out(place):
             return OUT
         if index in self.corrected:
             return CORRECTED
@@ -80,19 +80,18 @@ class FileLosses:
         found = self.by_index[index] if index < len(self.by_index) else math.nan
         return None if math.isnan(found) or index in self.corrected else found
 
-    def order(self, code: str, excluded: Collection[str], name: str, hint: str = "") -> RowOrder:
+    def order(self, code: str, is_out: IsOut, hint: str = "") -> RowOrder:
         """Measured rows with the highest loss first, those dealt with last.
 
         Args:
             code: :data:`WORST` for the rows that the model has answered itself, :data:`BY_LOSS` for all.
-            excluded: As for :meth:`word`.
-            name: As for :meth:`word`.
+            is_out: As for :meth:`word`.
             hint: The keys for them, with their actions.
         """
         worst = {row.place for row in self.losses.worst}
         rows = [index for index in self.descending if code == BY_LOSS or self.places[index] in worst]
         words = (KEPT, OUT, CORRECTED)
-        done = {index for index in rows if self.word(index, excluded, name) in words}
+        done = {index for index in rows if self.word(index, is_out) in words}
         indices = array("I", [*(index for index in rows if index not in done), *(i for i in rows if i in done)])
         return RowOrder(code, _TITLES[code], hint, indices, len(indices))
 

@@ -69,7 +69,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     template = named_or_file(spec["template"])
     created = None if job["created"] is None else datetime.fromisoformat(job["created"])
     dataset = _read_rows(config, template, created, answers.progress)
-    rows_sha256 = fingerprint(dataset.rows)
+    rows_sha256 = fingerprint(dataset.rows, dataset.excluded)
     if job["data_sha256"] not in (None, rows_sha256):
         raise UserError(
             "The rows are not those that the run was trained on: a data file or the chat template has changed since.",
@@ -165,9 +165,9 @@ def _load(spec: dict[str, Any], progress: Progress) -> LoadedModel:
 
 
 def _distinct(dataset: Dataset) -> list[int]:
-    """Places of the rows without repetitions for ``data.weights``."""
+    """Places of the rows that are trained on, without repetitions for ``data.weights``."""
     first: dict[tuple[int, bytes], int] = {}
-    for at, row in enumerate(dataset.rows):
+    for at, row in dataset.trained():
         first.setdefault((id(dataset.examples[at]), row_bytes(row)), at)
     return list(first.values())
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.analysis.problems import FileLine
-from core.attribution.corrected_copy import copy_of, exclusion, toggle_left_out, write_correction
+from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
 from core.errors import UserError
 
 
@@ -59,8 +58,19 @@ def test_corrections_that_cannot_be_made_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_row_is_left_out_and_taken_back() -> None:
-    place = FileLine("rows.jsonl", 17)
-    assert exclusion(place) == "rows.jsonl:17"
-    once = toggle_left_out(["a.jsonl:1"], place)
-    assert once == ["a.jsonl:1", "rows.jsonl:17"]
-    assert toggle_left_out(once, place) == ["a.jsonl:1"]
+    file = "/data/mine/rows.jsonl"
+    once = toggle_left_out(["a.jsonl:17"], file, 17, "rows.jsonl")
+    assert once == ["a.jsonl:17", "rows.jsonl:17"]
+    assert toggle_left_out(once, file, 17, "rows.jsonl") == ["a.jsonl:17"]
+    assert toggle_left_out(["mine/rows.jsonl:15-17", "rows.jsonl:17"], file, 17, "rows.jsonl") == [
+        "mine/rows.jsonl:15-16"
+    ]
+    assert toggle_left_out(["rows.jsonl:15-19"], file, 17, "rows.jsonl") == ["rows.jsonl:15-16", "rows.jsonl:18-19"]
+    assert toggle_left_out(["rows.jsonl:17-18"], file, 17, "rows.jsonl") == ["rows.jsonl:18"]
+
+
+def test_rows_left_out_are_named_in_the_copy() -> None:
+    entries = ["rows.jsonl:3-4", "mine/rows.jsonl:7", "other/rows.jsonl:1", "more.jsonl:2"]
+    assert moved_to(entries, Path("/data/mine/rows.jsonl"), Path("/data/mine/new.jsonl")) == [
+        *("new.jsonl:3-4", "new.jsonl:7", "other/rows.jsonl:1", "more.jsonl:2")
+    ]

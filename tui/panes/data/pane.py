@@ -21,10 +21,11 @@ from textual.worker import Worker, WorkerError
 from core.analysis.job import AnalysisJob
 from core.analysis.problems import FileLine
 from core.analysis.result import Analysis
-from core.attribution.corrected_copy import copy_of, exclusion, toggle_left_out, write_correction
+from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
 from core.attribution.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.config.document import ConfigDocument
 from core.data.conversation import RowError
+from core.data.exclusion import Exclusion
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
@@ -287,7 +288,7 @@ class DataPane(Pane):
         """Apply the data plan of a configuration; nothing changes if the plan is the same."""
         session = self.session
         before, session.plan = session.plan, plan_data(document)
-        self._exclude(document)
+        self._follow_exclusion(document)
         self._read_as_planned()
         if session.plan.tokens != before.tokens or (session.masks is None and not session.is_loading):
             session.masks = None
@@ -635,12 +636,13 @@ class DataPane(Pane):
         self.body.show_listed(order.indices[min(place, len(order.indices) - 1)])
         self.body.show_row()
 
-    def _exclude(self, document: ConfigDocument) -> None:
-        """Follow ``data.exclude``."""
-        value = document.get("data.exclude")
-        excluded = tuple(map(str, value)) if isinstance(value, list) else ()
-        if excluded != self.session.excluded:
-            self.session.excluded = excluded
+    def _follow_exclusion(self, document: ConfigDocument) -> None:
+        """Follow ``data.exclude``; an invalid one leaves nothing out."""
+        exclusion = Exclusion(())
+        with suppress(UserError):
+            exclusion = Exclusion(_excluded(document))
+        if exclusion.entries != self.session.exclusion.entries:
+            self.session.exclusion = exclusion
             if self.session.losses is not None:
                 self._relist()
 
@@ -680,11 +682,18 @@ class DataPane(Pane):
         document, place = self.shell.state.document, self._place()
         if document is None or place is None or self.view is None:
             return
-        before = document.get("data.exclude")
-        entries = toggle_left_out(map(str, before) if isinstance(before, list) else (), place)
-        name, key = exclusion(place), self.keys["data.exclude"].display
-        is_out = name in entries
-        said = f"{name} is left out of training; {key} takes it back." if is_out else f"{name} is trained on again."
+        file = self.session.path_of(place)
+        alike = [path for path in data_paths(document, "train") if path.name == place.file]
+        # Files of one name are told apart by their paths.
+        name = file if len(alike) > 1 else place.file
+        try:
+            entries = toggle_left_out(_excluded(document), file, place.line, name)
+        except UserError as error:
+            self._say(f"✗ {error}")
+            return
+        row, key = f"{place.file}:{place.line}", self.keys["data.exclude"].display
+        is_out = Exclusion(entries).names(file, place.line)
+        said = f"{row} is left out of training; {key} takes it back." if is_out else f"{row} is trained on again."
         path = Path(entry_text(self.view.path))
         self.shell.configuration.choose_options({"data.exclude": entries or None}, said, path)
 
@@ -710,7 +719,7 @@ class DataPane(Pane):
                 copy = working_directory() / user_path(kept.file)
                 self._correct(view, index, FileLine(str(file), place.line), example, kept.text, copy)
 
-        title = f"Correct {exclusion(place)} in a copy, on which the configuration then trains"
+        title = f"Correct {place.file}:{place.line} in a copy, on which the configuration then trains"
         question = example.prompt[-1].content if example.prompt else ""
         screen = KeepAnswer(question, example.answer, str(copy_of(file)), title=title, verb="write the copy")
         self.app.push_screen(screen, answered)
@@ -757,12 +766,8 @@ class DataPane(Pane):
                 path_text(document, copy) if follow_links(path) == follow_links(original) else entry
                 for entry, path in zip(entries, paths, strict=False)
             ]
-        if isinstance(excluded := document.get("data.exclude"), list):
-            start = f"{original.name}:"
-            values["data.exclude"] = [
-                f"{copy.name}:{entry.removeprefix(start)}" if str(entry).startswith(start) else entry
-                for entry in excluded
-            ]
+        if excluded := _excluded(document):
+            values["data.exclude"] = moved_to(excluded, original, copy)
         text = f"The correction is in {copy.name}, on which the configuration trains now; {original.name} is as it was."
         self.shell.configuration.choose_options(values, text, Path(entry_text(original)))
 
@@ -1069,3 +1074,9 @@ class DataPane(Pane):
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Open the screen of the templates or the columns."""
         self.shell.configuration.open_form(form)
+
+
+def _excluded(document: ConfigDocument) -> list[str]:
+    """The entries of ``data.exclude`` as they are written."""
+    value = document.get("data.exclude")
+    return [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry]

@@ -10,8 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from core.analysis.job import AnalysisJob, analysis_job
+from core.analysis.problems import FileLine
 from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
+from core.data.exclusion import Exclusion
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_entry
@@ -74,7 +76,7 @@ class DatasetSession:
         """The losses of the rows after a run; None if no run that trained on the file was measured."""
         self.has_looked_up = False
         """True once the losses of the open file have been looked up."""
-        self.excluded: tuple[str, ...] = ()
+        self.exclusion = Exclusion(())
         """``data.exclude`` of the configuration."""
         self.loss_hint = ""
         """The keys for rows that are not learned, with their actions."""
@@ -127,21 +129,24 @@ class DatasetSession:
 
     # Losses after a run.
 
-    @property
-    def file_name(self) -> str:
-        """Name of the open file, by which ``data.exclude`` names its rows; empty for several files."""
-        view = self.view
-        return view.data_path.name if view is not None and not view.data_path.is_dir() else ""
+    def path_of(self, place: FileLine) -> str:
+        """Path of the file of a row."""
+        path = self.view.data_path if self.view is not None else Path()
+        return str(path / place.file if path.is_dir() else path)
+
+    def is_out(self, place: FileLine) -> bool:
+        """True if ``data.exclude`` leaves a row out."""
+        return bool(self.exclusion.entries) and self.exclusion.names(self.path_of(place), place.line)
 
     def loss_word(self, index: int) -> str:
         """Cell of a row in the column of losses."""
-        return "" if self.losses is None else self.losses.word(index, self.excluded, self.file_name)
+        return "" if self.losses is None else self.losses.word(index, self.is_out)
 
     def order(self, code: str) -> RowOrder | None:
         """An order by loss; None without losses, or for another code."""
         if self.losses is None or code not in (WORST, BY_LOSS):
             return None
-        return self.losses.order(code, self.excluded, self.file_name, self.loss_hint)
+        return self.losses.order(code, self.is_out, self.loss_hint)
 
     def turns(self, index: int) -> list[Turn]:
         """The turns of a row, then the model's own answer if its loss is among the highest."""

@@ -12,7 +12,6 @@ from textual.pilot import Pilot
 from textual.widgets import TextArea
 
 from core.attribution.row_losses import VERSION, RowLosses, read_losses, read_review
-from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.errors import UserError
 from core.jobs.job import Job, JobProgress
@@ -20,7 +19,8 @@ from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from core.small_files import hash_file
 from tests.tui.data_panes import configuration, data_pane, row, shows, write_lines
-from tests.tui.harness import press, requested, wait_for
+from tests.tui.harness import document_of, opened, pane_of, press, requested, wait_for
+from tui.app import LocaltuneApp
 from tui.panes.data.pane import DataPane
 from tui.session import DataPlace
 
@@ -146,9 +146,8 @@ async def test_kept_and_excluded_rows_move_below_the_others(tmp_path: Path, data
         assert said == "rows.jsonl:3 is left out of training; D takes it back."
         assert path == data
         # As the configuration then has it.
-        after = ConfigDocument(f'[data]\ntrain = "{data}"\nexclude = ["rows.jsonl:3"]\n', tmp_path / "mine.toml")
-        app.state.document = after
-        pane.configure(after)
+        document.set("data.exclude", "rows.jsonl:2-3")
+        pane.configure(document)
         await pilot.pause()
         assert listed(pane) == [(5, "0.30"), (3, "0.20"), (1, "0.10"), (4, "kept"), (2, "out")]
         assert pane.index == 4
@@ -156,7 +155,7 @@ async def test_kept_and_excluded_rows_move_below_the_others(tmp_path: Path, data
         assert shows(pilot, "row 2 · line 3 · loss 2.50 · left out")
         await press(pilot, "D")
         values, said, _ = requested(pilot, "configuration.choose_options")[-1].args
-        assert values == {"data.exclude": None}
+        assert values == {"data.exclude": ["rows.jsonl:2"]}
         assert said == "rows.jsonl:3 is trained on again."
         await press(pilot, "k", "K", until=lambda: not read_review(measured).kept)
         await wait_for(pilot, lambda: listed(pane)[0] == (4, "3.25"))
@@ -244,3 +243,23 @@ async def test_rows_that_no_run_was_trained_on(tmp_path: Path) -> None:
         await press(pilot, "Y", until=lambda: shows(pilot, "No run that has ended was trained on this file"))
         await press(pilot, "K", until=lambda: shows(pilot, "Y measures which rows a run has not learned."))
         assert pane.place == DataPlace(str(path), 0, "", False)
+
+
+async def test_the_configuration_follows_what_is_done_about_rows(tmp_path: Path, data: Path, measured: Run) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text('[data]\ntrain = "rows.jsonl"\n', encoding="utf-8")
+    async with opened(LocaltuneApp(config)) as (app, pilot):
+        pane: DataPane = pane_of(app, "data")
+        await pilot.press("1")
+        await looked_up(pilot, pane)
+        document = document_of(app)
+        await press(pilot, "f", "D", until=lambda: document.get("data.exclude") == ["rows.jsonl:5"])
+        assert listed(pane) == [(2, "2.50"), (4, "out")]
+        await press(pilot, "e", until=lambda: app.screen.query(TextArea))
+        app.screen.query_one(TextArea).text = "right"
+        await press(pilot, "ctrl+s", until=lambda: document.get("data.train") == "rows-corrected.jsonl")
+        assert document.get("data.exclude") == ["rows-corrected.jsonl:5"]
+        await wait_for(pilot, lambda: pane.session.filter is not None and pane.session.losses is not None)
+        assert pane.view is not None
+        assert pane.view.path == tmp_path / "rows-corrected.jsonl"
+        assert sorted(listed(pane)) == [(2, "fixed"), (4, "out")]
