@@ -1,4 +1,5 @@
-"""``data FILE``: a dataset's properties, its problems, and the tokens that a model would learn from it."""
+"""``data FILE``: a dataset's properties, its problems, and the tokens that a model would learn from it; with ``--run``,
+the rows that a run's model has not learned."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_json_flag, emit, note, say
-from core.commands.parser import column_parts, whole_number
+from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.parser import ArgumentParser, column_parts, whole_number
 from core.config.choices import LEARNED
 from core.errors import UserError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _BAR = 40
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", metavar="FILE", nargs="?")
     parser.add_argument("--config", metavar="CONFIG")
@@ -34,11 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="FILE")
     parser.add_argument("--columns", metavar="PART=COLUMN,…", type=column_parts)
     parser.add_argument("--row", metavar="N", type=whole_number)
+    parser.add_argument("--run", metavar="RUN")
+    parser.add_argument("--worst", metavar="N", type=whole_number)
+    parser.add_argument("--again", action="store_true")
     add_json_flag(parser)
+    for other in ("--config", "--model", "--template", "--columns", "--row"):
+        parser.add_conflict("--run", other, "--run reads the rows as its training did.")
 
 
 def run(args: argparse.Namespace) -> int:
     """Analyze every row and print the findings; the exit code is 0 whatever they are."""
+    if args.run is not None:
+        from core.commands import row_losses
+
+        return row_losses.run(args)
+    if args.worst is not None or args.again:
+        note(f"{PROGRAM} data: error: --worst and --again go with --run.")
+        return EXIT_USAGE
     from core.analysis.job import analyze
     from core.analysis.row_samples import sample_row
     from core.commands.live_line import LiveLine, busy, progress_words

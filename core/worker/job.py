@@ -25,6 +25,7 @@ JOBS = {
     "measure-model": "core.worker.measure.job:measure",
     "probe": "core.worker.process.probe:probe",
     "quantize": "core.worker.export.gguf.quantize:quantize",
+    "row-losses": "core.worker.evaluate.row_losses:measure",
     "self-test": "core.worker.selftest.check:check",
     "verify": "core.worker.export.verify.job:measure",
 }

@@ -11,6 +11,12 @@ import pytest
 from textual.pilot import Pilot
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from core.analysis.problems import FileLine
+from core.attribution.row_losses import DataFile, RowLosses, RowReview, Twin, WorstRow, write_review
+from core.config.document import dump_config
+from core.config.schema import Config
+from core.runs.record.state import RunState
+from core.runs.record.store import make_run
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import save
 from tests.short_list import long_but
@@ -61,8 +67,13 @@ def app(tmp_path: Path, private_home: Path) -> LocaltuneApp:
     return make_app(private_home, config)
 
 
-def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: True) -> dict[str, Any]:
-    """Arguments of ``snap_compare``: the pane at a place, every row analyzed, some keys, and a condition."""
+def showing(
+    place: str, *keys: str, ready: Callable[[Any], object] = lambda _: True, looked_up: bool = False
+) -> dict[str, Any]:
+    """Arguments of ``snap_compare``: the pane at a place, every row analyzed, some keys, and a condition.
+
+    ``looked_up`` waits for the losses of the rows before the keys.
+    """
     size, before = PLACES[place]
 
     async def run(pilot: Pilot[Any]) -> None:
@@ -71,6 +82,7 @@ def showing(place: str, *keys: str, ready: Callable[[Any], object] = lambda _: T
         await pilot.press(*before)
         pane = pane_of(shell, "data")
         await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None)
+        await wait_for(pilot, lambda: pane.session.losses is not None or not looked_up)
         await press(pilot, *keys, until=lambda: ready(pane))
         # Every row on the screen has been counted.
         await wait_for(pilot, lambda: not any("–  " in line for line in screen_text(shell).splitlines()))
@@ -112,3 +124,35 @@ def test_report(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
 @pytest.mark.parametrize("place", long_but(["80x24"], ["80x24", "200x50-tiled"]))
 def test_filter(snap_compare: Compare, app: LocaltuneApp, place: str) -> None:
     assert snap_compare(app, **showing(place, "f", ready=lambda pane: pane.session.filter is not None))
+
+
+@pytest.fixture
+def measured(tmp_path: Path, app: LocaltuneApp) -> LocaltuneApp:
+    """The app after a run, some of whose rows have not been learned."""
+    data = tmp_path / "tickets_train.jsonl"
+    config = Config.model_validate({"model": {"base": str(tmp_path / "bytes")}, "data": {"train": str(data)}})
+    run = make_run("20260102-030405-tickets", dump_config(config), dump_config(config))
+    RunState(state="finished").write(run.state_path)
+    rows = {line: line % 7 / 50 for line in range(1, 65) if line not in (7, 61)} | {12: 1.25, 30: 2.5, 33: 12.5}
+    answers = {line: f"its own answer to {line}" for line in (33, 30, 12, 6)}
+    twins = {30: (Twin(data.name, 34, "another answer"),)}
+    worst = tuple(
+        WorstRow(data.name, line, rows[line], 20, "a ticket", "an answer", own, twins.get(line, ()))
+        for line, own in answers.items()
+    )
+    status = data.stat()
+    file = DataFile(str(data), "", status.st_size, status.st_mtime_ns)
+    losses = {data.name: [(line, loss, 20) for line, loss in rows.items()]}
+    record = RowLosses(run.id, 12, "", (file,), losses, worst)
+    (run.path / "trace").mkdir()
+    (run.path / "trace" / "row_losses.json").write_text(json.dumps(record.to_dict()), encoding="utf-8")
+    write_review(run, RowReview(frozenset({FileLine(data.name, 12)})))
+    return app
+
+
+@pytest.mark.parametrize("place", ["80x24", "200x50-zoomed"])
+def test_rows_not_learned(snap_compare: Compare, measured: LocaltuneApp, place: str) -> None:
+    def is_listed(pane: Any) -> bool:
+        return pane.session.filter is not None and pane.index == 29
+
+    assert snap_compare(measured, **showing(place, "f", "g", "j", ready=is_listed, looked_up=True))

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from core.analysis.problems import Level, Problem
 from core.analysis.result import Analysis
@@ -107,10 +108,37 @@ class RowFilter:
         return min(bisect_left(self.indices, index), len(self.indices) - 1)
 
 
-def next_filter(problems: Sequence[Problem], code: str | None, step: int) -> RowFilter | None:
-    """The next or previous filter relative to that of a code; the cycle includes None for all rows."""
-    usable = [problem for problem in problems if problem.indices]
-    codes: list[str | None] = [None, *(problem.code for problem in usable)]
+@dataclass(frozen=True)
+class RowOrder(RowFilter):
+    """Filter with an order of its own: ``indices`` are in the order of the list."""
+
+    def place(self, index: int) -> int | None:
+        """The place of a row in the list; None if it is not listed."""
+        return self._places.get(index)
+
+    def nearest(self, index: int) -> int:
+        """The place of a row, else the first place."""
+        return self._places.get(index, 0)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {index: place for place, index in enumerate(self.indices)}
+
+
+def next_filter(
+    problems: Sequence[Problem], code: str | None, step: int, before: Sequence[RowFilter] = ()
+) -> RowFilter | None:
+    """The next or previous filter relative to that of a code; the cycle includes None for all rows.
+
+    Args:
+        problems: Problems of the rows.
+        code: Code of the present filter; None for all rows.
+        step: 1 for the next one, -1 for the previous one.
+        before: Filters that come before those of the problems.
+    """
+    usable = [each for each in before if each.indices]
+    usable += [RowFilter.of(problem) for problem in problems if problem.indices]
+    codes: list[str | None] = [None, *(each.code for each in usable)]
     place = codes.index(code) if code in codes else 0
     place = (place + step) % len(codes)
-    return RowFilter.of(usable[place - 1]) if place else None
+    return usable[place - 1] if place else None

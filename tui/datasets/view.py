@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, ParamSpec
 
-from core.analysis.problems import Level
+from core.analysis.problems import FileLine, Level
 from core.analysis.result import Analysis
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.data.files.rows import Row
@@ -135,6 +135,11 @@ class DatasetView:
         return self._source.path != self.path
 
     @property
+    def data_path(self) -> Path:
+        """The path of its data: of an entry that of its file."""
+        return self._source.path
+
+    @property
     def count(self) -> int:
         """The number of rows found so far, up to the entry's limit."""
         known, limit = self.file.count_known, self._source.limit
@@ -252,6 +257,16 @@ class DatasetView:
         except UserError as error:
             self.failure = error
             return 0
+
+    def places(self, start: int, count: int = 1) -> list[FileLine]:
+        """File and line of consecutive rows, as a run names them.
+
+        Raises:
+            UserError: If the file can no longer be read.
+        """
+        name = self._source.path.name
+        rows = self.file.rows(start, count)
+        return [FileLine(row.file or name, row.line or row.index + 1) for row in rows]
 
     def search(
         self,

@@ -229,9 +229,6 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             self.dismiss(tuple(self._marked))
 
 
-_KEEP_KEYS = (("^s", "append"), ("tab", "next"), ("esc", "cancel"))
-
-
 @dataclass(frozen=True)
 class KeptAnswer:
     """An answer to append to a dataset file."""
@@ -266,6 +263,8 @@ class KeepAnswer(Overlay[KeptAnswer]):
         question: The question, for reference.
         answer: The answer as written by the model.
         file: The last used file; empty for none.
+        title: The title of the dialog.
+        verb: The effect of the key that accepts.
     """
 
     DEFAULT_CSS = style_of("KeepAnswer")
@@ -278,20 +277,29 @@ class KeepAnswer(Overlay[KeptAnswer]):
     AUTO_FOCUS = "TextArea"
     TAKES_TEXT = True
 
-    def __init__(self, question: str, answer: str, file: str) -> None:
+    def __init__(
+        self,
+        question: str,
+        answer: str,
+        file: str,
+        *,
+        title: str = "Add this answer to a dataset",
+        verb: str = "append",
+    ) -> None:
         super().__init__()
         self._question, self._answer, self._file = question, answer, file
+        self._title, self._verb = title, verb
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = Content("Add this answer to a dataset")
+            box.border_title = Content(self._title)
             yield TextBlock(Content.styled(one_line(self._question, 400), "$muted"), id="question")
             yield _AnswerArea(sanitize(self._answer))
             with Horizontal():
                 yield TextBlock(Content("file"), classes="label")
                 yield SafeInput(self._file, placeholder="answers.jsonl; created if it does not exist")
             yield TextBlock(id="answer")
-            yield TextBlock(key_line(_KEEP_KEYS), id="keys")
+            yield TextBlock(key_line((("^s", self._verb), ("tab", "next"), ("esc", "cancel"))), id="keys")
 
     def action_accept(self) -> None:
         """Return the answer and the file."""

@@ -84,7 +84,7 @@ class ChatEngine:
         self._sources = None
         base = resolve_base(str(args["base"]), report)
         template = named_or_file(args.get("template"))
-        loaded, fingerprint = _load_trained(base, args, report)
+        loaded, fingerprint = load_trained(base, args, report)
         adapter, file, weights_of_file = args.get("adapter"), args.get("file"), None
         if adapter and file:
             report("merging the weights as the file has them")
@@ -183,7 +183,7 @@ class ChatEngine:
         return {**generation.to_answer(sources.said_of(source)), "reused_tokens": generation.reused_tokens}
 
 
-def _load_trained(
+def load_trained(
     base: Path, args: Mapping[str, Any], report: Callable[[str], None]
 ) -> tuple[LoadedModel, BaseFingerprint | None]:
     """Load a base with the adapter, or the trained weights, of a ``load`` command.
@@ -228,7 +228,7 @@ def _load_trained(
     if weights:
         put_weights(loaded.model, Path(weights), method)
     loaded.model.eval()
-    _allow_fast_kernels(loaded.model)
+    allow_fast_kernels(loaded.model)
     return loaded, fingerprint
 
 
@@ -249,7 +249,7 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: runs_on(chosen))
 
 
-def _allow_fast_kernels(model: Any) -> None:
+def allow_fast_kernels(model: Any) -> None:
     """Let 4-bit layers on a CPU use bitsandbytes' inference kernel, which doubles the speed of a conversation.
 
     It has no backward pass, so models in training must not use it; this process never trains. It takes whole blocks

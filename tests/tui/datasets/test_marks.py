@@ -16,7 +16,7 @@ from core.analysis.result import Analysis
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
-from tui.datasets.marks import RowFilter, RowMarks, next_filter
+from tui.datasets.marks import RowFilter, RowMarks, RowOrder, next_filter
 from tui.datasets.plan import Reading
 from tui.datasets.view import DatasetView, open_dataset, paced
 
@@ -61,6 +61,19 @@ def test_filters_follow_one_another_and_then_all_rows(before: int | str | None, 
     chosen = next_filter(problems, code, step)
     assert (chosen.code if chosen is not None else None) == (problems[after].code if after is not None else None)
     assert next_filter([], code, step) is None
+
+
+def test_an_order_comes_before_the_problems_and_keeps_its_own_places() -> None:
+    order = RowOrder("by_loss", "by loss", "", array("I", [7, 2, 5]), 3)
+    assert [order.place(row) for row in (7, 2, 5, 3)] == [0, 1, 2, None]
+    assert (order.nearest(5), order.nearest(3)) == (2, 0)
+    empty = RowOrder("not_learned", "worst learned", "", array("I"), 0)
+    problems = [problem("overlong", 2, 7)]
+    assert next_filter(problems, None, 1, [empty, order]) is order
+    following = next_filter(problems, "by_loss", 1, [empty, order])
+    assert following is not None
+    assert following.code == "overlong"
+    assert next_filter(problems, "overlong", 1, [empty, order]) is None
 
 
 def test_places_in_a_filter() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,22 +19,30 @@ from textual.widgets import DirectoryTree, OptionList
 from textual.worker import Worker, WorkerError
 
 from core.analysis.job import AnalysisJob
+from core.analysis.problems import FileLine
 from core.analysis.result import Analysis
+from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
+from core.attribution.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.config.document import ConfigDocument
+from core.data.conversation import RowError
+from core.data.exclusion import Exclusion
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.jobs.job import JobDiedError, JobProgress
 from core.jobs.running import RunningJob
-from core.paths import working_directory
+from core.paths import user_path, working_directory
+from core.runs.record.store import Run
 from core.text import one_line
 from core.units import format_count
 from tui.datasets.here import Here
+from tui.datasets.losses import WORST, look_up
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
 from tui.datasets.view import DatasetView, open_dataset, paced
-from tui.files import entry_path, entry_text, follow_links, is_among
+from tui.files import data_paths, entry_path, entry_text, follow_links, is_among, path_text
+from tui.glyphs import GlyphSet
 from tui.jobs import JobPage
 from tui.keys import bindings
 from tui.panes.base import Pane
@@ -51,6 +61,8 @@ from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextLine
 
 if TYPE_CHECKING:
+    from core.data.conversation import Example
+    from tui.screens.chat import KeptAnswer
     from tui.screens.help import HelpScreen
 
 #: Minimum columns for the row to the right of the list instead of below it.
@@ -92,6 +104,49 @@ class AnalysisPage(JobPage[JobProgress, Analysis]):
         return True
 
 
+class RowLossesPage(JobPage[JobProgress, RowLosses]):
+    """The measurement of the losses of a run's rows, whose result is the pane's column.
+
+    Args:
+        pane: The pane.
+        run: The run.
+    """
+
+    shown_by = ("app.data", "data.losses")
+
+    def __init__(self, pane: DataPane, run: Run) -> None:
+        super().__init__(RunningJob("measurement", f"the rows of {one_line(run.id, 60)}", expected=None), "Row losses")
+        self._pane, self.run_of = pane, run
+        self._job: RowLossesJob = row_losses_job(run)
+
+    def run(self, tell: Callable[[JobProgress], None]) -> RowLosses:
+        """Measure, in a thread."""
+        return self._job.run(tell)
+
+    def close(self) -> None:
+        """End it."""
+        self._job.close()
+
+    def has_ended(self) -> None:
+        """Show the losses."""
+        self._pane.losses_measured(self)
+
+    def is_in_sight(self) -> bool:
+        """True if the pane shows them."""
+        return self.job.result is not None and self._pane.is_on_screen
+
+    def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002 - the text is short
+        """Its progress, or its result."""
+        from tui.screens.job import progress_text
+
+        return progress_text(self.job, glyphs) if self.job.result is None else Content(self.outcome())
+
+    def outcome(self) -> str:
+        """The number of rows, and their loss."""
+        found = self.job.result
+        return "" if found is None else f"{counted(found.count, 'row')}, mean loss {found.mean:.3f} a token."
+
+
 class DataPane(Pane):
     """Pane of a dataset: open a file, browse and search its rows, and use the file for training or evaluation.
 
@@ -117,6 +172,7 @@ class DataPane(Pane):
         self._opening: Worker[None] | None = None
         self._return = Return()
         self._told: tuple[Path, Analysis | None] | None = None
+        self._measuring: RowLossesPage | None = None
 
     def compose(self) -> ComposeResult:
         """Status line and ask bar around the rows, the report, the directory tree or the empty state."""
@@ -129,6 +185,8 @@ class DataPane(Pane):
 
     def on_mount(self) -> None:
         """Show the empty state."""
+        keys = [self.keys[name] for name in ("data.correct", "data.exclude", "data.keep")]
+        self.session.loss_hint = "  ".join(f"{key.display} {key.description}" for key in keys)
         self._show_empty()
 
     def on_unmount(self) -> None:
@@ -230,6 +288,7 @@ class DataPane(Pane):
         """Apply the data plan of a configuration; nothing changes if the plan is the same."""
         session = self.session
         before, session.plan = session.plan, plan_data(document)
+        self._follow_exclusion(document)
         self._read_as_planned()
         if session.plan.tokens != before.tokens or (session.masks is None and not session.is_loading):
             session.masks = None
@@ -350,6 +409,8 @@ class DataPane(Pane):
         self._go_back()
         if view.file.complete:
             self._look_at_all()
+            if not self.session.has_looked_up:
+                self._seek_losses(view)
 
     async def action_ask_path(self) -> None:
         """Ask for a path, and open it."""
@@ -497,6 +558,218 @@ class DataPane(Pane):
         self._show_rows()
         if problem.indices:
             self._list(RowFilter.of(problem))
+
+    # Losses after a run.
+
+    @work(exclusive=True, group="data-losses")
+    async def _seek_losses(self, view: DatasetView) -> None:
+        await self._look_up(view)
+
+    async def _look_up(self, view: DatasetView) -> Run | None:
+        """Show the losses of the newest run that trained on the file and was measured; returns the newest ended one."""
+        shown = self.shell.state.view
+        try:
+            found = await asyncio.to_thread(look_up, view, shown.run if shown is not None else None)
+        except UserError as error:
+            view.failure = error
+            return None
+        if view is not self.view:
+            return None
+        session = self.session
+        session.has_looked_up, session.losses = True, found.found
+        self.body.show_columns()
+        self.body.show_row()
+        self._go_back()
+        return found.ended
+
+    async def action_losses(self) -> None:
+        """List the rows that the newest run has not learned; they are measured first if need be."""
+        if (view := self.view) is None:
+            self._say("Open a file first.")
+        elif (page := self._measuring) is not None:
+            self._say(f"{page.job.title} is on ({page.job.state}); {self.keys['app.jobs'].display} shows it.")
+        elif not view.file.complete:
+            self._say(self.session.not_known)
+        elif (run := await self._look_up(view)) is None:
+            if view is self.view:
+                self._say("No run that has ended was trained on this file as it is.")
+        elif (found := self.session.losses) is not None and found.run.path == run.path:
+            current = await asyncio.to_thread(found.losses.is_current, run)
+            if current:
+                self._list_worst()
+            else:
+                self._measure(run)
+        else:
+            self._measure(run)
+
+    def _measure(self, run: Run) -> None:
+        """Measure the rows of a run, as a job."""
+        page = self._measuring = RowLossesPage(self, run)
+        self.shell.jobs.begin(page)
+        self._say(f"measuring the rows with run {run.id} · {self.keys['app.jobs'].display} shows it")
+
+    @work(exclusive=True, group="data-losses")
+    async def losses_measured(self, page: RowLossesPage) -> None:
+        """Show new losses, or the reason why there are none."""
+        self._measuring = None
+        if page.job.error is not None:
+            self._say(f"✗ {page.job.error}")
+        elif (view := self.view) is not None:
+            await self._look_up(view)
+            self._list_worst()
+
+    def _list_worst(self) -> None:
+        if (order := self.session.order(WORST)) is not None and order.indices:
+            self._show_rows()
+            self._list(order)
+            self.body.go_to(order.indices[0])
+
+    def _relist(self) -> None:
+        """Sort the rows again after a decision about one; the cursor stays at its place in the list."""
+        session, place = self.session, self.body.rows.cursor
+        order = session.order(session.filter.code) if session.filter is not None else None
+        if order is None or not order.indices:
+            self.body.show_columns()
+            self.body.show_problems()
+            return
+        session.filter = order
+        self.body.show_listed(order.indices[min(place, len(order.indices) - 1)])
+        self.body.show_row()
+
+    def _follow_exclusion(self, document: ConfigDocument) -> None:
+        """Follow ``data.exclude``; an invalid one leaves nothing out."""
+        exclusion = Exclusion(())
+        with suppress(UserError):
+            exclusion = Exclusion(_excluded(document))
+        if exclusion.entries != self.session.exclusion.entries:
+            self.session.exclusion = exclusion
+            if self.session.losses is not None:
+                self._relist()
+
+    def _place(self) -> FileLine | None:
+        """File and line of the row under the cursor."""
+        view = self.view
+        if view is None or self.index >= view.count:
+            self._say("Open a file first.")
+            return None
+        try:
+            return view.places(self.index)[0]
+        except (UserError, IndexError) as error:
+            self._say(f"✗ {error}")
+            return None
+
+    async def action_keep(self) -> None:
+        """Mark the row as right, or no longer."""
+        found = self.session.losses
+        if found is None:
+            self._say(f"{self.keys['data.losses'].display} measures which rows a run has not learned.")
+            return
+        if (place := found.places.get(self.index)) is None:
+            self._say("The run has not learned from this row.")
+            return
+        review = read_review(found.run).toggled(place)
+        try:
+            await asyncio.to_thread(write_review, found.run, review)
+        except UserError as error:
+            self._say(f"✗ {error}")
+            return
+        if self.session.losses is not None and self.session.losses.run == found.run:
+            self.session.losses = self.session.losses.reviewed(review)
+            self._relist()
+
+    def action_exclude(self) -> None:
+        """Leave the row out of training, or take it back."""
+        document, place = self.shell.state.document, self._place()
+        if document is None or place is None or self.view is None:
+            return
+        file = self.session.path_of(place)
+        alike = [path for path in data_paths(document, "train") if path.name == place.file]
+        # Files of one name are told apart by their paths.
+        name = file if len(alike) > 1 else place.file
+        try:
+            entries = toggle_left_out(_excluded(document), file, place.line, name)
+        except UserError as error:
+            self._say(f"✗ {error}")
+            return
+        row, key = f"{place.file}:{place.line}", self.keys["data.exclude"].display
+        is_out = Exclusion(entries).names(file, place.line)
+        said = f"{row} is left out of training; {key} takes it back." if is_out else f"{row} is trained on again."
+        path = Path(entry_text(self.view.path))
+        self.shell.configuration.choose_options({"data.exclude": entries or None}, said, path)
+
+    def action_correct(self) -> None:
+        """Ask for the right answer of the row, and for the copy that it goes to."""
+        view, place = self.view, self._place()
+        if view is None or place is None:
+            return
+        try:
+            example = view.example(self.index)
+        except (RowError, UserError) as error:
+            self._say(f"✗ {error}")
+            return
+        from tui.screens.chat import KeepAnswer
+
+        if not example.answer or view.is_entry or view.data_path.is_dir():
+            self._say("✗ Only answers in a file of their own are corrected here.")
+            return
+        index, file = self.index, Path(entry_text(view.data_path))
+
+        def answered(kept: KeptAnswer | None) -> None:
+            if kept is not None and kept.text != example.answer and view is self.view:
+                copy = working_directory() / user_path(kept.file)
+                self._correct(view, index, FileLine(str(file), place.line), example, kept.text, copy)
+
+        title = f"Correct {place.file}:{place.line} in a copy, on which the configuration then trains"
+        question = example.prompt[-1].content if example.prompt else ""
+        screen = KeepAnswer(question, example.answer, str(copy_of(file)), title=title, verb="write the copy")
+        self.app.push_screen(screen, answered)
+
+    @work(group="data-correct")
+    async def _correct(
+        self, view: DatasetView, index: int, place: FileLine, example: Example, answer: str, copy: Path
+    ) -> None:
+        """Write a correction, and train on the copy."""
+        original, found = Path(place.file), self.session.losses
+        try:
+            await asyncio.to_thread(write_correction, original, copy, place.line, example.answer, answer)
+            if found is not None:
+                review = read_review(found.run).with_copy(Path(os.path.realpath(copy)), original.resolve())
+                await asyncio.to_thread(write_review, found.run, review)
+        except UserError as error:
+            self._say(f"✗ {error}")
+            return
+        if view is not self.view:
+            return
+        listed = self.session.filter
+        at = listed.place(index) if listed is not None else None
+        # In an order by loss the corrected row moves to the end.
+        following = index if listed is None or at is None else listed.indices[min(at + 1, len(listed.indices) - 1)]
+        there = DataPlace(
+            entry_text(copy), following, listed.code if listed is not None else "", self.body.shows_tokens
+        )
+        if follow_links(copy) == follow_links(original):
+            self.show(copy)
+        else:
+            self._train_on_copy(original, copy)
+        self.return_to(there)
+
+    def _train_on_copy(self, original: Path, copy: Path) -> None:
+        """Have the configuration train on a corrected copy in place of its original."""
+        document = self.shell.state.document
+        if document is None:
+            return
+        entries = document.get("data.train")
+        values: dict[str, object] = {"data.train": copy}
+        if isinstance(entries, list) and is_among(data_paths(document, "train"), original):
+            paths = data_paths(document, "train")
+            values["data.train"] = [
+                path_text(document, copy) if follow_links(path) == follow_links(original) else entry
+                for entry, path in zip(entries, paths, strict=False)
+            ]
+        if excluded := _excluded(document):
+            values["data.exclude"] = moved_to(excluded, original, copy)
+        text = f"The correction is in {copy.name}, on which the configuration trains now; {original.name} is as it was."
+        self.shell.configuration.choose_options(values, text, Path(entry_text(original)))
 
     # Display.
 
@@ -801,3 +1074,9 @@ class DataPane(Pane):
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Open the screen of the templates or the columns."""
         self.shell.configuration.open_form(form)
+
+
+def _excluded(document: ConfigDocument) -> list[str]:
+    """The entries of ``data.exclude`` as they are written."""
+    value = document.get("data.exclude")
+    return [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry]

@@ -21,6 +21,7 @@ from core.template.preview import PreviewRow, Refusal
 from core.template.preview import RowLength as Measured
 from core.template.sandboxed import RowMasks
 from core.units import format_count
+from tui.datasets.losses import CORRECTED, KEPT, OUT
 from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.plan import DataPlan
 from tui.datasets.summary import counted
@@ -212,6 +213,10 @@ class DataRows(Container):
     def count_again(self) -> None:
         """Count the tokens of the rows again."""
         self._forget_lengths()
+        self.show_columns()
+
+    def show_columns(self) -> None:
+        """Show the columns that there are now, and read the visible rows again."""
         if self._session.view is not None:
             self.rows.columns = self._session.columns
         self.rows.invalidate()
@@ -229,14 +234,18 @@ class DataRows(Container):
         rows = view.cells(indices)
         if view.marks.count != seen:
             self.post_message(self.ProblemsSeen())
-        if not self._session.has_counts:
-            return rows
-        if self._missing(indices):
+        if self._session.has_counts and self._missing(indices):
             self.call_later(self._want_lengths, indices)
         return [
-            row if row.problem else _with_length(row, self._lengths.get(index) or RowLength())
+            row if row.problem else replace(row, cells=(*self._narrow(index), *row.cells))
             for index, row in zip(indices, rows, strict=False)
         ]
+
+    def _narrow(self, index: int) -> tuple[str, ...]:
+        """The narrow cells of a row: its tokens, if they are counted, and its loss, if it was measured."""
+        session, length = self._session, self._lengths.get(index) or RowLength()
+        counts = (length.tokens, length.learned) if session.has_counts else ()
+        return (*counts, *((session.loss_word(index),) if session.losses is not None else ()))
 
     def _missing(self, indices: Sequence[int]) -> list[int]:
         """The rows of a selection with unknown length."""
@@ -283,7 +292,7 @@ class DataRows(Container):
         view, index = self._session.view, self.index
         if view is None or index >= view.count:
             return
-        self.conversation.show(view.turns(index))
+        self.conversation.show(self._session.turns(index))
         self._show_place()
         self.show_tokens()
         if not self.shows_tokens:
@@ -351,8 +360,18 @@ class DataRows(Container):
             f" · line {format_count(line)}" if line and line != index + 1 else ""
         )
         words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
-        told = [*map(Content, words), *self._problems(view, index)]
+        told = [*map(Content, words), *self._told_loss(index), *self._problems(view, index)]
         self._box.border_title = Content.assemble(" ", Content(" · ").join(told), " ")
+
+    def _told_loss(self, index: int) -> list[Content]:
+        """The loss of the row after a run, and what has been done about it."""
+        found = self._session.losses
+        if found is None or (word := self._session.loss_word(index)) == "–":
+            return []
+        loss = found.loss(index)
+        done = {KEPT: "kept", OUT: "left out", CORRECTED: "corrected"}.get(word, "")
+        told = [f"loss {loss:.2f}"] if loss is not None else []
+        return [*map(Content, told), *([Content.styled(done, "$near")] if done else [])]
 
     def _problems(self, view: DatasetView, index: int) -> list[Content]:
         """The problems for which the row is marked in the list; none of a row whose error is among its turns."""
@@ -373,7 +392,3 @@ class DataRows(Container):
         if landing is not None and landing[0] == self.index:
             # The scroll range is known only after the layout.
             self.call_after_refresh(self.reader.move_match, landing[1])
-
-
-def _with_length(row: RowCells, length: RowLength) -> RowCells:
-    return replace(row, cells=(length.tokens, length.learned, *row.cells))

@@ -10,8 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from core.analysis.job import AnalysisJob, analysis_job
+from core.analysis.problems import FileLine
 from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
+from core.data.exclusion import Exclusion
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_entry
@@ -21,9 +23,10 @@ from core.paths import working_directory
 from core.template.sandboxed import RowMasks
 from core.text import one_line
 from core.units import format_count
-from tui.datasets.marks import RowFilter, RowMarks, next_filter
+from tui.datasets.losses import BY_LOSS, WORST, FileLosses
+from tui.datasets.marks import RowFilter, RowMarks, RowOrder, next_filter
 from tui.datasets.plan import TokenPlan, plan_data
-from tui.datasets.view import DatasetView, Match, paced
+from tui.datasets.view import DatasetView, Match, Turn, paced
 from tui.files import data_paths, entry_text, follow_links
 from tui.keys import KeyTable
 from tui.session import DataPlace
@@ -69,12 +72,21 @@ class DatasetSession:
         """The progress of the analysis."""
         self.term = ""
         """The last searched text, which is highlighted."""
+        self.losses: FileLosses | None = None
+        """The losses of the rows after a run; None if no run that trained on the file was measured."""
+        self.has_looked_up = False
+        """True once the losses of the open file have been looked up."""
+        self.exclusion = Exclusion(())
+        """``data.exclude`` of the configuration."""
+        self.loss_hint = ""
+        """The keys for rows that are not learned, with their actions."""
         self._request: AnalysisRequest | None = None
 
     def open(self, view: DatasetView) -> None:
         """Show another dataset with all of its rows."""
         self.close()
         self.view, self.filter, self.indexed = view, None, 1.0
+        self.losses, self.has_looked_up = None, False
 
     def close(self) -> None:
         """Close the dataset, which ends its scans."""
@@ -112,7 +124,34 @@ class DatasetSession:
         """The headings of the list."""
         if self.view is None:
             return ()
-        return (*(("tok", "learned") if self.has_counts else ()), *self.view.columns)
+        counts = ("tok", "learned") if self.has_counts else ()
+        return (*counts, *(("loss",) if self.losses is not None else ()), *self.view.columns)
+
+    # Losses after a run.
+
+    def path_of(self, place: FileLine) -> str:
+        """Path of the file of a row."""
+        path = self.view.data_path if self.view is not None else Path()
+        return str(path / place.file if path.is_dir() else path)
+
+    def is_out(self, place: FileLine) -> bool:
+        """True if ``data.exclude`` leaves a row out."""
+        return bool(self.exclusion.entries) and self.exclusion.names(self.path_of(place), place.line)
+
+    def loss_word(self, index: int) -> str:
+        """Cell of a row in the column of losses."""
+        return "" if self.losses is None else self.losses.word(index, self.is_out)
+
+    def order(self, code: str) -> RowOrder | None:
+        """An order by loss; None without losses, or for another code."""
+        if self.losses is None or code not in (WORST, BY_LOSS):
+            return None
+        return self.losses.order(code, self.is_out, self.loss_hint)
+
+    def turns(self, index: int) -> list[Turn]:
+        """The turns of a row, then the model's own answer if its loss is among the highest."""
+        own = self.losses.turns(index) if self.losses is not None else ()
+        return [*(self.view.turns(index) if self.view is not None else ()), *own]
 
     async def load_masks(self) -> bool:
         """Load tokenizer and template; returns True if the plan is still the same."""
@@ -215,7 +254,10 @@ class DatasetSession:
         view = self.view
         if view is None:
             return Move()
-        among = self.filter.indices if self.filter is not None else None
+        among: Sequence[int] | None = self.filter.indices if self.filter is not None else None
+        if among is not None and isinstance(self.filter, RowOrder):
+            # In the order of their numbers, as the search goes.
+            among = sorted(among)
         total, given_up = format_count(len(self.listed)), threading.Event()
 
         def report(seen: int) -> None:
@@ -266,9 +308,11 @@ class DatasetSession:
         """Filter by the next or previous kind of problem; the cycle includes all rows."""
         if self.view is None:
             return Move()
-        if self.view.analysis is None:
+        if self.view.analysis is None and self.losses is None:
             return Move(said=self.not_known)
-        chosen = next_filter(self.view.analysis.problems, self.filter.code if self.filter else None, step)
+        problems = self.view.analysis.problems if self.view.analysis is not None else ()
+        orders = [order for code in (WORST, BY_LOSS) if (order := self.order(code)) is not None]
+        chosen = next_filter(problems, self.filter.code if self.filter else None, step, orders)
         if chosen is None and self.filter is None:
             return Move(said="No problems, so there is nothing to filter by.")
         return Move(said="", relists=True, filter=chosen)
@@ -305,7 +349,7 @@ class DatasetSession:
     def after_analysis(self) -> Move:
         """The filter after a new analysis; all rows if its problem is gone."""
         analysis = self.view.analysis if self.view is not None else None
-        if self.filter is None or analysis is None:
+        if self.filter is None or analysis is None or isinstance(self.filter, RowOrder):
             return Move()
         code = self.filter.code
         problem = analysis.problem(code)
@@ -357,6 +401,12 @@ class Return:
             if not place.filter:
                 self.place = None
             return Move(min(place.row, max(view.count - 1, 0)))
+        if self._is_at_row and place.filter in (WORST, BY_LOSS):
+            if not session.has_looked_up:
+                return Move()
+            self.place = None
+            order = session.order(place.filter)
+            return Move() if order is None else Move(relists=True, filter=order)
         if self._is_at_row and (view.analysis is not None or view.analysis_error is not None):
             self.place = None
             problem = view.analysis.problem(place.filter) if view.analysis is not None else None

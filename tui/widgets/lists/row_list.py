@@ -18,9 +18,9 @@ from tui.widgets.strips import component_classes, fit, mark_matches, style_of
 #: Marks of readable rows with a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
 #: Right-aligned columns of numbers.
-_COUNTS = ("tok", "learned")
+_COUNTS = ("tok", "learned", "loss")
 #: Cells of the narrow columns, which come first.
-_NARROW = {"tok": 5, "learned": 7, "label": 5}
+_NARROW = {"tok": 5, "learned": 7, "loss": 5, "label": 5}
 #: Minimum cells of a text column; the last columns are left out to keep it.
 _LEAST = 12
 

@@ -212,7 +212,7 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, ada
 
 def test_layers_that_the_run_kept_in_16_bit_are_loaded_so(tiny_model_dir: Path) -> None:
     args = {"method": "qlora", "precision": "fp32", "device": "cpu", "keep_16bit": ["layers.0.*"]}
-    loaded, _ = chat_engine._load_trained(tiny_model_dir, args, lambda _: None)
+    loaded, _ = chat_engine.load_trained(tiny_model_dir, args, lambda _: None)
     quantized = {name for name, module in loaded.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
     assert quantized
     assert not any(".layers.0." in name for name in quantized)

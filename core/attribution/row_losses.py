@@ -1,0 +1,350 @@
+"""Losses of a run's training rows after the training: rows that the model has not learned, with its own answers.
+
+They are kept in the run's directory, ``trace/row_losses.json``, with the step of the measured weights and the SHA-256
+of each data file; what a user has decided about rows is in ``trace/row_review.json`` beside it.
+
+The weights are those of the run's result. A model that has learned its rows by heart has a low loss on wrong rows, too;
+its held-out loss has risen by then. So where that ended more than :data:`NEAR` above its least value, the weights are
+those of the earliest kept checkpoint whose held-out loss is within :data:`NEAR` of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core import paths
+from core.analysis.problems import FileLine
+from core.atomic import write_atomic
+from core.directories import disk_error
+from core.errors import UserError
+from core.hub_uri import is_hub_entry
+from core.jobs.job import Job, JobProgress
+from core.runs.catalog.trained import (
+    checkpoint_steps,
+    find_trained,
+    has_result,
+    held_checkpoint,
+    newest_manifest,
+    read_manifest,
+    result_step,
+    taken_step,
+)
+from core.runs.record.history import read_history
+from core.runs.record.state import in_words
+from core.runs.record.store import Run, list_runs
+from core.small_files import hash_file, read_json
+from core.text import one_line
+
+PROGRAM = "core.worker.job row-losses"
+VERSION = 1
+#: Directory of the records in a run's directory, and their names.
+FOLDER, LOSSES_NAME, REVIEW_NAME = "trace", "row_losses.json", "row_review.json"
+#: Rows with the highest losses, which the model answers itself.
+WORST = 40
+#: Share by which a held-out loss may exceed the least one and still be near it.
+NEAR = 0.05
+#: Largest records that are read, in bytes.
+_LOSSES_LIMIT, _REVIEW_LIMIT = 256 << 20, 8 << 20
+#: Newest runs among which those of a file are looked for.
+_RUNS = 200
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Loss of a row: the mean over its supervised tokens, in nats."""
+
+    file: str
+    """Name of its file."""
+    line: int
+    """Its line, or its row in a table, from 1."""
+    loss: float
+    tokens: int
+    """Supervised tokens."""
+
+    @property
+    def place(self) -> FileLine:
+        """File and line."""
+        return FileLine(self.file, self.line)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A row with the same question as another one."""
+
+    file: str
+    line: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class WorstRow(RowLoss):
+    """A row with one of the highest losses, beside the model's own answer. Texts come from anywhere: sanitize them."""
+
+    question: str = ""
+    """The last turn before the answer; empty for plain text."""
+    answer: str = ""
+    """The row's answer, or its text."""
+    own: str | None = None
+    """The model's answer to the same conversation; None where it was not asked, as for plain text and tools."""
+    twins: tuple[Twin, ...] = ()
+    """Other rows with the same conversation before the answer."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file as it was measured."""
+
+    path: str
+    sha256: str
+    bytes: int
+    mtime_ns: int
+
+    def is_unchanged(self) -> bool:
+        """True if the file is still the same; its content is read only if size or time differ."""
+        try:
+            status = os.stat(self.path)
+            if (status.st_size, status.st_mtime_ns) == (self.bytes, self.mtime_ns):
+                return True
+            return status.st_size == self.bytes and hash_file(self.path) == self.sha256
+        except (OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Losses of a run's training rows."""
+
+    run: str
+    """Id of the run."""
+    step: int | None
+    """Step of the measured weights; None where the record does not say which step the result is of."""
+    rows_sha256: str
+    """Fingerprint of all rows, tokens and masks."""
+    files: tuple[DataFile, ...]
+    rows: Mapping[str, Sequence[tuple[int, float, int]]]
+    """Line, loss and supervised tokens of each row, by the name of its file."""
+    worst: tuple[WorstRow, ...]
+    """Rows with the highest losses, the highest first."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what is missing."""
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return sum(map(len, self.rows.values()))
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over the supervised tokens of all rows."""
+        tokens = sum(tokens for rows in self.rows.values() for _, _, tokens in rows)
+        return sum(loss * tokens for rows in self.rows.values() for _, loss, tokens in rows) / max(tokens, 1)
+
+    def of_file(self, path: str | Path) -> Mapping[int, RowLoss]:
+        """Losses of the rows of a file by line; empty if the file was not measured or has changed since, or shares its
+        name with another one, as rows are named by the names of their files."""
+        wanted, name = os.path.realpath(path), Path(path).name
+        named = [file for file in self.files if Path(file.path).name == name]
+        if len(named) != 1 or os.path.realpath(named[0].path) != wanted or not named[0].is_unchanged():
+            return {}
+        return {line: RowLoss(name, line, loss, tokens) for line, loss, tokens in self.rows.get(name, ())}
+
+    def is_current(self, run: Run) -> bool:
+        """True if a measurement of now would give the same: same weights, same files."""
+        return self.step == _step_of(run) and all(file.is_unchanged() for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RowLosses:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: If it is none.
+        """
+        if data["version"] != VERSION:
+            raise ValueError("another version")
+        worst = tuple(
+            WorstRow(**{**row, "twins": tuple(Twin(**twin) for twin in row["twins"])}) for row in data["worst"]
+        )
+        rows = {
+            str(name): [(int(line), float(loss), int(tokens)) for line, loss, tokens in found]
+            for name, found in data["rows"].items()
+        }
+        return cls(
+            run=str(data["run"]),
+            step=None if data["step"] is None else int(data["step"]),
+            rows_sha256=str(data["rows_sha256"]),
+            files=tuple(DataFile(**file) for file in data["files"]),
+            rows=rows,
+            worst=worst,
+            notes=tuple(map(str, data["notes"])),
+        )
+
+
+def read_losses(run: Run) -> RowLosses | None:
+    """The losses kept in a run's directory; None if there are none, or the file is torn or of another version."""
+    try:
+        return RowLosses.from_dict(read_json(run.path / FOLDER / LOSSES_NAME, _LOSSES_LIMIT))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+# What a user has decided.
+
+
+@dataclass(frozen=True)
+class RowReview:
+    """Decisions about a run's rows."""
+
+    kept: frozenset[FileLine] = frozenset()
+    """Rows that were looked at and are right."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Corrected copies of data files: absolute path of the copy to that of the original, line for line."""
+
+    def toggled(self, place: FileLine) -> RowReview:
+        """The review with a row kept, or no longer."""
+        return replace(self, kept=self.kept ^ {place})
+
+    def with_copy(self, copy: Path, original: Path) -> RowReview:
+        """The review with a copy; a copy of a copy is one of the original."""
+        first = self.copies.get(str(original), str(original))
+        return self if str(copy) == first else replace(self, copies={**self.copies, str(copy): first})
+
+
+def read_review(run: Run) -> RowReview:
+    """The decisions kept in a run's directory; none without a readable file."""
+    try:
+        data = read_json(run.path / FOLDER / REVIEW_NAME, _REVIEW_LIMIT)
+        kept = frozenset(FileLine(str(file), int(line)) for file, line in data["kept"])
+        return RowReview(kept, {str(copy): str(original) for copy, original in data["copies"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return RowReview()
+
+
+def write_review(run: Run, review: RowReview) -> None:
+    """Keep decisions in the run's directory.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    _write(run, REVIEW_NAME, {"version": VERSION, "kept": sorted(review.kept), "copies": dict(review.copies)})
+
+
+def _write(run: Run, name: str, content: Mapping[str, Any]) -> None:
+    folder = run.path / FOLDER
+    if folder.is_symlink():
+        # A run may come from anywhere, and is not to say where this program writes.
+        raise UserError(f"{one_line(str(folder))} is a link.", "Remove it, then do it again.")
+    try:
+        paths.make_private_dir(folder)
+        write_atomic(folder / name, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+# Runs of a file.
+
+
+def runs_trained_on(path: Path) -> Iterator[Run]:
+    """Runs that trained on a data file, or on the original of a corrected copy; the newest first.
+
+    Args:
+        path: The file, a directory or an entry, absolute.
+    """
+    for run in list_runs()[:_RUNS]:
+        train = run.values().get("data.train")
+        entries = [str(entry) for entry in (train if isinstance(train, list) else [train]) if isinstance(entry, str)]
+        wanted = {_resolved(path), _resolved(read_review(run).copies.get(os.path.realpath(path), path))}
+        if not wanted.isdisjoint(map(_resolved, entries)):
+            yield run
+
+
+def _resolved(path: Path | str) -> str:
+    return str(path) if is_hub_entry(path) else os.path.realpath(path)
+
+
+# The measurement.
+
+RowLossesJob = Job[JobProgress, RowLosses]
+
+
+def measured_step(run: Run) -> int | None:
+    """Step of the checkpoint that is measured; None for the run's result, or what stands in for it."""
+    if taken_step(run) is not None or not has_result(run):
+        return None
+    losses = {event.step: event.loss for event in read_history(run).evals if math.isfinite(event.loss)}
+    end = result_step(run)
+    if not losses or end is None:
+        return None
+    near = min(losses.values()) * (1 + NEAR)
+    if losses.get(end, losses[max(losses)]) <= near:
+        return None
+    return next((step for step in checkpoint_steps(run) if losses.get(step, math.inf) <= near), None)
+
+
+def _step_of(run: Run) -> int | None:
+    """Step of the weights that :func:`row_losses_job` measures; None where the record does not say."""
+    with suppress(UserError):
+        trained = find_trained(run, measured_step(run))
+        return trained.step if trained.step is not None else result_step(run)
+    return None
+
+
+def row_losses_job(run: Run, worst: int = WORST) -> RowLossesJob:
+    """The measurement as a job: a forward pass over the rows, then answers to the worst ones. The record is kept in the
+    run's directory; nothing is kept of a job that is closed before its end.
+
+    Args:
+        run: A run that is over.
+        worst: Rows that the model answers itself.
+
+    Raises:
+        UserError: When it runs: if the run is live, has no trained model or another objective than ``sft``, or the rows
+            are no longer those of the training.
+    """
+
+    def work(job: RowLossesJob) -> RowLosses:
+        # Only for a measurement: the app reads records as it begins.
+        from core.chat.session import spec_of
+        from core.launch.launcher import worker_environment
+
+        state = run.state()
+        if not state.is_over:
+            raise UserError(
+                f"Run {run.id} {in_words(state.state)}; the losses of its rows are measured after its end.",
+                f"Wait for its end, or stop it: localtune-tui stop {run.id}",
+            )
+        trained = find_trained(run, measured_step(run))
+        config = trained.config
+        if config.train.objective != "sft":
+            raise UserError(
+                f"Run {run.id} was trained with train.objective = {config.train.objective}, and losses of single rows "
+                "are measured for sft alone.",
+                "Compare its answers with 'localtune-tui eval'.",
+            )
+        manifest = newest_manifest(run) if trained.checkpoint is None else read_manifest(trained.checkpoint)
+        request = {
+            "directory": str(run.path),
+            "config": config.model_dump(mode="json"),
+            "model": asdict(spec_of(trained)),
+            "created": None if run.created is None else run.created.isoformat(),
+            "data_sha256": manifest.get("data_sha256"),
+            "worst": worst,
+        }
+        with held_checkpoint(trained.checkpoint):
+            answer = job.call(PROGRAM, request, job.report, environment=worker_environment())
+        step = trained.step if trained.step is not None else result_step(run)
+        record = RowLosses.from_dict({"version": VERSION, "run": run.id, "step": step, **answer})
+        _write(run, LOSSES_NAME, record.to_dict())
+        return record
+
+    return Job("the measurement of the rows", work, "Close other programs, or measure on a free device.")
