@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 from core.commands.common import BOTH_PRINTED, add_json_flag, emit, find_runs, note, say
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If a run is unknown, there are too few or too many, or a file cannot be written.
     """
+    from core.evaluation.run_answers import answers_of_runs, answers_to_json, answers_to_lines, answers_to_markdown
     from core.runs.catalog.compare import (
         compare_runs,
         read_record,
@@ -38,15 +40,21 @@ def run(args: argparse.Namespace) -> int:
         to_markdown,
     )
 
-    comparison = compare_runs([read_record(target) for target in find_runs(args.runs)])
-    files = ((args.markdown, to_markdown), (args.csv, to_csv), (args.curves, to_curves_csv))
-    wanted = [(path, write) for path, write in files if path is not None]
-    for path, write in wanted:
-        _write(path, write(comparison))
+    runs = find_runs(args.runs)
+    comparison = compare_runs([read_record(target) for target in runs])
+    answers = answers_of_runs(runs)
+    texts: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+        (args.markdown, lambda: f"{to_markdown(comparison)}\n{answers_to_markdown(answers)}"),
+        (args.csv, lambda: to_csv(comparison)),
+        (args.curves, lambda: to_curves_csv(comparison)),
+    )
+    wanted = [(path, text) for path, text in texts if path is not None]
+    for path, text in wanted:
+        _write(path, text())
     if args.json:
-        emit(to_json(comparison))
+        emit({**to_json(comparison), **answers_to_json(answers)})
     elif not wanted:
-        say(*text_lines(comparison))
+        say(*text_lines(comparison), "", *answers_to_lines(answers))
     return 0
 
 

@@ -19,6 +19,7 @@ from core.commands.common import (
     say,
 )
 from core.commands.parser import ArgumentParser
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.evaluation.evaluation import Evaluation
@@ -36,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=int)
     parser.add_argument("--max-new-tokens", metavar="N", type=int)
     parser.add_argument("--check", metavar="COMMAND")
+    parser.add_argument("--fail-on-flips", metavar="N", type=int)
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--out", metavar="FILE")
     parser.add_argument("--with", dest="harness", choices=("lm-eval",))
@@ -47,11 +49,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask and compare, or start the harness."""
+    """Ask and compare, or start the harness; exit code 5 if more answers went wrong than ``--fail-on-flips`` allows."""
     if args.harness is not None:
         return _run_harness(args)
-    if args.tasks is not None or args.include is not None:
-        note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
+    refused = {
+        "--tasks and --include go with --with lm-eval": args.tasks is not None or args.include is not None,
+        "--fail-on-flips needs --against, or --show": args.fail_on_flips is not None
+        and not (args.against or args.show or len(args.targets) > 1),
+        "--fail-on-flips must be 0 or more": args.fail_on_flips is not None and args.fail_on_flips < 0,
+    }
+    if wrong := next((sentence for sentence, is_so in refused.items() if is_so), None):
+        note(f"{PROGRAM} eval: error: {wrong}.")
         return EXIT_USAGE
     from core.commands.live_line import LiveLine
     from core.evaluation.evaluation import EvaluationRequest
@@ -68,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
     with LiveLine() as line:
         evaluation = request.prepare(lambda at: line.draw(at.activity))
     prompts = evaluation.prompts
+    if args.fail_on_flips is not None and not evaluation.can_be_right:
+        raise UserError(
+            f"Nothing can be right or wrong: {prompts.name} has no expected answer.",
+            "Add expected answers or schemas, or name a --check.",
+        )
     if prompts.skipped:
         note(f"{prompts.skipped} rows of {prompts.name} are not questions, and are skipped.")
     done = _evaluate(evaluation)
@@ -78,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
             note(f"Written to {write_report(record, table, args.out)}.")
     else:
         note(f"{record.done} of {record.total} answers are kept; the same command continues with the rest.")
-    _print(evaluation.file.path if evaluation.file is not None else None, record, table, as_json=args.json)
-    return 0 if done else EXIT_INTERRUPTED
+    code = _print(evaluation.file.path if evaluation.file is not None else None, record, table, args)
+    return code if done else EXIT_INTERRUPTED
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -96,9 +109,15 @@ def _show(args: argparse.Namespace) -> int:
     if args.out is not None:
         note(f"Written to {write_report(record, table, args.out)}.")
     if record.state != "done":
-        note(f"It is unfinished: {record.done} of {record.total} answers.")
-    _print(path, record, table, as_json=args.json)
-    return 0
+        unfinished = f"It is unfinished: {record.done} of {record.total} answers."
+        if args.fail_on_flips is not None:
+            raise UserError(unfinished, "Continue it by the same command as before, without --show.")
+        note(unfinished)
+    if args.fail_on_flips is not None and table.deciding is None:
+        raise UserError("Nothing in it can be right or wrong: no answer is expected.", "Evaluate other prompts.")
+    if args.fail_on_flips is not None and not table.comparisons:
+        raise UserError(f"It has the answers of {record.targets[0]} alone.", "Evaluate it --against another one.")
+    return _print(path, record, table, args)
 
 
 def _evaluate(evaluation: Evaluation) -> bool:
@@ -123,14 +142,28 @@ def _evaluate(evaluation: Evaluation) -> bool:
     return True
 
 
-def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, *, as_json: bool) -> None:
-    from core.evaluation.report import summary_lines
+def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, args: argparse.Namespace) -> int:
+    """Print an evaluation; returns the exit code by ``--fail-on-flips``."""
+    from core.evaluation.flips import flips_line, flips_of
+    from core.evaluation.report import flip_lines, summary_lines
+    from core.runs.record.state import EXIT_REFUSED
 
-    if as_json:
+    flips = flips_of(record, table.deciding)
+    if args.json:
         emit(summary(record, table, str(path) if path is not None else None))
-        return
-    say(*summary_lines(record, table))
-    note(f"kept in {path}")
+    else:
+        say(*summary_lines(record, table))
+        for each in flips:
+            say(*(["", *flip_lines(record, each)] if args.fail_on_flips is not None else [flips_line(each)]))
+        note(f"kept in {path}")
+    if args.fail_on_flips is None:
+        return 0
+    over = [each for each in flips if len(each.broken) > args.fail_on_flips]
+    for each in over:
+        count = len(each.broken)
+        answers = "1 answer" if count == 1 else f"{count} answers"
+        note(f"{answers} that {each.before} gives right went wrong; --fail-on-flips allows {args.fail_on_flips}.")
+    return EXIT_REFUSED if over else 0
 
 
 def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) -> dict[str, Any]:
@@ -138,9 +171,13 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
 
     Returns:
         ``id``, ``path`` of the record, ``state`` (``running`` where it was interrupted), ``prompts`` (their file),
-        ``items`` (their number), ``targets``, and the fields of
-        :meth:`core.evaluation.table.EvaluationTable.to_dict`.
+        ``items`` (their number), ``targets``, the fields of
+        :meth:`core.evaluation.table.EvaluationTable.to_dict`, and ``flips``, a list of
+        :func:`core.evaluation.report.flips_to_json`.
     """
+    from core.evaluation.flips import flips_of
+    from core.evaluation.report import flips_to_json
+
     return {
         "id": record.id,
         "path": path,
@@ -148,6 +185,7 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
         "items": len(record.items),
         "targets": list(record.targets),
         **table.to_dict(),
+        "flips": [flips_to_json(record, each) for each in flips_of(record, table.deciding)],
     }
 
 
@@ -157,8 +195,8 @@ def _run_harness(args: argparse.Namespace) -> int:
     refused = {
         "--limit must be at least 1": args.limit is not None and args.limit < 1,
         "--tasks is needed: names separated by commas": args.tasks is None,
-        "--prompts, --against, --check, --max-new-tokens and --out do not go with --with": any(
-            (args.prompts, args.against, args.check, args.max_new_tokens, args.out)
+        "--prompts, --against, --check, --max-new-tokens, --fail-on-flips and --out do not go with --with": any(
+            (args.prompts, args.against, args.check, args.max_new_tokens, args.fail_on_flips is not None, args.out)
         ),
         "lm-eval measures one model at a time": len(args.targets) > 1,
     }

@@ -57,6 +57,13 @@ class Evaluation:
         """The directory of its record: the first run's, or the home's."""
         return folder_of(next((target.run for target in self.targets if target.run is not None), None))
 
+    @property
+    def can_be_right(self) -> bool:
+        """True if an answer can be right or wrong: one is expected, has a schema, or is checked."""
+        return self.check is not None or any(
+            item.expected is not None or item.schema is not None for item in self.prompts.items
+        )
+
     def run(self, progress: Callable[[JobProgress], None] = lambda _: None) -> EvaluationRecord:
         """Ask and score; blocks. Continues an interrupted evaluation with the same questions.
 

@@ -8,9 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
+from core.evaluation.flips import Flips, chance_line, flips_line
 from core.evaluation.record import EvaluationRecord, Metric
 from core.evaluation.table import TITLES, Comparison, EvaluationTable
 from core.paths import user_path
@@ -19,6 +21,8 @@ from core.units import format_fixed
 
 #: Most rows won, and lost, in the Markdown; the JSON lines have all.
 MOST_ROWS = 50
+#: Most flipped answers each way on a terminal.
+MOST_LISTED = 20
 #: Permissions of a file that the user asks for, as an editor would set them.
 _MODE = 0o644
 _CUT = 400
@@ -81,9 +85,9 @@ def _short(name: str) -> str:
 def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
     """The evaluation as Markdown: the table, the comparisons, and rows won and lost. Answers stand in fences that are
     longer than any in them, so that nothing in an answer is markup."""
-    names = [_cell(name) for name in record.targets]
+    names = [escaped(name) for name in record.targets]
     lines = [
-        f"# {_cell(record.prompts)}",
+        f"# {escaped(record.prompts)}",
         "",
         f"{len(record.items)} prompts, greedy answers of at most {record.settings['max_new_tokens']} tokens."
         + ("" if record.state == "done" else f" Unfinished: {record.done} of {record.total} answers."),
@@ -94,12 +98,12 @@ def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
     for metric in table.metrics:
         lines.append(f"| {TITLES[metric]} | {' | '.join(_means(record, table, metric))} |")
     for comparison in table.comparisons:
-        lines += ["", f"**{_cell(record.targets[0])}** {_cell(comparison_line(table, comparison))}"]
+        lines += ["", f"**{escaped(record.targets[0])}** {escaped(comparison_line(table, comparison))}"]
     lines += ["", "Intervals: paired bootstrap over the prompts, 95 %, percentiles."]
     for comparison in table.comparisons:
         for title, places in (("Won", comparison.won), ("Lost", comparison.lost)):
             if places:
-                lines += ["", f"## {title} against {_cell(comparison.against)}"]
+                lines += ["", f"## {title} against {escaped(comparison.against)}"]
                 for place in places[:MOST_ROWS]:
                     lines += _row(record, place, (record.targets[0], comparison.against))
                 if len(places) > MOST_ROWS:
@@ -107,14 +111,97 @@ def to_markdown(record: EvaluationRecord, table: EvaluationTable) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(record: EvaluationRecord, place: int, names: Sequence[str]) -> list[str]:
+def flips_to_markdown(record: EvaluationRecord, flips: Sequence[Flips]) -> str:
+    """Flipped answers as a section of Markdown, at most :data:`MOST_ROWS` each way, right → wrong first."""
+    lines = ["## Flipped answers"]
+    for each in flips:
+        told = (flips_line(each), chance_line(each), *each.notes)
+        lines += ["", *(escaped(text) for text in told if text)]
+        for title, places in _ways(each):
+            if places:
+                lines += ["", f"### {title}, {escaped(each.before)} → {escaped(each.after)}"]
+                for place in places[:MOST_ROWS]:
+                    lines += _row(record, place, (each.before, each.after), level=4)
+                if len(places) > MOST_ROWS:
+                    lines += ["", f"… and {len(places) - MOST_ROWS} more."]
+    return "\n".join(lines) + "\n"
+
+
+def flip_lines(record: EvaluationRecord, flips: Flips, *, most: int = MOST_LISTED) -> list[str]:
+    """Flipped answers for a terminal: counts, how often chance splits so unevenly, and both answers to each question.
+
+    Args:
+        record: The evaluation.
+        flips: The flips between two of its models.
+        most: Most questions listed each way.
+    """
+    lines = [text for text in (flips_line(flips), chance_line(flips), *flips.notes) if text]
+    for title, places in _ways(flips):
+        if not places:
+            continue
+        lines += ["", title]
+        for place in places[:most]:
+            item = record.items[place]
+            lines.append(f"  {one_line(item.id, 24)}  {one_line(item.question, 100)}")
+            told = [("expected", item.expected)] if item.expected is not None else []
+            told += [(name, _text(record, name, place)) for name in (flips.before, flips.after)]
+            width = max(len(_short(name)) for name, _ in told)
+            lines += [f"    {_short(name):<{width}}  {one_line(text or '', 100) or '–'}" for name, text in told]
+        if len(places) > most:
+            lines.append(f"  … and {len(places) - most} more; --json has all of them.")
+    return lines
+
+
+def flips_to_json(record: EvaluationRecord, flips: Flips) -> dict[str, Any]:
+    """Flipped answers as ``--json`` prints them.
+
+    Returns:
+        ``before`` and ``after`` (the models), ``metric``, ``compared`` (questions), ``right`` (in both), ``chance``,
+        ``notes``, and ``right_to_wrong`` and ``wrong_to_right``, each a list of ``id``, ``question``, ``expected``,
+        ``before`` and ``after`` (the answers).
+    """
+
+    def told(places: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": (item := record.items[place]).id,
+                "question": item.question,
+                "expected": item.expected,
+                "before": _text(record, flips.before, place),
+                "after": _text(record, flips.after, place),
+            }
+            for place in places
+        ]
+
+    return {
+        "before": flips.before,
+        "after": flips.after,
+        "metric": flips.metric,
+        "compared": flips.compared,
+        "right": flips.right,
+        "chance": flips.chance,
+        "notes": list(flips.notes),
+        "right_to_wrong": told(flips.broken),
+        "wrong_to_right": told(flips.mended),
+    }
+
+
+def _ways(flips: Flips) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return (("right → wrong", flips.broken), ("wrong → right", flips.mended))
+
+
+def _text(record: EvaluationRecord, name: str, place: int) -> str:
+    answer = record.answers[name][place]
+    return answer.text if answer is not None else ""
+
+
+def _row(record: EvaluationRecord, place: int, names: Sequence[str], *, level: int = 3) -> list[str]:
     item = record.items[place]
-    lines = ["", f"### {_cell(item.id)}", "", *_fenced(item.question)]
+    lines = ["", f"{'#' * level} {escaped(item.id)}", "", *_fenced(item.question)]
     if item.expected is not None:
         lines += ["", "expected", "", *_fenced(item.expected)]
     for name in names:
-        answer = record.answers[name][place]
-        lines += ["", _cell(name), "", *_fenced(answer.text if answer is not None else "")]
+        lines += ["", escaped(name), "", *_fenced(_text(record, name, place))]
     return lines
 
 
@@ -125,7 +212,7 @@ def _fenced(text: str) -> list[str]:
     return [f"{fence}text", shown, fence]
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """A text on a single line, with Markdown's special characters in tables and headings escaped."""
     return one_line(text, 200).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 

@@ -47,6 +47,7 @@ from core.config.schema import Config, Option, options
 from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
 from core.evaluation.prompt_set import PromptItem
 from core.evaluation.record import Answered, EvaluationRecord
+from core.evaluation.run_answers import answers_of_runs, answers_to_json
 from core.evaluation.table import EvaluationTable
 from core.hardware.snapshot import Device
 from core.hub.job import FetchPlan
@@ -363,7 +364,9 @@ def json_fields(run: Run) -> dict[str, JSON]:
     return {
         "runs": keys_of(json.loads(printed("runs"))),
         "compare": keys_of(
-            to_json(compare_runs([read_record(run)] * 2)) | dict.fromkeys(("data", "options", "answers"), "")
+            to_json(compare_runs([read_record(run)] * 2))
+            | answers_to_json(answers_of_runs([run, run]))
+            | dict.fromkeys(("data", "options", "answers"), "")
         ),
         "label": keys_of(json.loads(printed("label", run.id))),
         "status": keys_of(json.loads(printed("status", run.id)) | {"devices": "", "ranks": ""}),

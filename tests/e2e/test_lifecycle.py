@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core.evaluation.held_out import kept_steps, read_answers
 from core.runs.control.client import ControlClient
 from core.runs.record.events import (
     CheckpointEvent,
@@ -86,6 +87,14 @@ def test_data_evaluations_checkpoints_samples_and_memory_are_reported(reference:
         assert event.perplexity == pytest.approx(math.exp(event.loss))
         assert event.rows == 5
         assert None not in (event.exact_match, event.valid_json)
+    best = min(measured, key=lambda event: event.loss).step
+    assert kept_steps(reference) == sorted({10, best, STEPS}), (
+        "answers of the first, the best and the newest evaluation"
+    )
+    answers = read_answers(reference, STEPS)
+    right = [answer.scores["exact_match"] for answer in next(iter(answers.answers.values())) if answer is not None]
+    assert sum(right) / 5 == measured[-1].exact_match
+    assert {item.id.rpartition(":")[0] for item in answers.items} == {"eval.jsonl"}
     assert [event.step for event in only(CheckpointEvent, reference)] == [*range(5, STEPS, 5), STEPS]
     kept = sorted(path.name for path in reference.checkpoints_path.iterdir())
     # The checkpoint nearest to the middle of the run stays beside the newest.

@@ -72,6 +72,10 @@ class Dataset:
         """File and line of one of ``rows``: ``rows.jsonl line 7``."""
         return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
+    def name_of(self, position: int) -> str:
+        """The name of one of ``rows``, its file and line: ``rows.jsonl:7``; its number without them."""
+        return f"{(place := self.places[position]).file}:{place.line}" if self.places else str(position + 1)
+
     def event(self, held_out: Dataset | None = None) -> DataEvent:
         """The ``data`` event about these rows. Tokens are per epoch, including repeated rows, without rows left out.
 

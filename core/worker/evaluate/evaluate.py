@@ -15,6 +15,7 @@ import torch
 
 from core.errors import UserError
 from core.evaluation.probe import as_text, read_probe
+from core.evaluation.prompt_set import PromptItem
 from core.evaluation.score import Expected
 from core.runs.record.events import EvalEvent, SampleEvent
 from core.worker.data.batches import make_micro_batch, supervised_count
@@ -116,17 +117,37 @@ class Evaluator:
         examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
+        self.items = self._items()
+        """The rows that are asked, without tool calls and reasoning in their messages."""
         self._expected = Expected.of([example.answer for example in self._asked])
         longest = max((supervised_count(row) for row in dataset.rows), default=0)
-        self._max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
+        self.max_new_tokens = min(max_new_tokens, longest + ANSWER_MARGIN_TOKENS)
+        """Maximum length of an answer in tokens."""
 
     @property
     def rows(self) -> int:
         """The number of held-out rows."""
         return len(self._dataset.rows)
 
-    def measure(self, step: int, progress: Callable[[str, int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
+    def _items(self) -> list[PromptItem]:
+        places = {id(example): number for number, example in reversed([*enumerate(self._dataset.examples)])}
+        return [
+            PromptItem(
+                self._dataset.name_of(places[id(example)]),
+                tuple({"role": turn.role, "content": turn.content} for turn in example.prompt),
+                example.answer or None,
+            )
+            for example in self._asked
+        ]
+
+    def measure(
+        self, step: int, progress: Callable[[str, int, int], None]
+    ) -> tuple[EvalEvent, list[SampleEvent], list[str]]:
         """Measure the model after ``step`` optimizer steps.
+
+        Returns:
+            The event, the first answers as samples, and the answers to all of :attr:`items`; none if only the loss is
+            measured, or if they do not fit in memory.
 
         Args:
             step: Optimizer steps done.
@@ -170,7 +191,7 @@ class Evaluator:
             reward_margin=rewards.margin,
             reward_accuracy=rewards.accuracy,
         )
-        return event, self._samples_of(step, answers[: self._samples])
+        return event, self._samples_of(step, answers[: self._samples]), answers
 
     @property
     def has_samples(self) -> bool:
@@ -229,7 +250,7 @@ class Evaluator:
                 self._loaded.model,
                 self._loaded.tokenizer,
                 conversations,
-                self._max_new_tokens,
+                self.max_new_tokens,
                 report,
                 template=self._template,
                 notice=lambda message: self._notice("memory_answers", message, "The answers are the same."),

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from core.errors import UserError
+from core.evaluation.held_out import keep_answers
 from core.runs.record.events import ProbeEvent, SampleEvent
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.evaluate.evaluate import Evaluator, Probe
@@ -42,6 +44,7 @@ class Evaluations:
 
     def __post_init__(self) -> None:
         self.state, self.recorder = self.checkpointer.state, self.checkpointer.recorder
+        self._is_failing = False
 
     def evaluate(self) -> bool:
         """Measure the current step, unless it was measured already. Returns True if there was anything to measure."""
@@ -97,7 +100,7 @@ class Evaluations:
         state, step = self.state, self.state.step
         paused, began = state.paused_seconds, time.monotonic()
         try:
-            event, samples = evaluator.measure(step, report)
+            event, samples, answers = evaluator.measure(step, report)
         except MemoryShortageError as error:
             state.evaluated = step
             message = f"The evaluation after step {step} is left out. {error.message}"
@@ -112,7 +115,24 @@ class Evaluations:
         self._record(samples)
         if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
             self.checkpointer.save()
+        if answers:
+            self._keep(evaluator, answers)
         return True
+
+    def _keep(self, evaluator: Evaluator, answers: Sequence[str]) -> None:
+        state, recorder = self.state, self.recorder
+        if not recorder.keeps:
+            return
+        try:
+            keep_answers(
+                recorder.run, state.step, evaluator.items, answers, evaluator.max_new_tokens, best=state.best.best_step
+            )
+        except (UserError, OSError) as error:
+            # They are for later comparison only; a full disk never ends a run here.
+            if not self._is_failing:
+                message = f"The answers to the held-out rows are not kept: {error}"
+                recorder.warn("answers_not_kept", message, "Flipped answers are not listed for this run.")
+            self._is_failing = True
 
     def _probe_first(self, probe: Probe) -> None:
         tell = self.recorder.reporter("evaluating", self.attend)

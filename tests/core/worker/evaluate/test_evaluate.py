@@ -88,7 +88,7 @@ def bench(tiny_model_dir: Path) -> Bench:
 @cases("token_budget", [1, 100, 1000])
 def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
     told: list[tuple[str, int, int]] = []
-    event, samples = bench.evaluator(token_budget=token_budget).measure(
+    event, samples, _ = bench.evaluator(token_budget=token_budget).measure(
         4, lambda what, done, total: told.append((what, done, total))
     )
     assert event.loss == pytest.approx(mean_loss(bench.loaded, bench.dataset.rows), rel=1e-5)
@@ -122,7 +122,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_answers_are_counted_and_shown(bench: Bench, asked: list[Any]) -> None:
-    event, samples = bench.evaluator(max_new_tokens=500).measure(7, lambda *_: None)
+    evaluator = bench.evaluator(max_new_tokens=500)
+    event, samples, answers = evaluator.measure(7, lambda *_: None)
+    assert answers == [ANSWERS[0], "{}", "no idea"]
+    assert [item.id for item in evaluator.items] == ["1", "2", "3"]
+    assert evaluator.items[1].messages == ({"role": "user", "content": "ticket word "},)
+    assert [item.expected for item in evaluator.items] == list(ANSWERS)
     assert event.exact_match == pytest.approx(1 / 3)
     assert event.valid_json == pytest.approx(2 / 3)
     assert [sample.text for sample in samples] == [ANSWERS[0], "{}", "no idea"]
@@ -183,10 +188,10 @@ def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, Limi
 
 
 def test_batches_that_do_not_fit_stay_smaller_from_then_on(bench: Bench) -> None:
-    wanted, _ = bench.evaluator().measure(1, lambda *_: None)
+    wanted, *_ = bench.evaluator().measure(1, lambda *_: None)
     # The second call is that of the first single row, which is tried once more.
     evaluator, loss, told = limited(bench, 1, {2})
-    event, _ = evaluator.measure(1, lambda *_: None)
+    event, *_ = evaluator.measure(1, lambda *_: None)
     assert event.loss == pytest.approx(wanted.loss, rel=1e-5)
     assert loss.sizes == [1, 1, 1]
     assert told == ["memory_evaluation"]
@@ -211,7 +216,7 @@ def test_answers_that_do_not_fit_are_skipped_and_the_loss_is_reported(
 
     monkeypatch.setattr(evaluate, "generate_batch", fail)
     evaluator, _, told = limited(bench, 3, set())
-    event, samples = evaluator.measure(1, lambda *_: None)
+    event, samples, _ = evaluator.measure(1, lambda *_: None)
     assert told == ["memory_answers"]
     assert math.isfinite(event.loss)
     assert (event.exact_match, samples) == (None, [])
