@@ -675,6 +675,10 @@ class Starting:
             return
         self._open_card(Start(config, run.id, continuation=rest, title="Continue a run"))
 
+    def learn_corrections(self, run: Run) -> None:
+        """Offer to train an ended run further on the corrections of its chat."""
+        self._configuration.train_further(run, self.start, on_corrections=True)
+
     def _has_edits(self, run: Run) -> bool:
         """True if the app's configuration is that of the run, and was edited since."""
         from core.config.compare import differences, holding_values

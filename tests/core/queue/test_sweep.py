@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.analysis.division import repeats
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.queue.entry import words_of
-from core.analysis.division import repeats
 from core.queue.sweep import MOST_VARIANTS, Axis, axis_of, combinations, make_variants, parse_axis
 from tests.cases import cases
 
