@@ -100,6 +100,9 @@ class StartRequests(Protocol):
         """Offer to continue an ended run from its last checkpoint, or to train a finished one further; the shown one by
         default."""
 
+    def learn_corrections(self, run: Run) -> None:
+        """Offer to train an ended run further on the corrections of its chat."""
+
 
 class RunRequests(Protocol):
     """Requests about a run: to show it, its results, and the trash."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _PROMPT_LIMIT = 1 << 22
 _HELP = (
     "/base, /tuned and /as RUN@STEP choose who answers, /again answers anew, /keep [FILE] appends the answer to a "
-    "dataset, /alone asks each question alone or with what was said before, /clear begins a new conversation, /quit "
-    "leaves; Ctrl-C cuts an answer short"
+    "dataset, /correct ANSWER keeps a better one for 'continue --corrections', /alone asks each question alone or with "
+    "what was said before, /clear begins a new conversation, /quit leaves; Ctrl-C cuts an answer short"
 )
 #: Flags of the sampling, by the settings that they change.
 _FLAGS = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
@@ -295,7 +295,9 @@ class Conversation:
             self._answer(exchanges[-1].question, again=True)
         elif command == "/keep" and exchanges:
             self._append(rest)
-        elif command in ("/again", "/keep"):
+        elif command == "/correct" and exchanges and rest:
+            self._correct(rest)
+        elif command in ("/again", "/keep", "/correct") and not exchanges:
             note("No question has been asked yet.")
         elif command == "/clear":
             from core.chat.dialogue import Dialogue
@@ -319,6 +321,22 @@ class Conversation:
             return
         self._source = reference_to(run, step)
         note(f"{trained.label} answers.")
+
+    def _correct(self, answer: str) -> None:
+        """Keep an answer to the last question as a correction of the run."""
+        from core.chat.corrections import Correction, corrections_file, keep_correction
+
+        if self._run is None:
+            note("Corrections are kept for a run; /keep appends to a dataset.")
+            return
+        reply = self._dialogue.exchanges[-1].replies[0]
+        messages = tuple(self._dialogue.messages(reply.source, self._system))
+        try:
+            keep_correction(corrections_file(self._run), Correction(messages, answer, reply.as_written))
+        except UserError as error:
+            report_error(error)
+            return
+        note(f"Kept. '{PROGRAM} continue {self._run.id} --corrections' learns it.")
 
     def _append(self, name: str) -> None:
         """Append the last answer, with its conversation, to a file of rows."""

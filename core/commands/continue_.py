@@ -17,10 +17,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument("--checkpoints", metavar="DIR", type=user_path)
     parser.add_argument("--further", action="store_true")
-    add_set(parser, "with --further: set an option of the new run; may be repeated")
+    parser.add_argument("--corrections", action="store_true")
+    add_set(parser, "with --further or --corrections: set an option of the new run; may be repeated")
     parser.add_argument("--detach", action="store_true")
     add_consent(parser)
-    parser.add_conflict("--checkpoints", "--further", "a new run writes its own.")
+    for flag in ("--further", "--corrections"):
+        parser.add_conflict("--checkpoints", flag, "a new run writes its own.")
     add_json_flag(parser)
 
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from core.launch.launcher import continue_run
     from core.runs.record.store import confirm_checkpoints, find_run
 
-    if args.further:
+    if args.further or args.corrections:
         return train_further(args)
     if args.set:
         raise UserError("--set goes with --further: a run is continued as it began.", "Add --further for a new run.")
@@ -51,11 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train_further(args: argparse.Namespace) -> int:
-    """Train the result of a run further, as a new run; returns its exit code.
+    """Train the result of a run further, on its rows or on the corrections of its chat, as a new run; returns its exit
+    code.
 
     Raises:
         UserError: If there is no such run or result, or the configuration is refused.
     """
+    from core.chat.corrections import train_on_corrections
     from core.commands.configuration import check_config
     from core.commands.train import check_data, check_model, start
     from core.runs.catalog.earlier import train_further as further
@@ -63,7 +67,7 @@ def train_further(args: argparse.Namespace) -> int:
     from core.runs.record.sentences import slug_of
 
     target, step = find_run_at(args.run)
-    document = further(target, step)
+    document = train_on_corrections(target, step) if args.corrections else further(target, step)
     document.apply(args.set)
     config = check_config(document)
     check_model(config)

@@ -108,6 +108,7 @@ def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     sweeping.add_argument("--start", action="store_true", help="start the runner as well, if it is stopped")
     found = action("results", "results of a sweep, the best one marked", results)
     found.add_argument("sweep", metavar="SWEEP")
+    found.add_argument("--by", metavar="FIELD")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,16 +16,31 @@ if TYPE_CHECKING:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Show the runs with their expected time and energy, ask, and put them into the queue."""
+    """Put a run for each combination into the queue."""
     from core.config.document import ConfigDocument
+    from core.queue.sweep import axis_of, combinations, make_variants
+
+    document = ConfigDocument.load(Path(args.config))
+    axes = [axis_of(text, document) for text in args.over]
+    return queue_variants(args, make_variants(document, args.set, combinations(axes, args.random, args.seed)))
+
+
+def queue_variants(args: argparse.Namespace, variants: Sequence[Variant]) -> int:
+    """Check runs, show them with their expected time and energy, ask, and put them into the queue as a sweep.
+
+    Args:
+        args: ``config``, ``set``, ``name``, ``yes``, ``start`` and ``json``.
+        variants: The runs.
+
+    Raises:
+        UserError: If a run is refused, or the queue cannot be written.
+    """
     from core.queue.entry import words_of
     from core.queue.estimate import Estimator, total_of
-    from core.queue.sweep import add_variants, combinations, make_variants, parse_axis
+    from core.queue.sweep import add_variants
     from core.runs.outlook.forecast import unmet
 
     path = Path(args.config)
-    axes = [parse_axis(text) for text in args.over]
-    variants = make_variants(ConfigDocument.load(path), args.set, combinations(axes, args.random, args.seed))
     check_variants(variants)
     estimator = Estimator()
     estimates = [estimator.estimate(variant.config) for variant in variants]
@@ -86,18 +101,27 @@ def check_variants(variants: Sequence[Variant]) -> None:
 
 def results(args: argparse.Namespace) -> int:
     """Print the table of a sweep."""
+    from core.queue.fate import run_of
     from core.queue.store import read_queue
     from core.queue.sweep import sweep_rows
+    from core.runs.catalog.compare import read_record
+    from core.runs.catalog.learning_curve import LearningCurve
 
-    rows = sweep_rows(read_queue().of_sweep(args.sweep))
+    entries = read_queue().of_sweep(args.sweep)
+    rows = sweep_rows(entries)
+    runs = [run_of(entry) for entry in entries if entry.run is not None]
+    curve = LearningCurve.of([read_record(run) for run in runs if run.events_path.exists()], args.by or "")
     if args.json:
-        emit({"sweep": args.sweep, "variants": [row.to_dict() for row in rows]})
+        told = curve.to_dict() if curve is not None else None
+        emit({"sweep": args.sweep, "variants": [row.to_dict() for row in rows], "learning_curve": told})
         return 0
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     headings = ("", "ID", *(name.rpartition(".")[2] for name in names), "STATE", "EVAL", "LOSS", "TOK/S", "WH", "TIME")
     print_table([headings, *(_cells(row, names) for row in rows)], set(range(len(names) + 3, len(headings))))
     if not any(row.is_best for row in rows):
         note("No variant has a held-out loss yet, so none is the best.")
+    if curve is not None:
+        say("", *curve.lines())
     return 0
 
 

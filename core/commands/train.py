@@ -207,7 +207,7 @@ def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
 
 def check_model(config: Config) -> None:
     """Refuse a base model that is missing or cannot be trained by its description, an adapter that does not fit, and
-    missing templates or prompts.
+    missing templates, corrections or prompts.
 
     A model that is only not prepared yet is prepared by the worker, which also checks tokenizer and weights.
 
@@ -222,6 +222,11 @@ def check_model(config: Config) -> None:
     template = config.template.file
     if template is not None and not os.path.isfile(template):
         raise UserError(f"There is no template file {template}.", "Fix template.file, or leave it out.")
+    if config.data.corrections is not None:
+        from core.chat.corrections import read_corrections
+
+        if not read_corrections(Path(config.data.corrections)):
+            raise UserError(f"There is no correction in {config.data.corrections}.", "Leave data.corrections out.")
     if config.eval.prompts is not None:
         from core.chat.prompts import read_prompts
 

@@ -18,7 +18,7 @@ from core.hub_uri import absolute
 from core.paths import working_directory
 
 #: Options that name files; a relative path is relative to the configuration.
-_FILES = ("data.train", "data.eval", "template.file", "eval.prompts")
+_FILES = ("data.train", "data.eval", "data.corrections", "template.file", "eval.prompts")
 #: Lines of one text that are compared; a longer text is not a configuration.
 LINE_LIMIT = 5_000
 

@@ -378,6 +378,8 @@ class ConfigDocument:
             return entry(value) if isinstance(value, str) else [entry(item) for item in value]
 
         update: dict[str, Any] = {"data": {"train": every(config.data.train), "eval": every(config.data.eval)}}
+        if config.data.corrections:
+            update["data"]["corrections"] = absolute(config.data.corrections, base)
         if config.eval.prompts:
             update["eval"] = {"prompts": absolute(config.eval.prompts, base)}
         if config.template.file:

@@ -113,6 +113,7 @@ class DataSection(Section):
     ] = "auto"
     columns: dict[ColumnRole, Column] | None = None
     weights: list[Weight] | None = None
+    corrections: Text | None = None
     supervise: Supervise = "assistant"
     special_tokens: Literal["drop", "keep"] = "drop"
     overlong: Overlong = "drop"

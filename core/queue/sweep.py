@@ -68,6 +68,52 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, values)
 
 
+#: Name of the axis of :func:`share_axis`.
+SHARE = "share"
+
+
+def axis_of(text: str, base: ConfigDocument) -> Axis:
+    """Parse an axis of a configuration: ``share = 0.25, 0.5, 1`` for shares of its training rows, or an option.
+
+    Raises:
+        UserError: As :func:`parse_axis` and :func:`share_axis`.
+    """
+    name, _, listed = text.partition("=")
+    return share_axis(split_values(listed), base) if name.strip() == SHARE else parse_axis(text)
+
+
+def share_axis(shares: Sequence[str], base: ConfigDocument) -> Axis:
+    """Shares of the training rows as values of ``data.weights``.
+
+    Rows are chosen by their hash and ``train.seed``, so a smaller share is a part of a larger one, and the held-out
+    rows are the same.
+
+    Raises:
+        UserError: If a share is not above 0 and at most 1, is repeated, or the configuration uses rows more than once.
+    """
+    numbers = []
+    for text in shares:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= 1:
+            raise UserError(
+                f"{one_line(text, 40) or 'Nothing'} is no share of the rows.", "Write shares such as 0.25, 0.5, 1."
+            )
+        numbers.append(number)
+    if len(set(numbers)) < len(numbers):
+        raise UserError("A share of the rows is named twice.", "Name each share once.")
+    train, weights = base.get("data.train"), base.get("data.weights")
+    own = list(weights or [1.0] * (len(train) if isinstance(train, list) else 1))
+    if any(weight > 1 for weight in own):
+        raise UserError(
+            "data.weights uses rows more than once, so a share of the weight is no share of the rows.",
+            "Leave data.weights out, or keep it at 1 and below.",
+        )
+    return Axis("data.weights", tuple(str([weight * number for weight in own]) for number in numbers))
+
+
 def split_values(text: str) -> list[str]:
     """The values in a text, separated by commas outside of brackets and quotes."""
     found, piece, depth, quote = [], "", 0, ""

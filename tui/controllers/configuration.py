@@ -87,18 +87,21 @@ class Configuration:
 
         self._open_over(partial(open_run, run))
 
-    def train_further(self, run: Run, then: Callable[[Callable[[], None]], None]) -> None:
+    def train_further(
+        self, run: Run, then: Callable[[Callable[[], None]], None], *, on_corrections: bool = False
+    ) -> None:
         """Open a configuration that trains a finished run further, and go on; the present configuration is kept.
 
         Args:
             run: The run.
             then: Called afterwards, with a function that takes it back: all is as before then.
+            on_corrections: Train it on the corrections of its chat, among some of its rows.
         """
         from tui.panes.config.editor import open_further
 
         main = self._desktop.main
         back = partial(self._take_back, main.current, main.zoomed)
-        self._open_over(partial(open_further, run), partial(then, back))
+        self._open_over(partial(open_further, run, on_corrections=on_corrections), partial(then, back))
 
     def _take_back(self, pane: str, zoomed: bool) -> None:
         """Go back to the previous configuration without a draft of the present one, and to a pane."""

@@ -675,6 +675,10 @@ class Starting:
             return
         self._open_card(Start(config, run.id, continuation=rest, title="Continue a run"))
 
+    def learn_corrections(self, run: Run) -> None:
+        """Offer to train an ended run further on the corrections of its chat."""
+        self._configuration.train_further(run, self.start, on_corrections=True)
+
     def _has_edits(self, run: Run) -> bool:
         """True if the app's configuration is that of the run, and was edited since."""
         from core.config.compare import differences, holding_values
@@ -953,10 +957,10 @@ def _variants(document: ConfigDocument, text: str) -> tuple[list[Variant], list[
     from core.commands.starting import unmet_in_queue
     from core.commands.sweep import check_variants
     from core.queue.estimate import Estimator
-    from core.queue.sweep import combinations, make_variants, parse_axis
+    from core.queue.sweep import axis_of, combinations, make_variants
     from core.runs.outlook.forecast import unmet, wants_plan
 
-    variants = make_variants(document, (), combinations([parse_axis(part) for part in text.split(";")]))
+    variants = make_variants(document, (), combinations([axis_of(part, document) for part in text.split(";")]))
     check_variants(variants)
     estimator, (first, *others) = Estimator(), [variant.config for variant in variants]
     found = unmet_in_queue(first, estimator)

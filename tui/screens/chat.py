@@ -231,12 +231,12 @@ class ChatSources(Overlay[tuple[Source, ...]]):
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """An answer to append to a dataset file."""
+    """An answer to append to a dataset file, or a correction."""
 
     text: str
     """The answer as written by the model, or as edited."""
     file: str
-    """The path of the file, as typed."""
+    """The path of the file, as typed; empty for a correction."""
 
 
 class _AnswerArea(TextArea):
@@ -257,12 +257,12 @@ class _AnswerArea(TextArea):
 
 
 class KeepAnswer(Overlay[KeptAnswer]):
-    """Dialog with the answer and the file; returns both, or nothing.
+    """Dialog with the answer to edit, and the file if it is for a dataset; returns both, or nothing.
 
     Args:
         question: The question, for reference.
         answer: The answer as written by the model.
-        file: The last used file; empty for none.
+        file: The last used file; empty for none yet, None for an answer that has a file of its own.
         title: The title of the dialog.
         verb: The effect of the key that accepts.
     """
@@ -281,7 +281,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
         self,
         question: str,
         answer: str,
-        file: str,
+        file: str | None,
         *,
         title: str = "Add this answer to a dataset",
         verb: str = "append",
@@ -295,20 +295,23 @@ class KeepAnswer(Overlay[KeptAnswer]):
             box.border_title = Content(self._title)
             yield TextBlock(Content.styled(one_line(self._question, 400), "$muted"), id="question")
             yield _AnswerArea(sanitize(self._answer))
-            with Horizontal():
-                yield TextBlock(Content("file"), classes="label")
-                yield SafeInput(self._file, placeholder="answers.jsonl; created if it does not exist")
+            if self._file is not None:
+                with Horizontal():
+                    yield TextBlock(Content("file"), classes="label")
+                    yield SafeInput(self._file, placeholder="answers.jsonl; created if it does not exist")
             yield TextBlock(id="answer")
-            yield TextBlock(key_line((("^s", self._verb), ("tab", "next"), ("esc", "cancel"))), id="keys")
+            keys = [("^s", self._verb), *([("tab", "next")] if self._file is not None else []), ("esc", "cancel")]
+            yield TextBlock(key_line(keys), id="keys")
 
     def action_accept(self) -> None:
         """Return the answer and the file."""
-        edited, file = self.query_one(TextArea).text, self.query_one(SafeInput).value.strip()
+        edited = self.query_one(TextArea).text
+        file = "" if self._file is None else self.query_one(SafeInput).value.strip()
         says = "" if edited.strip() else "The answer is empty."
-        says = says or ("" if file else "Name a file; it is created if it does not exist.")
+        says = says or ("" if file or self._file is None else "Name a file; it is created if it does not exist.")
         if says:
             self.query_one("#answer", TextBlock).show(Content.styled(f"✗ {says}", "$limit"))
-            if not file:
+            if edited.strip():
                 self.query_one(SafeInput).focus()
             return
         # An unedited answer is kept as written, not as sanitized for the editor.

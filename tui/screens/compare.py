@@ -66,6 +66,9 @@ def fact_tables(comparison: RunComparison, width: int) -> Content:
             lines += [Content("")] if lines else []
             lines.append(_head(comparison, title, name_width, column))
             lines += [_fact_line(fact, name_width, column) for fact in facts]
+    if comparison.curve is not None:
+        lines += [Content(""), Content.styled("learning curve", "$muted bold")]
+        lines += [line for text in comparison.curve.lines() for line in Content(text).wrap(width)]
     if not comparison.data and not comparison.options:
         lines += [Content(""), Content.styled("Options and data are the same.", "$muted")]
     return Content("\n").join(lines)

@@ -173,8 +173,10 @@ def hash_data_files(data: DataSection) -> dict[str, str]:
     """
     entries = (flat_sources(entry or None, data.format, data.columns) for entry in (data.train, data.eval))
     sources = itertools.chain.from_iterable(entries)
+    files = [path for source in sources for path in _files_of(source)]
+    files += [Path(data.corrections)] if data.corrections is not None else []
     found: dict[str, str] = {}
-    for path in dict.fromkeys(path for source in sources for path in _files_of(source)):
+    for path in dict.fromkeys(files):
         try:
             found[str(path)] = hash_file(path)
         except OSError:

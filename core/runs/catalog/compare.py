@@ -13,6 +13,7 @@ from typing import Any, Literal
 from core.config.compare import differing
 from core.errors import UserError
 from core.runs.catalog.answers import questions_of
+from core.runs.catalog.learning_curve import LearningCurve
 from core.runs.catalog.result import shown_value
 from core.runs.catalog.rows import RunCatalog, RunFigures, RunRow
 from core.runs.catalog.trained import newest_manifest
@@ -122,6 +123,8 @@ class RunComparison:
     answers: tuple[ComparedAnswers, ...]
     verdict: str
     """Verdict in a sentence or two: the better run, and its differences."""
+    curve: LearningCurve | None = None
+    """Held-out loss by the number of rows, for runs that differ in nothing else."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,7 +165,8 @@ def compare_runs(records: Sequence[RunRecord]) -> RunComparison:
     options, data = _options(records), _data(records)
     doubt = _doubt(records, options)
     figures, verdict = _figures(records, doubt), doubt or _verdict(records, options, data)
-    return RunComparison(tuple(records), figures, options, data, _answers(records), verdict)
+    curve = None if doubt else LearningCurve.of(records)
+    return RunComparison(tuple(records), figures, options, data, _answers(records), verdict, curve)
 
 
 def _fact(name: str, values: Sequence[Any], words: Callable[[Any], str], better: Better = "", unit: str = "") -> Fact:
@@ -337,6 +341,8 @@ def to_markdown(comparison: RunComparison) -> str:
     for title, facts in _groups(comparison):
         if facts:
             lines += ["", f"## {title}", "", *_markdown_table(names, facts)]
+    if comparison.curve is not None:
+        lines += ["", "## Learning curve", "", *(f"- {_escaped(line.strip())}" for line in comparison.curve.lines())]
     if comparison.answers:
         lines += ["", "## Last answers"]
     for answers in comparison.answers:
@@ -427,7 +433,8 @@ def to_json(comparison: RunComparison) -> dict[str, Any]:
     Returns:
         ``verdict``; ``runs`` (``letter``, ``run``, ``name``); ``figures``, ``data`` and ``options``, each a list of
         ``name``, ``unit``, ``values`` (one for each run, None where unknown) and ``best`` (places of the best values);
-        ``answers``, a list of ``prompt``, ``expected``, ``texts``, ``steps`` and ``right``.
+        ``answers``, a list of ``prompt``, ``expected``, ``texts``, ``steps`` and ``right``; ``learning_curve``, a
+        :class:`~core.runs.catalog.learning_curve.LearningCurve` or None.
     """
 
     def told(facts: Sequence[Fact]) -> list[dict[str, Any]]:
@@ -446,6 +453,7 @@ def to_json(comparison: RunComparison) -> dict[str, Any]:
         "data": told(comparison.data),
         "options": told(comparison.options),
         "answers": [asdict(answers) for answers in comparison.answers],
+        "learning_curve": comparison.curve.to_dict() if comparison.curve is not None else None,
     }
 
 
@@ -466,6 +474,8 @@ def text_lines(comparison: RunComparison) -> list[str]:
         for fact in group:
             cells = [_marked(fact, place).rjust(width) for place, width in enumerate(widths)]
             lines.append(f"{fact.name:<{left}}  {'  '.join(cells)}".rstrip())
+    if comparison.curve is not None:
+        lines += ["", "learning curve", *comparison.curve.lines()]
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,7 +257,7 @@ def _compared(
 
 def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | None) -> tuple[Measure, ...]:
     if after is None:
-        return _training_loss(history.loss)
+        return (*_corrected(history), *_training_loss(history.loss))
     measured: list[tuple[str, Unit, Callable[[EvalEvent], float | None]]] = [
         ("exact match", "share", lambda event: event.exact_match),
         ("valid JSON", "share", lambda event: event.valid_json),
@@ -272,7 +273,23 @@ def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | 
         course = tuple(figure for event in history.evals if (figure := read(event)) is not None)
         note = _perplexity(before, after) if name == "eval loss" else ""
         found.append(Measure(name, None if before is None else read(before), value, unit, course, note))
-    return (*found, *_probe(history, before, after))
+    return (*_corrected(history), *found, *_probe(history, before, after))
+
+
+def _corrected(history: RunHistory) -> tuple[Measure, ...]:
+    """Share of the corrected questions that are answered as the user wants, word for word or as the same JSON."""
+    asked: dict[int, list[bool]] = {}
+    for sample in history.samples:
+        if sample.correction:
+            asked.setdefault(sample.step, []).append(bool(sample.exact_match))
+    if len(asked) < 2:
+        return ()
+    first, last = asked[min(asked)], asked[max(asked)]
+    pairs = list(zip(first, last, strict=False))
+    right, wrong = (sum(pair == flip for pair in pairs) for flip in ((False, True), (True, False)))
+    note = f"{right} of {len(pairs)} turned right" + (f", {wrong} turned wrong" if wrong else "")
+    shares = tuple(statistics.fmean(answers) for _, answers in sorted(asked.items()))
+    return (Measure("corrected answers", shares[0], shares[-1], "share", shares, note),)
 
 
 def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> tuple[Measure, ...]:

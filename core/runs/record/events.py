@@ -156,6 +156,7 @@ class SampleEvent(Event):
 
     Of a held-out question, ``expected`` is its answer in the dataset, ``exact_match`` whether it was given (as
     :class:`EvalEvent` counts it), and ``valid_json`` whether the answer is JSON where answers of the dataset are.
+    ``correction`` is true for a question of ``data.corrections``, whose expected answer the user wrote.
     """
 
     type: ClassVar[str] = "sample"
@@ -166,6 +167,7 @@ class SampleEvent(Event):
     expected: str | None = None
     exact_match: bool | None = None
     valid_json: bool | None = None
+    correction: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -14,8 +16,9 @@ from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
 from core.analysis.division import Fingerprints, divide_rows
 from core.analysis.preflight import Preflight
 from core.analysis.problems import FileLine, kind_of, name_places
+from core.chat.corrections import OTHERS, REPEATS, read_corrections
 from core.config.schema import Config
-from core.data.conversation import IGNORED_LABEL, Example, RowError
+from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.data.exclusion import EXCLUDED, Exclusion, row_line
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection, UnreadColumns, count_names, find_ambiguity, refuse_untrainable
@@ -169,12 +172,52 @@ class Loader:
                 if divided.excluded and self.preflight is not None:
                     self.preflight.tell_excluded(name_places(divided.places[at] for at in divided.excluded))
                 divided.excluded = frozenset()
+        if config.data.corrections is not None:
+            asked = self._add_corrections(dataset, Path(config.data.corrections))
+            held_out = _without_questions(held_out, asked)
         _count_excluded(dataset)
         dataset.unfold()
         if self.preflight is not None and held_out is not None:
             trained = (example for at, example in self._each_of(dataset) if at not in dataset.excluded)
             self.preflight.check_leak(trained, held_out.examples)
         return dataset, held_out
+
+    def _add_corrections(self, dataset: Dataset, path: Path) -> set[tuple[Message, ...]]:
+        """Add corrections, each :data:`REPEATS` times, among :data:`OTHERS` times as many of the rows.
+
+        Returns:
+            The corrected questions, with their conversations.
+
+        Raises:
+            UserError: If the file cannot be read, or no correction of it can be used.
+        """
+        found = Dataset()
+        corrections = read_corrections(path)
+        for number, correction in enumerate(corrections, 1):
+            try:
+                examples = correction.examples(self.config.train.objective)
+            except RowError as error:
+                raise UserError(f"{path}, line {number}: {error.message}", "Fix the line, or remove it.") from error
+            for example, encoded in zip(examples, self._encode(examples), strict=True):
+                if isinstance(kept := self._fit(encoded), RowError):
+                    raise UserError(f"{path}, line {number}: {kept.message}", "Shorten it, or remove it.")
+                found.rows.append(kept)
+                found.examples.append(example)
+                found.places.append(FileLine(path.name, number))
+        if not found.rows:
+            raise UserError(f"{path} has no correction to train on.", "Leave data.corrections out.")
+        before = len(set(map(id, dataset.rows)))
+        wanted = min(OTHERS * REPEATS * len(found.rows), len(dataset.rows))
+        drawn = random.Random(self.config.train.seed).sample(range(len(dataset.rows)), wanted)  # noqa: S311 - a draw
+        rows, examples, places, dataset.excluded = dataset.taken(sorted(drawn))
+        left = len(set(map(id, rows)))
+        dataset.dropped[NOT_SAMPLED] += before - left
+        dataset.read += len(found.rows)
+        dataset.rows = rows + found.rows * REPEATS
+        dataset.examples = examples + found.examples * REPEATS
+        dataset.places = places + found.places * REPEATS
+        dataset.repeated = len(dataset.rows) - left - len(found.rows)
+        return {_question(correction.messages) for correction in corrections}
 
     def _each_of(self, dataset: Dataset) -> Iterator[tuple[int, Example]]:
         """The numbered examples of a dataset, with regular checks for a stop."""
@@ -320,6 +363,25 @@ def _count_excluded(dataset: Dataset) -> None:
     if len(dataset.excluded) == len(dataset.rows):
         raise UserError("No row is left to train on: data.exclude leaves out all.", "Take entries out of it.")
     dataset.dropped[EXCLUDED] = len({id(dataset.examples[at]) for at in dataset.excluded})
+
+
+def _question(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    """The turns of a question without its system prompt, for comparison."""
+    return tuple(Message(turn["role"], turn["content"]) for turn in messages if turn["role"] != "system")
+
+
+def _without_questions(held_out: Dataset | None, asked: Collection[tuple[Message, ...]]) -> Dataset | None:
+    """The held-out rows without those that ask a corrected question; None if none is left."""
+    if held_out is None:
+        return None
+    kept = [
+        place
+        for place, example in enumerate(held_out.examples)
+        if _question([turn.fields() for turn in example.prompt]) not in asked
+    ]
+    if len(kept) == len(held_out.rows):
+        return held_out
+    return Dataset(*held_out.taken(kept), read=len(kept), formats=held_out.formats) if kept else None
 
 
 def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.chat.prompts import read_prompts
+from core.chat.corrections import read_corrections
+from core.chat.prompts import PROMPT_LIMIT, read_prompts
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.score import Expected
@@ -32,10 +33,13 @@ class Questions:
     """Maximum length of an answer in tokens."""
     expected: Expected = field(default_factory=Expected)
     """Expected answers, if known; empty if none is."""
+    are_corrections: bool = False
+    """True for questions whose answers the user corrected."""
 
 
 def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
-    """The prompts of ``eval.prompts``, or the first few distinct held-out questions.
+    """The corrected questions of ``data.corrections``, the prompts of ``eval.prompts``, or the first few distinct
+    held-out questions.
 
     With ``eval.exact_match`` the held-out questions are answered anyway, so they are not asked again.
 
@@ -43,6 +47,15 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
         UserError: If the file of prompts cannot be used.
     """
     longest = config.chat.max_new_tokens
+    if config.data.corrections is not None:
+        corrected = read_corrections(Path(config.data.corrections))[:PROMPT_LIMIT]
+        # Expected answers are those of corrections alone, so that a result can count them.
+        return Questions(
+            [[dict(turn) for turn in one.messages] for one in corrected],
+            longest,
+            Expected.of([one.answer for one in corrected]),
+            are_corrections=True,
+        )
     if config.eval.prompts is not None:
         return Questions([*read_prompts(Path(config.eval.prompts), config.chat.system)], longest)
     if held_out is None or config.eval.exact_match:
@@ -111,7 +124,8 @@ class SampleWriter:
                 self.warn(f"There are no samples: {error.message}", error.hint)
             self.failing = True
             return []
-        return samples_of(step, asked.conversations, texts, asked.expected)
+        answers = samples_of(step, asked.conversations, texts, asked.expected)
+        return [replace(answer, correction=True) for answer in answers] if asked.are_corrections else answers
 
 
 def samples_of(

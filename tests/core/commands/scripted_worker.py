@@ -59,7 +59,9 @@ class ScriptedWorker:
         """Do it all; the exit code is the worker's."""
         for phase in ("importing", "preparing_data", "loading_model"):
             self.recorder.phase(phase)
-        self._tell(DataEvent(rows=3, used=2, dropped={"overlong": 1}, tokens=40, supervised_tokens=10, longest=24))
+        used = round(2 * (self.run.values().get("data.weights") or [1])[0])
+        dropped = {"overlong": 1} | ({"not_sampled": 2 - used} if used < 2 else {})
+        self._tell(DataEvent(rows=3, used=used, dropped=dropped, tokens=40, supervised_tokens=10, longest=24))
         self.recorder.update(total_steps=self.steps, state="training", step=self.step)
         if self.demo:
             self._measure(0, "base", 0.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core.chat.corrections import corrections_file, read_corrections
 from core.chat.transcripts import list_transcripts
 from core.commands.chat import find_target, find_target_at
 from core.errors import UserError
@@ -110,6 +111,7 @@ def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
         ("/again", "1 user new"),
         ("/keep", "Name a file once"),
         (f"/keep {tmp_path / 'good.jsonl'}", "Appended to"),
+        ("/correct right", "--corrections' learns it."),
         ("/as nobody@3", "nobody"),
         ("/as 3", "has no checkpoint of step 3"),
         ("/help", "/quit leaves"),
@@ -125,6 +127,9 @@ def test_a_conversation(cli: CommandLine, tmp_path: Path) -> None:
     assert b"\x1b]52" not in terminal.output
     (row,) = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
+    (correction,) = read_corrections(corrections_file(run))
+    assert (correction.answer, correction.messages[-1]["content"]) == ("right", "new")
+    assert correction.rejected == row["messages"][-1]["content"]
     kept = {one.title: one.dialogue() for one in list_transcripts(run)}
     assert set(kept) == {"hi", "new"}
     assert kept["new"].variants(kept["new"].exchanges[0]) == (1, 2)

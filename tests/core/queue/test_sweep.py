@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.analysis.division import repeats
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.queue.entry import words_of
-from core.queue.sweep import MOST_VARIANTS, Axis, combinations, make_variants, parse_axis
+from core.queue.sweep import MOST_VARIANTS, Axis, axis_of, combinations, make_variants, parse_axis
 from tests.cases import cases
 
 
@@ -83,3 +84,28 @@ def test_variants_are_whole_configurations(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         make_variants(ConfigDocument.load(path), [], combinations([parse_axis("method.rank=8,0")]))
     assert "It is the variant method.rank=0." in error.value.hint
+
+
+def test_shares_of_the_rows_are_weights_of_which_the_smaller_is_a_part_of_the_larger() -> None:
+    document = ConfigDocument('[data]\ntrain = ["a.jsonl", "b.jsonl"]\nweights = [1, 0.5]\n')
+    axis = axis_of("share = 0.25, 0.5, 1", document)
+    variants = make_variants(document, [], combinations([axis]))
+    assert [variant.config.data.weights for variant in variants] == [[0.25, 0.125], [0.5, 0.25], [1.0, 0.5]]
+    keys = [bytes([number]) for number in range(100)]
+    chosen = [{place for place, count in enumerate(repeats(keys, weight, 42)) if count} for weight in (0.25, 0.5, 1.0)]
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert list(map(len, chosen)) == [25, 50, 100]
+
+
+@cases(
+    ("text", "weights", "said"),
+    [
+        ("share = 0.5, 2", "1", "2 is no share of the rows"),
+        ("share = half", "1", "half is no share of the rows"),
+        ("share = 0.5, 0.50", "1", "named twice"),
+        ("share = 0.5, 1", "3", "uses rows more than once"),
+    ],
+)
+def test_what_is_no_share_of_the_rows_is_refused(text: str, weights: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        axis_of(text, ConfigDocument(f'[data]\ntrain = "a.jsonl"\nweights = [{weights}]\n'))

@@ -11,7 +11,7 @@ import pytest
 from core.config.gate import read_bars
 from core.runs.catalog.result import GateFigures, Measure, RunResult, ended_since, judge, read_outcome, result_of
 from core.runs.record import events
-from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent, StoppedEvent
+from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent, SampleEvent, StoppedEvent
 from core.runs.record.history import RunHistory
 from core.runs.record.sentences import ALL_DONE, brief_id, slug_of
 from core.runs.record.state import RunState
@@ -66,6 +66,26 @@ def test_a_finished_run_is_compared_with_the_untouched_model(finished: list[Even
     assert (found.before, found.after) == ("before", "after")
     assert (found.seconds, found.reason, found.lost_steps) == (190.0, "", 0)
     assert (found.path, found.bytes, found.is_model) == (tmp_path / "adapter", 1234, False)
+
+
+def test_corrected_answers_are_counted_before_and_after(finished: list[Event], tmp_path: Path) -> None:
+    def asked(step: int, *right: bool) -> list[Event]:
+        return [
+            SampleEvent(
+                step=step, prompt=f"{place}", text="", source="", expected="a", exact_match=is_so, correction=True
+            )
+            for place, is_so in enumerate(right)
+        ]
+
+    others = [SampleEvent(step=step, prompt="q", text="", source="", exact_match=True) for step in (0, 30)]
+    first = [*finished[:3], others[0], *asked(0, False, False, True, False)]
+    told = result(
+        fold(*first, *finished[3:-1], others[1], *asked(30, True, True, False, False), finished[-1]), tmp_path
+    )
+    corrected = told.measures[0]
+    assert (corrected.name, corrected.before, corrected.after) == ("corrected answers", 0.25, 0.5)
+    assert corrected.note == "2 of 4 turned right, 1 turned wrong"
+    assert names(result(fold(*first, *finished[3:]), tmp_path))[0] == "exact match", "they were asked once"
 
 
 def test_the_adapter_of_the_best_step_is_compared_as_it_is(finished: list[Event], tmp_path: Path) -> None:

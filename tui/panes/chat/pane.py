@@ -34,6 +34,7 @@ from tui.widgets.strips import style_of
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from core.chat.corrections import Correction
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer
     from core.runs.record.store import Run
@@ -76,6 +77,7 @@ class ChatPane(Pane):
         self._is_reading = False
         self._alone: bool | None = False  # None until the rows are read
         self._said, self._can_empty = "", False
+        self._corrections = 0
         self._holder = SessionHolder(open_session, lambda action, run: self.keys.way(action, run))
         self._flush: Timer | None = None
 
@@ -123,6 +125,7 @@ class ChatPane(Pane):
                 self._empty_prompt()
             self._begin_anew()
             self._is_reading = False
+            self._corrections = 0
             self._alone = False if self.partner.run is None else None
         self._holder.set_target(run)
         if self.is_mounted:
@@ -225,6 +228,8 @@ class ChatPane(Pane):
             self.transcript.remove_children()
 
     def _show_target(self) -> None:
+        if (run := self.partner.run) is not None:
+            self._count_corrections(run)
         self.query_one("#chat-empty", EmptyState).say(*self.partner.invitation(self.keys))
         self._refresh()
 
@@ -287,6 +292,8 @@ class ChatPane(Pane):
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
             begun, more = (["chat.clear", "chat.again"], ["chat.edit", "chat.keep"]) if begins else ([], [])
+            if self.partner.run is not None and begins:
+                begun = ["chat.correct", *(["chat.continue"] if self._corrections else []), *begun]
             toggles = [*(["chat.compare"] if self.partner.run is not None else []), *toggles]
             self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], stop)
             return
@@ -304,13 +311,14 @@ class ChatPane(Pane):
         return self.partner.all_of(self.sources)
 
     def _refresh_title(self) -> None:
+        waiting = [f"{counted(self._corrections, 'correction')} to learn"] if self._corrections else []
         if self.target is None:
             self.set_title("4 Chat")
         elif self.is_live:
             step = f", step {self._step}" if self._step is not None else ""
-            self.set_title("4 Chat", f"model in training{step}", self._mode)
+            self.set_title("4 Chat", f"model in training{step}", self._mode, *waiting)
         else:
-            self.set_title("4 Chat", self.partner.name, self._mode)
+            self.set_title("4 Chat", self.partner.name, self._mode, *waiting)
 
     def _say(self, text: str, style: str = "") -> None:
         """Show a message; empty for the way in which questions are asked."""
@@ -713,19 +721,102 @@ class ChatPane(Pane):
         self._pointed_at = turned if turned is not self.dialogue.exchanges[-1] else None
         self._show_path()
 
-    def action_keep(self) -> None:
-        """Append the answer to a dataset, after a dialog for editing it."""
+    def _answer_to_keep(self) -> tuple[Reply, list[dict[str, str]]] | None:
+        """The answer that the keys act on, and its question with the conversation before it; None without one."""
         chosen = self._free_to_ask()
         if chosen is None:
-            return
+            return None
         reply = next((each for each in chosen.replies if each.text and each.state != "failed"), None)
         if reply is None:
             self._say("This question has no answer to keep.", "$near")
+            return None
+        return reply, self.dialogue.messages(reply.source, self.system, chosen)
+
+    def action_correct(self) -> None:
+        """Edit the answer, and keep it as a correction of the run."""
+        run, found = self.partner.run, self._answer_to_keep()
+        if found is None:
+            return
+        if run is None:
+            keep = self.keys["chat.keep"].display
+            self._say(f"Corrections are kept for a run, and no run is open; {keep} appends to a dataset.", "$near")
+            return
+        from core.chat.corrections import Correction
+        from tui.screens.chat import KeepAnswer
+
+        reply, messages = found
+
+        def answered(kept: KeptAnswer | None) -> None:
+            if kept is not None:
+                self._keep_correction(run, Correction(tuple(messages), kept.text, reply.as_written))
+
+        question, verb = messages[-1]["content"], "keep the correction"
+        screen = KeepAnswer(question, reply.as_written, None, title="Correct this answer", verb=verb)
+        self.app.push_screen(screen, answered)
+
+    @work(group="chat-keep")
+    async def _keep_correction(self, run: Run, correction: Correction) -> None:
+        from core.chat.corrections import corrections_file, keep_correction
+
+        try:
+            # In a thread: it waits for the disk and the file lock.
+            await asyncio.to_thread(keep_correction, corrections_file(run), correction)
+        except UserError as error:
+            self._say(f"✗ {error.message} {error.hint}", "$limit")
+            return
+        undo, learn = (self.keys[f"chat.{name}"].display for name in ("undo", "continue"))
+        self._say(f"✓ correction kept · {learn} trains the run further on it · {undo} takes it back")
+        self._count_corrections(run)
+
+    @work(group="chat-keep")
+    async def action_undo(self) -> None:
+        """Remove the correction of the answer."""
+        run, found = self.partner.run, self._answer_to_keep()
+        if found is None or run is None:
+            return
+        from core.chat.corrections import corrections_file, remove_correction
+
+        try:
+            was_there = await asyncio.to_thread(remove_correction, corrections_file(run), found[1])
+        except UserError as error:
+            self._say(f"✗ {error.message} {error.hint}", "$limit")
+            return
+        self._say("The correction is taken back." if was_there else "This answer has no correction.")
+        self._count_corrections(run)
+
+    @work(group="chat-corrections", exclusive=True)
+    async def _count_corrections(self, run: Run) -> None:
+        """Show how many corrections the run has not learned."""
+        from core.chat.corrections import waiting_corrections
+
+        try:
+            count = len(await asyncio.to_thread(waiting_corrections, run))
+        except UserError:
+            # A correction or a start says so.
+            count = 0
+        if run == self.partner.run and count != self._corrections:
+            self._corrections = count
+            self._refresh_title()
+            self._refresh_hints()
+
+    def action_learn(self) -> None:
+        """Offer to train the run further on its corrections."""
+        if self.partner.run is None or not self._corrections:
+            correct = self.keys["chat.correct"].display
+            self._say(f"No correction waits; {correct} corrects an answer.", "$near")
+        elif self.is_live:
+            self._say("The run is live; it is trained further once it has ended.", "$near")
+        else:
+            self.shell.starting.learn_corrections(self.partner.run)
+
+    def action_keep(self) -> None:
+        """Append the answer to a dataset, after a dialog for editing it."""
+        if (found := self._answer_to_keep()) is None:
             return
         from core.chat.answer_rows import remembered_file
         from tui.screens.chat import KeepAnswer
 
-        messages = self.dialogue.messages(reply.source, self.system, chosen)
+        reply, messages = found
 
         def answered(kept: KeptAnswer | None) -> None:
             if kept is not None:

@@ -404,14 +404,21 @@ def open_run(run: Run) -> Opened:
     return Opened(document, label, f"✓ the configuration of {name}, as a new one", origin=Origin.of(run), is_begun=True)
 
 
-def open_further(run: Run) -> Opened:
+def open_further(run: Run, *, on_corrections: bool = False) -> Opened:
     """A configuration that trains a finished run further.
 
+    Args:
+        run: The run.
+        on_corrections: On the corrections of its chat, among some of its rows.
+
     Raises:
-        UserError: If the run has no result, or its configuration cannot be read.
+        UserError: If the run has no result, its configuration cannot be read, or no correction waits.
     """
-    document, name = train_further(run), brief_id(run.id)
-    greeting = f"✓ trains {name} further, as a new run at half its learning rate"
+    from core.chat.corrections import train_on_corrections
+
+    document, name = (train_on_corrections if on_corrections else train_further)(run), brief_id(run.id)
+    what = f"{name} on its corrections" if on_corrections else f"{name} further"
+    greeting = f"✓ trains {what}, as a new run at half its learning rate"
     # Its values are the run's, not the user's: the new base and rate too.
     return Opened(document, f"training {name} further", greeting, origin=Origin(run, holding_values(document)))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from core.analysis.preflight import Preflight
+from core.chat.corrections import Correction, keep_correction
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import fingerprint
@@ -342,3 +343,59 @@ def test_rows_held_out_stay_so_and_leaked_rows_may_be_left_out(encoder: Encoder,
     with pytest.raises(UserError, match="1 of 1 held-out rows"):
         dataclasses.replace(loader(encoder, data=leaking), preflight=preflight).training()
     dataclasses.replace(loader(encoder, data={**leaking, "exclude": "a.jsonl:4"}), preflight=preflight).training()
+
+
+@pytest.fixture
+def corrected(tmp_path: Path) -> str:
+    """A file with two corrections, the second one with a turn before the question."""
+    path = tmp_path / "corrections.jsonl"
+    turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "said"}]
+    keep_correction(path, Correction(({"role": "user", "content": "question 3"},), "right", "wrong"))
+    keep_correction(path, Correction((*turns, {"role": "user", "content": "second"}), "better", "worse"))
+    return str(path)
+
+
+def test_corrections_are_learned_eight_times_among_some_of_the_rows(
+    encoder: Encoder, write: Writes, corrected: str
+) -> None:
+    train = write(*(chat(f"question {number}") for number in range(100)))
+    given = loader(encoder, data={"train": train, "format": "messages", "corrections": corrected})
+    dataset, held_out = given.training()
+    assert held_out is None
+    assert len(dataset.rows) == (3 + 1) * 8 * 2
+    assert [example.answer for example in dataset.examples[48:]] == ["right", "better"] * 8
+    assert len(set(questions(dataset)[:48])) == 48, "other rows are not repeated"
+    assert learned(encoder, dataset, 49).strip().startswith("better"), "the earlier answer is not learned"
+    assert "said" not in learned(encoder, dataset, 49)
+    assert dataset.places[49].line == 2
+    event = dataset.event()
+    assert (event.rows, event.used, event.dropped) == (102, 50, {"not_sampled": 52})
+    assert fingerprint(dataset.rows) == fingerprint(given.training()[0].rows)
+
+
+def test_few_rows_are_all_kept_beside_corrections_and_their_questions_are_not_measured(
+    encoder: Encoder, write: Writes, corrected: str
+) -> None:
+    held_out = write(*(chat(f"question {number}") for number in range(5)), name="eval.jsonl")
+    train = write(chat("a"), chat("b"))
+    dataset, measured = loader(encoder, data={"train": train, "eval": held_out, "corrections": corrected}).training()
+    assert questions(dataset)[:3] == ["a", "b", "question 3"]
+    assert measured is not None
+    assert questions(measured) == [f"question {number}" for number in (0, 1, 2, 4)]
+
+
+def test_corrections_of_a_preference_run_are_pairs(encoder: Encoder, write: Writes, corrected: str) -> None:
+    train = write({"prompt": "a", "chosen": "b", "rejected": "c"})
+    given = loader(encoder, data={"train": train, "corrections": corrected}, train={"objective": "dpo"})
+    dataset, _ = given.training()
+    assert [example.rejected[-1].content for example in dataset.examples[1:3]] == ["wrong", "worse"]
+    assert all(row.rejected is not None for row in dataset.rows)
+
+
+def test_a_correction_that_is_too_long_is_named(encoder: Encoder, write: Writes, corrected: str) -> None:
+    given = loader(encoder, data={"train": write(chat("a")), "corrections": corrected}, train={"max_length": 8})
+    with pytest.raises(UserError):
+        given.training()
+    Path(corrected).write_text("")
+    with pytest.raises(UserError, match="has no correction to train on"):
+        loader(encoder, data={"train": write(chat("a")), "corrections": corrected}).training()

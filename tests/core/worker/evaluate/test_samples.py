@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from core.chat.corrections import Correction, keep_correction
 from core.config.schema import Config
 from core.data.conversation import Example, Message
 from core.errors import UserError
@@ -48,6 +49,17 @@ def test_the_first_held_out_questions_are_asked_with_room_for_their_answers(held
     assert choose_questions(config(samples=0), held_out).conversations == []
     assert choose_questions(config(), None).conversations == []
     assert choose_questions(config(exact_match=True), held_out).conversations == [], "they are answered anyway"
+
+
+def test_corrected_questions_are_asked_and_marked(writer_parts: Any, held_out: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "corrections.jsonl"
+    keep_correction(path, Correction(({"role": "user", "content": "mine"},), "right", "wrong"))
+    given = Config.model_validate({"data": {"train": "a", "corrections": str(path)}, "chat": {"max_new_tokens": 3}})
+    asked = choose_questions(given, held_out)
+    assert (asked.conversations, asked.expected) == ([[{"role": "user", "content": "mine"}]], Expected(("right",)))
+    writer = SampleWriter(writer_parts, asked, contextlib.nullcontext, None, lambda *_: None)
+    (event,) = writer.write(2, lambda *_: None)
+    assert (event.correction, event.expected, event.exact_match, event.step) == (True, "right", False, 2)
 
 
 def test_prompts_of_a_file_go_first(held_out: Dataset, tmp_path: Path) -> None:

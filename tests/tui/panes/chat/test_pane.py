@@ -13,6 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.chat.candidates import Candidate
+from core.chat.corrections import corrections_file, read_corrections
 from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
 from core.chat.session import ChatSession
@@ -323,7 +324,7 @@ async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
 
 async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
     async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
-        await press_outside(pilot, pane, "e", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
+        await press_outside(pilot, pane, "comma", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
         await pilot.press(*["backspace"] * 4, *"0.7", "tab", "tab", *"9", "enter")
         await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
         await said(pilot, pane, "hello")
@@ -493,6 +494,35 @@ async def test_a_good_answer_becomes_a_row_of_a_file(tmp_path: Path, monkeypatch
     # An unedited answer is the model's own text; an edited one is the text of the screen.
     assert [row["messages"][:-1] for row in rows] == [front, front]
     assert [row["messages"][-1]["content"] for row in rows] == ["raw\x1b[2J", "xraw\ufffd[2J"]
+
+
+async def test_an_answer_is_corrected_and_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    run = make_run(tmp_path)
+    async with chatting(run, size=(100, 30)) as (pilot, pane, _):
+        await talked(pilot, pane, "hello")
+        await press(pilot, "C", until="No correction waits")
+        await press(pilot, "e", until="Correct this answer")
+        await press(pilot, "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
+        await shown(pilot, "correction kept", "1 correction to learn")
+        await press(pilot, "e", until="Correct this answer")
+        await press(pilot, "x", "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
+        file = corrections_file(run)
+        await wait_for(pilot, lambda: [one.answer for one in read_corrections(file)] == ["xshort and tuned"])
+        (kept,) = read_corrections(file)
+        assert kept.rejected == "short and tuned"
+        assert [turn["content"] for turn in kept.messages] == ["Be brief.", "hello"]
+        await press(pilot, "C", until=lambda: bool(requested(pilot, "starting.learn_corrections")))
+        await press(pilot, "u", until="taken back")
+        await press(pilot, "u", until="This answer has no correction")
+        assert read_corrections(file) == []
+        await wait_for(pilot, lambda: "to learn" not in screen_text(pilot.app))
+
+
+async def test_a_model_without_a_run_keeps_no_corrections(tmp_path: Path) -> None:
+    async with chatting("smollm2-135m-instruct") as (pilot, pane, _):
+        await talked(pilot, pane, "hello")
+        await press(pilot, "e", until="no run is open")
 
 
 async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
