@@ -199,7 +199,7 @@ def _only(sheet: _Sheet, other: _Sheet) -> str:
     named = "; ".join(one_line(question, 40) for question in alone[:_NAMED])
     more = f"; and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
     asked = "1 question was" if len(alone) == 1 else f"{len(alone)} questions were"
-    return f"{asked} put to {sheet.title} alone, not to {other.title}: {named}{more}."
+    return f"{asked} put to {sheet.title} alone, not to {other.title}: {named}{more}"
 
 
 def _and(names: Sequence[str]) -> str:
