@@ -154,7 +154,7 @@ def _scored(*sheets: _Sheet) -> str:
 
 
 def _joined(after: _Sheet, befores: Sequence[_Sheet], notes: Sequence[str]) -> RunAnswers:
-    """One record of the questions that the first side shares with another one."""
+    """A record of the questions that the first side shares with any other side."""
     taken = [after.title]
     for other in befores:  # runs of the same id, from two places
         taken.append(next(name for name in _names(other.title) if name not in taken))
