@@ -45,7 +45,7 @@ class Flips:
     compared: int = 0
     """Questions that both have answered, each counted once."""
     right: int = 0
-    """Questions that both answer right."""
+    """Compared questions that both answer right."""
     notes: tuple[str, ...] = ()
     """Sentences about the questions that are not counted."""
 

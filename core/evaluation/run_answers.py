@@ -82,35 +82,35 @@ def answers_of_runs(runs: Sequence[Run]) -> RunAnswers:
     """
     newest, *others = sorted(runs, key=lambda run: run.id, reverse=True)
     ordered = [newest, *reversed(others)]
-    unreadable: list[str] = []
+    unavailable: list[str] = []
     return _compared(
         [brief_id(run.id) for run in ordered],
-        lambda source: [_sheets(run, runs, source, unreadable) for run in ordered],
-        unreadable,
+        lambda source: [_sheets(run, runs, source, unavailable) for run in ordered],
+        unavailable,
         "train with eval.exact_match, or ask with localtune-tui eval RUN --against RUN",
     )
 
 
 def answers_of_training(run: Run) -> RunAnswers:
     """The held-out answers of a run before training, or of its first evaluation, beside those of its result."""
-    unreadable: list[str] = []
+    unavailable: list[str] = []
     return _compared(
         [brief_id(run.id), "the untouched model"],
-        lambda source: [_sheets(run, [run], source, unreadable), _sheets_before(run, source, unreadable)],
-        unreadable,
+        lambda source: [_sheets(run, [run], source, unavailable), _sheets_before(run, source, unavailable)],
+        unavailable,
         "train with eval.exact_match and eval.baseline, or ask with localtune-tui eval RUN --against base",
     )
 
 
 def _compared(
-    names: Sequence[str], read: Callable[[Source], list[list[_Sheet]]], unreadable: Sequence[str], remedy: str
+    names: Sequence[str], read: Callable[[Source], list[list[_Sheet]]], unavailable: Sequence[str], remedy: str
 ) -> RunAnswers:
     """The answers of the first side beside those of the others.
 
     Args:
         names: The sides, for sentences.
         read: Returns the answers of each side from a source, the best ones first.
-        unreadable: Sentences about files that could not be read.
+        unavailable: Sentences about answers that are not there yet or cannot be read.
         remedy: How to get answers, where there are none.
     """
     reasons: list[str] = []
@@ -122,11 +122,11 @@ def _compared(
         sheet, matches = max(found, key=lambda pair: len([*filter(None, pair[1])]), default=(None, []))
         if sheet is not None and any(matches):
             missing = [name for name, match in zip(names[1:], matches, strict=True) if match is None]
-            notes = [*(f"There is nothing to compare with of {name}." for name in missing), *unreadable]
+            notes = [*(f"There is nothing to compare with of {name}." for name in missing), *unavailable]
             return _joined(sheet, [*filter(None, matches)], notes)
     if not reasons:
         reasons.append(f"There are no answers of {_and(without)} to held-out rows: {remedy}.")
-    return RunAnswers(None, None, (), tuple(dict.fromkeys([*reasons, *unreadable])))
+    return RunAnswers(None, None, (), tuple(dict.fromkeys([*reasons, *unavailable])))
 
 
 def _match(sheet: _Sheet, others: Sequence[_Sheet], reasons: list[str]) -> _Sheet | None:
@@ -154,7 +154,7 @@ def _scored(*sheets: _Sheet) -> str:
 
 
 def _joined(after: _Sheet, befores: Sequence[_Sheet], notes: Sequence[str]) -> RunAnswers:
-    """A record of the questions that the first side shares with another one."""
+    """A record of the questions that the first side shares with any other side."""
     taken = [after.title]
     for other in befores:  # runs of the same id, from two places
         taken.append(next(name for name in _names(other.title) if name not in taken))
@@ -199,41 +199,43 @@ def _only(sheet: _Sheet, other: _Sheet) -> str:
     named = "; ".join(one_line(question, 40) for question in alone[:_NAMED])
     more = f"; and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
     asked = "1 question was" if len(alone) == 1 else f"{len(alone)} questions were"
-    return f"{asked} put to {sheet.title} alone, not to {other.title}: {named}{more}."
+    return f"{asked} put to {sheet.title} alone, not to {other.title}: {named}{more}"
 
 
 def _and(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-def _sheets(run: Run, runs: Sequence[Run], source: Source, unreadable: list[str]) -> list[_Sheet]:
+def _sheets(run: Run, runs: Sequence[Run], source: Source, unavailable: list[str]) -> list[_Sheet]:
     if source == "training":
         step = _answered_step(run)
-        return [] if step is None else _kept(run, step, f"{run.id}@{step}", unreadable)
+        if step is None and not run.state().is_over:
+            unavailable.append(f"{brief_id(run.id)} is not over, and has kept no answers yet.")
+        return [] if step is None else _kept(run, step, f"{run.id}@{step}", unavailable)
     found = []
     for folder in dict.fromkeys(folder_of(each) for each in runs):
-        for record in _newest(folder, unreadable):
+        for record in _newest(folder, unavailable):
             target = next((name for name in record.targets if name == run.id or name.startswith(f"{run.id}@")), None)
             if target is not None:
                 found.append(_Sheet.of(record, target, target))
     return found
 
 
-def _sheets_before(run: Run, source: Source, unreadable: list[str]) -> list[_Sheet]:
+def _sheets_before(run: Run, source: Source, unavailable: list[str]) -> list[_Sheet]:
     if source == "training":
         first, step = next(iter(kept_steps(run)), None), _answered_step(run)
         if first is None or step is None or first >= step:
             return []
         is_base = first == 0 and run.values().get("model.adapter") is None
-        return _kept(run, first, BASE if is_base else f"{run.id}@{first}", unreadable)
-    return [_Sheet.of(record, BASE, BASE) for record in _newest(folder_of(run), unreadable) if BASE in record.targets]
+        return _kept(run, first, BASE if is_base else f"{run.id}@{first}", unavailable)
+    return [_Sheet.of(record, BASE, BASE) for record in _newest(folder_of(run), unavailable) if BASE in record.targets]
 
 
-def _kept(run: Run, step: int, title: str, unreadable: list[str]) -> list[_Sheet]:
+def _kept(run: Run, step: int, title: str, unavailable: list[str]) -> list[_Sheet]:
     try:
         record = read_answers(run, step)
     except UserError as error:
-        unreadable.append(error.message)
+        unavailable.append(error.message)
         return []
     notes = [] if run.state().is_over else [f"{brief_id(run.id)} is not over: its answers are those after step {step}."]
     if record.skipped:
@@ -250,13 +252,13 @@ def _answered_step(run: Run) -> int | None:
     return next((step for step in wanted if step in kept), kept[-1] if kept else None)
 
 
-def _newest(folder: Path, unreadable: list[str]) -> list[EvaluationRecord]:
+def _newest(folder: Path, unavailable: list[str]) -> list[EvaluationRecord]:
     found = []
     for path in list_records(folder)[:MOST_RECORDS]:
         try:
             found.append(read_record(path))
         except UserError as error:
-            unreadable.append(error.message)
+            unavailable.append(error.message)
     return found
 
 

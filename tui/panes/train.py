@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual import events, on
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
@@ -40,9 +40,12 @@ from tui.widgets.strips import style_of
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
+    from core.evaluation.flips import Flips
+    from core.evaluation.run_answers import RunAnswers
     from core.hardware.snapshot import Device
     from core.runs.catalog.result import RunResult
     from core.runs.record.history import RunHistory
+    from core.runs.record.store import Run
     from tui.state import RunView
 
 #: Rows from which the end of a run has blank lines between its parts.
@@ -65,6 +68,7 @@ class TrainPane(Pane, can_focus=True):
         self._is_looking = True
         self._log_count = 0
         self._result: RunResult | None = None
+        self._answers: RunAnswers | None = None
         self._card: Sequence[run_end.Hint] = ()
         self._end: object = None
         self._answers_wanted: bool | None = None
@@ -108,7 +112,7 @@ class TrainPane(Pane, can_focus=True):
         else:
             if fresh:
                 self._log_count = 0
-                self._result = self._answers_wanted = None
+                self._result = self._answers = self._answers_wanted = None
                 self.query_one(LogView).clear()
                 if before is None or before.run.path != view.run.path:
                     self._chart.reset()
@@ -161,18 +165,44 @@ class TrainPane(Pane, can_focus=True):
     def _update(self, view: RunView) -> None:
         history = view.history
         if view.is_live or view.is_partial:
-            self._result = None
+            self._result = self._answers = None
         elif self._result is None or history.end is not self._end:
             # Lazily: it imports the configuration's checks, which take as long as the first paint.
             from core.runs.catalog.result import result_of
 
             self._result, self._end = result_of(view.run, view.state, history), history.end
+            self._read_answers(view.run)
         self._show_chart(view)
         self._set_stage()
         self._update_lines(view)
         log = self.query_one(LogView)
         log.append(history.log_since(self._log_count))
         self._log_count = history.log_count
+
+    @work(thread=True, exclusive=True, group="flips")
+    def _read_answers(self, run: Run) -> None:
+        """Read the answers before and after training, which may be many."""
+        from core.evaluation.run_answers import answers_of_training
+
+        self.app.call_later(self._answered, run, answers_of_training(run))
+
+    def _answered(self, run: Run, answers: RunAnswers) -> None:
+        if self._view is not None and self._view.run == run and self._result is not None:
+            self._answers = answers
+            self._update_lines(self._view)
+            self.refresh_bindings()
+
+    @property
+    def _flips(self) -> Flips | None:
+        """The answers that flipped with the training of the ended run; None if there are no two to compare."""
+        return next(iter(self._answers.flips), None) if self._answers is not None else None
+
+    def action_show_flips(self) -> None:
+        """Show the held-out rows that flipped with the training."""
+        from tui.screens.evaluation import EvaluationScreen
+
+        if (answers := self._answers) is not None and answers.record is not None and answers.table is not None:
+            self.app.push_screen(EvaluationScreen(answers.record, answers.table, shown="flipped", notes=answers.notes))
 
     def _show_chart(self, view: RunView) -> None:
         chart = self._chart
@@ -234,7 +264,9 @@ class TrainPane(Pane, can_focus=True):
         self._card = hints
         if result is not None:
             name = brief_id(view.run.id)
-            self._card = hints = run_end.end_hints(result, self.keys, has_answers=self._has_samples, name=name)
+            self._card = hints = run_end.end_hints(
+                result, self.keys, has_answers=self._has_samples, has_flips=self._flips is not None, name=name
+            )
         self.query_one("#banner", TextBlock).show(
             run_lines.banner(view, self.keys)
             if result is None
@@ -245,6 +277,7 @@ class TrainPane(Pane, can_focus=True):
                 glyphs,
                 works=self._works,
                 take=self.keys["train.better"].display,
+                flips=self._flips,
                 roomy=self.size.height >= ROOMY,
             )
         )
@@ -425,6 +458,8 @@ class TrainPane(Pane, can_focus=True):
                 return self._shows_answers and self._has_samples
             case "take_better":
                 return self._result is not None and self._result.better is not None
+            case "show_flips":
+                return self._flips is not None
             case "copy_path" | "export" | "use_elsewhere":
                 return self._result is not None and self._result.path is not None
         return super().check_action(action, parameters)

@@ -12,6 +12,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 
 from core.errors import UserError
+from core.evaluation.flips import flips_line
+from core.evaluation.run_answers import RunAnswers, answers_of_runs, answers_to_markdown
 from core.runs.catalog.compare import (
     AXES,
     LETTERS,
@@ -32,6 +34,7 @@ from core.runs.record.store import Run
 from core.text import one_line, sanitize, steady
 from tui.keys import bindings
 from tui.screens.box import RecordBox, Way, save_files, scroll
+from tui.screens.evaluation import EvaluationScreen
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
 from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
@@ -151,6 +154,7 @@ class CompareScreen(Overlay[None]):
         self._runs = tuple(runs)
         self._comparison: RunComparison | None = None
         self._error: UserError | None = None
+        self._answers: RunAnswers | None = None
         self._glimpse: Sequence[tuple[str, Series]] = ()
         self._metric, self._part = "loss", 0
         self._axis: Axis = "step"
@@ -190,6 +194,7 @@ class CompareScreen(Overlay[None]):
         try:
             comparison = compare_runs([records.get(run.id) or read_record(run) for run in self._runs])
             self.post_call(self._compared, comparison)
+            self.post_call(self._answered, answers_of_runs(self._runs))
         except UserError as error:
             self.post_call(self._compared, None, error)
 
@@ -202,6 +207,10 @@ class CompareScreen(Overlay[None]):
         # Do not start on an empty chart.
         if comparison is not None and not any(len(record.history.loss) for record in comparison.records):
             self._metric = "eval_loss"
+        self._show()
+
+    def _answered(self, answers: RunAnswers) -> None:
+        self._answers = answers
         self._show()
 
     def _show(self) -> None:
@@ -223,7 +232,10 @@ class CompareScreen(Overlay[None]):
         if self._error is not None:
             verdict.show(Content(f"{one_line(self._error.message, 400)} {one_line(self._error.hint, 400)}"))
         elif self._comparison is not None:
-            verdict.show(Content.styled(one_line(self._comparison.verdict, 600), "bold"))
+            told = [Content.styled(one_line(self._comparison.verdict, 600), "bold")]
+            flips = self._answers.flips if self._answers is not None else ()
+            told += [Content(one_line(flips_line(each), 400)) for each in flips if each.compared]
+            verdict.show(Content("\n").join(told))
         elif self._glimpse:
             verdict.show(Content("Some of the steps; reading all of them takes a while …"))
 
@@ -265,13 +277,16 @@ class CompareScreen(Overlay[None]):
         if self._comparison is None:
             names = [("back", "close")]
         else:
-            names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part]), ("save", "Markdown")]
-            names += [("save_csv", "CSV"), ("zoom", "zoom"), ("back", "close")]
+            names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part])]
+            names += [("flips", "flipped")] if self._answers is not None and self._answers.flips else []
+            names += [("save", "Markdown"), ("save_csv", "CSV"), ("zoom", "zoom"), ("back", "close")]
         box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Allow only leaving until the runs have been read."""
         del parameters
+        if action == "flips":
+            return self._answers is not None
         mine = ("metric", "axis", "part", "zoom", "scroll", "save", "save_csv", "log_axis")
         return self._comparison is not None if action in mine else True
 
@@ -305,6 +320,16 @@ class CompareScreen(Overlay[None]):
         self._show()
         self.query_one(VerticalScroll).scroll_home(animate=False)
 
+    def action_flips(self) -> None:
+        """Show the held-out rows that flipped from the older runs to the newest, or why there are none to show."""
+        answers = self._answers
+        if answers is None:
+            return
+        if answers.record is None or answers.table is None:
+            self.notify(" ".join(answers.notes), markup=False)
+        else:
+            self.app.push_screen(EvaluationScreen(answers.record, answers.table, shown="flipped", notes=answers.notes))
+
     def action_zoom(self) -> None:
         """Show the curves alone, or with the tables."""
         self.toggle_class("-zoomed")
@@ -316,7 +341,13 @@ class CompareScreen(Overlay[None]):
 
     def action_save(self) -> None:
         """Save a Markdown report."""
-        self._save({"compare": to_markdown}, ".md")
+        answers = self._answers
+
+        def write(comparison: RunComparison) -> str:
+            flipped = "" if answers is None else f"\n{answers_to_markdown(answers)}"
+            return to_markdown(comparison) + flipped
+
+        self._save({"compare": write}, ".md")
 
     def action_save_csv(self) -> None:
         """Save figures and curves, a CSV file each."""

@@ -20,18 +20,21 @@ from core.chat.request import BASE
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.evaluation import Evaluation, EvaluationRequest
+from core.evaluation.flips import Flips, chance_line, flips_line, flips_of
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown
 from core.evaluation.table import TITLES, Comparison, EvaluationTable, Outcome
 from core.jobs.job import JobProgress
 from core.jobs.running import RunningJob
 from core.paths import working_directory
+from core.runs.catalog.trained import find_run_at
 from core.runs.record.sentences import brief_id
 from core.text import one_line, sanitize
 from core.units import format_fixed
 from tui.glyphs import GlyphSet
 from tui.jobs import NOTHING, JobPage
 from tui.keys import bindings
+from tui.messages import AskWhy
 from tui.screens.box import FormScreen, InputForm, RecordBox, save_files
 from tui.screens.job import progress_text
 from tui.screens.overlay import Overlay
@@ -43,13 +46,19 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from core.runs.record.store import Run
 
-Shown = Literal["all", "won", "lost"]
-_ORDER: tuple[Shown, ...] = ("all", "won", "lost")
+Shown = Literal["all", "won", "lost", "flipped"]
+_ORDER: tuple[Shown, ...] = ("all", "won", "lost", "flipped")
 MARKS: dict[Outcome, tuple[str, str]] = {
     "won": ("+ won ", "$success"),
     "lost": ("- lost", "$error"),
     "same": ("  same", "$muted"),
 }
+#: Marks of answers that went wrong → right, and right → wrong.
+_FLIPS = {True: ("+ right", "$success"), False: ("- wrong", "$error")}
+#: Most columns of a prompt's id.
+_ID_WIDTH = 20
+#: Rows of the terminal from which flipped answers have the table of scores above them.
+ROOMY = 30
 
 
 @dataclass
@@ -74,7 +83,18 @@ class EvaluationRows:
     """Indices of the questions in view."""
 
     def __post_init__(self) -> None:
+        self._flips = flips_of(self.record, self.table.deciding)
+        names = [one_line(item.id, 200) for item in self.record.items]
+        files = {name.rpartition(":")[0] for name in names}
+        # Rows of a single file are told apart by their lines.
+        self._names = names if len(files) > 1 else [name.rpartition(":")[2] for name in names]
+        self._name_width = max(min(max(map(len, self._names), default=0), _ID_WIDTH), 6)
         self._choose()
+
+    @property
+    def flips(self) -> Flips | None:
+        """The flipped answers of the comparison in view; None with a single model."""
+        return self._flips[self.against % len(self._flips)] if self._flips else None
 
     @property
     def comparison(self) -> Comparison | None:
@@ -88,15 +108,17 @@ class EvaluationRows:
         return self.places[self.cursor] if self.places else None
 
     def _choose(self) -> None:
-        comparison = self.comparison
-        if comparison is None or self.shown == "all":
+        comparison, flips = self.comparison, self.flips
+        if comparison is None or flips is None or self.shown == "all":
             self.places = list(range(len(self.record.items)))
+        elif self.shown == "flipped":
+            self.places = [*flips.broken, *flips.mended]
         else:
             self.places = [*(comparison.won if self.shown == "won" else comparison.lost)]
         self.cursor = self.first = 0
 
     def turn_filter(self) -> None:
-        """Cycle between all, won and lost rows."""
+        """Cycle between all, won, lost and flipped rows."""
         if self.comparison is not None:
             self.shown = _ORDER[(_ORDER.index(self.shown) + 1) % len(_ORDER)]
             self._choose()
@@ -117,9 +139,11 @@ class EvaluationRows:
 
     def head(self) -> str:
         """Heading of the rows in view, as ``won: 3 of 12 against base``."""
-        comparison = self.comparison
-        if comparison is None:
+        comparison, flips = self.comparison, self.flips
+        if comparison is None or flips is None:
             return f"{len(self.places)} prompts"
+        if self.shown == "flipped":
+            return "\n".join(filter(None, (flips_line(flips), chance_line(flips))))
         against = f" against {one_line(comparison.against, 40)}"
         if self.shown == "all":
             return f"all {len(self.places)}: {len(comparison.won)} won, {len(comparison.lost)} lost{against}"
@@ -138,9 +162,12 @@ class EvaluationRows:
 
     def _line(self, place: int, width: int, *, is_chosen: bool) -> Content:
         item = self.record.items[place]
-        mark, style = MARKS[self.outcome(place)]
+        way = self.flips.is_mended(place) if self.flips is not None and self.shown == "flipped" else None
+        mark, style = MARKS[self.outcome(place)] if way is None else _FLIPS[way]
         front = "▸ " if is_chosen else "  "
-        head = Content.assemble(front, (mark, style), f"  {one_line(item.id, 12):<6} ")
+        name = self._names[place]
+        name = name if len(name) <= _ID_WIDTH else f"…{name[1 - _ID_WIDTH :]}"
+        head = Content.assemble(front, (mark, style), f"  {name:<{self._name_width}} ")
         question = one_line(item.question, max(width - head.cell_length, 4))
         return head + (Content.styled(question, "bold") if is_chosen else Content(question))
 
@@ -150,7 +177,7 @@ class EvaluationRows:
         if place is None:
             return Content("")
         item = self.record.items[place]
-        parts = [Content.styled("prompt", "$muted"), Content(sanitize(item.question))]
+        parts = [Content.styled(f"prompt {one_line(item.id, 200)}", "$muted"), Content(sanitize(item.question))]
         if item.expected is not None:
             parts += [Content.styled("expected", "$muted"), Content(sanitize(item.expected))]
         comparison = self.comparison
@@ -338,19 +365,24 @@ class EvaluationScreen(Overlay[None]):
     Args:
         record: The record.
         table: Its table.
+        shown: The rows in view at first.
+        notes: Sentences about everything that is not compared.
     """
 
     DEFAULT_CSS = style_of("EvaluationScreen")
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
     SCOPE = "evaluation"
 
-    def __init__(self, record: EvaluationRecord, table: EvaluationTable) -> None:
+    def __init__(
+        self, record: EvaluationRecord, table: EvaluationTable, *, shown: Shown = "all", notes: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self._rows = EvaluationRows(record, table)
+        self._rows = EvaluationRows(record, table, shown)
+        self._notes = notes
 
     def compose(self) -> ComposeResult:
         """The table, the rows, and the answers to the question under the cursor."""
-        with RecordBox("Evaluation"):
+        with RecordBox("Flipped answers" if self._rows.shown == "flipped" else "Evaluation"):
             yield TextBlock(id="table")
             yield TextBlock(id="head")
             yield RowWindow(self._rows, id="rows")
@@ -372,15 +404,20 @@ class EvaluationScreen(Overlay[None]):
     def _show(self) -> None:
         rows, box, keys = self._rows, self.query_one(RecordBox), shell_of(self).keys
         width = self.query_one("#table").content_size.width
-        lines = summary_lines(rows.record, rows.table, width or None)
-        self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
-        self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
+        # Flips have their own figures, which leave room for rows on a short terminal.
+        is_short = rows.shown == "flipped" and self.size.height < ROOMY
+        lines = [] if is_short else summary_lines(rows.record, rows.table, width or None)
+        notes = [Content.styled(one_line(note, 400), "$muted") for note in self._notes]
+        parts = {"#table": [*map(Content, lines), *notes], "#head": [Content.styled(rows.head(), "$muted")]}
+        for name, content in parts.items():
+            self.query_one(name, TextBlock).show(Content("\n").join([] if self.has_class("-row") else content))
         self.query_one(RowWindow).refresh()
         self.query_one("#detail", TextBlock).show(rows.detail())
         filters = ["filter", "against"][: len(rows.table.comparisons)]
-        box.border_subtitle = Content(
-            keys.hints(f"evaluation.{name}" for name in ("read", *filters, "save", "lines", "back"))
+        names = (
+            ("read", "why", "back") if self.has_class("-row") else ("open", "why", *filters, "save", "lines", "back")
         )
+        box.border_subtitle = Content(keys.hints(f"evaluation.{name}" for name in names))
 
     def entries(self) -> Sequence[tuple[int, str]]:
         """The prompts that ``/`` finds."""
@@ -409,8 +446,36 @@ class EvaluationScreen(Overlay[None]):
         answers = self.query_one(VerticalScroll)
         answers.scroll_relative(y=by * max(answers.size.height - 1, 1), animate=False)
 
+    def action_open(self) -> None:
+        """Show the row under the cursor alone: question, expected answer, and both answers."""
+        if self._rows.place is not None:
+            self.add_class("-row")
+            self._show()
+
+    def action_back(self) -> None:
+        """Go back from a row to the rows, else leave."""
+        if not self.has_class("-row"):
+            self.dismiss(None)
+            return
+        self.remove_class("-row")
+        self._show()
+
+    def action_why(self) -> None:
+        """Ask for the training rows behind the first model's answer to the prompt under the cursor."""
+        rows, place = self._rows, self._rows.place
+        answer = rows.record.answers[rows.record.targets[0]][place] if place is not None else None
+        if place is None or answer is None:
+            return
+        try:
+            run, step = find_run_at(rows.record.targets[0])
+        except UserError as error:
+            self.notify(f"Only a run can say why. {error.message}", severity="warning", markup=False)
+            return
+        item = rows.record.items[place]
+        self.post_message(AskWhy(run, step, item.messages, answer.text, item.expected or ""))
+
     def action_filter(self) -> None:
-        """Cycle between all, won and lost rows."""
+        """Cycle between all, won, lost and flipped rows."""
         self._rows.turn_filter()
         self._show()
 

@@ -17,6 +17,7 @@ from tui.widgets.charts.bars import sparkline
 from tui.widgets.text_block import flow
 
 if TYPE_CHECKING:
+    from core.evaluation.flips import Flips
     from core.runs.catalog.result import Measure, RunResult
 
 #: Cells of the name column and of a figure.
@@ -35,6 +36,7 @@ def end_lines(
     *,
     works: Callable[[str], bool] = lambda _: True,
     take: str = "",
+    flips: Flips | None = None,
     roomy: bool = False,
 ) -> Content:
     """Summary of an ended run.
@@ -46,17 +48,20 @@ def end_lines(
         glyphs: The glyphs of sparklines.
         works: True if a displayed key works from where the focus is; the others are dim.
         take: The key that takes a better step as the result.
+        flips: The held-out answers that flipped with the training; None if unknown.
         roomy: Separate the parts by blank lines, and head the columns in any case.
     """
     looks = ((key, text, ("$primary bold", "") if works(key) else ("$muted", "$muted")) for key, text in hints)
     keys = (Content.assemble((key, bright), (f" {text}", plain)) for key, text, (bright, plain) in looks)
-    figures = [*_table(result, width, glyphs, roomy=roomy), *_better(result, take)]
+    figures = [*_table(result, width, glyphs, roomy=roomy), *_flipped(flips), *_better(result, take)]
     parts = [_head(result, width), figures, _kept(result, width), flow(keys, width)]
     between = Content("\n\n" if roomy else "\n")
     return between.join(Content("\n").join(part) for part in parts if part)
 
 
-def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str = "") -> list[Hint]:
+def end_hints(
+    result: RunResult, keys: KeyTable, *, has_answers: bool, has_flips: bool = False, name: str = ""
+) -> list[Hint]:
     """Keys for the next actions; ``name`` is the run's."""
     shown = []
     if result.state != "finished" and result.saved_step is not None:
@@ -65,6 +70,8 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
         shown.append(("app.ask", "ask it"))
     if has_answers:
         shown.append(("train.answers", "answers"))
+    if has_flips:
+        shown.append(("train.flips", "what flipped"))
     if result.state == "finished" and result.path is not None:
         shown.append(("train.continue", "train it further"))
     shown.append(("app.start", f"start {name} again" if name else "start it again"))
@@ -140,6 +147,15 @@ def _row(measure: Measure, room: int, glyphs: GlyphSet, width: int) -> list[Cont
     elif measure.is_explained:
         return [row, *(line.stylize("$muted") for line in _indented(measure.note, width, 4))]
     return [row]
+
+
+def _flipped(flips: Flips | None) -> list[Content]:
+    """Held-out answers that went wrong, and right, with the training."""
+    if flips is None or not flips.compared:
+        return []
+    broken = (f"{len(flips.broken)} right → wrong", "$error" if flips.broken else "")
+    text = f", {len(flips.mended)} wrong → right, of {flips.compared}"
+    return [Content.assemble(f"  {'answers flipped':<{_NAME - 2}}", broken, text)]
 
 
 def _better(result: RunResult, key: str) -> list[Content]:

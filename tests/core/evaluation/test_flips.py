@@ -194,6 +194,8 @@ def test_what_cannot_be_compared_is_a_sentence_each(home: Path) -> None:
     assert "have no held-out row in common." in lines(answers_of_runs([full, train(home, "other", {9: {"b": "no"}})]))
     going = train(home, "going", {4: {"a": "no"}}, live=True)
     assert "going is not over: its answers are those after step 4." in lines(answers_of_runs([full, going]))
+    begun = lines(answers_of_runs([full, train(home, "begun", {}, live=True)]))
+    assert "begun is not over, and has kept no answers yet." in begun
     damaged = train(home, "damaged", {9: {"a": "no"}})
     answers_path(damaged, 9).write_text("{", encoding="utf-8")
     told = lines(answers_of_runs([full, damaged]))

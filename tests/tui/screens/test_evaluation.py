@@ -79,6 +79,8 @@ async def test_prompts_are_asked_and_the_rows_scrolled_through(session: Scripted
         scroll = app.screen.query_one(VerticalScroll)
         await press(pilot, "space", until=lambda: scroll.scroll_y == min(scroll.size.height - 1, scroll.max_scroll_y))
         await press(pilot, "ctrl+u", until=lambda: scroll.scroll_y == 0)
+        await press(pilot, "f", until="base → mine: 1 of 12 answers went right → wrong, 11 wrong → right")
+        await wait_for(pilot, lambda: any("▸ - wrong" in line and "question 0" in line for line in screen_lines(app)))
         await pilot.press("f", "G")
         await wait_for(pilot, lambda: any("▸ + won" in line and "question 11" in line for line in screen_lines(app)))
         await pilot.press("ctrl+s", "S")
