@@ -31,7 +31,8 @@ def test_five_rows_for_and_those_against_have_bars_relative_to_the_first() -> No
     text = "\n".join(lines)
     assert "Up to the gap in the scores there are 7 rows; --like lists all of them." in text
     assert "300 of 400 rows were compared, chosen by their hidden states" in text
-    assert lines[-1] == PROOF
+    left_out = ", ".join(f'"rows.jsonl:{line}"' for line in range(10, 17))
+    assert lines[-2:] == [PROOF, f"data.exclude = [{left_out}]"]
     assert "%" not in text
     assert "cause" not in text
 
