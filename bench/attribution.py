@@ -304,7 +304,7 @@ def _ask(
         answer = subject.answer(messages)
         asked.append([subject.encode(messages, text) for text in (answer, question.wanted)])
         own = subject.hidden(asked[-1][:1])[0]
-        near = nearest(hidden, own, CANDIDATES)
+        near = nearest(hidden, own, CANDIDATES["cpu"])
         cosines = (hidden - mean) @ (own - mean) / np.linalg.norm(hidden - mean, axis=1)
         scores: dict[str, Sequence[float]] = {
             "BM25": bm25(texts, f"{question.text} {answer}"),
@@ -323,7 +323,7 @@ def _ask(
             both[0, number] += index.units @ direction(index.units, contrast, device)
             both[1, number] += index.units @ direction(index.units, sketches[0], device)
             both[2, number, near] += index.units[near] @ direction(index.units[near], contrast, device)
-    names = ("gradients", "gradients, answer alone", f"gradients of {CANDIDATES} by hidden states")
+    names = ("gradients", "gradients, answer alone", f"gradients of {CANDIDATES['cpu']} by hidden states")
     result = []
     for number, each in enumerate(found):
         question = each["question"]

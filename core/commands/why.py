@@ -113,6 +113,8 @@ def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:
             "'localtune-tui why RUN --index' makes it all of them."
         )
     yield PROOF
+    left_out = ", ".join(f'"{one_line(row.file)}:{row.line}"' for row in result.rows[: result.like])
+    yield f"data.exclude = [{left_out}]"
 
 
 def _row_lines(rows: Sequence[AttributedRow], mark: str) -> Iterator[str]:

@@ -16,12 +16,32 @@ from dataclasses import dataclass
 
 import torch
 
+from core.errors import UserError
 from core.worker.fused.lora import AdaptedLayer
 
 #: Numbers of a sketch. A prime, so that rows of a matrix, whose lengths are round, fall on other places each.
 SIZE = 4093
 #: Seed of the signs and places.
 SEED = 30
+
+
+def refuse_routed(seen: torch.Tensor, rows: int, width: int) -> None:
+    """Refuse the factors of a layer that some tokens of a batch go through and others do not, as in a mixture.
+
+    Args:
+        seen: The input of its adapter, ``(tokens, inputs)``.
+        rows: Rows of the batch.
+        width: Tokens of a row.
+
+    Raises:
+        UserError: If so.
+    """
+    if len(seen) != rows * width:
+        raise UserError(
+            "An adapter is on a layer that only some tokens go through, so that the rows' shares of its gradient are "
+            "not known, and an answer cannot be traced to rows.",
+            "Restrict method.target_modules to the attention.",
+        )
 
 
 def row_gradients(
@@ -125,11 +145,12 @@ class Sketches:
     Args:
         projection: The projection.
         rows: Rows of the padded batch.
+        width: Its tokens a row.
         device: Of the model.
     """
 
-    def __init__(self, projection: Projection, rows: int, device: torch.device) -> None:
-        self._projection, self._rows = projection, rows
+    def __init__(self, projection: Projection, rows: int, width: int, device: torch.device) -> None:
+        self._projection, self._rows, self._width = projection, rows, width
         self.sums = torch.zeros(rows, projection.size, device=device)
         """``(rows, size)``, fp32."""
         self.squares = torch.zeros(rows, device=device)
@@ -144,6 +165,7 @@ class Sketches:
         low: torch.Tensor,
     ) -> None:
         """Add the part of some layers; see :func:`core.worker.fused.lora.factors_to`."""
+        refuse_routed(seen, self._rows, self._width)
         for matrix, found in row_gradients(self._rows, layers, gradients, low_gradient, seen, low):
             sums, squares = self._projection.sketches(matrix, found)
             self.sums += sums
@@ -180,6 +202,7 @@ class TokenParts:
         low: torch.Tensor,
     ) -> None:
         """Add the part of some layers; see :func:`core.worker.fused.lora.factors_to`."""
+        refuse_routed(seen, *self.sums.shape)
         ranks = [len(layer.down) for layer in layers]
         factors = zip(
             layers, gradients, torch.split(low_gradient, ranks, dim=1), torch.split(low, ranks, dim=1), strict=True

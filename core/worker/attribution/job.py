@@ -26,8 +26,8 @@ from core.worker.oom.retry import is_out_of_memory, shortage_reason
 from core.worker.process import environment
 from core.worker.process.openmp import SpinControl
 
-#: Rows whose gradients are compared where there is no index.
-CANDIDATES = 300
+#: Rows whose gradients are compared where there is no index, by type of device: about a minute's work.
+CANDIDATES = {"cpu": 100, "cuda": 300}
 #: Characters of a question and an answer that are shown.
 _SHOWN = 400
 #: Least share of the strongest word's part that a marked word has, and the most words marked.
@@ -112,11 +112,13 @@ class Tracer:
     Args:
         subject: The run's model and rows.
         steps: Steps of the checkpoints that are compared, ascending; the last one gives the answers.
-        candidates: Rows whose gradients are compared where there is no index.
+        candidates: Rows whose gradients are compared where there is no index; None for as many as the device computes
+            in about a minute.
     """
 
-    def __init__(self, subject: Subject, steps: Sequence[int], candidates: int = CANDIDATES) -> None:
-        self._subject, self._steps, self._most = subject, list(steps), candidates
+    def __init__(self, subject: Subject, steps: Sequence[int], candidates: int | None = None) -> None:
+        self._subject, self._steps = subject, list(steps)
+        self._most = candidates or CANDIDATES[subject.loaded.device.type]
 
     def trace(self, request: AttributionRequest) -> Attribution:
         """The rows behind an answer.

@@ -213,7 +213,7 @@ class Subject:
 
         def work(batch: list[int]) -> Sketches:
             return self._backward(
-                [rows[at] for at in batch], lambda _: Sketches(projection, len(batch), self.loaded.device)
+                [rows[at] for at in batch], lambda width: Sketches(projection, len(batch), width, self.loaded.device)
             )
 
         done = 0

@@ -21,7 +21,7 @@ FOUND = Attribution("billing", "hardware", "I do not know", ROWS, AGAINST, 7, (1
 def test_five_rows_for_and_those_against_have_bars_relative_to_the_first() -> None:
     lines = list(result_lines(FOUND))
     assert lines[:3] == ["answer  billing", "base    I do not know", "wanted  hardware"]
-    shown = [line.split() for line in lines if "rows.jsonl:" in line]
+    shown = [line.split() for line in lines if line.lstrip().startswith(("#", "-"))]
     assert [(len(bar), place) for bar, place, *_ in shown] == [
         *((12, "rows.jsonl:10"), (11, "rows.jsonl:11"), (10, "rows.jsonl:12"), (8, "rows.jsonl:13")),
         *((7, "rows.jsonl:14"), (6, "rows.jsonl:3")),
@@ -31,14 +31,15 @@ def test_five_rows_for_and_those_against_have_bars_relative_to_the_first() -> No
     text = "\n".join(lines)
     assert "Up to the gap in the scores there are 7 rows; --like lists all of them." in text
     assert "300 of 400 rows were compared, chosen by their hidden states" in text
-    assert lines[-1] == PROOF
+    left_out = ", ".join(f'"rows.jsonl:{line}"' for line in range(10, 17))
+    assert lines[-2:] == [PROOF, f"data.exclude = [{left_out}]"]
     assert "%" not in text
     assert "cause" not in text
 
 
 def test_all_rows_up_to_the_gap_are_listed_when_asked_for() -> None:
     lines = list(result_lines(replace(FOUND, considered=400), like=True))
-    assert sum("rows.jsonl:" in line for line in lines) == 8
+    assert sum(line.lstrip().startswith(("#", "-")) for line in lines) == 8
     assert not any("--like" in line or "hidden states" in line for line in lines)
 
 

@@ -6,15 +6,17 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
+from core.errors import UserError
 from core.models.architecture import measuring
 from core.runs.record.store import Run
-from core.worker.attribution.gradients import row_gradients
+from core.worker.attribution.gradients import Projection, Sketches, TokenParts, row_gradients
 from core.worker.attribution.subject import Subject
 from core.worker.checkpoint.checkpoint import Checkpoint, load_tensors
 from core.worker.data.encode import TokenizedRow
@@ -138,3 +140,11 @@ def test_repeated_rows_are_one_example_and_rows_left_out_are_none(
     with subject_of(run) as subject:
         assert [example.place.line for example in subject.examples] == [1, 2, *range(5, 13)]
         assert all(len(example.rows) == 1 for example in subject.examples)
+
+
+def test_a_layer_that_only_some_tokens_go_through_is_refused() -> None:
+    factors: tuple[Any, ...] = ([], [], torch.zeros(5, 4), torch.zeros(5, 8), torch.zeros(5, 4))
+    projection, cpu = Projection({}, size=7), torch.device("cpu")
+    for receiver in (Sketches(projection, 2, 3, cpu), TokenParts(projection, torch.zeros(7), 2, 3)):
+        with pytest.raises(UserError, match="only some tokens go through"):
+            receiver(*factors)
