@@ -211,9 +211,13 @@ def train_on_corrections(run: Run, step: int | None = None) -> ConfigDocument:
     path = corrections_file(run)
     corrections = read_corrections(path)
     document.set("data.corrections", str(_copy(path, corrections)))
-    batch = document.validate().train.batch_size
-    document.set("train.max_steps", math.ceil(len(corrections) * REPEATS * (1 + OTHERS) / batch))
-    if holds_out(document.validate()):
+    config = document.validate()
+    steps = math.ceil(len(corrections) * REPEATS * (1 + OTHERS) / config.train.batch_size)
+    document.set("train.max_steps", steps)
+    document.set("train.epochs", None)
+    if (config.checkpoint.every_steps or 0) > steps:
+        document.set("checkpoint.every_steps", None)
+    if holds_out(config):
         document.set("eval.baseline", True)
     return document
 

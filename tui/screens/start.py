@@ -98,7 +98,10 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
     lines.append(("model", Content(_model(start.config, plan))))
     if parent := _parent(start.config):
         reference = " · the reference is the base" if start.config.train.objective in ("dpo", "kto") else ""
-        told = (f"{parent}{new}{reference}" for new in (" · new optimizer and schedule", " · new optimizer", ""))
+        taught = " · on its corrections" if start.config.data.corrections is not None else ""
+        told = (
+            f"{parent}{taught}{new}{reference}" for new in (" · new optimizer and schedule", " · new optimizer", "")
+        )
         lines.append(("further", Content(_fitting([*told], room))))
     lines.append(("method", Content(_method(start.config))))
     if goes_on is None:

@@ -118,6 +118,7 @@ def test_a_run_goes_on_with_a_copy_and_what_it_has_learned_waits_no_more(
     learned = document.validate()
     assert learned.train.max_steps == -(-32 // config.train.batch_size)
     assert not learned.eval.baseline, "no rows are held out"
+    assert "epochs" not in document.dumps()
     keep_correction(path, SECOND)
     copy = Path(str(learned.data.corrections))
     assert (copy.parent, read_corrections(copy)) == (path.parent, [FIRST])

@@ -139,6 +139,12 @@ def test_lines_of_a_further_run_are_whole_at_80_columns(asked: dict[str, Any], s
     assert shown["further"] == "143600-faq · new optimizer · the reference is the base"
 
 
+def test_a_run_on_corrections_says_so() -> None:
+    given = config(model={"base": "/m/smol", "adapter": "/h/runs/20261124-143600-faq/adapter"})
+    taught = start(config=given.with_options(data={"corrections": "/c.jsonl"}))
+    assert lines(taught, Found(), 72)["further"] == "143600-faq · on its corrections · new optimizer and schedule"
+
+
 def test_nothing_moves_as_facts_come_in() -> None:
     wish = Unkept("night.deadline", "07:00 cannot be met.", "Set 08:45 or later.", is_measured=True)
     doubts, plan = StartRows(doubts=("one", "two")), StartPlan(advice="less", unmet=(wish,))
