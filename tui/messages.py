@@ -1,12 +1,16 @@
-"""Messages of the terminal to the app, posted by the thread that reads it."""
+"""Messages to the app: of the terminal, posted by the thread that reads it, and of screens that show answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.events import Key
 from textual.message import Message
+
+if TYPE_CHECKING:
+    from core.runs.record.store import Run
 
 
 @dataclass
@@ -39,3 +43,17 @@ class KeysHandled(Message):
 @dataclass
 class TerminalGone(Message):
     """The terminal is gone."""
+
+
+@dataclass
+class AskWhy(Message):
+    """Request for the training rows behind an answer; bubbles from a screen that shows answers to the app."""
+
+    run: Run
+    step: int | None
+    """The step whose model answered; None for the run's result."""
+    messages: Sequence[Mapping[str, str]]
+    """The conversation, ``role`` and ``content`` each, the last message the user's."""
+    answer: str
+    wanted: str
+    """The answer that was expected; empty if unknown."""
