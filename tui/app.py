@@ -38,6 +38,7 @@ from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Leaving, Runs, Starting
 from tui.controllers.serving import Serving
+from tui.controllers.why import Why
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
 from tui.ending import Mistakes
@@ -131,6 +132,7 @@ class LocaltuneApp(App[str]):
         self.runs = Runs(desktop, self.bridge, self.leaving, self.drafts, self.jobs)
         self.starting = Starting(desktop, self.bridge, self.configuration, self.runs)
         self.serving = Serving(self, desktop)
+        self.why = Why(desktop, self.jobs)
         self.run_control = RunControl(desktop, self.bridge, self.leaving, self.runs)
 
     def write_to_terminal(self, text: str) -> None:
@@ -350,6 +352,10 @@ class LocaltuneApp(App[str]):
     def _paste_refused(self, message: messages.PasteRefused) -> None:
         text = f"It is longer than {message.limit >> 20} MiB. Put it in a file, and name that."
         self.desktop.warn("Not pasted", text)
+
+    @on(messages.AskWhy)
+    def _ask_why(self, message: messages.AskWhy) -> None:
+        self.why.ask(message)
 
     @on(Result)
     def _show_result(self, result: Result) -> None:

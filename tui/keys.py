@@ -25,7 +25,7 @@ _ASKS = "chat.write"
 #: The key of each action that a worker's refusal may name.
 _ACTIONS = {"resume": "train.pause", "set": "train.settings", "stop": "train.stop", "lift_quiet_hours": "train.pause"}
 #: Screens that cover the panes; the keys of the app do not work there.
-SCREENS = ("template", "columns", "start", "evaluation", "queue", "trash", "compare", "run")
+SCREENS = ("template", "columns", "start", "evaluation", "queue", "trash", "compare", "run", "why")
 SCOPES = ("app", "data", "config", "train", "chat", "runs", *SCREENS)
 
 

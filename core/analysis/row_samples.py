@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.analysis.problems import FileLine
 from core.analysis.result import Analysis, AnalysisRequest, request_for
 from core.data.conversation import RowError
 from core.data.exclusion import row_line
@@ -327,6 +328,40 @@ def _places(request: AnalysisRequest, numbers: list[int]) -> list[tuple[str, int
                 found.append((Path(path).name if len(sources) == 1 and path == str(source.path) else path, line))
             first += rows
     return found
+
+
+def find_row(request: AnalysisRequest, place: FileLine) -> tuple[str, int] | None:
+    """Entry of ``request.train`` with a row, and the row's number in it, from 0; None if there is none.
+
+    It is read in the sandbox.
+
+    Args:
+        request: The request of an analysis.
+        place: File and line of the row, as a run names them.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    return sandboxed(_seek, "The data", rights=rights_for(request), seconds=_SECONDS)(request, place)
+
+
+def _seek(request: AnalysisRequest, place: FileLine) -> tuple[str, int] | None:
+    for entry in request.train:
+        sources = flat_sources([entry], request.format, request.columns)
+        for source in sources:
+            with source.open() as file:
+                file.index()
+                rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+                # Nearly every file has a row a line.
+                near = min(place.line, rows)
+                for number in itertools.chain(range(near - 1, -1, -1), range(near, rows)):
+                    row = file.row(number)
+                    name = row.file or source.path.name
+                    if name != place.file and not row.file:
+                        break
+                    if (name, row_line(source.path, row)[1]) == place:
+                        return entry if len(sources) == 1 else str(source.path), number
+    return None
 
 
 def tokenizer_directory(name: str) -> Path:

@@ -19,6 +19,8 @@ from core.sandbox.pool import sandboxed
 _SECONDS = 10
 #: Most different answers to a question that are shown.
 _ANSWERS = 3
+#: Between different answers.
+OR = "\n\nor\n\n"
 
 
 def look_up(run: Run | None, question: str = "") -> tuple[bool, str]:
@@ -38,7 +40,7 @@ def look_up(run: Run | None, question: str = "") -> tuple[bool, str]:
             request = request_for(run.config(), model=None)
             look = sandboxed(_look, "The data", rights=rights_for(request), seconds=3 * _SECONDS)
             alone, answers = look(replace(request, train=(*request.train, *request.eval)), _words(question))
-            return alone, "\n\nor\n\n".join(answers[:_ANSWERS])
+            return alone, OR.join(answers[:_ANSWERS])
     return False, ""
 
 

@@ -25,6 +25,7 @@ from core.text import one_line
 from tui.datasets.summary import counted
 from tui.files import save_text
 from tui.keys import bindings, display_key
+from tui.messages import AskWhy
 from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner, SessionHolder
 from tui.shell import copy_text
@@ -293,7 +294,8 @@ class ChatPane(Pane):
             stop = [(cancel, "stop")] if self.is_answering else []
             begun, more = (["chat.clear", "chat.again"], ["chat.edit", "chat.keep"]) if begins else ([], [])
             if self.partner.run is not None and begins:
-                begun = ["chat.correct", *(["chat.continue"] if self._corrections else []), *begun]
+                why = [] if self.is_live else ["chat.why"]
+                begun = [*why, "chat.correct", *(["chat.continue"] if self._corrections else []), *begun]
             toggles = [*(["chat.compare"] if self.partner.run is not None else []), *toggles]
             self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], stop)
             return
@@ -720,6 +722,30 @@ class ChatPane(Pane):
         turned = self.dialogue.turn(chosen, step)
         self._pointed_at = turned if turned is not self.dialogue.exchanges[-1] else None
         self._show_path()
+
+    def action_why(self) -> None:
+        """Ask for the training rows behind the answer."""
+        chosen = self._free_to_ask()
+        if chosen is None:
+            return
+        whole = [each for each in chosen.replies if each.text.strip() and each.state in ("done", "stopped")]
+        reply = next((each for each in whole if each.source != BASE or not self.partner.has_adapter), None)
+        if reply is None:
+            key = self.keys["chat.source"].display
+            self._say(f"No trained model has answered this question; {key} switches to the tuned one.", "$near")
+            return
+        try:
+            run, step = self.partner.origin(reply.source)
+        except UserError as error:
+            self._say(f"✗ {error}", "$limit")
+            return
+        # The answer of the question's own row, else that of the base.
+        from core.chat.rows import OR
+
+        known = [chosen.wanted.split(OR)[0], *(each.as_written for each in whole if each.source == BASE)]
+        wanted = next((text for text in known if text.strip() not in ("", reply.as_written.strip())), "")
+        messages = self.dialogue.messages(reply.source, self.system, chosen)
+        self.post_message(AskWhy(run, step, messages, reply.as_written, wanted))
 
     def _answer_to_keep(self) -> tuple[Reply, list[dict[str, str]]] | None:
         """The answer that the keys act on, and its question with the conversation before it; None without one."""

@@ -104,6 +104,20 @@ class Partner:
             return "There is nothing to export yet: no checkpoint has been saved."
         return run, step
 
+    def origin(self, source: Source) -> tuple[Run, int | None]:
+        """The run and step whose training is behind the answers of a trained source; no step for the run's result.
+
+        Raises:
+            UserError: If the run is not found, or its rows are not known.
+        """
+        if source in (TUNED, BASE):
+            if self.run is None:
+                raise UserError("This model was not trained here, so its rows are not known.")
+            return self.run, None
+        if os.path.isfile(source):
+            raise UserError("An exported file answered.", "Ask the run itself, and then why.")
+        return find_run_at(source)
+
     def invitation(self, keys: KeyTable) -> tuple[str, list[tuple[str, str]]]:
         """The text of an empty conversation, and keys with their actions."""
         start = (keys["app.start"].display, "Start a run; its model answers here while it trains")

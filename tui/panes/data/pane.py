@@ -240,6 +240,13 @@ class DataPane(Pane):
             self.show(path)
             self._return.begin(place)
 
+    def go_to_row(self, path: Path, index: int) -> None:
+        """Open a file at a row, among all of its rows."""
+        if self.view is not None and self.opener.is_at(path):
+            self._show_only(self.body)
+            self._list(None)
+        self.return_to(DataPlace(entry_text(path), index, tokens=self.body.shows_tokens))
+
     def _go_back(self) -> None:
         """Take the next step of the return to a place."""
         if (place := self._return.place) is None or self.opener.opening is not None or self.view is None:
