@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from core.chat.corrections import Correction, corrections_file, keep_correction, read_corrections
 from core.commands.starting import starts_all_the_same
 from core.config.facts import Unkept
 from core.launch import launcher
@@ -117,6 +118,21 @@ def test_continue_goes_on_from_the_checkpoint(cli: CommandLine) -> None:
     assert "stopped at step" not in result.err
     assert len(list_runs()) == 1
     cli.refused("finished", "continue", run.id)
+
+
+def test_corrections_are_learned_in_a_new_run(cli: CommandLine) -> None:
+    parent = cli.train()
+    parent.adapter_path.mkdir()
+    (parent.adapter_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 16, "lora_alpha": 32}')
+    (parent.adapter_path / "adapter_model.safetensors").touch()
+    cli.refused("No correction waits", "continue", parent.id, "--corrections")
+    keep_correction(corrections_file(parent), Correction(({"role": "user", "content": "a"},), "right", "wrong"))
+    run = find_run(cli.ok("continue", parent.id, "--corrections", "--json").json["run"])
+    values = run.values()
+    assert (values["model.adapter"], values["train.max_steps"]) == (str(parent.adapter_path), 4)
+    assert [one.answer for one in read_corrections(Path(values["data.corrections"]))] == ["right"]
+    missing = f"data.corrections={cli.home / 'none.jsonl'}"
+    cli.refused("There is no correction in", "train", str(cli.config()), "--set", missing)
 
 
 def test_continue_further_trains_the_result_in_a_new_run(cli: CommandLine) -> None:
