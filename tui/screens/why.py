@@ -13,13 +13,22 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import Screen
 
-from core.attribution.job import PROOF, AttributionJob, IndexJob, IndexResult, attribution_job, index_job
+from core.attribution.job import (
+    PROOF,
+    AttributionJob,
+    IndexJob,
+    IndexResult,
+    attribution_job,
+    chosen_steps,
+    index_job,
+)
 from core.attribution.proof import Proof, ProofView, begin_proof, view_proof
 from core.attribution.result import ROWS_FOR, AttributedRow, Attribution, AttributionRequest
 from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.jobs.running import RunningJob
 from core.runs.record.sentences import brief_id
+from core.runs.record.store import find_run
 from core.text import one_line, sanitize
 from core.units import counted
 from tui.glyphs import GlyphSet
@@ -144,7 +153,17 @@ class WhyPage(JobPage[JobProgress, Attribution]):
     def run(self, tell: Callable[[JobProgress], None]) -> Attribution:
         """Find the rows."""
         self._search = attribution_job(self._request)
-        return self._search.run(tell)
+        parts, part, before = 1 + len(chosen_steps(find_run(self._request.run))), 0, 0.0
+
+        def told(progress: JobProgress) -> None:
+            # The rows are read, and their gradients computed at each checkpoint: each begins at 0 again.
+            nonlocal part, before
+            if (share := progress.share) is not None:
+                part, before = part + (share < before), share
+                progress = JobProgress(progress.activity, round(1_000 * min((part + share) / parts, 1)), 1_000)
+            tell(progress)
+
+        return self._search.run(told)
 
     def close(self) -> None:
         """End its process."""

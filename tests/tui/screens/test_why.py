@@ -162,7 +162,7 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
         ask(app, run, "hardware")
-        await shown(pilot, "answer  billing", "It should have said", "hardware")
+        await shown(pilot, "answer    billing", "It should have said", "hardware")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
         assert search.requests == [AttributionRequest(str(run.path), QUESTION, "billing", "hardware")]
         await shown(pilot, "base    I do not know", "▸ ", "rows.jsonl:10  question 0", PROOF[:40])
@@ -193,7 +193,7 @@ async def test_refused_runs_and_searches_say_why(search: FakeSearch, private_hom
     full = make_run(5, method={"name": "full"})
     async with running() as (app, pilot):
         ask(app, full)
-        await shown(pilot, "method.name = full trains the model's own weights")
+        await shown(pilot, "method.name = full", "Ask a LoRA run trained by sft.")
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         ask(app, run)
         await shown(pilot, "It should have said")
@@ -242,7 +242,7 @@ async def test_training_again_without_rows_is_queued_and_shown(
     views = [ProofView(PROOF_OF, ProofRun("without 2 rows", "queued", words="entry 3 waits"), CONTROL)]
     monkeypatch.setattr("tui.screens.why.view_proof", lambda *_: views[-1])
     run = run_on(private_home.parent / "rows.jsonl")
-    async with running((120, 40)) as (app, pilot):
+    async with running(size=(120, 40)) as (app, pilot):
         ask(app, run, "hardware")
         await shown(pilot, "It should have said")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
@@ -282,6 +282,7 @@ async def test_the_search_goes_on_when_its_view_is_left(
         await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
         await pilot.press("escape")
         gate.set()
-        await press(pilot, "J", until=lambda: isinstance(app.screen, WhyScreen))
+        ask(app, run)
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen))
     assert len(search.requests) == 1
     assert store.read_queue().entries == ()
