@@ -294,6 +294,14 @@ def place_of(row: AttributedRow) -> str:
     return f"{one_line(row.file, 60)}:{row.line}"
 
 
+def group_of(found: Attribution) -> str:
+    """The rows up to the gap in the scores, in words."""
+    shown = min(len(found.rows), ROWS_FOR)
+    if found.like < shown:
+        return f"the first {found.like} of these rows" if found.like > 1 else "the first row"
+    return f"these rows and their like ({found.like})"
+
+
 def head_of(found: Attribution) -> Content:
     """The answers in question; first of all that the base gives the same one, if it does."""
     lines = [Content.styled(_SAME, "$near bold")] if found.is_base else []
@@ -303,19 +311,20 @@ def head_of(found: Attribution) -> Content:
     return Content("\n").join(lines)
 
 
-def row_lines(row: AttributedRow, width: int, glyphs: GlyphSet) -> Content:
+def row_lines(row: AttributedRow, width: int, glyphs: GlyphSet, places: int = 0) -> Content:
     """Two lines of a row: bar, place and question, then the answer with the words that matter.
 
     Args:
         row: The row.
         width: Columns of a line.
         glyphs: The glyphs to draw with.
+        places: Columns of the places of all rows.
     """
     full, empty = bar(abs(row.score), _BAR, glyphs)
     if not full:
         full, empty = glyphs.bar_full, empty[1:]
     style = "$primary" if row.score > 0 else "$limit"
-    head = Content.assemble((full, style), (empty, "$muted"), "  ", (place_of(row), "bold"), "  ")
+    head = Content.assemble((full, style), (empty, "$muted"), "  ", (place_of(row).ljust(places), "bold"), "  ")
     first = (head + one_line(row.question, 400)).truncate(max(width, 8), ellipsis=True)
     indent = " " * (_BAR + 2)
     return Content("\n").join([first, indent + lit_answer(row, max(width - _BAR - 2, 8))])
@@ -374,8 +383,9 @@ class WhyScreen(Overlay[None]):
             return
         found, shell, options = self._found, shell_of(self), self.query_one(PointedList)
         width = options.size.width - 3  # pointer and scrollbar
+        places = max((len(place_of(row)) for row in (*found.rows[:ROWS_FOR], *found.against)), default=0)
         entries = [
-            Content.styled(entry, "bold") if isinstance(entry, str) else row_lines(entry, width, shell.glyphs)
+            Content.styled(entry, "bold") if isinstance(entry, str) else row_lines(entry, width, shell.glyphs, places)
             for entry in self._listed
         ]
         before = options.highlighted
@@ -386,8 +396,7 @@ class WhyScreen(Overlay[None]):
         keys = shell.keys
         lines = []
         if found.rows:
-            like = f"without these rows and their like ({found.like})"
-            lines += [Content(PROOF), key_line([(keys["why.start"].display, like)])]
+            lines += [Content(PROOF), key_line([(keys["why.start"].display, f"without {group_of(found)}")])]
         if found.considered < found.total:
             more = f"{found.considered} of {found.total} rows were compared, chosen by their hidden states; "
             lines.append(Content.assemble((more, "$muted"), key_line([(keys["why.index"].display, "compares all")])))
@@ -501,7 +510,7 @@ def proof_text(view: ProofView, room: int) -> Content:
     """
     proof = view.proof
     lines = [
-        Content.assemble((f"{name:<10}", "$muted"), one_line(", ".join(rows), 300))
+        Content.assemble((f"{name:<11}", "$muted"), one_line(", ".join(rows), 300))
         for name, rows in (("left out", proof.rows), ("at random", proof.control))
     ]
     lines.append(Content(""))
@@ -518,7 +527,7 @@ def proof_text(view: ProofView, room: int) -> Content:
             lines.append(Content.assemble(("wanted  ", "$muted"), one_line(row.expected, 300)))
         answers = (row.original, row.without, row.control)
         changed = (False, row.is_changed, row.is_noisy)
-        heads = [f"{'* ' if differs else ''}{title}" for title, differs in zip(titles, changed, strict=True)]
+        heads = [f"{'* ' if differs else '  '}{title}" for title, differs in zip(titles, changed, strict=True)]
         styles = ["$primary" if differs else "" for differs in changed]
         if room >= _BESIDE:
             width = (room - 2 * len(_GAP)) // 3

@@ -140,7 +140,7 @@ async def test_values_a_sweep_and_the_night_are_typed_in_the_box(
 ) -> None:
     async with queue(config, size=(80, 24)) as (pilot, app, screen):
         await wait_for(pilot, lambda: "r start" not in screen_text(app) and "A clear" not in screen_text(app))
-        await press(pilot, "w", until=lambda: isinstance(app.screen, ValuesForm))
+        await press(pilot, "V", until=lambda: isinstance(app.screen, ValuesForm))
         await pilot.press(*(TYPED.get(key, key) for key in "rank=16"), "enter")
         await wait_for(pilot, lambda: "(sweep s1) from the current configuration." in screen_text(app))
         await pilot.press("w")
