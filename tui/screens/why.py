@@ -396,7 +396,7 @@ class WhyScreen(Overlay[None]):
         keys = shell.keys
         lines = []
         if found.rows:
-            lines += [Content(PROOF), key_line([(keys["why.start"].display, f"without {group_of(found)}")])]
+            lines += [Content(PROOF), key_line([(keys["why.start"].display, f"train again without {group_of(found)}")])]
         if found.considered < found.total:
             more = f"{found.considered} of {found.total} rows were compared, chosen by their hidden states; "
             lines.append(Content.assemble((more, "$muted"), key_line([(keys["why.index"].display, "compares all")])))
@@ -517,7 +517,9 @@ def proof_text(view: ProofView, room: int) -> Content:
     if not view.compared:
         lines += [Content(f"{each.title}  {each.words}") for each in (view.without, view.control)]
         asked = counted(len(proof.questions), "question")
-        kept = f"Both are trained as the run was and answer {asked}. It is kept in the run; ^r in the form shows it."
+        kept = f"Both are trained as the run was and answer {asked}. The proof is kept in the run; ^r shows it."
+        if view.state == "failed":
+            kept = "There is nothing to compare. The list of the rows begins another proof."
         return Content("\n").join([*lines, Content(""), Content(kept)])
     lines.append(Content.styled(view.summary, "bold"))
     titles = ("with all rows", view.without.title, view.control.title)

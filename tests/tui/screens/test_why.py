@@ -117,6 +117,9 @@ def test_runs_of_a_proof_are_named_until_they_have_answered() -> None:
     assert "without 2 rows  entry 3 of the queue is waiting" in text
     assert "without 2 random rows  finished" in text
     assert "answer 2 questions" in text
+    text = proof_text(ProofView(PROOF_OF, replace(waiting, state="failed", words="removed"), CONTROL), 70).plain
+    assert "without 2 rows  removed" in text
+    assert "answer 2 questions" not in text
 
 
 # Keys.
@@ -180,7 +183,10 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
         assert search.requests == [AttributionRequest(str(run.path), QUESTION, "billing", "hardware")]
         await shown(pilot, "base    I do not know", "▸ ", "rows.jsonl:10  question 0", PROOF[:40])
         await shown(
-            pilot, "r without these rows and their like (7)", "300 of 400 rows were compared", "enter its place"
+            pilot,
+            "r train again without these rows and their like (7)",
+            "300 of 400 rows were compared",
+            "enter its place",
         )
         assert "question 5" not in screen_text(app), "five rows"
         text = "".join(screen_lines(app)[1:-1])  # between the lines of the app
