@@ -159,14 +159,14 @@ class _Ways:
         from core.analysis.problems import FileLine
         from core.attribution.result import ROWS_FOR
         from tui.screens.choice import Choice, ChoiceDialog
-        from tui.screens.why import LeftOut, ProofPage, place_of
+        from tui.screens.why import LeftOut, ProofPage, group_of, place_of
 
         shown = found.rows[:ROWS_FOR]
         groups = {"l": found.rows[: found.like], "o": shown, "c": (row,)}
         choices = [
-            Choice("l", "l", "these rows and their like", counted(len(groups["l"]), "row")),
-            Choice("o", "o", "only those listed for it", counted(len(shown), "row")),
-            Choice("c", "c", "only the one under the cursor", place_of(row)),
+            Choice("l", "l", f"without {group_of(found)}", "up to the gap in the scores"),
+            Choice("o", "o", f"without the {counted(len(shown), 'row')} listed for it"),
+            Choice("c", "c", "without the one under the cursor", place_of(row)),
         ]
         text = (
             "Train again without which rows? Two runs go into the queue: one without them, and one without as many "

@@ -13,13 +13,22 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import Screen
 
-from core.attribution.job import PROOF, AttributionJob, IndexJob, IndexResult, attribution_job, index_job
+from core.attribution.job import (
+    PROOF,
+    AttributionJob,
+    IndexJob,
+    IndexResult,
+    attribution_job,
+    chosen_steps,
+    index_job,
+)
 from core.attribution.proof import Proof, ProofView, begin_proof, view_proof
 from core.attribution.result import ROWS_FOR, AttributedRow, Attribution, AttributionRequest
 from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.jobs.running import RunningJob
 from core.runs.record.sentences import brief_id
+from core.runs.record.store import find_run
 from core.text import one_line, sanitize
 from core.units import counted
 from tui.glyphs import GlyphSet
@@ -144,7 +153,17 @@ class WhyPage(JobPage[JobProgress, Attribution]):
     def run(self, tell: Callable[[JobProgress], None]) -> Attribution:
         """Find the rows."""
         self._search = attribution_job(self._request)
-        return self._search.run(tell)
+        parts, part, before = 1 + len(chosen_steps(find_run(self._request.run))), 0, 0.0
+
+        def told(progress: JobProgress) -> None:
+            # The rows are read, and their gradients computed at each checkpoint: each begins at 0 again.
+            nonlocal part, before
+            if (share := progress.share) is not None:
+                part, before = part + (share < before), share
+                progress = JobProgress(progress.activity, round(1_000 * min((part + share) / parts, 1)), 1_000)
+            tell(progress)
+
+        return self._search.run(told)
 
     def close(self) -> None:
         """End its process."""
@@ -275,6 +294,14 @@ def place_of(row: AttributedRow) -> str:
     return f"{one_line(row.file, 60)}:{row.line}"
 
 
+def group_of(found: Attribution) -> str:
+    """The rows up to the gap in the scores, in words."""
+    shown = min(len(found.rows), ROWS_FOR)
+    if found.like < shown:
+        return f"the first {found.like} of these rows" if found.like > 1 else "the first row"
+    return f"these rows and their like ({found.like})"
+
+
 def head_of(found: Attribution) -> Content:
     """The answers in question; first of all that the base gives the same one, if it does."""
     lines = [Content.styled(_SAME, "$near bold")] if found.is_base else []
@@ -284,19 +311,20 @@ def head_of(found: Attribution) -> Content:
     return Content("\n").join(lines)
 
 
-def row_lines(row: AttributedRow, width: int, glyphs: GlyphSet) -> Content:
+def row_lines(row: AttributedRow, width: int, glyphs: GlyphSet, places: int = 0) -> Content:
     """Two lines of a row: bar, place and question, then the answer with the words that matter.
 
     Args:
         row: The row.
         width: Columns of a line.
         glyphs: The glyphs to draw with.
+        places: Columns of the places of all rows.
     """
     full, empty = bar(abs(row.score), _BAR, glyphs)
     if not full:
         full, empty = glyphs.bar_full, empty[1:]
     style = "$primary" if row.score > 0 else "$limit"
-    head = Content.assemble((full, style), (empty, "$muted"), "  ", (place_of(row), "bold"), "  ")
+    head = Content.assemble((full, style), (empty, "$muted"), "  ", (place_of(row).ljust(places), "bold"), "  ")
     first = (head + one_line(row.question, 400)).truncate(max(width, 8), ellipsis=True)
     indent = " " * (_BAR + 2)
     return Content("\n").join([first, indent + lit_answer(row, max(width - _BAR - 2, 8))])
@@ -355,8 +383,9 @@ class WhyScreen(Overlay[None]):
             return
         found, shell, options = self._found, shell_of(self), self.query_one(PointedList)
         width = options.size.width - 3  # pointer and scrollbar
+        places = max((len(place_of(row)) for row in (*found.rows[:ROWS_FOR], *found.against)), default=0)
         entries = [
-            Content.styled(entry, "bold") if isinstance(entry, str) else row_lines(entry, width, shell.glyphs)
+            Content.styled(entry, "bold") if isinstance(entry, str) else row_lines(entry, width, shell.glyphs, places)
             for entry in self._listed
         ]
         before = options.highlighted
@@ -367,8 +396,7 @@ class WhyScreen(Overlay[None]):
         keys = shell.keys
         lines = []
         if found.rows:
-            like = f"without these rows and their like ({found.like})"
-            lines += [Content(PROOF), key_line([(keys["why.start"].display, like)])]
+            lines += [Content(PROOF), key_line([(keys["why.start"].display, f"train again without {group_of(found)}")])]
         if found.considered < found.total:
             more = f"{found.considered} of {found.total} rows were compared, chosen by their hidden states; "
             lines.append(Content.assemble((more, "$muted"), key_line([(keys["why.index"].display, "compares all")])))
@@ -482,14 +510,16 @@ def proof_text(view: ProofView, room: int) -> Content:
     """
     proof = view.proof
     lines = [
-        Content.assemble((f"{name:<10}", "$muted"), one_line(", ".join(rows), 300))
+        Content.assemble((f"{name:<11}", "$muted"), one_line(", ".join(rows), 300))
         for name, rows in (("left out", proof.rows), ("at random", proof.control))
     ]
     lines.append(Content(""))
     if not view.compared:
         lines += [Content(f"{each.title}  {each.words}") for each in (view.without, view.control)]
         asked = counted(len(proof.questions), "question")
-        kept = f"Both are trained as the run was and answer {asked}. It is kept in the run; ^r in the form shows it."
+        kept = f"Both are trained as the run was and answer {asked}. The proof is kept in the run; ^r shows it."
+        if view.state == "failed":
+            kept = "There is nothing to compare. The list of the rows begins another proof."
         return Content("\n").join([*lines, Content(""), Content(kept)])
     lines.append(Content.styled(view.summary, "bold"))
     titles = ("with all rows", view.without.title, view.control.title)
@@ -499,7 +529,7 @@ def proof_text(view: ProofView, room: int) -> Content:
             lines.append(Content.assemble(("wanted  ", "$muted"), one_line(row.expected, 300)))
         answers = (row.original, row.without, row.control)
         changed = (False, row.is_changed, row.is_noisy)
-        heads = [f"{'* ' if differs else ''}{title}" for title, differs in zip(titles, changed, strict=True)]
+        heads = [f"{'* ' if differs else '  '}{title}" for title, differs in zip(titles, changed, strict=True)]
         styles = ["$primary" if differs else "" for differs in changed]
         if room >= _BESIDE:
             width = (room - 2 * len(_GAP)) // 3

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from core.analysis.job import analyze
+from core.analysis.problems import FileLine
 from core.analysis.result import AnalysisRequest
-from core.analysis.row_samples import rights_for, sample_row
+from core.analysis.row_samples import find_row, rights_for, sample_row
 from core.sandbox.pool import SandboxPool
 from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
@@ -68,3 +69,16 @@ def test_other_files_are_not_read(tmp_path: Path, pool: SandboxPool) -> None:
     rights = rights_for(request)
     assert call(pool, attempts.read, tmp_path / "rows.jsonl", rights=rights) == json_lines(pairs(ROWS))
     assert call(pool, attempts.read, other, rights=rights) == "EACCES"
+
+
+def test_a_row_is_found_by_its_file_and_line(tmp_path: Path) -> None:
+    blank = write(tmp_path / "blank.jsonl", "\n" + json_lines(pairs(ROWS)).replace("\n", "\n\n"))
+    table = write_parquet(tmp_path / "more.parquet", pairs(ROWS))
+    (tmp_path / "blobs").mkdir()
+    split = directory_of_links(tmp_path)
+    request = AnalysisRequest((str(blank), str(table), split))
+    assert find_row(request, FileLine("blank.jsonl", 6)) == (str(blank), 2)
+    assert find_row(request, FileLine("more.parquet", ROWS)) == (str(table), ROWS - 1)
+    assert find_row(request, FileLine("train.jsonl", 4)) == (split, 3)
+    assert find_row(request, FileLine("blank.jsonl", 3)) is None
+    assert find_row(request, FileLine("gone.jsonl", 1)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ from core.attribution.result import AttributedRow, Attribution, AttributionReque
 from core.errors import UserError
 from core.evaluation.prompt_set import PromptItem
 from core.jobs.job import JobProgress
+from core.models.architecture import measuring
 from core.queue import store
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
 from tests.core.attribution.test_job import config_of, make_run
+from tests.core.worker.attribution.runs import trained
+from tests.measured_here import run_here
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.glyphs import BRAILLE
 from tui.messages import AskWhy
 from tui.screens.job import JobScreen
-from tui.screens.why import ProofScreen, WhyForm, WhyScreen, head_of, lit_answer, proof_text, row_lines
+from tui.screens.why import ProofScreen, WhyForm, WhyScreen, group_of, head_of, lit_answer, proof_text, row_lines
 
 QUESTION = ({"role": "user", "content": "ticket printer"},)
 ROWS = tuple(
@@ -48,6 +52,15 @@ def test_the_same_answer_of_the_base_comes_first() -> None:
         "wanted  hardware",
     ]
     assert head_of(replace(FOUND, wanted="")).plain.splitlines() == ["answer  billing", "base    I do not know"]
+
+
+def test_the_rows_up_to_the_gap_are_named() -> None:
+    assert [group_of(replace(FOUND, like=like)) for like in (7, 5, 3, 1)] == [
+        "these rows and their like (7)",
+        "these rows and their like (5)",
+        "the first 3 of these rows",
+        "the first row",
+    ]
 
 
 def test_bars_are_relative_to_the_first_row_and_never_empty() -> None:
@@ -87,15 +100,15 @@ def test_answers_of_a_proof_are_side_by_side_where_they_fit() -> None:
     view = ProofView(PROOF_OF, WITHOUT, CONTROL)
     wide = proof_text(view, 150).plain.splitlines()
     heads = next(line for line in wide if "with all rows" in line)
-    assert heads.split("  ")[0] == "with all rows"
+    assert heads.split("  ")[1] == "with all rows"
     assert "* without 2 rows" in heads
     assert "* without 2 random" not in heads
     assert wide[wide.index(heads) + 1].split() == ["billing", "hardware", "billing"]
     assert view.summary in wide
     narrow = proof_text(view, 70).plain
     assert "* without 2 rows         hardware" in narrow
-    assert "without 2 random rows    billing" in narrow
-    assert "left out  rows.jsonl:1-2" in narrow
+    assert "  without 2 random rows  billing" in narrow
+    assert "left out   rows.jsonl:1-2" in narrow
 
 
 def test_runs_of_a_proof_are_named_until_they_have_answered() -> None:
@@ -104,6 +117,9 @@ def test_runs_of_a_proof_are_named_until_they_have_answered() -> None:
     assert "without 2 rows  entry 3 of the queue is waiting" in text
     assert "without 2 random rows  finished" in text
     assert "answer 2 questions" in text
+    text = proof_text(ProofView(PROOF_OF, replace(waiting, state="failed", words="removed"), CONTROL), 70).plain
+    assert "without 2 rows  removed" in text
+    assert "answer 2 questions" not in text
 
 
 # Keys.
@@ -162,12 +178,15 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
         ask(app, run, "hardware")
-        await shown(pilot, "answer  billing", "It should have said", "hardware")
+        await shown(pilot, "answer    billing", "It should have said", "hardware")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
         assert search.requests == [AttributionRequest(str(run.path), QUESTION, "billing", "hardware")]
         await shown(pilot, "base    I do not know", "▸ ", "rows.jsonl:10  question 0", PROOF[:40])
         await shown(
-            pilot, "r without these rows and their like (7)", "300 of 400 rows were compared", "enter its place"
+            pilot,
+            "r train again without these rows and their like (7)",
+            "300 of 400 rows were compared",
+            "enter its place",
         )
         assert "question 5" not in screen_text(app), "five rows"
         text = "".join(screen_lines(app)[1:-1])  # between the lines of the app
@@ -193,7 +212,7 @@ async def test_refused_runs_and_searches_say_why(search: FakeSearch, private_hom
     full = make_run(5, method={"name": "full"})
     async with running() as (app, pilot):
         ask(app, full)
-        await shown(pilot, "method.name = full trains the model's own weights")
+        await shown(pilot, "method.name = full", "Ask a LoRA run trained by sft.")
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         ask(app, run)
         await shown(pilot, "It should have said")
@@ -242,15 +261,15 @@ async def test_training_again_without_rows_is_queued_and_shown(
     views = [ProofView(PROOF_OF, ProofRun("without 2 rows", "queued", words="entry 3 waits"), CONTROL)]
     monkeypatch.setattr("tui.screens.why.view_proof", lambda *_: views[-1])
     run = run_on(private_home.parent / "rows.jsonl")
-    async with running((120, 40)) as (app, pilot):
+    async with running(size=(120, 40)) as (app, pilot):
         ask(app, run, "hardware")
         await shown(pilot, "It should have said")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
         await pilot.press("j")
-        await press(pilot, "r", until=("these rows and their like", "7 rows", "rows.jsonl:11"))
+        await press(pilot, "r", until=("these rows and their like (7)", "the 5 rows listed", "rows.jsonl:11"))
         await press(pilot, "c", until=lambda: isinstance(app.screen, ProofScreen))
         assert began == [(run, (FileLine("rows.jsonl", 11),), QUESTION, "hardware")]
-        await shown(pilot, "without 2 rows  entry 3 waits", "left out  rows.jsonl:1-2")
+        await shown(pilot, "without 2 rows  entry 3 waits", "left out   rows.jsonl:1-2")
         views.append(ProofView(PROOF_OF, WITHOUT, CONTROL))
         await shown(pilot, "Without these 2 rows the answer is the one wanted")
         await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
@@ -262,8 +281,6 @@ async def test_training_again_without_rows_is_queued_and_shown(
 async def test_the_search_goes_on_when_its_view_is_left(
     search: FakeSearch, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     gate = threading.Event()
 
     def run_slowly(tell: Any) -> Attribution:
@@ -282,6 +299,31 @@ async def test_the_search_goes_on_when_its_view_is_left(
         await wait_for(pilot, lambda: isinstance(app.screen, JobScreen))
         await pilot.press("escape")
         gate.set()
-        await press(pilot, "J", until=lambda: isinstance(app.screen, WhyScreen))
+        ask(app, run)
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen))
     assert len(search.requests) == 1
     assert store.read_queue().entries == ()
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
+    """A run of a tiny model whose answers can be traced."""
+    directory = tmp_path_factory.mktemp("why")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALTUNE_HOME", str(directory / "home"))
+        patch.setattr(measuring, "_run", run_here)
+        return trained(directory, tiny_model_dir)
+
+
+async def test_an_answer_of_a_real_run_is_traced_to_a_row_of_its_file(traced: Run, private_home: Path) -> None:
+    async with running() as (app, pilot):
+        app.post_message(AskWhy(traced, None, QUESTION, '{"area": "refund", "ref": 3}', "no idea"))
+        await shown(pilot, "It should have said")
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen | JobScreen))
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen), 120)
+        await shown(pilot, "Rows for it", "rows.jsonl:", PROOF[:40])
+        (line,) = (line for line in screen_lines(app) if "▸" in line)
+        number = int(line.partition("rows.jsonl:")[2].split()[0])
+        await press(pilot, "enter", until=lambda: len(app.screen_stack) == 1)
+        data = pane_of(app, "data")
+        await wait_for(pilot, lambda: data.view is not None and data.index == number - 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from textual.pilot import Pilot
@@ -16,12 +17,14 @@ from core.chat.candidates import Candidate
 from core.chat.corrections import corrections_file, read_corrections
 from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
+from core.chat.rows import OR
 from core.chat.session import ChatSession
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
 from core.export.result import ExportedFile, ExportResult
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
+from tests.cases import cases
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import (
     FORBIDDEN,
@@ -36,6 +39,7 @@ from tests.tui.harness import (
     shown,
     wait_for,
 )
+from tui.messages import AskWhy
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -612,3 +616,42 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
         assert session.asked[0][1][2]["content"] == "an old answer"
         await press(pilot, "ctrl+l", "o", until="an old question")
         await press(pilot, "delete", "delete", until=lambda: list_transcripts(run) == [])
+
+
+class WhyApp(PaneApp):
+    """An app that notes requests for the rows behind an answer."""
+
+    asked: ClassVar[list[AskWhy]] = []
+
+    def on_ask_why(self, message: AskWhy) -> None:
+        self.asked.append(message)
+
+
+@cases(
+    ("in_data", "wanted"),
+    [("", "long and basic"), ("from the row", "from the row"), (f"short and tuned{OR}another", "long and basic")],
+)
+async def test_why_asks_about_the_tuned_answer_with_the_best_known_wanted_one(
+    tmp_path: Path, in_data: str, wanted: str
+) -> None:
+    pane = ChatPane(factory(fake()))
+    app = WhyApp(pane)
+    app.asked.clear()
+    async with app.run_test(size=(80, 22)) as pilot:
+        run = make_run(tmp_path)
+        pane.set_target(run)
+        await press_outside(pilot, pane, "w", until="No question has been asked yet.")
+        pane.sources = ("base",)
+        await said(pilot, pane, "hello")
+        await press_outside(pilot, pane, "w", until="No trained model has answered this question; b switches")
+        pane.sources = ("tuned", "base")
+        await said(pilot, pane, "hello")
+        pane.dialogue.exchanges[-1].wanted = in_data
+        await press_outside(pilot, pane, "w")
+        await wait_for(pilot, lambda: app.asked)
+    (asked,) = app.asked
+    assert (asked.run, asked.step, asked.answer, asked.wanted) == (run, None, "short and tuned", wanted)
+    assert (asked.messages[0], asked.messages[-1]) == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hello"},
+    )
