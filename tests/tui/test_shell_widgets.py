@@ -21,7 +21,7 @@ from core.runs.outlook.time_left import Eta
 from core.runs.record import events
 from core.runs.record.history import LogLine, read_history
 from core.runs.record.sentences import slug_of
-from core.runs.record.state import Rank, RunState
+from core.runs.record.state import Rank, RunState, StepProgress
 from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.conftest import CPU
@@ -407,18 +407,38 @@ def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Itera
     assert all(len(columns) == 1 for columns in found.values()), found
 
 
-def test_the_rows_of_an_evaluation_do_not_move_the_bar(home: Path) -> None:
-    view = view_of(ScriptedRun(home).train_to(64).phase("evaluating", done=0, total=120))
+def test_the_parts_and_rows_of_an_evaluation_move_nothing(home: Path) -> None:
+    script = ScriptedRun(home).train_to(64).phase("evaluating", total=120).hardware(replace(GPU, temperature_c=80.0))
+    view = view_of(script)
     began = view.history.updated
     assert view.history.phase is not None
     assert began is not None
-    found: dict[int, set[tuple[int, ...]]] = {}
-    for done, seconds in ((9, 5.4), (10, 9.9), (99, 59.0), (100, 60.0), (119, 601.0)):
+    found: dict[int, set[tuple[object, ...]]] = {}
+    parts = (
+        *((None, None), (StepProgress("evaluation", 9, 120), 9), (StepProgress("evaluation", 120, 120), 120)),
+        *(
+            (StepProgress("answers", 0, 80), 120),
+            (StepProgress("answers", 80, 80), 120),
+            (StepProgress("samples"), 120),
+        ),
+        *((StepProgress("samples", 1, 3), 120), (StepProgress("probe", 19, 40), 120)),
+    )
+    for (progress, done), seconds in zip(parts, (5.4, 9.9, 59.0, 60.0, 119.0, 120.0, 599.0, 601.0), strict=True):
         view.history.phase = replace(view.history.phase, done=done)
-        for width in (56, 76, 116, 150):
-            line = run_lines.progress(view, width, ASCII, began + seconds).plain
-            found.setdefault(width, set()).add(tuple(line.find(mark) for mark in ("%", "/120 ", "ETA")))
+        view.state = replace(view.state, progress=progress)
+        segments = header_segments(AppState(view=view, host="ws1"), began, loss=True)
+        for width in (56, 76, 78, 116, 150, 196):
+            line, header = run_lines.progress(view, width, ASCII, began + seconds).plain, fit(segments, width + 2).plain
+            columns = (
+                *(line.find(mark) for mark in ("%", "ETA")),
+                *(header.find(mark) for mark in ("ETA", "°C", "near")),
+            )
+            found.setdefault(width, set()).add(columns)
     assert all(len(columns) == 1 for columns in found.values()), found
+    assert all("ETA" in run_lines.progress(view, width, ASCII, began + 5).plain for width in (76, 116)), "there is room"
+    view.state = replace(view.state, progress=StepProgress("answers", 64, 80))
+    assert " answers   64/80 " in run_lines.progress(view, 116, ASCII, began + 5).plain
+    assert "evaluating   64/80 " in fit(header_segments(AppState(view=view), began, loss=False), 78).plain
 
 
 def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:

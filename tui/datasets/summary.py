@@ -87,7 +87,7 @@ def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str
 def summarize_analysis(
     analysis: Analysis, count: int, keys: KeyTable, width: int | None = None, *, note: str = ""
 ) -> Content:
-    """``400 used · 2 dropped: 2 no JSON · 12 problems · longest 212 · p95 131 · learned 33 %``.
+    """``400 used · 2 dropped: 2 no JSON · 12 problems · longest 212 tokens · p95 131 · learned 33 %``.
 
     Args:
         analysis: The result of the analysis.
@@ -122,7 +122,7 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int, note: s
     unread = [problem.detail for problem in analysis.problems if problem.code == COLUMNS_NOT_READ]
     parts += [(f"columns not read: {one_line(names, _NAMES)}", "") for names in unread[:1]]
     if (lengths := analysis.lengths) is not None:
-        parts += [(f"longest {format_count(lengths.max)}", ""), (f"p95 {format_count(lengths.p95)}", "")]
+        parts += [(f"longest {format_count(lengths.max)} tokens", ""), (f"p95 {format_count(lengths.p95)}", "")]
         parts.append((f"learned {lengths.supervised_share:.0%}", ""))
     elif analysis.stop_learned is None:
         parts.append((f"tokens not counted ({keys['data.tokens'].display} says why)", ""))

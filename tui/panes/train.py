@@ -372,8 +372,10 @@ class TrainPane(Pane, can_focus=True):
         keys, view = self.keys, self._view
         entries: list[tuple[str, str]] = []
         readings, width = (keys["train.details"].display, "readings"), self.content_size.width
+        is_cut = view is not None and self.query_one(LogView).is_cut
+        whole = [(keys["train.unfold"].display, "whole lines")] if is_cut else []
         if view is not None and not view.is_live:
-            entries = [readings]
+            entries = [*whole, readings]
         if view is not None and view.is_live:
             pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
@@ -388,6 +390,7 @@ class TrainPane(Pane, can_focus=True):
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            entries += whole
             # Below, the meters have room for the hint.
             if view.reports_devices and width >= ONE_LINE:
                 entries.append(readings)
@@ -638,8 +641,13 @@ class TrainPane(Pane, can_focus=True):
 
         self.app.push_screen(elsewhere_dialog(view.run.id, code, is_model=result.is_model), answered)
 
+    @on(LogView.Cut)
+    def _log_cut(self, message: LogView.Cut) -> None:
+        message.stop()
+        self._subtitle()
+
     def action_unfold_log(self) -> None:
-        """Show long lines of the log in full, or cut them again."""
+        """Show whole lines of the log, or cut them again."""
         self.query_one(LogView).toggle_unfolded()
 
     def action_follow_log(self) -> None:

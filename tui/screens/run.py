@@ -47,6 +47,10 @@ from tui.widgets.text_block import TextBlock
 
 #: Maximum number of lines of the events and of the worker's log; the newest are shown.
 MOST_LINES = 1000
+#: Maximum number of columns of such a line, which is wrapped.
+LONGEST_LINE = 2000
+#: Forms of the time of an evaluation, the longest first.
+_TIMES = ("%Y-%m-%d %H:%M", "%m-%d %H:%M", "%H:%M")
 _LOOKS = {"warning": "$near", "error": "$limit"}
 _SIGNS = {"warning": "! ", "error": "✗ "}
 
@@ -162,21 +166,28 @@ def evaluations(record: RunRecord, width: int) -> Content:
     titles = [("step", True), ("eval loss", True), ("perplexity", True), ("exact", True), ("JSON", True)]
     titles += [("probe", True), ("took", True), ("at", False), ("", False)]
     best = record.figures.best_step
-    rows = [
-        [
-            str(event.step),
-            format_number(event.loss),
-            format_number(event.perplexity),
-            format_fixed(event.exact_match, 2),
-            format_fixed(event.valid_json, 2),
-            format_number(event.probe_loss),
-            format_duration(event.seconds),
-            _moment(event.t),
-            "best" if event.step == best else "",
+
+    def rows(form: str) -> Sequence[Sequence[str]]:
+        return [
+            [
+                str(event.step),
+                format_number(event.loss),
+                format_number(event.perplexity),
+                format_fixed(event.exact_match, 2),
+                format_fixed(event.valid_json, 2),
+                format_number(event.probe_loss),
+                format_duration(event.seconds),
+                _moment(event.t, form),
+                "best" if event.step == best else "",
+            ]
+            for event in reversed(found)
         ]
-        for event in reversed(found)
-    ]
-    return _table(titles, rows, width)
+
+    # The mark of the best one matters more than the date.
+    return next(
+        (table for form in _TIMES if _widest(table := _table(titles, rows(form))) <= width),
+        _table(titles, rows(_TIMES[-1]), width),
+    )
 
 
 def checkpoints(found: Sequence[KeptCheckpoint], width: int) -> Content:
@@ -243,8 +254,11 @@ def events(record: RunRecord, width: int) -> Content:
             day = today
             lines.append(Content.styled(day, "bold"))
         sign, look = _SIGNS.get(line.level, "  "), _LOOKS.get(line.level, "")
-        text = sign + steady(one_line(line.text, max(width - 11, 10)))
-        lines.append(Content.assemble((f"{line.clock} ", "$muted"), (text, look)))
+        clock = f"{line.clock} "
+        text = Content.styled(sign + steady(one_line(line.text, LONGEST_LINE)), look)
+        for piece in _wrapped(text, width - len(clock)):
+            lines.append(Content.assemble((clock, "$muted"), piece))
+            clock = " " * len(clock)
     older = record.history.log_count - min(len(log), MOST_LINES)
     if older > 0:
         lines.append(Content.styled(f"and {format_count(older)} older lines", "$muted"))
@@ -256,15 +270,25 @@ def worker_log(text: str, width: int) -> Content:
     lines = [line for line in sanitize(text).split("\n") if line.strip()][-MOST_LINES:]
     if not lines:
         return Content.styled("The worker and its libraries have written nothing.", "$muted")
-    return Content("\n").join(Content(steady(one_line(line, max(width, 10)))) for line in lines)
+    whole = (Content(steady(one_line(line, LONGEST_LINE))) for line in lines)
+    return Content("\n").join(piece for line in whole for piece in _wrapped(line, width))
 
 
-def _moment(moment: float) -> str:
-    return "–" if math.isnan(moment) else format_moment(moment, "%Y-%m-%d %H:%M")
+def _wrapped(line: Content, width: int) -> Sequence[Content]:
+    """A line in pieces of a number of columns. Most lines fit, and wrapping takes time."""
+    return [line] if line.cell_length <= width else line.wrap(max(width, 10))
 
 
-def _table(titles: _Titles, rows: Sequence[Sequence[str]], width: int) -> Content:
-    """A table with columns as wide as their content; empty columns are left out."""
+def _moment(moment: float, form: str = _TIMES[0]) -> str:
+    return "–" if math.isnan(moment) else format_moment(moment, form)
+
+
+def _widest(text: Content) -> int:
+    return max(map(cell_len, text.plain.split("\n")))
+
+
+def _table(titles: _Titles, rows: Sequence[Sequence[str]], width: int | None = None) -> Content:
+    """A table with columns as wide as their content, its lines cut to the width; empty columns are left out."""
     kept = [place for place in range(len(titles)) if any(row[place] not in ("", "–") for row in rows)]
     sizes = {place: max(cell_len(titles[place][0]), *(cell_len(row[place]) for row in rows)) for place in kept}
 
@@ -273,8 +297,8 @@ def _table(titles: _Titles, rows: Sequence[Sequence[str]], width: int) -> Conten
         for place in kept:
             gap = " " * (sizes[place] - cell_len(cells[place]))
             shown.append(gap + cells[place] if titles[place][1] else cells[place] + gap)
-        text = "  ".join(shown)
-        return text if cell_len(text) <= width else set_cell_size(text, max(width, 1))
+        text = "  ".join(shown).rstrip()
+        return text if width is None or cell_len(text) <= width else set_cell_size(text, max(width - 1, 0)) + "…"
 
     head = Content.styled(line([title for title, _ in titles]), "$muted")
     return Content("\n").join([head, *(Content(line(row)) for row in rows)])

@@ -26,6 +26,8 @@ SHORTEST_BAR = 6
 #: Columns of a time left, so that nothing moves as it shrinks; and the unit of a bar's length, so that it seldom
 #: changes with the texts beside it.
 ETA_WIDTH, _BAR_STEP = 8, 8
+#: Columns of the name of an evaluation's part, ``answers``, and a blank; and the fewest rows to have room for.
+_PART_WIDTH, _FEWEST_ROWS = 8, 10
 #: Phases of a run, to name the coming ones.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
 #: Phases that a parked run repeats when it continues.
@@ -164,8 +166,9 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     head = head + Content(count)
     tail = f" {min(share, 1.0):4.0%}" if total else ""
     # The last texts are left out first, so that the bar keeps its columns.
-    for text in _tail(view, now, answer_awaited=answer_awaited):
-        if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:
+    used = head.cell_length + (SHORTEST_BAR + 4 if total else 0)
+    for text in _tail(view, now, width - used - len(tail), answer_awaited=answer_awaited):
+        if used + len(tail) + len(text) <= width:
             tail += text
     room = width - head.cell_length - len(tail) - 4
     if not total or room < 6:
@@ -181,21 +184,57 @@ def _share_of_step(view: RunView) -> float:
     return progress.done / progress.total if progress is not None and is_in_step and view.is_live else 0.0
 
 
-def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
-    """Texts after the bar, the most important first."""
+def evaluation_rows(view: RunView) -> int:
+    """The most rows that a part of the evaluation counts, as far as known."""
+    history, progress = view.history, view.state.progress
+    known = (
+        history.data.held_out_rows if history.data is not None else None,
+        history.phase.total if history.phase is not None else None,
+        progress.total if progress is not None else None,
+    )
+    return max(_FEWEST_ROWS, *(rows or 0 for rows in known))
+
+
+def evaluation_part(view: RunView, *, is_short: bool = False) -> str:
+    """The count of the evaluation in the room of its longest part, so that no part moves what follows: ``18/80``,
+    ``answers 0/80``.
+
+    Args:
+        view: The run.
+        is_short: Leave out the part's name.
+    """
+    phase = view.history.phase
+    counted = evaluation_count(view.state.progress, phase.done, phase.total) if phase is not None else ""
+    name, _, count = counted.rpartition(" ")
+    digits = len(str(evaluation_rows(view)))
+    if "/" not in count:
+        name, count = counted, ""
+    if is_short:
+        return count.rjust(2 * digits + 1)
+    # The number of rows keeps its column; so does the name.
+    return f"{name:{_PART_WIDTH}}{count.rjust(2 * digits + 1)}"
+
+
+def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list[str]:
+    """Texts after the bar, the most important first, for a number of columns."""
     state, history, phase = view.state, view.history, view.history.phase
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
+        eta = _eta_texts(view, now)
+        if view.activity == EVALUATING and not view.pending:
+            # In the room of 10m 02s, so that the bar keeps its columns.
+            elapsed = f"{format_duration(history.phase_elapsed(now)):7}"
+            needed = len(f"   {evaluation_part(view)} {elapsed}   ETA ") + ETA_WIDTH
+            # The time left matters more than the name of the part.
+            return [f"   {evaluation_part(view, is_short=needed > room)} {elapsed}", *eta]
         counted = evaluation_count(state.progress, phase.done, phase.total)
-        is_named = view.activity == EVALUATING and not view.pending
-        words = " ".join(filter(None, ("" if is_named and counted else phase_name(phase.name), counted)))
+        words = f"{phase_name(phase.name)} {counted}".rstrip()
         if state.state == "paused":
             # The clock of a paused run stands still.
             return [f"   {words}"]
-        # In the room of the last row's number, and of 10m 02s, so that the bar keeps its columns.
         done, _, rows = counted.rpartition("/")
-        room = max(len(rows) - len(done.rpartition(" ")[2]), 0)
-        return [f"   {'':{room}}{words} {format_duration(history.phase_elapsed(now)):7}", *_eta_texts(view, now)]
+        blanks = " " * max(len(rows) - len(done.rpartition(" ")[2]), 0)
+        return [f"   {blanks}{words} {format_duration(history.phase_elapsed(now)):7}", *eta]
     if state.state == "training" and answer_awaited:
         return ["   training waits for an answer"]
     if state.state == "training":

@@ -14,7 +14,7 @@ from core.hardware.snapshot import Device
 from core.jobs.running import RunningJob
 from core.runs.outlook.energy import energy_words
 from core.runs.outlook.time_left import eta_words
-from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
+from core.runs.record.sentences import brief_id, doing, slug_of
 from core.runs.record.timings import EVALUATING
 from core.text import one_line
 from core.units import coarse_ago, format_number
@@ -29,7 +29,7 @@ from tui.meters import (
     worst,
 )
 from tui.state import STATE_GLYPHS, AppState, RunView
-from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
+from tui.widgets.run_lines import ETA_WIDTH, evaluation_part, evaluation_rows, state_head, state_style
 from tui.widgets.strips import style_of
 
 #: Maximum number of cards with a value each.
@@ -189,10 +189,10 @@ def _run_segments(
     step = max(view.history.step, view.state.step)
     count = f" {step:{len(str(total))}}/{total}" if total else ""
     glyph, style = STATE_GLYPHS.get(name, "?"), state_style(name)
-    phase = view.history.phase
-    if activity == "evaluating":
-        counted = evaluation_count(view.state.progress, phase.done, phase.total) if phase else ""
-        count = f" {counted}" if counted else ""
+    digits = max(len(str(total)), len(str(evaluation_rows(view))))
+    if activity == EVALUATING:
+        # Without the part's name, for which the pane has room.
+        count = f" {evaluation_part(view, is_short=True):{2 * digits + 1}}"
     elif name == "training" and answer_awaited:
         activity, count = "answering", f" at step {step}"
     full, brief = Content.styled(f"{glyph} {activity}", style) + Content(count), None
@@ -204,7 +204,7 @@ def _run_segments(
     why = (view.state.parked or view.state.reason) if name == "paused" and not pending else ""
     # The room of the time left is kept where nothing else takes it.
     free = _GAP + len("ETA ") + ETA_WIDTH if eta is None and not why else 0
-    room = len(f"● {EVALUATING} {total}/{total}") + free if view.is_live else 0
+    room = len(f"● {EVALUATING} /") + 2 * digits + free if view.is_live else 0
     segments.append(Segment(full, 0, brief, room=room))
     if why:
         segments.append(Segment(Content.styled(one_line(why, 60), style), 1))

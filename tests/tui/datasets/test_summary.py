@@ -8,7 +8,7 @@ from array import array
 from pathlib import Path
 
 from core.analysis.problems import KINDS, Problem
-from core.analysis.result import Analysis
+from core.analysis.result import Analysis, measure_lengths
 from tests.cases import cases
 from tests.tui.data_panes import analyzed, data_pane, write_lines
 from tests.tui.harness import press, screen_text
@@ -53,6 +53,12 @@ def test_columns_that_are_not_read_leave_room_for_the_rest(names: str) -> None:
     assert "no problems" in line.plain
     assert line.plain.count(f"columns not read: {names[:20]}") == 1
     assert "tokens not counted" in line.plain
+
+
+def test_lengths_have_their_unit() -> None:
+    lengths = measure_lengths([98] * 39 + [115], range(40), 3937, 1299)
+    line = summarize_analysis(dataclasses.replace(analysis(0), lengths=lengths), 0, KeyTable())
+    assert "longest 115 tokens · p95 98 · learned" in line.plain
 
 
 def test_what_can_be_counted_has_its_plural() -> None:

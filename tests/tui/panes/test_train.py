@@ -318,3 +318,16 @@ async def test_readings_without_room_are_behind_a_key_that_the_border_names(home
         script.hardware(GPU, replace(GPU, index=1))
         await resize(pilot, 120, 34)
         await shown(pilot, "GPU 1", "76%          d more")
+
+
+async def test_the_border_names_the_key_for_cut_lines_of_the_log(home: Path) -> None:
+    script = live_run(home)
+    async with latest_run("training", size=(80, 24)) as (app, pilot):
+        assert "whole lines" not in border(app)
+        script.write(
+            events.NoticeEvent(t=script.pass_time(0.0), level="warning", code="x", message="word " * 30 + "end")
+        )
+        await wait_for(pilot, lambda: "enter whole lines" in border(app))
+        await press(pilot, "enter", until="end")
+        await wait_for(pilot, lambda: "whole lines" not in border(app))
+        await press(pilot, "enter", until=lambda: "enter whole lines" in border(app))

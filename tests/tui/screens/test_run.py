@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from core.runs.record.events import CheckpointEvent, EvalEvent, FinishedEvent, N
 from core.runs.record.state import Rank, RunState, hostname, start_identity
 from core.runs.record.store import Run, create_run, labels_path
 from core.text import one_line
+from tests.cases import cases
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.screens import run as run_screen
@@ -107,6 +109,36 @@ def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord) -> Non
             assert not FORBIDDEN & set(text.plain), width
     days = [line for line in run_screen.events(record, 100).plain.split("\n") if line.startswith("2001-09-")]
     assert len(days) >= 2, "events stand under their days"
+
+
+@cases("width", [40, 74, 190])
+def test_long_events_and_lines_of_the_log_are_wrapped(private_home: Path, width: int) -> None:
+    made = create_run(config_for(private_home), "long")
+    message = " ".join(f"word{number}" for number in range(60))
+    made.events_path.write_text(encode_event(NoticeEvent(t=1e9, level="warning", code="x", message=message)))
+    shown = (run_screen.events(read_record(made), width), run_screen.worker_log(f"{message}\nlast\n", width))
+    for text in shown:
+        assert message in " ".join(text.plain.split())
+        assert max(map(len, text.plain.split("\n"))) <= width
+    _, first, second, *_ = shown[0].plain.split("\n")
+    assert second.index("word") == first.index("!"), "the times have a column of their own"
+
+
+@cases(("width", "at"), [(74, " 01:46"), (190, "2001-09-09 01:46")])
+def test_the_best_evaluation_is_marked_at_any_width(private_home: Path, width: int, at: str) -> None:
+    made = create_run(config_for(private_home), "scored")
+    found = [
+        EvalEvent(t=1e9, step=step, loss=loss, perplexity=12.345, seconds=601.0, exact_match=0.5, valid_json=1.0)
+        for step, loss in ((1000, 0.4123), (2000, 0.6123))
+    ]
+    probed = [replace(event, probe_loss=2.345) for event in found]
+    finished = FinishedEvent(t=1e9, reason="", step=2000, best=1000, adapter="adapter")
+    made.events_path.write_text("".join(map(encode_event, [*probed, finished])), encoding="utf-8")
+    *_, line = run_screen.evaluations(read_record(made), width).plain.split("\n")
+    assert line.endswith("  best")
+    assert at in line
+    cut = run_screen.evaluations(read_record(made), 40).plain.split("\n")
+    assert all(len(line) == 40 and line.endswith("…") for line in cut)
 
 
 def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:

@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
 from textual.geometry import Size
+from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -35,8 +36,13 @@ class LogView(ScrollView, can_focus=True):
     #: Signs before a line, so that its level does not depend on color.
     SIGNS: ClassVar[dict[str, str]] = {"warning": "! ", "error": "✗ "}
 
+    class Cut(Message):
+        """Lines in view begin or cease to be cut."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.is_cut = False
+        """True while a line in view is cut."""
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self._folded: Counter[str] = Counter()
         self.following = True
@@ -53,6 +59,15 @@ class LogView(ScrollView, can_focus=True):
     def _room(self) -> int:
         """Columns for a text."""
         return max((self.scrollable_content_region.width or self.size.width) - _TIME_WIDTH, 1)
+
+    def _look_for_cut(self) -> None:
+        """Tell when lines in view begin or cease to be cut."""
+        first = self.scroll_offset.y
+        seen = () if self._unfolded else list(self._lines)[first : first + self.scrollable_content_region.height]
+        is_cut = any(cell_len(self._text(line)) > self._room for line in seen)
+        if is_cut != self.is_cut:
+            self.is_cut = is_cut
+            self.post_message(self.Cut())
 
     def _text(self, line: LogLine) -> str:
         return self.SIGNS.get(line.level, "") + line.text
@@ -106,6 +121,7 @@ class LogView(ScrollView, can_focus=True):
         self.refresh()
         if self.following:
             self.scroll_end(animate=False, immediate=True, force=True)
+        self._look_for_cut()
 
     def on_resize(self) -> None:
         """Keep the end in view."""
@@ -113,6 +129,7 @@ class LogView(ScrollView, can_focus=True):
             self._resized()
         if self.following:
             self.scroll_end(animate=False, immediate=True, force=True)
+        self._look_for_cut()
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         """Stop following when scrolled away from the end; resume when scrolled back."""
@@ -122,6 +139,7 @@ class LogView(ScrollView, can_focus=True):
             self.following = True
         elif new < old:
             self.following = False
+        self._look_for_cut()
 
     def render_line(self, y: int) -> Strip:
         """A line of the log."""
