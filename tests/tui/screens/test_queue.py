@@ -143,7 +143,7 @@ async def test_values_a_sweep_and_the_night_are_typed_in_the_box(
         await press(pilot, "V", until=lambda: isinstance(app.screen, ValuesForm))
         await pilot.press(*(TYPED.get(key, key) for key in "rank=16"), "enter")
         await wait_for(pilot, lambda: "(sweep s1) from the current configuration." in screen_text(app))
-        await pilot.press("w")
+        await pilot.press("V")
         await wait_for(pilot, lambda: isinstance(app.screen, ValuesForm))
         await press(pilot, *"rank", "enter", until="rank names no option with values")
         await press(pilot, "escape", until=lambda: app.screen is screen)
