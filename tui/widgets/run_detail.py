@@ -110,6 +110,8 @@ def account_rows(
     if detail.before is not None:
         changes = ", ".join(f"{_short(change)} {change.before} → {change.after}" for change in detail.changes)
         lines += _wrapped(f"≠ {detail.before.id}: {changes or 'the same options'}", text_width)
+    if len(lines) > height > 0:
+        lines[height - 1] = Content.assemble(lines[height - 1].truncate(max(text_width - 2, 0)).rstrip(), " …")
     lines = lines[:height] + [Content("")] * (height - len(lines))
     if not curve:
         return Content("\n").join(lines)

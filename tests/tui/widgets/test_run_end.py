@@ -9,11 +9,14 @@ from pathlib import Path
 from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
-from core.runs.catalog.result import BetterStep, Measure, RunResult
+from core.runs.catalog.result import BetterStep, Measure, OptionChange, RunDetail, RunResult
+from core.runs.catalog.rows import RunRow
+from core.runs.record.series import Series
+from core.runs.record.store import Run
 from tests.cases import cases
 from tui.glyphs import BRAILLE
 from tui.keys import KeyTable
-from tui.widgets.run_detail import queue_line
+from tui.widgets.run_detail import account_rows, queue_line
 from tui.widgets.run_end import end_hints, end_lines
 
 FINISHED = RunResult(
@@ -135,3 +138,16 @@ def row(number: int, state: EntryState = "waiting", **view: float | int | None) 
 )
 def test_what_comes_next_is_reported(rows: list[EntryView], runner: RunnerStatus | None, line: str) -> None:
     assert re.fullmatch(line, queue_line(QueueView(tuple(rows), runner), "Q").plain)
+
+
+def test_an_account_without_room_says_that_more_differs() -> None:
+    run, before = Run(Path("/runs/20261124-100001-b")), Run(Path("/runs/20261124-100000-a"))
+    changes = tuple(OptionChange(f"train.option_{number}", "1", "2") for number in range(30))
+    detail = RunDetail(run, Series(), (), (), "", (), before, changes)
+    row = RunRow(run=run, state="finished", step=1, total_steps=1)
+    lines = account_rows(row, detail, None, 76, 6, BRAILLE).plain.split("\n")
+    assert len(lines) == 6
+    assert lines[-1].endswith(" …")
+    assert max(map(len, lines)) <= 76
+    whole = account_rows(row, replace(detail, changes=changes[:2]), None, 76, 6, BRAILLE).plain
+    assert "…" not in whole

@@ -176,9 +176,9 @@ def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[
     """
     name, notes = field.option.name, []
     if preset is not None and name in preset.values and field.is_changed:
-        notes.append(f"• was {_short(name, preset.values[name])} in preset")
+        notes.append(f"• was {_short(name, preset.values[name], field.value)} in preset")
     if name in others:
-        notes.append(f"≠ last run {_short(name, others[name])}")
+        notes.append(f"≠ last run {_short(name, others[name], field.value)}")
     return tuple(notes)
 
 
@@ -214,12 +214,22 @@ def _full(name: str, value: Any) -> str:
     return one_line(format_value(value), _LONG) or UNSET_TEXTS.get(name, "none")
 
 
-def _short(name: str, value: Any) -> str:
-    """A value in a few characters; only the name of a path."""
+def _short(name: str, value: Any, present: Any) -> str:
+    """A value in a few characters. A path is shown from the part on that differs from the present value's."""
     if name in PATH_OPTIONS and value is not None:
-        texts = value if isinstance(value, list) else [value]
-        value = [Path(text).name if isinstance(text, str) else text for text in texts]
+        texts, beside = (item if isinstance(item, list) else [item] for item in (value, present))
+        others = [*beside, *[None] * (len(texts) - len(beside))]
+        value = [
+            _tail(text, other) if isinstance(text, str) else text for text, other in zip(texts, others, strict=False)
+        ]
     return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")
+
+
+def _tail(path: str, other: Any) -> str:
+    """The name of a path, with as many directories as it takes to differ from another path."""
+    parts, beside = Path(path).parts, Path(other).parts if isinstance(other, str) else ()
+    count = next((count for count in range(1, len(parts)) if parts[-count:] != beside[-count:]), len(parts))
+    return str(Path(*parts[-count:])) if path != other else Path(path).name
 
 
 def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:

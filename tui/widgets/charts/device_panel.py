@@ -326,7 +326,7 @@ def _details(device: Device, pid: int | None) -> list[Content]:
         found.append(_labeled("limit can be ", f"{device.power_limit_min_w:.0f} to {device.power_limit_max_w:.0f} W"))
     if device.temperature_slowdown_c is not None:
         off = device.temperature_shutdown_c
-        ending = "" if off is None else f", off at {off:.0f}"
+        ending = "" if off is None else f", off at {off:.0f} °C"
         found.append(_labeled("slows down at ", f"{device.temperature_slowdown_c:.0f} °C{ending}"))
     if device.memory_clock is not None:
         found.append(_labeled("memory clock ", f"{format_count(device.memory_clock)} MHz"))
@@ -374,6 +374,8 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool, ro
     # The bar starts at 30 °C, a cool idle.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
     told, color = f"{word}, limit {limit:.0f}" if word == OK else f"{word} {limit:.0f}", WORD_COLORS[word]
+    if len(f" {told} °C") <= room:
+        told += " °C"
     if not wide:
         is_held = any(reason in HOT for reason in device.throttle_reasons)
         told = HELD if is_held else SHORT_WORDS[word]

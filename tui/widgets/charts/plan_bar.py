@@ -140,7 +140,8 @@ def _bar(plan: PlanView, width: int) -> Content:
 
 
 def _legend(plan: PlanView, width: int) -> Content:
-    """Names and sizes of the largest parts that fit, each with a fill of its own, then the sum of the rest."""
+    """Names and sizes of the largest parts that fit, each with a fill of its own, then the sum of the rest, with
+    their names where they fit."""
     pieces: list[tuple[str, str]] = []
     used, parts = 0, _ordered(plan)
     for number, (name, size) in enumerate(parts):
@@ -148,8 +149,11 @@ def _legend(plan: PlanView, width: int) -> Content:
         extra = cell_len(text) + 4
         # Leave room for the sum of the rest. A fill that is used twice names nothing.
         if number == len(_FILLS) or used + extra + (_REST_WIDTH if number < len(parts) - 1 else 0) > width:
-            rest = sum(size for _, size in parts[number:])
-            pieces.append((fit(f"+ {format_bytes(rest)}", max(width - used, 0)).rstrip(), "$muted"))
+            rest = f"+ {format_bytes(sum(size for _, size in parts[number:]))}"
+            named = ", ".join(f"{one_line(name, 20)} {format_bytes(size)}" for name, size in parts[number:])
+            whole = f"{rest}: {named}"
+            shown = whole if cell_len(whole) <= width - used else fit(rest, max(width - used, 0)).rstrip()
+            pieces.append((shown, "$muted"))
             break
         fill = _FILLS[number % len(_FILLS)]
         pieces += [(fill, _COLORS[number % len(_COLORS)]), (f" {text}  ", "$muted")]

@@ -11,13 +11,16 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from core.config.schema import options
 from core.hardware.card import Card
 from core.runs.record.store import create_run, list_runs
 from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
 from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
+from tui.panes.config.form import difference_notes
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
+from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionHelp
 
 LLAMA = {
@@ -208,3 +211,13 @@ async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_wer
         await type_value(pilot, pane, "train.learning_rate", "3e-4")
         assert field.value == 3e-4
         assert "learning_rate = 3e-4 # slow" in pane.document.dumps()
+
+
+def test_paths_that_differ_in_their_directory_show_it() -> None:
+    option = next(option for option in options() if option.name == "data.train")
+    field = OptionField(option, base=Path("/"), suffixes=(".jsonl",))
+    field.set_reactive(OptionField.value, ["/a/new/t.jsonl", "/a/more.jsonl"])
+    notes = difference_notes(field, None, {"data.train": ["/a/old/t.jsonl"]})
+    assert "old/t.jsonl" in notes[0]
+    notes = difference_notes(field, None, {"data.train": ["/a/old/other.jsonl"]})
+    assert "old" not in notes[0]

@@ -237,9 +237,11 @@ def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
     view = PlanView([*parts.items()], sum(parts.values()), 22_900_000_000, True)
     legend = draw_plan(view, 60).plain.split("\n")[1]
     assert legend.split() == ["█", "weights", "3.4", "GB", "▓", "activations", "1.8", "GB", "+", "5.1", "MB"]
-    many = draw_plan(PlanView([(f"part {number}", 10**9) for number in range(6)], 6 * 10**9), 200).plain.split("\n")[1]
+    six = PlanView([(f"part {number}", 10**9) for number in range(6)], 6 * 10**9)
+    many = draw_plan(six, 90).plain.split("\n")[1]
     assert [piece for piece in many if piece in "█▓▒░"] == list("█▓▒░"), "each fill once"
     assert many.rstrip().endswith("+ 2.0 GB")
+    assert draw_plan(six, 120).plain.split("\n")[1].endswith("+ 2.0 GB: part 4 1.0 GB, part 5 1.0 GB")
     everything = draw_plan(view, 120).plain.split("\n")[1]
     assert "context 5.0 MB" in everything
     assert "norms 141 kB" in everything

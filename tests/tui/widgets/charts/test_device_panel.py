@@ -18,7 +18,15 @@ from tests.examples import examples
 from tests.tui.scripted_run import GPU, HOST
 from tui.glyphs import ASCII, BRAILLE
 from tui.widgets.charts.bars import draw_histogram, sparkline
-from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line, planned_memory
+from tui.widgets.charts.device_panel import (
+    WIDE,
+    Around,
+    PlannedMemory,
+    all_readings,
+    device_lines,
+    host_line,
+    planned_memory,
+)
 
 FULL = replace(
     GPU,
@@ -94,6 +102,16 @@ def test_a_narrow_pane_has_a_word_for_each_state_and_a_room_for_the_word() -> No
     assert text_of(replace(FULL, memory_used=22_704_000_000), 76)[0].endswith(" 95% ! limit  312/450 W")
     assert "held back" not in text_of(FULL, 76)[0]
     assert "held back: power cap" in text_of(replace(FULL, power_w=None, utilization=None), 95)[0]
+
+
+def test_limits_of_temperatures_have_their_unit_where_there_is_room() -> None:
+    wide = text_of(replace(FULL, temperature_c=60.0, temperature_limit_c=83.0), 196)[0]
+    assert "ok, limit 83 °C" in wide
+    hot = text_of(replace(FULL, temperature_c=84.0), 196)[0]
+    assert hot.index("VRAM") == wide.index("VRAM")
+    limits = replace(FULL, temperature_slowdown_c=90.0, temperature_shutdown_c=93.0)
+    readings = all_readings([limits], 120, BRAILLE, AROUND)
+    assert any("slows down at 90 °C, off at 93 °C" in line.plain for line in readings)
 
 
 @cases("width", [96, 116, 196])
