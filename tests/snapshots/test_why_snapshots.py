@@ -41,7 +41,7 @@ def found() -> Attribution:
 
 def opened(app: LocaltuneApp, screen: Any) -> Any:
     async def open_and_wait(pilot: Any) -> None:
-        await until("")(pilot)
+        await until("RAM")(pilot)
         app.push_screen(screen)
         await until("esc ")(pilot)
 
