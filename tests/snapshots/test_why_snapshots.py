@@ -42,7 +42,7 @@ def found() -> Attribution:
 def opened(app: LocaltuneApp, screen: Any) -> Any:
     async def open_and_wait(pilot: Any) -> None:
         await until("RAM")(pilot)
-        app.push_screen(screen)
+        app.call_next(app.push_screen, screen)
         await until("esc ")(pilot)
 
     return open_and_wait

@@ -390,7 +390,8 @@ class TrainPane(Pane, can_focus=True):
             ]
             if view.is_measuring_base:
                 entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
-            entries += whole
+            # It comes first, as the footer has the other keys too.
+            entries = [*whole, *entries]
             # Below, the meters have room for the hint.
             if view.reports_devices and width >= ONE_LINE:
                 entries.append(readings)

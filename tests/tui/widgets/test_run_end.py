@@ -143,7 +143,7 @@ def test_what_comes_next_is_reported(rows: list[EntryView], runner: RunnerStatus
 def test_an_account_without_room_says_that_more_differs() -> None:
     run, before = Run(Path("/runs/20261124-100001-b")), Run(Path("/runs/20261124-100000-a"))
     changes = tuple(OptionChange(f"train.option_{number}", "1", "2") for number in range(30))
-    detail = RunDetail(run, Series(), (), (), "", (), before, changes)
+    detail = RunDetail(run, Series(), (), (), "", "", before, changes)
     row = RunRow(run=run, state="finished", step=1, total_steps=1)
     lines = account_rows(row, detail, None, 76, 6, BRAILLE).plain.split("\n")
     assert len(lines) == 6
