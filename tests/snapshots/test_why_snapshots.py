@@ -43,6 +43,8 @@ def opened(app: LocaltuneApp, screen: Any) -> Any:
     async def open_and_wait(pilot: Any) -> None:
         await until("RAM")(pilot)
         app.call_next(app.push_screen, screen)
+        # Painted by the app first: read by a test before, it would stay without the screen below.
+        await pilot.pause()
         await until("esc ")(pilot)
 
     return open_and_wait
