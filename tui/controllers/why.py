@@ -68,7 +68,9 @@ class Why:
             if text is not None:
                 self.search(asked, text)
 
-        self._desktop.open(WhyForm(asked, wanted, partial(self.show_proofs, asked.run)), answered)
+        state = self._desktop.state
+        is_on = state.live_run is not None or bool(state.other_live)
+        self._desktop.open(WhyForm(asked, wanted, partial(self.show_proofs, asked.run), is_on=is_on), answered)
 
     def search(self, asked: AskWhy, wanted: str) -> None:
         """Begin the search for the rows, once the chat has freed its memory."""

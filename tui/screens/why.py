@@ -66,6 +66,7 @@ class WhyForm(Overlay[str]):
         asked: The question with its answer.
         wanted: The text to begin with.
         proofs: Shows the proofs of the run.
+        is_on: A run is live, which the search slows down.
     """
 
     DEFAULT_CSS = style_of("WhyForm")
@@ -79,9 +80,9 @@ class WhyForm(Overlay[str]):
     HELP = "why_form"
     TAKES_TEXT = True
 
-    def __init__(self, asked: AskWhy, wanted: str, proofs: Callable[[], object]) -> None:
+    def __init__(self, asked: AskWhy, wanted: str, proofs: Callable[[], object], *, is_on: bool = False) -> None:
         super().__init__()
-        self._asked, self._wanted, self._proofs = asked, wanted, proofs
+        self._asked, self._wanted, self._proofs, self._is_on = asked, wanted, proofs, is_on
 
     def compose(self) -> ComposeResult:
         """Question and answer, the wanted answer, and the keys."""
@@ -93,6 +94,8 @@ class WhyForm(Overlay[str]):
             yield HangingBlock(Content("\n").join(Content(f"{name:<8}  {one_line(text, 400)}") for name, text in texts))
             yield TextBlock(Content("It should have said (may be left empty):"), id="label")
             yield PromptInput()
+            if self._is_on:
+                yield TextBlock(Content.styled("A run is live: the search takes memory and time from it.", "$near"))
             yield TextBlock(key_line(_FORM_KEYS), id="keys")
 
     def on_mount(self) -> None:
@@ -267,14 +270,15 @@ class ProofPage(JobPage[JobProgress, Proof]):
             start_runner()
         except UserError as error:
             # The runs stay in the queue, and can be started there.
-            self._trouble = f" The queue is not started: {error.message}"
+            self._trouble = f"The queue is not started: {error.message}"
         return proof
 
     def outcome(self) -> str:
         """The entries of the queue."""
         if (proof := self.job.result) is None:
             return ""
-        return f"Entries {proof.entries[0]} and {proof.entries[1]} of the queue train without them.{self._trouble}"
+        entries = f"Entries {proof.entries[0]} and {proof.entries[1]} of the queue train without them."
+        return f"{entries} {self._trouble}".rstrip()
 
     def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
         """The rows, and the progress."""
@@ -283,7 +287,8 @@ class ProofPage(JobPage[JobProgress, Proof]):
 
     def result_screen(self) -> Screen[None] | None:
         """The view of the proof."""
-        return ProofScreen(self._left_out.run, self.job.result) if self.job.result is not None else None
+        proof = self.job.result
+        return ProofScreen(self._left_out.run, proof, self._trouble) if proof is not None else None
 
 
 # The list.
@@ -439,9 +444,10 @@ class WhyScreen(Overlay[None]):
         self._ways.make_index()
 
     def action_edit(self) -> None:
-        """Ask again with another wanted answer."""
+        """Ask again with another wanted answer; where none was wanted, beginning with that of the base."""
         self.dismiss(None)
-        self._ways.ask_otherwise(self._found.wanted)
+        found = self._found
+        self._ways.ask_otherwise(found.wanted or ("" if found.is_base else found.base))
 
     def action_proofs(self) -> None:
         """Show the proofs of the run."""
@@ -461,14 +467,15 @@ class ProofScreen(Overlay[None]):
     Args:
         run: The original run.
         proof: The proof.
+        trouble: The reason why the queue was not started, shown while a run waits; empty if it was.
     """
 
     HELP = "proof"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "dismiss(None)", show=False)]
 
-    def __init__(self, run: Run, proof: Proof) -> None:
+    def __init__(self, run: Run, proof: Proof, trouble: str = "") -> None:
         super().__init__()
-        self._run, self._proof = run, proof
+        self._run, self._proof, self._trouble = run, proof, trouble
         self._view: ProofView | None = None
         self._text = HangingBlock()
 
@@ -498,7 +505,10 @@ class ProofScreen(Overlay[None]):
     def on_resize(self) -> None:
         """Lay the answers out for the width."""
         if self._view is not None:
-            self._text.show(proof_text(self._view, self.query_one(OverlayBox).room))
+            text = proof_text(self._view, self.query_one(OverlayBox).room)
+            if self._trouble and "queued" in (self._view.without.state, self._view.control.state):
+                text = Content("\n\n").join([text, Content.styled(self._trouble, "$near")])
+            self._text.show(text)
 
 
 def proof_text(view: ProofView, room: int) -> Content:

@@ -26,6 +26,7 @@ from tests.core.attribution.test_job import config_of, make_run
 from tests.core.worker.attribution.runs import trained
 from tests.measured_here import run_here
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.glyphs import BRAILLE
 from tui.messages import AskWhy
@@ -202,8 +203,19 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
         await press(pilot, "G", until="rows.jsonl:3")
         assert not FORBIDDEN & set(screen_text(app))
         await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
+        search.found = replace(FOUND, wanted="")
         await press(pilot, *["backspace"] * 8, "enter", until=lambda: isinstance(app.screen, WhyScreen))
-    assert [request.wanted for request in search.requests] == ["hardware", ""]
+        await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
+        await press(pilot, "enter", until=lambda: len(search.requests) == 3)
+    assert [request.wanted for request in search.requests] == ["hardware", "", "I do not know"], "at last, of the base"
+
+
+async def test_the_form_says_that_a_live_run_is_slowed_down(private_home: Path) -> None:
+    run = run_on(private_home.parent / "rows.jsonl")
+    ScriptedRun(private_home, "20261124-143600-live", total=60).begin().steps(1, 10)
+    async with running(LocaltuneApp(run="latest"), until=lambda app: app.state.other_live) as (app, pilot):
+        ask(app, run)
+        await shown(pilot, "It should have said", "A run is live: the search takes memory and time from it.")
 
 
 async def test_refused_runs_and_searches_say_why(search: FakeSearch, private_home: Path) -> None:
@@ -257,7 +269,11 @@ async def test_training_again_without_rows_is_queued_and_shown(
         return PROOF_OF
 
     monkeypatch.setattr("tui.screens.why.begin_proof", begin)
-    monkeypatch.setattr("core.queue.status.start_runner", lambda: None)
+
+    def not_started() -> None:
+        raise UserError("the runner did not answer.")
+
+    monkeypatch.setattr("core.queue.status.start_runner", not_started)
     views = [ProofView(PROOF_OF, ProofRun("without 2 rows", "queued", words="entry 3 waits"), CONTROL)]
     monkeypatch.setattr("tui.screens.why.view_proof", lambda *_: views[-1])
     run = run_on(private_home.parent / "rows.jsonl")
@@ -270,8 +286,10 @@ async def test_training_again_without_rows_is_queued_and_shown(
         await press(pilot, "c", until=lambda: isinstance(app.screen, ProofScreen))
         assert began == [(run, (FileLine("rows.jsonl", 11),), QUESTION, "hardware")]
         await shown(pilot, "without 2 rows  entry 3 waits", "left out   rows.jsonl:1-2")
+        await shown(pilot, "The queue is not started: the runner did not answer.")
         views.append(ProofView(PROOF_OF, WITHOUT, CONTROL))
         await shown(pilot, "Without these 2 rows the answer is the one wanted")
+        assert "not started" not in screen_text(app)
         await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "r", until="these rows and their like")
         await press(pilot, "enter", until=lambda: len(began) == 2)
