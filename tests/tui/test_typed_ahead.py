@@ -177,8 +177,8 @@ def test_a_paste_of_thousands_of_letters_is_looked_through_once(ahead: TypedAhea
     [
         # The letter is the user's own now; the other key for it stays.
         ('[train]\npause = "w"\nstop = "i"\n', "train", "wi", "f6"),
-        ('[chat]\nwrite = ["i", "w"]\n', "chat", "w what is 3?\n", "i,f6"),
-        ('[chat]\nwrite = "w"\n', "chat", "w what is 3?\n", "i,f6"),
+        ('[chat]\nwrite = ["i", "y"]\n', "chat", "y what is 3?\n", "i,f6"),
+        ('[chat]\nwrite = "y"\n', "chat", "y what is 3?\n", "i,f6"),
     ],
 )
 def test_a_keymap_counts(tmp_path: Path, text: str, scope: str, typed: str, ask: str) -> None:

@@ -19,6 +19,7 @@ from core.config.compare import differing
 from core.runs.catalog.answers import questions_of
 from core.runs.record.history import RunHistory
 from core.runs.record.store import Run
+from core.small_files import parse_json
 from core.text import one_line
 from core.units import format_count, format_number
 
@@ -220,8 +221,8 @@ def _areas(records: Sequence[CurveRun], field: str) -> tuple[Area, ...]:
 def _value(expected: str | None, field: str) -> str | None:
     """The value of a field of an expected answer as text; None if it is no JSON object with that field."""
     try:
-        answer = json.loads(expected or "")
-    except (ValueError, RecursionError):
+        answer = parse_json(expected or "")
+    except ValueError:
         return None
     if not isinstance(answer, Mapping) or field not in answer:
         return None

@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 
 from core.atomic import write_atomic
-from core.directories import remove_tree, require_space, whole_directory
+from core.beneath import directory_beneath
+from core.directories import disk_error, remove_tree, require_space, whole_directory
 from core.errors import UserError
-from core.paths import DIRECTORY_MODE
 from core.runs.record.store import Run
-from core.small_files import hash_file, read_json
+from core.small_files import hash_file, read_json, read_small
 from core.worker.attribution.gradients import SEED, SIZE
 from core.worker.attribution.subject import Sketched, Subject, TrainedExample
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name
 
 VERSION = 1
+#: Directory of the indexes in a run's directory.
+TRACE = "trace"
 MANIFEST, SKETCHES, NORMS = "manifest.json", "sketch.f16", "norms.f32"
 #: Examples of a chunk.
 CHUNK = 64
@@ -37,7 +39,7 @@ _LIMIT = 64 << 20
 
 def trace_path(run: Run, step: int) -> Path:
     """The directory of a checkpoint's index."""
-    return run.path / "trace" / checkpoint_name(step)
+    return run.path / TRACE / checkpoint_name(step)
 
 
 def index_facts(checkpoint: Checkpoint, examples: Sequence[TrainedExample]) -> dict[str, Any]:
@@ -114,37 +116,39 @@ class IndexMaker:
         if (there := read_index(run, facts)) is not None:
             self._progress(len(examples))
             return there
-        target = trace_path(run, self.step)
-        target.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        try:
+            with directory_beneath(run.path, TRACE, make=True) as trace:
+                return self._make(trace / checkpoint_name(self.step), facts)
+        except OSError as error:
+            raise disk_error(trace_path(run, self.step), error) from error
+
+    def _make(self, target: Path, facts: Mapping[str, Any]) -> Sketched:
+        examples = self.subject.examples
         # Chunks and the finished index exist at once.
-        require_space(target.parent, 2 * len(examples) * (2 * SIZE + 4), "the index")
-        chunks = self._chunks(target, facts)
+        require_space(self.subject.run.path, 2 * len(examples) * (2 * SIZE + 4), "the index")
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        own = f".{target.name}-{digest}"
+        for other in target.parent.glob(f".{target.name}-*"):
+            # Chunks made from other facts.
+            if other.name != own:
+                remove_tree(other)
         # Examples of similar length need little padding.
         order = sorted(range(len(examples)), key=lambda at: (-examples[at].length, at))
         units = np.zeros((len(examples), SIZE), dtype=np.float32)
         norms = np.zeros(len(examples), dtype=np.float32)
-        for number in range(math.ceil(len(order) / CHUNK)):
-            places = order[number * CHUNK : (number + 1) * CHUNK]
-            found = self._chunk(chunks / f"{number:06d}.npz", [examples[at] for at in places], number * CHUNK)
-            units[places], norms[places] = found.units, found.norms
+        with directory_beneath(target.parent, own, make=True) as chunks:
+            for number in range(math.ceil(len(order) / CHUNK)):
+                places = order[number * CHUNK : (number + 1) * CHUNK]
+                found = self._chunk(chunks / f"{number:06d}.npz", [examples[at] for at in places], number * CHUNK)
+                units[places], norms[places] = found.units, found.norms
         with whole_directory(target) as directory:
             units.astype("<f2").tofile(directory / SKETCHES)
             norms.astype("<f4").tofile(directory / NORMS)
             files = {name: hash_file(directory / name) for name in (SKETCHES, NORMS)}
             manifest = {"facts": facts, "files": files, "places": [list(example.place) for example in examples]}
             (directory / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
-        remove_tree(chunks)
+        remove_tree(target.parent / own)
         return Sketched(units, norms)
-
-    def _chunks(self, target: Path, facts: Mapping[str, Any]) -> Path:
-        """The directory of the chunks made from these facts; chunks of others are removed."""
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        own = target.with_name(f".{target.name}-{digest}")
-        for other in target.parent.glob(f".{target.name}-*"):
-            if other != own:
-                remove_tree(other)
-        own.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        return own
 
     def _chunk(self, path: Path, examples: Sequence[TrainedExample], done: int) -> Sketched:
         if (there := _read_chunk(path, len(examples))) is not None:
@@ -161,7 +165,7 @@ class IndexMaker:
 def _read_chunk(path: Path, count: int) -> Sketched | None:
     """A chunk of an earlier attempt; None if it is missing or damaged."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_small(path, _LIMIT)), allow_pickle=False) as arrays:
             units, norms = arrays["units"].astype(np.float32), arrays["norms"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

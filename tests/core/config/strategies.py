@@ -30,6 +30,8 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
     if option.name == "template.variables":
         values = st.booleans() | st.integers(-9, 9) | st.floats(-1e6, 1e6) | text
         return st.dictionaries(st.sampled_from(["enable_thinking", "effort", "x_1"]), values, min_size=1, max_size=3)
+    if option.name == "data.exclude":
+        return st.lists(st.from_regex(r"[a-z]{1,8}\.jsonl:[1-9][0-9]?", fullmatch=True), max_size=3)
     if option.type == "choice":
         return st.sampled_from(option.choices)
     if option.type == "boolean":

@@ -43,7 +43,7 @@ async def test_the_card_of_a_run_lists_what_flipped_with_its_training(
 ) -> None:
     run = ended_run(home, "20261124-143600-tickets", {0: BEFORE, 60: AFTER})
     asked: list[AskWhy] = []
-    monkeypatch.setattr(LocaltuneApp, "on_ask_why", lambda _, message: asked.append(message), raising=False)
+    monkeypatch.setattr("tui.controllers.why.Why.ask", lambda _, message: asked.append(message))
     async with running(LocaltuneApp(run="latest")) as (app, pilot):
         await shown(pilot, "answers flipped   1 right → wrong, 1 wrong → right, of 3", "f what flipped")
         await press(pilot, "f", until=f"base → {run.id}@60: 1 of 3 answers went right → wrong")

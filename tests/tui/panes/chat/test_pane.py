@@ -309,7 +309,7 @@ async def test_questions_go_alone_where_no_row_has_a_second_turn(tmp_path: Path)
         await wait_for(
             pilot, lambda: any("short and tuned" in line and "wanted" in line for line in screen_lines(pilot.app))
         )
-        await press(pilot, "escape", until="^l new  ^r again  w why  c who answers")
+        await press(pilot, "escape", until="w why  e correct  ^l new  ^r again")
 
 
 async def test_a_run_that_saved_nothing_is_not_offered(tmp_path: Path) -> None:
