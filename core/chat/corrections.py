@@ -20,23 +20,20 @@ from typing import Any
 
 from core import paths
 from core.atomic import write_atomic
-from core.chat.prompts import conversation_of, read_row
+from core.chat.prompts import BYTES_LIMIT, conversation_of, read_lines, read_row
 from core.config.derived import holds_out
 from core.config.document import ConfigDocument
-from core.data.conversation import Example, Message, RowError, make_conversation, make_preference
+from core.data.conversation import Example, Message, RowError, make_conversation, make_labeled, make_preference
 from core.errors import UserError
 from core.hub_uri import short_name
 from core.lock_file import open_lock_file
 from core.runs.catalog.earlier import train_further
 from core.runs.record.store import Run, make_slug
-from core.small_files import read_small
 from core.text import is_unicode
 
 #: Times that a run trains on a correction, and on other rows for each of these times: enough for a correction to be
 #: learned in one short run, and for three quarters of the rows to remind the model of the rest.
 REPEATS, OTHERS = 8, 3
-#: Most bytes of a file of corrections.
-_LIMIT = 4 << 20
 _DIRECTORY = "corrections"
 
 Messages = Sequence[dict[str, str]]
@@ -71,15 +68,10 @@ class Correction:
         differs = bool(self.rejected.strip()) and self.rejected != self.answer
         if objective in ("dpo", "orpo"):
             return [make_preference(asked, [answer], [rejected])] if differs else []
-        label = True if objective == "kto" else None
-        found = [_labeled(make_conversation([*asked, answer]), label)]
-        if objective == "kto" and differs:
-            found.append(_labeled(make_conversation([*asked, rejected]), False))
-        return found
-
-
-def _labeled(example: Example, label: bool | None) -> Example:
-    return Example(messages=example.messages, label=label)
+        if objective == "kto":
+            found = [make_labeled([*asked, answer], True)]
+            return [*found, make_labeled([*asked, rejected], False)] if differs else found
+        return [make_conversation([*asked, answer])]
 
 
 def corrections_file(run: Run) -> Path:
@@ -97,21 +89,14 @@ def read_corrections(path: Path) -> list[Correction]:
     Raises:
         UserError: If it cannot be read, or a line is no correction.
     """
-    try:
-        text = read_small(path, _LIMIT).decode("utf-8-sig")
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return []
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Fix its permissions, or move it away.") from error
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(_read(read_row(line)))
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: {error.message}", "Fix the line, or remove it.") from error
+    for number, line in read_lines(path, "Fix its permissions, or move it away."):
+        try:
+            found.append(_read(read_row(line)))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error.message}", "Fix the line, or remove it.") from error
     return found
 
 
@@ -165,8 +150,8 @@ def _change(path: Path, change: Callable[[list[Correction]], list[Correction]]) 
 
 def _write(path: Path, corrections: Sequence[Correction]) -> None:
     text = "".join(f"{_line(one)}\n" for one in corrections)
-    if len(text.encode()) > _LIMIT:
-        raise UserError(f"{path} would have more than {_LIMIT >> 20} MB.", "Make a dataset of it, and move it away.")
+    if len(text.encode()) > BYTES_LIMIT:
+        raise UserError(f"{path} would have more than {BYTES_LIMIT >> 20} MB.", "Make a dataset of it, and move it away.")
     try:
         write_atomic(path, text)
     except OSError as error:
@@ -212,7 +197,9 @@ def train_on_corrections(run: Run, step: int | None = None) -> ConfigDocument:
     corrections = read_corrections(path)
     document.set("data.corrections", str(_copy(path, corrections)))
     config = document.validate()
-    steps = math.ceil(len(corrections) * REPEATS * (1 + OTHERS) / config.train.batch_size)
+    # With kto a correction is two rows, a good and a bad answer.
+    rows = len(corrections) * REPEATS * (1 + OTHERS) * (2 if config.train.objective == "kto" else 1)
+    steps = math.ceil(rows / config.train.batch_size)
     document.set("train.max_steps", steps)
     document.set("train.epochs", None)
     if (config.checkpoint.every_steps or 0) > steps:

@@ -14,7 +14,8 @@ from core.small_files import read_small
 
 #: Most prompts in a file: all of them are answered at every evaluation.
 PROMPT_LIMIT = 100
-_BYTES_LIMIT = 4 << 20
+#: Most bytes of a file of prompts or corrections.
+BYTES_LIMIT = 4 << 20
 _OBJECT_HINT = "Write an object on each line, with messages or prompt."
 
 
@@ -31,14 +32,7 @@ def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
     Raises:
         UserError: If it cannot be read, has no prompt or more than :data:`PROMPT_LIMIT`, or a line is not a prompt.
     """
-    try:
-        text = read_small(path, _BYTES_LIMIT).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Fix eval.prompts, or leave it out.") from error
-    # Not splitlines, which also splits at characters that are allowed in a JSON string.
-    numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    numbered = read_lines(path, "Fix eval.prompts, or leave it out.")
     if not numbered:
         raise UserError(f"{path} has no prompt.", "Write one on each line, or leave eval.prompts out.")
     if len(numbered) > PROMPT_LIMIT:
@@ -55,6 +49,26 @@ def read_prompts(path: Path, system: str = "") -> list[list[dict[str, str]]]:
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error.message}", error.hint) from error
     return conversations
+
+
+def read_lines(path: Path, hint: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not empty, without surrounding whitespace, with their numbers from 1.
+
+    Args:
+        path: The file.
+        hint: Advice where it cannot be read.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        text = read_small(path, BYTES_LIMIT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8.", "Save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
+    # Not splitlines, which also splits at characters that are allowed in a JSON string.
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def read_row(line: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from core.analysis.division import HELD_OUT as HELD_OUT
 from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
-from core.analysis.division import Fingerprints, divide_rows
+from core.analysis.division import Fingerprints, divide_rows, normalized
 from core.analysis.preflight import Preflight
 from core.analysis.problems import FileLine, kind_of, name_places
 from core.chat.corrections import OTHERS, REPEATS, read_corrections
 from core.config.schema import Config
-from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
+from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.exclusion import EXCLUDED, Exclusion, row_line
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, Detection, UnreadColumns, count_names, find_ambiguity, refuse_untrainable
@@ -167,11 +167,11 @@ class Loader:
         if config.data.eval_share or any(weight != 1 for weight in weights):
             divided = self._divide(dataset, bounds, weights)
             if divided is not None:
-                divided.unfold()
-                held_out = divided
                 if divided.excluded and self.preflight is not None:
                     self.preflight.tell_excluded(name_places(divided.places[at] for at in divided.excluded))
                 divided.excluded = frozenset()
+                divided.unfold()
+                held_out = divided
         if config.data.corrections is not None:
             asked = self._add_corrections(dataset, Path(config.data.corrections))
             held_out = _without_questions(held_out, asked)
@@ -182,18 +182,17 @@ class Loader:
             self.preflight.check_leak(trained, held_out.examples)
         return dataset, held_out
 
-    def _add_corrections(self, dataset: Dataset, path: Path) -> set[tuple[Message, ...]]:
+    def _add_corrections(self, dataset: Dataset, path: Path) -> set[str]:
         """Add corrections, each :data:`REPEATS` times, among :data:`OTHERS` times as many of the rows.
 
         Returns:
-            The corrected questions, with their conversations.
+            The corrected questions, as :func:`_question`.
 
         Raises:
             UserError: If the file cannot be read, or no correction of it can be used.
         """
         found = Dataset()
-        corrections = read_corrections(path)
-        for number, correction in enumerate(corrections, 1):
+        for number, correction in enumerate(read_corrections(path), 1):
             try:
                 examples = correction.examples(self.config.train.objective)
             except RowError as error:
@@ -211,13 +210,13 @@ class Loader:
         drawn = random.Random(self.config.train.seed).sample(range(len(dataset.rows)), wanted)  # noqa: S311 - a draw
         rows, examples, places, dataset.excluded = dataset.taken(sorted(drawn))
         left = len(set(map(id, rows)))
-        dataset.dropped[NOT_SAMPLED] += before - left
+        dataset.dropped += Counter({NOT_SAMPLED: before - left})
         dataset.read += len(found.rows)
         dataset.rows = rows + found.rows * REPEATS
         dataset.examples = examples + found.examples * REPEATS
         dataset.places = places + found.places * REPEATS
         dataset.repeated = len(dataset.rows) - left - len(found.rows)
-        return {_question(correction.messages) for correction in corrections}
+        return set(map(_question, found.examples))
 
     def _each_of(self, dataset: Dataset) -> Iterator[tuple[int, Example]]:
         """The numbered examples of a dataset, with regular checks for a stop."""
@@ -365,20 +364,16 @@ def _count_excluded(dataset: Dataset) -> None:
     dataset.dropped[EXCLUDED] = len({id(dataset.examples[at]) for at in dataset.excluded})
 
 
-def _question(messages: Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
-    """The turns of a question without its system prompt, for comparison."""
-    return tuple(Message(turn["role"], turn["content"]) for turn in messages if turn["role"] != "system")
+def _question(example: Example) -> str:
+    """Question of a row with the turns before it, without a system prompt, as text for comparison."""
+    return normalized(Example(messages=tuple(turn for turn in example.prompt if turn.role != "system")))
 
 
-def _without_questions(held_out: Dataset | None, asked: Collection[tuple[Message, ...]]) -> Dataset | None:
+def _without_questions(held_out: Dataset | None, asked: set[str]) -> Dataset | None:
     """The held-out rows without those that ask a corrected question; None if none is left."""
     if held_out is None:
         return None
-    kept = [
-        place
-        for place, example in enumerate(held_out.examples)
-        if _question([turn.fields() for turn in example.prompt]) not in asked
-    ]
+    kept = [place for place, example in enumerate(held_out.examples) if _question(example) not in asked]
     if len(kept) == len(held_out.rows):
         return held_out
     return Dataset(*held_out.taken(kept), read=len(kept), formats=held_out.formats) if kept else None

@@ -48,7 +48,7 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
     """
     longest = config.chat.max_new_tokens
     if config.data.corrections is not None:
-        corrected = read_corrections(Path(config.data.corrections))[:PROMPT_LIMIT]
+        corrected = read_corrections(Path(config.data.corrections))[-PROMPT_LIMIT:]
         # Expected answers are those of corrections alone, so that a result can count them.
         return Questions(
             [[dict(turn) for turn in one.messages] for one in corrected],

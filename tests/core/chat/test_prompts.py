@@ -65,7 +65,7 @@ def test_a_file_that_asks_nothing_or_too_much_is_refused(tmp_path: Path, content
 def test_a_file_that_has_no_end_is_not_read_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"x" * 64)
-    monkeypatch.setattr(prompts, "_BYTES_LIMIT", 32)
+    monkeypatch.setattr(prompts, "BYTES_LIMIT", 32)
     with pytest.raises(UserError, match="is larger than"):
         read_prompts(path)
 
