@@ -281,21 +281,13 @@ def _row(entry: QueueEntry) -> SweepRow:
     if entry.run is None or not (run := run_of(entry)).events_path.exists():
         return row
     history = read_history(run)
-    best_loss, best_step = _best(history)
-    last = history.last_step
+    best, last = history.best_eval, history.last_step
     return replace(
         row,
-        best_eval_loss=best_loss,
-        best_step=best_step,
+        best_eval_loss=best.loss if best is not None else None,
+        best_step=best.step if best is not None else None,
         loss=last.loss if last is not None else None,
         tokens_per_second=history.tokens_per_second,
         energy_wh=history.energy_wh,
         seconds=history.working_seconds,
     )
-
-
-def _best(history: RunHistory) -> tuple[float | None, int | None]:
-    """The lowest held-out loss and its step; the untouched model does not count."""
-    found = [event for event in history.evals if event.step > 0 and math.isfinite(event.loss)]
-    best = min(found, key=lambda event: event.loss, default=None)
-    return (None, None) if best is None else (best.loss, best.step)

@@ -130,15 +130,16 @@ class LearningCurve:
         """The curve of runs that differ only in their rows and seeds; None if they make none.
 
         Args:
-            records: The runs; those without a held-out loss are left out.
+            records: The runs; those that have not finished, or have no held-out loss, are left out.
             field: A field of the expected answers, which are JSON objects; questions are counted by its value.
         """
         if not set(differing([record.values for record in records])) <= _VARIED:
             return None
         groups: dict[int, list[CurveRun]] = {}
         for record in records:
-            if record.history.data is not None and _loss(record) is not None:
-                groups.setdefault(record.history.data.used, []).append(record)
+            data, is_finished = record.history.data, record.run.state().state == "finished"
+            if is_finished and data is not None and record.history.best_eval is not None:
+                groups.setdefault(data.used, []).append(record)
         if len(groups) < 2:
             return None
         points = tuple(_point(rows, groups[rows], field) for rows in sorted(groups))
@@ -180,7 +181,7 @@ class LearningCurve:
 
 
 def _point(rows: int, records: Sequence[CurveRun], field: str) -> CurvePoint:
-    losses = [loss for record in records if (loss := _loss(record)) is not None]
+    losses = [best.loss for record in records if (best := record.history.best_eval) is not None]
     last = [record.history.evals[-1] for record in records if record.history.evals]
     shares = [event.exact_match for event in last if event.exact_match is not None]
     count = min((event.rows for event in last if event.rows), default=0)
@@ -194,12 +195,6 @@ def _point(rows: int, records: Sequence[CurveRun], field: str) -> CurvePoint:
         binomial_interval(exact * count, count) if exact is not None else None,
         _areas(records, field) if field else (),
     )
-
-
-def _loss(record: CurveRun) -> float | None:
-    """The lowest held-out loss; the untrained model does not count."""
-    found = (event.loss for event in record.history.evals if event.step > 0 and math.isfinite(event.loss))
-    return min(found, default=None)
 
 
 def _areas(records: Sequence[CurveRun], field: str) -> tuple[Area, ...]:
@@ -263,5 +258,5 @@ def _with_interval(value: float, interval: Interval | None) -> str:
     return told if interval is None else f"{told} ({format_number(interval[0])} to {format_number(interval[1])})"
 
 
-def _percent(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}"
+def _percent(interval: Interval) -> str:
+    return f"{interval[0]:.0%} to {interval[1]:.0%}"

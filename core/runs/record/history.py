@@ -224,6 +224,12 @@ class RunHistory:
         return self.totals.evals
 
     @property
+    def best_eval(self) -> events.EvalEvent | None:
+        """The evaluation with the lowest held-out loss; the untouched model does not count."""
+        found = (event for event in self.evals if event.step > 0 and math.isfinite(event.loss))
+        return min(found, key=lambda event: event.loss, default=None)
+
+    @property
     def energy_wh(self) -> float | None:
         """Energy of the devices over all starts, in Wh; None if no device reports it."""
         return self.totals.energy_wh

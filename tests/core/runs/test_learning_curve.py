@@ -82,6 +82,13 @@ def test_runs_with_other_options_are_no_curve(home: Path) -> None:
     assert LearningCurve.of(records[:1]) is None
 
 
+def test_a_run_that_has_not_finished_is_no_point(home: Path) -> None:
+    records = [record(home, 100, 1.0, 0.5), record(home, 200, 0.7, 0.75)]
+    assert LearningCurve.of(records) is not None
+    RunState(state="stopped", step=2, total_steps=4, updated=300.0).write(records[1].run.state_path)
+    assert LearningCurve.of(records) is None
+
+
 @cases(
     ("points", "said"),
     [
