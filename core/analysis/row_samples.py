@@ -85,8 +85,7 @@ def count_rows(entries: Iterable[str]) -> RowCount:
         for source in resolve_source(entry):
             with source.open() as file:
                 file.index()
-                known = file.count_known
-                count += known if source.limit is None else min(known, source.limit)
+                count += source.count(file)
                 if len(seen) < 2:
                     seen.update(repr(row.data) for row in file.rows(0, _COMPARED))
     return RowCount(count, len(seen) > 1)
@@ -295,7 +294,7 @@ def _find(request: AnalysisRequest, index: int) -> tuple[Row, Detection]:
         with source.open() as file:
             while not file.complete and file.count_known <= max(index - first, SAMPLE - 1):
                 file.advance()
-            rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+            rows = source.count(file)
             if index - first < rows:
                 return file.row(index - first), source.recognize(file)
             first += rows
@@ -321,7 +320,7 @@ def _places(request: AnalysisRequest, numbers: list[int]) -> list[tuple[str, int
     for source in sources:
         with source.open() as file:
             file.index()
-            rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+            rows = source.count(file)
             for number in (number for number in numbers if first <= number < first + rows):
                 path, line = row_line(source.path, file.row(number - first))
                 # Two files may have the same name.
@@ -351,7 +350,7 @@ def _seek(request: AnalysisRequest, place: FileLine) -> tuple[str, int] | None:
         for source in sources:
             with source.open() as file:
                 file.index()
-                rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+                rows = source.count(file)
                 # Nearly every file has a row a line.
                 near = min(place.line, rows)
                 for number in itertools.chain(range(near - 1, -1, -1), range(near, rows)):

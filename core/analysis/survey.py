@@ -219,7 +219,7 @@ def _open(
     file = source.open()
     try:
         file.index(lambda done, total: report("indexing", done, total))
-        rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
+        rows = source.count(file)
         detection = source.recognize(file)
     except BaseException:
         file.close()

@@ -215,7 +215,7 @@ def _count(names: Sequence[str]) -> list[int] | None:
                     if room < 0:
                         return None
                     file.index()
-                    rows += file.count_known if source.limit is None else min(file.count_known, source.limit)
+                    rows += source.count(file)
             found.append(rows)
     except (UserError, OSError, ValueError):
         # The run itself reports errors in the files.

@@ -72,6 +72,10 @@ class DataSource:
         with file or self.open() as opened:
             yield from itertools.islice(all_rows(opened), self.limit)
 
+    def count(self, file: RowFile) -> int:
+        """Rows used of the opened file, as far as it is indexed."""
+        return file.count_known if self.limit is None else min(file.count_known, self.limit)
+
     def recognize(self, file: RowFile, shown: str = "") -> Detection:
         """Detect the format from the first rows of the opened file; ``shown`` is its name in messages."""
         return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown, file.note)
