@@ -16,6 +16,7 @@ from core.chat.corrections import (
     train_on_corrections,
     waiting_corrections,
 )
+from core.config.document import ConfigDocument, dump_config
 from core.errors import UserError
 from core.runs.record.store import Run, create_run
 from tests.cases import cases
@@ -105,8 +106,6 @@ def test_runs_on_the_same_data_share_a_file(private_home: Path) -> None:
 def test_a_run_goes_on_with_a_copy_and_what_it_has_learned_waits_no_more(
     private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.config.document import ConfigDocument, dump_config
-
     config = config_for(private_home)
     run = create_run(config, "a")
     with pytest.raises(UserError, match="No correction waits"):
@@ -125,3 +124,12 @@ def test_a_run_goes_on_with_a_copy_and_what_it_has_learned_waits_no_more(
     child: Run = create_run(learned, "a")
     assert waiting_corrections(child) == [SECOND]
     assert corrections_file(child) == path
+
+
+def test_the_steps_suffice_for_both_answers_of_a_correction(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(private_home)
+    labeled = config.model_copy(update={"train": config.train.model_copy(update={"objective": "kto"})})
+    monkeypatch.setattr("core.chat.corrections.train_further", lambda *_: ConfigDocument(dump_config(labeled)))
+    run = create_run(labeled, "a")
+    keep_correction(corrections_file(run), FIRST)
+    assert train_on_corrections(run).validate().train.max_steps == -(-64 // config.train.batch_size)

@@ -131,15 +131,23 @@ def test_unusable_rows_are_counted_and_the_first_of_each_kind_is_named(encoder: 
     assert dataset.first_dropped["overlong"].startswith("a.jsonl, line 3: ")
 
 
-def test_an_example_of_several_rows_counts_once(encoder: Encoder, write: Writes) -> None:
+#: A conversation of two rows, as its template shows the reasoning of the last answer alone.
+TWO_ROWS = {"messages": chat("a", "<think>x</think>b")["messages"] + chat("c", "<think>y</think>d")["messages"]}
+
+
+@pytest.fixture
+def thinking(encoder: Encoder) -> Encoder:
+    """Renders :data:`TWO_ROWS` as two rows."""
     template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n"
         "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
         "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    thinking = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
-    two = {"messages": chat("a", "<think>x</think>b")["messages"] + chat("c", "<think>y</think>d")["messages"]}
-    path = write(two, chat("plain"), "{broken", two)
+    return Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
+
+
+def test_an_example_of_several_rows_counts_once(thinking: Encoder, write: Writes) -> None:
+    path = write(TWO_ROWS, chat("plain"), "{broken", TWO_ROWS)
     dataset = loader(thinking).load(path)
     event = dataset.event()
     assert (event.rows, event.used, event.dropped, len(dataset.rows)) == (4, 3, {"not_json": 1}, 5)
@@ -309,15 +317,8 @@ def test_rows_left_out_stay_as_gaps_and_count_as_dropped(encoder: Encoder, write
         loader(encoder, data={**data, "exclude": ["b.jsonl:5"]}).training()
 
 
-def test_a_row_left_out_takes_all_rows_of_its_example_along(encoder: Encoder, write: Writes) -> None:
-    template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-        "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    thinking = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], template)
-    two = {"messages": chat("a", "<think>x</think>b")["messages"] + chat("c", "<think>y</think>d")["messages"]}
-    dataset, _ = loader(thinking, data={"train": write(chat("plain"), two), "exclude": "a.jsonl:2"}).training()
+def test_a_row_left_out_takes_all_rows_of_its_example_along(thinking: Encoder, write: Writes) -> None:
+    dataset, _ = loader(thinking, data={"train": write(chat("plain"), TWO_ROWS), "exclude": "a.jsonl:2"}).training()
     assert (len(dataset.rows), set(dataset.excluded)) == (3, {1, 2})
     assert (dataset.event().used, dataset.event().dropped) == (1, {"excluded": 1})
 
@@ -373,13 +374,27 @@ def test_corrections_are_learned_eight_times_among_some_of_the_rows(
     assert fingerprint(dataset.rows) == fingerprint(given.training()[0].rows)
 
 
+def test_a_row_left_out_is_a_gap_among_corrections_too(encoder: Encoder, write: Writes, corrected: str) -> None:
+    data = {"train": write(*(chat(f"question {number}") for number in range(100))), "corrections": corrected}
+    whole, _ = loader(encoder, data=data).training()
+    drawn = [place.line for place in whole.places[:48]]
+    undrawn = min(set(range(1, 101)) - set(drawn))
+    exclude = [f"a.jsonl:{line}" for line in (drawn[1], undrawn)]
+    dataset, _ = loader(encoder, data={**data, "exclude": exclude}).training()
+    assert (dataset.examples, dataset.places, dataset.excluded) == (whole.examples, whole.places, {1})
+    assert (dataset.event().used, dataset.event().dropped) == (49, {"excluded": 1, "not_sampled": 52})
+
+
 def test_few_rows_are_all_kept_beside_corrections_and_their_questions_are_not_measured(
     encoder: Encoder, write: Writes, corrected: str
 ) -> None:
-    held_out = write(*(chat(f"question {number}") for number in range(5)), name="eval.jsonl")
+    held_out = write(
+        *(chat(f"question {number}") for number in (0, 1, 2)), chat("Question  3"), chat("question 4"), name="eval.jsonl"
+    )
     train = write(chat("a"), chat("b"))
     dataset, measured = loader(encoder, data={"train": train, "eval": held_out, "corrections": corrected}).training()
     assert questions(dataset)[:3] == ["a", "b", "question 3"]
+    assert dataset.event().dropped == {}
     assert measured is not None
     assert questions(measured) == [f"question {number}" for number in (0, 1, 2, 4)]
 
@@ -393,8 +408,9 @@ def test_corrections_of_a_preference_run_are_pairs(encoder: Encoder, write: Writ
 
 
 def test_a_correction_that_is_too_long_is_named(encoder: Encoder, write: Writes, corrected: str) -> None:
-    given = loader(encoder, data={"train": write(chat("a")), "corrections": corrected}, train={"max_length": 8})
-    with pytest.raises(UserError):
+    keep_correction(Path(corrected), Correction(({"role": "user", "content": "third"},), "long " * 200, ""))
+    given = loader(encoder, data={"train": write(chat("a")), "corrections": corrected}, train={"max_length": 100})
+    with pytest.raises(UserError, match=r"corrections\.jsonl, line 3: The row has"):
         given.training()
     Path(corrected).write_text("")
     with pytest.raises(UserError, match="has no correction to train on"):

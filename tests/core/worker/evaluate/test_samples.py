@@ -51,8 +51,12 @@ def test_the_first_held_out_questions_are_asked_with_room_for_their_answers(held
     assert choose_questions(config(exact_match=True), held_out).conversations == [], "they are answered anyway"
 
 
-def test_corrected_questions_are_asked_and_marked(writer_parts: Any, held_out: Dataset, tmp_path: Path) -> None:
+def test_the_newest_corrected_questions_are_asked_and_marked(
+    writer_parts: Any, held_out: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.worker.evaluate.samples.PROMPT_LIMIT", 1)
     path = tmp_path / "corrections.jsonl"
+    keep_correction(path, Correction(({"role": "user", "content": "older"},), "right", "wrong"))
     keep_correction(path, Correction(({"role": "user", "content": "mine"},), "right", "wrong"))
     given = Config.model_validate({"data": {"train": "a", "corrections": str(path)}, "chat": {"max_new_tokens": 3}})
     asked = choose_questions(given, held_out)
