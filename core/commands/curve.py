@@ -74,7 +74,7 @@ def curve_variants(args: argparse.Namespace) -> list[Variant]:
     axes = [share_axis(split_values(args.shares), document)]
     if args.seeds > 1:
         axes.append(Axis("train.seed", tuple(str(config.train.seed + number) for number in range(args.seeds))))
-    return make_variants(document, [], combinations(axes))
+    return make_variants(document, combinations(axes))
 
 
 def _train(args: argparse.Namespace, variants: list[Variant]) -> int:

@@ -21,8 +21,9 @@ def sweep(args: argparse.Namespace) -> int:
     from core.queue.sweep import axis_of, combinations, make_variants
 
     document = ConfigDocument.load(Path(args.config))
+    document.apply(args.set)
     axes = [axis_of(text, document) for text in args.over]
-    return queue_variants(args, make_variants(document, args.set, combinations(axes, args.random, args.seed)))
+    return queue_variants(args, make_variants(document, combinations(axes, args.random, args.seed)))
 
 
 def queue_variants(args: argparse.Namespace, variants: Sequence[Variant]) -> int:

@@ -171,12 +171,11 @@ def _combination(axes: Sequence[Axis], number: int) -> tuple[str, ...]:
     return tuple(reversed(found))
 
 
-def make_variants(base: ConfigDocument, overrides: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[Variant]:
+def make_variants(base: ConfigDocument, choices: Sequence[tuple[str, ...]]) -> list[Variant]:
     """The checked configurations of combinations.
 
     Args:
         base: The configuration; it is only read.
-        overrides: ``section.key=value`` for all of them.
         choices: Result of :func:`combinations`.
 
     Raises:
@@ -185,7 +184,6 @@ def make_variants(base: ConfigDocument, overrides: Sequence[str], choices: Seque
     variants = []
     for assignments in choices:
         document = ConfigDocument(base.dumps(), base.path)
-        document.apply(overrides)
         try:
             document.apply(assignments)
             config = document.validate()

@@ -960,7 +960,7 @@ def _variants(document: ConfigDocument, text: str) -> tuple[list[Variant], list[
     from core.queue.sweep import axis_of, combinations, make_variants
     from core.runs.outlook.forecast import unmet, wants_plan
 
-    variants = make_variants(document, (), combinations([axis_of(part, document) for part in text.split(";")]))
+    variants = make_variants(document, combinations([axis_of(part, document) for part in text.split(";")]))
     check_variants(variants)
     estimator, (first, *others) = Estimator(), [variant.config for variant in variants]
     found = unmet_in_queue(first, estimator)

@@ -41,6 +41,13 @@ def test_the_runs_are_queued_with_every_seed(cli: CommandLine) -> None:
     assert cli.ok("queue", "results", "s1", "--json").json["learning_curve"] is None
 
 
+def test_shares_of_a_sweep_are_of_the_weights_that_are_set(cli: CommandLine) -> None:
+    config = str(cli.config())
+    cli.ok("queue", "sweep", config, "--set", "data.weights=[0.5]", "--over", "share=0.5,1", "--yes")
+    swept = [store.read_entry_config(entry).data.weights for entry in store.read_queue().of_sweep("s1")]
+    assert swept == [[0.25], [0.5]]
+
+
 @cases(
     ("more", "said"),
     [

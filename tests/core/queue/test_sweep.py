@@ -73,23 +73,23 @@ def test_too_many_runs_are_refused_and_some_of_very_many_are_chosen() -> None:
 
 def test_variants_are_whole_configurations(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
-    path.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
+    path.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n[train]\nseed = 3\n')
     choices = combinations([parse_axis("method.rank=8,16"), parse_axis('method.target_modules=["q_proj"],all-linear')])
-    variants = make_variants(ConfigDocument.load(path), ["train.seed=3"], choices)
+    variants = make_variants(ConfigDocument.load(path), choices)
     assert [variant.config.method.rank for variant in variants] == [8, 8, 16, 16]
     assert {variant.config.train.seed for variant in variants} == {3}
     assert variants[0].config.data.train == str(tmp_path / "rows.jsonl")
     assert dict(variants[0].values) == {"method.rank": 8, "method.target_modules": ["q_proj"]}
     assert words_of({"train.learning_rate": 1e-4, "method.rank": 8}) == "learning_rate 0.0001, rank 8"
     with pytest.raises(UserError) as error:
-        make_variants(ConfigDocument.load(path), [], combinations([parse_axis("method.rank=8,0")]))
+        make_variants(ConfigDocument.load(path), combinations([parse_axis("method.rank=8,0")]))
     assert "It is the variant method.rank=0." in error.value.hint
 
 
 def test_shares_of_the_rows_are_weights_of_which_the_smaller_is_a_part_of_the_larger() -> None:
     document = ConfigDocument('[data]\ntrain = ["a.jsonl", "b.jsonl"]\nweights = [1, 0.5]\n')
     axis = axis_of("share = 0.25, 0.5, 1", document)
-    variants = make_variants(document, [], combinations([axis]))
+    variants = make_variants(document, combinations([axis]))
     assert [variant.config.data.weights for variant in variants] == [[0.25, 0.125], [0.5, 0.25], [1.0, 0.5]]
     keys = [bytes([number]) for number in range(100)]
     chosen = [{place for place, count in enumerate(repeats(keys, weight, 42)) if count} for weight in (0.25, 0.5, 1.0)]
