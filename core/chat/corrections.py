@@ -151,7 +151,9 @@ def _change(path: Path, change: Callable[[list[Correction]], list[Correction]]) 
 def _write(path: Path, corrections: Sequence[Correction]) -> None:
     text = "".join(f"{_line(one)}\n" for one in corrections)
     if len(text.encode()) > BYTES_LIMIT:
-        raise UserError(f"{path} would have more than {BYTES_LIMIT >> 20} MB.", "Make a dataset of it, and move it away.")
+        raise UserError(
+            f"{path} would have more than {BYTES_LIMIT >> 20} MB.", "Make a dataset of it, and move it away."
+        )
     try:
         write_atomic(path, text)
     except OSError as error:

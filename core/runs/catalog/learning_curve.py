@@ -1,8 +1,8 @@
 """Learning curve: runs that differ in the number of their training rows, and the gain to expect from more rows.
 
 The held-out loss is taken to fall as a power of the number of rows, ``loss = c · rows^-a`` (Hestness et al., "Deep
-Learning Scaling is Predictable, Empirically", arXiv 1712.00409). Without the loss that no number of rows removes, which
-three or four runs cannot tell, it promises rather too much.
+Learning Scaling is Predictable, Empirically", arXiv 1712.00409). The law has no floor, which three or four runs cannot
+show, so it promises rather too much.
 """
 
 from __future__ import annotations

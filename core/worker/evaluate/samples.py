@@ -33,31 +33,32 @@ class Questions:
     """Maximum length of an answer in tokens."""
     expected: Expected = field(default_factory=Expected)
     """Expected answers, if known; empty if none is."""
-    are_corrections: bool = False
-    """True for questions whose answers the user corrected."""
+    corrected: int = 0
+    """Number of the first questions, whose answers the user corrected."""
 
 
 def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
-    """The corrected questions of ``data.corrections``, the prompts of ``eval.prompts``, or the first few distinct
-    held-out questions.
+    """The corrected questions of ``data.corrections``, then the prompts of ``eval.prompts``; with neither, the first few
+    distinct held-out questions.
 
     With ``eval.exact_match`` the held-out questions are answered anyway, so they are not asked again.
 
     Raises:
-        UserError: If the file of prompts cannot be used.
+        UserError: If the file of corrections or of prompts cannot be used.
     """
     longest = config.chat.max_new_tokens
+    prompts = [] if config.eval.prompts is None else [*read_prompts(Path(config.eval.prompts), config.chat.system)]
     if config.data.corrections is not None:
         corrected = read_corrections(Path(config.data.corrections))[-PROMPT_LIMIT:]
         # Expected answers are those of corrections alone, so that a result can count them.
         return Questions(
-            [[dict(turn) for turn in one.messages] for one in corrected],
+            [*([dict(turn) for turn in one.messages] for one in corrected), *prompts],
             longest,
-            Expected.of([one.answer for one in corrected]),
-            are_corrections=True,
+            Expected.of([*(one.answer for one in corrected), *(None for _ in prompts)]),
+            len(corrected),
         )
-    if config.eval.prompts is not None:
-        return Questions([*read_prompts(Path(config.eval.prompts), config.chat.system)], longest)
+    if prompts:
+        return Questions(prompts, longest)
     if held_out is None or config.eval.exact_match:
         return Questions([], longest)
     chosen = {id(example): (example, row) for row, example in zip(held_out.rows, held_out.examples, strict=True)}
@@ -125,7 +126,7 @@ class SampleWriter:
             self.failing = True
             return []
         answers = samples_of(step, asked.conversations, texts, asked.expected)
-        return [replace(answer, correction=True) for answer in answers] if asked.are_corrections else answers
+        return [replace(answer, correction=place < asked.corrected) for place, answer in enumerate(answers)]
 
 
 def samples_of(

@@ -126,7 +126,9 @@ def test_a_run_goes_on_with_a_copy_and_what_it_has_learned_waits_no_more(
     assert corrections_file(child) == path
 
 
-def test_the_steps_suffice_for_both_answers_of_a_correction(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_suffice_for_both_answers_of_a_correction(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_for(private_home)
     labeled = config.model_copy(update={"train": config.train.model_copy(update={"objective": "kto"})})
     monkeypatch.setattr("core.chat.corrections.train_further", lambda *_: ConfigDocument(dump_config(labeled)))

@@ -389,7 +389,10 @@ def test_few_rows_are_all_kept_beside_corrections_and_their_questions_are_not_me
     encoder: Encoder, write: Writes, corrected: str
 ) -> None:
     held_out = write(
-        *(chat(f"question {number}") for number in (0, 1, 2)), chat("Question  3"), chat("question 4"), name="eval.jsonl"
+        *(chat(f"question {number}") for number in (0, 1, 2)),
+        chat("Question  3"),
+        chat("question 4"),
+        name="eval.jsonl",
     )
     train = write(chat("a"), chat("b"))
     dataset, measured = loader(encoder, data={"train": train, "eval": held_out, "corrections": corrected}).training()

@@ -51,19 +51,23 @@ def test_the_first_held_out_questions_are_asked_with_room_for_their_answers(held
     assert choose_questions(config(exact_match=True), held_out).conversations == [], "they are answered anyway"
 
 
-def test_the_newest_corrected_questions_are_asked_and_marked(
+def test_the_newest_corrected_questions_are_marked_and_go_before_prompts(
     writer_parts: Any, held_out: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.worker.evaluate.samples.PROMPT_LIMIT", 1)
     path = tmp_path / "corrections.jsonl"
     keep_correction(path, Correction(({"role": "user", "content": "older"},), "right", "wrong"))
     keep_correction(path, Correction(({"role": "user", "content": "mine"},), "right", "wrong"))
-    given = Config.model_validate({"data": {"train": "a", "corrections": str(path)}, "chat": {"max_new_tokens": 3}})
-    asked = choose_questions(given, held_out)
-    assert (asked.conversations, asked.expected) == ([[{"role": "user", "content": "mine"}]], Expected(("right",)))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("other")
+    sections: dict[str, Any] = {"data": {"train": "a", "corrections": str(path)}, "chat": {"max_new_tokens": 3}}
+    asked = choose_questions(Config.model_validate({**sections, "eval": {"prompts": str(prompts)}}), held_out)
+    assert [turns[-1]["content"] for turns in asked.conversations] == ["mine", "other"]
+    assert asked.expected == Expected(("right", None))
     writer = SampleWriter(writer_parts, asked, contextlib.nullcontext, None, lambda *_: None)
-    (event,) = writer.write(2, lambda *_: None)
+    event, other = writer.write(2, lambda *_: None)
     assert (event.correction, event.expected, event.exact_match, event.step) == (True, "right", False, 2)
+    assert (other.correction, other.expected, other.exact_match) == (False, None, None)
 
 
 def test_prompts_of_a_file_go_first(held_out: Dataset, tmp_path: Path) -> None:
