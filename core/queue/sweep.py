@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.queue import store
 from core.queue.entry import QueueEntry, word
 from core.queue.fate import run_of
-from core.runs.record.history import RunHistory, read_history
+from core.runs.record.history import read_history
 from core.text import one_line
 
 #: Most runs of one sweep.

@@ -38,8 +38,8 @@ class Questions:
 
 
 def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
-    """The corrected questions of ``data.corrections``, then the prompts of ``eval.prompts``; with neither, the first few
-    distinct held-out questions.
+    """The corrected questions of ``data.corrections``, then the prompts of ``eval.prompts``; with neither, the first
+    few distinct held-out questions.
 
     With ``eval.exact_match`` the held-out questions are answered anyway, so they are not asked again.
 

@@ -381,19 +381,15 @@ def test_a_row_left_out_is_a_gap_among_corrections_too(encoder: Encoder, write: 
     undrawn = min(set(range(1, 101)) - set(drawn))
     exclude = [f"a.jsonl:{line}" for line in (drawn[1], undrawn)]
     dataset, _ = loader(encoder, data={**data, "exclude": exclude}).training()
-    assert (dataset.examples, dataset.places, dataset.excluded) == (whole.examples, whole.places, {1})
+    assert (dataset.examples, dataset.places, dataset.excluded) == (whole.examples, whole.places, frozenset({1}))
     assert (dataset.event().used, dataset.event().dropped) == (49, {"excluded": 1, "not_sampled": 52})
 
 
 def test_few_rows_are_all_kept_beside_corrections_and_their_questions_are_not_measured(
     encoder: Encoder, write: Writes, corrected: str
 ) -> None:
-    held_out = write(
-        *(chat(f"question {number}") for number in (0, 1, 2)),
-        chat("Question  3"),
-        chat("question 4"),
-        name="eval.jsonl",
-    )
+    measurable = ("question 0", "question 1", "question 2", "Question  3", "question 4")
+    held_out = write(*map(chat, measurable), name="eval.jsonl")
     train = write(chat("a"), chat("b"))
     dataset, measured = loader(encoder, data={"train": train, "eval": held_out, "corrections": corrected}).training()
     assert questions(dataset)[:3] == ["a", "b", "question 3"]
