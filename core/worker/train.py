@@ -6,11 +6,12 @@ and the control point. With several processes, each works on a share of the wind
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,9 +28,10 @@ from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.loss.objectives import Rewards
 from core.worker.model.full_weights import trained_tensors
+from core.worker.model.model import may_draw
 from core.worker.oom.retry import TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
-from core.worker.process.determinism import nondeterminism_explained, own_draws, seed_step
+from core.worker.process.determinism import nondeterminism_explained, own_draws, restore_rng, rng_state
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import Spike
 from core.worker.setup.build import Parts, set_up
@@ -212,17 +214,18 @@ class FinetuneRecipe:
         parts.strategy.orders.step(state)
         window = parts.order.window(state.step)
         if not window:
+            with self._draws_of_whole_window():
+                parts.noise.draw()
             self._pass_over()
             return
-        # Rows left out, and steps passed over, change the draws of no other step.
-        seed_step(self.config.train.seed, state.step)
         began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
         self.recorder.begin_step()
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
-        result = self.gradients(window)
+        with self._draws_of_whole_window():
+            result = self.gradients(window)
         norm = parts.update.clip()
         if self._accepts(result, norm, window):
             parts.update.step()
@@ -245,6 +248,33 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    @contextlib.contextmanager
+    def _draws_of_whole_window(self) -> Iterator[None]:
+        """Context for the gradients of the present window. Where rows of it are left out, the random generators are
+        afterwards as after the whole window, so that the dropout of all other windows is that of a run with these rows.
+        """
+        parts, step = self.parts, self.parts.state.step
+        whole = parts.order.whole_window(step)
+        has_gap = len(parts.order.window(step)) < len(whole)
+        draws = has_gap and (self.config.method.dropout > 0 or may_draw(parts.loaded.model))
+        # Several processes draw from generators of their own in each step.
+        if not draws or not parts.strategy.ranks.is_single:
+            yield
+            return
+        before = rng_state()
+        parts.noise.draw()
+        for attempt in parts.micro_batches.attempts(whole, where=f"step {step + 1}"):
+            with attempt, torch.no_grad():
+                for rows in attempt.micro_batches:
+                    sequences, loaded = parts.objective.sequences(rows), parts.loaded
+                    batch = make_micro_batch(rows, sequences, loaded.pad_id, loaded.device)
+                    with parts.accelerator.autocast():
+                        parts.objective.forward(batch)
+        after = rng_state()
+        restore_rng(before)
+        yield
+        restore_rng(after)
 
     def gradients(self, window: list[int]) -> Gradients:
         """Compute the gradients of a window, cut finer and run again if memory runs out; then reduce them, the loss and

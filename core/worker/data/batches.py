@@ -59,12 +59,17 @@ class DataOrder:
 
     def window(self, step: int) -> list[int]:
         """The rows of optimizer step ``step``, counted from 0; empty if all of them are left out."""
+        whole = self.whole_window(step)
+        return [row for row in whole if row not in self.excluded] if self.excluded else whole
+
+    def whole_window(self, step: int) -> list[int]:
+        """The rows of optimizer step ``step``, counted from 0, with those that are left out."""
         epoch, place = divmod(step, self.steps_per_epoch)
         cached: tuple[int, list[list[int]]] | None = self.__dict__.get("_cached")
         if cached is None or cached[0] != epoch:
             cached = (epoch, self.epoch(epoch))
             self.__dict__["_cached"] = cached
-        return [row for row in cached[1][place] if row not in self.excluded]
+        return cached[1][place]
 
 
 @dataclass(frozen=True)

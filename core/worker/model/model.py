@@ -9,6 +9,7 @@ AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,21 @@ def set_gradient_checkpointing(
     for layer in kept:
         layer.gradient_checkpointing = False
     return len(kept)
+
+
+def may_draw(model: Any) -> bool:
+    """True if any setting or module named dropout or jitter is nonzero, so that training draws random numbers. The
+    dropout of fused adapters may be missed."""
+    settings: dict[str, Any] = model.config.to_dict()
+    places = [settings, *(vars(module) for module in model.modules())]
+    named = (
+        value
+        for place in places
+        for name, value in place.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float)
+    )
+    modules = (module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd))
+    return any(share > 0 for share in itertools.chain(named, modules))
 
 
 @contextlib.contextmanager

@@ -134,16 +134,6 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][0])
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch's generators for a step, so that its draws depend on nothing that other steps have drawn.
-
-    Args:
-        seed: Of the run.
-        step: Steps done.
-    """
-    _seed_torch(f"{seed}:{step}")
-
-
 @contextlib.contextmanager
 def own_draws(seed: int, step: int, rank: int) -> Iterator[None]:
     """Context in which torch draws from numbers specific to a process and a step, because dropout must differ between
@@ -156,13 +146,9 @@ def own_draws(seed: int, step: int, rank: int) -> Iterator[None]:
         rank: Rank of the process.
     """
     before = rng_state()
-    _seed_torch(f"{seed}:{step}:{rank}")
+    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
     try:
         yield
     finally:
         restore_rng(before)
-
-
-def _seed_torch(text: str) -> None:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -6,7 +6,6 @@ hidden states of the rows alone.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from core.worker.fused.attention_kernels import Kernel
 from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import AdapterOffReference, Objective, PrecomputedReference, Reference, make_objective
-from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
+from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode, may_draw
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory, shortage_explained
 from core.worker.process.control import Controls
@@ -104,7 +103,7 @@ def check_model(
             difference, states = loss.verify(ids)
             if laid_out:
                 mixed = _runs_on(loaded.model) or _mixed(loaded, loss, laid, states[:, :-1][supervised[:, 1:]])
-        if laid_out and mixed is None and _may_draw(loaded.model):
+        if laid_out and mixed is None and may_draw(loaded.model):
             with autocast():
                 mixed, draws = _in_training(loaded, loss, laid)
         return SelfCheck(difference, mixed, draws, Kernel.MASKED in laid.layout.kernels)
@@ -167,21 +166,6 @@ def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: tor
         return f"{attended} of its {layers} layers have attention that can be told where rows end"
     share = float((found.float() - wanted.float()).norm() / wanted.float().norm())
     return None if share <= LAYOUT_TOLERANCE[loaded.dtype] else f"its hidden states would differ by {share:.1%}"
-
-
-def _may_draw(model: Any) -> bool:
-    """True if any setting or module named dropout or jitter is nonzero. The adapters' own dropout is checked
-    elsewhere."""
-    settings: dict[str, Any] = model.config.to_dict()
-    places = [settings, *(vars(module) for module in model.modules())]
-    named = (
-        value
-        for place in places
-        for name, value in place.items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, float)
-    )
-    modules = (module.p for module in model.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd))
-    return any(share > 0 for share in itertools.chain(named, modules))
 
 
 def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tuple[str | None, bool]:

@@ -38,6 +38,7 @@ def test_rows_left_out_are_gaps_and_all_others_keep_their_steps(
     assert gapped.steps_per_epoch == whole.steps_per_epoch
     for step in range(2 * whole.steps_per_epoch):
         assert gapped.window(step) == [row for row in whole.window(step) if row not in excluded]
+        assert gapped.whole_window(step) == whole.window(step)
 
 
 def test_the_order_depends_on_seed_and_step_alone() -> None:
