@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.evaluation.evaluation import Evaluation
+    from core.evaluation.flips import Flips
     from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
     from core.evaluation.record import EvaluationRecord
     from core.evaluation.table import EvaluationTable
@@ -147,10 +149,11 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
     from core.evaluation.flips import flips_line, flips_of
     from core.evaluation.report import flip_lines, summary_lines
     from core.runs.record.state import EXIT_REFUSED
+    from core.units import counted
 
     flips = flips_of(record, table.deciding)
     if args.json:
-        emit(summary(record, table, str(path) if path is not None else None))
+        emit(summary(record, table, flips, str(path) if path is not None else None))
     else:
         say(*summary_lines(record, table))
         for each in flips:
@@ -160,13 +163,14 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
         return 0
     over = [each for each in flips if len(each.broken) > args.fail_on_flips]
     for each in over:
-        count = len(each.broken)
-        answers = "1 answer" if count == 1 else f"{count} answers"
+        answers = counted(len(each.broken), "answer")
         note(f"{answers} that {each.before} gives right went wrong; --fail-on-flips allows {args.fail_on_flips}.")
     return EXIT_REFUSED if over else 0
 
 
-def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) -> dict[str, Any]:
+def summary(
+    record: EvaluationRecord, table: EvaluationTable, flips: Sequence[Flips], path: str | None
+) -> dict[str, Any]:
     """An evaluation as ``--json`` prints it.
 
     Returns:
@@ -175,7 +179,6 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
         :meth:`core.evaluation.table.EvaluationTable.to_dict`, and ``flips``, a list of
         :func:`core.evaluation.report.flips_to_json`.
     """
-    from core.evaluation.flips import flips_of
     from core.evaluation.report import flips_to_json
 
     return {
@@ -185,7 +188,7 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
         "items": len(record.items),
         "targets": list(record.targets),
         **table.to_dict(),
-        "flips": [flips_to_json(record, each) for each in flips_of(record, table.deciding)],
+        "flips": [flips_to_json(record, each) for each in flips],
     }
 
 

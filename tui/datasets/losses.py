@@ -67,13 +67,16 @@ class FileLosses:
             index: The row.
             is_out: True for rows that ``data.exclude`` leaves out.
         """
-        place = self.places.get(index)
-        if place is not None and is_out(place):
-            return OUT
-        if index in self.corrected:
-            return CORRECTED
         loss = self.loss(index)
-        return "–" if loss is None else KEPT if place in self.review.kept else f"{loss:.2f}"
+        return self._done(index, is_out) or ("–" if loss is None else f"{loss:.2f}")
+
+    def _done(self, index: int, is_out: IsOut) -> str:
+        """The word of a row that has been dealt with; empty for any other."""
+        if (place := self.places.get(index)) is None:
+            return ""
+        if is_out(place):
+            return OUT
+        return CORRECTED if index in self.corrected else KEPT if place in self.review.kept else ""
 
     def loss(self, index: int) -> float | None:
         """Loss of a row; None if it was not measured, or has been corrected."""
@@ -90,9 +93,7 @@ class FileLosses:
         """
         worst = {row.place for row in self.losses.worst}
         rows = [index for index in self.descending if code == BY_LOSS or self.places[index] in worst]
-        words = (KEPT, OUT, CORRECTED)
-        done = {index for index in rows if self.word(index, is_out) in words}
-        indices = array("I", [*(index for index in rows if index not in done), *(i for i in rows if i in done)])
+        indices = array("I", sorted(rows, key=lambda index: bool(self._done(index, is_out))))
         return RowOrder(code, _TITLES[code], hint, indices, len(indices))
 
     def turns(self, index: int) -> Iterator[Turn]:

@@ -330,7 +330,7 @@ class Loader:
                         excluded.append(len(dataset.rows))
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
-                    dataset.places.append(FileLine(row.file or source.path.name, row_line(source.path, row)[1]))
+                    dataset.places.append(FileLine.of(source.path, row))
             self.progress(dataset.read)
         dataset.excluded |= frozenset(excluded)
 
