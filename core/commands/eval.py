@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.evaluation.evaluation import Evaluation
-    from core.evaluation.flips import Flips
     from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
     from core.evaluation.record import EvaluationRecord
     from core.evaluation.table import EvaluationTable
@@ -153,7 +151,7 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
 
     flips = flips_of(record, table.deciding)
     if args.json:
-        emit(summary(record, table, flips, str(path) if path is not None else None))
+        emit(summary(record, table, str(path) if path is not None else None))
     else:
         say(*summary_lines(record, table))
         for each in flips:
@@ -168,9 +166,7 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
     return EXIT_REFUSED if over else 0
 
 
-def summary(
-    record: EvaluationRecord, table: EvaluationTable, flips: Sequence[Flips], path: str | None
-) -> dict[str, Any]:
+def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) -> dict[str, Any]:
     """An evaluation as ``--json`` prints it.
 
     Returns:
@@ -179,6 +175,7 @@ def summary(
         :meth:`core.evaluation.table.EvaluationTable.to_dict`, and ``flips``, a list of
         :func:`core.evaluation.report.flips_to_json`.
     """
+    from core.evaluation.flips import flips_of
     from core.evaluation.report import flips_to_json
 
     return {
@@ -188,7 +185,7 @@ def summary(
         "items": len(record.items),
         "targets": list(record.targets),
         **table.to_dict(),
-        "flips": [flips_to_json(record, each) for each in flips],
+        "flips": [flips_to_json(record, each) for each in flips_of(record, table.deciding)],
     }
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 
 from core.analysis.problems import FileLine
 from core.atomic import write_atomic
@@ -67,7 +67,7 @@ class RowLoss:
     """Name of its file."""
     line: int
     """Its line, or its row in a table, from 1."""
-    loss: float
+    loss: FiniteFloat
     tokens: int
     """Supervised tokens."""
 
@@ -131,7 +131,7 @@ class RowLosses:
     rows_sha256: str
     """Fingerprint of all rows, tokens and masks."""
     files: tuple[DataFile, ...]
-    rows: Mapping[str, Sequence[tuple[int, float, int]]]
+    rows: Mapping[str, Sequence[tuple[int, FiniteFloat, int]]]
     """Line, loss and supervised tokens of each row, by the name of its file."""
     worst: tuple[WorstRow, ...]
     """Rows with the highest losses, the highest first."""
@@ -156,11 +156,11 @@ class RowLosses:
         wanted, found = Path(os.path.realpath(path)), dict[FileLine, RowLoss]()
         names = Counter(Path(file.path).name for file in self.files)
         for file in self.files:
-            directory, name = map(Path, os.path.split(file.path))
+            own = Path(file.path)
             # A dataset of the Hub is a directory of links to files elsewhere.
-            places = (Path(os.path.realpath(file.path)), Path(os.path.realpath(directory)) / name)
-            if names[name.name] == 1 and any(place.is_relative_to(wanted) for place in places) and file.is_unchanged():
-                losses = (RowLoss(name.name, *row) for row in self.rows.get(name.name, ()))
+            places = (Path(os.path.realpath(own)), Path(os.path.realpath(own.parent)) / own.name)
+            if names[own.name] == 1 and any(place.is_relative_to(wanted) for place in places) and file.is_unchanged():
+                losses = (RowLoss(own.name, *row) for row in self.rows.get(own.name, ()))
                 found.update((loss.place, loss) for loss in losses)
         return found
 

@@ -70,6 +70,7 @@ def test_files_of_one_name_have_no_losses_of_their_own(tmp_path: Path) -> None:
         {"version": 2},
         {"files": 1},
         {"rows": {"a.jsonl": [[1, "high", 3]]}},
+        {"rows": {"a.jsonl": [[1, "nan", 3]]}},
         {"worst": [{"file": "a.jsonl", "line": 1}]},
     ],
 )
