@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Collection
+from typing import Any
 
 #: The replacement of a control character.
 REPLACEMENT = "\ufffd"
@@ -44,6 +46,12 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, not escaped unless it has a lone surrogate, which no UTF-8 file can hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_unicode(text) else json.dumps(value)
 
 
 def beginning_at_end(text: str, words: Collection[str]) -> int:

@@ -7,11 +7,15 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tomli
 
+from core.data.exclusion import row_line
 from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.data.files.rows import Row
 
 #: Most rows of a problem listed with their lines.
 EXAMPLES = 20
@@ -168,6 +172,16 @@ class FileLine(NamedTuple):
 
     file: str
     line: int
+
+    @classmethod
+    def of(cls, path: Path, row: Row) -> FileLine:
+        """The place of a row, as a run names it.
+
+        Args:
+            path: Path of the file, or of the directory of files, that it was read from.
+            row: The row.
+        """
+        return cls(row.file or path.name, row_line(path, row)[1])
 
 
 def name_places(places: Iterable[FileLine]) -> str:

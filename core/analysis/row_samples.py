@@ -355,10 +355,10 @@ def _seek(request: AnalysisRequest, place: FileLine) -> tuple[str, int] | None:
                 near = min(place.line, rows)
                 for number in itertools.chain(range(near - 1, -1, -1), range(near, rows)):
                     row = file.row(number)
-                    name = row.file or source.path.name
-                    if name != place.file and not row.file:
+                    found = FileLine.of(source.path, row)
+                    if found.file != place.file and not row.file:
                         break
-                    if (name, row_line(source.path, row)[1]) == place:
+                    if found == place:
                         return entry if len(sources) == 1 else str(source.path), number
     return None
 

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.path_kind import JSON_LINES_SUFFIXES
 from core.paths import working_directory
 from core.small_files import read_json
-from core.text import is_unicode
+from core.text import json_line
 
 #: Most bytes of the first row that are read.
 _FIRST_LIMIT = 1 << 20
@@ -39,12 +39,8 @@ def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
     if path.suffix.lower() not in JSON_LINES_SUFFIXES:
         wanted = " or ".join(JSON_LINES_SUFFIXES)
         raise UserError(f"{path} is not a JSON Lines file.", f"Name one that ends in {wanted}; it is created.")
-    row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
-    if not is_unicode(row):
-        # A lone surrogate is kept as a JSON escape: the file stays UTF-8.
-        row = json.dumps({"messages": list(messages)})
     try:
-        _append(path, row.encode() + b"\n")
+        _append(path, json_line({"messages": list(messages)}).encode() + b"\n")
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}.", "Name another file, or make room."

@@ -29,7 +29,7 @@ from core.hub_uri import short_name
 from core.lock_file import open_lock_file
 from core.runs.catalog.earlier import train_further
 from core.runs.record.store import Run, make_slug
-from core.text import is_unicode
+from core.text import json_line
 
 #: Times that a run trains on a correction, and on other rows for each of these times: enough for a correction to be
 #: learned in one short run, and for three quarters of the rows to remind the model of the rest.
@@ -162,10 +162,7 @@ def _write(path: Path, corrections: Sequence[Correction]) -> None:
 
 def _line(correction: Correction) -> str:
     messages = [*correction.messages, {"role": "assistant", "content": correction.answer}]
-    row = {"messages": messages, "rejected": correction.rejected}
-    text = json.dumps(row, ensure_ascii=False)
-    # A lone surrogate is kept as a JSON escape: the file stays UTF-8.
-    return text if is_unicode(text) else json.dumps(row)
+    return json_line({"messages": messages, "rejected": correction.rejected})
 
 
 def waiting_corrections(run: Run) -> list[Correction]:

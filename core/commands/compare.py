@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     runs = find_runs(args.runs)
     comparison = compare_runs([read_record(target) for target in runs])
-    answers = answers_of_runs(runs)
+    answers = functools.cache(lambda: answers_of_runs(runs))
     texts: tuple[tuple[Path | None, Callable[[], str]], ...] = (
-        (args.markdown, lambda: f"{to_markdown(comparison)}\n{answers_to_markdown(answers)}"),
+        (args.markdown, lambda: f"{to_markdown(comparison)}\n{answers_to_markdown(answers())}"),
         (args.csv, lambda: to_csv(comparison)),
         (args.curves, lambda: to_curves_csv(comparison)),
     )
@@ -52,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     for path, text in wanted:
         _write(path, text())
     if args.json:
-        emit({**to_json(comparison), **answers_to_json(answers)})
+        emit({**to_json(comparison), **answers_to_json(answers())})
     elif not wanted:
-        say(*text_lines(comparison), "", *answers_to_lines(answers))
+        say(*text_lines(comparison), "", *answers_to_lines(answers()))
     return 0
 
 

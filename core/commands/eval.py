@@ -147,6 +147,7 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
     from core.evaluation.flips import flips_line, flips_of
     from core.evaluation.report import flip_lines, summary_lines
     from core.runs.record.state import EXIT_REFUSED
+    from core.units import counted
 
     flips = flips_of(record, table.deciding)
     if args.json:
@@ -160,8 +161,7 @@ def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, 
         return 0
     over = [each for each in flips if len(each.broken) > args.fail_on_flips]
     for each in over:
-        count = len(each.broken)
-        answers = "1 answer" if count == 1 else f"{count} answers"
+        answers = counted(len(each.broken), "answer")
         note(f"{answers} that {each.before} gives right went wrong; --fail-on-flips allows {args.fail_on_flips}.")
     return EXIT_REFUSED if over else 0
 

@@ -81,23 +81,22 @@ def answers_of_runs(runs: Sequence[Run]) -> RunAnswers:
     with trainings; if one kept no answers, with what ``eval`` has kept of any of the runs.
     """
     newest, *others = sorted(runs, key=lambda run: run.id, reverse=True)
-    ordered = [newest, *reversed(others)]
-    unavailable: list[str] = []
+    ordered, reader = [newest, *reversed(others)], _Reader()
     return _compared(
         [brief_id(run.id) for run in ordered],
-        lambda source: [_sheets(run, runs, source, unavailable) for run in ordered],
-        unavailable,
+        lambda source: [reader.of_run(run, runs, source) for run in ordered],
+        reader.unavailable,
         "train with eval.exact_match, or ask with localtune-tui eval RUN --against RUN",
     )
 
 
 def answers_of_training(run: Run) -> RunAnswers:
     """The held-out answers of a run before training, or of its first evaluation, beside those of its result."""
-    unavailable: list[str] = []
+    reader = _Reader()
     return _compared(
         [brief_id(run.id), "the untouched model"],
-        lambda source: [_sheets(run, [run], source, unavailable), _sheets_before(run, source, unavailable)],
-        unavailable,
+        lambda source: [reader.of_run(run, [run], source), reader.before_training(run, source)],
+        reader.unavailable,
         "train with eval.exact_match and eval.baseline, or ask with localtune-tui eval RUN --against base",
     )
 
@@ -206,41 +205,59 @@ def _and(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-def _sheets(run: Run, runs: Sequence[Run], source: Source, unavailable: list[str]) -> list[_Sheet]:
-    if source == "training":
-        step = _answered_step(run)
-        if step is None and not run.state().is_over:
-            unavailable.append(f"{brief_id(run.id)} is not over, and has kept no answers yet.")
-        return [] if step is None else _kept(run, step, f"{run.id}@{step}", unavailable)
-    found = []
-    for folder in dict.fromkeys(folder_of(each) for each in runs):
-        for record in _newest(folder, unavailable):
+class _Reader:
+    """Reads the answers that runs have kept, each record once."""
+
+    def __init__(self) -> None:
+        self.unavailable: list[str] = []
+        """Sentences about answers that are not there yet or cannot be read."""
+        self._records: dict[Path, list[EvaluationRecord]] = {}
+
+    def of_run(self, run: Run, runs: Sequence[Run], source: Source) -> list[_Sheet]:
+        """The answers of a run, the best ones first; those of evaluations from any of the runs."""
+        if source == "training":
+            step = _answered_step(run)
+            if step is None and not run.state().is_over:
+                self.unavailable.append(f"{brief_id(run.id)} is not over, and has kept no answers yet.")
+            return [] if step is None else self._kept(run, step, f"{run.id}@{step}")
+        found = []
+        for record in itertools.chain.from_iterable(map(self._newest, dict.fromkeys(map(folder_of, runs)))):
             target = next((name for name in record.targets if name == run.id or name.startswith(f"{run.id}@")), None)
             if target is not None:
                 found.append(_Sheet.of(record, target, target))
-    return found
+        return found
 
+    def before_training(self, run: Run, source: Source) -> list[_Sheet]:
+        """The answers of a run before training, or of its first evaluation."""
+        if source == "training":
+            first, step = next(iter(kept_steps(run)), None), _answered_step(run)
+            if first is None or step is None or first >= step:
+                return []
+            is_base = first == 0 and run.values().get("model.adapter") is None
+            return self._kept(run, first, BASE if is_base else f"{run.id}@{first}")
+        return [_Sheet.of(record, BASE, BASE) for record in self._newest(folder_of(run)) if BASE in record.targets]
 
-def _sheets_before(run: Run, source: Source, unavailable: list[str]) -> list[_Sheet]:
-    if source == "training":
-        first, step = next(iter(kept_steps(run)), None), _answered_step(run)
-        if first is None or step is None or first >= step:
+    def _kept(self, run: Run, step: int, title: str) -> list[_Sheet]:
+        try:
+            record = read_answers(run, step)
+        except UserError as error:
+            self.unavailable.append(error.message)
             return []
-        is_base = first == 0 and run.values().get("model.adapter") is None
-        return _kept(run, first, BASE if is_base else f"{run.id}@{first}", unavailable)
-    return [_Sheet.of(record, BASE, BASE) for record in _newest(folder_of(run), unavailable) if BASE in record.targets]
+        is_over = run.state().is_over
+        notes = [] if is_over else [f"{brief_id(run.id)} is not over: its answers are those after step {step}."]
+        if record.skipped:
+            notes.append(f"{title} kept no answers to {record.skipped} more held-out rows, for their size.")
+        return [_Sheet.of(record, record.targets[0], title, *notes)]
 
-
-def _kept(run: Run, step: int, title: str, unavailable: list[str]) -> list[_Sheet]:
-    try:
-        record = read_answers(run, step)
-    except UserError as error:
-        unavailable.append(error.message)
-        return []
-    notes = [] if run.state().is_over else [f"{brief_id(run.id)} is not over: its answers are those after step {step}."]
-    if record.skipped:
-        notes.append(f"{title} kept no answers to {record.skipped} more held-out rows, for their size.")
-    return [_Sheet.of(record, record.targets[0], title, *notes)]
+    def _newest(self, folder: Path) -> list[EvaluationRecord]:
+        if folder not in self._records:
+            found = self._records[folder] = []
+            for path in list_records(folder)[:MOST_RECORDS]:
+                try:
+                    found.append(read_record(path))
+                except UserError as error:
+                    self.unavailable.append(error.message)
+        return self._records[folder]
 
 
 def _answered_step(run: Run) -> int | None:
@@ -250,16 +267,6 @@ def _answered_step(run: Run) -> int | None:
     kept = [step for step in kept if step <= state.step] or kept
     wanted = (taken_step(run), result_step(run)) if state.is_over else ()
     return next((step for step in wanted if step in kept), kept[-1] if kept else None)
-
-
-def _newest(folder: Path, unavailable: list[str]) -> list[EvaluationRecord]:
-    found = []
-    for path in list_records(folder)[:MOST_RECORDS]:
-        try:
-            found.append(read_record(path))
-        except UserError as error:
-            unavailable.append(error.message)
-    return found
 
 
 def answers_to_lines(answers: RunAnswers) -> list[str]:

@@ -6,15 +6,15 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 
 from core.analysis.problems import FileLine
-from core.attribution.row_losses import (
-    RowLoss,
+from core.evaluation.row_losses import (
     RowLosses,
     RowReview,
     WorstRow,
@@ -67,13 +67,16 @@ class FileLosses:
             index: The row.
             is_out: True for rows that ``data.exclude`` leaves out.
         """
-        place = self.places.get(index)
-        if place is not None and is_out(place):
-            return OUT
-        if index in self.corrected:
-            return CORRECTED
         loss = self.loss(index)
-        return "–" if loss is None else KEPT if place in self.review.kept else f"{loss:.2f}"
+        return self._done(index, is_out) or ("–" if loss is None else f"{loss:.2f}")
+
+    def _done(self, index: int, is_out: IsOut) -> str:
+        """The word of a row that has been dealt with; empty for any other."""
+        if (place := self.places.get(index)) is None:
+            return ""
+        if is_out(place):
+            return OUT
+        return CORRECTED if index in self.corrected else KEPT if place in self.review.kept else ""
 
     def loss(self, index: int) -> float | None:
         """Loss of a row; None if it was not measured, or has been corrected."""
@@ -90,9 +93,7 @@ class FileLosses:
         """
         worst = {row.place for row in self.losses.worst}
         rows = [index for index in self.descending if code == BY_LOSS or self.places[index] in worst]
-        words = (KEPT, OUT, CORRECTED)
-        done = {index for index in rows if self.word(index, is_out) in words}
-        indices = array("I", [*(index for index in rows if index not in done), *(i for i in rows if i in done)])
+        indices = array("I", sorted(rows, key=lambda index: bool(self._done(index, is_out))))
         return RowOrder(code, _TITLES[code], hint, indices, len(indices))
 
     def turns(self, index: int) -> Iterator[Turn]:
@@ -151,23 +152,18 @@ def _find(view: DatasetView, run: Run, losses: RowLosses) -> FileLosses | None:
     """The losses of a file by its rows; None if the run did not measure them as they are now."""
     review = read_review(run)
     original = review.copies.get(os.path.realpath(view.data_path))
-    known: dict[str, Mapping[int, RowLoss]] = {}
-    for file in losses.files:
-        path, wanted = os.path.realpath(file.path), os.path.realpath(original or view.data_path)
-        if path == wanted or path.startswith(wanted + os.sep):
-            known[Path(file.path).name] = losses.of_file(file.path)
-    if not any(known.values()):
+    known = losses.of_data(original or view.data_path)
+    if not known:
         return None
     changed = _changed_lines(Path(original), view.data_path) if original is not None else frozenset[int]()
     by_index, places, corrected = array("d"), dict[int, FileLine](), set[int]()
     for row, place in enumerate(_places(view)):
-        name = Path(original).name if original is not None else place.file
-        loss = known.get(name, {}).get(place.line)
-        by_index.append(math.nan if loss is None else loss.loss)
-        if loss is not None:
-            places[row] = FileLine(name, place.line)
+        named = place if original is None else FileLine(Path(original).name, place.line)
+        if (loss := known.get(named)) is not None:
+            places[row] = named
             if place.line in changed:
                 corrected.add(row)
+        by_index.append(math.nan if loss is None else loss.loss)
     descending = array("I", sorted(places, key=lambda row: (-by_index[row], row)))
     return FileLosses(run, losses, review, by_index, places, frozenset(corrected), descending)
 
@@ -183,14 +179,10 @@ def _places(view: DatasetView) -> Iterator[FileLine]:
 
 def _changed_lines(original: Path, copy: Path) -> frozenset[int]:
     """Lines of a copy that differ from the original's, from 1."""
-    pairs: Sequence[list[bytes]] = ()
-    with suppress(OSError):
-        pairs = [_lines(original), _lines(copy)]
-    if not pairs:
-        return frozenset()
-    return frozenset(line for line, (one, other) in enumerate(zip(*pairs, strict=False), 1) if one != other)
-
-
-def _lines(path: Path) -> list[bytes]:
-    with open_regular(path) as file:
-        return (file.readall() or b"").split(b"\n")
+    with (
+        suppress(OSError),
+        BufferedReader(open_regular(original)) as before,
+        BufferedReader(open_regular(copy)) as after,
+    ):
+        return frozenset(line for line, (one, other) in enumerate(zip(before, after, strict=False), 1) if one != other)
+    return frozenset()

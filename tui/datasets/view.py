@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, ParamSpec
 
@@ -139,6 +140,11 @@ class DatasetView:
         """The path of its data: of an entry that of its file."""
         return self._source.path
 
+    @cached_property
+    def is_directory(self) -> bool:
+        """True if its rows are in the files of a directory."""
+        return self.data_path.is_dir()
+
     @property
     def count(self) -> int:
         """The number of rows found so far, up to the entry's limit."""
@@ -264,9 +270,7 @@ class DatasetView:
         Raises:
             UserError: If the file can no longer be read.
         """
-        name = self._source.path.name
-        rows = self.file.rows(start, count)
-        return [FileLine(row.file or name, row.line or row.index + 1) for row in rows]
+        return [FileLine.of(self.data_path, row) for row in self.file.rows(start, count)]
 
     def search(
         self,

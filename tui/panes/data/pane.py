@@ -21,13 +21,13 @@ from textual.worker import Worker, WorkerError
 from core.analysis.job import AnalysisJob
 from core.analysis.problems import FileLine
 from core.analysis.result import Analysis
-from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
-from core.attribution.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.config.document import ConfigDocument
 from core.data.conversation import RowError
+from core.data.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
 from core.data.exclusion import Exclusion
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
+from core.evaluation.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.hub.store import NotFetchedError
 from core.jobs.job import JobDiedError, JobProgress
 from core.jobs.running import RunningJob
@@ -116,7 +116,7 @@ class RowLossesPage(JobPage[JobProgress, RowLosses]):
 
     def __init__(self, pane: DataPane, run: Run) -> None:
         super().__init__(RunningJob("measurement", f"the rows of {one_line(run.id, 60)}", expected=None), "Row losses")
-        self._pane, self.run_of = pane, run
+        self._pane = pane
         self._job: RowLossesJob = row_losses_job(run)
 
     def run(self, tell: Callable[[JobProgress], None]) -> RowLosses:
@@ -621,7 +621,7 @@ class DataPane(Pane):
         self._measuring = None
         if page.job.error is not None:
             self._say(f"✗ {page.job.error}")
-        elif (view := self.view) is not None:
+        elif page.job.result is not None and (view := self.view) is not None:
             await self._look_up(view)
             self._list_worst()
 
@@ -690,11 +690,14 @@ class DataPane(Pane):
         if document is None or place is None or self.view is None:
             return
         file = self.session.path_of(place)
+        if _is_held_out(document, Path(file)):
+            self._say("✗ Held-out rows are not trained on, so there is nothing to leave out.")
+            return
         alike = [path for path in data_paths(document, "train") if path.name == place.file]
         # Files of one name are told apart by their paths.
         name = file if len(alike) > 1 else place.file
         try:
-            entries = toggle_left_out(_excluded(document), file, place.line, name)
+            entries = toggle_left_out(_excluded_beside(document, Path(file)), file, place.line, name)
         except UserError as error:
             self._say(f"✗ {error}")
             return
@@ -716,17 +719,21 @@ class DataPane(Pane):
             return
         from tui.screens.chat import KeepAnswer
 
-        if not example.answer or view.is_entry or view.data_path.is_dir():
+        if not example.answer or view.is_entry or view.is_directory:
             self._say("✗ Only answers in a file of their own are corrected here.")
             return
-        index, file = self.index, Path(entry_text(view.data_path))
+        index, file, document = self.index, Path(entry_text(view.data_path)), self.shell.state.document
+        entries = [entry for use in ("train", "eval") for entry in data_paths(document, use)] if document else []
+        if is_among(entries, file) and follow_links(file) not in map(str, entries):
+            self._say("✗ The configuration reads a whole directory, and would read the copy beside this file too.")
+            return
 
         def answered(kept: KeptAnswer | None) -> None:
             if kept is not None and kept.text != example.answer and view is self.view:
                 copy = working_directory() / user_path(kept.file)
                 self._correct(view, index, FileLine(str(file), place.line), example, kept.text, copy)
 
-        title = f"Correct {place.file}:{place.line} in a copy, on which the configuration then trains"
+        title = f"Correct {place.file}:{place.line} in a copy, which the configuration then reads"
         question = example.prompt[-1].content if example.prompt else ""
         screen = KeepAnswer(question, example.answer, str(copy_of(file)), title=title, verb="write the copy")
         self.app.push_screen(screen, answered)
@@ -735,13 +742,13 @@ class DataPane(Pane):
     async def _correct(
         self, view: DatasetView, index: int, place: FileLine, example: Example, answer: str, copy: Path
     ) -> None:
-        """Write a correction, and train on the copy."""
+        """Write a correction, and have the configuration read the copy."""
         original, found = Path(place.file), self.session.losses
         try:
-            await asyncio.to_thread(write_correction, original, copy, place.line, example.answer, answer)
             if found is not None:
                 review = read_review(found.run).with_copy(Path(os.path.realpath(copy)), original.resolve())
                 await asyncio.to_thread(write_review, found.run, review)
+            await asyncio.to_thread(write_correction, original, copy, place.line, example.answer, answer)
         except UserError as error:
             self._say(f"✗ {error}")
             return
@@ -757,25 +764,26 @@ class DataPane(Pane):
         if follow_links(copy) == follow_links(original):
             self.show(copy)
         else:
-            self._train_on_copy(original, copy)
+            self._read_copy(original, copy)
         self.return_to(there)
 
-    def _train_on_copy(self, original: Path, copy: Path) -> None:
-        """Have the configuration train on a corrected copy in place of its original."""
+    def _read_copy(self, original: Path, copy: Path) -> None:
+        """Have the configuration read a corrected copy in place of its original; one that it does not read is trained
+        on."""
         document = self.shell.state.document
         if document is None:
             return
-        entries = document.get("data.train")
-        values: dict[str, object] = {"data.train": copy}
-        if isinstance(entries, list) and is_among(data_paths(document, "train"), original):
-            paths = data_paths(document, "train")
-            values["data.train"] = [
+        use = "eval" if _is_held_out(document, original) else "train"
+        entries, paths = document.get(f"data.{use}"), data_paths(document, use)
+        values: dict[str, object] = {f"data.{use}": copy}
+        if isinstance(entries, list) and is_among(paths, original):
+            values[f"data.{use}"] = [
                 path_text(document, copy) if follow_links(path) == follow_links(original) else entry
                 for entry, path in zip(entries, paths, strict=False)
             ]
-        if excluded := _excluded(document):
+        if excluded := _excluded_beside(document, original):
             values["data.exclude"] = moved_to(excluded, original, copy)
-        text = f"The correction is in {copy.name}, on which the configuration trains now; {original.name} is as it was."
+        text = f"The correction is in {copy.name}, which the configuration reads now; {original.name} is as it was."
         self.shell.configuration.choose_options(values, text, Path(entry_text(original)))
 
     # Display.
@@ -1087,3 +1095,14 @@ def _excluded(document: ConfigDocument) -> list[str]:
     """The entries of ``data.exclude`` as they are written."""
     value = document.get("data.exclude")
     return [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry]
+
+
+def _excluded_beside(document: ConfigDocument, path: Path) -> list[str]:
+    """The entries of ``data.exclude`` beside a file that is trained on; none for another file, with which a new
+    configuration begins."""
+    return _excluded(document) if is_among(data_paths(document, "train"), path) else []
+
+
+def _is_held_out(document: ConfigDocument, path: Path) -> bool:
+    """True if a file is in ``data.eval``."""
+    return is_among(data_paths(document, "eval"), path)

@@ -131,12 +131,14 @@ class DatasetSession:
 
     def path_of(self, place: FileLine) -> str:
         """Path of the file of a row."""
-        path = self.view.data_path if self.view is not None else Path()
-        return str(path / place.file if path.is_dir() else path)
+        if self.view is None:
+            return place.file
+        path = self.view.data_path
+        return str(path / place.file if self.view.is_directory else path)
 
     def is_out(self, place: FileLine) -> bool:
         """True if ``data.exclude`` leaves a row out."""
-        return bool(self.exclusion.entries) and self.exclusion.names(self.path_of(place), place.line)
+        return self.exclusion.names(self.path_of(place), place.line)
 
     def loss_word(self, index: int) -> str:
         """Cell of a row in the column of losses."""

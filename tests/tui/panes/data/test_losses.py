@@ -11,9 +11,9 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import TextArea
 
-from core.attribution.row_losses import VERSION, RowLosses, read_losses, read_review
 from core.config.schema import Config
 from core.errors import UserError
+from core.evaluation.row_losses import VERSION, RowLosses, read_losses, read_review
 from core.jobs.job import Job, JobProgress
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run
@@ -193,6 +193,45 @@ async def test_a_correction_goes_to_a_copy_that_is_trained_on(tmp_path: Path, da
         await press(pilot, "ctrl+s", until=lambda: b'"right"' in copy.read_bytes())
         assert b"right\\nanswer" in copy.read_bytes(), "the earlier correction stays"
         await wait_for(pilot, lambda: pane.session.filter is not None and listed(pane)[0][1] == "fixed")
+
+
+async def test_a_held_out_file_stays_held_out(tmp_path: Path, data: Path, run: Run) -> None:
+    document = configuration(tmp_path, data__train="other.jsonl", data__eval=["rows.jsonl"])
+    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
+        app: Any = pilot.app
+        app.state.document = document
+        await looked_up(pilot, pane)
+        await press(pilot, "D", until=lambda: shows(pilot, "✗ Held-out rows are not trained on"))
+        await press(pilot, "e", until=lambda: pilot.app.screen.query(TextArea))
+        pilot.app.screen.query_one(TextArea).text = "right"
+        copy = tmp_path / "rows-corrected.jsonl"
+        await press(pilot, "ctrl+s", until=lambda: pane.view is not None and pane.view.path == copy)
+        (request,) = requested(pilot, "configuration.choose_options")
+        assert request.args[0] == {"data.eval": ["rows-corrected.jsonl"]}
+
+
+async def test_rows_of_a_file_that_the_configuration_does_not_read_are_left_out_of_a_new_one(
+    tmp_path: Path, data: Path, run: Run
+) -> None:
+    document = configuration(tmp_path, data__train="other.jsonl", data__exclude=["other.jsonl:1"])
+    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
+        app: Any = pilot.app
+        app.state.document = document
+        await looked_up(pilot, pane)
+        await press(pilot, "D", until=lambda: requested(pilot, "configuration.choose_options"))
+        (request,) = requested(pilot, "configuration.choose_options")
+        assert request.args[0] == {"data.exclude": ["rows.jsonl:1"]}
+
+
+async def test_a_copy_is_not_written_into_a_directory_that_is_read_as_a_whole(
+    tmp_path: Path, data: Path, run: Run
+) -> None:
+    document = configuration(tmp_path, data__train=str(tmp_path))
+    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
+        app: Any = pilot.app
+        app.state.document = document
+        await looked_up(pilot, pane)
+        await press(pilot, "e", until=lambda: shows(pilot, "✗ The configuration reads a whole directory"))
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, outcomes: Sequence[dict[str, Any] | UserError]) -> list[Run]:

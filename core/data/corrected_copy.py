@@ -11,7 +11,7 @@ from core.atomic import write_atomic
 from core.data.exclusion import Exclusion, entries_of
 from core.errors import UserError
 from core.path_kind import JSON_LINES_SUFFIXES
-from core.text import is_unicode, one_line
+from core.text import json_line, one_line
 
 #: End of the name of a corrected copy, before its suffix.
 _CORRECTED = "-corrected"
@@ -113,7 +113,4 @@ def _with_answer(row: bytes, answer: str, corrected: str) -> bytes:
         )
     holder, key = found
     holder[key] = corrected
-    text = json.dumps(data, ensure_ascii=False)
-    # A lone surrogate is kept as a JSON escape: the file stays UTF-8.
-    whole = text if is_unicode(text) else json.dumps(data)
-    return whole.encode() + (b"\r" if row.endswith(b"\r") else b"")
+    return json_line(data).encode() + (b"\r" if row.endswith(b"\r") else b"")
