@@ -1,4 +1,4 @@
-"""Changes of rows that a model has not learned: an answer corrected in a copy of the file, or a row left out."""
+"""Changes to rows of a file: an answer corrected in a copy of it, a row left out of training or taken back."""
 
 from __future__ import annotations
 
