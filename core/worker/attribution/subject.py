@@ -26,8 +26,7 @@ from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
 from core.runs.record.store import Run
 from core.template.settings import MaskSettings
-from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts
-from core.worker.attribution.metric import metric_of
+from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts, metric_of
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, restore, verify_checkpoint
 from core.worker.data.batches import collate
 from core.worker.data.dataset import Dataset
