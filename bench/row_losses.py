@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import sample_data
 from core import paths
-from core.attribution.row_losses import RowLosses, row_losses_job
 from core.config.document import load_config
+from core.evaluation.row_losses import RowLosses, row_losses_job
 from core.launch.launcher import start_run
 from core.runs.record.store import Run
 

@@ -12,8 +12,7 @@ from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import checkpoint_steps, result_step, taken_step
-from core.runs.record.state import in_words
-from core.runs.record.store import Run, find_run, start_again
+from core.runs.record.store import Run, find_run, refuse_live, start_again
 
 PROGRAM, INDEX_PROGRAM = "core.worker.job attribute", "core.worker.job attribution-index"
 #: Sentence under every list of rows.
@@ -98,12 +97,7 @@ def refuse_run(run: Run) -> None:
     Raises:
         UserError: If it is live, has no checkpoint, or :func:`refuse` refuses its configuration.
     """
-    state = run.state()
-    if not state.is_over:
-        raise UserError(
-            f"Run {run.id} {in_words(state.state)}; its answers can be traced to rows when it is over.",
-            f"Wait for its end, or stop it: localtune-tui stop {run.id}",
-        )
+    refuse_live(run, "its answers can be traced to rows when it is over")
     refuse(run.config())
     if not checkpoint_steps(run):
         raise UserError(

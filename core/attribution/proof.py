@@ -43,7 +43,7 @@ from core.runs.record.events import TEXT_LIMIT
 from core.runs.record.history import read_history
 from core.runs.record.sentences import slug_of
 from core.runs.record.state import in_words
-from core.runs.record.store import Run, list_runs
+from core.runs.record.store import Run, list_runs, refuse_live
 from core.small_files import read_json
 from core.template.builtin import named_or_file
 from core.text import one_line
@@ -144,9 +144,7 @@ def begin_proof(
     """
     if not rows:
         raise UserError("No rows are named.", "Name the rows to leave out, as in tickets.jsonl:17.")
-    state = run.state()
-    if not state.is_over:
-        raise UserError(f"Run {run.id} {in_words(state.state)}; only an ended run is proved.", "Wait for its end.")
+    refuse_live(run, "only an ended run is proved")
     ChatRequest([dict(message) for message in messages])  # refuses conversations that no model could answer
     trained = find_trained(run)
     config = ConfigDocument.load(run.own_config_path).validate()

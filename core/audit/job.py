@@ -20,12 +20,11 @@ from core.audit.result import Audit, ChainResult, Difference, SpanResult
 from core.audit.spans import Span, choose, join, recorded_threads, span_to, spans_of
 from core.config.schema import Config
 from core.directories import disk_error
-from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.runs.catalog.trained import read_manifest, result_step
-from core.runs.record.state import EventTail, in_words
-from core.runs.record.store import Run, complete_checkpoints
+from core.runs.record.state import EventTail
+from core.runs.record.store import Run, complete_checkpoints, refuse_live
 
 PROGRAM = "core.worker.job audit"
 #: Shell script that waits for the end of its input, then removes a directory; it retries, as dying processes of the
@@ -73,7 +72,8 @@ def audit_job(run: Run, *, spans: int, seed: int, whole: bool = False, head: str
 
     def work(job: AuditJob) -> Audit:
         began = time.monotonic()
-        refuse_live(run)
+        # Its record and checkpoints change, and it has the device.
+        refuse_live(run, "only a run that is over can be verified")
         job.report(JobProgress("checking the chain"))
         sealed = read_sealed(run)
         chain = check_chain(run, sealed)
@@ -154,20 +154,6 @@ def _execute(run: Run, plan: _Plan, work: Path, job: AuditJob) -> dict[str, Any]
     if (threads := next(filter(None, map(recorded_threads, starts)), None)) is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     return job.call(PROGRAM, request, job.report, environment=environment)
-
-
-def refuse_live(run: Run) -> None:
-    """Refuse a live run: its record and checkpoints change, and it has the device.
-
-    Raises:
-        UserError: If it is live.
-    """
-    state = run.state()
-    if not state.is_over:
-        raise UserError(
-            f"Run {run.id} {in_words(state.state)}; only a run that is over can be verified.",
-            f"Wait for its end, or stop it: localtune-tui stop {run.id}",
-        )
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:

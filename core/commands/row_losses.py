@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import emit, note, say
 from core.errors import UserError
+from core.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from core.attribution.row_losses import RowLosses, WorstRow
+    from core.evaluation.row_losses import RowLosses, Twin, WorstRow
 
 #: Rows that ``--worst`` takes.
 MOST_ROWS = 1000
@@ -22,8 +22,8 @@ _LABEL = 12
 
 def run(args: argparse.Namespace) -> int:
     """Measure the rows, unless a current measurement is kept in the run, and list the worst."""
-    from core.attribution.row_losses import WORST, read_losses, row_losses_job
     from core.commands.live_line import ProgressLine
+    from core.evaluation.row_losses import WORST, read_losses, row_losses_job
     from core.runs.record.store import find_run
 
     wanted = WORST if args.worst is None else args.worst
@@ -44,13 +44,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_file(losses: RowLosses, file: str | None) -> Sequence[WorstRow]:
-    """The worst rows of a file, or of all files."""
+    """The worst rows of a file or a directory, or of all files."""
     if file is None:
         return losses.worst
-    paths = {os.path.realpath(each.path) for each in losses.files}
-    if os.path.realpath(file) not in paths:
-        raise UserError(f"Run {losses.run} was not trained on {file}.", "Leave the file out to list the rows of all.")
-    return [row for row in losses.worst if row.file == os.path.basename(file)]
+    named = losses.of_data(file)
+    if not named:
+        raise UserError(
+            f"Run {losses.run} was not trained on {one_line(file, 200)}, or also on another file of its name.",
+            "Leave the file out to list the rows of all.",
+        )
+    return [row for row in losses.worst if row.place in named]
 
 
 def as_json(losses: RowLosses, worst: Sequence[WorstRow]) -> dict[str, Any]:
@@ -67,21 +70,19 @@ def as_json(losses: RowLosses, worst: Sequence[WorstRow]) -> dict[str, Any]:
 
 def render(losses: RowLosses, worst: Sequence[WorstRow]) -> list[str]:
     """Lines, safe for a terminal."""
-    from core.text import one_line
-
     step = "" if losses.step is None else f", step {losses.step}"
     lines = [f"run {losses.run}{step}: {losses.count} rows, mean loss {losses.mean:.3f} a token"]
     for row in worst:
-        twins = [
-            (f"same question in {one_line(twin.file, 120)}:{twin.line}: {one_line(twin.answer, 200)}")
-            for twin in row.twins
-        ]
         lines += [
             "",
-            f"{one_line(row.file, 120)}:{row.line}  loss {row.loss:.2f}",
+            f"{_place(row)}  loss {row.loss:.2f}",
             *([f"  {'question':<{_LABEL}}{one_line(row.question, 400)}"] if row.question else []),
             f"  {'answer':<{_LABEL}}{one_line(row.answer, 400)}",
             *([f"  {'own answer':<{_LABEL}}{one_line(row.own, 400)}"] if row.own is not None else []),
-            *(f"  {line}" for line in twins),
+            *(f"  same question in {_place(twin)}: {one_line(twin.answer, 200)}" for twin in row.twins),
         ]
     return lines
+
+
+def _place(row: WorstRow | Twin) -> str:
+    return f"{one_line(row.file, 120)}:{row.line}"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from core.attribution.row_losses import RowLosses, measured_step, read_losses, row_losses_job
 from core.errors import UserError
+from core.evaluation.row_losses import RowLosses, measured_step, read_losses, row_losses_job
 from core.jobs.job import JobCancelledError, JobProgress
 from core.runs.record.store import Run
 from tests.forking import Forks
@@ -114,11 +114,11 @@ def test_a_record_is_current_until_files_or_weights_change(trained: tuple[Worker
     before = data.read_bytes()
     found = measure(workers, run)
     assert found.is_current(run)
-    assert len(found.of_file(data)) == 22
+    assert len(found.of_data(data)) == 22
     try:
         data.write_bytes(before.replace(b"[2]", b"[3]"))
         assert not found.is_current(run)
-        assert found.of_file(data) == {}
+        assert found.of_data(data) == {}
         with pytest.raises(UserError, match="The rows are not those that the run was trained on"):
             measure(workers, run)
         assert read_losses(run) == found, "the former record stays"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from textual.pilot import Pilot
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from core.analysis.problems import FileLine
-from core.attribution.row_losses import DataFile, RowLosses, RowReview, Twin, WorstRow, write_review
 from core.config.document import dump_config
 from core.config.schema import Config
+from core.evaluation.row_losses import DataFile, RowLosses, RowReview, Twin, WorstRow, write_review
 from core.runs.record.state import RunState
 from core.runs.record.store import make_run
 from tests.conftest import CHATML
@@ -145,7 +146,7 @@ def measured(tmp_path: Path, app: LocaltuneApp) -> LocaltuneApp:
     losses = {data.name: [(line, loss, 20) for line, loss in rows.items()]}
     record = RowLosses(run.id, 12, "", (file,), losses, worst)
     (run.path / "trace").mkdir()
-    (run.path / "trace" / "row_losses.json").write_text(json.dumps(record.to_dict()), encoding="utf-8")
+    (run.path / "trace" / "row_losses.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
     write_review(run, RowReview(frozenset({FileLine(data.name, 12)})))
     return app
 

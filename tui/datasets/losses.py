@@ -6,15 +6,15 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 
 from core.analysis.problems import FileLine
-from core.attribution.row_losses import (
-    RowLoss,
+from core.evaluation.row_losses import (
     RowLosses,
     RowReview,
     WorstRow,
@@ -151,23 +151,18 @@ def _find(view: DatasetView, run: Run, losses: RowLosses) -> FileLosses | None:
     """The losses of a file by its rows; None if the run did not measure them as they are now."""
     review = read_review(run)
     original = review.copies.get(os.path.realpath(view.data_path))
-    known: dict[str, Mapping[int, RowLoss]] = {}
-    for file in losses.files:
-        path, wanted = os.path.realpath(file.path), os.path.realpath(original or view.data_path)
-        if path == wanted or path.startswith(wanted + os.sep):
-            known[Path(file.path).name] = losses.of_file(file.path)
-    if not any(known.values()):
+    known = losses.of_data(original or view.data_path)
+    if not known:
         return None
     changed = _changed_lines(Path(original), view.data_path) if original is not None else frozenset[int]()
     by_index, places, corrected = array("d"), dict[int, FileLine](), set[int]()
     for row, place in enumerate(_places(view)):
-        name = Path(original).name if original is not None else place.file
-        loss = known.get(name, {}).get(place.line)
-        by_index.append(math.nan if loss is None else loss.loss)
-        if loss is not None:
-            places[row] = FileLine(name, place.line)
+        named = place if original is None else FileLine(Path(original).name, place.line)
+        if (loss := known.get(named)) is not None:
+            places[row] = named
             if place.line in changed:
                 corrected.add(row)
+        by_index.append(math.nan if loss is None else loss.loss)
     descending = array("I", sorted(places, key=lambda row: (-by_index[row], row)))
     return FileLosses(run, losses, review, by_index, places, frozenset(corrected), descending)
 
@@ -183,14 +178,10 @@ def _places(view: DatasetView) -> Iterator[FileLine]:
 
 def _changed_lines(original: Path, copy: Path) -> frozenset[int]:
     """Lines of a copy that differ from the original's, from 1."""
-    pairs: Sequence[list[bytes]] = ()
-    with suppress(OSError):
-        pairs = [_lines(original), _lines(copy)]
-    if not pairs:
-        return frozenset()
-    return frozenset(line for line, (one, other) in enumerate(zip(*pairs, strict=False), 1) if one != other)
-
-
-def _lines(path: Path) -> list[bytes]:
-    with open_regular(path) as file:
-        return (file.readall() or b"").split(b"\n")
+    with (
+        suppress(OSError),
+        BufferedReader(open_regular(original)) as before,
+        BufferedReader(open_regular(copy)) as after,
+    ):
+        return frozenset(line for line, (one, other) in enumerate(zip(before, after, strict=False), 1) if one != other)
+    return frozenset()

@@ -28,7 +28,17 @@ from core.runs.record.events import Event, decode_totals
 from core.runs.record.history import RunHistory, last_evaluation, last_step
 from core.runs.record.sentences import brief_id
 from core.runs.record.state import EventTail, Rank, RunState, StepProgress, last_events, read_ranks
-from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
+from core.runs.record.store import (
+    CONFIG_NAME,
+    EVENTS_NAME,
+    LABELS_NAME,
+    NO_LABELS,
+    TRACE,
+    Labels,
+    Run,
+    list_runs,
+    read_labels,
+)
 from core.runs.record.timings import RunTotals
 from core.small_files import read_json
 from core.text import one_line
@@ -194,7 +204,7 @@ class RunFacts:
             per_kwh=tariff.per_kwh,
             currency=one_line(tariff.currency, 20),
             parent=parent_of(values),
-            proof_of=next(iter(proof_path(str(values.get("eval.prompts") or "")) or ("",))),
+            proof_of=(proof_path(str(values.get("eval.prompts") or "")) or ("",))[0],
         ).advanced(run)
 
     def advanced(self, run: Run) -> RunFacts:
@@ -204,7 +214,7 @@ class RunFacts:
 
 
 #: Directory of the proofs of a run: each a JSON file, with its questions beside it.
-PROOFS = Path("trace", "proofs")
+PROOFS = Path(TRACE, "proofs")
 
 
 def proof_path(text: str) -> tuple[str, str] | None:
@@ -214,7 +224,7 @@ def proof_path(text: str) -> tuple[str, str] | None:
         text: The path; it may be the end of a longer text.
     """
     match Path(text).parts:
-        case [*_, "runs", name, "trace", "proofs", file]:
+        case [*_, "runs", name, trace, proofs, file] if (trace, proofs) == PROOFS.parts:
             return one_line(name, 100), one_line(Path(file).stem, 100)
     return None
 

@@ -49,7 +49,7 @@ from core.paths import DIRECTORY_MODE
 from core.redact import redact
 from core.runs.record.events import Event, FinishedEvent, HardwareEvent, encode_event
 from core.runs.record.sentences import slug_of
-from core.runs.record.state import END_STATES, RunState, hostname, infer_state, last_events, memory_death
+from core.runs.record.state import END_STATES, RunState, hostname, in_words, infer_state, last_events, memory_death
 from core.small_files import read_json
 from core.text import one_line
 
@@ -238,6 +238,8 @@ def _label_text(value: object, limit: int) -> str:
 
 #: Names of the configuration and of the event record in a run directory.
 CONFIG_NAME, EVENTS_NAME = "run.toml", "events.jsonl"
+#: Directory of the facts about its rows in a run's directory: losses, reviews, indexes, proofs.
+TRACE = "trace"
 _OWN_NAME = "own.toml"
 #: Time format of the beginning of a run id.
 _STAMP = "%Y%m%d-%H%M%S"
@@ -577,6 +579,24 @@ def after_refusal(run: Run) -> str:
     if not complete_checkpoints(run):
         return "Train differently, or change eval.gate."
     return f"Look at what was refused: localtune-tui chat {run.id}. Train differently, or change eval.gate."
+
+
+def refuse_live(run: Run, refused: str) -> None:
+    """Refuse a run that is not over.
+
+    Args:
+        run: The run.
+        refused: The end of the sentence: ``only a run that is over can be verified``.
+
+    Raises:
+        UserError: If it is live.
+    """
+    state = run.state()
+    if not state.is_over:
+        raise UserError(
+            f"Run {run.id} {in_words(state.state)}; {refused}.",
+            f"Wait for its end, or stop it: localtune-tui stop {run.id}",
+        )
 
 
 def start_again(run: Run) -> str:

@@ -22,15 +22,14 @@ from core.atomic import write_atomic
 from core.beneath import directory_beneath
 from core.directories import disk_error, remove_tree, require_space, whole_directory
 from core.errors import UserError
-from core.runs.record.store import Run
+from core.runs.record.store import TRACE, Run
 from core.small_files import hash_file, read_json, read_small
 from core.worker.attribution.gradients import SEED, SIZE
-from core.worker.attribution.subject import Sketched, Subject, TrainedExample
+from core.worker.attribution.subject import Sketched, Subject
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name
+from core.worker.data.dataset import TrainedExample
 
 VERSION = 1
-#: Directory of the indexes in a run's directory.
-TRACE = "trace"
 MANIFEST, SKETCHES, NORMS = "manifest.json", "sketch.f16", "norms.f32"
 #: Examples of a chunk.
 CHUNK = 64

@@ -20,7 +20,8 @@ from core.text import one_line
 from core.units import format_duration
 from core.worker.attribution.index import IndexMaker, index_facts, read_index, trace_path
 from core.worker.attribution.scores import FloatRows, alike, direction, nearest
-from core.worker.attribution.subject import Sketched, Subject, TrainedExample, opened
+from core.worker.attribution.subject import Sketched, Subject, opened
+from core.worker.data.dataset import TrainedExample
 from core.worker.data.encode import TokenizedRow
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 from core.worker.process import environment

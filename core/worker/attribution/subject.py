@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from core.analysis.problems import FileLine
 from core.attribution.job import refuse
 from core.config.schema import Config
 from core.data.conversation import Example, Message, RowError
@@ -29,7 +28,7 @@ from core.template.settings import MaskSettings
 from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts, metric_of
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, restore, verify_checkpoint
 from core.worker.data.batches import collate
-from core.worker.data.dataset import Dataset
+from core.worker.data.dataset import TrainedExample
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.distributed.strategy import single
 from core.worker.fused.lora import factors_to
@@ -58,36 +57,6 @@ _NO_LENGTH = 1e-30
 
 _Receiver = TypeVar("_Receiver", Sketches, TokenParts)
 FloatRows = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class TrainedExample:
-    """A row of the data files with its tokenized rows, each once."""
-
-    place: FileLine
-    example: Example
-    rows: tuple[TokenizedRow, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of its longest row."""
-        return max(map(len, self.rows))
-
-
-def trained_examples(dataset: Dataset) -> list[TrainedExample]:
-    """The examples behind the trained rows of a dataset, in its order: repetitions for ``data.weights`` and further
-    rows of a conversation belong to one of them, and rows that ``data.exclude`` leaves out are not among them."""
-    grouped: dict[int, list[int]] = {}
-    for at, _ in dataset.trained():
-        grouped.setdefault(id(dataset.examples[at]), []).append(at)
-    return [
-        TrainedExample(
-            dataset.places[positions[0]],
-            dataset.examples[positions[0]],
-            tuple({id(dataset.rows[at]): dataset.rows[at] for at in positions}.values()),
-        )
-        for positions in grouped.values()
-    ]
 
 
 @dataclass(frozen=True)
@@ -125,7 +94,7 @@ class Subject:
     ) -> None:
         self.run, self.config, self.prepared, self.progress = run, config, prepared, progress
         self.loaded = model.loaded
-        self.examples = trained_examples(prepared.dataset)
+        self.examples = prepared.dataset.trained_examples()
         self.checkpoint: Checkpoint | None = None
         self.projection: Projection | None = None
         self._autocast = model.accelerator.autocast

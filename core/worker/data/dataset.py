@@ -28,13 +28,27 @@ from core.errors import UserError
 from core.runs.record.events import DataEvent
 from core.template.mask import TEMPLATE_CODES
 from core.text import one_line
-from core.worker.data.batches import supervised_count
+from core.worker.data.batches import row_bytes, supervised_count
 from core.worker.data.encode import Encoder, TokenizedRow
 
 #: Rows tokenized in one call.
 CHUNK_ROWS = 256
 
 NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
+
+
+@dataclass(frozen=True)
+class TrainedExample:
+    """A row of the data files with its tokenized rows, each once."""
+
+    place: FileLine
+    example: Example
+    rows: tuple[TokenizedRow, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        return max(map(len, self.rows))
 
 
 @dataclass
@@ -101,6 +115,22 @@ class Dataset:
     def trained(self) -> Iterator[tuple[int, TokenizedRow]]:
         """The rows that are not left out, with their positions."""
         return ((at, row) for at, row in enumerate(self.rows) if at not in self.excluded)
+
+    def trained_examples(self) -> list[TrainedExample]:
+        """The examples behind the trained rows, in their order: repetitions for ``data.weights`` and further rows of a
+        conversation belong to one of them, and rows that ``data.exclude`` leaves out are not among them."""
+        grouped: dict[int, list[int]] = {}
+        for at, _ in self.trained():
+            grouped.setdefault(id(self.examples[at]), []).append(at)
+        return [
+            TrainedExample(
+                self.places[positions[0]],
+                self.examples[positions[0]],
+                # By their content: of a repeated conversation, unfolding makes the first row anew each time.
+                tuple({row_bytes(self.rows[at]): self.rows[at] for at in positions}.values()),
+            )
+            for positions in grouped.values()
+        ]
 
     def unfold(self) -> None:
         """Insert the additional rows of each example after its first."""

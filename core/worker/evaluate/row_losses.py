@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
+import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,20 +14,20 @@ from typing import Any
 
 import torch
 
-from core.attribution.row_losses import DataFile, Twin, WorstRow
+from core.analysis.problems import name_places
 from core.config.schema import Config
 from core.data.conversation import Example
 from core.data.registries.resolve import hash_data_files
 from core.directories import Progress
 from core.errors import UserError
+from core.evaluation.row_losses import DataFile, Twin, WorstRow
 from core.jobs.process import Answers
 from core.memory.batching import TOKEN_BUDGETS
 from core.runs.catalog.trained import TrainedFile
 from core.template.builtin import named_or_file
-from core.template.settings import mask_settings
-from core.worker.data.batches import fingerprint, make_micro_batch, row_bytes, supervised_count
-from core.worker.data.dataset import Dataset, Loader
-from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
+from core.worker.data.batches import fingerprint, make_micro_batch, supervised_count
+from core.worker.data.dataset import Dataset, TrainedExample
+from core.worker.data.encode import TokenizedRow
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
 from core.worker.generate.chat_engine import allow_fast_kernels, load_trained
 from core.worker.generate.generate import generate_batch
@@ -39,13 +40,15 @@ from core.worker.model.model import (
     load_tokenizer,
     make_accelerator,
 )
-from core.worker.model.support import load_generation_config, resolve_base, vocabulary_size
+from core.worker.model.support import resolve_base, row_loader
 from core.worker.oom.retry import MemoryShortageError, NoGradBatches
 from core.worker.process import environment
 from core.worker.process.openmp import SpinControl
 
 #: Rows whose forward pass takes about as long as an answer, for the progress.
 _ROWS_PER_ANSWER = 8
+#: Rows of one question that are told as twins: thousands may have it.
+_MOST_ALIKE = 8
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -58,14 +61,15 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        The fields of :class:`~core.attribution.row_losses.RowLosses`, without ``run`` and ``step``.
+        The fields of :class:`~core.evaluation.row_losses.RowLosses`, without ``run`` and ``step``.
     """
     config, spec = Config.model_validate(job["config"]), job["model"]
     if config.hardware.device != "cpu":
         environment.choose_gpu(config.hardware.gpu)
     SpinControl().start()
     # Before the rows are read: a file that changes meanwhile no longer has this hash.
-    files = [_stamped(path, sha256) for path, sha256 in _hashes(config).items()]
+    hashes = hash_data_files(config.data.model_copy(update={"eval": None}))
+    files = [_stamped(path, sha256) for path, sha256 in hashes.items()]
     template = named_or_file(spec["template"])
     created = None if job["created"] is None else datetime.fromisoformat(job["created"])
     dataset = _read_rows(config, template, created, answers.progress)
@@ -76,58 +80,49 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             "Put the files back as they were, or measure a run that was trained on the present ones.",
         )
     loaded = _load(spec, answers.progress)
-    learned = _distinct(dataset)
-    count = min(int(job["worst"]), len(learned))
-    total = len(learned) + _ROWS_PER_ANSWER * count
+    examples = dataset.trained_examples()
+    rows = sum(len(example.rows) for example in examples)
+    count = min(int(job["worst"]), len(examples))
+    total = rows + _ROWS_PER_ANSWER * count
 
     def report(activity: str, done: int) -> None:
         answers.progress(activity, min(done, total), total)
 
-    measured = _measure_rows(loaded, dataset, learned, lambda done: report("measuring the rows", done))
+    measured = _measure_rows(loaded, examples, lambda done: report("measuring the rows", done))
     worst = heapq.nlargest(count, measured, key=lambda row: row.loss)
     own, notes = _answer(
-        loaded,
-        config,
-        template,
-        worst,
-        lambda done: report("answering the worst rows", len(learned) + _ROWS_PER_ANSWER * done),
+        loaded, config, template, worst, lambda done: report("answering the worst rows", rows + _ROWS_PER_ANSWER * done)
     )
-    twins = _find_twins(measured, worst)
     return {
         "rows_sha256": rows_sha256,
         "files": [asdict(file) for file in files],
         "rows": _by_file(measured),
-        "worst": [asdict(row.described(answer, twins[row.number])) for row, answer in zip(worst, own, strict=True)],
+        "worst": [
+            asdict(row.described(answer, twins))
+            for row, answer, twins in zip(worst, own, _find_twins(measured, worst), strict=True)
+        ],
         "notes": notes,
     }
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A row of the data, which may be learned as several rows."""
+    """A row of the data files with its loss."""
 
-    number: int
-    file: str
-    line: int
-    example: Example
+    source: TrainedExample
     loss: float
     tokens: int
 
     def described(self, own: str | None, twins: Sequence[Twin]) -> WorstRow:
         """The row with its texts."""
-        example = self.example
-        question = example.prompt[-1].content if example.prompt else ""
+        example = self.source.example
         return WorstRow(
-            *(self.file, self.line, self.loss, self.tokens),
-            question=question,
+            *(*self.source.place, self.loss, self.tokens),
+            question=example.prompt[-1].content if example.prompt else "",
             answer=example.answer or example.text,
             own=own,
             twins=tuple(twins),
         )
-
-
-def _hashes(config: Config) -> dict[str, str]:
-    return hash_data_files(config.data.model_copy(update={"eval": None}))
 
 
 def _stamped(path: str, sha256: str) -> DataFile:
@@ -141,16 +136,7 @@ def _stamped(path: str, sha256: str) -> DataFile:
 def _read_rows(config: Config, template: str | None, now: datetime | None, progress: Progress) -> Dataset:
     """The training rows, as the run has read them."""
     base = resolve_base(config.model.base, progress)
-    tokenizer = load_tokenizer(base)
-    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
-    encoder = Encoder(tokenizer, stops, template, settings=mask_settings(config, str(base)), now=now)
-    loader = Loader(
-        config,
-        encoder,
-        vocabulary=vocabulary_size(base),
-        progress=lambda read: progress("reading the rows", read, None),
-    )
-    return loader.training()[0]
+    return row_loader(config, base, load_tokenizer(base), template, progress, now=now).training()[0]
 
 
 def _load(spec: dict[str, Any], progress: Progress) -> LoadedModel:
@@ -164,33 +150,25 @@ def _load(spec: dict[str, Any], progress: Progress) -> LoadedModel:
     return loaded
 
 
-def _distinct(dataset: Dataset) -> list[int]:
-    """Places of the rows that are trained on, without repetitions for ``data.weights``."""
-    first: dict[tuple[int, bytes], int] = {}
-    for at, row in dataset.trained():
-        first.setdefault((id(dataset.examples[at]), row_bytes(row)), at)
-    return list(first.values())
-
-
 @torch.no_grad()
 def _measure_rows(
-    loaded: LoadedModel, dataset: Dataset, learned: Sequence[int], progress: Callable[[int], None]
+    loaded: LoadedModel, examples: Sequence[TrainedExample], progress: Callable[[int], None]
 ) -> list[_Measured]:
-    """The loss of each example, over the tokens of all rows that are learned of it.
+    """The loss of each example, over the tokens of all its rows.
 
     Args:
         loaded: The model.
-        dataset: The rows.
-        learned: Places of the rows to measure.
+        examples: The examples.
         progress: Called with the number of rows done.
     """
-    rows = [dataset.rows[at] for at in learned]
+    owners = [number for number, example in enumerate(examples) for _ in example.rows]
+    rows = [row for example in examples for row in example.rows]
     loss, autocast = SupervisedLoss(loaded.model), make_accelerator(loaded).autocast
     batches = NoGradBatches(
         TOKEN_BUDGETS[loaded.device.type],
         lambda _rows, _now: None,
         lambda row: (
-            f"Memory ran out with a single row of {len(rows[row])} tokens ({dataset.place(learned[row])})",
+            f"Memory ran out with a row of {len(rows[row])} tokens ({name_places([examples[owners[row]].place])})",
             "Close other programs, or lower train.max_length.",
         ),
     )
@@ -198,26 +176,19 @@ def _measure_rows(
     def summed(batch: list[int]) -> list[float]:
         return _summed(loaded, loss, [rows[row] for row in batch], batch, autocast)
 
-    sums: dict[int, float] = defaultdict(float)
-    tokens: dict[int, int] = defaultdict(int)
-    done = 0
+    sums, done = [0.0] * len(examples), 0
     with evaluation_mode(loaded.model):
         for batch, losses in batches.run(list(map(len, rows)), summed):
             for row, found in zip(batch, losses, strict=True):
-                example = id(dataset.examples[learned[row]])
-                sums[example] += found
-                tokens[example] += supervised_count(rows[row])
+                sums[owners[row]] += found
             done += len(batch)
             progress(done)
-    examples: dict[int, int] = {}
-    for at in learned:
-        examples.setdefault(id(dataset.examples[at]), at)
-    measured = [
-        _Measured(at, *dataset.places[at], dataset.examples[at], round(sums[key] / tokens[key], 6), tokens[key])
-        for key, at in examples.items()
-    ]
-    if not all(abs(row.loss) < float("inf") for row in measured):
+    if not all(map(math.isfinite, sums)):
         raise UserError("The model's losses are not finite: its weights are broken.", "Take an earlier checkpoint.")
+    measured = []
+    for example, found in zip(examples, sums, strict=True):
+        tokens = sum(map(supervised_count, example.rows))
+        measured.append(_Measured(example, round(found / tokens, 6), tokens))
     return measured
 
 
@@ -245,43 +216,42 @@ def _answer(
 ) -> tuple[list[str | None], list[str]]:
     """The model's own answers, None for rows that are not asked; and notes."""
     # Tools are not offered here, so an answer without them would be another model's.
-    asked = [row for row in worst if row.example.messages and not row.example.tools]
+    is_asked = [bool(row.source.example.messages and not row.source.example.tools) for row in worst]
+    asked = list(itertools.compress(worst, is_asked))
     if not asked:
         return [None] * len(worst), []
-    conversations = [[message.fields() for message in row.example.prompt] for row in asked]
+    conversations = [[message.fields() for message in row.source.example.prompt] for row in asked]
     most = min(config.chat.max_new_tokens, max(row.tokens for row in asked) + ANSWER_MARGIN_TOKENS)
     allow_fast_kernels(loaded.model)
     try:
         with make_accelerator(loaded).autocast():
-            texts = generate_batch(
-                loaded.model,
-                loaded.tokenizer,
-                conversations,
-                most,
-                lambda done, _: progress(done),
-                template=template,
+            texts = iter(
+                generate_batch(
+                    loaded.model,
+                    loaded.tokenizer,
+                    conversations,
+                    most,
+                    lambda done, _: progress(done),
+                    template=template,
+                )
             )
     except MemoryShortageError as error:
         return [None] * len(worst), [f"The model's own answers are left out. {error}"]
-    own = {row.number: text for row, text in zip(asked, texts, strict=True)}
-    return [own.get(row.number) for row in worst], []
+    return [next(texts) if is_so else None for is_so in is_asked], []
 
 
-def _find_twins(measured: Sequence[_Measured], worst: Sequence[_Measured]) -> dict[int, list[Twin]]:
-    """Rows with the same conversation before the answer, by the number of each of the worst rows."""
-    alike: dict[tuple[tuple[str, str], ...], list[_Measured]] = defaultdict(list)
-    wanted = {_asked(row.example) for row in worst} - {()}
+def _find_twins(measured: Sequence[_Measured], worst: Sequence[_Measured]) -> list[list[Twin]]:
+    """The first rows with the same conversation before the answer, of each of the worst rows."""
+    asked = [_asked(row.source.example) for row in worst]
+    alike: dict[tuple[tuple[str, str], ...], list[_Measured]] = {key: [] for key in asked if key}
     for row in measured:
-        if (asked := _asked(row.example)) in wanted:
-            alike[asked].append(row)
-    return {
-        row.number: [
-            Twin(other.file, other.line, other.example.answer)
-            for other in alike.get(_asked(row.example), ())
-            if other is not row
-        ]
-        for row in worst
-    }
+        found = alike.get(_asked(row.source.example))
+        if found is not None and len(found) < _MOST_ALIKE:
+            found.append(row)
+    return [
+        [Twin(*other.source.place, other.source.example.answer) for other in alike.get(key, ()) if other is not row]
+        for key, row in zip(asked, worst, strict=True)
+    ]
 
 
 def _asked(example: Example) -> tuple[tuple[str, str], ...]:
@@ -292,5 +262,6 @@ def _asked(example: Example) -> tuple[tuple[str, str], ...]:
 def _by_file(measured: Sequence[_Measured]) -> dict[str, list[tuple[int, float, int]]]:
     found: dict[str, list[tuple[int, float, int]]] = {}
     for row in measured:
-        found.setdefault(row.file, []).append((row.line, row.loss, row.tokens))
+        file, line = row.source.place
+        found.setdefault(file, []).append((line, row.loss, row.tokens))
     return found

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
+from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
 from core.models.check import CheckedModel, check_model_directory
 from core.models.description import check_quantization, read_description, split_names
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
 from core.models.installed import newer_version, transformers_version
+from core.template.settings import mask_settings
+from core.worker.data.dataset import Loader
+from core.worker.data.encode import Encoder, stop_token_ids
 from core.worker.model.completeness import check_size, first_line
 from core.worker.model.gguf import convert_once
 from core.worker.model.starter import prepare_starter
@@ -78,6 +83,38 @@ def vocabulary_size(base: Path) -> int:
         UserError: As :func:`load_config`.
     """
     return int(load_config(base).get_text_config().vocab_size)
+
+
+def row_loader(
+    config: Config,
+    base: Path,
+    tokenizer: Any,
+    template: str | None,
+    progress: Progress,
+    *,
+    now: datetime | None = None,
+) -> Loader:
+    """A reader of a run's rows, with its template, masks and stop tokens, for the time after the run.
+
+    Args:
+        config: Its configuration.
+        base: Directory of the model.
+        tokenizer: Its tokenizer.
+        template: A Jinja chat template instead of the tokenizer's own.
+        progress: Called with the number of rows read; may raise to cancel.
+        now: Date for templates that insert one; None for today.
+
+    Raises:
+        UserError: If the model's files cannot be read.
+    """
+    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
+    encoder = Encoder(tokenizer, stops, template, settings=mask_settings(config, str(base)), now=now)
+    return Loader(
+        config,
+        encoder,
+        vocabulary=vocabulary_size(base),
+        progress=lambda read: progress("reading the rows", read, None),
+    )
 
 
 def resolve_base(name: str, progress: Progress) -> Path:

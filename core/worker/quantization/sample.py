@@ -13,11 +13,9 @@ from core.errors import UserError
 from core.memory.batching import padded_length
 from core.quantization.result import Data
 from core.template.builtin import template_source
-from core.template.settings import mask_settings
 from core.worker.data.batches import supervised_count
-from core.worker.data.dataset import Loader
-from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
-from core.worker.model.support import load_generation_config, vocabulary_size
+from core.worker.data.encode import TokenizedRow
+from core.worker.model.support import row_loader
 
 #: Training rows to read where nothing is held out.
 _TRAINING = 1000
@@ -46,14 +44,7 @@ def read_sample(config: Config, base: Path, tokenizer: Any, count: int, budget: 
         UserError: If the files cannot be read, or contain no usable row.
     """
     template = template_source(config.template.file, config.template.name)
-    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
-    encoder = Encoder(tokenizer, stops, template, settings=mask_settings(config, str(base)))
-    loader = Loader(
-        config,
-        encoder,
-        vocabulary=vocabulary_size(base),
-        progress=lambda read: progress("reading the rows", read, None),
-    )
+    loader = row_loader(config, base, tokenizer, template, progress)
     data: Data = "training"
     if config.data.eval is not None:
         data, rows = "eval", loader.load(config.data.eval, limit=config.eval.max_rows).rows

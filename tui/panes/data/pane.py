@@ -21,13 +21,13 @@ from textual.worker import Worker, WorkerError
 from core.analysis.job import AnalysisJob
 from core.analysis.problems import FileLine
 from core.analysis.result import Analysis
-from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
-from core.attribution.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.config.document import ConfigDocument
 from core.data.conversation import RowError
+from core.data.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
 from core.data.exclusion import Exclusion
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
+from core.evaluation.row_losses import RowLosses, RowLossesJob, read_review, row_losses_job, write_review
 from core.hub.store import NotFetchedError
 from core.jobs.job import JobDiedError, JobProgress
 from core.jobs.running import RunningJob

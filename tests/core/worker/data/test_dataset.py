@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from core.analysis.preflight import Preflight
+from core.analysis.problems import FileLine
 from core.chat.corrections import Correction, keep_correction
 from core.config.schema import Config
+from core.data.conversation import Example
 from core.errors import UserError
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import CHUNK_ROWS, Dataset, Loader
-from core.worker.data.encode import Encoder
+from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.process.control import StopRequested
 
 Writes = Callable[..., str]
@@ -285,6 +287,25 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, write: Writes) -> None:
     assert event.tokens == sum(dataset.lengths)
     assert len(dataset.rows) == len(dataset.examples) == 13
     assert weighing.training()[0].examples == dataset.examples
+
+
+def test_repetitions_and_further_rows_belong_to_one_example() -> None:
+    def row(*ids: int) -> TokenizedRow:
+        return TokenizedRow(np.array(ids, dtype=np.int32), np.arange(len(ids)) > 0)
+
+    two, one = row(1, 2).with_further([row(1, 2, 3)]), row(4, 5)
+    asked, other = Example(text="asked"), Example(text="other")
+    places = [FileLine("a.jsonl", line) for line in (1, 2, 1)]
+    dataset = Dataset([two, one, two], [asked, other, asked], places)
+    dataset.unfold()
+    assert [len(each) for each in dataset.rows] == [2, 3, 2, 2, 3]
+    found = dataset.trained_examples()
+    assert [(each.place.line, each.example, [len(row) for row in each.rows]) for each in found] == [
+        (1, asked, [2, 3]),
+        (2, other, [2]),
+    ]
+    dataset.excluded = frozenset({2})
+    assert [each.example for each in dataset.trained_examples()] == [asked]
 
 
 def test_rows_left_out_stay_as_gaps_and_count_as_dropped(encoder: Encoder, write: Writes) -> None:

@@ -11,9 +11,9 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import TextArea
 
-from core.attribution.row_losses import VERSION, RowLosses, read_losses, read_review
 from core.config.schema import Config
 from core.errors import UserError
+from core.evaluation.row_losses import VERSION, RowLosses, read_losses, read_review
 from core.jobs.job import Job, JobProgress
 from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run

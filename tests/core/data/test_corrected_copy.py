@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.attribution.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
+from core.data.corrected_copy import copy_of, moved_to, toggle_left_out, write_correction
 from core.errors import UserError
 
 

@@ -10,23 +10,28 @@ those of the earliest kept checkpoint whose held-out loss is within :data:`NEAR`
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from core import paths
+from pydantic import TypeAdapter
+
 from core.analysis.problems import FileLine
 from core.atomic import write_atomic
+from core.beneath import directory_beneath
 from core.directories import disk_error
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.jobs.job import Job, JobProgress
 from core.runs.catalog.trained import (
+    TrainedModel,
     checkpoint_steps,
     find_trained,
     has_result,
@@ -37,15 +42,13 @@ from core.runs.catalog.trained import (
     taken_step,
 )
 from core.runs.record.history import read_history
-from core.runs.record.state import in_words
-from core.runs.record.store import Run, list_runs
+from core.runs.record.store import TRACE, Run, list_runs, refuse_live
 from core.small_files import hash_file, read_json
-from core.text import one_line
 
 PROGRAM = "core.worker.job row-losses"
-VERSION = 1
-#: Directory of the records in a run's directory, and their names.
-FOLDER, LOSSES_NAME, REVIEW_NAME = "trace", "row_losses.json", "row_review.json"
+VERSION: Literal[1] = 1
+#: Names of the records.
+LOSSES_NAME, REVIEW_NAME = "row_losses.json", "row_review.json"
 #: Rows with the highest losses, which the model answers itself.
 WORST = 40
 #: Share by which a held-out loss may exceed the least one and still be near it.
@@ -134,6 +137,7 @@ class RowLosses:
     """Rows with the highest losses, the highest first."""
     notes: tuple[str, ...] = ()
     """Sentences about what is missing."""
+    version: Literal[1] = VERSION
 
     @property
     def count(self) -> int:
@@ -146,55 +150,47 @@ class RowLosses:
         tokens = sum(tokens for rows in self.rows.values() for _, _, tokens in rows)
         return sum(loss * tokens for rows in self.rows.values() for _, loss, tokens in rows) / max(tokens, 1)
 
-    def of_file(self, path: str | Path) -> Mapping[int, RowLoss]:
-        """Losses of the rows of a file by line; empty if the file was not measured or has changed since, or shares its
-        name with another one, as rows are named by the names of their files."""
-        wanted, name = os.path.realpath(path), Path(path).name
-        named = [file for file in self.files if Path(file.path).name == name]
-        if len(named) != 1 or os.path.realpath(named[0].path) != wanted or not named[0].is_unchanged():
-            return {}
-        return {line: RowLoss(name, line, loss, tokens) for line, loss, tokens in self.rows.get(name, ())}
+    def of_data(self, path: str | Path) -> Mapping[FileLine, RowLoss]:
+        """Losses of the rows of a file, or of all files below a directory; without files that have changed since, and
+        those that share their name with another one, as rows are named by the names of their files."""
+        wanted, found = Path(os.path.realpath(path)), dict[FileLine, RowLoss]()
+        names = Counter(Path(file.path).name for file in self.files)
+        for file in self.files:
+            directory, name = map(Path, os.path.split(file.path))
+            # A dataset of the Hub is a directory of links to files elsewhere.
+            places = (Path(os.path.realpath(file.path)), Path(os.path.realpath(directory)) / name)
+            if names[name.name] == 1 and any(place.is_relative_to(wanted) for place in places) and file.is_unchanged():
+                losses = (RowLoss(name.name, *row) for row in self.rows.get(name.name, ()))
+                found.update((loss.place, loss) for loss in losses)
+        return found
 
     def is_current(self, run: Run) -> bool:
-        """True if a measurement of now would give the same: same weights, same files."""
-        return self.step == _step_of(run) and all(file.is_unchanged() for file in self.files)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON."""
-        return {"version": VERSION, **asdict(self)}
+        """True if a measurement of now would give nothing else: same files, and same weights or none any more."""
+        with suppress(UserError):
+            if self.step != _to_measure(run)[1]:
+                return False
+        return all(file.is_unchanged() for file in self.files)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RowLosses:
-        """The inverse of :meth:`to_dict`.
+        """Read the output of :func:`dataclasses.asdict`.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: If it is none.
+            ValueError: If it is none.
         """
-        if data["version"] != VERSION:
-            raise ValueError("another version")
-        worst = tuple(
-            WorstRow(**{**row, "twins": tuple(Twin(**twin) for twin in row["twins"])}) for row in data["worst"]
-        )
-        rows = {
-            str(name): [(int(line), float(loss), int(tokens)) for line, loss, tokens in found]
-            for name, found in data["rows"].items()
-        }
-        return cls(
-            run=str(data["run"]),
-            step=None if data["step"] is None else int(data["step"]),
-            rows_sha256=str(data["rows_sha256"]),
-            files=tuple(DataFile(**file) for file in data["files"]),
-            rows=rows,
-            worst=worst,
-            notes=tuple(map(str, data["notes"])),
-        )
+        return _reader().validate_python(data)
+
+
+@functools.cache
+def _reader() -> TypeAdapter[RowLosses]:
+    return TypeAdapter(RowLosses)
 
 
 def read_losses(run: Run) -> RowLosses | None:
     """The losses kept in a run's directory; None if there are none, or the file is torn or of another version."""
     try:
-        return RowLosses.from_dict(read_json(run.path / FOLDER / LOSSES_NAME, _LOSSES_LIMIT))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return RowLosses.from_dict(read_json(run.path / TRACE / LOSSES_NAME, _LOSSES_LIMIT))
+    except (OSError, ValueError):
         return None
 
 
@@ -223,7 +219,7 @@ class RowReview:
 def read_review(run: Run) -> RowReview:
     """The decisions kept in a run's directory; none without a readable file."""
     try:
-        data = read_json(run.path / FOLDER / REVIEW_NAME, _REVIEW_LIMIT)
+        data = read_json(run.path / TRACE / REVIEW_NAME, _REVIEW_LIMIT)
         kept = frozenset(FileLine(str(file), int(line)) for file, line in data["kept"])
         return RowReview(kept, {str(copy): str(original) for copy, original in data["copies"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -240,15 +236,11 @@ def write_review(run: Run, review: RowReview) -> None:
 
 
 def _write(run: Run, name: str, content: Mapping[str, Any]) -> None:
-    folder = run.path / FOLDER
-    if folder.is_symlink():
-        # A run may come from anywhere, and is not to say where this program writes.
-        raise UserError(f"{one_line(str(folder))} is a link.", "Remove it, then do it again.")
     try:
-        paths.make_private_dir(folder)
-        write_atomic(folder / name, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
+        with directory_beneath(run.path, TRACE, make=True) as folder:
+            write_atomic(folder / name, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
     except OSError as error:
-        raise disk_error(folder, error) from error
+        raise disk_error(run.path / TRACE, error) from error
 
 
 # Runs of a file.
@@ -291,12 +283,14 @@ def measured_step(run: Run) -> int | None:
     return next((step for step in checkpoint_steps(run) if losses.get(step, math.inf) <= near), None)
 
 
-def _step_of(run: Run) -> int | None:
-    """Step of the weights that :func:`row_losses_job` measures; None where the record does not say."""
-    with suppress(UserError):
-        trained = find_trained(run, measured_step(run))
-        return trained.step if trained.step is not None else result_step(run)
-    return None
+def _to_measure(run: Run) -> tuple[TrainedModel, int | None]:
+    """The weights that are measured, and their step; None where the record does not say.
+
+    Raises:
+        UserError: As :func:`~core.runs.catalog.trained.find_trained`.
+    """
+    trained = find_trained(run, measured_step(run))
+    return trained, result_step(run) if trained.step is None else trained.step
 
 
 def row_losses_job(run: Run, worst: int = WORST) -> RowLossesJob:
@@ -317,13 +311,8 @@ def row_losses_job(run: Run, worst: int = WORST) -> RowLossesJob:
         from core.chat.session import spec_of
         from core.launch.launcher import worker_environment
 
-        state = run.state()
-        if not state.is_over:
-            raise UserError(
-                f"Run {run.id} {in_words(state.state)}; the losses of its rows are measured after its end.",
-                f"Wait for its end, or stop it: localtune-tui stop {run.id}",
-            )
-        trained = find_trained(run, measured_step(run))
+        refuse_live(run, "the losses of its rows are measured after its end")
+        trained, step = _to_measure(run)
         config = trained.config
         if config.train.objective != "sft":
             raise UserError(
@@ -342,9 +331,8 @@ def row_losses_job(run: Run, worst: int = WORST) -> RowLossesJob:
         }
         with held_checkpoint(trained.checkpoint):
             answer = job.call(PROGRAM, request, job.report, environment=worker_environment())
-        step = trained.step if trained.step is not None else result_step(run)
-        record = RowLosses.from_dict({"version": VERSION, "run": run.id, "step": step, **answer})
-        _write(run, LOSSES_NAME, record.to_dict())
+        record = RowLosses.from_dict({"run": run.id, "step": step, **answer})
+        _write(run, LOSSES_NAME, asdict(record))
         return record
 
     return Job("the measurement of the rows", work, "Close other programs, or measure on a free device.")
