@@ -320,9 +320,9 @@ def _ask(
             contrast = sketches[0] - sketches[1]
             near = found[number]["near"]
             device = subject.loaded.device
-            both[0, number] += index.units @ direction(index.units, contrast, device)
-            both[1, number] += index.units @ direction(index.units, sketches[0], device)
-            both[2, number, near] += index.units[near] @ direction(index.units[near], contrast, device)
+            both[0, number] += index @ direction(index, contrast, device)
+            both[1, number] += index @ direction(index, sketches[0], device)
+            both[2, number, near] += index[near] @ direction(index[near], contrast, device)
     names = ("gradients", "gradients, answer alone", f"gradients of {CANDIDATES['cpu']} by hidden states")
     result = []
     for number, each in enumerate(found):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.attribution.result import Attribution, AttributionRequest
@@ -11,19 +10,21 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
-from core.runs.catalog.trained import checkpoint_steps, result_step, taken_step
+from core.runs.catalog.trained import checkpoint_steps, middle_step, result_step, taken_step
 from core.runs.record.store import Run, find_run, refuse_live, start_again
 
 PROGRAM, INDEX_PROGRAM = "core.worker.job attribute", "core.worker.job attribution-index"
-#: Sentence under every list of rows.
+#: Sentence under every list of rows, above one whose answer is the base's too, and in place of an empty one.
 PROOF = (
     "These rows pull the answer this way; whether it depends on them shows when the run is trained again without them."
 )
+SAME = "The base model gives the same answer: training need not be behind it."
+NO_ROWS = "No row pulls toward this answer."
 
 AttributionJob = Job[JobProgress, Attribution]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class IndexResult:
     """An index of a run's rows."""
 
@@ -52,14 +53,14 @@ def attribution_job(request: AttributionRequest) -> AttributionJob:
         request: The question. Its ``run`` is named as for :func:`core.runs.record.store.find_run`.
 
     Raises:
-        UserError: If there is no such run, or its answers cannot be traced to rows; from :meth:`Job.run` also if rows
-            or base have changed, or memory is short.
+        UserError: If there is no such run or checkpoint, or its answers cannot be traced to rows; from :meth:`Job.run`
+            also if rows or base have changed, or memory is short.
     """
     run = find_run(request.run)
     refuse_run(run)
     if request.wanted and request.wanted.strip() == request.answer.strip():
         raise UserError("The wanted answer is the answer that was given.", "Name another, or leave it out.")
-    values = {**request.to_dict(), "run": str(run.path), "steps": chosen_steps(run)}
+    values = {"request": replace(request, run=str(run.path)).to_dict(), "steps": chosen_steps(run, request.step)}
 
     def work(job: AttributionJob) -> Attribution:
         return Attribution.from_dict(
@@ -69,18 +70,19 @@ def attribution_job(request: AttributionRequest) -> AttributionJob:
     return Job("the attribution", work, "Close other programs that use the device.")
 
 
-def index_job(run: Run) -> IndexJob:
-    """Make or complete the index of a run; what an earlier attempt has finished is kept.
+def index_job(run: Run, step: int | None = None) -> IndexJob:
+    """Make or complete the index of a run; rows that an earlier attempt has finished are kept.
 
     Args:
         run: The run, which is over.
+        step: The step whose answers are traced; None for the result.
 
     Raises:
-        UserError: If its answers cannot be traced to rows; from :meth:`Job.run` also if rows or base have changed, or
-            memory or disk are short.
+        UserError: If there is no such checkpoint, or its answers cannot be traced to rows; from :meth:`Job.run` also if
+            rows or base have changed, or memory or disk are short.
     """
     refuse_run(run)
-    values = {"run": str(run.path), "directory": str(run.path), "steps": chosen_steps(run)}
+    values = {"run": str(run.path), "directory": str(run.path), "steps": chosen_steps(run, step)}
 
     def work(job: IndexJob) -> IndexResult:
         found: dict[str, Any] = job.call(
@@ -128,11 +130,24 @@ def refuse(config: Config) -> None:
         raise UserError(f"An answer of this run cannot be traced to rows: {reason}.", "Ask a LoRA run trained by sft.")
 
 
-def chosen_steps(run: Run) -> Sequence[int]:
-    """Steps of the checkpoints that are compared: that of the result, and the one nearest to the middle before it,
-    where rows are not learned by heart yet."""
+def chosen_steps(run: Run, step: int | None = None) -> list[int]:
+    """Steps of the checkpoints that are compared, ascending: that of the answer, and the one nearest to the middle
+    before it, where rows are not learned by heart yet.
+
+    Args:
+        run: The run, which has a checkpoint.
+        step: The step whose model answered; None for the result.
+
+    Raises:
+        UserError: If the checkpoint of ``step`` is not kept.
+    """
     there = checkpoint_steps(run)
-    end = taken_step(run) or result_step(run)
+    if step is not None and step not in there:
+        raise UserError(
+            f"The checkpoint of step {step} is not kept in run {run.id}, so its answers cannot be traced to rows.",
+            f"Ask one of steps {', '.join(map(str, there))}.",
+        )
+    end = step or taken_step(run) or result_step(run)
     last = end if end in there else there[-1]
-    before = [step for step in there if step < last]
-    return [min(before, key=lambda step: abs(step - last / 2)), last] if before else [last]
+    before = [each for each in there if each < last]
+    return [middle_step(before, last), last] if before else [last]

@@ -8,11 +8,12 @@ retraining. A proof is kept in the original run, ``trace/proofs/ID.json``, with 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -54,8 +55,6 @@ VERSION = 1
 FILE_LIMIT = 16 << 20
 #: Siblings of a question that are asked unless others are given.
 SIBLINGS = 8
-#: Width of a question or an answer in lines.
-_TEXT = 100
 #: Share of the rows that may be left out.
 _MOST = 0.5
 
@@ -183,22 +182,22 @@ def begin_proof(
 
 def _random_rows(request: AnalysisRequest, analysis: Analysis, rows: Sequence[FileLine], config: Config) -> list[str]:
     """Entries for as many random rows as are left out, among the others that are trained on."""
-    count, before = analysis.dropped.get(EXCLUDED, 0), 0
+    wanted, count, before = len(set(rows)), analysis.dropped.get(EXCLUDED, 0), 0
     if config.data.excluded:
         before = analyze(replace(request, exclude=config.data.excluded)).dropped.get(EXCLUDED, 0)
-    if count - before < len(set(rows)):
+    if count - before < wanted:
         raise UserError(
-            f"Only {count - before} of the {counted(len(set(rows)), 'row')} are trained on, once each.",
+            f"Only {count - before} of the {counted(wanted, 'row')} are trained on, once each.",
             "Leave out those that are held out, not used, or left out already.",
         )
     unused = {index for problem in analysis.problems if problem.kind.level == "drop" for index in problem.indices}
     others = sorted(set(range(analysis.rows)) - unused - set(analysis.held_out))
-    if count > _MOST * analysis.ordered or len(others) < len(set(rows)):
+    if count > _MOST * analysis.ordered or len(others) < wanted:
         raise UserError(
             f"{counted(count, 'row')} of {analysis.ordered} would be left out, which proves nothing.", "Name fewer."
         )
     dice = random.Random(f"{config.train.seed} {sorted(rows)}")  # noqa: S311 - a choice, no secret
-    return entries_of(row_places(request, dice.sample(others, min(len(set(rows)), len(others)))))
+    return entries_of(row_places(request, dice.sample(others, wanted)))
 
 
 def siblings_of(
@@ -278,10 +277,14 @@ def _queue(run: Run, config: Config, proof: Proof) -> Proof:
         made = config.with_options(data={"exclude": excluded}, eval={"prompts": str(questions)})
         entries.append((entry, made))
     try:
-        write_atomic(questions, "".join(f"{line}\n" for line in lines))
-        # Before the queue: its runs would have nothing to belong to.
-        _write(folder, proof)
-        without, control = store.add(entries)
+        with contextlib.ExitStack() as undo:
+            for path in (questions, folder / f"{proof.id}.json"):
+                undo.callback(path.unlink, missing_ok=True)
+            write_atomic(questions, "".join(f"{line}\n" for line in lines))
+            # Before the queue: its runs would have nothing to belong to.
+            _write(folder, proof)
+            without, control = store.add(entries)
+            undo.pop_all()
         proof = replace(proof, entries=(without.id, control.id))
         _write(folder, proof)
     except OSError as error:
@@ -391,32 +394,6 @@ class ProofView:
             f"{asked}{same}. {changed} of {counted(len(compared), 'answer')} changed; without {random_rows} {noisy}: "
             "that much is the noise of any retraining."
         )
-
-    def lines(self) -> Iterator[str]:
-        """The proof as text: the summary, then each question with its answers."""
-        yield self.summary
-        for row in self.compared:
-            yield ""
-            yield one_line(row.question, _TEXT)
-            if row.expected is not None:
-                yield f"  {'wanted':<23}{one_line(row.expected, _TEXT)}"
-            told = (("with all rows", row.original, False), (self.without.title, row.without, row.is_changed))
-            for title, answer, differs in (*told, (self.control.title, row.control, row.is_noisy)):
-                yield f"{'*' if differs else ' '} {title:<23}{one_line(answer.strip(), _TEXT)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary for JSON."""
-        return {
-            "id": self.proof.id,
-            "state": self.state,
-            "rows": list(self.proof.rows),
-            "control": list(self.proof.control),
-            "runs": [asdict(self.without), asdict(self.control)],
-            "compared": [
-                {**asdict(row), "changed": row.is_changed, "changed_at_random": row.is_noisy} for row in self.compared
-            ],
-            "summary": self.summary,
-        }
 
 
 def view_proof(run: Run, proof: Proof) -> ProofView:

@@ -22,12 +22,14 @@ class AttributionRequest:
         messages: The conversation up to the question, ``{"role", "content"}`` each, system prompt included.
         answer: The model's answer.
         wanted: The answer that it should have given; empty to ask about the answer alone.
+        step: The step whose model answered; None for the run's result.
     """
 
     run: str
     messages: tuple[Mapping[str, str], ...]
     answer: str
     wanted: str = ""
+    step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
@@ -48,7 +50,8 @@ class AttributedRow:
     line: int
     """Its line, or its row in a table, from 1."""
     score: float
-    """Divided by the largest score of all rows: 1 for the first row, below 0 for rows against."""
+    """Divided by the largest score of all rows: 1 for the first row, below 0 for rows against. Where no row is for the
+    answer, -1 for the strongest against it."""
     question: str
     """The row's last question, in one line."""
     answer: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
-from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, add_run_argument, emit, note, say
+from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, escape_json, note, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ _BAR, _TEXT = 12, 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    add_run_argument(parser)
+    parser.add_argument("run", metavar="RUN[@STEP]")
     parser.add_argument("--prompt", metavar="TEXT")
     parser.add_argument("--system", metavar="TEXT")
     parser.add_argument("--answer", metavar="TEXT", default="")
@@ -34,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     from core.attribution.job import attribution_job, index_job
     from core.attribution.result import AttributionRequest
     from core.commands.live_line import ProgressLine
-    from core.runs.record.store import find_run
+    from core.runs.catalog.trained import find_run_at
 
     if not args.index and not args.prompt:
         note(f"{PROGRAM} why: error: --prompt names the question, or --index makes the index.")
         return EXIT_USAGE
-    found = find_run(args.run)
+    found, step = find_run_at(args.run)
     if args.index:
-        indexing = index_job(found)
+        indexing = index_job(found, step)
         with ProgressLine("The index was broken off; its finished rows are kept.") as line:
             index = indexing.run(line.follow)
         if args.json:
@@ -51,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.prompt:
         return 0
     system = args.system if args.system is not None else found.config().chat.system
-    messages = ({"role": "system", "content": system},) if system else ()
-    request = AttributionRequest(
-        str(found.path), (*messages, {"role": "user", "content": args.prompt}), args.answer, args.wanted
-    )
+    before = ({"role": "system", "content": system},) if system else ()
+    messages = (*before, {"role": "user", "content": args.prompt})
+    request = AttributionRequest(str(found.path), messages, args.answer, args.wanted, step)
     job = attribution_job(request)
     with ProgressLine("The attribution was broken off.") as line:
         result = job.run(line.follow)
@@ -82,13 +82,14 @@ def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:
         result: The result.
         like: Also list further rows up to the gap in the scores.
     """
-    from core.attribution.job import PROOF
+    from core.attribution.job import NO_ROWS, PROOF, SAME
     from core.attribution.result import ROWS_FOR
+    from core.data.exclusion import entries_of
     from core.text import one_line
     from core.units import counted
 
     if result.is_base:
-        yield "The base model gives the same answer: training need not be behind it."
+        yield SAME
     yield f"answer  {one_line(result.answer, _TEXT)}"
     if not result.is_base:
         yield f"base    {one_line(result.base, _TEXT)}"
@@ -97,7 +98,7 @@ def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:
     yield ""
     rows = result.rows if like else result.rows[:ROWS_FOR]
     if not rows:
-        yield "No row pulls toward this answer."
+        yield NO_ROWS
         return
     yield "Rows for it:"
     yield from _row_lines(rows, "#")
@@ -113,22 +114,20 @@ def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:
             "'localtune-tui why RUN --index' makes it all of them."
         )
     yield PROOF
-    left_out = ", ".join(f'"{one_line(row.file)}:{row.line}"' for row in result.rows[: result.like])
-    yield f"data.exclude = [{left_out}]"
+    entries = entries_of((row.file, row.line) for row in result.rows[: result.like])
+    yield f"data.exclude = {escape_json(json.dumps(entries, ensure_ascii=False))}"
 
 
 def _row_lines(rows: Sequence[AttributedRow], mark: str) -> Iterator[str]:
     """Rows with bars relative to the first row for the answer, and their words that matter most between stars."""
-    places = [f"{row.file}:{row.line}" for row in rows]
+    from core.text import one_line
+
+    places = [f"{one_line(row.file)}:{row.line}" for row in rows]
     width = max(map(len, places))
     for place, row in zip(places, rows, strict=True):
         bar = mark * max(1, min(_BAR, round(_BAR * abs(row.score))))
-        yield f"{bar:>{_BAR}}  {place:<{width}}  {_cut(row.question)}"
-        yield f"{'':>{_BAR}}  {'':<{width}}  => {_cut(_starred(row))}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
+        yield f"{bar:>{_BAR}}  {place:<{width}}  {one_line(row.question, _TEXT)}"
+        yield f"{'':>{_BAR}}  {'':<{width}}  => {one_line(_starred(row), _TEXT)}"
 
 
 def _starred(row: AttributedRow) -> str:

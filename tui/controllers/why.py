@@ -78,7 +78,7 @@ class Why:
         from core.runs.record.sentences import brief_id
         from tui.screens.why import WhyPage
 
-        request = AttributionRequest(str(asked.run.path), tuple(asked.messages), asked.answer, wanted)
+        request = AttributionRequest(str(asked.run.path), tuple(asked.messages), asked.answer, wanted, asked.step)
         page = WhyPage(request, brief_id(asked.run.id), _Ways(self, asked, wanted))
         self._pages[_key(asked)] = page
         self.begin(page)
@@ -187,7 +187,9 @@ class _Ways:
         """Make the index of the run, and ask again from there."""
         from tui.screens.why import IndexPage
 
-        self._why.begin(IndexPage(self._asked.run, partial(self._why.search, self._asked, self._wanted)))
+        self._why.begin(
+            IndexPage(self._asked.run, self._asked.step, partial(self._why.search, self._asked, self._wanted))
+        )
 
     def ask_otherwise(self, wanted: str) -> None:
         """Ask again with another wanted answer."""
@@ -199,8 +201,9 @@ class _Ways:
 
 
 def _key(asked: AskWhy) -> tuple[Any, ...]:
-    """Run, conversation and answer."""
-    return str(asked.run.path), tuple((each["role"], each["content"]) for each in asked.messages), asked.answer
+    """Run and step, conversation and answer."""
+    messages = tuple((each["role"], each["content"]) for each in asked.messages)
+    return str(asked.run.path), asked.step, messages, asked.answer
 
 
 def _about(proof: Proof) -> str:

@@ -14,7 +14,9 @@ from textual.content import Content
 from textual.screen import Screen
 
 from core.attribution.job import (
+    NO_ROWS,
     PROOF,
+    SAME,
     AttributionJob,
     IndexJob,
     IndexResult,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 _BAR, _LEAD = 10, 12
 #: Columns from which the answers of a proof are put side by side, and the gap between them.
 _BESIDE, _GAP = 100, Content("  ")
-_SAME = "The base model gives the same answer: training need not be behind it."
 
 _FORM_KEYS = (("enter", "ask"), ("^n", "line break"), ("^r", "proofs"), ("esc", "leave"))
 
@@ -156,7 +157,7 @@ class WhyPage(JobPage[JobProgress, Attribution]):
     def run(self, tell: Callable[[JobProgress], None]) -> Attribution:
         """Find the rows."""
         self._search = attribution_job(self._request)
-        parts, part, before = 1 + len(chosen_steps(find_run(self._request.run))), 0, 0.0
+        parts, part, before = 1 + len(chosen_steps(find_run(self._request.run), self._request.step)), 0, 0.0
 
         def told(progress: JobProgress) -> None:
             # The rows are read, and their gradients computed at each checkpoint: each begins at 0 again.
@@ -177,7 +178,7 @@ class WhyPage(JobPage[JobProgress, Attribution]):
         """The first row."""
         if (found := self.job.result) is None:
             return ""
-        return f"{place_of(found.rows[0])} comes first." if found.rows else "No row pulls toward this answer."
+        return f"{place_of(found.rows[0])} comes first." if found.rows else NO_ROWS
 
     def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
         """Question and answer, and the progress."""
@@ -197,14 +198,15 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
 
     Args:
         run: The run.
+        step: The step whose answers are traced; None for the result.
         ask: Asks again.
     """
 
     takes = "ask again"
 
-    def __init__(self, run: Run, ask: Callable[[], object]) -> None:
+    def __init__(self, run: Run, step: int | None, ask: Callable[[], object]) -> None:
         super().__init__(RunningJob("index", brief_id(run.id), expected=None), "Index of all rows")
-        self._ask, self._making = ask, index_job(run)
+        self._ask, self._making = ask, index_job(run, step)
 
     @property
     def keeps(self) -> str:
@@ -309,7 +311,7 @@ def group_of(found: Attribution) -> str:
 
 def head_of(found: Attribution) -> Content:
     """The answers in question; first of all that the base gives the same one, if it does."""
-    lines = [Content.styled(_SAME, "$near bold")] if found.is_base else []
+    lines = [Content.styled(SAME, "$near bold")] if found.is_base else []
     answers = [("answer", found.answer), *([] if found.is_base else [("base", found.base)])]
     answers += [("wanted", found.wanted)] if found.wanted else []
     lines += [Content.assemble((f"{name:<8}", "$muted"), one_line(text.strip(), 200) or "–") for name, text in answers]
@@ -395,7 +397,7 @@ class WhyScreen(Overlay[None]):
         ]
         before = options.highlighted
         if not found.rows:
-            entries[0] = Content("No row pulls toward this answer.")
+            entries[0] = Content(NO_ROWS)
         options.fill(entries, {at for at, entry in enumerate(self._listed) if isinstance(entry, str)})
         options.highlighted = before if before is not None else (1 if len(entries) > 1 else None)
         keys = shell.keys

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from core.errors import UserError
 from core.paths import user_path
 from core.runs.catalog.removal import directory_size
 from core.runs.catalog.rows import modified
+from core.runs.outlook.time_left import positive_count
 from core.runs.record.events import FinishedEvent
 from core.runs.record.history import RunHistory
 from core.runs.record.state import in_words, last_events
@@ -79,7 +80,7 @@ class KeptCheckpoint:
     eval_loss: float | None
     """The loss of the evaluation at its step; None where there was none."""
     reasons: tuple[str, ...]
-    """Why it is kept: ``best``, ``newest``, ``result``; empty for the other recent ones."""
+    """Why it is kept: ``best``, ``newest``, ``result``, ``middle``; empty for the other recent ones."""
     time: float
     """When it was written, in Unix seconds."""
 
@@ -109,17 +110,18 @@ def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
     losses = {event.step: event.loss for event in history.evals}
     best = _best_step(run, history)
     result = history.end.result_step if history.end is not None and history.end.adapter else None
+    middle = _kept_middle(run)
     found = []
     for path in reversed(paths):
         step = _step_of(path)
-        named = (("best", step == best), ("newest", path == paths[-1]), ("result", step == result))
+        named = {"best": step == best, "newest": path == paths[-1], "result": step == result, "middle": step == middle}
         found.append(
             KeptCheckpoint(
                 step,
                 path,
                 directory_size(path),
                 losses.get(step),
-                tuple(name for name, is_so in named if is_so),
+                tuple(name for name, is_so in named.items() if is_so),
                 modified(path) / 1e9,
             )
         )
@@ -318,6 +320,27 @@ def _find_weights(run: Run, step: int | None) -> tuple[Path, int | None]:
 def checkpoint_steps(run: Run) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
     return [_step_of(path) for path in complete_checkpoints(run)]
+
+
+def middle_step(steps: Sequence[int], last: int) -> int:
+    """The step nearest to half of the last one; the earlier of two.
+
+    Args:
+        steps: The steps, at least one.
+        last: The last step.
+    """
+    return min(steps, key=lambda step: (abs(2 * step - last), step))
+
+
+def _kept_middle(run: Run) -> int | None:
+    """The step kept for ``checkpoint.middle``; None if it is among the last ones anyway."""
+    values, steps = run.values(), checkpoint_steps(run)
+    keep, total = positive_count(values.get("checkpoint.keep")), run.state().total_steps
+    is_on = values.get("checkpoint.middle") is True and values.get("method.name") not in WEIGHT_METHODS
+    if not is_on or keep is None or not steps[:-keep]:
+        return None
+    middle = middle_step(steps, total)
+    return middle if middle in steps[:-keep] else None
 
 
 def has_result(run: Run) -> bool:

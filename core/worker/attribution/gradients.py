@@ -11,13 +11,16 @@ and a few rows at a time; a sketch is the sum over all layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import bitsandbytes.functional as bnb
 import torch
 
 from core.errors import UserError
-from core.worker.fused.lora import AdaptedLayer
+from core.worker.fused.lora import Factors
+from core.worker.optim.paged import settle
 
 #: Numbers of a sketch. A prime, so that rows of a matrix, whose lengths are round, fall on other places each.
 SIZE = 4093
@@ -25,18 +28,78 @@ SIZE = 4093
 SEED = 30
 
 
-def refuse_routed(seen: torch.Tensor, rows: int, width: int) -> None:
+def metric_of(optimizer: Any) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """Factor of each number of a gradient, ``1 / sqrt(sqrt(v) + eps)`` with the bias-corrected second moment ``v``.
+
+    Adafactor's ``v`` is the product of its row and column means (arXiv 1804.04235). An optimizer without a second
+    moment, Lion, has the factor 1.
+
+    Args:
+        optimizer: An optimizer of :func:`core.worker.optim.optim.make_optimizer`, its states restored.
+
+    Returns:
+        fp32 tensors in the shapes of the parameters.
+    """
+    settle(optimizer)
+    found: dict[torch.nn.Parameter, torch.Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moment = _second_moment(optimizer.state.get(parameter, {}), group, parameter)
+            eps = group.get("eps", 0.0)
+            # Adafactor has a pair: of the squared gradient, and of the step relative to the weight.
+            eps = eps[0] ** 0.5 if isinstance(eps, tuple | list) else eps
+            found[parameter] = (
+                torch.ones_like(parameter, dtype=torch.float32) if moment is None else _factor(moment, eps)
+            )
+    return found
+
+
+def _factor(moment: torch.Tensor, eps: float) -> torch.Tensor:
+    # Numbers that have never had a gradient have no step either.
+    return torch.where(moment > 0, moment.sqrt().add(eps).rsqrt(), 0.0)
+
+
+def _second_moment(
+    state: Mapping[str, Any], group: Mapping[str, Any], parameter: torch.nn.Parameter
+) -> torch.Tensor | None:
+    """The bias-corrected second moment in fp32; None if the optimizer keeps none."""
+    if "exp_avg_sq_row" in state:
+        rows, columns = state["exp_avg_sq_row"].float(), state["exp_avg_sq_col"].float()
+        product: torch.Tensor = rows[:, None] * columns[None, :] / rows.mean().clamp_min(1e-30)
+        return product
+    moment = state.get("exp_avg_sq", state.get("state2"))
+    if moment is None:
+        return None
+    if moment.dtype == torch.uint8:
+        moment = _dequantized(moment, state)
+    moment = moment.to(parameter.device).float().view(parameter.shape)
+    beta = group["betas"][1] if "betas" in group else 0.0
+    corrected: torch.Tensor = moment / (1 - beta ** float(state["step"]))
+    return corrected
+
+
+def _dequantized(moment: torch.Tensor, state: Mapping[str, Any]) -> torch.Tensor:
+    """A second moment of 8 bits. Zero stands for all that is smaller than half the smallest code of a block: such
+    numbers get half that code, as their true size is unknown, and a factor from zero would outweigh all others."""
+    scales, codes = state["absmax2"], state["qmap2"]
+    values = bnb.dequantize_blockwise(moment, absmax=scales, code=codes, blocksize=256)
+    least = float(codes[codes > 0].min()) / 2
+    floors = scales.repeat_interleave(256)[: values.numel()].view(values.shape) * least
+    return torch.maximum(values, floors)
+
+
+def refuse_routed(factors: Factors, rows: int, width: int) -> None:
     """Refuse the factors of a layer that some tokens of a batch go through and others do not, as in a mixture.
 
     Args:
-        seen: The input of its adapter, ``(tokens, inputs)``.
-        rows: Rows of the batch.
+        factors: The factors.
+        rows: Rows of the padded batch.
         width: Tokens of a row.
 
     Raises:
         UserError: If so.
     """
-    if len(seen) != rows * width:
+    if len(factors.seen) != rows * width:
         raise UserError(
             "An adapter is on a layer that only some tokens go through, so that the rows' shares of its gradient are "
             "not known, and an answer cannot be traced to rows.",
@@ -44,33 +107,20 @@ def refuse_routed(seen: torch.Tensor, rows: int, width: int) -> None:
         )
 
 
-def row_gradients(
-    rows: int,
-    layers: Sequence[AdaptedLayer],
-    gradients: Sequence[torch.Tensor],
-    low_gradient: torch.Tensor,
-    seen: torch.Tensor,
-    low: torch.Tensor,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def row_gradients(rows: int, factors: Factors) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Gradients of each row of a padded batch, matrix by matrix.
 
     Args:
         rows: Rows of the batch; each has as many tokens.
-        layers: As for :func:`core.worker.fused.lora.adapter_gradients`, like all that follow.
-        gradients: The same.
-        low_gradient: The same.
-        seen: The same.
-        low: The same.
+        factors: The factors.
 
     Yields:
         ``A`` or ``B`` of a layer, and its gradients in fp32, ``(rows, *matrix.shape)``.
     """
-    ranks = [len(layer.down) for layer in layers]
-    parts = zip(layers, gradients, torch.split(low_gradient, ranks, dim=1), torch.split(low, ranks, dim=1), strict=True)
-    own_seen = _by_row(seen, rows)
-    for layer, gradient, own_low_gradient, own_low in parts:
-        yield layer.down, torch.bmm(_by_row(own_low_gradient, rows).mT, own_seen)
-        yield layer.up, torch.bmm(_by_row(gradient, rows).mT, _by_row(own_low, rows)).mul_(layer.scale)
+    seen = _by_row(factors.seen, rows)
+    for layer, gradient, low_gradient, low in factors.by_layer():
+        yield layer.down, torch.bmm(_by_row(low_gradient, rows).mT, seen)
+        yield layer.up, torch.bmm(_by_row(gradient, rows).mT, _by_row(low, rows)).mul_(layer.scale)
 
 
 def _by_row(flat: torch.Tensor, rows: int) -> torch.Tensor:
@@ -156,17 +206,10 @@ class Sketches:
         self.squares = torch.zeros(rows, device=device)
         """Squared norms of the gradients in the metric, ``(rows,)``, fp32."""
 
-    def __call__(
-        self,
-        layers: Sequence[AdaptedLayer],
-        gradients: Sequence[torch.Tensor],
-        low_gradient: torch.Tensor,
-        seen: torch.Tensor,
-        low: torch.Tensor,
-    ) -> None:
+    def __call__(self, factors: Factors) -> None:
         """Add the part of some layers; see :func:`core.worker.fused.lora.factors_to`."""
-        refuse_routed(seen, self._rows, self._width)
-        for matrix, found in row_gradients(self._rows, layers, gradients, low_gradient, seen, low):
+        refuse_routed(factors, self._rows, self._width)
+        for matrix, found in row_gradients(self._rows, factors):
             sums, squares = self._projection.sketches(matrix, found)
             self.sums += sums
             self.squares += squares
@@ -193,25 +236,15 @@ class TokenParts:
         self.sums = torch.zeros(rows, width, device=direction.device)
         """``(rows, width)``, fp32."""
 
-    def __call__(
-        self,
-        layers: Sequence[AdaptedLayer],
-        gradients: Sequence[torch.Tensor],
-        low_gradient: torch.Tensor,
-        seen: torch.Tensor,
-        low: torch.Tensor,
-    ) -> None:
+    def __call__(self, factors: Factors) -> None:
         """Add the part of some layers; see :func:`core.worker.fused.lora.factors_to`."""
-        refuse_routed(seen, *self.sums.shape)
-        ranks = [len(layer.down) for layer in layers]
-        factors = zip(
-            layers, gradients, torch.split(low_gradient, ranks, dim=1), torch.split(low, ranks, dim=1), strict=True
-        )
-        for layer, gradient, own_low_gradient, own_low in factors:
+        refuse_routed(factors, *self.sums.shape)
+        seen = factors.seen.float()
+        for layer, gradient, low_gradient, low in factors.by_layer():
             down = self._projection.direction_of(layer.down, self._direction)
             up = self._projection.direction_of(layer.up, self._direction) * layer.scale
-            found = ((seen.float() @ down.T) * own_low_gradient.float()).sum(dim=1)
-            found += ((own_low.float() @ up.T) * gradient.float()).sum(dim=1)
+            found = ((seen @ down.T) * low_gradient.float()).sum(dim=1)
+            found += ((low.float() @ up.T) * gradient.float()).sum(dim=1)
             self.sums += found.view(self.sums.shape)
 
     def unscale(self, scale: float) -> None:

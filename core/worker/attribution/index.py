@@ -1,17 +1,15 @@
 """The index of a run: sketches of all rows at its compared checkpoints, in ``trace/step-N`` of the run directory.
 
 An index is made in chunks, each written atomically into a hidden directory beside it, so that an interrupted attempt is
-continued. The finished index has a manifest with the hashes of its files and the facts that it depends on; a damaged
+continued. The finished index has a manifest with the hash of its file and the facts that it depends on; a damaged
 one counts as missing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,17 @@ from core.errors import UserError
 from core.runs.record.store import TRACE, Run
 from core.small_files import hash_file, read_json, read_small
 from core.worker.attribution.gradients import SEED, SIZE
-from core.worker.attribution.subject import Sketched, Subject
+from core.worker.attribution.scores import FloatRows
+from core.worker.attribution.subject import Subject
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name
 from core.worker.data.dataset import TrainedExample
 
 VERSION = 1
-MANIFEST, SKETCHES, NORMS = "manifest.json", "sketch.f16", "norms.f32"
+MANIFEST, SKETCHES = "manifest.json", "sketch.f16"
 #: Examples of a chunk.
 CHUNK = 64
-_LIMIT = 64 << 20
+#: Most bytes of a chunk or a manifest.
+_LIMIT = 1 << 20
 
 
 def trace_path(run: Run, step: int) -> Path:
@@ -64,8 +64,9 @@ def index_facts(checkpoint: Checkpoint, examples: Sequence[TrainedExample]) -> d
     }
 
 
-def read_index(run: Run, facts: Mapping[str, Any]) -> Sketched | None:
-    """The finished index of a checkpoint; None if there is none, it is damaged, or any of its facts has changed.
+def read_index(run: Run, facts: Mapping[str, Any]) -> FloatRows | None:
+    """The finished index of a checkpoint, unit sketches ``(examples, size)``; None if there is none, it is damaged, or
+    any of its facts has changed.
 
     Args:
         run: The run.
@@ -74,13 +75,10 @@ def read_index(run: Run, facts: Mapping[str, Any]) -> Sketched | None:
     directory = trace_path(run, facts["step"])
     try:
         manifest = read_json(directory / MANIFEST, _LIMIT)
-        if manifest["facts"] != dict(facts):
+        if manifest["facts"] != dict(facts) or manifest["sha256"] != hash_file(directory / SKETCHES):
             return None
-        if any(hash_file(directory / name) != manifest["files"][name] for name in (SKETCHES, NORMS)):
-            return None
-        shape = facts["examples"], facts["size"]
-        units = np.fromfile(directory / SKETCHES, dtype="<f2").reshape(shape).astype(np.float32)
-        return Sketched(units, np.fromfile(directory / NORMS, dtype="<f4").astype(np.float32))
+        found = np.fromfile(directory / SKETCHES, dtype="<f2").reshape(facts["examples"], facts["size"])
+        return found.astype(np.float32)
     except (OSError, ValueError, KeyError, TypeError, UserError, RecursionError):
         return None
 
@@ -99,7 +97,7 @@ class IndexMaker:
         """Examples whose gradients were computed now."""
         self._progress: Callable[[int], None] = lambda _: None
 
-    def make(self, progress: Callable[[int], None] = lambda _: None) -> Sketched:
+    def make(self, progress: Callable[[int], None] = lambda _: None) -> FloatRows:
         """The index; read if it is there and whole.
 
         Args:
@@ -121,10 +119,10 @@ class IndexMaker:
         except OSError as error:
             raise disk_error(trace_path(run, self.step), error) from error
 
-    def _make(self, target: Path, facts: Mapping[str, Any]) -> Sketched:
+    def _make(self, target: Path, facts: Mapping[str, Any]) -> FloatRows:
         examples = self.subject.examples
         # Chunks and the finished index exist at once.
-        require_space(self.subject.run.path, 2 * len(examples) * (2 * SIZE + 4), "the index")
+        require_space(self.subject.run.path, 2 * len(examples) * 2 * SIZE, "the index")
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         own = f".{target.name}-{digest}"
         for other in target.parent.glob(f".{target.name}-*"):
@@ -134,38 +132,27 @@ class IndexMaker:
         # Examples of similar length need little padding.
         order = sorted(range(len(examples)), key=lambda at: (-examples[at].length, at))
         units = np.zeros((len(examples), SIZE), dtype=np.float32)
-        norms = np.zeros(len(examples), dtype=np.float32)
         with directory_beneath(target.parent, own, make=True) as chunks:
             for number in range(math.ceil(len(order) / CHUNK)):
                 places = order[number * CHUNK : (number + 1) * CHUNK]
-                found = self._chunk(chunks / f"{number:06d}.npz", [examples[at] for at in places], number * CHUNK)
-                units[places], norms[places] = found.units, found.norms
+                path = chunks / f"{number:06d}.f16"
+                units[places] = self._chunk(path, [examples[at] for at in places], number * CHUNK)
         with whole_directory(target) as directory:
             units.astype("<f2").tofile(directory / SKETCHES)
-            norms.astype("<f4").tofile(directory / NORMS)
-            files = {name: hash_file(directory / name) for name in (SKETCHES, NORMS)}
-            manifest = {"facts": facts, "files": files, "places": [list(example.place) for example in examples]}
+            manifest = {"facts": facts, "sha256": hash_file(directory / SKETCHES)}
             (directory / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         remove_tree(target.parent / own)
-        return Sketched(units, norms)
+        return units
 
-    def _chunk(self, path: Path, examples: Sequence[TrainedExample], done: int) -> Sketched:
-        if (there := _read_chunk(path, len(examples))) is not None:
+    def _chunk(self, path: Path, examples: Sequence[TrainedExample], done: int) -> FloatRows:
+        try:
+            there = np.frombuffer(read_small(path, _LIMIT), dtype="<f2").reshape(len(examples), SIZE)
+        except (OSError, ValueError):  # missing, or not one of ours
+            pass
+        else:
             self._progress(done + len(examples))
-            return there
+            return there.astype(np.float32)
         found = self.subject.sketch(examples, lambda rows: self._progress(done + min(rows, len(examples) - 1)))
         self.made += len(examples)
-        buffer = io.BytesIO()
-        np.savez(buffer, units=found.units.astype("<f2"), norms=found.norms)
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, found.astype("<f2").tobytes())
         return found
-
-
-def _read_chunk(path: Path, count: int) -> Sketched | None:
-    """A chunk of an earlier attempt; None if it is missing or damaged."""
-    try:
-        with np.load(io.BytesIO(read_small(path, _LIMIT)), allow_pickle=False) as arrays:
-            units, norms = arrays["units"].astype(np.float32), arrays["norms"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return Sketched(units, norms) if units.shape == (count, SIZE) and norms.shape == (count,) else None

@@ -20,7 +20,7 @@ from core.text import one_line
 from core.units import format_duration
 from core.worker.attribution.index import IndexMaker, index_facts, read_index, trace_path
 from core.worker.attribution.scores import FloatRows, alike, direction, nearest
-from core.worker.attribution.subject import Sketched, Subject, opened
+from core.worker.attribution.subject import Subject, opened
 from core.worker.data.dataset import TrainedExample
 from core.worker.data.encode import TokenizedRow
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -39,13 +39,13 @@ def attribute(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Find the rows behind an answer.
 
     Args:
-        job: The fields of an :class:`~core.attribution.result.AttributionRequest`, and ``steps``, ascending.
+        job: ``request``, an :class:`~core.attribution.result.AttributionRequest`, and ``steps``, ascending.
         answers: Receives the progress.
 
     Returns:
         An :class:`~core.attribution.result.Attribution`.
     """
-    request = AttributionRequest.from_dict({name: job[name] for name in ("run", "messages", "answer", "wanted")})
+    request = AttributionRequest.from_dict(job["request"])
     with _ready(Run(Path(request.run)), answers.progress) as subject:
         return Tracer(subject, job["steps"]).trace(request).to_dict()
 
@@ -142,7 +142,8 @@ class Tracer:
                 raise UserError("The wanted answer is the answer that was given.", "Name another, or leave it out.")
         scores, considered, toward = self.scores(asked)
         order = sorted(considered, key=lambda at: -scores[at])
-        top = max(float(scores[order[0]]), 1e-30)
+        # Where no row is for the answer, the strongest against it is -1.
+        top = max(float(scores[order[0]]), 0.0) or abs(float(scores[order[-1]])) or 1.0
         like = alike([float(scores[at]) for at in order])
         strong = [at for at in order[: max(ROWS_FOR, like)] if scores[at] > 0]
         weak = [at for at in order[: -ROWS_AGAINST - 1 : -1] if scores[at] < 0]
@@ -182,7 +183,7 @@ class Tracer:
             index = read_index(subject.run, index_facts(checkpoint, subject.examples))
             if index is None and len(considered) > self._most:
                 considered = self._choose(scores, asked[0])
-            units = self._sketches(considered).units if index is None else index.units[considered]
+            units = self._sketches(considered) if index is None else index[considered]
             question = subject.sketch_rows(asked)
             toward = direction(units, question[0] - question[1:].sum(axis=0), subject.loaded.device)
             scores[considered] += units @ toward
@@ -198,7 +199,7 @@ class Tracer:
         hidden = subject.hidden([*rows, asked], lambda done: subject.progress("reading the rows", done, total + 1))
         return sorted(nearest(hidden[:-1], hidden[-1], self._most))
 
-    def _sketches(self, places: Sequence[int]) -> Sketched:
+    def _sketches(self, places: Sequence[int]) -> FloatRows:
         subject = self._subject
         examples = [subject.examples[at] for at in places]
         total = sum(len(example.rows) for example in examples)

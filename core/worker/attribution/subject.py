@@ -6,11 +6,10 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
-from core.runs.record.store import Run
+from core.runs.record.store import Run, complete_checkpoints
 from core.template.settings import MaskSettings
-from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts
-from core.worker.attribution.metric import metric_of
+from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts, metric_of
+from core.worker.attribution.scores import FloatRows
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, restore, verify_checkpoint
 from core.worker.data.batches import collate
 from core.worker.data.dataset import TrainedExample
@@ -57,17 +56,6 @@ _SHARE = 0.5
 _NO_LENGTH = 1e-30
 
 _Receiver = TypeVar("_Receiver", Sketches, TokenParts)
-FloatRows = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class Sketched:
-    """Sketches of some examples at a checkpoint, as numpy arrays in fp32."""
-
-    units: FloatRows
-    """``(examples, size)``: sketches divided by the norms."""
-    norms: FloatRows
-    """``(examples,)``: lengths of the gradients in Adam's metric."""
 
 
 class Subject:
@@ -149,24 +137,23 @@ class Subject:
 
     # Gradients.
 
-    def sketch(self, examples: Sequence[TrainedExample], progress: Callable[[int], None] = lambda _: None) -> Sketched:
-        """Sketches of the gradients of some examples' summed losses.
+    def sketch(self, examples: Sequence[TrainedExample], progress: Callable[[int], None] = lambda _: None) -> FloatRows:
+        """Sketches of the gradients of some examples' summed losses, divided by the lengths of the gradients:
+        ``(examples, size)``.
 
         Args:
             examples: The examples.
             progress: Called with the rows done.
         """
         sums, norms = self._sketch_rows([row for example in examples for row in example.rows], progress)
-        found, lengths, at = np.zeros((len(examples), sums.shape[1]), dtype=np.float32), list[float](), 0
+        found, at = np.zeros((len(examples), sums.shape[1]), dtype=np.float32), 0
         for place, example in enumerate(examples):
             count = len(example.rows)
-            found[place] = sums[at : at + count].sum(axis=0)
+            total = sums[at : at + count].sum(axis=0)
             # The norm of a single row is known; that of a sum of several is estimated by its sketch.
-            lengths.append(float(norms[at] if count == 1 else np.linalg.norm(found[place])))
+            found[place] = total / max(float(norms[at] if count == 1 else np.linalg.norm(total)), _NO_LENGTH)
             at += count
-        known = np.array(lengths, dtype=np.float32)
-        found /= np.maximum(known, np.float32(_NO_LENGTH))[:, None]
-        return Sketched(found, known)
+        return found
 
     def sketch_rows(self, rows: Sequence[TokenizedRow]) -> FloatRows:
         """Sketches of the gradients of rows, ``(rows, size)``, of their full length."""
@@ -222,6 +209,9 @@ class Subject:
         Args:
             rows: The rows.
             make: Makes the receiver of the factors, from the width of the batch.
+
+        Raises:
+            UserError: If a gradient is not finite.
         """
         ids, supervised = collate(rows, self.loaded.pad_id, self.loaded.device)
         scale = _FP16_SCALE if self.loaded.dtype == torch.float16 else 1.0
@@ -231,9 +221,15 @@ class Subject:
                 with self._autocast():
                     loss = self._loss(ids, supervised)
                 torch.autograd.backward(loss * scale)
-            if scale == 1.0 or bool(torch.isfinite(receiver.sums).all()):
+            if bool(torch.isfinite(receiver.sums).all()):
                 receiver.unscale(scale)
                 return receiver
+            if scale <= 1:
+                raise UserError(
+                    f"At step {self.checkpoint.step if self.checkpoint else 0} the gradient of a row is not finite: "
+                    "the run has diverged, and its answers cannot be traced to rows.",
+                    "Ask an earlier checkpoint, RUN@STEP.",
+                )
             scale /= 2
 
     def _ready_projection(self) -> Projection:
@@ -346,8 +342,8 @@ def opened(run: Run, progress: Progress, token_budget: int | None = None) -> Ite
     config = config.with_options(
         train={"fused_layers": True, "compile": False}, method={"dropout": 0.0, "neftune_alpha": None}
     )
-    steps = sorted(run.checkpoints_path.glob("step-*"))
-    found = verify_checkpoint(steps[-1]) if steps else None
+    there = complete_checkpoints(run)
+    found = verify_checkpoint(there[-1]) if there else None
     with tempfile.TemporaryDirectory() as work:
         # Templates may write the date of the run, which is in its name.
         copy = Run(Path(work) / run.id)

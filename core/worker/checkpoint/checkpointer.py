@@ -21,6 +21,7 @@ from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.paths import existing_parent
+from core.runs.catalog.trained import middle_step
 from core.runs.record.events import CheckpointEvent, ControlEvent
 from core.runs.record.sentences import KEPT, encode_changes
 from core.runs.record.store import refuse_moved_checkpoints
@@ -86,6 +87,7 @@ class Checkpointer:
     strategy: Strategy = field(default_factory=single)
     postponed: bool = field(default=False, init=False)
     """True if a checkpoint could not be written for lack of memory and must be retried."""
+    _has_dropped_middle: bool = field(default=False, init=False)
 
     @property
     def output(self) -> Path:
@@ -218,19 +220,21 @@ class Checkpointer:
         checkpoints.rotate(self.recorder.run.checkpoints_path, keep, newest=newest, protected=protected)
 
     def _middle(self, newest: Path) -> frozenset[int]:
-        """The step of the checkpoint nearest to the middle of the run; empty if it is not kept."""
+        """The step of the checkpoint nearest to the middle of the run; empty if it is kept anyway, or not at all."""
         directory, options = self.recorder.run.checkpoints_path, self.config.checkpoint
-        steps = [step for step in checkpoints.steps_of(directory) if self._path(step).name <= newest.name]
-        if not options.middle or len(steps) <= options.keep:
+        if not options.middle or self.config.method.name in WEIGHT_METHODS:
             return frozenset()
-        middle = min(steps, key=lambda step: (abs(2 * step - self.state.total_steps), step))
+        steps = [step for step in checkpoints.steps_of(directory) if self._path(step).name <= newest.name]
+        middle = middle_step(steps, self.state.total_steps)
         if middle in steps[-options.keep :] or middle in self.state.best.protected:
             return frozenset()
-        size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
-        if (free_bytes(directory) or 0) >= 2 * (size + checkpoints.DISK_RESERVE_BYTES):
+        free, size = free_bytes(directory), checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
+        if free is None or free >= 2 * (size + checkpoints.DISK_RESERVE_BYTES):
             return frozenset({middle})
-        message = f"The checkpoint of step {middle}, in the middle of the run, is not kept: the disk is short."
-        self.recorder.notice("info", "middle_dropped", message, "Its answers are traced to rows less surely.")
+        if not self._has_dropped_middle:
+            self._has_dropped_middle = True
+            message = f"The checkpoint of step {middle}, in the middle of the run, is not kept: the disk is short."
+            self.recorder.notice("info", "middle_dropped", message, "Its answers are traced to rows less surely.")
         return frozenset()
 
     # Going on.

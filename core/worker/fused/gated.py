@@ -15,7 +15,15 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.lora import AdaptedLayer, FusedLora, adapter_gradients, arithmetic_of, input_gradient, shaped_as
+from core.worker.fused.lora import (
+    AdaptedLayer,
+    Factors,
+    FusedLora,
+    adapter_gradients,
+    arithmetic_of,
+    input_gradient,
+    shaped_as,
+)
 from core.worker.fused.mode import apply, is_fused
 
 #: An activation function's backward: the gradient of its output, its input, and the tensor for the result, which may be
@@ -201,7 +209,7 @@ class GatedLoraLinear(torch.autograd.Function):
         to_gate, to_other, product = ctx.gating.gradients_and_product(outer, *gate)
         seen = product.view(-1, product.shape[-1])
         seen = (seen if kept is None else _dropped(seen, kept, ctx.dropout)).to(dtype)
-        to_down, to_up = adapter_gradients([layer], [gradient], low_gradient, seen, low)
+        to_down, to_up = adapter_gradients(Factors([layer], [gradient], low_gradient, seen, low))
         return *_joined(to_gate, to_other, second), to_down, to_up, None, None, None, None, None
 
 

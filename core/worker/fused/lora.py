@@ -11,10 +11,9 @@ Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -91,25 +90,32 @@ def input_gradient(
     return total
 
 
-class FactorReceiver(Protocol):
-    """Receives the factors of the adapters' gradients; see :func:`factors_to`."""
+@dataclass(frozen=True)
+class Factors:
+    """Factors of the gradients of some layers' adapters, in the dtype of the arithmetic."""
 
-    def __call__(
-        self,
-        layers: Sequence[AdaptedLayer],
-        gradients: Sequence[torch.Tensor],
-        low_gradient: torch.Tensor,
-        seen: torch.Tensor,
-        low: torch.Tensor,
-    ) -> None:
-        """Take the factors of some layers' gradients, with the arguments of :func:`adapter_gradients`."""
+    layers: Sequence[AdaptedLayer]
+    gradients: Sequence[torch.Tensor]
+    """Of the layers' outputs, ``(rows, outputs)``."""
+    low_gradient: torch.Tensor
+    """Of the adapters' intermediates, side by side: ``(rows, ranks)``."""
+    seen: torch.Tensor
+    """The input of the adapters, ``(rows, inputs)``."""
+    low: torch.Tensor
+    """The intermediates, side by side."""
+
+    def by_layer(self) -> Iterator[tuple[AdaptedLayer, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Each layer with the gradients of its output and of its intermediate, and the intermediate."""
+        ranks = [len(layer.down) for layer in self.layers]
+        low_gradients, lows = (torch.split(joined, ranks, dim=1) for joined in (self.low_gradient, self.low))
+        return zip(self.layers, self.gradients, low_gradients, lows, strict=True)
 
 
-_receivers: list[FactorReceiver] = []
+_receivers: list[Callable[[Factors], None]] = []
 
 
 @contextlib.contextmanager
-def factors_to(receiver: FactorReceiver) -> Iterator[None]:
+def factors_to(receiver: Callable[[Factors], None]) -> Iterator[None]:
     """A context in which backward passes the factors of the adapters' gradients to a receiver, and computes no
     gradients of adapters.
 
@@ -125,31 +131,17 @@ def factors_to(receiver: FactorReceiver) -> Iterator[None]:
         _receivers.pop()
 
 
-def adapter_gradients(
-    layers: Sequence[AdaptedLayer],
-    gradients: Sequence[torch.Tensor],
-    low_gradient: torch.Tensor,
-    seen: torch.Tensor,
-    low: torch.Tensor,
-) -> Iterator[torch.Tensor | None]:
-    """Gradients of ``A`` and ``B`` of each layer in turn, in their dtypes; None inside :func:`factors_to`.
-
-    Args:
-        layers: The layers.
-        gradients: Of their outputs, ``(rows, outputs)``.
-        low_gradient: Of their adapters' intermediates, side by side: ``(rows, ranks)``.
-        seen: The input of the adapters, ``(rows, inputs)``.
-        low: The intermediates, side by side.
-    """
+def adapter_gradients(factors: Factors) -> Iterator[torch.Tensor | None]:
+    """Gradients of ``A`` and ``B`` of each layer in turn, in their dtypes; None inside :func:`factors_to`."""
     if _receivers:
-        _receivers[-1](layers, gradients, low_gradient, seen, low)
-        yield from itertools.repeat(None, 2 * len(layers))
+        _receivers[-1](factors)
+        yield from [None] * (2 * len(factors.layers))
         return
-    ranks = [len(layer.down) for layer in layers]
-    parts = (torch.split(low_gradient.T @ seen, ranks), torch.split(low, ranks, dim=1))
-    for layer, gradient, to_down, own_low in zip(layers, gradients, *parts, strict=True):
+    # One product for all layers, as their input is the same.
+    to_downs = torch.split(factors.low_gradient.T @ factors.seen, [len(layer.down) for layer in factors.layers])
+    for (layer, gradient, _, low), to_down in zip(factors.by_layer(), to_downs, strict=True):
         yield to_down.to(layer.down.dtype)
-        yield (gradient.T @ own_low).to(layer.up.dtype).mul_(layer.scale)
+        yield (gradient.T @ low).to(layer.up.dtype).mul_(layer.scale)
 
 
 def stacked_down(layers: Sequence[AdaptedLayer], dtype: torch.dtype) -> torch.Tensor:
@@ -221,7 +213,7 @@ class LoraLinear(torch.autograd.Function):
             to_x = to_x.reshape(ctx.shape).to(ctx.input_dtype)
         if ctx.separate and ctx.needs_input_grad[1]:
             to_dropped = (low_gradient @ stacked_down(layers, dtype)).reshape(ctx.shape).to(ctx.input_dtype)
-        to_adapters = adapter_gradients(layers, gradients, low_gradient, seen, low)
+        to_adapters = adapter_gradients(Factors(layers, gradients, low_gradient, seen, low))
         return to_x, to_dropped, None, None, None, *to_adapters
 
 

@@ -77,7 +77,16 @@ def test_the_middle_and_the_result_are_compared(
     if result is not None:
         event = FinishedEvent(reason="", step=result, adapter="adapter")
         run.events_path.write_text(encode_event(event))
-    assert list(chosen_steps(run)) == chosen
+    assert chosen_steps(run) == chosen
+
+
+def test_an_answer_of_a_checkpoint_is_compared_there_and_in_the_middle_before_it(private_home: Path) -> None:
+    run = make_run(10, 15, 20, 30)
+    assert chosen_steps(run, 20) == [10, 20]
+    assert chosen_steps(run, 10) == [10]
+    request = AttributionRequest(run.id, ({"role": "user", "content": "q"},), "yes", step=12)
+    with pytest.raises(UserError, match=r"^The checkpoint of step 12 is not kept in run "):
+        attribution_job(request)
 
 
 def test_the_wanted_answer_differs_from_the_answer(private_home: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from core.attribution.job import PROOF, IndexResult
 from core.attribution.result import AttributedRow, Attribution
 from core.commands.why import index_line, result_lines
+from tests.core.attribution.test_job import make_run
 
 from .conftest import Call
 
@@ -31,8 +33,7 @@ def test_five_rows_for_and_those_against_have_bars_relative_to_the_first() -> No
     text = "\n".join(lines)
     assert "Up to the gap in the scores there are 7 rows; --like lists all of them." in text
     assert "300 of 400 rows were compared, chosen by their hidden states" in text
-    left_out = ", ".join(f'"rows.jsonl:{line}"' for line in range(10, 17))
-    assert lines[-2:] == [PROOF, f"data.exclude = [{left_out}]"]
+    assert lines[-2:] == [PROOF, 'data.exclude = ["rows.jsonl:10-16"]']
     assert "%" not in text
     assert "cause" not in text
 
@@ -60,6 +61,13 @@ def test_an_index_is_a_sentence() -> None:
     made = IndexResult((15, 30), 400, 6_500_000, 90.0, 800)
     assert index_line(made).startswith("400 rows at steps 15 and 30: 6.5 MB in 1m")
     assert index_line(replace(made, made=0)).endswith("; it was there already.")
+
+
+def test_a_checkpoint_that_is_gone_is_refused(call: Call, private_home: Path) -> None:
+    run = make_run(5)
+    ended = call("why", f"{run.id}@3", "--prompt", "why?")
+    assert ended.code == 1
+    assert "The checkpoint of step 3 is not kept" in ended.err
 
 
 def test_a_question_or_the_index_is_asked_for(call: Call) -> None:

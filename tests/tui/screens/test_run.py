@@ -73,6 +73,14 @@ def test_why_a_checkpoint_is_kept(run: Run, record: RunRecord) -> None:
     assert [item.reasons for item in found] == [("best", "newest", "result"), (), ()]
 
 
+def test_the_checkpoint_of_the_middle_is_named(run: Run, record: RunRecord) -> None:
+    RunState(state="finished", total_steps=20).write(run.state_path)
+    for step in (6, 11, 16, 18, 20):
+        checkpoint(run, step)
+    found = {item.step: item.reasons for item in kept_checkpoints(run, record.history)}
+    assert (found[11], found[6], found[16]) == (("middle",), (), ())
+
+
 def test_a_configuration_shows_what_differs_first(record: RunRecord) -> None:
     head, _, rest = run_screen.configuration(record.values, {}, 100).plain.partition("\n\n")
     assert "• data.train" in head

@@ -20,9 +20,8 @@ from core.evaluation.prompt_set import PromptItem
 from core.jobs.job import JobProgress
 from core.models.architecture import measuring
 from core.queue import store
-from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run
-from tests.core.attribution.test_job import config_of, make_run
+from core.runs.record.store import Run
+from tests.core.attribution.test_job import make_run
 from tests.core.worker.attribution.runs import trained
 from tests.measured_here import run_here
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, shown, wait_for
@@ -158,19 +157,11 @@ def run_on(data: Path) -> Run:
     """A run that is over, on twenty rows, the first line of whose file is blank."""
     rows = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(20)]
     data.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    run = create_run(config_of(data={"train": str(data)}), "traced")
-    state = RunState.read(run.state_path)
-    assert state is not None
-    replace(state, state="finished").write(run.state_path)
-    for step in (15, 30):
-        path = run.checkpoints_path / f"step-{step:08d}"
-        path.mkdir(parents=True)
-        (path / "manifest.json").write_text("{}")
-    return run
+    return make_run(15, 30, data={"train": str(data)})
 
 
-def ask(app: LocaltuneApp, run: Run, wanted: str = "") -> None:
-    app.post_message(AskWhy(run, None, QUESTION, "billing", wanted))
+def ask(app: LocaltuneApp, run: Run, wanted: str = "", step: int | None = None) -> None:
+    app.post_message(AskWhy(run, step, QUESTION, "billing", wanted))
 
 
 async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
@@ -178,10 +169,10 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
 ) -> None:
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
-        ask(app, run, "hardware")
-        await shown(pilot, "answer    billing", "It should have said", "hardware")
+        ask(app, run, "hardware", 15)
+        await shown(pilot, "answer    billing  (step 15)", "It should have said", "hardware")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
-        assert search.requests == [AttributionRequest(str(run.path), QUESTION, "billing", "hardware")]
+        assert search.requests == [AttributionRequest(str(run.path), QUESTION, "billing", "hardware", 15)]
         await shown(pilot, "base    I do not know", "▸ ", "rows.jsonl:10  question 0", PROOF[:40])
         await shown(
             pilot,
@@ -199,6 +190,9 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
         await wait_for(pilot, lambda: data.view is not None and data.index == 10)
         assert "question 10" in screen_text(app), "line 12, behind a blank one"
         ask(app, run)
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyForm))  # of the result
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+        ask(app, run, step=15)
         await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "G", until="rows.jsonl:3")
         assert not FORBIDDEN & set(screen_text(app))
@@ -246,7 +240,7 @@ async def test_the_index_is_made_in_the_background_and_the_question_asked_again(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("tui.screens.why.index_job", lambda _: Making())
+    monkeypatch.setattr("tui.screens.why.index_job", lambda *_: Making())
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
         ask(app, run)

@@ -106,7 +106,7 @@ def test_an_index_gives_the_same_scores_and_its_chunks_are_kept(run: Run, monkey
         with pytest.raises(RuntimeError, match="broken off"):
             IndexMaker(subject, 3).make(break_off)
         torn = next(path for path in (run.path / "trace").iterdir())
-        assert [path.name for path in torn.iterdir()] == ["000000.npz"]
+        assert [path.name for path in torn.iterdir()] == ["000000.f16"]
     found = indexed(run)
     assert found["made"] == 2 * ROWS - 5
     assert found["bytes"] > 2 * ROWS * 2 * 4093
@@ -119,6 +119,19 @@ def test_an_index_gives_the_same_scores_and_its_chunks_are_kept(run: Run, monkey
     np.testing.assert_array_equal(exact, again)
     np.testing.assert_allclose(exact, direct, atol=2e-2)
     assert int(np.argmax(exact)) == int(np.argmax(direct))
+
+
+def test_rows_that_are_all_against_the_answer_are_relative_to_the_strongest(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subject_of(run) as subject:
+        tracer = Tracer(subject, chosen_steps(run))
+        scores = -np.arange(1, ROWS + 1, dtype=np.float32)
+        found = scores, list(range(ROWS)), np.zeros(4093, dtype=np.float32)
+        monkeypatch.setattr(tracer, "scores", lambda _: found)
+        traced = tracer.trace(AttributionRequest(str(run.path), QUESTION, "yes"))
+    assert (traced.rows, traced.like) == ((), 0)
+    assert [row.score for row in traced.against] == pytest.approx([-1, -11 / 12, -10 / 12])
 
 
 def test_a_torn_index_is_made_again(run: Run) -> None:

@@ -121,7 +121,7 @@ def test_the_checkpoint_of_the_middle_stays_where_the_disk_allows(
 
     assert saved(2, 4, 6, 8) == [4, 8]
     monkeypatch.setattr(module, "free_bytes", lambda _: DISK_RESERVE_BYTES)
-    assert saved(9) == [9]
+    assert saved(9, 10) == [10]
     (notice,) = only(NoticeEvent, run)
     assert (notice.code, notice.level) == ("middle_dropped", "info")
     assert notice.message == "The checkpoint of step 4, in the middle of the run, is not kept: the disk is short."
