@@ -43,7 +43,7 @@ from core.runs.record.store import Run, create_run
 from core.worker.attribution.gradients import SIZE
 from core.worker.attribution.index import IndexMaker, trace_path
 from core.worker.attribution.job import CANDIDATES
-from core.worker.attribution.scores import direction, nearest
+from core.worker.attribution.scores import direction, likeness, nearest
 from core.worker.attribution.subject import Subject, opened
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
@@ -296,7 +296,6 @@ def _ask(
     texts = [f"{rows[place][0]} {rows[place][1]}" for place in places]
     subject.restore(steps[-1])
     hidden = subject.hidden([example.rows[-1] for example in subject.examples])
-    mean = hidden.mean(axis=0)
     found: list[dict[str, Any]] = []
     asked: list[list[Any]] = []
     for question in questions:
@@ -305,10 +304,9 @@ def _ask(
         asked.append([subject.encode(messages, text) for text in (answer, question.wanted)])
         own = subject.hidden(asked[-1][:1])[0]
         near = nearest(hidden, own, CANDIDATES["cpu"])
-        cosines = (hidden - mean) @ (own - mean) / np.linalg.norm(hidden - mean, axis=1)
         scores: dict[str, Sequence[float]] = {
             "BM25": bm25(texts, f"{question.text} {answer}"),
-            "hidden states": cosines.tolist(),
+            "hidden states": likeness(hidden, own).tolist(),
             "random": dice.random(len(places)).tolist(),
         }
         found.append({"question": question, "answer": answer, "scores": scores, "near": near})

@@ -44,7 +44,7 @@ class Why:
         """Show the list of an answer, or the form that begins its search."""
         page = self._pages.get(_key(asked))
         if page is None or page.job.stage == "canceled" or page.job.is_ending or page.job.error is not None:
-            self.ask_anew(asked, asked.wanted)
+            self.ask_anew(asked, asked.wanted if page is None else page.request.wanted)
         else:
             self._jobs.open(page)
 
@@ -170,6 +170,8 @@ class _Ways:
             Choice("o", "o", f"without the {counted(len(shown), 'row')} listed for it"),
             Choice("c", "c", "without the one under the cursor", place_of(row)),
         ]
+        # The first of two that leave out the same rows.
+        choices = [each for at, each in enumerate(choices) if groups[each.key] not in [*groups.values()][:at]]
         text = (
             "Train again without which rows? Two runs go into the queue: one without them, and one without as many "
             "random rows. The order of the others stays, so they differ in nothing else. No file is changed."

@@ -211,7 +211,8 @@ class QueueScreen(ListScreen[Run]):
         about = (
             "A run of the configuration in the app for each value of an option, or for each combination of several:\n"
             "learning_rate = 1e-3, 2e-4; rank = 8, 16\n"
-            "How many rows are enough: share = 0.25, 0.5, 1 of the rows; compare the runs then."
+            "A run for each share of the rows; compare them at the end to see how many rows are enough:\n"
+            "share = 0.25, 0.5, 1"
         )
         rows = {"values": ("values", line, "")}
         self._ask("Sweep", rows, about, lambda texts: self._sweep(texts["values"]), "sweep")

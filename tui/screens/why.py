@@ -151,13 +151,13 @@ class WhyPage(JobPage[JobProgress, Attribution]):
 
     def __init__(self, request: AttributionRequest, name: str, ways: WhyWays) -> None:
         super().__init__(RunningJob("search for rows", name), "Why it said that")
-        self._request, self._ways = request, ways
+        self.request, self._ways = request, ways
         self._search: AttributionJob | None = None
 
     def run(self, tell: Callable[[JobProgress], None]) -> Attribution:
         """Find the rows."""
-        self._search = attribution_job(self._request)
-        parts, part, before = 1 + len(chosen_steps(find_run(self._request.run), self._request.step)), 0, 0.0
+        self._search = attribution_job(self.request)
+        parts, part, before = 1 + len(chosen_steps(find_run(self.request.run), self.request.step)), 0, 0.0
 
         def told(progress: JobProgress) -> None:
             # The rows are read, and their gradients computed at each checkpoint: each begins at 0 again.
@@ -182,7 +182,7 @@ class WhyPage(JobPage[JobProgress, Attribution]):
 
     def text(self, room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
         """Question and answer, and the progress."""
-        request = self._request
+        request = self.request
         texts = (("question", request.messages[-1]["content"]), ("answer  ", request.answer))
         wanted = (("wanted  ", request.wanted),) if request.wanted else ()
         lines = [Content(f"{name}  {one_line(text, 300)}") for name, text in (*texts, *wanted)]
@@ -304,9 +304,11 @@ def place_of(row: AttributedRow) -> str:
 def group_of(found: Attribution) -> str:
     """The rows up to the gap in the scores, in words."""
     shown = min(len(found.rows), ROWS_FOR)
-    if found.like < shown:
-        return f"the first {found.like} of these rows" if found.like > 1 else "the first row"
-    return f"these rows and their like ({found.like})"
+    if found.like == 1:
+        return "the first row"
+    if found.like > shown:
+        return f"these rows and their like ({found.like})"
+    return f"these {shown} rows" if found.like == shown else f"the first {found.like} of these rows"
 
 
 def head_of(found: Attribution) -> Content:
@@ -377,7 +379,7 @@ class WhyScreen(Overlay[None]):
     def compose(self) -> ComposeResult:
         """The answers, the rows, and the way to prove it."""
         with RecordBox("Why it said that"):
-            yield TextBlock(head_of(self._found), id="head")
+            yield HangingBlock(head_of(self._found), id="head")
             yield PointedList()
             yield TextBlock(id="proof")
 

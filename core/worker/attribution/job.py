@@ -247,7 +247,10 @@ class Tracer:
         begin = self._decode(ids).find(text)
         if begin < 0:
             return None
-        ends = [len(self._decode(ids[: count + 1])) - begin for count in range(len(ids))]
+        ends: list[int] = []
+        # Decoded from the start each time, as a character may be of several tokens; no further than the text is shown.
+        while len(ends) < len(ids) and (not ends or ends[-1] < _SHOWN):
+            ends.append(len(self._decode(ids[: len(ends) + 1])) - begin)
         return {int(at): (start, end) for at, start, end in zip(own, [-begin, *ends], ends, strict=False)}
 
     def _decode(self, ids: list[int]) -> str:

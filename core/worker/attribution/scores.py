@@ -44,18 +44,22 @@ def _solve(matrix: torch.Tensor, right: torch.Tensor, damping: float) -> torch.T
     return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
 
-def nearest(hidden: FloatRows, question: FloatRows, count: int) -> list[int]:
-    """Rows whose hidden states are most like the question's, by cosine after the mean is taken off.
+def likeness(hidden: FloatRows, question: FloatRows) -> FloatRows:
+    """Cosines of rows' hidden states with the question's after the mean is taken off, times a factor that they share:
+    ``(rows,)``.
 
     Args:
         hidden: Of the rows, ``(rows, hidden)``.
         question: Of the question, ``(hidden,)``.
-        count: Rows that are chosen.
     """
     mean = hidden.mean(axis=0)
-    centered, own = hidden - mean, question - mean
-    cosines = centered @ own / np.maximum(np.linalg.norm(centered, axis=1), 1e-30)
-    return [int(at) for at in np.argsort(-cosines, kind="stable")[:count]]
+    centered = hidden - mean
+    return np.asarray(centered @ (question - mean) / np.maximum(np.linalg.norm(centered, axis=1), 1e-30))
+
+
+def nearest(hidden: FloatRows, question: FloatRows, count: int) -> list[int]:
+    """Rows whose hidden states are most like the question's, by :func:`likeness`."""
+    return [int(at) for at in np.argsort(-likeness(hidden, question), kind="stable")[:count]]
 
 
 def alike(scores: Sequence[float]) -> int:

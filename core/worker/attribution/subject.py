@@ -22,11 +22,11 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS
 from core.models.fingerprint import BaseFingerprint
-from core.runs.record.store import Run, complete_checkpoints
+from core.runs.record.store import Run
 from core.template.settings import MaskSettings
 from core.worker.attribution.gradients import SEED, SIZE, Projection, Sketches, TokenParts, metric_of
 from core.worker.attribution.scores import FloatRows
-from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, restore, verify_checkpoint
+from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, newest_valid, restore, verify_checkpoint
 from core.worker.data.batches import collate
 from core.worker.data.dataset import TrainedExample
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
@@ -342,8 +342,7 @@ def opened(run: Run, progress: Progress, token_budget: int | None = None) -> Ite
     config = config.with_options(
         train={"fused_layers": True, "compile": False}, method={"dropout": 0.0, "neftune_alpha": None}
     )
-    there = complete_checkpoints(run)
-    found = verify_checkpoint(there[-1]) if there else None
+    found, _ = newest_valid(run.checkpoints_path)
     with tempfile.TemporaryDirectory() as work:
         # Templates may write the date of the run, which is in its name.
         copy = Run(Path(work) / run.id)

@@ -31,6 +31,7 @@ from tui.glyphs import BRAILLE
 from tui.messages import AskWhy
 from tui.screens.job import JobScreen
 from tui.screens.why import ProofScreen, WhyForm, WhyScreen, group_of, head_of, lit_answer, proof_text, row_lines
+from tui.widgets.forms.inputs import PromptInput
 
 QUESTION = ({"role": "user", "content": "ticket printer"},)
 ROWS = tuple(
@@ -57,7 +58,7 @@ def test_the_same_answer_of_the_base_comes_first() -> None:
 def test_the_rows_up_to_the_gap_are_named() -> None:
     assert [group_of(replace(FOUND, like=like)) for like in (7, 5, 3, 1)] == [
         "these rows and their like (7)",
-        "these rows and their like (5)",
+        "these 5 rows",
         "the first 3 of these rows",
         "the first row",
     ]
@@ -222,10 +223,11 @@ async def test_refused_runs_and_searches_say_why(search: FakeSearch, private_hom
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         ask(app, run)
         await shown(pilot, "It should have said")
-        await press(pilot, "enter", until="The rows have changed.")
+        await press(pilot, *"hardware", "enter", until="The rows have changed.")
         await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         ask(app, run)
         await wait_for(pilot, lambda: isinstance(app.screen, WhyForm))
+        assert app.screen.query_one(PromptInput).text == "hardware", "as it was typed"
 
 
 async def test_the_index_is_made_in_the_background_and_the_question_asked_again(

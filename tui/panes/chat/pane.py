@@ -758,8 +758,8 @@ class ChatPane(Pane):
             return None
         return reply, self.dialogue.messages(reply.source, self.system, chosen)
 
-    def action_correct(self) -> None:
-        """Edit the answer, and keep it as a correction of the run."""
+    async def action_correct(self) -> None:
+        """Edit the answer, or its correction, and keep it as a correction of the run."""
         run, found = self.partner.run, self._answer_to_keep()
         if found is None:
             return
@@ -767,17 +767,23 @@ class ChatPane(Pane):
             keep = self.keys["chat.keep"].display
             self._say(f"Corrections are kept for a run, and no run is open; {keep} appends to a dataset.", "$near")
             return
-        from core.chat.corrections import Correction
+        from core.chat.corrections import Correction, corrections_file, read_corrections
         from tui.screens.chat import KeepAnswer
 
         reply, messages = found
+        try:
+            before = await asyncio.to_thread(read_corrections, corrections_file(run))
+        except UserError as error:
+            self._say(f"✗ {error.message} {error.hint}", "$limit")
+            return
+        answer = next((each.answer for each in before if each.asks(messages)), reply.as_written)
 
         def answered(kept: KeptAnswer | None) -> None:
             if kept is not None:
                 self._keep_correction(run, Correction(tuple(messages), kept.text, reply.as_written))
 
         question, verb = messages[-1]["content"], "keep the correction"
-        screen = KeepAnswer(question, reply.as_written, None, title="Correct this answer", verb=verb)
+        screen = KeepAnswer(question, answer, None, title="Correct this answer", verb=verb)
         self.app.push_screen(screen, answered)
 
     @work(group="chat-keep")

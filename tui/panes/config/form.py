@@ -162,7 +162,7 @@ def unset_text(name: str, document: ConfigDocument) -> str:
 
 
 #: Maximum characters of another value in a note, and in the help.
-_SHORT = 18
+_SHORT = 60
 _LONG = 200
 
 

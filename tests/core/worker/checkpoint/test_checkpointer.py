@@ -120,11 +120,21 @@ def test_the_checkpoint_of_the_middle_stays_where_the_disk_allows(
         return sorted(int(path.name.removeprefix("step-")) for path in run.checkpoints_path.iterdir())
 
     assert saved(2, 4, 6, 8) == [4, 8]
+    monkeypatch.setattr(module, "free_bytes", lambda _: None)
+    assert saved(9) == [4, 9]
     monkeypatch.setattr(module, "free_bytes", lambda _: DISK_RESERVE_BYTES)
-    assert saved(9, 10) == [10]
+    assert saved(10, 11) == [11]
     (notice,) = only(NoticeEvent, run)
     assert (notice.code, notice.level) == ("middle_dropped", "info")
     assert notice.message == "The checkpoint of step 4, in the middle of the run, is not kept: the disk is short."
+
+
+def test_no_checkpoint_of_the_middle_is_kept_of_trained_model_weights(checkpointer: Checkpointer) -> None:
+    checkpointer.config = CONFIG.with_options(method={"name": "full"})
+    for checkpointer.state.step in (4, 6, 8):
+        checkpointer.save()
+    (kept,) = checkpointer.recorder.run.checkpoints_path.iterdir()
+    assert kept.name == "step-00000008"
 
 
 def test_states_that_do_not_fit_when_a_run_goes_on_are_tried_again(

@@ -516,6 +516,8 @@ async def test_an_answer_is_corrected_and_taken_back(tmp_path: Path, monkeypatch
         (kept,) = read_corrections(file)
         assert kept.rejected == "short and tuned"
         assert [turn["content"] for turn in kept.messages] == ["Be brief.", "hello"]
+        await press(pilot, "e", until="xshort and tuned")
+        await press(pilot, "escape", until=lambda: len(pilot.app.screen_stack) == 1)
         await press(pilot, "C", until=lambda: bool(requested(pilot, "starting.learn_corrections")))
         await press(pilot, "u", until="taken back")
         await press(pilot, "u", until="This answer has no correction")
