@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 from core.paths import working_directory
 from core.text import one_line
-from core.units import counted
+from core.units import counted, format_moment
 from tui.controllers.jobs import Jobs
 from tui.files import entry_path
 from tui.main_screen import Desktop
@@ -210,8 +209,7 @@ def _key(asked: AskWhy) -> tuple[Any, ...]:
 
 def _about(proof: Proof) -> str:
     """Time of a proof, and the number of rows that it leaves out."""
-    when = datetime.fromtimestamp(proof.created).strftime("%d %B %H:%M")
-    return one_line(f"{when}, without {counted(proof.count, 'row')}", 60)
+    return f"{format_moment(proof.created, '%d %B %H:%M')}, without {counted(proof.count, 'row')}"
 
 
 def _find(run: Run, place: FileLine) -> tuple[Path, int]:

@@ -529,13 +529,14 @@ def proof_text(view: ProofView, room: int) -> Content:
     ]
     lines.append(Content(""))
     if not view.compared:
-        lines += [Content(f"{each.title}  {each.words}") for each in (view.without, view.control)]
+        column = max(len(view.without.title), len(view.control.title))
+        lines += [Content(f"{each.title:<{column}}  {each.words}") for each in (view.without, view.control)]
         asked = counted(len(proof.questions), "question")
         kept = f"Both are trained as the run was and answer {asked}. The proof is kept in the run; ^r shows it."
         if view.state == "failed":
             kept = "There is nothing to compare. The list of the rows begins another proof."
         return Content("\n").join([*lines, Content(""), Content(kept)])
-    lines.append(Content.styled(view.summary, "bold"))
+    lines += [Content.styled(view.summary, "bold"), Content.styled("*  differs from the answer of the run", "$muted")]
     titles = ("with all rows", view.without.title, view.control.title)
     for row in view.compared:
         lines += [Content(""), Content.styled(one_line(row.question, 300), "bold")]

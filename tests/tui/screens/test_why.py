@@ -20,8 +20,10 @@ from core.evaluation.prompt_set import PromptItem
 from core.jobs.job import JobProgress
 from core.models.architecture import measuring
 from core.queue import store
-from core.runs.record.store import Run
-from tests.core.attribution.test_job import make_run
+from core.runs.catalog.rows import PROOFS
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
+from tests.core.attribution.test_job import config_of, make_run
 from tests.core.worker.attribution.runs import trained
 from tests.measured_here import run_here
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, shown, wait_for
@@ -115,11 +117,11 @@ def test_answers_of_a_proof_are_side_by_side_where_they_fit() -> None:
 def test_runs_of_a_proof_are_named_until_they_have_answered() -> None:
     waiting = ProofRun("without 2 rows", "queued", words="entry 3 of the queue is waiting")
     text = proof_text(ProofView(PROOF_OF, waiting, CONTROL), 70).plain
-    assert "without 2 rows  entry 3 of the queue is waiting" in text
+    assert "without 2 rows         entry 3 of the queue is waiting" in text
     assert "without 2 random rows  finished" in text
     assert "answer 2 questions" in text
     text = proof_text(ProofView(PROOF_OF, replace(waiting, state="failed", words="removed"), CONTROL), 70).plain
-    assert "without 2 rows  removed" in text
+    assert "without 2 rows         removed" in text
     assert "answer 2 questions" not in text
 
 
@@ -281,7 +283,7 @@ async def test_training_again_without_rows_is_queued_and_shown(
         await press(pilot, "r", until=("these rows and their like (7)", "the 5 rows listed", "rows.jsonl:11"))
         await press(pilot, "c", until=lambda: isinstance(app.screen, ProofScreen))
         assert began == [(run, (FileLine("rows.jsonl", 11),), QUESTION, "hardware")]
-        await shown(pilot, "without 2 rows  entry 3 waits", "left out   rows.jsonl:1-2")
+        await shown(pilot, "without 2 rows         entry 3 waits", "left out   rows.jsonl:1-2")
         await shown(pilot, "The queue is not started: the runner did not answer.")
         views.append(ProofView(PROOF_OF, WITHOUT, CONTROL))
         await shown(pilot, "Without these 2 rows the answer is the one wanted")
@@ -290,6 +292,30 @@ async def test_training_again_without_rows_is_queued_and_shown(
         await press(pilot, "r", until="these rows and their like")
         await press(pilot, "enter", until=lambda: len(began) == 2)
         assert [row.line for row in began[1][1]] == list(range(10, 17))
+
+
+async def test_proofs_of_a_run_are_chosen_from_and_shown(private_home: Path) -> None:
+    run = run_on(private_home.parent / "rows.jsonl")
+
+    def keep(identity: str, created: float) -> None:
+        (run.path / PROOFS).mkdir(parents=True, exist_ok=True)
+        (run.path / PROOFS / f"{identity}.json").write_text(json.dumps(replace(PROOF_OF, created=created).to_dict()))
+
+    async with running(notifications=True) as (app, pilot):
+
+        async def press_on_the_form(until: Any) -> None:
+            ask(app, run)
+            await shown(pilot, "It should have said")
+            await press(pilot, "ctrl+r", until=until)
+
+        await press_on_the_form("This run has no proofs yet")
+        keep("a", 1.0)
+        await press_on_the_form(lambda: isinstance(app.screen, ProofScreen))
+        await shown(pilot, "without 2 rows         it is no longer in the queue")
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
+        keep("b", 1e300)
+        await press_on_the_form(("Proofs of this run", "–, without 2 rows", "which area?"))
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, ProofScreen))
 
 
 async def test_the_search_goes_on_when_its_view_is_left(

@@ -221,3 +221,5 @@ def test_paths_that_differ_in_their_directory_show_it() -> None:
     assert "old/t.jsonl" in notes[0]
     notes = difference_notes(field, None, {"data.train": ["/a/old/other.jsonl"]})
     assert "old" not in notes[0]
+    notes = difference_notes(field, None, {"data.train": ["/a/tickets_of_the_last_three_years.jsonl"]})
+    assert notes == ("≠ last run tickets_of_the_last_three_years.jsonl",)
