@@ -21,9 +21,8 @@ from core.jobs.job import JobProgress
 from core.models.architecture import measuring
 from core.queue import store
 from core.runs.catalog.rows import PROOFS
-from core.runs.record.state import RunState
-from core.runs.record.store import Run, create_run
-from tests.core.attribution.test_job import config_of, make_run
+from core.runs.record.store import Run
+from tests.core.attribution.test_job import make_run
 from tests.core.worker.attribution.runs import trained
 from tests.measured_here import run_here
 from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, press, running, screen_lines, screen_text, shown, wait_for
