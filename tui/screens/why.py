@@ -204,7 +204,8 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
 
     def __init__(self, run: Run, ask: Callable[[], object]) -> None:
         super().__init__(RunningJob("index", brief_id(run.id), expected=None), "Index of all rows")
-        self._ask, self._making = ask, index_job(run)
+        self._run, self._ask = run, ask
+        self._making: IndexJob | None = None
 
     @property
     def keeps(self) -> str:
@@ -213,12 +214,13 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
 
     def run(self, tell: Callable[[JobProgress], None]) -> IndexResult:
         """Make the index."""
-        making: IndexJob = self._making
-        return making.run(tell)
+        self._making = index_job(self._run)
+        return self._making.run(tell)
 
     def close(self) -> None:
         """End its process."""
-        self._making.close()
+        if self._making is not None:
+            self._making.close()
 
     def take(self) -> None:
         """Ask again, of all rows."""

@@ -249,12 +249,18 @@ async def test_the_index_is_made_in_the_background_and_the_question_asked_again(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("tui.screens.why.index_job", lambda _: Making())
+    def refused(_: Run) -> Making:
+        raise UserError("The run has gone on.", "Wait for its end.")
+
+    monkeypatch.setattr("tui.screens.why.index_job", refused)
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
         ask(app, run)
         await shown(pilot, "It should have said")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "A", until="The run has gone on.")
+        monkeypatch.setattr("tui.screens.why.index_job", lambda _: Making())
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "A", until="The index is there: 400 rows at steps 15 and 30")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen) and len(search.requests) == 2)
         await wait_for(pilot, lambda: "compares all" not in screen_text(app) and PROOF[:30] in screen_text(app))
