@@ -449,7 +449,6 @@ class WhyScreen(Overlay[None]):
 
     def action_edit(self) -> None:
         """Ask again with another wanted answer; where none was wanted, beginning with that of the base."""
-        self.dismiss(None)
         found = self._found
         self._ways.ask_otherwise(found.wanted or ("" if found.is_base else found.base))
 

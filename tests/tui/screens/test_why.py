@@ -206,7 +206,10 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
         assert not FORBIDDEN & set(screen_text(app))
         await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
         search.found = replace(FOUND, wanted="")
-        await press(pilot, *["backspace"] * 8, "enter", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
+        await press(pilot, *["backspace"] * 8, "enter", until=lambda: len(search.requests) == 2)
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
         await press(pilot, "enter", until=lambda: len(search.requests) == 3)
     assert [request.wanted for request in search.requests] == ["hardware", "", "I do not know"], "at last, of the base"
@@ -265,6 +268,7 @@ async def test_the_index_is_made_in_the_background_and_the_question_asked_again(
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen) and len(search.requests) == 2)
         await wait_for(pilot, lambda: "compares all" not in screen_text(app) and PROOF[:30] in screen_text(app))
         assert "A compare all rows" not in screen_text(app)
+        assert len(app.screen_stack) == 2, "the former list has made room"
 
 
 async def test_training_again_without_rows_is_queued_and_shown(
