@@ -72,11 +72,13 @@ class Why:
         self._desktop.open(WhyForm(asked, wanted, partial(self.show_proofs, asked.run), is_on=is_on), answered)
 
     def search(self, asked: AskWhy, wanted: str) -> None:
-        """Begin the search for the rows, once the chat has freed its memory."""
+        """Begin the search for the rows, once the chat has freed its memory, in place of an open list."""
         from core.attribution.result import AttributionRequest
         from core.runs.record.sentences import brief_id
-        from tui.screens.why import WhyPage
+        from tui.screens.why import WhyPage, WhyScreen
 
+        if (former := self._desktop.find_screen(WhyScreen)) is not None:
+            former.dismiss(None)
         request = AttributionRequest(str(asked.run.path), tuple(asked.messages), asked.answer, wanted, asked.step)
         page = WhyPage(request, brief_id(asked.run.id), _Ways(self, asked, wanted))
         self._pages[_key(asked)] = page

@@ -206,7 +206,8 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
 
     def __init__(self, run: Run, step: int | None, ask: Callable[[], object]) -> None:
         super().__init__(RunningJob("index", brief_id(run.id), expected=None), "Index of all rows")
-        self._ask, self._making = ask, index_job(run, step)
+        self._run, self._step, self._ask = run, step, ask
+        self._making: IndexJob | None = None
 
     @property
     def keeps(self) -> str:
@@ -215,12 +216,13 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
 
     def run(self, tell: Callable[[JobProgress], None]) -> IndexResult:
         """Make the index."""
-        making: IndexJob = self._making
-        return making.run(tell)
+        self._making = index_job(self._run, self._step)
+        return self._making.run(tell)
 
     def close(self) -> None:
         """End its process."""
-        self._making.close()
+        if self._making is not None:
+            self._making.close()
 
     def take(self) -> None:
         """Ask again, of all rows."""
@@ -449,7 +451,6 @@ class WhyScreen(Overlay[None]):
 
     def action_edit(self) -> None:
         """Ask again with another wanted answer; where none was wanted, beginning with that of the base."""
-        self.dismiss(None)
         found = self._found
         self._ways.ask_otherwise(found.wanted or ("" if found.is_base else found.base))
 

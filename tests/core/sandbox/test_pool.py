@@ -45,7 +45,7 @@ def call(
     pool: SandboxPool,
     function: Callable[..., object],
     *args: object,
-    seconds: float = 10,
+    seconds: float = 60,
     keep: str = "",
     rights: Rights = NO_RIGHTS,
 ) -> object:
@@ -102,7 +102,7 @@ def test_what_its_function_refuses_is_reported(pool: SandboxPool) -> None:
         (readers.fill, (), "The file needs more than 2 GB of memory"),
         (readers.fill_below, (), "The file needs more than 2 GB of memory"),
         (readers.text, (LARGEST,), "The file needs more than 2 GB of memory"),
-        (readers.die, (signal.SIGXCPU,), "The file takes more than 10 s, which none should."),
+        (readers.die, (signal.SIGXCPU,), "The file takes more than 60 s, which none should."),
     ],
 )
 def test_what_ends_its_process_is_a_sentence_and_the_next_call_works(

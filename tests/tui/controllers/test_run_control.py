@@ -431,7 +431,7 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
         await wait_for(pilot, lambda: "micro-batch 3/8" in screen_text(app))
         script.write_state(pending=("stop",), progress=StepProgress("micro_batches", 4, 8))
         await wait_for(pilot, lambda: "◌ stopping after this step" in screen_text(app))
-        assert "x take back" in screen_text(app)
+        await wait_for(pilot, lambda: "x take back" in screen_text(app))
 
 
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:

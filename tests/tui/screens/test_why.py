@@ -200,7 +200,10 @@ async def test_the_list_leads_to_the_row_in_its_file_and_is_there_at_once_again(
         assert not FORBIDDEN & set(screen_text(app))
         await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
         search.found = replace(FOUND, wanted="")
-        await press(pilot, *["backspace"] * 8, "enter", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
+        await press(pilot, *["backspace"] * 8, "enter", until=lambda: len(search.requests) == 2)
+        await wait_for(pilot, lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "e", until=lambda: isinstance(app.screen, WhyForm))
         await press(pilot, "enter", until=lambda: len(search.requests) == 3)
     assert [request.wanted for request in search.requests] == ["hardware", "", "I do not know"], "at last, of the base"
@@ -243,16 +246,23 @@ async def test_the_index_is_made_in_the_background_and_the_question_asked_again(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("tui.screens.why.index_job", lambda *_: Making())
+    def refused(_: Run, __: int | None) -> Making:
+        raise UserError("The run has gone on.", "Wait for its end.")
+
+    monkeypatch.setattr("tui.screens.why.index_job", refused)
     run = run_on(private_home.parent / "rows.jsonl")
     async with running() as (app, pilot):
         ask(app, run)
         await shown(pilot, "It should have said")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen))
+        await press(pilot, "A", until="The run has gone on.")
+        monkeypatch.setattr("tui.screens.why.index_job", lambda *_: Making())
+        await press(pilot, "escape", until=lambda: isinstance(app.screen, WhyScreen))
         await press(pilot, "A", until="The index is there: 400 rows at steps 15 and 30")
         await press(pilot, "enter", until=lambda: isinstance(app.screen, WhyScreen) and len(search.requests) == 2)
         await wait_for(pilot, lambda: "compares all" not in screen_text(app) and PROOF[:30] in screen_text(app))
         assert "A compare all rows" not in screen_text(app)
+        assert len(app.screen_stack) == 2, "the former list has made room"
 
 
 async def test_training_again_without_rows_is_queued_and_shown(
