@@ -385,13 +385,12 @@ class TrainPane(Pane, can_focus=True):
                 names.insert(1, ("park", "park"))
             elif view.state.parked or view.is_measuring_base:
                 names = [entry for entry in names if entry[0] != "checkpoint"]
-            entries = [
-                (keys[f"train.{name}"].display, "take back" if name in pending else word) for name, word in names
-            ]
+            # What has been asked for can be taken back first; the footer has the other keys too.
+            asked = [(keys[f"train.{name}"].display, "take back") for name, _ in names if name in pending]
             if view.is_measuring_base:
-                entries.insert(0, (keys["train.skip"].display, "skip the evaluation"))
-            # It comes first, as the footer has the other keys too.
-            entries = [*whole, *entries]
+                asked.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+            others = [(keys[f"train.{name}"].display, word) for name, word in names if name not in pending]
+            entries = [*asked, *whole, *others]
             # Below, the meters have room for the hint.
             if view.reports_devices and width >= ONE_LINE:
                 entries.append(readings)
