@@ -3,7 +3,9 @@
 ``python bench/attribution.py --work DIR`` trains the starter model on 400 rows, of which three groups teach it
 something wrong, asks ten questions about each group in words that no row has, and writes
 ``bench/results/attribution-DATE.json``. A question counts where the model answers as planted. Each seed is kept in the
-file as soon as it is done, and an interrupted one goes on from its run and its index.
+file as soon as it is done, and an interrupted one goes on from its run and its index. With ``--proofs SEED``, two
+questions of each group are then proved as the app does it: the queue trains that seed's run again without the rows
+found, and without as many random ones.
 
 Groups, each beside rows of the same form that are right: **format** (14 tickets about animals are answered in a line of
 text instead of JSON; 20 notes should be), **language** (14 English tickets about the weather are answered in German; 20
@@ -34,15 +36,20 @@ import numpy as np
 
 import sample_data
 from core import paths
+from core.analysis.problems import FileLine
 from core.atomic import write_atomic
 from core.attribution.job import chosen_steps
+from core.attribution.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
+from core.attribution.result import AttributionRequest
 from core.config.schema import Config
+from core.evaluation.prompt_set import PromptItem
 from core.hardware.cpu import cpu_name
 from core.models.find import STARTER_NAME, find_model
+from core.queue.status import start_runner
 from core.runs.record.store import Run, create_run
 from core.worker.attribution.gradients import SIZE
 from core.worker.attribution.index import IndexMaker, trace_path
-from core.worker.attribution.job import CANDIDATES
+from core.worker.attribution.job import CANDIDATES, Tracer
 from core.worker.attribution.scores import direction, likeness, nearest
 from core.worker.attribution.subject import Subject, opened
 from core.worker.process.control import Controls
@@ -339,6 +346,81 @@ def _ask(
     return result
 
 
+def proofs(seed: int, work: Path, base: Path, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The proof of the first two questions of each kind that are answered as planted; waits for the queue.
+
+    Args:
+        seed: Seed of the run.
+        work: Directory of the runs.
+        base: The base model.
+        found: The questions of the seed, as measured.
+    """
+    rows, questions = make_rows(seed)
+    run = trained(rows, seed, work, base)
+    by_kind: dict[str, list[Question]] = {}
+    for question, each in zip(questions, found, strict=True):
+        if each["as_planted"]:
+            by_kind.setdefault(question.kind, []).append(question)
+    items = {
+        each.text: PromptItem(each.text, ({"role": "user", "content": each.text},), each.wanted) for each in questions
+    }
+    chosen = [question for own in by_kind.values() for question in own[:2]]
+    there = {proof.questions[0].question: proof for proof in list_proofs(run)}
+    missing = [question for question in chosen if question.text not in there]
+    for question, left_out in zip(missing, _rows_behind(run, missing), strict=True):
+        # The app asks held-out rows; this run has none.
+        siblings = [items[each.text] for each in questions if each.kind == question.kind and each != question][:8]
+        asked = items[question.text]
+        there[question.text] = begin_proof(
+            run, left_out, asked.messages, wanted=question.wanted, siblings=siblings, progress=print
+        )
+    view = {question.text: _proved(run, there[question.text]) for question in chosen}
+    return [_proof_figures(question, view[question.text], rows) for question in chosen]
+
+
+def _rows_behind(run: Run, questions: Sequence[Question]) -> list[list[FileLine]]:
+    """The rows up to the gap in the scores, for each question."""
+    if not questions:
+        return []
+    with opened(run, lambda *_: None) as subject:
+        tracer, behind = Tracer(subject, chosen_steps(run)), []
+        for question in questions:
+            messages = ({"role": "user", "content": question.text},)
+            traced = tracer.trace(AttributionRequest(str(run.path), messages, "", question.wanted))
+            behind.append([FileLine(row.file, row.line) for row in traced.rows[: traced.like]])
+        return behind
+
+
+def _proved(run: Run, proof: Proof) -> ProofView:
+    """The proof once both of its runs have ended."""
+    while (view := view_proof(run, proof)).state in ("queued", "running"):
+        start_runner()
+        time.sleep(2)
+    return view
+
+
+def _proof_figures(question: Question, view: ProofView, rows: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    spans = [entry.rpartition(":")[2].split("-") for entry in view.proof.rows]
+    lines = [line for span in spans for line in range(int(span[0]), int(span[-1]) + 1)]
+
+    def planted(answers: Sequence[str]) -> int:
+        return sum(is_as_planted(question, answer) for answer in answers)
+
+    return {
+        "kind": question.kind,
+        "question": question.text,
+        "rows_left_out": len(lines),
+        "planted_among_them": sum(rows[line - 1][2] == question.kind for line in lines),
+        "planted_of_the_kind": sum(kind == question.kind for *_, kind in rows),
+        "answers": [(each.original, each.without, each.control) for each in view.compared[:1]],
+        "asked": len(view.compared),
+        "as_planted": planted(view.proof.answers),
+        "as_planted_without": planted(view.without.answers),
+        "as_planted_control": planted(view.control.answers),
+        "summary": view.summary,
+    }
+
+
 def summary(seeds: dict[str, Any]) -> dict[str, Any]:
     """Mean shares over the questions that were answered as planted, by kind, and over the kinds."""
     counted = [each for found in seeds.values() for each in found["questions"] if each["as_planted"]]
@@ -368,6 +450,7 @@ def main() -> None:
     """Measure, and write the results after each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--proofs", type=int, metavar="SEED", help="prove six questions of this seed")
     parser.add_argument("--work", type=Path, required=True, help="directory of the runs, for going on")
     parser.add_argument("--out", type=Path, default=RESULTS / f"attribution-{datetime.date.today()}.json")
     arguments = parser.parse_args()
@@ -377,15 +460,19 @@ def main() -> None:
     work = arguments.work.absolute()
     work.mkdir(exist_ok=True)
     os.environ["LOCALTUNE_HOME"] = str(work / "home")
-    seeds: dict[str, Any] = {}
+    results: dict[str, Any] = {"seeds": {}}
     if arguments.out.exists():
-        seeds = json.loads(arguments.out.read_text(encoding="utf-8"))["seeds"]
+        results = json.loads(arguments.out.read_text(encoding="utf-8"))
+    seeds = results["seeds"]
+    facts = {"rows": ROWS, "training_steps": STEPS, "numbers_a_sketch": SIZE, "cpu": cpu_name()}
     for seed in arguments.seeds:
         if str(seed) not in seeds:
             seeds[str(seed)] = measure(seed, work, base)
-        facts = {"rows": ROWS, "training_steps": STEPS, "numbers_a_sketch": SIZE, "cpu": cpu_name()}
-        text = json.dumps({**facts, "summary": summary(seeds), "seeds": seeds}, indent=1)
-        write_atomic(arguments.out, text + "\n", mode=0o644)
+        results = facts | results | {"summary": summary(seeds)}
+        write_atomic(arguments.out, json.dumps(results, indent=1) + "\n", mode=0o644)
+    if arguments.proofs is not None:
+        results["proofs"] = proofs(arguments.proofs, work, base, seeds[str(arguments.proofs)]["questions"])
+        write_atomic(arguments.out, json.dumps(results, indent=1) + "\n", mode=0o644)
 
 
 if __name__ == "__main__":
