@@ -15,9 +15,7 @@ from core.runs.record.store import Run, find_run, refuse_live, start_again
 
 PROGRAM, INDEX_PROGRAM = "core.worker.job attribute", "core.worker.job attribution-index"
 #: Sentence under every list of rows, above one whose answer is the base's too, and in place of an empty one.
-PROOF = (
-    "These rows pull the answer this way; whether it depends on them shows when the run is trained again without them."
-)
+PROOF = "These rows pull toward this answer. Only training again without them shows whether it depends on them."
 SAME = "The base model gives the same answer: training need not be behind it."
 NO_ROWS = "No row pulls toward this answer."
 
