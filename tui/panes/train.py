@@ -258,7 +258,9 @@ class TrainPane(Pane, can_focus=True):
         self._subtitle()
 
     def _update_lines(self, view: RunView) -> None:
-        width, now, glyphs = self.content_size.width, self.shell.clock(), self.shell.glyphs
+        # Hidden, it has no size; most likely it is shown alone.
+        width = self.content_size.width or self.app.size.width - 4
+        now, glyphs = self.shell.clock(), self.shell.glyphs
         charted, result = len(view.history.loss) > 0, self._result
         hints: list[run_end.Hint] = []
         self._card = hints
