@@ -30,7 +30,7 @@ from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import SUFFIXES, FileQuestions, read_import, report_screen, show_difference
 from tui.panes.config.form import FORMS, ConfigForm
 from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel, NamedBase
-from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
+from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView, whole_plan
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
@@ -77,6 +77,7 @@ class ConfigPane(Pane):
     def compose(self) -> ComposeResult:
         """The form, the memory plan and the ask bar."""
         yield self._view
+        self._plan_bar.more = self.keys["config.plan"].display
         yield self._plan_bar
         yield self.ask_bar
 
@@ -694,6 +695,15 @@ class ConfigPane(Pane):
                 self.edited(f"the base model {one_line(text, 60)}", f"✓ {BASE} is {one_line(text, 200)}")
             # The model may have been downloaded now.
             self.look_around(anew=True)
+
+    def action_show_plan(self) -> None:
+        """Show the whole memory plan."""
+        from tui.screens.box import ReportScreen
+
+        if (plan := self._plan_bar.plan) is None:
+            self.say("There is no memory plan yet.")
+            return
+        self.app.push_screen(ReportScreen("Memory plan", partial(whole_plan, plan)))
 
     def action_measure_bits(self) -> None:
         """Measure the loss of 4-bit quantization on the rows of the configuration."""

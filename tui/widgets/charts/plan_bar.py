@@ -60,8 +60,8 @@ _ADVICE_LINES = 2
 _BITS_LINES = 2
 #: Lines below the bar without a plan.
 _WORD_LINES = 3
-#: Columns for the sum of the unnamed parts.
-_REST_WIDTH = 10
+#: Columns for the sum of the unnamed parts, with the key that names them.
+_REST_WIDTH = 14
 #: Short names of parts.
 _NAMES = {"linear_weights": "weights"}
 
@@ -74,6 +74,8 @@ class PlanBar(Widget):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.plan: PlanView | None = None
+        self.more = ""
+        """The key that shows the whole plan."""
 
     def show(self, plan: PlanView | None) -> None:
         """Show a plan, or hide the bar."""
@@ -84,15 +86,40 @@ class PlanBar(Widget):
 
     def render(self) -> Content:
         """Bar, parts, verdict and advice, one per line."""
-        return draw_plan(self.plan, self.size.width) if self.plan is not None else Content("")
+        return draw_plan(self.plan, self.size.width, self.more) if self.plan is not None else Content("")
 
 
-def draw_plan(plan: PlanView, width: int) -> Content:
-    """Lines of a plan, at most ``width`` columns wide."""
+def whole_plan(plan: PlanView, width: int) -> list[Content | str]:
+    """All of a plan, nothing cut: a line for each part, the verdict, and everything said about it."""
+    parts = _ordered(plan)
+    names = max((cell_len(name) for name, _ in parts), default=0)
+    amounts = [format_bytes(size) for _, size in parts]
+    room = max(map(len, amounts), default=0)
+    lines: list[Content | str] = []
+    for number, ((name, size), amount) in enumerate(zip(parts, amounts, strict=True)):
+        color = _COLORS[number % len(_COLORS)]
+        bar = _FILLS[number % len(_FILLS)] * round((width - names - room - 4) * size / max(plan.total, 1))
+        lines.append(
+            Content.assemble(f"{one_line(name)}{' ' * (names - cell_len(name))}  {amount:>{room}}  ", (bar, color))
+        )
+    lines += ["", _verdict(plan, width)] if parts else []
+    for text in (plan.time, plan.bits, *(f"→ {text}" for text in plan.advice)):
+        lines += textwrap.wrap(one_line(text, len(text)), max(width, 1))
+    return lines
+
+
+def draw_plan(plan: PlanView, width: int, more: str = "") -> Content:
+    """Lines of a plan, at most ``width`` columns wide.
+
+    Args:
+        plan: The plan.
+        width: Columns.
+        more: The key that shows the whole plan.
+    """
     if not plan.parts:
         return _draw_words(plan, width)
     verdict, time = _verdict(plan, width), one_line(plan.time)
-    lines = [_bar(plan, width), _legend(plan, width)]
+    lines = [_bar(plan, width), _legend(plan, width, more)]
     if verdict.cell_length + cell_len(time) + 3 <= width:
         lines.append(Content.assemble(verdict, (f" · {time}", "$muted")) if time else verdict)
     else:
@@ -139,9 +166,9 @@ def _bar(plan: PlanView, width: int) -> Content:
     return Content.assemble(*parts, ("▏", "$muted"))
 
 
-def _legend(plan: PlanView, width: int) -> Content:
+def _legend(plan: PlanView, width: int, more: str) -> Content:
     """Names and sizes of the largest parts that fit, each with a fill of its own, then the sum of the rest, with
-    their names where they fit."""
+    their names where they fit, else with the key that shows them."""
     pieces: list[tuple[str, str]] = []
     used, parts = 0, _ordered(plan)
     for number, (name, size) in enumerate(parts):
@@ -152,7 +179,8 @@ def _legend(plan: PlanView, width: int) -> Content:
             rest = f"+ {format_bytes(sum(size for _, size in parts[number:]))}"
             named = ", ".join(f"{one_line(name, 20)} {format_bytes(size)}" for name, size in parts[number:])
             whole = f"{rest}: {named}"
-            shown = whole if cell_len(whole) <= width - used else fit(rest, max(width - used, 0)).rstrip()
+            short = f"{rest} ({more})" if more else rest
+            shown = whole if cell_len(whole) <= width - used else fit(short, max(width - used, 0)).rstrip()
             pieces.append((shown, "$muted"))
             break
         fill = _FILLS[number % len(_FILLS)]

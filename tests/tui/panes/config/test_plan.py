@@ -29,7 +29,7 @@ from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_
 from tui.panes.config.facts import FactsFinder, plan_document
 from tui.panes.config.model import ConfigModel
 from tui.screens.start_facts import find_plan
-from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
+from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan, whole_plan
 
 LLAMA = json.dumps(published.LLAMA_3_8B)
 
@@ -242,11 +242,25 @@ def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
     assert [piece for piece in many if piece in "█▓▒░"] == list("█▓▒░"), "each fill once"
     assert many.rstrip().endswith("+ 2.0 GB")
     assert draw_plan(six, 120).plain.split("\n")[1].endswith("+ 2.0 GB: part 4 1.0 GB, part 5 1.0 GB")
+    assert draw_plan(six, 90, "d").plain.split("\n")[1].rstrip().endswith("+ 2.0 GB (d)"), "the key that names them"
     everything = draw_plan(view, 120).plain.split("\n")[1]
     assert "context 5.0 MB" in everything
     assert "norms 141 kB" in everything
     for width in range(12, 130):
-        assert all(line.cell_length <= width for line in draw_plan(view, width).split("\n"))
+        assert all(line.cell_length <= width for line in draw_plan(view, width, "d").split("\n"))
+
+
+def test_the_whole_plan_cuts_nothing() -> None:
+    parts = [(f"part {number}", (9 - number) * 10**9) for number in range(8)]
+    advice = [f"Set option_{number} to save {number} GB: {'it takes longer, ' * 9}or not." for number in range(4)]
+    view = PlanView(parts, 44 * 10**9, 22_900_000_000, False, advice, "about 3 h", "4 rows of 2,048 tokens at once")
+    for width in (56, 120):
+        lines = [line if isinstance(line, str) else line.plain for line in whole_plan(view, width)]
+        assert all(len(line.rstrip()) <= width for line in lines)
+        words = " ".join(" ".join(lines).split())
+        assert all(f"{name} {9 - number}.0 GB" in words for number, (name, _) in enumerate(parts))
+        assert "✗ does not fit" in words
+        assert all(part in words for part in ("about 3 h", *advice))
 
 
 @cases("option", ["train.batch_size", "train.epochs", "train.max_steps", "data.eval_share"])
