@@ -97,6 +97,8 @@ def keep_answers(
 
 
 def _remove_others(run: Run, step: int, kept: Collection[int | None]) -> None:
+    for torn in (run.path / FOLDER).glob(".*.tmp"):  # of a killed worker
+        torn.unlink(missing_ok=True)
     steps = kept_steps(run)
     # Steps after this one were done before the run went back to a checkpoint.
     for other in steps:

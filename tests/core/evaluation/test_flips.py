@@ -143,9 +143,11 @@ def test_the_first_the_best_and_the_newest_answers_are_kept(home: Path) -> None:
     assert answers_path(run, 30).stat().st_mode & 0o777 == 0o600
     kept = read_answers(run, 30).answers[f"{run.id}@30"]
     assert [(answer.text, answer.scores["exact_match"]) for answer in kept if answer is not None] == [("no", 0.0)]
-    # Back at an earlier checkpoint, the run answers step 20 again.
+    # Back at an earlier checkpoint, the run answers step 20 again; a killed worker has left half a file.
+    (torn := answers_path(run, 20).with_name(".step-00000020.json.x7.tmp")).write_text("{")
     keep_answers(run, 20, [item("a")], ["yes"], 9, best=10)
     assert kept_steps(run) == [0, 10, 20]
+    assert not torn.exists()
 
 
 def test_secrets_are_not_kept_and_neither_is_what_would_be_too_large(home: Path) -> None:
