@@ -39,12 +39,12 @@ from core import paths
 from core.analysis.problems import FileLine
 from core.atomic import write_atomic
 from core.attribution.job import chosen_steps
-from core.attribution.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
 from core.attribution.result import AttributionRequest
 from core.config.schema import Config
 from core.evaluation.prompt_set import PromptItem
 from core.hardware.cpu import cpu_name
 from core.models.find import STARTER_NAME, find_model
+from core.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
 from core.queue.status import start_runner
 from core.runs.record.store import Run, create_run
 from core.worker.attribution.gradients import SIZE

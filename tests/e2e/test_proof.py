@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from core.analysis.problems import FileLine
-from core.attribution.proof import begin_proof, list_proofs, view_proof
 from core.data.exclusion import Exclusion
 from core.errors import UserError
+from core.proof import begin_proof, list_proofs, view_proof
 from core.queue import store
 from core.queue.status import read_status, start_runner
 from core.runs.record.events import DataEvent

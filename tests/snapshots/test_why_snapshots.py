@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.attribution.proof import ProofView
 from core.attribution.result import AttributedRow, Attribution
+from core.proof import ProofView
 from core.runs.record.store import Run
 from tests.tui.screens.test_why import CONTROL, PROOF_OF, WITHOUT
 from tui.app import LocaltuneApp

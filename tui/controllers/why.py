@@ -18,8 +18,8 @@ from tui.main_screen import Desktop
 
 if TYPE_CHECKING:
     from core.analysis.problems import FileLine
-    from core.attribution.proof import Proof
     from core.attribution.result import AttributedRow, Attribution
+    from core.proof import Proof
     from core.runs.record.store import Run
     from tui.jobs import JobPage
     from tui.messages import AskWhy
@@ -120,7 +120,7 @@ class Why:
         """Show the proof of a run, or a list of them to choose from."""
 
         async def work() -> None:
-            from core.attribution.proof import list_proofs
+            from core.proof import list_proofs
             from tui.screens.pick import Pick, PickScreen
             from tui.screens.why import ProofScreen
 

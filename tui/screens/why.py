@@ -24,11 +24,11 @@ from core.attribution.job import (
     chosen_steps,
     index_job,
 )
-from core.attribution.proof import Proof, ProofView, begin_proof, view_proof
 from core.attribution.result import ROWS_FOR, AttributedRow, Attribution, AttributionRequest
 from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.jobs.running import RunningJob
+from core.proof import Proof, ProofView, begin_proof, view_proof
 from core.runs.record.sentences import brief_id
 from core.runs.record.store import find_run
 from core.text import one_line, sanitize

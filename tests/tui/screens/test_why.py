@@ -13,12 +13,12 @@ from textual.content import Content
 
 from core.analysis.problems import FileLine
 from core.attribution.job import PROOF, IndexResult
-from core.attribution.proof import Proof, ProofRun, ProofView
 from core.attribution.result import AttributedRow, Attribution, AttributionRequest
 from core.errors import UserError
 from core.evaluation.prompt_set import PromptItem
 from core.jobs.job import JobProgress
 from core.models.architecture import measuring
+from core.proof import Proof, ProofRun, ProofView
 from core.queue import store
 from core.runs.catalog.rows import PROOFS
 from core.runs.record.store import Run

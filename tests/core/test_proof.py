@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from core import proof as module
 from core.analysis.problems import FileLine
-from core.attribution import proof as module
-from core.attribution.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.prompt_set import PromptItem
+from core.proof import Proof, ProofView, begin_proof, list_proofs, view_proof
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.runs.catalog.removal import remove_run
