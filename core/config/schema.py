@@ -220,6 +220,7 @@ class CheckpointSection(Section):
     every_steps: int | None = Field(None, ge=1, le=_MOST)
     keep: int = Field(3, ge=1, le=1000)
     middle: bool = True
+    index: bool = False
     final: Literal["last", "best"] = "last"
 
 

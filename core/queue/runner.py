@@ -14,9 +14,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from core.attribution.job import IndexJob, index_job
 from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.errors import UserError
+from core.governor.limits import Limits
+from core.jobs.job import JobCancelledError, JobProgress
 from core.launch import launcher
 from core.memory.plan import Machine, Plan
 from core.queue import store
@@ -106,6 +109,15 @@ def _card_bytes(config: Config) -> int | None:
     return card.memory_total if card is not None else None
 
 
+def unkept_limit(config: Config, now: float) -> str:
+    """The option whose limit holds at a Unix time, and would not be kept by work without a governor; empty for none."""
+    for name in ("temperature_limit_c", "memory_temperature_limit_c", "power_limit_w"):
+        if getattr(config.hardware, name) is not None:
+            return f"hardware.{name}"
+    quiet = Limits.of(config).quiet
+    return "night.quiet_hours" if quiet is not None and quiet.contains(now) else ""
+
+
 @dataclass(frozen=True)
 class Pace:
     """Seconds between two passes of the runner."""
@@ -125,6 +137,7 @@ class QueueRunner:
         told: Receives each event as a sentence: an entry starts, ends, waits.
         ended: Receives each entry that has ended without a worker that reports it.
         room: Why a run has to wait for memory; None if it fits.
+        index: Makes the job of a run's index.
         pace: Intervals between passes.
         release: Releases the runner's lock; called under the queue's lock when nothing waits.
     """
@@ -134,10 +147,11 @@ class QueueRunner:
         told: Callable[[str], None],
         ended: Callable[[QueueEntry], None] = lambda _: None,
         room: Callable[[Config], str | None] = lack_of_room,
+        index: Callable[[Run], IndexJob] = index_job,
         pace: Pace | None = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        self._told, self._ended, self._room, self._release = told, ended, room, release
+        self._told, self._ended, self._room, self._index, self._release = told, ended, room, index, release
         self._pace = pace or Pace()
         self._wait = self._pace.soonest
         self._said, self._has_failed = "", False
@@ -252,14 +266,48 @@ class QueueRunner:
         if state is None:
             return self._end(entry, "failed", "nothing of its run can be read")
         if state.state == "finished":
-            reason = f"refused by eval.gate: {state.refused}" if state.refused else state.reason
-            return self._end(entry, "done", reason, state)
+            if state.refused:
+                return self._end(entry, "done", f"refused by eval.gate: {state.refused}", state)
+            run, missing = run_of(entry), ""
+            if run.values().get("checkpoint.index") is True:
+                if (other := live_run()) is not None:
+                    return self._await(f"waits for {other.id}, then makes the index of {run.id}", entry.id)
+                missing = self._make_index(entry, run)
+                if self._stopped.is_set():
+                    return 0.0
+            return self._end(entry, "done", "; ".join(filter(None, (state.reason, missing))), state)
         if state.state == "stopped":
             return self._end(entry, "done", state.reason or "it was stopped", state)
         reason, night = launcher.failure_reason(run_of(entry)), store.read_queue().night
         if any(name in reason for name, value in night.values.items() if value is not None):
             reason += " It is set in Tonight: 'n' in the queue, or 'localtune-tui queue night'."
         return self._end(entry, "failed", reason, state)
+
+    def _make_index(self, entry: QueueEntry, run: Run) -> str:
+        """Make the index of a finished run; blocks until it is made, or the runner is stopped. Returns why there is
+        none; empty if it is made."""
+        elsewhere = f"localtune-tui why {run.id} --index makes it"
+        if entry.starts >= MOST_STARTS:
+            return f"its index was begun {entry.starts} times and not finished; {elsewhere}"
+
+        def tell(progress: JobProgress) -> None:
+            if self._stopped.is_set():
+                raise JobCancelledError
+            count = f", {progress.done} of {progress.total}" if progress.done and progress.total else ""
+            own_status(f"{doing}: {progress.activity}{count}", entry.id).write()
+
+        try:
+            config = store.read_queue().night.applied(run.config())
+            if limit := unkept_limit(config, time.time()):
+                return f"its index would not keep {limit}; {elsewhere}"
+            self._record(entry, starts=entry.starts + 1)
+            self._say(doing := f"makes the index of {run.id}", entry.id)
+            self._index(run).run(tell)
+        except JobCancelledError:
+            self._record(entry, starts=entry.starts)
+        except UserError as error:
+            return f"its index could not be made: {error.message}"
+        return ""
 
     def _go_on(self, entry: QueueEntry, run: Run) -> float:
         """Continue a run that a reboot has ended, once: from its checkpoint, or from the start without one."""

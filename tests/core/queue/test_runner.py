@@ -4,11 +4,14 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from core.attribution.job import IndexJob, IndexResult
 from core.errors import UserError
+from core.jobs.job import Job, JobProgress
 from core.launch import launcher
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
@@ -16,14 +19,15 @@ from core.models.architecture.architecture import read_architecture
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.fate import live_run
-from core.queue.runner import MOST_STARTS, Pace, QueueRunner, judge, lack_of_room
+from core.queue.runner import MOST_STARTS, Pace, QueueRunner, judge, lack_of_room, unkept_limit
+from core.queue.status import read_status
 from core.runs.control.devices import take_beside
 from core.runs.record.state import PARKED_BY_HAND, RunState, hostname
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
-from tests.core.runs.helpers import add_checkpoint, live_state
+from tests.core.runs.helpers import add_checkpoint, live_state, there
 from tests.measured_here import bounded_here
 from tests.small_disk import small_disk
 
@@ -358,3 +362,86 @@ def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(home: Path)
     for state, parked in (("paused", PARKED_BY_HAND), ("finished", "")):
         live_state(state, parked=parked).write(run.state_path)
         assert live_run() is None
+
+
+def index_of(run: Run, made: list[str], *, fails: str = "", stops: QueueRunner | None = None) -> IndexJob:
+    """A job that makes an index of eight rows, fails, or stops the runner halfway."""
+
+    def work(job: IndexJob) -> IndexResult:
+        job.report(JobProgress("gradients of the rows", 4, 8))
+        made.append(f"{run.id}: {there(read_status()).doing}")
+        if stops is not None:
+            stops.stop()
+        job.report(JobProgress("gradients of the rows", 5, 8))
+        if fails:
+            raise UserError(fails)
+        made.append(run.id)
+        return IndexResult((10, 20), 8, 131_072, 1.0, 8)
+
+    return Job("the index", work)
+
+
+def test_the_index_of_a_finished_run_is_made_before_the_next_run(fakes: FakeWorkers) -> None:
+    made: list[str] = []
+    add("a", "b", checkpoint={"index": True})
+    begin_next(fakes)
+    run = run_of(1)
+    fakes.end(run)
+    stopped = make_runner(index=lambda run: index_of(run, made, stops=stopped))
+    assert stopped.run() is False
+    doing = f"{run.id}: makes the index of {run.id}: gradients of the rows, 4 of 8"
+    assert (made, states()) == ([doing], {1: "running", 2: "waiting"}), "the next runner goes on with it"
+    runner = make_runner(index=lambda run: index_of(run, made))
+    runner.tick()
+    assert made == [doing, doing, run.id]
+    assert (states()[1], store.read_queue().entry(1).reason) == ("done", "")
+    begin_next(fakes)
+    assert states() == {1: "done", 2: "running"}
+
+
+@cases(
+    ("hardware", "changes", "fails", "reason"),
+    [
+        ({}, {}, "The rows have changed.", "its index could not be made: The rows have changed."),
+        ({"power_limit_w": 250}, {}, "", "its index would not keep hardware.power_limit_w; localtune-tui why"),
+        ({}, {"refused": "loss 2 is above 1"}, "", "refused by eval.gate: loss 2 is above 1"),
+    ],
+)
+def test_an_index_that_cannot_be_made_leaves_its_entry_done(
+    fakes: FakeWorkers, hardware: dict[str, object], changes: dict[str, str], fails: str, reason: str
+) -> None:
+    made: list[str] = []
+    (entry,) = add("a", checkpoint={"index": True}, hardware={"device": "cpu", **hardware})
+    begin_next(fakes)
+    run = run_of(entry.id)
+    fakes.end(run, **changes)
+    make_runner(index=lambda run: index_of(run, made, fails=fails)).tick()
+    entry = store.read_queue().entry(entry.id)
+    assert (entry.state, run.id in made) == ("done", False)
+    assert entry.reason.startswith(reason)
+
+
+def test_limits_hold_while_they_are_in_force() -> None:
+    quiet = config_for(night={"quiet_hours": "22:00-07:00"})
+    midnight, noon = (datetime(2026, 5, 4, hour).timestamp() for hour in (0, 12))
+    assert [unkept_limit(quiet, moment) for moment in (midnight, noon)] == ["night.quiet_hours", ""]
+    assert unkept_limit(config_for(hardware={"temperature_limit_c": 75}), noon) == "hardware.temperature_limit_c"
+
+
+def test_an_index_waits_for_another_run_and_is_given_up_after_some_starts(fakes: FakeWorkers) -> None:
+    made: list[str] = []
+    add("a", checkpoint={"index": True})
+    begin_next(fakes)
+    run = run_of(1)
+    fakes.end(run)
+    other = create_run(config_for(), "other")
+    fakes.launch(other)
+    runner = make_runner(index=lambda run: index_of(run, made))
+    assert runner.tick()
+    assert (made, states()) == ([], {1: "running"})
+    fakes.end(other)
+    store.change(lambda queue: queue.with_entry(replace(queue.entry(1), starts=MOST_STARTS)))
+    runner.tick()
+    assert store.read_queue().entry(1).reason == (
+        f"its index was begun 5 times and not finished; localtune-tui why {run.id} --index makes it"
+    )
