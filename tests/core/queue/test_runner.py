@@ -387,7 +387,7 @@ def test_the_index_of_a_finished_run_is_made_before_the_next_run(fakes: FakeWork
     begin_next(fakes)
     run = run_of(1)
     fakes.end(run)
-    stopped = make_runner(index=lambda run: index_of(run, made, stops=stopped))
+    stopped: QueueRunner = make_runner(index=lambda run: index_of(run, made, stops=stopped))
     assert stopped.run() is False
     doing = f"{run.id}: makes the index of {run.id}: gradients of the rows, 4 of 8"
     assert (made, states()) == ([doing], {1: "running", 2: "waiting"}), "the next runner goes on with it"
