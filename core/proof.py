@@ -274,7 +274,9 @@ def _queue(run: Run, config: Config, proof: Proof) -> Proof:
             source=str(run.own_config_path),
             overrides=(f"data.exclude={json.dumps(excluded)}", f"eval.prompts={questions}"),
         )
-        made = config.with_options(data={"exclude": excluded}, eval={"prompts": str(questions)})
+        made = config.with_options(
+            data={"exclude": excluded}, eval={"prompts": str(questions)}, checkpoint={"index": False}
+        )
         entries.append((entry, made))
     try:
         with contextlib.ExitStack() as undo:

@@ -69,6 +69,12 @@ def ended(made: Run, number: int, *answers: str, step: int = 8, state: str = "fi
     store.change(lambda queue: queue.with_entry(replace(queue.entry(number), state="done", reason="all steps done")))
 
 
+def test_the_runs_of_a_proof_have_no_index(private_home: Path) -> None:
+    made = create_run(config(checkpoint={"index": True}), "tickets")
+    queued(made)
+    assert [store.read_entry_config(entry).checkpoint.index for entry in store.read_queue().entries] == [False, False]
+
+
 def test_a_proof_is_followed_from_the_queue_to_the_answers_side_by_side(run: Run) -> None:
     proof = queued(run)
     assert list_proofs(run) == [proof]
