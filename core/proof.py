@@ -274,7 +274,9 @@ def _queue(run: Run, config: Config, proof: Proof) -> Proof:
             source=str(run.own_config_path),
             overrides=(f"data.exclude={json.dumps(excluded)}", f"eval.prompts={questions}"),
         )
-        made = config.with_options(data={"exclude": excluded}, eval={"prompts": str(questions)})
+        made = config.with_options(
+            data={"exclude": excluded}, eval={"prompts": str(questions)}, checkpoint={"index": False}
+        )
         entries.append((entry, made))
     try:
         with contextlib.ExitStack() as undo:
@@ -383,15 +385,19 @@ class ProofView:
         rows = "this row" if proof.count == 1 else f"these {proof.count} rows"
         random_rows = "1 random row" if proof.count == 1 else f"{proof.count} random rows"
         first = compared[0]
-        if not first.is_changed:
-            asked = f"The answer stays the same without {rows}"
-        elif first.expected is not None and first.without.strip() == first.expected.strip():
-            asked = f"Without {rows} the answer is the one wanted"
-        else:
-            asked = f"Without {rows} the answer is another"
-        same = ", and without random rows too" if first.is_changed and first.is_noisy else ""
+
+        def become(answer: str) -> str:
+            is_wanted = first.expected is not None and answer.strip() == first.expected.strip()
+            return "the one wanted" if is_wanted else "another"
+
+        asked = f"The answer stays the same without {rows}"
+        if first.is_changed:
+            asked = f"Without {rows} the answer is {become(first.without)}"
+        if first.is_changed and first.is_noisy:
+            is_same = become(first.control) == become(first.without)
+            asked += f", and without random rows {'too' if is_same else become(first.control)}"
         return (
-            f"{asked}{same}. {changed} of {counted(len(compared), 'answer')} changed; without {random_rows} {noisy}: "
+            f"{asked}. {changed} of {counted(len(compared), 'answer')} changed; without {random_rows} {noisy}: "
             "that much is the noise of any retraining."
         )
 

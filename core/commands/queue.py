@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "let a held entry be started, or an ended one wait again for a new run",
             lambda queue, args: queue.released(args.id),
         ),
-        ("remove", "take an entry out that is not started yet", lambda queue, args: queue.removed(args.id)),
+        (
+            "remove",
+            "take an entry out that is not started yet, or give up its index",
+            lambda queue, args: queue.removed(args.id),
+        ),
         (
             "move",
             "put an entry to another place among those that wait",
@@ -239,8 +243,9 @@ def _cells(row: EntryView) -> tuple[str, ...]:
 
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
+    ended = entry.ended if entry.is_over else None
     words = f"{doing} {row.step}/{row.total_steps}" if row.state and row.total_steps else doing
-    begins, ends = row.begins or entry.begun, row.ends or entry.ended
+    begins, ends = row.begins or entry.begun, row.ends or ended
     mark = row.marks
     takes = f"takes ~{format_duration(row.seconds)}{mark}" if row.seconds is not None else "–"
     return (
@@ -249,8 +254,8 @@ def _cells(row: EntryView) -> tuple[str, ...]:
         one_line(row.about, 64),
         entry.run or "–",
         format_moment(begins, "%m-%d %H:%M") if begins else "–",
-        f"{'' if entry.ended else '~'}{format_moment(ends, '%m-%d %H:%M')}{mark}" if ends else takes,
-        one_line(entry.reason, 60) if entry.state in ("failed", "skipped") else "",
+        f"{'' if ended else '~'}{format_moment(ends, '%m-%d %H:%M')}{mark}" if ends else takes,
+        one_line(entry.trouble, 60),
     )
 
 
@@ -304,7 +309,9 @@ def _stop(args: argparse.Namespace) -> int:
         emit({"stopped": was_on, "run": active.run if active is not None else None})
         return 0
     say("The runner has ended." if was_on else "The runner was not running.")
-    if active is not None and active.run is not None:
+    if active is not None and active.is_indexing:
+        note(f"The index of {active.run} is broken off, and goes on with the next runner.")
+    elif active is not None and active.run is not None:
         note(f"{active.run} goes on; '{PROGRAM} stop {active.run}' stops it.")
     return 0
 

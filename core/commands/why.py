@@ -111,7 +111,7 @@ def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:
     if result.considered < result.total:
         yield (
             f"{result.considered} of {result.total} rows were compared, chosen by their hidden states; "
-            "'localtune-tui why RUN --index' makes it all of them."
+            "'localtune-tui why RUN --index' makes it all of them, as the queue does after a run with checkpoint.index."
         )
     yield PROOF
     entries = entries_of((row.file, row.line) for row in result.rows[: result.like])

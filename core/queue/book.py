@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
-from core.queue.entry import ACTIVE, COUNTS, ENDED, PENDING, EntryState, QueueEntry, is_time
+from core.queue.entry import ACTIVE, COUNTS, ENDED, NO_INDEX, PENDING, EntryState, QueueEntry, is_time
 from core.queue.night import Night
 from core.small_files import parse_json
 from core.text import one_line
@@ -131,11 +131,14 @@ class Queue:
         return self._move(entry_id, "waiting", "released", ("held",))
 
     def removed(self, entry_id: int) -> Queue:
-        """The queue with an entry removed before its start.
+        """The queue with an entry removed before its start; with one done whose index is being made.
 
         Raises:
-            UserError: If it has been started.
+            UserError: If it has been started, and its run has not finished.
         """
+        if (entry := self.entry(entry_id)).is_indexing:
+            why = f"{NO_INDEX}was given up; localtune-tui why {entry.run} --index makes it"
+            return self.with_entry(entry.moved("done", reason="; ".join(filter(None, (entry.reason, why)))))
         return self._move(entry_id, "removed", "removed", ("waiting", "held"))
 
     def _move(self, entry_id: int, state: EntryState, done: str, allowed: Sequence[str]) -> Queue:
@@ -148,6 +151,8 @@ class Queue:
 
     @staticmethod
     def _way(entry: QueueEntry, done: str) -> str:
+        if entry.is_indexing:
+            return f"Its run has finished: 'localtune-tui queue remove {entry.id}' gives up its index."
         if entry.state in ACTIVE:
             return f"Its run is {entry.run}: 'localtune-tui stop {entry.run}' stops it, and the queue goes on."
         if entry.state in ENDED and done == "removed":

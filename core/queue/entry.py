@@ -32,6 +32,8 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
     "removed": frozenset(),
 }
 
+#: Beginning of the reason why the run of a done entry has no index; the end of the run may come before it.
+NO_INDEX = "its index "
 #: Ids, counts, and the longest text of an entry.
 COUNTS, _TEXT = range(1, 1 << 31), 2000
 #: Text fields that are only displayed.
@@ -67,13 +69,14 @@ class QueueEntry:
     run: str | None = None
     """Id of its run, written before the run is started."""
     starts: int = 0
-    """Starts in a row that gave no process; see :data:`core.queue.runner.MOST_STARTS`."""
+    """Starts in a row that gave no process, or no end of its index; see :data:`core.queue.runner.MOST_STARTS`."""
     continued: str | None = None
     """Boot id of the boot in which the run was continued after a reboot; None if it never was."""
     reason: str = ""
     """Why it is in its state; may be empty."""
     outcome: str = ""
-    """End state of its run: finished, stopped, failed or lost; empty before the end."""
+    """End state of its run: finished, stopped, failed or lost; empty before the end. An entry that is running with one
+    waits for the index of its run."""
     begun: float | None = None
     """Start of its run, in Unix seconds."""
     ended: float | None = None
@@ -92,6 +95,18 @@ class QueueEntry:
     def is_over(self) -> bool:
         """True if the entry has ended or was removed."""
         return self.state in ENDED
+
+    @property
+    def trouble(self) -> str:
+        """The reason why it failed or was skipped, or its run has no index; empty for others."""
+        if self.state in ("failed", "skipped"):
+            return self.reason
+        return self.reason[self.reason.find(NO_INDEX) :] if self.is_over and NO_INDEX in self.reason else ""
+
+    @property
+    def is_indexing(self) -> bool:
+        """True if its run has finished, and the index of the run's rows is being made."""
+        return self.state == "running" and bool(self.outcome)
 
     def moved(self, state: EntryState, **changes: Any) -> QueueEntry:
         """The entry in another state.

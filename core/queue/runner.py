@@ -14,8 +14,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
 from core.attribution.job import IndexJob, index_job
 from core.config.document import ConfigDocument
+from core.config.live import GOVERNED, changed
 from core.config.schema import Config
 from core.errors import UserError
 from core.governor.limits import Limits
@@ -24,12 +27,13 @@ from core.launch import launcher
 from core.memory.plan import Machine, Plan
 from core.queue import store
 from core.queue.book import Queue
-from core.queue.entry import FOLLOWS, EntryState, QueueEntry
+from core.queue.entry import FOLLOWS, NO_INDEX, EntryState, QueueEntry
 from core.queue.estimate import Estimator
 from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
 from core.queue.status import own_status
 from core.queue.view import QueueReader
-from core.runs.control.devices import occupant, run_devices
+from core.runs.control.devices import occupant, run_devices, take_alone
+from core.runs.record.history import read_history
 from core.runs.record.state import END_STATES, RunState, boot_id, hostname
 from core.runs.record.store import Run, complete_checkpoints, free_run_id, make_run
 from core.text import one_line
@@ -266,16 +270,11 @@ class QueueRunner:
         if state is None:
             return self._end(entry, "failed", "nothing of its run can be read")
         if state.state == "finished":
-            if state.refused:
-                return self._end(entry, "done", f"refused by eval.gate: {state.refused}", state)
-            run, missing = run_of(entry), ""
-            if run.values().get("checkpoint.index") is True:
-                if (other := live_run()) is not None:
-                    return self._await(f"waits for {other.id}, then makes the index of {run.id}", entry.id)
-                missing = self._make_index(entry, run)
-                if self._stopped.is_set():
-                    return 0.0
-            return self._end(entry, "done", "; ".join(filter(None, (state.reason, missing))), state)
+            run = run_of(entry)
+            if not state.refused and run.values().get("checkpoint.index") is True:
+                return self._conclude_with_index(entry, run, state)
+            reason = f"refused by eval.gate: {state.refused}" if state.refused else state.reason
+            return self._end(entry, "done", reason, state)
         if state.state == "stopped":
             return self._end(entry, "done", state.reason or "it was stopped", state)
         reason, night = launcher.failure_reason(run_of(entry)), store.read_queue().night
@@ -283,31 +282,73 @@ class QueueRunner:
             reason += " It is set in Tonight: 'n' in the queue, or 'localtune-tui queue night'."
         return self._end(entry, "failed", reason, state)
 
+    def _conclude_with_index(self, entry: QueueEntry, run: Run, state: RunState) -> float:
+        """Make the index of a finished run, once the device is free, and end its entry; blocks until then, or until
+        the runner is stopped."""
+        if not entry.is_indexing:
+            ended = state.updated or time.time()
+            to: EntryState | None = "running" if entry.state == "starting" else None
+            entry = self._record(entry, to, outcome=state.state, ended=ended, reason=state.reason, starts=0)
+        if (other := live_run()) is not None:
+            return self._await(f"waits for {other.id}, then makes the index of {run.id}", entry.id)
+        try:
+            devices = run_devices(run.config())
+        except UserError:
+            devices = []  # its process reports the problem
+        if (hold := take_alone(devices, f"the index of {run.id}")) is None:
+            found = occupant(devices) or "another run"
+            return self._await(f"waits for the device, which {found} has, then makes the index of {run.id}", entry.id)
+        try:
+            missing = self._make_index(entry, run)
+        finally:
+            hold.release()
+        if self._stopped.is_set():
+            return 0.0
+        return self._end(entry, "done", "; ".join(filter(None, (state.reason, missing))), state)
+
     def _make_index(self, entry: QueueEntry, run: Run) -> str:
-        """Make the index of a finished run; blocks until it is made, or the runner is stopped. Returns why there is
-        none; empty if it is made."""
-        elsewhere = f"localtune-tui why {run.id} --index makes it"
+        """Make an index. Returns why there is none; empty if it is made, or the runner was stopped."""
+        elsewhere, missing, looked = f"localtune-tui why {run.id} --index makes it", "", 0.0
         if entry.starts >= MOST_STARTS:
-            return f"its index was begun {entry.starts} times and not finished; {elsewhere}"
+            return f"{NO_INDEX}was begun {entry.starts} times and not finished; {elsewhere}"
+
+        def obstacle() -> str:
+            """The reason not to make it, or not to go on with it; empty if there is none."""
+            queue = store.read_queue()
+            if queue.active is None or queue.active.id != entry.id:
+                return f"{NO_INDEX}was given up"
+            limit = unkept_limit(queue.night.applied(config), time.time())
+            return f"{NO_INDEX}would not keep {limit}; {elsewhere}" if limit else ""
 
         def tell(progress: JobProgress) -> None:
+            nonlocal looked, missing
             if self._stopped.is_set():
+                raise JobCancelledError
+            if (now := time.monotonic()) - looked < self._pace.follow:
+                return
+            looked = now
+            if missing := obstacle():
                 raise JobCancelledError
             count = f", {progress.done} of {progress.total}" if progress.done and progress.total else ""
             own_status(f"{doing}: {progress.activity}{count}", entry.id).write()
 
+        doing = f"makes the index of {run.id}"
         try:
-            config = store.read_queue().night.applied(run.config())
-            if limit := unkept_limit(config, time.time()):
-                return f"its index would not keep {limit}; {elsewhere}"
+            settings = read_history(run).settings
+            config = changed(run.config(), {name: value for name, value in settings.items() if name in GOVERNED})
+            if missing := obstacle():
+                return missing
             self._record(entry, starts=entry.starts + 1)
-            self._say(doing := f"makes the index of {run.id}", entry.id)
+            self._say(doing, entry.id)
             self._index(run).run(tell)
         except JobCancelledError:
-            self._record(entry, starts=entry.starts)
+            if not missing:
+                self._record(entry, starts=entry.starts)
         except UserError as error:
-            return f"its index could not be made: {error.message}"
-        return ""
+            return f"{NO_INDEX}could not be made: {error.message}"
+        except ValidationError:
+            return f"{NO_INDEX}would not keep limits that cannot be read; {elsewhere}"
+        return missing
 
     def _go_on(self, entry: QueueEntry, run: Run) -> float:
         """Continue a run that a reboot has ended, once: from its checkpoint, or from the start without one."""

@@ -42,7 +42,7 @@ class EntryView:
         watt_hours: Expected energy; None if unknown.
         begins: Expected begin in Unix seconds, quiet hours counted, if a runner is on or starts now; None if unknown.
         ends: Expected end, likewise.
-        state: State of the run of an active entry; empty for others.
+        state: State of the run of an active entry, ``index`` while its index is made; empty for others.
         step: Steps done by that run.
         total_steps: Steps of that run; 0 while unknown.
         by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None if
@@ -200,8 +200,9 @@ class QueueReader:
         """The view of a queue."""
         clock: float | None = now
         shown: list[EntryView] = []
-        self._note_end(queue.active)
-        if (active := queue.active) is not None:
+        active = queue.active
+        self._note_end(active if active is None or not active.is_indexing else None)
+        if active is not None:
             has_run = active.run is not None and run_of(active).config_path.is_file()
             view_of = self._active if has_run else self._waiting
             shown.append(view_of(active, queue.night, now, known_only))
@@ -261,6 +262,8 @@ class QueueReader:
 
     def _active(self, entry: QueueEntry, night: Night, now: float, known_only: bool) -> EntryView:
         """The active entry with its time left."""
+        if entry.is_indexing:
+            return EntryView(entry, begins=entry.begun, state="index")
         run = run_of(entry)
         state, history = run.state(), self._history(run)
         if state.state in END_STATES:

@@ -69,6 +69,12 @@ def ended(made: Run, number: int, *answers: str, step: int = 8, state: str = "fi
     store.change(lambda queue: queue.with_entry(replace(queue.entry(number), state="done", reason="all steps done")))
 
 
+def test_the_runs_of_a_proof_have_no_index(private_home: Path) -> None:
+    made = create_run(config(checkpoint={"index": True}), "tickets")
+    queued(made)
+    assert [store.read_entry_config(entry).checkpoint.index for entry in store.read_queue().entries] == [False, False]
+
+
 def test_a_proof_is_followed_from_the_queue_to_the_answers_side_by_side(run: Run) -> None:
     proof = queued(run)
     assert list_proofs(run) == [proof]
@@ -137,6 +143,9 @@ def test_answers_are_those_of_the_result_and_not_of_a_later_step(run: Run) -> No
     ("answers", "said"),
     [
         (("right", "right"), "Without these 2 rows the answer is the one wanted, and without random rows too."),
+        (("right", "C"), "Without these 2 rows the answer is the one wanted, and without random rows another."),
+        (("B", "right"), "Without these 2 rows the answer is another, and without random rows the one wanted."),
+        (("B", "C"), "Without these 2 rows the answer is another, and without random rows too."),
         (("right", "A"), "Without these 2 rows the answer is the one wanted. 1 of 1 answer changed"),
         (("A", "A"), "The answer stays the same without these 2 rows. 0 of 1 answer changed"),
     ],

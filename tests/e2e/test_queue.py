@@ -50,7 +50,8 @@ def test_runs_come_in_order_after_kills_of_the_app_and_of_the_runner(workers: Wo
     (directory / "notify.toml").write_text(f"command = {json.dumps(['/bin/sh', '-c', script])}\n")
     config = workers.config(train={"max_steps": 6}, eval={"every_steps": None}, checkpoint={"every_steps": None})
     workers.measure(config)
-    store.add([(QueueEntry(id=1, name=name), config) for name in ("one", "two")])
+    indexed = config.with_options(checkpoint={"index": True})
+    store.add([(QueueEntry(id=1, name=name), made) for name, made in (("one", config), ("two", indexed))])
 
     app = subprocess.Popen([sys.executable, "-c", APP], stdout=subprocess.PIPE, text=True, env=finding_core(os.environ))
     assert app.stdout is not None
@@ -71,6 +72,11 @@ def test_runs_come_in_order_after_kills_of_the_app_and_of_the_runner(workers: Wo
     assert [run.id.rpartition("-")[2] for run in runs] == ["one", "two"]
     assert [run.state().state for run in runs] == ["finished"] * 2
     assert [run.log_path.read_text().count("== worker started") for run in runs] == [1, 1]
+    assert [entry.trouble for entry in store.read_queue().entries] == ["", ""]
+    assert [sorted(path.name for path in run.path.glob("trace/*")) for run in runs] == [
+        [],
+        ["step-00000003", "step-00000006"],
+    ]
     ends = [entry.ended for entry in store.read_queue().entries]
     begins = [entry.begun for entry in store.read_queue().entries]
     assert all(begun and ended and begun >= ended for begun, ended in zip(begins[1:], ends[:-1], strict=True))

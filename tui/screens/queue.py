@@ -290,8 +290,9 @@ class QueueScreen(ListScreen[Run]):
     def action_remove(self) -> None:
         """Remove the entry under the cursor."""
         if (row := self._row) is not None:
-            entry_id = row.entry.id
-            self._change(lambda queue: queue.removed(entry_id), f"Entry {entry_id} is removed.")
+            entry = row.entry
+            done = "is done, without its index" if entry.is_indexing else "is removed"
+            self._change(lambda queue: queue.removed(entry.id), f"Entry {entry.id} {done}.")
 
     def action_clear(self) -> None:
         """Remove the ended entries."""
@@ -316,7 +317,9 @@ class QueueScreen(ListScreen[Run]):
 
         async def stop() -> str:
             was_on = await asyncio.to_thread(status.stop_runner)
-            return "The runner has ended; a run in progress goes on." if was_on else "The runner was not running."
+            if not was_on:
+                return "The runner was not running."
+            return "The runner has ended; a run in progress goes on, an index with the next runner."
 
         self._box.carry_out(stop)
 
@@ -347,11 +350,11 @@ def _line(row: EntryView, width: int, when: str, *, is_on: bool) -> Content:
     head = f"{entry.id:>3}  "
     name_width = max(width - len(head) - _STATE - len(when) - 1, 8)
     about = row.about
-    if entry.state in ("failed", "skipped") and entry.reason:
-        about = f"{about}: {entry.reason}"
+    if entry.trouble:
+        about = f"{about}: {entry.trouble}"
     return Content.assemble(
         (head, "$muted"),
-        (fit(doing, _STATE), _STYLES.get(entry.outcome or entry.state, "$primary" if row.state else "")),
+        (fit(doing, _STATE), _STYLES.get(row.state or entry.outcome or entry.state, "$primary" if row.state else "")),
         (when, "" if is_on or entry.is_over else "$muted"),
         " ",
         fit(one_line(about, 300), name_width),
@@ -365,7 +368,7 @@ def _when(row: EntryView, now: float) -> str:
     def clock(moment: float) -> str:
         return format_moment(moment, "%H:%M" if time.localtime(moment).tm_yday == day else "%a %H:%M")
 
-    if entry.ended is not None:
+    if entry.ended is not None and entry.is_over:
         return f"ended {clock(entry.ended)}"
     mark = row.marks
     if row.state and row.ends is not None:

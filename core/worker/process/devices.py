@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.snapshot import Device, explain_xid
+from core.jobs.job import subject
 from core.runs.control.devices import Hold, is_alone, occupant, run_devices, take_alone, take_beside
 from core.runs.record.events import NoticeEvent
 from core.runs.record.store import Run
@@ -75,7 +76,10 @@ def shared_device(run_ids: Sequence[str], place: str = "") -> NoticeEvent:
         run_ids: The other runs, at least one.
         place: The process on the shared device, in a run of several: ``Process 1 on tower``.
     """
-    runs = f"Run {run_ids[0]} is" if len(run_ids) == 1 else f"Runs {', '.join(run_ids[:-1])} and {run_ids[-1]} are"
+    first = run_ids[0]
+    # The queue's runner holds a device as "the index of RUN".
+    one = subject(first) if first.startswith("the ") else f"Run {first}"
+    runs = f"{one} is" if len(run_ids) == 1 else f"Runs {', '.join(run_ids[:-1])} and {run_ids[-1]} are"
     slower = "both get" if len(run_ids) == 1 else "all get"
     message = f"{runs} on the same device: {slower} slower, and their memory adds up."
     return NoticeEvent(

@@ -210,6 +210,18 @@ def test_the_runner_is_started_and_ended(cli: CommandLine, config: Path, monkeyp
     assert asked == ["start", "start", "stop"]
 
 
+def test_an_index_that_is_being_made_is_listed_and_given_up(cli: CommandLine, config: Path) -> None:
+    cli.ok("queue", "add", str(config))
+    waiting = store.read_queue().entry(1)
+    run = create_run(store.read_entry_config(waiting), "faq").id
+    entry = waiting.moved("starting", run=run).moved("running", outcome="finished", ended=2.0)
+    store.change(lambda queue: queue.with_entry(entry))
+    assert re.search(r"^1 +index +faq ", cli.ok("queue", "list").out, re.MULTILINE)
+    assert f"The index of {run} is broken off, and goes on with the next runner." in cli.ok("queue", "stop").err
+    assert cli.ok("queue", "remove", "1").out == "1: done\n"
+    assert re.search(r"^1 +finished .* its index was given up; localtune-tui why ", cli.ok("queue", "list").out, re.M)
+
+
 def test_the_unit_is_shown_and_written_only_after_a_yes(cli: CommandLine, config: Path) -> None:
     shown = cli("queue", "at-boot", "--json").json
     assert shown["written"] is False

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -60,6 +61,22 @@ def test_one_that_runs_is_neither_moved_nor_removed_and_the_message_says_how_to_
         assert "stop 20260101-000000-a" in error.value.hint
     assert order(queue.with_position(2, 1)) == ["b"]
     assert queue.with_position(2, 1).active == queue.entry(1)
+
+
+def test_one_whose_index_is_being_made_is_done_when_it_is_removed() -> None:
+    queue = queue_of("a", "b")
+    running = queue.entry(1).moved("starting", run="r").moved("running")
+    indexing = replace(running, outcome="finished", ended=2.0, reason="all steps done")
+    assert [entry.is_indexing for entry in (running, indexing, indexing.moved("done"))] == [False, True, False]
+    queue = queue.with_entry(indexing)
+    with pytest.raises(UserError, match="Entry 1 is running and cannot be held") as error:
+        queue.held(1)
+    assert "queue remove 1" in error.value.hint
+    done = queue.removed(1).entry(1)
+    assert (done.state, done.outcome, done.ended) == ("done", "finished", 2.0)
+    assert done.reason == "all steps done; its index was given up; localtune-tui why r --index makes it"
+    assert done.trouble == "its index was given up; localtune-tui why r --index makes it"
+    assert indexing.moved("done").trouble == ""
 
 
 def test_the_hint_to_clear_is_for_ended_entries_that_were_to_be_removed() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,15 +19,17 @@ from core.models.architecture.architecture import read_architecture
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.fate import live_run
+from core.queue.night import Night
 from core.queue.runner import MOST_STARTS, Pace, QueueRunner, judge, lack_of_room, unkept_limit
 from core.queue.status import read_status
-from core.runs.control.devices import take_beside
+from core.runs.control.devices import occupant, take_beside
+from core.runs.record.events import ControlEvent
 from core.runs.record.state import PARKED_BY_HAND, RunState, hostname
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
-from tests.core.runs.helpers import add_checkpoint, live_state, there
+from tests.core.runs.helpers import add_checkpoint, live_state, there, write_events
 from tests.measured_here import bounded_here
 from tests.small_disk import small_disk
 
@@ -364,14 +366,13 @@ def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(home: Path)
         assert live_run() is None
 
 
-def index_of(run: Run, made: list[str], *, fails: str = "", stops: QueueRunner | None = None) -> IndexJob:
-    """A job that makes an index of eight rows, fails, or stops the runner halfway."""
+def index_of(run: Run, made: list[str], *, fails: str = "", halfway: Callable[[], object] = lambda: None) -> IndexJob:
+    """A job that makes an index of eight rows, or fails halfway."""
 
     def work(job: IndexJob) -> IndexResult:
         job.report(JobProgress("gradients of the rows", 4, 8))
         made.append(f"{run.id}: {there(read_status()).doing}")
-        if stops is not None:
-            stops.stop()
+        halfway()
         job.report(JobProgress("gradients of the rows", 5, 8))
         if fails:
             raise UserError(fails)
@@ -387,14 +388,18 @@ def test_the_index_of_a_finished_run_is_made_before_the_next_run(fakes: FakeWork
     begin_next(fakes)
     run = run_of(1)
     fakes.end(run)
-    stopped: QueueRunner = make_runner(index=lambda run: index_of(run, made, stops=stopped))
+    stopped: QueueRunner = make_runner(index=lambda run: index_of(run, made, halfway=stopped.stop))
     assert stopped.run() is False
     doing = f"{run.id}: makes the index of {run.id}: gradients of the rows, 4 of 8"
     assert (made, states()) == ([doing], {1: "running", 2: "waiting"}), "the next runner goes on with it"
-    runner = make_runner(index=lambda run: index_of(run, made))
+    assert store.read_queue().entry(1).is_indexing
+    held: list[str | None] = []
+    runner = make_runner(index=lambda run: index_of(run, made, halfway=lambda: held.append(occupant(["cpu"]))))
     runner.tick()
     assert made == [doing, doing, run.id]
-    assert (states()[1], store.read_queue().entry(1).reason) == ("done", "")
+    assert (held, occupant(["cpu"])) == ([f"the index of {run.id}"], None)
+    entry = store.read_queue().entry(1)
+    assert (entry.state, entry.outcome, entry.reason, entry.is_indexing) == ("done", "finished", "", False)
     begin_next(fakes)
     assert states() == {1: "done", 2: "running"}
 
@@ -421,6 +426,38 @@ def test_an_index_that_cannot_be_made_leaves_its_entry_done(
     assert entry.reason.startswith(reason)
 
 
+def test_an_index_is_broken_off_when_it_is_given_up_or_by_a_new_limit(fakes: FakeWorkers) -> None:
+    made: list[str] = []
+
+    def give_up() -> None:
+        store.change(lambda queue: queue.removed(1))
+
+    def limit() -> None:
+        store.change(lambda queue: replace(queue, night=Night.read({"temperature_limit_c": "75"}, 0.0)))
+
+    add("a", "b", checkpoint={"index": True})
+    broken = {1: (give_up, "was given up"), 2: (limit, "would not keep hardware.temperature_limit_c")}
+    for number, (halfway, reason) in broken.items():
+        begin_next(fakes)
+        run = run_of(number)
+        fakes.end(run)
+        make_runner(index=lambda run, do=halfway: index_of(run, made, halfway=do), pace=Pace(follow=0.0)).tick()
+        assert run.id not in made
+        entry = store.read_queue().entry(number)
+        assert (entry.state, entry.outcome) == ("done", "finished")
+        assert entry.reason == f"its index {reason}; localtune-tui why {run.id} --index makes it"
+
+
+def test_a_limit_that_was_set_during_the_run_holds_for_its_index_too(fakes: FakeWorkers) -> None:
+    add("a", checkpoint={"index": True})
+    begin_next(fakes)
+    run = run_of(1)
+    write_events(run, ControlEvent(command="set", sender="cli", result="hardware.power_limit_w = 200"))
+    fakes.end(run)
+    make_runner(index=lambda run: index_of(run, [])).tick()
+    assert store.read_queue().entry(1).reason.startswith("its index would not keep hardware.power_limit_w; ")
+
+
 def test_limits_hold_while_they_are_in_force() -> None:
     quiet = config_for(night={"quiet_hours": "22:00-07:00"})
     midnight, noon = (datetime(2026, 5, 4, hour).timestamp() for hour in (0, 12))
@@ -428,7 +465,7 @@ def test_limits_hold_while_they_are_in_force() -> None:
     assert unkept_limit(config_for(hardware={"temperature_limit_c": 75}), noon) == "hardware.temperature_limit_c"
 
 
-def test_an_index_waits_for_another_run_and_is_given_up_after_some_starts(fakes: FakeWorkers) -> None:
+def test_an_index_waits_for_the_device_and_is_given_up_after_some_starts(fakes: FakeWorkers) -> None:
     made: list[str] = []
     add("a", checkpoint={"index": True})
     begin_next(fakes)
@@ -436,10 +473,18 @@ def test_an_index_waits_for_another_run_and_is_given_up_after_some_starts(fakes:
     fakes.end(run)
     other = create_run(config_for(), "other")
     fakes.launch(other)
-    runner = make_runner(index=lambda run: index_of(run, made))
+    said: list[str] = []
+    runner = make_runner(index=lambda run: index_of(run, made), told=said.append)
     assert runner.tick()
-    assert (made, states()) == ([], {1: "running"})
     fakes.end(other)
+    held = take_beside(["cpu"], other.id)
+    assert runner.tick()
+    held.release()
+    assert said == [
+        f"waits for {other.id}, then makes the index of {run.id}",
+        f"waits for the device, which another run has, then makes the index of {run.id}",
+    ]
+    assert (made, states()) == ([], {1: "running"})
     store.change(lambda queue: queue.with_entry(replace(queue.entry(1), starts=MOST_STARTS)))
     runner.tick()
     assert store.read_queue().entry(1).reason == (

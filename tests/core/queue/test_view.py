@@ -135,6 +135,15 @@ def test_the_end_of_a_live_run_follows_its_steps_and_only_new_events_are_read(ho
     assert (row.state, row.ends, following.begins) == ("failed", None, NOW + 10)
 
 
+def test_an_entry_whose_index_is_made_is_shown_so_and_the_next_begin_is_unknown(home: Path) -> None:
+    live_run(10)
+    entry = store.read_queue().entry(1).moved("running", outcome="finished", ended=NOW - 5, reason="all steps done")
+    store.change(lambda queue: queue.with_entry(entry))
+    row, following = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).rows
+    assert (row.state, row.begins, row.ends) == ("index", NOW - 60, None)
+    assert following.begins is None
+
+
 def test_a_live_run_ends_by_its_limit_too(home: Path) -> None:
     live_run(1000, max_hours=0.05)
     row = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).rows[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from core.hardware.snapshot import Device, Xid
-from core.worker.process.devices import device_failure
+from core.worker.process.devices import device_failure, shared_device
 from tests.cases import cases
 from tests.faults.injections import LOST_GPU
 
@@ -43,3 +43,9 @@ def test_the_drivers_own_error_is_reported_where_it_is_fresh() -> None:
 @cases("error", [RuntimeError("shapes do not fit"), ValueError("CUDA error: no"), KeyError("x")])
 def test_other_errors_are_not_blamed_on_the_card(error: Exception) -> None:
     assert device_failure(error, 1, None) is None
+
+
+def test_an_index_that_the_queue_makes_on_the_same_device_is_reported() -> None:
+    assert shared_device(["the index of tickets"]).message == (
+        "The index of tickets is on the same device: both get slower, and their memory adds up."
+    )

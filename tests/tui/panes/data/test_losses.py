@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import TextArea
 
+from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.row_losses import VERSION, RowLosses, read_losses, read_review
@@ -99,6 +101,16 @@ async def looked_up(pilot: Pilot[None], pane: DataPane) -> None:
     await pilot.pause()
 
 
+@contextlib.asynccontextmanager
+async def losses_beside(data: Path, document: ConfigDocument) -> AsyncIterator[tuple[Pilot[None], DataPane]]:
+    """The data of a run, looked up beside a configuration."""
+    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
+        app: Any = pilot.app
+        app.state.document = document
+        await looked_up(pilot, pane)
+        yield pilot, pane
+
+
 async def test_the_worst_rows_come_first_beside_the_models_own_answers(data: Path, measured: Run) -> None:
     async with data_pane(data, size=(120, 30)) as (pilot, pane):
         await looked_up(pilot, pane)
@@ -131,10 +143,7 @@ async def test_the_worst_rows_come_first_beside_the_models_own_answers(data: Pat
 
 async def test_kept_and_excluded_rows_move_below_the_others(tmp_path: Path, data: Path, measured: Run) -> None:
     document = configuration(tmp_path, data__train=str(data))
-    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
-        app: Any = pilot.app
-        app.state.document = document
-        await looked_up(pilot, pane)
+    async with losses_beside(data, document) as (pilot, pane):
         await press(pilot, "f", "f", "g", "K", until=lambda: read_review(measured).kept)
         await wait_for(pilot, lambda: listed(pane)[-1] == (4, "kept"))
         assert [number for number, _ in listed(pane)] == [2, 5, 3, 1, 4]
@@ -164,10 +173,7 @@ async def test_kept_and_excluded_rows_move_below_the_others(tmp_path: Path, data
 async def test_a_correction_goes_to_a_copy_that_is_trained_on(tmp_path: Path, data: Path, measured: Run) -> None:
     document = configuration(tmp_path, data__train=["other.jsonl", "rows.jsonl"])
     before = data.read_bytes()
-    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
-        app: Any = pilot.app
-        app.state.document = document
-        await looked_up(pilot, pane)
+    async with losses_beside(data, document) as (pilot, pane):
         await press(pilot, "f", "g", "e", until=lambda: pilot.app.screen.query(TextArea))
         area = pilot.app.screen.query_one(TextArea)
         assert area.text == "answer 5"
@@ -197,10 +203,7 @@ async def test_a_correction_goes_to_a_copy_that_is_trained_on(tmp_path: Path, da
 
 async def test_a_held_out_file_stays_held_out(tmp_path: Path, data: Path, run: Run) -> None:
     document = configuration(tmp_path, data__train="other.jsonl", data__eval=["rows.jsonl"])
-    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
-        app: Any = pilot.app
-        app.state.document = document
-        await looked_up(pilot, pane)
+    async with losses_beside(data, document) as (pilot, pane):
         await press(pilot, "D", until=lambda: shows(pilot, "✗ Held-out rows are not trained on"))
         await press(pilot, "e", until=lambda: pilot.app.screen.query(TextArea))
         pilot.app.screen.query_one(TextArea).text = "right"
@@ -214,10 +217,7 @@ async def test_rows_of_a_file_that_the_configuration_does_not_read_are_left_out_
     tmp_path: Path, data: Path, run: Run
 ) -> None:
     document = configuration(tmp_path, data__train="other.jsonl", data__exclude=["other.jsonl:1"])
-    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
-        app: Any = pilot.app
-        app.state.document = document
-        await looked_up(pilot, pane)
+    async with losses_beside(data, document) as (pilot, pane):
         await press(pilot, "D", until=lambda: requested(pilot, "configuration.choose_options"))
         (request,) = requested(pilot, "configuration.choose_options")
         assert request.args[0] == {"data.exclude": ["rows.jsonl:1"]}
@@ -227,10 +227,7 @@ async def test_a_copy_is_not_written_into_a_directory_that_is_read_as_a_whole(
     tmp_path: Path, data: Path, run: Run
 ) -> None:
     document = configuration(tmp_path, data__train=str(tmp_path))
-    async with data_pane(data, document, size=(120, 30)) as (pilot, pane):
-        app: Any = pilot.app
-        app.state.document = document
-        await looked_up(pilot, pane)
+    async with losses_beside(data, document) as (pilot, pane):
         await press(pilot, "e", until=lambda: shows(pilot, "✗ The configuration reads a whole directory"))
 
 
