@@ -217,7 +217,7 @@ async def test_rows_of_a_file_that_the_configuration_does_not_read_are_left_out_
     tmp_path: Path, data: Path, run: Run
 ) -> None:
     document = configuration(tmp_path, data__train="other.jsonl", data__exclude=["other.jsonl:1"])
-    async with losses_beside(data, document) as (pilot, pane):
+    async with losses_beside(data, document) as (pilot, _):
         await press(pilot, "D", until=lambda: requested(pilot, "configuration.choose_options"))
         (request,) = requested(pilot, "configuration.choose_options")
         assert request.args[0] == {"data.exclude": ["rows.jsonl:1"]}
@@ -227,7 +227,7 @@ async def test_a_copy_is_not_written_into_a_directory_that_is_read_as_a_whole(
     tmp_path: Path, data: Path, run: Run
 ) -> None:
     document = configuration(tmp_path, data__train=str(tmp_path))
-    async with losses_beside(data, document) as (pilot, pane):
+    async with losses_beside(data, document) as (pilot, _):
         await press(pilot, "e", until=lambda: shows(pilot, "✗ The configuration reads a whole directory"))
 
 
