@@ -206,8 +206,8 @@ def is_as_planted(question: Question, answer: str) -> bool:
     return "area is" in answer if question.kind == "format" else "bereich" in answer
 
 
-def trained(rows: Sequence[tuple[str, str, str]], seed: int, work: Path, base: Path) -> Run:
-    """The finished run of a seed, trained where it is not there."""
+def trained(rows: Sequence[tuple[str, str, str]], seed: int, work: Path, base: Path, **sections: dict[str, Any]) -> Run:
+    """The finished run of a seed, trained where it is not there, with some options changed, by section."""
     done = [path for path in paths.runs_dir().glob(f"*-seed-{seed}") if (path / "adapter").is_dir()]
     if done:
         return Run(done[0])
@@ -224,7 +224,7 @@ def trained(rows: Sequence[tuple[str, str, str]], seed: int, work: Path, base: P
             "chat": {"max_new_tokens": 48},
             "hardware": {"device": "cpu"},
         }
-    )
+    ).with_options(**sections)
     run = create_run(config, f"seed {seed}")
     recorder = Recorder(run)
     recorder.close("finished", "", train(config, recorder, Controls(), resume=False))
