@@ -390,7 +390,7 @@ class TrainPane(Pane, can_focus=True):
             # What has been asked for can be taken back first; the footer has the other keys too.
             asked = [(keys[f"train.{name}"].display, "take back") for name, _ in names if name in pending]
             if view.is_measuring_base:
-                asked.insert(0, (keys["train.skip"].display, "skip the evaluation"))
+                asked.insert(0, (keys["train.skip"].display, "skip evaluation"))
             others = [(keys[f"train.{name}"].display, word) for name, word in names if name not in pending]
             entries = [*asked, *whole, *others]
             # Below, the meters have room for the hint.

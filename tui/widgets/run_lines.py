@@ -26,6 +26,8 @@ SHORTEST_BAR = 6
 #: Columns of a time left, so that nothing moves as it shrinks; and the unit of a bar's length, so that it seldom
 #: changes with the texts beside it.
 ETA_WIDTH, _BAR_STEP = 8, 8
+#: Columns of its parts, which come and go: `` (steps 12m 34s, evaluations 12m 34s)``.
+_PARTS_WIDTH = 37
 #: Columns of the name of an evaluation's part, ``answers``, and a blank; and the fewest rows to have room for.
 _PART_WIDTH, _FEWEST_ROWS = 8, 10
 #: Phases of a run, to name the coming ones.
@@ -252,8 +254,8 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
     if (eta := view.eta(now)) is None:
         return []
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    # Padded, so that the bar does not jump as the time shrinks.
-    return [f"   ETA {whole}", parts.removeprefix(whole), " " * (ETA_WIDTH - len(whole))]
+    # Padded, so that neither the bar nor the parts move as the time shrinks.
+    return [f"   ETA {whole:{ETA_WIDTH}}", f"{parts.removeprefix(whole):{_PARTS_WIDTH}}"]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:

@@ -448,7 +448,7 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
     script = ScriptedRun(home).begin().phase("evaluating", detail="loss", done=20, total=80)
     worker.step_over.set()
     async with attached(size=(120, 34)) as (app, pilot):
-        await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
+        await wait_for(pilot, lambda: "b skip evaluation" in screen_text(app))
         await press(pilot, "b", until=lambda: worker.heard == [("skip_evaluation", {})])
         script.phase("training", done=0)
         await wait_for(pilot, lambda: "b skip" not in screen_text(app))
