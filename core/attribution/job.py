@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.attribution.result import Attribution, AttributionRequest
+from core.audit.job import replay_checkpoint
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.jobs.job import Job, JobProgress
@@ -36,6 +37,8 @@ class IndexResult:
     """Time to make it."""
     made: int
     """Rows whose gradients were computed now, over all checkpoints; the others were there."""
+    note: str = ""
+    """Why it lacks a checkpoint of the middle of the run, in sentences; empty if it has one."""
 
 
 IndexJob = Job[JobProgress, IndexResult]
@@ -69,7 +72,8 @@ def attribution_job(request: AttributionRequest) -> AttributionJob:
 
 
 def index_job(run: Run, step: int | None = None) -> IndexJob:
-    """Make or complete the index of a run; rows that an earlier attempt has finished are kept.
+    """Make or complete the index of a run; rows that an earlier attempt has finished are kept. If the run has kept no
+    checkpoint of its middle, its training is executed again up to there, which gives it one.
 
     Args:
         run: The run, which is over.
@@ -80,15 +84,36 @@ def index_job(run: Run, step: int | None = None) -> IndexJob:
             rows or base have changed, or memory or disk are short.
     """
     refuse_run(run)
-    values = {"run": str(run.path), "directory": str(run.path), "steps": chosen_steps(run, step)}
+    chosen_steps(run, step)
 
     def work(job: IndexJob) -> IndexResult:
+        note = _make_middle(run, chosen_steps(run, step), job)
+        values = {"run": str(run.path), "directory": str(run.path), "steps": chosen_steps(run, step)}
         found: dict[str, Any] = job.call(
             INDEX_PROGRAM, values, job.report, beats=True, environment=worker_environment()
         )
-        return IndexResult(**{**found, "steps": tuple(found["steps"])})
+        return IndexResult(**{**found, "steps": tuple(found["steps"]), "note": note})
 
     return Job("the index", work, "Close other programs that use the device; finished rows are kept.")
+
+
+def _make_middle(run: Run, steps: list[int], job: IndexJob) -> str:
+    """Make the checkpoint of the middle of a run if none of the middle third is kept.
+
+    Args:
+        run: The run.
+        steps: The :func:`chosen_steps` of now.
+        job: The job that it is a part of.
+
+    Returns:
+        Why there is none, in sentences; empty if there is one.
+    """
+    last = steps[-1]
+    third = range(-(-last // 3), 2 * last // 3 + 1)
+    if steps[0] in third or not third:
+        return ""
+    reason = replay_checkpoint(run, last // 2, third, job)
+    return reason and f"No checkpoint of the middle of the run is compared. {reason}"
 
 
 def refuse_run(run: Run) -> None:

@@ -176,7 +176,8 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
     for path in complete_checkpoints(run):
         step = int(path.name.removeprefix("step-"))
         if step not in known:
-            yield f"{path.name} is not in the chain: it was written as the worker was killed, or came from elsewhere."
+            how = "it was written as the worker was killed, was made again for an index of rows, or came from elsewhere"
+            yield f"{path.name} is not in the chain: {how}."
     if run.adapter_path.is_dir() and not any(link.kind == "result" for link in sealed.links):
         yield f"{run.adapter_path.name} is not in the chain; it is compared with its checkpoint."
 

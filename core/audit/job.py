@@ -1,4 +1,5 @@
-"""Audit as a job: the chain is checked here, and spans are executed by a process that leaves no files behind."""
+"""Audit as a job: the chain is checked here, and spans are executed by a process that leaves no files behind, except a
+checkpoint that is to be made again."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ from pydantic import TypeAdapter
 from core import paths
 from core.audit.chain_check import Sealed, check_chain, compare_head, read_sealed, sealed_config
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
-from core.audit.spans import Span, choose, join, recorded_threads, span_to, spans_of
+from core.audit.spans import Span, choose, join, path_to, recorded_threads, savable_steps, span_to, spans_of, up_to
 from core.config.schema import Config
-from core.directories import disk_error
+from core.directories import disk_error, remove_tree, require_space
+from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
+from core.runs.catalog.removal import directory_size
 from core.runs.catalog.trained import read_manifest, result_step
 from core.runs.record.state import EventTail
-from core.runs.record.store import Run, complete_checkpoints, refuse_live
+from core.runs.record.store import Run, complete_checkpoints, refuse_live, refuse_moved_checkpoints
 
 PROGRAM = "core.worker.job audit"
 #: Shell script that waits for the end of its input, then removes a directory; it retries, as dying processes of the
@@ -32,13 +35,13 @@ PROGRAM = "core.worker.job audit"
 _JANITOR = 'cat; for _ in 0 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" && exit; sleep 1; done'
 _WORK = "work-"
 _FAST = (
-    "The run is fast, not strict, on its card: what is computed again is equal to rounding, and not bit for bit. Only "
-    "the chain is checked; train.deterministic = strict makes a new run that can be executed again."
+    "The run is fast, not strict, on its card: what is computed again is equal to rounding, and not bit for bit. A new "
+    "run with train.deterministic = strict can be executed again."
 )
 _CARDS = (
-    "The run was computed by several processes on cards, whose sums are not known to be made in the same order twice; "
-    "only the chain is checked."
+    "The run was computed by several processes on cards, whose sums are not known to be made in the same order twice."
 )
+_ONLY_THE_CHAIN = "Only the chain is checked."
 #: Most processes that are started to execute a run again.
 _MOST_PROCESSES = 64
 
@@ -48,6 +51,8 @@ class _Plan:
     """Intervals to execute again."""
 
     spans: list[Span]
+    starts: list[dict[str, Any]]
+    """Body of the start of each span in the chain; empty where it is unknown."""
     config: Config
     sealed: Sealed
     manifests: dict[int, dict[str, Any]]
@@ -104,9 +109,7 @@ def _plan(run: Run, count: int | None, seed: int, sealed: Sealed, chain: ChainRe
     """The intervals to execute again: ``count`` of them, or all if it is None."""
     notes: list[str] = []
     config = sealed_config(sealed) or run.config()
-    manifests = {int(path.name.removeprefix("step-")): read_manifest(path) for path in complete_checkpoints(run)}
-    there = set(manifests)
-    manifests = {step: manifest for step, manifest in manifests.items() if manifest} | sealed.manifests
+    there, manifests = _manifests(run, sealed)
     # Checkpoints that cannot be resumed.
     damaged = {found.step for found in chain.differences if (found.file or "").startswith("checkpoints/")}
     events = EventTail(run.events_path).read_all()
@@ -120,7 +123,7 @@ def _plan(run: Run, count: int | None, seed: int, sealed: Sealed, chain: ChainRe
             notes.append(f"Steps {span.begin + 1} to {span.end} cannot be executed again: {span.obstacle}.")
     obstacle = _obstacle(recorded, manifests)
     if obstacle and spans:
-        notes.append(obstacle)
+        notes.append(f"{obstacle} {_ONLY_THE_CHAIN}")
         spans = []
     spans = join(spans) if count is None else spans
     usable = [span for span in spans if span.begin == 0 or span.begin in there - damaged]
@@ -135,11 +138,26 @@ def _plan(run: Run, count: int | None, seed: int, sealed: Sealed, chain: ChainRe
     first = [span for span in usable if span.end in damaged and not span.obstacle]
     chosen = choose(usable, there - damaged, len(usable) if count is None else count, seed)
     chosen = sorted({span.end: span for span in [*chosen, *first]}.values(), key=lambda span: span.end)
-    return _Plan(chosen, config, sealed, manifests, notes, last)
+    starts = [sealed.start_of(span.end) for span in chosen]
+    return _Plan(chosen, starts, config, sealed, manifests, notes, last)
 
 
-def _execute(run: Run, plan: _Plan, work: Path, job: AuditJob) -> dict[str, Any]:
-    starts = [plan.sealed.start_of(span.end) for span in plan.spans]
+def _manifests(run: Run, sealed: Sealed) -> tuple[set[int], dict[int, dict[str, Any]]]:
+    """Steps of the present checkpoints, and the manifests of all checkpoints, by step."""
+    there = {int(path.name.removeprefix("step-")): read_manifest(path) for path in complete_checkpoints(run)}
+    return set(there), {step: manifest for step, manifest in there.items() if manifest} | sealed.manifests
+
+
+def _execute(run: Run, plan: _Plan, work: Path, job: Job[JobProgress, Any], *, keeps: bool = False) -> dict[str, Any]:
+    """Have a process execute the spans of a plan.
+
+    Args:
+        run: The run.
+        plan: The plan.
+        work: Directory for copies.
+        job: The job.
+        keeps: Whether the run gets the checkpoint at the end of each span that comes out equal.
+    """
     known = plan.sealed.starts
     request = {
         "directory": str(work),
@@ -148,12 +166,64 @@ def _execute(run: Run, plan: _Plan, work: Path, job: AuditJob) -> dict[str, Any]
         "start": known[-1].body if known else {},
         "manifest": next(reversed(plan.manifests.values()), {}),
         "manifests": plan.manifests,
-        "spans": [span_to(span) | {"start": start} for span, start in zip(plan.spans, starts, strict=True)],
+        "spans": [span_to(span) | {"start": start} for span, start in zip(plan.spans, plan.starts, strict=True)],
+        "keeps": keeps,
     }
     environment = worker_environment()
-    if (threads := next(filter(None, map(recorded_threads, starts)), None)) is not None:
+    if (threads := next(filter(None, map(recorded_threads, plan.starts)), None)) is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    return job.call(PROGRAM, request, job.report, environment=environment)
+    return job.call(
+        PROGRAM, request, job.report, title="the replay" if keeps else "", beats=keeps, environment=environment
+    )
+
+
+def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, Any]) -> str:
+    """Make a checkpoint that a run has not kept: its training is executed again up to there, and the run gets the
+    checkpoint if every step, and the checkpoint itself where it was recorded, comes out equal.
+
+    Args:
+        run: The run, which is over.
+        near: The wanted step.
+        steps: Steps that will do; a recorded one is preferred to one nearer to ``near``.
+        job: The job that it is a part of.
+
+    Returns:
+        Why the run has no such checkpoint, a sentence; empty if it has one now.
+    """
+    try:
+        refuse_moved_checkpoints(run)
+        sealed = read_sealed(run)
+        config = sealed_config(sealed) or run.config()
+        there, manifests = _manifests(run, sealed)
+        spans = spans_of(EventTail(run.events_path).read_all())
+        if obstacle := _obstacle(spans, manifests):
+            return obstacle
+        ends = [span.end for span in spans if span.end in manifests and span.end in steps]
+        found = ends or [step for step in savable_steps(spans) if step in steps]
+        step = min(found, key=lambda step: abs(step - near), default=0)
+        path = path_to(spans, step, there)
+        if not path:
+            return "Its record does not lead to a step there."
+        for span in path:
+            if span.obstacle:
+                return f"Steps {span.begin + 1} to {span.end} cannot be executed again: {span.obstacle}."
+        size = max(map(directory_size, complete_checkpoints(run)), default=0)
+        require_space(run.path, 2 * size, "the checkpoint")
+    except UserError as error:
+        return str(error)
+    starts = [sealed.start_of(span.end) for span in path]
+    path[-1] = up_to(path[-1], step)
+    try:
+        with _work_directory() as work:
+            answer = _execute(run, _Plan(path, starts, config, sealed, manifests, [], step), work, job, keeps=True)
+    finally:
+        for span in path[:-1]:
+            remove_tree(run.checkpoints_path / f"step-{span.end:08d}")
+    results = TypeAdapter(list[SpanResult]).validate_python(answer["spans"])
+    unequal = next((result for result in results if result.outcome != "equal"), None)
+    if unequal is None:
+        return ""
+    return unequal.reason or next((difference.what for difference in unequal.differences), "")
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:
@@ -163,8 +233,7 @@ def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]])
     most = max((span.team.count for span in spans), default=1)
     if most > _MOST_PROCESSES:
         return (
-            f"The run was computed by {most} processes, and {_MOST_PROCESSES} at most are started to execute it again; "
-            "only the chain is checked."
+            f"The run was computed by {most} processes, and {_MOST_PROCESSES} at most are started to execute it again."
         )
     if any(manifest.get("deterministic") == "fast" for manifest in manifests.values()):
         return _FAST

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from core.config.live import TRAINING
@@ -203,6 +204,41 @@ def join(spans: Sequence[Span]) -> list[Span]:
         else:
             found[-1] = replace(before, end=span.end, script=(*before.script, *span.script))
     return found
+
+
+def path_to(spans: Iterable[Span], step: int, starts: Collection[int]) -> list[Span]:
+    """The spans up to the one with a step, joined, from the last start before the step; empty without a start.
+
+    Args:
+        spans: Spans of a run.
+        step: The step.
+        starts: Steps with a whole checkpoint; the beginning needs none.
+    """
+    before = [span for span in spans if span.begin < step]
+    begin = max((span.begin for span in before if span.begin == 0 or span.begin in starts), default=step)
+    return join([span for span in before if span.begin >= begin])
+
+
+def savable_steps(spans: Iterable[Span]) -> list[int]:
+    """Steps after which a replay can write a checkpoint of its own: nothing but the next step follows them."""
+    found: list[int] = []
+    for span in spans:
+        told = [event for event in span.script if isinstance(event, TOLD)]
+        for event, after in pairwise(told):
+            if isinstance(event, StepEvent) and isinstance(after, StepEvent):
+                found.append(event.step)
+    return found
+
+
+def up_to(span: Span, step: int) -> Span:
+    """The part of a span up to one of its steps, with a checkpoint at its end."""
+    if step == span.end:
+        return span
+    place = next(
+        place for place, event in enumerate(span.script) if isinstance(event, StepEvent) and event.step == step
+    )
+    saved = CheckpointEvent(step=step, path=f"checkpoints/step-{step:08d}", bytes=0, seconds=0.0)
+    return replace(span, end=step, script=(*span.script[: place + 1], saved))
 
 
 def ran_out_in_rehearsal(event: Event) -> bool:

@@ -66,13 +66,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def index_line(index: IndexResult) -> str:
-    """An index in a sentence."""
+    """An index in a sentence, and what it lacks."""
     from core.units import counted, format_bytes, format_duration
 
     steps = " and ".join(map(str, index.steps))
     size = f"{format_bytes(index.bytes)} in {format_duration(index.seconds)}"
     there = "" if index.made else "; it was there already"
-    return f"{counted(index.rows, 'row')} at {'steps' if len(index.steps) > 1 else 'step'} {steps}: {size}{there}."
+    made = f"{counted(index.rows, 'row')} at {'steps' if len(index.steps) > 1 else 'step'} {steps}: {size}{there}."
+    return f"{made} {index.note}".rstrip()
 
 
 def result_lines(result: Attribution, *, like: bool = False) -> Iterator[str]:

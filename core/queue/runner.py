@@ -307,7 +307,8 @@ class QueueRunner:
         return self._end(entry, "done", "; ".join(filter(None, (state.reason, missing))), state)
 
     def _make_index(self, entry: QueueEntry, run: Run) -> str:
-        """Make an index. Returns why there is none; empty if it is made, or the runner was stopped."""
+        """Make an index. Returns why there is none, or what it lacks; empty if it is whole, or the runner was
+        stopped."""
         elsewhere, missing, looked = f"localtune-tui why {run.id} --index makes it", "", 0.0
         if entry.starts >= MOST_STARTS:
             return f"{NO_INDEX}was begun {entry.starts} times and not finished; {elsewhere}"
@@ -340,7 +341,7 @@ class QueueRunner:
                 return missing
             self._record(entry, starts=entry.starts + 1)
             self._say(doing, entry.id)
-            self._index(run).run(tell)
+            return self._index(run).run(tell).note
         except JobCancelledError:
             if not missing:
                 self._record(entry, starts=entry.starts)

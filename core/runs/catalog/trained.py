@@ -110,7 +110,7 @@ def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
     losses = {event.step: event.loss for event in history.evals}
     best = _best_step(run, history)
     result = history.end.result_step if history.end is not None and history.end.adapter else None
-    middle = _kept_middle(run)
+    middle = _kept_middle(run, best)
     found = []
     for path in reversed(paths):
         step = _step_of(path)
@@ -332,15 +332,14 @@ def middle_step(steps: Sequence[int], last: int) -> int:
     return min(steps, key=lambda step: (abs(2 * step - last), step))
 
 
-def _kept_middle(run: Run) -> int | None:
-    """The step kept for ``checkpoint.middle``; None if it is among the last ones anyway."""
+def _kept_middle(run: Run, best: int | None) -> int | None:
+    """The step kept as that of the middle; None if it is kept as the best or one of the last ones anyway."""
     values, steps = run.values(), checkpoint_steps(run)
     keep, total = positive_count(values.get("checkpoint.keep")), run.state().total_steps
-    is_on = values.get("checkpoint.middle") is True and values.get("method.name") not in WEIGHT_METHODS
-    if not is_on or keep is None or not steps[:-keep]:
+    if values.get("method.name") in WEIGHT_METHODS or keep is None or not steps[:-keep]:
         return None
     middle = middle_step(steps, total)
-    return middle if middle in steps[:-keep] else None
+    return middle if middle in steps[:-keep] and middle != best else None
 
 
 def has_result(run: Run) -> bool:

@@ -53,7 +53,9 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         if obstacle:
             spans.append(_skipped(span, obstacle))
             continue
-        where = f"interval {place + 1} of {len(job['spans'])}"
+        where = (
+            f"training to step {span['end']} again" if job["keeps"] else f"interval {place + 1} of {len(job['spans'])}"
+        )
         told = _executed(job, span, config, partial(_tell, answers, where))
         if rows := told.pop("rows", ""):
             found.differences.append(Difference(what=rows))
@@ -102,7 +104,9 @@ def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Pa
     manifests = {int(step): manifest for step, manifest in job["manifests"].items()}
     ranks = _meet(rank, int(span["team"]["count"]), work)
     progress: Progress = told.progress if ranks.is_first else lambda *_: None
-    replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, start, progress, ranks)
+    replay = Replay(
+        Run(Path(job["run"])), config, span_from(span), work, manifests, start, progress, ranks, job["keeps"]
+    )
     try:
         if ranks.is_first:
             told.send(asdict(replay.execute()))

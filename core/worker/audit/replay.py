@@ -23,13 +23,14 @@ from core.audit.spans import Span
 from core.config.document import dump_config
 from core.config.live import TRAINING
 from core.config.schema import Config, DistributedSection, NightSection
+from core.directories import disk_error, whole_directory
 from core.errors import UserError
 from core.runs.record.state import EventTail
 from core.runs.record.store import EVENTS_NAME, Run
 from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
-from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
+from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint, write_manifest
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.follower import carry_out_orders
 from core.worker.model.support import resolve_base
@@ -55,7 +56,7 @@ class Replay:
     """The replay of a span, and its comparison with the record.
 
     Args:
-        run: The run; it is only read.
+        run: The run.
         config: The configuration of its start.
         span: The interval.
         work: An empty directory for the copy.
@@ -63,6 +64,7 @@ class Replay:
         start: The facts in the chain of the start that the span belongs to; empty where there are none.
         progress: Called with the stage, the amount done and the total.
         ranks: The processes of the replay; they have met.
+        keeps: Whether the run gets the checkpoint at the end of the span if all of it is equal.
     """
 
     run: Run
@@ -73,6 +75,7 @@ class Replay:
     start: Mapping[str, Any]
     progress: Callable[[str, int | None, int | None], None]
     ranks: Ranks = field(default_factory=Ranks.single)
+    keeps: bool = False
     _changed: list[str] = field(default_factory=list)
 
     def execute(self) -> SpanResult:
@@ -121,7 +124,27 @@ class Replay:
             recipe = dataclasses.replace(recipe, parts=dataclasses.replace(recipe.parts, objective=objective))
             script.give()
             recipe.run()
-        return self._judge(script)
+        result = self._judge(script)
+        if self.keeps and result.outcome == "equal":
+            self._keep()
+        return result
+
+    def _keep(self) -> None:
+        """Give the run the checkpoint at the end of the span.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        found = verify_checkpoint(self._copy.checkpoints_path / checkpoint_name(self.span.end))
+        recorded, target = self.manifests.get(self.span.end, {}), self.run.checkpoints_path / found.path.name
+        try:
+            with whole_directory(target) as directory:
+                shutil.copytree(found.path, directory, dirs_exist_ok=True)
+                if recorded.get("files") == found.manifest["files"]:
+                    # The run's own has its times and energy, and is in the chain.
+                    write_manifest(recorded, directory)
+        except OSError as error:
+            raise disk_error(target, error) from error
 
     def _make_recipe(self, recorder: Recorder, controls: Controls) -> FinetuneRecipe:
         """Build the recipe at the start of the span; all processes together."""
@@ -186,7 +209,7 @@ class Replay:
             ChangedRowsError: If so.
         """
         prints = parts.checkpointer.fingerprints
-        recorded = self.manifests[self.span.end]
+        recorded = self._next_manifest
         rows = part_of(self.start, "rows")
         if {recorded.get("data_sha256"), rows.get("sha256", prints.data)} != {prints.data}:
             raise ChangedRowsError(_name_rows(parts, str(rows.get("digits", "")), rows.get("count")))
@@ -216,7 +239,7 @@ class Replay:
 
     def _decide_as_before(self, parts: Parts) -> None:
         """Restore decisions that depended on the free memory, instead of deciding anew."""
-        facts = part_of(self.start, "facts") or self.manifests[self.span.end]
+        facts = part_of(self.start, "facts") or self._next_manifest
         state = parts.state
         if not self.start and any(event.type == "notice" for event in self.span.script):
             return  # the settings before memory ran out are unknown
@@ -244,7 +267,14 @@ class Replay:
                 f"the run was computed on {machines} machines, of which only the first one is recorded"
             )
 
+    @cached_property
+    def _next_manifest(self) -> Mapping[str, Any]:
+        """The first recorded manifest from the end of the span on: a checkpoint that the run did not write has none."""
+        return self.manifests[min(step for step in self.manifests if step >= self.span.end)]
+
     def _compare(self, step: int) -> list[Difference]:
+        if step not in self.manifests:
+            return []
         again = verify_checkpoint(self._copy.checkpoints_path / checkpoint_name(step))
         path = self.run.checkpoints_path / checkpoint_name(step)
         return compare_checkpoints(Recorded(step, self.manifests[step], path, is_unseeded=not self.start), again)

@@ -63,7 +63,7 @@ class Script:
         self._rehearses = False
         self.differences: list[Difference] = []
         self.is_astray = ""
-        """The reason, not the run's fault, that the replay took another course; empty for none."""
+        """The reason, not the run's fault, that the replay took another course, a sentence; empty for none."""
 
     @property
     def expects_shortage(self) -> bool:
@@ -79,6 +79,10 @@ class Script:
         """
         if isinstance(event, PhaseEvent):
             self._rehearses = event.name == "rehearsing"
+        if isinstance(event, NoticeEvent) and event.code == "checkpoint_failed":
+            # The training would now wait for somebody to make room.
+            self.is_astray = event.message
+            raise ReplayEnded
         is_shortage = isinstance(event, NoticeEvent) and event.code in SHORTAGES
         if not is_shortage and not isinstance(event, TOLD):
             return

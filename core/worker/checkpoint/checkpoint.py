@@ -155,8 +155,13 @@ def save_checkpoint(
         }
         manifest.update({"version": FORMAT_VERSION, "step": step, **facts, "files": files})
         manifest["manifest_sha256"] = hash_manifest(manifest)
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        write_manifest(manifest, directory)
     return Checkpoint(final, manifest)
+
+
+def write_manifest(manifest: Mapping[str, Any], directory: Path) -> None:
+    """Write the manifest of a checkpoint, after its files."""
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def save_tensors(state: Any, path: Path) -> None:

@@ -245,7 +245,8 @@ def test_what_a_killed_run_has_not_sealed_is_reported_and_is_no_difference(run: 
     assert found.differences == ()
     assert found.notes == (
         "events.jsonl goes on after the last link, as the worker was killed; these lines are not covered.",
-        "step-00000006 is not in the chain: it was written as the worker was killed, or came from elsewhere.",
+        "step-00000006 is not in the chain: it was written as the worker was killed, was made again for an index of "
+        "rows, or came from elsewhere.",
     )
     (run.path / CHAIN_NAME).unlink()
     assert checked(run).head is None

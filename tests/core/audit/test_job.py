@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from core.audit.job import audit_job
+from core.audit.job import audit_job, replay_checkpoint
 from core.audit.result import Audit, ChainResult, Outcome, SpanResult, Verdict
 from core.config.schema import Config
 from core.errors import UserError
+from core.jobs.job import Job, JobProgress
 from core.runs.record.chain import Chain
-from core.runs.record.events import CheckpointEvent, FinishedEvent, PhaseEvent, RanksEvent
+from core.runs.record.events import CheckpointEvent, Event, FinishedEvent, NoticeEvent, PhaseEvent, RanksEvent
 from core.runs.record.state import RunState
 from core.runs.record.store import create_run
 from tests.cases import cases
@@ -46,7 +47,25 @@ def test_processes_that_are_not_started_here_are_reported(
     Chain(run.path, run.events_path).append("checkpoint", {"step": 1, "manifest": {"step": 1, "files": {}}})
     found = audit_job(run, spans=1, seed=1).run()
     assert found.spans == ()
-    assert any(note.startswith(sentence) and note.endswith("only the chain is checked.") for note in found.notes)
+    assert any(note.startswith(sentence) and note.endswith("Only the chain is checked.") for note in found.notes)
+
+
+def test_a_checkpoint_is_not_replayed_where_equal_bits_are_not_to_be_expected(tmp_path: Path) -> None:
+    def reason(*events: Event, **facts: str) -> str:
+        run = create_run(config_for(tmp_path), "replayed")
+        write_events(run, PhaseEvent(name="importing"), *events)
+        Chain(run.path, run.events_path).append("checkpoint", {"step": 3, "manifest": {"step": 3, **facts}})
+        job: Job[JobProgress, str] = Job("the index", lambda job: replay_checkpoint(run, 2, range(1, 3), job))
+        return job.run()
+
+    steps = [step_event(step) for step in (1, 2, 3)]
+    saved = CheckpointEvent(step=3, path="checkpoints/step-00000003", bytes=1, seconds=1.0)
+    skipped = NoticeEvent(level="warning", code="evaluation_skipped", message="")
+    assert reason(*steps, saved, deterministic="fast").startswith("The run is fast, not strict, on its card")
+    assert reason(*steps, skipped, saved) == (
+        "Steps 1 to 3 cannot be executed again: an evaluation was left out for want of memory."
+    )
+    assert reason(*steps[:1]) == "Its record does not lead to a step there."
 
 
 def test_only_what_was_all_equal_in_the_whole_run_is_verified() -> None:

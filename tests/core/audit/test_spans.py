@@ -7,7 +7,19 @@ from typing import Any
 
 import yaml
 
-from core.audit.spans import ALONE, Span, Team, choose, join, span_from, span_to, spans_of
+from core.audit.spans import (
+    ALONE,
+    Span,
+    Team,
+    choose,
+    join,
+    path_to,
+    savable_steps,
+    span_from,
+    span_to,
+    spans_of,
+    up_to,
+)
 from core.runs.record.events import (
     CheckpointEvent,
     ControlEvent,
@@ -149,6 +161,30 @@ def test_spans_are_joined_but_where_one_has_to_begin_anew(words: str, joined: li
     found = join(spans)
     assert [(span.begin, span.end) for span in found] == joined
     assert [event for span in found for event in span.script] == [event for span in spans for event in span.script]
+
+
+@cases(
+    ("words", "starts", "wanted", "path"),
+    [
+        ("start 1 @1 2 3 4 @4 5 @5", {5}, 4, ["0-4: 1 @1 2 3 4 @4"]),
+        ("start 1 @1 2 3 4 @4 5 @5", {1, 5}, 3, ["1-3: 2 3 @3"]),
+        ("start 1 2 @2 3 @3 4 5 ~2:4-5 3 @3 @5 6 7 8 @8", {8}, 6, ["0-2: 1 2 @2", "2-6 1 without 4,5: 3 @3 @5 6 @6"]),
+    ],
+)
+def test_a_path_leads_from_the_last_start_to_a_step_with_a_checkpoint(
+    words: str, starts: set[int], wanted: int, path: list[str]
+) -> None:
+    found = path_to(record(words), wanted, starts)
+    assert [*map(told, found[:-1]), told(up_to(found[-1], wanted))] == path
+
+
+def test_there_is_no_path_without_a_start() -> None:
+    spans = record("start 1 @1 2 @2 3 @3")
+    assert path_to(spans[1:], 3, {3}) == path_to(spans, 0, {1}) == []
+
+
+def test_a_replay_can_write_a_checkpoint_where_nothing_but_a_step_follows() -> None:
+    assert savable_steps(record("start 1 lr=0.1 2 =2 3 4 ?4 5 6 @6 7 8 @8")) == [1, 3, 5, 7]
 
 
 def test_a_seed_chooses_the_same_of_those_that_can_be_begun() -> None:

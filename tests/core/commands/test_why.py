@@ -61,6 +61,7 @@ def test_an_index_is_a_sentence() -> None:
     made = IndexResult((15, 30), 400, 6_500_000, 90.0, 800)
     assert index_line(made).startswith("400 rows at steps 15 and 30: 6.5 MB in 1m")
     assert index_line(replace(made, made=0)).endswith("; it was there already.")
+    assert index_line(replace(made, note="No middle.")).endswith(". No middle.")
 
 
 def test_a_checkpoint_that_is_gone_is_refused(call: Call, private_home: Path) -> None:

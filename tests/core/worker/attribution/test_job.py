@@ -14,14 +14,20 @@ import pytest
 import sample_data
 from core.attribution.job import attribution_job, chosen_steps, index_job
 from core.attribution.result import AttributionRequest
+from core.audit.chain_check import check_chain, read_sealed
+from core.audit.job import replay_checkpoint
 from core.errors import UserError
-from core.jobs.job import JobCancelledError, JobProgress
+from core.jobs.job import Job, JobCancelledError, JobProgress
 from core.jobs.process import Answers
 from core.models.architecture import measuring
+from core.runs.catalog.trained import checkpoint_steps, kept_checkpoints
+from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.attribution.index import IndexMaker, trace_path
 from core.worker.attribution.job import Tracer, make_index
 from core.worker.attribution.subject import opened
+from core.worker.checkpoint.checkpoint import verify_checkpoint
+from tests.cases import cases
 from tests.e2e.workers import write_rows
 from tests.measured_here import run_here
 from tests.progress import quiet
@@ -155,6 +161,45 @@ def test_an_index_of_other_rows_is_refused(run: Run) -> None:
                 job.run()
     finally:
         rows.write_text(kept)
+
+
+@cases("every", [3, STEPS])
+def test_the_index_has_a_middle_that_the_run_did_not_keep_or_write(
+    run: Run, made: Run, tmp_path: Path, tiny_model_dir: Path, private_home: Path, every: int
+) -> None:
+    shutil.copy(made_rows(run), tmp_path / "rows.jsonl")
+    short = trained(tmp_path, tiny_model_dir, checkpoint={"every_steps": every, "keep": 1})
+    shutil.rmtree(short.checkpoints_path / "step-00000003", ignore_errors=True)
+    assert checkpoint_steps(short) == [STEPS]
+    told: list[str] = []
+    index = index_job(short).run(lambda at: told.append(at.activity))
+    assert (index.steps, index.note) == ((3, STEPS), "")
+    assert "training to step 3 again: step 2" in told
+    replayed, kept = (verify_checkpoint(of.checkpoints_path / "step-00000003") for of in (short, run))
+    for name in ("adapter/adapter_model.safetensors", "optimizer.pt"):
+        assert replayed.manifest["files"][name] == kept.manifest["files"][name]
+    chain = check_chain(short, read_sealed(short))
+    assert chain.differences == ()
+    # A checkpoint that the run wrote is the recorded one again, its manifest too.
+    assert (chain.notes == ()) == (every == 3)
+    assert [(kept.step, kept.reasons) for kept in kept_checkpoints(short, read_history(short))][1] == (3, ("middle",))
+    assert index_job(short).run().made == 0
+
+
+def test_changed_rows_end_the_replay_before_its_first_step(
+    made: Run, tmp_path: Path, tiny_model_dir: Path, private_home: Path
+) -> None:
+    shutil.copy(made_rows(made), tmp_path / "rows.jsonl")
+    short = trained(tmp_path, tiny_model_dir, checkpoint={"every_steps": STEPS})
+    write_rows(tmp_path / "rows.jsonl", ROWS, seed=9)
+    told: list[str] = []
+
+    def work(job: Job[JobProgress, str]) -> str:
+        return replay_checkpoint(short, 3, range(2, 5), job)
+
+    assert Job("the replay", work).run(lambda at: told.append(at.activity)) == "The rows are others."
+    assert not [activity for activity in told if "again: step" in activity]
+    assert checkpoint_steps(short) == [STEPS]
 
 
 def test_planted_rows_are_among_the_first(tmp_path: Path, starter_model_dir: Path, private_home: Path) -> None:

@@ -73,6 +73,14 @@ def test_another_event_than_the_recorded_one_ends_it() -> None:
     ]
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_it_where_a_run_would_wait() -> None:
+    made, _, _ = script(step(1), checkpoint(1), step(2))
+    made.heard(step(1))
+    with pytest.raises(ReplayEnded):
+        made.heard(notice("checkpoint_failed", "The checkpoint was not written: the disk is full."))
+    assert (made.is_astray, made.differences) == ("The checkpoint was not written: the disk is full.", [])
+
+
 def test_answers_after_the_checkpoint_of_their_step_may_be_told_or_not() -> None:
     sample = SampleEvent(step=2, prompt="p", text="t", source="step-2")
     made, _, _ = script(step(3), checkpoint(3), step(4), begin=2)
