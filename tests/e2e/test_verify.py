@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from core.audit.job import audit_job
+from core.audit.chain_check import check_chain, read_sealed
+from core.audit.job import audit_job, replay_checkpoint
 from core.audit.result import Audit
 from core.helper import finding_core
+from core.jobs.job import Job, JobProgress
 from core.runs.control.client import ControlClient
 from core.runs.record.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
 from core.runs.record.events import NoticeEvent, RollbackEvent, encode_event
@@ -276,6 +279,14 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     assert [(span.begin, span.end) for span in whole.spans] == [(0, rollback.step), (rollback.step, 32)]
     flip(run.path / "checkpoints/step-00000030/adapter/adapter_model.safetensors")
     assert audit(workers, run, spans=0).verdict == "differs"
+    # A replay of the damaged checkpoint leads over the rollback too, with nothing kept.
+    for path in run.checkpoints_path.iterdir():
+        shutil.rmtree(path)
+    with workers.environment():
+        job: Job[JobProgress, str] = Job("the index", lambda job: replay_checkpoint(run, 30, range(29, 32), job))
+        assert job.run() == ""
+    assert [path.name for path in run.checkpoints_path.iterdir()] == ["step-00000030"]
+    assert check_chain(run, read_sealed(run)).differences == ()
 
     killed = spikes.start(workers, "killed", "rollback", every=4, keep=99, variables=e2e.HELD_BACK)
     wait_for(lambda: e2e.only(RollbackEvent, killed), e2e.PATIENCE, "the rollback", interval=0.001)
