@@ -238,7 +238,10 @@ class IndexPage(JobPage[JobProgress, IndexResult]):
         """The progress, or the result."""
         if self.job.result is not None:
             return Content(self.outcome())
-        about = "Gradients of all rows, kept in the run: the lists of all its answers are exact then.\n\n"
+        about = (
+            "Gradients of all rows, kept in the run: the lists of all its answers are exact then. "
+            "With checkpoint.index the queue makes it after a run.\n\n"
+        )
         return Content(about) + progress_text(self.job, glyphs)
 
 
