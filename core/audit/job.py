@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.runs.catalog.removal import directory_size
-from core.runs.catalog.trained import read_manifest, result_step
+from core.runs.catalog.trained import matches_manifest, read_manifest, result_step
 from core.runs.record.state import EventTail
 from core.runs.record.store import Run, complete_checkpoints, refuse_live, refuse_moved_checkpoints
 
@@ -192,30 +192,44 @@ def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, A
     """
     try:
         refuse_moved_checkpoints(run)
-        sealed = read_sealed(run)
-        config = sealed_config(sealed) or run.config()
-        there, manifests = _manifests(run, sealed)
-        spans = spans_of(EventTail(run.events_path).read_all())
-        if obstacle := _obstacle(spans, manifests):
-            return obstacle
-        ends = [span.end for span in spans if span.end in manifests and span.end in steps]
-        found = ends or [step for step in savable_steps(spans) if step in steps]
-        step = min(found, key=lambda step: abs(step - near), default=0)
-        path = path_to(spans, step, there)
-        if not path:
-            return "Its record does not lead to a step there."
-        for span in path:
-            if span.obstacle:
-                return f"Steps {span.begin + 1} to {span.end} cannot be executed again: {span.obstacle}."
-        size = max(map(directory_size, complete_checkpoints(run)), default=0)
-        require_space(run.path, 2 * size, "the checkpoint")
+        return _replay_checkpoint(run, near, steps, job)
     except UserError as error:
-        return str(error)
-    starts = [sealed.start_of(span.end) for span in path]
-    path[-1] = up_to(path[-1], step)
+        return error.message
+
+
+def _replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, Any]) -> str:
+    sealed = read_sealed(run)
+    config = sealed_config(sealed) or run.config()
+    _, manifests = _manifests(run, sealed)
+    spans = spans_of(EventTail(run.events_path).read_all())
+    if obstacle := _obstacle(spans, manifests):
+        return obstacle
+    starts = {int(path.name.removeprefix("step-")) for path in complete_checkpoints(run) if matches_manifest(path, "")}
+    ends = {span.end for span in spans if span.end in manifests}
+    steps_there = [step for step in {*ends, *savable_steps(spans)} if step in steps]
+    reason = "Its record does not lead there from a checkpoint or from the beginning."
+    for step in sorted(steps_there, key=lambda step: (step not in ends, abs(step - near))):
+        path = path_to(spans, step, starts)
+        obstacle = next((span.obstacle for span in path if span.obstacle), "")
+        if path and not obstacle:
+            break
+        reason = f"It cannot be executed again: {obstacle}." if obstacle else reason
+    else:
+        return reason
+    size = max(map(directory_size, complete_checkpoints(run)), default=0)
+    require_space(run.checkpoints_path, 2 * size, "the checkpoint")
+    plan = _Plan(
+        [*path[:-1], up_to(path[-1], step)],
+        [sealed.start_of(span.end) for span in path],
+        config,
+        sealed,
+        manifests,
+        [],
+        step,
+    )
     try:
         with _work_directory() as work:
-            answer = _execute(run, _Plan(path, starts, config, sealed, manifests, [], step), work, job, keeps=True)
+            answer = _execute(run, plan, work, job, keeps=True)
     finally:
         for span in path[:-1]:
             remove_tree(run.checkpoints_path / f"step-{span.end:08d}")
@@ -223,7 +237,8 @@ def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, A
     unequal = next((result for result in results if result.outcome != "equal"), None)
     if unequal is None:
         return ""
-    return unequal.reason or next((difference.what for difference in unequal.differences), "")
+    came_out = next((f"Executed again, {difference.what}" for difference in unequal.differences), "")
+    return unequal.reason or came_out
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:

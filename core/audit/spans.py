@@ -231,14 +231,14 @@ def savable_steps(spans: Iterable[Span]) -> list[int]:
 
 
 def up_to(span: Span, step: int) -> Span:
-    """The part of a span up to one of its steps, with a checkpoint at its end."""
+    """The part of a span up to one of its steps, with a checkpoint there: its own, or one of the replay, and the next
+    step, which shows that the weights in it were the run's."""
     if step == span.end:
         return span
-    place = next(
-        place for place, event in enumerate(span.script) if isinstance(event, StepEvent) and event.step == step
-    )
+    steps = [place for place, event in enumerate(span.script) if isinstance(event, StepEvent) and event.step >= step]
+    place, after = steps[:2]
     saved = CheckpointEvent(step=step, path=f"checkpoints/step-{step:08d}", bytes=0, seconds=0.0)
-    return replace(span, end=step, script=(*span.script[: place + 1], saved))
+    return replace(span, end=step, script=(*span.script[: place + 1], saved, *span.script[place + 1 : after + 1]))
 
 
 def ran_out_in_rehearsal(event: Event) -> bool:

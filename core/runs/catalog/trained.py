@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +110,7 @@ def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
     losses = {event.step: event.loss for event in history.evals}
     best = _best_step(run, history)
     result = history.end.result_step if history.end is not None and history.end.adapter else None
-    middle = _kept_middle(run, best)
+    middle = _kept_middle(run, {best, newest_manifest(run).get("last_good")})
     found = []
     for path in reversed(paths):
         step = _step_of(path)
@@ -332,14 +332,14 @@ def middle_step(steps: Sequence[int], last: int) -> int:
     return min(steps, key=lambda step: (abs(2 * step - last), step))
 
 
-def _kept_middle(run: Run, best: int | None) -> int | None:
-    """The step kept as that of the middle; None if it is kept as the best or one of the last ones anyway."""
+def _kept_middle(run: Run, protected: Collection[int | None]) -> int | None:
+    """The step kept as that of the middle; None if it is among the last ones, or kept for another reason."""
     values, steps = run.values(), checkpoint_steps(run)
     keep, total = positive_count(values.get("checkpoint.keep")), run.state().total_steps
     if values.get("method.name") in WEIGHT_METHODS or keep is None or not steps[:-keep]:
         return None
     middle = middle_step(steps, total)
-    return middle if middle in steps[:-keep] and middle != best else None
+    return middle if middle in steps[:-keep] and middle not in protected else None
 
 
 def has_result(run: Run) -> bool:

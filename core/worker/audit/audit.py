@@ -59,7 +59,7 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         told = _executed(job, span, config, partial(_tell, answers, where))
         if rows := told.pop("rows", ""):
             found.differences.append(Difference(what=rows))
-            obstacle = "The rows are others."
+            obstacle = "The rows have changed."
         spans.append(_skipped(span, obstacle) if rows else told)
     return {
         "inputs": [asdict(difference) for difference in found.differences],

@@ -46,7 +46,7 @@ def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[s
     found = Inputs()
     try:
         found.differences += _changed_base(config, start, manifest, progress)
-        found.obstacle = "The base is another." if found.differences else ""
+        found.obstacle = "The base has changed." if found.differences else ""
     except UserError as error:
         found.notes.append(f"The base cannot be compared: {error.message}")
         found.obstacle = "The base is not there."

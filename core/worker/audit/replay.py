@@ -26,11 +26,12 @@ from core.config.schema import Config, DistributedSection, NightSection
 from core.directories import disk_error, whole_directory
 from core.errors import UserError
 from core.runs.record.state import EventTail
-from core.runs.record.store import EVENTS_NAME, Run
+from core.runs.record.store import EVENTS_NAME, Run, refuse_live
 from core.worker.audit.compare import Recorded, compare_checkpoints
 from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint, write_manifest
+from core.worker.checkpoint.checkpointer import config_hash
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.follower import carry_out_orders
 from core.worker.model.support import resolve_base
@@ -133,16 +134,19 @@ class Replay:
         """Give the run the checkpoint at the end of the span.
 
         Raises:
-            UserError: If it cannot be written.
+            UserError: If it cannot be written, or the run goes on.
         """
         found = verify_checkpoint(self._copy.checkpoints_path / checkpoint_name(self.span.end))
         recorded, target = self.manifests.get(self.span.end, {}), self.run.checkpoints_path / found.path.name
+        # The run's own manifest has its times and energy, and is in the chain.
+        manifest = recorded if recorded.get("files") == found.manifest["files"] else found.manifest
+        refuse_live(self.run, "it gets no checkpoint of a replay while it goes on")
         try:
             with whole_directory(target) as directory:
-                shutil.copytree(found.path, directory, dirs_exist_ok=True)
-                if recorded.get("files") == found.manifest["files"]:
-                    # The run's own has its times and energy, and is in the chain.
-                    write_manifest(recorded, directory)
+                for name in found.manifest["files"]:
+                    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(found.path / name, directory / name)
+                write_manifest(manifest, directory)
         except OSError as error:
             raise disk_error(target, error) from error
 
@@ -156,6 +160,7 @@ class Replay:
         parts = build(config, recorder, controls, found, self.ranks)
         if self.ranks.is_first:
             self._check_rows(parts)
+            self._check_options()
         self.ranks.meet()
         self._begin(parts, found)
         return FinetuneRecipe(config, recorder, controls, parts)
@@ -215,6 +220,16 @@ class Replay:
             raise ChangedRowsError(_name_rows(parts, str(rows.get("digits", "")), rows.get("count")))
         if recorded.get("held_out_sha256", prints.held_out) != prints.held_out:
             raise ChangedRowsError("The held-out rows are not those that the run was measured on.")
+
+    def _check_options(self) -> None:
+        """Refuse options other than the run's for a checkpoint that the run will have: where none was recorded, steps
+        with equal losses may still end in another update.
+
+        Raises:
+            UserError: If so.
+        """
+        if self.keeps and self._next_manifest.get("config_sha256") != config_hash(self.config):
+            raise UserError("Options of the run have changed since it was trained.")
 
     def _begin(self, parts: Parts, found: Checkpoint | None) -> None:
         """Set the state to the start of the span."""
@@ -280,14 +295,15 @@ class Replay:
         return compare_checkpoints(Recorded(step, self.manifests[step], path, is_unseeded=not self.start), again)
 
     def _tell_step(self, step: int) -> None:
-        self.progress(f"step {step}", step - self.span.begin, self.span.end - self.span.begin)
+        if step <= self.span.end:
+            self.progress(f"step {step}", step - self.span.begin, self.span.end - self.span.begin)
 
     def _judge(self, script: Script) -> SpanResult:
         differences = tuple(script.differences)
         outcome: Outcome = "differs" if differences else "equal"
         reason = ""
-        if script.is_astray:
-            outcome, reason, differences = "skipped", script.is_astray, ()
+        if script.is_astray and not differences:
+            outcome, reason = "skipped", script.is_astray
         # Equal weights and states show that the machine computes the same bits, so other differences are changes.
         elif self._changed and any(difference.file != EVENTS_NAME for difference in differences):
             outcome, reason = "inexact", f"Equal bits are not to be expected here: {'; '.join(self._changed)}."

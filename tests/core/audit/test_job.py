@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from core.audit.job import audit_job, replay_checkpoint
 from core.audit.result import Audit, ChainResult, Outcome, SpanResult, Verdict
 from core.config.schema import Config
 from core.errors import UserError
-from core.jobs.job import Job, JobProgress
+from core.jobs.job import Job
 from core.runs.record.chain import Chain
 from core.runs.record.events import CheckpointEvent, Event, FinishedEvent, NoticeEvent, PhaseEvent, RanksEvent
 from core.runs.record.state import RunState
-from core.runs.record.store import create_run
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.runs.helpers import config_for, live_state, step_event, write_events
 
@@ -50,22 +51,38 @@ def test_processes_that_are_not_started_here_are_reported(
     assert any(note.startswith(sentence) and note.endswith("Only the chain is checked.") for note in found.notes)
 
 
-def test_a_checkpoint_is_not_replayed_where_equal_bits_are_not_to_be_expected(tmp_path: Path) -> None:
-    def reason(*events: Event, **facts: str) -> str:
-        run = create_run(config_for(tmp_path), "replayed")
-        write_events(run, PhaseEvent(name="importing"), *events)
-        Chain(run.path, run.events_path).append("checkpoint", {"step": 3, "manifest": {"step": 3, **facts}})
-        job: Job[JobProgress, str] = Job("the index", lambda job: replay_checkpoint(run, 2, range(1, 3), job))
-        return job.run()
+def reason_of(run: Run) -> str:
+    """Why no checkpoint of a run's first two steps is made."""
+    return Job("the index", lambda job: replay_checkpoint(run, 2, range(1, 3), job)).run()
 
+
+def recorded(directory: Path, *events: Event, **facts: str) -> Run:
+    """A run with a checkpoint of step 3 in its chain."""
+    run = create_run(config_for(directory), "replayed")
+    write_events(run, PhaseEvent(name="importing"), *events)
+    Chain(run.path, run.events_path).append("checkpoint", {"step": 3, "manifest": {"step": 3, **facts}})
+    run.checkpoints_path.mkdir()
+    return run
+
+
+def test_a_checkpoint_is_not_replayed_where_equal_bits_are_not_to_be_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = [step_event(step) for step in (1, 2, 3)]
     saved = CheckpointEvent(step=3, path="checkpoints/step-00000003", bytes=1, seconds=1.0)
     skipped = NoticeEvent(level="warning", code="evaluation_skipped", message="")
-    assert reason(*steps, saved, deterministic="fast").startswith("The run is fast, not strict, on its card")
-    assert reason(*steps, skipped, saved) == (
-        "Steps 1 to 3 cannot be executed again: an evaluation was left out for want of memory."
+    fast = recorded(tmp_path, *steps, saved, deterministic="fast")
+    assert reason_of(fast).startswith("The run is fast, not strict, on its card")
+    assert reason_of(recorded(tmp_path, *steps, skipped, saved)) == (
+        "It cannot be executed again: an evaluation was left out for want of memory."
     )
-    assert reason(*steps[:1]) == "Its record does not lead to a step there."
+    assert reason_of(recorded(tmp_path, *steps[:1])).startswith("Its record does not lead there from a checkpoint")
+    sound = recorded(tmp_path, *steps, saved)
+    monkeypatch.setattr("core.directories.shutil.disk_usage", lambda _: SimpleNamespace(free=-1))
+    assert "and the checkpoint needs 0 B" in reason_of(sound)
+    sound.checkpoints_path.rename(tmp_path / "elsewhere")
+    sound.checkpoints_path.symlink_to(tmp_path / "elsewhere")
+    assert f"is a link to {tmp_path / 'elsewhere'}" in reason_of(sound)
 
 
 def test_only_what_was_all_equal_in_the_whole_run_is_verified() -> None:

@@ -167,8 +167,8 @@ def test_spans_are_joined_but_where_one_has_to_begin_anew(words: str, joined: li
     ("words", "starts", "wanted", "path"),
     [
         ("start 1 @1 2 3 4 @4 5 @5", {5}, 4, ["0-4: 1 @1 2 3 4 @4"]),
-        ("start 1 @1 2 3 4 @4 5 @5", {1, 5}, 3, ["1-3: 2 3 @3"]),
-        ("start 1 2 @2 3 @3 4 5 ~2:4-5 3 @3 @5 6 7 8 @8", {8}, 6, ["0-2: 1 2 @2", "2-6 1 without 4,5: 3 @3 @5 6 @6"]),
+        ("start 1 @1 2 3 4 @4 5 @5", {1, 5}, 3, ["1-3: 2 3 @3 4"]),
+        ("start 1 2 @2 3 @3 4 5 ~2:4-5 3 @3 @5 6 7 8 @8", {8}, 6, ["0-2: 1 2 @2", "2-6 1 without 4,5: 3 @3 @5 6 @6 7"]),
     ],
 )
 def test_a_path_leads_from_the_last_start_to_a_step_with_a_checkpoint(

@@ -366,7 +366,9 @@ def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(home: Path)
         assert live_run() is None
 
 
-def index_of(run: Run, made: list[str], *, fails: str = "", halfway: Callable[[], object] = lambda: None) -> IndexJob:
+def index_of(
+    run: Run, made: list[str], *, fails: str = "", halfway: Callable[[], object] = lambda: None, note: str = ""
+) -> IndexJob:
     """A job that makes an index of eight rows, or fails halfway."""
 
     def work(job: IndexJob) -> IndexResult:
@@ -377,7 +379,7 @@ def index_of(run: Run, made: list[str], *, fails: str = "", halfway: Callable[[]
         if fails:
             raise UserError(fails)
         made.append(run.id)
-        return IndexResult((10, 20), 8, 131_072, 1.0, 8)
+        return IndexResult((10, 20), 8, 131_072, 1.0, 8, note)
 
     return Job("the index", work)
 
@@ -402,6 +404,9 @@ def test_the_index_of_a_finished_run_is_made_before_the_next_run(fakes: FakeWork
     assert (entry.state, entry.outcome, entry.reason, entry.is_indexing) == ("done", "finished", "", False)
     begin_next(fakes)
     assert states() == {1: "done", 2: "running"}
+    fakes.end(run_of(2))
+    make_runner(index=lambda run: index_of(run, made, note="No middle.")).tick()
+    assert store.read_queue().entry(2).reason == "No middle."
 
 
 @cases(

@@ -21,6 +21,7 @@ from core.jobs.job import Job, JobCancelledError, JobProgress
 from core.jobs.process import Answers
 from core.models.architecture import measuring
 from core.runs.catalog.trained import checkpoint_steps, kept_checkpoints
+from core.runs.record.chain import CHAIN_NAME
 from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.attribution.index import IndexMaker, trace_path
@@ -186,20 +187,43 @@ def test_the_index_has_a_middle_that_the_run_did_not_keep_or_write(
     assert index_job(short).run().made == 0
 
 
-def test_changed_rows_end_the_replay_before_its_first_step(
+def test_only_an_equal_replay_of_the_same_inputs_gives_the_run_a_checkpoint(
     made: Run, tmp_path: Path, tiny_model_dir: Path, private_home: Path
 ) -> None:
     shutil.copy(made_rows(made), tmp_path / "rows.jsonl")
     short = trained(tmp_path, tiny_model_dir, checkpoint={"every_steps": STEPS})
-    write_rows(tmp_path / "rows.jsonl", ROWS, seed=9)
     told: list[str] = []
 
-    def work(job: Job[JobProgress, str]) -> str:
-        return replay_checkpoint(short, 3, range(2, 5), job)
+    def replayed(run: Run) -> str:
+        def work(job: Job[JobProgress, str]) -> str:
+            return replay_checkpoint(run, 3, range(2, 5), job)
 
-    assert Job("the replay", work).run(lambda at: told.append(at.activity)) == "The rows are others."
+        told.clear()
+        reason = Job("the replay", work).run(lambda at: told.append(at.activity))
+        assert checkpoint_steps(run) == [STEPS]
+        return reason
+
+    def copied(name: str) -> Run:
+        copy = Run(short.path.with_name(f"{short.id}-{name}"))
+        shutil.copytree(short.path, copy.path)
+        return copy
+
+    measured = copied("measured")
+    events = measured.events_path.read_text().splitlines(keepends=True)
+    place = next(at for at, line in enumerate(events) if '"type": "step"' in line and '"step": 2,' in line)
+    events[place] = events[place].replace('"loss": ', '"loss": 1')
+    measured.events_path.write_text("".join(events))
+    assert replayed(measured) == "Executed again, loss of step 2 came out otherwise."
+    # The chain has the options of the training; without it, those of run.toml are compared with the checkpoint's.
+    edited = copied("edited")
+    (edited.path / CHAIN_NAME).unlink()
+    edited.config_path.write_text(
+        edited.config_path.read_text().replace("learning_rate = 0.005", "learning_rate = 0.006")
+    )
+    assert replayed(edited) == "Options of the run have changed since it was trained."
+    write_rows(tmp_path / "rows.jsonl", ROWS, seed=9)
+    assert replayed(short) == "The rows have changed."
     assert not [activity for activity in told if "again: step" in activity]
-    assert checkpoint_steps(short) == [STEPS]
 
 
 def test_planted_rows_are_among_the_first(tmp_path: Path, starter_model_dir: Path, private_home: Path) -> None:
