@@ -117,6 +117,7 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
         await wait_for(pilot, lambda: panel.display and panel.size.height > 0)
         for name in ("train.learning_rate", "model.base", "method.rank"):
             await show_help(pilot, pane, name)
+        await wait_for(pilot, lambda: "^d read on" in screen_lines(pilot.app)[-1])
         top = panel.scroll_y
         assert top == 0
         await press(pilot, "ctrl+d", until=lambda: panel.scroll_y > 0)
@@ -139,6 +140,7 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
         for part in ("accepts true or false", "default false", "source", "rule"):
             assert part in text
         assert all(len(line) == 200 for line in screen_lines(pilot.app))
+        assert "read on" not in screen_lines(pilot.app)[-1]
 
 
 async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path: Path, home: Path) -> None:
