@@ -257,13 +257,12 @@ class Plot:
         if data.curves:
             self.curve_names(data.curves, "log axis  " if log else "")
             return
-        parts = [("log axis  ", "label")] if log else []
-        parts += self._series_legend(data)
+        axis, parts = [("log axis  ", "label")] if log else [], self._series_legend(data)
         # Only the last mark in a cell is visible.
         seen = {(x, y): mark.kind for x, y, mark in self._placed(data.marks)}.values()
         names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
         marks = [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
-        forms = [form for each in ([*marks, *parts], parts) for form in (each, _shortened(each))]
+        forms = [form for each in ([*axis, *marks, *parts], [*axis, *parts]) for form in (each, _shortened(each))]
         room = self.width * _LEGEND_SHARE
         fitting = (form for form in forms if sum(len(text) for text, _ in form) <= room)
         self._put_legend(next(fitting, forms[-1]), margin=1)
