@@ -403,7 +403,7 @@ class TrainPane(Pane, can_focus=True):
             entries = [*asked, *whole, *others]
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.
-            entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
+            entries = [*self._answer_hints(), (keys["train.curve"].display, "curve"), *entries]
         elif self._shows_answers:
             entries += self._answer_hints()
         elif self._has_samples and self._shows_chart and view is not None and view.is_live:
@@ -422,9 +422,10 @@ class TrainPane(Pane, can_focus=True):
         walk = self.query_one(AnswersView).walk
         named = [("page_down", "read on")] if isinstance(self._scrolled, AnswersView) else []
         named += [("question", "question")] if len(walk.questions) > 1 else []
-        named += [("earlier_answers", "previous step")] if walk.leads(-1) else []
-        named += [("later_answers", "next step")] if walk.leads(1) else []
-        named += [("beside", LAYOUT_WORDS[walk.next_layout])] if len(walk.steps) > 1 else []
+        if len(walk.steps) > 1:
+            # One hint for both, so that it stays from step to step.
+            later = self.keys["train.later_answers"].display
+            named += [("earlier_answers", f"{later} step"), ("beside", LAYOUT_WORDS[walk.next_layout])]
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
