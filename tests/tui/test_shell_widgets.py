@@ -119,6 +119,15 @@ def test_the_parts_of_the_header_stay_while_the_word_of_the_state_changes(tmp_pa
                 assert (part in line) == (part in before), (width, before, line)
 
 
+def test_the_room_of_the_loss_is_kept_before_the_first_step(home: Path) -> None:
+    script = ScriptedRun(home).begin().hardware()
+    for loss in ("loss –    ", "loss 2."):
+        header = fit(header_segments(AppState(view=view_of(script), host="ws1"), time.time()), 78).plain
+        assert loss in header
+        assert header.rstrip().endswith("71 °C ok  VRAM 76% ok"), header
+        script.steps(1, 1)
+
+
 def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(home: Path) -> None:
     view = view_of(ScriptedRun(home).train_to(64))
     state, read = AppState(view=view, host="ws1", devices=[CPU]), view.history.devices_read

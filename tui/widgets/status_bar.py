@@ -215,9 +215,11 @@ def _run_segments(
     if energy := energy_words(view.reading().energy_wh, view.tariff):
         # In the room of 1.00 kWh.
         segments.append(Segment(Content.styled("  ".join(f"{part:8}" for part in energy), "$muted"), 11))
-    if view.history.last_step is not None:
-        value = f"{_brief_number(view.history.last_step.loss):{_LOSS_WIDTH}}"
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 3))
+    last = view.history.last_step
+    if last is not None or view.is_live:
+        # Its room is kept before the first step.
+        value = _brief_number(last.loss) if last is not None else "–"
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
     return segments
 
 
