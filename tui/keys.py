@@ -222,9 +222,13 @@ class KeyTable:
         """The key for an action named in a refusal, with its pane: ``p in the Train pane``."""
         return f"{self[_ACTIONS[action]].display} in the Train pane"
 
+    def named(self, identities: Iterable[str]) -> list[tuple[str, str]]:
+        """Displayed keys with their labels."""
+        return [(self[name].display, self[name].description) for name in identities]
+
     def hints(self, identities: Iterable[str]) -> str:
         """Key hints for a border: ``p pause  c checkpoint``."""
-        return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
+        return "  ".join(f"{key} {label}" for key, label in self.named(identities))
 
 
 def load_keymap(path: Path) -> tuple[dict[str, str], list[str]]:

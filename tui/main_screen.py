@@ -469,8 +469,7 @@ class Desktop:
         with suppress(NoMatches, StopIteration):
             main = self.main
             main.follow_run(live=self.state.live_run is not None)
-            loss, jobs = not main.slot("train").display, self.keys["app.jobs"].display
-            main.query_one(StatusBar).show(self.state, self.clock(), loss=loss, jobs=jobs)
+            main.query_one(StatusBar).show(self.state, self.clock(), jobs=self.keys["app.jobs"].display)
 
     # Dialogs.
 

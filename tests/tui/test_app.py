@@ -430,9 +430,9 @@ async def test_readings_that_are_old_say_so_in_the_meters_and_on_every_pane(priv
     app.clock = lambda: time.time() + 2 * STALE_SECONDS
     async with running(app, (80, 24), until="s old") as (_, pilot):
         assert "● training" in screen_text(app)
-        old = re.compile(r"\d\ds old")
-        await press(pilot, "3", until=lambda: len(old.findall(screen_text(app))) == 2)
-        await press(pilot, "1", until=lambda: re.search(r"°C \d\ds\b", screen_lines(app)[0]))
+        await press(pilot, "3", until=lambda: re.search(r"\d\ds old", screen_text(app)))
+        for pane in "31":
+            await press(pilot, pane, until=lambda: re.search(r"°C \d\ds\b", screen_lines(app)[0]))
 
 
 async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:

@@ -60,7 +60,7 @@ def draw_all(view: RunView) -> list[str]:
         walk.turn_layout()
     for devices in (view.history.devices, [Device(index=0, kind="cpu", name="c")]):
         view.history.devices = devices
-        found.append(fit(header_segments(AppState(view=view), 1e9, loss=True), 160).plain)
+        found.append(fit(header_segments(AppState(view=view), 1e9), 160).plain)
         found += [line.plain for width in (60, 120) for item in devices for line in device_lines(item, width, BRAILLE)]
     for glyphs in (BRAILLE, BLOCK, ASCII):
         chart = LineChart(glyphs)

@@ -92,7 +92,7 @@ def _runs(view: RunView) -> Widget:
 
 def _status(view: RunView) -> Widget:
     status = StatusBar()
-    status.show(AppState(view=view, host=EVIL), 1e9, loss=True)
+    status.show(AppState(view=view, host=EVIL), 1e9)
     return status
 
 

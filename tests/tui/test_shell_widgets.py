@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import time
@@ -93,7 +92,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
     for parts in (("71 °C ok", "76%", "tickets"), ("71", "°C ok", "76%")):
         state = AppState(view=view_of(script), host="ws1")
         for width in (78, 118, 198):
-            line = fit(header_segments(state, 1e9, loss=width < 160), width)
+            line = fit(header_segments(state, 1e9), width)
             assert line.cell_length <= width
             assert all(part in line.plain for part in ("● training  64/120", "ETA", *parts))
         script.hardware(GPU, replace(GPU, index=1, temperature_c=64.0))
@@ -109,29 +108,40 @@ def test_the_parts_of_the_header_stay_while_the_word_of_the_state_changes(tmp_pa
         AppState(view=replace(view, state=replace(view.state, pending=("checkpoint",))), host="ws1"),
         AppState(view=view_of(script.phase("evaluating", done=3, total=12)), host="ws1"),
     ]
-    for loss, width in itertools.product((False, True), (58, 78, 118)):
-        before = fit(header_segments(training, time.time(), loss=loss), width).plain
-        assert "● training  64/120  ETA" in before
+    for width in (58, 78, 118):
+        before = fit(header_segments(training, time.time()), width).plain
+        assert "● training  64/120    ETA" in before
         for other in others:
-            line = fit(header_segments(other, time.time(), loss=loss), width).plain
+            line = fit(header_segments(other, time.time()), width).plain
+            if other is not others[1]:
+                assert line.find("ETA") in (-1, before.index("ETA")), (before, line)
             for part in ("tickets", "loss", " °C", "CPU", "%", "! ", "ws1"):
                 assert (part in line) == (part in before), (width, before, line)
+
+
+def test_the_room_of_the_loss_is_kept_before_the_first_step(home: Path) -> None:
+    script = ScriptedRun(home).begin().hardware()
+    for loss in ("loss –    ", "loss 2."):
+        header = fit(header_segments(AppState(view=view_of(script), host="ws1"), time.time()), 78).plain
+        assert loss in header
+        assert header.rstrip().endswith("71 °C ok  VRAM 76% ok"), header
+        script.steps(1, 1)
 
 
 def test_old_readings_of_a_run_are_dim_with_their_age_and_a_parked_run_has_none(home: Path) -> None:
     view = view_of(ScriptedRun(home).train_to(64))
     state, read = AppState(view=view, host="ws1", devices=[CPU]), view.history.devices_read
     assert read is not None
-    fresh = fit(header_segments(state, read + 14, loss=True), 78)
+    fresh = fit(header_segments(state, read + 14), 78)
     assert "71 °C ok" in fresh.plain
     assert "old" not in fresh.plain
     for age, told in ((16, "15s"), (59, "55s"), (150, "2m")):
-        line = fit(header_segments(state, read + age, loss=True), 58)
+        line = fit(header_segments(state, read + age), 58)
         assert f"  71°C {told}" in line.plain
         at = line.plain.index("71°C")
         assert [span.style for span in line.spans if span.start <= at < span.end][-1] == "$muted"
     view.state = replace(view.state, state="paused", parked="on request")
-    assert "RAM 12% ok" in fit(header_segments(state, read + 150, loss=True), 78).plain
+    assert "RAM 12% ok" in fit(header_segments(state, read + 150), 78).plain
 
 
 def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) -> None:
@@ -141,14 +151,14 @@ def test_the_name_that_configuration_and_run_share_is_reported_once(home: Path) 
     document.set("data.train", f"/data/{name}.csv")
     state = AppState(view=view_of(script), host="ws1", document=document)
     for width in (80, 120, 200):
-        line = fit(header_segments(state, 1e9, loss=False), width).plain
+        line = fit(header_segments(state, 1e9), width).plain
         assert (f"{name} •not saved" in line) == (width > 80)
         assert line.replace(script.run.id, "").count(name) == (1 if width > 80 else 0)
         assert "64/120" in line
     # The run of another configuration has its name at every width.
     document.set("data.train", "/data/mine.csv")
     for width in (60, 80, 200):
-        line = fit(header_segments(state, 1e9, loss=True), width).plain
+        line = fit(header_segments(state, 1e9), width).plain
         assert re.search(rf"run \S*{name}  \S.* 64/120", line), line
 
 
@@ -160,13 +170,13 @@ def test_a_run_of_another_configuration_is_reported_behind_a_line(home: Path) ->
     document.set("data.train", "/data/mine.csv")
     state = AppState(view=view, document=document)
     for width, told in ((78, "tickets, finished"), (140, "-tickets, finished"), (40, "")):
-        line = fit(header_segments(state, view.state.updated + 300, loss=False), width).plain
+        line = fit(header_segments(state, view.state.updated + 300), width).plain
         assert "mine" in line
         assert ("│ other run: " in line) == bool(told)
         assert told in line
         assert not told or "finished 5 min ago" in line
     view.is_leftover = True
-    last = fit(header_segments(state, view.state.updated, loss=False), 140)
+    last = fit(header_segments(state, view.state.updated), 140)
     assert "│ last run: " in last.plain
     assert any(span.style == "$muted" for span in last.spans if "last run" in last.plain[span.start : span.end])
 
@@ -333,8 +343,8 @@ def test_the_header_shows_all_cards_and_says_when_they_are_lost_or_their_values_
         ([GPU, replace(second, problem="it is gone")], "2× RTX 4090  1 of 2 cannot be read"),
         ([replace(GPU, temperature_c=None, utilization=9.0)] * 2, "2× RTX 4090     9·9%"),
     ):
-        assert told in fit(header_segments(AppState(devices=devices), 1e9, loss=False), 120).plain
-    narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9, loss=False), 45).plain
+        assert told in fit(header_segments(AppState(devices=devices), 1e9), 120).plain
+    narrow = fit(header_segments(AppState(devices=[GPU, second]), 1e9), 45).plain
     assert "82 °C !   VRAM 98% !!" in narrow
 
 
@@ -360,8 +370,7 @@ def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
     whole = run_lines.numbers(view, 120).cell_length
     assert run_lines.numbers(view, whole - 1).plain.endswith("   4100.0 Wh")
     state = AppState(view=view)
-    assert "4100.0 Wh  1.31 EUR" in fit(header_segments(state, 1e9, loss=True), 180).plain
-    assert "Wh" not in fit(header_segments(state, 1e9, loss=False), 180).plain
+    assert "4100.0 Wh  1.31 EUR" in fit(header_segments(state, 1e9), 180).plain
 
 
 #: Times left, in seconds, just above and below a change of their digits.
@@ -399,10 +408,13 @@ def places(line: str, *marks: str) -> tuple[int, ...]:
 def test_the_progress_of_a_run_and_the_header_stay_in_their_columns(views: Iterator[RunView]) -> None:
     found: dict[int, set[tuple[int, ...]]] = {}
     for view in views:
-        segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
+        segments = header_segments(AppState(view=view, host="ws1"), 1e9)
         for width in (76, 98, 150):
             line, header = run_lines.progress(view, width, ASCII, 1e9).plain, fit(segments, width + 2).plain
             marks = *places(line, "/1200", "%", "ETA"), *places(header, "/1200", "ETA", "loss", "°C", "%")
+            # Whatever it is, and guessed or not, the time left ends in its column.
+            ends = [left.end() for text in (line, header) for left in re.finditer(r"ETA +\S+( \S+)?", text)]
+            marks = (*marks, *ends)
             found.setdefault(width, set()).add(marks)
     assert all(len(columns) == 1 for columns in found.values()), found
 
@@ -426,7 +438,7 @@ def test_the_parts_and_rows_of_an_evaluation_move_nothing(home: Path) -> None:
     for (progress, done), seconds in zip(parts, (5.4, 9.9, 59.0, 60.0, 119.0, 120.0, 599.0, 601.0), strict=True):
         view.history.phase = replace(view.history.phase, done=done)
         view.state = replace(view.state, progress=progress)
-        segments = header_segments(AppState(view=view, host="ws1"), began, loss=True)
+        segments = header_segments(AppState(view=view, host="ws1"), began)
         for width in (56, 76, 78, 116, 150, 196):
             line, header = run_lines.progress(view, width, ASCII, began + seconds).plain, fit(segments, width + 2).plain
             columns = (
@@ -437,8 +449,17 @@ def test_the_parts_and_rows_of_an_evaluation_move_nothing(home: Path) -> None:
     assert all(len(columns) == 1 for columns in found.values()), found
     assert all("ETA" in run_lines.progress(view, width, ASCII, began + 5).plain for width in (76, 116)), "there is room"
     view.state = replace(view.state, progress=StepProgress("answers", 64, 80))
-    assert " answers   64/80 " in run_lines.progress(view, 116, ASCII, began + 5).plain
-    assert "evaluating   64/80 " in fit(header_segments(AppState(view=view), began, loss=False), 78).plain
+    for width in (76, 116):
+        assert " answers   64/80 " in run_lines.progress(view, width, ASCII, began + 5).plain
+    view.state = replace(view.state, progress=None)
+    view.history.phase = replace(view.history.phase, done=18)
+    assert " loss     18/120 " in run_lines.progress(view, 76, ASCII, began + 5).plain
+    # Before the first step.
+    view.history.phase = view.history.phases["evaluating"] = replace(view.history.phase, detail="answers", done=0)
+    line = run_lines.phases(view, began + 5, 76, ASCII).plain.splitlines()[-1]
+    assert line.endswith(" answers   0/120"), line
+    view.state = replace(view.state, progress=StepProgress("answers", 64, 80))
+    assert "evaluating   64/80 " in fit(header_segments(AppState(view=view), began), 78).plain
 
 
 def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
@@ -456,7 +477,7 @@ def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
             view = view_of(script)
             assert view.history.last_step is not None
             view.history.last_step = replace(view.history.last_step, loss=loss)
-            segments = header_segments(AppState(view=view, host="ws1"), 1e9, loss=True)
+            segments = header_segments(AppState(view=view, host="ws1"), 1e9)
             for width in (58, 78, 98, 118, 138, 198):
                 line = fit(segments, width).plain
                 found.setdefault((len(cards), width), set()).add(

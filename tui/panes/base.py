@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.binding import Binding
 from textual.containers import Vertical
@@ -19,12 +20,15 @@ from tui.keys import Key, KeyTable, yields_to_text
 from tui.panes import pane_spec
 from tui.shell import Shell, shell_of
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
+from tui.widgets.strips import fitting
 
 if TYPE_CHECKING:
     from tui.screens.help import HelpScreen
 
-#: Columns of the lower border around the hints; the width assumed for a pane without a size.
+#: Columns of a border around its text; the width assumed for a pane without a size.
 _BORDER_WIDTH, _WIDEST = 6, 1000
+#: Columns of the name of a file in a title without room.
+SHORT_NAME = 24
 #: Maximum number of hints, before the key of the help.
 _HINTS = 5
 
@@ -34,6 +38,8 @@ class Pane(Vertical):
 
     DEFAULT_CSS = "Pane { height: 1fr; padding: 0 1; background: $background; }"
 
+    _title: tuple[str, ...] = ()
+    _shorter: Sequence[tuple[str, str]] = ()
     _shown_title = ""
     _hints: tuple[tuple[str, str], ...] = ()
     _shown_hints: Content | None = None
@@ -76,13 +82,31 @@ class Pane(Vertical):
         """Restyle the pane without its content, whose styles do not depend on the pane's focus."""
         self.app.stylesheet.update_nodes([self])
 
-    def set_title(self, *parts: str) -> None:
-        """Set the title: the nonempty parts, sanitized and joined by dots."""
-        title = " · ".join(one_line(part, 120) for part in parts if part)
+    def set_title(self, *parts: str, shorter: Sequence[tuple[str, str]] = ()) -> None:
+        """Set the title: the nonempty parts, sanitized and joined by dots.
+
+        Args:
+            parts: The parts.
+            shorter: Parts that become shorter, or empty, where the title has no room, the least important first.
+        """
+        self._title, self._shorter = parts, shorter
+        self._fit_title()
+
+    def _fit_title(self) -> None:
+        """Show the parts of the title, as short as need be."""
+        title = _joined(parts := self._title)
+        for long, short in self._shorter:
+            if cell_len(title) > self._room:
+                title = _joined(parts := tuple(short if part == long else part for part in parts))
         # Writing to the border repaints the whole pane.
         if title != self._shown_title:
             self._shown_title = title
             self.border_title = Content(title)
+
+    @property
+    def _room(self) -> int:
+        """Columns for a text in the border."""
+        return max(self.outer_size.width - _BORDER_WIDTH, 0) or _WIDEST
 
     def set_hints(self, identities: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> None:
         """Show key hints in the lower border, five at most; the help lists all keys.
@@ -91,8 +115,7 @@ class Pane(Vertical):
             identities: The ids of the keys, the most important first.
             more: Hints before them: displayed key and label.
         """
-        named = [(self.keys[name].display, self.keys[name].description) for name in identities]
-        self.show_hints([*more, *named])
+        self.show_hints([*more, *self.keys.named(identities)])
 
     def show_hints(self, hints: Sequence[tuple[str, str]]) -> None:
         """Show key hints in the lower border: displayed keys with their labels."""
@@ -109,8 +132,7 @@ class Pane(Vertical):
 
     def fit_hints(self) -> None:
         """Show the hints that fit; their keys are bright only in the focused pane, where they work."""
-        room = max(self.outer_size.width - _BORDER_WIDTH, 0) or _WIDEST
-        shown: list[Content] = []
+        room = self._room
         is_current = self.has_class("-current")
         style = "$foreground bold" if is_current else ""
         more: list[Content] = []
@@ -118,12 +140,8 @@ class Pane(Vertical):
             # It leads to the keys that have no room.
             more = [Content.assemble((self.keys["app.help"].display, style), " more")]
             room -= more[0].cell_length + 2
-        for key, text in self._hints[:_HINTS]:
-            hint = Content.assemble((key, style), f" {text}")
-            room -= hint.cell_length + (2 if shown else 0)
-            if room < 0:
-                break
-            shown.append(hint)
+        hints = fitting(self._hints[:_HINTS], room)
+        shown = [Content.assemble((key, style), f" {text}") for key, text in hints]
         line = Content("  ").join([*shown, *more])
         # Writing to the border repaints the whole pane.
         if line != self._shown_hints:
@@ -131,13 +149,14 @@ class Pane(Vertical):
             self.border_subtitle = line
 
     @on(events.Resize)
-    def _refit_hints(self) -> None:
-        """Fit the hints to the new width."""
+    def _refit(self) -> None:
+        """Fit title and hints to the new width."""
+        self._fit_title()
         self.fit_hints()
 
     def watch_virtual_size(self) -> None:
-        """Fit the hints to the first width: Textual posts no Resize if the region was requested before."""
-        self.fit_hints()
+        """Fit them to the first width: Textual posts no Resize if the region was requested before."""
+        self._refit()
 
     async def on_click(self, event: events.Click) -> None:
         """Run the action of a clicked key hint, in the lower border or in a part with the class ``-hints``."""
@@ -165,6 +184,11 @@ class Pane(Vertical):
         widget.add_class("-first-focus")
         if had_focus:
             widget.focus()
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """A title of its nonempty parts."""
+    return " · ".join(one_line(part, 120) for part in parts if part)
 
 
 def hint_at(line: str, column: int) -> str:

@@ -94,6 +94,8 @@ class TrainPane(Pane, can_focus=True):
         self.show(None)
         self._is_looking = True
         self._empty.explain("Looking for runs …")
+        for part in (self.query_one(LogView), self.query_one(AnswersView)):
+            self.watch(part, "show_vertical_scrollbar", self._subtitle, init=False)
         self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
@@ -374,14 +376,17 @@ class TrainPane(Pane, can_focus=True):
         keys, view = self.keys, self._view
         entries: list[tuple[str, str]] = []
         readings, width = (keys["train.details"].display, "readings"), self.content_size.width
-        is_cut = view is not None and self.query_one(LogView).is_cut
-        whole = [(keys["train.unfold"].display, "whole lines")] if is_cut else []
+        log = self.query_one(LogView)
+        # What is hidden comes first: the other keys are behind that of the help.
+        whole = [(keys["train.unfold"].display, "whole lines")] if view is not None and log.is_cut else []
+        if view is not None and log.show_vertical_scrollbar and self._scrolled is log:
+            whole.append((keys["train.page_up"].display, "log"))
         if view is not None and not view.is_live:
             entries = [*whole, readings]
         if view is not None and view.is_live:
             pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
-            names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
+            names = [("pause", pause), ("stop", "stop"), ("checkpoint", "checkpoint")]
             # The same key withdraws a pending request.
             if "park" in pending:
                 names.insert(1, ("park", "park"))
@@ -392,13 +397,13 @@ class TrainPane(Pane, can_focus=True):
             if view.is_measuring_base:
                 asked.insert(0, (keys["train.skip"].display, "skip evaluation"))
             others = [(keys[f"train.{name}"].display, word) for name, word in names if name not in pending]
-            entries = [*asked, *whole, *others]
             # Below, the meters have room for the hint.
             if view.reports_devices and width >= ONE_LINE:
-                entries.append(readings)
+                others.insert(2, readings)
+            entries = [*asked, *whole, *others]
         if self._covers_curve:
             # The keys of the visible part come first, as not all may fit.
-            entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
+            entries = [*self._answer_hints(), (keys["train.curve"].display, "curve"), *entries]
         elif self._shows_answers:
             entries += self._answer_hints()
         elif self._has_samples and self._shows_chart and view is not None and view.is_live:
@@ -415,10 +420,12 @@ class TrainPane(Pane, can_focus=True):
     def _answer_hints(self) -> list[tuple[str, str]]:
         """Hints for the keys of the answers that have an effect now."""
         walk = self.query_one(AnswersView).walk
-        named = [("question", "question")] if len(walk.questions) > 1 else []
-        named += [("earlier_answers", "previous step")] if walk.leads(-1) else []
-        named += [("later_answers", "next step")] if walk.leads(1) else []
-        named += [("beside", LAYOUT_WORDS[walk.next_layout])] if len(walk.steps) > 1 else []
+        named = [("page_down", "read on")] if isinstance(self._scrolled, AnswersView) else []
+        named += [("question", "question")] if len(walk.questions) > 1 else []
+        if len(walk.steps) > 1:
+            # One hint for both, so that it stays from step to step.
+            later = self.keys["train.later_answers"].display
+            named += [("earlier_answers", f"{later} step"), ("beside", LAYOUT_WORDS[walk.next_layout])]
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
@@ -446,7 +453,7 @@ class TrainPane(Pane, can_focus=True):
             case "sample":
                 # Only in the empty state, which offers it: over a run of the user, its key would be an accident.
                 return view is None
-            case "change_settings" | "toggle_answers" | "follow_log" | "unfold_log":
+            case "change_settings" | "toggle_answers" | "follow_log" | "unfold_log" | "scroll" | "scroll_page":
                 return view is not None
             case "toggle_log_axis":
                 return view is not None and self._curves.main(view.history).has_log_axis
@@ -457,7 +464,7 @@ class TrainPane(Pane, can_focus=True):
             case "show_curve":
                 is_moved = self._chart.cursor is not None or self._is_zoomed
                 return self._shows_answers or (self._shows_chart and is_moved)
-            case "scroll_answers" | "page_answers" | "turn_question":
+            case "turn_question":
                 return self._shows_answers
             case "walk_answers" | "turn_layout":
                 return self._shows_answers and self._has_samples
@@ -606,14 +613,19 @@ class TrainPane(Pane, can_focus=True):
         self.query_one(AnswersView).turn_layout()
         self._subtitle()
 
-    def action_scroll_answers(self, rows: int) -> None:
-        """Scroll the answers by lines."""
-        self.query_one(AnswersView).scroll_relative(y=rows, animate=False)
+    @property
+    def _scrolled(self) -> AnswersView | LogView:
+        """The part that the keys scroll: the answers where they are longer than their part, else the log."""
+        answers, log = self.query_one(AnswersView), self.query_one(LogView)
+        return answers if self._shows_answers and answers.show_vertical_scrollbar and not log.has_focus else log
 
-    def action_page_answers(self, direction: int) -> None:
-        """Scroll the answers by pages."""
-        answers = self.query_one(AnswersView)
-        answers.scroll_relative(y=direction * max(answers.size.height - 1, 1), animate=False)
+    def action_scroll(self, rows: int) -> None:
+        """Scroll the answers or the log by lines."""
+        self._scrolled.scroll_relative(y=rows, animate=False)
+
+    def action_scroll_page(self, direction: int) -> None:
+        """Scroll the answers or the log by pages."""
+        self.action_scroll(direction * max(self._scrolled.size.height - 1, 1))
 
     def action_copy_path(self) -> None:
         """Copy the path of the adapter or the model."""

@@ -23,7 +23,7 @@ from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.shell import shell_of
 from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList, ListBox
-from tui.widgets.strips import style_of
+from tui.widgets.strips import fitting, style_of
 from tui.widgets.text_block import TextBlock
 
 #: How far a key scrolls: by a line, by a page, or to an end.
@@ -352,6 +352,10 @@ class ListScreen(Overlay[ScreenResultType]):
         self._options.step(lines)
 
 
+#: Columns of a border around its text.
+_FRAME = 6
+
+
 class RecordBox(Vertical):
     """The box of a full screen about a record.
 
@@ -364,6 +368,25 @@ class RecordBox(Vertical):
     def __init__(self, title: str) -> None:
         super().__init__()
         self.border_title = Content(title)
+        self._hints: Sequence[tuple[str, str]] = ()
+
+    def show_hints(self, hints: Sequence[tuple[str, str]]) -> None:
+        """Show the hints that fit in the lower border, the most important first.
+
+        Args:
+            hints: Displayed keys with their labels; the last one leaves the screen, and is there at every width.
+        """
+        self._hints = hints
+        self.on_resize()
+
+    def on_resize(self) -> None:
+        """Fit the hints to the new width."""
+        helps = shell_of(self).keys["app.help"].display
+        # It leads to the keys that have no room.
+        ends = [*self._hints[-1:], (helps, "more")]
+        room = self.outer_size.width - _FRAME - sum(len(f"  {key} {text}") for key, text in ends)
+        shown = [*fitting(self._hints[:-1], room), *ends]
+        self.border_subtitle = Content("  ".join(f"{key} {text}" for key, text in shown))
 
 
 def save_files(kinds: Mapping[str, str], suffix: str) -> str:

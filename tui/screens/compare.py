@@ -172,7 +172,7 @@ class CompareScreen(Overlay[None]):
     def on_mount(self) -> None:
         """Read the runs."""
         self.query_one(LineChart).display = self.query_one(VerticalScroll).display = False
-        self._show_hints()
+        self.watch(self.query_one(VerticalScroll), "show_vertical_scrollbar", self._show_hints)
         self._read()
 
     def on_resize(self) -> None:
@@ -279,8 +279,9 @@ class CompareScreen(Overlay[None]):
         else:
             names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part])]
             names += [("flips", "flipped")] if self._answers is not None and self._answers.flips else []
-            names += [("save", "Markdown"), ("save_csv", "CSV"), ("zoom", "zoom"), ("back", "close")]
-        box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
+            names += [("down", "scroll")] if self.query_one(VerticalScroll).show_vertical_scrollbar else []
+            names += [("zoom", "zoom"), ("save", "Markdown"), ("save_csv", "CSV"), ("back", "close")]
+        box.show_hints([(keys[f"compare.{name}"].display, text) for name, text in names])
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Allow only leaving until the runs have been read."""

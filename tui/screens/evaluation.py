@@ -417,7 +417,7 @@ class EvaluationScreen(Overlay[None]):
         names = (
             ("read", "why", "back") if self.has_class("-row") else ("open", "why", *filters, "save", "lines", "back")
         )
-        box.border_subtitle = Content(keys.hints(f"evaluation.{name}" for name in names))
+        box.show_hints(keys.named(f"evaluation.{name}" for name in names))
 
     def entries(self) -> Sequence[tuple[int, str]]:
         """The prompts that ``/`` finds."""

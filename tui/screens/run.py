@@ -380,9 +380,7 @@ class RunScreen(Overlay[None]):
         else:
             hints += [("down", "scroll"), ("log_axis", "log axis")]
         hints.append(("back", "close"))
-        self.query_one(RecordBox).border_subtitle = Content(
-            "  ".join(f"{keys[f'run.{name}'].display} {text}" for name, text in hints)
-        )
+        self.query_one(RecordBox).show_hints([(keys[f"run.{name}"].display, text) for name, text in hints])
 
     def on_resize(self) -> None:
         """Lay out the text for its width, which is known after the layout."""

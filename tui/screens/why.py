@@ -417,7 +417,7 @@ class WhyScreen(Overlay[None]):
         self.query_one("#proof", TextBlock).show(Content("\n").join(lines))
         # The others are below the rows, with their effect.
         names = [name for name in ("open", "proofs", "edit", "back") if name != "open" or len(self._listed) > 1]
-        self.query_one(RecordBox).border_subtitle = Content(keys.hints(f"why.{name}" for name in names))
+        self.query_one(RecordBox).show_hints(keys.named(f"why.{name}" for name in names))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Disable actions on rows without any, and the index where all rows were compared."""

@@ -185,10 +185,6 @@ class AnswerWalk:
         if self.questions:
             self.place = (self.place + by) % len(self.questions)
 
-    def leads(self, by: int) -> bool:
-        """True if there is a later or earlier evaluation."""
-        return bool(self.steps) and (self.step > self.steps[0] if by < 0 else self.step < self.steps[-1])
-
     def walk(self, by: int) -> None:
         """Go to a later or earlier evaluation; at the newest, new evaluations are followed again."""
         if not self.steps:

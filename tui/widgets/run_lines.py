@@ -13,7 +13,7 @@ from core.runs.outlook.time_left import eta_words
 from core.runs.record.sentences import doing, evaluation_count, pending_words, phase_name, progress_words, step_progress
 from core.runs.record.series import Series
 from core.runs.record.state import Rank, silent_words
-from core.runs.record.timings import EVALUATING
+from core.runs.record.timings import EVALUATING, PARTS
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_power, format_rate
 from tui.glyphs import GlyphSet
@@ -198,8 +198,8 @@ def evaluation_rows(view: RunView) -> int:
 
 
 def evaluation_part(view: RunView, *, is_short: bool = False) -> str:
-    """The count of the evaluation in the room of its longest part, so that no part moves what follows: ``18/80``,
-    ``answers 0/80``.
+    """The part of the evaluation and its count in the room of the longest, so that no part moves what follows:
+    ``loss    18/80``, ``answers  0/80``.
 
     Args:
         view: The run.
@@ -208,13 +208,14 @@ def evaluation_part(view: RunView, *, is_short: bool = False) -> str:
     phase = view.history.phase
     counted = evaluation_count(view.state.progress, phase.done, phase.total) if phase is not None else ""
     name, _, count = counted.rpartition(" ")
-    digits = len(str(evaluation_rows(view)))
     if "/" not in count:
         name, count = counted, ""
-    if is_short:
-        return count.rjust(2 * digits + 1)
+    elif not name:
+        # A part before the first step is named by its phase alone.
+        name = phase.detail if phase is not None and phase.detail in PARTS else PARTS[0]
     # The number of rows keeps its column; so does the name.
-    return f"{name:{_PART_WIDTH}}{count.rjust(2 * digits + 1)}"
+    count = count.rjust(2 * len(str(evaluation_rows(view))) + 1)
+    return count if is_short else f"{name:{_PART_WIDTH}}{count}"
 
 
 def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list[str]:
@@ -225,10 +226,10 @@ def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list
         eta = _eta_texts(view, now)
         if view.activity == EVALUATING and not view.pending:
             # In the room of 10m 02s, so that the bar keeps its columns.
-            elapsed = f"{format_duration(history.phase_elapsed(now)):7}"
-            needed = len(f"   {evaluation_part(view)} {elapsed}   ETA ") + ETA_WIDTH
-            # The time left matters more than the name of the part.
-            return [f"   {evaluation_part(view, is_short=needed > room)} {elapsed}", *eta]
+            part, elapsed = f"   {evaluation_part(view)}", f" {format_duration(history.phase_elapsed(now)):7}"
+            # The time left matters more than the time so far.
+            has_room = len(f"{part}{elapsed}   ETA ") + ETA_WIDTH <= room
+            return [part + elapsed if has_room else part, *eta]
         counted = evaluation_count(state.progress, phase.done, phase.total)
         words = f"{phase_name(phase.name)} {counted}".rstrip()
         if state.state == "paused":
@@ -255,7 +256,7 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
         return []
     whole, parts = eta_words(eta), eta_words(eta, split=True)
     # Padded, so that neither the bar nor the parts move as the time shrinks.
-    return [f"   ETA {whole:{ETA_WIDTH}}", f"{parts.removeprefix(whole):{_PARTS_WIDTH}}"]
+    return [f"   ETA {whole:>{ETA_WIDTH}}", f"{parts.removeprefix(whole):{_PARTS_WIDTH}}"]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
@@ -290,9 +291,9 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
         if known.total and known.done is not None:
             full, empty = bar(known.done / known.total, 12, glyphs)
             line = Content.assemble(line, "  ", (full, "$meter-fill"), (empty, "$meter-track"))
-            counted = evaluation_count(view.state.progress, known.done, known.total)
-            line = Content.assemble(line, f" {counted}")
-        if known.detail:
+            is_part = name == EVALUATING
+            line = Content.assemble(line, f" {evaluation_part(view) if is_part else f'{known.done}/{known.total}'}")
+        if known.detail and name != EVALUATING:
             room = max(width - line.cell_length - 3, 0)
             line = Content.assemble(line, "  ", (one_line(known.detail, max(room, 1)), "$muted")) if room > 8 else line
         lines.append(line)

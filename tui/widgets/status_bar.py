@@ -97,13 +97,12 @@ def _length(segments: Iterable[Segment]) -> int:
     return sum(lengths) + _GAP * max(len(lengths) - 1, 0)
 
 
-def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J") -> list[Segment]:
-    """Segments of the header.
+def header_segments(state: AppState, now: float, *, jobs: str = "J") -> list[Segment]:
+    """Segments of the header, the same whichever pane is shown, so that none moves from pane to pane.
 
     Args:
         state: The app's state.
         now: The current time, in Unix seconds.
-        loss: Add the loss, if no pane shows it.
         jobs: The key that shows the jobs.
     """
     segments = [_PROGRAM]
@@ -123,7 +122,7 @@ def header_segments(state: AppState, now: float, *, loss: bool, jobs: str = "J")
         segments += _other_run(view, now)
     elif view is not None:
         segments += _run_segments(
-            view, now, loss=loss, answer_awaited=state.answer_awaited, is_named=is_same, is_own=state.is_of_config
+            view, now, answer_awaited=state.answer_awaited, is_named=is_same, is_own=state.is_of_config
         )
     if state.other_live:
         segments.append(Segment(Content.styled(f"● {one_line(state.other_live, 30)} is live", "$ok"), 1))
@@ -164,14 +163,13 @@ def _other_run(view: RunView, now: float) -> list[Segment]:
 
 
 def _run_segments(
-    view: RunView, now: float, *, loss: bool, answer_awaited: bool, is_named: bool = False, is_own: bool = True
+    view: RunView, now: float, *, answer_awaited: bool, is_named: bool = False, is_own: bool = True
 ) -> list[Segment]:
     """Segments of the run: its name, model, and state with the time left.
 
     Args:
         view: The run.
         now: The current time, in Unix seconds.
-        loss: Add the loss.
         answer_awaited: A question to the model holds it up.
         is_named: The segment before already shows its short name.
         is_own: It belongs to the configuration of the segment before.
@@ -204,18 +202,24 @@ def _run_segments(
     why = (view.state.parked or view.state.reason) if name == "paused" and not pending else ""
     # The room of the time left is kept where nothing else takes it.
     free = _GAP + len("ETA ") + ETA_WIDTH if eta is None and not why else 0
-    room = len(f"● {EVALUATING} /") + 2 * digits + free if view.is_live else 0
-    segments.append(Segment(full, 0, brief, room=room))
+    room = len(f"● {EVALUATING} /") + 2 * digits if view.is_live else 0
+    if eta is not None:
+        # The time left keeps its column when an evaluation begins.
+        full = full.pad_right(max(room - full.cell_length, 0))
+        brief = brief and brief.pad_right(max(room - brief.cell_length, 0))
+    segments.append(Segment(full, 0, brief, room=room + free if view.is_live else 0))
     if why:
         segments.append(Segment(Content.styled(one_line(why, 60), style), 1))
     if eta is not None:
-        segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):{ETA_WIDTH}}"), 1))
-    if loss and (energy := energy_words(view.reading().energy_wh, view.tariff)):
+        segments.append(Segment(Content.assemble(("ETA ", "$muted"), f"{eta_words(eta):>{ETA_WIDTH}}"), 1))
+    if energy := energy_words(view.reading().energy_wh, view.tariff):
         # In the room of 1.00 kWh.
         segments.append(Segment(Content.styled("  ".join(f"{part:8}" for part in energy), "$muted"), 11))
-    if loss and view.history.last_step is not None:
-        value = f"{_brief_number(view.history.last_step.loss):{_LOSS_WIDTH}}"
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), value), 3))
+    last = view.history.last_step
+    if last is not None or view.is_live:
+        # Its room is kept before the first step.
+        value = _brief_number(last.loss) if last is not None else "–"
+        segments.append(Segment(Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
     return segments
 
 
@@ -364,9 +368,9 @@ class StatusBar(Widget):
         self._segments: Sequence[Segment] = [_PROGRAM]
         self._line = _PROGRAM.content
 
-    def show(self, state: AppState, now: float, *, loss: bool, jobs: str = "J") -> None:
+    def show(self, state: AppState, now: float, *, jobs: str = "J") -> None:
         """Show the app's state at a Unix time; see :func:`header_segments`."""
-        self._segments = header_segments(state, now, loss=loss, jobs=jobs)
+        self._segments = header_segments(state, now, jobs=jobs)
         self._fit()
 
     def on_resize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +31,17 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
     if size > width:
         return set_cell_size(text, width - 1) + "…"
     return " " * (width - size) + text if right else set_cell_size(text, width)
+
+
+def fitting(hints: Sequence[tuple[str, str]], room: int) -> list[tuple[str, str]]:
+    """The first hints, key and label, that fit into a border, two blanks apart."""
+    used, count = -2, 0
+    for key, text in hints:
+        used += 2 + cell_len(f"{key} {text}")
+        if used > room:
+            break
+        count += 1
+    return list(hints[:count])
 
 
 def find_matches(text: str, term: str) -> list[tuple[int, int]]:

@@ -176,6 +176,7 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
     async with listed(notifications=True) as (app, pilot):
         await press(pilot, "space", "space", until="2 marked")
         await press(pilot, "c", until=("2 runs compared", "best eval loss"))
+        await shown(pilot, "─ m curve  v axis  tab answers  j scroll  z zoom  esc close  ? more ─")
         # In the order in which they were marked, each with its letter on its curve and in the tables.
         await shown(pilot, "A 090000-second", "B 090000-first", "training loss over steps")
         await press(pilot, "v", until=("training loss over tokens", " tokens"))

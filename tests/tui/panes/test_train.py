@@ -67,7 +67,7 @@ async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -
             await pilot.press("a")
             await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
             assert "┤" not in screen_text(app)
-            assert "[ previous step  v beside the first  esc loss curve" in border(app)
+            assert "─ n question  [ ] step  v beside the first  esc curve  pgup log  ? more ─" in border(app)
             await press(pilot, back, until=lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
         assert "answers 1/2" not in screen_text(app)
         await pilot.press("n")
@@ -78,10 +78,9 @@ async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -
         await press(pilot, "right", "N", "left", "j", "k", "pagedown", "pageup", until="answers 1/2")
         await press(pilot, "escape", "left_square_bracket", "v")
         assert "(30" not in screen_text(app), "they work in the answers alone"
-        await press(pilot, "a", until=("(30 ✗)[60 ✓]", "[ previous step  v beside the first"))
-        await press(pilot, "left_square_bracket", until=("(0 ✗)[30 ✗]", "rewritten", "] next step"))
+        await press(pilot, "a", until=("(30 ✗)[60 ✓]", "[ ] step  v beside the first"))
+        await press(pilot, "left_square_bracket", until=("(0 ✗)[30 ✗]", "rewritten"))
         await press(pilot, "left_square_bracket", until=("[0 ✗]", "no earlier answer"))
-        assert "[ previous step" not in border(app)
         await press(pilot, "right_square_bracket", "right_square_bracket", "v", until="(0 ✗) 30 ✗ [60 ✓]")
         await press(pilot, "escape", "escape", "a", "right", "plus", "m", until="answers 2/2")
         assert (chart_of(app).cursor, chart_of(app).zoom.span) == (None, None)
@@ -126,6 +125,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
     async with latest_run("a answers") as (app, pilot):
         await press(pilot, "a", "left_square_bracket", until=("[30]", "It was 30."))
         assert "The end." not in screen_text(app)
+        await wait_for(pilot, lambda: "pgdn read on  [ ] step  v beside the first  esc curve" in border(app))
         await press(pilot, *["pagedown"] * 12, until=("The end.", "It was 0."))
         await pilot.press("k")
         view = pane_of(app, "train").query_one(AnswersView)
@@ -277,13 +277,13 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─", size=(120, 34)) as (app, pilot):
-        await press(pilot, "L", until="log axis  each step")
+        await press(pilot, "L", until="log axis ▲ saved step ─")
         await press(pilot, "m", until="learning rate ━")
-        assert "log axis  learning" not in screen_text(app)
+        assert "log axis ▲" not in screen_text(app)
         await press(pilot, "m", "m", "m", "L", until="temperature ━")
         assert "log axis" not in border(app), "of a temperature it makes no sense"
         assert not chart_of(app).log_axis
-        await press(pilot, "M", "M", "M", "M", until="log axis  each step")
+        await press(pilot, "M", "M", "M", "M", until="log axis ▲ saved step ─")
 
 
 @pytest.mark.long
@@ -320,10 +320,18 @@ async def test_readings_without_room_are_behind_a_key_that_the_border_names(home
         await shown(pilot, "GPU 1", "76%          d more")
 
 
-async def test_the_border_names_the_key_for_cut_lines_of_the_log(home: Path) -> None:
+async def test_the_border_names_the_keys_for_what_the_log_hides(home: Path) -> None:
     script = live_run(home)
     async with latest_run("training", size=(80, 24)) as (app, pilot):
+        await wait_for(pilot, lambda: "pgup log  p pause  x stop  d readings  ^s checkpoint  ? more" in border(app))
         assert "whole lines" not in border(app)
+        for keys in (("pageup",) * 9, ("k",) * 30):
+            assert "importing" not in screen_text(app)
+            await press(pilot, *keys, until="importing")
+            await press(pilot, "G", until=lambda: "importing" not in screen_text(app))
+        await resize(pilot, 80, 60)
+        await wait_for(pilot, lambda: "importing" in screen_text(app) and "pgup log" not in border(app))
+        await resize(pilot, 80, 24)
         script.write(
             events.NoticeEvent(t=script.pass_time(0.0), level="warning", code="x", message="word " * 30 + "end")
         )

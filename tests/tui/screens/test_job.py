@@ -173,9 +173,9 @@ async def test_several_are_listed() -> None:
         await press(pilot, "x", until=lambda: pages[1].job.stage == "canceled" and len(app.state.jobs) == 1)
         assert pages[0].job.stage == "on"
         pages[0].job._began = pages[0].job._clock()
-        assert "J count" not in fit(header_segments(app.state, 1e9, loss=False), 80).plain
+        assert "J count" not in fit(header_segments(app.state, 1e9), 80).plain
         pages[0].job._began -= 10
-        assert re.search(r"J count \d+%, \d+[sm] left", fit(header_segments(app.state, 1e9, loss=False), 80).plain)
+        assert re.search(r"J count \d+%, \d+[sm] left", fit(header_segments(app.state, 1e9), 80).plain)
         assert app.jobs.losses()[0].startswith("The count is running (")
 
 

@@ -94,6 +94,7 @@ class ChatPane(Pane):
         self._flush = self.set_interval(_FLUSH_SECONDS * self.shell.pace, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
+        self.watch(self.transcript, "scroll_y", self._scrolled, init=False)
 
     def on_unmount(self) -> None:
         """Close the session; a busy model ends when it loses this process."""
@@ -268,6 +269,11 @@ class ChatPane(Pane):
         """Update the hints when the focus leaves the pane."""
         self._refresh_hints()
 
+    def _scrolled(self, before: float, now: float) -> None:
+        """Name the key that goes back as soon as something is out of sight."""
+        if (before > 0) != (now > 0):
+            self._refresh_hints()
+
     def _refresh_hints(self) -> None:
         prompt = self.prompt
         cancel = self.keys["chat.cancel"].display
@@ -290,6 +296,7 @@ class ChatPane(Pane):
             prompt.footer_keys = offered
             # Updates the key bar.
             self.refresh_bindings()
+        above = [(self.keys["chat.page_up"].display, "earlier")] if self.transcript.scroll_y > 0 else []
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
             begun, more = (["chat.clear", "chat.again"], ["chat.edit", "chat.keep"]) if begins else ([], [])
@@ -297,10 +304,10 @@ class ChatPane(Pane):
                 why = [] if self.is_live else ["chat.why"]
                 begun = [*why, "chat.correct", *(["chat.continue"] if self._corrections else []), *begun]
             toggles = [*(["chat.compare"] if self.partner.run is not None else []), *toggles]
-            self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], stop)
+            self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], [*stop, *above])
             return
         ending = (cancel, leave.partition(" ")[0][:-1])
-        self.show_hints([("enter", "send"), ending, *begins, *keys, ("^n", "line break")])
+        self.show_hints([("enter", "send"), ending, *above, *begins, *keys, ("^n", "line break")])
 
     def _key_while_writing(self, identity: str) -> str:
         """An action's first key that types no text; else its first key."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -353,8 +353,7 @@ class ConfigForm(Vertical):
         if field is not None and self.has_class("-manual"):
             last = self._known.last_run
             facts = help_facts(field, self._editor.preset, last.run.id if last is not None else "", self._known.advice)
-            hints = keys.hints(["config.help_down", "config.help_up", "config.help"])
-            self._manual.explain(field.option, facts, hints)
+            self._manual.explain(field.option, facts)
         if self._note:
             style = "$limit" if self._note.startswith("✗") else "$foreground"
             self._line.show(Content.styled(self._note, style))
@@ -371,6 +370,15 @@ class ConfigForm(Vertical):
         self._refresh_help()
 
     # The long help.
+
+    @property
+    def has_hidden_help(self) -> bool:
+        """True if the long help is shown, and is longer than its panel."""
+        return self.has_class("-manual") and self._manual.show_vertical_scrollbar
+
+    def watch_help(self, changed: Callable[[], None]) -> None:
+        """Call a function when the long help becomes longer than its panel, or fits."""
+        self.watch(self._manual, "show_vertical_scrollbar", changed, init=False)
 
     def toggle_manual(self) -> None:
         """Show or hide the long help of the option under the cursor."""

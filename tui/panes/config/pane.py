@@ -24,7 +24,7 @@ from core.text import one_line
 from tui.datasets.summary import counted
 from tui.files import edit_text, path_text
 from tui.keys import bindings
-from tui.panes.base import Pane
+from tui.panes.base import SHORT_NAME, Pane
 from tui.panes.config.editor import ConfigEditor, Opened, Step, path_shown
 from tui.panes.config.facts import FactsFinder
 from tui.panes.config.files import SUFFIXES, FileQuestions, read_import, report_screen, show_difference
@@ -85,6 +85,7 @@ class ConfigPane(Pane):
         """Build the form of the loaded configuration."""
         self.prefer_focus(self.form)
         self.refresh_hints()
+        self._view.watch_help(self.refresh_hints)
         if self.shell.state.is_opening:
             self.set_title("2 Config", "opening …")
         else:
@@ -101,7 +102,10 @@ class ConfigPane(Pane):
         others = "basic options" if self.filter.shows_expert else "all options"
         names = ("edit", "help", "expert", "presets", "save")
         keys = [self.keys[f"config.{name}"] for name in names]
-        self.show_hints([(key.display, others if key.id == "config.expert" else key.description) for key in keys])
+        hints = [(key.display, others if key.id == "config.expert" else key.description) for key in keys]
+        if self._view.has_hidden_help:
+            hints.insert(1, (self.keys["config.help_down"].display, "read on"))
+        self.show_hints(hints)
 
     # Display.
 
@@ -260,17 +264,20 @@ class ConfigPane(Pane):
         name, origin = path.name if path is not None else "", self.model.origin
         if path is None and origin is not None and origin.covers(self.document):
             name = f"from {brief_id(origin.run.id)}"
-        edited = "•edited" if self.model.is_edited and name else ""
+        edited = " •edited" if self.model.is_edited and name else ""
         name = name or ("not saved yet" if self.model.is_edited else "new")
+        preset = f"preset {self.preset_name}" if self.preset_name else ""
         changed = len(self._view.changed)
         wrong, doubtful = len(self._view.errors), len(self._view.findings.warnings)
         self.set_title(
             "2 Config",
-            f"{name} {edited}".strip(),
-            f"preset {self.preset_name}" if self.preset_name else "",
+            f"{name}{edited}",
+            preset,
             f"{changed} changed" if changed else "",
             counted(wrong, "problem") if wrong else "",
             counted(doubtful, "warning") if doubtful else "",
+            # The header says too that it is edited.
+            shorter=((f"{name}{edited}", name), (preset, ""), (name, one_line(name, SHORT_NAME))),
         )
 
     def say(self, text: str) -> None:

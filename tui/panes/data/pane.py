@@ -45,7 +45,7 @@ from tui.files import data_paths, entry_path, entry_text, follow_links, is_among
 from tui.glyphs import GlyphSet
 from tui.jobs import JobPage
 from tui.keys import bindings
-from tui.panes.base import Pane
+from tui.panes.base import SHORT_NAME, Pane
 from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
 from tui.panes.data.session import DatasetSession, Move, Opener, Return, sample_path
@@ -188,6 +188,8 @@ class DataPane(Pane):
         keys = [self.keys[name] for name in ("data.correct", "data.exclude", "data.keep")]
         self.session.loss_hint = "  ".join(f"{key.display} {key.description}" for key in keys)
         self._show_empty()
+        for reader in (self.body.conversation, self.body.mask_view):
+            self.watch(reader, "show_vertical_scrollbar", self._show_hints, init=False)
 
     def on_unmount(self) -> None:
         """Close the dataset."""
@@ -807,9 +809,17 @@ class DataPane(Pane):
             self.set_hints(["data.open", "data.sample"])
         elif view is None:
             self.set_hints(["data.open", "data.browse", "data.sample", "config.import"])
+        elif self.body.reader.has_focus:
+            self.set_hints([*(f"data.{name}" for name in ("page_down", "page_up", "back", "tokens", "search"))])
         else:
             columns = ["data.columns"] if isinstance(view.unknown, UnknownColumnsError) else []
-            self.set_hints([*columns, *self._uses, "data.tokens", "data.report", "data.filter", "data.search"])
+            is_cut = self.body.display and self.body.reader.show_vertical_scrollbar
+            read = [(self.keys["data.read"].display, "read on")] if is_cut else []
+            self.set_hints([*columns, *self._uses, "data.tokens", "data.report", "data.filter", "data.search"], read)
+
+    def on_descendant_focus(self) -> None:
+        """Show the keys of the part with the focus."""
+        self._show_hints()
 
     def _show_line(self) -> None:
         """Show or hide the status line; the report needs none without a message, as it has the same numbers."""
@@ -868,10 +878,11 @@ class DataPane(Pane):
         if view is None:
             return
         known = counted(view.count, "row") if self.session.indexed >= 1 else f"{format_count(view.count)}+ rows"
-        if listed is None:
-            self.set_title("1 Data", view.path.name, view.format_name, known)
-        else:
-            self.set_title("1 Data", view.path.name, listed.title, f"{format_count(listed.total)} of {known}")
+        name = view.path.name
+        words = (
+            (view.format_name, known) if listed is None else (listed.title, f"{format_count(listed.total)} of {known}")
+        )
+        self.set_title("1 Data", name, *words, shorter=((view.format_name, ""), (name, one_line(name, SHORT_NAME))))
         self._show_hints()
         self._refresh_status()
 
@@ -960,6 +971,7 @@ class DataPane(Pane):
     def action_toggle_tokens(self) -> None:
         """Switch the row between tokens and conversation."""
         self.body.toggle_tokens()
+        self._show_hints()
 
     def action_back(self) -> None:
         """Go one step back: stop a search, leave the report or the row, clear the highlight or the filter."""

@@ -32,6 +32,8 @@ from tui.widgets.lists.mask_view import MaskView, TokenCell, TokenPart
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.strips import style_of
 
+#: Columns of the frame of a title, with its blanks.
+_TITLE_FRAME = 4
 #: Maximum cached row lengths.
 KEPT_LENGTHS = 20_000
 
@@ -115,18 +117,23 @@ def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) 
     ]
 
 
-def describe_tokens(rows: Sequence[PreviewRow]) -> str:
-    """The numbers of tokens and of supervised tokens of a row, in words."""
+def describe_tokens(rows: Sequence[PreviewRow]) -> tuple[str, ...]:
+    """The numbers of tokens and of supervised tokens of a row and their share, in words."""
     tokens, learned = sum(row.length for row in rows), sum(row.learned for row in rows)
     pair = f"pair of {' and '.join(format_count(row.length) for row in rows)} tokens"
     counts = pair if rows[0].answer else counted(tokens, "token")
-    return f"{counts} · {format_count(learned)} learned · {learned / max(tokens, 1):.0%}"
+    return counts, f"{format_count(learned)} learned", f"{learned / max(tokens, 1):.0%}"
 
 
 def _heading(row: PreviewRow, label: bool | None) -> str:
     """The heading of a part: names the answers of a pair and labeled answers; empty for other rows."""
     name = row.answer if label is None else label_word(label)
     return f"{name} answer · {counted(row.length, 'token')} · {format_count(row.learned)} learned" if name else ""
+
+
+def _joined(told: Sequence[Content]) -> Content:
+    """A title of its parts."""
+    return Content(" · ").join(told)
 
 
 #: Rows counted between two checks for newly requested rows.
@@ -158,7 +165,7 @@ class DataRows(Container):
         self._wanted: Sequence[int] = ()
         self._is_counting = False
         self._landing: tuple[int, int] | None = None
-        self._detail = ""
+        self._detail: Sequence[str] = ()
 
     def compose(self) -> ComposeResult:
         """The list, and both forms of the row."""
@@ -170,6 +177,10 @@ class DataRows(Container):
     def on_mount(self) -> None:
         """Show the chosen form of the row."""
         self._show_form()
+
+    def on_resize(self) -> None:
+        """Fit the title of the row to its width, which is known after the layout."""
+        self.call_after_refresh(self.show_problems)
 
     @property
     def reader(self) -> Conversation | MaskView:
@@ -345,7 +356,7 @@ class DataRows(Container):
         self.conversation.display = not self.shows_tokens
         self.mask_view.display = self.shows_tokens
 
-    def _show_place(self, detail: str = "") -> None:
+    def _show_place(self, detail: Sequence[str] = ()) -> None:
         """Show the number of the row in its title, with its problems and details."""
         self._detail = detail
         self.show_problems()
@@ -359,9 +370,14 @@ class DataRows(Container):
         place = f"row {format_count(index + 1)}" + (
             f" · line {format_count(line)}" if line and line != index + 1 else ""
         )
-        words = [place, *(["as tokens"] if self.shows_tokens else []), *([detail] if detail else [])]
+        words = [place, *(["as tokens"] if self.shows_tokens else []), *detail]
         told = [*map(Content, words), *self._told_loss(index), *self._problems(view, index)]
-        self._box.border_title = Content.assemble(" ", Content(" · ").join(told), " ")
+        # Without room, what can be seen or is in the list goes first.
+        for spare in ("as tokens", *reversed(detail)):
+            if _joined(told).cell_length <= self._box.outer_size.width - _TITLE_FRAME:
+                break
+            told = [part for part in told if part.plain != spare]
+        self._box.border_title = Content.assemble(" ", _joined(told), " ")
 
     def _told_loss(self, index: int) -> list[Content]:
         """The loss of the row after a run, and what has been done about it."""

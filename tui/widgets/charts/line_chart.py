@@ -25,7 +25,7 @@ from tui.glyphs import BRAILLE, GlyphSet
 from tui.state import RunView
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import ChartData, ChartMark, Measured
-from tui.widgets.charts.plot import Cell, Frame, Plot
+from tui.widgets.charts.plot import LEGEND_ROWS, Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
 from tui.widgets.strips import component_classes, style_of
 
@@ -130,8 +130,10 @@ def _evaluation(name: str, series: Series, step: int) -> str:
 
 #: Zoom factor of a key press.
 ZOOM_STEP = 2.0
-#: Minimum range of a meter's axis, as a fraction of its values.
+#: Minimum range of a linear axis, as a fraction of its values: neither noise nor the first steps fill it.
 _LEAST_RANGE = 0.02
+#: Columns of an axis's labels, ``12.125``, so that the chart stays where it is as they change.
+_LABEL_WIDTH = 6
 
 
 class LineChart(Widget):
@@ -296,7 +298,7 @@ class LineChart(Widget):
             step = self._done(self.cursor)
             plot.cursor(step)
             plot.readout(readout(data, step, plot))
-        elif plot.rows >= 6 and plot.frame.width >= 50:
+        elif plot.rows >= LEGEND_ROWS and plot.frame.width >= 50:
             plot.legend(data, log=axis.scale.log)
         elif data.curves:
             plot.curve_names(data.curves, "")
@@ -311,19 +313,14 @@ class LineChart(Widget):
                     value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
                 ]
         if not found and self.data.measured is not None:
-            found = self._measured_bounds(self.data.measured, log=self.log_axis)
-        elif not found:
+            return self._measured_bounds(self.data.measured, log=self.log_axis)
+        if not found:
             found = [value for each in self.data.losses for value in self._extremes(each, log=self.log_axis)]
-        return [value for value in found if math.isfinite(value)]
+        return _widened([value for value in found if math.isfinite(value)], log=self.log_axis)
 
     def _measured_bounds(self, shown: Measured, *, log: bool) -> list[float]:
-        """Extremes in sight, with a minimum range for meters so that noise does not fill the axis."""
-        found = self._extremes(shown.series, log=log)
-        least = max(map(abs, found), default=0.0) * _LEAST_RANGE
-        if not found or not shown.unit or log or max(found) - min(found) >= least:
-            return found
-        middle = (max(found) + min(found)) / 2
-        return [middle - least / 2, middle + least / 2]
+        """Extremes of a curve in sight."""
+        return _widened(self._extremes(shown.series, log=log), log=log)
 
     def _extremes(self, series: Series, *, log: bool) -> list[float]:
         """Extremes of the values in sight and, on a log axis, the smallest positive value."""
@@ -350,9 +347,18 @@ def _labels(axis: ValueAxis) -> list[tuple[int, str]]:
     return [(row, label) for (row, _), label in zip(axis.ticks, words, strict=True)]
 
 
+def _widened(found: list[float], *, log: bool) -> list[float]:
+    """Extremes with the minimum range of a linear axis between them."""
+    least = max(map(abs, found), default=0.0) * _LEAST_RANGE
+    if not found or log or max(found) - min(found) >= least:
+        return found
+    middle = (max(found) + min(found)) / 2
+    return [middle - least / 2, middle + least / 2]
+
+
 def _width(labels: Sequence[tuple[int, str]], unit: str) -> int:
     """Columns of an axis's labels and unit."""
-    return max([cell_len(text) for text in (*(label for _, label in labels), unit)], default=1) + 1
+    return max([_LABEL_WIDTH, *(cell_len(text) for text in (*(label for _, label in labels), unit))]) + 1
 
 
 def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:

@@ -35,8 +35,11 @@ KINDS = {
 }
 #: Minimum and maximum columns of a mark's label.
 _SHORTEST_LABEL, _LONGEST_LABEL = 7, 32
-#: Maximum share of the width for a legend with marks.
-_LEGEND_SHARE = 0.6
+#: Maximum share of the width for a legend, and what is shorter in a longer one.
+_LEGEND_SHARE = 0.8
+_SHORTER = {"checkpoint": "saved", "each step": "step", "smoothed": "smooth", "  ": " "}
+#: Minimum rows for a legend.
+LEGEND_ROWS = 3
 
 
 @dataclass
@@ -249,19 +252,20 @@ class Plot:
                 self.frame.put(x, y, mark, style)
 
     def legend(self, data: ChartData, *, log: bool) -> None:
-        """Draw the legend at the top right: the series, and the marks if there is room."""
+        """Draw the legend at the top right: the marks and the series, in shorter words or without the marks if need
+        be."""
         if data.curves:
             self.curve_names(data.curves, "log axis  " if log else "")
             return
-        parts = [("log axis  ", "label")] if log else []
-        parts += self._series_legend(data)
+        axis, parts = [("log axis  ", "label")] if log else [], self._series_legend(data)
         # Only the last mark in a cell is visible.
         seen = {(x, y): mark.kind for x, y, mark in self._placed(data.marks)}.values()
         names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
         marks = [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
-        if sum(len(text) for text, _ in [*marks, *parts]) <= self.width * _LEGEND_SHARE:
-            parts = [*marks, *parts]
-        self._put_legend(parts, margin=1)
+        forms = [form for each in ([*axis, *marks, *parts], [*axis, *parts]) for form in (each, _shortened(each))]
+        room = self.width * _LEGEND_SHARE
+        fitting = (form for form in forms if sum(len(text) for text, _ in form) <= room)
+        self._put_legend(next(fitting, forms[-1]), margin=1)
 
     def _put_legend(self, parts: Sequence[Cell], margin: int = 0) -> None:
         """Draw texts at the top right; curves do not touch them."""
@@ -296,7 +300,7 @@ class Plot:
     def _placed(self, marks: Sequence[ChartMark]) -> list[tuple[int, int, ChartMark]]:
         """Column and row of each mark in sight, the least important first: below the legend, or on the axis."""
         kinds = list(KINDS)
-        y = 1 if self.rows >= 6 else 0
+        y = 1 if self.rows >= LEGEND_ROWS else 0
         ranked = sorted(marks, key=lambda mark: kinds.index(mark.kind) if mark.kind in KINDS else 0)
         return [
             (x, self.rows if mark.kind == "checkpoint" else y, mark)
@@ -315,3 +319,13 @@ class Plot:
             text = " " + one_line(mark.label, min(room, _LONGEST_LABEL))
             if mark.kind != "checkpoint" and room >= _SHORTEST_LABEL and cell_len(text) == len(text):
                 self.frame.put(x + 1, y, text, "event")
+
+
+def _shortened(parts: Sequence[Cell]) -> list[Cell]:
+    """A legend in shorter words."""
+    found = []
+    for text, style in parts:
+        for word, shorter in _SHORTER.items():
+            text = text.replace(word, shorter)
+        found.append((text, style))
+    return found

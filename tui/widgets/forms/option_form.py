@@ -48,17 +48,15 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
     def compose(self) -> ComposeResult:
         yield self._text
 
-    def explain(self, option: Option, facts: Sequence[tuple[str, str]], hint: str = "") -> None:
+    def explain(self, option: Option, facts: Sequence[tuple[str, str]]) -> None:
         """Show an option; another option starts at the top.
 
         Args:
             option: The declaration with its manual.
             facts: Names and texts of further facts.
-            hint: The keys that scroll and close.
         """
-        title = Content(option.name)
         is_another = self.border_title != option.name
-        self.border_title, self.border_subtitle = title, Content(hint)
+        self.border_title = Content(option.name)
         self._text.show(help_text(option, facts))
         if is_another:
             self.scroll_home(animate=False)

@@ -268,6 +268,7 @@ async def test_prompts_are_pasted_broken_into_lines_and_recalled_and_pages_turne
         for number in range(8):
             await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
+        await wait_for(pilot, lambda: "enter send  esc leave  pgup earlier" in screen_lines(pilot.app)[-1])
         bottom = pane.transcript.scroll_y
         await press(pilot, "a", "ctrl+n", "b", "pageup", until=lambda: pane.transcript.scroll_y < bottom - 5)
         assert pane.prompt.text == "a\nb"

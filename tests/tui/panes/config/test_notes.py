@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from core.config.schema import options
 from core.hardware.card import Card
 from core.runs.record.store import create_run, list_runs
 from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import has_form, pane_of, press, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import has_form, pane_of, press, resize, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.form import difference_notes
 from tui.panes.config.pane import ConfigPane
@@ -50,7 +51,11 @@ async def test_a_warning_stands_below_its_option_and_goes_when_it_is_mended(tmp_
         usual = "too low for adapters. 1e-4 to 3e-4 is usual."
         await wait_for(pilot, lambda: usual in flat(screen_text(pilot.app)))
         await wait_for(pilot, lambda: "warning" in screen_lines(pilot.app)[0])
-        await go_to(pilot, pane, "train.epochs")
+        await type_value(pilot, pane, "train.epochs", "2")
+        assert ".toml •edited · " in screen_lines(pilot.app)[0]
+        await resize(pilot, 56, 24)
+        assert re.search(r"\.toml · \d changed · \d warnings? ─", screen_lines(pilot.app)[0]), "the header has the rest"
+        await resize(pilot, 80, 24)
         await pilot.press("exclamation_mark")
         await wait_for(
             pilot, lambda: pane.form.current is field or bool(pane.form.current and pane.form.current.warning)
@@ -117,6 +122,7 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
         await wait_for(pilot, lambda: panel.display and panel.size.height > 0)
         for name in ("train.learning_rate", "model.base", "method.rank"):
             await show_help(pilot, pane, name)
+        await wait_for(pilot, lambda: "^d read on" in screen_lines(pilot.app)[-1])
         top = panel.scroll_y
         assert top == 0
         await press(pilot, "ctrl+d", until=lambda: panel.scroll_y > 0)
@@ -139,6 +145,7 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
         for part in ("accepts true or false", "default false", "source", "rule"):
             assert part in text
         assert all(len(line) == 200 for line in screen_lines(pilot.app))
+        assert "read on" not in screen_lines(pilot.app)[-1]
 
 
 async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path: Path, home: Path) -> None:

@@ -50,10 +50,22 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
             assert "300 rows" in lines[0]
             assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
             assert all(len(line) == size[0] for line in lines)
+        assert "read on" not in screen_lines(pilot.app)[-1], "all of the row is in sight"
         await press(pilot, "j", "down", "j")
         assert pane.body.rows.cursor == 3
         shown = {(turn.role, turn.text) for turn in pane.body.conversation.turns}
         assert shown == {("user", "question 4"), ("assistant", "answer 4")}
+
+
+async def test_a_title_without_room_leaves_out_what_matters_least(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / f"{'long_' * 9}name.jsonl", 40)
+    async with data_pane(path, size=(100, 22)) as (pilot, pane):
+        await analyzed(pilot, pane)
+        for width, title in ((100, f"{path.name} · chat messages · 40 rows"), (80, f"{path.name} · 40 rows")):
+            await resize(pilot, width, 22)
+            assert f"─ 1 Data · {title} ─" in screen_lines(pilot.app)[0]
+        await resize(pilot, 60, 22)
+        assert "… · 40 rows ─" in screen_lines(pilot.app)[0]
 
 
 async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
@@ -77,8 +89,10 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
     text = "\n".join(f"line {number}" for number in range(100))
     path.write_text(json.dumps({"prompt": text, "completion": "ok"}) + "\n")
     async with data_pane(path, size=(80, 22)) as (pilot, pane):
+        await wait_for(pilot, lambda: "─ enter read on  t use for training" in screen_lines(pilot.app)[-1])
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
+        assert "─ pgdn page down  pgup page up  esc back" in screen_lines(pilot.app)[-1]
         assert "line 50" not in screen_text(pilot.app)
         await press(pilot, "G", until="line 99")
         assert pane.body.rows.cursor == 0

@@ -395,6 +395,27 @@ def test_the_weightiest_mark_of_a_place_is_seen_and_what_is_hidden_has_no_legend
     assert "▷" not in "".join(lines)
 
 
+def test_the_legend_names_every_mark_in_a_narrow_or_low_chart() -> None:
+    evals, probe = series([math.nan] * 30 + [0.9]), series([math.nan] * 30 + [1.1])
+    marks = [ChartMark(30, "checkpoint step-30", "checkpoint")]
+    data = ChartData(falling(60), evals, probe=probe, marks=marks, total_steps=60)
+    for size, words in (
+        ((76, 5), "▲ checkpoint  each step ─  smoothed ━  eval ◆  probe ◇"),
+        ((56, 14), "▲ saved step ─"),
+    ):
+        top = draw(data, size)[0]
+        assert words in top
+        assert all(mark in top for mark in "━◆◇"), top
+
+
+def test_the_axis_stands_still_from_the_first_step_on() -> None:
+    losses = [12.1312, 12.1309, 11.87, 9.4, 5.1, 2.238, 2.21, 0.9, 0.412, 0.4119]
+    found = {
+        line.index("└") for count in range(1, 11) for line in draw(ChartData(series(losses[:count]))) if "└" in line
+    }
+    assert len(found) == 1
+
+
 def test_a_value_that_is_missing_is_read_out_as_a_dash() -> None:
     chart = LineChart()
     measured = Measured(series([70.0] * 20 + [math.nan] * 20), "temperature", "°C")

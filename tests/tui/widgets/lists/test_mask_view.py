@@ -257,3 +257,14 @@ def test_no_line_is_wider_than_the_view(width: int) -> None:
     lines = list(wrap_pieces(pieces, width))
     assert all(cell_len("".join(piece.text for piece in line)) <= max(width, 2) for line in lines)
     assert "".join(piece.text for line in lines for piece in line) == "".join(p.text for p in pieces).replace("\n", "⏎")
+
+
+async def test_the_title_of_a_row_keeps_its_problem(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [("ask " * 500, "answer " * 500)])
+    async with token_pane(path, tiny_model_dir, size=(110, 24), train__max_length=64) as (pilot, _):
+        title = "· as tokens · 4,014 tokens · 2,501 learned · 62% · ✗ longer than train.max_length ─"
+        await wait_for(pilot, lambda: title in screen_text(pilot.app))
+        await resize(pilot, 80, 24)
+        await shown(pilot, "row 1 · 4,014 tokens · 2,501 learned · ✗ longer than train.max_length ─")
+        await resize(pilot, 60, 24)
+        await shown(pilot, "row 1 · ✗ longer than train.max_length ─")
