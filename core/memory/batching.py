@@ -29,7 +29,7 @@ SLICE_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
 #: faster from there on.
 SHORT_ROW, BLOCK_ROW = 256, 1024
 #: Queries of a block: more compute too many scores that the mask drops, fewer make the products too thin.
-QUERY_BLOCK = 64
+QUERY_BLOCK = 32
 
 #: Rows of one padded length, longest first: ``(length, rows)``.
 Runs = Sequence[tuple[int, int]]

@@ -808,7 +808,7 @@ class BlockAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.scale = scale
         rows, heads, queries, _ = query.shape
-        keys, values = key.flatten(0, 1), value.flatten(0, 1)
+        keys, values = key.flatten(0, 1).float(), value.flatten(0, 1)
         made = value.new_empty(rows, queries, heads, value.shape[3])
         out = made.transpose(1, 2)
         with torch.autocast(query.device.type, enabled=False):
@@ -824,14 +824,15 @@ class BlockAttention(torch.autograd.Function):
         """Gradients of queries, keys and values."""
         query, key, value = ctx.saved_tensors
         outer = outputs[0].transpose(1, 2)
-        keys, values = key.flatten(0, 1), value.flatten(0, 1)
+        keys, values = key.flatten(0, 1), value.flatten(0, 1).float()
+        wide_keys = keys.float()
         to_query = torch.empty_like(query)
         to_keys, to_values = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (keys, values))
         with torch.autocast(query.device.type, enabled=False):
             for block, seen, mask in _blocks(query, key):
                 own = query[:, :, block]
                 folded, gradient = _folded(own, key), _folded(outer[:, :, block], key)
-                shares = _shares(folded, keys[:, :seen], mask, ctx.scale)
+                shares = _shares(folded, wide_keys[:, :seen], mask, ctx.scale)
                 to_values[:, :seen].add_(torch.bmm(shares.to(value.dtype).transpose(1, 2), gradient))
                 to_scores = _to_scores(gradient, values[:, :seen], shares, ctx.scale).to(query.dtype)
                 to_query[:, :, block] = _unfolded(torch.bmm(to_scores, keys[:, :seen]), own)
@@ -840,20 +841,28 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, int, torch.Tensor]]:
-    """Blocks of queries, with the number of keys that each sees, and its mask."""
+    """Blocks of queries, with the number of keys that each sees, and the mask of the last ones among them."""
     queries, keys = query.shape[2], key.shape[2]
-    mask = later(QUERY_BLOCK, keys, query.device, torch.float32)
+    mask = later(QUERY_BLOCK, QUERY_BLOCK, query.device, torch.float32)
     for begin in range(0, queries, QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, queries)
-        seen = keys - queries + end
         # The last query of every block sees all of the block's keys.
-        yield slice(begin, end), seen, mask[begin - end :, keys - seen :]
+        yield slice(begin, end), keys - queries + end, mask[begin - end :, begin - end :]
 
 
 def _shares(folded: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Probabilities in fp32, ``(rows * key heads, share * queries, keys)``."""
-    mask = mask.repeat(folded.shape[1] // len(mask), 1)
-    scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
+    """Probabilities in fp32, ``(rows * key heads, share * queries, keys)``.
+
+    Args:
+        folded: Of the queries.
+        keys: ``(rows * key heads, keys, head)``.
+        mask: Of the last keys, ``(queries, keys)``.
+        scale: The factor of the scores.
+    """
+    folded = folded.float()
+    scores = torch.baddbmm(folded.new_empty(()), folded, keys.float().transpose(1, 2), beta=0, alpha=scale)
+    last = scores.view(len(scores), -1, len(mask), scores.shape[2])[..., -mask.shape[1] :]
+    last += mask
     return torch.softmax(scores, dim=-1)
 
 
