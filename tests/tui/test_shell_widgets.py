@@ -462,6 +462,28 @@ def test_the_parts_and_rows_of_an_evaluation_move_nothing(home: Path) -> None:
     assert "evaluating   64/80 " in fit(header_segments(AppState(view=view), began), 78).plain
 
 
+def test_nothing_moves_when_the_time_left_and_the_number_of_steps_get_known(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int, set[tuple[int, ...]]] = {}
+    headers: dict[int, set[int]] = {}
+    for total, eta in ((0, None), (60, None), (60, 114.0)):
+        script = ScriptedRun(home / f"{total} {eta}", total=total).phase("evaluating", total=80)
+        script.write_state(state="training")
+        view = view_of(script)
+        view.history.phase = view.history.phases["evaluating"] = replace(view.history.phases["evaluating"], done=18)
+        left = None if eta is None else Eta(eta, 0.0, 0.0)
+        monkeypatch.setattr(view, "eta", lambda _, left=left: left)
+        segments = header_segments(AppState(view=view, host="ws1"), 1e9)
+        for width in (56, 76, 116, 196):
+            header = fit(segments, width + 2).plain
+            headers.setdefault(width, set()).update({header.find("loss")} - {-1})
+            if total:
+                line = run_lines.progress(view, width, ASCII, 1e9).plain
+                found.setdefault(width, set()).add((line.find("%"), line.find("loss ")))
+    assert all(len(columns) == 1 for columns in [*found.values(), *headers.values()]), (found, headers)
+
+
 def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:
     script = ScriptedRun(home).train_to(64)
     found: dict[tuple[int, int], set[tuple[int, ...]]] = {}

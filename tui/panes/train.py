@@ -96,6 +96,7 @@ class TrainPane(Pane, can_focus=True):
         self._empty.explain("Looking for runs …")
         for part in (self.query_one(LogView), self.query_one(AnswersView)):
             self.watch(part, "show_vertical_scrollbar", self._subtitle, init=False)
+        self.watch(self.query_one(LogView), "scroll_y", self._log_scrolled, init=False)
         self.set_interval(self.shell.pace, self._tick)
 
     def show(self, view: RunView | None) -> None:
@@ -372,6 +373,11 @@ class TrainPane(Pane, can_focus=True):
             self._update_lines(self._view)
             self._subtitle()
 
+    def _log_scrolled(self, before: float, now: float) -> None:
+        """Name the key that goes on from the top of the log."""
+        if (before > 0) != (now > 0):
+            self._subtitle()
+
     def _subtitle(self) -> None:
         keys, view = self.keys, self._view
         entries: list[tuple[str, str]] = []
@@ -380,7 +386,7 @@ class TrainPane(Pane, can_focus=True):
         # What is hidden comes first: the other keys are behind that of the help.
         whole = [(keys["train.unfold"].display, "whole lines")] if view is not None and log.is_cut else []
         if view is not None and log.show_vertical_scrollbar and self._scrolled is log:
-            whole.append((keys["train.page_up"].display, "log"))
+            whole.append((keys[f"train.page_{'up' if log.scroll_y > 0 else 'down'}"].display, "log"))
         if view is not None and not view.is_live:
             entries = [*whole, readings]
         if view is not None and view.is_live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
@@ -167,10 +168,11 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
     tail = f" {min(share, 1.0):4.0%}" if total else ""
-    # The last texts are left out first, so that the bar keeps its columns.
+    # The last texts are left out first, so that the bar keeps its columns; the part of an evaluation matters more.
     used = head.cell_length + (SHORTEST_BAR + 4 if total else 0)
-    for text in _tail(view, now, width - used - len(tail), answer_awaited=answer_awaited):
-        if used + len(tail) + len(text) <= width:
+    for number, text in enumerate(_tail(view, now, width - used - len(tail), answer_awaited=answer_awaited)):
+        is_part = not number and view.activity == EVALUATING and not view.pending
+        if (head.cell_length if is_part else used) + len(tail) + len(text) <= width:
             tail += text
     room = width - head.cell_length - len(tail) - 4
     if not total or room < 6:
@@ -252,11 +254,12 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
     """The time left and its parts, as far as known."""
     if doing(view.pending) in ("stopping", "pausing") or view.state.state != "training" or not view.state.total_steps:
         return []
+    # Padded, so that neither the bar nor the parts move as the time shrinks, or before it is known.
     if (eta := view.eta(now)) is None:
-        return []
+        return [" " * len(f"   ETA {'':{ETA_WIDTH}}"), " " * _PARTS_WIDTH]
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    # Padded, so that neither the bar nor the parts move as the time shrinks.
-    return [f"   ETA {whole:>{ETA_WIDTH}}", f"{parts.removeprefix(whole):{_PARTS_WIDTH}}"]
+    parts = re.sub(r"(?<= )\d[\dhms ]*(?=[,)])", lambda found: f"{found[0]:>7}", parts.removeprefix(whole))
+    return [f"   ETA {whole:>{ETA_WIDTH}}", f"{parts:{_PARTS_WIDTH}}"]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:

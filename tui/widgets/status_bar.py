@@ -52,8 +52,6 @@ class Segment:
     short: Content | None = None
     right: bool = False
     """Align to the right."""
-    room: int = 0
-    """Minimum of cells to count, so that a change of its text neither displaces others nor brings them back."""
 
 
 _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 8)
@@ -93,7 +91,7 @@ def fit(segments: Sequence[Segment], width: int) -> Content:
 
 
 def _length(segments: Iterable[Segment]) -> int:
-    lengths = [max(item.content.cell_length, item.room) for item in segments]
+    lengths = [item.content.cell_length for item in segments]
     return sum(lengths) + _GAP * max(len(lengths) - 1, 0)
 
 
@@ -202,12 +200,12 @@ def _run_segments(
     why = (view.state.parked or view.state.reason) if name == "paused" and not pending else ""
     # The room of the time left is kept where nothing else takes it.
     free = _GAP + len("ETA ") + ETA_WIDTH if eta is None and not why else 0
-    room = len(f"● {EVALUATING} /") + 2 * digits if view.is_live else 0
-    if eta is not None:
-        # The time left keeps its column when an evaluation begins.
+    if view.is_live:
+        # What follows keeps its column when an evaluation begins, and before the time left is known.
+        room = len(f"● {EVALUATING} /") + 2 * digits + free
         full = full.pad_right(max(room - full.cell_length, 0))
         brief = brief and brief.pad_right(max(room - brief.cell_length, 0))
-    segments.append(Segment(full, 0, brief, room=room + free if view.is_live else 0))
+    segments.append(Segment(full, 0, brief))
     if why:
         segments.append(Segment(Content.styled(one_line(why, 60), style), 1))
     if eta is not None:
@@ -217,9 +215,12 @@ def _run_segments(
         segments.append(Segment(Content.styled("  ".join(f"{part:8}" for part in energy), "$muted"), 11))
     last = view.history.last_step
     if last is not None or view.is_live:
-        # Its room is kept before the first step.
-        value = _brief_number(last.loss) if last is not None else "–"
-        segments.append(Segment(Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
+        # Its room is kept before the first step, and is empty before the number of steps is known.
+        name, value = (
+            "loss " if total else " " * 5,
+            _brief_number(last.loss) if last is not None else "–" if total else "",
+        )
+        segments.append(Segment(Content.assemble((name, "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
     return segments
 
 

@@ -328,6 +328,7 @@ async def test_the_border_names_the_keys_for_what_the_log_hides(home: Path) -> N
         for keys in (("pageup",) * 9, ("k",) * 30):
             assert "importing" not in screen_text(app)
             await press(pilot, *keys, until="importing")
+            await wait_for(pilot, lambda: "pgdn log  p pause" in border(app))
             await press(pilot, "G", until=lambda: "importing" not in screen_text(app))
         await resize(pilot, 80, 60)
         await wait_for(pilot, lambda: "importing" in screen_text(app) and "pgup log" not in border(app))

@@ -270,7 +270,7 @@ class ChatPane(Pane):
         self._refresh_hints()
 
     def _scrolled(self, before: float, now: float) -> None:
-        """Name the key that goes back as soon as something is out of sight."""
+        """Name the key that goes back as soon as something is out of sight, and at the top the one that goes on."""
         if (before > 0) != (now > 0):
             self._refresh_hints()
 
@@ -296,7 +296,10 @@ class ChatPane(Pane):
             prompt.footer_keys = offered
             # Updates the key bar.
             self.refresh_bindings()
-        above = [(self.keys["chat.page_up"].display, "earlier")] if self.transcript.scroll_y > 0 else []
+        hidden: list[tuple[str, str]] = []
+        if self.transcript.max_scroll_y > 0:
+            way, label = ("up", "earlier") if self.transcript.scroll_y > 0 else ("down", "later")
+            hidden = [(self.keys[f"chat.page_{way}"].display, label)]
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
             begun, more = (["chat.clear", "chat.again"], ["chat.edit", "chat.keep"]) if begins else ([], [])
@@ -304,10 +307,10 @@ class ChatPane(Pane):
                 why = [] if self.is_live else ["chat.why"]
                 begun = [*why, "chat.correct", *(["chat.continue"] if self._corrections else []), *begun]
             toggles = [*(["chat.compare"] if self.partner.run is not None else []), *toggles]
-            self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], [*stop, *above])
+            self.set_hints(["chat.write", *begun, *toggles, "chat.settings", *more], [*stop, *hidden])
             return
         ending = (cancel, leave.partition(" ")[0][:-1])
-        self.show_hints([("enter", "send"), ending, *above, *begins, *keys, ("^n", "line break")])
+        self.show_hints([("enter", "send"), ending, *hidden, *begins, *keys, ("^n", "line break")])
 
     def _key_while_writing(self, identity: str) -> str:
         """An action's first key that types no text; else its first key."""

@@ -272,6 +272,7 @@ async def test_prompts_are_pasted_broken_into_lines_and_recalled_and_pages_turne
         bottom = pane.transcript.scroll_y
         await press(pilot, "a", "ctrl+n", "b", "pageup", until=lambda: pane.transcript.scroll_y < bottom - 5)
         assert pane.prompt.text == "a\nb"
+        await press(pilot, *["pageup"] * 9, until=lambda: "pgdn later" in screen_lines(pilot.app)[-1])
         await pilot.press("pagedown", "enter")
         await finished(pilot, pane)
         assert session.asked[-1][1][-1]["content"] == "a\nb"
