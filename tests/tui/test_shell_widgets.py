@@ -481,7 +481,21 @@ def test_nothing_moves_when_the_time_left_and_the_number_of_steps_get_known(
             if total:
                 line = run_lines.progress(view, width, ASCII, 1e9).plain
                 found.setdefault(width, set()).add((line.find("%"), line.find("loss ")))
-    assert all(len(columns) == 1 for columns in [*found.values(), *headers.values()]), (found, headers)
+    assert all(len(columns) == 1 for columns in found.values()), found
+    assert all(len(columns) == 1 for columns in headers.values()), headers
+
+
+def test_answers_and_savings_leave_the_bar_in_its_columns(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(ScriptedRun(home).train_to(64))
+    found: dict[int, set[tuple[int, int]]] = {}
+    for saving, evaluation, awaited in ((0.0, 46.0, False), (1.0, 46.0, False), (0.0, 0.0, False), (1.0, 46.0, True)):
+        left = Eta(188.0, evaluation, saving)
+        monkeypatch.setattr(view, "eta", lambda _, left=left: left)
+        for width in (56, 76, 96, 116, 196):
+            line = run_lines.progress(view, width, ASCII, 1e9, answer_awaited=awaited).plain
+            assert ("answer" in line) == awaited
+            found.setdefault(width, set()).add((line.find("%"), len(line)))
+    assert all(len(columns) == 1 for columns in found.values()), found
 
 
 def test_readings_and_losses_move_nothing_in_the_header(home: Path) -> None:

@@ -241,7 +241,12 @@ def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list
         blanks = " " * max(len(rows) - len(done.rpartition(" ")[2]), 0)
         return [f"   {blanks}{words} {format_duration(history.phase_elapsed(now)):7}", *eta]
     if state.state == "training" and answer_awaited:
-        return ["   training waits for an answer"]
+        # In the columns of the time left, so that the bar keeps its own.
+        whole = len(f"   ETA {'':{ETA_WIDTH}}")
+        has_room = room >= whole + _PARTS_WIDTH
+        return [
+            f"{'   training waits for an answer':{whole + _PARTS_WIDTH}}" if has_room else f"{'   answering':{whole}}"
+        ]
     if state.state == "training":
         within = progress_words(step_progress(state, history.timings, now))
         return ([f"   {within}"] if within else []) + _eta_texts(view, now)
@@ -258,7 +263,9 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
     if (eta := view.eta(now)) is None:
         return [" " * len(f"   ETA {'':{ETA_WIDTH}}"), " " * _PARTS_WIDTH]
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    parts = re.sub(r"(?<= )\d[\dhms ]*(?=[,)])", lambda found: f"{found[0]:>7}", parts.removeprefix(whole))
+    # The time for saving comes and goes.
+    parts = re.sub(r", saving [^,)]*", "", parts.removeprefix(whole))
+    parts = re.sub(r"(?<= )\d[\dhms ]*(?=[,)])", lambda found: f"{found[0]:>7}", parts)
     return [f"   ETA {whole:>{ETA_WIDTH}}", f"{parts:{_PARTS_WIDTH}}"]
 
 
