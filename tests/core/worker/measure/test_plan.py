@@ -122,7 +122,7 @@ def test_the_plan_of_a_measured_model_is_what_torch_allocates(family: str, tmp_p
         assert plan.trainable == sum(parameter.numel() for parameter in trainable_parameters(loaded.model))
         found = comes_and_goes(plan) / peak(loaded, 0.02, length)
         # A tensor of hidden states is four percent of these models. States that layers share count all at once.
-        assert 0.955 <= found <= (1.2 if checkpointing and family in SHARING else 1.05), checkpointing
+        assert 0.955 <= found <= (1.25 if checkpointing and family in SHARING else 1.05), checkpointing
 
 
 def test_a_plan_by_what_was_kept_is_that_of_a_fresh_measurement(
