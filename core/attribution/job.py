@@ -112,8 +112,11 @@ def _make_middle(run: Run, steps: list[int], job: IndexJob) -> str:
     third = range(-(-last // 3), 2 * last // 3 + 1)
     if steps[0] in third or not third:
         return ""
-    reason = replay_checkpoint(run, last // 2, third, job)
-    return reason and f"No checkpoint of the middle of the run is compared. {reason}"
+    try:
+        replay_checkpoint(run, last // 2, third, job)
+    except UserError as error:
+        return f"No checkpoint of the middle of the run is compared. {error.message}"
+    return ""
 
 
 def refuse_run(run: Run) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ class _Plan:
     config: Config
     sealed: Sealed
     manifests: dict[int, dict[str, Any]]
-    notes: list[str]
-    last: int
+    notes: list[str] = field(default_factory=list)
+    last: int = 0
     """The step of the result, or of the last checkpoint."""
 
 
@@ -177,7 +177,7 @@ def _execute(run: Run, plan: _Plan, work: Path, job: Job[JobProgress, Any], *, k
     )
 
 
-def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, Any]) -> str:
+def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, Any]) -> None:
     """Make a checkpoint that a run has not kept: its training is executed again up to there, and the run gets the
     checkpoint if every step, and the checkpoint itself where it was recorded, comes out equal.
 
@@ -187,58 +187,42 @@ def replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, A
         steps: Steps that will do; a recorded one is preferred to one nearer to ``near``.
         job: The job that it is a part of.
 
-    Returns:
-        Why the run has no such checkpoint, a sentence; empty if it has one now.
+    Raises:
+        UserError: If the run cannot have such a checkpoint.
     """
-    try:
-        refuse_moved_checkpoints(run)
-        return _replay_checkpoint(run, near, steps, job)
-    except UserError as error:
-        return error.message
-
-
-def _replay_checkpoint(run: Run, near: int, steps: range, job: Job[JobProgress, Any]) -> str:
+    refuse_moved_checkpoints(run)
     sealed = read_sealed(run)
     config = sealed_config(sealed) or run.config()
     _, manifests = _manifests(run, sealed)
     spans = spans_of(EventTail(run.events_path).read_all())
     if obstacle := _obstacle(spans, manifests):
-        return obstacle
+        raise UserError(obstacle)
     starts = {int(path.name.removeprefix("step-")) for path in complete_checkpoints(run) if matches_manifest(path, "")}
     ends = {span.end for span in spans if span.end in manifests}
-    steps_there = [step for step in {*ends, *savable_steps(spans)} if step in steps]
+    candidates = [step for step in {*ends, *savable_steps(spans)} if step in steps]
     reason = "Its record does not lead there from a checkpoint or from the beginning."
-    for step in sorted(steps_there, key=lambda step: (step not in ends, abs(step - near))):
+    for step in sorted(candidates, key=lambda step: (step not in ends, abs(step - near))):
         path = path_to(spans, step, starts)
         obstacle = next((span.obstacle for span in path if span.obstacle), "")
         if path and not obstacle:
             break
         reason = f"It cannot be executed again: {obstacle}." if obstacle else reason
     else:
-        return reason
+        raise UserError(reason)
     size = max(map(directory_size, complete_checkpoints(run)), default=0)
     require_space(run.checkpoints_path, 2 * size, "the checkpoint")
-    plan = _Plan(
-        [*path[:-1], up_to(path[-1], step)],
-        [sealed.start_of(span.end) for span in path],
-        config,
-        sealed,
-        manifests,
-        [],
-        step,
-    )
+    begun = [sealed.start_of(span.end) for span in path]
+    plan = _Plan([*path[:-1], up_to(path[-1], step)], begun, config, sealed, manifests)
     try:
         with _work_directory() as work:
             answer = _execute(run, plan, work, job, keeps=True)
     finally:
         for span in path[:-1]:
             remove_tree(run.checkpoints_path / f"step-{span.end:08d}")
-    results = TypeAdapter(list[SpanResult]).validate_python(answer["spans"])
-    unequal = next((result for result in results if result.outcome != "equal"), None)
-    if unequal is None:
-        return ""
-    came_out = next((f"Executed again, {difference.what}" for difference in unequal.differences), "")
-    return unequal.reason or came_out
+    for result in TypeAdapter(list[SpanResult]).validate_python(answer["spans"]):
+        if result.outcome != "equal":
+            came_out = [f"Executed again, {difference.what}" for difference in result.differences]
+            raise UserError(result.reason or came_out[0])
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:

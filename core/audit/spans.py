@@ -207,7 +207,7 @@ def join(spans: Sequence[Span]) -> list[Span]:
 
 
 def path_to(spans: Iterable[Span], step: int, starts: Collection[int]) -> list[Span]:
-    """The spans up to the one with a step, joined, from the last start before the step; empty without a start.
+    """The spans that lead to a step, joined, from the last start before it; empty without a start.
 
     Args:
         spans: Spans of a run.

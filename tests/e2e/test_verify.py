@@ -283,8 +283,8 @@ def test_a_run_that_went_back_for_a_loss_spike_is_equal_killed_or_not(workers: W
     for path in run.checkpoints_path.iterdir():
         shutil.rmtree(path)
     with workers.environment():
-        job: Job[JobProgress, str] = Job("the index", lambda job: replay_checkpoint(run, 30, range(29, 32), job))
-        assert job.run() == ""
+        job: Job[JobProgress, None] = Job("the index", lambda job: replay_checkpoint(run, 30, range(29, 32), job))
+        job.run()
     assert [path.name for path in run.checkpoints_path.iterdir()] == ["step-00000030"]
     assert check_chain(run, read_sealed(run)).differences == ()
 

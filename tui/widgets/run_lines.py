@@ -27,6 +27,8 @@ SHORTEST_BAR = 6
 #: Columns of a time left, so that nothing moves as it shrinks; and the unit of a bar's length, so that it seldom
 #: changes with the texts beside it.
 ETA_WIDTH, _BAR_STEP = 8, 8
+#: Columns of the time left with its name and blanks.
+_ETA_ROOM = len("   ETA ") + ETA_WIDTH
 #: Columns of its parts, which come and go: `` (steps 12m 34s, evaluations 12m 34s)``.
 _PARTS_WIDTH = 37
 #: Columns of the name of an evaluation's part, ``answers``, and a blank; and the fewest rows to have room for.
@@ -242,11 +244,8 @@ def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list
         return [f"   {blanks}{words} {format_duration(history.phase_elapsed(now)):7}", *eta]
     if state.state == "training" and answer_awaited:
         # In the columns of the time left, so that the bar keeps its own.
-        whole = len(f"   ETA {'':{ETA_WIDTH}}")
-        has_room = room >= whole + _PARTS_WIDTH
-        return [
-            f"{'   training waits for an answer':{whole + _PARTS_WIDTH}}" if has_room else f"{'   answering':{whole}}"
-        ]
+        whole = _ETA_ROOM + _PARTS_WIDTH
+        return [f"{'   training waits for an answer':{whole}}" if room >= whole else f"{'   answering':{_ETA_ROOM}}"]
     if state.state == "training":
         within = progress_words(step_progress(state, history.timings, now))
         return ([f"   {within}"] if within else []) + _eta_texts(view, now)
@@ -261,7 +260,7 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
         return []
     # Padded, so that neither the bar nor the parts move as the time shrinks, or before it is known.
     if (eta := view.eta(now)) is None:
-        return [" " * len(f"   ETA {'':{ETA_WIDTH}}"), " " * _PARTS_WIDTH]
+        return [" " * _ETA_ROOM, " " * _PARTS_WIDTH]
     whole, parts = eta_words(eta), eta_words(eta, split=True)
     # The time for saving comes and goes.
     parts = re.sub(r", saving [^,)]*", "", parts.removeprefix(whole))

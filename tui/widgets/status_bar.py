@@ -216,11 +216,9 @@ def _run_segments(
     last = view.history.last_step
     if last is not None or view.is_live:
         # Its room is kept before the first step, and is empty before the number of steps is known.
-        name, value = (
-            "loss " if total else " " * 5,
-            _brief_number(last.loss) if last is not None else "–" if total else "",
-        )
-        segments.append(Segment(Content.assemble((name, "$muted"), f"{value:{_LOSS_WIDTH}}"), 3))
+        value = _brief_number(last.loss) if last is not None else "–"
+        loss = Content.assemble(("loss ", "$muted"), f"{value:{_LOSS_WIDTH}}")
+        segments.append(Segment(loss if total else Content(" " * loss.cell_length), 3))
     return segments
 
 

@@ -53,7 +53,9 @@ def test_processes_that_are_not_started_here_are_reported(
 
 def reason_of(run: Run) -> str:
     """Why no checkpoint of a run's first two steps is made."""
-    return Job("the index", lambda job: replay_checkpoint(run, 2, range(1, 3), job)).run()
+    with pytest.raises(UserError) as refused:
+        Job("the index", lambda job: replay_checkpoint(run, 2, range(1, 3), job)).run()
+    return refused.value.message
 
 
 def recorded(directory: Path, *events: Event, **facts: str) -> Run:

@@ -195,13 +195,14 @@ def test_only_an_equal_replay_of_the_same_inputs_gives_the_run_a_checkpoint(
     told: list[str] = []
 
     def replayed(run: Run) -> str:
-        def work(job: Job[JobProgress, str]) -> str:
-            return replay_checkpoint(run, 3, range(2, 5), job)
+        def work(job: Job[JobProgress, None]) -> None:
+            replay_checkpoint(run, 3, range(2, 5), job)
 
         told.clear()
-        reason = Job("the replay", work).run(lambda at: told.append(at.activity))
+        with pytest.raises(UserError) as refused:
+            Job("the replay", work).run(lambda at: told.append(at.activity))
         assert checkpoint_steps(run) == [STEPS]
-        return reason
+        return refused.value.message
 
     def copied(name: str) -> Run:
         copy = Run(short.path.with_name(f"{short.id}-{name}"))
