@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
 from core.governor import words
 from core.runs.outlook.energy import energy_words
-from core.runs.outlook.time_left import eta_words
+from core.runs.outlook.time_left import eta_parts, eta_words
 from core.runs.record.sentences import doing, evaluation_count, pending_words, phase_name, progress_words, step_progress
 from core.runs.record.series import Series
 from core.runs.record.state import Rank, silent_words
@@ -261,11 +260,10 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
     # Padded, so that neither the bar nor the parts move as the time shrinks, or before it is known.
     if (eta := view.eta(now)) is None:
         return [" " * _ETA_ROOM, " " * _PARTS_WIDTH]
-    whole, parts = eta_words(eta), eta_words(eta, split=True)
-    # The time for saving comes and goes.
-    parts = re.sub(r", saving [^,)]*", "", parts.removeprefix(whole))
-    parts = re.sub(r"(?<= )\d[\dhms ]*(?=[,)])", lambda found: f"{found[0]:>7}", parts)
-    return [f"   ETA {whole:>{ETA_WIDTH}}", f"{parts:{_PARTS_WIDTH}}"]
+    # The time for saving comes and goes, and so would its text.
+    parts = [f"{name} {left:>7}" for name, left in eta_parts(eta).items() if name != "saving"]
+    told = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return [f"   ETA {eta_words(eta):>{ETA_WIDTH}}", f"{told:{_PARTS_WIDTH}}"]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:

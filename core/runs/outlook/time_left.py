@@ -389,10 +389,17 @@ def eta_words(eta: Eta | None, *, split: bool = False) -> str:
     if eta is None:
         return ""
     words = ("~" if eta.is_rough else "") + _left(eta.seconds)
+    parts = ", ".join(f"{name} {left}" for name, left in eta_parts(eta).items()) if split else ""
+    return f"{words} ({parts})" if parts else words
+
+
+def eta_parts(eta: Eta) -> dict[str, str]:
+    """Parts of the time left, ``{"steps": "2m 05s", "evaluations": "2m 00s"}``; empty if the steps are nearly all of
+    it, or there is one part.
+    """
     parts = {"steps": eta.steps, "evaluations": eta.evaluation, "saving": eta.saving}
-    told = [f"{name} {_left(seconds)}" for name, seconds in parts.items() if seconds >= 1]
-    is_worth_it = split and len(told) > 1 and eta.seconds - eta.steps >= 0.05 * eta.seconds
-    return f"{words} ({', '.join(told)})" if is_worth_it else words
+    shown = {name: _left(seconds) for name, seconds in parts.items() if seconds >= 1}
+    return shown if len(shown) > 1 and eta.seconds - eta.steps >= 0.05 * eta.seconds else {}
 
 
 def _left(seconds: float) -> str:
