@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import RenderableType
 from textual import events, on, work
@@ -51,6 +51,9 @@ from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
+
+if TYPE_CHECKING:
+    from core.runs.record.store import Run
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
@@ -310,7 +313,10 @@ class LocaltuneApp(App[str]):
         self.bridge.sample_devices(self.runs.show_devices)
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
         last = self.returning.last
-        self.runs.begin(self._run_name, sample=self._demo, landing=landing, session=last if not self._is_told else None)
+        if self._demo:
+            self.state.expect_run()
+        else:
+            self.runs.begin(self._run_name, landing=landing, session=last if not self._is_told else None)
         await self.main.load_panes()
         if not self.is_headless:
             self.set_timer(_SETTLED_SECONDS, spare_the_screen)
@@ -333,10 +339,19 @@ class LocaltuneApp(App[str]):
             self.bridge.load_config(self._config_path, self.returning.loaded)
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
-        elif self._demo or (data is None and not self._settings.remember):
+        elif self._demo:
+            self.runs.begin_sample(self._sample_begun)
+        elif data is None and not self._settings.remember:
             self.bridge.load_config(None, self.returning.loaded)
         else:
             self.returning.begin(data)
+
+    def _sample_begun(self, run: Run | None) -> None:
+        """Open the configuration of the sample run; a new one for None, if the run could not be started."""
+        if run is not None:
+            self.returning.begin_with_run(run.id)
+        else:
+            self.bridge.load_config(None, self.returning.loaded)
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:

@@ -362,7 +362,7 @@ class Bridge:
 
         self._try("The run could not be started", work, "start")
 
-    def start_sample(self, started: Callable[[Run], None]) -> None:
+    def start_sample(self, started: Callable[[Run], None], failed: Callable[[], None]) -> None:
         """Start a run of the sample data."""
 
         def work() -> None:
@@ -370,8 +370,12 @@ class Bridge:
             from core.config.document import ConfigDocument
             from core.launch.launcher import start_run
 
-            config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
-            self._tell(started, start_run(config, "tickets"))
+            try:
+                config = ConfigDocument.load(sample_data.path("tickets.toml")).validate()
+                self._tell(started, start_run(config, "tickets"))
+            except UserError:
+                self._tell(failed)
+                raise
 
         self._try("The sample could not be started", work, "start")
 

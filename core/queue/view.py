@@ -18,14 +18,14 @@ from core.governor.policy import QUIET_HOURS
 from core.queue.book import Queue
 from core.queue.entry import ENDED, QueueEntry, words_of
 from core.queue.estimate import Estimator
-from core.queue.fate import run_of
+from core.queue.fate import live_run, run_of
 from core.queue.night import Night
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import config_path, read_entry_config, read_queue
 from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
-from core.runs.record.state import END_STATES, EventTail
+from core.runs.record.state import END_STATES, EventTail, RunState
 from core.runs.record.store import Run
 
 _QUIET = "night.quiet_hours"
@@ -119,6 +119,8 @@ class QueueView:
     """The active runner; None without one, and nothing will start."""
     night: Night = field(default_factory=Night)
     """The limits of the night."""
+    free: float | None = None
+    """Expected end of the live run, of the queue or not, in Unix seconds; the present without one, None if unknown."""
 
     @property
     def upcoming(self) -> list[EntryView]:
@@ -168,6 +170,18 @@ class _Values:
     """The options that are not at their defaults, by section."""
 
 
+@dataclass(frozen=True)
+class _Left:
+    """The time left of a live run."""
+
+    seconds: float | None = None
+    ends: float | None = None
+    """Its expected end in Unix seconds, quiet hours counted; None if unknown."""
+    early_end: EarlyEnd | None = None
+    is_measured: bool = False
+    """True if the run has shown its pace."""
+
+
 class QueueReader:
     """Reads the queue repeatedly: only new events of the active run; datasets and earlier runs once.
 
@@ -207,6 +221,9 @@ class QueueReader:
             view_of = self._active if has_run else self._waiting
             shown.append(view_of(active, queue.night, now, known_only))
             clock = now if shown[0].state in END_STATES else shown[0].ends
+        elif (other := live_run()) is not None:
+            clock = self._left(other, other.state(), now).ends
+        free = clock
         for place, entry in enumerate(queue.upcoming, 1):
             view = self._waiting(entry, queue.night, clock if entry.state == "waiting" else None, known_only)
             shown.append(replace(view, place=place))
@@ -216,7 +233,7 @@ class QueueReader:
         rows = [*shown, *map(EntryView, over)]
         if not known_only:
             rows = self._with_differences(rows, queue.night)
-        return QueueView(tuple(rows), runner, queue.night)
+        return QueueView(tuple(rows), runner, queue.night, free)
 
     def _with_differences(self, rows: list[EntryView], night: Night) -> list[EntryView]:
         """The rows, each with what differs from the one above it; the first from the one below it, or from its file."""
@@ -265,26 +282,40 @@ class QueueReader:
         if entry.is_indexing:
             return EntryView(entry, begins=entry.begun, state="index")
         run = run_of(entry)
-        state, history = run.state(), self._history(run)
+        state = run.state()
         if state.state in END_STATES:
             # The runner is about to record its end.
             over = EntryView(entry, begins=entry.begun, state=state.state)
             return replace(over, step=state.step, total_steps=state.total_steps)
-        values = run.values()
-        schedule = Schedule.of(values).changed(history.settings)
-        left = estimate(history.timings, schedule, state.total_steps, now)
-        seconds, end = left.seconds if left is not None else None, None
-        by: Basis | None = "pace" if seconds is not None else None
-        if seconds is None and not state.step:
+        expected = EntryView(entry)
+        if not state.step:
             expected = self._waiting(entry, night, None, known_only)
-            seconds, by = expected.seconds, expected.by
-        elif seconds is not None:
-            seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
-        # The end of a pause is unknown, but for that of quiet hours.
-        is_known = seconds is not None and (state.state != "paused" or state.reason.startswith(QUIET_HOURS))
-        ends = working_span(_limits(run, history), now, seconds)[1] if is_known and seconds is not None else None
-        shown = EntryView(entry, None, seconds, None, entry.begun, ends, by=by, early_end=end)
+        left = self._left(run, state, now, expected.seconds)
+        by: Basis | None = "pace" if left.is_measured else expected.by
+        shown = EntryView(entry, None, left.seconds, None, entry.begun, left.ends, by=by, early_end=left.early_end)
         return replace(shown, state=state.state, step=state.step, total_steps=state.total_steps)
+
+    def _left(self, run: Run, state: RunState, now: float, expected: float | None = None) -> _Left:
+        """The time left of a live run.
+
+        Args:
+            run: The run.
+            state: Its state.
+            now: Unix seconds.
+            expected: Seconds expected of it before its first step; None if unknown.
+        """
+        history, values, end = self._history(run), run.values(), None
+        schedule = Schedule.of(values).changed(history.settings)
+        measured = estimate(history.timings, schedule, state.total_steps, now)
+        seconds = expected
+        if measured is not None:
+            seconds, end = cut_rest(values, history, state.step, state.total_steps, measured.seconds)
+        if seconds is None:
+            return _Left()
+        # The end of a pause is unknown, but for that of quiet hours.
+        is_known = state.state != "paused" or state.reason.startswith(QUIET_HOURS)
+        ends = working_span(_limits(run, history), now, seconds)[1] if is_known else None
+        return _Left(seconds, ends, end, is_measured=measured is not None)
 
     def _history(self, run: Run) -> RunHistory:
         if self._followed is None or self._followed[0] != run:
@@ -321,7 +352,7 @@ def next_begin(estimator: Estimator, now: float | None = None) -> float | None:
     view = QueueReader(estimator).read(moment)
     before = [row for row in view.upcoming if row.entry.state != "held"]
     if not before:
-        return moment
+        return view.free
     return None if view.runner is None or any(row.by == "plan" for row in before) else view.ends
 
 

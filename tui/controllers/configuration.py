@@ -87,6 +87,14 @@ class Configuration:
 
         self._open_over(partial(open_run, run))
 
+    def follow_run(self, run: Run) -> None:
+        """Open the configuration of a started run, unless the present one has training data; edits become a draft."""
+        from tui.panes.config.editor import open_run
+
+        document = self._state.document
+        if document is None or not data_paths(document, "train"):
+            self.reopened(open_run(run))
+
     def train_further(
         self, run: Run, then: Callable[[Callable[[], None]], None], *, on_corrections: bool = False
     ) -> None:

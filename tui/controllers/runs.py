@@ -65,25 +65,32 @@ class Runs:
         self._landing = ""
         self._chat_told = self._looked = 0.0
 
-    def begin(
-        self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
-    ) -> None:
+    def begin(self, name: str | None = None, *, landing: str = "", session: Session | None = None) -> None:
         """Show the initial run.
 
         Args:
             name: The user's name for it; if None, a live run, the session's or the newest run.
-            sample: Whether to start the sample run instead.
             landing: The pane to focus; empty for the run's own.
             session: The last session.
         """
-        if sample:
-            self._state.expect_run()
-            self._bridge.start_sample(self.started)
-        elif name is not None:
+        if name is not None:
             self._bridge.open_run(name, self._follow)
         else:
             self._landing = landing
             self._bridge.find_run(self._found, session)
+
+    def begin_sample(self, begun: Callable[[Run | None], None]) -> None:
+        """Start the sample run, and show it.
+
+        Args:
+            begun: Called with the run; with None if it could not be started.
+        """
+
+        def started(run: Run) -> None:
+            self.started(run)
+            begun(run)
+
+        self._bridge.start_sample(started, partial(begun, None))
 
     def _found(self, run: Run | None) -> None:
         """Show the run that the app found without a request of the user; None for none."""
@@ -857,7 +864,7 @@ class Starting:
             if (pane := self._desktop.panes.chat) is not None:
                 await pane.release()
             if rest is None:
-                self._bridge.start(start.config, start.name, self._runs.started)
+                self._bridge.start(start.config, start.name, self._started)
             else:
                 self._bridge.continue_run(rest.run, self._runs.started)
 
@@ -865,6 +872,10 @@ class Starting:
             self._desktop.show_pane("train")
         self._state.expect_run()
         self._desktop.run(work, "start")
+
+    def _started(self, run: Run) -> None:
+        self._runs.started(run)
+        self._configuration.follow_run(run)
 
     # The queue.
 

@@ -197,13 +197,30 @@ def _block(lines: Sequence[DiffLine], index: int) -> TextBlock:
     return TextBlock(Content("\n").join([Content(""), *shown]), classes="-place", id=f"place-{index}")
 
 
+#: Columns of a border around its text.
+_FRAME = 6
+
+
+def frame_keys(keys: Sequence[tuple[str, str]], helps: tuple[str, str], width: int) -> Content:
+    """Keys that fit in a lower border, the most important first.
+
+    Args:
+        keys: Displayed keys with their functions; the last one leaves the screen, and is there at every width.
+        helps: The key of the help, which leads to the keys that have no room.
+        width: Columns of the box.
+    """
+    ends = [*keys[-1:], helps]
+    room = width - _FRAME - sum(len(f"  {key} {text}") for key, text in ends)
+    return Content("  ".join(f"{key} {text}" for key, text in [*fitting(keys[:-1], room), *ends]))
+
+
 class InputForm(VerticalScroll, can_focus=False):
-    """Labeled inputs with hints and errors, above an answer and the keys; typed text replaces the first value of each.
+    """Labeled inputs with hints and errors, above an answer; typed text replaces the first value of each.
 
     Args:
         title: The title in the frame.
         rows: Label, input and hint by name.
-        keys: The keys with their functions.
+        keys: The keys for the frame with their functions, as for :func:`frame_keys`.
         about: The text above the inputs.
     """
 
@@ -224,7 +241,7 @@ class InputForm(VerticalScroll, can_focus=False):
             line.select_all()
 
     def compose(self) -> ComposeResult:
-        """The inputs, the answer, and the keys."""
+        """The inputs and the answer."""
         yield TextBlock(self._about, id="about")
         for label, line, hint in self._rows.values():
             with Horizontal():
@@ -234,14 +251,11 @@ class InputForm(VerticalScroll, can_focus=False):
                     yield TextBlock(Content.styled(hint, "$muted"), classes="hint")
             yield TextBlock(id=f"remark-{line.id}", classes="remark")
         yield TextBlock(id="answer")
-        yield TextBlock(key_line(self._keys), id="keys")
 
     def on_resize(self) -> None:
-        """Show the key of the help where it has room."""
-        keys = key_line([*self._keys, (shell_of(self).keys["app.help"].display, "help")])
-        if keys.cell_length > self.content_size.width:
-            keys = key_line(self._keys)
-        self.query_one("#keys", TextBlock).show(keys)
+        """Fit the keys to the new width."""
+        helps = (shell_of(self).keys["app.help"].display, "help")
+        self.border_subtitle = frame_keys(self._keys, helps, self.outer_size.width)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -352,10 +366,6 @@ class ListScreen(Overlay[ScreenResultType]):
         self._options.step(lines)
 
 
-#: Columns of a border around its text.
-_FRAME = 6
-
-
 class RecordBox(Vertical):
     """The box of a full screen about a record.
 
@@ -381,12 +391,8 @@ class RecordBox(Vertical):
 
     def on_resize(self) -> None:
         """Fit the hints to the new width."""
-        helps = shell_of(self).keys["app.help"].display
-        # It leads to the keys that have no room.
-        ends = [*self._hints[-1:], (helps, "more")]
-        room = self.outer_size.width - _FRAME - sum(len(f"  {key} {text}") for key, text in ends)
-        shown = [*fitting(self._hints[:-1], room), *ends]
-        self.border_subtitle = Content("  ".join(f"{key} {text}" for key, text in shown))
+        helps = (shell_of(self).keys["app.help"].display, "more")
+        self.border_subtitle = frame_keys(self._hints, helps, self.outer_size.width)
 
 
 def save_files(kinds: Mapping[str, str], suffix: str) -> str:

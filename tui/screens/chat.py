@@ -30,7 +30,7 @@ from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit, style_of
 from tui.widgets.text_block import TextBlock
 
-_SETTINGS_KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "cancel"))
+_SETTINGS_KEYS = (("enter", "use them"), ("tab", "next"), ("esc", "cancel"))
 
 
 class ChatSettings(FormScreen[tuple[str, GenerationSettings]]):

@@ -44,8 +44,8 @@ from tui.widgets.text_block import TextBlock, side_by_side
 
 #: Columns of the names of facts, and least columns of a value.
 _NAME_WIDTH, _LEAST = 24, 7
-#: Columns of an answer from which answers stand side by side, and most lines of one.
-_BESIDE, _ANSWER_LINES = 36, 12
+#: Columns of an answer from which answers stand side by side.
+_BESIDE = 36
 
 
 def curve_style(place: int) -> str:
@@ -102,7 +102,7 @@ def answer_lines(comparison: RunComparison, width: int) -> Content:
     lines: list[Content] = []
     for answers in comparison.answers:
         lines += [Content("")] if lines else []
-        lines.append(Content.styled(one_line(answers.prompt.strip(), max(width, 20)), "bold"))
+        lines += Content.styled(one_line(answers.prompt.strip(), 600), "bold").wrap(width)
         if answers.expected is not None:
             lines += Content.assemble(("wanted  ", "$muted"), one_line(answers.expected.strip(), 600)).wrap(width)
         count = len(answers.texts)
@@ -123,8 +123,7 @@ def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
         (LETTERS[place], f"{curve_style(place)} bold"), (f"  step {answers.steps[place]}  ", "$muted"), mark
     )
     body = Content(steady(sanitize(text.strip()), whole=True)).wrap(max(width, 1))
-    more = [Content.styled("…", "$muted")] if len(body) > _ANSWER_LINES else []
-    return [head, *body[:_ANSWER_LINES], *more]
+    return [head, *body]
 
 
 def _beside(answers: ComparedAnswers, width: int) -> list[Content]:

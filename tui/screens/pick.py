@@ -233,7 +233,7 @@ def find_entry(screen: Screen[Any]) -> None:
 def _prompt(pick: Pick, is_present: bool, room: int) -> Content:
     name = one_line(pick.name or pick.value, 200)
     if pick.hint is not None:
-        width = room - cell_len(pick.hint) - 1
+        width = max(room - cell_len(pick.hint) - 1, 1)
         name = shorten(name, width, placeholder=" …", break_on_hyphens=False)
         return Content.assemble(fit(name, width), " ", (pick.hint, "$foreground bold"))
     return Content.assemble(

@@ -39,7 +39,7 @@ LOOK_SECONDS = 2.0
 #: Columns of a line without its name: the state, and the times with two marks.
 _STATE, _TIME = 18, 23
 #: Row for an option that has its default, and the keys of a form.
-_ANOTHER, _KEYS = "", (("tab", "next"), ("enter", "apply"), ("esc", "cancel"))
+_ANOTHER, _KEYS = "", (("enter", "apply"), ("tab", "next"), ("esc", "cancel"))
 #: Result of the start of the runner, shown while one is on.
 _STARTED = "The runner is started; it goes on without the app."
 #: Columns of the lower border without its text.
@@ -357,7 +357,8 @@ def _line(row: EntryView, width: int, when: str, *, is_on: bool) -> Content:
         (fit(doing, _STATE), _STYLES.get(row.state or entry.outcome or entry.state, "$primary" if row.state else "")),
         (when, "" if is_on or entry.is_over else "$muted"),
         " ",
-        fit(one_line(about, 300), name_width),
+        # Without blanks at its end, which a scrollbar would cut with an ellipsis.
+        fit(one_line(about, 300), name_width).rstrip(),
     )
 
 

@@ -51,7 +51,7 @@ HINTS = {
     "night.deadline": "a time, as 07:00; empty: no deadline",
     "night.energy_kwh": "kWh at the most; empty: no limit",
 }
-_KEYS = (("tab", "next"), ("enter", "apply"), ("esc", "cancel"))
+_KEYS = (("enter", "apply"), ("tab", "next"), ("esc", "cancel"))
 
 
 class RunSettings(FormScreen[None]):

@@ -111,12 +111,18 @@ def step(number: int, moment: float) -> StepEvent:
     return step_event(number, t=moment, tokens=80, seconds=10.0)
 
 
-def live_run(total: int, **train: float) -> Run:
-    """The run of the first of two entries, after six steps of ten seconds each."""
-    add("a", "b")
+def other_run(total: int, **train: float) -> Run:
+    """A run that the queue did not start, after six steps of ten seconds each."""
     run = create_run(config_for(train={"max_steps": total, **train}), "a")
     live_state(step=6, total_steps=total, updated=NOW).write(run.state_path)
     write_events(run, *(step(number, NOW - 10 * (6 - number)) for number in range(1, 7)))
+    return run
+
+
+def live_run(total: int, **train: float) -> Run:
+    """The run of the first of two entries."""
+    add("a", "b")
+    run = other_run(total, **train)
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW - 60)))
     return run
 
@@ -133,6 +139,21 @@ def test_the_end_of_a_live_run_follows_its_steps_and_only_new_events_are_read(ho
     live_state("failed", step=7, total_steps=10, updated=NOW).write(run.state_path)
     row, following = reader.view(store.read_queue(), RUNNER, NOW + 10).rows
     assert (row.state, row.ends, following.begins) == ("failed", None, NOW + 10)
+
+
+def test_the_first_begins_when_a_run_that_the_queue_did_not_start_has_ended(home: Path) -> None:
+    run, reader = other_run(10), QueueReader(Known())
+    assert next_begin(Known(), NOW) == pytest.approx(NOW + 40, abs=3)
+    add("a", train={"max_steps": 6})
+    (row,) = reader.view(store.read_queue(), RUNNER, NOW).rows
+    assert row.begins == pytest.approx(NOW + 40, abs=3)
+    assert row.ends == pytest.approx(NOW + 100, abs=3)
+    live_state("paused", step=6, total_steps=10).write(run.state_path)
+    (row,) = reader.view(store.read_queue(), RUNNER, NOW).rows
+    assert row.begins is None, "nobody knows when it goes on"
+    live_state("finished", step=10, total_steps=10, updated=NOW).write(run.state_path)
+    (row,) = reader.view(store.read_queue(), RUNNER, NOW).rows
+    assert row.begins == NOW
 
 
 def test_an_entry_whose_index_is_made_is_shown_so_and_the_next_begin_is_unknown(home: Path) -> None:

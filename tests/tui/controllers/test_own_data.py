@@ -15,6 +15,7 @@ from core.config.compare import is_same
 from core.config.document import ConfigDocument
 from core.config.schema import Config, options
 from core.drafts import list_drafts
+from core.errors import UserError
 from core.presets import begin
 from core.presets.library import presets
 from core.presets.provenance import FOR_ROWS
@@ -110,6 +111,40 @@ def check_own(got: Mapping[str, Any]) -> None:
     assert (got["data.eval_share"], got["data.format"]) == (0.1, "auto")
     own = {name for name, known in got.items() if not is_same(known, DEFAULTS[name])}
     assert own <= {*presets()["cpu-small"].values, "data.train", *FOR_ROWS}
+
+
+def shows_sample(app: LocaltuneApp) -> bool:
+    """True if Config has the sample's configuration, and Data its rows."""
+    view = pane_of(app, "data").view
+    return view is not None and view.path.name == Path(str(value(app, "data.train"))).name == "tickets_train.jsonl"
+
+
+async def test_the_demo_opens_the_configuration_and_the_rows_of_its_run(here: Path, started: list[Run]) -> None:
+    async with opened(LocaltuneApp(demo=True), (80, 24)) as (app, pilot):
+        await wait_for(pilot, lambda: shows_sample(app))
+        assert app.state.origin is not None
+        assert app.state.origin.run == started[-1]
+        assert not app.state.is_dirty
+
+
+async def test_a_sample_run_from_an_empty_home_opens_its_configuration_and_rows(here: Path, started: list[Run]) -> None:
+    async with opened(size=(80, 24)) as (app, pilot):
+        app.starting.start_sample()
+        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "enter", until=lambda: shows_sample(app))
+        assert app.state.origin is not None
+        assert app.state.origin.run == started[-1]
+
+
+async def test_a_demo_that_cannot_start_leaves_a_new_configuration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: Config, name: str) -> Run:
+        raise UserError(f"There is no room for {name}.")
+
+    monkeypatch.setattr("core.launch.launcher.start_run", refuse)
+    async with opened(LocaltuneApp(demo=True), (80, 24)) as (app, pilot):
+        await wait_for(pilot, lambda: "There is no room for tickets." in screen_text(app))
+        await wait_for(pilot, lambda: app.state.document is not None)
+        assert value(app, "data.train") in (None, [])
 
 
 async def test_after_a_demo_one_s_own_files_are_trained_on_with_options_of_their_own(

@@ -194,7 +194,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_reporte
         screen = await settings(pilot)
         assert values(screen) == ["2e-4", *7 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
-        assert "enter apply esc cancel ? help" in words(app)
+        assert "enter apply tab next esc cancel ? help" in words(app)
         await press(pilot, *"5e-5", "tab", *"50", "enter", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands.with_args == [("set", {"train.learning_rate": 5e-5, "eval.every_steps": 50})]
         told = "Changed after step 64: learning rate 5e-5, evaluation every 50 steps"

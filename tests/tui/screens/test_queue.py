@@ -75,6 +75,17 @@ async def test_an_empty_queue_says_so_and_takes_the_configuration(config: Path, 
         await press(pilot, "r", until=lambda: runner.start.called)
 
 
+async def test_the_keys_stay_in_sight_below_a_long_queue(config: Path, runner: Mock) -> None:
+    add(*(f"run-{number}" for number in range(30)))
+    async with queue(config, size=(80, 24)) as (pilot, app, screen):
+        await press(pilot, "G", until="run-29")
+        await wait_for(pilot, lambda: "+ add" in screen_text(app) and "esc back" in screen_text(app))
+        store.change(lambda queue: queue.held(30))
+        await wait_for(pilot, lambda: screen._row is not None and screen._row.entry.state == "held")
+        await press(pilot, "enter", until="Entry 30")
+        assert "enter apply  tab next  esc cancel" in screen_text(app)
+
+
 async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(
     home: Path, runner: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Sequence
+from fractions import Fraction
 
 from textual import events, work
 from textual.app import ComposeResult
@@ -98,6 +99,10 @@ class PointedList(ChoiceList):
         return Content.assemble((pointer, "$primary bold"), self._prompts[place])
 
 
+#: Rows of a list in a box: the fewest, even if the parts below it have no room then, and the most.
+_FEWEST, _MOST = 4, 24
+
+
 class ListBox(Vertical):
     """A box with a heading, a list, the result of the last key, and the keys; the screen fills the list.
 
@@ -131,10 +136,25 @@ class ListBox(Vertical):
     def show_about(self, text: Content) -> None:
         """Show the heading of the list."""
         self.query_one("#about", TextBlock).show(text)
+        self.call_after_refresh(self._limit_list)
 
     def show_keys(self, keys: Content) -> None:
         """Show the keys with their functions."""
         self.query_one("#keys", TextBlock).show(keys)
+        self.call_after_refresh(self._limit_list)
+
+    def on_resize(self) -> None:
+        """Fit the list to the new height."""
+        self._limit_list()
+
+    def _limit_list(self) -> None:
+        """Limit the rows of the list, so that the parts below it are in the box."""
+        most, others = self.styles.max_height, [part for part in self.children if part is not self.options]
+        if most is None:
+            return
+        taken = sum(part.outer_size.height + part.styles.margin.height for part in others)
+        room = int(most.resolve(self.app.size, self.app.size, Fraction(1))) - self.styles.gutter.height - taken
+        self.options.styles.max_height = min(max(room, _FEWEST), _MOST)
 
     def say(self, text: str, style: str = "$muted") -> None:
         """Show the result of a key."""
