@@ -11,7 +11,7 @@ from core.runs.outlook.time_left import eta_words
 from core.runs.record import sentences
 from core.runs.record.events import Event, SampleEvent, StepEvent
 from core.runs.record.history import LogLine, RunPhase
-from core.runs.record.sentences import evaluation_count, pending_words, progress_words, step_progress
+from core.runs.record.sentences import pending_words, phase_count, progress_words, step_progress
 from core.runs.record.state import StepProgress
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_power, format_rate
@@ -94,7 +94,7 @@ def present(followed: Followed) -> str:
 
 def phase_words(phase: RunPhase, progress: StepProgress | None, elapsed: float) -> str:
     """A phase, how far it is, and since when: ``evaluating: answers 32/80  12s``."""
-    counted = evaluation_count(progress, phase.done or 0, phase.total)
+    counted = phase_count(phase.name, progress, phase.done or 0, phase.total)
     # A part of an evaluation is counted by its name, which the detail has too.
     told = counted if counted and not counted[0].isdigit() else " ".join(filter(None, (phase.detail, counted)))
     words = sentences.phase_name(phase.name) + (f": {told}" if phase.detail else f" {told}" if told else "")

@@ -10,7 +10,7 @@ from textual.content import Content
 from core.governor import words
 from core.runs.outlook.energy import energy_words
 from core.runs.outlook.time_left import eta_parts, eta_words
-from core.runs.record.sentences import doing, evaluation_count, pending_words, phase_name, progress_words, step_progress
+from core.runs.record.sentences import doing, pending_words, phase_count, phase_name, progress_words, step_progress
 from core.runs.record.series import Series
 from core.runs.record.state import Rank, silent_words
 from core.runs.record.timings import EVALUATING, PARTS
@@ -209,7 +209,7 @@ def evaluation_part(view: RunView, *, is_short: bool = False) -> str:
         is_short: Leave out the part's name.
     """
     phase = view.history.phase
-    counted = evaluation_count(view.state.progress, phase.done, phase.total) if phase is not None else ""
+    counted = phase_count(phase.name, view.state.progress, phase.done, phase.total) if phase is not None else ""
     name, _, count = counted.rpartition(" ")
     if "/" not in count:
         name, count = counted, ""
@@ -233,7 +233,7 @@ def _tail(view: RunView, now: float, room: int, *, answer_awaited: bool) -> list
             # The time left matters more than the time so far.
             has_room = len(f"{part}{elapsed}   ETA ") + ETA_WIDTH <= room
             return [part + elapsed if has_room else part, *eta]
-        counted = evaluation_count(state.progress, phase.done, phase.total)
+        counted = phase_count(phase.name, state.progress, phase.done, phase.total)
         words = f"{phase_name(phase.name)} {counted}".rstrip()
         if state.state == "paused":
             # The clock of a paused run stands still.

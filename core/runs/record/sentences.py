@@ -11,7 +11,7 @@ from core.governor import words
 from core.governor.policy import DISK
 from core.runs.record import events
 from core.runs.record.state import Rank, RunState, StepProgress, rank_words
-from core.runs.record.timings import Timings
+from core.runs.record.timings import EVALUATING, Timings
 from core.small_files import parse_json
 from core.text import one_line
 from core.units import counted, exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
@@ -358,16 +358,16 @@ def progress_words(progress: StepProgress | None) -> str:
     return f"{name} {progress.done}/{progress.total}" if progress.total else name
 
 
-def evaluation_count(progress: StepProgress | None, done: int | None, total: int | None) -> str:
-    """Progress of an evaluation, to follow its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty if it is not
-    counted.
+def phase_count(phase: str, progress: StepProgress | None, done: int | None, total: int | None) -> str:
+    """Progress of a phase, to follow its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty if it is not counted.
 
     Args:
-        progress: Progress of the run. Parts after the loss have no phase of their own.
+        phase: The phase.
+        progress: Progress of the run. Parts of an evaluation after the loss have no phase of their own.
         done: Rows done in the phase.
         total: Rows of the phase.
     """
-    part = _BESIDE_LOSS.get(progress.what) if progress is not None else None
+    part = _BESIDE_LOSS.get(progress.what) if progress is not None and phase == EVALUATING else None
     if progress is not None and part is not None:
         return f"{part} {progress.done}/{progress.total}" if progress.total else part
     return f"{done}/{total}" if done is not None and total else ""

@@ -15,7 +15,7 @@ from core.runs.record import events
 from core.runs.record import history as glimpse
 from core.runs.record.events import Event, GovernorEvent, NoticeEvent, encode_event
 from core.runs.record.history import RunHistory, is_long, last_step, read_glimpse, read_history
-from core.runs.record.sentences import clock, evaluation_count, needed_for
+from core.runs.record.sentences import clock, needed_for, phase_count
 from core.runs.record.state import StepProgress
 from core.runs.record.store import Run
 from tests.cases import cases
@@ -406,15 +406,19 @@ def test_somebody_is_needed_where_a_run_does_not_go_on_by_itself(event: Event, w
 
 
 @cases(
-    ("progress", "done", "total", "words"),
+    ("phase", "progress", "done", "total", "words"),
     [
-        (None, 40, 40, "40/40"),
-        (None, None, None, ""),
-        (StepProgress("evaluation", 18, 40), 17, 40, "17/40"),
-        (StepProgress("answers", 3, 80), 40, 40, "answers 3/80"),
-        (StepProgress("samples", 0, 0), 40, 40, "samples"),
-        (StepProgress("checkpoint", 0, 0), None, None, ""),
+        ("evaluating", None, 40, 40, "40/40"),
+        ("evaluating", None, None, None, ""),
+        ("evaluating", StepProgress("evaluation", 18, 40), 17, 40, "17/40"),
+        ("evaluating", StepProgress("answers", 3, 80), 40, 40, "answers 3/80"),
+        ("evaluating", StepProgress("samples", 0, 0), 40, 40, "samples"),
+        ("saving", StepProgress("checkpoint", 0, 0), None, None, ""),
+        # The state is of a moment before the phase.
+        ("saving", StepProgress("probe", 19, 40), None, None, ""),
     ],
 )
-def test_parts_count_apart(progress: StepProgress | None, done: int | None, total: int | None, words: str) -> None:
-    assert evaluation_count(progress, done, total) == words
+def test_parts_of_an_evaluation_count_apart(
+    phase: str, progress: StepProgress | None, done: int | None, total: int | None, words: str
+) -> None:
+    assert phase_count(phase, progress, done, total) == words
