@@ -184,7 +184,7 @@ def train(arm: Arm, seed: int, options: Sequence[str], work: Path) -> dict[str, 
             recipe.step()
     evaluator = parts.evaluations.evaluator
     assert evaluator is not None
-    event, _ = evaluator.measure(parts.state.step, lambda *_: None)
+    event, *_ = evaluator.measure(parts.state.step, lambda *_: None)
     events = map(json.loads, run.events_path.read_text().splitlines())
     norms = [event["grad_norm"] for event in events if event["type"] == "step"]
     return {
