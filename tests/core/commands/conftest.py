@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,6 +195,7 @@ def record_run(config: Path, *, seconds: float) -> Run:
     """An earlier run of a configuration, with four steps of so many seconds each."""
     run = create_run(load_config(config), "earlier")
     run.events_path.write_text("".join(encode_event(a_step(number, seconds=seconds)) for number in range(1, 5)))
+    replace(run.state(), state="finished").write(run.state_path)
     return run
 
 
