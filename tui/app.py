@@ -340,18 +340,20 @@ class LocaltuneApp(App[str]):
         elif self._run_name is not None:
             self.returning.begin_with_run(self._run_name)
         elif self._demo:
-            self.runs.begin_sample(self._sample_begun)
+            self.bridge.start_sample(self._sample_started, self._open_new)
         elif data is None and not self._settings.remember:
-            self.bridge.load_config(None, self.returning.loaded)
+            self._open_new()
         else:
             self.returning.begin(data)
 
-    def _sample_begun(self, run: Run | None) -> None:
-        """Open the configuration of the sample run; a new one for None, if the run could not be started."""
-        if run is not None:
-            self.returning.begin_with_run(run.id)
-        else:
-            self.bridge.load_config(None, self.returning.loaded)
+    def _open_new(self) -> None:
+        """Open a new configuration."""
+        self.bridge.load_config(None, self.returning.loaded)
+
+    def _sample_started(self, run: Run) -> None:
+        """Show the sample run, and open its configuration."""
+        self.runs.started(run)
+        self.returning.begin_with_run(run.id)
 
     @work(thread=True, group="sandbox")
     def _warm_sandbox(self) -> None:

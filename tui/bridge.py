@@ -363,7 +363,7 @@ class Bridge:
         self._try("The run could not be started", work, "start")
 
     def start_sample(self, started: Callable[[Run], None], failed: Callable[[], None]) -> None:
-        """Start a run of the sample data."""
+        """Start a run of the sample data; ``failed`` is called if it cannot be started."""
 
         def work() -> None:
             import sample_data

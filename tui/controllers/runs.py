@@ -79,19 +79,6 @@ class Runs:
             self._landing = landing
             self._bridge.find_run(self._found, session)
 
-    def begin_sample(self, begun: Callable[[Run | None], None]) -> None:
-        """Start the sample run, and show it.
-
-        Args:
-            begun: Called with the run; with None if it could not be started.
-        """
-
-        def started(run: Run) -> None:
-            self.started(run)
-            begun(run)
-
-        self._bridge.start_sample(started, partial(begun, None))
-
     def _found(self, run: Run | None) -> None:
         """Show the run that the app found without a request of the user; None for none."""
         if run is None:

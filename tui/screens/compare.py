@@ -122,8 +122,7 @@ def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
     head = Content.assemble(
         (LETTERS[place], f"{curve_style(place)} bold"), (f"  step {answers.steps[place]}  ", "$muted"), mark
     )
-    body = Content(steady(sanitize(text.strip()), whole=True)).wrap(max(width, 1))
-    return [head, *body]
+    return [head, *Content(steady(sanitize(text.strip()), whole=True)).wrap(max(width, 1))]
 
 
 def _beside(answers: ComparedAnswers, width: int) -> list[Content]:

@@ -262,8 +262,8 @@ def _eta_texts(view: RunView, now: float) -> list[str]:
         return [" " * _ETA_ROOM, " " * _PARTS_WIDTH]
     # The time for saving comes and goes, and so would its text.
     parts = [f"{name} {left:>7}" for name, left in eta_parts(eta).items() if name != "saving"]
-    told = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-    return [f"   ETA {eta_words(eta):>{ETA_WIDTH}}", f"{told:{_PARTS_WIDTH}}"]
+    split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return [f"   ETA {eta_words(eta):>{ETA_WIDTH}}", f"{split:{_PARTS_WIDTH}}"]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
