@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.runs.record.events import DataEvent
 from core.runs.record.sentences import brief_id, needed_for, slug_of
 from core.runs.record.state import in_words
 from core.text import one_line
@@ -289,6 +290,8 @@ class Runs:
         view.state, view.ranks = news.state, news.ranks
         view.is_leftover = view.is_leftover and not view.is_live
         self._tell_chat(view)
+        if any(isinstance(event, DataEvent) for event in news.events):
+            self._look_for_model()
         if view.is_live:
             self._call_for_help(view, before, news.events)
         if was_live != view.is_live:
@@ -300,6 +303,14 @@ class Runs:
                 if (form := self._desktop.panes.config) is not None:
                     form.run_ended()
         self._show_run()
+
+    def _look_for_model(self) -> None:
+        """Look for the model again in Config and Data, where it was not ready before the run."""
+        panes, document = self._desktop.panes, self._state.document
+        if panes.config is not None:
+            panes.config.look_around(anew=True)
+        if panes.data is not None and document is not None:
+            panes.data.configure(document)
 
     def none_found(self) -> None:
         """Show that there is no run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,3 +212,19 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, starte
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: len(started) == 2)
+
+
+async def test_a_model_that_the_run_makes_ready_is_found_by_the_panes(
+    home: Path, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    model, config = tmp_path / "model", write_config(tmp_path)
+    config.write_text(config.read_text() + f'[model]\nbase = "{model}"\n')
+    script = ScriptedRun(home)
+    script.write_state(state="starting")
+    async with running(LocaltuneApp(config), (80, 24), until=has_live_run) as (app, pilot):
+        await press(pilot, "1", until="tokens not counted")
+        await press(pilot, "2", until="There is no model")
+        shutil.copytree(tiny_model_dir, model)
+        script.begin()
+        await wait_for(pilot, lambda: "There is no model" not in screen_text(app))
+        await press(pilot, "1", until="3 used · 0 dropped · no problems · longest")
