@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -197,7 +198,9 @@ def train(arm: Arm, seed: int, options: Sequence[str], work: Path) -> dict[str, 
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out losses, exact matches, and largest gradient norms: mean and range over the seeds."""
+    """Held-out losses, their differences from NF4 with the same seed, exact matches, and largest gradient norms: mean
+    and range over the seeds."""
+    nf4 = {(item["model"], item["rows"], item["seed"]): item["loss"] for item in found if item["arm"] == "NF4"}
     lines = []
     for (model, rows, arm), group in itertools.groupby(
         sorted(found, key=lambda item: (item["model"], item["rows"], list(ARMS).index(item["arm"]))),
@@ -205,10 +208,12 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     ):
         items = list(group)
         losses = [item["loss"] for item in items]
+        over = [item["loss"] - nf4.get((model, rows, item["seed"]), math.nan) for item in items]
         matches = [item["exact_match"] for item in items if item["exact_match"] is not None]
         lines.append(
             f"{model:8} {rows:8} {arm:16} {len(items)} seeds  loss {statistics.mean(losses):.4f} "
-            f"({min(losses):.4f} to {max(losses):.4f})"
+            f"({min(losses):.4f} to {max(losses):.4f})  over NF4 {statistics.mean(over):+.4f} "
+            f"({min(over):+.4f} to {max(over):+.4f})"
             + (f"  exact {statistics.mean(matches):.3f} ({min(matches):.3f} to {max(matches):.3f})" if matches else "")
             + f"  norm at most {max(item['largest_norm'] for item in items):.2f}"
         )
