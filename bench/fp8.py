@@ -200,24 +200,28 @@ def train(arm: Arm, seed: int, options: Sequence[str], work: Path) -> dict[str, 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Held-out losses, their differences from NF4 with the same seed, exact matches, and largest gradient norms: mean
     and range over the seeds."""
-    nf4 = {(item["model"], item["rows"], item["seed"]): item["loss"] for item in found if item["arm"] == "NF4"}
+    nf4 = {(*_trained(item), item["seed"]): item["loss"] for item in found if item["arm"] == "NF4"}
     lines = []
-    for (model, rows, arm), group in itertools.groupby(
-        sorted(found, key=lambda item: (item["model"], item["rows"], list(ARMS).index(item["arm"]))),
-        key=lambda item: (item["model"], item["rows"], item["arm"]),
+    for (model, rows, steps, arm), group in itertools.groupby(
+        sorted(found, key=lambda item: (*_trained(item), list(ARMS).index(item["arm"]))),
+        key=lambda item: (*_trained(item), item["arm"]),
     ):
         items = list(group)
         losses = [item["loss"] for item in items]
-        over = [item["loss"] - nf4.get((model, rows, item["seed"]), math.nan) for item in items]
+        over = [item["loss"] - nf4.get((model, rows, steps, item["seed"]), math.nan) for item in items]
         matches = [item["exact_match"] for item in items if item["exact_match"] is not None]
         lines.append(
-            f"{model:8} {rows:8} {arm:16} {len(items)} seeds  loss {statistics.mean(losses):.4f} "
+            f"{model:8} {rows:8} {steps} steps  {arm:16} seeds: {len(items)}  loss {statistics.mean(losses):.4f} "
             f"({min(losses):.4f} to {max(losses):.4f})  over NF4 {statistics.mean(over):+.4f} "
             f"({min(over):+.4f} to {max(over):+.4f})"
             + (f"  exact {statistics.mean(matches):.3f} ({min(matches):.3f} to {max(matches):.3f})" if matches else "")
             + f"  norm at most {max(item['largest_norm'] for item in items):.2f}"
         )
     return "\n".join(lines)
+
+
+def _trained(item: Mapping[str, Any]) -> tuple[str, str, int]:
+    return item["model"], item["rows"], item["steps"]
 
 
 def main() -> None:
@@ -238,13 +242,14 @@ def main() -> None:
     import_libraries()
     SpinControl().start()
     for seed, model, rows, name in itertools.product(args.seeds, args.models, args.rows, args.arms):
-        which = {"model": model, "rows": rows, "arm": name, "seed": seed, "steps": args.steps}
+        steps = args.steps if rows == "tickets" else args.steps // 2
+        which = {"model": model, "rows": rows, "arm": name, "seed": seed, "steps": steps}
         if any(which.items() <= item.items() for item in found):
             continue
         with tempfile.TemporaryDirectory() as directory:
             work = Path(directory)
             base = STARTER_NAME if model == "starter" else str(random_model(work / "model"))
-            options = [f"model.base={base}", f"train.max_steps={args.steps if rows == 'tickets' else args.steps // 2}"]
+            options = [f"model.base={base}", f"train.max_steps={steps}"]
             if rows == "prose":
                 options += prose(work)
             elif model == "random":
